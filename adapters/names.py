@@ -1,0 +1,126 @@
+"""The grammar of names, versions and aliases, and the only parser of `brand-voice@3` and `brand-voice:canary`.
+
+name      = [a-z0-9][a-z0-9._-]{0,63}      (not 64 hex digits: those read as a digest)
+alias     = the same grammar
+reference = name | name "@" version | name ":" alias
+version   = 1 … 2147483647, in plain decimal without leading zeros
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+
+from adapters.errors import NameInvalid, NameReserved, ReferenceInvalid
+
+DEFAULT_ALIAS: Final = "live"
+MAX_NAME_LENGTH: Final = 64
+MAX_VERSION: Final = 2**31 - 1
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
+_FALLBACK_NAME: Final = "adapter"
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` has the form of a digest: 64 lower-case hex digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def parse_name(text: str, *, base_name: str | None = None) -> str:
+    """Return `text` if it is a valid adapter name.
+
+    Raises NameInvalid; NameReserved for a digest's form or for `base_name`, the base's served name.
+    """
+    if _NAME.fullmatch(text) is None:
+        raise NameInvalid(
+            f"{_shown(text)} is not an adapter name: 1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit.",
+            param="name",
+        )
+    if is_digest(text):
+        raise NameReserved("A name of 64 hex digits would read as a digest.", param="name")
+    if text == base_name:
+        raise NameReserved(f"'{text}' is the base model's name.", param="name")
+    return text
+
+
+def parse_alias(text: str) -> str:
+    """Return `text` if it is a valid alias. Raises NameInvalid."""
+    if _NAME.fullmatch(text) is None:
+        raise NameInvalid(
+            f"{_shown(text)} is not an alias: 1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit.",
+            param="alias",
+        )
+    return text
+
+
+def parse_version(text: str) -> int:
+    """Return the version number in `text`. Raises ReferenceInvalid."""
+    if _VERSION.fullmatch(text) is None or int(text) > MAX_VERSION:
+        raise ReferenceInvalid(f"{_shown(text)} is not a version: a number from 1 to {MAX_VERSION}.", param="version")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a caller asked for: a name, and at most one of a version and an alias.
+
+    With neither it means the name's DEFAULT_ALIAS; `label` keeps it as it was written.
+    """
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @property
+    def pointer(self) -> str | None:
+        """The alias to follow: the one that was written, DEFAULT_ALIAS if nothing was, None for a version."""
+        if self.version is not None:
+            return None
+        return self.alias or DEFAULT_ALIAS
+
+    @property
+    def label(self) -> str:
+        """`name`, `name@version` or `name:alias`: what parse_reference() turns into this again."""
+        if self.version is not None:
+            return f"{self.name}@{self.version}"
+        if self.alias is not None:
+            return f"{self.name}:{self.alias}"
+        return self.name
+
+    def __str__(self) -> str:
+        return self.label
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse `name`, `name@version` or `name:alias`.
+
+    Raises NameInvalid or NameReserved for the name, NameInvalid for the alias, ReferenceInvalid for the version.
+    """
+    at, colon = text.find("@"), text.find(":")
+    if at >= 0 and (colon < 0 or at < colon):
+        return Reference(parse_name(text[:at]), version=parse_version(text[at + 1 :]))
+    if colon >= 0:
+        return Reference(parse_name(text[:colon]), alias=parse_alias(text[colon + 1 :]))
+    return Reference(parse_name(text))
+
+
+def suggest_name(text: str) -> str:
+    """Make a valid name out of free text (a job's suffix, a directory's name); the same text gives the same name.
+
+    >>> suggest_name("Märchen & Sagen, v2!")
+    'marchen-sagen-v2'
+    """
+    plain = unicodedata.normalize("NFKD", text[:1024]).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9._]+", "-", plain).lstrip("._-")[:MAX_NAME_LENGTH].rstrip("._-")
+    if not name:
+        return _FALLBACK_NAME
+    if is_digest(name):
+        return f"{_FALLBACK_NAME}-{name[:12]}"
+    return name
+
+
+def _shown(text: str) -> str:
+    """A caller's text for a message: escaped and short."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")

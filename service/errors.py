@@ -1,0 +1,178 @@
+"""One exception tree, one shape on the wire: OpenAI's ``{"error": {message, type, param, code}}``.
+
+Exception
+├── SettingsError            a start-up mistake; never reaches a client
+└── HatrackError             status, type and code stand on the class
+    ├── BadRequest           400  the request itself is wrong
+    │   ├── UnknownField     400  a field in no table
+    │   └── FieldRefused     400  a field that no caller may set
+    ├── Unauthenticated      401
+    ├── Forbidden            403
+    ├── NotFound             404
+    │   ├── ModelNotFound    404
+    │   └── NoLiveVersion    404
+    ├── MethodNotAllowed     405
+    ├── Conflict             409
+    ├── TooLarge             413
+    ├── WrongMediaType       415
+    ├── Unprocessable        422  well formed, but cannot be done
+    ├── RateLimited          429
+    ├── Internal             500
+    ├── AdapterNotFinite     500  the adapter's numbers are not numbers
+    ├── BadGateway           502  the engine gave something that is no answer
+    ├── Unavailable          503
+    │   └── EngineUnavailable
+    ├── Timeout              504
+    └── DiskFull             507
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import orjson
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message is for the person at the terminal."""
+
+
+class HatrackError(Exception):
+    """An error that a client sees.
+
+    Args:
+        message: One or two sentences: the field, what was found, what is allowed.
+        param: The request's field at fault, in OpenAI's dotted form, or None.
+        code: Overrides the class's code.
+        headers: More response headers.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+    retry: ClassVar[bool | None] = None
+    """Whether OpenAI's clients should retry (`x-should-retry`); None leaves it to the status."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+        self.headers = dict(headers or {})
+        if self.retry is not None:
+            self.headers.setdefault("x-should-retry", "true" if self.retry else "false")
+
+    def body(self) -> bytes:
+        """The response body, UTF-8 JSON."""
+        return orjson.dumps(self.payload())
+
+    def payload(self) -> dict[str, dict[str, str | None]]:
+        """The response body as a dict."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class BadRequest(HatrackError):
+    status, type = 400, "invalid_request_error"
+    default_code: ClassVar[str | None] = "invalid_value"
+
+
+class UnknownField(BadRequest):
+    default_code = "unknown_parameter"
+
+
+class FieldRefused(BadRequest):
+    default_code = "parameter_refused"
+
+
+class Unauthenticated(HatrackError):
+    status, type, default_code = 401, "authentication_error", "invalid_api_key"
+
+
+class Forbidden(HatrackError):
+    status, type, default_code = 403, "permission_error", "insufficient_scope"
+
+
+class NotFound(HatrackError):
+    status, type = 404, "invalid_request_error"
+    default_code: ClassVar[str | None] = "not_found"
+
+
+class ModelNotFound(NotFound):
+    default_code = "model_not_found"
+
+
+class NoLiveVersion(NotFound):
+    default_code = "no_live_version"
+
+
+class MethodNotAllowed(HatrackError):
+    status, type, default_code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class Conflict(HatrackError):
+    status, type, default_code = 409, "invalid_request_error", "conflict"
+    retry = False
+
+
+class TooLarge(HatrackError):
+    status, type, default_code = 413, "invalid_request_error", "request_too_large"
+
+
+class WrongMediaType(HatrackError):
+    status, type, default_code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class Unprocessable(HatrackError):
+    status, type, default_code = 422, "invalid_request_error", "unprocessable"
+
+
+class RateLimited(HatrackError):
+    status, type, default_code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class Internal(HatrackError):
+    status, type, default_code = 500, "server_error", "internal_error"
+
+
+class AdapterNotFinite(HatrackError):
+    """The adapter's activations became NaN or infinite; asking again gives the same."""
+
+    status, type, default_code = 500, "server_error", "adapter_not_finite"
+    retry = False
+
+
+class BadGateway(HatrackError):
+    status, type, default_code = 502, "server_error", "engine_error"
+    retry = False
+
+
+class Unavailable(HatrackError):
+    """Nothing can serve the request now; `retry_after` (seconds) says when to come back."""
+
+    status, type = 503, "server_error"
+    default_code: ClassVar[str | None] = "unavailable"
+
+    def __init__(
+        self, message: str, *, retry_after: int = 5, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code, headers={"retry-after": str(retry_after)})
+
+
+class EngineUnavailable(Unavailable):
+    default_code = "engine_unavailable"
+
+
+class Timeout(HatrackError):
+    status, type, default_code = 504, "server_error", "timeout"
+
+
+class DiskFull(HatrackError):
+    status, type, default_code = 507, "server_error", "disk_full"
+    retry = False

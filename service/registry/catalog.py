@@ -1,0 +1,165 @@
+"""What the data path knows of the registry: an immutable snapshot in memory, replaced whole at every change.
+
+Resolving a model's name reads no disk and takes no lock: a request sees one state of the registry, whatever moves
+meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.errors import AdapterError
+from adapters.names import DEFAULT_ALIAS, parse_reference
+from service.errors import BadRequest, Conflict, ModelNotFound, NoLiveVersion
+
+
+class Servable(StrEnum):
+    """Whether a ready version can serve now, and if not, why; computed, never stored."""
+
+    OK = "ok"
+    OTHER_BASE = "other_base"
+    DAMAGED = "damaged"
+    CORRUPT = "corrupt"
+
+
+class VersionSettings(BaseModel):
+    """What belongs to a version beside its weights; changed settings are a new version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system_prompt: str | None = Field(None, min_length=1, max_length=32_768)
+    sampling: Mapping[str, Any] = Field(default_factory=dict)
+    """Defaults of request fields (temperature, top_p …); the request's own values win."""
+
+
+NO_SETTINGS = VersionSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """A ready version, as the data path sees it."""
+
+    number: int
+    digest: str
+    settings: VersionSettings
+    servable: Servable
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEntry:
+    """An adapter's name with its ready versions and its aliases (alias → version number)."""
+
+    name: str
+    created_at: int
+    versions: Mapping[int, VersionEntry]
+    aliases: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request's model name stands for.
+
+    ``engine_model`` is what the engine is asked for: the digest, or the base's served name.
+    """
+
+    label: str
+    engine_model: str
+    adapter: str | None = None
+    version: int | None = None
+    digest: str | None = None
+    settings: VersionSettings = NO_SETTINGS
+
+    @property
+    def name(self) -> str:
+        """``brand-voice@3``, or the base's name."""
+        return f"{self.adapter}@{self.version}" if self.adapter else self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All adapters by (project, name)."""
+
+    adapters: Mapping[tuple[str, str], AdapterEntry] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Catalog:
+    """Holds the current snapshot; the registry replaces it, the data path reads it."""
+
+    def __init__(self, base_name: str, base_created_at: int) -> None:
+        self.base_name = base_name
+        self.base_created_at = base_created_at
+        self.snapshot = Snapshot()
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """Make ``snapshot`` what the next request sees."""
+        self.snapshot = snapshot
+
+    def resolve(self, project: str, model: str, adapter: str | None = None) -> Target:
+        """The target that a request's ``model`` (and ``adapter``) names.
+
+        Raises:
+            BadRequest: ``adapter`` stands beside a model that is not the base.
+            ModelNotFound: There is no such model for this project.
+            NoLiveVersion: The adapter has no ``live`` alias.
+            Conflict: The version exists and cannot serve now; the message says why.
+        """
+        param, wanted = "model", model
+        if adapter is not None:
+            if model != self.base_name:
+                raise BadRequest(
+                    f"`adapter` goes with the base's name in `model` ({self.base_name!r}), found {model[:100]!r}",
+                    param="adapter",
+                )
+            param, wanted = "adapter", adapter
+        elif model == self.base_name:
+            return Target(label=model, engine_model=self.base_name)
+        return self._resolve_adapter(project, wanted, label=wanted, param=param)
+
+    def _resolve_adapter(self, project: str, wanted: str, *, label: str, param: str) -> Target:
+        missing = ModelNotFound(f"the model `{wanted[:100]}` does not exist or you may not use it", param=param)
+        try:
+            reference = parse_reference(wanted)
+        except AdapterError:
+            raise missing from None
+        entry = self.snapshot.adapters.get((project, reference.name))
+        if entry is None:
+            raise missing
+        number = reference.version
+        if number is None:
+            alias = reference.alias or DEFAULT_ALIAS
+            number = entry.aliases.get(alias)
+            if number is None and alias == DEFAULT_ALIAS:
+                raise NoLiveVersion(
+                    f"the adapter `{entry.name}` has no live version; ask for one as `{entry.name}@<number>` "
+                    "or promote one",
+                    param=param,
+                )
+        version = entry.versions.get(number) if number is not None else None
+        if version is None:
+            raise missing
+        if version.servable is not Servable.OK:
+            raise Conflict(
+                f"the version `{entry.name}@{version.number}` cannot serve now: {version.servable.value}",
+                param=param,
+                code=f"version_{version.servable.value}",
+            )
+        return Target(
+            label=label,
+            engine_model=version.digest,
+            adapter=entry.name,
+            version=version.number,
+            digest=version.digest,
+            settings=version.settings,
+        )
+
+    def served(self, project: str) -> list[AdapterEntry]:
+        """The project's adapters that have a live version, oldest first."""
+        found = [e for (owner, _), e in self.snapshot.adapters.items() if owner == project and DEFAULT_ALIAS in e.aliases]
+        return sorted(found, key=lambda entry: (entry.created_at, entry.name))
