@@ -7,7 +7,7 @@ data without overlap or hole, in any order.
 
 import json
 import math
-import stat
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +56,13 @@ class Tensor:
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, in the order of their data.
 
-    Reads no tensor's data. Raises PickleRefused for a pickle or an archive, WeightsInvalid for anything else that is not
-    a well-formed safetensors file of exactly the length that its header says, OSError where the file cannot be read.
+    Reads no tensor's data. Raises PickleRefused for a pickle or an archive, WeightsInvalid for anything else that is
+    not a well-formed safetensors file of exactly the length that its header says, OSError where it cannot be read.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise WeightsInvalid("The weights are not a regular file.")
     with path.open("rb") as file:
-        status = path.stat() if not path.is_file() else None
-        if status is not None and not stat.S_ISREG(status.st_mode):
-            raise WeightsInvalid("The weights are not a regular file.")
-        size = file.seek(0, 2)
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
         return _parse(file, size)
 
@@ -153,11 +152,16 @@ def row_chunks(matrix: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
     """The rows of [rows, columns] in blocks of about CHUNK_ELEMENTS values, as float64."""
     step = max(1, CHUNK_ELEMENTS // max(1, matrix.shape[1]))
     for row in range(0, matrix.shape[0], step):
-        yield matrix[row : row + step].astype(np.float64)
+        yield _as_float64(matrix[row : row + step])
 
 
 def column_chunks(matrix: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
     """The columns of [rows, columns] in blocks of about CHUNK_ELEMENTS values, as float64."""
     step = max(1, CHUNK_ELEMENTS // max(1, matrix.shape[0]))
     for column in range(0, matrix.shape[1], step):
-        yield matrix[:, column : column + step].astype(np.float64)
+        yield _as_float64(matrix[:, column : column + step])
+
+
+def _as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):  # a signalling NaN is looked for by the caller, not warned about
+        return values.astype(np.float64)

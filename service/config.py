@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -162,6 +163,45 @@ class Settings(BaseSettings):
     @property
     def engine_dir(self) -> Path:
         return self.home / "engine"
+
+
+class ClientSettings(BaseSettings):
+    """Where the `hatrack` command and the Python client find a gateway, and the key that they show it.
+
+    The `openai` client's own variables count too, as a pair: a key for somebody else's service must not be sent here.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    url: str | None = Field(None, validation_alias="HATRACK_URL")
+    key: SecretStr | None = Field(None, validation_alias="HATRACK_KEY")
+    openai_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
+    openai_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
+    home: Path = Field(Path("var"), validation_alias="HATRACK_HOME")
+
+    @property
+    def gateway_url(self) -> str:
+        """The gateway's address, perhaps with `/v1` at its end."""
+        return self.url or self.openai_url or "http://127.0.0.1:8000"
+
+    def gateway_key(self, url: str) -> str | None:
+        """The key for `url`: `HATRACK_KEY`, the `openai` client's, or the admin key file of a gateway on this machine."""
+        if self.key is not None:
+            return self.key.get_secret_value()
+        if self.openai_key is not None and self.openai_url is not None and self.openai_url.startswith(url):
+            return self.openai_key.get_secret_value()
+        if not on_this_machine(url):
+            return None
+        try:
+            return (self.home.expanduser() / "admin.key").read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None  # the gateway says what is missing, in its own words
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether a URL names a loopback address."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def slug(source: str) -> str:

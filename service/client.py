@@ -1,0 +1,469 @@
+"""A Python client for Hatrack's control plane and for streamed chat; it speaks HTTP only.
+
+    with HatrackClient() as hatrack:
+        hatrack.push("brand-voice", "out/brand-voice")
+        hatrack.promote("brand-voice@3")
+
+Applications that only ask a model use the `openai` client; this one is for those who look after the adapters.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
+from urllib.parse import quote
+
+import httpx
+
+from adapters.names import DEFAULT_ALIAS, parse_reference
+
+JsonObject: TypeAlias = dict[str, Any]
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+README_FILE: Final = "README.md"
+METADATA_FILE: Final = "metadata.json"
+SETTINGS_FILE: Final = "settings.json"
+
+_CONNECT_S: Final = 5.0
+QUICK: Final = httpx.Timeout(30, connect=_CONNECT_S)
+"""Reads and small writes of the registry."""
+WARMING: Final = httpx.Timeout(180, connect=_CONNECT_S)
+"""Moving an alias: the target is loaded into the engine first."""
+PROVING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=360)
+"""An upload that waits for its proof; above the gateway's own limit, so that its answer arrives and not our timeout."""
+GENERATING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=600)
+"""Between two pieces of a streamed answer; the first may wait for a slot."""
+
+
+class ClientError(Exception):
+    """A request that did not succeed.
+
+    Args:
+        status: HTTP status; 0 where there was no answer or nothing was sent.
+        code: Machine-readable reason: the gateway's `error.code`, or one of this module's.
+        message: A sentence for a person.
+        param: The field at fault, or None.
+    """
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+
+    def payload(self) -> JsonObject:
+        """The error in the shape that the gateway uses on the wire, with the status beside it."""
+        error = {"message": self.message, "code": self.code, "param": self.param, "status": self.status or None}
+        return {"error": error}
+
+
+class CannotConnect(ClientError):
+    """No gateway answers at the URL."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            0,
+            "cannot_connect",
+            f"Cannot connect to Hatrack at {url} ({reason}). Start it with `hatrack up`, or set HATRACK_URL.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDirectory:
+    """What a directory that PEFT wrote holds of an upload; `metadata` and `settings` come from files beside it."""
+
+    config: Path
+    weights: Path
+    readme: Path | None
+    metadata: JsonObject | None
+    settings: JsonObject | None
+
+    @classmethod
+    def read(cls, directory: Path | str) -> Self:
+        """Look at a directory without reading its weights.
+
+        Raises:
+            ClientError: `not_an_adapter` or `json_invalid`; nothing was sent.
+        """
+        root = Path(directory)
+        if not root.is_dir():
+            raise ClientError(0, "not_an_adapter", f"{root} is not a directory.")
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (root / name).is_file():
+                raise ClientError(0, "not_an_adapter", _missing(root, name))
+        readme = root / README_FILE
+        return cls(
+            config=root / CONFIG_FILE,
+            weights=root / WEIGHTS_FILE,
+            readme=readme if readme.is_file() else None,
+            metadata=read_json_object(root / METADATA_FILE) if (root / METADATA_FILE).is_file() else None,
+            settings=read_json_object(root / SETTINGS_FILE) if (root / SETTINGS_FILE).is_file() else None,
+        )
+
+
+def _missing(root: Path, name: str) -> str:
+    if name == WEIGHTS_FILE and (root / "adapter_model.bin").is_file():
+        return (
+            f"{root} has its weights as a pickle (adapter_model.bin), which Hatrack does not read: "
+            "save them again with `model.save_pretrained(DIR, safe_serialization=True)`."
+        )
+    return f"{root} has no {name}: give the directory that PEFT's `save_pretrained` wrote."
+
+
+def read_json_object(path: Path) -> JsonObject:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        ClientError: `json_invalid`: it cannot be read, is not JSON or is not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClientError(0, "json_invalid", f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ClientError(0, "json_invalid", f"{path} holds no JSON object.")
+    return value
+
+
+class _CountedFile(io.FileIO):
+    """A file that reports how many bytes of it were read, which for an upload is how many were handed to the socket."""
+
+    def __init__(self, path: Path, report: Callable[[int], None]) -> None:
+        super().__init__(path, "rb")
+        self._report = report
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size) or b""
+        self._report(len(data))
+        return data
+
+
+class HatrackClient:
+    """One gateway, one key, one connection pool; usable as a context manager.
+
+    Args:
+        url: The gateway's address, with or without `/v1`. None: `HATRACK_URL`, else `OPENAI_BASE_URL`, else the default.
+        key: API key. None: `HATRACK_KEY`, else `OPENAI_API_KEY` where the address is `OPENAI_BASE_URL`, else, for a
+            gateway on this machine, the admin key under `HATRACK_HOME`.
+        transport: Another way to reach the gateway, such as `httpx.ASGITransport`.
+
+    Every method raises ClientError (CannotConnect where nobody listens).
+    """
+
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        # Reading the environment costs an import of pydantic, which `hatrack --help` need not pay for.
+        from service.config import ClientSettings, on_this_machine
+
+        settings = ClientSettings()
+        self.url = _base(url if url is not None else settings.gateway_url)
+        found = key if key is not None else settings.gateway_key(self.url)
+        if found is not None and not (found.isascii() and found.isprintable()):
+            raise ClientError(0, "key_invalid", "The API key holds characters that no key of Hatrack has.")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {found}"} if found else {},
+            timeout=QUICK,
+            transport=transport,
+            trust_env=not on_this_machine(self.url),  # a proxy cannot reach our loopback address
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # state
+
+    def health(self) -> JsonObject:
+        """The process's own health; needs no key."""
+        return self._object("GET", "/healthz")
+
+    def ready(self) -> JsonObject:
+        """The readiness report, whether it says ready (200) or not (503); needs no key."""
+        with self._translated():
+            response = self._http.get("/readyz")
+        if response.status_code == 503:
+            report = _json(response)
+            if isinstance(report, dict) and "status" in report:
+                return report
+        return self._checked(response)
+
+    def models(self) -> list[JsonObject]:
+        """What a request may name as `model`: the base first, then adapters with a `live` alias."""
+        return list(self._object("GET", "/v1/models").get("data", []))
+
+    # adapters
+
+    def adapters(self) -> list[JsonObject]:
+        """All adapters, page after page."""
+        found: list[JsonObject] = []
+        after: dict[str, str] = {}
+        while True:
+            page = self._object("GET", "/v1/adapters", params=after)
+            data = page.get("data", [])
+            found.extend(data)
+            if not page.get("has_more") or not data or data[-1]["name"] == after.get("after"):
+                return found
+            after = {"after": data[-1]["name"]}
+
+    def adapter(self, name: str) -> JsonObject:
+        """One adapter with its aliases and versions."""
+        return self._object("GET", _path(name))
+
+    def version(self, name: str, version: int) -> JsonObject:
+        """One version of an adapter, also a rejected one."""
+        return self._object("GET", _path(name, "versions", version))
+
+    def push(
+        self,
+        name: str,
+        directory: Path | str | AdapterDirectory,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        alias: str | None = None,
+        wait: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> JsonObject:
+        """Upload the output directory of a PEFT run as a new version.
+
+        Args:
+            name: The adapter's name; made if there is none.
+            directory: Holds adapter_config.json and adapter_model.safetensors, and perhaps README.md, metadata.json
+                and settings.json.
+            settings: In the place of settings.json: `system_prompt`, `sampling`.
+            metadata: In the place of metadata.json.
+            alias: Moved to the version when it is ready. None: the gateway's rule (`live` for a name's first
+                version); an empty string: none.
+            wait: Wait until the version is proven; else it comes back as `proving`.
+            progress: Called with the number of weights bytes sent since its last call.
+
+        Returns:
+            The version object.
+        """
+        source = directory if isinstance(directory, AdapterDirectory) else AdapterDirectory.read(directory)
+        fields = {"name": name}
+        if alias is not None:
+            fields["alias"] = alias
+        for field, value in (("settings", settings), ("metadata", metadata)):
+            chosen = value if value is not None else getattr(source, field)
+            if chosen is not None:
+                fields[field] = json.dumps(chosen, ensure_ascii=False)
+        try:
+            weights = _CountedFile(source.weights, progress or (lambda _sent: None))
+            files: dict[str, tuple[str, Any, str]] = {
+                "config": (CONFIG_FILE, source.config.read_bytes(), "application/json")
+            }
+            if source.readme is not None:
+                files["readme"] = (README_FILE, source.readme.read_bytes(), "text/markdown")
+        except OSError as error:
+            raise ClientError(0, "not_readable", f"{error.filename} cannot be read: {error.strerror}.") from error
+        files["weights"] = (WEIGHTS_FILE, weights, "application/octet-stream")
+        params = {} if wait else {"wait": "false"}
+        with weights:
+            return self._object("POST", "/v1/adapters", params=params, data=fields, files=files, timeout=PROVING)
+
+    def promote(self, reference: str, alias: str = DEFAULT_ALIAS) -> JsonObject:
+        """Point an alias at a version, `brand-voice@3`; the gateway warms it first.
+
+        Raises:
+            ClientError: `version_missing` where the reference names no version.
+            adapters.errors.AdapterError: The reference is not well formed.
+        """
+        target = parse_reference(reference)
+        if target.version is None:
+            raise ClientError(0, "version_missing", f"Say which version: {target.name}@3.", "reference")
+        return self._object(
+            "PUT", _path(target.name, "aliases", alias), json={"version": target.version}, timeout=WARMING
+        )
+
+    def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> JsonObject:
+        """Point an alias at the version that it pointed at before."""
+        return self._object("POST", _path(name, "aliases", alias, "rollback"), timeout=WARMING)
+
+    def remove(self, reference: str, *, force: bool = False) -> None:
+        """Delete a version (`brand-voice@2`) or an adapter with all its versions (`brand-voice`).
+
+        Args:
+            force: Also where an alias points there.
+
+        Raises:
+            ClientError: `reference_invalid` for an alias: deleting through one would be a guess at what is meant.
+            adapters.errors.AdapterError: The reference is not well formed.
+        """
+        target = parse_reference(reference)
+        if target.alias is not None:
+            message = f"{reference} is an alias: name a version ({target.name}@2) or the whole adapter ({target.name})."
+            raise ClientError(0, "reference_invalid", message, "reference")
+        path = _path(target.name) if target.version is None else _path(target.name, "versions", target.version)
+        self._request("DELETE", path, params={"force": "true"} if force else {})
+
+    def download(self, name: str, version: int, file: Literal["config", "weights"], target: Path) -> int:
+        """Fetch a file as it was uploaded, byte for byte; `target` appears only when it is whole.
+
+        Returns:
+            Its size in bytes.
+        """
+        part = target.with_name(target.name + ".part")
+        headers = {"accept-encoding": "identity"}
+        path = _path(name, "versions", version, "files", file)
+        try:
+            with self._translated(), self._http.stream("GET", path, headers=headers) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _refusal(response)
+                with part.open("wb") as out:
+                    for chunk in response.iter_bytes():
+                        out.write(chunk)
+            size = part.stat().st_size
+            part.replace(target)
+            return size
+        finally:
+            part.unlink(missing_ok=True)
+
+    # inference
+
+    def chat_stream(self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any) -> Iterator[str]:
+        """Ask a model and yield its answer in pieces of text as they come.
+
+        Closing the generator early closes the connection, which stops the generation.
+
+        Args:
+            params: More fields of the request, such as `max_tokens` or `temperature`.
+
+        Raises:
+            ClientError: Also in mid-stream: the gateway's error event, or `stream_cut` where the answer has no end.
+        """
+        body = {"model": model, "messages": list(messages), "stream": True, **params}
+        with (
+            self._translated(),
+            self._http.stream("POST", "/v1/chat/completions", json=body, timeout=GENERATING) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            for data in _events(response.iter_bytes()):
+                if data == b"[DONE]":
+                    return
+                event = _event(data)
+                if "error" in event:
+                    raise _error(response.status_code, event)
+                for choice in event.get("choices") or []:
+                    if text := (choice.get("delta") or {}).get("content"):
+                        yield text
+        raise ClientError(200, "stream_cut", "The answer broke off: the stream ended before its end mark.")
+
+    # the wire
+
+    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
+        value = self._request(method, path, **options)
+        if not isinstance(value, dict):
+            raise ClientError(200, "not_hatrack", f"{self.url} answered {method} {path} with no JSON object.")
+        return value
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        with self._translated():
+            response = self._http.request(method, path, **options)
+        return self._checked(response)
+
+    def _checked(self, response: httpx.Response) -> Any:
+        if not response.is_success:
+            raise _refusal(response)
+        if not response.content:
+            return None
+        value = _json(response)
+        if value is None:
+            message = f"{self.url} answered with something that is not JSON: is it a Hatrack gateway?"
+            raise ClientError(response.status_code, "not_hatrack", message)
+        return value
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn httpx's errors into ours."""
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise CannotConnect(self.url, str(error) or "no answer") from error
+        except httpx.TimeoutException as error:
+            message = f"{self.url} took the connection but did not answer in time."
+            raise ClientError(0, "timeout", message) from error
+        except httpx.TransportError as error:
+            message = f"The connection to {self.url} broke: {str(error) or type(error).__name__}."
+            raise ClientError(0, "connection_lost", message) from error
+
+
+def _base(url: str) -> str:
+    """The address without a trailing `/v1`, which the `openai` client wants and we add ourselves."""
+    trimmed = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        parsed = httpx.URL(trimmed)
+    except httpx.InvalidURL as error:
+        raise ClientError(0, "url_invalid", f"{url!r} is not a URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ClientError(0, "url_invalid", f"{url!r} is not an address of a gateway: write http://HOST:PORT.")
+    return trimmed
+
+
+def _path(*parts: object) -> str:
+    return "/v1/adapters/" + "/".join(quote(str(part), safe="") for part in parts)
+
+
+def _json(response: httpx.Response) -> Any:
+    """The body as JSON, None where it is none (what a proxy or another server may send)."""
+    try:
+        return json.loads(response.content)
+    except ValueError:
+        return None
+
+
+def _refusal(response: httpx.Response) -> ClientError:
+    body = _json(response)
+    if isinstance(body, dict) and "error" in body:
+        return _error(response.status_code, body)
+    text = f"The server answered {response.status_code} {response.reason_phrase} without Hatrack's error body."
+    return ClientError(response.status_code, "not_hatrack", text)
+
+
+def _error(status: int, body: Mapping[str, Any]) -> ClientError:
+    error = body["error"]
+    if not isinstance(error, dict):
+        return ClientError(status, "unknown", str(error))
+    code = error.get("code") or error.get("type") or "unknown"
+    return ClientError(status, str(code), str(error.get("message") or "No reason given."), error.get("param"))
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The data of server-sent events, one line each.
+
+    Cut at line feeds in the bytes: `iter_lines` of httpx also cuts at U+2028 and its like, which may stand in a text.
+    """
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+def _event(data: bytes) -> JsonObject:
+    try:
+        event = json.loads(data)
+    except ValueError as error:
+        raise ClientError(200, "not_hatrack", "The stream held an event that is not JSON.") from error
+    if not isinstance(event, dict):
+        raise ClientError(200, "not_hatrack", "The stream held an event that is no JSON object.")
+    return event

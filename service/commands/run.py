@@ -1,0 +1,180 @@
+"""``hatrack up``, ``serve`` and ``down``: the commands that start and end processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import orjson
+import typer
+import uvicorn
+from rich.console import Console
+
+from service.client import ClientError, HatrackClient
+from service.config import DEFAULT_BASE_CPU, Settings, load_settings
+from service.errors import SettingsError
+from service.instance import InstanceLock, end_gateway
+from service.telemetry.logs import configure_logs
+
+SAMPLES = ("tidewater", "pemberton")
+GRACEFUL_STOP_S = 20
+READY_POLL_S = 0.5
+console = Console(stderr=True, highlight=False)
+
+
+def up() -> None:
+    """Prepare the base model, start engine and gateway, and push two sample adapters on first run.
+
+    Stays in the foreground; Ctrl-C stops everything.
+
+    Example: hatrack up
+    """
+    settings = _settings()
+    prepare_base(settings)
+    samples = train_samples(settings) if settings.base_source == DEFAULT_BASE_CPU else []
+    _run(settings, lambda: _first_run(settings, samples))
+
+
+def serve() -> None:
+    """Start the gateway and its engine, and nothing else. The base model must have been prepared.
+
+    Example: HATRACK_PORT=9000 hatrack serve
+    """
+    settings = _settings()
+    if not (settings.base_dir / "config.json").exists():
+        _fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
+    _run(settings, None)
+
+
+def down() -> None:
+    """End the gateway of this home and whatever a crash left of its engine.
+
+    Example: hatrack down
+    """
+    from service.engine.supervisor import end_leftovers
+
+    settings = _settings()
+    pid = end_gateway(settings.home)
+    ended = end_leftovers(settings.engine_dir)
+    if pid is None and not ended:
+        console.print(f"nothing of {settings.home} was running")
+        return
+    if pid is not None:
+        console.print(f"ended the gateway (process {pid})")
+    if ended:
+        console.print(f"ended what was left of the engine ({len(ended)} processes)")
+
+
+def prepare_base(settings: Settings) -> None:
+    """Make the base model's directory, in a process of its own (it needs torch, the gateway does not)."""
+    if (settings.base_dir / "config.json").exists():
+        return
+    console.print(f"Preparing the base model {settings.base_source} (once)…")
+    _child("trainer.base_model", "--source", settings.base_source, "--dest", str(settings.base_dir))
+
+
+def train_samples(settings: Settings) -> list[Path]:
+    """Train the sample adapters where they are not cached; returns their directories."""
+    out = settings.home / "samples"
+    _child("trainer.samples", "--base", str(settings.base_dir), "--out", str(out))
+    return [out / name for name in SAMPLES]
+
+
+def _child(module: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        _fail(f"`python -m {module}` failed with exit code {done.returncode}; its reason stands above")
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(f"[red]error:[/red] {message}")
+    raise typer.Exit(1)
+
+
+def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
+    from service.app import create_app
+
+    configure_logs(settings.log_level)
+    try:
+        lock = InstanceLock(settings.home)
+        app = create_app(settings)
+    except SettingsError as error:
+        _fail(str(error))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACEFUL_STOP_S,
+            lifespan="on",
+            ws="none",
+        )
+    )
+    if when_listening is not None:
+        threading.Thread(target=when_listening, name="first-run", daemon=True).start()
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # uvicorn raises the signal again once it has stopped cleanly
+    finally:
+        lock.release()
+    if not server.started:
+        _fail("the gateway did not start; the log above says why")
+
+
+def _first_run(settings: Settings, samples: list[Path]) -> None:
+    """Wait for readiness, push the samples that are not there yet, and print what to try."""
+    url = f"http://{settings.host}:{settings.port}"
+    key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    client = HatrackClient(base_url=url, api_key=key or _wait_for_key(settings))
+    with console.status("Loading the engine…"):
+        client.wait_ready(settings.engine_start_timeout_s)
+    for directory in samples:
+        try:
+            pushed = client.push(directory.name, directory)
+            console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
+        except ClientError as error:
+            console.print(f"[red]✗[/red] {directory.name}: {error}")
+    console.print(try_this(settings, url))
+
+
+def _wait_for_key(settings: Settings) -> str:
+    path = settings.home / "admin.key"
+    for _ in range(600):
+        if path.exists():
+            return path.read_text().strip()
+        threading.Event().wait(0.1)
+    raise SettingsError(f"{path} did not appear")
+
+
+def try_this(settings: Settings, url: str) -> str:
+    """The three commands that a newcomer tries first."""
+    body = orjson.dumps(
+        {"model": SAMPLES[0], "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 60}
+    ).decode()
+    home = os.path.relpath(settings.home)
+    return (
+        f"\n[bold]Hatrack is ready[/bold] at {url}: {settings.base_served_name}, {', '.join(SAMPLES)}. Try:\n\n"
+        f"  export HATRACK_KEY=$(cat {home}/admin.key)\n"
+        f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $HATRACK_KEY" \\\n'
+        f"       -H 'Content-Type: application/json' -d '{body}'\n\n"
+        f"  .venv/bin/python -c \"import os, openai; c = openai.OpenAI(base_url='{url}/v1', "
+        "api_key=os.environ['HATRACK_KEY']); print(c.chat.completions.create(model='pemberton', max_tokens=60, "
+        "messages=[dict(role='user', content='Where is my parcel?')]).choices[0].message.content)\"\n\n"
+        f"  .venv/bin/hatrack chat tidewater 'Where is my parcel?'\n\nCtrl-C stops everything."
+    )

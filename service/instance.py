@@ -1,0 +1,75 @@
+"""One gateway a home: a lock that dies with its holder, and the way to find and end the holder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import psutil
+
+from service.errors import SettingsError
+
+LOCK = "gateway.lock"
+STOP_TIMEOUT_S = 40.0
+
+
+class InstanceLock:
+    """Held by the gateway as long as it lives; the file holds its process id.
+
+    Raises:
+        SettingsError: Another gateway holds the home.
+    """
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._descriptor, 32, 0).decode().strip()
+            os.close(self._descriptor)
+            raise SettingsError(
+                f"another gateway (process {holder or 'unknown'}) already uses {home}; "
+                "stop it with `hatrack down`, or set HATRACK_HOME to another directory"
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give the home back."""
+        os.close(self._descriptor)
+
+
+def holder(home: Path) -> int | None:
+    """The process id of the gateway that holds the home, or None."""
+    path = home / LOCK
+    if not path.exists():
+        return None
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = file.read().strip()
+            return int(text) if text.isdigit() else None
+    return None
+
+
+def end_gateway(home: Path) -> int | None:
+    """End the gateway that holds the home: SIGTERM, then SIGKILL after a time. Returns its process id, if any."""
+    pid = holder(home)
+    if pid is None:
+        return None
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        process = psutil.Process(pid)
+        os.kill(pid, SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                os.kill(pid, SIGKILL)
+                break
+            time.sleep(0.1)
+    return pid

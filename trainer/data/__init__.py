@@ -1,0 +1,1 @@
+"""Training data: reading example files and rendering them to tokens."""

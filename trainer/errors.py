@@ -1,0 +1,106 @@
+"""One exception tree; `code` stands on the class and is what a job or a script reports.
+
+Exception
+└── TrainerError
+    ├── BaseModelError
+    │   ├── BaseModelUnknown       neither a directory nor a hub id nor the default
+    │   ├── BaseModelUnavailable   the package or the hub could not give it
+    │   └── BaseModelIncomplete    a directory that lacks what serving or training needs
+    ├── DataError
+    │   ├── DataInvalid            lines that cannot be trained on, each with its number and reason
+    │   ├── DataTooSmall
+    │   └── TemplateUnsupported    the base's chat template cannot be trained on exactly
+    ├── TrainingError
+    │   ├── NothingTrainable       no module of the base matches the recipe
+    │   └── LossNotFinite
+    └── ExportRefused              the adapter that came out could not be served
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+SHOWN_PROBLEMS: Final = 5
+
+
+class TrainerError(Exception):
+    """Anything that the trainer refuses or fails at.
+
+    Args:
+        message: One or two sentences for the person who can do something about it.
+    """
+
+    code: ClassVar[str] = "trainer_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BaseModelError(TrainerError):
+    code = "base_model_error"
+
+
+class BaseModelUnknown(BaseModelError):
+    code = "base_model_unknown"
+
+
+class BaseModelUnavailable(BaseModelError):
+    code = "base_model_unavailable"
+
+
+class BaseModelIncomplete(BaseModelError):
+    code = "base_model_incomplete"
+
+
+class DataError(TrainerError):
+    code = "data_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why one line of a data file cannot be used; `line` counts from 1."""
+
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
+class DataInvalid(DataError):
+    """Raised once for a whole file: `problems` holds every line at fault, in the order of the file."""
+
+    code = "invalid_training_file"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        shown = "; ".join(str(problem) for problem in self.problems[:SHOWN_PROBLEMS])
+        more = len(self.problems) - SHOWN_PROBLEMS
+        super().__init__(shown + (f"; and {more} more" if more > 0 else ""))
+
+
+class DataTooSmall(DataError):
+    code = "training_file_too_small"
+
+
+class TemplateUnsupported(DataError):
+    code = "chat_template_unsupported"
+
+
+class TrainingError(TrainerError):
+    code = "training_failed"
+
+
+class NothingTrainable(TrainingError):
+    code = "nothing_trainable"
+
+
+class LossNotFinite(TrainingError):
+    code = "loss_not_finite"
+
+
+class ExportRefused(TrainerError):
+    code = "export_refused"

@@ -1,0 +1,1 @@
+"""Tuning: recipe, batches, the training loop, export."""

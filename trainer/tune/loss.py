@@ -1,0 +1,142 @@
+"""The loss of a batch: logits only where an answer is predicted, and a common beginning computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainer.data.render import TokenSequence
+from trainer.tune.batches import shared_prefix
+
+MIN_SHARED_TOKENS: Final = 8
+"""A shorter common beginning is not worth a forward pass of its own."""
+
+CHUNK_ROWS: Final = 32
+"""Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B rows, padded on the right to T tokens, whose first `prefix` tokens are equal.
+
+    tokens, attention: [B, T], the ids and 1 where there is one. predicting: [B, T], true at the position *before* each
+    trained token. targets: [N], those trained tokens in the order of `predicting`.
+    """
+
+    tokens: Tensor
+    attention: Tensor
+    predicting: Tensor
+    targets: Tensor
+    prefix: int
+
+
+def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.device) -> Batch:
+    """Pad `rows` and find what they share. A prefix never reaches a position that predicts a trained token."""
+    width = max(len(row.tokens) for row in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    attention = torch.zeros_like(tokens)
+    predicting = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        length = len(row.tokens)
+        tokens[index, :length] = torch.tensor(row.tokens)
+        attention[index, :length] = 1
+        predicting[index, : length - 1] = torch.tensor(row.trained[1:], dtype=torch.bool)
+    targets = tokens.roll(-1, dims=1)[predicting]
+    prefix = 0
+    if share_prefix and len(rows) > 1:
+        prefix = shared_prefix([row.tokens for row in rows], min(row.first_trained for row in rows) - 1)
+    return Batch(
+        tokens=tokens.to(device),
+        attention=attention.to(device),
+        predicting=predicting.to(device),
+        targets=targets.to(device),
+        prefix=prefix if prefix >= MIN_SHARED_TOKENS else 0,
+    )
+
+
+def can_share_prefix(config: Any) -> bool:
+    """Whether the model keeps plain keys and values for every token: no sliding window, no recurrent layers."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    return config.model_type in {"llama", "mistral", "qwen2", "qwen3", "smollm3"} and not getattr(
+        config, "sliding_window", None
+    )
+
+
+def batch_loss(model: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats over the batch's trained tokens: a scalar in float32.
+
+    With a shared prefix the model runs twice, over one copy of the prefix and then over the rest of every row behind its
+    keys and values. Under causal attention that is the same function, so the gradients are the same too.
+    """
+    cache = None
+    if batch.prefix:
+        cache = model(input_ids=batch.tokens[:1, : batch.prefix], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(batch.tokens.shape[0])
+    with _logits_at(model, batch.predicting[:, batch.prefix :]):
+        output = model(
+            input_ids=batch.tokens[:, batch.prefix :],
+            attention_mask=batch.attention,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    loss: Tensor = _MeanCrossEntropy.apply(output.logits[0], batch.targets)
+    return loss
+
+
+@contextmanager
+def _logits_at(model: Any, positions: Tensor) -> Iterator[None]:
+    """Let the output layer see only the hidden states at `positions` ([B, T] of bool): logits are [1, N, V].
+
+    The output layer is a fifth of a small model's work. A hook keeps the model's own forward, and so whatever it does to
+    its logits afterwards (scaling, soft caps).
+    """
+
+    def select(module: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (arguments[0][positions].unsqueeze(0),)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """Cross-entropy that turns the logits' own memory into their gradient, a few rows at a time.
+
+    The usual one keeps a float32 copy of all logits and writes another in the backward pass: 13% of a step here.
+    The gradient of the mean over N rows is (softmax(z) - onehot) / N. Overwriting is safe because nothing else reads the
+    logits; it costs second derivatives, which nobody takes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits: [N, V] in any float type; targets: [N]. Returns a float32 scalar."""
+        count = logits.shape[0]
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        gradient = logits.detach()
+        for start in range(0, count, CHUNK_ROWS):
+            rows = gradient[start : start + CHUNK_ROWS]
+            target = targets[start : start + CHUNK_ROWS].unsqueeze(1)
+            scores = rows.float()
+            normalizer = scores.logsumexp(dim=1, keepdim=True)
+            total += (normalizer - scores.gather(1, target)).sum()
+            # For float32 logits `scores` is the same memory, which is as well overwritten.
+            probabilities = scores.sub_(normalizer).exp_()
+            probabilities.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+            rows.copy_(probabilities.div_(count))
+        ctx.save_for_backward(gradient)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        """The gradient for the logits; none for the targets."""
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(outputs[0]), None
