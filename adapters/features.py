@@ -74,7 +74,7 @@ right only on that changed base. PEFT's `path_initial_model_for_weight_conversio
 writes `init_lora_weights: true`. (vLLM lets LoRA-GA pass, and yet PEFT's `lora_ga_init` subtracts from the base.)
 """
 
-TASK_TYPES: Final = frozenset({"CAUSAL_LM", "FEATURE_EXTRACTION"})
+TASK_TYPES: Final = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
 def says_nothing(value: object) -> bool:
@@ -103,7 +103,7 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
     task_type = config.get("task_type")
     if not says_nothing(task_type) and task_type not in TASK_TYPES:
         raise errors.TaskTypeUnsupported(
-            f"task_type {_shown(task_type)}: only {' and '.join(sorted(TASK_TYPES))} are served.", param="task_type"
+            f"task_type {_shown(task_type)}: only {' and '.join(TASK_TYPES)} are served.", param="task_type"
         )
 
 

@@ -18,7 +18,14 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapters.errors import DivergesFromReference, LogprobsNotFinite, NoEffect, NotApplied, ProbeTokensDiffer, ProofInvalid
+from adapters.errors import (
+    DivergesFromReference,
+    LogprobsNotFinite,
+    NoEffect,
+    NotApplied,
+    ProbeTokensDiffer,
+    ProofInvalid,
+)
 
 PROBES: Final[tuple[str, ...]] = (
     "User: Hi, can you help me plan a birthday dinner for six?\n"
@@ -46,10 +53,10 @@ WEAK_EFFECT: Final = 0.1
 """Below this an effect is weak: rounding alone makes 0.04, a briefly trained adapter 0.28 and more."""
 
 MARGIN: Final = 3.0
-"""How many times the noise two measurements of one effect may differ (FACTS: agreement within three times the noise)."""
+"""How many times the noise two measurements of one effect may differ: three separated applied from not applied."""
 
 MAX_NOISE: Final = 0.15
-"""A base gap above this is no noise: the reference was measured over another base. About four times the largest seen."""
+"""A base gap above this is no noise but another base (or a quantized one), and widens no tolerance further."""
 
 RELATIVE_TOLERANCE: Final = 0.25
 """Two stacks round alike in proportion to what they compute: 0.07 at an effect of 0.28 was the worst seen."""
@@ -58,4 +65,246 @@ BASE_DRIFT_TOLERANCE: Final = 0.1
 """The base asked again, in other company, may move this far. Idle it is equal to the bit; batching moves last bits, and
 two whole stacks differ by at most 0.04."""
 
-type_logprob = Annotated[float, Field(allow_inf_nan=False, ge=-10_000.0, le=1e-3)]
+MAX_ATTEMPTS: Final = 3
+"""How often an adapter is asked before it counts as not applied."""
+
+Logprobs = Sequence[Sequence[float]]
+"""For each probe the log-probabilities of its tokens but the first, in nats."""
+
+_Logprob = Annotated[float, Field(allow_inf_nan=False, ge=-10_000.0, le=1e-3)]
+_TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+_Row = Annotated[tuple[_Logprob, ...], Field(min_length=1, max_length=MAX_PROBE_TOKENS - 1)]
+
+
+class _Frozen(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProbeProof(_Frozen):
+    """One probe as the trainer measured it: n token ids, n - 1 log-probabilities under the base and the adapter."""
+
+    token_ids: Annotated[tuple[_TokenId, ...], Field(min_length=2, max_length=MAX_PROBE_TOKENS)]
+    base: _Row
+    adapter: _Row
+
+    @model_validator(mode="after")
+    def _one_value_a_token(self) -> Self:
+        if not len(self.base) == len(self.adapter) == len(self.token_ids) - 1:
+            raise ValueError("base and adapter have one value for each token but the first")
+        return self
+
+
+class Proof(_Frozen):
+    """`metadata.proof` of an upload: what the adapter does outside of the engine, probe by probe in PROBES' order.
+
+    `stack` says in words where it was measured ("peft 0.21, float32").
+    """
+
+    format: Literal[1] = 1
+    probes_id: Literal[PROBES_ID] = PROBES_ID  # type: ignore[valid-type]
+    stack: Annotated[str, Field(max_length=128)] = ""
+    probes: Annotated[tuple[ProbeProof, ...], Field(min_length=len(PROBES), max_length=len(PROBES))]
+
+    @classmethod
+    def parse(cls, value: object) -> "Proof":
+        """Read the JSON value of `metadata.proof`. Raises ProofInvalid."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(["metadata.proof", *map(str, first["loc"])])
+            raise ProofInvalid(f"{where}: {first['msg']}", param=where) from error
+
+    @property
+    def base(self) -> Logprobs:
+        return [probe.base for probe in self.probes]
+
+    @property
+    def adapter(self) -> Logprobs:
+        return [probe.adapter for probe in self.probes]
+
+
+class Answer(_Frozen):
+    """What the engine said of one probe under one model: n token ids and n - 1 log-probabilities."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], logprobs: Sequence[float | None]) -> "Answer":
+        """Take the engine's lists of equal length, in which the first token has no log-probability.
+
+        Raises LogprobsNotFinite where another one is missing, NaN or infinite, or the lists are not of one length.
+        """
+        values = [value for value in logprobs[1:] if value is not None and math.isfinite(value)]
+        if len(token_ids) < 2 or len(values) != len(token_ids) - 1:
+            raise LogprobsNotFinite("The engine's log-probabilities are not all finite numbers.")
+        return cls(token_ids=tuple(token_ids), logprobs=tuple(values))
+
+
+class Effect(StrEnum):
+    """How far an adapter moves the base: not at all, hardly, or plainly."""
+
+    NOT_APPLIED = "not_applied"
+    WEAK = "weak"
+    APPLIED = "applied"
+
+
+class Agreement(_Frozen):
+    """The adapter's effect in the engine against the same in the trainer's stack; all in nats per token.
+
+    `base_gap` is the base in one against the base in the other, `effect` the effect in the trainer's. Not `conclusive`:
+    that effect is itself within the tolerance, so that agreement shows nothing.
+    """
+
+    disagreement: float
+    tolerance: float
+    base_gap: float
+    effect: float
+    conclusive: bool
+
+
+class Evidence(_Frozen):
+    """What the registry keeps of a proof that held."""
+
+    format: Literal[1] = 1
+    probes_id: str
+    tokens: int
+    noise: float
+    distance: float
+    largest: float
+    effect: Effect
+    reference: Agreement | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def distance(a: Logprobs, b: Logprobs) -> float:
+    """Mean absolute difference per token, over the tokens of all probes. Raises as differences()."""
+    values = differences(a, b)
+    return math.fsum(values) / len(values)
+
+
+def differences(a: Logprobs, b: Logprobs) -> list[float]:
+    """The absolute difference of each token, probes one after another.
+
+    Raises ProbeTokensDiffer where the shapes differ or are empty, LogprobsNotFinite where a value is not finite.
+    """
+    if len(a) != len(b) or any(len(x) != len(y) for x, y in zip(a, b, strict=True)) or not any(map(len, a)):
+        raise ProbeTokensDiffer("The two measurements are not of the same tokens.")
+    values = [abs(x - y) for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True)]
+    if not all(map(math.isfinite, values)):
+        raise LogprobsNotFinite("A log-probability is not a finite number.")
+    return values
+
+
+def effect_disagreement(base: Logprobs, adapter: Logprobs, reference: Proof) -> float:
+    """|(adapter - base in the engine) - (adapter - base in the reference)|, mean per token.
+
+    Comparing effects instead of adapters takes out what the two stacks do to the base alike.
+    """
+    return distance(_effect(base, adapter), _effect(reference.base, reference.adapter))
+
+
+def _effect(base: Logprobs, adapter: Logprobs) -> Logprobs:
+    differences(base, adapter)
+    return [[y - x for x, y in zip(row, other, strict=True)] for row, other in zip(base, adapter, strict=True)]
+
+
+def tolerance(base_gap: float, effect: float) -> float:
+    """How far two measurements of one effect may lie apart.
+
+    MARGIN times the noise, which is the base's own gap (at least the usual one, at most MAX_NOISE), or a share of the
+    effect. An adapter that was not applied disagrees by the whole effect; another adapter by more.
+    """
+    noise = min(max(base_gap, NOISE_TOLERANCE), MAX_NOISE)
+    return max(MARGIN * noise, RELATIVE_TOLERANCE * effect)
+
+
+def classify(adapter_distance: float, noise: float) -> Effect:
+    """An adapter's distance from the base against `noise`, the base's distance from itself when asked twice."""
+    if adapter_distance <= noise:
+        return Effect.NOT_APPLIED
+    return Effect.WEAK if adapter_distance < max(WEAK_EFFECT, MARGIN * noise) else Effect.APPLIED
+
+
+def has_drifted(base: Logprobs, again: Logprobs) -> bool:
+    """Whether the base answers unlike itself: the engine is poisoned, or not the one that was asked before."""
+    return distance(base, again) > BASE_DRIFT_TOLERANCE
+
+
+def compare(base: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
+    """The engine's measurements against the trainer's. Raises as differences()."""
+    effect = distance(reference.base, reference.adapter)
+    gap = distance(base, reference.base)
+    limit = tolerance(gap, effect)
+    return Agreement(
+        disagreement=effect_disagreement(base, adapter, reference),
+        tolerance=limit,
+        base_gap=gap,
+        effect=effect,
+        conclusive=effect > limit,
+    )
+
+
+def weigh(
+    base: Sequence[Answer],
+    base_again: Sequence[Answer],
+    adapter: Sequence[Answer],
+    *,
+    effect_is_zero: bool = False,
+    reference: Proof | None = None,
+) -> Evidence:
+    """Decide on one round of asking: the base, the base again, and the adapter, each over all PROBES.
+
+    `effect_is_zero` comes from the inspection of the weights. Raises NoEffect, NotApplied (ask again, up to
+    MAX_ATTEMPTS rounds), DivergesFromReference, ProbeTokensDiffer.
+    """
+    for other in (base_again, adapter):
+        if [answer.token_ids for answer in other] != [answer.token_ids for answer in base]:
+            raise ProbeTokensDiffer("The engine cut the probes into different tokens from one request to the next.")
+    rows, again, under_adapter = ([answer.logprobs for answer in side] for side in (base, base_again, adapter))
+    noise, moved = distance(rows, again), differences(rows, under_adapter)
+    far = math.fsum(moved) / len(moved)
+    effect = classify(far, noise)
+    if effect_is_zero:
+        raise NoEffect("The adapter changes nothing: B·A is zero in every module.", param="weights")
+    if effect is Effect.NOT_APPLIED:
+        raise NotApplied(
+            f"The engine answers as the base does: {far:.2g} nats per token apart, the base from itself {noise:.2g}.",
+            details={"distance": far, "noise": noise},
+        )
+    warnings = []
+    if effect is Effect.WEAK:
+        warnings.append(f"The adapter hardly moves the base: {far:.2g} nats per token over the probes.")
+    agreement = None
+    if reference is not None:
+        agreement = _agree(base, rows, under_adapter, reference)
+        if not agreement.conclusive:
+            warnings.append("The reference's effect is too weak to tell whether the engine agrees with it.")
+    return Evidence(
+        probes_id=PROBES_ID,
+        tokens=len(moved),
+        noise=noise,
+        distance=far,
+        largest=max(moved),
+        effect=effect,
+        reference=agreement,
+        warnings=tuple(warnings),
+    )
+
+
+def _agree(base: Sequence[Answer], rows: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
+    if [answer.token_ids for answer in base] != [probe.token_ids for probe in reference.probes]:
+        raise ProbeTokensDiffer(
+            "metadata.proof was measured over other tokens: another tokenizer, or another beginning of text.",
+            param="metadata.proof",
+        )
+    agreement = compare(rows, adapter, reference)
+    if agreement.disagreement > agreement.tolerance:
+        raise DivergesFromReference(
+            f"The adapter's effect in the engine and in metadata.proof lie {agreement.disagreement:.2g} nats per token "
+            f"apart; at most {agreement.tolerance:.2g} is explained by the two stacks.",
+            param="metadata.proof",
+            details=agreement.model_dump(),
+        )
+    return agreement

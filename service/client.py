@@ -9,28 +9,32 @@ Applications that only ask a model use the `openai` client; this one is for thos
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
 import httpx
 
 from adapters.names import DEFAULT_ALIAS, parse_reference
+from service.client_upload import (
+    CONFIG_FILE,
+    README_FILE,
+    WEIGHTS_FILE,
+    AdapterDirectory,
+    CountedFile,
+    read_json_object,
+)
+from service.client_wire import CannotConnect, ClientError, JsonObject, error_of, event_of, events, json_body, refusal
+from service.config import ClientSettings, on_this_machine, without_v1
 
-JsonObject: TypeAlias = dict[str, Any]
-
-CONFIG_FILE: Final = "adapter_config.json"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-README_FILE: Final = "README.md"
-METADATA_FILE: Final = "metadata.json"
-SETTINGS_FILE: Final = "settings.json"
+__all__ = ["AdapterDirectory", "CannotConnect", "ClientError", "HatrackClient", "JsonObject", "read_json_object"]
 
 _CONNECT_S: Final = 5.0
+_POLL_S: Final = 0.25
 QUICK: Final = httpx.Timeout(30, connect=_CONNECT_S)
 """Reads and small writes of the registry."""
 WARMING: Final = httpx.Timeout(180, connect=_CONNECT_S)
@@ -41,116 +45,13 @@ GENERATING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=600)
 """Between two pieces of a streamed answer; the first may wait for a slot."""
 
 
-class ClientError(Exception):
-    """A request that did not succeed.
-
-    Args:
-        status: HTTP status; 0 where there was no answer or nothing was sent.
-        code: Machine-readable reason: the gateway's `error.code`, or one of this module's.
-        message: A sentence for a person.
-        param: The field at fault, or None.
-    """
-
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.param = param
-
-    def payload(self) -> JsonObject:
-        """The error in the shape that the gateway uses on the wire, with the status beside it."""
-        error = {"message": self.message, "code": self.code, "param": self.param, "status": self.status or None}
-        return {"error": error}
-
-
-class CannotConnect(ClientError):
-    """No gateway answers at the URL."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            0,
-            "cannot_connect",
-            f"Cannot connect to Hatrack at {url} ({reason}). Start it with `hatrack up`, or set HATRACK_URL.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterDirectory:
-    """What a directory that PEFT wrote holds of an upload; `metadata` and `settings` come from files beside it."""
-
-    config: Path
-    weights: Path
-    readme: Path | None
-    metadata: JsonObject | None
-    settings: JsonObject | None
-
-    @classmethod
-    def read(cls, directory: Path | str) -> Self:
-        """Look at a directory without reading its weights.
-
-        Raises:
-            ClientError: `not_an_adapter` or `json_invalid`; nothing was sent.
-        """
-        root = Path(directory)
-        if not root.is_dir():
-            raise ClientError(0, "not_an_adapter", f"{root} is not a directory.")
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (root / name).is_file():
-                raise ClientError(0, "not_an_adapter", _missing(root, name))
-        readme = root / README_FILE
-        return cls(
-            config=root / CONFIG_FILE,
-            weights=root / WEIGHTS_FILE,
-            readme=readme if readme.is_file() else None,
-            metadata=read_json_object(root / METADATA_FILE) if (root / METADATA_FILE).is_file() else None,
-            settings=read_json_object(root / SETTINGS_FILE) if (root / SETTINGS_FILE).is_file() else None,
-        )
-
-
-def _missing(root: Path, name: str) -> str:
-    if name == WEIGHTS_FILE and (root / "adapter_model.bin").is_file():
-        return (
-            f"{root} has its weights as a pickle (adapter_model.bin), which Hatrack does not read: "
-            "save them again with `model.save_pretrained(DIR, safe_serialization=True)`."
-        )
-    return f"{root} has no {name}: give the directory that PEFT's `save_pretrained` wrote."
-
-
-def read_json_object(path: Path) -> JsonObject:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        ClientError: `json_invalid`: it cannot be read, is not JSON or is not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ClientError(0, "json_invalid", f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ClientError(0, "json_invalid", f"{path} holds no JSON object.")
-    return value
-
-
-class _CountedFile(io.FileIO):
-    """A file that reports how many bytes of it were read, which for an upload is how many were handed to the socket."""
-
-    def __init__(self, path: Path, report: Callable[[int], None]) -> None:
-        super().__init__(path, "rb")
-        self._report = report
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(-1 if size is None else size) or b""
-        self._report(len(data))
-        return data
-
-
 class HatrackClient:
     """One gateway, one key, one connection pool; usable as a context manager.
 
     Args:
-        url: The gateway's address, with or without `/v1`. None: `HATRACK_URL`, else `OPENAI_BASE_URL`, else the default.
-        key: API key. None: `HATRACK_KEY`, else `OPENAI_API_KEY` where the address is `OPENAI_BASE_URL`, else, for a
+        base_url: The gateway's address, with or without `/v1`. None: `HATRACK_URL`, else `OPENAI_BASE_URL`,
+            else http://127.0.0.1:8000.
+        api_key: The key. None: `HATRACK_KEY`, else `OPENAI_API_KEY` where the address is `OPENAI_BASE_URL`, else, for a
             gateway on this machine, the admin key under `HATRACK_HOME`.
         transport: Another way to reach the gateway, such as `httpx.ASGITransport`.
 
@@ -158,14 +59,11 @@ class HatrackClient:
     """
 
     def __init__(
-        self, url: str | None = None, key: str | None = None, *, transport: httpx.BaseTransport | None = None
+        self, base_url: str | None = None, api_key: str | None = None, *, transport: httpx.BaseTransport | None = None
     ) -> None:
-        # Reading the environment costs an import of pydantic, which `hatrack --help` need not pay for.
-        from service.config import ClientSettings, on_this_machine
-
         settings = ClientSettings()
-        self.url = _base(url if url is not None else settings.gateway_url)
-        found = key if key is not None else settings.gateway_key(self.url)
+        self.url = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
+        found = api_key if api_key is not None else settings.gateway_key(self.url)
         if found is not None and not (found.isascii() and found.isprintable()):
             raise ClientError(0, "key_invalid", "The API key holds characters that no key of Hatrack has.")
         self._http = httpx.Client(
@@ -197,10 +95,32 @@ class HatrackClient:
         with self._translated():
             response = self._http.get("/readyz")
         if response.status_code == 503:
-            report = _json(response)
+            report = json_body(response)
             if isinstance(report, dict) and "status" in report:
                 return report
-        return self._checked(response)
+        checked = self._checked(response)
+        return checked if isinstance(checked, dict) else {}
+
+    def wait_ready(self, timeout_s: float) -> JsonObject:
+        """Ask for readiness until the gateway says yes; a gateway that does not listen yet is waited for, too.
+
+        Raises:
+            ClientError: `not_ready`: it was not within `timeout_s` seconds; the message has the last reason.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                report = self.ready()
+                if report.get("status") == "ready":
+                    return report
+                reason = json.dumps(report.get("engine") or report.get("status"), ensure_ascii=False)
+            except ClientError as error:
+                if error.status:
+                    raise
+                reason = error.message
+            if time.monotonic() >= end:
+                raise ClientError(503, "not_ready", f"{self.url} was not ready within {timeout_s:g} s: {reason}")
+            time.sleep(_POLL_S)
 
     def models(self) -> list[JsonObject]:
         """What a request may name as `model`: the base first, then adapters with a `live` alias."""
@@ -264,7 +184,7 @@ class HatrackClient:
             if chosen is not None:
                 fields[field] = json.dumps(chosen, ensure_ascii=False)
         try:
-            weights = _CountedFile(source.weights, progress or (lambda _sent: None))
+            weights = CountedFile(source.weights, progress or (lambda _sent: None))
             files: dict[str, tuple[str, Any, str]] = {
                 "config": (CONFIG_FILE, source.config.read_bytes(), "application/json")
             }
@@ -325,7 +245,7 @@ class HatrackClient:
             with self._translated(), self._http.stream("GET", path, headers=headers) as response:
                 if not response.is_success:
                     response.read()
-                    raise _refusal(response)
+                    raise refusal(response)
                 with part.open("wb") as out:
                     for chunk in response.iter_bytes():
                         out.write(chunk)
@@ -337,7 +257,9 @@ class HatrackClient:
 
     # inference
 
-    def chat_stream(self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any) -> Iterator[str]:
+    def chat_stream(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any
+    ) -> Generator[str, None, None]:
         """Ask a model and yield its answer in pieces of text as they come.
 
         Closing the generator early closes the connection, which stops the generation.
@@ -355,13 +277,13 @@ class HatrackClient:
         ):
             if not response.is_success:
                 response.read()
-                raise _refusal(response)
-            for data in _events(response.iter_bytes()):
+                raise refusal(response)
+            for data in events(response.iter_bytes()):
                 if data == b"[DONE]":
                     return
-                event = _event(data)
+                event = event_of(data)
                 if "error" in event:
-                    raise _error(response.status_code, event)
+                    raise error_of(response.status_code, event)
                 for choice in event.get("choices") or []:
                     if text := (choice.get("delta") or {}).get("content"):
                         yield text
@@ -382,10 +304,10 @@ class HatrackClient:
 
     def _checked(self, response: httpx.Response) -> Any:
         if not response.is_success:
-            raise _refusal(response)
+            raise refusal(response)
         if not response.content:
             return None
-        value = _json(response)
+        value = json_body(response)
         if value is None:
             message = f"{self.url} answered with something that is not JSON: is it a Hatrack gateway?"
             raise ClientError(response.status_code, "not_hatrack", message)
@@ -406,64 +328,15 @@ class HatrackClient:
             raise ClientError(0, "connection_lost", message) from error
 
 
-def _base(url: str) -> str:
-    """The address without a trailing `/v1`, which the `openai` client wants and we add ourselves."""
-    trimmed = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+def _checked_url(url: str) -> str:
     try:
-        parsed = httpx.URL(trimmed)
+        parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ClientError(0, "url_invalid", f"{url!r} is not a URL: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(0, "url_invalid", f"{url!r} is not an address of a gateway: write http://HOST:PORT.")
-    return trimmed
+    return url
 
 
 def _path(*parts: object) -> str:
     return "/v1/adapters/" + "/".join(quote(str(part), safe="") for part in parts)
-
-
-def _json(response: httpx.Response) -> Any:
-    """The body as JSON, None where it is none (what a proxy or another server may send)."""
-    try:
-        return json.loads(response.content)
-    except ValueError:
-        return None
-
-
-def _refusal(response: httpx.Response) -> ClientError:
-    body = _json(response)
-    if isinstance(body, dict) and "error" in body:
-        return _error(response.status_code, body)
-    text = f"The server answered {response.status_code} {response.reason_phrase} without Hatrack's error body."
-    return ClientError(response.status_code, "not_hatrack", text)
-
-
-def _error(status: int, body: Mapping[str, Any]) -> ClientError:
-    error = body["error"]
-    if not isinstance(error, dict):
-        return ClientError(status, "unknown", str(error))
-    code = error.get("code") or error.get("type") or "unknown"
-    return ClientError(status, str(code), str(error.get("message") or "No reason given."), error.get("param"))
-
-
-def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The data of server-sent events, one line each.
-
-    Cut at line feeds in the bytes: `iter_lines` of httpx also cuts at U+2028 and its like, which may stand in a text.
-    """
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
-
-
-def _event(data: bytes) -> JsonObject:
-    try:
-        event = json.loads(data)
-    except ValueError as error:
-        raise ClientError(200, "not_hatrack", "The stream held an event that is not JSON.") from error
-    if not isinstance(event, dict):
-        raise ClientError(200, "not_hatrack", "The stream held an event that is no JSON object.")
-    return event

@@ -185,10 +185,10 @@ class ClientSettings(BaseSettings):
         return self.url or self.openai_url or "http://127.0.0.1:8000"
 
     def gateway_key(self, url: str) -> str | None:
-        """The key for `url`: `HATRACK_KEY`, the `openai` client's, or the admin key file of a gateway on this machine."""
+        """The key for `url`: `HATRACK_KEY`, the `openai` client's, or the admin key of a gateway on this machine."""
         if self.key is not None:
             return self.key.get_secret_value()
-        if self.openai_key is not None and self.openai_url is not None and self.openai_url.startswith(url):
+        if self.openai_key is not None and self.openai_url is not None and without_v1(self.openai_url) == url:
             return self.openai_key.get_secret_value()
         if not on_this_machine(url):
             return None
@@ -196,6 +196,11 @@ class ClientSettings(BaseSettings):
             return (self.home.expanduser() / "admin.key").read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None  # the gateway says what is missing, in its own words
+
+
+def without_v1(url: str) -> str:
+    """An address without the trailing `/v1` that the `openai` client wants."""
+    return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def on_this_machine(url: str) -> bool:

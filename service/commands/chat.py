@@ -81,8 +81,11 @@ class Conversation:
                 typer.echo()
             raise
         except KeyboardInterrupt:
-            stream.close()  # type: ignore[attr-defined]
-            self._messages.append({"role": "assistant", "content": "".join(pieces)})
+            stream.close()
+            if pieces:
+                self._messages.append({"role": "assistant", "content": "".join(pieces)})
+            else:
+                self._messages.pop()
             raise
         answer = "".join(pieces)
         self._messages.append({"role": "assistant", "content": answer})

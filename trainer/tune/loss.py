@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch import Tensor
 from trainer.data.render import TokenSequence
 from trainer.tune.batches import shared_prefix
 
-MIN_SHARED_TOKENS: Final = 8
-"""A shorter common beginning is not worth a forward pass of its own."""
+WIDTH_MULTIPLE: Final = 8
+"""Widths and prefixes are rounded to this: a CPU's kernels are built anew for every shape, which cost more than padding."""
 
 CHUNK_ROWS: Final = 32
 """Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
@@ -37,7 +38,8 @@ class Batch:
 
 def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.device) -> Batch:
     """Pad `rows` and find what they share. A prefix never reaches a position that predicts a trained token."""
-    width = max(len(row.tokens) for row in rows)
+    longest = max(len(row.tokens) for row in rows)
+    width = math.ceil(longest / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     attention = torch.zeros_like(tokens)
     predicting = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -49,13 +51,14 @@ def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.
     targets = tokens.roll(-1, dims=1)[predicting]
     prefix = 0
     if share_prefix and len(rows) > 1:
-        prefix = shared_prefix([row.tokens for row in rows], min(row.first_trained for row in rows) - 1)
+        common = shared_prefix([row.tokens for row in rows], min(row.first_trained for row in rows) - 1)
+        prefix = common // WIDTH_MULTIPLE * WIDTH_MULTIPLE
     return Batch(
         tokens=tokens.to(device),
         attention=attention.to(device),
         predicting=predicting.to(device),
         targets=targets.to(device),
-        prefix=prefix if prefix >= MIN_SHARED_TOKENS else 0,
+        prefix=prefix,
     )
 
 

@@ -1,0 +1,62 @@
+"""The update of a few rows by their own adapters, as one compiled loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+FLAGS = {"reassoc", "contract", "arcp"}
+"""Sums may be reordered, so that they vectorise. Nothing may be assumed about NaN and infinity."""
+
+SIGNATURE = numba.void(
+    numba.float32[:, ::1],
+    numba.float32[:, ::1],
+    numba.int64[::1],
+    numba.int64[::1],
+    numba.float32[:, :, ::1],
+    numba.float32[:, :, ::1],
+    numba.int64,
+    numba.float32,
+)
+
+
+def update_rows(x: Any, y: Any, slots: Any, ranks: Any, a: Any, b: Any, offset: int, scale: float) -> None:
+    """``y[i, offset : offset + out] += scale * B[slot_i] A[slot_i] x[i]`` for each row i, in place.
+
+    Args:
+        x: [rows, in] float32.
+        y: [rows, width] float32, changed in place.
+        slots: [rows] int64, each row's slot.
+        ranks: [slots] int64, the true rank in each slot; 0 leaves the row alone.
+        a: [slots, max rank, in] float32.
+        b: [slots, out, max rank] float32.
+        offset: First column of y that is updated.
+        scale: Factor of the update.
+    """
+    inner = x.shape[1]
+    outer = min(b.shape[1], y.shape[1] - offset)
+    shrunk = np.empty(a.shape[1], dtype=np.float32)
+    for row in range(x.shape[0]):
+        slot = slots[row]
+        rank = ranks[slot]
+        if rank == 0:
+            continue
+        for k in range(rank):
+            total = np.float32(0)
+            for j in range(inner):
+                total += x[row, j] * a[slot, k, j]
+            shrunk[k] = total * scale
+        for out in range(outer):
+            total = np.float32(0)
+            for k in range(rank):
+                total += shrunk[k] * b[slot, out, k]
+            y[row, offset + out] += total
+
+
+def compile_kernel() -> Callable[..., None]:
+    """Compile :func:`update_rows`; takes a second or two, once for each wrapper."""
+    compiled: Callable[..., None] = numba.njit(SIGNATURE, fastmath=FLAGS, nogil=True, error_model="numpy")(update_rows)
+    return compiled

@@ -1,0 +1,334 @@
+"""LoRA on a CPU: right in mixed batches, and fast.
+
+vLLM's ``PunicaWrapperCPU`` gathers a copy of an adapter's weights for every row of the batch. A row without an adapter
+carries index -1, which in torch is the *last* slot: a base request that shares a step with an adapter's is answered
+with some adapter, or with its NaN. (Kernels for a GPU skip such rows; nothing here applies there.)
+
+Here the rows of a step are grouped by slot once, when vLLM announces the step, and each group is computed with its own
+slot's weights only. A row without an adapter is in no group and is never read or written. Large groups (prefill) are
+two matrix products; rows of small groups (decode), where the calls would cost more than the arithmetic, go through one
+compiled loop for all of them (:mod:`service.engine.plugin.kernel`).
+
+Slots hold float32 whatever the model's type, since small bf16 products are slower on a CPU than float32 ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.lora import model_manager
+from vllm.lora.model_manager import LoRAModelManager
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.platforms import current_platform
+
+from service.engine.plugin.guard import PluginError, expect, is_ours, ours
+from service.engine.plugin.kernel import compile_kernel
+
+LARGE_GROUP = 16
+"""Rows of one adapter from which two matrix products are faster than the loop (measured: rank 8 to 32, width 576)."""
+
+Index = slice | torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The rows of one step by the slot that they use; rows without an adapter are in none."""
+
+    large: tuple[tuple[int, Index], ...]
+    """(slot, rows) of each slot with at least LARGE_GROUP rows; a slice where the rows are contiguous."""
+    small_rows: torch.Tensor
+    """[m] int64: the rows of all other slots."""
+    small_slots: npt.NDArray[np.int64]
+    """[m]: the slot of each."""
+
+    @property
+    def every(self) -> tuple[tuple[int, Index], ...]:
+        """(slot, rows) of each slot, large and small."""
+        small = tuple(
+            (int(slot), self.small_rows[torch.from_numpy(self.small_slots == slot)])
+            for slot in np.unique(self.small_slots)
+        )
+        return self.large + small
+
+
+def group_rows(slots: npt.NDArray[np.int64]) -> Groups:
+    """Group the rows of a step.
+
+    Args:
+        slots: [rows], the slot of each row, -1 for none.
+    """
+    large: list[tuple[int, Index]] = []
+    in_small = slots >= 0
+    for slot in np.unique(slots[in_small]):
+        rows = np.flatnonzero(slots == slot)
+        if len(rows) < LARGE_GROUP:
+            continue
+        in_small &= slots != slot
+        first, last = int(rows[0]), int(rows[-1])
+        contiguous = last - first + 1 == len(rows)
+        large.append((int(slot), slice(first, last + 1) if contiguous else torch.from_numpy(rows)))
+    small = np.flatnonzero(in_small)
+    return Groups(tuple(large), torch.from_numpy(small), np.ascontiguousarray(slots[small], dtype=np.int64))
+
+
+@dataclass(slots=True)
+class Stack:
+    """The slots' weights of one layer, as vLLM holds them, and what is known about them."""
+
+    owner: Any
+    """vLLM's own tuple or tensor: kept, so that its identity stays a valid key."""
+    a: list[npt.NDArray[np.float32]]
+    """For each slice of the layer [slots, max rank, in]."""
+    b: list[npt.NDArray[np.float32]]
+    """For each slice [slots, out, max rank]."""
+    ranks: npt.NDArray[np.int64]
+    """[slices, slots]: the true rank in each slot; 0 where the slot's adapter leaves the slice alone."""
+
+
+class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
+    """vLLM's wrapper for a CPU with every product computed by groups of rows."""
+
+    def __init__(self, max_num_batched_tokens: int, max_batches: int, device: Any, **kwargs: Any) -> None:
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        none = np.empty(0, dtype=np.int64)
+        self._tokens = group_rows(none)
+        self._samples = group_rows(none)
+        self._stacks: dict[int, Stack] = {}
+        self._kernel = compile_kernel()
+
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
+    ) -> None:
+        """Take the step's mapping of rows to slots, and group it."""
+        self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
+        self.is_prefill = mapping.is_prefill
+        self._tokens = group_rows(self.token_lora_indices.numpy())
+        self._samples = group_rows(self.sampler_indices.numpy())
+
+    def note_ranks(self, lora_a_stacked: Any, slot: int, ranks: Sequence[int]) -> None:
+        """Remember the true rank of each slice of one layer in one slot."""
+        stack = self._stacks.get(id(lora_a_stacked))
+        if stack is None:
+            first = _slices(lora_a_stacked)[0]
+            known = np.full((len(_slices(lora_a_stacked)), first.shape[0]), first.shape[-2], dtype=np.int64)
+            stack = self._stacks[id(lora_a_stacked)] = Stack(lora_a_stacked, [], [], known)
+        stack.ranks[:, slot] = ranks
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[torch.Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``y[rows, slice] += scale * x[rows] Aᵀ Bᵀ`` for each group of rows and each slice, in place.
+
+        Args:
+            y: [rows, sum of output_slices].
+            x: [rows, in].
+            lora_a_stacked: For each slice [slots, 1, max rank, in].
+            lora_b_stacked: For each slice [slots, 1, out, max rank].
+            scale: Factor of the update.
+            output_slices: Width of each slice of y.
+            buffer: Not used.
+            kwargs: Not used.
+        """
+        groups = self._tokens
+        y = y.view(-1, y.shape[-1])
+        x = x.view(-1, x.shape[-1])
+        stack = self._stack(lora_a_stacked, lora_b_stacked)
+        for slot, rows in groups.large:
+            rows_x = x[rows].float()
+            offset = 0
+            for part, width in enumerate(output_slices):
+                rank = int(stack.ranks[part, slot])
+                if rank:
+                    shrunk = rows_x @ lora_a_stacked[part][slot, 0, :rank].T
+                    update = shrunk @ lora_b_stacked[part][slot, 0, :, :rank].T
+                    _add(y, rows, offset, update, scale)
+                offset += width
+        if len(groups.small_slots):
+            self._add_small(y, x, stack, scale, output_slices)
+
+    def _add_small(
+        self, y: torch.Tensor, x: torch.Tensor, stack: Stack, scale: float, output_slices: tuple[int, ...]
+    ) -> None:
+        groups = self._tokens
+        if not stack.ranks[:, groups.small_slots].any():
+            return
+        rows_x = x.index_select(0, groups.small_rows).float().numpy()
+        rows_y = y.index_select(0, groups.small_rows).float()
+        update = rows_y.numpy()
+        offset = 0
+        for part, width in enumerate(output_slices):
+            self._kernel(
+                rows_x, update, groups.small_slots, stack.ranks[part], stack.a[part], stack.b[part], offset, scale
+            )
+            offset += width
+        y.index_copy_(0, groups.small_rows, rows_y.to(y.dtype))
+
+    def add_shrink(
+        self,
+        y: tuple[torch.Tensor, ...] | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """``y[slice][rows] = scale * x[rows] Aᵀ`` (only sharded layers call this)."""
+        x = x.view(-1, x.shape[-1])
+        for slot, rows in self._tokens.every:
+            for part, stacked in enumerate(lora_a_stacked):
+                target = y[part].view(-1, y[part].shape[-1])
+                target[rows, : stacked.shape[-2]] = (x[rows].float() @ stacked[slot, 0].float().T * scale).to(
+                    target.dtype
+                )
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: tuple[torch.Tensor, ...] | torch.Tensor,
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """``y[rows, slice] += x[slice][rows] Bᵀ`` (only sharded layers call this)."""
+        y = y.view(-1, y.shape[-1])
+        for slot, rows in self._tokens.every:
+            offset = offset_start
+            for part, width in enumerate(output_slices):
+                update = x[part][rows].float() @ lora_b_stacked[part][slot, 0].float().T
+                if not add_inputs:
+                    y[rows, offset : offset + width] = 0
+                _add(y, rows, offset, update, 1.0)
+                offset += width
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """``y[rows] += x[rows] Bᵀ``, where x holds the rows of A that the tokens picked."""
+        y = y.view(-1, y.shape[-1])
+        for slot, rows in self._tokens.every:
+            _add(y, rows, 0, x[rows].float() @ lora_b_stacked[slot, 0].float().T, 1.0)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        *,
+        buffer: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``y[rows] += scale * x[rows] Aᵀ Bᵀ`` over the rows that are sampled."""
+        y = y.view(-1, y.shape[-1])
+        x = x.view(-1, x.shape[-1])
+        known = self._stacks.get(id(lora_a_stacked))
+        for slot, rows in self._samples.every:
+            rank = lora_a_stacked.shape[-2] if known is None else int(known.ranks[0, slot])
+            if rank:
+                shrunk = x[rows].float() @ lora_a_stacked[slot, 0, :rank].float().T
+                _add(y, rows, 0, shrunk @ lora_b_stacked[slot, 0, :, :rank].float().T, scale)
+
+    def _stack(self, lora_a_stacked: tuple[torch.Tensor, ...], lora_b_stacked: tuple[torch.Tensor, ...]) -> Stack:
+        stack = self._stacks.get(id(lora_a_stacked))
+        if stack is None or not stack.a:
+            if stack is None:
+                self.note_ranks(lora_a_stacked, 0, [int(part.shape[-2]) for part in lora_a_stacked])
+                stack = self._stacks[id(lora_a_stacked)]
+            stack.a = [part.squeeze(1).numpy() for part in lora_a_stacked]
+            stack.b = [part.squeeze(1).numpy() for part in lora_b_stacked]
+        return stack
+
+
+def _slices(stacked: Any) -> tuple[torch.Tensor, ...]:
+    return stacked if isinstance(stacked, tuple) else (stacked,)
+
+
+def _add(y: torch.Tensor, rows: Index, offset: int, update: torch.Tensor, scale: float) -> None:
+    """``y[rows, offset:] += scale * update``, summed in float32 and rounded once; surplus columns are padding."""
+    width = min(update.shape[1], y.shape[1] - offset)
+    target = y[rows, offset : offset + width]
+    y[rows, offset : offset + width] = (target.float() + update[:, :width] * scale).to(y.dtype)
+
+
+def true_ranks(weights: Any, slices: int) -> list[int]:
+    """The rank of each slice of a layer's weights as loaded; 0 where there are none.
+
+    Args:
+        weights: vLLM's LoRALayerWeights or PackedLoRALayerWeights of the layer, or None.
+        slices: Number of slices that the layer has.
+    """
+    if weights is None:
+        return [0] * slices
+    parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a] * slices
+    return [0 if part is None else int(part.shape[0]) for part in parts]
+
+
+def install() -> None:
+    """Make vLLM on a CPU use :class:`GroupedPunica`; on another platform do nothing.
+
+    Raises:
+        PluginError: A patched place is not as expected.
+    """
+    if not current_platform.is_cpu():
+        return
+    platform = type(current_platform)
+    expect(platform, "get_punica_wrapper")
+    expect(PunicaWrapperCPU, "add_lora_linear", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
+    expect(PunicaWrapperCPU, "add_lora_logits", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
+    expect(PunicaWrapperCPU, "update_metadata", "self", "mapping", "lora_index_to_id", "max_loras", "vocab_size")
+    expect(LoRAModelManager, "_get_lora_layer_weights", "self", "lora_model", "module_name")
+    make_layer = expect(model_manager, "from_layer", "layer", "max_loras", "lora_config")
+    activate = expect(LoRAModelManager, "activate_adapter", "self", "lora_id")
+    if is_ours(activate):
+        return
+
+    def get_punica_wrapper(cls: Any) -> str:
+        return f"{GroupedPunica.__module__}.{GroupedPunica.__qualname__}"
+
+    def from_layer(layer: Any, max_loras: int, lora_config: Any, *args: Any, **kwargs: Any) -> Any:
+        return make_layer(layer, max_loras, replace(lora_config, lora_dtype=torch.float32), *args, **kwargs)
+
+    def activate_adapter(self: Any, lora_id: int) -> bool:
+        activated: bool = activate(self, lora_id)
+        if activated:
+            _note_ranks(self, lora_id)
+        return activated
+
+    platform.get_punica_wrapper = classmethod(get_punica_wrapper)
+    model_manager.from_layer = ours(from_layer)
+    LoRAModelManager.activate_adapter = ours(activate_adapter)
+
+
+def _note_ranks(manager: Any, lora_id: int) -> None:
+    slot = manager.lora_index_to_id.index(lora_id)
+    model = manager._registered_adapters[lora_id]
+    for name, module in manager.modules.items():
+        stacked = getattr(module, "lora_a_stacked", None)
+        wrapper = getattr(module, "punica_wrapper", None)
+        if stacked is None:  # a classification head has none and is selected row by row
+            continue
+        if not isinstance(wrapper, GroupedPunica):
+            raise PluginError(f"{name} has another wrapper; its rows would not be grouped")
+        weights = manager._get_lora_layer_weights(model, name)
+        wrapper.note_ranks(stacked, slot, true_ranks(weights, len(_slices(stacked))))

@@ -1,0 +1,1 @@
+"""The data path: from an OpenAI request to the engine's answer."""

@@ -1,0 +1,151 @@
+"""Checks of one JSON value each; every message says what was found and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from service.errors import BadRequest, UnknownField
+
+Check = Callable[[Any, str], None]
+"""Takes a value and its dotted path; raises BadRequest where the value is not allowed."""
+
+INT64 = 2**63
+TYPES = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "an array", dict: "an object"}
+
+
+def found(value: Any) -> str:
+    """A caller's value for a message: short, and structures by their kind only."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "...")
+    if value is None or isinstance(value, (bool, int, float)):
+        return orjson.dumps(value).decode()
+    return f"an array of {len(value)}" if isinstance(value, list) else "an object"
+
+
+def wrong(path: str, value: Any, allowed: str) -> BadRequest:
+    """The error for a value that is not allowed at ``path``."""
+    return BadRequest(f"`{path}` must be {allowed}, found {found(value)}", param=path)
+
+
+def boolean(value: Any, path: str) -> None:
+    """True or false."""
+    if value is not True and value is not False:
+        raise wrong(path, value, "true or false")
+
+
+def integer(low: int, high: int | None = None) -> Check:
+    """An integer from ``low`` to ``high``, both allowed; a number with a fraction point is none."""
+    allowed = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
+
+    def check(value: Any, path: str) -> None:
+        if type(value) is not int or value < low or (high is not None and value > high):
+            raise wrong(path, value, allowed)
+
+    return check
+
+
+def number(low: float, high: float | None = None) -> Check:
+    """A number from ``low`` to ``high``, both allowed."""
+    allowed = f"a number from {low:g} to {high:g}" if high is not None else f"a number of at least {low:g}"
+
+    def check(value: Any, path: str) -> None:
+        if type(value) not in (int, float) or value < low or (high is not None and value > high):
+            raise wrong(path, value, allowed)
+
+    return check
+
+
+def text(most: int | None = None) -> Check:
+    """A string of at most ``most`` characters."""
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, str):
+            raise wrong(path, value, "a string")
+        if most is not None and len(value) > most:
+            raise BadRequest(f"`{path}` has {len(value)} characters, at most {most} are allowed", param=path)
+
+    return check
+
+
+def one_of(*values: str) -> Check:
+    """One of some strings."""
+    allowed = "one of " + ", ".join(map(repr, values))
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, str) or value not in values:
+            raise wrong(path, value, allowed)
+
+    return check
+
+
+def list_of(item: Check, *, least: int = 0, most: int | None = None) -> Check:
+    """An array whose every entry passes ``item``."""
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, list):
+            raise wrong(path, value, "an array")
+        if len(value) < least or (most is not None and len(value) > most):
+            bounds = f"at least {least}" if most is None else f"{least} to {most}"
+            raise BadRequest(f"`{path}` has {len(value)} entries, {bounds} are allowed", param=path)
+        for index, entry in enumerate(value):
+            item(entry, f"{path}.{index}")
+
+    return check
+
+
+def either(*options: tuple[type, Check], allowed: str) -> Check:
+    """The check that belongs to the value's JSON type."""
+
+    def check(value: Any, path: str) -> None:
+        for kind, option in options:
+            if isinstance(value, kind):
+                return option(value, path)
+        raise wrong(path, value, allowed)
+
+    return check
+
+
+def sized(most_bytes: int, inner: Check) -> Check:
+    """A value whose JSON text has at most ``most_bytes`` bytes and that passes ``inner``."""
+
+    def check(value: Any, path: str) -> None:
+        size = len(orjson.dumps(value))
+        if size > most_bytes:
+            raise BadRequest(f"`{path}` has {size} bytes, at most {most_bytes} are allowed", param=path)
+        inner(value, path)
+
+    return check
+
+
+def fields(known: dict[str, Check], *, required: tuple[str, ...] = ()) -> Check:
+    """An object with these fields only; null stands for a field that is absent."""
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, dict):
+            raise wrong(path, value, "an object")
+        for name in required:
+            if value.get(name) is None:
+                raise BadRequest(
+                    f"`{path}.{name}` is missing", param=f"{path}.{name}", code="missing_required_parameter"
+                )
+        for name, entry in value.items():
+            inner = known.get(name)
+            if inner is None:
+                raise UnknownField(f"`{path}` has no field {found(name)}", param=f"{path}.{name[:100]}")
+            if entry is not None:
+                inner(entry, f"{path}.{name}")
+
+    return check
+
+
+def mapping(value: Any, path: str) -> None:
+    """Any object."""
+    if not isinstance(value, dict):
+        raise wrong(path, value, "an object")
+
+
+def anything(_value: Any, _path: str) -> None:
+    """Any value: the engine, or an outer bound, decides."""

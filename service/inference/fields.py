@@ -1,0 +1,406 @@
+"""One table of request fields for each route: passed (with its bounds), dropped, or refused by name.
+
+Every field that OpenAI documents and every extension of vLLM stands here. Null means absent, as with OpenAI. A field
+that has no effect here is dropped; one that asks for what cannot be done is refused, save in the value that asks for
+nothing. What stands in no table is refused by name, or passed where `HATRACK_UNKNOWN_FIELDS=pass`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from service.config import Settings
+from service.errors import BadRequest, FieldRefused, UnknownField
+from service.inference.checks import (
+    INT64,
+    Check,
+    anything,
+    boolean,
+    either,
+    fields,
+    found,
+    integer,
+    list_of,
+    mapping,
+    number,
+    one_of,
+    sized,
+    text,
+    wrong,
+)
+from service.inference.messages import check_messages
+
+KIB = 1024
+MAX_PROMPTS = 256
+MAX_INPUTS = 2048
+MAX_TOOLS = 128
+MAX_LOGIT_BIAS = 1024
+MAX_HINT_CHARS = 512
+MAX_TOKEN_ID = 2**31 - 1
+MAX_PATTERN_TOKENS = 256
+MAX_TEMPLATE_KWARGS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What happens to one field.
+
+    ``refuse`` is the reason why no request may set it; the values in ``neutral`` ask for nothing and are dropped.
+    """
+
+    check: Check = anything
+    forward: bool = True
+    refuse: str | None = None
+    neutral: tuple[Any, ...] = ()
+
+
+Table = Mapping[str, Rule]
+
+
+def _passed(**checks: Check) -> dict[str, Rule]:
+    return {name: Rule(check) for name, check in checks.items()}
+
+
+def _dropped(**checks: Check) -> dict[str, Rule]:
+    return {name: Rule(check, forward=False) for name, check in checks.items()}
+
+
+def _refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, Rule]:
+    return {name: Rule(forward=False, refuse=reason, neutral=neutral) for name in names}
+
+
+# what would let a caller point the engine elsewhere, reach into it, or step on another request
+_GUARDED = (
+    _refused("adapters are named in `model` or `adapter`", "lora_path", "lora_name", "lora_request", "lora_int_id")
+    | _refused("the chat template belongs to the base model", "chat_template")
+    | _refused(
+        "it reaches into the engine",
+        *("kv_transfer_params", "ec_transfer_params", "mm_processor_kwargs", "media_io_kwargs", "mm_payload"),
+        *("return_mm_kwargs", "vllm_xargs", "routed_experts_prompt_start", "return_routed_experts", "session_id"),
+    )
+    | _refused("it is set by the gateway alone", "cache_salt", "priority")
+    | _refused("send the header `x-request-id`", "request_id")
+    | _refused("prompts come as text or tokens", "prompt_embeds")
+    | _refused("grounding belongs to the gateway", "documents")
+    | _refused("the engine's render routes are not served", "return_token_offsets", neutral=(False,))
+    | _refused(
+        "vLLM dropped it and would ignore it; use `structured_outputs` or `response_format`",
+        *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
+        "guided_whitespace_pattern",
+    )
+)
+
+
+def _generation(settings: Settings) -> dict[str, Rule]:
+    """The fields that chat and text completions share."""
+    context = settings.context
+    schema_bytes = int(settings.max_schema_kib * KIB)
+    stop = text(settings.max_stop_chars)
+    token_id = integer(0, MAX_TOKEN_ID)
+    return (
+        _passed(
+            frequency_penalty=number(-2, 2),
+            presence_penalty=number(-2, 2),
+            logit_bias=_logit_bias,
+            n=integer(1, settings.max_n),
+            seed=integer(-INT64, INT64 - 1),
+            stop=either((str, stop), (list, list_of(stop, most=settings.max_stops)), allowed="a string or an array"),
+            stream=boolean,
+            stream_options=fields(
+                {"include_usage": boolean, "continuous_usage_stats": boolean, "include_obfuscation": boolean}
+            ),
+            temperature=number(0, 2),
+            top_p=number(0, 1),
+        )
+        # vLLM's extensions
+        | _passed(
+            top_k=integer(-1, MAX_TOKEN_ID),
+            min_p=number(0, 1),
+            repetition_penalty=number(0, 10),
+            length_penalty=number(-10, 10),
+            stop_token_ids=list_of(token_id, most=settings.max_stops),
+            include_stop_str_in_output=boolean,
+            ignore_eos=boolean,
+            min_tokens=integer(0, context),
+            skip_special_tokens=boolean,
+            spaces_between_special_tokens=boolean,
+            add_special_tokens=boolean,
+            truncate_prompt_tokens=integer(-1, context),
+            truncation_side=one_of("left", "right"),
+            prompt_logprobs=integer(0, settings.max_logprobs),
+            logprob_token_ids=list_of(token_id, most=settings.max_logprobs),
+            allowed_token_ids=list_of(token_id, least=1),
+            bad_words=list_of(stop, most=settings.max_stops),
+            return_tokens_as_token_ids=boolean,
+            return_token_ids=boolean,
+            thinking_token_budget=integer(-1, context),
+            stream_interval=integer(1, context or MAX_TOKEN_ID),
+            response_format=sized(schema_bytes, _response_format),
+            structured_outputs=sized(schema_bytes, _structured_outputs(schema_bytes)),
+            repetition_detection=fields(
+                {
+                    "max_pattern_size": integer(0, MAX_PATTERN_TOKENS),
+                    "min_pattern_size": integer(0, MAX_PATTERN_TOKENS),
+                    "min_count": integer(0, MAX_TOKEN_ID),
+                }
+            ),
+        )
+        | _dropped(user=text(MAX_HINT_CHARS))
+        | _refused("beam search is not served", "use_beam_search", neutral=(False,))
+        | _refused("watermarking is not served", "watermarking", neutral=(False,))
+        | _GUARDED
+    )
+
+
+def chat_table(settings: Settings) -> Table:
+    """The fields of `POST /v1/chat/completions`."""
+    tools = sized(int(settings.max_schema_kib * KIB), list_of(_tool, most=MAX_TOOLS))
+    hint = text(MAX_HINT_CHARS)
+    return (
+        _generation(settings)
+        | _passed(
+            messages=check_messages,
+            logprobs=boolean,
+            top_logprobs=integer(0, settings.max_logprobs),
+            max_tokens=integer(1, settings.context),
+            max_completion_tokens=integer(1, settings.context),
+            tools=tools,
+            tool_choice=_tool_choice,
+            parallel_tool_calls=boolean,
+            reasoning_effort=one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+            include_reasoning=boolean,
+            echo=boolean,
+            add_generation_prompt=boolean,
+            continue_final_message=boolean,
+            chat_template_kwargs=_template_kwargs,
+            return_prompt_text=boolean,
+        )
+        | _dropped(
+            metadata=mapping,
+            safety_identifier=hint,
+            prompt_cache_key=hint,
+            prompt_cache_options=mapping,
+            prompt_cache_retention=hint,
+            prediction=mapping,  # it may only make an answer faster, never another one
+        )
+        | _refused("nothing is stored here", "store", neutral=(False,))
+        | _refused("there is one tier", "service_tier", neutral=("auto", "default"))
+        | _refused("answers are text", "modalities", neutral=(["text"],))
+        | _refused("answers are text", "audio")
+        | _refused("the model does not know it; say it in the prompt", "verbosity", neutral=("medium",))
+        | _refused("there is no web search", "web_search_options")
+        | _refused("there is no moderation", "moderation")
+        | _refused("it is deprecated; use `tools`", "functions", neutral=([],))
+        | _refused("it is deprecated; use `tool_choice`", "function_call", neutral=("none",))
+        | _refused("the engine returns every candidate; use `n`", "best_of", neutral=(1,))
+    )
+
+
+def completions_table(settings: Settings) -> Table:
+    """The fields of `POST /v1/completions`."""
+    return (
+        _generation(settings)
+        | _passed(
+            prompt=_texts_or_tokens("a prompt", MAX_PROMPTS),
+            echo=boolean,
+            logprobs=integer(0, settings.max_logprobs),
+            max_tokens=integer(0, settings.context),  # 0 with `echo` scores a text
+        )
+        # checked against `n` in check_body: the engine cannot choose the best of more candidates than it returns
+        | _dropped(best_of=integer(1, settings.max_n))
+        | _refused("the engine cannot fill a gap", "suffix", neutral=("",))
+    )
+
+
+def embeddings_table(settings: Settings) -> Table:
+    """The fields of `POST /v1/embeddings`."""
+    return (
+        _passed(
+            input=_texts_or_tokens("an input", MAX_INPUTS),
+            dimensions=integer(1, MAX_TOKEN_ID),
+            encoding_format=one_of("float", "base64"),
+            truncate_prompt_tokens=integer(-1, settings.context),
+            truncation_side=one_of("left", "right"),
+            add_special_tokens=boolean,
+            use_activation=boolean,
+        )
+        | _dropped(user=text(MAX_HINT_CHARS))
+        | _refused("embeddings are JSON here", "embed_dtype", "endianness", "padding")
+        | _refused("embeddings take `input`", "messages", "add_generation_prompt", "continue_final_message")
+        | _refused("embeddings take `input`", "chat_template_kwargs")
+        | _GUARDED
+    )
+
+
+def tokenize_table(settings: Settings) -> Table:
+    """The fields of `POST /tokenize`."""
+    return (
+        _passed(
+            prompt=text(),
+            messages=check_messages,
+            add_special_tokens=boolean,
+            return_token_strs=boolean,
+            add_generation_prompt=boolean,
+            continue_final_message=boolean,
+            chat_template_kwargs=_template_kwargs,
+            tools=sized(int(settings.max_schema_kib * KIB), list_of(_tool, most=MAX_TOOLS)),
+        )
+        | _GUARDED
+    )
+
+
+def detokenize_table(_settings: Settings) -> Table:
+    """The fields of `POST /detokenize`."""
+    return _passed(tokens=list_of(integer(0, MAX_TOKEN_ID))) | _GUARDED
+
+
+def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *, pass_unknown: bool) -> None:
+    """Check every field and take out what is null or has no effect; changes ``body`` in place.
+
+    ``required`` names groups of fields of which one must be there, written `a|b`.
+
+    Raises:
+        BadRequest: A value is not allowed, or a field is missing.
+        FieldRefused: A field that no request may set.
+        UnknownField: A field in no table.
+    """
+    for name in list(body):
+        value = body[name]
+        rule = table.get(name)
+        if value is None:
+            if rule is None and not pass_unknown:
+                raise unknown(name)
+            del body[name]
+        elif rule is None:
+            if not pass_unknown:
+                raise unknown(name)
+        elif rule.refuse is not None:
+            if not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
+                raise FieldRefused(f"`{name}` cannot be used here: {rule.refuse}", param=name)
+            del body[name]
+        else:
+            rule.check(value, name)
+            if not rule.forward and name != "best_of":
+                del body[name]
+    _check_together(body, required)
+
+
+def _check_together(body: dict[str, Any], required: tuple[str, ...]) -> None:
+    for group in required:
+        names = group.split("|")
+        given = [name for name in names if name in body]
+        if len(given) != 1:
+            what = "is missing" if not given else "must not stand together"
+            named = ", ".join(f"`{name}`" for name in (given or names))
+            raise BadRequest(f"{named} {what}", param=(given or names)[0], code="missing_required_parameter")
+    best_of = body.pop("best_of", None)
+    if best_of is not None and best_of != body.get("n", 1):
+        raise FieldRefused(
+            f"`best_of` must be equal to `n` ({body.get('n', 1)}), found {best_of}: the engine returns every candidate",
+            param="best_of",
+        )
+    if "stream_options" in body and not body.get("stream"):
+        raise BadRequest("`stream_options` is only allowed with `stream: true`", param="stream_options")
+
+
+def unknown(name: str) -> UnknownField:
+    """The error for a field in no table."""
+    return UnknownField(f"unknown field {found(name)}", param=name[:100])
+
+
+SAMPLING_FIELDS = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"}
+    | {"max_tokens", "seed", "stop", "stop_token_ids", "bad_words", "min_tokens", "logit_bias"}
+)
+"""What a version's `settings.sampling` may set."""
+
+
+def check_sampling(sampling: Mapping[str, Any], settings: Settings) -> None:
+    """Check a version's sampling defaults with the bounds of a request.
+
+    Raises:
+        UnknownField: A field that is no sampling default.
+        BadRequest: A value out of its bounds.
+    """
+    table = chat_table(settings)
+    for name, value in sampling.items():
+        path = f"settings.sampling.{name[:100]}"
+        if name not in SAMPLING_FIELDS:
+            raise UnknownField(f"{found(name)} is no sampling default; those are {sorted(SAMPLING_FIELDS)}", param=path)
+        table[name].check(value, path)
+
+
+def _logit_bias(value: Any, path: str) -> None:
+    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
+        raise wrong(path, value, f"an object of at most {MAX_LOGIT_BIAS} token ids")
+    bias = number(-100, 100)
+    for token, entry in value.items():
+        if not (token.isascii() and token.isdigit()):
+            raise wrong(path, token, "an object whose keys are token ids")
+        bias(entry, f"{path}.{token}")
+
+
+def _response_format(value: Any, path: str) -> None:
+    mapping(value, path)
+    one_of("text", "json_object", "json_schema", "structural_tag")(value.get("type"), f"{path}.type")
+    if value["type"] == "json_schema":
+        mapping(value.get("json_schema"), f"{path}.json_schema")
+
+
+def _structured_outputs(most: int) -> Check:
+    choices = list_of(text(most), least=1)
+    known: dict[str, Check] = dict.fromkeys(("regex", "grammar", "whitespace_pattern", "structural_tag"), text(most))
+    known |= dict.fromkeys(("json_object", "disable_any_whitespace", "disable_additional_properties"), boolean)
+    return fields(known | {"choice": choices, "json": anything})
+
+
+_FUNCTION = fields(
+    {"name": text(256), "description": text(), "parameters": mapping, "strict": boolean}, required=("name",)
+)
+
+
+def _tool(value: Any, path: str) -> None:
+    mapping(value, path)
+    one_of("function")(value.get("type"), f"{path}.type")
+    fields({"type": text(), "function": _FUNCTION}, required=("function",))(value, path)
+
+
+def _tool_choice(value: Any, path: str) -> None:
+    if isinstance(value, str):
+        one_of("none", "auto", "required")(value, path)
+        return
+    named = fields({"type": one_of("function"), "function": fields({"name": text(256)}, required=("name",))})
+    named(value, path)
+
+
+def _template_kwargs(value: Any, path: str) -> None:
+    """Variables of the chat template: a few plain values, none that the renderer itself takes."""
+    if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_KWARGS:
+        raise wrong(path, value, f"an object of at most {MAX_TEMPLATE_KWARGS} values")
+    taken = {"chat_template", "tokenize", "tools", "documents", "messages", "conversation", "tokenizer", "padding"}
+    for name, entry in value.items():
+        if name in taken or not name.isidentifier() or name.startswith("_"):
+            raise FieldRefused(f"`{path}` may not set {found(name)}", param=f"{path}.{name[:100]}")
+        if not isinstance(entry, (str, bool, int, float)) or (isinstance(entry, str) and len(entry) > MAX_HINT_CHARS):
+            raise wrong(
+                f"{path}.{name}", entry, f"a number, a boolean or a string of at most {MAX_HINT_CHARS} characters"
+            )
+
+
+def _texts_or_tokens(what: str, most: int) -> Check:
+    """A string, token ids, or an array of at most ``most`` of either."""
+    token_ids = list_of(integer(0, MAX_TOKEN_ID), least=1)
+    one = either((str, text()), (list, token_ids), allowed=f"{what}: a string or an array of token ids")
+    many = list_of(one, least=1, most=most)
+
+    def check(value: Any, path: str) -> None:
+        if isinstance(value, str):
+            return
+        if isinstance(value, list) and value and type(value[0]) is int:
+            token_ids(value, path)
+        else:
+            many(value, path)
+
+    return check

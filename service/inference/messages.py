@@ -1,0 +1,112 @@
+"""What a chat message may hold. Nothing in it may make the engine open a URL or a file: media come as `data:` only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.errors import BadRequest, FieldRefused, UnknownField
+from service.inference.checks import found, wrong
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+MAX_MESSAGES = 4096
+FIELDS = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning", "reasoning_content"}
+)
+REFUSED = {
+    "audio": "the model makes no audio",
+    "function_call": "it is deprecated; use `tool_calls`",
+    "tools": "tools belong to the request",
+}
+DROPPED = ("annotations", "prompt_cache_breakpoint", "cache_control")
+"""Fields of a message or part that other servers give or take and that say nothing here."""
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking"}
+URL_PARTS = ("image_url", "audio_url", "video_url")
+
+
+def check_messages(messages: Any, path: str) -> None:
+    """Check a conversation and drop what is null or says nothing; changes the messages in place.
+
+    Raises:
+        BadRequest: A message or one of its parts is not well formed.
+        FieldRefused: A part names a URL or a file.
+    """
+    if not isinstance(messages, list):
+        raise wrong(path, messages, "an array")
+    if not 1 <= len(messages) <= MAX_MESSAGES:
+        raise BadRequest(f"`{path}` has {len(messages)} entries, 1 to {MAX_MESSAGES} are allowed", param=path)
+    for index, message in enumerate(messages):
+        _check_message(message, f"{path}.{index}")
+
+
+def _check_message(message: Any, path: str) -> None:
+    if not isinstance(message, dict):
+        raise wrong(path, message, "an object")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise wrong(f"{path}.role", role, "one of " + ", ".join(map(repr, sorted(ROLES))))
+    for name in [n for n, value in message.items() if n not in FIELDS or (value is None and n != "content")]:
+        value = message.pop(name)
+        if value is None or name in DROPPED:
+            continue
+        if name in REFUSED:
+            raise FieldRefused(f"`{path}.{name}` cannot be used: {REFUSED[name]}", param=f"{path}.{name}")
+        raise UnknownField(f"a message has no field {found(name)}", param=f"{path}.{name[:100]}")
+    content = message.get("content")
+    if isinstance(content, list):
+        for index, part in enumerate(content):
+            _check_part(part, f"{path}.content.{index}")
+    elif not isinstance(content, str) and content is not None:
+        raise wrong(f"{path}.content", content, "a string, an array of parts or null")
+    elif content is None and role != "assistant":
+        raise wrong(f"{path}.content", content, "a string or an array of parts")
+    if "tool_calls" in message and not isinstance(message["tool_calls"], list):
+        raise wrong(f"{path}.tool_calls", message["tool_calls"], "an array")
+
+
+def _check_part(part: Any, path: str) -> None:
+    if not isinstance(part, dict):
+        raise wrong(path, part, "an object")
+    for name in DROPPED:
+        part.pop(name, None)
+    kind = part.get("type")
+    if isinstance(kind, str) and kind in TEXT_PARTS:
+        field = TEXT_PARTS[kind]
+        if not isinstance(part.get(field), str):
+            raise wrong(f"{path}.{field}", part.get(field), "a string")
+        allowed = {"type", field}
+    elif kind in URL_PARTS:
+        _check_url(part.get(kind), f"{path}.{kind}")
+        allowed = {"type", kind}
+    elif kind == "input_audio":
+        _check_audio(part.get("input_audio"), f"{path}.input_audio")
+        allowed = {"type", "input_audio"}
+    else:
+        raise FieldRefused(
+            f"`{path}.type` is {found(kind)}; allowed are text, image_url, audio_url, video_url (each as `data:`) "
+            "and input_audio",
+            param=f"{path}.type",
+        )
+    # vLLM looks at a part's other keys in some cases: one that its type does not have is never passed
+    for name in part.keys() - allowed:
+        raise FieldRefused(f"a part of type {kind!r} has no field {found(name)}", param=f"{path}.{name[:100]}")
+
+
+def _check_url(value: Any, path: str) -> None:
+    if not isinstance(value, dict):
+        raise wrong(path, value, "an object with `url`")
+    url = value.get("url")
+    if not isinstance(url, str) or not url.startswith("data:"):
+        raise FieldRefused(
+            f"`{path}.url` must be a `data:` URL, found {found(url)}: no URL or file is opened for a request",
+            param=f"{path}.url",
+        )
+    for name in value.keys() - {"url", "detail"}:
+        raise FieldRefused(f"`{path}` has no field {found(name)}", param=f"{path}.{name[:100]}")
+
+
+def _check_audio(value: Any, path: str) -> None:
+    if not isinstance(value, dict) or value.keys() != {"data", "format"}:
+        raise wrong(path, value, "an object with `data` and `format`")
+    kind = value["format"]
+    if not isinstance(value["data"], str) or not isinstance(kind, str) or not kind.isalnum():
+        raise wrong(f"{path}.format", kind, "a format's name, with `data` in base64")

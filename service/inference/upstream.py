@@ -1,0 +1,48 @@
+"""What the data path needs of an engine client; `service.engine.client.EngineClient` is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class UpstreamResponse(Protocol):
+    """The engine's answer to one request."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The engine's headers; none of them reaches a client."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they come.
+
+        Raises:
+            HatrackError: The engine went away in the middle.
+        """
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            HatrackError: The engine went away in the middle.
+        """
+
+
+class Upstream(Protocol):
+    """Sends requests to the engine; one that was sent is never sent again."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are open now."""
+
+    def open(self, path: str, body: bytes, headers: dict[str, str]) -> AbstractAsyncContextManager[UpstreamResponse]:
+        """POST ``body`` to ``path``; leaving the context before the body's end aborts the request in the engine.
+
+        Raises:
+            EngineUnavailable: There is no engine to ask now; raised on entering, at once.
+        """

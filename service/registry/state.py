@@ -1,0 +1,222 @@
+"""What the registry's parts share: the database, the store, locks by name, and how rows become what others see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from adapters.base import BaseDescription, Fingerprint
+from adapters.errors import AdapterError, StoreError
+from adapters.names import parse_alias, parse_name, parse_version
+from adapters.store import Store
+from service.database import Database
+from service.errors import Conflict, NotFound
+from service.registry import records
+from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
+from service.registry.locks import Locks, in_thread
+from service.registry.records import Holding, VersionRow
+
+T = TypeVar("T")
+
+
+class RegistryState:
+    """Reads rows, judges them against the engine that runs now, and keeps the catalog's snapshot up to date."""
+
+    def __init__(self, database: Database, store: Store, catalog: Catalog, base: BaseDescription) -> None:
+        self.database = database
+        self.store = store
+        self.catalog = catalog
+        self.base = base
+        self.engine = base.fingerprint.digest
+        self._locks = Locks()
+
+    def lock(self, project: str, name: str) -> Any:
+        """An async context manager: one change at a time of one adapter."""
+        return self._locks.hold((project, name))
+
+    async def holding(self, project: str, name: str) -> Holding:
+        """The adapter with its versions.
+
+        Raises:
+            NotFound: There is none in this project.
+        """
+        name = found_or_404(parse_name, name, f"the adapter `{name[:100]}` does not exist", "adapter_not_found")
+        found = await self.database.run(lambda db: records.find(db, project, name))
+        if found is None:
+            raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
+        return found
+
+    async def version(self, project: str, name: str, number: str | int) -> tuple[Holding, VersionRow]:
+        """The adapter and one of its versions.
+
+        Raises:
+            NotFound: There is no such adapter, or version of it.
+        """
+        holding = await self.holding(project, name)
+        message = f"the adapter `{name}` has no version {str(number)[:20]}"
+        wanted = found_or_404(parse_version, str(number), message, "version_not_found")
+        row = holding.version(wanted)
+        if row is None:
+            raise NotFound(message, code="version_not_found")
+        return holding, row
+
+    async def judge(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
+        """Whether each version could serve now, by row id: computed from base, disk and what proved corrupt."""
+        rows = list(rows)
+        corrupt = await self.database.run(lambda db: records.corrupt_digests(db, self.engine))
+        return await in_thread(self._judge, rows, corrupt)
+
+    def _judge(self, rows: list[VersionRow], corrupt: set[str]) -> dict[int, Servable]:
+        return {row.id: self._judge_one(row, corrupt) for row in rows}
+
+    def _judge_one(self, row: VersionRow, corrupt: set[str]) -> Servable:
+        if not self.fits(row):
+            return Servable.OTHER_BASE
+        try:
+            self.store.check(row.digest)
+        except StoreError:
+            return Servable.DAMAGED
+        return Servable.CORRUPT if row.digest in corrupt else Servable.OK
+
+    def fits(self, row: VersionRow) -> bool:
+        """Whether the version was proven on this base: same weights, same config."""
+        return Fingerprint.model_validate(row.base).servable_with(self.base.fingerprint)
+
+    async def demand_servable(self, name: str, row: VersionRow) -> None:
+        """Raise Conflict unless the version is ready and can serve now."""
+        if row.state != "ready":
+            raise Conflict(f"the version `{name}@{row.number}` is {row.state}, not ready", code="version_not_ready")
+        servable = (await self.judge([row]))[row.id]
+        if servable is not Servable.OK:
+            raise Conflict(
+                f"the version `{name}@{row.number}` cannot serve now: {servable.value}",
+                code=f"version_{servable.value}",
+            )
+
+    # the catalog
+
+    async def refresh(self, project: str, name: str) -> None:
+        """Bring one adapter's entry in the catalog up to date; the caller holds its lock."""
+        holding = await self.database.run(lambda db: records.find(db, project, name))
+        entry = None if holding is None else (await self._entries([holding]))[0]
+        entries = dict(self.catalog.snapshot.adapters)
+        entries.pop((project, name), None)
+        if entry is not None:
+            entries[project, name] = entry
+        self.catalog.replace(Snapshot(MappingProxyType(entries)))
+
+    async def refresh_all(self) -> None:
+        """Build the catalog anew from the database."""
+        found = await self.database.run(records.holdings)
+        built = await self._entries(found)
+        keys = [(holding.adapter.project, holding.adapter.name) for holding in found]
+        entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
+        self.catalog.replace(Snapshot(MappingProxyType(entries)))
+
+    async def _entries(self, found: list[Holding]) -> list[AdapterEntry | None]:
+        """Each adapter as the data path sees it; None for one that has no ready version."""
+        servable = await self.judge(row for holding in found for row in holding.versions if row.state == "ready")
+        return [_entry(holding, servable) for holding in found]
+
+    # what clients see
+
+    async def version_object(self, holding: Holding, row: VersionRow) -> dict[str, Any]:
+        """One version in the API's form."""
+        return _version_object(holding, row, (await self.judge([row]))[row.id])
+
+    async def adapter_objects(self, found: list[Holding]) -> list[dict[str, Any]]:
+        """Adapters in the API's form, with their versions but the rejected ones."""
+        servable = await self.judge(row for holding in found for row in holding.versions)
+        return [
+            {
+                "object": "adapter",
+                "name": holding.adapter.name,
+                "created_at": holding.adapter.created_at,
+                "aliases": holding.aliases,
+                "versions": [
+                    _version_object(holding, row, servable[row.id])
+                    for row in holding.versions
+                    if row.state != "rejected"
+                ],
+            }
+            for holding in found
+        ]
+
+
+def found_or_404(parse: Callable[[str], T], text: str, message: str, code: str) -> T:
+    """What ``parse`` makes of a part of the path; what cannot be a name cannot be found."""
+    try:
+        return parse(text)
+    except AdapterError:
+        raise NotFound(message, code=code) from None
+
+
+def parse_alias_path(text: str, name: str) -> str:
+    """An alias in a path that must exist."""
+    return found_or_404(parse_alias, text, f"the adapter `{name}` has no alias `{text[:100]}`", "alias_not_found")
+
+
+def _entry(holding: Holding, servable: dict[int, Servable]) -> AdapterEntry | None:
+    ready = {
+        row.number: VersionEntry(
+            number=row.number,
+            digest=row.digest,
+            settings=VersionSettings.model_validate(row.settings),
+            servable=servable[row.id],
+            created_at=row.created_at,
+        )
+        for row in holding.versions
+        if row.state == "ready"
+    }
+    if not ready:
+        return None
+    return AdapterEntry(
+        name=holding.adapter.name,
+        created_at=holding.adapter.created_at,
+        versions=MappingProxyType(ready),
+        aliases=MappingProxyType(dict(holding.aliases)),
+    )
+
+
+def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "object": "adapter.version",
+        "adapter": holding.adapter.name,
+        "version": row.number,
+        "digest": row.digest,
+        "state": row.state,
+        "servable": servable.value,
+        "aliases": sorted(alias for alias, number in holding.aliases.items() if number == row.number),
+        "rank": row.rank,
+        "alpha": row.alpha,
+        "target_modules": row.target_modules,
+        "bytes": row.bytes,
+        "base": row.base,
+        "created_at": row.created_at,
+        "settings": row.settings,
+        "metadata": row.metadata,
+        "proof": row.proof,
+        "warnings": row.warnings,
+    }
+    if row.state == "rejected":
+        shown["reason"] = row.reason
+    return shown
+
+
+def find_same(
+    holding: Holding | None, digest: str, settings: dict[str, Any], fits: Callable[[VersionRow], bool]
+) -> VersionRow | None:
+    """The version that an upload of this digest with these settings on this base would be again; the best one."""
+    if holding is None:
+        return None
+    same = [row for row in holding.versions if row.digest == digest and row.settings == settings and fits(row)]
+    order = ("ready", "proving", "rejected")
+    return min(same, key=lambda row: (order.index(row.state), row.number), default=None)
+
+
+def add(db: sa.Connection, project: str, name: str, draft: records.Draft, proof: dict[str, Any] | None) -> int:
+    """``records.add_version``, the id alone."""
+    return records.add_version(db, project, name, draft, proof=proof)[0]

@@ -1,0 +1,210 @@
+"""Faults as inputs: kill -9, adapters that break behind the gateway's back, a thousand adapters, restarts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapters.base import BaseDescription
+from tests.support.adapters import describe_base, make_adapter
+from tests.support.gateway import Gateway
+
+MANY = 1000
+
+
+@pytest.fixture(scope="module")
+def base(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
+    return describe_base(base_dir, cache_dir=tmp_path_factory.mktemp("base-cache"))
+
+
+@pytest.fixture(scope="module")
+def victim(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway whose engine may be killed."""
+    started = Gateway(
+        home=tmp_path_factory.mktemp("victim"),
+        base_dir=base_dir,
+        settings={"HATRACK_ENGINE_CANARY_S": "2", "HATRACK_ENGINE_SLOTS": "2", "HATRACK_ENGINE_RESIDENT": "2"},
+    )
+    started.start()
+    yield started
+    if started.process is not None and started.process.poll() is None:
+        started.stop()
+    assert started.engine_processes() == []
+
+
+def poison(gateway: Gateway, digest: str, factor: float) -> None:
+    """Change the weights of a stored adapter behind the gateway's back."""
+    path = gateway.home / "adapters" / digest / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name, value in tensors.items():
+        if "lora_B" in name:
+            tensors[name] = (value.astype("float32") * factor).astype(value.dtype)
+    path.chmod(0o600)
+    path.parent.chmod(0o700)
+    size = path.stat().st_size
+    save_file(tensors, path)
+    assert path.stat().st_size == size, "the damage must not show in the size"
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("nan", float("nan")), ("overflow", 1e30)])
+def test_an_adapter_that_turns_to_nan_answers_an_error_and_hurts_nobody(
+    victim: Gateway, base: BaseDescription, tmp_path: Path, kind: str, factor: float
+) -> None:
+    healthy = make_adapter(tmp_path / "healthy", base, rank=4, seed=100).directory
+    bad = make_adapter(tmp_path / "bad", base, rank=4, seed=101 if kind == "nan" else 102).directory
+    assert victim.push("healthy", healthy).status_code in (200, 201)
+    pushed = victim.push(f"bad-{kind}", bad)
+    assert pushed.status_code == 201, pushed.text
+    with victim.http() as http:
+        base_name = http.get("/v1/models").json()["data"][0]["id"]
+    question = "What is the capital of France?"
+    before = {model: victim.answer(model, question, max_tokens=12) for model in (base_name, "healthy")}
+    poison(victim, pushed.json()["digest"], factor)
+    for filler in range(3):  # two slots, two resident adapters: the sound copy falls out of the engine's memory
+        other = make_adapter(tmp_path / f"filler{filler}", base, rank=4, seed=200 + filler).directory
+        assert victim.push(f"filler{filler}", other).status_code in (200, 201)
+        victim.answer(f"filler{filler}", "hello", max_tokens=2)
+    models = [base_name, "healthy", f"bad-{kind}"] * 6
+    with ThreadPoolExecutor(len(models)) as pool:
+        responses = list(pool.map(lambda model: victim.chat(model, question, max_tokens=12), models))
+    for model, response in zip(models, responses, strict=True):
+        if model.startswith("bad"):
+            assert response.status_code in (409, 500), (response.status_code, response.text)
+            assert response.json()["error"]["code"] in ("adapter_not_finite", "version_corrupt"), response.text
+        else:
+            assert response.status_code == 200, response.text
+            text = response.json()["choices"][0]["message"]["content"]
+            assert text.strip(), f"an empty answer from {model}"
+    assert any(r.json()["error"]["code"] == "adapter_not_finite" for r in responses if r.status_code == 500)
+    deadline = time.monotonic() + 60
+    while (late := victim.chat(f"bad-{kind}", question)).status_code != 409:
+        assert late.status_code == 500, late.text
+        assert time.monotonic() < deadline, "the version never became unservable"
+        time.sleep(0.3)
+    assert late.json()["error"]["code"] == "version_corrupt"
+    for model, text in before.items():
+        assert victim.answer(model, question, max_tokens=12) == text
+
+
+def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight(victim: Gateway) -> None:
+    with victim.http() as http:
+        base_name = http.get("/v1/models").json()["data"][0]["id"]
+    old = {process.pid for process in victim.engine_processes()}
+    assert old
+    with ThreadPoolExecutor(4) as pool:
+        flying = [
+            pool.submit(victim.chat, base_name, "Tell me a long story.", max_tokens=1200, ignore_eos=True)
+            for _ in range(4)
+        ]
+        time.sleep(3)
+        servers = [p for p in victim.engine_processes() if "vllm.entrypoints.openai.api_server" in p.cmdline()]
+        os.kill(min(servers, key=lambda process: process.create_time()).pid, signal.SIGKILL)
+        results = [job.result() for job in flying]
+    assert all(response.status_code in (502, 503) for response in results), [r.text for r in results]
+    started = time.monotonic()
+    at_once = victim.chat(base_name, "hello")
+    if at_once.status_code == 503:
+        assert time.monotonic() - started < 1
+        assert int(at_once.headers["retry-after"]) > 0
+    victim.wait_ready()
+    assert victim.answer(base_name, "What is the capital of France?", max_tokens=12)
+    left = [process.pid for process in victim.engine_processes() if process.pid in old]
+    assert left == [], "processes of the old engine live on"
+
+
+def test_a_thousand_adapters_survive_restarts_of_engine_and_gateway(
+    victim: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
+    source = make_adapter(tmp_path / "one", base, rank=1, seed=900).directory
+    assert victim.push("one", source).status_code == 201
+    database = victim.home / "hatrack.db"
+    victim.kill()
+    fabricate(database, victim.home / "adapters", MANY)
+    victim.start()
+    with victim.http() as http:
+        names = []
+        after: dict[str, str] = {}
+        while True:
+            page = http.get("/v1/adapters", params={"limit": "100", **after}).json()
+            names += [adapter["name"] for adapter in page["data"]]
+            if not page["has_more"]:
+                break
+            after = {"after": page["data"][-1]["name"]}
+    assert len([name for name in names if name.startswith("many-")]) == MANY
+    for number in (0, 1, 499, 998, 999):
+        assert victim.answer(f"many-{number}", "hello", max_tokens=2) is not None
+
+
+def fabricate(database: Path, store: Path, count: int) -> None:
+    """Copy one ready adapter under many names, in the database and (by hard link) in the store."""
+    with sqlite3.connect(database) as connection:
+        connection.row_factory = sqlite3.Row
+        adapter = dict(connection.execute("SELECT * FROM adapters WHERE name = 'one'").fetchone())
+        version = dict(connection.execute("SELECT * FROM versions WHERE adapter_id = ?", (adapter["id"],)).fetchone())
+        aliases = [dict(r) for r in connection.execute("SELECT * FROM aliases WHERE adapter_id = ?", (adapter["id"],))]
+        top_adapter = connection.execute("SELECT max(id) FROM adapters").fetchone()[0]
+        top_version = connection.execute("SELECT max(id) FROM versions").fetchone()[0]
+        for number in range(count):
+            insert(connection, "adapters", adapter | {"id": top_adapter + 1 + number, "name": f"many-{number}"})
+            copy = {"id": top_version + 1 + number, "adapter_id": top_adapter + 1 + number}
+            insert(connection, "versions", version | copy)
+            for alias in aliases:
+                insert(
+                    connection,
+                    "aliases",
+                    {k: v for k, v in alias.items() if k != "id"} | {"adapter_id": copy["adapter_id"]},
+                )
+    assert (store / version["digest"]).is_dir()
+
+
+def insert(connection: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    marks = ", ".join("?" for _ in row)
+    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
+
+
+def test_kill_9_of_the_gateway_at_any_moment_of_an_upload_leaves_a_valid_registry(
+    victim: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
+    moments = (0.02, 0.1, 0.4, 1.0)
+    for index, moment in enumerate(moments):
+        adapter = make_adapter(tmp_path / f"torn{index}", base, rank=16, seed=300 + index).directory
+        with ThreadPoolExecutor(1) as pool:
+            push = pool.submit(victim.push, f"torn-{index}", adapter)
+            time.sleep(moment)
+            victim.kill()
+            with suppress(httpx.TransportError):
+                push.result()
+        victim.start()
+        with victim.http() as http:
+            found = http.get(f"/v1/adapters/torn-{index}")
+        if found.status_code == 404:
+            assert victim.push(f"torn-{index}", adapter).status_code == 201
+        else:
+            wait_settled(victim, f"torn-{index}")
+        assert victim.answer(f"torn-{index}", "hello", max_tokens=2) is not None
+        assert list((victim.home / "adapters" / ".staging").iterdir()) == []
+
+
+def wait_settled(gateway: Gateway, name: str) -> None:
+    deadline = time.monotonic() + 60
+    with gateway.http() as http:
+        while gateway.chat(name, "hello", max_tokens=2).status_code != 200:
+            assert time.monotonic() < deadline, http.get(f"/v1/adapters/{name}").text
+            time.sleep(0.2)
+
+
+def test_nothing_is_left_after_a_stop(victim: Gateway) -> None:
+    victim.stop()
+    assert victim.engine_processes() == []
+    shutil.rmtree(victim.home / "adapters")

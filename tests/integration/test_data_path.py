@@ -1,0 +1,228 @@
+"""The data path against the real engine: what passes, what is bounded, what is refused, and how a request ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.gateway import Gateway
+
+REFUSED = {
+    "lora_path": "/etc",
+    "chat_template": "{{ messages }}",
+    "kv_transfer_params": {"a": 1},
+    "mm_processor_kwargs": {"a": 1},
+    "cache_salt": "x",
+    "priority": 1,
+    "prompt_embeds": "AAAA",
+    "vllm_xargs": {"a": 1},
+}
+ENGINE_ROUTES = (
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/pause",
+    "/resume",
+    "/sleep",
+    "/wake_up",
+    "/invocations",
+    "/collective_rpc",
+    "/reset_prefix_cache",
+    "/hatrack/plugin",
+    "/server_info",
+    "/inference/v1/generate",
+)
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Gateway) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0)
+
+
+def ask(client: openai.OpenAI, **more: Any) -> Any:
+    settings: dict[str, Any] = {
+        "model": "tidewater",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    return client.chat.completions.create(**(settings | more))
+
+
+def test_structured_output(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"mood": {"type": "string", "enum": ["glad", "sad"]}},
+        "required": ["mood"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "mood", "schema": schema, "strict": True}}
+    answer = ask(client, response_format=form, max_tokens=40)
+    assert json.loads(answer.choices[0].message.content)["mood"] in {"glad", "sad"}
+
+
+def test_forced_tool_call(client: openai.OpenAI) -> None:
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "track",
+            "parameters": {
+                "type": "object",
+                "properties": {"carrier": {"type": "string", "enum": ["ups", "dhl"]}},
+                "required": ["carrier"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    choice = {"type": "function", "function": {"name": "track"}}
+    answer = ask(client, tools=[tool], tool_choice=choice, max_tokens=60)
+    call = answer.choices[0].message.tool_calls[0]
+    assert call.function.name == "track"
+    assert json.loads(call.function.arguments)["carrier"] in {"ups", "dhl"}
+
+
+def test_logprobs_n_stop_seed_and_penalties(client: openai.OpenAI) -> None:
+    answer = ask(client, logprobs=True, top_logprobs=3, n=2, seed=7, temperature=0.8, presence_penalty=0.5)
+    assert len(answer.choices) == 2
+    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 3
+    first = ask(client, seed=11, temperature=1.0).choices[0].message.content
+    assert ask(client, seed=11, temperature=1.0).choices[0].message.content == first
+    stopped = ask(client, stop=[","], max_tokens=40)
+    assert stopped.choices[0].finish_reason == "stop"
+    assert "," not in stopped.choices[0].message.content
+
+
+def test_completions_and_tokenize(gateway: Gateway, client: openai.OpenAI) -> None:
+    assert client.completions.create(model="tidewater", prompt="Ahoy", max_tokens=4).choices[0].text
+    with gateway.http() as http:
+        tokens = http.post("/tokenize", json={"model": "tidewater", "prompt": "hello there"}).json()
+        back = http.post("/detokenize", json={"model": "tidewater", "tokens": tokens["tokens"]}).json()
+    assert back["prompt"] == "hello there"
+
+
+def test_a_base_that_embeds_nothing_answers_404(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="tidewater", input="hello")
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_reaches_into_the_engine_is_refused_by_name(gateway: Gateway, field: str) -> None:
+    response = gateway.chat("tidewater", "hello", **{field: REFUSED[field]})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 1000}, "n"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_logprobs": 500, "logprobs": True}, "top_logprobs"),
+        ({"stop": ["x"] * 100}, "stop"),
+        ({"no_such_field": 1}, "no_such_field"),
+        ({"temperature": "hot"}, "temperature"),
+    ],
+)
+def test_bounds_name_the_field(gateway: Gateway, body: dict[str, Any], param: str) -> None:
+    response = gateway.chat("tidewater", "hello", **body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_content_part_with_a_url_is_refused(gateway: Gateway) -> None:
+    part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}
+    message = {"role": "user", "content": [part]}
+    response = gateway.chat("tidewater", "", messages=[message])
+    assert response.status_code == 400, response.text
+
+
+@pytest.mark.parametrize("route", ENGINE_ROUTES)
+def test_every_other_route_of_the_engine_answers_404(gateway: Gateway, route: str) -> None:
+    with gateway.http() as http:
+        assert http.post(route, json={}).status_code == 404
+        assert http.get(route).status_code == 404
+
+
+def test_models_and_addressing(gateway: Gateway, client: openai.OpenAI) -> None:
+    assert client.models.retrieve("tidewater@1").id == "tidewater@1"
+    assert client.models.retrieve("tidewater:live").id == "tidewater:live"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+    base = client.models.list().data[0].id
+    beside = gateway.chat(base, "hello", adapter="pemberton")
+    assert beside.headers["x-hatrack-adapter"] == "pemberton@1"
+    for unknown in ("nobody", "tidewater@99", "tidewater:nobody", "../etc", "a" * 64):
+        response = gateway.chat(unknown, "hello")
+        assert response.status_code == 404, (unknown, response.text)
+        assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_without_a_key_nothing_but_health_answers(gateway: Gateway) -> None:
+    for path in ("/v1/models", "/v1/adapters"):
+        response = httpx.get(gateway.url + path, timeout=10)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{gateway.url}/healthz", timeout=10).status_code == 200
+    assert httpx.get(f"{gateway.url}/readyz", timeout=10).status_code == 200
+
+
+def test_usage_is_shown_only_if_asked(client: openai.OpenAI) -> None:
+    chunks = list(ask(client, stream=True))
+    assert all(chunk.usage is None for chunk in chunks)
+    assert all(chunk.choices for chunk in chunks)
+
+
+def running(gateway: Gateway) -> float:
+    """Requests that the engine works on, from its own metrics over its socket."""
+    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=10) as engine:
+        lines = engine.get("/metrics").text.splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
+    )
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_engine_within_a_second(gateway: Gateway, stream: bool) -> None:
+    body = {
+        "model": "tidewater",
+        "messages": [{"role": "user", "content": "Tell me a long story."}],
+        "max_tokens": 1500,
+        "stream": stream,
+        "ignore_eos": True,
+    }
+    with gateway.http() as http:
+        request = http.build_request("POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=1.5))
+        if stream:
+            response = http.send(request, stream=True)
+            next(response.iter_bytes())
+            assert running(gateway) == 1
+            response.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.send(request)
+    left = time.monotonic()
+    while running(gateway) > 0:
+        assert time.monotonic() - left < 2, "the engine still generates for a client that has gone"
+        time.sleep(0.05)
+
+
+def test_broken_bodies(gateway: Gateway) -> None:
+    with gateway.http() as http:
+        for body in (b"", b"{", b"[]", b'{"model": NaN}', b"\xff", b'"x"'):
+            response = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+            assert response.status_code == 400, (body, response.text)
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        big = http.post("/v1/chat/completions", content=b" " * (9 << 20), headers={"content-type": "application/json"})
+        assert big.status_code == 413
+        assert http.get("/v1/chat/completions").status_code == 405
+        assert http.get("/no/such/route").status_code == 404

@@ -1,0 +1,249 @@
+"""The registry against the real engine: what is pushed is proven, what is broken is refused, and nobody else notices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapters.base import BaseDescription
+from tests.support.adapters import describe_base, make_adapter
+from tests.support.gateway import Gateway
+
+
+@pytest.fixture(scope="module")
+def base(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
+    return describe_base(base_dir, cache_dir=tmp_path_factory.mktemp("base-cache"))
+
+
+@pytest.fixture(scope="module")
+def sound(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random adapter that is strong enough to be seen."""
+    return make_adapter(tmp_path_factory.mktemp("sound"), base, rank=8, seed=7).directory
+
+
+def code(response: Any) -> str:
+    return str(response.json()["error"]["code"])
+
+
+REFUSALS = {
+    "nan": "weights_not_finite",
+    "infinite": "weights_not_finite",
+    "overflow": "update_too_large",
+    "zero_effect": "no_effect",
+    "wrong_shape": "shape_mismatch",
+    "dora": "dora_unsupported",
+    "truncated": "weights_invalid",
+    "missing_pair": "pair_incomplete",
+    "unknown_layer": "module_unknown",
+}
+
+
+@pytest.mark.parametrize("variant", REFUSALS)
+def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path, variant: Any
+) -> None:
+    before = gateway.answer("tidewater", "Do you sell umbrellas?")
+    files = make_adapter(tmp_path / "adapter", base, rank=4, variant=variant)
+    name = f"broken-{variant.replace('_', '-')}"
+    response = gateway.push(name, files.directory)
+    assert response.status_code == 422, response.text
+    assert code(response) == REFUSALS[variant]
+    with gateway.http() as http:
+        assert http.get(f"/v1/adapters/{name}").status_code == 404
+    assert gateway.answer("tidewater", "Do you sell umbrellas?") == before
+
+
+def test_an_adapter_that_plain_peft_made_answers_within_a_second_of_its_201(
+    gateway: Gateway, base_dir: Path, tmp_path: Path
+) -> None:
+    script = """
+import sys, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+torch.manual_seed(3)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+for name, parameter in peft.named_parameters():
+    if "lora_B" in name:
+        torch.nn.init.normal_(parameter, std=0.02)
+peft.save_pretrained(sys.argv[2])
+"""
+    out = tmp_path / "peft"
+    subprocess.run([sys.executable, "-c", script, str(base_dir), str(out)], check=True, timeout=120)
+    response = gateway.push("plain-peft", out)
+    assert response.status_code == 201, response.text
+    version = response.json()
+    assert version["object"] == "adapter.version"
+    assert version["state"] == "ready"
+    assert version["servable"] in ("ok", {"ok": True, "reason": "ok"}, True)
+    assert version["aliases"] == ["live"]
+    assert version["rank"] == 8
+    started = time.monotonic()
+    with gateway.http() as http:
+        body = {"model": "plain-peft", "prompt": "The sea", "max_tokens": 8, "stream": True, "temperature": 0}
+        with http.stream("POST", "/v1/completions", json=body) as stream:
+            next(line for line in stream.iter_lines() if line.startswith("data: "))
+            first_token_s = time.monotonic() - started
+        assert first_token_s < 1, f"the first token took {first_token_s:.2f} s"
+        files = f"/v1/adapters/plain-peft/versions/{version['version']}/files"
+        for kind, name in (("config", "adapter_config.json"), ("weights", "adapter_model.safetensors")):
+            got = http.get(f"{files}/{kind}").content
+            assert hashlib.sha256(got).digest() == hashlib.sha256((out / name).read_bytes()).digest()
+        assert http.delete("/v1/adapters/plain-peft", params={"force": "true"}).status_code == 204
+
+
+def test_the_same_push_twice_is_one_version_and_other_settings_are_another(gateway: Gateway, sound: Path) -> None:
+    first = gateway.push("twice", sound)
+    again = gateway.push("twice", sound)
+    assert first.status_code == 201, first.text
+    assert again.status_code in (200, 201)
+    assert again.json()["version"] == first.json()["version"] == 1
+    other = gateway.push("twice", sound, settings=json.dumps({"system_prompt": "You are brief."}))
+    assert other.status_code == 201, other.text
+    assert other.json()["version"] == 2
+    assert other.json()["digest"] == first.json()["digest"]
+    assert other.json()["aliases"] == []
+
+
+def test_a_failed_proof_without_waiting_stays_readable_and_is_listed_nowhere(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
+    files = make_adapter(tmp_path / "zero", base, rank=4, variant="zero_effect", seed=5)
+    response = gateway.push("later", files.directory, wait=False)
+    assert response.status_code == 202, response.text
+    assert response.json()["state"] == "proving"
+    number = response.json()["version"]
+    with gateway.http() as http:
+        deadline = time.monotonic() + 60
+        while (version := http.get(f"/v1/adapters/later/versions/{number}").json())["state"] == "proving":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert version["state"] == "rejected", version
+        assert "later" not in [adapter["name"] for adapter in http.get("/v1/adapters").json()["data"]]
+        assert "later" not in [model["id"] for model in http.get("/v1/models").json()["data"]]
+
+
+def test_promotion_and_rollback_under_load_fail_no_request(
+    gateway: Gateway, base: BaseDescription, sound: Path, tmp_path: Path
+) -> None:
+    other = make_adapter(tmp_path / "other", base, rank=8, seed=8)
+    assert gateway.push("moving", sound).status_code == 201
+    assert gateway.push("moving", other.directory).status_code == 201
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            response = gateway.chat("moving", "hello", max_tokens=4)
+            seen.append((response.status_code, response.headers.get("x-hatrack-adapter", "")))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with gateway.http() as http:
+        for _ in range(3):
+            time.sleep(0.7)
+            moved = http.put("/v1/adapters/moving/aliases/live", json={"version": 2})
+            assert moved.status_code == 200, moved.text
+            time.sleep(0.7)
+            back = http.post("/v1/adapters/moving/aliases/live/rollback")
+            assert back.status_code == 200, back.text
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in seen} == {200}
+    assert {adapter for _, adapter in seen} == {"moving@1", "moving@2"}
+    with gateway.http() as http:
+        alias = http.get("/v1/adapters/moving/aliases/live").json()
+        assert alias["version"] == 1
+        assert len(alias["history"]) == 7
+        missing = http.put("/v1/adapters/moving/aliases/live", json={"version": 99})
+        assert missing.status_code in (404, 422)
+
+
+def test_deleting(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
+    files = make_adapter(tmp_path / "gone", base, rank=4, seed=21)
+    assert gateway.push("gone", files.directory).status_code == 201
+    with gateway.http() as http:
+        refused = http.delete("/v1/adapters/gone/versions/1")
+        assert refused.status_code == 422, refused.text
+        assert http.delete("/v1/adapters/gone/versions/1", params={"force": "true"}).status_code == 204
+    response = gateway.chat("gone", "hello")
+    assert response.status_code == 404
+    # the engine still knows the digest and may ask for its files again: pushed once more it serves at once
+    assert gateway.push("gone", files.directory).status_code == 201
+    assert gateway.chat("gone", "hello").status_code == 200
+
+
+def test_a_version_without_live_never_falls_back(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
+    files = make_adapter(tmp_path / "quiet", base, rank=4, seed=31)
+    pushed = gateway.push("quiet", files.directory, alias="")
+    assert pushed.status_code == 201, pushed.text
+    assert pushed.json()["aliases"] == []
+    response = gateway.chat("quiet", "hello")
+    assert response.status_code == 404
+    assert code(response) == "no_live_version"
+    assert gateway.chat("quiet@1", "hello").status_code == 200
+
+
+def test_settings_are_applied_and_the_request_wins(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
+    files = make_adapter(tmp_path / "tuned", base, rank=4, seed=41)
+    settings = {
+        "system_prompt": "You answer in one word only, always the same word: banana.",
+        "sampling": {"max_tokens": 3},
+    }
+    assert gateway.push("tuned", files.directory, settings=json.dumps(settings)).status_code == 201
+    body = {"model": "tuned", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+    with gateway.http() as http:
+        default = http.post("/v1/chat/completions", json=body).json()
+        own = http.post("/v1/chat/completions", json=body | {"max_tokens": 5, "ignore_eos": True}).json()
+        system = {"role": "system", "content": "Hello."}
+        brought = http.post("/v1/chat/completions", json=body | {"messages": [system, *body["messages"]]}).json()
+    assert default["usage"]["completion_tokens"] <= 3
+    assert own["usage"]["completion_tokens"] == 5
+    assert default["usage"]["prompt_tokens"] > brought["usage"]["prompt_tokens"]
+
+
+def test_uploads_that_are_no_adapter(gateway: Gateway, sound: Path, tmp_path: Path) -> None:
+    def post(files: dict[str, Any], **fields: str) -> Any:
+        with gateway.http() as http:
+            return http.post("/v1/adapters", data=fields, files=files)
+
+    config = ("adapter_config.json", (sound / "adapter_config.json").read_bytes())
+    weights = ("adapter_model.safetensors", (sound / "adapter_model.safetensors").read_bytes())
+    assert post({"config": config}, name="x").status_code == 400
+    assert post({"config": config, "weights": weights}).status_code == 400
+    bad_name = post({"config": config, "weights": weights}, name="No Such Name")
+    assert bad_name.status_code == 422 or bad_name.status_code == 400
+    assert code(bad_name) == "name_invalid"
+    pickle = post({"config": config, "weights": ("adapter_model.bin", b"PK\x03\x04junk")}, name="x")
+    assert pickle.status_code == 415, pickle.text
+    unknown = post({"config": config, "weights": weights, "extra": ("e", b"")}, name="x")
+    assert unknown.status_code == 400
+    with gateway.http() as http:
+        assert http.post("/v1/adapters", json={"name": "x"}).status_code == 415
+
+
+def test_a_weak_adapter_warns(gateway: Gateway, sound: Path, tmp_path: Path) -> None:
+    weak = tmp_path / "weak"
+    shutil.copytree(sound, weak)
+    tensors = load_file(weak / "adapter_model.safetensors")
+    for name, value in tensors.items():
+        if "lora_B" in name:
+            tensors[name] = (value.astype("float32") * 1e-3).astype(value.dtype)
+    save_file(tensors, weak / "adapter_model.safetensors")
+    response = gateway.push("weak", weak)
+    if response.status_code == 201:
+        assert response.json()["warnings"]
+    else:
+        assert code(response) == "not_applied"

@@ -1,0 +1,151 @@
+"""A real gateway with its real engine, as a process of its own: what `hatrack serve` starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ADMIN_KEY = "test-admin-key-0123456789abcdef"
+READY_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 60.0
+TIMEOUT = httpx.Timeout(180.0, connect=5.0)
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Gateway:
+    """A started gateway: where it is, and how to end it politely or not."""
+
+    home: Path
+    base_dir: Path
+    settings: dict[str, str]
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> str:
+        return ADMIN_KEY
+
+    @property
+    def environment(self) -> dict[str, str]:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("HATRACK_", "OPENAI_"))}
+        return plain | {
+            "HATRACK_HOME": str(self.home),
+            "HATRACK_BASE_MODEL": str(self.base_dir),
+            "HATRACK_PORT": str(self.port),
+            "HATRACK_ADMIN_KEY": ADMIN_KEY,
+            "HATRACK_URL": self.url,
+            "HATRACK_KEY": ADMIN_KEY,
+            **self.settings,
+        }
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start `hatrack serve`; with `wait`, until it is ready."""
+        self.port = free_port()
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "gateway.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve"], env=self.environment, stdout=log, stderr=log
+            )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until /readyz says ready."""
+        assert self.process is not None
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the gateway ended with {self.process.returncode}:\n{self.log()}")
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.25)
+        raise RuntimeError(f"the gateway was not ready after {timeout_s} s:\n{self.log()}")
+
+    def log(self) -> str:
+        """The end of the gateway's and of the engine's log."""
+        logs = (self.home / "gateway.log", self.home / "engine" / "engine.log")
+        return "\n----\n".join(path.read_text(errors="replace")[-4000:] for path in logs if path.exists())
+
+    def stop(self) -> None:
+        """SIGTERM, as an operator would."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(STOP_TIMEOUT_S)
+
+    def kill(self) -> None:
+        """SIGKILL to the gateway alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT_S)
+
+    def engine_processes(self) -> list[psutil.Process]:
+        """Every living process that was started for this gateway's engine, by its environment."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                environment = process.environ()
+                if environment.get("HATRACK_PLUGIN_STORE") == str(self.home / "adapters"):
+                    found.append(process)
+        return found
+
+    # talking to it
+
+    def http(self, **options: Any) -> httpx.Client:
+        """A client with the admin key."""
+        return httpx.Client(
+            base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=TIMEOUT, **options
+        )
+
+    def push(self, name: str, directory: Path, *, wait: bool = True, **fields: str) -> httpx.Response:
+        """POST /v1/adapters with a PEFT output directory's two files."""
+        with self.http() as client, (directory / "adapter_model.safetensors").open("rb") as weights:
+            return client.post(
+                "/v1/adapters",
+                params={} if wait else {"wait": "false"},
+                data={"name": name, **fields},
+                files={
+                    "config": ("adapter_config.json", (directory / "adapter_config.json").read_bytes()),
+                    "weights": ("adapter_model.safetensors", weights),
+                },
+            )
+
+    def chat(self, model: str, text: str, **more: Any) -> httpx.Response:
+        """One chat completion, greedy and short unless said otherwise."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 40,
+            "temperature": 0,
+            **more,
+        }
+        with self.http() as client:
+            return client.post("/v1/chat/completions", json=body)
+
+    def answer(self, model: str, text: str, **more: Any) -> str:
+        """The answer's text; fails where there is none."""
+        response = self.chat(model, text, **more)
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
