@@ -13,7 +13,15 @@ from typing import Final, Protocol
 
 from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, ProofError
 from adapters.proof import MAX_ATTEMPTS, PROBES, Answer, Evidence, Logprobs, Proof, has_drifted, weigh
-from service.errors import AdapterNotFinite, EngineUnavailable, HatrackError, RateLimited, Timeout, Unavailable
+from service.errors import (
+    AdapterNotFinite,
+    EngineUnavailable,
+    HatrackError,
+    RateLimited,
+    Timeout,
+    Unavailable,
+    Unprocessable,
+)
 
 ASK_TIMEOUT_S: Final = 120.0
 """Longest time for the probes under one model, s: a cold adapter loads, about 100 tokens are read."""
@@ -64,7 +72,7 @@ class Prober:
             ProofError: The subclass says what the engine does not show.
             EngineUnavailable: There is no engine, or it was found poisoned and is being restarted.
             Timeout: It took longer than allowed.
-            HatrackError: The engine refused to answer under the adapter.
+            Unprocessable: The engine refuses to answer under the adapter.
         """
         async with self._turn:
             try:
@@ -103,6 +111,10 @@ class Prober:
             answer = await self._ask(digest)
         except AdapterNotFinite as error:
             raise LogprobsNotFinite(f"Under this adapter the engine computes no numbers: {error.message}") from error
+        except (Unavailable, Timeout, RateLimited):
+            raise
+        except HatrackError as error:
+            raise Unprocessable(f"the engine refuses this adapter: {error.message}", code="engine_refused") from error
         if not _finite(answer):
             raise LogprobsNotFinite("Under this adapter the engine's log-probabilities are not all finite numbers.")
         return answer
@@ -120,8 +132,10 @@ class Prober:
         for _ in range(BASE_CHECKS):
             try:
                 answer = await self._ask(self._base_name)
-            except AdapterNotFinite:
-                continue  # said of the base: no numbers
+            except (Unavailable, Timeout, RateLimited):
+                raise
+            except HatrackError:
+                continue  # the base must always answer: the engine itself says that it cannot
             if _finite(answer) and not self._drifted(answer):
                 if self._cached is None:
                     self._cached = answer
@@ -163,11 +177,7 @@ class Prober:
         async with self._turn:
             try:
                 await self._under(digest)
-            except LogprobsNotFinite:
-                return False
-            except (Unavailable, Timeout, RateLimited):
-                raise
-            except HatrackError:
+            except (LogprobsNotFinite, Unprocessable):
                 return False
             return True
 

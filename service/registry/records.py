@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from adapters.names import DEFAULT_ALIAS
 from service.registry import moves
 from service.registry.tables import adapters, alias_history, aliases, corrupt, versions
 
@@ -167,10 +168,8 @@ def _version(row: sa.Row[Any]) -> VersionRow:
 # versions
 
 
-def add_version(
-    db: sa.Connection, project: str, name: str, draft: Draft, *, proof: dict[str, Any] | None
-) -> tuple[int, bool]:
-    """Write a new version (and the adapter, where the name is new); the version's id.
+def add_version(db: sa.Connection, project: str, name: str, draft: Draft, *, proof: dict[str, Any] | None) -> int:
+    """Write a new version (and the adapter, where the name is new); its id.
 
     With ``proof`` it is ``ready`` at once and its alias moves in the same transaction, without it is ``proving``.
     """
@@ -182,8 +181,9 @@ def add_version(
         .returning(versions.c.id)
     )
     assert version_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
-    moved = make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias) if proof is not None else False
-    return version_id, moved
+    if proof is not None:
+        make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias)
+    return version_id
 
 
 def _take_number(db: sa.Connection, project: str, name: str) -> tuple[int, int]:
@@ -200,19 +200,16 @@ def _take_number(db: sa.Connection, project: str, name: str) -> tuple[int, int]:
     if row.deleted_at is not None:
         values |= {"deleted_at": None, "created_at": moves.now()}
     db.execute(adapters.update().where(adapters.c.id == row.id).values(values))
-    return row.id, row.next_version
+    return int(row.id), int(row.next_version)
 
 
 def make_ready(
     db: sa.Connection, version_id: int, proof: dict[str, Any], warnings: list[str], wanted_alias: str | None
-) -> bool:
-    """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first ready version).
-
-    True where an alias moved.
-    """
+) -> None:
+    """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first ready version)."""
     row = version_by_id(db, version_id)
     if row is None or row.state == "deleted":  # deleted while it was being proven
-        return False
+        return
     first = not db.scalar(
         sa.select(sa.func.count())
         .select_from(versions)
@@ -223,8 +220,9 @@ def make_ready(
         .where(versions.c.id == version_id)
         .values(state="ready", reason=None, proof=proof, warnings=warnings, ready_at=row.ready_at or moves.now())
     )
-    alias = "live" if wanted_alias is None and first else wanted_alias
-    return bool(alias) and moves.move(db, row.adapter_id, str(alias), row.number, "push")
+    alias = DEFAULT_ALIAS if wanted_alias is None and first else wanted_alias
+    if alias:
+        moves.move(db, row.adapter_id, alias, row.number, "push")
 
 
 def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
-
 from adapters.base import BaseDescription, Fingerprint
 from adapters.errors import AdapterError, StoreError
 from adapters.names import parse_alias, parse_name, parse_version
@@ -84,6 +82,10 @@ class RegistryState:
     def fits(self, row: VersionRow) -> bool:
         """Whether the version was proven on this base: same weights, same config."""
         return Fingerprint.model_validate(row.base).servable_with(self.base.fingerprint)
+
+    async def serves(self, row: VersionRow) -> bool:
+        """Whether the version is ready and can serve now."""
+        return row.state == "ready" and (await self.judge([row]))[row.id] is Servable.OK
 
     async def demand_servable(self, name: str, row: VersionRow) -> None:
         """Raise Conflict unless the version is ready and can serve now."""
@@ -215,8 +217,3 @@ def find_same(
     same = [row for row in holding.versions if row.digest == digest and row.settings == settings and fits(row)]
     order = ("ready", "proving", "rejected")
     return min(same, key=lambda row: (order.index(row.state), row.number), default=None)
-
-
-def add(db: sa.Connection, project: str, name: str, draft: records.Draft, proof: dict[str, Any] | None) -> int:
-    """``records.add_version``, the id alone."""
-    return records.add_version(db, project, name, draft, proof=proof)[0]

@@ -12,7 +12,7 @@ import time
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_ROOTS = ("service", "adapters", "uvicorn")
+_ROOTS = ("hatrack", "service", "adapters", "uvicorn")
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""The registry against the real engine: what is pushed is proven, what is broken is refused, and nobody else notices."""
+"""The registry against the real engine: what is pushed is proven, what is broken is refused, nobody else notices."""
 
 from __future__ import annotations
 

@@ -1,26 +1,18 @@
-"""The update of a few rows by their own adapters, as one compiled loop."""
+"""The update of a few rows by their own adapters, as one compiled loop.
+
+numba is imported when the loop is compiled and not before: vLLM 0.32's worker looks through the attributes of every
+module loaded so far for kernels to replace, and llvmlite's library object breaks that search.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
 FLAGS = {"reassoc", "contract", "arcp"}
 """Sums may be reordered, so that they vectorise. Nothing may be assumed about NaN and infinity."""
-
-SIGNATURE = numba.void(
-    numba.float32[:, ::1],
-    numba.float32[:, ::1],
-    numba.int64[::1],
-    numba.int64[::1],
-    numba.float32[:, :, ::1],
-    numba.float32[:, :, ::1],
-    numba.int64,
-    numba.float32,
-)
 
 
 def update_rows(x: Any, y: Any, slots: Any, ranks: Any, a: Any, b: Any, offset: int, scale: float) -> None:
@@ -58,5 +50,11 @@ def update_rows(x: Any, y: Any, slots: Any, ranks: Any, a: Any, b: Any, offset: 
 
 def compile_kernel() -> Callable[..., None]:
     """Compile :func:`update_rows`; takes a second or two, once for each wrapper."""
-    compiled: Callable[..., None] = numba.njit(SIGNATURE, fastmath=FLAGS, nogil=True, error_model="numpy")(update_rows)
+    import numba
+
+    matrix = numba.float32[:, ::1]
+    slots = numba.float32[:, :, ::1]
+    numbers = numba.int64[::1]
+    signature = numba.void(matrix, matrix, numbers, numbers, slots, slots, numba.int64, numba.float32)
+    compiled: Callable[..., None] = numba.njit(signature, fastmath=FLAGS, nogil=True, error_model="numpy")(update_rows)
     return compiled

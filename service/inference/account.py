@@ -1,0 +1,71 @@
+"""What is known of a request when it is over, and who wants to know."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from service.access.caller import Caller
+from service.inference.relay import Usage
+from service.registry.catalog import Target
+
+Outcome = Literal["ok", "refused", "failed", "cut", "left"]
+"""answered · 4xx · 5xx before the answer began · error event in a stream · the client left"""
+
+
+@dataclass(slots=True)
+class Record:
+    """One inference request. Times are in seconds since its arrival."""
+
+    request_id: str
+    route: str
+    caller: Caller | None = None
+    target: Target | None = None
+    stream: bool = False
+    status: int = 0
+    outcome: Outcome = "ok"
+    code: str | None = None
+    usage: Usage | None = None
+    first_byte_s: float | None = None
+    total_s: float = 0.0
+
+
+class Account(Protocol):
+    """Is told of every request to an inference route once it is over; must be quick and must not raise."""
+
+    def __call__(self, record: Record) -> None:
+        """Take note of ``record``."""
+
+
+class LogAccount:
+    """Writes one structured line for each request; prompts and answers are in none."""
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._log = logger or logging.getLogger("hatrack.inference")
+
+    def __call__(self, record: Record) -> None:
+        if not self._log.isEnabledFor(logging.INFO):
+            return
+        caller, target, usage = record.caller, record.target, record.usage
+        self._log.info(
+            "inference request",
+            extra={
+                "request_id": record.request_id,
+                "route": record.route,
+                "project": caller.project if caller else None,
+                "key_id": caller.key_id if caller else None,
+                "model": target.name if target else None,
+                "digest": target.digest if target else None,
+                "stream": record.stream,
+                "status": record.status,
+                "outcome": record.outcome,
+                "code": record.code,
+                "prompt_tokens": usage.prompt_tokens if usage else None,
+                "completion_tokens": usage.completion_tokens if usage else None,
+                "cached_tokens": usage.cached_tokens if usage else None,
+                "usage_exact": usage.exact if usage else None,
+                "first_byte_s": record.first_byte_s,
+                "total_s": record.total_s,
+            },
+        )

@@ -1,0 +1,176 @@
+"""One HTTP exchange over ASGI: the body in, the answer out, and a watch on the client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any
+
+from service.errors import BadRequest, HatrackError, Timeout, TooLarge, WrongMediaType
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_TIMEOUT_S = 60.0
+LAST_WORDS_TIMEOUT_S = 5.0
+"""For the error event at a stream's end: its client may be the one that reads nothing."""
+CLIENT_LEFT = 499
+"""The status in logs and metrics of a request whose client left; nobody receives it."""
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+class ClientLeft(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class Exchange:
+    """A request and its answer."""
+
+    __slots__ = ("_more", "_receive", "_send", "headers", "path", "request_id", "started", "status", "streaming")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.path: str = scope["path"]
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        given = self.headers.get("x-request-id", "")
+        self.request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self._more: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self.started = False
+        self.streaming = False
+        self.status = 0
+
+    def add_header(self, name: bytes, value: str) -> None:
+        """Put a header on the answer, whatever the answer is."""
+        self._more.append((name, value.encode("latin-1")))
+
+    async def read_json_body(self, most: int) -> bytes:
+        """The body, of at most ``most`` bytes, whatever the headers say of its length.
+
+        Raises:
+            WrongMediaType: It is not said to be plain JSON.
+            TooLarge: It has more bytes; the rest is not read.
+            BadRequest: It did not arrive in time.
+            ClientLeft: The client closed the connection.
+        """
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise WrongMediaType(f"the body must be `application/json`, found {kind[:80]!r}")
+        coding = self.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise WrongMediaType(f"the body must come without a content-encoding, found {coding[:80]!r}")
+        too_large = TooLarge(
+            f"the body has more than {most} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"}
+        )
+        said = self.headers.get("content-length", "")
+        if said.isascii() and said.isdigit() and int(said[:20]) > most:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeft
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > most:
+                        raise too_large
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
+
+    def leash(self, limit_s: float) -> Leash:
+        """A context that ends when the client leaves or the time is up."""
+        return Leash(self._receive, limit_s)
+
+    async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send a whole JSON answer."""
+        await self._start(
+            status,
+            [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                *((name.encode(), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()),
+            ],
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start_events(self) -> None:
+        """Begin a stream of server-sent events."""
+        self.streaming = True
+        await self._start(
+            200,
+            [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+            ],
+        )
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started, self.status = True, status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._more})
+
+    async def write(self, data: bytes) -> None:
+        """Send a part of the body; waits while the client is slow to read."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self) -> None:
+        """End the body."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def fail(self, error: HatrackError) -> None:
+        """Tell the client of an error: as an answer, or as the last event of a stream that has begun."""
+        if not self.started:
+            await self.answer(error.status, error.body(), error.headers)
+        elif self.streaming:
+            try:
+                async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
+                    await self.write(b"data: " + error.body() + b"\n\n")
+                    await self.finish()
+            except TimeoutError:
+                return
+
+
+class Leash:
+    """Cancels what runs in it when the client leaves (ClientLeft) or when its time is up (Timeout)."""
+
+    __slots__ = ("_gone", "_limit_s", "_receive", "_timeout", "_watcher")
+
+    def __init__(self, receive: Receive, limit_s: float) -> None:
+        self._receive = receive
+        self._limit_s = limit_s
+        self._gone = False
+        self._timeout = asyncio.timeout(limit_s)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+        self._gone = True
+        # one deadline serves both: moved to now, it cancels the relay, and whatever that holds open is closed
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._gone:
+                raise ClientLeft from None
+            raise Timeout(f"the request took longer than {self._limit_s:g} s (HATRACK_REQUEST_TIMEOUT_S)") from None

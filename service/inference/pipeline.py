@@ -1,0 +1,265 @@
+"""What happens to an inference request, from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from service.access.authentication import Authenticator
+from service.access.caller import Caller, Scope
+from service.config import MIB, Settings
+from service.errors import AdapterNotFinite, BadGateway, BadRequest, Forbidden, HatrackError, Internal, Unavailable
+from service.inference.account import Account, Record
+from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
+from service.inference.fields import SAMPLING_FIELDS, Table, check_body
+from service.inference.relay import EventRelay, Renamer, engine_error, find_usage
+from service.inference.upstream import Upstream, UpstreamResponse
+from service.registry.catalog import Catalog, Target
+
+Suspect = Callable[[str], None]
+"""Is told the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
+
+MAX_DEPTH = 64
+OVERLOAD_RETRY_S = 1
+_LOG = logging.getLogger("hatrack.inference")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One inference route: its path at the engine, its fields, and what it makes of them."""
+
+    engine_path: str
+    table: Table
+    required: tuple[str, ...]
+    generates: bool = False
+    """Sampling defaults apply, and it can stream."""
+    salted: bool = False
+    """The engine's route takes a `cache_salt`."""
+
+
+class Pipeline:
+    """Runs requests; holds what they share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        catalog: Catalog,
+        engine: Upstream,
+        *,
+        account: Account,
+        suspect: Suspect,
+        saw_tokens: Callable[[], None],
+    ) -> None:
+        self._max_body = int(settings.max_body_mib * MIB)
+        self._pass_unknown = settings.unknown_fields == "pass"
+        self._timeout_s = settings.request_timeout_s
+        self._max_in_flight = settings.max_in_flight
+        self._authenticator = authenticator
+        self._catalog = catalog
+        self._engine = engine
+        self._account = account
+        self._suspect = suspect
+        self._saw_tokens = saw_tokens
+        self._salt = secrets.token_bytes(32)
+        self.in_flight = 0
+
+    async def infer(self, route: Route, exchange: Exchange) -> None:
+        """Answer one request; every error is told to the client, and every request is accounted for."""
+        record = Record(request_id=exchange.request_id, route=exchange.path)
+        began = time.perf_counter()
+        try:
+            caller = record.caller = self._authenticator.authenticate(exchange.headers)
+            if not caller.may(Scope.INFER):
+                raise Forbidden("the API key has not the scope `infer`")
+            body = parse(await exchange.read_json_body(self._max_body))
+            target = record.target = self._resolve(caller, body)
+            check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+            record.stream = bool(body.get("stream"))
+            _name_adapter(exchange, target)
+            with self._admitted():
+                apply_settings(body, target, route)
+                payload = self._payload(body, caller, target, route)
+                async with exchange.leash(self._timeout_s):
+                    await self._forward(exchange, route, target, record, payload, body, began)
+        except ClientLeft:
+            exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
+        except HatrackError as error:
+            await self._fail(exchange, record, error)
+        except Exception:
+            _LOG.exception("an inference request failed", extra={"request_id": exchange.request_id})
+            await self._fail(exchange, record, Internal("the gateway failed; its log has the reason"))
+        finally:
+            record.status = exchange.status
+            record.total_s = time.perf_counter() - began
+            self._account(record)
+
+    def _resolve(self, caller: Caller, body: dict[str, Any]) -> Target:
+        model, adapter = body.pop("model", None), body.pop("adapter", None)
+        if not isinstance(model, str):
+            raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
+        if adapter is not None and not isinstance(adapter, str):
+            raise BadRequest("`adapter` must be a string", param="adapter")
+        return self._catalog.resolve(caller.project, model, adapter)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self.in_flight >= self._max_in_flight:
+            raise Unavailable(
+                f"{self._max_in_flight} requests are in work, no more are taken now (HATRACK_MAX_IN_FLIGHT)",
+                retry_after=OVERLOAD_RETRY_S,
+                code="overloaded",
+            )
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
+        """The engine's request: the checked fields, and what only the gateway sets."""
+        sent = {**body, "model": target.engine_model}
+        if route.salted:
+            # projects share no prefix cache: how fast an answer comes would tell one what another has asked
+            sent["cache_salt"] = hashlib.blake2b(caller.project.encode(), key=self._salt, digest_size=16).hexdigest()
+        if body.get("stream"):
+            options = body.get("stream_options") or {}
+            continuous = bool(options.get("include_usage") and options.get("continuous_usage_stats"))
+            sent["stream_options"] = {"include_usage": True, "continuous_usage_stats": continuous}
+        return orjson.dumps(sent)
+
+    async def _forward(
+        self,
+        exchange: Exchange,
+        route: Route,
+        target: Target,
+        record: Record,
+        payload: bytes,
+        body: dict[str, Any],
+        began: float,
+    ) -> None:
+        # the engine's request ids must be unique, a client's need not be: the engine gets one of our own
+        headers = {"content-type": "application/json", "x-request-id": uuid.uuid4().hex}
+        renamer = Renamer(target)
+        async with self._engine.open(route.engine_path, payload, headers) as response:
+            if response.status != 200:
+                raise engine_error(response.status, await response.read(), target, route.engine_path)
+            if record.stream:
+                options = body.get("stream_options") or {}
+                relay = EventRelay(renamer, show_usage=bool(options.get("include_usage")))
+                try:
+                    await self._stream(exchange, response, relay, record, began)
+                finally:
+                    record.usage = relay.counted()
+                if relay.error is not None:
+                    raise engine_error(200, relay.error, target, route.engine_path)
+                if not relay.done:
+                    raise BadGateway("the engine's answer ended before its end", code="engine_cut")
+                await exchange.finish()
+                return
+            answer = await response.read()
+        self._saw_tokens()
+        record.usage = find_usage(answer)
+        record.first_byte_s = time.perf_counter() - began
+        await exchange.answer(200, renamer.rename(answer))
+
+    async def _stream(
+        self, exchange: Exchange, response: UpstreamResponse, relay: EventRelay, record: Record, began: float
+    ) -> None:
+        """Relay until the engine's end or its error event; begins the answer only with the first good event."""
+        feed, write, saw_tokens = relay.feed, exchange.write, self._saw_tokens
+        async for chunk in response.chunks():
+            events = feed(chunk)
+            if events:
+                saw_tokens()
+                if not exchange.started:
+                    record.first_byte_s = time.perf_counter() - began
+                    await exchange.start_events()
+                await write(events)
+            if relay.error is not None:
+                return
+
+    async def _fail(self, exchange: Exchange, record: Record, error: HatrackError) -> None:
+        if exchange.started:
+            record.outcome = "cut"
+        else:
+            record.outcome = "refused" if error.status < 500 else "failed"
+        record.code = error.code
+        digest = record.target.digest if record.target else None
+        if digest and (
+            isinstance(error, AdapterNotFinite) or (type(error) is BadGateway and error.code != "engine_cut")
+        ):
+            self._suspect(digest)
+        await exchange.fail(error)
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """The body as an object.
+
+    The parser is strict (UTF-8, no NaN or Infinity) and of a repeated key the last counts; the engine gets what was
+    understood here, written anew.
+
+    Raises:
+        BadRequest: It is not JSON, not an object, or nested deeper than MAX_DEPTH.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error.msg} at byte {error.pos}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object", code="invalid_json")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        _check_depth(body)
+    return body
+
+
+def _check_depth(body: dict[str, Any]) -> None:
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            inner.extend(
+                v for v in (value.values() if isinstance(value, dict) else value) if isinstance(v, (dict, list))
+            )
+        if not inner:
+            return
+        level = inner
+    raise BadRequest(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+
+
+def apply_settings(body: dict[str, Any], target: Target, route: Route) -> None:
+    """Add the version's system prompt and sampling defaults where the request has none of its own.
+
+    A text completion has no place for a system prompt: it gets none.
+    """
+    settings = target.settings
+    messages = body.get("messages")
+    if (
+        settings.system_prompt is not None
+        and messages is not None
+        and not any(message["role"] in ("system", "developer") for message in messages)
+    ):
+        body["messages"] = [{"role": "system", "content": settings.system_prompt}, *messages]
+    if not route.generates:
+        return
+    for name, value in settings.sampling.items():
+        if name not in SAMPLING_FIELDS or name in body or name not in route.table or value is None:
+            continue
+        if name == "max_tokens" and "max_completion_tokens" in body:
+            continue
+        body[name] = value
+
+
+def _name_adapter(exchange: Exchange, target: Target) -> None:
+    if target.digest is not None:
+        exchange.add_header(b"x-hatrack-adapter", target.name)
+        exchange.add_header(b"x-hatrack-digest", target.digest)

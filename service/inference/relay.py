@@ -1,0 +1,180 @@
+"""Bytes from the engine to the client: rename the model, count tokens, end cleanly.
+
+Nothing is parsed that need not be. The bytes ``"model":"`` cannot stand inside a JSON string, where quotes are escaped,
+and no other object in an answer has a key `model` whose value is a digest: so the model is renamed by replacing bytes.
+The same holds for the other markers looked for here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from service.errors import (
+    AdapterNotFinite,
+    BadGateway,
+    BadRequest,
+    EngineUnavailable,
+    HatrackError,
+    NotFound,
+    TooLarge,
+    Unprocessable,
+)
+from service.registry.catalog import Target
+
+NOT_FINITE = "adapter_not_finite"
+EMBEDDINGS = "/v1/embeddings"
+_CLASSES: dict[int, type[HatrackError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 422: Unprocessable}
+_CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_length_exceeded"}
+"""vLLM's parameter names that mean that prompt and answer do not fit into the context."""
+_COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
+_DONE = b"data: [DONE]"
+_END = b"\n\n"
+_ERROR = b'data: {"error"'
+_USAGE = b'"usage":{'
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request; ``exact`` is False where a stream was cut before the engine had counted."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    exact: bool = True
+
+
+def find_usage(data: bytes) -> Usage | None:
+    """The usage object in an answer or event, or None."""
+    at = data.rfind(_USAGE)
+    if at < 0:
+        return None
+    counts = {name.decode(): int(value) for name, value in _COUNTS.findall(data, at)}
+    return Usage(**counts)
+
+
+class Renamer:
+    """Puts the name that the client asked for in place of the engine's."""
+
+    __slots__ = ("_new", "_old")
+
+    def __init__(self, target: Target) -> None:
+        self._old = b'"model":"' + target.engine_model.encode() + b'"'
+        self._new = b'"model":' + orjson.dumps(target.label)
+
+    def rename(self, data: bytes) -> bytes:
+        """``data`` with every top-level model name replaced."""
+        return data.replace(self._old, self._new)
+
+
+class EventRelay:
+    """Server-sent events from the engine, given in pieces cut anywhere, made into those for the client.
+
+    ``done`` is set by the engine's `[DONE]`, ``error`` by its error event (the JSON), which is not passed on; nothing
+    comes out after either.
+    """
+
+    __slots__ = ("_pending", "_rename", "_show_usage", "done", "error", "events", "usage")
+
+    def __init__(self, renamer: Renamer, *, show_usage: bool) -> None:
+        self._rename = renamer.rename
+        self._show_usage = show_usage
+        self._pending = b""
+        self.done = False
+        self.error: bytes | None = None
+        self.usage: Usage | None = None
+        self.events = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes that the client may have now: whole events only."""
+        if self.done or self.error is not None:
+            return b""
+        if self._pending:
+            chunk = self._pending + chunk
+            self._pending = b""
+        if not chunk.endswith(_END):
+            cut = chunk.rfind(_END) + len(_END)
+            if cut < len(_END):
+                self._pending = chunk
+                return b""
+            self._pending = chunk[cut:]
+            chunk = chunk[:cut]
+        if _USAGE in chunk or _ERROR in chunk or _DONE in chunk:
+            chunk = self._look(chunk)
+        self.events += chunk.count(b'"choices":[{')
+        return self._rename(chunk)
+
+    def _look(self, block: bytes) -> bytes:
+        kept: list[bytes] = []
+        for event in block.split(_END)[:-1]:
+            if event.startswith(_ERROR):
+                self.error = event[len(b"data: ") :]
+                break
+            if _USAGE in event:
+                self.usage = find_usage(event)
+                if not self._show_usage and b'"choices":[]' in event:
+                    continue
+            kept.append(event + _END)
+            if event == _DONE:
+                self.done = True
+                break
+        return b"".join(kept)
+
+    def counted(self) -> Usage | None:
+        """The engine's count, else that of the events seen, each of one token or more."""
+        if self.usage is not None or not self.events:
+            return self.usage
+        return Usage(completion_tokens=self.events, exact=False)
+
+
+def engine_error(status: int, body: bytes, target: Target, path: str) -> HatrackError:
+    """The error for the client that an engine's error stands for.
+
+    Args:
+        status: The engine's status; for an error event, any: its own `code` counts.
+        body: The engine's JSON, or whatever it sent.
+        target: What was asked; its digest never shows in a message.
+        path: The engine's route.
+    """
+    error = _error_object(body)
+    code = error.get("code")
+    if status == 200:
+        status = code if type(code) is int else 500
+    if NOT_FINITE in (error.get("type"), code):
+        return AdapterNotFinite(
+            f"the numbers of the adapter `{target.name}` are not finite for this prompt: it gives no answer",
+            param="model",
+        )
+    if status == 404 and path == EMBEDDINGS:
+        return NotFound(f"the model `{target.label}` makes no embeddings", param="model", code="model_not_embedding")
+    if status == 503:
+        return EngineUnavailable("the engine cannot take requests now")
+    kind = _CLASSES.get(status)
+    if kind is None or (kind is NotFound and target.digest):
+        # every other status of the engine is its own fault or ours; a 404 says that it could not load the adapter
+        return BadGateway(f"the engine could not answer for `{target.label}` (it said {status})")
+    message = error.get("message")
+    param = error.get("param")
+    return kind(
+        _own_words(message, target) if isinstance(message, str) else "the engine refused the request",
+        param=param if isinstance(param, str) else None,
+        code=_CODES.get(param) if isinstance(param, str) else None,
+    )
+
+
+def _error_object(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    if not isinstance(parsed, dict):
+        return {}
+    inner = parsed.get("error", parsed)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _own_words(message: str, target: Target) -> str:
+    return message.replace(target.engine_model, target.label) if target.digest else message

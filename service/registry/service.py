@@ -1,0 +1,337 @@
+"""The registry: what happens to an adapter from its upload to its deletion.
+
+    upload → inspected → in the store → proving → ready (an alias moves)
+                                               ↘ rejected
+
+With ``wait`` a version is written only once it is proven, so that a refusal leaves nothing behind and a crash leaves
+files that no row names, which ``collect`` removes. Without, the row comes first, and a restart takes up the proof.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapters.base import BaseDescription
+from adapters.errors import ProofError
+from adapters.inspect import Inspection, inspect_weights
+from adapters.manifest import Manifest
+from adapters.names import parse_alias, parse_name
+from adapters.proof import Evidence
+from adapters.store import WEIGHTS_FILE, Staging, Store
+from service.config import MIB, Settings
+from service.database import Database
+from service.errors import BadRequest, Conflict, NotFound, Unprocessable
+from service.registry import records
+from service.registry.catalog import Catalog, Servable
+from service.registry.locks import in_thread
+from service.registry.pointers import Pointers
+from service.registry.proof import ProbeEngine, Prober
+from service.registry.proving import Proving, reference_of
+from service.registry.records import Draft, VersionRow
+from service.registry.state import RegistryState, find_same
+from service.registry.suspects import Suspects
+from service.registry.upload import Upload
+
+Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
+"""Reads an upload: the weights go to the given function, the rest is returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A version in the API's form, and the status that says how it came about (200 known, 201 new, 202 proving)."""
+
+    version: dict[str, Any]
+    status: int
+
+
+class Registry:
+    """All changes of adapters, versions and aliases; the catalog follows each of them.
+
+    Args:
+        settings: Bounds of an upload and of a proof.
+        database: Open and migrated.
+        store: Where the files are.
+        catalog: What the data path reads.
+        base: The base model that the engine serves.
+        engine: Who is asked for log-probabilities.
+        restart_engine: Called with a reason when the engine's answers are poisoned.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: Store,
+        catalog: Catalog,
+        base: BaseDescription,
+        engine: ProbeEngine,
+        restart_engine: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._base = base
+        self._state = RegistryState(database, store, catalog, base)
+        self._prober = Prober(engine, base.served_name, restart_engine, timeout_s=settings.proof_timeout_s)
+        self._proving = Proving(self._state, self._prober)
+        self._suspects = Suspects(self._prober, self._proving.convict)
+        self.pointers = Pointers(self._state, self._prober)
+        self._store_lock = asyncio.Lock()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Clean up after a crash, fill the catalog, and take up the proofs that were not finished."""
+        await in_thread(self._store.recover)
+        await self._state.refresh_all()
+        for project, name, version_id in await self._database.run(records.proving):
+            self._proving.spawn(project, name, version_id)
+        self._worker = asyncio.create_task(self._suspects.work(), name="registry-suspects")
+
+    async def close(self) -> None:
+        """Stop what runs in the background; proofs that are cut off are taken up by the next ``open``."""
+        await self._proving.close()
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    @property
+    def max_weights(self) -> int:
+        """Most bytes of a weights file."""
+        return int(self._settings.max_adapter_mib * MIB)
+
+    # push
+
+    async def push(self, project: str, receive: Receive, *, wait: bool) -> Pushed:
+        """Take an upload in: receive, inspect, store, prove.
+
+        Raises:
+            AdapterError: What is wrong with the adapter, or what the engine does not show of it.
+            HatrackError: The upload is not well formed, or the engine cannot be asked.
+        """
+        staging = self._store.stage(max_weights_bytes=self.max_weights)
+        try:
+            upload = await receive(staging.weights.write)
+            name = parse_name(upload.name, base_name=self._base.served_name)
+            if upload.alias:
+                parse_alias(upload.alias)
+            reference_of(upload.metadata)
+            inspection = await in_thread(self._inspect, staging, upload)
+            async with self._store_lock:  # no collection between the commit and the keeping
+                digest = await in_thread(staging.commit, inspection.manifest)
+                self._proving.keep(digest)
+        finally:
+            await in_thread(staging.discard)
+        try:
+            return await self._register(project, name, self._draft(upload, inspection, digest), wait=wait)
+        finally:
+            self._proving.release(digest)
+
+    def _inspect(self, staging: Staging, upload: Upload) -> Inspection:
+        manifest = Manifest.parse(
+            upload.config,
+            max_rank=self._settings.engine_max_rank,
+            strict_base=self._settings.strict_base,
+            base_name=self._settings.base_source,
+        )
+        staging.weights.finish()
+        return inspect_weights(
+            staging.weights.path, manifest, self._base, max_update_ratio=self._settings.max_update_ratio
+        )
+
+    def _draft(self, upload: Upload, inspection: Inspection, digest: str) -> Draft:
+        return Draft(
+            digest=digest,
+            settings=upload.settings.model_dump(mode="json"),
+            metadata=upload.metadata,
+            rank=inspection.rank,
+            alpha=inspection.alpha,
+            target_modules=list(inspection.target_modules),
+            bytes=inspection.bytes,
+            zero_effect=inspection.effect_is_zero,
+            base=self._base.fingerprint.model_dump(),
+            config=upload.config,
+            readme=upload.readme,
+            warnings=list(inspection.warnings),
+            wanted_alias=upload.alias,
+        )
+
+    async def _register(self, project: str, name: str, draft: Draft, *, wait: bool) -> Pushed:
+        async with self._state.lock(project, name):
+            holding = await self._database.run(lambda db: records.find(db, project, name))
+            same = find_same(holding, draft.digest, draft.settings, self._state.fits)
+            if holding is not None and same is not None and await self._state.serves(same):
+                if draft.wanted_alias:
+                    await self.pointers.point(holding, draft.wanted_alias, same, "push")
+                return Pushed(await self.version(project, name, same.number), 200)
+            if not wait:
+                return await self._register_later(project, name, draft, same)
+        running = self._proving.running(same.id) if same is not None else None
+        if same is not None and running is not None:
+            await asyncio.wait({running})
+            return await self._register(project, name, draft, wait=wait)
+        evidence = await self._proving.ask(draft.digest, draft.zero_effect, draft.metadata)
+        return await self._register_proven(project, name, draft, evidence)
+
+    async def _register_later(self, project: str, name: str, draft: Draft, same: VersionRow | None) -> Pushed:
+        if same is None or self._proving.running(same.id) is None:
+            self._proving.demand_room()
+            if same is None:
+                version_id = await self._database.run(
+                    lambda db: records.add_version(db, project, name, draft, proof=None)
+                )
+            else:
+                version_id = same.id
+                await self._database.run(lambda db: records.restart_proof(db, version_id, draft.wanted_alias))
+            self._proving.spawn(project, name, version_id)
+        else:
+            version_id = same.id
+        row = await self._database.run(lambda db: records.version_by_id(db, version_id))
+        if row is None:
+            raise NotFound(f"the version of `{name}` was deleted meanwhile", code="version_not_found")
+        return Pushed(await self.version(project, name, row.number), 202)
+
+    async def _register_proven(self, project: str, name: str, draft: Draft, evidence: Evidence) -> Pushed:
+        draft = replace(draft, warnings=[*draft.warnings, *evidence.warnings])
+        proof = evidence.model_dump(mode="json")
+        async with self._state.lock(project, name):
+            holding = await self._database.run(lambda db: records.find(db, project, name))
+            same = find_same(holding, draft.digest, draft.settings, self._state.fits)
+            if same is None:
+                version_id = await self._database.run(
+                    lambda db: records.add_version(db, project, name, draft, proof=proof)
+                )
+            else:
+                version_id = same.id
+            await self._proving.settle(project, name, version_id, draft, proof)
+            row = await self._database.run(lambda db: records.version_by_id(db, version_id))
+        await self._proving.refresh_others(draft.digest, (project, name))
+        if row is None:
+            raise NotFound(f"the version of `{name}` was deleted meanwhile", code="version_not_found")
+        return Pushed(await self.version(project, name, row.number), 201 if same is None else 200)
+
+    # proofs
+
+    async def prove(self, project: str, name: str, number: str) -> dict[str, Any]:
+        """Prove a version again: a rejected one that passes becomes ready, a corrupt one servable.
+
+        Raises:
+            NotFound: There is no such version.
+            Conflict: It is being proven, belongs to another base, or its files are damaged.
+            ProofError: It failed; a ready version is corrupt from now on.
+        """
+        _, row = await self._state.version(project, name, number)
+        servable = (await self._state.judge([row]))[row.id]
+        if self._proving.running(row.id) is not None:
+            raise Conflict(f"the version `{name}@{row.number}` is being proven", code="version_not_ready")
+        if servable in (Servable.OTHER_BASE, Servable.DAMAGED):
+            raise Conflict(
+                f"the version `{name}@{row.number}` cannot be proven: {servable.value}",
+                code=f"version_{servable.value}",
+            )
+        try:
+            evidence = await self._proving.ask(row.digest, row.zero_effect, row.metadata)
+        except ProofError:
+            if row.state == "ready":
+                await self._proving.convict(row.digest)
+            raise
+        await self._proving.settle_row(project, name, row, evidence)
+        return await self.version(project, name, row.number)
+
+    def suspect(self, digest: str) -> None:
+        """The engine failed under this adapter: ask its probes again in the background. Returns at once."""
+        self._suspects.add(digest)
+
+    async def settled(self) -> None:
+        """Return when no proof and no suspicion is open."""
+        await self._proving.idle()
+        await self._suspects.idle()
+
+    # reading
+
+    async def version(self, project: str, name: str, number: str | int) -> dict[str, Any]:
+        """One version in the API's form. Raises NotFound."""
+        holding, row = await self._state.version(project, name, number)
+        return await self._state.version_object(holding, row)
+
+    async def adapter(self, project: str, name: str) -> dict[str, Any]:
+        """One adapter in the API's form, with its versions. Raises NotFound."""
+        holding = await self._state.holding(project, name)
+        if all(row.state == "rejected" for row in holding.versions):
+            raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
+        return (await self._state.adapter_objects([holding]))[0]
+
+    async def adapters(self, project: str, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of the project's adapters, oldest first.
+
+        Raises:
+            BadRequest: ``after`` names no adapter.
+        """
+        found = await self._database.run(lambda db: records.listed(db, project, after, limit + 1))
+        if found is None:
+            raise BadRequest("`after` names no adapter", param="after")
+        data = await self._state.adapter_objects(found[:limit])
+        return {
+            "object": "list",
+            "data": data,
+            "first_id": data[0]["name"] if data else None,
+            "last_id": data[-1]["name"] if data else None,
+            "has_more": len(found) > limit,
+        }
+
+    async def config_file(self, project: str, name: str, number: str) -> bytes:
+        """The config as it was uploaded, byte for byte. Raises NotFound."""
+        _, row = await self._state.version(project, name, number)
+        return await self._database.run(lambda db: records.version_file(db, row.id, "config")) or b""
+
+    async def weights_file(self, project: str, name: str, number: str) -> Path:
+        """Where the weights are, which are as they were uploaded. Raises NotFound, NotInStore."""
+        _, row = await self._state.version(project, name, number)
+        return self._store.path(row.digest) / WEIGHTS_FILE
+
+    # deleting
+
+    async def delete_version(self, project: str, name: str, number: str, *, force: bool) -> None:
+        """Make a version unroutable; its files go when no engine can ask for them.
+
+        Raises:
+            NotFound: There is no such version.
+            Unprocessable: An alias points to it, and ``force`` is not given.
+        """
+        async with self._state.lock(project, name):
+            holding, row = await self._state.version(project, name, number)
+            _refuse_in_use([alias for alias, target in holding.aliases.items() if target == row.number], force)
+            await self._database.run(lambda db: records.delete_version(db, row.adapter_id, row.number))
+            await self._state.refresh(project, name)
+
+    async def delete_adapter(self, project: str, name: str, *, force: bool) -> None:
+        """Delete an adapter with all its versions.
+
+        Raises:
+            NotFound: There is no such adapter.
+            Unprocessable: It has an alias, and ``force`` is not given.
+        """
+        async with self._state.lock(project, name):
+            holding = await self._state.holding(project, name)
+            _refuse_in_use(list(holding.aliases), force)
+            await self._database.run(lambda db: records.delete_adapter(db, holding.adapter.id))
+            await self._state.refresh(project, name)
+
+    async def collect(self) -> list[str]:
+        """Remove the files that no version uses; the digests. Call it only while no engine runs: one that once had
+        an adapter and no longer finds its files dies of it."""
+        async with self._store_lock:
+            used = await self._database.run(records.digests_in_use)
+            return await in_thread(self._store.collect, used | self._proving.in_hand)
+
+
+def _refuse_in_use(aliases: list[str], force: bool) -> None:
+    if aliases and not force:
+        raise Unprocessable(
+            f"the alias {', '.join(f'`{alias}`' for alias in sorted(aliases))} points there; "
+            "move or delete it first, or use ?force=true",
+            code="version_in_use",
+        )

@@ -1,0 +1,95 @@
+"""A registry over a real database and a real store, with an engine in memory, and its HTTP routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+
+from adapters.base import BaseDescription
+from adapters.store import Store
+from service.access.authentication import Authenticator
+from service.config import Settings
+from service.database import Database
+from service.errors import HatrackError
+from service.registry.catalog import Catalog
+from service.registry.routes import router
+from service.registry.service import Registry
+from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
+from tests.unit.service.registry.engine import BASE, MemoryEngine
+
+KEY = "a-key-for-these-tests-0123456789"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
+    return describe_base(make_base(tmp_path_factory.mktemp("base")), served_name=BASE)
+
+
+@pytest.fixture
+def files(tmp_path: Path, base: BaseDescription) -> Callable[..., AdapterFiles]:
+    """Makes adapters: files(seed=1, variant="nan")."""
+    count = iter(range(1000))
+    return lambda **given: make_adapter(tmp_path / f"adapter-{next(count)}", base, **given)
+
+
+class Bench:
+    """The registry under test, what it stands on, and a client of its routes."""
+
+    def __init__(self, home: Path, base: BaseDescription, **settings: Any) -> None:
+        self.settings = Settings(home=home, base_model=BASE, max_adapter_mib=1, **settings)
+        self.base = base
+        self.engine = MemoryEngine()
+        self.store = Store(self.settings.store_dir)
+        self.catalog = Catalog(BASE, 1)
+        self.registry: Registry
+        self.http: httpx.AsyncClient
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[Bench]:
+        database = Database(self.settings.home / "hatrack.db")
+        await database.open()
+        self.registry = Registry(
+            self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart
+        )
+        await self.registry.open()
+        app = FastAPI()
+        app.state.registry = self.registry
+        app.state.authenticator = Authenticator(KEY)
+        app.include_router(router)
+        app.add_exception_handler(HatrackError, _answer)
+        transport = httpx.ASGITransport(app=app)
+        headers = {"authorization": f"Bearer {KEY}"}
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as self.http:
+                yield self
+        finally:
+            await self.registry.close()
+            await database.close()
+
+    async def push(
+        self, name: str, files: AdapterFiles, *, query: str = "", weights_name: str = "w.safetensors", **fields: Any
+    ) -> httpx.Response:
+        data = {"name": name} | {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
+        parts = {"config": ("adapter_config.json", files.config), "weights": (weights_name, files.weights)}
+        return await self.http.post(f"/v1/adapters{query}", data=data, files=parts)
+
+    def leftovers(self) -> list[Path]:
+        return list((self.settings.store_dir / ".staging").iterdir())
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HatrackError)
+    return Response(error.body(), error.status, error.headers, "application/json")
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, base: BaseDescription) -> AsyncIterator[Bench]:
+    async with Bench(tmp_path / "home", base).run() as ready:
+        yield ready

@@ -1,0 +1,51 @@
+"""An engine in memory that gives log-probabilities as it is told to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from service.errors import AdapterNotFinite, EngineUnavailable
+
+BASE = "tiny"
+TOKENS = 12
+
+
+@dataclass
+class MemoryEngine:
+    """Under the base: fixed numbers plus ``base_shift``. Under a digest: those, moved by its effect (nats a token)."""
+
+    effect: float = 0.5
+    effects: dict[str, float] = field(default_factory=dict)
+    not_finite: set[str] = field(default_factory=set)
+    base_shift: float = 0.0
+    base_noise: float = 0.0
+    base_answers_nan: bool = False
+    nan_spreads: bool = False
+    down: bool = False
+    asked: list[str] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)
+
+    async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
+        self.asked.append(model)
+        if self.down:
+            raise EngineUnavailable("there is no engine")
+        if model == BASE:
+            shift = math.nan if self.base_answers_nan else self.base_shift
+            self.base_shift += self.base_noise
+            return [self._row(index, shift) for index in range(len(texts))]
+        if model in self.not_finite:
+            self.base_answers_nan = self.base_answers_nan or self.nan_spreads
+            raise AdapterNotFinite("logits are not finite")
+        return [self._row(index, self.base_shift - self.effects.get(model, self.effect)) for index in range(len(texts))]
+
+    @staticmethod
+    def _row(text: int, shift: float) -> list[float]:
+        return [-2.0 - 0.1 * text - 0.01 * token + shift for token in range(TOKENS)]
+
+    async def restart(self, reason: str) -> None:
+        """What the supervisor does: a fresh engine, whose base is itself again."""
+        self.restarts.append(reason)
+        self.base_answers_nan = False
+        self.base_shift = 0.0
