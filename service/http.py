@@ -75,7 +75,9 @@ def add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or None
         kind = UnknownField if first["type"] == "extra_forbidden" else BadRequest
-        return answer(kind(f"{param or 'the request'}: {first['msg']} (found {str(first.get('input'))[:100]!r})", param=param))
+        return answer(
+            kind(f"{param or 'the request'}: {first['msg']} (found {str(first.get('input'))[:100]!r})", param=param)
+        )
 
     async def frameworks(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101

@@ -34,7 +34,7 @@ class Record:
 class Account(Protocol):
     """Is told of every request to an inference route once it is over; must be quick and must not raise."""
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Record, /) -> None:
         """Take note of ``record``."""
 
 

@@ -28,19 +28,25 @@ from service.inference.checks import (
     one_of,
     sized,
     text,
-    wrong,
 )
 from service.inference.messages import check_messages
+from service.inference.values import (
+    MAX_HINT_CHARS,
+    MAX_TOKEN_ID,
+    logit_bias,
+    response_format,
+    structured_outputs,
+    template_kwargs,
+    texts_or_tokens,
+    tool,
+    tool_choice,
+)
 
 KIB = 1024
 MAX_PROMPTS = 256
 MAX_INPUTS = 2048
 MAX_TOOLS = 128
-MAX_LOGIT_BIAS = 1024
-MAX_HINT_CHARS = 512
-MAX_TOKEN_ID = 2**31 - 1
 MAX_PATTERN_TOKENS = 256
-MAX_TEMPLATE_KWARGS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
         _passed(
             frequency_penalty=number(-2, 2),
             presence_penalty=number(-2, 2),
-            logit_bias=_logit_bias,
+            logit_bias=logit_bias,
             n=integer(1, settings.max_n),
             seed=integer(-INT64, INT64 - 1),
             stop=either((str, stop), (list, list_of(stop, most=settings.max_stops)), allowed="a string or an array"),
@@ -137,8 +143,8 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             return_token_ids=boolean,
             thinking_token_budget=integer(-1, context),
             stream_interval=integer(1, context or MAX_TOKEN_ID),
-            response_format=sized(schema_bytes, _response_format),
-            structured_outputs=sized(schema_bytes, _structured_outputs(schema_bytes)),
+            response_format=sized(schema_bytes, response_format),
+            structured_outputs=sized(schema_bytes, structured_outputs(schema_bytes)),
             repetition_detection=fields(
                 {
                     "max_pattern_size": integer(0, MAX_PATTERN_TOKENS),
@@ -156,7 +162,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
 
 def chat_table(settings: Settings) -> Table:
     """The fields of `POST /v1/chat/completions`."""
-    tools = sized(int(settings.max_schema_kib * KIB), list_of(_tool, most=MAX_TOOLS))
+    tools = sized(int(settings.max_schema_kib * KIB), list_of(tool, most=MAX_TOOLS))
     hint = text(MAX_HINT_CHARS)
     return (
         _generation(settings)
@@ -167,14 +173,14 @@ def chat_table(settings: Settings) -> Table:
             max_tokens=integer(1, settings.context),
             max_completion_tokens=integer(1, settings.context),
             tools=tools,
-            tool_choice=_tool_choice,
+            tool_choice=tool_choice,
             parallel_tool_calls=boolean,
             reasoning_effort=one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
             include_reasoning=boolean,
             echo=boolean,
             add_generation_prompt=boolean,
             continue_final_message=boolean,
-            chat_template_kwargs=_template_kwargs,
+            chat_template_kwargs=template_kwargs,
             return_prompt_text=boolean,
         )
         | _dropped(
@@ -203,7 +209,7 @@ def completions_table(settings: Settings) -> Table:
     return (
         _generation(settings)
         | _passed(
-            prompt=_texts_or_tokens("a prompt", MAX_PROMPTS),
+            prompt=texts_or_tokens("a prompt", MAX_PROMPTS),
             echo=boolean,
             logprobs=integer(0, settings.max_logprobs),
             max_tokens=integer(0, settings.context),  # 0 with `echo` scores a text
@@ -218,7 +224,7 @@ def embeddings_table(settings: Settings) -> Table:
     """The fields of `POST /v1/embeddings`."""
     return (
         _passed(
-            input=_texts_or_tokens("an input", MAX_INPUTS),
+            input=texts_or_tokens("an input", MAX_INPUTS),
             dimensions=integer(1, MAX_TOKEN_ID),
             encoding_format=one_of("float", "base64"),
             truncate_prompt_tokens=integer(-1, settings.context),
@@ -244,8 +250,8 @@ def tokenize_table(settings: Settings) -> Table:
             return_token_strs=boolean,
             add_generation_prompt=boolean,
             continue_final_message=boolean,
-            chat_template_kwargs=_template_kwargs,
-            tools=sized(int(settings.max_schema_kib * KIB), list_of(_tool, most=MAX_TOOLS)),
+            chat_template_kwargs=template_kwargs,
+            tools=sized(int(settings.max_schema_kib * KIB), list_of(tool, most=MAX_TOOLS)),
         )
         | _GUARDED
     )
@@ -292,9 +298,10 @@ def _check_together(body: dict[str, Any], required: tuple[str, ...]) -> None:
         names = group.split("|")
         given = [name for name in names if name in body]
         if len(given) != 1:
-            what = "is missing" if not given else "must not stand together"
-            named = ", ".join(f"`{name}`" for name in (given or names))
-            raise BadRequest(f"{named} {what}", param=(given or names)[0], code="missing_required_parameter")
+            named = " or ".join(f"`{name}`" for name in names)
+            if given:
+                raise BadRequest(f"only one of {named} is allowed", param=given[1])
+            raise BadRequest(f"{named} is missing", param=names[0], code="missing_required_parameter")
     best_of = body.pop("best_of", None)
     if best_of is not None and best_of != body.get("n", 1):
         raise FieldRefused(
@@ -330,77 +337,3 @@ def check_sampling(sampling: Mapping[str, Any], settings: Settings) -> None:
         if name not in SAMPLING_FIELDS:
             raise UnknownField(f"{found(name)} is no sampling default; those are {sorted(SAMPLING_FIELDS)}", param=path)
         table[name].check(value, path)
-
-
-def _logit_bias(value: Any, path: str) -> None:
-    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
-        raise wrong(path, value, f"an object of at most {MAX_LOGIT_BIAS} token ids")
-    bias = number(-100, 100)
-    for token, entry in value.items():
-        if not (token.isascii() and token.isdigit()):
-            raise wrong(path, token, "an object whose keys are token ids")
-        bias(entry, f"{path}.{token}")
-
-
-def _response_format(value: Any, path: str) -> None:
-    mapping(value, path)
-    one_of("text", "json_object", "json_schema", "structural_tag")(value.get("type"), f"{path}.type")
-    if value["type"] == "json_schema":
-        mapping(value.get("json_schema"), f"{path}.json_schema")
-
-
-def _structured_outputs(most: int) -> Check:
-    choices = list_of(text(most), least=1)
-    known: dict[str, Check] = dict.fromkeys(("regex", "grammar", "whitespace_pattern", "structural_tag"), text(most))
-    known |= dict.fromkeys(("json_object", "disable_any_whitespace", "disable_additional_properties"), boolean)
-    return fields(known | {"choice": choices, "json": anything})
-
-
-_FUNCTION = fields(
-    {"name": text(256), "description": text(), "parameters": mapping, "strict": boolean}, required=("name",)
-)
-
-
-def _tool(value: Any, path: str) -> None:
-    mapping(value, path)
-    one_of("function")(value.get("type"), f"{path}.type")
-    fields({"type": text(), "function": _FUNCTION}, required=("function",))(value, path)
-
-
-def _tool_choice(value: Any, path: str) -> None:
-    if isinstance(value, str):
-        one_of("none", "auto", "required")(value, path)
-        return
-    named = fields({"type": one_of("function"), "function": fields({"name": text(256)}, required=("name",))})
-    named(value, path)
-
-
-def _template_kwargs(value: Any, path: str) -> None:
-    """Variables of the chat template: a few plain values, none that the renderer itself takes."""
-    if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_KWARGS:
-        raise wrong(path, value, f"an object of at most {MAX_TEMPLATE_KWARGS} values")
-    taken = {"chat_template", "tokenize", "tools", "documents", "messages", "conversation", "tokenizer", "padding"}
-    for name, entry in value.items():
-        if name in taken or not name.isidentifier() or name.startswith("_"):
-            raise FieldRefused(f"`{path}` may not set {found(name)}", param=f"{path}.{name[:100]}")
-        if not isinstance(entry, (str, bool, int, float)) or (isinstance(entry, str) and len(entry) > MAX_HINT_CHARS):
-            raise wrong(
-                f"{path}.{name}", entry, f"a number, a boolean or a string of at most {MAX_HINT_CHARS} characters"
-            )
-
-
-def _texts_or_tokens(what: str, most: int) -> Check:
-    """A string, token ids, or an array of at most ``most`` of either."""
-    token_ids = list_of(integer(0, MAX_TOKEN_ID), least=1)
-    one = either((str, text()), (list, token_ids), allowed=f"{what}: a string or an array of token ids")
-    many = list_of(one, least=1, most=most)
-
-    def check(value: Any, path: str) -> None:
-        if isinstance(value, str):
-            return
-        if isinstance(value, list) and value and type(value[0]) is int:
-            token_ids(value, path)
-        else:
-            many(value, path)
-
-    return check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
@@ -17,6 +18,7 @@ import orjson
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
 from service.config import MIB, Settings
+from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, Forbidden, HatrackError, Internal, Unavailable
 from service.inference.account import Account, Record
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
@@ -93,6 +95,9 @@ class Pipeline:
                     await self._forward(exchange, route, target, record, payload, body, began)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
+        except asyncio.CancelledError:
+            record.outcome, record.code = "cut", "shutdown"
+            raise
         except HatrackError as error:
             await self._fail(exchange, record, error)
         except Exception:
@@ -152,7 +157,9 @@ class Pipeline:
         renamer = Renamer(target)
         async with self._engine.open(route.engine_path, payload, headers) as response:
             if response.status != 200:
-                raise engine_error(response.status, await response.read(), target, route.engine_path)
+                raise self._blamed(
+                    engine_error(response.status, await response.read(), target, route.engine_path), target
+                )
             if record.stream:
                 options = body.get("stream_options") or {}
                 relay = EventRelay(renamer, show_usage=bool(options.get("include_usage")))
@@ -161,7 +168,7 @@ class Pipeline:
                 finally:
                     record.usage = relay.counted()
                 if relay.error is not None:
-                    raise engine_error(200, relay.error, target, route.engine_path)
+                    raise self._blamed(engine_error(200, relay.error, target, route.engine_path), target)
                 if not relay.done:
                     raise BadGateway("the engine's answer ended before its end", code="engine_cut")
                 await exchange.finish()
@@ -188,17 +195,18 @@ class Pipeline:
             if relay.error is not None:
                 return
 
+    def _blamed(self, error: HatrackError, target: Target) -> HatrackError:
+        """``error``, after the adapter was named as a suspect where the engine itself answered with a failure."""
+        if target.digest and isinstance(error, (AdapterNotFinite, BadGateway)) and error.code != ENGINE_NOT_FINITE:
+            self._suspect(target.digest)
+        return error
+
     async def _fail(self, exchange: Exchange, record: Record, error: HatrackError) -> None:
         if exchange.started:
             record.outcome = "cut"
         else:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
-        digest = record.target.digest if record.target else None
-        if digest and (
-            isinstance(error, AdapterNotFinite) or (type(error) is BadGateway and error.code != "engine_cut")
-        ):
-            self._suspect(digest)
         await exchange.fail(error)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from service.engine.contract import ADAPTER_NOT_FINITE, FAULT_CODES
 from service.errors import (
     AdapterNotFinite,
     BadGateway,
@@ -25,7 +26,6 @@ from service.errors import (
 )
 from service.registry.catalog import Target
 
-NOT_FINITE = "adapter_not_finite"
 EMBEDDINGS = "/v1/embeddings"
 _CLASSES: dict[int, type[HatrackError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 422: Unprocessable}
 _CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_length_exceeded"}
@@ -52,8 +52,12 @@ def find_usage(data: bytes) -> Usage | None:
     at = data.rfind(_USAGE)
     if at < 0:
         return None
-    counts = {name.decode(): int(value) for name, value in _COUNTS.findall(data, at)}
-    return Usage(**counts)
+    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
+    return Usage(
+        prompt_tokens=counts.get(b"prompt_tokens", 0),
+        completion_tokens=counts.get(b"completion_tokens", 0),
+        cached_tokens=counts.get(b"cached_tokens", 0),
+    )
 
 
 class Renamer:
@@ -143,11 +147,14 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
     code = error.get("code")
     if status == 200:
         status = code if type(code) is int else 500
-    if NOT_FINITE in (error.get("type"), code):
+    fault = next((name for name in (error.get("type"), code) if isinstance(name, str) and name in FAULT_CODES), None)
+    if fault == ADAPTER_NOT_FINITE:
         return AdapterNotFinite(
             f"the numbers of the adapter `{target.name}` are not finite for this prompt: it gives no answer",
             param="model",
         )
+    if fault is not None:
+        return BadGateway(f"the engine could not answer for `{target.label}`", code=fault)
     if status == 404 and path == EMBEDDINGS:
         return NotFound(f"the model `{target.label}` makes no embeddings", param="model", code="model_not_embedding")
     if status == 503:

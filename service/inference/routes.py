@@ -94,14 +94,15 @@ class InferenceApp:
             route = self._routes.get(exchange.path)
             if route is None:
                 _only(scope, "GET")
-                return await self._models(exchange)
-            _only(scope, "POST")
+                await self._models(exchange)
+            else:
+                _only(scope, "POST")
+                await self.pipeline.infer(route, exchange)
         except HatrackError as error:
-            return await exchange.fail(error)
+            await exchange.fail(error)
         except Exception:
             _LOG.exception("a request for the models failed", extra={"request_id": exchange.request_id})
-            return await exchange.fail(Internal("the gateway failed; its log has the reason"))
-        await self.pipeline.infer(route, exchange)
+            await exchange.fail(Internal("the gateway failed; its log has the reason"))
 
     async def _models(self, exchange: Exchange) -> None:
         caller = self._authenticator.authenticate(exchange.headers)

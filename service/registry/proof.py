@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, ProofError
@@ -50,7 +51,7 @@ class Prober:
     Args:
         engine: Who is asked.
         base_name: The base's served name.
-        restart_engine: Called with a reason when the engine is poisoned.
+        restart_engine: Called with a reason when the engine is poisoned; returns when the restart has begun.
         timeout_s: Longest time for one proof once its turn has come.
     """
 
@@ -77,16 +78,26 @@ class Prober:
         async with self._turn:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    try:
-                        evidence = await self._rounds(digest, effect_is_zero, reference)
-                    except (AdapterError, HatrackError) as error:
-                        if not isinstance(error, Unavailable):
-                            await self._check_base()
-                        raise
-                    await self._check_base()
-                    return evidence
+                    return await self._then_base(self._rounds(digest, effect_is_zero, reference))
             except TimeoutError:
                 raise Timeout(f"the proof took more than {self._timeout_s:g} s") from None
+
+    async def _then_base(self, rounds: Awaitable[Evidence]) -> Evidence:
+        """Look at the base once more, however the proof ended: an adapter may leave a poisoned engine behind."""
+        try:
+            evidence = await rounds
+        except LogprobsNotFinite:
+            # the base was well just before: the adapter is to blame, also where it took the engine along
+            with suppress(Unavailable, Timeout):
+                await self._healthy_base()
+            raise
+        except Unavailable:
+            raise
+        except (AdapterError, HatrackError):
+            await self._healthy_base()  # a poisoned engine's verdict is none
+            raise
+        await self._healthy_base()
+        return evidence
 
     async def _rounds(self, digest: str, effect_is_zero: bool, reference: Proof | None) -> Evidence:
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -147,9 +158,6 @@ class Prober:
         await self._restart(reason)
         raise EngineUnavailable(f"the engine is being restarted: {reason}")
 
-    async def _check_base(self) -> None:
-        await self._healthy_base()
-
     def _drifted(self, answer: Logprobs) -> bool:
         if self._cached is None:
             return False
@@ -184,7 +192,7 @@ class Prober:
     async def check_base(self) -> None:
         """Raises EngineUnavailable where the engine is poisoned; it is being restarted then."""
         async with self._turn:
-            await self._check_base()
+            await self._healthy_base()
 
     async def warm(self, digest: str) -> None:
         """Have the engine load the adapter: one short text under it.

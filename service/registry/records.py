@@ -183,7 +183,7 @@ def add_version(db: sa.Connection, project: str, name: str, draft: Draft, *, pro
     assert version_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
     if proof is not None:
         make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias)
-    return version_id
+    return int(version_id)
 
 
 def _take_number(db: sa.Connection, project: str, name: str) -> tuple[int, int]:

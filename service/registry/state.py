@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from adapters.base import BaseDescription, Fingerprint
 from adapters.errors import AdapterError, StoreError
 from adapters.names import parse_alias, parse_name, parse_version
-from adapters.store import Store
+from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.database import Database
 from service.errors import Conflict, NotFound
 from service.registry import records
@@ -18,6 +19,8 @@ from service.registry.locks import Locks, in_thread
 from service.registry.records import Holding, VersionRow
 
 T = TypeVar("T")
+MAX_REMEMBERED: Final = 100_000
+"""Digests whose files are remembered as sound: some 30 MB."""
 
 
 class RegistryState:
@@ -30,8 +33,9 @@ class RegistryState:
         self.base = base
         self.engine = base.fingerprint.digest
         self._locks = Locks()
+        self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
-    def lock(self, project: str, name: str) -> Any:
+    def lock(self, project: str, name: str) -> AbstractAsyncContextManager[None]:
         """An async context manager: one change at a time of one adapter."""
         return self._locks.hold((project, name))
 
@@ -73,11 +77,25 @@ class RegistryState:
     def _judge_one(self, row: VersionRow, corrupt: set[str]) -> Servable:
         if not self.fits(row):
             return Servable.OTHER_BASE
-        try:
-            self.store.check(row.digest)
-        except StoreError:
+        if not self._is_sound(row.digest):
             return Servable.DAMAGED
         return Servable.CORRUPT if row.digest in corrupt else Servable.OK
+
+    def _is_sound(self, digest: str) -> bool:
+        """``Store.check``, done again only where a file's size, time or inode has changed since it last passed."""
+        directory = self.store.root / digest
+        try:
+            stats = [(directory / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+            seen = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
+            if self._sound.get(digest) != seen:
+                self.store.check(digest)
+                if len(self._sound) >= MAX_REMEMBERED:
+                    self._sound.clear()
+                self._sound[digest] = seen
+        except (OSError, StoreError):
+            self._sound.pop(digest, None)
+            return False
+        return True
 
     def fits(self, row: VersionRow) -> bool:
         """Whether the version was proven on this base: same weights, same config."""

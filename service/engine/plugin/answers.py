@@ -60,9 +60,7 @@ def install() -> None:
     Raises:
         PluginError: One of them is not as expected.
     """
-    make_output = expect(
-        RequestState, "_new_completion_output", "self", "token_ids", "finish_reason", "stop_reason"
-    )
+    make_output = expect(RequestState, "_new_completion_output", "self", "token_ids", "finish_reason", "stop_reason")
     raise_if_error = expect(GenerateBaseServing, "_raise_if_error", "self", "finish_reason", "request_id")
     convert = expect(GenerateBaseServing, "_convert_generation_error_to_streaming_response", "self", "e")
     expect(GenerateBaseServing, "create_streaming_error_response", "self", "message", "err_type", "status_code")

@@ -50,6 +50,7 @@ class Bench:
         self.catalog = Catalog(BASE, 1)
         self.registry: Registry
         self.http: httpx.AsyncClient
+        self.app: FastAPI
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Bench]:
@@ -59,7 +60,7 @@ class Bench:
             self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart
         )
         await self.registry.open()
-        app = FastAPI()
+        self.app = app = FastAPI()
         app.state.registry = self.registry
         app.state.authenticator = Authenticator(KEY)
         app.include_router(router)

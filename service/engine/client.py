@@ -1,0 +1,219 @@
+"""The way to the engine: HTTP over its Unix socket (or TCP). Whatever was sent once is never sent again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+
+from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
+from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, Timeout
+
+CONNECT_TIMEOUT_S = 2.0
+QUICK_TIMEOUT_S = 5.0
+MAX_ERROR_BYTES = 64 * 1024
+
+
+class EngineResponse:
+    """The engine's answer to one request."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._response.headers
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they come. Raises BadGateway where the engine goes away in the middle."""
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except aiohttp.ClientError as error:
+            raise _cut() from error
+
+    async def read(self) -> bytes:
+        """The whole body. Raises BadGateway where the engine goes away in the middle."""
+        try:
+            return await self._response.read()
+        except aiohttp.ClientError as error:
+            raise _cut() from error
+
+
+def _cut() -> BadGateway:
+    return BadGateway("the engine went away before its answer was complete", code="engine_cut")
+
+
+class EngineClient:
+    """One engine, by the path of its socket or a URL.
+
+    Args:
+        socket: Path of the Unix socket.
+        url: Base URL, where there is no socket.
+        available: Asked before each request: why there is no engine now, or None. Nothing waits for a dead engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket: str | None = None,
+        url: str = "http://engine",
+        available: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._socket = socket
+        self._url = url.rstrip("/")
+        self._available = available
+        self._session: aiohttp.ClientSession | None = None
+        self.in_flight = 0
+
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            # no limit of connections here: how many requests may be in flight is decided before them
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(self._socket, limit=0) if self._socket else aiohttp.TCPConnector(limit=0)
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+                read_bufsize=1 << 18,
+                auto_decompress=False,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections; requests in flight end."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def open(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[EngineResponse]:
+        """POST ``body``; leaving the context before the body's end closes the connection, which aborts the request.
+
+        Raises:
+            EngineUnavailable: There is no engine now; at once.
+            BadGateway: It went away before it answered.
+        """
+        reason = self._available()
+        if reason is not None:
+            raise EngineUnavailable(f"the engine is not ready: {reason}")
+        self.in_flight += 1
+        try:
+            try:
+                response = await self._pool().post(self._url + path, data=body, headers=headers)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise EngineUnavailable("the engine cannot be reached") from error
+            except aiohttp.ClientError as error:
+                raise _cut() from error
+            try:
+                yield EngineResponse(response)
+            finally:
+                # a connection whose body was read to its end is kept for the next request; any other one is cut
+                response.close() if not response.content.is_eof() else response.release()
+        finally:
+            self.in_flight -= 1
+
+    async def post_json(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """POST JSON and read a JSON answer.
+
+        Raises:
+            EngineUnavailable, AdapterNotFinite, BadGateway, Timeout.
+        """
+        headers = {"content-type": "application/json"}
+        try:
+            async with asyncio.timeout(timeout_s), self.open(path, orjson.dumps(body), headers) as response:
+                data = await response.read()
+                if response.status == 200:
+                    return orjson.loads(data)
+                raise _refusal(response.status, data)
+        except TimeoutError:
+            raise Timeout(f"the engine did not answer within {timeout_s:g} s") from None
+        except orjson.JSONDecodeError as error:
+            raise BadGateway("the engine's answer is not JSON") from error
+
+    async def get_text(self, path: str, *, timeout_s: float = QUICK_TIMEOUT_S) -> str:
+        """GET a text, whether or not the engine counts as ready: how it is found out that it is.
+
+        Raises:
+            EngineUnavailable: It cannot be reached, or does not answer in time.
+            BadGateway: It answered something else than 200.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._pool().get(self._url + path) as response:
+                text = await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnavailable(f"the engine does not answer {path}") from error
+        if response.status != 200:
+            raise BadGateway(f"the engine answers {path} with {response.status}")
+        return text
+
+    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
+        """What the plugin says of the engine. Raises EngineUnavailable, BadGateway (no plugin there)."""
+        try:
+            answer = orjson.loads(await self.get_text(PLUGIN_ROUTE + ("?loaded=1" if loaded else "")))
+        except orjson.JSONDecodeError as error:
+            raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is not JSON") from error
+        if not isinstance(answer, dict):
+            raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is no object")
+        return answer
+
+    async def logprobs(self, model: str, texts: Sequence[str], *, timeout_s: float = 120.0) -> list[list[float]]:
+        """For each text the log-probabilities (nats) of its tokens but the first, under a digest or the base's name.
+
+        Each call has a cache salt of its own: what another request left in the prefix cache does not answer it.
+
+        Raises:
+            AdapterNotFinite: The engine says that the adapter's numbers are not numbers.
+            EngineUnavailable, BadGateway, Timeout.
+        """
+        body = {
+            "model": model,
+            "prompt": list(texts),
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+            "cache_salt": secrets.token_hex(16),
+        }
+        answer = await self.post_json("/v1/completions", body, timeout_s=timeout_s)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            return [[_only(position) for position in choice["prompt_logprobs"][1:]] for choice in choices]
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise BadGateway("the engine's answer carries no log-probabilities") from error
+
+
+def _only(position: dict[str, dict[str, float | None]]) -> float:
+    """The log-probability of the prompt's own token: the one entry that `prompt_logprobs: 0` leaves."""
+    (entry,) = position.values()
+    value = entry["logprob"]
+    return math.nan if value is None else float(value)
+
+
+def _refusal(status: int, data: bytes) -> AdapterNotFinite | BadGateway | EngineUnavailable:
+    kind: object = None
+    message = ""
+    if len(data) <= MAX_ERROR_BYTES:
+        try:
+            error = orjson.loads(data)["error"]
+            kind, message = error.get("type"), str(error.get("message", ""))
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            message = ""
+    if kind in (ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE):
+        return AdapterNotFinite("the adapter's activations are not finite", code=str(kind))
+    if kind == ENGINE_NOT_FINITE:
+        return BadGateway("the base model's activations are not finite", code=ENGINE_NOT_FINITE)
+    if status == 503:
+        return EngineUnavailable("the engine cannot take requests now")
+    return BadGateway(f"the engine answered {status}: {message[:300]}")

@@ -1,0 +1,141 @@
+"""What the engine is started with: from our settings to vLLM's flags and environment."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from service.config import Settings
+from service.engine.contract import PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
+from service.errors import SettingsError
+
+OURS = (
+    "--model",
+    "--served-model-name",
+    "--uds",
+    "--host",
+    "--port",
+    "--api-key",
+    "--enable-lora",
+    "--max-loras",
+    "--max-lora-rank",
+    "--max-cpu-loras",
+    "--lora-modules",
+    "--middleware",
+    "--chat-template",
+    "--trust-request-chat-template",
+    "--allowed-local-media-path",
+    "--root-path",
+)
+"""Flags that the operator's own may not repeat: they would undo what the rest of Hatrack relies on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that decides how the engine runs.
+
+    ``context`` is in tokens, ``kv_gib`` in GiB (CPU only), ``memory`` a share of the GPU's memory, times in seconds.
+    """
+
+    directory: Path
+    store: Path
+    model: Path
+    base_name: str
+    device: Literal["cpu", "cuda"]
+    slots: int
+    max_rank: int
+    resident: int
+    context: int | None
+    kv_gib: int
+    memory: float
+    dtype: str
+    max_seqs: int
+    max_logprobs: int
+    tool_parser: str
+    extra: tuple[str, ...]
+    start_timeout_s: float
+    stall_s: float
+    canary_s: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> EngineConfig:
+        """Take the engine's part of the settings.
+
+        Raises:
+            SettingsError: An extra flag repeats one that Hatrack sets, or no vLLM is installed.
+        """
+        for flag in settings.engine_args:
+            if flag.split("=", 1)[0] in OURS:
+                raise SettingsError(f"HATRACK_ENGINE_ARGS holds {flag!r}, which Hatrack sets itself")
+        if find_spec("vllm") is None:
+            raise SettingsError("no vLLM is installed here: `make setup` installs the one that fits this machine")
+        return cls(
+            directory=settings.engine_dir,
+            store=settings.store_dir,
+            model=settings.base_dir,
+            base_name=settings.base_served_name,
+            device=settings.device,
+            slots=settings.engine_slots,
+            max_rank=settings.engine_max_rank,
+            resident=settings.engine_resident,
+            context=settings.context,
+            kv_gib=settings.engine_kv_gib,
+            memory=settings.engine_memory,
+            dtype=settings.engine_dtype,
+            max_seqs=settings.engine_max_seqs,
+            max_logprobs=settings.max_logprobs,
+            tool_parser=settings.engine_tool_parser,
+            extra=settings.engine_args,
+            start_timeout_s=settings.engine_start_timeout_s,
+            stall_s=settings.engine_stall_s,
+            canary_s=settings.engine_canary_s,
+        )
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket that vLLM listens on; its directory is ours alone."""
+        return self.directory / "engine.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "engine.log"
+
+    @property
+    def record(self) -> Path:
+        """What is known of the running engine's process, for whoever must end it after a crash."""
+        return self.directory / "engine.json"
+
+    def argv(self) -> list[str]:
+        """The command line. vLLM's own ``vllm`` command does not start from the CPU build; its module does."""
+        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        arguments += ["--model", str(self.model), "--served-model-name", self.base_name, "--uds", str(self.socket)]
+        arguments += ["--enable-lora", "--max-loras", str(self.slots), "--max-lora-rank", str(self.max_rank)]
+        arguments += ["--max-cpu-loras", str(self.resident), "--dtype", self.dtype]
+        arguments += ["--max-num-seqs", str(self.max_seqs), "--max-logprobs", str(self.max_logprobs)]
+        arguments += ["--generation-config", "vllm"]  # defaults of sampling come from a version's settings alone
+        if self.context is not None:
+            arguments += ["--max-model-len", str(self.context)]
+        if self.device == "cuda":
+            arguments += ["--gpu-memory-utilization", str(self.memory)]
+        if self.tool_parser:
+            arguments += ["--enable-auto-tool-choice", "--tool-call-parser", self.tool_parser]
+        return [*arguments, "--disable-uvicorn-access-log", *self.extra]
+
+    def environment(self, token: str) -> dict[str, str]:
+        """What the engine's environment has beside ours."""
+        more = {
+            "VLLM_PLUGINS": PLUGIN_NAME,
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # resolvers are asked only with this
+            "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_DO_NOT_TRACK": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            STORE_VARIABLE: str(self.store),
+            TOKEN_VARIABLE: token,
+        }
+        if self.device == "cpu":
+            more["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_gib)
+        return more

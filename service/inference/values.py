@@ -1,0 +1,106 @@
+"""Checks of the request fields that have a shape of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.errors import FieldRefused
+from service.inference.checks import (
+    Check,
+    anything,
+    boolean,
+    either,
+    fields,
+    found,
+    integer,
+    list_of,
+    mapping,
+    number,
+    one_of,
+    text,
+    wrong,
+)
+
+MAX_LOGIT_BIAS = 1024
+MAX_HINT_CHARS = 512
+MAX_TOKEN_ID = 2**31 - 1
+MAX_TEMPLATE_KWARGS = 16
+
+
+def logit_bias(value: Any, path: str) -> None:
+    """Token ids with a bias of -100 to 100 each."""
+    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
+        raise wrong(path, value, f"an object of at most {MAX_LOGIT_BIAS} token ids")
+    bias = number(-100, 100)
+    for token, entry in value.items():
+        if not (token.isascii() and token.isdigit()):
+            raise wrong(path, token, "an object whose keys are token ids")
+        bias(entry, f"{path}.{token}")
+
+
+def response_format(value: Any, path: str) -> None:
+    """OpenAI's response format, and vLLM's structural tag."""
+    mapping(value, path)
+    one_of("text", "json_object", "json_schema", "structural_tag")(value.get("type"), f"{path}.type")
+    if value["type"] == "json_schema":
+        mapping(value.get("json_schema"), f"{path}.json_schema")
+
+
+def structured_outputs(most: int) -> Check:
+    """vLLM's structured outputs; its grammars and schemas have at most ``most`` bytes."""
+    choices = list_of(text(most), least=1)
+    known: dict[str, Check] = dict.fromkeys(("regex", "grammar", "whitespace_pattern", "structural_tag"), text(most))
+    known |= dict.fromkeys(("json_object", "disable_any_whitespace", "disable_additional_properties"), boolean)
+    return fields(known | {"choice": choices, "json": anything})
+
+
+_FUNCTION = fields(
+    {"name": text(256), "description": text(), "parameters": mapping, "strict": boolean}, required=("name",)
+)
+
+
+def tool(value: Any, path: str) -> None:
+    """A function that the model may call."""
+    mapping(value, path)
+    one_of("function")(value.get("type"), f"{path}.type")
+    fields({"type": text(), "function": _FUNCTION}, required=("function",))(value, path)
+
+
+def tool_choice(value: Any, path: str) -> None:
+    """A mode, or the name of one function."""
+    if isinstance(value, str):
+        one_of("none", "auto", "required")(value, path)
+        return
+    named = fields({"type": one_of("function"), "function": fields({"name": text(256)}, required=("name",))})
+    named(value, path)
+
+
+def template_kwargs(value: Any, path: str) -> None:
+    """Variables of the chat template: a few plain values, none that the renderer itself takes."""
+    if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_KWARGS:
+        raise wrong(path, value, f"an object of at most {MAX_TEMPLATE_KWARGS} values")
+    taken = {"chat_template", "tokenize", "tools", "documents", "messages", "conversation", "tokenizer", "padding"}
+    for name, entry in value.items():
+        if name in taken or not name.isidentifier() or name.startswith("_"):
+            raise FieldRefused(f"`{path}` may not set {found(name)}", param=f"{path}.{name[:100]}")
+        if not isinstance(entry, (str, bool, int, float)) or (isinstance(entry, str) and len(entry) > MAX_HINT_CHARS):
+            raise wrong(
+                f"{path}.{name}", entry, f"a number, a boolean or a string of at most {MAX_HINT_CHARS} characters"
+            )
+
+
+def texts_or_tokens(what: str, most: int) -> Check:
+    """A string, token ids, or an array of at most ``most`` of either."""
+    token_ids = list_of(integer(0, MAX_TOKEN_ID), least=1)
+    one = either((str, text()), (list, token_ids), allowed=f"{what}: a string or an array of token ids")
+    many = list_of(one, least=1, most=most)
+
+    def check(value: Any, path: str) -> None:
+        if isinstance(value, str):
+            return
+        if isinstance(value, list) and value and type(value[0]) is int:
+            token_ids(value, path)
+        else:
+            many(value, path)
+
+    return check

@@ -1,0 +1,43 @@
+"""One real gateway with one real engine for all tests that do not kill it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.support.gateway import Gateway
+
+VOICES = ("tidewater", "pemberton")
+
+
+@pytest.fixture(scope="session")
+def voices(base_dir: Path) -> dict[str, Path]:
+    """The sample adapters, trained on the spot from trainer/samples and kept under var/."""
+    out = REPO / "var" / "samples"
+    command = [sys.executable, "-m", "trainer.samples", "--base", str(base_dir), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=580, cwd=REPO)
+    return {name: out / name for name in VOICES}
+
+
+@pytest.fixture(scope="session")
+def gateway(base_dir: Path, voices: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that serves the base and both voices."""
+    started = Gateway(home=tmp_path_factory.mktemp("gateway"), base_dir=base_dir, settings={})
+    started.start()
+    for name, directory in voices.items():
+        metadata, settings = directory / "metadata.json", directory / "settings.json"
+        fields = {
+            field: path.read_text()
+            for field, path in (("metadata", metadata), ("settings", settings))
+            if path.exists()
+        }
+        pushed = started.push(name, directory, **fields)
+        assert pushed.status_code == 201, pushed.text
+    yield started
+    started.stop()
+    assert started.engine_processes() == [], "processes of the engine outlived the gateway"

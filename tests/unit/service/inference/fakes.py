@@ -1,0 +1,221 @@
+"""An engine made of bytes, and a client that speaks ASGI to the app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+from service.access.authentication import Authenticator
+from service.config import Settings
+from service.errors import HatrackError
+from service.inference.account import Record
+from service.inference.routes import InferenceApp
+from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
+
+KEY = "a-key-of-the-tests"
+BASE = "smol"
+DIGESTS = {number: f"{number:x}" * 64 for number in (1, 2, 3)}
+PIRATE = VersionSettings(system_prompt="You are a pirate.", sampling={"temperature": 0.25, "max_tokens": 7})
+
+
+def event(**payload: Any) -> bytes:
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+def token(text: str, model: str = DIGESTS[3]) -> bytes:
+    return event(id="c1", model=model, choices=[{"index": 0, "delta": {"content": text}}])
+
+
+def usage_event(model: str = DIGESTS[3]) -> bytes:
+    counts = {"prompt_tokens": 11, "total_tokens": 16, "completion_tokens": 5}
+    return event(id="c1", model=model, choices=[], usage={**counts, "prompt_tokens_details": {"cached_tokens": 4}})
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def completion(text: str, model: str = DIGESTS[3]) -> bytes:
+    return orjson.dumps(
+        {
+            "id": "c1",
+            "model": model,
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": 11, "total_tokens": 16, "completion_tokens": 5},
+        }
+    )
+
+
+@dataclass
+class Asked:
+    path: str
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+@dataclass
+class FakeEngine:
+    """Answers every request with ``status`` and ``chunks``; an Event among them holds the answer there until set."""
+
+    chunks: list[bytes | asyncio.Event | HatrackError] = field(default_factory=list)
+    status: int = 200
+    down: HatrackError | None = None
+    asked: list[Asked] = field(default_factory=list)
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    in_flight: int = 0
+
+    @asynccontextmanager
+    async def open(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[FakeResponse]:
+        if self.down is not None:
+            raise self.down
+        self.asked.append(Asked(path, orjson.loads(body), headers))
+        response = FakeResponse(self.status, self.chunks)
+        self.in_flight += 1
+        try:
+            yield response
+        finally:
+            self.in_flight -= 1
+            if not response.ended:
+                self.aborted.set()
+
+    @property
+    def last(self) -> Asked:
+        return self.asked[-1]
+
+
+class FakeResponse:
+    def __init__(self, status: int, pieces: list[bytes | asyncio.Event | HatrackError]) -> None:
+        self.status = status
+        self.headers: Mapping[str, str] = {}
+        self.ended = False
+        self._pieces = pieces
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+            elif isinstance(piece, HatrackError):
+                raise piece
+            else:
+                yield piece
+        self.ended = True
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self.chunks()])
+
+
+def version(number: int, settings: VersionSettings | None = None, servable: Servable = Servable.OK) -> VersionEntry:
+    return VersionEntry(number, DIGESTS[number], settings or VersionSettings(), servable, created_at=1000 + number)
+
+
+def catalog() -> Catalog:
+    found = Catalog(BASE, base_created_at=500)
+    voices = {1: version(1), 2: version(2, servable=Servable.OTHER_BASE), 3: version(3, PIRATE)}
+    entries = {
+        ("default", "younger"): AdapterEntry("younger", 900, MappingProxyType({1: version(1)}), {"live": 1}),
+        ("default", "voice"): AdapterEntry("voice", 800, MappingProxyType(voices), {"live": 3, "canary": 1}),
+        ("default", "unborn"): AdapterEntry("unborn", 700, MappingProxyType({1: version(1)}), {}),
+        ("other", "secret"): AdapterEntry("secret", 600, MappingProxyType({1: version(1)}), {"live": 1}),
+    }
+    found.replace(Snapshot(MappingProxyType(entries)))
+    return found
+
+
+@dataclass
+class Answer:
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: list[bytes] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = self.json()["error"]
+        return error
+
+
+class World:
+    """An app in front of a fake engine."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("engine_context", 2048)
+        self.settings = Settings(engine_device="cpu", **settings)
+        self.engine = FakeEngine()
+        self.records: list[Record] = []
+        self.suspects: list[str] = []
+        self.signs = 0
+        self.app = InferenceApp(
+            self.settings,
+            Authenticator(KEY),
+            catalog(),
+            self.engine,
+            account=self.records.append,
+            suspect=self.suspects.append,
+            saw_tokens=self._sign,
+        )
+
+    def _sign(self) -> None:
+        self.signs += 1
+
+    async def chat(self, **fields: Any) -> Answer:
+        """A chat request that is valid but for what ``fields`` say."""
+        return await self.ask("/v1/chat/completions", chat_body(**fields))
+
+    async def ask(
+        self, path: str, body: Any = None, *, method: str = "POST", headers: dict[str, str] | None = None
+    ) -> Answer:
+        raw = body if isinstance(body, bytes) else orjson.dumps(body)
+        return await self.ask_in_parts(path, [raw], method=method, headers=headers)
+
+    async def ask_in_parts(
+        self, path: str, parts: list[bytes], *, method: str = "POST", headers: dict[str, str] | None = None
+    ) -> Answer:
+        given = {"authorization": f"Bearer {KEY}", "content-type": "application/json", **(headers or {})}
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        }
+        answer, left = Answer(), list(parts)
+
+        async def receive() -> dict[str, Any]:
+            if left:
+                return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+            await asyncio.Event().wait()
+            raise AssertionError("never woken")
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answer.status = message["status"]
+                answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            elif message["body"]:
+                answer.parts.append(message["body"])
+
+        await self.app(scope, receive, send)
+        return answer
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": "voice", "messages": [{"role": "user", "content": "Hello"}], **fields}
+
+
+async def until(true: Callable[[], object], within_s: float = 5.0) -> None:
+    """Wait until ``true`` says so."""
+    end = asyncio.get_running_loop().time() + within_s
+    for _ in iter(int, 1):
+        if true():
+            return
+        assert asyncio.get_running_loop().time() < end, "it did not come true in time"
+        await asyncio.sleep(0.002)

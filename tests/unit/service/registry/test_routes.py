@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import pytest
+
+from adapters import errors
+from service.registry.routes import to_http
+from tests.support.adapters import AdapterFiles
+from tests.unit.service.registry.conftest import KEY, Bench
+
+Files = Callable[..., AdapterFiles]
+
+
+async def test_without_a_key_nothing_is_read(bench: Bench) -> None:
+    for method, path in [("GET", ""), ("POST", ""), ("GET", "/voice"), ("PUT", "/voice/aliases/live")]:
+        answer = await bench.http.request(method, f"/v1/adapters{path}", headers={"authorization": ""})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+async def test_downloads_are_what_was_uploaded(bench: Bench, files: Files) -> None:
+    adapter = files(seed=1)
+    await bench.push("voice", adapter)
+    config = await bench.http.get("/v1/adapters/voice/versions/1/files/config")
+    weights = await bench.http.get("/v1/adapters/voice/versions/1/files/weights")
+    assert config.content == adapter.config
+    assert weights.content == adapter.weights
+    assert 'filename="adapter_model.safetensors"' in weights.headers["content-disposition"]
+    assert (await bench.http.get("/v1/adapters/voice/versions/1/files/readme")).status_code == 404
+
+
+async def test_lists_are_paged_oldest_first(bench: Bench, files: Files) -> None:
+    for seed, name in enumerate(["zebra", "ant", "mole"]):
+        await bench.push(name, files(seed=seed))
+    page = (await bench.http.get("/v1/adapters?limit=2")).json()
+    assert ([item["name"] for item in page["data"]], page["object"], page["has_more"]) == (
+        ["zebra", "ant"],
+        "list",
+        True,
+    )
+    assert page["data"][0]["aliases"] == {"live": 1}
+    rest = (await bench.http.get("/v1/adapters?limit=2&after=ant")).json()
+    assert ([item["name"] for item in rest["data"]], rest["has_more"]) == (["mole"], False)
+    assert (await bench.http.get("/v1/adapters?after=nobody")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (b'{"version": 1, "colour": 2}', 400, "colour"),
+        (b'{"version": "1"}', 400, "version"),
+        (b'{"version": 0}', 400, "version"),
+        (b"{}", 400, "version"),
+        (b"[]", 400, None),
+        (b"{", 400, None),
+        (b" " * 70_000, 413, None),
+        (b'{"version": 9}', 404, None),
+    ],
+)
+async def test_the_body_of_a_promotion_is_checked(
+    bench: Bench, files: Files, body: bytes, status: int, param: str | None
+) -> None:
+    await bench.push("voice", files(seed=1))
+    answer = await bench.http.put("/v1/adapters/voice/aliases/live", content=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["voice", "voice/versions/1", "voice/versions/x", "Voice", "voice/aliases/live", "voice/versions/1/files/config"],
+)
+async def test_what_does_not_exist_is_404(bench: Bench, path: str) -> None:
+    assert (await bench.http.get(f"/v1/adapters/{path}")).status_code == 404
+
+
+async def test_promotions_at_once_end_in_one_of_them(bench: Bench, files: Files) -> None:
+    for seed in (1, 2, 3):
+        await bench.push("voice", files(seed=seed))
+    url = "/v1/adapters/voice/aliases/live"
+    answers = await asyncio.gather(*(bench.http.put(url, json={"version": n % 3 + 1}) for n in range(12)))
+    assert {answer.status_code for answer in answers} == {200}
+    shown = (await bench.http.get(url)).json()
+    assert bench.catalog.resolve("default", "voice").version == shown["version"] == shown["history"][0]["version"]
+
+
+async def test_a_client_that_disconnects_in_its_upload_leaves_nothing(bench: Bench, files: Files) -> None:
+    part = b'--cut\r\nContent-Disposition: form-data; name="weights"; filename="w.safetensors"\r\n\r\n'
+    events = iter([{"type": "http.request", "body": part + files(seed=1).weights, "more_body": True}])
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def come() -> MutableMapping[str, Any]:
+        return next(events, {"type": "http.disconnect"})
+
+    async def go(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/adapters",
+        "query_string": b"",
+        "headers": [
+            (b"authorization", f"Bearer {KEY}".encode()),
+            (b"content-type", b"multipart/form-data; boundary=cut"),
+        ],
+    }
+    await bench.app(scope, come, go)
+    assert sent[0]["status"] == 400
+    assert bench.leftovers() == []
+    assert bench.store.digests() == []
+
+
+def test_statuses_of_adapter_errors() -> None:
+    kinds = {errors.TooLarge: 413, errors.PickleRefused: 415, errors.DiskFull: 507, errors.DoraUnsupported: 422}
+    for kind, status in kinds.items():
+        answer = to_http(kind("why", param="weights"))
+        assert (answer.status, answer.code, answer.param, answer.message) == (status, kind.code, "weights", "why")
