@@ -108,12 +108,6 @@ class Supervisor:
         self._restart_reason = reason
         self._restart.set()
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return when the engine is ready. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while not self.ready:
-                await asyncio.sleep(TICK_S)
-
     def _why_not(self) -> str | None:
         return None if self.state.name == "ready" else self.state.reason
 

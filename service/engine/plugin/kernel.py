@@ -24,28 +24,21 @@ def update_rows(x: Any, y: Any, slots: Any, ranks: Any, a: Any, b: Any, offset: 
         slots: [rows] int64, each row's slot.
         ranks: [slots] int64, the true rank in each slot; 0 leaves the row alone.
         a: [slots, max rank, in] float32.
-        b: [slots, out, max rank] float32.
+        b: [slots, max rank, out] float32: B transposed.
         offset: First column of y that is updated.
         scale: Factor of the update.
     """
     inner = x.shape[1]
-    outer = min(b.shape[1], y.shape[1] - offset)
-    shrunk = np.empty(a.shape[1], dtype=np.float32)
+    outer = min(b.shape[2], y.shape[1] - offset)
     for row in range(x.shape[0]):
         slot = slots[row]
-        rank = ranks[slot]
-        if rank == 0:
-            continue
-        for k in range(rank):
-            total = np.float32(0)
+        for k in range(ranks[slot]):
+            shrunk = np.float32(0)
             for j in range(inner):
-                total += x[row, j] * a[slot, k, j]
-            shrunk[k] = total * scale
-        for out in range(outer):
-            total = np.float32(0)
-            for k in range(rank):
-                total += shrunk[k] * b[slot, out, k]
-            y[row, offset + out] += total
+                shrunk += x[row, j] * a[slot, k, j]
+            shrunk *= scale
+            for out in range(outer):
+                y[row, offset + out] += shrunk * b[slot, k, out]
 
 
 def compile_kernel() -> Callable[..., None]:

@@ -9,19 +9,19 @@ slot's weights only. A row without an adapter is in no group and is never read o
 two matrix products; rows of small groups (decode), where the calls would cost more than the arithmetic, go through one
 compiled loop for all of them (:mod:`service.engine.plugin.kernel`).
 
-Slots hold float32 whatever the model's type, since small bf16 products are slower on a CPU than float32 ones.
+Beside vLLM's slots stands a float32 copy of them, laid out for reading along rows of A and of Bᵀ: small bf16 products
+are slower on a CPU than float32 ones, and B as vLLM lays it out, padded to the largest rank, is mostly padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.lora import model_manager
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
@@ -76,18 +76,31 @@ def group_rows(slots: npt.NDArray[np.int64]) -> Groups:
     return Groups(tuple(large), torch.from_numpy(small), np.ascontiguousarray(slots[small], dtype=np.int64))
 
 
-@dataclass(slots=True)
 class Stack:
-    """The slots' weights of one layer, as vLLM holds them, and what is known about them."""
+    """The float32 copy of the slots' weights of one layer.
 
-    owner: Any
-    """vLLM's own tuple or tensor: kept, so that its identity stays a valid key."""
-    a: list[npt.NDArray[np.float32]]
-    """For each slice of the layer [slots, max rank, in]."""
-    b: list[npt.NDArray[np.float32]]
-    """For each slice [slots, out, max rank]."""
-    ranks: npt.NDArray[np.int64]
-    """[slices, slots]: the true rank in each slot; 0 where the slot's adapter leaves the slice alone."""
+    Args:
+        lora_a: vLLM's slots: for each slice of the layer [slots, 1, max rank, in].
+        lora_b: For each slice [slots, 1, out, max rank].
+    """
+
+    def __init__(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> None:
+        self._lora_a = lora_a  # kept, so that its identity stays a valid key
+        self._lora_b = lora_b
+        # Zeros that nobody writes take no memory: only as much of the largest rank as adapters use becomes resident.
+        self.a = [torch.zeros(part.shape[0], *part.shape[2:]) for part in lora_a]
+        self.b = [torch.zeros(part.shape[0], part.shape[3], part.shape[2]) for part in lora_b]
+        self.a_arrays = [part.numpy() for part in self.a]
+        self.b_arrays = [part.numpy() for part in self.b]
+        self.ranks: npt.NDArray[np.int64] = np.zeros((len(lora_a), lora_a[0].shape[0]), dtype=np.int64)
+        """[slices, slots]: the true rank in each slot; 0 where the slot's adapter leaves the slice alone."""
+
+    def copy(self, slot: int, ranks: Sequence[int]) -> None:
+        """Copy what vLLM has put into a slot: `ranks` are the true ranks of its slices."""
+        for part, rank in enumerate(ranks):
+            self.a[part][slot, :rank] = self._lora_a[part][slot, 0, :rank]
+            self.b[part][slot, :rank] = self._lora_b[part][slot, 0, :, :rank].T
+        self.ranks[:, slot] = ranks
 
 
 class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
@@ -98,7 +111,9 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         none = np.empty(0, dtype=np.int64)
         self._tokens = group_rows(none)
         self._samples = group_rows(none)
+        # Keyed by the identity of vLLM's own tuples and tensors, which live as long as the model does.
         self._stacks: dict[int, Stack] = {}
+        self._single_ranks: dict[int, dict[int, int]] = {}
         self._kernel = compile_kernel()
 
     def update_metadata(
@@ -110,14 +125,19 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         self._tokens = group_rows(self.token_lora_indices.numpy())
         self._samples = group_rows(self.sampler_indices.numpy())
 
-    def note_ranks(self, lora_a_stacked: Any, slot: int, ranks: Sequence[int]) -> None:
-        """Remember the true rank of each slice of one layer in one slot."""
-        stack = self._stacks.get(id(lora_a_stacked))
-        if stack is None:
-            first = _slices(lora_a_stacked)[0]
-            known = np.full((len(_slices(lora_a_stacked)), first.shape[0]), first.shape[-2], dtype=np.int64)
-            stack = self._stacks[id(lora_a_stacked)] = Stack(lora_a_stacked, [], [], known)
-        stack.ranks[:, slot] = ranks
+    def loaded(self, lora_a: Any, lora_b: Any, slot: int, ranks: Sequence[int]) -> None:
+        """Take note that vLLM has put an adapter's weights for one layer into a slot.
+
+        Args:
+            lora_a: The layer's slots as vLLM holds them: a tuple of slices, or one tensor for the output layer.
+            lora_b: The same for B.
+            slot: The slot.
+            ranks: The true rank of each slice, 0 where the adapter leaves it alone.
+        """
+        if isinstance(lora_a, tuple):
+            self._stack(lora_a, lora_b).copy(slot, ranks)
+        else:
+            self._single_ranks.setdefault(id(lora_a), {})[slot] = ranks[0]
 
     def add_lora_linear(
         self,
@@ -153,8 +173,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
             for part, width in enumerate(output_slices):
                 rank = int(stack.ranks[part, slot])
                 if rank:
-                    shrunk = rows_x @ lora_a_stacked[part][slot, 0, :rank].T
-                    update = shrunk @ lora_b_stacked[part][slot, 0, :, :rank].T
+                    update = rows_x @ stack.a[part][slot, :rank].T @ stack.b[part][slot, :rank]
                     _add(y, rows, offset, update, scale)
                 offset += width
         if len(groups.small_slots):
@@ -171,9 +190,8 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         update = rows_y.numpy()
         offset = 0
         for part, width in enumerate(output_slices):
-            self._kernel(
-                rows_x, update, groups.small_slots, stack.ranks[part], stack.a[part], stack.b[part], offset, scale
-            )
+            a, b = stack.a_arrays[part], stack.b_arrays[part]
+            self._kernel(rows_x, update, groups.small_slots, stack.ranks[part], a, b, offset, scale)
             offset += width
         y.index_copy_(0, groups.small_rows, rows_y.to(y.dtype))
 
@@ -242,26 +260,18 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         """``y[rows] += scale * x[rows] Aᵀ Bᵀ`` over the rows that are sampled."""
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
-        known = self._stacks.get(id(lora_a_stacked))
+        known = self._single_ranks.get(id(lora_a_stacked), {})
         for slot, rows in self._samples.every:
-            rank = lora_a_stacked.shape[-2] if known is None else int(known.ranks[0, slot])
+            rank = known.get(slot, lora_a_stacked.shape[-2])
             if rank:
                 shrunk = x[rows].float() @ lora_a_stacked[slot, 0, :rank].float().T
                 _add(y, rows, 0, shrunk @ lora_b_stacked[slot, 0, :, :rank].float().T, scale)
 
-    def _stack(self, lora_a_stacked: tuple[torch.Tensor, ...], lora_b_stacked: tuple[torch.Tensor, ...]) -> Stack:
-        stack = self._stacks.get(id(lora_a_stacked))
-        if stack is None or not stack.a:
-            if stack is None:
-                self.note_ranks(lora_a_stacked, 0, [int(part.shape[-2]) for part in lora_a_stacked])
-                stack = self._stacks[id(lora_a_stacked)]
-            stack.a = [part.squeeze(1).numpy() for part in lora_a_stacked]
-            stack.b = [part.squeeze(1).numpy() for part in lora_b_stacked]
+    def _stack(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> Stack:
+        stack = self._stacks.get(id(lora_a))
+        if stack is None:
+            stack = self._stacks[id(lora_a)] = Stack(lora_a, lora_b)
         return stack
-
-
-def _slices(stacked: Any) -> tuple[torch.Tensor, ...]:
-    return stacked if isinstance(stacked, tuple) else (stacked,)
 
 
 def _add(y: torch.Tensor, rows: Index, offset: int, update: torch.Tensor, scale: float) -> None:
@@ -298,7 +308,6 @@ def install() -> None:
     expect(PunicaWrapperCPU, "add_lora_logits", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
     expect(PunicaWrapperCPU, "update_metadata", "self", "mapping", "lora_index_to_id", "max_loras", "vocab_size")
     expect(LoRAModelManager, "_get_lora_layer_weights", "self", "lora_model", "module_name")
-    make_layer = expect(model_manager, "from_layer", "layer", "max_loras", "lora_config")
     activate = expect(LoRAModelManager, "activate_adapter", "self", "lora_id")
     if is_ours(activate):
         return
@@ -306,29 +315,25 @@ def install() -> None:
     def get_punica_wrapper(cls: Any) -> str:
         return f"{GroupedPunica.__module__}.{GroupedPunica.__qualname__}"
 
-    def from_layer(layer: Any, max_loras: int, lora_config: Any, *args: Any, **kwargs: Any) -> Any:
-        return make_layer(layer, max_loras, replace(lora_config, lora_dtype=torch.float32), *args, **kwargs)
-
     def activate_adapter(self: Any, lora_id: int) -> bool:
         activated: bool = activate(self, lora_id)
         if activated:
-            _note_ranks(self, lora_id)
+            _copy_slot(self, lora_id)
         return activated
 
     platform.get_punica_wrapper = classmethod(get_punica_wrapper)
-    model_manager.from_layer = ours(from_layer)
     LoRAModelManager.activate_adapter = ours(activate_adapter)
 
 
-def _note_ranks(manager: Any, lora_id: int) -> None:
+def _copy_slot(manager: Any, lora_id: int) -> None:
     slot = manager.lora_index_to_id.index(lora_id)
     model = manager._registered_adapters[lora_id]
     for name, module in manager.modules.items():
-        stacked = getattr(module, "lora_a_stacked", None)
-        wrapper = getattr(module, "punica_wrapper", None)
-        if stacked is None:  # a classification head has none and is selected row by row
+        lora_a = getattr(module, "lora_a_stacked", None)
+        if lora_a is None:  # a classification head has none and is selected row by row
             continue
-        if not isinstance(wrapper, GroupedPunica):
+        if not isinstance(module.punica_wrapper, GroupedPunica):
             raise PluginError(f"{name} has another wrapper; its rows would not be grouped")
         weights = manager._get_lora_layer_weights(model, name)
-        wrapper.note_ranks(stacked, slot, true_ranks(weights, len(_slices(stacked))))
+        ranks = true_ranks(weights, len(lora_a) if isinstance(lora_a, tuple) else 1)
+        module.punica_wrapper.loaded(lora_a, module.lora_b_stacked, slot, ranks)

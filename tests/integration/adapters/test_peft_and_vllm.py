@@ -90,7 +90,7 @@ def test_what_peft_saves_is_read_and_means_the_same_to_vllm(
     uploaded = (directory / "adapter_config.json").read_bytes()
     found = inspect_weights(directory / "adapter_model.safetensors", Manifest.parse(uploaded, max_rank=64), base)
     assert not found.effect_is_zero
-    assert 0 < found.update_ratio < 1
+    assert 0 < found.update_ratio < 100
     as_uploaded, as_stored = load_in_vllm(uploaded), load_in_vllm(found.manifest.canonical())
     modules = {module_of(name) for name in load_file(directory / "adapter_model.safetensors")}
     assert len(modules) == found.modules
@@ -178,6 +178,7 @@ def test_rslora_scales_as_in_vllm() -> None:
     assert helper.vllm_lora_scaling_factor == pytest.approx(16 / math.sqrt(8)) == manifest.scaling(8, 16)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_lora_on_embeddings_is_refused_as_peft_saves_it(
     llama: Path, base: BaseDescription, tmp_path: Path, target: str

@@ -148,7 +148,7 @@ class Answer:
 class World:
     """An app in front of a fake engine."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, authenticator: Authenticator | None = None, **settings: Any) -> None:
         settings.setdefault("engine_context", 2048)
         self.settings = Settings(engine_device="cpu", **settings)
         self.engine = FakeEngine()
@@ -157,7 +157,7 @@ class World:
         self.signs = 0
         self.app = InferenceApp(
             self.settings,
-            Authenticator(KEY),
+            authenticator or Authenticator(KEY),
             catalog(),
             self.engine,
             account=self.records.append,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 import pytest
 
+from service.access.authentication import Authenticator
+from service.access.caller import Caller, Scope
 from service.errors import BadGateway, EngineUnavailable
 from service.inference.account import LogAccount, Record
 from service.inference.relay import Usage
@@ -156,6 +159,31 @@ async def test_bodies_that_are_refused(raw: bytes, headers: dict[str, str], stat
     assert (answer.status, answer.error["code"]) == (status, code)
     assert answer.headers["x-request-id"]
     assert world.engine.asked == []
+
+
+class TrainerOnly(Authenticator):
+    """Knows one key, which may train and nothing else."""
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        super().authenticate(headers)
+        return Caller("k1", "default", frozenset({Scope.TRAIN}))
+
+
+async def test_a_key_without_the_scope_is_told_nothing_of_models() -> None:
+    world = World(TrainerOnly(KEY))
+    for model in ("voice", "nobody"):
+        answer = await world.chat(model=model)
+        assert (answer.status, answer.error["code"]) == (403, "insufficient_scope")
+    assert world.engine.asked == []
+
+
+async def test_a_request_leaves_no_task_behind() -> None:
+    world = World()
+    world.engine.chunks = [completion("x")]
+    before = asyncio.all_tasks()
+    await world.chat()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 async def test_of_a_repeated_key_the_last_counts_for_us_and_for_the_engine() -> None:

@@ -116,10 +116,10 @@ async def test_models_over_http_with_escaped_names() -> None:
     world = World()
     async with served(world) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         client.headers["authorization"] = f"Bearer {KEY}"
-        for name in ("voice", "voice@1", "voice:canary", "smol"):
+        for name, created in (("voice", 800), ("voice@1", 1001), ("voice:canary", 1001), ("smol", 500)):
             for path in (name, quote(name, safe="")):
                 found = (await client.get(f"/v1/models/{path}")).json()
-                assert (found["id"], found["object"], found["owned_by"]) == (name, "model", "hatrack")
+                assert (found["id"], found["object"], found["created"]) == (name, "model", created)
 
 
 async def test_the_list_has_the_base_first_and_then_what_is_live_oldest_first() -> None:
