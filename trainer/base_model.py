@@ -75,7 +75,9 @@ def prepare(source: str, dest: Path, progress: Progress) -> Path:
         with FileLock(dest / f".{target.name}.lock", timeout=LOCK_TIMEOUT_S):
             return _prepare_locked(source, target, progress)
     except Timeout as error:
-        raise BaseModelUnavailable(f"Another process has been preparing {target} for {LOCK_TIMEOUT_S:.0f} s.") from error
+        raise BaseModelUnavailable(
+            f"Another process has been preparing {target} for {LOCK_TIMEOUT_S:.0f} s."
+        ) from error
 
 
 def slug(source: str) -> str:
@@ -105,7 +107,9 @@ def _prepare_locked(source: str, target: Path, progress: Progress) -> Path:
     if target.is_dir() and any(target.iterdir()):
         record = target / _RECORD
         if record.is_file() and (made_from := json.loads(record.read_bytes())["source"]) != source:
-            raise BaseModelUnknown(f"{target} was prepared from {made_from!r}; choose another directory for {source!r}.")
+            raise BaseModelUnknown(
+                f"{target} was prepared from {made_from!r}; choose another directory for {source!r}."
+            )
         progress(f"base model is ready in {target}")
         return check_complete(target)
     # A stable name, safe under the lock: a download that was cut goes on from where it stopped.

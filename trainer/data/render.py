@@ -99,9 +99,13 @@ class Renderer:
         prompt = self._tokens(messages[:-1], generate=True)
         until = self._tokens(messages)
         if not prompt or until[: len(prompt)] != prompt:
-            raise _refused(line, f"messages[{len(messages) - 1}]: its prompt is no prefix of it as the engine renders it")
+            raise _refused(
+                line, f"messages[{len(messages) - 1}]: its prompt is no prefix of it as the engine renders it"
+            )
         if tokens[: len(until)] != until:
-            raise _refused(line, f"messages[{len(messages) - 1}]: the chat template renders it otherwise in a later turn")
+            raise _refused(
+                line, f"messages[{len(messages) - 1}]: the chat template renders it otherwise in a later turn"
+            )
         for position in range(len(prompt), len(until)):
             if until[position] in self._stop_tokens:
                 return len(prompt), position + 1

@@ -88,18 +88,20 @@ class Stack:
         self._lora_a = lora_a  # kept, so that its identity stays a valid key
         self._lora_b = lora_b
         # Zeros that nobody writes take no memory: only as much of the largest rank as adapters use becomes resident.
-        self.a = [torch.zeros(part.shape[0], *part.shape[2:]) for part in lora_a]
-        self.b = [torch.zeros(part.shape[0], part.shape[3], part.shape[2]) for part in lora_b]
-        self.a_arrays = [part.numpy() for part in self.a]
-        self.b_arrays = [part.numpy() for part in self.b]
+        # numpy's arrays, for vLLM makes tensors in inference mode and loads adapters outside of it, where torch
+        # refuses to write to them.
+        self.a_arrays = [_zeros(part.shape[0], part.shape[2], part.shape[3]) for part in lora_a]
+        self.b_arrays = [_zeros(part.shape[0], part.shape[3], part.shape[2]) for part in lora_b]
+        self.a = [torch.from_numpy(array) for array in self.a_arrays]
+        self.b = [torch.from_numpy(array) for array in self.b_arrays]
         self.ranks: npt.NDArray[np.int64] = np.zeros((len(lora_a), lora_a[0].shape[0]), dtype=np.int64)
         """[slices, slots]: the true rank in each slot; 0 where the slot's adapter leaves the slice alone."""
 
     def copy(self, slot: int, ranks: Sequence[int]) -> None:
         """Copy what vLLM has put into a slot: `ranks` are the true ranks of its slices."""
         for part, rank in enumerate(ranks):
-            self.a[part][slot, :rank] = self._lora_a[part][slot, 0, :rank]
-            self.b[part][slot, :rank] = self._lora_b[part][slot, 0, :, :rank].T
+            self.a_arrays[part][slot, :rank] = self._lora_a[part][slot, 0, :rank].float().numpy()
+            self.b_arrays[part][slot, :rank] = self._lora_b[part][slot, 0, :, :rank].T.float().numpy()
         self.ranks[:, slot] = ranks
 
 
@@ -272,6 +274,10 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         if stack is None:
             stack = self._stacks[id(lora_a)] = Stack(lora_a, lora_b)
         return stack
+
+
+def _zeros(*shape: int) -> npt.NDArray[np.float32]:
+    return np.zeros(shape, dtype=np.float32)
 
 
 def _add(y: torch.Tensor, rows: Index, offset: int, update: torch.Tensor, scale: float) -> None:

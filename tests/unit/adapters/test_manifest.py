@@ -86,7 +86,8 @@ def test_each_feature_is_refused_and_passes_when_off() -> None:
     for key, (error, _) in FEATURES.items():
         with pytest.raises(error):
             parse(changed(**{key: {"on": 1}}))
-        for off in (None, False, "", [], {}):
+        nothings: list[object] = [None, False, "", [], {}]
+        for off in nothings:
             parse(changed(**{key: off}))
 
 

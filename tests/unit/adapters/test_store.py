@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters import store as store_module
 from adapters.base import BaseDescription
 from adapters.errors import Damaged, DiskFull, NotInStore, TooLarge
 from adapters.manifest import Manifest
@@ -121,7 +121,8 @@ def test_damage_is_found(store: Store, files: AdapterFiles) -> None:
     store.check(digest)  # the length is right: only a hash tells
     with pytest.raises(Damaged):
         store.verify(digest)
-    for breakage in (lambda: os.truncate(weights, 100), weights.unlink, config.unlink):
+    breakages: list[Callable[[], None]] = [lambda: os.truncate(weights, 100), weights.unlink, config.unlink]
+    for breakage in breakages:
         breakage()
         with pytest.raises(Damaged):
             store.check(digest)
@@ -178,7 +179,7 @@ def test_a_full_disk_is_its_own_error_and_leaves_nothing(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_module.os, call, full)
+        patched.setattr(os, call, full)
         with pytest.raises(DiskFull):
             put(store, files)
         assert leftovers(store) == []
@@ -212,7 +213,7 @@ def test_another_error_of_the_disk_is_not_hidden(
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(store_module.os, "write", broken)
+    monkeypatch.setattr(os, "write", broken)
     with pytest.raises(OSError, match="input/output"):
         put(store, files)
     assert leftovers(store) == []
@@ -220,7 +221,7 @@ def test_another_error_of_the_disk_is_not_hidden(
 
 def test_short_writes_are_continued(store: Store, files: AdapterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    monkeypatch.setattr(store_module.os, "write", lambda fd, data: write(fd, data[:7]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
     store.verify(put(store, files))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from adapters import tensorfile
@@ -32,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_reads_what_safetensors_writes(file: Path) -> None:
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "f32": np.arange(6, dtype=np.float32).reshape(2, 3),
         "f16": np.arange(4, dtype=np.float16).reshape(4, 1),
         "bf16": np.arange(8).reshape(2, 4).astype(ml_dtypes.bfloat16),

@@ -1,0 +1,39 @@
+"""Measures an adapter's effect with PEFT, for the gateway to compare with what its engine says of the same probes."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from adapters.proof import PROBES, ProbeProof, Proof
+
+
+def measure(model: Any, tokenizer: Any) -> Proof:
+    """The probes' log-probabilities under the base and under the adapter, in the dtype that `model` is in.
+
+    `model` is a PEFT model in the dtype that serves. Probes are cut into tokens as the engine cuts a plain prompt, with
+    whatever the tokenizer puts before a text.
+    """
+    was_training = model.training
+    model.eval()
+    probes = []
+    for text in PROBES:
+        tokens: list[int] = tokenizer(text)["input_ids"]
+        with model.disable_adapter():
+            base = _logprobs(model, tokens)
+        probes.append(ProbeProof(token_ids=tuple(tokens), base=base, adapter=_logprobs(model, tokens)))
+    model.train(was_training)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    stack = f"peft {version('peft')}, transformers {version('transformers')}, {dtype}"
+    return Proof(stack=stack, probes=tuple(probes))
+
+
+@torch.no_grad()
+def _logprobs(model: Any, tokens: list[int]) -> tuple[float, ...]:
+    """log p(token | those before it) for all tokens but the first, in nats; the softmax is taken in float32."""
+    ids = torch.tensor([tokens], device=next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    chosen = logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None])
+    return tuple(chosen[:, 0].tolist())
