@@ -88,7 +88,7 @@ def slug(source: str) -> str:
 
 
 def check_complete(model: Path) -> Path:
-    """Return `model` if it has a configuration, all its safetensors files and a tokenizer. Raises BaseModelIncomplete."""
+    """Return `model` if configuration, safetensors files and tokenizer are there. Raises BaseModelIncomplete."""
     missing = [name for name in ("config.json",) if not (model / name).is_file()]
     index = model / "model.safetensors.index.json"
     if index.is_file():

@@ -17,6 +17,8 @@ from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, Time
 
 CONNECT_TIMEOUT_S = 2.0
 QUICK_TIMEOUT_S = 5.0
+KEEP_ALIVE_S = 3.0
+"""Shorter than the 5 s after which vLLM's server closes an idle connection: a request must not meet that moment."""
 MAX_ERROR_BYTES = 64 * 1024
 
 
@@ -82,7 +84,9 @@ class EngineClient:
         if self._session is None or self._session.closed:
             # no limit of connections here: how many requests may be in flight is decided before them
             connector: aiohttp.BaseConnector = (
-                aiohttp.UnixConnector(self._socket, limit=0) if self._socket else aiohttp.TCPConnector(limit=0)
+                aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=KEEP_ALIVE_S)
+                if self._socket
+                else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,9 @@ OURS = (
     "--root-path",
 )
 """Flags that the operator's own may not repeat: they would undo what the rest of Hatrack relies on."""
+
+NOT_INHERITED = ("HATRACK_", "VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_LORA_RESOLVER", "VLLM_RAISE_ON_LOGIT_NANS")
+"""Beginnings of variables that the engine is not given: our keys, and what would undo what we set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +128,19 @@ class EngineConfig:
             arguments += ["--enable-auto-tool-choice", "--tool-call-parser", self.tool_parser]
         return [*arguments, "--disable-uvicorn-access-log", *self.extra]
 
-    def environment(self, token: str) -> dict[str, str]:
-        """What the engine's environment has beside ours."""
+    def environment(self, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The engine's environment: what it inherits but for our settings and keys, and what we set.
+
+        Args:
+            token: The mark of this engine's processes.
+            inherited: The gateway's own environment.
+        """
+        kept = {name: value for name, value in inherited.items() if not name.startswith(NOT_INHERITED)}
         more = {
             "VLLM_PLUGINS": PLUGIN_NAME,
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # resolvers are asked only with this
             "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+            "VLLM_PROCESS_NAME_PREFIX": process_title(token),
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -138,4 +149,9 @@ class EngineConfig:
         }
         if self.device == "cpu":
             more["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_gib)
-        return more
+        return kept | more
+
+
+def process_title(token: str) -> str:
+    """How the titles of the engine's children begin; they overwrite their environment with it."""
+    return f"hatrack-{token}"

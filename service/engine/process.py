@@ -1,7 +1,8 @@
 """The engine's processes: started in a group of their own, found again by a mark, and ended to the last one.
 
 vLLM is an API server with children (``EngineCore``, workers) that outlive it when it is killed and hold all the memory.
-Each carries a random token in its environment, so that they are known as ours wherever they went.
+Each carries a random token, so that they are known as ours wherever they went: in its environment, or, since vLLM's
+children overwrite theirs when they set a title, in that title.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import orjson
 import psutil
 
 from service.access.keys import write_secret
-from service.engine.config import EngineConfig
+from service.engine.config import EngineConfig, process_title
 from service.engine.contract import TOKEN_VARIABLE
 
 TERM_TIMEOUT_S = 10.0
@@ -60,7 +61,7 @@ def spawn(config: EngineConfig) -> EngineProcess:
     with config.log.open("ab") as log:
         process = subprocess.Popen(
             config.argv(),
-            env=os.environ | config.environment(token),
+            env=config.environment(token, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -94,14 +95,15 @@ def end(token: str, *, politely: bool = True) -> list[int]:
 
 
 def members(token: str) -> list[psutil.Process]:
-    """The living processes whose environment carries the token."""
-    mark = f"{TOKEN_VARIABLE}={token}".encode()
+    """The living processes whose environment or title carries the token."""
+    variable, title = f"{TOKEN_VARIABLE}={token}".encode(), process_title(token).encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with suppress(OSError, psutil.Error):
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            marked = variable in (entry / "environ").read_bytes().split(b"\0")
+            if marked or (entry / "cmdline").read_bytes().startswith(title):
                 process = psutil.Process(int(entry.name))
                 if process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)

@@ -127,6 +127,9 @@ class Supervisor:
                 reason = str(error)
             except OSError as error:
                 reason = f"the engine cannot be started: {error}"
+            except Exception as error:  # whatever it is, an engine that nobody watches would be worse
+                _LOG.exception("watching the engine failed")
+                reason = f"watching the engine failed: {type(error).__name__}"
             _LOG.error("the engine is restarted", extra={"reason": reason})
             self._become("down", reason)
             await self.client.close()  # what is in flight ends now, not at some timeout

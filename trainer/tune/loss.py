@@ -15,7 +15,8 @@ from trainer.data.render import TokenSequence
 from trainer.tune.batches import shared_prefix
 
 WIDTH_MULTIPLE: Final = 8
-"""Widths and prefixes are rounded to this: a CPU's kernels are built anew for every shape, which cost more than padding."""
+"""Widths and prefixes are rounded to this: a CPU's kernels are built anew for every shape, which costs more than
+padding does."""
 
 CHUNK_ROWS: Final = 32
 """Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
@@ -75,8 +76,8 @@ def can_share_prefix(config: Any) -> bool:
 def batch_loss(model: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats over the batch's trained tokens: a scalar in float32.
 
-    With a shared prefix the model runs twice, over one copy of the prefix and then over the rest of every row behind its
-    keys and values. Under causal attention that is the same function, so the gradients are the same too.
+    With a shared prefix the model runs twice, over one copy of the prefix and then over the rest of every row behind
+    its keys and values. Under causal attention that is the same function, so the gradients are the same too.
     """
     cache = None
     if batch.prefix:
@@ -89,7 +90,7 @@ def batch_loss(model: Any, batch: Batch) -> Tensor:
             past_key_values=cache,
             use_cache=cache is not None,
         )
-    loss: Tensor = _MeanCrossEntropy.apply(output.logits[0], batch.targets)
+    loss: Tensor = _MeanCrossEntropy.apply(output.logits[0], batch.targets)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -97,8 +98,8 @@ def batch_loss(model: Any, batch: Batch) -> Tensor:
 def _logits_at(model: Any, positions: Tensor) -> Iterator[None]:
     """Let the output layer see only the hidden states at `positions` ([B, T] of bool): logits are [1, N, V].
 
-    The output layer is a fifth of a small model's work. A hook keeps the model's own forward, and so whatever it does to
-    its logits afterwards (scaling, soft caps).
+    The output layer is a fifth of a small model's work. A hook keeps the model's own forward, and so whatever it does
+    to its logits afterwards (scaling, soft caps).
     """
 
     def select(module: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -115,8 +116,8 @@ class _MeanCrossEntropy(torch.autograd.Function):
     """Cross-entropy that turns the logits' own memory into their gradient, a few rows at a time.
 
     The usual one keeps a float32 copy of all logits and writes another in the backward pass: 13% of a step here.
-    The gradient of the mean over N rows is (softmax(z) - onehot) / N. Overwriting is safe because nothing else reads the
-    logits; it costs second derivatives, which nobody takes.
+    The gradient of the mean over N rows is (softmax(z) - onehot) / N. Overwriting is safe because nothing else reads
+    the logits; it costs second derivatives, which nobody takes.
     """
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from trainer.errors import BaseModelIncomplete, NothingTrainable
@@ -35,6 +35,13 @@ def load_tokenizer(base: Path) -> Any:
         return AutoTokenizer.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError) as error:
         raise BaseModelIncomplete(f"The tokenizer in {base} cannot be read: {error}") from error
+
+
+def load_generation_config(base: Path) -> Any:
+    """The base's generation defaults, which name the tokens that end an answer; None where it has none."""
+    if not (base / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(base, local_files_only=True)
 
 
 def load_base(base: Path, *, dtype: torch.dtype, device: torch.device, longest: int) -> Any:

@@ -16,7 +16,8 @@ class Recipe(BaseModel):
     """Hyperparameters of a LoRA (Hu et al. 2021): W x + (alpha / rank) B A x, and of its training.
 
     `rank` is bounded by what the engine can be started with (`--max-lora-rank` 512); `max_length` is in tokens and
-    `batch_size` in examples; `warmup_ratio` is the part of all steps in which the rate rises from zero to `learning_rate`.
+    `batch_size` in examples; `warmup_ratio` is the part of all steps in which the rate rises from zero to its full
+    value.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,37 +15,8 @@ from trainer.data.render import TokenSequence
 from trainer.errors import DataTooSmall, LossNotFinite
 from trainer.tune.batches import plan_batches
 from trainer.tune.loss import batch_loss, can_share_prefix, collate
+from trainer.tune.progress import Progress, Training
 from trainer.tune.recipe import Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a training stands after a step (from 1). `loss` is that batch's, in nats per trained token.
-
-    tokens_per_s: Tokens of the data (padding not counted) over all steps so far. memory_bytes: What the process holds
-    resident on a CPU, the most that was allocated on a GPU.
-    """
-
-    step: int
-    steps: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    tokens_per_s: float
-    seconds_left: float
-    memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What a finished training was. `final_loss` is the mean over the steps of the last epoch."""
-
-    steps: int
-    tokens: int
-    trained_tokens: int
-    seconds: float
-    final_loss: float
-    losses: tuple[float, ...]
 
 
 def train(
@@ -139,7 +109,7 @@ class Optimizer:
 
 
 def schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate's factor at `step` of `steps` (from 1): a linear rise, then constant, linear or cosine to zero."""
+    """The learning rate's factor at `step` (from 1): a linear rise, then constant, or linear or cosine towards zero."""
     warmup = math.ceil(recipe.warmup_ratio * steps)
     if step <= warmup:
         return step / warmup

@@ -14,10 +14,12 @@ A row is looked at by its maximum: NaN wins a maximum, +inf is one, and -inf is 
 
 from __future__ import annotations
 
-import os
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from vllm.logger import init_logger
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -64,8 +66,13 @@ def fault_of(request: Any) -> str:
     """Why the request's numbers are no numbers, as far as can be told here."""
     if request.lora_request is None:
         return ENGINE_NOT_FINITE
-    weights = os.path.join(request.lora_request.lora_path, "adapter_model.safetensors")  # noqa: PTH118
-    return ADAPTER_NOT_FINITE if os.path.exists(weights) else ADAPTER_UNLOADABLE  # noqa: PTH110
+    directory = Path(request.lora_request.lora_path)
+    try:
+        json.loads((directory / "adapter_config.json").read_bytes())
+        with safe_open(directory / "adapter_model.safetensors", framework="np"):  # reads the header, checks the size
+            return ADAPTER_NOT_FINITE
+    except (OSError, ValueError, SafetensorError):
+        return ADAPTER_UNLOADABLE
 
 
 def end_broken(scheduler: Any, request_ids: list[str]) -> dict[int, list[Any]]:

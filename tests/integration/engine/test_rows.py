@@ -1,0 +1,209 @@
+"""GroupedPunica against the definition of LoRA, with vLLM's own data structures and no model."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+IN, OUT, RANK, SLOTS = 48, (32, 16), 8, 4
+Plugin = Any
+
+
+@pytest.fixture(scope="module")
+def plugin() -> Plugin:
+    """The plugin's module; importing vLLM warns of others' deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from service.engine.plugin import rows
+
+        return rows
+
+
+@dataclass
+class Layer:
+    """One layer's slots as vLLM holds them, and a wrapper that was told of them."""
+
+    wrapper: Any
+    lora_a: tuple[torch.Tensor, ...]
+    lora_b: tuple[torch.Tensor, ...]
+
+    def update(self, slots: Sequence[int], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What the wrapper makes of y for rows that use `slots`."""
+        announce(self.wrapper, slots)
+        got = y.clone()
+        self.wrapper.add_lora_linear(got, x, self.lora_a, self.lora_b, 1.0, OUT)
+        return got
+
+    def expected(self, slots: Sequence[int], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y + B A x, row by row, in float64."""
+        want = y.double().clone()
+        for row, slot in enumerate(slots):
+            if slot >= 0:
+                parts = [
+                    b[slot, 0].double() @ (a[slot, 0].double() @ x[row].double())
+                    for a, b in zip(self.lora_a, self.lora_b, strict=True)
+                ]
+                want[row] += torch.cat(parts)
+        return want
+
+
+def announce(wrapper: Any, slots: Sequence[int]) -> None:
+    """Tell the wrapper of a step, as vLLM's manager does: adapter ids are slots plus one, 0 for none."""
+    from vllm.lora.layers import LoRAMapping
+
+    ids = tuple(slot + 1 for slot in slots)
+    mapping = LoRAMapping(index_mapping=ids, prompt_mapping=ids, is_prefill=True)
+    wrapper.update_metadata(mapping, [slot + 1 for slot in range(SLOTS)], SLOTS + 1, 64)
+
+
+@pytest.fixture
+def layer(plugin: Plugin) -> Layer:
+    generator = torch.Generator().manual_seed(1)
+    wrapper = plugin.GroupedPunica(256, 64, torch.device("cpu"))
+    lora_a = tuple(torch.zeros(SLOTS, 1, RANK, IN, dtype=torch.bfloat16) for _ in OUT)
+    lora_b = tuple(torch.zeros(SLOTS, 1, width, RANK, dtype=torch.bfloat16) for width in OUT)
+    for slot in range(SLOTS):
+        ranks = [RANK - slot, 0 if slot == 2 else RANK]  # true ranks differ; one slot leaves a slice alone
+        for part, rank in enumerate(ranks):
+            lora_a[part][slot, 0, :rank] = torch.randn(rank, IN, generator=generator).bfloat16()
+            lora_b[part][slot, 0, :, :rank] = torch.randn(OUT[part], rank, generator=generator).bfloat16()
+        wrapper.loaded(lora_a, lora_b, slot, ranks)
+    return Layer(wrapper, lora_a, lora_b)
+
+
+def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return (
+        torch.randn(rows, IN, generator=generator).bfloat16(),
+        torch.randn(rows, sum(OUT), generator=generator).bfloat16(),
+    )
+
+
+STEPS = {
+    "one row": [0],
+    "decode, all different": [3, -1, 0, 2, 1, -1],
+    "decode, scattered": [0, 1, 0, -1, 1, 0],
+    "prefill of one": [2] * 40,
+    "prefill between base rows": [-1] * 5 + [1] * 30 + [-1] * 7,
+    "prefill beside decode": [0] * 20 + [1, -1, 2] + [3] * 17,
+    "large and interleaved": [0, 1] * 20 + [-1] * 3,
+    "base alone": [-1] * 9,
+}
+
+
+@pytest.mark.parametrize("slots", STEPS.values(), ids=STEPS.keys())
+def test_each_row_gets_its_own_adapter_and_no_other(layer: Layer, slots: list[int]) -> None:
+    x, y = inputs(len(slots))
+    got = layer.update(slots, x, y)
+    torch.testing.assert_close(got.double(), layer.expected(slots, x, y), rtol=2e-2, atol=2e-2)
+    for row, slot in enumerate(slots):
+        assert torch.equal(got[row], y[row]) == (slot < 0), f"row {row} of slot {slot}"
+
+
+@pytest.mark.parametrize("slots", [[0, 1, -1, 2, 1], [0] * 20 + [1] * 20 + [-1] * 20 + [2]])
+def test_nan_stays_in_the_rows_of_its_adapter(layer: Layer, slots: list[int]) -> None:
+    x, y = inputs(len(slots))
+    sound = layer.update(slots, x, y)
+    for part in range(len(OUT)):
+        layer.lora_b[part][1] = float("nan")
+    layer.wrapper.loaded(layer.lora_a, layer.lora_b, 1, [RANK - 1, RANK])
+    got = layer.update(slots, x, y)
+    for row, slot in enumerate(slots):
+        if slot == 1:
+            assert got[row].isnan().any()
+        else:
+            assert torch.equal(got[row], sound[row])
+
+
+def test_nan_in_one_row_stays_there(layer: Layer) -> None:
+    slots = [0, 0, 1, -1]
+    x, y = inputs(len(slots))
+    sound = layer.update(slots, x, y)
+    x[1, 3] = float("nan")
+    got = layer.update(slots, x, y)
+    assert got[1].isnan().all()
+    assert torch.equal(got[[0, 2, 3]], sound[[0, 2, 3]])
+
+
+def test_a_slot_that_is_filled_anew_serves_the_new_adapter(layer: Layer) -> None:
+    slots = [3, 3, -1]
+    x, y = inputs(len(slots))
+    for part in range(len(OUT)):
+        layer.lora_a[part][3] = 0
+        layer.lora_b[part][3] = 0
+        layer.lora_a[part][3, 0, :2] = 0.5
+        layer.lora_b[part][3, 0, :, :2] = 0.25
+    layer.wrapper.loaded(layer.lora_a, layer.lora_b, 3, [2, 2])
+    torch.testing.assert_close(layer.update(slots, x, y).double(), layer.expected(slots, x, y), rtol=2e-2, atol=2e-2)
+
+
+def test_the_output_layer_leaves_base_rows_and_adapters_without_it_alone(plugin: Plugin) -> None:
+    wrapper = plugin.GroupedPunica(256, 64, torch.device("cpu"))
+    vocabulary = 50
+    lora_a = torch.full((SLOTS, 1, RANK, IN), 0.1)
+    lora_b = torch.full((SLOTS, 1, vocabulary + 14, RANK), 0.1)  # padded, as vLLM pads it
+    for slot in range(SLOTS):
+        wrapper.loaded(lora_a, lora_b, slot, [0 if slot == 1 else RANK])
+    announce(wrapper, [0, 1, -1])
+    x = torch.ones(3, IN)
+    y = torch.zeros(3, vocabulary)
+    wrapper.add_lora_logits(y, x, lora_a, lora_b, 2.0)
+    torch.testing.assert_close(y[0], torch.full((vocabulary,), 2 * 0.1 * RANK * 0.1 * IN))
+    assert not y[1:].any()
+
+
+def test_shrink_and_expand_of_sharded_layers_make_the_same_update(layer: Layer) -> None:
+    slots = [1, -1, 0, 3]
+    x, y = inputs(len(slots))
+    announce(layer.wrapper, slots)
+    buffer = torch.zeros(len(OUT), len(slots), RANK)
+    layer.wrapper.add_shrink(buffer, x, layer.lora_a, 1.0)
+    got = y.clone()
+    layer.wrapper.add_expand(got, buffer, layer.lora_b, OUT)
+    torch.testing.assert_close(got.double(), layer.expected(slots, x, y), rtol=2e-2, atol=2e-2)
+    assert torch.equal(got[1], y[1])
+
+
+def test_embedding_rows_without_an_adapter_are_left_alone(layer: Layer) -> None:
+    announce(layer.wrapper, [2, -1])
+    y = torch.zeros(2, OUT[0])
+    layer.wrapper.add_lora_embedding(y, torch.ones(2, RANK), layer.lora_b[0])
+    torch.testing.assert_close(y[0], layer.lora_b[0][2, 0].float().sum(dim=1))
+    assert not y[1].any()
+
+
+@pytest.mark.parametrize(
+    ("row", "broken"),
+    [
+        ([0.0, 1.0, -2.0], 0),
+        ([-torch.inf, 1.0, -torch.inf], 0),
+        ([torch.nan, 1.0, 2.0], 1),
+        ([1.0, torch.inf, 2.0], 1),
+        ([-torch.inf, torch.nan, -torch.inf], 1),
+        ([-torch.inf, -torch.inf, -torch.inf], 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_logits_is_broken_where_it_is_no_distribution(
+    plugin: Plugin, row: list[float], broken: int, dtype: torch.dtype
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from service.engine.plugin.containment import broken_rows
+    sound = [0.5] * 64
+    logits = torch.tensor([sound, row + [-1.0] * 61 if broken == 0 else row * 21 + row[:1], sound], dtype=dtype)
+    assert broken_rows(logits).tolist() == [0, broken, 0]
+
+
+def test_groups_hold_every_row_with_an_adapter_once(plugin: Plugin) -> None:
+    slots = np.array([0] * 20 + [1, -1, 2, 1] + [3, -1] * 18, dtype=np.int64)
+    groups = plugin.group_rows(slots)
+    seen = np.full(len(slots), -1)
+    for slot, rows in groups.every:
+        assert (seen[np.arange(len(slots))[rows]] == -1).all()
+        seen[np.arange(len(slots))[rows]] = slot
+    assert (seen == slots).all()

@@ -1,0 +1,92 @@
+"""Processes of an engine are found again and ended, however they look by then."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from service.engine.config import process_title
+from service.engine.contract import TOKEN_VARIABLE
+from service.engine.process import end, end_leftovers, members
+
+TOKEN = "0123456789abcdef" * 2
+SLEEP = "import time; print(flush=True); time.sleep(60)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait(5)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def start(
+    started: list[subprocess.Popen[bytes]], code: str, *, title: str | None = None, token: str | None = None
+) -> int:
+    """A child that is known by its environment (`token`) or only by its command line (`title`)."""
+    environment = {"PATH": os.environ["PATH"]} | ({TOKEN_VARIABLE: token} if token else {})
+    process = subprocess.Popen(
+        [title or sys.executable, "-c", code],
+        executable=sys.executable,
+        env=environment,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    started.append(process)
+    assert process.stdout is not None
+    process.stdout.readline()  # until it runs
+    return process.pid
+
+
+def test_a_process_is_known_by_its_environment_or_its_title(started: list[subprocess.Popen[bytes]]) -> None:
+    ours = {
+        start(started, SLEEP, token=TOKEN),
+        start(started, SLEEP, title=f"{process_title(TOKEN)}::EngineCore"),
+    }
+    start(started, SLEEP, token="another")
+    start(started, SLEEP)
+    assert {process.pid for process in members(TOKEN)} == ours
+
+
+def test_end_ends_all_of_them_and_nobody_else(started: list[subprocess.Popen[bytes]]) -> None:
+    ours = [start(started, SLEEP, token=TOKEN), start(started, SLEEP, title=f"{process_title(TOKEN)}::Worker")]
+    other = start(started, SLEEP)
+    assert end(TOKEN) == sorted(ours)
+    assert members(TOKEN) == []
+    os.kill(other, 0)
+
+
+def test_what_does_not_hear_sigterm_is_killed(
+    started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.process.TERM_TIMEOUT_S", 0.2)
+    start(started, DEAF, token=TOKEN)
+    end(TOKEN)
+    assert started[0].wait(5) == -signal.SIGKILL
+
+
+def test_leftovers_on_record_are_ended(started: list[subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    pid = start(started, SLEEP, token=TOKEN)
+    (tmp_path / "engine.json").write_bytes(orjson.dumps({"token": TOKEN, "argv": []}))
+    assert end_leftovers(tmp_path) == [pid]
+    assert not (tmp_path / "engine.json").exists()
+    assert end_leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"not json"])
+def test_a_record_that_says_nothing_ends_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "engine.json").write_bytes(content)
+    began = time.monotonic()
+    assert end_leftovers(tmp_path) == []
+    assert time.monotonic() - began < 1

@@ -1,0 +1,35 @@
+"""What a training says while it runs and when it has ended. Imports no torch, so that callers need none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands after a step (from 1). `loss` is that batch's, in nats per trained token.
+
+    tokens_per_s: Tokens of the data (padding not counted) over all steps so far. memory_bytes: What the process holds
+    resident on a CPU, the most that was allocated on a GPU.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    tokens_per_s: float
+    seconds_left: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a finished training was. `final_loss` is the mean over the steps of the last epoch."""
+
+    steps: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    final_loss: float
+    losses: tuple[float, ...]
