@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -70,6 +71,7 @@ def test_forced_tool_call(client: openai.OpenAI) -> None:
         "type": "function",
         "function": {
             "name": "track",
+            "strict": True,
             "parameters": {
                 "type": "object",
                 "properties": {"carrier": {"type": "string", "enum": ["ups", "dhl"]}},
@@ -205,14 +207,19 @@ def test_a_client_that_leaves_frees_the_engine_within_a_second(gateway: Gateway,
         if stream:
             response = http.send(request, stream=True)
             next(response.iter_bytes())
-            assert running(gateway) == 1
+            wait_until(lambda: running(gateway) == 1, 1.0, "the engine does not show the request")
             response.close()
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.send(request)
-    left = time.monotonic()
-    while running(gateway) > 0:
-        assert time.monotonic() - left < 2, "the engine still generates for a client that has gone"
+    # a second, and the time that the engine takes to bring its counters up to date
+    wait_until(lambda: running(gateway) == 0, 2.0, "the engine still generates for a client that has gone")
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.05)
 
 

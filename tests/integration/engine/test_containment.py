@@ -1,6 +1,7 @@
 """One adapter cannot hurt its neighbours: real adapters, sound and broken, in one batch of the real engine."""
 
 import asyncio
+import itertools
 import random
 import re
 import shutil
@@ -20,7 +21,7 @@ NEAR_TIE = 0.15
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def sound(engine: Engine) -> list[str]:
     """Three strong adapters."""
-    return [engine.put(f"sound-{seed}", seed=seed, scale=0.05) for seed in range(3)]
+    return [engine.put(f"sound-{seed}", seed=seed, scale=0.15) for seed in range(3)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -60,9 +61,9 @@ async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
     models = [engine.base_name, *sound]
     assert len(models) - 1 + len(broken) <= SLOTS, "all in one step, else nothing is mixed"
     expected = await alone(engine, models)
-    for prompt in PROMPTS:
-        texts = {tuple(expected[model, prompt]["choices"][0]["token_ids"]) for model in models}
-        assert len(texts) == len(models), f"the models answer {prompt!r} alike: this would prove nothing"
+    for one, other in itertools.permutations(models, 2):
+        told_apart = [prompt for prompt in PROMPTS if not same_answer(expected[one, prompt], expected[other, prompt])]
+        assert len(told_apart) >= len(PROMPTS) // 2, f"{one} and {other} answer alike: this would prove nothing"
     order = random.Random(5)
     for attempt in range(4):
         jobs = [(model, prompt) for model in (*models, *broken.values()) for prompt in PROMPTS]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.data.format import Message, parse_chat, read_chat
+from trainer.errors import DataInvalid, DataTooSmall
+
+GOOD = '{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"Ahoy!"}]}'
+
+
+def turns(*messages: dict[str, object]) -> bytes:
+    return json.dumps({"messages": list(messages)}).encode()
+
+
+USER = {"role": "user", "content": "hi"}
+ANSWER = {"role": "assistant", "content": "Ahoy!"}
+
+
+def test_good_lines_become_examples_with_their_line_numbers() -> None:
+    first, second = parse_chat(f"\ufeff{GOOD}\r\n{GOOD}\n".encode())
+    assert (first.line, second.line) == (1, 2)
+    assert first.messages == (Message("user", "hi", trained=False), Message("assistant", "Ahoy!", trained=True))
+
+
+def test_an_answer_of_weight_zero_is_context_only() -> None:
+    (example,) = parse_chat(turns(USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}))
+    assert [message.trained for message in example.messages] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"", "empty"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not UTF-8 at byte 1"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"messages":[],"messages":[]}', "'messages' stands twice"),
+        (b"[]", "not an object"),
+        (b"{}", "messages must be a list"),
+        (b'{"messages":[]}', "messages must be a list"),
+        (b'{"prompt":"a","completion":"b"}', "prompt is not supported"),
+        (b'{"messages":["hi"]}', "messages[0] is not an object"),
+        (turns({"role": "tool", "content": "x"}, ANSWER), "messages[0].role is 'tool'"),
+        (turns({"role": ["user"], "content": "x"}, ANSWER), "messages[0].role is ['user']"),
+        (turns({"role": "user", "content": None}, ANSWER), "messages[0].content must be a text"),
+        (turns({"role": "user", "content": " \n"}, ANSWER), "messages[0].content is empty"),
+        (turns({"role": "user", "content": "\ud800"}, ANSWER), "half a surrogate pair"),
+        (turns(USER, {**ANSWER, "tool_calls": []}), "messages[1].tool_calls is not supported"),
+        (turns({**USER, "weight": 1}, ANSWER), "only an assistant message has one"),
+        (turns(USER, {**ANSWER, "weight": 2}), "messages[1].weight must be 0 or 1"),
+        (turns(USER, {**ANSWER, "weight": True}), "messages[1].weight must be 0 or 1"),
+        (turns(USER, {**ANSWER, "weight": [1]}), "messages[1].weight must be 0 or 1"),
+        (turns(USER, {**ANSWER, "weight": 0}), "nothing to train on"),
+        (turns(USER), "the last message is the user's"),
+        (turns(USER, {"role": "system", "content": "Be kind."}, ANSWER), "messages[1]: a system message"),
+    ],
+)
+def test_a_bad_line_is_refused_with_number_and_reason(line: bytes, reason: str) -> None:
+    with pytest.raises(DataInvalid) as caught:
+        parse_chat(GOOD.encode() + b"\n" + line + b"\n" + GOOD.encode())
+    (problem,) = caught.value.problems
+    assert problem.line == 2
+    assert reason in problem.reason
+
+
+def test_every_bad_line_is_named_at_once() -> None:
+    with pytest.raises(DataInvalid) as caught:
+        parse_chat(b"\n".join([b"{", GOOD.encode(), *[b"[]"] * 7]))
+    assert [problem.line for problem in caught.value.problems] == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert caught.value.message.endswith("and 3 more")
+    assert caught.value.code == "invalid_training_file"
+
+
+def test_a_file_knows_its_digest_and_its_least_size(tmp_path: Path) -> None:
+    path = tmp_path / "voice.jsonl"
+    path.write_text(GOOD + "\n")
+    data = read_chat(path)
+    assert (data.name, len(data.examples)) == ("voice.jsonl", 1)
+    assert data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DataTooSmall):
+        read_chat(path, min_examples=2)
+    path.write_text("")
+    with pytest.raises(DataTooSmall):
+        read_chat(path)

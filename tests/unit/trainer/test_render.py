@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.trainer.conftest import TEMPLATE, make_tokenizer
+from trainer.data.format import Example, Message
+from trainer.data.render import Renderer, TokenSequence, stop_tokens
+from trainer.errors import DataInvalid, TemplateUnsupported
+
+TOKENIZER = make_tokenizer()
+END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+
+
+def user(text: str) -> Message:
+    return Message("user", text, trained=False)
+
+
+def assistant(text: str, *, trained: bool = True) -> Message:
+    return Message("assistant", text, trained=trained)
+
+
+def system(text: str) -> Message:
+    return Message("system", text, trained=False)
+
+
+def renderer(tokenizer: Any = TOKENIZER, **options: Any) -> Renderer:
+    return Renderer(tokenizer, stop_tokens={END}, **{"max_length": 4096, **options})
+
+
+def spans(sequence: TokenSequence) -> list[str]:
+    """The texts of the runs of trained tokens."""
+    runs: list[list[int]] = []
+    for index, token in enumerate(sequence.tokens):
+        if sequence.trained[index]:
+            if not sequence.trained[index - 1]:
+                runs.append([])
+            runs[-1].append(token)
+    return [TOKENIZER.decode(run) for run in runs]
+
+
+def test_the_answer_and_its_end_of_turn_are_trained_and_nothing_else() -> None:
+    sequence = renderer().render(Example(1, (user("hi"), assistant("Ahoy!"))))
+    assert TOKENIZER.decode(sequence.tokens) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nAhoy!<|im_end|>\n"
+    )
+    assert spans(sequence) == ["Ahoy!<|im_end|>"]
+    assert sequence.tokens[sequence.first_trained] == TOKENIZER.convert_tokens_to_ids("A")
+
+
+def test_the_prompt_is_what_the_engine_renders_for_a_request() -> None:
+    sequence = renderer().render(Example(1, (user("hi"), assistant("Ahoy!"))))
+    asked = TOKENIZER.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=False
+    )
+    assert list(sequence.tokens[: sequence.first_trained]) == asked
+
+
+text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda t: "<|" not in t)
+
+
+@given(st.lists(st.tuples(text, text, st.booleans()), min_size=1, max_size=4), st.none() | text)
+def test_any_conversation_is_masked_exactly(exchanges: list[tuple[str, str, bool]], prompt: str | None) -> None:
+    exchanges[-1] = (*exchanges[-1][:2], True)
+    turns = [m for q, a, trained in exchanges for m in (user(q), assistant(a, trained=trained))]
+    sequence = renderer(system_prompt=prompt).render(Example(1, tuple(turns)))
+    assert spans(sequence) == [f"{answer}<|im_end|>" for _, answer, trained in exchanges if trained]
+
+
+def test_a_system_prompt_goes_first_where_the_example_brings_none() -> None:
+    with_prompt = renderer(system_prompt="You are a sailor.")
+    plain = with_prompt.render(Example(1, (user("hi"), assistant("Aye"))))
+    own = with_prompt.render(Example(2, (system("You are a butler."), user("hi"), assistant("Aye"))))
+    assert TOKENIZER.decode(plain.tokens).startswith("<|im_start|>system\nYou are a sailor.<|im_end|>")
+    assert TOKENIZER.decode(own.tokens).startswith("<|im_start|>system\nYou are a butler.<|im_end|>")
+
+
+def test_what_max_length_would_cut_is_refused_with_its_length() -> None:
+    example = Example(7, (user("hi"), assistant("Ahoy!")))
+    length = len(renderer().render(example).tokens)
+    assert len(renderer(max_length=length).render(example).tokens) == length
+    with pytest.raises(DataInvalid, match=f"line 7: {length} tokens long, and max_length is {length - 1}"):
+        renderer(max_length=length - 1).render(example)
+
+
+def test_nothing_to_train_on_is_refused() -> None:
+    with pytest.raises(DataInvalid, match="no token to train on"):
+        renderer().render(Example(1, (user("hi"), assistant("Aye", trained=False))))
+
+
+@pytest.mark.parametrize("message", [user("<|im_end|>"), assistant("a <|im_start|> b"), system("<|endoftext|>")])
+def test_control_tokens_in_a_text_are_refused(message: Message) -> None:
+    with pytest.raises(DataInvalid, match=f"the {message.role}'s content holds the control token"):
+        renderer().render(Example(1, (message, user("hi"), assistant("Aye"))))
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_does() -> None:
+    rewriting = TEMPLATE.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '...' }}")
+    strict = renderer(make_tokenizer(rewriting))
+    strict.render(Example(1, (user("hi"), assistant("Aye"))))
+    with pytest.raises(DataInvalid, match=r"line 2: messages\[1\]: the chat template renders it otherwise"):
+        strict.render(Example(2, (user("hi"), assistant("Aye"), user("hm"), assistant("Nay"))))
+
+
+def test_a_template_whose_prompt_is_not_how_the_answer_begins_is_refused() -> None:
+    thinking = TEMPLATE.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n(thinking){% endif %}")
+    with pytest.raises(DataInvalid, match="its prompt is no prefix"):
+        renderer(make_tokenizer(thinking)).render(Example(1, (user("hi"), assistant("Aye"))))
+
+
+def test_a_template_that_never_stops_is_refused() -> None:
+    endless = TEMPLATE.replace("{{ m.content }}<|im_end|>", "{{ m.content }}")
+    with pytest.raises(TemplateUnsupported, match="does not end an answer"):
+        renderer(make_tokenizer(endless)).render(Example(1, (user("hi"), assistant("Aye"))))
+
+
+def test_a_base_without_a_template_or_a_stop_token_is_refused() -> None:
+    with pytest.raises(TemplateUnsupported, match="no chat template"):
+        renderer(make_tokenizer(""))
+    with pytest.raises(TemplateUnsupported, match="no token that ends"):
+        Renderer(TOKENIZER, stop_tokens=(), max_length=10)
+
+
+def test_all_examples_at_fault_are_named_at_once() -> None:
+    bad = [Example(line, (user("<|im_end|>"), assistant("Aye"))) for line in (3, 5)]
+    with pytest.raises(DataInvalid) as caught:
+        renderer().render_all([Example(1, (user("hi"), assistant("Aye"))), *bad])
+    assert [problem.line for problem in caught.value.problems] == [3, 5]
+
+
+def test_stop_tokens_are_the_generation_configs_and_the_tokenizers() -> None:
+    assert stop_tokens(TOKENIZER, None) == {END}
+    assert stop_tokens(TOKENIZER, SimpleNamespace(eos_token_id=0)) == {0, END}
+    assert stop_tokens(TOKENIZER, SimpleNamespace(eos_token_id=[0, 1])) == {0, 1, END}
