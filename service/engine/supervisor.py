@@ -74,7 +74,8 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        return self.state.name == "ready"
+        """Whether requests are taken now; false from the moment that the engine's process has ended."""
+        return self._why_not() is None
 
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
         """Have ``listener`` called with each new state."""
@@ -101,6 +102,7 @@ class Supervisor:
         await self.client.close()
         await self._probe.close()
         await self._end_engine()
+        await asyncio.to_thread(end_leftovers, self.config.directory)  # where a restart was cut off half-way
 
     async def restart(self, reason: str) -> None:
         """Have the engine replaced by a new one; from now on requests answer 503 until that is ready."""
@@ -109,7 +111,11 @@ class Supervisor:
         self._restart.set()
 
     def _why_not(self) -> str | None:
-        return None if self.state.name == "ready" else self.state.reason
+        if self.state.name != "ready":
+            return self.state.reason
+        if self._engine is None or self._engine.exit_code is not None:
+            return "the engine has just ended"
+        return None
 
     def _become(self, name: StateName, reason: str) -> None:
         self.state = EngineState(name, reason, time.time())
@@ -143,7 +149,8 @@ class Supervisor:
         self._restart.clear()
         if self.before_spawn is not None:
             await self.before_spawn()
-        self._engine = await asyncio.to_thread(spawn, self.config)
+        # on this thread: a start that outlived its cancellation would leave an engine that nobody knows of
+        self._engine = spawn(self.config)
         await self._come_up(self._engine)
         self.epoch += 1
         self.saw_tokens()

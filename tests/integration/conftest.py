@@ -32,9 +32,7 @@ def gateway(base_dir: Path, voices: dict[str, Path], tmp_path_factory: pytest.Te
     for name, directory in voices.items():
         metadata, settings = directory / "metadata.json", directory / "settings.json"
         fields = {
-            field: path.read_text()
-            for field, path in (("metadata", metadata), ("settings", settings))
-            if path.exists()
+            field: path.read_text() for field, path in (("metadata", metadata), ("settings", settings)) if path.exists()
         }
         pushed = started.push(name, directory, **fields)
         assert pushed.status_code == 201, pushed.text

@@ -39,6 +39,15 @@ def record(training: Training, model: Any) -> TrainingRecord:
     )
 
 
+def cast_parameters(model: Any, dtype: Any) -> None:
+    """Turn every parameter into `dtype` (a torch.dtype), in place.
+
+    Buffers stay as they are: rotary frequencies are float32 in a bfloat16 model, and `model.to(dtype)` would round them.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def export(model: Any, directory: Path, *, base: BaseDescription, metadata: Metadata) -> None:
     """Write `model`'s adapter and its papers into `directory`, which exists and is empty.
 

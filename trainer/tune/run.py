@@ -85,7 +85,7 @@ def make_adapter(
         training = train(model, sequences, order.recipe, on_progress=on_progress)
         record = export.record(training, model)
         on_stage("measuring and writing")
-        model.to(getattr(torch, SERVING_DTYPE))
+        export.cast_parameters(model, getattr(torch, SERVING_DTYPE))
         metadata = Metadata(lineage=order.lineage(), training=record, proof=proof.measure(model, tokenizer))
         export.export(model, directory, base=order.description, metadata=metadata)
     return metadata

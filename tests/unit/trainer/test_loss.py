@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, MistralConfig
+
+from trainer.data.render import TokenSequence
+from trainer.tune.loss import CHUNK_ROWS, WIDTH_MULTIPLE, _MeanCrossEntropy, batch_loss, can_share_prefix, collate
+from trainer.tune.model import attach_lora
+from trainer.tune.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def lora(base_model: Any) -> Any:
+    """A LoRA whose B is not zero, so that A has gradients too."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(3)
+        model = attach_lora(base_model, Recipe(rank=4))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
+def plain_loss(model: Any, rows: list[TokenSequence]) -> torch.Tensor:
+    """The same loss the slow way: a row at a time, all logits, torch's own cross-entropy."""
+    scores, targets = [], []
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row.tokens])).logits[0]
+        for index in range(1, len(row.tokens)):
+            if row.trained[index]:
+                scores.append(logits[index - 1])
+                targets.append(row.tokens[index])
+    return cross_entropy(torch.stack(scores), torch.tensor(targets))
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_loss_and_gradients_are_those_of_the_plain_way(
+    base_model: Any, sequences: list[TokenSequence], share_prefix: bool
+) -> None:
+    model = lora(base_model)
+    expected = plain_loss(model, sequences)
+    expected.backward()
+    wanted = gradients(model)
+    batch = collate(sequences, share_prefix=share_prefix, device=CPU)
+    loss = batch_loss(model, batch)
+    loss.backward()
+    assert (batch.prefix > 0) is share_prefix
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    found = gradients(model)
+    assert found.keys() == wanted.keys()
+    assert all("lora_" in name for name in found)
+    for name, gradient in wanted.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_output_layer_sees_only_what_predicts_a_trained_token(
+    base_model: Any, sequences: list[TokenSequence]
+) -> None:
+    seen: list[int] = []
+    handle = base_model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))
+    batch_loss(base_model, collate(sequences, share_prefix=False, device=CPU))
+    handle.remove()
+    assert seen == [sum(sum(row.trained) for row in sequences)]
+
+
+def test_a_batch_has_the_promised_shape(sequences: list[TokenSequence]) -> None:
+    batch = collate(sequences, share_prefix=True, device=CPU)
+    rows, width = batch.tokens.shape
+    assert rows == len(sequences)
+    assert width % WIDTH_MULTIPLE == 0
+    assert 0 <= width - max(len(row.tokens) for row in sequences) < WIDTH_MULTIPLE
+    assert batch.prefix % WIDTH_MULTIPLE == 0
+    assert batch.attention.sum().item() == sum(len(row.tokens) for row in sequences)
+    assert not batch.predicting[:, : batch.prefix].any()
+    assert batch.targets.tolist() == [
+        token for row in sequences for token, on in zip(row.tokens, row.trained, strict=True) if on
+    ]
+
+
+def test_one_row_and_a_row_that_is_trained_from_the_start_share_nothing() -> None:
+    early = TokenSequence(tokens=(1, 2, 3, 4), trained=(False, True, True, True), line=1)
+    assert collate([early], share_prefix=True, device=CPU).prefix == 0
+    assert collate([early, early], share_prefix=True, device=CPU).prefix == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, CHUNK_ROWS, 2 * CHUNK_ROWS + 5])
+def test_cross_entropy_against_torch(dtype: torch.dtype, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = (4 * torch.randn(count, 50, generator=generator)).to(dtype)
+    targets = torch.randint(0, 50, (count,), generator=generator)
+    reference = values.float().clone().requires_grad_()
+    expected = cross_entropy(reference, targets)
+    (3 * expected).backward()
+    leaf = values.detach().clone().requires_grad_()
+    loss = _MeanCrossEntropy.apply(leaf * 1, targets)
+    (3 * loss).backward()
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+    exact = dtype is torch.float32
+    torch.testing.assert_close(
+        leaf.grad.float(), reference.grad, rtol=1e-4 if exact else 2e-2, atol=1e-6 if exact else 1e-3
+    )
+
+
+def test_only_models_with_full_attention_share_a_prefix() -> None:
+    assert can_share_prefix(LlamaConfig())
+    assert can_share_prefix(MistralConfig(sliding_window=None))
+    assert not can_share_prefix(MistralConfig(sliding_window=128))
+    mixed = LlamaConfig()
+    mixed.layer_types = ["full_attention", "sliding_attention"]
+    assert not can_share_prefix(mixed)
