@@ -150,7 +150,7 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
             console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
         except ClientError as error:
             console.print(f"[red]✗[/red] {directory.name}: {error}")
-    console.print(try_this(settings, url))
+    console.print(try_this(settings, url), markup=False, soft_wrap=True)
 
 
 def _wait_for_key(settings: Settings) -> str:
@@ -169,7 +169,7 @@ def try_this(settings: Settings, url: str) -> str:
     ).decode()
     home = os.path.relpath(settings.home)
     return (
-        f"\n[bold]Hatrack is ready[/bold] at {url}: {settings.base_served_name}, {', '.join(SAMPLES)}. Try:\n\n"
+        f"\nHatrack is ready at {url}: {settings.base_served_name}, {', '.join(SAMPLES)}. Try:\n\n"
         f"  export HATRACK_KEY=$(cat {home}/admin.key)\n"
         f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $HATRACK_KEY" \\\n'
         f"       -H 'Content-Type: application/json' -d '{body}'\n\n"
