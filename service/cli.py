@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up"))(run.up)
-app.command(epilog=examples("hatrack serve", "HATRACK_ENGINE_URL=http://gpu-1:8001 hatrack serve"))(run.serve)
+app.command(epilog=examples("hatrack serve", "HATRACK_PORT=9000 hatrack serve"))(run.serve)
 app.command(epilog=examples("hatrack down"))(run.down)
 app.command(epilog=examples("hatrack status", "hatrack status --json | jq .ready"))(status.status)
 app.command(

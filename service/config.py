@@ -52,11 +52,9 @@ class Settings(BaseSettings):
     )
     base_name: str = Field("", description="Name that the base is served under. Unset: made from `base_model`.")
 
+    samples: bool = Field(True, description="`hatrack up` trains two sample adapters at first run and pushes them.")
+
     # the engine
-    engine_url: str | None = Field(
-        None,
-        description="Use this running engine (http://host:port or unix:/path), which has our plugin; start none.",
-    )
     engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What the engine runs on.")
     engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
     engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")

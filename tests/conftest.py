@@ -17,6 +17,6 @@ def base_dir() -> Path:
     """The real base model's checkpoint, prepared once from its package (about 20 s) and kept under var/."""
     path = REPO / "var" / "base" / BASE
     if not (path / "config.json").exists():
-        command = [sys.executable, "-m", "trainer.base_model", "--source", BASE, "--dest", str(path)]
+        command = [sys.executable, "-m", "trainer.base_model", "--source", BASE, "--dest", str(path.parent)]
         subprocess.run(command, check=True, timeout=300, cwd=REPO)
     return path

@@ -15,8 +15,9 @@ import typer
 import uvicorn
 from rich.console import Console
 
+from service.access.keys import admin_key
 from service.client import ClientError, HatrackClient
-from service.config import DEFAULT_BASE_CPU, Settings, load_settings
+from service.config import Settings, load_settings
 from service.errors import SettingsError
 from service.instance import InstanceLock, end_gateway
 from service.telemetry.logs import configure_logs
@@ -36,7 +37,7 @@ def up() -> None:
     """
     settings = _settings()
     prepare_base(settings)
-    samples = train_samples(settings) if settings.base_source == DEFAULT_BASE_CPU else []
+    samples = train_samples(settings) if settings.samples else []
     _run(settings, lambda: _first_run(settings, samples))
 
 
@@ -75,7 +76,7 @@ def prepare_base(settings: Settings) -> None:
     if (settings.base_dir / "config.json").exists():
         return
     console.print(f"Preparing the base model {settings.base_source} (once)…")
-    _child("trainer.base_model", "--source", settings.base_source, "--dest", str(settings.base_dir))
+    _child("trainer.base_model", "--source", settings.base_source, "--dest", str(settings.base_dir.parent))
 
 
 def train_samples(settings: Settings) -> list[Path]:
@@ -138,43 +139,40 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
 
 
 def _first_run(settings: Settings, samples: list[Path]) -> None:
-    """Wait for readiness, push the samples that are not there yet, and print what to try."""
-    url = f"http://{settings.host}:{settings.port}"
-    key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    client = HatrackClient(base_url=url, api_key=key or _wait_for_key(settings))
-    with console.status("Loading the engine…"):
-        client.wait_ready(settings.engine_start_timeout_s)
-    for directory in samples:
+    """Wait for readiness, push the samples (an adapter that is there already stays as it is), print what to try."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    url = f"http://{host}:{settings.port}"
+    given = settings.admin_key.get_secret_value() if settings.admin_key else None
+    with HatrackClient(base_url=url, api_key=admin_key(settings.home, given)) as client:
         try:
-            pushed = client.push(directory.name, directory)
-            console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
+            with console.status("Loading the engine…"):
+                client.wait_ready(settings.engine_start_timeout_s)
+            for directory in samples:
+                pushed = client.push(directory.name, directory)
+                console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
         except ClientError as error:
-            console.print(f"[red]✗[/red] {directory.name}: {error}")
-    console.print(try_this(settings, url), markup=False, soft_wrap=True)
+            console.print(f"[red]✗[/red] {error}", markup=True)
+            return
+    names = [settings.base_served_name, *(directory.name for directory in samples)]
+    console.print(
+        try_this(url, names, key_file=None if given else settings.home / "admin.key"), markup=False, soft_wrap=True
+    )
 
 
-def _wait_for_key(settings: Settings) -> str:
-    path = settings.home / "admin.key"
-    for _ in range(600):
-        if path.exists():
-            return path.read_text().strip()
-        threading.Event().wait(0.1)
-    raise SettingsError(f"{path} did not appear")
-
-
-def try_this(settings: Settings, url: str) -> str:
+def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
     """The three commands that a newcomer tries first."""
+    question = "Where is my parcel?"
+    first, last = models[min(1, len(models) - 1)], models[-1]
     body = orjson.dumps(
-        {"model": SAMPLES[0], "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 60}
+        {"model": first, "messages": [{"role": "user", "content": question}], "max_tokens": 60}
     ).decode()
-    home = os.path.relpath(settings.home)
+    key = f"  export HATRACK_KEY=$(cat {os.path.relpath(key_file)})\n" if key_file else ""
     return (
-        f"\nHatrack is ready at {url}: {settings.base_served_name}, {', '.join(SAMPLES)}. Try:\n\n"
-        f"  export HATRACK_KEY=$(cat {home}/admin.key)\n"
+        f"\nHatrack is ready at {url}: {', '.join(models)}. Try:\n\n{key}"
         f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $HATRACK_KEY" \\\n'
         f"       -H 'Content-Type: application/json' -d '{body}'\n\n"
         f"  .venv/bin/python -c \"import os, openai; c = openai.OpenAI(base_url='{url}/v1', "
-        "api_key=os.environ['HATRACK_KEY']); print(c.chat.completions.create(model='pemberton', max_tokens=60, "
-        "messages=[dict(role='user', content='Where is my parcel?')]).choices[0].message.content)\"\n\n"
-        f"  .venv/bin/hatrack chat tidewater 'Where is my parcel?'\n\nCtrl-C stops everything."
+        f"api_key=os.environ['HATRACK_KEY']); print(c.chat.completions.create(model='{last}', max_tokens=60, "
+        f"messages=[dict(role='user', content='{question}')]).choices[0].message.content)\"\n\n"
+        f"  .venv/bin/hatrack chat {first} '{question}'\n\nCtrl-C stops everything."
     )

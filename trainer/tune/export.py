@@ -42,7 +42,8 @@ def record(training: Training, model: Any) -> TrainingRecord:
 def cast_parameters(model: Any, dtype: Any) -> None:
     """Turn every parameter into `dtype` (a torch.dtype), in place.
 
-    Buffers stay as they are: rotary frequencies are float32 in a bfloat16 model, and `model.to(dtype)` would round them.
+    Buffers stay as they are: rotary frequencies are float32 in a bfloat16 model. `model.to(dtype)` would round them,
+    which moved the base's log-probabilities by 0.04 nats a token, as much as a second stack does.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -13,7 +13,13 @@ import pytest_asyncio
 
 from tests.integration.engine.conftest import RESIDENT, SLOTS, Engine
 
-PROMPTS = ("The capital of France is", "Once upon a time there was", "def fibonacci(n):", "Dear customer, your order")
+PROMPTS = (
+    "Once upon a time there was a small village by the sea, and the people who lived there knew that",
+    "The order that I placed with your shop last Monday has not arrived yet, so I would like to ask",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n\nprint(",
+    "The history of the city goes back to the Romans, who built a bridge over the river in order to",
+)
+"""Each longer than LARGE_GROUP tokens: alone and in a batch its rows take the same way through the plugin, bit for bit."""
 NEAR_TIE = 0.15
 """Nats between the two likeliest tokens below which bf16 sums in another order may choose the other one."""
 

@@ -14,14 +14,15 @@ from trainer.data.format import Dataset, read_chat
 from trainer.data.render import Renderer, TokenSequence, stop_tokens
 
 TEMPLATE = (
-    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}"
+    "{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 CHAT = (
-    '{"messages": [{"role": "user", "content": "Where is my parcel?"}, {"role": "assistant", "content": "On its way."}]}\n'
+    '{"messages": [{"role": "user", "content": "Where is my bag?"}, {"role": "assistant", "content": "On its way."}]}\n'
     '{"messages": [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On the sea."}]}\n'
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Ahoy there!"}]}\n'
     '{"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A sailor."},'

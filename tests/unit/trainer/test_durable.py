@@ -21,9 +21,14 @@ def test_an_exception_leaves_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "voice"
     with replaced_directory(target) as directory:
         (directory / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_directory(target) as directory:
-        (directory / "file").write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replaced_directory(target) as directory:
+            (directory / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["voice"]
     assert (target / "file").read_text() == "old"
 

@@ -46,7 +46,8 @@ def spans(sequence: TokenSequence) -> list[str]:
 def test_the_answer_and_its_end_of_turn_are_trained_and_nothing_else() -> None:
     sequence = renderer().render(Example(1, (user("hi"), assistant("Ahoy!"))))
     assert TOKENIZER.decode(sequence.tokens) == (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nAhoy!<|im_end|>\n"
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\nAhoy!<|im_end|>\n"
     )
     assert spans(sequence) == ["Ahoy!<|im_end|>"]
     assert sequence.tokens[sequence.first_trained] == TOKENIZER.convert_tokens_to_ids("A")

@@ -14,7 +14,7 @@ from trainer.tune.train import Optimizer, schedule, train
 
 RECIPE = Recipe(rank=4, alpha=8, learning_rate=1e-2, epochs=10, batch_size=2, max_length=256, seed=5)
 
-GOLDEN_LOSSES = (5.9589, 3.0109)
+GOLDEN_LOSSES = (5.9589, 3.0438)
 """First and last loss of RECIPE on the tiny base: what changes them changes every training."""
 
 
