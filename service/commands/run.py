@@ -23,6 +23,7 @@ from service.instance import InstanceLock, end_gateway
 from service.telemetry.logs import configure_logs
 
 SAMPLES = ("tidewater", "pemberton")
+SAMPLE_SETTINGS = {"sampling": {"temperature": 0.2}}  # so small a model wanders at the usual 1.0
 GRACEFUL_STOP_S = 20
 READY_POLL_S = 0.5
 console = Console(stderr=True, highlight=False)
@@ -148,7 +149,7 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
             with console.status("Loading the engine…"):
                 client.wait_ready(settings.engine_start_timeout_s)
             for directory in samples:
-                pushed = client.push(directory.name, directory)
+                pushed = client.push(directory.name, directory, settings=SAMPLE_SETTINGS)
                 console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
         except ClientError as error:
             console.print(f"[red]✗[/red] {error}", markup=True)

@@ -19,7 +19,7 @@ PROMPTS = (
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n\nprint(",
     "The history of the city goes back to the Romans, who built a bridge over the river in order to",
 )
-"""Each longer than LARGE_GROUP tokens: alone and in a batch its rows take the same way through the plugin, bit for bit."""
+"""Each longer than LARGE_GROUP tokens: alone and in a batch its rows take the same way through the plugin."""
 NEAR_TIE = 0.15
 """Nats between the two likeliest tokens below which bf16 sums in another order may choose the other one."""
 
