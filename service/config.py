@@ -91,7 +91,10 @@ class Settings(BaseSettings):
         "refuse", description="What to do with a request field that is in no table: refuse it by name, or pass it on."
     )
     request_timeout_s: float = Field(600, gt=0, description="Longest time that one inference request may take, s.")
-    max_in_flight: int = Field(256, ge=1, description="Most inference requests that are in the gateway at once.")
+    max_in_flight: int = Field(1024, ge=1, description="Most inference requests that are in the gateway at once.")
+    queue_timeout_s: float = Field(
+        120, gt=0, description="Longest time that a request may wait for its place in the engine, s; then 503."
+    )
 
     # what an adapter may be
     max_adapter_mib: float = Field(1024, gt=0, description="Largest weights file of an upload, MiB.")

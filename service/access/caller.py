@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import Forbidden
 
 DEFAULT_PROJECT = "default"
 
@@ -18,14 +23,50 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+class Limits(BaseModel):
+    """What a key may use; None is no limit. A day is a UTC day."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    requests_per_minute: int | None = Field(None, ge=1, le=2**53)
+    tokens_per_minute: int | None = Field(None, ge=1, le=2**53)
+    concurrent: int | None = Field(None, ge=1, le=2**53)
+    tokens_per_day: int | None = Field(None, ge=1, le=2**53)
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request, and in whose project it acts."""
+    """Who sends a request, in whose project it acts, and how far.
+
+    ``adapters`` and ``stores`` are globs over names; None is all of the project. ``background`` callers (evaluations)
+    yield to all others.
+    """
 
     key_id: str
     project: str
     scopes: frozenset[Scope]
+    adapters: tuple[str, ...] | None = None
+    stores: tuple[str, ...] | None = None
+    limits: Limits = NO_LIMITS
+    background: bool = False
 
     def may(self, scope: Scope) -> bool:
         """True where the key has the scope, or is an admin's."""
         return Scope.ADMIN in self.scopes or scope in self.scopes
+
+    def demand(self, *scopes: Scope) -> None:
+        """Raise Forbidden, naming the first of ``scopes`` that the key has not."""
+        for scope in scopes:
+            if not self.may(scope):
+                raise Forbidden(f"the API key has not the scope `{scope.value}`")
+
+    def may_use(self, adapter: str) -> bool:
+        """True where the key's globs match the adapter's name."""
+        return self.adapters is None or any(fnmatchcase(adapter, glob) for glob in self.adapters)
+
+    def may_read(self, store: str) -> bool:
+        """True where the key's globs match the store's name."""
+        return self.stores is None or any(fnmatchcase(store, glob) for glob in self.stores)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from service.access.caller import Caller
+from service.inference.ports import Span
 from service.inference.relay import Usage
 from service.registry.catalog import Target
 
@@ -29,6 +30,20 @@ class Record:
     usage: Usage | None = None
     first_byte_s: float | None = None
     total_s: float = 0.0
+    queue_s: float | None = None
+    """At the gate; None where it did not come that far."""
+    estimate: int = 0
+    """Tokens of prompt and answer, guessed."""
+    reached: bool = False
+    """The engine took it."""
+    span: Span | None = None
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens used: the engine's count, else the estimate; None where nothing reached the engine."""
+        if self.usage is not None:
+            return self.usage.prompt_tokens + self.usage.completion_tokens
+        return self.estimate if self.reached else None
 
 
 class Account(Protocol):

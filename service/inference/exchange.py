@@ -50,6 +50,10 @@ class Exchange:
         """Put a header on the answer, whatever the answer is."""
         self._more.append((name, value.encode("latin-1")))
 
+    def add_headers(self, headers: list[tuple[bytes, str]]) -> None:
+        """Put headers on the answer, whatever the answer is."""
+        self._more.extend((name, value.encode("latin-1")) for name, value in headers)
+
     async def read_json_body(self, most: int) -> bytes:
         """The body, of at most ``most`` bytes, whatever the headers say of its length.
 

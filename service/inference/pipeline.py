@@ -17,12 +17,15 @@ import orjson
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
+from service.admission.ticket import Ticket
 from service.config import MIB, Settings
 from service.engine.contract import ENGINE_NOT_FINITE
-from service.errors import AdapterNotFinite, BadGateway, BadRequest, Forbidden, HatrackError, Internal, Unavailable
+from service.errors import AdapterNotFinite, BadGateway, BadRequest, HatrackError, Internal, Unavailable
 from service.inference.account import Account, Record
+from service.inference.estimate import estimate
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import SAMPLING_FIELDS, Table, check_body
+from service.inference.ports import Gate, Lease, Limiter, Pass, Tracer
 from service.inference.relay import EventRelay, Renamer, engine_error, find_usage
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Catalog, Target
@@ -61,6 +64,9 @@ class Pipeline:
         account: Account,
         suspect: Suspect,
         saw_tokens: Callable[[], None],
+        limiter: Limiter | None = None,
+        gate: Gate | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -72,6 +78,11 @@ class Pipeline:
         self._account = account
         self._suspect = suspect
         self._saw_tokens = saw_tokens
+        self._limiter = limiter
+        self._gate = gate
+        self._tracer = tracer
+        self._context = settings.context
+        self._queue_timeout_s = settings.queue_timeout_s
         self._salt = secrets.token_bytes(32)
         self.in_flight = 0
 
@@ -79,20 +90,34 @@ class Pipeline:
         """Answer one request; every error is told to the client, and every request is accounted for."""
         record = Record(request_id=exchange.request_id, route=exchange.path)
         began = time.perf_counter()
+        lease: Lease | None = None
         try:
+            if self._tracer is not None:
+                record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
             caller = record.caller = self._authenticator.authenticate(exchange.headers)
-            if not caller.may(Scope.INFER):
-                raise Forbidden("the API key has not the scope `infer`")
-            body = parse(await exchange.read_json_body(self._max_body))
+            caller.demand(Scope.INFER)
+            if self._limiter is not None:
+                lease = self._limiter.enter(caller)
+            raw = await exchange.read_json_body(self._max_body)
+            body = parse(raw)
             target = record.target = self._resolve(caller, body)
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
             record.stream = bool(body.get("stream"))
+            record.estimate = estimate(body, len(raw), self._context)
             _name_adapter(exchange, target)
+            if lease is not None:
+                lease.charge(record.estimate)
+                exchange.add_headers(lease.headers())
             with self._admitted():
                 apply_settings(body, target, route)
                 payload = self._payload(body, caller, target, route)
                 async with exchange.leash(self._timeout_s):
-                    await self._forward(exchange, route, target, record, payload, body, began)
+                    entered = await self._enter(caller, target, record)
+                    try:
+                        await self._forward(exchange, route, target, record, payload, body, began)
+                    finally:
+                        if entered is not None:
+                            entered.leave(record.tokens)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
         except asyncio.CancelledError:
@@ -104,9 +129,22 @@ class Pipeline:
             _LOG.exception("an inference request failed", extra={"request_id": exchange.request_id})
             await self._fail(exchange, record, Internal("the gateway failed; its log has the reason"))
         finally:
+            if lease is not None:
+                lease.close(record.tokens)
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    async def _enter(self, caller: Caller, target: Target, record: Record) -> Pass | None:
+        """Wait at the gate for a place in the engine."""
+        if self._gate is None:
+            return None
+        ticket = Ticket(caller.project, caller.key_id, target.digest, record.estimate, caller.background)
+        came = asyncio.get_running_loop().time()
+        try:
+            return await self._gate.enter(ticket, came + self._queue_timeout_s)
+        finally:
+            record.queue_s = asyncio.get_running_loop().time() - came
 
     def _resolve(self, caller: Caller, body: dict[str, Any]) -> Target:
         model, adapter = body.pop("model", None), body.pop("adapter", None)
@@ -154,12 +192,15 @@ class Pipeline:
     ) -> None:
         # the engine's request ids must be unique, a client's need not be: the engine gets one of our own
         headers = {"content-type": "application/json", "x-request-id": uuid.uuid4().hex}
+        if record.span is not None:
+            headers.update(record.span.headers)
         renamer = Renamer(target)
         async with self._engine.open(route.engine_path, payload, headers) as response:
             if response.status != 200:
                 raise self._blamed(
                     engine_error(response.status, await response.read(), target, route.engine_path), target
                 )
+            record.reached = True
             if record.stream:
                 options = body.get("stream_options") or {}
                 relay = EventRelay(renamer, show_usage=bool(options.get("include_usage")))

@@ -21,6 +21,7 @@ from service.inference.fields import (
 )
 from service.inference.models import list_models, show_model
 from service.inference.pipeline import Pipeline, Route, Suspect
+from service.inference.ports import Gate, Limiter, Tracer
 from service.inference.upstream import Upstream
 from service.registry.catalog import Catalog
 
@@ -54,6 +55,9 @@ class InferenceApp:
         account: Is told of every inference request once it is over.
         suspect: Is told the digest of an adapter whose request failed in the engine.
         saw_tokens: Is called whenever the engine gave something: a sign of life.
+        limiter: Holds callers to their limits; None: nobody is limited.
+        gate: Fair admission; None: everyone goes straight to the engine.
+        tracer: Begins a trace for each request; None: no traces.
     """
 
     def __init__(
@@ -66,6 +70,9 @@ class InferenceApp:
         account: Account | None = None,
         suspect: Suspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
+        limiter: Limiter | None = None,
+        gate: Gate | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._catalog = catalog
@@ -78,6 +85,9 @@ class InferenceApp:
             account=account or LogAccount(),
             suspect=suspect,
             saw_tokens=saw_tokens,
+            limiter=limiter,
+            gate=gate,
+            tracer=tracer,
         )
 
     def handles(self, scope: Scope) -> bool:

@@ -1,0 +1,1 @@
+"""The bounded, fair, slot-aware queue in front of the engine."""

@@ -1,0 +1,20 @@
+"""What a request shows at the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One request that wants to go to the engine.
+
+    ``adapter`` is the digest, None for the base. ``tokens`` is the estimate of prompt and answer together.
+    ``background`` requests (proofs, evaluations, warming) yield to callers.
+    """
+
+    project: str
+    key_id: str
+    adapter: str | None
+    tokens: int
+    background: bool = False
