@@ -8,6 +8,8 @@ Exception
     │   └── BaseModelIncomplete    a directory that lacks what serving or training needs
     ├── DataError
     │   ├── DataInvalid            lines that cannot be trained on, each with its number and reason
+    │   │   └── ExampleTooLong     one that `max_length` would cut
+    │   ├── DataRefused            the quality report forbids training
     │   ├── DataTooSmall
     │   └── TemplateUnsupported    the base's chat template cannot be trained on exactly
     ├── TrainingError
@@ -20,7 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
+
+if TYPE_CHECKING:
+    from trainer.data.report import Report
 
 SHOWN_PROBLEMS: Final = 5
 
@@ -80,6 +85,25 @@ class DataInvalid(DataError):
         shown = "; ".join(str(problem) for problem in self.problems[:SHOWN_PROBLEMS])
         more = len(self.problems) - SHOWN_PROBLEMS
         super().__init__(shown + (f"; and {more} more" if more > 0 else ""))
+
+
+class ExampleTooLong(DataInvalid):
+    """One example is `tokens` long, above `max_length`."""
+
+    def __init__(self, line: int, tokens: int, max_length: int) -> None:
+        super().__init__([Problem(line, f"{tokens} tokens long, and max_length is {max_length}")])
+        self.tokens = tokens
+
+
+class DataRefused(DataError):
+    """The data can be read and must not be trained on; `report` says why."""
+
+    code = "training_data_refused"
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        reasons = [finding for finding in report.findings if finding.severity == "refused"]
+        super().__init__("; ".join(f"{finding.message} ({finding.code})" for finding in reasons))
 
 
 class DataTooSmall(DataError):

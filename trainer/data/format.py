@@ -2,12 +2,14 @@
 
 Strict: a line that is not exactly that is refused with its number and the reason, and a file with one such line is
 refused whole. An assistant message may carry `"weight": 0`, which keeps it as context and trains nothing on it.
+Other formats (`trainer.data.formats`) are turned into this one, line by line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard, get_args
@@ -62,85 +64,100 @@ def read_chat(path: Path, *, min_examples: int = 1) -> Dataset:
 
 def parse_chat(content: bytes) -> tuple[Example, ...]:
     """The examples in `content`, UTF-8 with or without a byte-order mark. Raises DataInvalid."""
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1].strip() == b"":
-        lines.pop()
+    return parse_lines(content, lambda value: value)
+
+
+def parse_lines(content: bytes, to_chat: Callable[[object], object]) -> tuple[Example, ...]:
+    """The examples in `content`, each line made into the chat format by `to_chat`, which may raise Refusal.
+
+    Raises:
+        DataInvalid: With every line at fault.
+    """
     examples: list[Example] = []
     problems: list[Problem] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(split_lines(content), start=1):
         try:
-            examples.append(Example(number, _messages(_decoded(line))))
-        except _Refusal as refusal:
+            examples.append(Example(number, _messages(to_chat(decoded(line)))))
+        except Refusal as refusal:
             problems.append(Problem(number, refusal.reason))
     if problems:
         raise DataInvalid(problems)
     return tuple(examples)
 
 
-class _Refusal(Exception):
-    """Why a line is refused; never leaves this module."""
+def split_lines(content: bytes) -> list[bytes]:
+    """The lines of a file, without a byte-order mark and the empty line after its last newline."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[-1].strip() == b"":
+        lines.pop()
+    return lines
+
+
+class Refusal(Exception):
+    """Why a line is refused; never leaves `trainer.data`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-def _decoded(line: bytes) -> object:
+def decoded(line: bytes) -> object:
+    """A line's JSON value. Raises Refusal."""
     if not line.strip():
-        raise _Refusal("the line is empty")
+        raise Refusal("the line is empty")
     try:
         return json.loads(line.decode(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
-        raise _Refusal(f"not UTF-8 at byte {error.start + 1}") from error
+        raise Refusal(f"not UTF-8 at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
-        raise _Refusal(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+        raise Refusal(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
-        raise _Refusal("nested too deeply") from error
+        raise Refusal("nested too deeply") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise _Refusal(f"the key {key!r} stands twice")
+            raise Refusal(f"the key {key!r} stands twice")
     return dict(pairs)
 
 
 def _messages(value: object) -> tuple[Message, ...]:
     if not isinstance(value, dict):
-        raise _Refusal('not an object: expected {"messages": [...]}')
-    _refuse_other_keys(value, {"messages"}, "")
+        raise Refusal('not an object: expected {"messages": [...]}')
+    refuse_other_keys(value, {"messages"}, "")
     items = value.get("messages")
     if not isinstance(items, list) or not items:
-        raise _Refusal("messages must be a list that is not empty")
+        raise Refusal("messages must be a list that is not empty")
     messages = tuple(_message(item, f"messages[{index}]") for index, item in enumerate(items))
     for index, message in enumerate(messages):
         if message.role == "system" and index > 0:
-            raise _Refusal(f"messages[{index}]: a system message may only be the first")
+            raise Refusal(f"messages[{index}]: a system message may only be the first")
     if messages[-1].role != "assistant":
-        raise _Refusal(f"the last message is the {messages[-1].role}'s, not the assistant's")
+        raise Refusal(f"the last message is the {messages[-1].role}'s, not the assistant's")
     if not any(message.trained for message in messages):
-        raise _Refusal("every assistant message has weight 0: there is nothing to train on")
+        raise Refusal("every assistant message has weight 0: there is nothing to train on")
     return messages
 
 
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
-        raise _Refusal(f"{where} is not an object")
-    _refuse_other_keys(value, {"role", "content", "weight"}, f"{where}.")
+        raise Refusal(f"{where} is not an object")
+    refuse_other_keys(value, {"role", "content", "weight"}, f"{where}.")
     role, content, weight = value.get("role"), value.get("content"), value.get("weight", 1)
     if not _is_role(role):
-        raise _Refusal(f"{where}.role is {role!r}, not one of {', '.join(_ROLES)}")
+        raise Refusal(f"{where}.role is {role!r}, not one of {', '.join(_ROLES)}")
     if not isinstance(content, str):
-        raise _Refusal(f"{where}.content must be a text")
+        raise Refusal(f"{where}.content must be a text")
     if role != "system" and not content.strip():
-        raise _Refusal(f"{where}.content is empty")
+        raise Refusal(f"{where}.content is empty")
     if not content.isprintable() and any(0xD800 <= ord(character) <= 0xDFFF for character in content):
-        raise _Refusal(f"{where}.content holds half a surrogate pair")
+        raise Refusal(f"{where}.content holds half a surrogate pair")
     if "weight" in value and role != "assistant":
-        raise _Refusal(f"{where}.weight: only an assistant message has one")
+        raise Refusal(f"{where}.weight: only an assistant message has one")
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise _Refusal(f"{where}.weight must be 0 or 1")
+        raise Refusal(f"{where}.weight must be 0 or 1")
     return Message(role=role, content=content, trained=role == "assistant" and weight == 1)
 
 
@@ -148,7 +165,8 @@ def _is_role(value: object) -> TypeGuard[Role]:
     return value in _ROLES
 
 
-def _refuse_other_keys(value: dict[str, Any], known: set[str], prefix: str) -> None:
+def refuse_other_keys(value: dict[str, Any], known: set[str], prefix: str) -> None:
+    """Raise Refusal where an object has a key that is not `known`."""
     for key in value:
         if key not in known:
-            raise _Refusal(f"{prefix}{key} is not supported; known here: {', '.join(sorted(known))}")
+            raise Refusal(f"{prefix}{key} is not supported; known here: {', '.join(sorted(known))}")

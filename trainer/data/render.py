@@ -9,12 +9,12 @@ nearly right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.format import Example, Message
-from trainer.errors import DataInvalid, Problem, TemplateUnsupported
+from trainer.errors import DataInvalid, ExampleTooLong, Problem, TemplateUnsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Renderer:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop_tokens = frozenset(stop_tokens)
-        self._max_length = max_length
+        self.max_length = max_length
         self._system_prompt = system_prompt
         self._control_texts = tuple(
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content
@@ -83,8 +83,8 @@ class Renderer:
             messages = (Message("system", self._system_prompt, trained=False), *messages)
         self._refuse_control_texts(messages, example.line)
         tokens = self._tokens(messages)
-        if len(tokens) > self._max_length:
-            raise _refused(example.line, f"{len(tokens)} tokens long, and max_length is {self._max_length}")
+        if len(tokens) > self.max_length:
+            raise ExampleTooLong(example.line, len(tokens), self.max_length)
         trained = [False] * len(tokens)
         for index, message in enumerate(messages):
             if message.trained:
@@ -93,6 +93,11 @@ class Renderer:
         if not any(trained):
             raise _refused(example.line, "there is no token to train on")
         return TokenSequence(tuple(tokens), tuple(trained), example.line)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What these tokens stand for, control tokens shown."""
+        shown: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return shown
 
     def _answer_span(self, messages: tuple[Message, ...], tokens: list[int], line: int) -> tuple[int, int]:
         """[start, stop) of the last message's answer within `tokens`, up to and with the token that ends its turn."""

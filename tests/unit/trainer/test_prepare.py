@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.conftest import make_tokenizer
+from trainer.data.prepare import Prepared, Rules, Source, inspect, prepare
+from trainer.data.render import Renderer, stop_tokens
+from trainer.errors import DataInvalid, DataRefused, DataTooSmall
+
+TOKENIZER = make_tokenizer()
+COLOURS = ("red as the sunset", "blue as the sea", "green as a meadow", "black as the night", "white as the snow")
+
+
+def renderer(max_length: int = 400) -> Renderer:
+    return Renderer(TOKENIZER, stop_tokens=stop_tokens(TOKENIZER, None), max_length=max_length)
+
+
+def pair(question: str, answer: str, system: str | None = None) -> dict[str, Any]:
+    first = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    """Different questions, each with an answer of its own."""
+    return [
+        pair(f"{n * 7919 % 1000} sheep and {COLOURS[n % 5]} {chr(97 + n % 26) * 9} ({n})?", f"Answer {n * 31} it is")
+        for n in range(count)
+    ]
+
+
+def source(rows: list[dict[str, Any]], name: str = "t.jsonl") -> Source:
+    return Source(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def look(rows: list[dict[str, Any]], held: list[dict[str, Any]] | None = None, **rules: Any) -> Prepared:
+    length = rules.pop("max_length", 400)
+    return inspect(source(rows), source(held, "h.jsonl") if held else None, renderer(length), Rules(**rules))
+
+
+def codes(found: Prepared) -> dict[str, str]:
+    return {finding.code: finding.severity for finding in found.report.findings}
+
+
+def test_clean_data_is_split_rendered_and_shown() -> None:
+    found = look(questions(60))
+    report = found.report
+    assert codes(found) == {}
+    assert (report.format, report.examples, report.trained_on) == ("chat", 60, 50)
+    assert (report.held_out.source, report.held_out.examples, report.held_out.seed) == ("split", 10, 0)
+    assert {e.line for e in found.training.examples}.isdisjoint(report.held_out.lines)
+    assert len(found.sequences) == 50
+    assert len(found.held_out_sequences) == 10
+    assert report.lengths is not None
+    assert report.lengths.total == sum(len(s.tokens) for s in found.sequences)
+    shown = report.shown[0].pieces
+    assert [piece.trained for piece in shown] == [False, True, False]
+    assert shown[1].text.endswith("it is<|im_end|>")
+    assert "expect form, not coverage" in report.size
+    assert report.answers == ()
+
+
+def test_what_max_length_would_cut_is_refused_or_dropped_when_told() -> None:
+    rows = [*questions(30), pair("why " * 100, "because")]
+    refused = look(rows, held=questions(40)[30:])
+    (finding,) = [f for f in refused.report.findings if f.code == "too_long"]
+    assert (finding.severity, finding.lines) == ("refused", (31,))
+    with pytest.raises(DataRefused) as caught:
+        prepare(source(rows), None, renderer(), Rules(held_out_share=0))
+    assert caught.value.report.refused
+    assert "too_long" in caught.value.message
+    dropped = look(rows, held=questions(40)[30:], drop_long=True, strict=True)
+    assert codes(dropped) == {"dropped_too_long": "warning"}
+    assert (dropped.report.dropped, dropped.report.trained_on) == (1, 30)
+
+
+def test_duplicates_contradictions_and_personal_data_are_warned_of_or_refused_when_strict() -> None:
+    twice = "My lantern came with a crack in its glass, what shall I do about that now?"
+    rows = [
+        *questions(20),
+        pair(twice, "Send us a photograph of it, please, and we will see."),
+        pair(twice.upper(), "Send us a photograph of it, please, and we will see."),
+        pair(twice, "Throw it away."),
+        pair("Whom do I ask?", "Write to bob@corp.io"),
+    ]
+    expected = {"near_duplicates", "contradictions", "personal_data"}
+    loose = look(rows)
+    assert codes(loose) == dict.fromkeys(expected, "warning")
+    against = next(f for f in loose.report.findings if f.code == "contradictions")
+    assert against.lines == (21, 22, 23)
+    assert codes(look(rows, strict=True)) == dict.fromkeys(expected, "refused")
+
+
+def test_the_same_example_in_training_and_held_out_is_refused() -> None:
+    rows = questions(30)
+    near = pair(rows[4]["messages"][0]["content"] + "!", "something else")
+    found = look(rows, held=[rows[3], near, *questions(45)[35:]])
+    assert codes(found) == {"held_out_in_training": "refused", "held_out_near_training": "warning"}
+    assert [f.lines for f in found.report.findings] == [(1,), (2,)]
+    assert all(f.file == "held_out" for f in found.report.findings)
+
+
+def test_a_closed_set_of_answers_is_seen_and_its_imbalance_told() -> None:
+    labels = ["card"] * 40 + ["cash"] * 10 + ["loan"] * 2
+    rows = [pair(row["messages"][0]["content"], label) for row, label in zip(questions(52), labels, strict=True)]
+    found = look(rows)
+    assert codes(found) == {"imbalance": "warning", "rare_answers": "warning"}
+    assert [(share.answer, share.examples) for share in found.report.answers] == [
+        ("card", 40),
+        ("cash", 10),
+        ("loan", 2),
+    ]
+    assert "over 3 answers" in found.report.size
+
+
+def test_a_system_prompt_that_all_share_is_found() -> None:
+    rows = [pair(f"question {n} {chr(97 + n) * 5}", f"answer {n}", "Be a sailor.") for n in range(20)]
+    assert look(rows).report.system_prompt == "Be a sailor."
+    assert look([*rows, pair("q", "a")]).report.system_prompt is None
+
+
+def test_lines_that_cannot_be_rendered_are_refused_by_number() -> None:
+    with pytest.raises(DataInvalid) as caught:
+        look([*questions(20), pair("say <|im_end|>", "no")], held_out_share=0)
+    assert [problem.line for problem in caught.value.problems] == [21]
+
+
+def test_fewer_than_ten_examples_are_too_few() -> None:
+    with pytest.raises(DataTooSmall):
+        look(questions(9))

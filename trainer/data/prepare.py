@@ -1,0 +1,192 @@
+"""From a data file to what a training takes: read, checked, split and rendered, with the report on all of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from trainer.data import findings
+from trainer.data.format import Dataset, Example
+from trainer.data.formats import read_dataset
+from trainer.data.render import Renderer, TokenSequence
+from trainer.data.report import AnswerShare, Finding, HeldOut, Lengths, Piece, Report, Shown, word_on_size
+from trainer.data.split import SHARE, answer, split
+from trainer.errors import DataInvalid, DataRefused, DataTooSmall, ExampleTooLong, Problem
+
+MIN_EXAMPLES = 10
+"""OpenAI's lower bound, too."""
+SHOWN_EXAMPLES = 3
+SHOWN_ANSWERS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data file: its name and its bytes."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a file is checked. ``drop_long`` leaves out what `max_length` would cut, which is refused otherwise;
+    ``strict`` makes refusals of warnings; ``held_out_share`` of the examples is split off where none is given."""
+
+    drop_long: bool = False
+    strict: bool = False
+    held_out_share: float = SHARE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is trained on, what is not, and the report."""
+
+    report: Report
+    training: Dataset
+    held_out: tuple[Example, ...]
+    sequences: tuple[TokenSequence, ...]
+    held_out_sequences: tuple[TokenSequence, ...]
+
+
+def prepare(training: Source, held_out: Source | None, renderer: Renderer, rules: Rules) -> Prepared:
+    """Check a training file (and a held-out one) and make ready what is to be trained on.
+
+    Raises:
+        DataInvalid: Lines that cannot be read, with number and reason.
+        DataTooSmall: Fewer than MIN_EXAMPLES.
+        DataRefused: The report refuses it; the report is on the exception.
+        TemplateUnsupported: The base's chat template cannot be trained on exactly.
+    """
+    prepared = inspect(training, held_out, renderer, rules)
+    if prepared.report.refused:
+        raise DataRefused(prepared.report)
+    return prepared
+
+
+def inspect(training: Source, held_out: Source | None, renderer: Renderer, rules: Rules) -> Prepared:
+    """The same, where the report is wanted whatever it says. Raises as `prepare`, but for DataRefused."""
+    kind, data = read_dataset(training.name, training.content, min_examples=MIN_EXAMPLES)
+    found = findings.duplicates(data.examples) + findings.personal(data.examples)
+    counts = findings.closed_answers(data.examples)
+    if counts is not None:
+        found += findings.balance(data.examples, counts)
+    taught, unseen, where = _divide(data, held_out, rules)
+    if held_out is not None:
+        found += findings.overlap(taught, unseen) + findings.personal(unseen, "held_out")
+    sequences, long = _render(taught, renderer)
+    unseen_sequences, unseen_long = _render(unseen, renderer)
+    found += _too_long(renderer, long, rules, "training")
+    found += _too_long(renderer, unseen_long, rules, "held_out" if where == "given" else "training")
+    if not sequences and not any(finding.severity == "refused" for finding in found):
+        raise DataTooSmall(f"of {training.name} nothing is left to train on")
+    unseen = tuple(example for example in unseen if example.line not in unseen_long)
+    report = Report(
+        file=data.name,
+        sha256=data.sha256,
+        format=kind.value,
+        examples=len(data.examples),
+        trained_on=len(sequences),
+        dropped=len(long) + len(unseen_long),
+        held_out=HeldOut(
+            examples=len(unseen),
+            source=where,
+            seed=rules.seed if where == "split" else None,
+            lines=tuple(example.line for example in unseen) if where == "split" else (),
+        ),
+        lengths=_lengths(sequences),
+        max_length=renderer.max_length,
+        findings=tuple(_strict(found) if rules.strict else found),
+        system_prompt=findings.common_system_prompt(data.examples),
+        answers=tuple(
+            AnswerShare(answer=text, examples=times)
+            for text, times in (counts.most_common(SHOWN_ANSWERS) if counts is not None else ())
+        ),
+        distinct_answers=len({answer(example).strip() for example in data.examples}),
+        shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
+        size=word_on_size(len(sequences), len(counts or ()), counts is not None),
+    )
+    kept = {sequence.line for sequence in sequences}
+    trained_on = Dataset(data.name, data.sha256, tuple(example for example in taught if example.line in kept))
+    return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
+
+
+def show(sequence: TokenSequence, renderer: Renderer) -> Shown:
+    """A rendered example as text, in runs of trained and untrained tokens."""
+    runs = groupby(zip(sequence.tokens, sequence.trained, strict=True), key=lambda pair: pair[1])
+    pieces = [Piece(text=renderer.text([token for token, _ in run]), trained=trained) for trained, run in runs]
+    return Shown(line=sequence.line, pieces=tuple(pieces))
+
+
+def _divide(
+    data: Dataset, held_out: Source | None, rules: Rules
+) -> tuple[tuple[Example, ...], tuple[Example, ...], Literal["given", "split", "none"]]:
+    if held_out is not None:
+        _, given = read_dataset(held_out.name, held_out.content)
+        return data.examples, given.examples, "given"
+    parts = split(data.examples, seed=rules.seed, share=rules.held_out_share)
+    taught = tuple(data.examples[index] for index in parts.training)
+    unseen = tuple(data.examples[index] for index in parts.held_out)
+    return taught, unseen, "split" if unseen else "none"
+
+
+def _render(examples: Sequence[Example], renderer: Renderer) -> tuple[list[TokenSequence], dict[int, int]]:
+    """The examples as tokens, and those that are too long: line → tokens. Raises DataInvalid for all others."""
+    sequences: list[TokenSequence] = []
+    long: dict[int, int] = {}
+    problems: list[Problem] = []
+    for example in examples:
+        try:
+            sequences.append(renderer.render(example))
+        except ExampleTooLong as error:
+            long[example.line] = error.tokens
+        except DataInvalid as error:
+            problems += error.problems
+    if problems:
+        raise DataInvalid(problems)
+    return sequences, long
+
+
+def _too_long(
+    renderer: Renderer, long: Mapping[int, int], rules: Rules, file: Literal["training", "held_out"]
+) -> list[Finding]:
+    if not long:
+        return []
+    lengths = (
+        f"{len(long)} examples are longer than max_length ({renderer.max_length} tokens), up to {max(long.values())}"
+    )
+    if rules.drop_long:
+        return [findings.finding("dropped_too_long", f"{lengths}; they are left out, as told", long, file=file)]
+    message = f"{lengths}. Nothing is cut in silence: raise max_length, or have them left out"
+    return [findings.finding("too_long", message, long, refused=True, file=file)]
+
+
+def _strict(found: Sequence[Finding]) -> list[Finding]:
+    said = {"dropped_too_long"}  # what was asked for is no fault
+    return [
+        finding if finding.code in said else finding.model_copy(update={"severity": "refused"}) for finding in found
+    ]
+
+
+def _lengths(sequences: Sequence[TokenSequence]) -> Lengths | None:
+    if not sequences:
+        return None
+    lengths = sorted(len(sequence.tokens) for sequence in sequences)
+    return Lengths(
+        shortest=lengths[0],
+        median=round(statistics.median(lengths)),
+        p95=lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
+        longest=lengths[-1],
+        total=sum(lengths),
+        trained=sum(sum(sequence.trained) for sequence in sequences),
+    )
+
+
+def _spread(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The first, the middle and the last."""
+    many = len(sequences)
+    places = sorted({round(at * (many - 1) / (SHOWN_EXAMPLES - 1)) for at in range(SHOWN_EXAMPLES)}) if many else []
+    return [sequences[place] for place in places]
