@@ -14,7 +14,9 @@ Exception
     │   └── TemplateUnsupported    the base's chat template cannot be trained on exactly
     ├── TrainingError
     │   ├── NothingTrainable       no module of the base matches the recipe
-    │   └── LossNotFinite
+    │   ├── LossNotFinite
+    │   ├── OutOfMemory
+    │   └── CheckpointUnusable     it belongs to another training
     └── ExportRefused              the adapter that came out could not be served
 """
 
@@ -124,6 +126,14 @@ class NothingTrainable(TrainingError):
 
 class LossNotFinite(TrainingError):
     code = "loss_not_finite"
+
+
+class OutOfMemory(TrainingError):
+    code = "out_of_memory"
+
+
+class CheckpointUnusable(TrainingError):
+    code = "checkpoint_unusable"
 
 
 class ExportRefused(TrainerError):

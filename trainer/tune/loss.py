@@ -73,8 +73,8 @@ def can_share_prefix(config: Any) -> bool:
     )
 
 
-def batch_loss(model: Any, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats over the batch's trained tokens: a scalar in float32.
+def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
+    """Mean cross-entropy in nats over the batch's trained tokens (a float32 scalar), and how many were guessed right.
 
     With a shared prefix the model runs twice, over one copy of the prefix and then over the rest of every row behind
     its keys and values. Under causal attention that is the same function, so the gradients are the same too.
@@ -90,8 +90,10 @@ def batch_loss(model: Any, batch: Batch) -> Tensor:
             past_key_values=cache,
             use_cache=cache is not None,
         )
-    loss: Tensor = _MeanCrossEntropy.apply(output.logits[0], batch.targets)  # type: ignore[no-untyped-call]
-    return loss
+    loss: Tensor
+    right: Tensor
+    loss, right = _MeanCrossEntropy.apply(output.logits[0], batch.targets)  # type: ignore[no-untyped-call]
+    return loss, int(right)
 
 
 @contextmanager
@@ -121,9 +123,10 @@ class _MeanCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits: [N, V] in any float type; targets: [N]. Returns a float32 scalar."""
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """logits: [N, V] in any float type; targets: [N]. Returns the loss and the count of right guesses, scalars."""
         count = logits.shape[0]
+        right = torch.zeros((), dtype=torch.long, device=logits.device)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         gradient = logits.detach()
         for start in range(0, count, CHUNK_ROWS):
@@ -131,13 +134,16 @@ class _MeanCrossEntropy(torch.autograd.Function):
             target = targets[start : start + CHUNK_ROWS].unsqueeze(1)
             scores = rows.float()
             normalizer = scores.logsumexp(dim=1, keepdim=True)
-            total += (normalizer - scores.gather(1, target)).sum()
+            wanted = scores.gather(1, target)
+            total += (normalizer - wanted).sum()
+            right += (wanted[:, 0] >= scores.amax(dim=1)).sum()
             # For float32 logits `scores` is the same memory, which is as well overwritten.
             probabilities = scores.sub_(normalizer).exp_()
             probabilities.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
             rows.copy_(probabilities.div_(count))
         ctx.save_for_backward(gradient)
-        return total / count
+        ctx.mark_non_differentiable(right)
+        return total / count, right
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Loss (nats per trained token) and token accuracy on examples that are not trained on, over ``tokens`` of them."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a training stands after a step (from 1). `loss` is that batch's, in nats per trained token.
 
@@ -21,6 +30,10 @@ class Progress:
     tokens_per_s: float
     seconds_left: float
     memory_bytes: int
+    accuracy: float
+    """Share of the batch's trained tokens that were the likeliest."""
+    evaluation: Evaluation | None = None
+    """On the held-out examples, after an epoch's last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +46,5 @@ class Training:
     seconds: float
     final_loss: float
     losses: tuple[float, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+    """One an epoch, where something is held out; after a resume, those since."""

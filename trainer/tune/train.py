@@ -1,130 +1,183 @@
-"""The training loop: AdamW on a LoRA over batches grouped by length, with progress after every step."""
+"""The training loop: AdamW on a LoRA over batches grouped by length, with progress, checkpoints and resumption."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import torch
-from torch import Tensor
 
 from trainer.data.render import TokenSequence
-from trainer.errors import DataTooSmall, LossNotFinite
+from trainer.errors import DataTooSmall, OutOfMemory
 from trainer.tune.batches import plan_batches
+from trainer.tune.checkpoint import Checkpoint, Checkpoints, Position
 from trainer.tune.loss import batch_loss, can_share_prefix, collate
-from trainer.tune.progress import Progress, Training
+from trainer.tune.optimizer import Optimizer, finite
+from trainer.tune.progress import Evaluation, Progress, Training
 from trainer.tune.recipe import Recipe
+
+EVALUATED_MOST: Final = 200
+"""Held-out examples looked at after each epoch: a tenth of a point is not worth a tenth of the time."""
 
 
 def train(
-    model: Any, sequences: Sequence[TokenSequence], recipe: Recipe, *, on_progress: Callable[[Progress], None]
+    model: Any,
+    sequences: Sequence[TokenSequence],
+    recipe: Recipe,
+    *,
+    on_progress: Callable[[Progress], None],
+    held_out: Sequence[TokenSequence] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> Training:
     """Train the LoRA on `model` (from attach_lora) in place.
 
-    The same model, sequences, recipe and number of threads give the same losses and weights on a CPU. An exception from
-    `on_progress` ends the training and passes through.
+    The same model, sequences, recipe and number of threads give the same losses and weights on a CPU, whether the
+    training was interrupted or not. An exception from `on_progress` ends it and passes through, after a checkpoint.
 
     Raises:
         DataTooSmall: There are no sequences.
         LossNotFinite: The loss or its gradient became NaN or infinite.
+        OutOfMemory: The device's memory did not reach.
+        CheckpointUnusable: The checkpoints are another training's.
     """
     if not sequences:
         raise DataTooSmall("There is nothing to train on.")
-    plan = plan_batches(
-        [len(row.tokens) for row in sequences], batch_size=recipe.batch_size, epochs=recipe.epochs, seed=recipe.seed
-    )
-    device = next(model.parameters()).device
-    share_prefix = recipe.dropout == 0 and can_share_prefix(model.config)
-    optimizer = Optimizer(model, recipe, steps=len(plan))
-    total = sum(len(row.tokens) for row in sequences) * recipe.epochs
-    losses: list[float] = []
-    seen = 0
-    started = time.perf_counter()
-    for step, indices in enumerate(plan, start=1):
-        rows = [sequences[index] for index in indices]
-        loss = batch_loss(model, collate(rows, share_prefix=share_prefix, device=device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        rate = optimizer.step()
-        losses.append(_finite(loss.item(), step, "loss"))
-        seen += sum(len(row.tokens) for row in rows)
-        elapsed = time.perf_counter() - started
-        on_progress(
-            Progress(
-                step=step,
-                steps=len(plan),
-                epoch=step * recipe.epochs / len(plan),
-                loss=losses[-1],
-                learning_rate=rate,
-                tokens_per_s=seen / elapsed,
-                seconds_left=elapsed * (total - seen) / seen,
-                memory_bytes=_memory(device),
-            )
-        )
-    last = losses[-(len(plan) // recipe.epochs) :]
-    return Training(
-        steps=len(plan),
-        tokens=seen,
-        trained_tokens=sum(sum(row.trained) for row in sequences) * recipe.epochs,
-        seconds=time.perf_counter() - started,
-        final_loss=sum(last) / len(last),
-        losses=tuple(losses),
-    )
+    loop = _Loop(model, sequences, recipe, on_progress, held_out, checkpoints)
+    try:
+        return loop.run()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"The device ran out of memory at step {loop.step + 1} with batches of {recipe.batch_size}. "
+            "A smaller batch_size or max_length, or quantization nf4, needs less."
+        ) from error
 
 
-class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) on float32 originals of the trainable parameters, with clipping and a schedule.
+class _Loop:
+    """One training; `step` counts the steps that are done."""
 
-    The parameters themselves may be bfloat16, whose eight bits would swallow a small update; the originals collect it.
-    """
-
-    def __init__(self, model: Any, recipe: Recipe, *, steps: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        sequences: Sequence[TokenSequence],
+        recipe: Recipe,
+        on_progress: Callable[[Progress], None],
+        held_out: Sequence[TokenSequence],
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        lengths = [len(row.tokens) for row in sequences]
+        self._plan = plan_batches(lengths, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=recipe.seed)
+        self._epoch_steps = len(self._plan) // recipe.epochs
+        self._total = sum(lengths) * recipe.epochs
+        self._model = model
+        self._sequences = sequences
         self._recipe = recipe
-        self._steps = steps
-        self._step = 0
-        self._parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._originals = [parameter.detach().float().clone() for parameter in self._parameters]
-        self._adamw = torch.optim.AdamW(
-            self._originals, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
+        self._on_progress = on_progress
+        self._held_out = held_out[:EVALUATED_MOST]
+        self._checkpoints = checkpoints
+        self._device = next(model.parameters()).device
+        self._share_prefix = recipe.dropout == 0 and can_share_prefix(model.config)
+        self._optimizer = Optimizer(model, recipe, steps=len(self._plan))
+        self._losses: list[float] = []
+        self._evaluations: list[Evaluation] = []
+        self._seen = 0
+        self._before_s = 0.0
+        self.step = 0
+
+    def run(self) -> Training:
+        self._resume()
+        self._began = time.perf_counter()
+        self._resumed_at = self._seen
+        while self.step < len(self._plan):
+            progress = self._one_step()
+            try:
+                self._on_progress(progress)
+            except BaseException:
+                self._keep()
+                raise
+            if self._checkpoints is not None and (progress.evaluation is not None or self._checkpoints.due()):
+                self._keep()
+        last = self._losses[-self._epoch_steps :]
+        return Training(
+            steps=len(self._plan),
+            tokens=self._seen,
+            trained_tokens=sum(sum(row.trained) for row in self._sequences) * self._recipe.epochs,
+            seconds=self._seconds(),
+            final_loss=sum(last) / len(last),
+            losses=tuple(self._losses),
+            evaluations=tuple(self._evaluations),
         )
 
-    def step(self) -> float:
-        """Apply the gradients and clear them; returns the learning rate used. Raises LossNotFinite."""
-        self._step += 1
-        rate = self._recipe.learning_rate * schedule(self._step, self._steps, self._recipe)
-        for original, parameter in zip(self._originals, self._parameters, strict=True):
-            original.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self._originals, self._recipe.max_grad_norm)
-        _finite(norm.item(), self._step, "gradient")
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        self._adamw.step()
-        with torch.no_grad():
-            for original, parameter in zip(self._originals, self._parameters, strict=True):
-                parameter.copy_(original)
-        return rate
-
-
-def schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate's factor at `step` (from 1): a linear rise, then constant, or linear or cosine towards zero."""
-    warmup = math.ceil(recipe.warmup_ratio * steps)
-    if step <= warmup:
-        return step / warmup
-    if recipe.scheduler == "constant":
-        return 1.0
-    done = (step - warmup) / (steps - warmup + 1)
-    return 1.0 - done if recipe.scheduler == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _finite(value: float, step: int, what: str) -> float:
-    if not math.isfinite(value):
-        raise LossNotFinite(
-            f"The {what} is {value} at step {step}. A lower learning rate usually helps; so does a look at the data."
+    def _one_step(self) -> Progress:
+        rows = [self._sequences[index] for index in self._plan[self.step]]
+        batch = collate(rows, share_prefix=self._share_prefix, device=self._device)
+        loss, right = batch_loss(self._model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        rate = self._optimizer.step()
+        self.step += 1
+        self._losses.append(finite(loss.item(), self.step, "loss"))
+        self._seen += sum(len(row.tokens) for row in rows)
+        ends_epoch = self.step % self._epoch_steps == 0
+        evaluation = evaluate(self._model, self._held_out, self._recipe) if ends_epoch and self._held_out else None
+        if evaluation is not None:
+            self._evaluations.append(evaluation)
+        new_s = time.perf_counter() - self._began
+        pace = (self._seen - self._resumed_at) / new_s
+        return Progress(
+            step=self.step,
+            steps=len(self._plan),
+            epoch=self.step * self._recipe.epochs / len(self._plan),
+            loss=self._losses[-1],
+            learning_rate=rate,
+            tokens_per_s=pace,
+            seconds_left=(self._total - self._seen) / pace,
+            memory_bytes=_memory(self._device),
+            accuracy=right / len(batch.targets),
+            evaluation=evaluation,
         )
-    return value
+
+    def _seconds(self) -> float:
+        return self._before_s + time.perf_counter() - self._began
+
+    def _resume(self) -> None:
+        found = self._checkpoints.load(self._device) if self._checkpoints is not None else None
+        if found is None:
+            return
+        self._optimizer.restore(found.optimizer)
+        self.step = found.position.step
+        self._losses = list(found.position.losses)
+        self._seen, self._before_s = found.position.tokens, found.position.seconds
+
+    def _keep(self) -> None:
+        if self._checkpoints is None or self.step == 0:
+            return
+        position = Position(
+            key=self._checkpoints.key,
+            step=self.step,
+            losses=tuple(self._losses),
+            tokens=self._seen,
+            seconds=self._seconds(),
+        )
+        self._checkpoints.save(Checkpoint(position, self._optimizer.state()), self._device)
+
+
+@torch.no_grad()
+def evaluate(model: Any, sequences: Sequence[TokenSequence], recipe: Recipe) -> Evaluation:
+    """Loss and token accuracy over `sequences`, as the model is now, without dropout; needs one sequence or more."""
+    was_training = model.training
+    model.eval()
+    share_prefix, device = can_share_prefix(model.config), next(model.parameters()).device
+    ordered = sorted(sequences, key=lambda row: len(row.tokens))
+    loss_sum, right_sum, tokens = 0.0, 0, 0
+    for start in range(0, len(ordered), recipe.batch_size):
+        batch = collate(ordered[start : start + recipe.batch_size], share_prefix=share_prefix, device=device)
+        loss, right = batch_loss(model, batch)
+        loss_sum += loss.item() * len(batch.targets)
+        right_sum += right
+        tokens += len(batch.targets)
+    model.train(was_training)
+    return Evaluation(loss=loss_sum / tokens, accuracy=right_sum / tokens, tokens=tokens)
 
 
 def _memory(device: torch.device) -> int:

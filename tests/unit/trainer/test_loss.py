@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_those_of_the_plain_way(
     expected.backward()
     wanted = gradients(model)
     batch = collate(sequences, share_prefix=share_prefix, device=CPU)
-    loss = batch_loss(model, batch)
+    loss, _ = batch_loss(model, batch)
     loss.backward()
     assert (batch.prefix > 0) is share_prefix
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -105,9 +105,10 @@ def test_cross_entropy_against_torch(dtype: torch.dtype, count: int) -> None:
     expected = cross_entropy(reference, targets)
     (3 * expected).backward()
     leaf = values.detach().clone().requires_grad_()
-    loss = _MeanCrossEntropy.apply(leaf * 1, targets)
+    loss, right = _MeanCrossEntropy.apply(leaf * 1, targets)
     (3 * loss).backward()
     assert loss.dtype is torch.float32
+    assert int(right) == int((values.float().argmax(dim=1) == targets).sum())
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
     exact = dtype is torch.float32
     torch.testing.assert_close(

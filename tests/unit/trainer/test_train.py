@@ -8,9 +8,10 @@ import torch
 from trainer.data.render import TokenSequence
 from trainer.errors import DataTooSmall, LossNotFinite, NothingTrainable
 from trainer.tune.model import attach_lora, compute_dtype
+from trainer.tune.optimizer import Optimizer, schedule
 from trainer.tune.progress import Progress, Training
 from trainer.tune.recipe import Recipe
-from trainer.tune.train import Optimizer, schedule, train
+from trainer.tune.train import train
 
 RECIPE = Recipe(rank=4, alpha=8, learning_rate=1e-2, epochs=10, batch_size=2, max_length=256, seed=5)
 

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from trainer.data.render import TokenSequence
+from trainer.errors import CheckpointUnusable
+from trainer.tune.checkpoint import STATE, Checkpoints
+from trainer.tune.model import attach_lora
+from trainer.tune.progress import Progress, Training
+from trainer.tune.recipe import Recipe
+from trainer.tune.train import evaluate, train
+
+RECIPE = Recipe(rank=4, alpha=8, dropout=0.1, learning_rate=1e-2, epochs=6, batch_size=2, max_length=256, seed=5)
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(
+    base: Path,
+    sequences: list[TokenSequence],
+    checkpoints: Checkpoints | None,
+    *,
+    stop_after: int = 1_000,
+    junk: int = 0,
+) -> tuple[Training | None, dict[str, torch.Tensor]]:
+    """Train a model that is made anew, as a new process would; `junk` numbers are drawn before, as it may do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(RECIPE.seed)
+        model: Any = attach_lora(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager"), RECIPE
+        )
+        torch.rand(junk)
+
+        def watch(now: Progress) -> None:
+            if now.step == stop_after:
+                raise Stopped
+
+        try:
+            done = train(model, sequences, RECIPE, on_progress=watch, held_out=sequences[:2], checkpoints=checkpoints)
+        except Stopped:
+            return None, {}
+        return done, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("stop_after", [1, 5])
+def test_an_interrupted_training_ends_with_the_same_losses_and_weights(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path, stop_after: int
+) -> None:
+    whole, weights = run(base_dir, sequences, None)
+    assert whole is not None
+
+    def keeper() -> Checkpoints:
+        return Checkpoints(tmp_path / "kept", key="this", every_s=0)
+
+    run(base_dir, sequences, keeper(), stop_after=stop_after)
+    run(base_dir, sequences, keeper(), stop_after=stop_after + 3, junk=7)
+    resumed, resumed_weights = run(base_dir, sequences, keeper(), junk=11)
+    assert resumed is not None
+    assert resumed.losses == whole.losses
+    assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens)
+    assert resumed_weights.keys() == weights.keys()
+    assert all(torch.equal(resumed_weights[name], weights[name]) for name in weights)
+
+
+def test_two_checkpoints_are_kept_and_a_broken_newest_one_is_passed_over(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    run(base_dir, sequences, Checkpoints(tmp_path, key="this", every_s=0), stop_after=5)
+    older, newest = sorted(tmp_path.iterdir())
+    assert (older.name, newest.name) == ("step-00000004", "step-00000005")
+    (newest / STATE).write_bytes((newest / STATE).read_bytes()[:100])
+    found = Checkpoints(tmp_path, key="this", every_s=0).load(torch.device("cpu"))
+    assert found is not None
+    assert found.position.step == 4
+
+
+def test_another_trainings_checkpoint_is_refused(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    run(base_dir, sequences, Checkpoints(tmp_path, key="this", every_s=0), stop_after=2)
+    with pytest.raises(CheckpointUnusable):
+        Checkpoints(tmp_path, key="that", every_s=0).load(torch.device("cpu"))
+
+
+def test_each_epoch_is_measured_on_the_held_out_examples_and_kept(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    keeper = Checkpoints(tmp_path, key="this", every_s=1e9)
+    done, _ = run(base_dir, sequences, keeper)
+    assert done is not None
+    assert len(done.evaluations) == RECIPE.epochs
+    assert done.evaluations[-1].loss < done.evaluations[0].loss
+    assert [place.name for place in sorted(tmp_path.iterdir())] == ["step-00000010", "step-00000012"]
+
+
+def test_the_evaluation_is_the_mean_over_tokens_not_over_batches(
+    base_model: Any, sequences: list[TokenSequence]
+) -> None:
+    one_by_one = [evaluate(base_model, [row], RECIPE) for row in sequences]
+    tokens = sum(part.tokens for part in one_by_one)
+    together = evaluate(base_model, sequences, RECIPE.model_copy(update={"batch_size": 3}))
+    assert together.tokens == tokens == sum(sum(row.trained) for row in sequences)
+    assert together.loss == pytest.approx(sum(part.loss * part.tokens for part in one_by_one) / tokens, rel=1e-4)
+    assert together.accuracy == pytest.approx(sum(part.accuracy * part.tokens for part in one_by_one) / tokens)
