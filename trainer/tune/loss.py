@@ -35,6 +35,29 @@ class Batch:
     predicting: Tensor
     targets: Tensor
     prefix: int
+    positions: Tensor | None = None
+    """[1, T], from 0 in each example, where several stand behind each other in one row: attention then stays inside."""
+
+
+def pack(rows: Sequence[TokenSequence], device: torch.device) -> Batch:
+    """All `rows` behind each other in one, with positions that begin anew: [1, sum of their lengths].
+
+    transformers builds a block-diagonal causal mask from such positions where no mask is given, so that no example
+    sees another.
+    """
+    tokens = torch.tensor([[token for row in rows for token in row.tokens]])
+    positions = torch.cat([torch.arange(len(row.tokens)) for row in rows]).unsqueeze(0)
+    # the last token of a row predicts nothing: what follows is another example's beginning
+    flags = [flag for row in rows for flag in (*row.trained[1:], False)]
+    predicting = torch.tensor([flags], dtype=torch.bool)
+    return Batch(
+        tokens=tokens.to(device),
+        attention=torch.ones_like(tokens, device=device),
+        predicting=predicting.to(device),
+        targets=tokens.roll(-1, dims=1)[predicting].to(device),
+        prefix=0,
+        positions=positions.to(device),
+    )
 
 
 def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.device) -> Batch:
@@ -84,12 +107,15 @@ def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
         cache = model(input_ids=batch.tokens[:1, : batch.prefix], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(batch.tokens.shape[0])
     with _logits_at(model, batch.predicting[:, batch.prefix :]):
-        output = model(
-            input_ids=batch.tokens[:, batch.prefix :],
-            attention_mask=batch.attention,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        if batch.positions is not None:
+            output = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False)
+        else:
+            output = model(
+                input_ids=batch.tokens[:, batch.prefix :],
+                attention_mask=batch.attention,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
     loss: Tensor
     right: Tensor
     loss, right = _MeanCrossEntropy.apply(output.logits[0], batch.targets)  # type: ignore[no-untyped-call]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
 from trainer.errors import BaseModelIncomplete, NothingTrainable
@@ -44,17 +44,31 @@ def load_generation_config(base: Path) -> Any:
     return GenerationConfig.from_pretrained(base, local_files_only=True)
 
 
-def load_base(base: Path, *, dtype: torch.dtype, device: torch.device, longest: int) -> Any:
-    """The base model in `dtype` on `device`, for sequences of up to `longest` tokens. Raises BaseModelIncomplete."""
+def load_base(
+    base: Path, *, dtype: torch.dtype, device: torch.device, longest: int, quantization: Literal["none", "nf4"] = "none"
+) -> Any:
+    """The base model on `device`, computing in `dtype`, for sequences of up to `longest` tokens.
+
+    Raises BaseModelIncomplete.
+    """
     eager = device.type == "cpu" and longest <= EAGER_MAX_TOKENS
     logging.disable_progress_bar()
+    more: dict[str, Any] = {}
+    if quantization == "nf4":
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        more["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, attn_implementation="eager" if eager else "sdpa", local_files_only=True
+            base, dtype=dtype, attn_implementation="eager" if eager else "sdpa", local_files_only=True, **more
         )
     except (OSError, ValueError) as error:
         raise BaseModelIncomplete(f"The model in {base} cannot be read: {error}") from error
-    return model.to(device)
+    return model if more else model.to(device)
 
 
 def attach_lora(model: Any, recipe: Recipe) -> Any:
@@ -82,8 +96,26 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad != ("lora_" in name):
             raise NothingTrainable(f"{name} would be trained where it should not, or not where it should.")
+    if recipe.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapted.enable_input_require_grads()
     adapted.train()
     return adapted
+
+
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's parameters by name, on the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Give `model` (from attach_lora, same recipe) the parameters that `adapter_weights` took from another."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if own.keys() != weights.keys():
+        raise NothingTrainable("the adapter's parameters are not those of this model")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
 
 
 def _plain(value: float) -> int | float:

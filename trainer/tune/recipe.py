@@ -34,6 +34,14 @@ class Recipe(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: the frozen base in four bits with double quantization (QLoRA, Dettmers et al. 2023)."""
+    packing: bool = False
+    """The examples of a batch behind each other in one row, without padding, none of which sees another. Where they
+    begin alike, computing the common beginning once saves more: so it is off unless asked for."""
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass: about a third slower, far less memory."""
+
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
     max_length: Annotated[int, Field(ge=8)] = 1024

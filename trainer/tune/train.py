@@ -13,7 +13,7 @@ from trainer.data.render import TokenSequence
 from trainer.errors import DataTooSmall, OutOfMemory
 from trainer.tune.batches import plan_batches
 from trainer.tune.checkpoint import Checkpoint, Checkpoints, Position
-from trainer.tune.loss import batch_loss, can_share_prefix, collate
+from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
 from trainer.tune.optimizer import Optimizer, finite
 from trainer.tune.progress import Evaluation, Progress, Training
 from trainer.tune.recipe import Recipe
@@ -77,7 +77,9 @@ class _Loop:
         self._held_out = held_out[:EVALUATED_MOST]
         self._checkpoints = checkpoints
         self._device = next(model.parameters()).device
-        self._share_prefix = recipe.dropout == 0 and can_share_prefix(model.config)
+        # a prefix computed once draws one dropout for all rows, and gradient checkpointing keeps no cache
+        plain = recipe.dropout == 0 and not recipe.gradient_checkpointing
+        self._share_prefix = plain and can_share_prefix(model.config)
         self._optimizer = Optimizer(model, recipe, steps=len(self._plan))
         self._losses: list[float] = []
         self._evaluations: list[Evaluation] = []
@@ -111,7 +113,7 @@ class _Loop:
 
     def _one_step(self) -> Progress:
         rows = [self._sequences[index] for index in self._plan[self.step]]
-        batch = collate(rows, share_prefix=self._share_prefix, device=self._device)
+        batch = self._batch(rows)
         loss, right = batch_loss(self._model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         rate = self._optimizer.step()
@@ -136,6 +138,11 @@ class _Loop:
             accuracy=right / len(batch.targets),
             evaluation=evaluation,
         )
+
+    def _batch(self, rows: Sequence[TokenSequence]) -> Batch:
+        if self._recipe.packing:
+            return pack(rows, self._device)
+        return collate(rows, share_prefix=self._share_prefix, device=self._device)
 
     def _seconds(self) -> float:
         return self._before_s + time.perf_counter() - self._began

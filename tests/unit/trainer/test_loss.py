@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, MistralConfig
 
 from trainer.data.render import TokenSequence
-from trainer.tune.loss import CHUNK_ROWS, WIDTH_MULTIPLE, _MeanCrossEntropy, batch_loss, can_share_prefix, collate
+from trainer.tune.loss import CHUNK_ROWS, WIDTH_MULTIPLE, _MeanCrossEntropy, batch_loss, can_share_prefix, collate, pack
 from trainer.tune.model import attach_lora
 from trainer.tune.recipe import Recipe
 
@@ -123,3 +123,33 @@ def test_only_models_with_full_attention_share_a_prefix() -> None:
     mixed = LlamaConfig()
     mixed.layer_types = ["full_attention", "sliding_attention"]
     assert not can_share_prefix(mixed)
+
+
+def test_a_packed_batch_has_the_loss_and_gradients_of_a_padded_one(
+    base_model: Any, sequences: list[TokenSequence]
+) -> None:
+    model = lora(base_model)
+    padded, right = batch_loss(model, collate(sequences, share_prefix=False, device=CPU))
+    padded.backward()
+    expected = gradients(model)
+    packed, packed_right = batch_loss(model, pack(sequences, CPU))
+    packed.backward()
+    assert packed.item() == pytest.approx(padded.item(), abs=1e-5)
+    assert packed_right == right
+    found = gradients(model)
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_recomputed_activations_give_the_same_gradients(base_model: Any, sequences: list[TokenSequence]) -> None:
+    recipe = Recipe(rank=4, alpha=8, gradient_checkpointing=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = attach_lora(base_model, recipe)
+    batch = collate(sequences, share_prefix=False, device=CPU)
+    batch_loss(model, batch)[0].backward()
+    recomputed = gradients(model)
+    model.gradient_checkpointing_disable()
+    batch_loss(model, batch)[0].backward()
+    plain = gradients(model)
+    assert any(gradient.abs().sum() > 0 for gradient in plain.values())
+    assert all(torch.allclose(recomputed[name], plain[name], atol=1e-6) for name in plain)
