@@ -12,6 +12,7 @@ Exception
     │   ├── DataRefused            the quality report forbids training
     │   ├── DataTooSmall
     │   └── TemplateUnsupported    the base's chat template cannot be trained on exactly
+    ├── WishRefused                a hyperparameter that cannot be had; `param` names it
     ├── TrainingError
     │   ├── NothingTrainable       no module of the base matches the recipe
     │   ├── LossNotFinite
@@ -114,6 +115,16 @@ class DataTooSmall(DataError):
 
 class TemplateUnsupported(DataError):
     code = "chat_template_unsupported"
+
+
+class WishRefused(TrainerError):
+    """A hyperparameter that the engine, the base or the parent does not allow."""
+
+    code = "invalid_hyperparameter"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"`{param}`: {message}")
+        self.param = param
 
 
 class TrainingError(TrainerError):

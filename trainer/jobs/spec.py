@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from trainer.tune.recipe import Recipe
+from trainer.tune.wish import Wish
 
 SPEC: Final = "spec.json"
 KEY: Final = "key"
@@ -37,8 +38,6 @@ PLAN: Final = "plan.json"
 CHECKPOINTS: Final = "checkpoints"
 OUTPUT: Final = "output"
 RESULT: Final = "result.json"
-
-Auto = Literal["auto"]
 
 
 class Control(StrEnum):
@@ -58,24 +57,6 @@ class Stage(StrEnum):
 
 class _Frozen(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Wish(_Frozen):
-    """The hyperparameters as they were asked for; ``auto`` is chosen from the data, None is our default."""
-
-    n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
-    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
-    lora_rank: Annotated[int, Field(ge=1, le=512)] | Auto = "auto"
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = "auto"
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    rslora: bool = False
-    quantization: Literal["none", "nf4"] | Auto = "auto"
-    max_length: Annotated[int, Field(ge=8)] | Auto = "auto"
-    packing: bool = False
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class FileRef(_Frozen):
@@ -134,7 +115,7 @@ class Plan(_Frozen):
 
 
 class WorkerEvent(_Frozen):
-    """One event of a job; ``data`` of a `metrics` event holds step, loss, learning_rate, tokens_per_s, seconds_left …"""
+    """One event of a job; ``data`` of a `metrics` event holds what Progress does."""
 
     at: float
     """Unix seconds."""

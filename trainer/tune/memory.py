@@ -1,0 +1,99 @@
+"""How much memory a training will need, told before it starts; imports no torch.
+
+Activations follow Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models": a layer
+keeps s·b·h·(34 + 5·a·s/h) bytes in 16 bits (their equation 1), of which the second term falls away where attention is
+fused; recomputed, a layer keeps its input, 2·s·b·h.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.tune.recipe import Recipe
+
+RUNTIME_BYTES: Final = 900 * 2**20
+"""Libraries, tokenizer and allocator: what a process holds that has loaded no model yet, measured on a CPU."""
+NF4_BYTES_A_WEIGHT: Final = 0.516
+"""Four bits, and the doubly quantized constants of blocks of 64 (Dettmers et al. 2023, section 3)."""
+TRAINED_BYTES: Final = 2 + 2 + 4 + 4 + 8
+"""A trained number and its gradient in 16 bits, its float32 original and gradient, AdamW's two moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a base's config decides its memory. ``weights`` counts its numbers, of which ``embeddings`` stay in 16
+    bits whatever the quantization."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    weights: int
+    embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes, by what they are for."""
+
+    base: int
+    adapter: int
+    activations: int
+    runtime: int = RUNTIME_BYTES
+
+    @property
+    def total(self) -> int:
+        return self.base + self.adapter + self.activations + self.runtime
+
+    def words(self) -> str:
+        """The sum and its parts, in GiB."""
+        parts = {"base": self.base, "adapter": self.adapter, "activations": self.activations, "runtime": self.runtime}
+        listed = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
+        return f"{self.total / 2**30:.1f} GiB ({listed})"
+
+
+def read_shape(base: Path) -> Shape:
+    """The shape of the checkpoint in `base`. Raises OSError, KeyError, ValueError where it has no usual config."""
+    config: dict[str, Any] = json.loads((base / "config.json").read_text())
+    config = config.get("text_config", config)
+    hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
+    tied = config.get("tie_word_embeddings", True)
+    weights = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 2
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        heads=config["num_attention_heads"],
+        intermediate=config["intermediate_size"],
+        vocabulary=vocabulary,
+        weights=weights,
+        embeddings=hidden * vocabulary * (1 if tied else 2),
+    )
+
+
+def estimate(shape: Shape, recipe: Recipe, *, longest: int, fused: bool) -> Need:
+    """What a step needs at most.
+
+    Args:
+        longest: Tokens of the longest example.
+        fused: Attention never writes its [s, s] scores (always on a GPU; on a CPU beyond `model.EAGER_MAX_TOKENS`).
+    """
+    linear = shape.weights - shape.embeddings
+    a_weight = NF4_BYTES_A_WEIGHT if recipe.quantization == "nf4" else 2.0
+    a_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
+    rows, width = recipe.batch_size, longest
+    if recipe.packing:
+        rows, width = 1, recipe.batch_size * longest
+    tokens = rows * width
+    scores = 0 if fused else 5 * shape.heads * width * tokens
+    whole = 34 * tokens * shape.hidden + scores
+    kept = shape.layers * 2 * tokens * shape.hidden + whole if recipe.gradient_checkpointing else shape.layers * whole
+    logits = 2 * tokens * shape.vocabulary  # as if every token were trained: a bound, not a guess
+    return Need(
+        base=int(linear * a_weight + 2 * shape.embeddings),
+        adapter=TRAINED_BYTES * shape.layers * a_layer,
+        activations=kept + logits,
+    )
