@@ -18,6 +18,9 @@ Exception
     │   ├── LossNotFinite
     │   ├── OutOfMemory
     │   └── CheckpointUnusable     it belongs to another training
+    ├── FolderBusy                 another worker is at the job
+    ├── GatewayUnreachable
+    ├── GatewayRefused             the gateway said no; `status` and `code` are its
     └── ExportRefused              the adapter that came out could not be served
 """
 
@@ -145,6 +148,25 @@ class OutOfMemory(TrainingError):
 
 class CheckpointUnusable(TrainingError):
     code = "checkpoint_unusable"
+
+
+class FolderBusy(TrainerError):
+    code = "folder_busy"
+
+
+class GatewayUnreachable(TrainerError):
+    code = "gateway_unreachable"
+
+
+class GatewayRefused(TrainerError):
+    """The gateway's error; ``gateway_code`` is its code."""
+
+    code = "gateway_refused"
+
+    def __init__(self, status: int, gateway_code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.gateway_code = gateway_code
 
 
 class ExportRefused(TrainerError):

@@ -115,7 +115,12 @@ class Plan(_Frozen):
 
 
 class WorkerEvent(_Frozen):
-    """One event of a job; ``data`` of a `metrics` event holds what Progress does."""
+    """One event of a job.
+
+    ``data`` of a `metrics` event: step, total_steps, epoch, train_loss, train_mean_token_accuracy, learning_rate,
+    tokens_per_s, seconds_left, memory_bytes, ends_epoch (then a checkpoint was written), and where something is held
+    out, at an epoch's end, full_valid_loss and full_valid_mean_token_accuracy.
+    """
 
     at: float
     """Unix seconds."""
@@ -133,17 +138,6 @@ class Failure(_Frozen):
     param: str | None = None
 
 
-class CheckpointRecord(_Frozen):
-    """An epoch's end, as `/checkpoints` shows it."""
-
-    at: float
-    step: int
-    train_loss: float
-    train_accuracy: float
-    valid_loss: float | None = None
-    valid_accuracy: float | None = None
-
-
 class Result(_Frozen):
     """How a job ended. Losses in nats per trained token, `cost` in the currency of the price."""
 
@@ -157,4 +151,3 @@ class Result(_Frozen):
     device: str = ""
     cost: float = 0.0
     final_loss: float | None = None
-    checkpoints: tuple[CheckpointRecord, ...] = ()

@@ -23,8 +23,8 @@ from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, SETTINGS_FILE, WEIG
 from trainer.tune.progress import Training
 
 
-def record(training: Training, model: Any) -> TrainingRecord:
-    """The record of a training that has just ended on `model`."""
+def record(training: Training, model: Any, *, price_per_hour: float = 0.0) -> TrainingRecord:
+    """The record of a training that has just ended on `model`, on a device of that price."""
     parameter = next(model.parameters())
     return TrainingRecord(
         finished_at=datetime.now(UTC),
@@ -36,6 +36,8 @@ def record(training: Training, model: Any) -> TrainingRecord:
         final_loss=training.final_loss,
         device=parameter.device.type,
         dtype=str(parameter.dtype).removeprefix("torch."),
+        held_out_loss=training.evaluations[-1].loss if training.evaluations else None,
+        cost=round(training.seconds * price_per_hour / 3600, 6) if price_per_hour else None,
     )
 
 

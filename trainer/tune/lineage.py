@@ -47,12 +47,16 @@ class Lineage(_Frozen):
     base_name: str
     base: Fingerprint
     parent: str | None = None
+    """`name@version` that was trained on from, or a digest."""
+    job: str | None = None
+    files: tuple[str, ...] = ()
+    """The gateway's ids of the data files: it keeps them as long as the version lives."""
     python: str = platform.python_version()
     packages: dict[str, str] = {}
 
     def same_training(self, other: Lineage) -> bool:
         """Whether the other would train the same adapter: data, recipe, prompt, parent and base alike."""
-        environment = {"python", "packages"}
+        environment = {"python", "packages", "job", "files"}
         return self.model_dump(exclude=environment) == other.model_dump(exclude=environment)
 
 
@@ -68,6 +72,10 @@ class TrainingRecord(_Frozen):
     final_loss: float
     device: str
     dtype: str
+    held_out_loss: float | None = None
+    """After the last epoch, where something was held out."""
+    cost: float | None = None
+    """In the operator's currency: seconds of the device by its price."""
 
 
 class Metadata(_Frozen):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
@@ -44,9 +45,7 @@ def load_generation_config(base: Path) -> Any:
     return GenerationConfig.from_pretrained(base, local_files_only=True)
 
 
-def load_base(
-    base: Path, *, dtype: torch.dtype, device: torch.device, longest: int, quantization: Literal["none", "nf4"] = "none"
-) -> Any:
+def load_base(base: Path, *, dtype: torch.dtype, device: torch.device, longest: int, quantization: str = "none") -> Any:
     """The base model on `device`, computing in `dtype`, for sequences of up to `longest` tokens.
 
     Raises BaseModelIncomplete.
@@ -101,6 +100,21 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
         adapted.enable_input_require_grads()
     adapted.train()
     return adapted
+
+
+def load_adapter(model: Any, directory: Path) -> None:
+    """Begin `model` (from attach_lora) with the weights of the adapter in `directory`.
+
+    Raises NothingTrainable where they are not of its shape.
+    """
+    weights = load_file(directory / "adapter_model.safetensors")
+    try:
+        found = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise NothingTrainable(f"the parent's weights do not fit the recipe: {error}") from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if missing or found.unexpected_keys:
+        raise NothingTrainable(f"the parent's weights do not fit the recipe: {(missing or found.unexpected_keys)[0]}")
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapters.base import BaseDescription
 from trainer.data.format import Dataset
+from trainer.data.render import TokenSequence
 from trainer.durable import replaced_directory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
 from trainer.tune.progress import Progress
 from trainer.tune.recipe import Recipe
 
+if TYPE_CHECKING:
+    from trainer.tune.checkpoint import Checkpoints
+
 SERVING_DTYPE: Final = "bfloat16"
 """What the engine computes in: adapters are saved in it and their proof is measured in it."""
+
+OnStage = Callable[[str], None]
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,26 @@ class Order:
         return made is not None and made.same_training(self.lineage())
 
 
-def make_adapter(
-    order: Order, target: Path, *, on_stage: Callable[[str], None], on_progress: Callable[[Progress], None]
-) -> Metadata:
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that a training takes, rendered and decided.
+
+    ``parent`` is the directory of an adapter (PEFT's two files) that is trained on from; ``device`` a torch device's
+    name or `auto`; ``price_per_hour`` the device's.
+    """
+
+    base: Path
+    description: BaseDescription
+    sequences: Sequence[TokenSequence]
+    recipe: Recipe
+    lineage: Lineage
+    held_out: Sequence[TokenSequence] = ()
+    parent: Path | None = None
+    device: str = "auto"
+    price_per_hour: float = 0.0
+
+
+def make_adapter(order: Order, target: Path, *, on_stage: OnStage, on_progress: OnProgress) -> Metadata:
     """Train what `order` says and put the PEFT directory at `target`, in one step and only when it is whole.
 
     `on_stage` gets a few words before each part of the work, `on_progress` the numbers after each step; an exception
@@ -57,15 +81,9 @@ def make_adapter(
     Raises DataError, TrainingError, BaseModelIncomplete, ExportRefused; OSError for the disk.
     """
     on_stage("loading libraries")
-    import torch
-
     from trainer.data.render import Renderer, stop_tokens
-    from trainer.tune import export, proof
-    from trainer.tune.model import attach_lora, compute_dtype, load_base, load_generation_config, load_tokenizer
-    from trainer.tune.train import train
+    from trainer.tune.model import load_generation_config, load_tokenizer
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_stage("reading the data")
     tokenizer = load_tokenizer(order.base)
     renderer = Renderer(
@@ -74,18 +92,93 @@ def make_adapter(
         max_length=order.recipe.max_length,
         system_prompt=order.system_prompt,
     )
-    sequences = renderer.render_all(order.data.examples)
+    material = Material(
+        base=order.base,
+        description=order.description,
+        sequences=renderer.render_all(order.data.examples),
+        recipe=order.recipe,
+        lineage=order.lineage(),
+    )
+    return train_adapter(material, target, on_stage=on_stage, on_progress=on_progress)
+
+
+def train_adapter(
+    material: Material,
+    target: Path,
+    *,
+    on_stage: OnStage,
+    on_progress: OnProgress,
+    checkpoints: Checkpoints | None = None,
+) -> Metadata:
+    """Train, measure and write; as `make_adapter`, from where `checkpoints` say that it stood.
+
+    Raises OutOfMemory and CheckpointUnusable, too.
+    """
+    import torch
+
+    from trainer.tune import export, proof
+    from trainer.tune.model import attach_lora, load_adapter, load_tokenizer
+    from trainer.tune.train import train
+
+    torch.set_num_threads(cores())
+    device = choose_device(material.device)
+    recipe = material.recipe
     on_stage("loading the base model")
-    longest = max(len(sequence.tokens) for sequence in sequences)
-    base = load_base(order.base, dtype=compute_dtype(device), device=device, longest=longest)
     with torch.random.fork_rng(), replaced_directory(target) as directory:
-        torch.manual_seed(order.recipe.seed)
-        model = attach_lora(base, order.recipe)
+        base = _load(material, device, recipe.quantization)
+        torch.manual_seed(recipe.seed)
+        model = attach_lora(base, recipe)
+        if material.parent is not None:
+            load_adapter(model, material.parent)
         on_stage("training")
-        training = train(model, sequences, order.recipe, on_progress=on_progress)
-        record = export.record(training, model)
+        training = train(
+            model,
+            material.sequences,
+            recipe,
+            on_progress=on_progress,
+            held_out=material.held_out,
+            checkpoints=checkpoints,
+        )
+        record = export.record(training, model, price_per_hour=material.price_per_hour)
         on_stage("measuring and writing")
+        if recipe.quantization != "none":
+            model = _on_whole_base(material, model, device)
         export.cast_parameters(model, getattr(torch, SERVING_DTYPE))
-        metadata = Metadata(lineage=order.lineage(), training=record, proof=proof.measure(model, tokenizer))
-        export.export(model, directory, base=order.description, metadata=metadata)
+        metadata = Metadata(
+            lineage=material.lineage, training=record, proof=proof.measure(model, load_tokenizer(material.base))
+        )
+        export.export(model, directory, base=material.description, metadata=metadata)
     return metadata
+
+
+def _load(material: Material, device: Any, quantization: str) -> Any:
+    from trainer.tune.model import compute_dtype, load_base
+
+    longest = max(len(sequence.tokens) for sequence in (*material.sequences, *material.held_out))
+    return load_base(
+        material.base, dtype=compute_dtype(device), device=device, longest=longest, quantization=quantization
+    )
+
+
+def _on_whole_base(material: Material, model: Any, device: Any) -> Any:
+    """The adapter on the base as it serves: a proof on the four-bit copy would prove something else."""
+    from trainer.tune.model import adapter_weights, attach_lora, set_adapter_weights
+
+    weights = adapter_weights(model)
+    whole = attach_lora(_load(material, device, "none"), material.recipe)
+    set_adapter_weights(whole, weights)
+    return whole
+
+
+def choose_device(name: str) -> Any:
+    """The torch device that `name` stands for; `auto` is the first GPU, else the CPU."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

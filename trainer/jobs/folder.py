@@ -1,0 +1,98 @@
+"""A job's folder as the worker uses it: the lock, the control word, events that only grow, files whole or absent."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from trainer.errors import FolderBusy
+from trainer.jobs import spec
+from trainer.jobs.spec import Control, WorkerEvent
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Folder:
+    """One job's folder, held for one worker; usable as a context manager.
+
+    Raises:
+        FolderBusy: Another worker holds it; on entering.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = -1
+        self._events = -1
+
+    def __enter__(self) -> Self:
+        self._lock = os.open(self.directory / spec.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise FolderBusy(f"another worker is at {self.directory}") from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._events = os.open(
+            self.directory / spec.EVENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        self._end_torn_line()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._events)
+        os.close(self._lock)
+
+    def path(self, name: str) -> Path:
+        """Where a file of the folder is."""
+        return self.directory / name
+
+    def control(self) -> Control:
+        """What the trainer wants now; it wants the job done where it has said nothing."""
+        try:
+            return Control(self.path(spec.CONTROL).read_text().strip())
+        except (FileNotFoundError, ValueError):
+            return Control.RUN
+
+    def say(
+        self,
+        message: str,
+        *,
+        level: Literal["info", "warn", "error"] = "info",
+        type: Literal["message", "metrics"] = "message",
+        **data: Any,
+    ) -> None:
+        """Append an event."""
+        event = WorkerEvent(at=time.time(), level=level, type=type, message=message, data=data)
+        os.write(self._events, event.model_dump_json().encode() + b"\n")
+
+    def read(self, name: str, model: type[Model]) -> Model | None:
+        """The file as a ``model``, or None where it is not there or is not one."""
+        try:
+            return model.model_validate_json(self.path(name).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write(self, name: str, content: BaseModel) -> None:
+        """Write a file, flushed to the disk, in one step."""
+        partial = self.path(f".{name}.partial")
+        with partial.open("w") as file:
+            file.write(content.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path(name))
+
+    def _end_torn_line(self) -> None:
+        """A worker that was killed in the middle of a line must not spoil the next one."""
+        path = self.path(spec.EVENTS)
+        size = path.stat().st_size
+        if size:
+            with path.open("rb") as file:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    os.write(self._events, b"\n")

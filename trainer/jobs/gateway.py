@@ -1,0 +1,134 @@
+"""A worker's way to the gateway: plain HTTP with the job's key, like any other client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from trainer.errors import GatewayRefused, GatewayUnreachable
+from trainer.jobs.spec import FileRef
+from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE
+
+T = TypeVar("T")
+TIMEOUT: Final = httpx.Timeout(30, connect=5)
+PUSH_TIMEOUT: Final = httpx.Timeout(60, connect=5, read=900)
+"""An upload is answered when it is proven; the proof waits for callers."""
+LOAD_TIMEOUT: Final = httpx.Timeout(2)
+PATIENCE_S: Final = 900.0
+"""How long a gateway may be away (an upgrade, a restart of the engine) before a job gives up."""
+RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
+PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
+"""Answers that another attempt may better. A push is the same version however often it is sent."""
+
+
+class Gateway:
+    """One gateway and the job's key.
+
+    Args:
+        wait: Called instead of sleeping, with seconds; may raise to end the waiting.
+    """
+
+    def __init__(self, url: str, key: str, *, wait: Callable[[float], None] = time.sleep) -> None:
+        self._http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT)
+        self._wait = wait
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def fetch(self, file: FileRef, target: Path) -> None:
+        """Write a file's content to `target`, whole or not at all, and only if it is what its digest says."""
+        self._persist(lambda: self._fetch(f"/v1/files/{file.id}/content", target, file.sha256))
+
+    def fetch_adapter(self, model: str, directory: Path) -> None:
+        """Write the two files of `name@version` into `directory`."""
+        name, _, version = model.partition("@")
+        place = f"/v1/adapters/{name}/versions/{version}/files"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._persist(lambda: self._fetch(f"{place}/config", directory / CONFIG_FILE, None))
+        self._persist(lambda: self._fetch(f"{place}/weights", directory / WEIGHTS_FILE, None))
+
+    def push(
+        self, name: str, directory: Path, *, alias: str, settings: dict[str, Any], metadata: str
+    ) -> dict[str, Any]:
+        """Upload the adapter in `directory` and wait for its proof; the version object."""
+        return self._persist(lambda: self._push(name, directory, alias, settings, metadata))
+
+    def load(self) -> tuple[int, int]:
+        """Callers' requests that are waiting, and in flight. Raises GatewayUnreachable, GatewayRefused; at once."""
+        found = self._json(lambda: self._http.get("/v1/load", timeout=LOAD_TIMEOUT))
+        return int(found["waiting"]), int(found["in_flight"])
+
+    def _push(self, name: str, directory: Path, alias: str, settings: dict[str, Any], metadata: str) -> dict[str, Any]:
+        with (directory / WEIGHTS_FILE).open("rb") as weights:
+            return self._json(
+                lambda: self._http.post(
+                    "/v1/adapters",
+                    data={"name": name, "alias": alias, "settings": json.dumps(settings), "metadata": metadata},
+                    files={
+                        "config": (CONFIG_FILE, (directory / CONFIG_FILE).read_bytes()),
+                        "weights": (WEIGHTS_FILE, weights),
+                    },
+                    timeout=PUSH_TIMEOUT,
+                )
+            )
+
+    def _fetch(self, path: str, target: Path, sha256: str | None) -> None:
+        partial = target.with_name(f".{target.name}.partial")
+        seen = hashlib.sha256()
+        try:
+            with self._http.stream("GET", path) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                with partial.open("wb") as file:
+                    for chunk in response.iter_bytes():
+                        seen.update(chunk)
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except httpx.TransportError as error:
+            raise GatewayUnreachable(f"the gateway went away: {error}") from error
+        if sha256 is not None and seen.hexdigest() != sha256:
+            raise GatewayRefused(0, "file_changed", f"{path} is not what it was when the job was made")
+        partial.replace(target)
+
+    def _json(self, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
+        try:
+            response = ask()
+        except httpx.TransportError as error:
+            raise GatewayUnreachable(f"the gateway went away: {error}") from error
+        if response.status_code >= 300:
+            raise _refused(response)
+        found: dict[str, Any] = response.json()
+        return found
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        """Try until it succeeds, is refused for good, or the gateway has been away for PATIENCE_S."""
+        deadline = time.monotonic() + PATIENCE_S
+        for tries in range(10_000):
+            try:
+                return attempt()
+            except GatewayUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+            except GatewayRefused as error:
+                if error.status not in PASSING or time.monotonic() > deadline:
+                    raise
+            self._wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
+        raise GatewayUnreachable("the gateway did not answer")
+
+
+def _refused(response: httpx.Response) -> GatewayRefused:
+    try:
+        error = response.json()["error"]
+        return GatewayRefused(response.status_code, str(error.get("code")), str(error.get("message")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return GatewayRefused(response.status_code, "unexpected_answer", f"status {response.status_code}")

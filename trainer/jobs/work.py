@@ -1,0 +1,261 @@
+"""What a worker does, in order: fetch, look at the data, choose, train, write, push."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapters.base import BaseDescription
+from adapters.manifest import Manifest
+from trainer.data.prepare import Prepared, Rules, Source, prepare
+from trainer.data.report import Report
+from trainer.errors import DataRefused
+from trainer.jobs import spec
+from trainer.jobs.folder import Folder
+from trainer.jobs.gateway import Gateway
+from trainer.jobs.serving_first import ServingFirst
+from trainer.jobs.spec import JobSpec, Plan, Result
+from trainer.tune import auto
+from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, DataSource, Lineage, Metadata, packages
+from trainer.tune.progress import Progress
+from trainer.tune.run import Material, choose_device, train_adapter
+
+if TYPE_CHECKING:
+    from trainer.data.render import Renderer
+
+ALIAS: Final = "candidate"
+PARENT: Final = "parent"
+NO_ENGINE: Final = "none"
+"""The fingerprint's engine version: an adapter is trained for a base, whichever engine serves it."""
+METRICS_S: Final = 0.25
+"""Least seconds between two metrics events; the last step of an epoch always has one."""
+PAUSE_SAID_S: Final = 10.0
+
+
+class Work:
+    """One job. `check` raises where the worker is to end."""
+
+    def __init__(self, job: JobSpec, folder: Folder, gateway: Gateway, check: Callable[[], None]) -> None:
+        self._job = job
+        self._folder = folder
+        self._gateway = gateway
+        self._check = check
+        self._epochs = 1
+        self._said_metrics = 0.0
+        self._said_pause = 0.0
+        self._unsaid_pause_s = 0.0
+
+    def validate(self) -> None:
+        """Fetch the data, look at it, and decide the recipe; leaves report.json and plan.json."""
+        self._ready()
+
+    def train(self) -> Result:
+        """The whole job, from wherever it stands."""
+        plan, prepared = self._ready()
+        output = self._folder.path(spec.OUTPUT)
+        metadata = self._folder_metadata(output)
+        if metadata is None:
+            metadata = self._train(plan, prepared)
+        self._check()
+        self._folder.say("uploading the adapter; it is proven before it serves")
+        settings = {} if plan.system_prompt is None else {"system_prompt": plan.system_prompt}
+        version = self._gateway.push(
+            self._job.adapter, output, alias=ALIAS, settings=settings, metadata=metadata.model_dump_json()
+        )
+        name = f"{version['adapter']}@{version['version']}"
+        self._folder.say(
+            f"{name} is proven and answers, also as {self._job.adapter}:{ALIAS}. Nothing else was moved: "
+            f"`hatrack promote {name}` makes it live"
+        )
+        training = metadata.training
+        return Result(
+            status="succeeded",
+            fine_tuned_model=name,
+            digest=version["digest"],
+            trained_tokens=training.trained_tokens,
+            seconds=training.seconds,
+            device=training.device,
+            cost=training.cost or 0.0,
+            final_loss=training.final_loss,
+        )
+
+    # before training
+
+    def _ready(self) -> tuple[Plan, Prepared]:
+        job, folder = self._job, self._folder
+        for name, file in ((spec.TRAINING, job.training_file), (spec.HELD_OUT, job.validation_file)):
+            if file is not None and not folder.path(name).exists():
+                self._gateway.fetch(file, folder.path(name))
+        parent = self._parent()
+        self._check()
+        config: dict[str, Any] = json.loads((job.base_dir / "config.json").read_text())
+        config = config.get("text_config", config)
+        length = auto.max_length(job.wish, context=job.context, positions=config["max_position_embeddings"])
+        renderer = self._renderer(length)
+        try:
+            prepared = prepare(
+                self._source(spec.TRAINING, job.training_file.filename),
+                self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
+                renderer,
+                Rules(drop_long=job.drop_long, strict=job.strict, seed=job.seed),
+            )
+        except DataRefused as refused:
+            folder.write(spec.REPORT, refused.report)
+            raise
+        known = folder.read(spec.PLAN, Plan)
+        if known is not None:
+            return known, prepared
+        folder.write(spec.REPORT, prepared.report)
+        plan = self._plan(prepared, length, config["hidden_size"], parent)
+        folder.write(spec.PLAN, plan)
+        self._tell(prepared.report, plan)
+        return plan, prepared
+
+    def _renderer(self, length: int) -> Renderer:
+        from trainer.data.render import Renderer, stop_tokens
+        from trainer.tune.model import load_generation_config, load_tokenizer
+
+        tokenizer = load_tokenizer(self._job.base_dir)
+        stops = stop_tokens(tokenizer, load_generation_config(self._job.base_dir))
+        return Renderer(tokenizer, stop_tokens=stops, max_length=length, system_prompt=self._job.system_prompt)
+
+    def _source(self, name: str, filename: str) -> Source:
+        return Source(filename, self._folder.path(name).read_bytes())
+
+    def _parent(self) -> auto.Parent | None:
+        if self._job.parent is None:
+            return None
+        directory = self._folder.path(PARENT)
+        if not (directory / CONFIG_FILE).exists():
+            self._gateway.fetch_adapter(self._job.parent, directory)
+        manifest = Manifest.parse((directory / CONFIG_FILE).read_bytes(), max_rank=self._job.max_rank)
+        targets = manifest.target_modules
+        return auto.Parent(
+            rank=manifest.rank,
+            alpha=float(manifest.alpha),
+            rslora=manifest.use_rslora,
+            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
+        )
+
+    def _plan(self, prepared: Prepared, length: int, hidden_size: int, parent: auto.Parent | None) -> Plan:
+        lengths = [len(sequence.tokens) for sequence in prepared.sequences]
+        recipe, chosen = auto.choose(
+            self._job.wish,
+            auto.Seen(examples=len(lengths), tokens=sum(lengths), longest=max(lengths)),
+            hidden_size=hidden_size,
+            max_rank=self._job.max_rank,
+            length=length,
+            seed=self._job.seed,
+            on_gpu=choose_device(self._job.device).type == "cuda",
+            parent=parent,
+        )
+        prompt = self._job.system_prompt or prepared.report.system_prompt
+        return Plan(recipe=recipe, chosen=chosen, system_prompt=prompt, tokens_an_epoch=sum(lengths))
+
+    def _tell(self, report: Report, plan: Plan) -> None:
+        self._folder.say(f"{report.file}: format {report.format}. {report.size}")
+        for finding in report.findings:
+            self._folder.say(finding.message, level="warn", code=finding.code, lines=list(finding.lines))
+        if report.held_out.source == "split":
+            self._folder.say(
+                f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and never trained on"
+            )
+        for name, why in plan.chosen.items():
+            self._folder.say(f"{name} auto: {why}", hyperparameter=name)
+
+    # training
+
+    def _folder_metadata(self, output: Path) -> Metadata | None:
+        """What a training that had ended before a crash left."""
+        path = output / METADATA_FILE
+        return Metadata.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    def _train(self, plan: Plan, prepared: Prepared) -> Metadata:
+        from trainer.tune.checkpoint import Checkpoints
+
+        job, folder = self._job, self._folder
+        lineage = self._lineage(plan, prepared)
+        key = hashlib.sha256(
+            lineage.model_dump_json(exclude={"python", "packages", "job", "files"}).encode()
+        ).hexdigest()
+        checkpoints = Checkpoints(folder.path(spec.CHECKPOINTS), key=key, every_s=job.checkpoint_s)
+        material = Material(
+            base=job.base_dir,
+            description=description,
+            sequences=prepared.sequences,
+            recipe=plan.recipe,
+            lineage=lineage,
+            held_out=prepared.held_out_sequences,
+            parent=folder.path(PARENT) if job.parent else None,
+            device=job.device,
+            price_per_hour=job.price_per_hour,
+        )
+        with ServingFirst(
+            self._gateway.load, above=job.yield_above, most_s=job.yield_most_s, check=self._check
+        ) as serving:
+
+            def on_progress(now: Progress) -> None:
+                self._report(now)
+                self._check()
+                self._paused(serving.give_way())
+
+            return train_adapter(
+                material,
+                folder.path(spec.OUTPUT),
+                on_stage=folder.say,
+                on_progress=on_progress,
+                checkpoints=checkpoints,
+            )
+
+    def _lineage(self, plan: Plan, prepared: Prepared, description: BaseDescription) -> Lineage:
+        job = self._job
+        files = [job.training_file, *([job.validation_file] if job.validation_file else [])]
+        return Lineage(
+            data=(
+                DataSource(
+                    name=prepared.report.file, sha256=prepared.report.sha256, examples=prepared.report.trained_on
+                ),
+            ),
+            recipe=plan.recipe,
+            system_prompt=plan.system_prompt,
+            base_name=job.base_name,
+            base=description.fingerprint,
+            parent=job.parent,
+            job=job.id,
+            files=tuple(file.id for file in files),
+            packages=packages(),
+        )
+
+    def _report(self, now: Progress) -> None:
+        evaluation = now.evaluation
+        ends = evaluation is not None or now.step % (now.steps // self._epochs) == 0
+        if not ends and time.monotonic() - self._said_metrics < METRICS_S:
+            return
+        self._said_metrics = time.monotonic()
+        data: dict[str, Any] = {
+            "step": now.step,
+            "total_steps": now.steps,
+            "epoch": round(now.epoch, 4),
+            "train_loss": now.loss,
+            "train_mean_token_accuracy": now.accuracy,
+            "learning_rate": now.learning_rate,
+            "tokens_per_s": round(now.tokens_per_s, 1),
+            "seconds_left": round(now.seconds_left, 1),
+            "memory_bytes": now.memory_bytes,
+            "ends_epoch": ends,
+        }
+        if evaluation is not None:
+            data |= {"full_valid_loss": evaluation.loss, "full_valid_mean_token_accuracy": evaluation.accuracy}
+        self._folder.say(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
+
+    def _paused(self, seconds: float) -> None:
+        self._unsaid_pause_s += seconds
+        if self._unsaid_pause_s and time.monotonic() - self._said_pause > PAUSE_SAID_S:
+            self._folder.say(
+                f"stood still {self._unsaid_pause_s:.1f} s for callers", paused_s=round(self._unsaid_pause_s, 2)
+            )
+            self._said_pause, self._unsaid_pause_s = time.monotonic(), 0.0
