@@ -178,10 +178,18 @@ class Work:
         from trainer.tune.checkpoint import Checkpoints
 
         job, folder = self._job, self._folder
-        lineage = self._lineage(plan, prepared)
-        key = hashlib.sha256(
-            lineage.model_dump_json(exclude={"python", "packages", "job", "files"}).encode()
-        ).hexdigest()
+        self._epochs = plan.recipe.epochs
+        description = describe(
+            job.base_dir,
+            served_name=job.base_name,
+            dtype=SERVING_DTYPE,
+            quantization=None,
+            engine_version=NO_ENGINE,
+            cache_dir=folder.directory.parent.parent / "base-cache",
+        )
+        lineage = self._lineage(plan, prepared, description)
+        same = lineage.model_dump_json(exclude={"python", "packages", "job", "files"})
+        key = hashlib.sha256(same.encode()).hexdigest()
         checkpoints = Checkpoints(folder.path(spec.CHECKPOINTS), key=key, every_s=job.checkpoint_s)
         material = Material(
             base=job.base_dir,
