@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapters.base import BaseDescription
+from adapters.base import BaseDescription, describe
 from adapters.manifest import Manifest
 from trainer.data.prepare import Prepared, Rules, Source, prepare
 from trainer.data.report import Report
@@ -22,7 +22,7 @@ from trainer.jobs.spec import JobSpec, Plan, Result
 from trainer.tune import auto
 from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, DataSource, Lineage, Metadata, packages
 from trainer.tune.progress import Progress
-from trainer.tune.run import Material, choose_device, train_adapter
+from trainer.tune.run import SERVING_DTYPE, Material, choose_device, train_adapter
 
 if TYPE_CHECKING:
     from trainer.data.render import Renderer
