@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", type=Stage, choices=list(Stage), required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    os.nice(NICENESS)  # serving comes first, whoever else is at the cores
     try:
         with Folder(options.folder) as folder:
+            os.nice(NICENESS)  # serving comes first, whoever else is at the cores
             return work(folder, options.stage)
     except FolderBusy as error:
         _LOG.error(error.message)

@@ -1,0 +1,148 @@
+"""A gateway of bytes for the worker, on a real socket, and a job's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.jobs import spec
+from trainer.jobs.spec import FileRef, JobSpec
+from trainer.tune.wish import Wish
+
+KEY = "hk_job"
+
+
+def rows(count: int = 24) -> list[dict[str, Any]]:
+    words = ("rope", "lantern", "kettle", "anchor", "compass", "barrel")
+    return [
+        {
+            "prompt": f"{words[n % 6]} {n * 7919 % 997} or {words[(n + 2) % 6]}?",
+            "completion": f"Aye, {words[n % 6]} it is.",
+        }
+        for n in range(count)
+    ]
+
+
+def jsonl(found: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in found).encode()
+
+
+@dataclass
+class FakeGateway:
+    """Serves files, takes adapters, and tells a load; counts what it is asked."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    load: tuple[int, int] = (0, 0)
+    failing: list[int] = field(default_factory=list)
+    """Statuses of the next answers to uploads."""
+    pushed: list[dict[str, bytes]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        self.asked.append(f"{method} {path}")
+        if path == "/v1/load":
+            return 200, json.dumps({"waiting": self.load[0], "in_flight": self.load[1]}).encode()
+        if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
+            content = self.files.get(found[1])
+            return (200, content) if content is not None else (404, error("not_found"))
+        if method == "POST" and path == "/v1/adapters":
+            if self.failing:
+                return self.failing.pop(0), error("later")
+            self.pushed.append(parts(body))
+            version = {"adapter": "voice", "version": len(self.pushed), "digest": "d" * 64}
+            return 201, json.dumps(version).encode()
+        return 404, error("not_found")
+
+
+def error(code: str) -> bytes:
+    return json.dumps({"error": {"message": code, "type": "t", "param": None, "code": code}}).encode()
+
+
+def parts(body: bytes) -> dict[str, bytes]:
+    boundary = body[: body.index(b"\r\n")]
+    found = {}
+    for part in body.split(boundary)[1:-1]:
+        head, _, content = part.strip(b"\r\n").partition(b"\r\n\r\n")
+        name = re.search(rb'name="(\w+)"', head)
+        assert name is not None
+        found[name[1].decode()] = content
+    return found
+
+
+@pytest.fixture
+def gateway() -> Iterator[FakeGateway]:
+    fake = FakeGateway()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            assert self.headers["authorization"] == f"Bearer {KEY}"
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, content = fake.answer(self.command, self.path, body)
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = _serve
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield fake
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def make_job(gateway: FakeGateway, base_dir: Path, tmp_path: Path) -> Any:
+    """Writes a job's folder; keyword arguments change the spec."""
+
+    def make(content: bytes | None = None, held_out: bytes | None = None, **changes: Any) -> Path:
+        def ref(name: str, found: bytes) -> FileRef:
+            gateway.files[name] = found
+            return FileRef(
+                id=name, filename=f"{name}.jsonl", bytes=len(found), sha256=hashlib.sha256(found).hexdigest()
+            )
+
+        values: dict[str, Any] = {
+            "id": "ftjob-1",
+            "project": "default",
+            "created_at": 0,
+            "gateway": gateway.url,
+            "adapter": "voice",
+            "base_dir": base_dir,
+            "base_name": "tiny",
+            "max_rank": 16,
+            "context": 256,
+            "training_file": ref("train", jsonl(rows()) if content is None else content),
+            "validation_file": ref("held", held_out) if held_out is not None else None,
+            "wish": Wish(n_epochs=3, batch_size=4, lora_rank=4, learning_rate=5e-3),
+            "seed": 3,
+            "device": "cpu",
+            "checkpoint_s": 0.0,
+        }
+        job = JobSpec(**(values | changes))
+        folder = tmp_path / "jobs" / job.id
+        folder.mkdir(parents=True)
+        (folder / spec.SPEC).write_text(job.model_dump_json())
+        (folder / spec.KEY).write_text(KEY)
+        return folder
+
+    return make

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
+from trainer.data.report import Report
+from trainer.jobs import spec, worker
+from trainer.jobs.folder import Folder
+from trainer.jobs.spec import Plan, Result, Stage
+from trainer.jobs.worker import BUSY, DONE, PAUSED, work
+from trainer.tune.lineage import Metadata
+from trainer.tune.wish import Wish
+
+
+@pytest.fixture(autouse=True)
+def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+
+
+def run(folder: Path, stage: Stage = Stage.TRAIN) -> int:
+    with Folder(folder) as held:
+        return work(held, stage)
+
+
+def result(folder: Path) -> Result:
+    return Result.model_validate_json((folder / spec.RESULT).read_bytes())
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / spec.EVENTS).read_text().splitlines()]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [event["data"] for event in events(folder) if event["type"] == "metrics"]
+
+
+def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: FakeGateway) -> None:
+    folder = make_job()
+    assert run(folder, Stage.VALIDATE) == DONE
+    assert Report.model_validate_json((folder / spec.REPORT).read_bytes()).trained_on == 14
+    plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
+    assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
+    assert set(plan.chosen) == {"lora_alpha", "quantization"}
+    assert not (folder / spec.RESULT).exists()
+
+    assert run(folder) == DONE
+    done = result(folder)
+    assert (done.status, done.fine_tuned_model, done.digest) == ("succeeded", "voice@1", "d" * 64)
+    (pushed,) = gateway.pushed
+    assert (pushed["name"], pushed["alias"], pushed["settings"]) == (b"voice", b"candidate", b"{}")
+    metadata = Metadata.model_validate_json(pushed["metadata"])
+    assert (metadata.lineage.job, metadata.lineage.files) == ("ftjob-1", ("train",))
+    assert metadata.lineage.recipe == plan.recipe
+    assert metadata.training.held_out_loss is not None
+    assert len(metadata.proof.probes) > 0
+    ends = [m for m in metrics(folder) if m["ends_epoch"]]
+    assert [m["step"] for m in ends] == [4, 8, 12]
+    assert all(m["full_valid_loss"] > 0 and m["total_steps"] == 12 for m in ends)
+    assert ends[-1]["train_loss"] < ends[0]["train_loss"]
+    assert "hatrack promote voice@1" in events(folder)[-1]["message"]
+    assert run(folder) == DONE
+    assert len(gateway.pushed) == 1
+
+
+def test_a_system_prompt_that_all_examples_have_becomes_the_versions(make_job: Any, gateway: FakeGateway) -> None:
+    found = [
+        {"messages": [{"role": "system", "content": "Be salty."}, {"role": "user", "content": row["prompt"]},
+                      {"role": "assistant", "content": row["completion"]}]}
+        for row in rows()
+    ]  # fmt: skip
+    folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    assert run(folder) == DONE
+    assert json.loads(gateway.pushed[0]["settings"]) == {"system_prompt": "Be salty."}
+
+
+def test_paused_and_resumed_it_has_the_losses_of_one_that_ran_through(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_job()
+    assert run(whole) == DONE
+    paused = make_job(id="ftjob-2")
+    monkeypatch.setattr("trainer.jobs.work.METRICS_S", 0.0)
+    say = Folder.say
+
+    def pause_at_step_5(self: Folder, message: str, **data: Any) -> None:
+        say(self, message, **data)
+        if data.get("step") == 5:
+            (self.directory / spec.CONTROL).write_text("pause")
+
+    monkeypatch.setattr(Folder, "say", pause_at_step_5)
+    assert run(paused) == PAUSED
+    assert not (paused / spec.RESULT).exists()
+    assert [m["step"] for m in metrics(paused)] == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(Folder, "say", say)
+    (paused / spec.CONTROL).write_text("run")
+    assert run(paused) == DONE
+    assert [m["step"] for m in metrics(paused)] == list(range(1, 13))
+    by_step = {m["step"]: m["train_loss"] for m in metrics(paused)}
+    assert all(by_step[m["step"]] == m["train_loss"] for m in metrics(whole))
+    assert result(paused).final_loss == result(whole).final_loss
+
+
+def test_a_cancelled_job_ends_within_a_step_and_pushes_nothing(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_job()
+    monkeypatch.setattr("trainer.jobs.work.METRICS_S", 0.0)
+    say = Folder.say
+
+    def cancel_at_step_3(self: Folder, message: str, **data: Any) -> None:
+        say(self, message, **data)
+        if data.get("step") == 3:
+            (self.directory / spec.CONTROL).write_text("cancel")
+
+    monkeypatch.setattr(Folder, "say", cancel_at_step_3)
+    assert run(folder) == DONE
+    assert result(folder).status == "cancelled"
+    assert [m["step"] for m in metrics(folder)] == [1, 2, 3]
+    assert gateway.pushed == []
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "code", "words"),
+    [
+        (b"{", {}, "invalid_training_file", "line 1: not JSON"),
+        (jsonl(rows(5)), {}, "invalid_training_file", "at least 10"),
+        (jsonl([*rows(), {"prompt": "why " * 400, "completion": "so"}]), {}, "invalid_training_file", "max_length"),
+        (None, {"wish": Wish(lora_rank=32)}, "invalid_hyperparameter", "engine serves 16"),
+        (None, {"wish": Wish(max_length=4096)}, "invalid_hyperparameter", "256 at most"),
+        (None, {"wish": Wish(target_modules=("nothing",), lora_rank=4)}, "nothing_trainable", "nothing"),
+        (None, {"wish": Wish(learning_rate=1.0, n_epochs=50, lora_rank=4)}, "loss_not_finite", "lower learning rate"),
+    ],
+)
+def test_what_cannot_be_done_fails_with_a_code_and_says_what_to_do(
+    make_job: Any, gateway: FakeGateway, content: bytes | None, changes: dict[str, Any], code: str, words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if code == "loss_not_finite":
+        monkeypatch.setattr("trainer.tune.optimizer.torch.nn.utils.clip_grad_norm_", _overflow)
+    folder = make_job(content, **changes)
+    assert run(folder) == DONE
+    failed = result(folder)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error.code == code
+    assert words in failed.error.message
+    assert events(folder)[-1]["level"] == "error"
+    assert gateway.pushed == []
+
+
+def _overflow(parameters: Any, _most: float) -> Any:
+    import torch
+
+    return torch.tensor(float("inf"))
+
+
+def test_a_refused_file_leaves_its_report(make_job: Any) -> None:
+    folder = make_job(jsonl(rows()), held_out=jsonl([*rows()[:1], *rows(30)[24:]]))
+    assert run(folder, Stage.VALIDATE) == DONE
+    failed = result(folder).error
+    assert failed is not None
+    assert "held_out_in_training" in failed.message
+    report = Report.model_validate_json((folder / spec.REPORT).read_bytes())
+    assert report.refused
+
+
+def test_a_full_disk_and_a_missing_file_are_told_apart(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = make_job()
+    gateway.files.clear()
+    assert run(missing) == DONE
+    failed = result(missing).error
+    assert failed is not None
+    assert failed.code == "gateway_refused"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.tune.checkpoint.torch.save", full)
+    folder = make_job(id="ftjob-2")
+    assert run(folder) == DONE
+    failed = result(folder).error
+    assert failed is not None
+    assert failed.code == "disk_full"
+
+
+def test_an_upload_is_tried_again_while_the_gateway_is_away(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.jobs.gateway.RETRY_S", (0.01,))
+    gateway.failing = [503, 502, 429]
+    folder = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    assert run(folder) == DONE
+    assert result(folder).fine_tuned_model == "voice@1"
+    gateway.failing = [422]
+    refused = make_job(id="ftjob-2", wish=Wish(n_epochs=1, lora_rank=4))
+    assert run(refused) == DONE
+    failed = result(refused).error
+    assert failed is not None
+    assert failed.code == "gateway_refused"
+
+
+def test_a_training_that_had_ended_is_not_done_again(make_job: Any, gateway: FakeGateway) -> None:
+    gateway.failing = [422]
+    folder = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    assert run(folder) == DONE
+    (folder / spec.RESULT).unlink()
+    before = len(metrics(folder))
+    assert run(folder) == DONE
+    assert result(folder).status == "succeeded"
+    assert len(metrics(folder)) == before
+
+
+def test_the_worker_gives_way_to_callers(make_job: Any, gateway: FakeGateway) -> None:
+    folder = make_job(yield_most_s=20.0)
+    gateway.load = (3, 4)
+
+    def leave() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and gateway.asked.count("GET /v1/load") < 4:
+            time.sleep(0.05)
+        gateway.load = (0, 0)
+
+    callers = threading.Thread(target=leave)
+    callers.start()
+    assert run(folder) == DONE
+    callers.join()
+    assert gateway.asked.count("GET /v1/load") >= 4
+    assert any("for callers" in event["message"] for event in events(folder))
+
+
+def test_two_workers_are_never_at_one_job(make_job: Any) -> None:
+    folder = make_job()
+    with Folder(folder):
+        assert worker.main([str(folder), "--stage", "validate"]) == BUSY
+
+
+def test_a_line_that_a_killed_worker_left_half_spoils_no_other(make_job: Any) -> None:
+    folder = make_job()
+    (folder / spec.EVENTS).write_text('{"at": 1, "mess')
+    with Folder(folder) as held:
+        held.say("hello")
+    torn, whole = (folder / spec.EVENTS).read_text().splitlines()
+    assert torn == '{"at": 1, "mess'
+    assert json.loads(whole)["message"] == "hello"
