@@ -21,18 +21,39 @@ from adapters.errors import AdapterError
 from adapters.store import Store
 from service import __version__
 from service.access.authentication import Authenticator
-from service.access.keys import admin_key
-from service.config import Settings
+from service.access.limits import KeyLimiter
+from service.access.routes import router as access_router
+from service.access.service import Keys
+from service.access.usage import UsageAccount
+from service.access.usage_report import UsageReport
+from service.access.usage_routes import router as usage_router
+from service.admission.admission import Admission
+from service.config import GIB, MIB, Settings
 from service.database import Database
 from service.engine.client import EngineClient
 from service.engine.config import EngineConfig
+from service.engine.external import ExternalEngine
 from service.engine.supervisor import Supervisor
+from service.engine.watched import WatchedEngine
 from service.errors import SettingsError
+from service.files.routes import router as files_router
+from service.files.service import Files
 from service.http import RequestIds, add_error_handlers
+from service.inference.account import Accounts, LogAccount
 from service.inference.routes import InferenceApp
 from service.registry.catalog import Catalog
 from service.registry.routes import router as registry_router
 from service.registry.service import Registry
+from service.telemetry.admission import AdmissionSource, ResidencySource
+from service.telemetry.engine import EngineSource
+from service.telemetry.parts import LimitsSource, RegistrySource, UsageSource
+from service.telemetry.routes import router as metrics_router
+from service.telemetry.telemetry import Telemetry
+from service.training.client import TrainerClient
+from service.training.config import TrainerConfig
+from service.training.process import TrainerProcess
+from service.training.routes import router as training_router
+from service.training.service import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +62,21 @@ class Parts:
 
     settings: Settings
     database: Database
+    keys: Keys
     authenticator: Authenticator
+    limiter: KeyLimiter
+    usage: UsageAccount
     catalog: Catalog
-    supervisor: Supervisor
+    supervisor: WatchedEngine
     engine: EngineClient
+    admission: Admission
     registry: Registry
     inference: InferenceApp
+    telemetry: Telemetry
+    files: Files
+    training: Training
+    trainer: TrainerProcess | None
+    """The one that this gateway starts; None where it starts none."""
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -58,8 +88,17 @@ def create_app(settings: Settings) -> ASGIApp:
     parts = build(settings)
     api = FastAPI(title="Hatrack", version=__version__, lifespan=_lifespan(parts), openapi_url=None)
     api.state.authenticator = parts.authenticator
+    api.state.keys = parts.keys
     api.state.registry = parts.registry
+    api.state.usage_report = UsageReport(parts.database, parts.usage)
+    api.include_router(access_router)
+    api.include_router(usage_router)
     api.include_router(registry_router)
+    api.state.files, api.state.training, api.state.gate = parts.files, parts.training, parts.admission.gate
+    api.include_router(files_router)
+    api.include_router(training_router)
+    api.state.telemetry = parts.telemetry
+    api.include_router(metrics_router)
     _add_health(api, parts)
     add_error_handlers(api)
     return DataPathFirst(parts.inference, RequestIds(api))
@@ -82,22 +121,99 @@ class DataPathFirst:
 
 def build(settings: Settings) -> Parts:
     """Make the parts and join them."""
-    authenticator = Authenticator(
-        admin_key(settings.home, settings.admin_key.get_secret_value() if settings.admin_key else None)
-    )
+    database = Database(settings.home / "hatrack.db")
+    limiter = KeyLimiter()
+    given_admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    keys = Keys(settings.home, database, given_admin_key, on_revoked=limiter.forget)
+    authenticator = keys.authenticator
     base = describe_base(settings)
     catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
     store = Store(settings.store_dir)
-    config = EngineConfig.from_settings(settings)
-    supervisor = Supervisor(config)
+    supervisor = engine_for(settings, base)
     engine = supervisor.client
-    database = Database(settings.home / "hatrack.db")
-    registry = Registry(settings, database, store, catalog, base, engine, supervisor.restart)
-    supervisor.before_spawn = registry.collect
-    inference = InferenceApp(
-        settings, authenticator, catalog, engine, suspect=registry.suspect, saw_tokens=supervisor.saw_tokens
+    admission = Admission(settings, engine, supervisor.on_change)
+    registry = Registry(
+        settings, database, store, catalog, base, admission.background_engine, supervisor.restart, engine
     )
-    return Parts(settings, database, authenticator, catalog, supervisor, engine, registry, inference)
+    supervisor.before_spawn = registry.collect
+    usage = UsageAccount(database, flush_s=settings.usage_flush_s)
+    telemetry = Telemetry(settings, catalog, engine_version())
+    inference = InferenceApp(
+        settings,
+        authenticator,
+        catalog,
+        engine,
+        account=Accounts(LogAccount(), usage, *telemetry.accounts),
+        suspect=registry.suspect,
+        saw_tokens=supervisor.saw_tokens,
+        limiter=limiter,
+        gate=admission.gate,
+        tracer=telemetry.tracer,
+    )
+    telemetry.in_flight = lambda: inference.pipeline.in_flight
+    telemetry.watch(
+        EngineSource(supervisor, engine, slots=supervisor.config.slots, resident_limit=supervisor.config.resident),
+        AdmissionSource(admission.gate, settings.queue_size, telemetry.account),
+        ResidencySource(admission.residency, telemetry.account),
+        LimitsSource(limiter),
+        UsageSource(usage),
+        RegistrySource(registry),
+    )
+    files, training, trainer = _training(settings, database, keys, catalog)
+    return Parts(
+        settings,
+        database,
+        keys,
+        authenticator,
+        limiter,
+        usage,
+        catalog,
+        supervisor,
+        engine,
+        admission,
+        registry,
+        inference,
+        telemetry,
+        files,
+        training,
+        trainer,
+    )
+
+
+def _training(
+    settings: Settings, database: Database, keys: Keys, catalog: Catalog
+) -> tuple[Files, Training, TrainerProcess | None]:
+    files = Files(
+        settings.files_dir,
+        database,
+        max_file_bytes=int(settings.max_file_mib * MIB),
+        max_project_bytes=int(settings.max_files_gib * GIB),
+    )
+    config = TrainerConfig.from_settings(settings)
+    client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
+    training = Training(client, database, keys, files, catalog)
+    return files, training, TrainerProcess(config) if config.starts else None
+
+
+def engine_for(settings: Settings, base: BaseDescription) -> WatchedEngine:
+    """The engine that the settings name: one of our own, or one that somebody else runs.
+
+    Raises:
+        SettingsError: No vLLM is installed to run one of our own, or a flag for it is not allowed.
+    """
+    if settings.engine_url:
+        return ExternalEngine.from_settings(settings, base.fingerprint)
+    return Supervisor(EngineConfig.from_settings(settings), base.fingerprint, keep=settings.keep_engine)
+
+
+async def check_engine(settings: Settings) -> None:
+    """Look at an engine that somebody else runs, before the gateway starts; one that is not there yet is waited for.
+
+    Raises:
+        SettingsError: What answers at HATRACK_ENGINE_URL is no engine for this gateway.
+    """
+    if settings.engine_url:
+        await ExternalEngine.from_settings(settings, describe_base(settings).fingerprint).check()
 
 
 def describe_base(settings: Settings) -> BaseDescription:
@@ -134,12 +250,24 @@ def _lifespan(parts: Parts) -> Any:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(parts.telemetry.running())
             await parts.database.open()
             stack.push_async_callback(parts.database.close)
+            await parts.usage.open()
+            stack.push_async_callback(parts.usage.close)
+            parts.limiter.restore(await parts.usage.charged_today())
+            await stack.enter_async_context(parts.admission.running())
             stack.push_async_callback(parts.supervisor.stop)
+            await parts.keys.open()
             await parts.registry.open()
             stack.push_async_callback(parts.registry.close)
+            await parts.files.open()
+            stack.push_async_callback(parts.files.close)
             await parts.supervisor.start()
+            stack.push_async_callback(parts.training.close)
+            if parts.trainer is not None:
+                await parts.trainer.start()
+                stack.push_async_callback(parts.trainer.stop)
             yield
 
     return lifespan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from service.commands import chat, registry, run, status
+from service.commands import access, chat, engine, registry, run, status, top, traffic, usage
 from service.commands.terminal import examples
 
 app = typer.Typer(
@@ -12,9 +12,10 @@ app = typer.Typer(
     help="One base model, many hats: serve LoRA adapters from one engine.",
     epilog=(
         "\b\nEnvironment:\n"
-        "  HATRACK_URL   the gateway [default: OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
-        "  HATRACK_KEY   the API key [default: OPENAI_API_KEY with OPENAI_BASE_URL,\n"
-        "                else admin.key under HATRACK_HOME for a gateway on this machine]\n\n"
+        "  HATRACK_URL      the gateway [default: OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
+        "  HATRACK_KEY      the API key [default: OPENAI_API_KEY with OPENAI_BASE_URL,\n"
+        "                   else admin.key under HATRACK_HOME for a gateway on this machine]\n"
+        "  HATRACK_PROJECT  the project that an admin's key acts in [default: default]\n\n"
         "\b\nExit codes:\n"
         "  0 done   1 refused or failed   2 wrong usage   3 cannot connect"
     ),
@@ -25,9 +26,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up"))(run.up)
-app.command(epilog=examples("hatrack serve", "HATRACK_PORT=9000 hatrack serve"))(run.serve)
-app.command(epilog=examples("hatrack down"))(run.down)
+app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up", "hatrack up --keep-engine"))(
+    run.up
+)
+app.command(
+    epilog=examples(
+        "hatrack serve",
+        "HATRACK_PORT=9000 hatrack serve",
+        "hatrack serve --keep-engine",
+        "HATRACK_ENGINE_URL=http://127.0.0.1:8001 hatrack serve",
+    )
+)(run.serve)
+app.command(
+    epilog=examples(
+        "hatrack engine", "hatrack engine --host 0.0.0.0 --port 8001", "hatrack engine --uds /run/hatrack/engine.sock"
+    )
+)(engine.engine)
+app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"))(run.down)
 app.command(epilog=examples("hatrack status", "hatrack status --json | jq .ready"))(status.status)
 app.command(
     epilog=examples(
@@ -48,6 +63,15 @@ app.command(epilog=examples("hatrack rollback brand-voice", "hatrack rollback br
     registry.rollback
 )
 app.command(
+    epilog=examples(
+        "hatrack split brand-voice 3=90 4=10",
+        "hatrack split brand-voice 3=1 4=1 --alias canary",
+        "hatrack promote brand-voice@4   (ends the split)",
+    )
+)(traffic.split)
+app.command(epilog=examples("hatrack pin brand-voice"))(traffic.pin)
+app.command(epilog=examples("hatrack unpin brand-voice"))(traffic.unpin)
+app.command(
     epilog=examples("hatrack rm brand-voice@2", "hatrack rm brand-voice@3 --force", "hatrack rm brand-voice --yes")
 )(registry.rm)
 app.command(
@@ -57,6 +81,17 @@ app.command(
         "hatrack chat brand-voice < question.txt",
     )
 )(chat.chat)
+app.command(
+    epilog=examples(
+        "hatrack usage",
+        "hatrack usage --by project,key --since 7d",
+        "hatrack usage --by day --adapter brand-voice --since 4w",
+        "hatrack usage --by version --json | jq '.[] | {adapter, version, requests}'",
+    )
+)(usage.usage)
+app.command(epilog=examples("hatrack top", "hatrack top --once", "hatrack top --json | jq .adapters"))(top.top)
+app.add_typer(access.keys, name="keys")
+app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, Self
-from urllib.parse import quote
+from typing import Any, Final, Literal, Self, Unpack
 
 import httpx
 
 from adapters.names import DEFAULT_ALIAS, parse_reference
+from service.client_access import AccessCalls
+from service.client_traffic import WARMING, TrafficCalls, adapter_path
 from service.client_upload import (
     CONFIG_FILE,
     README_FILE,
@@ -28,6 +29,7 @@ from service.client_upload import (
     CountedFile,
     read_json_object,
 )
+from service.client_usage import UsageQuestion, all_pages
 from service.client_wire import CannotConnect, ClientError, JsonObject, error_of, event_of, events, json_body, refusal
 from service.config import ClientSettings, on_this_machine, without_v1
 
@@ -37,15 +39,13 @@ _CONNECT_S: Final = 5.0
 _POLL_S: Final = 0.25
 QUICK: Final = httpx.Timeout(30, connect=_CONNECT_S)
 """Reads and small writes of the registry."""
-WARMING: Final = httpx.Timeout(180, connect=_CONNECT_S)
-"""Moving an alias: the target is loaded into the engine first."""
 PROVING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=360)
 """An upload that waits for its proof; above the gateway's own limit, so that its answer arrives and not our timeout."""
 GENERATING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=600)
 """Between two pieces of a streamed answer; the first may wait for a slot."""
 
 
-class HatrackClient:
+class HatrackClient(AccessCalls, TrafficCalls):
     """One gateway, one key, one connection pool; usable as a context manager.
 
     Args:
@@ -53,22 +53,30 @@ class HatrackClient:
             else http://127.0.0.1:8000.
         api_key: The key. None: `HATRACK_KEY`, else `OPENAI_API_KEY` where the address is `OPENAI_BASE_URL`, else, for a
             gateway on this machine, the admin key under `HATRACK_HOME`.
+        project: The project that an admin's key acts in. None: `HATRACK_PROJECT`, else the gateway's `default`.
         transport: Another way to reach the gateway, such as `httpx.ASGITransport`.
 
     Every method raises ClientError (CannotConnect where nobody listens).
     """
 
     def __init__(
-        self, base_url: str | None = None, api_key: str | None = None, *, transport: httpx.BaseTransport | None = None
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        project: str | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         settings = ClientSettings()
         self.url = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
         found = api_key if api_key is not None else settings.gateway_key(self.url)
         if found is not None and not (found.isascii() and found.isprintable()):
             raise ClientError(0, "key_invalid", "The API key holds characters that no key of Hatrack has.")
+        acts_in = project or settings.project
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"authorization": f"Bearer {found}"} if found else {},
+            headers=({"authorization": f"Bearer {found}"} if found else {})
+            | ({"openai-project": acts_in} if acts_in else {}),
             timeout=QUICK,
             transport=transport,
             trust_env=not on_this_machine(self.url),  # a proxy cannot reach our loopback address
@@ -122,6 +130,14 @@ class HatrackClient:
                 raise ClientError(503, "not_ready", f"{self.url} was not ready within {timeout_s:g} s: {reason}")
             time.sleep(_POLL_S)
 
+    def metrics(self) -> str:
+        """The gateway's `/metrics`, in Prometheus' text format."""
+        with self._translated():
+            response = self._http.get("/metrics")
+        if not response.is_success:
+            raise refusal(response)
+        return response.text
+
     def models(self) -> list[JsonObject]:
         """What a request may name as `model`: the base first, then adapters with a `live` alias."""
         return list(self._object("GET", "/v1/models").get("data", []))
@@ -142,11 +158,11 @@ class HatrackClient:
 
     def adapter(self, name: str) -> JsonObject:
         """One adapter with its aliases and versions."""
-        return self._object("GET", _path(name))
+        return self._object("GET", adapter_path(name))
 
     def version(self, name: str, version: int) -> JsonObject:
         """One version of an adapter, also a rejected one."""
-        return self._object("GET", _path(name, "versions", version))
+        return self._object("GET", adapter_path(name, "versions", version))
 
     def push(
         self,
@@ -208,12 +224,12 @@ class HatrackClient:
         if target.version is None:
             raise ClientError(0, "version_missing", f"Say which version: {target.name}@3.", "reference")
         return self._object(
-            "PUT", _path(target.name, "aliases", alias), json={"version": target.version}, timeout=WARMING
+            "PUT", adapter_path(target.name, "aliases", alias), json={"version": target.version}, timeout=WARMING
         )
 
     def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> JsonObject:
         """Point an alias at the version that it pointed at before."""
-        return self._object("POST", _path(name, "aliases", alias, "rollback"), timeout=WARMING)
+        return self._object("POST", adapter_path(name, "aliases", alias, "rollback"), timeout=WARMING)
 
     def remove(self, reference: str, *, force: bool = False) -> None:
         """Delete a version (`brand-voice@2`) or an adapter with all its versions (`brand-voice`).
@@ -229,7 +245,8 @@ class HatrackClient:
         if target.alias is not None:
             message = f"{reference} is an alias: name a version ({target.name}@2) or the whole adapter ({target.name})."
             raise ClientError(0, "reference_invalid", message, "reference")
-        path = _path(target.name) if target.version is None else _path(target.name, "versions", target.version)
+        below = () if target.version is None else ("versions", target.version)
+        path = adapter_path(target.name, *below)
         self._request("DELETE", path, params={"force": "true"} if force else {})
 
     def download(self, name: str, version: int, file: Literal["config", "weights"], target: Path) -> int:
@@ -240,7 +257,7 @@ class HatrackClient:
         """
         part = target.with_name(target.name + ".part")
         headers = {"accept-encoding": "identity"}
-        path = _path(name, "versions", version, "files", file)
+        path = adapter_path(name, "versions", version, "files", file)
         try:
             with self._translated(), self._http.stream("GET", path, headers=headers) as response:
                 if not response.is_success:
@@ -254,6 +271,12 @@ class HatrackClient:
             return size
         finally:
             part.unlink(missing_ok=True)
+
+    # usage
+
+    def usage(self, **question: Unpack[UsageQuestion]) -> list[JsonObject]:
+        """Rows of usage, oldest first, page after page; of the last 24 hours where nothing else is asked."""
+        return all_pages(lambda params: self._object("GET", "/v1/usage", params=params), question)
 
     # inference
 
@@ -336,7 +359,3 @@ def _checked_url(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(0, "url_invalid", f"{url!r} is not an address of a gateway: write http://HOST:PORT.")
     return url
-
-
-def _path(*parts: object) -> str:
-    return "/v1/adapters/" + "/".join(quote(str(part), safe="") for part in parts)

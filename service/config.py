@@ -6,8 +6,10 @@ Nothing else in ``service`` reads the environment. Every field's description is 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -21,6 +23,9 @@ DEFAULT_BASE_CPU = "smollm2-135m-instruct"
 DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MIB = 1024 * 1024
+GIB = 1024 * MIB
+SECRETS = frozenset({"HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_TRAINER_SECRET"})
+"""Variables whose value stands in no message."""
 
 
 def gpu_seen() -> bool:
@@ -79,6 +84,20 @@ class Settings(BaseSettings):
         60, gt=0, description="The engine is restarted when requests are in flight and no token came for this long, s."
     )
     engine_canary_s: float = Field(15, gt=0, description="Seconds between one-token canaries while the engine is idle.")
+    keep_engine: bool = Field(
+        False,
+        description="Leave the engine running when the gateway stops (`--keep-engine`); the next start adopts it.",
+    )
+    engine_url: str = Field(
+        "",
+        description=(
+            "An engine that somebody else runs (`hatrack engine`), over the same store: `http://host:port` or "
+            "`unix:/path`. Unset: the gateway starts its own."
+        ),
+    )
+    engine_key: SecretStr | None = Field(
+        None, description="API key of the engine at `engine_url`, and the one that `hatrack engine` asks for."
+    )
 
     # what a request may ask for
     max_body_mib: float = Field(8, gt=0, description="Largest body of an inference request, MiB.")
@@ -95,6 +114,68 @@ class Settings(BaseSettings):
     queue_timeout_s: float = Field(
         120, gt=0, description="Longest time that a request may wait for its place in the engine, s; then 503."
     )
+    queue_size: int = Field(1024, ge=1, description="Most requests that wait for a place in the engine; then 503.")
+    queue_share: float = Field(
+        0.5, gt=0, le=1, description="Part of the queue that one key, and that one project, may hold; then 429."
+    )
+    admission: Literal["fair", "fifo"] = Field(
+        "fair",
+        description=(
+            "Who goes to the engine next: fair between projects, keys and adapters, or first come, first served, which "
+            "leaves the order to vLLM's own queue."
+        ),
+    )
+    admission_width: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, up "
+            "to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 40 at most."
+        ),
+    )
+    admission_prefill: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Prompt tokens let into the engine that have shown no first token yet. Unset: 128 on a CPU, 16384 on a GPU."
+        ),
+    )
+    slot_turn_s: float = Field(
+        5, gt=0, description="How long an adapter keeps its slot in the engine while another waits for one, s."
+    )
+
+    # what is kept of it
+    usage_flush_s: float = Field(
+        2, gt=0, le=60, description="Seconds between two writes of usage to the database: what a crash loses of it."
+    )
+
+    # what can be seen of it
+    metrics: Literal["auto", "open", "key", "off"] = Field(
+        "auto",
+        description=(
+            "Who may read `/metrics`: everybody (`open`), an admin's key or `metrics_key` (`key`), nobody (`off`). "
+            "`auto`: open while the gateway listens on a loopback address and has no `metrics_key`, else key."
+        ),
+    )
+    metrics_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="A key, of 16 characters or more, that opens `/metrics` and nothing else, for Prometheus.",
+    )
+    metrics_adapters: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Versions of adapters that `/metrics` tells apart; more are counted as `(other)`.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        description=(
+            "OTLP collector (HTTP, protobuf) that gets traces, such as `http://127.0.0.1:4318`; the engine sends its "
+            "own there, too. Unset: no traces."
+        ),
+    )
+    otlp_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests that are traced.")
 
     # what an adapter may be
     max_adapter_mib: float = Field(1024, gt=0, description="Largest weights file of an upload, MiB.")
@@ -103,6 +184,36 @@ class Settings(BaseSettings):
     )
     strict_base: bool = Field(False, description="Refuse (not warn) when the config names another base model.")
     proof_timeout_s: float = Field(300, gt=0, description="Longest time that the proof of one version may take, s.")
+
+    # files
+    max_file_mib: float = Field(512, gt=0, description="Largest file of an upload to `/v1/files`, MiB.")
+    max_files_gib: float = Field(
+        64, gt=0, description="Most that one project's files may take on the disk together, GiB."
+    )
+
+    # the trainer
+    trainer: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description=(
+            "Whether the gateway starts the trainer: `auto` with `hatrack up` and `hatrack serve --trainer`, `on` and "
+            "`off` always and never."
+        ),
+    )
+    trainer_url: str = Field(
+        "",
+        description=(
+            "A trainer that somebody else runs: `http://host:port` or `unix:/path`. Unset: the one that the gateway "
+            "starts."
+        ),
+    )
+    trainer_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description=(
+            "What gateway and trainer know each other by, 16 characters or more; needed with a `trainer_url` that is "
+            "no socket of this machine."
+        ),
+    )
 
     @field_validator("engine_args", mode="before")
     @classmethod
@@ -116,6 +227,14 @@ class Settings(BaseSettings):
             raise ValueError(f"must be one of {', '.join(map(str, VLLM_RANKS))}")
         return value
 
+    @field_validator("engine_url", "trainer_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if not value or (parts.scheme in ("http", "https") and parts.hostname) or is_unix(value):
+            return value.rstrip("/")
+        raise ValueError("must be http://host:port, https://host:port or unix:/path")
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -127,7 +246,22 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"HATRACK_ENGINE_RESIDENT is {self.engine_resident}, below HATRACK_ENGINE_SLOTS ({self.engine_slots})"
             )
+        if self.trainer_url and not is_unix(self.trainer_url) and self.trainer_secret is None:
+            raise ValueError("HATRACK_TRAINER_URL is no Unix socket: HATRACK_TRAINER_SECRET is needed with it")
         return self
+
+    @property
+    def metrics_access(self) -> Literal["open", "key", "off"]:
+        """Who may read `/metrics`, `auto` resolved."""
+        if self.metrics != "auto":
+            return self.metrics
+        return "open" if self.metrics_key is None and is_loopback(self.host) else "key"
+
+    @property
+    def otlp_traces(self) -> str:
+        """The URL that takes traces: `otlp_endpoint` with OTLP's path; empty where there is none."""
+        base = self.otlp_endpoint.rstrip("/")
+        return base if not base or base.endswith("/v1/traces") else f"{base}/v1/traces"
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -153,6 +287,11 @@ class Settings(BaseSettings):
         return given.absolute() if given.is_dir() else self.home / "base" / slug(self.base_source)
 
     @property
+    def engine_socket(self) -> str | None:
+        """The path of the Unix socket that `engine_url` names, or None."""
+        return urlsplit(self.engine_url).path if is_unix(self.engine_url) else None
+
+    @property
     def context(self) -> int | None:
         """Context length in tokens that the engine is started with; None leaves it to the model."""
         return self.engine_context or (2048 if self.device == "cpu" else None)
@@ -165,6 +304,10 @@ class Settings(BaseSettings):
     def engine_dir(self) -> Path:
         return self.home / "engine"
 
+    @property
+    def files_dir(self) -> Path:
+        return self.home / "files"
+
 
 class ClientSettings(BaseSettings):
     """Where the `hatrack` command and the Python client find a gateway, and the key that they show it.
@@ -176,6 +319,7 @@ class ClientSettings(BaseSettings):
 
     url: str | None = Field(None, validation_alias="HATRACK_URL")
     key: SecretStr | None = Field(None, validation_alias="HATRACK_KEY")
+    project: str | None = Field(None, validation_alias="HATRACK_PROJECT")
     openai_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
     home: Path = Field(Path("var"), validation_alias="HATRACK_HOME")
@@ -199,6 +343,12 @@ class ClientSettings(BaseSettings):
             return None  # the gateway says what is missing, in its own words
 
 
+def is_unix(url: str) -> bool:
+    """Whether an address is a Unix socket's: `unix:/path`."""
+    parts = urlsplit(url)
+    return parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
+
+
 def without_v1(url: str) -> str:
     """An address without the trailing `/v1` that the `openai` client wants."""
     return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
@@ -206,14 +356,26 @@ def without_v1(url: str) -> str:
 
 def on_this_machine(url: str) -> bool:
     """Whether a URL names a loopback address."""
-    host = urlsplit(url).hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own and nobody else's."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def slug(source: str) -> str:
     """A model's directory or hub id as a name: its last part, lower case, [a-z0-9._-] only, 64 characters at most."""
     last = source.rstrip("/").rsplit("/", 1)[-1].lower()
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")[:64] or "base"
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment that this process was started with, for the processes that it starts itself."""
+    return dict(os.environ)
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -228,6 +390,6 @@ def load_settings(**overrides: object) -> Settings:
         lines = []
         for item in error.errors():
             name = "HATRACK_" + "_".join(str(part) for part in item["loc"]).upper() if item["loc"] else ""
-            found = f" (found {item['input']!r})" if item["loc"] and name != "HATRACK_ADMIN_KEY" else ""
+            found = f" (found {item['input']!r})" if item["loc"] and name not in SECRETS else ""
             lines.append(f"{name}{': ' if name else ''}{item['msg'].removeprefix('Value error, ')}{found}")
         raise SettingsError("\n".join(lines)) from error

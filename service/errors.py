@@ -17,11 +17,16 @@ Exception
     ├── WrongMediaType       415
     ├── Unprocessable        422  well formed, but cannot be done
     ├── RateLimited          429
+    │   ├── RequestsLimited  429  too many requests, a minute or at once
+    │   ├── TokensLimited    429  too many tokens a minute
+    │   └── QuotaSpent       429  the day's tokens: coming back soon does not help
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers
     ├── BadGateway           502  the engine gave something that is no answer
     ├── Unavailable          503
-    │   └── EngineUnavailable
+    │   ├── EngineUnavailable
+    │   │   └── EngineUnreachable
+    │   └── TrainerUnavailable
     ├── Timeout              504
     └── DiskFull             507
 """
@@ -134,7 +139,22 @@ class Unprocessable(HatrackError):
 
 
 class RateLimited(HatrackError):
-    status, type, default_code = 429, "rate_limit_error", "rate_limit_exceeded"
+    status, type = 429, "rate_limit_error"
+    default_code: ClassVar[str | None] = "rate_limit_exceeded"
+
+
+class RequestsLimited(RateLimited):
+    type = "requests"
+
+
+class TokensLimited(RateLimited):
+    type = "tokens"
+
+
+class QuotaSpent(RateLimited):
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+    retry = False
 
 
 class Internal(HatrackError):
@@ -167,6 +187,16 @@ class Unavailable(HatrackError):
 
 class EngineUnavailable(Unavailable):
     default_code = "engine_unavailable"
+
+
+class EngineUnreachable(EngineUnavailable):
+    """Nothing listens where the engine should."""
+
+
+class TrainerUnavailable(Unavailable):
+    """No trainer to ask; inference goes on."""
+
+    default_code = "trainer_unavailable"
 
 
 class Timeout(HatrackError):

@@ -35,6 +35,7 @@ class RequestIds:
             return await self.app(scope, receive, send)
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id.decode()}
         started = False
 
         async def send_with_id(message: Message) -> None:

@@ -1,6 +1,6 @@
 """API keys: ``hk_<random><checksum>``, kept as an HMAC only.
 
-A key is 32 random bytes in base 62 behind a prefix, with a CRC-32 at the end, so that a scanner can tell a real key
+A key is 256 random bits in base 62 behind a prefix, with a CRC-32 at the end, so that a scanner can tell a real key
 from a typo without asking us (the form that GitHub's tokens made usual).
 """
 
@@ -21,6 +21,8 @@ ALPHABET = string.digits + string.ascii_letters
 BODY_CHARS = 43
 CHECKSUM_CHARS = 6
 MIN_GIVEN_KEY_CHARS = 16
+SECRET_BYTES = 32
+HINT_CHARS = 7
 
 
 def make_key() -> str:
@@ -45,6 +47,11 @@ def _checksum(body: str) -> str:
         value, digit = divmod(value, len(ALPHABET))
         digits = ALPHABET[digit] + digits
     return digits
+
+
+def hint(key: str) -> str:
+    """What may be shown of a key: its first 7 characters, which leave 232 of its 256 bits unknown."""
+    return key[:HINT_CHARS] + "…"
 
 
 def key_hmac(secret: bytes, key: str) -> bytes:
@@ -73,13 +80,43 @@ def admin_key(home: Path, given: str | None) -> str:
     return key
 
 
+def key_secret(home: Path) -> tuple[bytes, bool]:
+    """The secret that keys are hashed under, from ``key.secret`` under home, and whether it was made just now.
+
+    It is made at first start (32 random bytes in hex, mode 0600). Without it no key that was made under it can be told.
+
+    Raises:
+        SettingsError: The file holds no secret, or cannot be read.
+    """
+    path = home / "key.secret"
+    if not path.exists():
+        secret = secrets.token_bytes(SECRET_BYTES)
+        write_secret(path, secret.hex() + "\n")
+        return secret, True
+    try:
+        secret = bytes.fromhex(path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read as the secret of the API keys: {error}") from error
+    if len(secret) != SECRET_BYTES:
+        raise SettingsError(f"{path} holds {len(secret)} bytes, the secret of the API keys has {SECRET_BYTES}")
+    return secret, False
+
+
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read; whole or not at all."""
+    """Write a file that only its owner can read; whole or not at all, also in a power cut. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # or the old file may be back after a power cut, and the old key with it
+    finally:
+        os.close(directory)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Ticket:
     """One request that wants to go to the engine.
 
-    ``adapter`` is the digest, None for the base. ``tokens`` is the estimate of prompt and answer together.
-    ``background`` requests (proofs, evaluations, warming) yield to callers.
+    ``adapter`` is the digest, None for the base. ``tokens`` is the estimate of prompt and answer together, ``prompt``
+    that of the prompt alone (0: not known). ``background`` requests (proofs, evaluations, warming) yield to callers.
     """
 
     project: str
@@ -18,3 +18,4 @@ class Ticket:
     adapter: str | None
     tokens: int
     background: bool = False
+    prompt: int = 0

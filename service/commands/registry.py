@@ -124,11 +124,17 @@ def print_adapters(found: list[JsonObject]) -> None:
             (
                 str(adapter.get("name")),
                 "-" if count is None else str(count),
-                terminal.pointers(adapter.get("aliases")),
+                terminal.pointers(_aims(adapter)),
+                "pinned" if adapter.get("pinned") else "-",
                 terminal.when(adapter.get("created_at")),
             )
         )
-    terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "CREATED"), rows)
+    terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "CREATED"), rows)
+
+
+def _aims(adapter: JsonObject) -> dict[str, Any]:
+    """Where each alias points: a version's number, or the weights of a split."""
+    return {**(adapter.get("aliases") or {}), **(adapter.get("splits") or {})}
 
 
 def show(
@@ -153,15 +159,18 @@ def _find(client: HatrackClient, target: Reference) -> JsonObject:
     adapter = client.adapter(target.name)
     if target.alias is None:
         return adapter
-    pointed = (adapter.get("aliases") or {}).get(target.alias)
-    number = pointed.get("version") if isinstance(pointed, dict) else pointed
+    number = _aims(adapter).get(target.alias)
+    if isinstance(number, dict):
+        names = ", ".join(f"{target.name}@{version}" for version in number)
+        raise ClientError(0, "alias_split", f"{target.label} is split: name one of {names}.", "reference")
     if number is None:
         raise ClientError(404, "not_found", f"{target.name} has no alias {target.alias}.")
     return client.version(target.name, int(number))
 
 
 def _print_adapter(adapter: JsonObject) -> None:
-    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(adapter.get('aliases'))}"))
+    pinned = "   pinned" if adapter.get("pinned") else ""
+    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_aims(adapter))}{pinned}"))
     aliases = adapter.get("aliases") or {}
     rows = []
     for version in adapter.get("versions") or []:

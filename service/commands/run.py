@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn, TypeAlias
 
 import orjson
 import typer
@@ -19,8 +20,7 @@ from service.access.keys import admin_key
 from service.client import ClientError, HatrackClient
 from service.config import Settings, load_settings
 from service.errors import SettingsError
-from service.instance import InstanceLock, end_gateway
-from service.telemetry.logs import configure_logs
+from service.instance import InstanceLock, end_gateway, holder
 
 SAMPLES = ("tidewater", "pemberton")
 SAMPLE_SETTINGS = {"sampling": {"temperature": 0.2}}  # so small a model wanders at the usual 1.0
@@ -28,48 +28,67 @@ GRACEFUL_STOP_S = 20
 READY_POLL_S = 0.5
 console = Console(stderr=True, highlight=False)
 
+KeepEngine: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-engine/--no-keep-engine",
+        help="Leave the engine running when this gateway stops; the next one adopts it. [default: HATRACK_KEEP_ENGINE]",
+        show_default=False,
+    ),
+]
 
-def up() -> None:
+
+def up(keep_engine: KeepEngine = None) -> None:
     """Prepare the base model, start engine and gateway, and push two sample adapters on first run.
 
-    Stays in the foreground; Ctrl-C stops everything.
+    An engine that is running already is adopted if it is just what would be started. Stays in the foreground; Ctrl-C
+    stops everything, or all but the engine with --keep-engine.
 
     Example: hatrack up
     """
-    settings = _settings()
+    settings = read_settings(keep_engine)
     prepare_base(settings)
     samples = train_samples(settings) if settings.samples else []
     _run(settings, lambda: _first_run(settings, samples))
 
 
-def serve() -> None:
+def serve(keep_engine: KeepEngine = None) -> None:
     """Start the gateway and its engine, and nothing else. The base model must have been prepared.
+
+    An engine that is running already is adopted if it is just what would be started, else ended. With
+    HATRACK_ENGINE_URL an engine that somebody else runs is used, and never ended.
 
     Example: HATRACK_PORT=9000 hatrack serve
     """
-    settings = _settings()
+    settings = read_settings(keep_engine)
     if not (settings.base_dir / "config.json").exists():
-        _fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
+        fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
     _run(settings, None)
 
 
-def down() -> None:
-    """End the gateway of this home and whatever a crash left of its engine.
+def down(
+    keep_engine: Annotated[
+        bool, typer.Option("--keep-engine", help="End the gateway alone; the next one adopts the engine.")
+    ] = False,
+) -> None:
+    """End the gateway of this home and its engine, also one that was kept or that a crash left.
 
     Example: hatrack down
     """
-    from service.engine.supervisor import end_leftovers
+    from service.engine.process import ask_to_keep, end_leftovers
 
-    settings = _settings()
+    settings = read_settings()
+    if keep_engine and holder(settings.home) is not None:
+        ask_to_keep(settings.engine_dir)
     pid = end_gateway(settings.home)
-    ended = end_leftovers(settings.engine_dir)
+    ended = [] if keep_engine else end_leftovers(settings.engine_dir)
     if pid is None and not ended:
-        console.print(f"nothing of {settings.home} was running")
+        console.print(f"nothing of {settings.home} was running" if not keep_engine else "no gateway was running")
         return
     if pid is not None:
-        console.print(f"ended the gateway (process {pid})")
+        console.print(f"ended the gateway (process {pid}){'; its engine was to be kept' if keep_engine else ''}")
     if ended:
-        console.print(f"ended what was left of the engine ({len(ended)} processes)")
+        console.print(f"ended an engine that was still running ({len(ended)} processes)")
 
 
 def prepare_base(settings: Settings) -> None:
@@ -90,30 +109,34 @@ def train_samples(settings: Settings) -> list[Path]:
 def _child(module: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
-        _fail(f"`python -m {module}` failed with exit code {done.returncode}; its reason stands above")
+        fail(f"`python -m {module}` failed with exit code {done.returncode}; its reason stands above")
 
 
-def _settings() -> Settings:
+def read_settings(keep_engine: bool | None = None) -> Settings:
+    """The settings from the environment, a flag before a variable; a mistake ends the command with its name."""
     try:
-        return load_settings()
+        return load_settings() if keep_engine is None else load_settings(keep_engine=keep_engine)
     except SettingsError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
+    """End the command with exit code 1 and a reason."""
     console.print(f"[red]error:[/red] {message}")
     raise typer.Exit(1)
 
 
 def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
-    from service.app import create_app
+    from service.app import check_engine, create_app
+    from service.telemetry.logs import configure_logs
 
     configure_logs(settings.log_level)
     try:
         lock = InstanceLock(settings.home)
         app = create_app(settings)
+        asyncio.run(check_engine(settings))
     except SettingsError as error:
-        _fail(str(error))
+        fail(str(error))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -136,7 +159,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     finally:
         lock.release()
     if not server.started:
-        _fail("the gateway did not start; the log above says why")
+        fail("the gateway did not start; the log above says why")
 
 
 def _first_run(settings: Settings, samples: list[Path]) -> None:
@@ -158,6 +181,8 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
     console.print(
         try_this(url, names, key_file=None if given else settings.home / "admin.key"), markup=False, soft_wrap=True
     )
+    keeps = settings.keep_engine or settings.engine_url
+    console.print(f"\nCtrl-C stops {'the gateway; the engine runs on' if keeps else 'everything'}.")
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
@@ -175,5 +200,5 @@ def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
         f"  .venv/bin/python -c \"import os, openai; c = openai.OpenAI(base_url='{url}/v1', "
         f"api_key=os.environ['HATRACK_KEY']); print(c.chat.completions.create(model='{last}', max_tokens=60, "
         f"messages=[dict(role='user', content='{question}')]).choices[0].message.content)\"\n\n"
-        f"  .venv/bin/hatrack chat {first} '{question}'\n\nCtrl-C stops everything."
+        f"  .venv/bin/hatrack chat {first} '{question}'"
     )

@@ -92,7 +92,7 @@ def when(seconds: Any) -> str:
 
 
 def pointers(aliases: Any) -> str:
-    """An adapter's aliases, `{"live": 3}`, as `live→3`; a version's, `["live"]`, as `live`."""
+    """An adapter's aliases, `{"live": 3}`, as `live→3`, a split one as `live→3:90+4:10`; a version's as `live`."""
     if isinstance(aliases, dict):
         return " ".join(f"{name}→{_number(target)}" for name, target in sorted(aliases.items())) or "-"
     if isinstance(aliases, list):
@@ -101,7 +101,9 @@ def pointers(aliases: Any) -> str:
 
 
 def _number(target: Any) -> str:
-    return str(target.get("version") if isinstance(target, dict) else target)
+    if isinstance(target, dict):
+        return "+".join(f"{version}:{weight}" for version, weight in target.items())
+    return str(target)
 
 
 def servable(version: JsonObject) -> str:

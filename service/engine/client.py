@@ -13,13 +13,14 @@ import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
-from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, Timeout
+from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, EngineUnreachable, Timeout
 
 CONNECT_TIMEOUT_S = 2.0
 QUICK_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 3.0
 """Shorter than the 5 s after which vLLM's server closes an idle connection: a request must not meet that moment."""
 MAX_ERROR_BYTES = 64 * 1024
+ENGINE_KEY_REFUSED = "engine_key_refused"
 
 
 class EngineResponse:
@@ -65,6 +66,7 @@ class EngineClient:
         socket: Path of the Unix socket.
         url: Base URL, where there is no socket.
         available: Asked before each request: why there is no engine now, or None. Nothing waits for a dead engine.
+        key: The engine's API key, if it asks for one.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class EngineClient:
         socket: str | None = None,
         url: str = "http://engine",
         available: Callable[[], str | None] = lambda: None,
+        key: str | None = None,
     ) -> None:
         self._socket = socket
         self._url = url.rstrip("/")
         self._available = available
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
         self.in_flight = 0
 
@@ -90,6 +94,7 @@ class EngineClient:
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
+                headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
                 read_bufsize=1 << 18,
                 auto_decompress=False,
@@ -116,7 +121,7 @@ class EngineClient:
         self.in_flight += 1
         try:
             try:
-                response = await self._pool().post(self._url + path, data=body, headers=headers)
+                response = await self._pool().post(self._url + path, data=body, headers=headers, allow_redirects=False)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 raise EngineUnavailable("the engine cannot be reached") from error
             except aiohttp.ClientError as error:
@@ -151,22 +156,31 @@ class EngineClient:
         """GET a text, whether or not the engine counts as ready: how it is found out that it is.
 
         Raises:
-            EngineUnavailable: It cannot be reached, or does not answer in time.
+            EngineUnreachable: Nothing listens there.
+            EngineUnavailable: It does not answer in time, or not with HTTP.
             BadGateway: It answered something else than 200.
         """
         try:
-            async with asyncio.timeout(timeout_s), self._pool().get(self._url + path) as response:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._pool().get(self._url + path, allow_redirects=False) as response,
+            ):
                 text = await response.text()
+        except aiohttp.ClientConnectorError as error:
+            raise EngineUnreachable("the engine cannot be reached") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineUnavailable(f"the engine does not answer {path}") from error
+        if response.status == 401:
+            raise BadGateway("the engine does not take the key that it is shown", code=ENGINE_KEY_REFUSED)
         if response.status != 200:
             raise BadGateway(f"the engine answers {path} with {response.status}")
         return text
 
-    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
-        """What the plugin says of the engine. Raises EngineUnavailable, BadGateway (no plugin there)."""
+    async def report(self, *, loaded: bool = False, timeout_s: float = QUICK_TIMEOUT_S) -> dict[str, Any]:
+        """What the plugin says of the engine. Raises as ``get_text``; BadGateway also where no plugin is there."""
         try:
-            answer = orjson.loads(await self.get_text(PLUGIN_ROUTE + ("?loaded=1" if loaded else "")))
+            path = PLUGIN_ROUTE + ("?loaded=1" if loaded else "")
+            answer = orjson.loads(await self.get_text(path, timeout_s=timeout_s))
         except orjson.JSONDecodeError as error:
             raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is not JSON") from error
         if not isinstance(answer, dict):
@@ -218,6 +232,8 @@ def _refusal(status: int, data: bytes) -> AdapterNotFinite | BadGateway | Engine
         return AdapterNotFinite("the adapter's activations are not finite", code=str(kind))
     if kind == ENGINE_NOT_FINITE:
         return BadGateway("the base model's activations are not finite", code=ENGINE_NOT_FINITE)
+    if status == 401:
+        return BadGateway("the engine does not take the key that it is shown", code=ENGINE_KEY_REFUSED)
     if status == 503:
         return EngineUnavailable("the engine cannot take requests now")
     return BadGateway(f"the engine answered {status}: {message[:300]}")

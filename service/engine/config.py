@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import orjson
+
+from adapters.base import Fingerprint
 from service.config import Settings
-from service.engine.contract import PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
+from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
 from service.errors import SettingsError
 
 OURS = (
@@ -29,12 +32,24 @@ OURS = (
     "--chat-template",
     "--trust-request-chat-template",
     "--allowed-local-media-path",
+    "--api-server-count",
     "--root-path",
+    "--otlp-traces-endpoint",
 )
 """Flags that the operator's own may not repeat: they would undo what the rest of Hatrack relies on."""
 
 NOT_INHERITED = ("HATRACK_", "VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_LORA_RESOLVER", "VLLM_RAISE_ON_LOGIT_NANS")
 """Beginnings of variables that the engine is not given: our keys, and what would undo what we set."""
+
+
+RECORD = "engine.json"
+KEEP_REQUEST = "keep"
+
+
+def demand_vllm() -> None:
+    """Raises SettingsError where no vLLM is installed."""
+    if find_spec("vllm") is None:
+        raise SettingsError("no vLLM is installed here: `make setup` installs the one that fits this machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +78,21 @@ class EngineConfig:
     start_timeout_s: float
     stall_s: float
     canary_s: float
+    otlp_traces: str = ""
+    """URL that takes the engine's traces (OTLP over HTTP, protobuf); empty: none."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> EngineConfig:
         """Take the engine's part of the settings.
 
         Raises:
-            SettingsError: An extra flag repeats one that Hatrack sets, or no vLLM is installed.
+            SettingsError: An extra flag repeats one that Hatrack sets, or no vLLM is installed to run an engine with.
         """
         for flag in settings.engine_args:
             if flag.split("=", 1)[0] in OURS:
                 raise SettingsError(f"HATRACK_ENGINE_ARGS holds {flag!r}, which Hatrack sets itself")
-        if find_spec("vllm") is None:
-            raise SettingsError("no vLLM is installed here: `make setup` installs the one that fits this machine")
+        if not settings.engine_url:
+            demand_vllm()
         return cls(
             directory=settings.engine_dir,
             store=settings.store_dir,
@@ -96,6 +113,7 @@ class EngineConfig:
             start_timeout_s=settings.engine_start_timeout_s,
             stall_s=settings.engine_stall_s,
             canary_s=settings.engine_canary_s,
+            otlp_traces=settings.otlp_traces,
         )
 
     @property
@@ -109,13 +127,23 @@ class EngineConfig:
 
     @property
     def record(self) -> Path:
-        """What is known of the running engine's process, for whoever must end it after a crash."""
-        return self.directory / "engine.json"
+        """What is known of the running engine, for whoever must end it or may adopt it."""
+        return self.directory / RECORD
 
-    def argv(self) -> list[str]:
-        """The command line. vLLM's own ``vllm`` command does not start from the CPU build; its module does."""
+    @property
+    def keep_request(self) -> Path:
+        """A file that asks the gateway to leave the engine running when it stops this time."""
+        return self.directory / KEEP_REQUEST
+
+    def argv(self, listen: Sequence[str] | None = None) -> list[str]:
+        """The command line. vLLM's own ``vllm`` command does not start from the CPU build; its module does.
+
+        Args:
+            listen: vLLM's flags of where it listens; our socket by default.
+        """
         arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        arguments += ["--model", str(self.model), "--served-model-name", self.base_name, "--uds", str(self.socket)]
+        arguments += ["--model", str(self.model), "--served-model-name", self.base_name]
+        arguments += listen or ["--uds", str(self.socket)]
         arguments += ["--enable-lora", "--max-loras", str(self.slots), "--max-lora-rank", str(self.max_rank)]
         arguments += ["--max-cpu-loras", str(self.resident), "--dtype", self.dtype]
         arguments += ["--max-num-seqs", str(self.max_seqs), "--max-logprobs", str(self.max_logprobs)]
@@ -126,14 +154,19 @@ class EngineConfig:
             arguments += ["--gpu-memory-utilization", str(self.memory)]
         if self.tool_parser:
             arguments += ["--enable-auto-tool-choice", "--tool-call-parser", self.tool_parser]
+        if self.otlp_traces:
+            arguments += ["--otlp-traces-endpoint", self.otlp_traces]
         return [*arguments, "--disable-uvicorn-access-log", *self.extra]
 
-    def environment(self, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    def environment(
+        self, token: str, inherited: Mapping[str, str], *, base: Fingerprint | None = None
+    ) -> dict[str, str]:
         """The engine's environment: what it inherits but for our settings and keys, and what we set.
 
         Args:
             token: The mark of this engine's processes.
             inherited: The gateway's own environment.
+            base: The base model's identity, for the plugin to repeat.
         """
         kept = {name: value for name, value in inherited.items() if not name.startswith(NOT_INHERITED)}
         more = {
@@ -149,6 +182,10 @@ class EngineConfig:
         }
         if self.device == "cpu":
             more["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_gib)
+        if self.otlp_traces:
+            more |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "hatrack-engine"}
+        if base is not None:
+            more[BASE_VARIABLE] = orjson.dumps(base.model_dump()).decode()
         return kept | more
 
 

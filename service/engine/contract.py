@@ -7,7 +7,7 @@ from typing import Final
 PLUGIN_NAME: Final = "hatrack"
 """The entry points' name, and what ``VLLM_PLUGINS`` must hold."""
 
-PLUGIN_PROTOCOL: Final = 1
+PLUGIN_PROTOCOL: Final = 2
 """Raised when the plugin's route, its error codes or its parameters change."""
 
 PLUGIN_ROUTE: Final = "/hatrack/plugin"
@@ -18,6 +18,12 @@ STORE_VARIABLE: Final = "HATRACK_PLUGIN_STORE"
 
 TOKEN_VARIABLE: Final = "HATRACK_ENGINE_TOKEN"  # noqa: S105 (a variable's name)
 """Environment of the engine and of all its children: a random mark by which they are known as ours."""
+
+SIGNATURE_VARIABLE: Final = "HATRACK_ENGINE_SIGNATURE"
+"""Environment of the engine: the digest of what it was started with, which the plugin repeats."""
+
+BASE_VARIABLE: Final = "HATRACK_ENGINE_BASE"
+"""Environment of the engine: the fingerprint of the base that it was started with, JSON, which the plugin repeats."""
 
 ADAPTER_NOT_FINITE: Final = "adapter_not_finite"
 """``error.type`` of a request whose adapter's logits were not finite. Only that request failed."""

@@ -1,8 +1,11 @@
-"""The engine's processes: started in a group of their own, found again by a mark, and ended to the last one.
+"""The engine's processes: started in a session of their own, found again by a mark, and ended to the last one.
 
 vLLM is an API server with children (``EngineCore``, workers) that outlive it when it is killed and hold all the memory.
 Each carries a random token, so that they are known as ours wherever they went: in its environment, or, since vLLM's
 children overwrite theirs when they set a title, in that title.
+
+Nothing ties an engine to the gateway that started it: it writes to a log file and not to a pipe, no signal of the
+gateway's terminal reaches it, and it is not told when the gateway ends. So it can outlive it, by intent or by a crash.
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import select
 import signal
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
 import psutil
 
-from service.access.keys import write_secret
-from service.engine.config import EngineConfig, process_title
-from service.engine.contract import TOKEN_VARIABLE
+from adapters.base import Fingerprint
+from service.config import inherited_environment
+from service.engine.config import KEEP_REQUEST, RECORD, EngineConfig, process_title
+from service.engine.contract import SIGNATURE_VARIABLE, TOKEN_VARIABLE
+from service.engine.identity import make_store_mark
+from service.engine.record import Record, Signature, read_record
 
 TERM_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 10.0
@@ -31,43 +36,105 @@ MAX_LOG_BYTES = 16 * 1024 * 1024
 _LOG = logging.getLogger("hatrack.engine")
 
 
-@dataclass(frozen=True, slots=True)
 class EngineProcess:
-    """A started engine."""
+    """A running engine: one that this process has started, or one that it has found.
 
-    process: subprocess.Popen[bytes]
-    token: str
+    Args:
+        token: The mark of all its processes.
+        pid: Its API server.
+        child: The API server, where it is a child of this process.
+
+    Raises:
+        ProcessLookupError, psutil.NoSuchProcess: There is no such process any more.
+    """
+
+    def __init__(self, token: str, pid: int, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.token = token
+        self.pid = pid
+        self._child = child
+        self._process = psutil.Process(pid)
+        self._descriptor = _open(pid)
+        self._ended = select.poll()
+        if self._descriptor is not None:
+            self._ended.register(self._descriptor, select.POLLIN)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the API server runs. Asked before each request, so it costs a microsecond."""
+        if self._descriptor is not None:
+            return not self._ended.poll(0)
+        return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
 
     @property
     def exit_code(self) -> int | None:
-        """None while the API server lives."""
-        return self.process.poll()
+        """Of an API server that has ended; None where it lives, or where only its own parent can know."""
+        return self._child.poll() if self._child is not None else None
+
+    def end(self) -> None:
+        """End it and all that belongs to it, and forget it. Blocks until they are gone."""
+        end(self.token)
+        if self._child is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(KILL_TIMEOUT_S)
+        self.release()
+
+    def release(self) -> None:
+        """Forget it; it runs on."""
+        if self._descriptor is not None:
+            self._ended.unregister(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
-def spawn(config: EngineConfig) -> EngineProcess:
+def _open(pid: int) -> int | None:
+    """A descriptor of this very process, however often its number is given away again; None where there is no such
+    thing (a kernel before 5.3, some sandboxes)."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
+
+
+def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProcess:
     """Start vLLM. What a former one left must have been ended before.
+
+    Args:
+        config: Its flags and directories.
+        base: The identity of the base model; without it the engine cannot be adopted later.
 
     Raises:
         OSError: It cannot be started.
     """
     config.directory.mkdir(parents=True, exist_ok=True)
     config.directory.chmod(0o700)  # whoever reaches the socket reaches the engine, without a key
-    config.store.mkdir(parents=True, exist_ok=True)
+    make_store_mark(config.store)
     config.socket.unlink(missing_ok=True)
     _rotate(config.log)
     token = secrets.token_hex(16)
+    inherited = inherited_environment()
+    environment = config.environment(token, inherited, base=base)
+    signature = None if base is None else Signature.of(config, base, inherited)
+    if signature is not None:
+        environment[SIGNATURE_VARIABLE] = signature.digest
     # written before the start, so that nothing can be running that is on no record
-    write_secret(config.record, orjson.dumps({"token": token, "argv": config.argv()}).decode())
+    Record(token, None, signature).write(config.record)
     with config.log.open("ab") as log:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             config.argv(),
-            env=config.environment(token, os.environ),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which then ends the engine in order
+            start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends the engine or keeps it
         )
-    return EngineProcess(process, token)
+    try:
+        Record(token, child.pid, signature).write(config.record)
+        return EngineProcess(token, child.pid, child)
+    except BaseException:
+        end(token)  # nobody would know of it
+        raise
 
 
 def _rotate(log: Path) -> None:
@@ -84,6 +151,7 @@ def end(token: str, *, politely: bool = True) -> list[int]:
     first = {process.pid for process in found}
     if politely and found:
         _signal(found, signal.SIGTERM)
+        _signal(found, signal.SIGCONT)  # a frozen one hears nothing
         found = _wait(token, TERM_TIMEOUT_S)
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while found and time.monotonic() < deadline:
@@ -111,16 +179,21 @@ def members(token: str) -> list[psutil.Process]:
 
 
 def end_leftovers(directory: Path) -> list[int]:
-    """End what a crash left of the engine that is on record in ``directory``; returns the process ids."""
-    record = directory / "engine.json"
-    try:
-        token = str(orjson.loads(record.read_bytes())["token"])
-    except (OSError, ValueError, KeyError, TypeError):
+    """End the engine that is on record in ``directory``, whoever left it; returns the process ids that there were."""
+    path = directory / RECORD
+    record = read_record(path)
+    if record is None:
         return []
-    ended = end(token)
-    if not members(token):
-        record.unlink(missing_ok=True)
+    ended = end(record.token)
+    if not members(record.token):
+        path.unlink(missing_ok=True)
     return ended
+
+
+def ask_to_keep(directory: Path) -> None:
+    """Ask the gateway that uses ``directory`` to leave its engine running when it stops this time."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / KEEP_REQUEST).touch()
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:

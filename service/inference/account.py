@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from service.access.caller import Caller
@@ -29,11 +29,18 @@ class Record:
     code: str | None = None
     usage: Usage | None = None
     first_byte_s: float | None = None
+    """Of a stream: of its first token."""
     total_s: float = 0.0
     queue_s: float | None = None
     """At the gate; None where it did not come that far."""
+    sent_s: float | None = None
+    """When it went to the engine; None where it did not."""
     estimate: int = 0
     """Tokens of prompt and answer, guessed."""
+    prompt: int = 0
+    """Tokens of the prompt, guessed."""
+    gaps: list[float] = field(default_factory=list)
+    """Of a stream: what passed between two events that brought tokens, s."""
     reached: bool = False
     """The engine took it."""
     span: Span | None = None
@@ -51,6 +58,21 @@ class Account(Protocol):
 
     def __call__(self, record: Record, /) -> None:
         """Take note of ``record``."""
+
+
+class Accounts:
+    """Several accounts as one: each is told, in order, and none suffers from another that raises."""
+
+    def __init__(self, *accounts: Account) -> None:
+        self._accounts = accounts
+        self._log = logging.getLogger("hatrack.inference")
+
+    def __call__(self, record: Record) -> None:
+        for account in self._accounts:
+            try:
+                account(record)
+            except Exception:
+                self._log.exception("an account failed", extra={"request_id": record.request_id})
 
 
 class LogAccount:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 
-from service.errors import BadRequest, UnknownField
+from service.errors import BadRequest, FieldRefused, UnknownField
 
 Check = Callable[[Any, str], None]
 """Takes a value and its dotted path; raises BadRequest where the value is not allowed."""
@@ -137,6 +137,39 @@ def fields(known: dict[str, Check], *, required: tuple[str, ...] = ()) -> Check:
                 raise UnknownField(f"`{path}` has no field {found(name)}", param=f"{path}.{name[:100]}")
             if entry is not None:
                 inner(entry, f"{path}.{name}")
+
+    return check
+
+
+def shaped(known: dict[str, Check], *, required: tuple[str, ...] = (), dropped: tuple[str, ...] = ()) -> Check:
+    """Like `fields`, and takes out of the object what is null or ``dropped``: changes it in place."""
+    inner = fields(known, required=required)
+
+    def check(value: Any, path: str) -> None:
+        mapping(value, path)
+        for name in [name for name, entry in value.items() if entry is None or name in dropped]:
+            del value[name]
+        inner(value, path)
+
+    return check
+
+
+def by_type(kinds: Mapping[str, Check], *, default: str | None = None, otherwise: str = "") -> Check:
+    """An object whose ``type`` says which check it must pass.
+
+    Args:
+        default: What an object without a type is; None: it must have one.
+        otherwise: Why no other type is served.
+    """
+    allowed = ", ".join(kinds) + (f" ({otherwise})" if otherwise else "")
+
+    def check(value: Any, path: str) -> None:
+        mapping(value, path)
+        kind = value.get("type") or default
+        inner = kinds.get(kind) if isinstance(kind, str) else None
+        if inner is None:
+            raise FieldRefused(f"`{path}.type` is {found(kind)}; allowed are {allowed}", param=f"{path}.type")
+        inner(value, path)
 
     return check
 

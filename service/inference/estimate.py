@@ -11,23 +11,27 @@ USUAL_ANSWER = 256
 """Tokens of an answer whose request names no bound."""
 
 
-def estimate(body: Mapping[str, Any], size: int, context: int | None) -> int:
+def estimate(body: Mapping[str, Any], size: int, context: int | None, *, answers: bool = True) -> int:
     """Tokens of prompt and answer together, at least 1.
 
     Args:
         body: The checked request.
         size: Bytes of its JSON.
         context: The engine's context in tokens: no prompt with one answer is longer.
+        answers: The route generates an answer.
     """
-    answer: int = next(
-        (body[name] for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if name in body),
-        USUAL_ANSWER,
-    )
     prompts = body.get("prompt")
     many = len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)) else 1
     if isinstance(prompts, list) and many == 1 and isinstance(prompts[0], int):
         size = len(prompts) * BYTES_A_TOKEN
-    one: int = size // BYTES_A_TOKEN // many + answer * body.get("n", 1)
+    if not answers:
+        return max(1, size // BYTES_A_TOKEN)
+    answer: int = next(
+        (body[name] for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if name in body),
+        USUAL_ANSWER,
+    )
+    candidates: int = body.get("n", 1)
+    one = size // BYTES_A_TOKEN // many + answer * candidates
     if context is not None:
-        one = min(one, context * int(body.get("n", 1)))
+        one = min(one, context * candidates)
     return max(1, many * one)

@@ -15,6 +15,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+SayError = Callable[[HatrackError, str], bytes]
+"""Takes an error and the request's id, gives the bytes for the client."""
+
 BODY_TIMEOUT_S = 60.0
 LAST_WORDS_TIMEOUT_S = 5.0
 """For the error event at a stream's end: its client may be the one that reads nothing."""
@@ -27,10 +30,17 @@ class ClientLeft(Exception):
     """The client closed its connection; there is nobody to answer."""
 
 
+def _openai_error(error: HatrackError, _request_id: str) -> bytes:
+    return error.body()
+
+
 class Exchange:
     """A request and its answer."""
 
-    __slots__ = ("_more", "_receive", "_send", "headers", "path", "request_id", "started", "status", "streaming")
+    __slots__ = (
+        *("_error_body", "_last_words", "_more", "_receive", "_send"),
+        *("headers", "path", "request_id", "started", "status"),
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -42,9 +52,16 @@ class Exchange:
         given = self.headers.get("x-request-id", "")
         self.request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         self._more: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self._error_body: SayError = _openai_error
+        self._last_words: SayError | None = None
         self.started = False
-        self.streaming = False
         self.status = 0
+
+    def speak(self, error_body: SayError, id_header: bytes | None) -> None:
+        """Take on the shape of errors of the route's dialect, and its own header for the request's id."""
+        self._error_body = error_body
+        if id_header is not None:
+            self.add_header(id_header, self.request_id)
 
     def add_header(self, name: bytes, value: str) -> None:
         """Put a header on the answer, whatever the answer is."""
@@ -109,9 +126,9 @@ class Exchange:
         )
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_events(self) -> None:
-        """Begin a stream of server-sent events."""
-        self.streaming = True
+    async def start_events(self, last_words: SayError) -> None:
+        """Begin a stream of server-sent events; ``last_words`` makes the event that tells of an error in it."""
+        self._last_words = last_words
         await self._start(
             200,
             [
@@ -136,11 +153,11 @@ class Exchange:
     async def fail(self, error: HatrackError) -> None:
         """Tell the client of an error: as an answer, or as the last event of a stream that has begun."""
         if not self.started:
-            await self.answer(error.status, error.body(), error.headers)
-        elif self.streaming:
+            await self.answer(error.status, self._error_body(error, self.request_id), error.headers)
+        elif self._last_words is not None:
             try:
                 async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
-                    await self.write(b"data: " + error.body() + b"\n\n")
+                    await self.write(self._last_words(error, self.request_id))
                     await self.finish()
             except TimeoutError:
                 return

@@ -65,33 +65,36 @@ class Rule:
 Table = Mapping[str, Rule]
 
 
-def _passed(**checks: Check) -> dict[str, Rule]:
+def passed(**checks: Check) -> dict[str, Rule]:
+    """Rules of fields that go to the engine once they are checked."""
     return {name: Rule(check) for name, check in checks.items()}
 
 
-def _dropped(**checks: Check) -> dict[str, Rule]:
+def dropped(**checks: Check) -> dict[str, Rule]:
+    """Rules of fields that are checked and have no effect."""
     return {name: Rule(check, forward=False) for name, check in checks.items()}
 
 
-def _refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, Rule]:
+def refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, Rule]:
+    """Rules of fields that no request may set, save to a ``neutral`` value."""
     return {name: Rule(forward=False, refuse=reason, neutral=neutral) for name in names}
 
 
 # what would let a caller point the engine elsewhere, reach into it, or step on another request
-_GUARDED = (
-    _refused("adapters are named in `model` or `adapter`", "lora_path", "lora_name", "lora_request", "lora_int_id")
-    | _refused("the chat template belongs to the base model", "chat_template")
-    | _refused(
+GUARDED = (
+    refused("adapters are named in `model` or `adapter`", "lora_path", "lora_name", "lora_request", "lora_int_id")
+    | refused("the chat template belongs to the base model", "chat_template")
+    | refused(
         "it reaches into the engine",
         *("kv_transfer_params", "ec_transfer_params", "mm_processor_kwargs", "media_io_kwargs", "mm_payload"),
         *("return_mm_kwargs", "vllm_xargs", "routed_experts_prompt_start", "return_routed_experts", "session_id"),
     )
-    | _refused("it is set by the gateway alone", "cache_salt", "priority")
-    | _refused("send the header `x-request-id`", "request_id")
-    | _refused("prompts come as text or tokens", "prompt_embeds")
-    | _refused("grounding belongs to the gateway", "documents")
-    | _refused("the engine's render routes are not served", "return_token_offsets", neutral=(False,))
-    | _refused(
+    | refused("it is set by the gateway alone", "cache_salt", "priority")
+    | refused("send the header `x-request-id`", "request_id")
+    | refused("prompts come as text or tokens", "prompt_embeds")
+    | refused("grounding belongs to the gateway", "documents")
+    | refused("the engine's render routes are not served", "return_token_offsets", neutral=(False,))
+    | refused(
         "vLLM dropped it and would ignore it; use `structured_outputs` or `response_format`",
         *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
         "guided_whitespace_pattern",
@@ -106,7 +109,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
     stop = text(settings.max_stop_chars)
     token_id = integer(0, MAX_TOKEN_ID)
     return (
-        _passed(
+        passed(
             frequency_penalty=number(-2, 2),
             presence_penalty=number(-2, 2),
             logit_bias=logit_bias,
@@ -121,7 +124,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             top_p=number(0, 1),
         )
         # vLLM's extensions
-        | _passed(
+        | passed(
             top_k=integer(-1, MAX_TOKEN_ID),
             min_p=number(0, 1),
             repetition_penalty=number(0, 10),
@@ -153,10 +156,10 @@ def _generation(settings: Settings) -> dict[str, Rule]:
                 }
             ),
         )
-        | _dropped(user=text(MAX_HINT_CHARS))
-        | _refused("beam search is not served", "use_beam_search", neutral=(False,))
-        | _refused("watermarking is not served", "watermarking", neutral=(False,))
-        | _GUARDED
+        | dropped(user=text(MAX_HINT_CHARS))
+        | refused("beam search is not served", "use_beam_search", neutral=(False,))
+        | refused("watermarking is not served", "watermarking", neutral=(False,))
+        | GUARDED
     )
 
 
@@ -166,7 +169,7 @@ def chat_table(settings: Settings) -> Table:
     hint = text(MAX_HINT_CHARS)
     return (
         _generation(settings)
-        | _passed(
+        | passed(
             messages=check_messages,
             logprobs=boolean,
             top_logprobs=integer(0, settings.max_logprobs),
@@ -183,7 +186,7 @@ def chat_table(settings: Settings) -> Table:
             chat_template_kwargs=template_kwargs,
             return_prompt_text=boolean,
         )
-        | _dropped(
+        | dropped(
             metadata=mapping,
             safety_identifier=hint,
             prompt_cache_key=hint,
@@ -191,16 +194,16 @@ def chat_table(settings: Settings) -> Table:
             prompt_cache_retention=hint,
             prediction=mapping,  # it may only make an answer faster, never another one
         )
-        | _refused("nothing is stored here", "store", neutral=(False,))
-        | _refused("there is one tier", "service_tier", neutral=("auto", "default"))
-        | _refused("answers are text", "modalities", neutral=(["text"],))
-        | _refused("answers are text", "audio")
-        | _refused("the model does not know it; say it in the prompt", "verbosity", neutral=("medium",))
-        | _refused("there is no web search", "web_search_options")
-        | _refused("there is no moderation", "moderation")
-        | _refused("it is deprecated; use `tools`", "functions", neutral=([],))
-        | _refused("it is deprecated; use `tool_choice`", "function_call", neutral=("none",))
-        | _refused("the engine returns every candidate; use `n`", "best_of", neutral=(1,))
+        | refused("nothing is stored here", "store", neutral=(False,))
+        | refused("there is one tier", "service_tier", neutral=("auto", "default"))
+        | refused("answers are text", "modalities", neutral=(["text"],))
+        | refused("answers are text", "audio")
+        | refused("the model does not know it; say it in the prompt", "verbosity", neutral=("medium",))
+        | refused("there is no web search", "web_search_options")
+        | refused("there is no moderation", "moderation")
+        | refused("it is deprecated; use `tools`", "functions", neutral=([],))
+        | refused("it is deprecated; use `tool_choice`", "function_call", neutral=("none",))
+        | refused("the engine returns every candidate; use `n`", "best_of", neutral=(1,))
     )
 
 
@@ -208,22 +211,22 @@ def completions_table(settings: Settings) -> Table:
     """The fields of `POST /v1/completions`."""
     return (
         _generation(settings)
-        | _passed(
+        | passed(
             prompt=texts_or_tokens("a prompt", MAX_PROMPTS),
             echo=boolean,
             logprobs=integer(0, settings.max_logprobs),
             max_tokens=integer(0, settings.context),  # 0 with `echo` scores a text
         )
         # checked against `n` in check_body: the engine cannot choose the best of more candidates than it returns
-        | _dropped(best_of=integer(1, settings.max_n))
-        | _refused("the engine cannot fill a gap", "suffix", neutral=("",))
+        | dropped(best_of=integer(1, settings.max_n))
+        | refused("the engine cannot fill a gap", "suffix", neutral=("",))
     )
 
 
 def embeddings_table(settings: Settings) -> Table:
     """The fields of `POST /v1/embeddings`."""
     return (
-        _passed(
+        passed(
             input=texts_or_tokens("an input", MAX_INPUTS),
             dimensions=integer(1, MAX_TOKEN_ID),
             encoding_format=one_of("float", "base64"),
@@ -232,18 +235,18 @@ def embeddings_table(settings: Settings) -> Table:
             add_special_tokens=boolean,
             use_activation=boolean,
         )
-        | _dropped(user=text(MAX_HINT_CHARS))
-        | _refused("embeddings are JSON here", "embed_dtype", "endianness", "padding")
-        | _refused("embeddings take `input`", "messages", "add_generation_prompt", "continue_final_message")
-        | _refused("embeddings take `input`", "chat_template_kwargs")
-        | _GUARDED
+        | dropped(user=text(MAX_HINT_CHARS))
+        | refused("embeddings are JSON here", "embed_dtype", "endianness", "padding")
+        | refused("embeddings take `input`", "messages", "add_generation_prompt", "continue_final_message")
+        | refused("embeddings take `input`", "chat_template_kwargs")
+        | GUARDED
     )
 
 
 def tokenize_table(settings: Settings) -> Table:
     """The fields of `POST /tokenize`."""
     return (
-        _passed(
+        passed(
             prompt=text(),
             messages=check_messages,
             add_special_tokens=boolean,
@@ -253,13 +256,13 @@ def tokenize_table(settings: Settings) -> Table:
             chat_template_kwargs=template_kwargs,
             tools=sized(int(settings.max_schema_kib * KIB), list_of(tool, most=MAX_TOOLS)),
         )
-        | _GUARDED
+        | GUARDED
     )
 
 
 def detokenize_table(_settings: Settings) -> Table:
     """The fields of `POST /detokenize`."""
-    return _passed(tokens=list_of(integer(0, MAX_TOKEN_ID))) | _GUARDED
+    return passed(tokens=list_of(integer(0, MAX_TOKEN_ID))) | GUARDED
 
 
 def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *, pass_unknown: bool) -> None:

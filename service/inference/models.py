@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapters.names import DEFAULT_ALIAS
 from service.access.caller import Caller
-from service.registry.catalog import Catalog
+from service.errors import Conflict
+from service.registry.catalog import AdapterEntry, Catalog, Found, Servable
 
 OWNER = "hatrack"
 
@@ -13,8 +15,8 @@ OWNER = "hatrack"
 def list_models(catalog: Catalog, caller: Caller) -> dict[str, Any]:
     """OpenAI's list: the base first, then an entry for each adapter with a live version, oldest first."""
     cards = [_base(catalog)]
-    for entry in catalog.served(caller.project):
-        root = f"{entry.name}@{entry.aliases['live']}"
+    for entry in catalog.served(caller):
+        root = _root(Found(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS]))
         cards.append(_card(entry.name, entry.created_at, root=root, parent=catalog.base_name))
     return {"object": "list", "data": cards}
 
@@ -23,14 +25,34 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
     """OpenAI's model object for the base, `name`, `name@2` or `name:alias`.
 
     Raises:
-        ModelNotFound, NoLiveVersion, Conflict: As for an inference request that asks for it.
+        ModelNotFound, NoLiveVersion, Conflict: As for an inference request that asks for it. A split alias is shown as
+            long as one of its versions can serve.
     """
-    target = catalog.resolve(caller.project, model)
-    if target.adapter is None or target.version is None:
+    if model == catalog.base_name:
         return _base(catalog)
-    entry = catalog.snapshot.adapters[(caller.project, target.adapter)]
-    created = entry.created_at if model == entry.name else entry.versions[target.version].created_at
-    return _card(model, created, root=target.name, parent=catalog.base_name)
+    found = catalog.find(caller, model)
+    if isinstance(found.aim, int):
+        catalog.resolve(caller, model)  # one that cannot serve is refused here as it is there
+        created = found.entry.created_at if model == found.entry.name else found.entry.versions[found.aim].created_at
+    else:
+        _demand_one(found.entry, found.aim.versions, model)
+        created = found.entry.created_at
+    return _card(model, created, root=_root(found), parent=catalog.base_name)
+
+
+def _demand_one(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -> None:
+    states = [entry.versions[number].servable for number in numbers]
+    if Servable.OK not in states:
+        raise Conflict(
+            f"no version of `{model}` can serve now: {', '.join(state.value for state in states)}",
+            param="model",
+            code=f"version_{states[0].value}",
+        )
+
+
+def _root(found: Found) -> str:
+    """The version behind a name; of a split, which has several, the alias."""
+    return f"{found.entry.name}@{found.aim}" if isinstance(found.aim, int) else f"{found.entry.name}:{found.alias}"
 
 
 def _base(catalog: Catalog) -> dict[str, Any]:

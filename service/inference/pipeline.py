@@ -8,9 +8,9 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -22,11 +22,13 @@ from service.config import MIB, Settings
 from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, HatrackError, Internal, Unavailable
 from service.inference.account import Account, Record
-from service.inference.estimate import estimate
+from service.inference.dialect import OPENAI, Dialect
+from service.inference.estimate import BYTES_A_TOKEN, estimate
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
-from service.inference.fields import SAMPLING_FIELDS, Table, check_body
+from service.inference.fields import Table, check_body
 from service.inference.ports import Gate, Lease, Limiter, Pass, Tracer
-from service.inference.relay import EventRelay, Renamer, engine_error, find_usage
+from service.inference.relay import EventRelay, Renamer, Usage, engine_error
+from service.inference.sticky import sticky
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Catalog, Target
 
@@ -48,7 +50,8 @@ class Route:
     generates: bool = False
     """Sampling defaults apply, and it can stream."""
     salted: bool = False
-    """The engine's route takes a `cache_salt`."""
+    """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
+    dialect: Dialect = OPENAI
 
 
 class Pipeline:
@@ -100,21 +103,22 @@ class Pipeline:
                 lease = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
             body = parse(raw)
-            target = record.target = self._resolve(caller, body)
+            target = record.target = self._resolve(caller, body, exchange.headers)
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
             record.stream = bool(body.get("stream"))
-            record.estimate = estimate(body, len(raw), self._context)
+            record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
+            record.prompt = min(len(raw) // BYTES_A_TOKEN, record.estimate)
             _name_adapter(exchange, target)
             if lease is not None:
                 lease.charge(record.estimate)
                 exchange.add_headers(lease.headers())
             with self._admitted():
-                apply_settings(body, target, route)
+                route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
                 payload = self._payload(body, caller, target, route)
                 async with exchange.leash(self._timeout_s):
                     entered = await self._enter(caller, target, record)
                     try:
-                        await self._forward(exchange, route, target, record, payload, body, began)
+                        await self._forward(exchange, route, target, record, payload, body, began, entered)
                     finally:
                         if entered is not None:
                             entered.leave(record.tokens)
@@ -139,20 +143,27 @@ class Pipeline:
         """Wait at the gate for a place in the engine."""
         if self._gate is None:
             return None
-        ticket = Ticket(caller.project, caller.key_id, target.digest, record.estimate, caller.background)
+        ticket = Ticket(
+            caller.project,
+            caller.key_id,
+            target.digest,
+            record.estimate,
+            caller.background,
+            record.prompt,
+        )
         came = asyncio.get_running_loop().time()
         try:
             return await self._gate.enter(ticket, came + self._queue_timeout_s)
         finally:
             record.queue_s = asyncio.get_running_loop().time() - came
 
-    def _resolve(self, caller: Caller, body: dict[str, Any]) -> Target:
+    def _resolve(self, caller: Caller, body: dict[str, Any], headers: Mapping[str, str]) -> Target:
         model, adapter = body.pop("model", None), body.pop("adapter", None)
         if not isinstance(model, str):
             raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
         if adapter is not None and not isinstance(adapter, str):
             raise BadRequest("`adapter` must be a string", param="adapter")
-        return self._catalog.resolve(caller.project, model, adapter)
+        return self._catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -170,14 +181,10 @@ class Pipeline:
 
     def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
         """The engine's request: the checked fields, and what only the gateway sets."""
-        sent = {**body, "model": target.engine_model}
+        sent = {**body, "model": target.engine_model, **route.dialect.fixed(body)}
         if route.salted:
             # projects share no prefix cache: how fast an answer comes would tell one what another has asked
             sent["cache_salt"] = hashlib.blake2b(caller.project.encode(), key=self._salt, digest_size=16).hexdigest()
-        if body.get("stream"):
-            options = body.get("stream_options") or {}
-            continuous = bool(options.get("include_usage") and options.get("continuous_usage_stats"))
-            sent["stream_options"] = {"include_usage": True, "continuous_usage_stats": continuous}
         return orjson.dumps(sent)
 
     async def _forward(
@@ -189,12 +196,14 @@ class Pipeline:
         payload: bytes,
         body: dict[str, Any],
         began: float,
+        entered: Pass | None,
     ) -> None:
         # the engine's request ids must be unique, a client's need not be: the engine gets one of our own
         headers = {"content-type": "application/json", "x-request-id": uuid.uuid4().hex}
         if record.span is not None:
             headers.update(record.span.headers)
         renamer = Renamer(target)
+        record.sent_s = time.perf_counter() - began
         async with self._engine.open(route.engine_path, payload, headers) as response:
             if response.status != 200:
                 raise self._blamed(
@@ -202,12 +211,11 @@ class Pipeline:
                 )
             record.reached = True
             if record.stream:
-                options = body.get("stream_options") or {}
-                relay = EventRelay(renamer, show_usage=bool(options.get("include_usage")))
+                relay = route.dialect.relay(renamer, body)
                 try:
-                    await self._stream(exchange, response, relay, record, began)
+                    await self._stream(exchange, response, relay, record, began, entered)
                 finally:
-                    record.usage = relay.counted()
+                    record.usage = _with_prompt(relay.counted(), record.prompt)
                 if relay.error is not None:
                     raise self._blamed(engine_error(200, relay.error, target, route.engine_path), target)
                 if not relay.done:
@@ -216,22 +224,36 @@ class Pipeline:
                 return
             answer = await response.read()
         self._saw_tokens()
-        record.usage = find_usage(answer)
+        # where the model did not run, no token was used
+        record.usage = route.dialect.usage(answer) if route.salted else Usage()
         record.first_byte_s = time.perf_counter() - began
-        await exchange.answer(200, renamer.rename(answer))
+        await exchange.answer(200, route.dialect.answer(answer, renamer))
 
     async def _stream(
-        self, exchange: Exchange, response: UpstreamResponse, relay: EventRelay, record: Record, began: float
+        self,
+        exchange: Exchange,
+        response: UpstreamResponse,
+        relay: EventRelay,
+        record: Record,
+        began: float,
+        entered: Pass | None,
     ) -> None:
         """Relay until the engine's end or its error event; begins the answer only with the first good event."""
-        feed, write, saw_tokens = relay.feed, exchange.write, self._saw_tokens
+        feed, write, saw_tokens, clock = relay.feed, exchange.write, self._saw_tokens, time.perf_counter
+        last, gap = began, record.gaps.append
         async for chunk in response.chunks():
             events = feed(chunk)
             if events:
                 saw_tokens()
-                if not exchange.started:
-                    record.first_byte_s = time.perf_counter() - began
-                    await exchange.start_events()
+                now = clock()
+                if exchange.started:
+                    gap(now - last)
+                else:
+                    record.first_byte_s = now - began
+                    if entered is not None:
+                        entered.first_token()
+                    await exchange.start_events(relay.last_words)
+                last = now
                 await write(events)
             if relay.error is not None:
                 return
@@ -285,27 +307,11 @@ def _check_depth(body: dict[str, Any]) -> None:
     raise BadRequest(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
 
 
-def apply_settings(body: dict[str, Any], target: Target, route: Route) -> None:
-    """Add the version's system prompt and sampling defaults where the request has none of its own.
-
-    A text completion has no place for a system prompt: it gets none.
-    """
-    settings = target.settings
-    messages = body.get("messages")
-    if (
-        settings.system_prompt is not None
-        and messages is not None
-        and not any(message["role"] in ("system", "developer") for message in messages)
-    ):
-        body["messages"] = [{"role": "system", "content": settings.system_prompt}, *messages]
-    if not route.generates:
-        return
-    for name, value in settings.sampling.items():
-        if name not in SAMPLING_FIELDS or name in body or name not in route.table or value is None:
-            continue
-        if name == "max_tokens" and "max_completion_tokens" in body:
-            continue
-        body[name] = value
+def _with_prompt(usage: Usage | None, prompt: int) -> Usage | None:
+    """A count that a leaving client cut short, with the prompt's estimate: whoever leaves early pays for it as well."""
+    if usage is None or usage.exact or usage.prompt_tokens:
+        return usage
+    return replace(usage, prompt_tokens=prompt)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:

@@ -41,8 +41,11 @@ class Limiter(Protocol):
 class Pass(Protocol):
     """Leave to be in the engine."""
 
+    def first_token(self) -> None:
+        """The engine has begun to answer: it has read the prompt. Where nobody sees that, nobody says it."""
+
     def leave(self, tokens: int | None) -> None:
-        """The request has left the engine; ``tokens`` it used in truth, None where nobody counted them."""
+        """The request has left the engine; ``tokens`` it used in truth, None where nothing reached the engine."""
 
 
 class Gate(Protocol):

@@ -32,7 +32,8 @@ _CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_leng
 """vLLM's parameter names that mean that prompt and answer do not fit into the context."""
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
 _DONE = b"data: [DONE]"
-_END = b"\n\n"
+END = b"\n\n"
+"""Between events; it cannot stand inside one: JSON escapes a line's end."""
 _ERROR = b'data: {"error"'
 _USAGE = b'"usage":{'
 
@@ -70,27 +71,28 @@ class Renamer:
         self._new = b'"model":' + orjson.dumps(target.label)
 
     def rename(self, data: bytes) -> bytes:
-        """``data`` with every top-level model name replaced."""
+        """``data`` with every model name replaced."""
         return data.replace(self._old, self._new)
 
 
 class EventRelay:
     """Server-sent events from the engine, given in pieces cut anywhere, made into those for the client.
 
-    ``done`` is set by the engine's `[DONE]`, ``error`` by its error event (the JSON), which is not passed on; nothing
-    comes out after either.
+    One class for each way of streaming, so that nothing is asked of a chunk that its route cannot hold. ``done`` is
+    set by the engine's last event, ``error`` by its error event (the JSON), which is not passed on; nothing comes out
+    after either.
     """
 
-    __slots__ = ("_pending", "_rename", "_show_usage", "done", "error", "events", "usage")
+    __slots__ = ("_pending", "_rename", "done", "error", "events", "usage")
 
-    def __init__(self, renamer: Renamer, *, show_usage: bool) -> None:
+    def __init__(self, renamer: Renamer) -> None:
         self._rename = renamer.rename
-        self._show_usage = show_usage
         self._pending = b""
         self.done = False
         self.error: bytes | None = None
         self.usage: Usage | None = None
         self.events = 0
+        """Events with content so far."""
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes that the client may have now: whole events only."""
@@ -99,21 +101,48 @@ class EventRelay:
         if self._pending:
             chunk = self._pending + chunk
             self._pending = b""
-        if not chunk.endswith(_END):
-            cut = chunk.rfind(_END) + len(_END)
-            if cut < len(_END):
+        if not chunk.endswith(END):
+            cut = chunk.rfind(END) + len(END)
+            if cut < len(END):
                 self._pending = chunk
                 return b""
             self._pending = chunk[cut:]
             chunk = chunk[:cut]
-        if _USAGE in chunk or _ERROR in chunk or _DONE in chunk:
-            chunk = self._look(chunk)
-        self.events += chunk.count(b'"choices":[{')
-        return self._rename(chunk)
+        return self._whole(chunk)
+
+    def _whole(self, block: bytes) -> bytes:
+        """What of whole events the client gets."""
+        raise NotImplementedError
+
+    def counted(self) -> Usage | None:
+        """The engine's count, else that of the events seen, each of one token or more."""
+        if self.usage is not None or not self.events:
+            return self.usage
+        return Usage(completion_tokens=self.events, exact=False)
+
+    def last_words(self, error: HatrackError, _request_id: str) -> bytes:
+        """The event that tells the client of an error after the stream has begun."""
+        return b"data: " + error.body() + END
+
+
+class ChatRelay(EventRelay):
+    """The stream of chat and text completions: `data:` lines, and `[DONE]` at the end."""
+
+    __slots__ = ("_show_usage",)
+
+    def __init__(self, renamer: Renamer, *, show_usage: bool) -> None:
+        super().__init__(renamer)
+        self._show_usage = show_usage
+
+    def _whole(self, block: bytes) -> bytes:
+        if _USAGE in block or _ERROR in block or _DONE in block:
+            block = self._look(block)
+        self.events += block.count(b'"choices":[{')
+        return self._rename(block)
 
     def _look(self, block: bytes) -> bytes:
         kept: list[bytes] = []
-        for event in block.split(_END)[:-1]:
+        for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event[len(b"data: ") :]
                 break
@@ -121,17 +150,11 @@ class EventRelay:
                 self.usage = find_usage(event)
                 if not self._show_usage and b'"choices":[]' in event:
                     continue
-            kept.append(event + _END)
+            kept.append(event + END)
             if event == _DONE:
                 self.done = True
                 break
         return b"".join(kept)
-
-    def counted(self) -> Usage | None:
-        """The engine's count, else that of the events seen, each of one token or more."""
-        if self.usage is not None or not self.events:
-            return self.usage
-        return Usage(completion_tokens=self.events, exact=False)
 
 
 def engine_error(status: int, body: bytes, target: Target, path: str) -> HatrackError:

@@ -11,6 +11,8 @@ from service.access.authentication import Authenticator
 from service.config import Settings
 from service.errors import HatrackError, Internal, MethodNotAllowed, NotFound
 from service.inference.account import Account, LogAccount
+from service.inference.anthropic import MESSAGES
+from service.inference.anthropic_fields import count_tokens_table, messages_table
 from service.inference.exchange import Exchange, Receive, Scope, Send
 from service.inference.fields import (
     chat_table,
@@ -22,10 +24,13 @@ from service.inference.fields import (
 from service.inference.models import list_models, show_model
 from service.inference.pipeline import Pipeline, Route, Suspect
 from service.inference.ports import Gate, Limiter, Tracer
+from service.inference.responses import RESPONSES
+from service.inference.responses_fields import responses_table
 from service.inference.upstream import Upstream
 from service.registry.catalog import Catalog
 
 MODELS = "/v1/models"
+MESSAGES_PATH = "/v1/messages"
 _LOG = logging.getLogger("hatrack.inference")
 
 
@@ -39,6 +44,20 @@ def build_routes(settings: Settings) -> dict[str, Route]:
         ),
         "/v1/completions": Route(
             "/v1/completions", completions_table(settings), ("prompt",), generates=True, salted=True
+        ),
+        "/v1/responses": Route(
+            "/v1/responses", responses_table(settings), ("input",), generates=True, salted=True, dialect=RESPONSES
+        ),
+        MESSAGES_PATH: Route(
+            MESSAGES_PATH,
+            messages_table(settings),
+            ("messages", "max_tokens"),
+            generates=True,
+            salted=True,
+            dialect=MESSAGES,
+        ),
+        "/v1/messages/count_tokens": Route(
+            "/v1/messages/count_tokens", count_tokens_table(settings), ("messages",), dialect=MESSAGES
         ),
         "/v1/embeddings": Route("/v1/embeddings", embeddings_table(settings), ("input",), salted=True),
         "/tokenize": tokenize,
@@ -95,19 +114,23 @@ class InferenceApp:
         if scope["type"] != "http":
             return False
         path = scope["path"]
-        return path in self._routes or path == MODELS or path.startswith(MODELS + "/")
+        return path in self._routes or path == MODELS or path.startswith((MODELS + "/", MESSAGES_PATH + "/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         exchange = Exchange(scope, receive, send)
         try:
             route = self._routes.get(exchange.path)
-            if route is None:
-                _only(scope, "GET")
-                await self._models(exchange)
-            else:
+            if route is not None:
+                exchange.speak(route.dialect.error_body, route.dialect.id_header)
                 _only(scope, "POST")
                 await self.pipeline.infer(route, exchange)
+            elif exchange.path.startswith(MESSAGES_PATH):
+                exchange.speak(MESSAGES.error_body, MESSAGES.id_header)
+                raise NotFound("there is nothing here")
+            else:
+                _only(scope, "GET")
+                await self._models(exchange)
         except HatrackError as error:
             await exchange.fail(error)
         except Exception:

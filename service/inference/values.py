@@ -25,6 +25,18 @@ MAX_LOGIT_BIAS = 1024
 MAX_HINT_CHARS = 512
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TEMPLATE_KWARGS = 16
+MAX_METADATA = 16
+MAX_METADATA_NAME_CHARS = 64
+
+
+def metadata(value: Any, path: str) -> None:
+    """OpenAI's labels: a few names with short strings."""
+    if not isinstance(value, dict) or len(value) > MAX_METADATA:
+        raise wrong(path, value, f"an object of at most {MAX_METADATA} strings")
+    for name, entry in value.items():
+        if len(name) > MAX_METADATA_NAME_CHARS:
+            raise wrong(path, name, f"an object whose names have at most {MAX_METADATA_NAME_CHARS} characters")
+        text(MAX_HINT_CHARS)(entry, f"{path}.{name}")
 
 
 def logit_bias(value: Any, path: str) -> None:

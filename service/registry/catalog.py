@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.errors import AdapterError
 from adapters.names import DEFAULT_ALIAS, parse_reference
+from service.access.caller import Caller
 from service.errors import BadRequest, Conflict, ModelNotFound, NoLiveVersion
+from service.registry.split import Aim, position_of, share_of
 
 
 class Servable(StrEnum):
@@ -54,12 +56,16 @@ class VersionEntry:
 
 @dataclass(frozen=True, slots=True)
 class AdapterEntry:
-    """An adapter's name with its ready versions and its aliases (alias → version number)."""
+    """An adapter's name with its ready versions and its aliases (alias → version number, or a split over several).
+
+    ``pinned_at`` (Unix seconds) says since when its live version is kept warm; None: it is not.
+    """
 
     name: str
     created_at: int
     versions: Mapping[int, VersionEntry]
-    aliases: Mapping[str, int]
+    aliases: Mapping[str, Aim]
+    pinned_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,15 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """An adapter and what a name of it points to; ``alias`` is empty where a version was named."""
+
+    entry: AdapterEntry
+    alias: str
+    aim: Aim
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All adapters by (project, name)."""
 
@@ -101,14 +116,20 @@ class Catalog:
         """Make ``snapshot`` what the next request sees."""
         self.snapshot = snapshot
 
-    def resolve(self, project: str, model: str, adapter: str | None = None) -> Target:
+    def resolve(self, caller: Caller, model: str, adapter: str | None = None, *, sticky: str | None = None) -> Target:
         """The target that a request's ``model`` (and ``adapter``) names.
+
+        The base needs no glob: a key that is bound to some adapters may ask what they stand on.
+
+        Args:
+            caller: Whose project and whose globs count.
+            sticky: An id that keeps its version while an alias is split; None: the version is drawn.
 
         Raises:
             BadRequest: ``adapter`` stands beside a model that is not the base.
-            ModelNotFound: There is no such model for this project.
+            ModelNotFound: There is no such model for this caller.
             NoLiveVersion: The adapter has no ``live`` alias.
-            Conflict: The version exists and cannot serve now; the message says why.
+            Conflict: The version (of a split: the one that was drawn) cannot serve now; the message says why.
         """
         param, wanted = "model", model
         if adapter is not None:
@@ -120,30 +141,47 @@ class Catalog:
             param, wanted = "adapter", adapter
         elif model == self.base_name:
             return Target(label=model, engine_model=self.base_name)
-        return self._resolve_adapter(project, wanted, label=wanted, param=param)
+        found = self.find(caller, wanted, param=param)
+        number = found.aim
+        if not isinstance(number, int):
+            number = share_of(number, position_of(caller.project, found.entry.name, found.alias, sticky))
+        return self._target(found.entry, number, label=wanted, param=param)
 
-    def _resolve_adapter(self, project: str, wanted: str, *, label: str, param: str) -> Target:
+    def find(self, caller: Caller, wanted: str, *, param: str = "model") -> Found:
+        """The adapter that a name means to this caller, and what it points to.
+
+        Raises:
+            ModelNotFound: There is none, or the key's globs do not match it: nobody can tell which.
+            NoLiveVersion: It has no ``live`` alias.
+        """
         missing = ModelNotFound(f"the model `{wanted[:100]}` does not exist or you may not use it", param=param)
         try:
             reference = parse_reference(wanted)
         except AdapterError:
             raise missing from None
-        entry = self.snapshot.adapters.get((project, reference.name))
-        if entry is None:
+        entry = self.snapshot.adapters.get((caller.project, reference.name))
+        if entry is None or not caller.may_use(reference.name):
             raise missing
-        number = reference.version
-        if number is None:
-            alias = reference.alias or DEFAULT_ALIAS
-            number = entry.aliases.get(alias)
-            if number is None and alias == DEFAULT_ALIAS:
-                raise NoLiveVersion(
-                    f"the adapter `{entry.name}` has no live version; ask for one as `{entry.name}@<number>` "
-                    "or promote one",
-                    param=param,
-                )
-        version = entry.versions.get(number) if number is not None else None
+        if reference.version is not None:
+            if reference.version not in entry.versions:
+                raise missing
+            return Found(entry, "", reference.version)
+        alias = reference.alias or DEFAULT_ALIAS
+        aim = entry.aliases.get(alias)
+        if aim is not None:
+            return Found(entry, alias, aim)
+        if alias == DEFAULT_ALIAS:
+            raise NoLiveVersion(
+                f"the adapter `{entry.name}` has no live version; ask for one as `{entry.name}@<number>` "
+                "or promote one",
+                param=param,
+            )
+        raise missing
+
+    def _target(self, entry: AdapterEntry, number: int, *, label: str, param: str) -> Target:
+        version = entry.versions.get(number)
         if version is None:
-            raise missing
+            raise ModelNotFound(f"the model `{label[:100]}` does not exist or you may not use it", param=param)
         if version.servable is not Servable.OK:
             raise Conflict(
                 f"the version `{entry.name}@{version.number}` cannot serve now: {version.servable.value}",
@@ -159,8 +197,11 @@ class Catalog:
             settings=version.settings,
         )
 
-    def served(self, project: str) -> list[AdapterEntry]:
-        """The project's adapters that have a live version, oldest first."""
-        everything = self.snapshot.adapters.items()
-        found = [entry for (owner, _), entry in everything if owner == project and DEFAULT_ALIAS in entry.aliases]
+    def served(self, caller: Caller) -> list[AdapterEntry]:
+        """The adapters with a live version that the caller may use, oldest first."""
+        found = [
+            entry
+            for (owner, name), entry in self.snapshot.adapters.items()
+            if owner == caller.project and DEFAULT_ALIAS in entry.aliases and caller.may_use(name)
+        ]
         return sorted(found, key=lambda entry: (entry.created_at, entry.name))

@@ -8,15 +8,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from service.registry.split import Aim, Split, stored_split, versions_of
 from service.registry.tables import alias_history, aliases, versions
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One entry of an alias's history; ``version`` is None where the alias was deleted."""
+    """One entry of an alias's history; ``aim`` is None where the alias was deleted."""
 
     id: int
-    version: int | None
+    aim: Aim | None
     action: str
     parent_id: int | None
     created_at: int
@@ -26,26 +27,32 @@ def now() -> int:
     return int(time.time())
 
 
-def move(db: sa.Connection, adapter_id: int, alias: str, version: int, action: str) -> bool:
-    """Point the alias to a version; False where it points there already."""
+def aim_of(row: sa.Row[*tuple[Any, ...]]) -> Aim | None:
+    """What a row of ``aliases`` or ``alias_history`` points to."""
+    number: int | None = row.version
+    return number if row.split is None else stored_split(row.split)
+
+
+def move(db: sa.Connection, adapter_id: int, alias: str, aim: Aim, action: str) -> bool:
+    """Point the alias to a version or split it; False where it points there already."""
     pointer = _pointer(db, adapter_id, alias)
-    if pointer is not None and pointer.version == version:
+    if pointer is not None and aim_of(pointer) == aim:
         return False
     earlier = history(db, adapter_id, alias)
-    _write_move(db, adapter_id, alias, version, action, earlier[0].id if earlier else None)
+    _write_move(db, adapter_id, alias, aim, action, earlier[0].id if earlier else None)
     return True
 
 
-def rollback_target(db: sa.Connection, adapter_id: int, alias: str) -> int | None:
-    """The version that a rollback would go to: the last one before the current that still is ready; else None."""
+def rollback_target(db: sa.Connection, adapter_id: int, alias: str) -> Aim | None:
+    """Where a rollback would go: the last aim before the current one whose versions all are ready still; else None."""
     entry = _rollback_entry(db, adapter_id, alias)
-    return None if entry is None else entry.version
+    return None if entry is None else entry.aim
 
 
-def move_back(db: sa.Connection, adapter_id: int, alias: str, expected: int) -> bool:
+def move_back(db: sa.Connection, adapter_id: int, alias: str, expected: Aim) -> bool:
     """Do what ``rollback_target`` said; False where the history has moved on since."""
     entry = _rollback_entry(db, adapter_id, alias)
-    if entry is None or entry.version != expected:
+    if entry is None or entry.aim != expected:
         return False
     _write_move(db, adapter_id, alias, expected, "rollback", entry.parent_id)
     return True
@@ -55,12 +62,15 @@ def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str) -> Move | No
     pointer = _pointer(db, adapter_id, alias)
     if pointer is None:
         return None
+    current = aim_of(pointer)
     entries = {entry.id: entry for entry in history(db, adapter_id, alias)}
     ready = set(
         db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id, versions.c.state == "ready"))
     )
     entry: Move | None = entries[pointer.history_id]
-    while entry is not None and (entry.version == pointer.version or entry.version not in ready):
+    while entry is not None and (
+        entry.aim is None or entry.aim == current or not ready.issuperset(versions_of(entry.aim))
+    ):
         entry = entries.get(entry.parent_id) if entry.parent_id is not None else None
     return entry
 
@@ -71,16 +81,7 @@ def drop(db: sa.Connection, adapter_id: int, alias: str) -> bool:
     if pointer is None:
         return False
     db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
-    db.execute(
-        alias_history.insert().values(
-            adapter_id=adapter_id,
-            alias=alias,
-            version=None,
-            action="delete",
-            parent_id=pointer.history_id,
-            created_at=now(),
-        )
-    )
+    _write_history(db, adapter_id, alias, None, "delete", pointer.history_id)
     return True
 
 
@@ -91,7 +92,7 @@ def history(db: sa.Connection, adapter_id: int, alias: str) -> list[Move]:
         .where(alias_history.c.adapter_id == adapter_id, alias_history.c.alias == alias)
         .order_by(alias_history.c.id.desc())
     )
-    return [Move(row.id, row.version, row.action, row.parent_id, row.created_at) for row in found]
+    return [Move(row.id, aim_of(row), row.action, row.parent_id, row.created_at) for row in found]
 
 
 def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | None:
@@ -100,24 +101,35 @@ def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | No
     ).one_or_none()
 
 
-def _write_move(
-    db: sa.Connection, adapter_id: int, alias: str, version: int, action: str, parent_id: int | None
-) -> None:
-    move_id = db.scalar(
+def _write_move(db: sa.Connection, adapter_id: int, alias: str, aim: Aim, action: str, parent_id: int | None) -> None:
+    move_id = _write_history(db, adapter_id, alias, aim, action, parent_id)
+    db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
+    db.execute(
+        aliases.insert().values(
+            adapter_id=adapter_id, alias=alias, history_id=move_id, updated_at=now(), **_columns(aim)
+        )
+    )
+
+
+def _write_history(
+    db: sa.Connection, adapter_id: int, alias: str, aim: Aim | None, action: str, parent_id: int | None
+) -> int | None:
+    move_id: int | None = db.scalar(
         alias_history.insert()
         .values(
             adapter_id=adapter_id,
             alias=alias,
-            version=version,
             action=action,
             parent_id=parent_id,
             created_at=now(),
+            **_columns(aim),
         )
         .returning(alias_history.c.id)
     )
-    db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
-    db.execute(
-        aliases.insert().values(
-            adapter_id=adapter_id, alias=alias, version=version, history_id=move_id, updated_at=now()
-        )
-    )
+    return move_id
+
+
+def _columns(aim: Aim | None) -> dict[str, Any]:
+    if isinstance(aim, Split):
+        return {"version": None, "split": aim.shown()}
+    return {"version": aim, "split": None}

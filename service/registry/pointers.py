@@ -1,50 +1,73 @@
-"""Aliases: names that point to a version and move. A target is loaded in the engine before the pointer moves to it."""
+"""Aliases: names that point to a version, or are split over several, and move. What an alias moves to is loaded in the
+engine before the pointer moves to it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from adapters.names import parse_alias
+import sqlalchemy as sa
+
+from adapters.names import DEFAULT_ALIAS, parse_alias
+from service.access.audit import Actor, note
 from service.errors import Conflict, NotFound
-from service.registry import moves
+from service.registry import moves, pin_records
 from service.registry.proof import Prober
 from service.registry.records import Holding, VersionRow
+from service.registry.split import Aim, Split, versions_of
 from service.registry.state import RegistryState, parse_alias_path
+from service.registry.trail import note_move
 
 
 class Pointers:
-    """Moves aliases. A request sees the old target or the new one, never neither: the catalog is replaced whole."""
+    """Moves aliases. A request sees the old target or the new one, never neither: the catalog is replaced whole.
 
-    def __init__(self, state: RegistryState, prober: Prober) -> None:
+    Args:
+        state: What the registry's parts share.
+        prober: Loads a version before an alias moves to it.
+        slots: The engine's slots: how far a pinned adapter's `live` may be split is bounded by them.
+    """
+
+    def __init__(self, state: RegistryState, prober: Prober, slots: int) -> None:
         self._state = state
         self._prober = prober
+        self._slots = slots
 
-    async def promote(self, project: str, name: str, alias: str, number: int) -> dict[str, Any]:
-        """Point the alias to a version, warmed before.
+    async def aim(self, project: str, name: str, alias: str, aim: Aim, *, actor: Actor) -> dict[str, Any]:
+        """Point the alias to a version (promote it), or split it over several; all are warmed before.
 
         Raises:
             NameInvalid: Not an alias.
             NotFound: There is no such adapter or version.
-            Conflict: The version is not ready, or cannot serve now.
-            HatrackError: The engine could not load it; the pointer stays.
+            Conflict: A version is not ready or cannot serve now; or `live` is pinned, and so many versions cannot be.
+            HatrackError: The engine could not load one; the pointer stays.
         """
         alias = parse_alias(alias)
+        because = "split" if isinstance(aim, Split) else "promote"
         async with self._state.lock(project, name):
-            holding, row = await self._state.version(project, name, number)
-            await self._state.demand_servable(name, row)
-            await self.point(holding, alias, row, "promote")
-            return await self._show(project, name, alias)
+            holding = await self._state.holding(project, name)
+            for number in versions_of(aim):
+                _, row = await self._state.version(project, name, number)
+                await self._state.demand_servable(name, row)
+            await self.point(holding, alias, aim, because, actor=actor)
+            return await self.show(project, name, alias)
 
-    async def point(self, holding: Holding, alias: str, row: VersionRow, action: str) -> None:
-        """Warm the version and move the alias to it; the caller holds the adapter's lock."""
-        if holding.aliases.get(alias) == row.number:
+    async def point(self, holding: Holding, alias: str, aim: Aim, because: str, *, actor: Actor) -> None:
+        """Warm the versions and move the alias to them; the caller holds the adapter's lock."""
+        if holding.aliases.get(alias) == aim:
             return
-        await self._prober.warm(row.digest)
-        await self._state.database.run(lambda db: moves.move(db, row.adapter_id, alias, row.number, action))
-        await self._state.refresh(holding.adapter.project, holding.adapter.name)
+        adapter = holding.adapter
 
-    async def rollback(self, project: str, name: str, alias: str) -> dict[str, Any]:
-        """Point the alias to the version that it pointed to before; again, and it is the one before that.
+        def work(db: sa.Connection) -> None:
+            self._demand_pin_room(db, adapter.id, alias, aim)
+            if moves.move(db, adapter.id, alias, aim, because):
+                note_move(db, actor, adapter.name, alias, aim, because)
+
+        await self._warm(holding, aim)
+        await self._state.database.run(work)
+        await self._state.refresh(adapter.project, adapter.name)
+
+    async def rollback(self, project: str, name: str, alias: str, *, actor: Actor) -> dict[str, Any]:
+        """Point the alias to where it pointed before (a version or a split); again, and it is the one before that.
 
         Raises:
             NotFound: There is no such adapter or alias.
@@ -54,15 +77,21 @@ class Pointers:
         async with self._state.lock(project, name):
             holding, alias = await self._find(project, name, alias)
             adapter_id = holding.adapter.id
-            number = await self._state.database.run(lambda db: moves.rollback_target(db, adapter_id, alias))
-            row = None if number is None else holding.version(number)
-            if number is None or row is None:
+            aim = await self._state.database.run(lambda db: moves.rollback_target(db, adapter_id, alias))
+            if aim is None:
                 raise Conflict(f"`{name}:{alias}` has no earlier version to go back to", code="no_earlier_version")
-            await self._state.demand_servable(name, row)
-            await self._prober.warm(row.digest)
-            await self._state.database.run(lambda db: moves.move_back(db, adapter_id, alias, row.number))
+
+            def work(db: sa.Connection) -> None:
+                self._demand_pin_room(db, adapter_id, alias, aim)
+                if moves.move_back(db, adapter_id, alias, aim):
+                    note_move(db, actor, name, alias, aim, "rollback")
+
+            for row in _rows(holding, aim):
+                await self._state.demand_servable(name, row)
+            await self._warm(holding, aim)
+            await self._state.database.run(work)
             await self._state.refresh(project, name)
-            return await self._show(project, name, alias)
+            return await self.show(project, name, alias)
 
     async def show(self, project: str, name: str, alias: str) -> dict[str, Any]:
         """The alias with its history, newest move first.
@@ -70,9 +99,17 @@ class Pointers:
         Raises:
             NotFound: There is no such adapter or alias.
         """
-        return await self._show(project, name, alias)
+        holding, alias = await self._find(project, name, alias)
+        past = await self._state.database.run(lambda db: moves.history(db, holding.adapter.id, alias))
+        return {
+            "object": "adapter.alias",
+            "adapter": name,
+            "alias": alias,
+            **_shown(holding.aliases[alias]),
+            "history": [{**_shown(move.aim), "action": move.action, "created_at": move.created_at} for move in past],
+        }
 
-    async def drop(self, project: str, name: str, alias: str) -> None:
+    async def drop(self, project: str, name: str, alias: str, *, actor: Actor) -> None:
         """Delete the alias. Its history stays, should it be made again.
 
         Raises:
@@ -80,8 +117,21 @@ class Pointers:
         """
         async with self._state.lock(project, name):
             holding, alias = await self._find(project, name, alias)
-            await self._state.database.run(lambda db: moves.drop(db, holding.adapter.id, alias))
+
+            def work(db: sa.Connection) -> None:
+                if moves.drop(db, holding.adapter.id, alias):
+                    note(db, actor, "alias.delete", f"{name}:{alias}")
+
+            await self._state.database.run(work)
             await self._state.refresh(project, name)
+
+    def _demand_pin_room(self, db: sa.Connection, adapter_id: int, alias: str, aim: Aim) -> None:
+        if alias == DEFAULT_ALIAS and pin_records.is_pinned(db, adapter_id):
+            pin_records.demand_room(db, adapter_id, aim, self._slots)
+
+    async def _warm(self, holding: Holding, aim: Aim) -> None:
+        for row in _rows(holding, aim):
+            await self._prober.warm(row.digest)
 
     async def _find(self, project: str, name: str, alias: str) -> tuple[Holding, str]:
         holding = await self._state.holding(project, name)
@@ -90,15 +140,14 @@ class Pointers:
             raise NotFound(f"the adapter `{name}` has no alias `{alias}`", code="alias_not_found")
         return holding, alias
 
-    async def _show(self, project: str, name: str, alias: str) -> dict[str, Any]:
-        holding, alias = await self._find(project, name, alias)
-        past = await self._state.database.run(lambda db: moves.history(db, holding.adapter.id, alias))
-        return {
-            "object": "adapter.alias",
-            "adapter": name,
-            "alias": alias,
-            "version": holding.aliases[alias],
-            "history": [
-                {"version": move.version, "action": move.action, "created_at": move.created_at} for move in past
-            ],
-        }
+
+def _rows(holding: Holding, aim: Aim) -> list[VersionRow]:
+    wanted = versions_of(aim)
+    return [row for row in holding.versions if row.number in wanted]
+
+
+def _shown(aim: Aim | None) -> dict[str, Any]:
+    """Where an alias points in the API's form: a version or a split, the other one null; both where it was deleted."""
+    if isinstance(aim, Split):
+        return {"version": None, "split": aim.shown()}
+    return {"version": aim, "split": None}

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from adapters.errors import AdapterError
 from adapters.proof import Evidence, Proof
+from service.access.audit import Actor, note
 from service.errors import HatrackError, RateLimited
 from service.registry import records
 from service.registry.proof import Prober
@@ -71,9 +72,10 @@ class Proving:
         if len(self._tasks) >= MAX_PROVING:
             raise RateLimited(f"{MAX_PROVING} versions wait for their proof already", code="too_many_proving")
 
-    def spawn(self, project: str, name: str, version_id: int) -> None:
-        """Begin a version's proof in the background."""
-        task = asyncio.create_task(self._finish(project, name, version_id), name=f"registry-proof-{version_id}")
+    def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
+        """Begin a version's proof in the background; how it ends is noted as the actor's."""
+        proof = self._finish(project, name, version_id, actor)
+        task = asyncio.create_task(proof, name=f"registry-proof-{version_id}")
         self._tasks[version_id] = task
         task.add_done_callback(lambda done: self._done(version_id, done))
 
@@ -96,7 +98,7 @@ class Proving:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _finish(self, project: str, name: str, version_id: int) -> None:
+    async def _finish(self, project: str, name: str, version_id: int, actor: Actor) -> None:
         """Prove a version, however long the engine is away, and write how it ended."""
         reason: dict[str, Any] = {}
         for _ in range(ENGINE_FAILURES):
@@ -112,28 +114,46 @@ class Proving:
             except HatrackError as error:
                 reason = {"code": error.code, "message": error.message, "param": error.param}
             else:
-                await self.settle_row(project, name, row, evidence)
+                await self.settle_row(project, name, row, evidence, actor=actor)
                 return
         async with self._state.lock(project, name):
-            await self._state.database.run(lambda db: records.reject(db, version_id, reason))
+            await self._state.database.run(lambda db: records.reject(db, version_id, reason, actor=actor))
+            await self._state.recount()
 
     # how it ended
 
-    async def settle_row(self, project: str, name: str, row: VersionRow, evidence: Evidence) -> None:
+    async def settle_row(
+        self, project: str, name: str, row: VersionRow, evidence: Evidence, *, actor: Actor, again: bool = False
+    ) -> None:
         """``settle`` for a version that is written already; takes the lock."""
         warnings = [*row.warnings, *(text for text in evidence.warnings if text not in row.warnings)]
         said = replace(row, warnings=warnings)
+        proof = evidence.model_dump(mode="json")
         async with self._state.lock(project, name):
-            await self.settle(project, name, row.id, said, evidence.model_dump(mode="json"))
+            await self.settle(project, name, row.id, said, proof, actor=actor, again=row if again else None)
         await self.refresh_others(row.digest, (project, name))
 
     async def settle(
-        self, project: str, name: str, version_id: int, said: Draft | VersionRow, proof: dict[str, Any]
+        self,
+        project: str,
+        name: str,
+        version_id: int,
+        said: Draft | VersionRow,
+        proof: dict[str, Any],
+        *,
+        actor: Actor,
+        again: VersionRow | None = None,
     ) -> None:
-        """Proven: ready, alias moved, no longer corrupt, in one transaction. The caller holds the adapter's lock."""
+        """Proven: ready, alias moved, no longer corrupt, in one transaction. The caller holds the adapter's lock.
+
+        Args:
+            again: The version, where this was not its first proof, which is noted then.
+        """
 
         def work(db: sa.Connection) -> None:
-            records.make_ready(db, version_id, proof, said.warnings, said.wanted_alias)
+            if again is not None:
+                note(db, actor, "version.prove", f"{name}@{again.number}", {"digest": again.digest})
+            records.make_ready(db, version_id, proof, said.warnings, said.wanted_alias, actor=actor)
             records.clear_corrupt(db, said.digest, self._state.engine)
 
         await self._state.database.run(work)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
+from service.access.audit import Actor, note
+from service.errors import NotFound
+from service.files.holds import hold_for_version, release_versions
 from service.registry import moves
-from service.registry.tables import adapters, alias_history, aliases, corrupt, versions
+from service.registry.split import Aim, versions_of
+from service.registry.tables import adapters, alias_history, aliases, corrupt, projects, versions
+from service.registry.trail import gateway_in, note_move
 
 _BLOBS = ("config", "readme")
 Blob = bytes  # the class below has a field `bytes`
@@ -41,6 +47,7 @@ class AdapterRow:
     project: str
     name: str
     created_at: int
+    pinned_at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +77,18 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """An adapter with its versions (deleted ones left out) and aliases (alias → version number)."""
+    """An adapter with its versions (deleted ones left out) and aliases (alias → version number or split)."""
 
     adapter: AdapterRow
     versions: list[VersionRow]
-    aliases: dict[str, int]
+    aliases: dict[str, Aim]
 
     def version(self, number: int) -> VersionRow | None:
         return next((row for row in self.versions if row.number == number), None)
+
+    def pointing(self, number: int) -> list[str]:
+        """The aliases that may answer with a version, by name."""
+        return sorted(alias for alias, aim in self.aliases.items() if number in versions_of(aim))
 
 
 # reading
@@ -94,7 +105,7 @@ def holdings(db: sa.Connection, where: sa.ColumnElement[bool] | None = None, lim
     chosen = sa.select(adapters).where(adapters.c.deleted_at.is_(None)).order_by(adapters.c.id).limit(limit)
     if where is not None:
         chosen = chosen.where(where)
-    rows = {r.id: AdapterRow(r.id, r.project, r.name, r.created_at) for r in db.execute(chosen)}
+    rows = {r.id: AdapterRow(r.id, r.project, r.name, r.created_at, r.pinned_at) for r in db.execute(chosen)}
     in_chosen = chosen.with_only_columns(adapters.c.id).scalar_subquery()
     held: dict[int, list[VersionRow]] = {key: [] for key in rows}
     for row in db.execute(
@@ -103,25 +114,37 @@ def holdings(db: sa.Connection, where: sa.ColumnElement[bool] | None = None, lim
         .order_by(versions.c.number)
     ):
         held[row.adapter_id].append(_version(row))
-    pointers: dict[int, dict[str, int]] = {key: {} for key in rows}
+    pointers: dict[int, dict[str, Aim]] = {key: {} for key in rows}
     for row in db.execute(sa.select(aliases).where(aliases.c.adapter_id.in_(in_chosen)).order_by(aliases.c.alias)):
-        pointers[row.adapter_id][row.alias] = row.version
+        aim = moves.aim_of(row)
+        if aim is not None:
+            pointers[row.adapter_id][row.alias] = aim
     return [Holding(row, held[key], pointers[key]) for key, row in rows.items()]
 
 
-def listed(db: sa.Connection, project: str, after: str | None, limit: int) -> list[Holding] | None:
+def listed(
+    db: sa.Connection, project: str, after: str | None, limit: int, visible: Callable[[str], bool]
+) -> list[Holding] | None:
     """Up to ``limit`` of the project's adapters that have a version in ``ready`` or ``proving``; oldest first.
 
-    None where ``after`` names no adapter.
+    Only those whose name is ``visible``. None where ``after`` names no adapter, or one that is not.
     """
     shown = sa.exists().where(versions.c.adapter_id == adapters.c.id, versions.c.state.in_(("ready", "proving")))
     where = sa.and_(adapters.c.project == project, shown)
     if after is not None:
         cursor = db.scalar(sa.select(adapters.c.id).where(adapters.c.project == project, adapters.c.name == after))
-        if cursor is None:
+        if cursor is None or not visible(after):
             return None
         where = sa.and_(where, adapters.c.id > cursor)
-    return holdings(db, where, limit)
+    names = sa.select(adapters.c.id, adapters.c.name).where(adapters.c.deleted_at.is_(None), where)
+    chosen: list[int] = []
+    with db.execute(names.order_by(adapters.c.id)) as rows:
+        for row in rows:
+            if visible(row.name):
+                chosen.append(row.id)
+            if len(chosen) == limit:
+                break
+    return holdings(db, adapters.c.id.in_(chosen))
 
 
 def version_file(db: sa.Connection, version_id: int, column: str) -> bytes | None:
@@ -143,6 +166,12 @@ def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
         .order_by(versions.c.id)
     )
     return [(row.project, row.name, row.id) for row in found]
+
+
+def states(db: sa.Connection) -> dict[str, int]:
+    """How many versions are in each state, all projects together."""
+    found = db.execute(sa.select(versions.c.state, sa.func.count().label("versions")).group_by(versions.c.state))
+    return {row.state: int(row.versions) for row in found}
 
 
 def digests_in_use(db: sa.Connection) -> set[str]:
@@ -168,21 +197,35 @@ def _version(row: sa.Row[Any]) -> VersionRow:
 # versions
 
 
-def add_version(db: sa.Connection, project: str, name: str, draft: Draft, *, proof: dict[str, Any] | None) -> int:
+def demand_project(db: sa.Connection, project: str) -> None:
+    """Raise NotFound where there is no such project: an admin may name any."""
+    if db.scalar(sa.select(projects.c.id).where(projects.c.id == project)) is None:
+        raise NotFound(
+            f"the project `{project[:100]}` does not exist; a project comes into being with its first key",
+            code="project_not_found",
+        )
+
+
+def add_version(
+    db: sa.Connection, project: str, name: str, draft: Draft, *, proof: dict[str, Any] | None, actor: Actor
+) -> int:
     """Write a new version (and the adapter, where the name is new); its id.
 
     With ``proof`` it is ``ready`` at once and its alias moves in the same transaction, without it is ``proving``.
     """
     adapter_id, number = _take_number(db, project, name)
     values = asdict(draft)
+    state = "proving" if proof is None else "ready"
     version_id = db.scalar(
         versions.insert()
-        .values(adapter_id=adapter_id, number=number, state="proving", created_at=moves.now(), **values)
+        .values(adapter_id=adapter_id, number=number, state=state, created_at=moves.now(), **values)
         .returning(versions.c.id)
     )
     assert version_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
+    note(db, actor, "adapter.push", f"{name}@{number}", {"digest": draft.digest, "state": state})
+    hold_for_version(db, project, f"{name}@{number}", draft.metadata)
     if proof is not None:
-        make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias)
+        make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias, actor=actor)
     return int(version_id)
 
 
@@ -204,7 +247,13 @@ def _take_number(db: sa.Connection, project: str, name: str) -> tuple[int, int]:
 
 
 def make_ready(
-    db: sa.Connection, version_id: int, proof: dict[str, Any], warnings: list[str], wanted_alias: str | None
+    db: sa.Connection,
+    version_id: int,
+    proof: dict[str, Any],
+    warnings: list[str],
+    wanted_alias: str | None,
+    *,
+    actor: Actor,
 ) -> None:
     """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first ready version)."""
     row = version_by_id(db, version_id)
@@ -220,40 +269,57 @@ def make_ready(
         .where(versions.c.id == version_id)
         .values(state="ready", reason=None, proof=proof, warnings=warnings, ready_at=row.ready_at or moves.now())
     )
+    name = _name(db, row.adapter_id)
+    if row.state != "ready":
+        note(db, actor, "version.ready", f"{name}@{row.number}")
     alias = DEFAULT_ALIAS if wanted_alias is None and first else wanted_alias
-    if alias:
-        moves.move(db, row.adapter_id, alias, row.number, "push")
+    if alias and moves.move(db, row.adapter_id, alias, row.number, "push"):
+        note_move(db, actor, name, alias, row.number, "push")
 
 
-def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None) -> None:
+def _name(db: sa.Connection, adapter_id: int) -> str:
+    return str(db.scalar(sa.select(adapters.c.name).where(adapters.c.id == adapter_id)))
+
+
+def _owner(db: sa.Connection, adapter_id: int) -> tuple[str, str]:
+    """(project, name)."""
+    row = db.execute(sa.select(adapters.c.project, adapters.c.name).where(adapters.c.id == adapter_id)).one()
+    return row.project, row.name
+
+
+def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None, *, actor: Actor) -> None:
     """A rejected version is tried again: ``proving``."""
-    db.execute(
-        versions.update()
-        .where(versions.c.id == version_id, versions.c.state == "rejected")
-        .values(state="proving", reason=None, wanted_alias=wanted_alias)
-    )
+    values = {"state": "proving", "reason": None, "wanted_alias": wanted_alias}
+    _leave(db, version_id, "rejected", values, "adapter.push", actor)
 
 
-def reject(db: sa.Connection, version_id: int, reason: dict[str, Any]) -> None:
+def reject(db: sa.Connection, version_id: int, reason: dict[str, Any], *, actor: Actor) -> None:
     """A proof failed: ``rejected``, with code, message and param."""
-    db.execute(
-        versions.update()
-        .where(versions.c.id == version_id, versions.c.state == "proving")
-        .values(state="rejected", reason=reason)
-    )
+    _leave(db, version_id, "proving", {"state": "rejected", "reason": reason}, "version.reject", actor)
+
+
+def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any], action: str, actor: Actor) -> None:
+    """Change a version that still is in ``state``, and note it."""
+    chosen = versions.update().where(versions.c.id == version_id, versions.c.state == state).values(**values)
+    for row in db.execute(chosen.returning(versions.c.adapter_id, versions.c.number, versions.c.digest)).all():
+        detail = {"digest": row.digest, "state": values["state"]}
+        if values["reason"] is not None:
+            detail["code"] = values["reason"].get("code")
+        note(db, actor, action, f"{_name(db, row.adapter_id)}@{row.number}", detail)
 
 
 def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
     """The version becomes ``deleted`` and the aliases that point to it go; with its last version goes the name."""
-    for alias in db.scalars(
-        sa.select(aliases.c.alias).where(aliases.c.adapter_id == adapter_id, aliases.c.version == number)
-    ).all():
-        moves.drop(db, adapter_id, alias)
+    for row in db.execute(sa.select(aliases).where(aliases.c.adapter_id == adapter_id)).all():
+        aim = moves.aim_of(row)
+        if aim is not None and number in versions_of(aim):
+            moves.drop(db, adapter_id, row.alias)
     db.execute(
         versions.update()
         .where(versions.c.adapter_id == adapter_id, versions.c.number == number)
         .values(state="deleted", config=b"", readme=None)
     )
+    release_versions(db, *_owner(db, adapter_id), [number])
     left = db.scalar(
         sa.select(sa.func.count())
         .select_from(versions)
@@ -265,11 +331,13 @@ def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
 
 def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
     """Everything of the adapter goes but the row that remembers the next version's number."""
+    numbers = db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id)).all()
+    release_versions(db, *_owner(db, adapter_id), numbers)
     db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id))
     db.execute(alias_history.update().where(alias_history.c.adapter_id == adapter_id).values(parent_id=None))
     db.execute(alias_history.delete().where(alias_history.c.adapter_id == adapter_id))
     db.execute(versions.delete().where(versions.c.adapter_id == adapter_id))
-    db.execute(adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=moves.now()))
+    db.execute(adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=moves.now(), pinned_at=None))
 
 
 # corrupt
@@ -281,8 +349,16 @@ def corrupt_digests(db: sa.Connection, engine: str) -> set[str]:
 
 
 def mark_corrupt(db: sa.Connection, digest: str, engine: str, reason: str) -> None:
+    """No version of the digest serves on this engine until it is proven again; noted in each project that has one."""
     clear_corrupt(db, digest, engine)
     db.execute(corrupt.insert().values(digest=digest, engine=engine, reason=reason, created_at=moves.now()))
+    affected = (
+        sa.select(adapters.c.project, adapters.c.name, versions.c.number)
+        .join(versions, versions.c.adapter_id == adapters.c.id)
+        .where(versions.c.digest == digest, versions.c.state == "ready")
+    )
+    for row in db.execute(affected).all():
+        note(db, gateway_in(row.project), "version.corrupt", f"{row.name}@{row.number}", {"reason": reason})
 
 
 def clear_corrupt(db: sa.Connection, digest: str, engine: str) -> None:

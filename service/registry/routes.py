@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeVar
+from functools import partial
+from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from adapters import errors as adapter_errors
 from adapters.errors import AdapterError
+from service.access.audit import Actor
 from service.access.caller import Caller, Scope
+from service.access.http import actor, needs
+from service.body import read_json
 from service.errors import (
     BadRequest,
     DiskFull,
-    Forbidden,
     HatrackError,
     TooLarge,
-    UnknownField,
     Unprocessable,
     WrongMediaType,
 )
 from service.registry.service import Registry
-from service.registry.upload import receive
-
-MAX_JSON_BYTES: Final = 64 * 1024
-Body = TypeVar("Body", bound=BaseModel)
+from service.registry.split import Aim, parse_split
+from service.registry.state import no_adapter
+from service.registry.upload import demand_name, receive
 
 _STATUS: Final[tuple[tuple[type[AdapterError], type[HatrackError]], ...]] = (
     (adapter_errors.TooLarge, TooLarge),
@@ -42,20 +42,25 @@ def to_http(error: AdapterError) -> HatrackError:
     return kind(error.message, param=error.param, code=error.code)
 
 
-class Promotion(BaseModel):
-    """Body of a move of an alias."""
+class Aiming(BaseModel):
+    """Body of a move of an alias: to one version, or split over several."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: int = Field(ge=1, le=2**31 - 1)
+    version: int | None = Field(None, ge=1, le=2**31 - 1)
+    split: dict[str, int] | None = None
 
-
-def caller(request: Request) -> Caller:
-    """Who asks; a key with the scope `adapters` is needed. Raises Unauthenticated, Forbidden."""
-    known: Caller = request.app.state.authenticator.authenticate(request.headers)
-    if not known.may(Scope.ADAPTERS):
-        raise Forbidden("this key has no scope `adapters`")
-    return known
+    @property
+    def aim(self) -> Aim:
+        """Where the alias is to point. Raises BadRequest."""
+        if (self.version is None) == (self.split is None):
+            found = "neither" if self.split is None else "both"
+            raise BadRequest(
+                f"send either `version` or `split`, found {found}",
+                param="version" if self.split is None else "split",
+                code="missing_required_parameter" if self.split is None else None,
+            )
+        return self.version if self.version is not None else parse_split(self.split or {})
 
 
 def registry(request: Request) -> Registry:
@@ -63,37 +68,37 @@ def registry(request: Request) -> Registry:
     return found
 
 
-async def read_json(request: Request, model: type[Body]) -> Body:
-    """The request's JSON body. Raises TooLarge, BadRequest, UnknownField."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise TooLarge(f"the body has more than {MAX_JSON_BYTES} bytes")
-    try:
-        return model.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        raise BadRequest("the body is not JSON", code="invalid_json") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(map(str, first["loc"])) or None
-        kind = UnknownField if first["type"] == "extra_forbidden" else BadRequest
-        raise kind(f"`{param or 'body'}`: {first['msg']}", param=param) from None
-
-
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
-Who = Annotated[Caller, Depends(caller)]
+Who = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
+By = Annotated[Actor, Depends(actor)]
 Shelf = Annotated[Registry, Depends(registry)]
 
 
+async def allowed(name: str, who: Who) -> str:
+    """The path's name, which the key's globs must match: else there is no such adapter for it. Raises NotFound."""
+    if not who.may_use(name):
+        raise no_adapter(name)
+    return name
+
+
+Name = Annotated[str, Depends(allowed)]
+
+
 @router.post("")
-async def push(request: Request, who: Who, shelf: Shelf, wait: bool = True) -> JSONResponse:
+async def push(request: Request, who: Who, by: By, shelf: Shelf, wait: bool = True) -> JSONResponse:
     """Upload a version: 201 means ready, 200 known already, 202 (with `wait=false`) being proven."""
     try:
         pushed = await shelf.push(
-            who.project,
-            lambda write: receive(request.headers, request.stream(), write, max_weights=shelf.max_weights),
+            who,
+            lambda write: receive(
+                request.headers,
+                request.stream(),
+                write,
+                max_weights=shelf.max_weights,
+                check_name=partial(demand_name, who),
+            ),
             wait=wait,
+            actor=by,
         )
     except ClientDisconnect:
         raise BadRequest("the client left in the middle of its upload", code="client_disconnected") from None
@@ -111,46 +116,46 @@ async def list_adapters(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """The project's adapters, oldest first."""
-    return await shelf.adapters(who.project, after, limit)
+    return await shelf.adapters(who, after, limit)
 
 
 @router.get("/{name}")
-async def get_adapter(name: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+async def get_adapter(name: Name, who: Who, shelf: Shelf) -> dict[str, Any]:
     """An adapter with its versions and aliases."""
     return await shelf.adapter(who.project, name)
 
 
 @router.delete("/{name}", status_code=204)
-async def delete_adapter(name: str, who: Who, shelf: Shelf, force: bool = False) -> Response:
+async def delete_adapter(name: Name, who: Who, by: By, shelf: Shelf, force: bool = False) -> Response:
     """Delete an adapter and all its versions."""
-    await shelf.delete_adapter(who.project, name, force=force)
+    await shelf.delete_adapter(who.project, name, force=force, actor=by)
     return Response(status_code=204)
 
 
 @router.get("/{name}/versions/{number}")
-async def get_version(name: str, number: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+async def get_version(name: Name, number: str, who: Who, shelf: Shelf) -> dict[str, Any]:
     """One version, also a rejected one."""
     return await shelf.version(who.project, name, number)
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
-async def delete_version(name: str, number: str, who: Who, shelf: Shelf, force: bool = False) -> Response:
+async def delete_version(name: Name, number: str, who: Who, by: By, shelf: Shelf, force: bool = False) -> Response:
     """Delete one version."""
-    await shelf.delete_version(who.project, name, number, force=force)
+    await shelf.delete_version(who.project, name, number, force=force, actor=by)
     return Response(status_code=204)
 
 
 @router.post("/{name}/versions/{number}/prove")
-async def prove_version(name: str, number: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+async def prove_version(name: Name, number: str, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
     """Prove a version again."""
     try:
-        return await shelf.prove(who.project, name, number)
+        return await shelf.prove(who.project, name, number, actor=by)
     except AdapterError as error:
         raise to_http(error) from error
 
 
 @router.get("/{name}/versions/{number}/files/config")
-async def download_config(name: str, number: str, who: Who, shelf: Shelf) -> Response:
+async def download_config(name: Name, number: str, who: Who, shelf: Shelf) -> Response:
     """adapter_config.json as it was uploaded."""
     content = await shelf.config_file(who.project, name, number)
     headers = {"content-disposition": 'attachment; filename="adapter_config.json"'}
@@ -158,7 +163,7 @@ async def download_config(name: str, number: str, who: Who, shelf: Shelf) -> Res
 
 
 @router.get("/{name}/versions/{number}/files/weights")
-async def download_weights(name: str, number: str, who: Who, shelf: Shelf) -> FileResponse:
+async def download_weights(name: Name, number: str, who: Who, shelf: Shelf) -> FileResponse:
     """adapter_model.safetensors as it was uploaded, streamed."""
     try:
         path = await shelf.weights_file(who.project, name, number)
@@ -168,29 +173,41 @@ async def download_weights(name: str, number: str, who: Who, shelf: Shelf) -> Fi
 
 
 @router.get("/{name}/aliases/{alias}")
-async def get_alias(name: str, alias: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+async def get_alias(name: Name, alias: str, who: Who, shelf: Shelf) -> dict[str, Any]:
     """Where an alias points, and where it pointed."""
     return await shelf.pointers.show(who.project, name, alias)
 
 
 @router.put("/{name}/aliases/{alias}")
-async def put_alias(name: str, alias: str, request: Request, who: Who, shelf: Shelf) -> dict[str, Any]:
-    """Point an alias to a version: promote it."""
-    promotion = await read_json(request, Promotion)
+async def put_alias(name: Name, alias: str, request: Request, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
+    """Point an alias to a version (promote it), or split it over several."""
+    aim = (await read_json(request, Aiming)).aim
     try:
-        return await shelf.pointers.promote(who.project, name, alias, promotion.version)
+        return await shelf.pointers.aim(who.project, name, alias, aim, actor=by)
     except AdapterError as error:
         raise to_http(error) from error
 
 
 @router.delete("/{name}/aliases/{alias}", status_code=200)
-async def delete_alias(name: str, alias: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+async def delete_alias(name: Name, alias: str, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
     """Delete an alias; the version stays."""
-    await shelf.pointers.drop(who.project, name, alias)
+    await shelf.pointers.drop(who.project, name, alias, actor=by)
     return {"object": "adapter.alias", "adapter": name, "alias": alias, "deleted": True}
 
 
 @router.post("/{name}/aliases/{alias}/rollback")
-async def rollback_alias(name: str, alias: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+async def rollback_alias(name: Name, alias: str, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
     """Point an alias back to where it pointed before."""
-    return await shelf.pointers.rollback(who.project, name, alias)
+    return await shelf.pointers.rollback(who.project, name, alias, actor=by)
+
+
+@router.put("/{name}/pin")
+async def pin_adapter(name: Name, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
+    """Keep the adapter's live version warm."""
+    return await shelf.pins.pin(who.project, name, actor=by)
+
+
+@router.delete("/{name}/pin", status_code=200)
+async def unpin_adapter(name: Name, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
+    """Let the adapter come and go like any other."""
+    return await shelf.pins.unpin(who.project, name, actor=by)

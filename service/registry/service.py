@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from adapters.base import BaseDescription
 from adapters.errors import ProofError
 from adapters.inspect import Inspection, inspect_weights
@@ -22,19 +24,24 @@ from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
 from adapters.proof import Evidence
 from adapters.store import WEIGHTS_FILE, Staging, Store
+from service.access.audit import Actor, note
+from service.access.caller import Caller
 from service.config import MIB, Settings
 from service.database import Database
 from service.errors import BadRequest, Conflict, NotFound, Unprocessable
 from service.registry import records
 from service.registry.catalog import Catalog, Servable
+from service.registry.counts import Counts
 from service.registry.locks import in_thread
+from service.registry.pins import KeepWarm, Pins, Residency
 from service.registry.pointers import Pointers
 from service.registry.proof import ProbeEngine, Prober
 from service.registry.proving import Proving, reference_of
 from service.registry.records import Draft, VersionRow
 from service.registry.state import RegistryState, find_same
 from service.registry.suspects import Suspects
-from service.registry.upload import Upload
+from service.registry.trail import gateway_in
+from service.registry.upload import Upload, demand_name
 
 Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
 """Reads an upload: the weights go to the given function, the rest is returned."""
@@ -59,6 +66,7 @@ class Registry:
         base: The base model that the engine serves.
         engine: Who is asked for log-probabilities.
         restart_engine: Called with a reason when the engine's answers are poisoned.
+        residency: Who is asked what the engine has loaded.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Registry:
         base: BaseDescription,
         engine: ProbeEngine,
         restart_engine: Callable[[str], Awaitable[None]],
+        residency: Residency,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -79,24 +88,34 @@ class Registry:
         self._prober = Prober(engine, base.served_name, restart_engine, timeout_s=settings.proof_timeout_s)
         self._proving = Proving(self._state, self._prober)
         self._suspects = Suspects(self._prober, self._proving.convict)
-        self.pointers = Pointers(self._state, self._prober)
+        self.pointers = Pointers(self._state, self._prober, settings.engine_slots)
+        self._keeper = KeepWarm(catalog, residency, self._prober, settings.engine_slots)
+        self.pins = Pins(self._state, self._keeper, settings.engine_slots)
         self._store_lock = asyncio.Lock()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Clean up after a crash, fill the catalog, and take up the proofs that were not finished."""
         await in_thread(self._store.recover)
         await self._state.refresh_all()
         for project, name, version_id in await self._database.run(records.proving):
-            self._proving.spawn(project, name, version_id)
-        self._worker = asyncio.create_task(self._suspects.work(), name="registry-suspects")
+            self._proving.spawn(project, name, version_id, gateway_in(project))
+        self._workers = [
+            asyncio.create_task(self._suspects.work(), name="registry-suspects"),
+            asyncio.create_task(self._keeper.work(), name="registry-pins"),
+        ]
 
     async def close(self) -> None:
         """Stop what runs in the background; proofs that are cut off are taken up by the next ``open``."""
         await self._proving.close()
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    @property
+    def counts(self) -> Counts:
+        """How much there is of everything, all projects together, as of the last change."""
+        return self._state.counts
 
     @property
     def max_weights(self) -> int:
@@ -105,16 +124,20 @@ class Registry:
 
     # push
 
-    async def push(self, project: str, receive: Receive, *, wait: bool) -> Pushed:
+    async def push(self, caller: Caller, receive: Receive, *, wait: bool, actor: Actor) -> Pushed:
         """Take an upload in: receive, inspect, store, prove.
 
         Raises:
+            Forbidden: The key's globs do not match the adapter's name, whether or not there is one of that name.
+            NotFound: There is no such project.
             AdapterError: What is wrong with the adapter, or what the engine does not show of it.
             HatrackError: The upload is not well formed, or the engine cannot be asked.
         """
+        await self._database.run(lambda db: records.demand_project(db, caller.project))
         staging = self._store.stage(max_weights_bytes=self.max_weights)
         try:
             upload = await receive(staging.weights.write)
+            demand_name(caller, upload.name)
             name = parse_name(upload.name, base_name=self._base.served_name)
             if upload.alias:
                 parse_alias(upload.alias)
@@ -126,7 +149,8 @@ class Registry:
         finally:
             await in_thread(staging.discard)
         try:
-            return await self._register(project, name, self._draft(upload, inspection, digest), wait=wait)
+            draft = self._draft(upload, inspection, digest)
+            return await self._register(caller.project, name, draft, wait=wait, actor=actor)
         finally:
             self._proving.release(digest)
 
@@ -159,34 +183,39 @@ class Registry:
             wanted_alias=upload.alias,
         )
 
-    async def _register(self, project: str, name: str, draft: Draft, *, wait: bool) -> Pushed:
+    async def _register(self, project: str, name: str, draft: Draft, *, wait: bool, actor: Actor) -> Pushed:
         async with self._state.lock(project, name):
             holding = await self._database.run(lambda db: records.find(db, project, name))
             same = find_same(holding, draft.digest, draft.settings, self._state.fits)
             if holding is not None and same is not None and await self._state.serves(same):
                 if draft.wanted_alias:
-                    await self.pointers.point(holding, draft.wanted_alias, same, "push")
+                    await self.pointers.point(holding, draft.wanted_alias, same.number, "push", actor=actor)
                 return Pushed(await self.version(project, name, same.number), 200)
             if not wait:
-                return await self._register_later(project, name, draft, same)
+                return await self._register_later(project, name, draft, same, actor)
         running = self._proving.running(same.id) if same is not None else None
         if same is not None and running is not None:
             await asyncio.wait({running})
-            return await self._register(project, name, draft, wait=wait)
+            return await self._register(project, name, draft, wait=wait, actor=actor)
         evidence = await self._proving.ask(draft.digest, draft.zero_effect, draft.metadata)
-        return await self._register_proven(project, name, draft, evidence)
+        return await self._register_proven(project, name, draft, evidence, actor)
 
-    async def _register_later(self, project: str, name: str, draft: Draft, same: VersionRow | None) -> Pushed:
+    async def _register_later(
+        self, project: str, name: str, draft: Draft, same: VersionRow | None, actor: Actor
+    ) -> Pushed:
         if same is None or self._proving.running(same.id) is None:
             self._proving.demand_room()
             if same is None:
                 version_id = await self._database.run(
-                    lambda db: records.add_version(db, project, name, draft, proof=None)
+                    lambda db: records.add_version(db, project, name, draft, proof=None, actor=actor)
                 )
             else:
                 version_id = same.id
-                await self._database.run(lambda db: records.restart_proof(db, version_id, draft.wanted_alias))
-            self._proving.spawn(project, name, version_id)
+                await self._database.run(
+                    lambda db: records.restart_proof(db, version_id, draft.wanted_alias, actor=actor)
+                )
+            await self._state.recount()
+            self._proving.spawn(project, name, version_id, actor)
         else:
             version_id = same.id
         row = await self._database.run(lambda db: records.version_by_id(db, version_id))
@@ -194,7 +223,7 @@ class Registry:
             raise NotFound(f"the version of `{name}` was deleted meanwhile", code="version_not_found")
         return Pushed(await self.version(project, name, row.number), 202)
 
-    async def _register_proven(self, project: str, name: str, draft: Draft, evidence: Evidence) -> Pushed:
+    async def _register_proven(self, project: str, name: str, draft: Draft, evidence: Evidence, actor: Actor) -> Pushed:
         draft = replace(draft, warnings=[*draft.warnings, *evidence.warnings])
         proof = evidence.model_dump(mode="json")
         async with self._state.lock(project, name):
@@ -202,11 +231,11 @@ class Registry:
             same = find_same(holding, draft.digest, draft.settings, self._state.fits)
             if same is None:
                 version_id = await self._database.run(
-                    lambda db: records.add_version(db, project, name, draft, proof=proof)
+                    lambda db: records.add_version(db, project, name, draft, proof=proof, actor=actor)
                 )
             else:
                 version_id = same.id
-            await self._proving.settle(project, name, version_id, draft, proof)
+            await self._proving.settle(project, name, version_id, draft, proof, actor=actor, again=same)
             row = await self._database.run(lambda db: records.version_by_id(db, version_id))
         await self._proving.refresh_others(draft.digest, (project, name))
         if row is None:
@@ -215,7 +244,7 @@ class Registry:
 
     # proofs
 
-    async def prove(self, project: str, name: str, number: str) -> dict[str, Any]:
+    async def prove(self, project: str, name: str, number: str, *, actor: Actor) -> dict[str, Any]:
         """Prove a version again: a rejected one that passes becomes ready, a corrupt one servable.
 
         Raises:
@@ -238,7 +267,7 @@ class Registry:
             if row.state == "ready":
                 await self._proving.convict(row.digest)
             raise
-        await self._proving.settle_row(project, name, row, evidence)
+        await self._proving.settle_row(project, name, row, evidence, actor=actor, again=True)
         return await self.version(project, name, row.number)
 
     def suspect(self, digest: str) -> None:
@@ -264,13 +293,15 @@ class Registry:
             raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
         return (await self._state.adapter_objects([holding]))[0]
 
-    async def adapters(self, project: str, after: str | None, limit: int) -> dict[str, Any]:
-        """A page of the project's adapters, oldest first.
+    async def adapters(self, caller: Caller, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of the adapters that the caller may see, oldest first.
 
         Raises:
-            BadRequest: ``after`` names no adapter.
+            BadRequest: ``after`` names none of them.
         """
-        found = await self._database.run(lambda db: records.listed(db, project, after, limit + 1))
+        found = await self._database.run(
+            lambda db: records.listed(db, caller.project, after, limit + 1, caller.may_use)
+        )
         if found is None:
             raise BadRequest("`after` names no adapter", param="after")
         data = await self._state.adapter_objects(found[:limit])
@@ -294,20 +325,27 @@ class Registry:
 
     # deleting
 
-    async def delete_version(self, project: str, name: str, number: str, *, force: bool) -> None:
+    async def delete_version(self, project: str, name: str, number: str, *, force: bool, actor: Actor) -> None:
         """Make a version unroutable; its files go when no engine can ask for them.
 
         Raises:
             NotFound: There is no such version.
-            Unprocessable: An alias points to it, and ``force`` is not given.
+            Unprocessable: An alias points to it, alone or in a split, and ``force`` is not given. With it, the whole
+                alias goes: no other version takes over requests that nobody gave it.
         """
         async with self._state.lock(project, name):
             holding, row = await self._state.version(project, name, number)
-            _refuse_in_use([alias for alias, target in holding.aliases.items() if target == row.number], force)
-            await self._database.run(lambda db: records.delete_version(db, row.adapter_id, row.number))
+            pointing = holding.pointing(row.number)
+            _refuse_in_use(pointing, force)
+
+            def work(db: sa.Connection) -> None:
+                records.delete_version(db, row.adapter_id, row.number)
+                note(db, actor, "version.delete", f"{name}@{row.number}", {"digest": row.digest, "aliases": pointing})
+
+            await self._database.run(work)
             await self._state.refresh(project, name)
 
-    async def delete_adapter(self, project: str, name: str, *, force: bool) -> None:
+    async def delete_adapter(self, project: str, name: str, *, force: bool, actor: Actor) -> None:
         """Delete an adapter with all its versions.
 
         Raises:
@@ -317,7 +355,12 @@ class Registry:
         async with self._state.lock(project, name):
             holding = await self._state.holding(project, name)
             _refuse_in_use(list(holding.aliases), force)
-            await self._database.run(lambda db: records.delete_adapter(db, holding.adapter.id))
+
+            def work(db: sa.Connection) -> None:
+                records.delete_adapter(db, holding.adapter.id)
+                note(db, actor, "adapter.delete", name, {"versions": [row.number for row in holding.versions]})
+
+            await self._database.run(work)
             await self._state.refresh(project, name)
 
     async def collect(self) -> list[str]:

@@ -15,8 +15,10 @@ from service.database import Database
 from service.errors import Conflict, NotFound
 from service.registry import records
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
+from service.registry.counts import NOTHING, Counts
 from service.registry.locks import Locks, in_thread
 from service.registry.records import Holding, VersionRow
+from service.registry.split import Aim, Split
 
 T = TypeVar("T")
 MAX_REMEMBERED: Final = 100_000
@@ -32,6 +34,7 @@ class RegistryState:
         self.catalog = catalog
         self.base = base
         self.engine = base.fingerprint.digest
+        self.counts: Counts = NOTHING
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
@@ -45,10 +48,13 @@ class RegistryState:
         Raises:
             NotFound: There is none in this project.
         """
-        name = found_or_404(parse_name, name, f"the adapter `{name[:100]}` does not exist", "adapter_not_found")
+        try:
+            name = parse_name(name)
+        except AdapterError:
+            raise no_adapter(name) from None
         found = await self.database.run(lambda db: records.find(db, project, name))
         if found is None:
-            raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
+            raise no_adapter(name)
         return found
 
     async def version(self, project: str, name: str, number: str | int) -> tuple[Holding, VersionRow]:
@@ -127,6 +133,7 @@ class RegistryState:
         if entry is not None:
             entries[project, name] = entry
         self.catalog.replace(Snapshot(MappingProxyType(entries)))
+        await self.recount()
 
     async def refresh_all(self) -> None:
         """Build the catalog anew from the database."""
@@ -135,6 +142,12 @@ class RegistryState:
         keys = [(holding.adapter.project, holding.adapter.name) for holding in found]
         entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
         self.catalog.replace(Snapshot(MappingProxyType(entries)))
+        await self.recount()
+
+    async def recount(self) -> None:
+        """Bring ``counts`` up to date."""
+        states = await self.database.run(records.states)
+        self.counts = Counts.of(self.catalog.snapshot, states)
 
     async def _entries(self, found: list[Holding]) -> list[AdapterEntry | None]:
         """Each adapter as the data path sees it; None for one that has no ready version."""
@@ -155,7 +168,9 @@ class RegistryState:
                 "object": "adapter",
                 "name": holding.adapter.name,
                 "created_at": holding.adapter.created_at,
-                "aliases": holding.aliases,
+                "aliases": {alias: _number(aim) for alias, aim in holding.aliases.items()},
+                "splits": {alias: aim.shown() for alias, aim in holding.aliases.items() if isinstance(aim, Split)},
+                "pinned": holding.adapter.pinned_at is not None,
                 "versions": [
                     _version_object(holding, row, servable[row.id])
                     for row in holding.versions
@@ -164,6 +179,16 @@ class RegistryState:
             }
             for holding in found
         ]
+
+
+def no_adapter(name: str) -> NotFound:
+    """The answer for an adapter that does not exist, and for one that the key may not see."""
+    return NotFound(f"the adapter `{name[:100]}` does not exist", code="adapter_not_found")
+
+
+def _number(aim: Aim) -> int | None:
+    """An alias's version; None while it is split."""
+    return aim if isinstance(aim, int) else None
 
 
 def found_or_404(parse: Callable[[str], T], text: str, message: str, code: str) -> T:
@@ -198,6 +223,7 @@ def _entry(holding: Holding, servable: dict[int, Servable]) -> AdapterEntry | No
         created_at=holding.adapter.created_at,
         versions=MappingProxyType(ready),
         aliases=MappingProxyType(dict(holding.aliases)),
+        pinned_at=holding.adapter.pinned_at,
     )
 
 
@@ -209,7 +235,7 @@ def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> di
         "digest": row.digest,
         "state": row.state,
         "servable": servable.value,
-        "aliases": sorted(alias for alias, number in holding.aliases.items() if number == row.number),
+        "aliases": holding.pointing(row.number),
         "rank": row.rank,
         "alpha": row.alpha,
         "target_modules": row.target_modules,

@@ -25,6 +25,8 @@ adapters = sa.Table(
     sa.Column("created_at", sa.Integer, nullable=False),
     # a deleted name keeps its row, so that a number is never given twice: `brand-voice@3` in a log means one thing
     sa.Column("deleted_at", sa.Integer),
+    # since when its live version is kept warm; null: it is not
+    sa.Column("pinned_at", sa.Integer),
     sa.UniqueConstraint("project", "name"),
 )
 
@@ -62,7 +64,9 @@ alias_history = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), nullable=False),
     sa.Column("alias", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer),  # null: the alias was deleted
+    # where it moved to: a version, or a split (weights by version); both null: the alias was deleted
+    sa.Column("version", sa.Integer),
+    sa.Column("split", sa.JSON(none_as_null=True)),
     sa.Column("action", sa.Text, nullable=False),
     # what a rollback from here goes back to; a chain, so that two rollbacks go back by two
     sa.Column("parent_id", sa.Integer, sa.ForeignKey("alias_history.id")),
@@ -75,7 +79,9 @@ aliases = sa.Table(
     metadata,
     sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), primary_key=True),
     sa.Column("alias", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
+    # one of the two: a version, or a split (weights by version)
+    sa.Column("version", sa.Integer),
+    sa.Column("split", sa.JSON(none_as_null=True)),
     sa.Column("history_id", sa.Integer, sa.ForeignKey("alias_history.id"), nullable=False),
     sa.Column("updated_at", sa.Integer, nullable=False),
 )

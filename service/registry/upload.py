@@ -6,7 +6,6 @@ not a file's name. Files that can run code when they are opened are refused by n
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,23 +13,15 @@ from typing import Any, Final
 
 import orjson
 from pydantic import ValidationError
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 
 from adapters.errors import PickleRefused
-from service.errors import BadRequest, TooLarge, UnknownField, WrongMediaType
+from service.access.caller import Caller
+from service.errors import BadRequest, Forbidden, TooLarge, UnknownField
+from service.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
 from service.registry.catalog import VersionSettings
-from service.registry.locks import in_thread
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-FEED_BYTES: Final = MIB
-"""Bytes that are collected before a thread parses, hashes and writes them: a hop costs 0.1 ms, a MiB some 3 ms."""
-
-IDLE_TIMEOUT_S: Final = 60.0
-"""Longest silence of a client in the middle of its upload, s."""
-
 BOUNDS: Final[Mapping[str, int]] = {
     "name": KIB,
     "alias": KIB,
@@ -42,8 +33,7 @@ BOUNDS: Final[Mapping[str, int]] = {
 """Most bytes of each part but ``weights``, whose bound is a setting."""
 
 PARTS: Final = (*BOUNDS, "weights")
-FRAMING_BYTES: Final = 64 * KIB
-"""Boundaries and headers of all parts together stay far below this."""
+WANTED: Final = "an adapter is uploaded as multipart/form-data (with a boundary), with the files `config` and `weights`"
 
 SNIFFED_BYTES: Final = 16
 UNSAFE_SUFFIXES: Final = frozenset(
@@ -87,8 +77,24 @@ class Upload:
     alias: str | None
 
 
+def demand_name(caller: Caller, name: str) -> None:
+    """Raise Forbidden where the key's globs do not match the name, of an adapter that may or may not exist."""
+    if not caller.may_use(name):
+        globs = ", ".join(f"`{glob}`" for glob in caller.adapters or ()) or "none"
+        raise Forbidden(
+            f"the API key may push adapters whose names match {globs}; found `{name[:100]}`",
+            param="name",
+            code="adapter_not_allowed",
+        )
+
+
 async def receive(
-    headers: Mapping[str, str], body: AsyncIterator[bytes], write: Callable[[bytes], object], *, max_weights: int
+    headers: Mapping[str, str],
+    body: AsyncIterator[bytes],
+    write: Callable[[bytes], object],
+    *,
+    max_weights: int,
+    check_name: Callable[[str], object] = lambda _name: None,
 ) -> Upload:
     """Read the whole body; the weights go to ``write`` in a thread, in order.
 
@@ -97,6 +103,8 @@ async def receive(
         body: The body's chunks.
         write: Called with pieces of the weights; what it raises ends the upload.
         max_weights: Most bytes of weights.
+        check_name: Called with the adapter's name as soon as that part is there, which may be before the weights;
+            what it raises ends the upload.
 
     Raises:
         WrongMediaType: Not multipart/form-data.
@@ -104,85 +112,34 @@ async def receive(
         BadRequest: Not well formed, or a part (`param`) is missing, repeated, unknown or not what it should be.
         PickleRefused: The weights are a pickle or an archive.
     """
-    form = _Form(_boundary(headers.get("content-type", "")), write, max_weights)
+    form = _Form(boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
     most = max_weights + sum(BOUNDS.values()) + FRAMING_BYTES
-    declared = headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > most:
-        raise TooLarge(f"the upload has {declared[:20]} bytes, at most {most} are taken")
-    total, waiting = 0, bytearray()
-    async for chunk in _with_idle_timeout(body):
-        total += len(chunk)
-        if total > most:
-            raise TooLarge(f"the upload has more than {most} bytes")
-        waiting += chunk
-        if len(waiting) >= FEED_BYTES:
-            await in_thread(form.feed, bytes(waiting))
-            waiting.clear()
-    await in_thread(form.feed, bytes(waiting))
+    await feed_body(headers, body, form.feed, most=most)
     return form.upload()
 
 
-async def _with_idle_timeout(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    chunks = aiter(body)
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_TIMEOUT_S):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise BadRequest(f"nothing came for {IDLE_TIMEOUT_S:.0f} s", code="upload_stalled") from None
-        yield chunk
+class _Form(MultipartForm):
+    """Where each part's bytes go."""
 
-
-def _boundary(content_type: str) -> bytes:
-    kind, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not 0 < len(boundary) <= 256:
-        raise WrongMediaType(
-            "an adapter is uploaded as multipart/form-data (with a boundary), with the files `config` and `weights`"
-        )
-    return boundary
-
-
-class _Form:
-    """The parser's callbacks: which part it is in, and where that part's bytes go."""
-
-    def __init__(self, boundary: bytes, write: Callable[[bytes], object], max_weights: int) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        write: Callable[[bytes], object],
+        max_weights: int,
+        check_name: Callable[[str], object],
+    ) -> None:
+        super().__init__(boundary)
         self._write = write
+        self._check_name = check_name
         self._max_weights = max_weights
-        self._field = bytearray()
-        self._value = bytearray()
-        self._disposition = b""
         self._part = ""
         self._parts: dict[str, bytearray] = {}
         self._weights = 0
         self._head = bytearray()
-        self._ended = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._part_begin,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._part_data,
-                "on_part_end": self._part_end,
-                "on_end": self._end,
-            },
-        )
-
-    def feed(self, data: bytes) -> None:
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise BadRequest("the body is not well-formed multipart/form-data", code="invalid_multipart") from error
 
     def upload(self) -> Upload:
         """The parts, checked, once the whole body is fed."""
-        if not self._ended:
-            raise BadRequest("the body ends in the middle of a part", code="invalid_multipart")
+        self.demand_end()
         for part in ("name", "config", "weights"):
             if part not in self._parts:
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")
@@ -215,31 +172,12 @@ class _Form:
             raise BadRequest(f"`{part}` is {type(value).__name__}, a JSON object is expected", param=part)
         return value
 
-    # the parser's callbacks
-
-    def _part_begin(self) -> None:
-        self._disposition = b""
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if bytes(self._field).lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._field.clear()
-        self._value.clear()
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        part = options.get(b"name", b"").decode("utf-8", "replace")
+    def begin_part(self, part: str, filename: str | None) -> None:
         if part not in PARTS:
             raise UnknownField(f"the part `{part[:100]}` is not known; known are {', '.join(PARTS)}", param=part[:100])
         if part in self._parts:
             raise BadRequest(f"the part `{part}` comes twice", param=part, code="repeated_parameter")
-        suffix = PurePosixPath(options.get(b"filename", b"").decode("utf-8", "replace").lower()).suffix
+        suffix = PurePosixPath((filename or "").lower()).suffix
         if part == "weights" and suffix in UNSAFE_SUFFIXES:
             raise PickleRefused(
                 f"The weights are a `{suffix}` file: pickles and archives are never opened. "
@@ -249,14 +187,14 @@ class _Form:
         self._part = part
         self._parts[part] = bytearray()
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
+    def part_data(self, data: bytes) -> None:
         if self._part == "weights":
-            self._take_weights(data[start:end])
+            self._take_weights(data)
             return
         kept, bound = self._parts[self._part], BOUNDS[self._part]
-        if len(kept) + end - start > bound:
+        if len(kept) + len(data) > bound:
             raise TooLarge(f"`{self._part}` has more than {bound} bytes", param=self._part)
-        kept += data[start:end]
+        kept += data
 
     def _take_weights(self, data: bytes) -> None:
         self._weights += len(data)
@@ -270,13 +208,12 @@ class _Form:
             refuse_unsafe(bytes(self._head[:SNIFFED_BYTES]))
             self._write(bytes(self._head))
 
-    def _part_end(self) -> None:
+    def end_part(self) -> None:
         if self._part == "weights" and self._weights < SNIFFED_BYTES:
             self._write(bytes(self._head))
+        if self._part == "name":
+            self._check_name(self._text("name") or "")
         self._part = ""
-
-    def _end(self) -> None:
-        self._ended = True
 
 
 def refuse_unsafe(head: bytes) -> None:

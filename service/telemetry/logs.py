@@ -8,11 +8,30 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
+from collections.abc import Iterator
+from typing import Final
 
+import aiohttp
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_ROOTS = ("hatrack", "service", "adapters", "uvicorn")
+_ROOTS: Final = ("hatrack", "service", "adapters", "uvicorn")
+
+SPEAKING: Final = (
+    OSError,
+    TypeError,
+    AttributeError,
+    NameError,
+    ImportError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    aiohttp.ClientConnectionError,
+)
+"""Exceptions whose messages name code, files and sockets. Those of others (ValueError, KeyError, pydantic's,
+SQLAlchemy's) quote what they were given, which may be a prompt or a key: of them the log has the type and the place."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,8 +45,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         line.update(extra_fields(record))
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = describe(record.exc_info[1])
         return orjson.dumps(line, default=str).decode()
 
 
@@ -38,7 +57,8 @@ class TerminalFormatter(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         extras = "".join(f" {key}={value}" for key, value in extra_fields(record).items())
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}{extras}"
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        failed = record.exc_info[1] if record.exc_info else None
+        return text + (f"\n{describe(failed)}" if failed is not None else "")
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, object]:
@@ -46,10 +66,35 @@ def extra_fields(record: logging.LogRecord) -> dict[str, object]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
 
 
+def describe(error: BaseException) -> str:
+    """An exception and its causes: where each was raised, its type, its message where that cannot quote a client."""
+    return "\n".join(_parts(error, set()))
+
+
+def _parts(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if earlier is not None and id(earlier) not in seen:
+        yield from _parts(earlier, seen)
+        yield "which led to"
+    yield "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    yield f"{name}: {error}" if isinstance(error, SPEAKING) else name
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            if id(inner) not in seen:
+                yield "in which"
+                yield from _parts(inner, seen)
+
+
 def configure_logs(level: str) -> None:
-    """Send the service's and the server's records of at least ``level`` to stderr."""
+    """Send the service's and the server's records of at least ``level``, and libraries' warnings, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TerminalFormatter() if sys.stderr.isatty() else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
     for name in _ROOTS:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

@@ -39,6 +39,7 @@ class Gateway:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     sessions: set[int] = field(default_factory=set)
+    arguments: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -67,7 +68,10 @@ class Gateway:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"], env=self.environment, stdout=log, stderr=log
+                [sys.executable, "-m", "service.cli", "serve", *self.arguments],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
         if wait:
             self.wait_ready()

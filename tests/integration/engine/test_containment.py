@@ -228,7 +228,7 @@ async def test_a_link_in_the_store_is_not_followed(engine: Engine, sound: list[s
 async def test_the_plugins_route_says_what_the_engine_is(engine: Engine, sound: list[str]) -> None:
     await engine.complete(sound[0], PROMPTS[0])
     report = await engine.client.report(loaded=True)
-    assert report["protocol"] == 1
+    assert report["protocol"] == 2
     assert report["names"] == [engine.base_name]
     assert (report["slots"], report["resident_limit"], report["max_rank"]) == (SLOTS, RESIDENT, 32)
     assert report["store"] == str(engine.store.resolve())

@@ -22,7 +22,10 @@ from service.commands.chat import Conversation
 from tests.unit.service.wire import KEY, Gateway, running
 
 Hatrack: TypeAlias = Callable[..., Result]
-COMMANDS = ("up", "serve", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "version")
+COMMANDS = (
+    *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
+    *("split", "pin", "unpin", "version"),
+)
 
 
 @pytest.fixture
@@ -104,8 +107,8 @@ def test_ls_is_a_table_or_json(hatrack: Hatrack, gateway: Gateway) -> None:
     gateway.add("a" * 64, "canary")
     result = hatrack("ls")
     header, row = result.stdout.splitlines()
-    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "CREATED"]
-    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "2026-01-01", "00:00Z"]
+    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "PINNED", "CREATED"]
+    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "-", "2026-01-01", "00:00Z"]
     assert json.loads(hatrack("ls", "--json").stdout)[0]["aliases"] == {"live": 1, "canary": 2}
 
 

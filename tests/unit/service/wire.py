@@ -30,6 +30,8 @@ class Gateway(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.versions: dict[str, dict[int, dict[str, Any]]] = {}
         self.aliases: dict[str, dict[str, list[int]]] = {}
+        self.splits: dict[str, dict[str, dict[str, int]]] = {}
+        self.pinned: set[str] = set()
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.parts: dict[str, bytes] = {}
@@ -66,13 +68,16 @@ class Gateway(ThreadingHTTPServer):
     def adapter(self, name: str) -> dict[str, Any]:
         if name not in self.versions:
             raise Refusal(404, "not_found", f"There is no adapter {name}.")
-        aliases = {alias: history[-1] for alias, history in self.aliases[name].items()}
+        splits = self.splits.get(name, {})
+        aliases = {alias: history[-1] for alias, history in self.aliases[name].items()} | dict.fromkeys(splits)
         versions = [self.version(name, number) for number in self.versions[name]]
         return {
             "object": "adapter",
             "name": name,
             "created_at": 1767225600,
             "aliases": aliases,
+            "splits": splits,
+            "pinned": name in self.pinned,
             "versions": versions,
         }
 
@@ -159,8 +164,20 @@ class _Handler(BaseHTTPRequestHandler):
             if match[3] not in gateway.files:
                 raise Refusal(404, "not_found", "There is no such file.")
             return 200, gateway.files[match[3]]
+        if match := re.fullmatch(r"/v1/adapters/([^/]+)/pin", path):
+            live = gateway.adapter(match[1])["aliases"].get("live")
+            pinned = self.command == "PUT"
+            (gateway.pinned.add if pinned else gateway.pinned.discard)(match[1])
+            shown = [live] if pinned and live is not None else []
+            return 200, {"object": "adapter.pin", "adapter": match[1], "pinned": pinned, "versions": shown}
         if match := re.fullmatch(r"/v1/adapters/([^/]+)/aliases/([^/]+)(/rollback)?", path):
             gateway.adapter(match[1])
+            if not match[3] and "split" in json.loads(body):
+                weights = json.loads(body)["split"]
+                for number in weights:
+                    gateway.version(match[1], int(number))
+                gateway.splits.setdefault(match[1], {})[match[2]] = weights
+                return 200, {"object": "adapter.alias", "alias": match[2], "version": None, "split": weights}
             target = 0 if match[3] else gateway.version(match[1], json.loads(body)["version"])["version"]
             history = gateway.aliases[match[1]].setdefault(match[2], [])
             if match[3]:

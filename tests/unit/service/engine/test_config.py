@@ -1,10 +1,12 @@
 """What the engine is started with."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from service.config import Settings
+from service.engine import config as config_module
 from service.engine.config import EngineConfig, process_title
 from service.errors import SettingsError
 
@@ -35,6 +37,16 @@ def test_the_engine_carries_its_mark_and_the_containment(tmp_path: Path) -> None
     assert environment["VLLM_PLUGINS"] == "hatrack"
     assert environment["VLLM_COMPUTE_NANS_IN_LOGITS"] == "1"
     assert environment["HATRACK_PLUGIN_STORE"] == str(tmp_path / "adapters")
+
+
+def test_only_the_settings_and_the_plugin_read_the_environment() -> None:
+    service = Path(config_module.__file__).parents[1]
+    readers = {
+        path.relative_to(service).as_posix()
+        for path in service.rglob("*.py")
+        if re.search(r"^[^'\"#`]*\bos\.(environ|getenv)\b", path.read_text(), re.MULTILINE)
+    }
+    assert readers == {"config.py", "engine/plugin/parameters.py"}
 
 
 @pytest.mark.parametrize("flag", ["--max-loras", "--uds=/tmp/other", "--api-key"])

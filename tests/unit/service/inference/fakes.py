@@ -15,6 +15,7 @@ from service.access.authentication import Authenticator
 from service.config import Settings
 from service.errors import HatrackError
 from service.inference.account import Record
+from service.inference.ports import Gate
 from service.inference.routes import InferenceApp
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
 
@@ -148,21 +149,25 @@ class Answer:
 class World:
     """An app in front of a fake engine."""
 
-    def __init__(self, authenticator: Authenticator | None = None, **settings: Any) -> None:
+    def __init__(
+        self, authenticator: Authenticator | None = None, *, gate: Gate | None = None, **settings: Any
+    ) -> None:
         settings.setdefault("engine_context", 2048)
         self.settings = Settings(engine_device="cpu", **settings)
         self.engine = FakeEngine()
         self.records: list[Record] = []
         self.suspects: list[str] = []
         self.signs = 0
+        self.catalog = catalog()
         self.app = InferenceApp(
             self.settings,
             authenticator or Authenticator(KEY),
-            catalog(),
+            self.catalog,
             self.engine,
             account=self.records.append,
             suspect=self.suspects.append,
             saw_tokens=self._sign,
+            gate=gate,
         )
 
     def _sign(self) -> None:

@@ -254,7 +254,8 @@ async def test_a_stream_that_breaks_ends_in_an_error_event_and_never_in_done(tai
     assert b"[DONE]" not in answer.body
     assert last_error(answer.body)["code"] == code
     assert (world.records[0].outcome, world.records[0].code) == ("cut", code)
-    assert world.records[0].usage == Usage(completion_tokens=1, exact=False)
+    assert world.records[0].prompt > 0
+    assert world.records[0].usage == Usage(world.records[0].prompt, completion_tokens=1, exact=False)
     assert world.suspects == ([DIGESTS[3]] if code in ("adapter_not_finite", "engine_error") else [])
 
 

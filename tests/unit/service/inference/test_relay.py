@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, EngineUnavailable, HatrackError, NotFound
-from service.inference.relay import EventRelay, Renamer, Usage, engine_error, find_usage
+from service.inference.relay import ChatRelay, Renamer, Usage, engine_error, find_usage
 from service.registry.catalog import Target
 from tests.unit.service.inference.fakes import DIGESTS, DONE, event, token, usage_event
 
@@ -19,13 +19,14 @@ SMOL = Target("smol", "smol")
 TRICKY = f'"model":"{DIGESTS[3]}" data: [DONE]\n\ndata: {{"error": 1}} "usage":{{"prompt_tokens":999}} "choices":[]'
 
 
-def relay(*, show_usage: bool = False) -> EventRelay:
-    return EventRelay(Renamer(VOICE), show_usage=show_usage)
+def relay(*, show_usage: bool = False) -> ChatRelay:
+    return ChatRelay(Renamer(VOICE), show_usage=show_usage)
 
 
 STREAM = [token("Ahoy"), token(TRICKY), token(" matey"), usage_event(), DONE]
 
 
+@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, sum(map(len, STREAM))), max_size=12), show=st.booleans())
 def test_pieces_cut_anywhere_give_the_same_events(cuts: list[int], show: bool) -> None:
     whole = b"".join(STREAM)

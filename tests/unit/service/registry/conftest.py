@@ -14,7 +14,10 @@ from fastapi import FastAPI, Request, Response
 
 from adapters.base import BaseDescription
 from adapters.store import Store
-from service.access.authentication import Authenticator
+from service.access.audit import SYSTEM, AuditRow, page
+from service.access.caller import DEFAULT_PROJECT, Caller, Scope
+from service.access.records import Draft
+from service.access.service import Keys
 from service.config import Settings
 from service.database import Database
 from service.errors import HatrackError
@@ -25,6 +28,7 @@ from tests.support.adapters import AdapterFiles, describe_base, make_adapter, ma
 from tests.unit.service.registry.engine import BASE, MemoryEngine
 
 KEY = "a-key-for-these-tests-0123456789"
+ADMIN = Caller("admin", DEFAULT_PROJECT, frozenset({Scope.ADMIN}))
 
 
 @pytest.fixture(scope="session")
@@ -49,20 +53,24 @@ class Bench:
         self.store = Store(self.settings.store_dir)
         self.catalog = Catalog(BASE, 1)
         self.registry: Registry
+        self.database: Database
+        self.keys: Keys
         self.http: httpx.AsyncClient
         self.app: FastAPI
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Bench]:
-        database = Database(self.settings.home / "hatrack.db")
+        self.database = database = Database(self.settings.home / "hatrack.db")
         await database.open()
+        self.keys = Keys(self.settings.home, database, KEY)
+        await self.keys.open()
         self.registry = Registry(
-            self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart
+            self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart, self.engine
         )
         await self.registry.open()
         self.app = app = FastAPI()
         app.state.registry = self.registry
-        app.state.authenticator = Authenticator(KEY)
+        app.state.authenticator = self.keys.authenticator
         app.include_router(router)
         app.add_exception_handler(HatrackError, _answer)
         transport = httpx.ASGITransport(app=app)
@@ -75,11 +83,29 @@ class Bench:
             await database.close()
 
     async def push(
-        self, name: str, files: AdapterFiles, *, query: str = "", weights_name: str = "w.safetensors", **fields: Any
+        self,
+        name: str,
+        files: AdapterFiles,
+        *,
+        query: str = "",
+        weights_name: str = "w.safetensors",
+        headers: dict[str, str] | None = None,
+        **fields: Any,
     ) -> httpx.Response:
         data = {"name": name} | {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
         parts = {"config": ("adapter_config.json", files.config), "weights": (weights_name, files.weights)}
-        return await self.http.post(f"/v1/adapters{query}", data=data, files=parts)
+        return await self.http.post(f"/v1/adapters{query}", data=data, files=parts, headers=headers)
+
+    async def key(self, project: str = DEFAULT_PROJECT, adapters: tuple[str, ...] | None = None) -> dict[str, str]:
+        """The header of a new key that may look after adapters."""
+        draft = Draft("a key of the tests", project, frozenset({Scope.ADAPTERS}), adapters)
+        _, key = await self.keys.mint(SYSTEM, draft)
+        return {"authorization": f"Bearer {key}"}
+
+    async def audit(self) -> list[AuditRow]:
+        """All that was noted of adapters, oldest first."""
+        found = await self.database.run(lambda db: page(db, after=None, limit=1000))
+        return [row for row in reversed(found) if not row.action.startswith("key.")]
 
     def leftovers(self) -> list[Path]:
         return list((self.settings.store_dir / ".staging").iterdir())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.errors import AdapterNotFinite, EngineUnavailable
 
@@ -26,6 +28,26 @@ class MemoryEngine:
     down: bool = False
     asked: list[str] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)
+    capacity: int = 256
+    loaded: list[str] = field(default_factory=list)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
+        if self.down:
+            raise EngineUnavailable("there is no engine")
+        return {"loaded": sorted(self.loaded)} if loaded else {}
+
+    def _load(self, digest: str) -> None:
+        """The least recently used one falls out, as in vLLM."""
+        self.loaded = [*(other for other in self.loaded if other != digest), digest][-self.capacity :]
+        self._changed.set()
+
+    async def until_loaded(self, *digests: str) -> None:
+        """Return when all of them are in memory; fails where that takes too long."""
+        async with asyncio.timeout(10):
+            while not set(digests) <= set(self.loaded):
+                self._changed.clear()
+                await self._changed.wait()
 
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         self.asked.append(model)
@@ -38,6 +60,7 @@ class MemoryEngine:
         if model in self.not_finite:
             self.base_answers_nan = self.base_answers_nan or self.nan_spreads
             raise AdapterNotFinite("logits are not finite")
+        self._load(model)
         return [self._row(index, self.base_shift - self.effects.get(model, self.effect)) for index in range(len(texts))]
 
     @staticmethod
@@ -47,5 +70,6 @@ class MemoryEngine:
     async def restart(self, reason: str) -> None:
         """What the supervisor does: a fresh engine, whose base is itself again."""
         self.restarts.append(reason)
+        self.loaded = []
         self.base_answers_nan = False
         self.base_shift = 0.0

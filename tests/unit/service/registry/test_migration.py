@@ -1,34 +1,85 @@
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from service.database import Database, metadata
-from service.registry import tables
+from service.database import MIGRATIONS, Database, metadata
+from service.registry import moves, pin_records, records, tables
+from service.registry.split import Split
+
+OURS = ("projects", "adapters", "versions", "aliases", "alias_history", "corrupt")
 
 
 async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
     database = Database(tmp_path / "hatrack.db")
     await database.open()
-    ours = {table.name for table in (tables.projects, tables.adapters, tables.versions, tables.aliases)} | {
-        tables.alias_history.name,
-        tables.corrupt.name,
-    }
 
     def differences(db: sa.Connection) -> list[object]:
         context = MigrationContext.configure(
-            db, opts={"include_name": lambda name, kind, _: kind != "table" or name in ours, "compare_type": True}
+            db, opts={"include_name": lambda name, kind, _: kind != "table" or name in OURS, "compare_type": True}
         )
         subset = sa.MetaData(naming_convention=metadata.naming_convention)
-        for name in ours:
+        for name in OURS:
             metadata.tables[name].to_metadata(subset)
         return list(compare_metadata(context, subset))
 
     try:
         assert await database.run(differences) == []
         assert await database.run(lambda db: db.scalar(sa.select(tables.projects.c.id))) == "default"
+    finally:
+        await database.close()
+
+
+FIRST_RELEASE = """
+INSERT INTO adapters (id, project, name, next_version, created_at) VALUES (1, 'default', 'voice', 3, 100);
+INSERT INTO versions (id, adapter_id, number, digest, state, settings, metadata, rank, alpha, target_modules, bytes,
+                      zero_effect, base, config, warnings, created_at, ready_at)
+    VALUES (1, 1, 1, 'aa', 'ready', '{}', '{}', 8, 16, '[]', 9, 0, '{}', x'7b7d', '[]', 100, 101),
+           (2, 1, 2, 'bb', 'ready', '{}', '{}', 8, 16, '[]', 9, 0, '{}', x'7b7d', '[]', 200, 201);
+INSERT INTO alias_history (id, adapter_id, alias, version, action, parent_id, created_at)
+    VALUES (1, 1, 'live', 1, 'push', NULL, 101), (2, 1, 'live', 2, 'promote', 1, 201),
+           (3, 1, 'old', 1, 'promote', NULL, 202), (4, 1, 'old', NULL, 'delete', 3, 203);
+INSERT INTO aliases (adapter_id, alias, version, history_id, updated_at) VALUES (1, 'live', 2, 2, 201);
+"""
+
+
+async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_history(tmp_path: Path) -> None:
+    path = tmp_path / "hatrack.db"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    with sqlite3.connect(path) as old:
+        old.executescript(FIRST_RELEASE)
+    old.close()
+
+    database = Database(path)
+    await database.open()
+    try:
+        found = await database.run(lambda db: records.find(db, "default", "voice"))
+        assert found is not None
+        assert (found.aliases, found.adapter.pinned_at) == ({"live": 2}, None)
+        assert [row.number for row in found.versions] == [1, 2]
+        past = await database.run(lambda db: moves.history(db, 1, "live"))
+        assert [(move.aim, move.action) for move in past] == [(2, "promote"), (1, "push")]
+        assert await database.run(lambda db: moves.rollback_target(db, 1, "live")) == 1
+        gone = await database.run(lambda db: moves.history(db, 1, "old"))
+        assert [(move.aim, move.action) for move in gone] == [(None, "delete"), (1, "promote")]
+
+        split = Split.of({1: 90, 2: 10})
+        assert await database.run(lambda db: moves.move(db, 1, "live", split, "split"))
+        assert await database.run(lambda db: moves.rollback_target(db, 1, "live")) == 2
+        await database.run(lambda db: pin_records.set_pin(db, 1))
+        assert await database.run(pin_records.needs) == {1: 2}
+        assert await database.run(lambda db: db.exec_driver_sql("PRAGMA foreign_key_check").all()) == []
     finally:
         await database.close()

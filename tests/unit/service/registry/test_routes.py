@@ -9,7 +9,7 @@ import pytest
 from adapters import errors
 from service.registry.routes import to_http
 from tests.support.adapters import AdapterFiles
-from tests.unit.service.registry.conftest import KEY, Bench
+from tests.unit.service.registry.conftest import ADMIN, KEY, Bench
 
 Files = Callable[..., AdapterFiles]
 
@@ -82,7 +82,7 @@ async def test_promotions_at_once_end_in_one_of_them(bench: Bench, files: Files)
     answers = await asyncio.gather(*(bench.http.put(url, json={"version": n % 3 + 1}) for n in range(12)))
     assert {answer.status_code for answer in answers} == {200}
     shown = (await bench.http.get(url)).json()
-    assert bench.catalog.resolve("default", "voice").version == shown["version"] == shown["history"][0]["version"]
+    assert bench.catalog.resolve(ADMIN, "voice").version == shown["version"] == shown["history"][0]["version"]
 
 
 async def test_a_client_that_disconnects_in_its_upload_leaves_nothing(bench: Bench, files: Files) -> None:

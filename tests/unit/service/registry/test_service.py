@@ -11,14 +11,14 @@ import pytest
 
 from adapters.base import BaseDescription
 from adapters.store import WEIGHTS_FILE
+from service.access.audit import SYSTEM
 from service.errors import Conflict, EngineUnavailable, ModelNotFound, NoLiveVersion
 from service.registry.upload import Upload
 from tests.support.adapters import AdapterFiles, describe_base, make_base
-from tests.unit.service.registry.conftest import Bench
+from tests.unit.service.registry.conftest import ADMIN, Bench
 from tests.unit.service.registry.engine import BASE
 
 Files = Callable[..., AdapterFiles]
-PROJECT = "default"
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -48,13 +48,13 @@ async def test_a_first_push_goes_live_and_later_ones_do_not(bench: Bench, files:
     assert shown["metadata"] == {"run": 1}
     assert shown["base"] == bench.base.fingerprint.model_dump()
     assert shown["proof"]["distance"] == pytest.approx(0.5)
-    target = bench.catalog.resolve(PROJECT, "voice")
+    target = bench.catalog.resolve(ADMIN, "voice")
     assert (target.digest, target.settings.system_prompt) == (shown["digest"], "Ahoy.")
 
     second = (await bench.push("voice", files(seed=2))).json()
     assert (second["version"], second["aliases"]) == (2, [])
-    assert bench.catalog.resolve(PROJECT, "voice").version == 1
-    assert bench.catalog.resolve(PROJECT, "voice@2").digest == second["digest"]
+    assert bench.catalog.resolve(ADMIN, "voice").version == 1
+    assert bench.catalog.resolve(ADMIN, "voice@2").digest == second["digest"]
     assert bench.leftovers() == []
 
 
@@ -78,8 +78,8 @@ async def test_two_pushes_of_one_adapter_at_once_make_one_version(bench: Bench, 
 async def test_an_empty_alias_leaves_it_without_one(bench: Bench, files: Files) -> None:
     assert (await bench.push("voice", files(seed=1), alias="")).json()["aliases"] == []
     with pytest.raises(NoLiveVersion):
-        bench.catalog.resolve(PROJECT, "voice")
-    assert bench.catalog.resolve(PROJECT, "voice@1").version == 1
+        bench.catalog.resolve(ADMIN, "voice")
+    assert bench.catalog.resolve(ADMIN, "voice@1").version == 1
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ async def test_a_refusal_leaves_nothing_behind(
     assert (await bench.http.get("/v1/adapters")).json()["data"] == []
     assert bench.leftovers() == []
     with pytest.raises(ModelNotFound):
-        bench.catalog.resolve(PROJECT, "voice")
+        bench.catalog.resolve(ADMIN, "voice")
     assert (await bench.push("voice", files(seed=3))).json()["version"] == 1
 
 
@@ -152,7 +152,7 @@ async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(ben
 async def test_without_waiting_it_becomes_ready_and_live(bench: Bench, files: Files) -> None:
     await bench.push("voice", files(seed=1), query="?wait=false")
     await bench.registry.settled()
-    assert bench.catalog.resolve(PROJECT, "voice").version == 1
+    assert bench.catalog.resolve(ADMIN, "voice").version == 1
 
 
 async def test_a_proof_that_a_stop_cut_off_is_taken_up_at_the_next_start(
@@ -164,7 +164,7 @@ async def test_a_proof_that_a_stop_cut_off_is_taken_up_at_the_next_start(
         assert (await first.push("voice", files(seed=1), query="?wait=false", alias="beta")).status_code == 202
     async with Bench(home, base).run() as second:
         await second.registry.settled()
-        assert second.catalog.resolve(PROJECT, "voice:beta").version == 1
+        assert second.catalog.resolve(ADMIN, "voice:beta").version == 1
 
 
 async def test_a_restart_loses_nothing_and_another_base_serves_none_of_it(
@@ -178,9 +178,9 @@ async def test_a_restart_loses_nothing_and_another_base_serves_none_of_it(
         shown = (await second.http.get("/v1/adapters/voice/versions/1")).json()
         assert (shown["state"], shown["servable"]) == ("ready", "other_base")
         with pytest.raises(Conflict):
-            second.catalog.resolve(PROJECT, "voice")
+            second.catalog.resolve(ADMIN, "voice")
     async with Bench(home, base).run() as third:
-        assert third.catalog.resolve(PROJECT, "voice").digest == pushed["digest"]
+        assert third.catalog.resolve(ADMIN, "voice").digest == pushed["digest"]
         assert third.engine.asked == []
 
 
@@ -191,11 +191,11 @@ async def test_rollback_walks_back_along_the_history(bench: Bench, files: Files)
     assert code(await bench.http.post(f"{url}/rollback")) == (409, "no_earlier_version")
     for number in (2, 3):
         assert (await bench.http.put(url, json={"version": number})).json()["version"] == number
-    assert bench.catalog.resolve(PROJECT, "voice").version == 3
+    assert bench.catalog.resolve(ADMIN, "voice").version == 3
     assert (await bench.http.post(f"{url}/rollback")).json()["version"] == 2
     assert (await bench.http.post(f"{url}/rollback")).json()["version"] == 1
     assert code(await bench.http.post(f"{url}/rollback")) == (409, "no_earlier_version")
-    assert bench.catalog.resolve(PROJECT, "voice").version == 1
+    assert bench.catalog.resolve(ADMIN, "voice").version == 1
     moves = (await bench.http.get(url)).json()["history"]
     assert [(move["version"], move["action"]) for move in moves] == [
         *((1, "rollback"), (2, "rollback"), (3, "promote"), (2, "promote"), (1, "push")),
@@ -218,13 +218,13 @@ async def test_the_pointer_stays_where_the_target_cannot_be_warmed(bench: Bench,
     assert code(await bench.http.put(url, json={"version": 2})) == (500, "adapter_not_finite")
     bench.engine.down = True
     assert code(await bench.http.put(url, json={"version": 2})) == (503, "engine_unavailable")
-    assert bench.catalog.resolve(PROJECT, "voice").version == 1
+    assert bench.catalog.resolve(ADMIN, "voice").version == 1
     bench.engine.down = False
     bench.engine.not_finite.clear()
     bench.engine.asked.clear()
     await bench.http.put(url, json={"version": 2})
     assert bench.engine.asked == [second["digest"]]
-    assert bench.catalog.resolve(PROJECT, "voice").version == 2
+    assert bench.catalog.resolve(ADMIN, "voice").version == 2
 
 
 async def test_deleting_an_alias_keeps_the_version(bench: Bench, files: Files) -> None:
@@ -244,7 +244,7 @@ async def test_deleted_is_unroutable_at_once_and_its_files_go_with_the_engine(be
     assert code(await bench.http.delete("/v1/adapters/voice")) == (422, "version_in_use")
     assert (await bench.http.delete("/v1/adapters/voice?force=true")).status_code == 204
     with pytest.raises(ModelNotFound):
-        bench.catalog.resolve(PROJECT, "voice")
+        bench.catalog.resolve(ADMIN, "voice")
     assert await bench.registry.collect() == []
     assert (await bench.http.delete("/v1/adapters/twin/versions/1?force=true")).status_code == 204
     assert bench.store.exists(digest)
@@ -278,7 +278,7 @@ async def test_a_suspect_is_asked_twice_and_is_corrupt_until_it_is_proven_again(
     digest = (await bench.push("voice", adapter)).json()["digest"]
     bench.registry.suspect(digest)
     await bench.registry.settled()
-    assert bench.catalog.resolve(PROJECT, "voice").digest == digest  # its probes are well
+    assert bench.catalog.resolve(ADMIN, "voice").digest == digest  # its probes are well
 
     bench.engine.not_finite.add(digest)
     bench.engine.asked.clear()
@@ -287,14 +287,14 @@ async def test_a_suspect_is_asked_twice_and_is_corrupt_until_it_is_proven_again(
     await bench.registry.settled()
     assert bench.engine.asked == [digest, digest, BASE]
     with pytest.raises(Conflict) as raised:
-        bench.catalog.resolve(PROJECT, "voice")
+        bench.catalog.resolve(ADMIN, "voice")
     assert raised.value.code == "version_corrupt"
     assert code(await bench.http.post("/v1/adapters/voice/versions/1/prove")) == (422, "logprobs_not_finite")
 
     bench.engine.not_finite.clear()
     proven = await bench.http.post("/v1/adapters/voice/versions/1/prove")
     assert (proven.status_code, proven.json()["servable"]) == (200, "ok")
-    assert bench.catalog.resolve(PROJECT, "voice").digest == digest
+    assert bench.catalog.resolve(ADMIN, "voice").digest == digest
 
 
 async def test_a_corrupt_version_that_is_pushed_again_is_proven_again(bench: Bench, files: Files) -> None:
@@ -317,7 +317,7 @@ async def test_an_engine_that_is_ill_convicts_nobody(bench: Bench, files: Files,
     bench.engine.nan_spreads = True
     bench.registry.suspect(digest)
     await bench.registry.settled()
-    assert bench.catalog.resolve(PROJECT, "voice").digest == digest
+    assert bench.catalog.resolve(ADMIN, "voice").digest == digest
     assert len(bench.engine.restarts) == (state == "poisoned")
 
 
@@ -330,7 +330,7 @@ async def test_a_client_that_leaves_leaves_nothing(bench: Bench, files: Files) -
         await asyncio.Event().wait()
         raise AssertionError("it never comes")
 
-    push = asyncio.create_task(bench.registry.push(PROJECT, hang, wait=True))
+    push = asyncio.create_task(bench.registry.push(ADMIN, hang, wait=True, actor=SYSTEM))
     await arrived.wait()
     assert len(bench.leftovers()) == 1
     push.cancel()

@@ -1,0 +1,249 @@
+"""Does the gate keep a flood from the others, and what does it cost? And with many more adapters than slots?
+
+    .venv/bin/python loadtests/admission.py flood      # about 3 minutes
+    .venv/bin/python loadtests/admission.py slots      # about 3 minutes
+    .venv/bin/python loadtests/admission.py            # both
+
+Starts gateways of its own, with their engines, on the prepared base model and copies of a sample adapter.
+
+`flood`: first the most that the engine gives, five adapters and 64 connections without a gate. Then four adapters send
+requests at random times (Poisson) that together come to half of that, alone; then the same with a fifth adapter that
+floods over 64 connections, with fair admission and first come, first served. All streams are of one project and key.
+
+`slots`: four times as many adapters as slots, four connections each, all of them busy all the time; fair, and straight
+to the engine's socket, which is plain vLLM and its own queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from support import Running, Timing, gateway, make_adapters, percentile, prompt, push, session, stream, write_json
+
+REPO = Path(__file__).resolve().parents[1]
+BASE = REPO / "var" / "base" / "smollm2-135m-instruct"
+SAMPLE = REPO / "var" / "samples" / "tidewater"
+WORDS = 24
+"""Words of a prompt; its tokens are about a third more."""
+TOKENS = 48
+"""Tokens of an answer on average: each is drawn from half to three halves of it."""
+FLOOD = 64
+
+
+@dataclass
+class Case:
+    """What one case sent and got; times on `time.perf_counter`."""
+
+    name: str
+    began: float
+    ended: float
+    timings: list[Timing]
+
+    def row(self, models: list[str] | None = None) -> dict[str, Any]:
+        """Its numbers; the times to the first token are of ``models`` alone, where given."""
+        span = self.ended - self.began
+        chosen = [timing for timing in self.timings if models is None or timing.model in models]
+        firsts = [timing.ttft_ms for timing in chosen if timing.first]
+        served = Counter({timing.model: 0 for timing in self.timings})
+        for timing in self.timings:
+            served[timing.model] += timing.tokens
+        return {
+            "case": self.name,
+            "seconds": round(span, 1),
+            "tokens_per_s": round(sum(timing.within(self.began, self.ended) for timing in self.timings) / span, 1),
+            "requests": len(chosen),
+            "refused": sum(timing.status not in (0, 200) for timing in chosen),
+            "without_answer": sum(timing.status == 200 and not timing.first for timing in chosen),
+            "first_token_ms_p50": round(percentile(firsts, 0.5)),
+            "first_token_ms_p99": round(percentile(firsts, 0.99)),
+            "first_token_ms_max": round(max(firsts, default=0)),
+            "least_tokens_of_an_adapter": min(served.values(), default=0),
+            "most_tokens_of_an_adapter": max(served.values(), default=0),
+            "adapters_without_an_answer": sum(not count for count in served.values()),
+        }
+
+
+class Load:
+    """Sends requests of one case for a while, and cuts off what is open at its end."""
+
+    def __init__(self, client: aiohttp.ClientSession, url: str, seed: int) -> None:
+        self._client = client
+        self._url = url
+        self._seed = seed
+        self.timings: list[Timing] = []
+
+    async def run(self, name: str, seconds: float, *sources: Callable[[float, int], Awaitable[None]]) -> Case:
+        """Let all ``sources`` send for ``seconds``."""
+        print(f"  {name} …", end="", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        ended = began + seconds
+        tasks = [asyncio.ensure_future(source(ended, self._seed + number)) for number, source in enumerate(sources)]
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*tasks)
+                await asyncio.sleep(max(0.0, ended - time.perf_counter()))
+        except TimeoutError:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        print(f" {len(self.timings)} requests", file=sys.stderr, flush=True)
+        return Case(name, began, min(ended, time.perf_counter()), self.timings)
+
+    async def _one(self, model: str, rng: random.Random) -> None:
+        timing = Timing(model, time.perf_counter())
+        self.timings.append(timing)
+        tokens = rng.randint(TOKENS // 2, TOKENS * 3 // 2)
+        await stream(self._client, self._url, timing, prompt(WORDS, rng), tokens)
+
+    def busy(self, model: str, *, after: float = 0.0) -> Callable[[float, int], Awaitable[None]]:
+        """One connection that asks again as soon as it is answered."""
+
+        async def send(ended: float, seed: int) -> None:
+            rng = random.Random(seed)
+            await asyncio.sleep(after)
+            while time.perf_counter() < ended:
+                await self._one(model, rng)
+
+        return send
+
+    def poisson(self, model: str, rate: float) -> Callable[[float, int], Awaitable[None]]:
+        """Requests at random times, ``rate`` a second, whether or not the ones before are answered."""
+
+        async def send(ended: float, seed: int) -> None:
+            rng = random.Random(seed)
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await asyncio.sleep(rng.expovariate(rate))
+                    if time.perf_counter() >= ended:
+                        return
+                    group.create_task(self._one(model, random.Random(rng.random())))
+
+        return send
+
+
+async def flood(out: Path, seconds: float) -> list[dict[str, Any]]:
+    """The four, alone and beside a flood."""
+    rows: list[dict[str, Any]] = []
+    models = [f"voice-{number:03d}" for number in range(5)]
+    steady, flooding = models[:4], models[4]
+    rate = 0.0
+    for policy in ("fifo", "fair"):
+        async with _serving(out / policy, 5, {"HATRACK_ADMISSION": policy}) as (running, client):
+            await _warm(client, running.url, models)
+            if policy == "fifo":
+                load = Load(client, running.url, 10)
+                full = await load.run("the most: 64 busy connections", seconds, *map(load.busy, models * 13))
+                rows.append(full.row())
+                rate = rows[0]["tokens_per_s"] / 2 / TOKENS / len(steady)
+            await asyncio.sleep(4)
+            load = Load(client, running.url, 20)
+            alone = await load.run(f"{policy}: four alone", seconds, *(load.poisson(model, rate) for model in steady))
+            rows.append(alone.row(steady))
+            await asyncio.sleep(4)
+            load = Load(client, running.url, 20)
+            beside = await load.run(
+                f"{policy}: four beside a flood",
+                seconds + 5,
+                *(load.poisson(model, rate) for model in steady),
+                *(load.busy(flooding, after=5.0) for _ in range(FLOOD)),
+            )
+            beside.began += 5.0
+            rows.append(beside.row(steady) | {"rate_per_adapter": round(rate, 3)})
+    return rows
+
+
+async def many(out: Path, seconds: float, slots: int, connections: int) -> list[dict[str, Any]]:
+    """Four times as many busy adapters as slots."""
+    count = 4 * slots
+    settings = {"HATRACK_ENGINE_SLOTS": str(slots)}
+    rows = []
+    async with _serving(out / "slots", count, settings) as (running, client):
+        models = [f"voice-{number:03d}" for number in range(count)]
+        await _warm(client, running.url, models)
+        load = Load(client, running.url, 30)
+        name = f"fair: {count} adapters on {slots} slots, {connections} connections each"
+        rows.append((await load.run(name, seconds, *map(load.busy, models * connections))).row())
+        await asyncio.sleep(8)
+        async with session(unix=running.engine_socket) as straight:
+            load = Load(straight, "http://engine", 30)
+            name = f"plain vLLM: {count} adapters on {slots} slots, {connections} connections each"
+            digests = [running.digests[model] for model in models]
+            rows.append((await load.run(name, seconds, *map(load.busy, digests * connections))).row())
+    return rows
+
+
+class _serving(AsyncExitStack):
+    """A gateway with ``count`` adapters and a client of it."""
+
+    def __init__(self, home: Path, count: int, settings: dict[str, str]) -> None:
+        super().__init__()
+        self._arguments = home, count, settings
+
+    async def __aenter__(self) -> tuple[Running, aiohttp.ClientSession]:  # type: ignore[override]
+        home, count, settings = self._arguments
+        await super().__aenter__()
+        print(f"  starting a gateway ({settings}) …", file=sys.stderr, flush=True)
+        running = await asyncio.to_thread(self.enter_context, gateway(home, BASE, settings))
+        await asyncio.to_thread(push, running, make_adapters(SAMPLE, home.parent / "adapters", count))
+        return running, await self.enter_async_context(session())
+
+
+async def _warm(client: aiohttp.ClientSession, url: str, models: list[str]) -> None:
+    """Everything is loaded and compiled before the clock starts."""
+    rng = random.Random(0)
+    for model in models:
+        await stream(client, url, Timing(model, time.perf_counter()), prompt(8, rng), 4)
+    await asyncio.gather(
+        *(stream(client, url, Timing(model, time.perf_counter()), prompt(8, rng), 8) for model in models)
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a terminal or a README."""
+    columns = {
+        "case": "case",
+        "tokens_per_s": "tok/s",
+        "requests": "requests",
+        "first_token_ms_p50": "TTFT p50 ms",
+        "first_token_ms_p99": "p99 ms",
+        "first_token_ms_max": "max ms",
+        "least_tokens_of_an_adapter": "least tokens",
+        "adapters_without_an_answer": "starved",
+    }
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row[name]) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+async def main() -> None:
+    """Run the chosen cases; JSON into the output directory, a table to the terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("flood", "slots", "both"), default="both")
+    parser.add_argument("--seconds", type=float, default=30, help="length of one case (default 30)")
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--connections", type=int, default=4, help="for each adapter of `slots`")
+    parser.add_argument("--out", type=Path, default=REPO / "var" / "loadtests" / "admission")
+    arguments = parser.parse_args()
+    for part in ("flood", "slots") if arguments.part == "both" else (arguments.part,):
+        print(part, file=sys.stderr)
+        if part == "flood":
+            rows = await flood(arguments.out, arguments.seconds)
+        else:
+            rows = await many(arguments.out, arguments.seconds * 2, arguments.slots, arguments.connections)
+        write_json(arguments.out / f"{part}.json", rows)
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

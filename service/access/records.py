@@ -1,0 +1,137 @@
+"""The SQL of keys: units of work over one connection, run by ``service.database`` in a transaction of their own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from service.access.caller import NO_LIMITS, Caller, Limits, Scope
+from service.access.tables import keys
+from service.registry.tables import projects
+
+_SHOWN = [column for column in keys.c if column.name not in ("seq", "hmac", "revoked_at")]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A key before it is made: what it may do. None for globs is all of the project, an empty tuple is none of it."""
+
+    name: str
+    project: str
+    scopes: frozenset[Scope]
+    adapters: tuple[str, ...] | None = None
+    stores: tuple[str, ...] | None = None
+    limits: Limits = NO_LIMITS
+    expires_at: int | None = None
+    """Unix time in seconds."""
+    background: bool = False
+    """Its requests yield to all others."""
+    parent_key_id: str | None = None
+    """The key that this one dies with, and cannot do more than."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A key as it is stored, without its HMAC."""
+
+    id: str
+    hint: str
+    name: str
+    project: str
+    scopes: frozenset[Scope]
+    adapters: tuple[str, ...] | None
+    stores: tuple[str, ...] | None
+    limits: Limits
+    background: bool
+    parent_key_id: str | None
+    created_at: int
+    expires_at: int | None
+
+    def caller(self) -> Caller:
+        """Whom the key stands for."""
+        return Caller(self.id, self.project, self.scopes, self.adapters, self.stores, self.limits, self.background)
+
+
+def living(db: sa.Connection) -> list[tuple[bytes, KeyRow]]:
+    """(HMAC, key) of all keys that are not revoked, expired ones too: their holders are told why."""
+    found = db.execute(sa.select(keys.c.hmac, *_SHOWN).where(keys.c.revoked_at.is_(None)))
+    return [(row.hmac, _key(row)) for row in found]
+
+
+def find(db: sa.Connection, key_id: str) -> KeyRow | None:
+    """The key, or None where there is none or it was revoked."""
+    row = db.execute(sa.select(*_SHOWN).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))).one_or_none()
+    return None if row is None else _key(row)
+
+
+def listed(db: sa.Connection, project: str | None, after: str | None, limit: int) -> list[KeyRow] | None:
+    """Up to ``limit`` keys that are not revoked, oldest first; of one project, where it is given.
+
+    None where ``after`` is no key's id; a revoked key's still marks its place.
+    """
+    chosen = sa.select(*_SHOWN).where(keys.c.revoked_at.is_(None)).order_by(keys.c.seq).limit(limit)
+    if project is not None:
+        chosen = chosen.where(keys.c.project == project)
+    if after is not None:
+        cursor = db.scalar(sa.select(keys.c.seq).where(keys.c.id == after))
+        if cursor is None:
+            return None
+        chosen = chosen.where(keys.c.seq > cursor)
+    return [_key(row) for row in db.execute(chosen)]
+
+
+def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: Draft) -> KeyRow:
+    """Write a new key, and its project where this is the project's first."""
+    now = int(time.time())
+    if db.scalar(sa.select(projects.c.id).where(projects.c.id == draft.project)) is None:
+        db.execute(projects.insert().values(id=draft.project, created_at=now))
+    db.execute(
+        keys.insert().values(
+            id=key_id,
+            hmac=digest,
+            hint=hint,
+            name=draft.name,
+            project=draft.project,
+            scopes=sorted(draft.scopes),
+            adapters=draft.adapters,
+            stores=draft.stores,
+            limits=draft.limits.model_dump(exclude_none=True),
+            background=draft.background,
+            parent_key_id=draft.parent_key_id,
+            created_at=now,
+            expires_at=draft.expires_at,
+        )
+    )
+    written = find(db, key_id)
+    assert written is not None  # noqa: S101  it was written a line above, in this transaction
+    return written
+
+
+def revoke(db: sa.Connection, key_id: str) -> dict[str, bytes]:
+    """The key and all that were made under it die: id → HMAC of each; empty where there is no such living key."""
+    return _kill(db, [key_id])
+
+
+def revoke_children(db: sa.Connection, key_id: str) -> dict[str, bytes]:
+    """All keys that were made under the key die, the key itself does not."""
+    return _kill(db, list(db.scalars(sa.select(keys.c.id).where(keys.c.parent_key_id == key_id))))
+
+
+def _kill(db: sa.Connection, roots: list[str]) -> dict[str, bytes]:
+    family = sa.select(keys.c.id).where(keys.c.id.in_(roots)).cte("family", recursive=True)
+    family = family.union(sa.select(keys.c.id).join(family, keys.c.parent_key_id == family.c.id))
+    found = db.execute(
+        sa.select(keys.c.id, keys.c.hmac).where(keys.c.id.in_(sa.select(family.c.id)), keys.c.revoked_at.is_(None))
+    )
+    dead = {row.id: row.hmac for row in found}
+    db.execute(keys.update().where(keys.c.id.in_(dead)).values(revoked_at=int(time.time()), hmac=None))
+    return dead
+
+
+def _key(row: sa.Row[tuple[object, ...]]) -> KeyRow:
+    values = {column.name: row._mapping[column.name] for column in _SHOWN}
+    globs = {name: None if values[name] is None else tuple(values[name]) for name in ("adapters", "stores")}
+    scopes = frozenset(map(Scope, values["scopes"]))
+    return KeyRow(**values | globs | {"scopes": scopes, "limits": Limits.model_validate(values["limits"])})

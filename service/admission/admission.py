@@ -1,0 +1,52 @@
+"""The gate and what belongs to it, joined: one object for the composition root."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from service.admission.background import GatedEngine, Probed
+from service.admission.gate import EngineStatus, Gate
+from service.admission.policy import Policy
+from service.config import Settings
+from service.engine.residency import Reporting, Residency
+
+
+class Engine(Probed, Reporting, Protocol):
+    """The engine's client."""
+
+
+class Admission:
+    """Everything between the data path and the engine.
+
+    Args:
+        settings: Widths, bounds and times.
+        engine: The engine's client.
+        on_change: Takes a listener of the engine's states.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, on_change: Callable[[Callable[[EngineStatus], None]], None]
+    ) -> None:
+        self.residency = Residency(engine)
+        self.gate = Gate(Policy.from_settings(settings), self.residency)
+        self.residency.activity = lambda: self.gate.scheduler.counts.admitted
+        self.background_engine = GatedEngine(engine, self.gate, settings.base_served_name)
+        """For proofs and warming: behind callers."""
+        on_change(self._changed)
+
+    def _changed(self, state: EngineStatus) -> None:
+        self.residency.engine_changed(ready=state.name == "ready")
+        self.gate.engine_changed(state)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep the view of the engine's memory fresh."""
+        work = asyncio.create_task(self.residency.work(), name="residency")
+        try:
+            yield
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)

@@ -1,0 +1,281 @@
+"""Hierarchical start-time fair queueing over tokens: projects, their keys, the adapters that each key asks for.
+
+Goyal, Vin and Cheng, "Start-time Fair Queueing" (SIGCOMM 1996), with the service counted in tokens, estimated when a
+request is let in and corrected when it leaves, as in the Virtual Token Counter (Sheng et al., "Fairness in Serving
+Large Language Models", OSDI 2024). Each node of the tree has a tag, the service that it has had in its
+parent's virtual time; the child with the least tag goes first. A node that begins to wait starts beside the child that
+is owed most: nobody saves up credit while idle, and a newcomer owes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from service.admission.entry import Entry
+
+LINGER_S: Final = 5.0
+"""An idle flow is remembered this long, s: its debt counts, and it counts among those for whom places are kept."""
+MAX_IDLE: Final = 4096
+"""Idle flows remembered at most; the longest idle are forgotten first."""
+LEARNING: Final = 0.2
+"""Weight of the newest request in a flow's ratio of used to estimated tokens."""
+LEAST_RATIO: Final = 0.01
+MOST_RATIO: Final = 4.0
+
+_tag = attrgetter("tag")
+_turn = attrgetter("tag", "in_flight")
+
+
+class Flow:
+    """A node of the tree: the root, a project, a key, or (a leaf) one adapter asked for by one key."""
+
+    __slots__ = (
+        "backlog",
+        "children",
+        "depth",
+        "in_flight",
+        "name",
+        "parent",
+        "queue",
+        "queued",
+        "ratio",
+        "tag",
+        "virtual",
+    )
+
+    def __init__(self, name: str | None, parent: Flow | None) -> None:
+        self.name = name
+        self.parent = parent
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.children: dict[str | None, Flow] = {}
+        self.backlog: dict[Flow, None] = {}
+        """Children with requests that wait, those that began first in front."""
+        self.queue: OrderedDict[Entry, None] = OrderedDict()
+        """A leaf's waiting requests, oldest first."""
+        self.queued = 0
+        self.in_flight = 0
+        self.tag = 0.0
+        """Tokens, in the parent's virtual time, at which this flow's next request starts."""
+        self.virtual = 0.0
+        """The children's virtual time: the largest start tag that was served."""
+        self.ratio = 1.0
+        """Tokens used for each token estimated, moving average."""
+
+    @property
+    def head(self) -> Entry:
+        """A leaf's oldest waiting request. Raises StopIteration where none waits."""
+        return next(iter(self.queue))
+
+    @property
+    def demand(self) -> int:
+        """Requests in the engine and waiting."""
+        return self.in_flight + self.queued
+
+    @property
+    def path(self) -> tuple[str | None, ...]:
+        """Names from the project down."""
+        return () if self.parent is None else (*self.parent.path, self.name)
+
+
+LEAF_DEPTH: Final = 3
+
+
+class Tree:
+    """The flows of one class of requests."""
+
+    def __init__(self) -> None:
+        self.root = Flow(None, None)
+        self.ratio = 1.0
+        """What a flow without a history starts with."""
+        self._idle: OrderedDict[Flow, float] = OrderedDict()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return self.root.queued
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were let in and have not left."""
+        return self.root.in_flight
+
+    @property
+    def idle(self) -> int:
+        """Leaves that are only remembered."""
+        return len(self._idle)
+
+    def leaf(self, project: str, key: str, adapter: str | None) -> Flow:
+        """The leaf of these, made where there is none; one that gets nothing to do must be handed to `rest`."""
+        flow = self.root
+        for name in (project, key, adapter):
+            child = flow.children.get(name)
+            if child is None:
+                child = flow.children[name] = Flow(name, flow)
+                child.ratio = self.ratio
+            flow = child
+        self._idle.pop(flow, None)
+        return flow
+
+    def push(self, leaf: Flow, entry: Entry) -> None:
+        """Let ``entry`` wait at the end of its flow."""
+        leaf.queue[entry] = None
+        _lift(leaf)
+        flow: Flow | None = leaf
+        while flow is not None:
+            flow.queued += 1
+            if flow.parent is not None and flow.queued == 1:
+                flow.parent.backlog[flow] = None
+            flow = flow.parent
+
+    def remove(self, entry: Entry) -> None:
+        """Take a waiting request out."""
+        leaf = entry.leaf
+        del leaf.queue[entry]
+        flow: Flow | None = leaf
+        while flow is not None:
+            flow.queued -= 1
+            if flow.parent is not None and flow.queued == 0:
+                del flow.parent.backlog[flow]
+            flow = flow.parent
+
+    def serve(self, entry: Entry, *, waited: bool) -> None:
+        """Let a request in: its flow and all above are ahead by what it is expected to use, its charge.
+
+        Args:
+            waited: It was taken out of the queue just now; its flow's place in the order is what it waited for.
+        """
+        leaf = entry.leaf
+        if not waited:
+            _lift(leaf)
+        entry.charge = max(1.0, entry.ticket.tokens * leaf.ratio)
+        flow = leaf
+        while flow.parent is not None:
+            flow.in_flight += 1
+            flow.parent.virtual = max(flow.parent.virtual, flow.tag)
+            flow.tag += entry.charge
+            flow = flow.parent
+        flow.in_flight += 1
+
+    def settle(self, entry: Entry, tokens: int | None) -> None:
+        """A served request is over: what it used in truth counts, nothing where it used nothing (None)."""
+        leaf = entry.leaf
+        correction = (tokens or 0) - entry.charge
+        flow = leaf
+        while flow.parent is not None:
+            flow.in_flight -= 1
+            flow.tag += correction
+            flow = flow.parent
+        flow.in_flight -= 1
+        if tokens is not None:
+            used = min(MOST_RATIO, max(LEAST_RATIO, tokens / max(1, entry.ticket.tokens)))
+            leaf.ratio += LEARNING * (used - leaf.ratio)
+            self.ratio += LEARNING * LEARNING * (used - self.ratio)
+
+    def first(self, eligible: Callable[[Flow], bool]) -> Flow | None:
+        """The leaf whose head goes next: the least tag at each level, among those below which a leaf is eligible.
+
+        O(1) where flows do not compete, else O(n log n) in the flows that wait.
+        """
+        return _first(self.root, eligible)
+
+    def rest(self, leaf: Flow, now: float) -> None:
+        """Note that ``leaf`` has nothing to do, if so; forget what has had nothing to do for long."""
+        if not leaf.queued and not leaf.in_flight:
+            self._idle[leaf] = now
+            self._idle.move_to_end(leaf)
+        while self._idle:
+            oldest, since = next(iter(self._idle.items()))
+            if now - since <= LINGER_S and len(self._idle) <= MAX_IDLE:
+                return
+            del self._idle[oldest]
+            _forget(oldest)
+
+    def leaves(self) -> list[Flow]:
+        """Every leaf, idle ones too."""
+        return [
+            leaf
+            for project in self.root.children.values()
+            for key in project.children.values()
+            for leaf in key.children.values()
+        ]
+
+
+class View:
+    """What is compared between flows at one moment; it remembers what it has worked out."""
+
+    __slots__ = ("_floors", "_levels")
+
+    def __init__(self) -> None:
+        self._floors: dict[Flow, float] = {}
+        self._levels: dict[Flow, float] = {}
+
+    def lead(self, flow: Flow) -> float:
+        """How far ahead of the flow beside it that is owed most, tokens; the largest lead from the project down."""
+        most = 0.0
+        while flow.parent is not None:
+            parent = flow.parent
+            if len(parent.backlog) > 1:
+                if parent not in self._floors:
+                    self._floors[parent] = min(map(_tag, parent.backlog))
+                most = max(most, flow.tag - self._floors[parent])
+            flow = parent
+        return most
+
+    def level(self, parent: Flow, capacity: float) -> float:
+        """Up to which number of requests each child gets what it asks for, where ``capacity`` are shared by max-min.
+
+        Demands are filled like vessels with water: those below the level in full, the others to the level (Bertsekas
+        and Gallager, "Data Networks", section 6.5.2).
+        """
+        found = self._levels.get(parent)
+        if found is None:
+            found = self._levels[parent] = _level(sorted(child.demand for child in parent.children.values()), capacity)
+        return found
+
+
+def _level(demands: list[int], capacity: float) -> float:
+    left = len(demands)
+    for demand in demands:
+        if demand * left > capacity:
+            return capacity / left
+        capacity -= demand
+        left -= 1
+    return demands[-1] + capacity if demands else capacity
+
+
+def _lift(flow: Flow) -> None:
+    """Begin a time of waiting: no credit is left from the time before it (the Virtual Token Counter's lift)."""
+    while flow.parent is not None and flow.queued == 0:
+        siblings = flow.parent.backlog
+        flow.tag = max(flow.tag, min(map(_tag, siblings)) if siblings else flow.parent.virtual)
+        flow = flow.parent
+
+
+def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:
+    if flow.depth == LEAF_DEPTH:
+        return flow if eligible(flow) else None
+    if not flow.backlog:
+        return None
+    # of equal tags, the flow with the least in the engine; else, min and sort are stable, the one that waited first
+    best = min(flow.backlog, key=_turn)
+    found = _first(best, eligible)
+    if found is not None or len(flow.backlog) == 1:
+        return found
+    for child in sorted(flow.backlog, key=_turn):
+        found = _first(child, eligible) if child is not best else None
+        if found is not None:
+            return found
+    return None
+
+
+def _forget(flow: Flow) -> None:
+    parent = flow.parent
+    if parent is None:
+        return
+    del parent.children[flow.name]
+    if not parent.children:
+        _forget(parent)

@@ -1,0 +1,372 @@
+"""Who goes to the engine next: decisions only, without a clock, a task or a socket of its own.
+
+The caller tells the time and what happened (`offer`, `first_token`, `leave`, `withdraw`) and asks who may go now
+(`admit`). `service/admission/ADMISSION.md` says why it decides as it does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from service.admission.entry import Entry, Stage
+from service.admission.fair import Flow, Tree, View
+from service.admission.policy import Policy
+from service.admission.slots import Slots
+from service.admission.ticket import Ticket
+from service.errors import RateLimited, Unavailable
+
+COLD_S: Final = 5.0
+"""A cold load whose first token nobody reports (an answer in one piece) counts as over after this long, s."""
+FIRST_TOKEN_S: Final = 0.5
+"""Time from the gate to the first token, s, while none was seen."""
+SILENT_MOST_S: Final = 5.0
+RETRY_MOST_S: Final = 60
+_AVERAGE: Final = 0.1
+
+
+class Memory(Protocol):
+    """What is known of the engine's adapters: `service.engine.residency.Residency`."""
+
+    def is_cold(self, adapter: str) -> bool:
+        """True where the engine is known to have to read this adapter from the disk first."""
+
+
+class AllWarm:
+    """Nothing is known to be cold."""
+
+    def is_cold(self, adapter: str) -> bool:
+        """False."""
+        return False
+
+
+class Counts:
+    """What has happened so far, for telemetry."""
+
+    __slots__ = ("admitted", "background", "cold", "left", "overloaded", "share_full", "timeouts", "withdrawn")
+
+    def __init__(self) -> None:
+        self.admitted = 0
+        self.background = 0
+        """Background requests among the admitted."""
+        self.cold = 0
+        """Requests that were let in to load their adapter from the disk."""
+        self.left = 0
+        self.overloaded = 0
+        self.share_full = 0
+        self.timeouts = 0
+        self.withdrawn = 0
+        """Clients that left while they waited, and those who waited when the engine went."""
+
+
+class Scheduler:
+    """The queue and the places in the engine.
+
+    Every request that was offered and not refused ends by exactly one of `withdraw` (while it waits) and `leave`.
+    """
+
+    def __init__(self, policy: Policy, memory: Memory | None = None) -> None:
+        self.policy = policy
+        self.callers = Tree()
+        self.background = Tree()
+        self.slots = Slots(policy.slots, policy.turn_s, policy.draining)
+        self.counts = Counts()
+        self.prefill = 0
+        """Prompt tokens of requests that were let in and have shown no token."""
+        self.first_token_s = FIRST_TOKEN_S
+        """Moving average of the time from the gate to the first token, s."""
+        self._memory = memory or AllWarm()
+        self._unstarted: OrderedDict[Entry, float] = OrderedDict()
+        self._loading: dict[str, float] = {}
+        self._due: Entry | None = None
+        self._due_at = -math.inf
+        self._left_at: float | None = None
+        self._gap_s = 0.0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait, of both classes."""
+        return self.callers.queued + self.background.queued
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are in the engine, of both classes."""
+        return self.callers.in_flight + self.background.in_flight
+
+    def offer(self, ticket: Ticket, now: float) -> Entry:
+        """A request arrives; it is IN at once where nothing is before it, else it is WAITING.
+
+        Raises:
+            RateLimited: Its key or its project holds its share of the queue.
+            Unavailable: The queue is full.
+        """
+        tree = self._tree(ticket)
+        leaf = tree.leaf(ticket.project, ticket.key_id, ticket.adapter)
+        entry = Entry(ticket, leaf, now)
+        if self.callers.queued == 0 and tree.queued == 0 and self._may_enter(entry, now):
+            self._enter(entry, now, waited=False)
+            return entry
+        try:
+            self._check_bounds(leaf)
+        except (RateLimited, Unavailable):
+            tree.rest(leaf, now)
+            raise
+        entry.stage = Stage.WAITING
+        tree.push(leaf, entry)
+        if not ticket.background:
+            self.slots.queue(ticket.adapter, ticket.project, now)
+        return entry
+
+    def admit(self, now: float) -> list[Entry]:
+        """Everyone who may go in now, in order; they are IN."""
+        found: list[Entry] = []
+        self._expire(now)
+        while self.queued and self.in_flight < self.policy.width:
+            self.slots.turn(now)
+            entry = self._next(now)
+            if entry is None:
+                break
+            self._tree(entry.ticket).remove(entry)
+            self._enter(entry, now, waited=True)
+            self._leave_queue(entry, now)
+            found.append(entry)
+        return found
+
+    def first_token(self, entry: Entry, now: float) -> None:
+        """The engine has shown a first token of ``entry``; more calls for the same request do nothing."""
+        self._loaded(entry)
+        if self._unstarted.pop(entry, None) is None:
+            return
+        self.prefill -= entry.prefill
+        self.first_token_s += _AVERAGE * (now - entry.entered - self.first_token_s)
+
+    def leave(self, entry: Entry, tokens: int | None, now: float) -> None:
+        """``entry`` has left the engine, having used ``tokens``; None: nothing reached it."""
+        if entry.stage is not Stage.IN:
+            return
+        entry.stage = Stage.OUT
+        if self._unstarted.pop(entry, None) is not None:
+            self.prefill -= entry.prefill
+        self._loaded(entry)
+        self.slots.leave(entry.ticket.adapter, now)
+        tree = self._tree(entry.ticket)
+        tree.settle(entry, tokens)
+        tree.rest(entry.leaf, now)
+        self.counts.left += 1
+        if self._left_at is not None:
+            gap_s = now - self._left_at
+            self._gap_s += _AVERAGE * (gap_s - self._gap_s) if self._gap_s else gap_s
+        self._left_at = now if self.in_flight or self.queued else None  # the pause of an empty engine is no pace
+
+    def withdraw(self, entry: Entry, now: float) -> None:
+        """``entry`` does not wait any longer."""
+        if entry.stage is not Stage.WAITING:
+            return
+        self._tree(entry.ticket).remove(entry)
+        self._leave_queue(entry, now)
+        entry.stage = Stage.OUT
+        self._tree(entry.ticket).rest(entry.leaf, now)
+        self.counts.withdrawn += 1
+
+    def drain(self, now: float) -> list[Entry]:
+        """Withdraw everyone who waits."""
+        waiting = [entry for tree in (self.callers, self.background) for leaf in tree.leaves() for entry in leaf.queue]
+        for entry in waiting:
+            self.withdraw(entry, now)
+        return waiting
+
+    def wake_at(self) -> float | None:
+        """When to ask `admit` again although nothing has happened; None: there is no need."""
+        if not self.queued or not self._unstarted:
+            return None
+        return next(iter(self._unstarted.values())) + self._silent_s()
+
+    def retry_after(self, ahead: int) -> int:
+        """Seconds until ``ahead`` requests have gone, at the pace of late; 1 to 60."""
+        return max(1, min(RETRY_MOST_S, math.ceil(ahead * self._gap_s)))
+
+    # deciding
+
+    def _next(self, now: float) -> Entry | None:
+        due = self._patient(now)
+        if due is not None and self._may_enter(due, now):
+            return due
+        if self.callers.queued:
+            leaf = self.callers.first(_Turn(self, now))
+            return None if leaf is None else leaf.head
+        if due is not None:
+            return None
+        leaf = self.background.first(lambda leaf: self._may_enter(leaf.head, now))
+        return None if leaf is None else leaf.head
+
+    def _patient(self, now: float) -> Entry | None:
+        """The one background request whose turn has come although callers wait: it has been patient."""
+        tree = self.background
+        if self._due is None and tree.queued and not tree.in_flight and self.callers.queued:
+            leaf = tree.first(lambda leaf: now - max(leaf.head.came, self._due_at) >= self.policy.background_patience_s)
+            if leaf is not None:
+                self._due = leaf.head
+                self.slots.queue(self._due.ticket.adapter, self._due.ticket.project, now)
+        return self._due
+
+    def _may_enter(self, entry: Entry, now: float) -> bool:
+        """Whether there is room for ``entry`` where nothing waits before it."""
+        if not self.has_slot(entry, now):
+            return False
+        if not entry.ticket.background:
+            return self.fits(entry) or (self.is_small(entry, View()) and self.fits_reserve(entry))
+        patient = entry is self._due
+        return (patient or self.background.in_flight < self.policy.background_width) and self.fits(entry)
+
+    def has_slot(self, entry: Entry, now: float) -> bool:
+        """Whether the engine can take the adapter of ``entry``: it needs none, or has a slot or may have one."""
+        adapter = entry.ticket.adapter
+        if adapter is None:
+            return True
+        shy = entry.ticket.background and entry is not self._due
+        return self.slots.admits(adapter, background=shy) and not self._waits_for_load(adapter, now)
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether one of the places that are there for everybody is free, and little enough to be read before it."""
+        return self.in_flight < self.policy.common and self._readable(entry, 1)
+
+    def fits_reserve(self, entry: Entry) -> bool:
+        """Whether any place is free; what is kept for small flows may be read at once with what others have sent."""
+        return self.in_flight < self.policy.width and self._readable(entry, 2)
+
+    def _readable(self, entry: Entry, times: int) -> bool:
+        most = self.policy.prefill
+        return most is None or not self._unstarted or self.prefill + entry.prefill <= times * most
+
+    def is_small(self, entry: Entry, view: View) -> bool:
+        """Whether the flow of ``entry`` may use what is kept in reserve.
+
+        It competes with others, and all that it asks for, in the engine and in the queue, is its due in max-min
+        fairness of places: it lies below the level up to which the width fills the demands beside it, or that of its
+        key does, or its project's. Nor is it more than half of the common places, and not by places alone: a flow far
+        ahead in tokens has had its part.
+        """
+        capacity, most = float(self.policy.width), max(1, self.policy.common // 2)
+        path = _downwards(entry.leaf)
+        if all(flow.parent is None or len(flow.parent.children) == 1 for flow in path):
+            return False
+        for flow in path:
+            capacity = view.level(flow.parent or flow, capacity)
+            if flow.demand + (entry.stage is Stage.NEW) <= min(capacity, most):
+                return view.lead(entry.leaf) <= self.policy.burst
+        return False
+
+    def _waits_for_load(self, adapter: str | None, now: float) -> bool:
+        """One cold load at a time: while an adapter is read from the disk, every stream of the engine stands still."""
+        if adapter is None or adapter in self.slots.held or not self._loading or not self._memory.is_cold(adapter):
+            return False
+        self._loading = {name: since for name, since in self._loading.items() if now - since < COLD_S}
+        return bool(self._loading)
+
+    # bookkeeping
+
+    def _tree(self, ticket: Ticket) -> Tree:
+        return self.background if ticket.background else self.callers
+
+    def _enter(self, entry: Entry, now: float, *, waited: bool) -> None:
+        ticket = entry.ticket
+        entry.stage, entry.entered = Stage.IN, now
+        self._tree(ticket).serve(entry, waited=waited)
+        if (
+            ticket.adapter is not None
+            and ticket.adapter not in self.slots.held
+            and self._memory.is_cold(ticket.adapter)
+        ):
+            entry.cold = True
+            self._loading[ticket.adapter] = now
+            self.counts.cold += 1
+        self.slots.enter(ticket.adapter, ticket.project, now)
+        self._unstarted[entry] = now
+        self.prefill += entry.prefill
+        self.counts.admitted += 1
+        self.counts.background += ticket.background
+
+    def _leave_queue(self, entry: Entry, now: float) -> None:
+        if not entry.ticket.background or entry is self._due:
+            self.slots.unqueue(entry.ticket.adapter)
+        if entry is self._due:
+            self._due, self._due_at = None, now
+
+    def _loaded(self, entry: Entry) -> None:
+        if entry.cold and entry.ticket.adapter is not None:
+            entry.cold = False
+            self._loading.pop(entry.ticket.adapter, None)
+
+    def _silent_s(self) -> float:
+        """How long a request that shows no token counts as being read: answers in one piece never show a first."""
+        return min(SILENT_MOST_S, 2 * self.first_token_s)
+
+    def _expire(self, now: float) -> None:
+        limit = now - self._silent_s()
+        while self._unstarted:
+            entry, since = next(iter(self._unstarted.items()))
+            if since > limit:
+                return
+            del self._unstarted[entry]
+            self.prefill -= entry.prefill
+
+    def _check_bounds(self, leaf: Flow) -> None:
+        policy = self.policy
+        if self.queued >= policy.queue_size:
+            self.counts.overloaded += 1
+            raise Unavailable(
+                f"{self.queued} requests wait for the engine, no more may (HATRACK_QUEUE_SIZE)",
+                retry_after=self.retry_after(self.queued),
+                code="overloaded",
+            )
+        for flow, what in zip(_downwards(leaf), ("project", "key"), strict=False):
+            if flow.queued >= policy.share_size:
+                self.counts.share_full += 1
+                competing = len(self.callers.root.backlog) or 1
+                raise RateLimited(
+                    f"{flow.queued} requests of this {what} wait for the engine, which is its share of the queue "
+                    f"(HATRACK_QUEUE_SHARE)",
+                    code="queue_share_full",
+                    headers={"retry-after": str(self.retry_after(flow.queued * competing))},
+                )
+
+
+class _Turn:
+    """One look through the callers' flows in the order of their turns: is told each leaf, says whether it may go."""
+
+    __slots__ = ("_first", "_now", "_scheduler", "_stopped", "_view")
+
+    def __init__(self, scheduler: Scheduler, now: float) -> None:
+        self._scheduler = scheduler
+        self._now = now
+        self._first = True
+        self._stopped = False
+        self._view = View()
+
+    def __call__(self, leaf: Flow) -> bool:
+        """Whether the head of ``leaf`` goes.
+
+        Only the first for whose adapter there is a slot may take a common place: else short prompts would for ever go
+        past a long one. Who comes after it may use the reserve, unless that is what the first one itself waits for.
+        """
+        scheduler, entry = self._scheduler, leaf.head
+        if self._stopped or not scheduler.has_slot(entry, self._now):
+            return False
+        first, self._first = self._first, False
+        if first and scheduler.fits(entry):
+            return True
+        if not scheduler.is_small(entry, self._view):
+            return False
+        self._stopped = not scheduler.fits_reserve(entry)
+        return not self._stopped
+
+
+def _downwards(leaf: Flow) -> tuple[Flow, ...]:
+    """Project, key and leaf."""
+    flows: list[Flow] = []
+    flow = leaf
+    while flow.parent is not None:
+        flows.append(flow)
+        flow = flow.parent
+    return tuple(reversed(flows))

@@ -1,0 +1,237 @@
+"""Numbers for `hatrack top`: what `/metrics` said over the last seconds, made into rates, quantiles and a frame."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.client import ClientError
+
+WINDOW_S: Final = 30.0
+MAX_SCRAPES: Final = 64
+Labels = frozenset[tuple[str, str]]
+Samples = Mapping[str, Mapping[Labels, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReading:
+    """One version of one adapter; rates are a second, times in seconds, None where nothing was seen."""
+
+    project: str
+    adapter: str
+    version: str
+    requests_per_s: float
+    failed_per_s: float
+    tokens_per_s: float
+    first_token_p50_s: float | None
+    first_token_p99_s: float | None
+    waiting: int
+    running: int
+    loaded: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything that one picture shows; rates are a second over ``window_s``, None is not known."""
+
+    window_s: float
+    version: str
+    base: str
+    engine: str
+    engine_for_s: float | None
+    engine_restarts: int
+    requests_per_s: float
+    refused_per_s: float
+    failed_per_s: float
+    tokens_read_per_s: float
+    tokens_written_per_s: float
+    first_token_p50_s: float | None
+    first_token_p99_s: float | None
+    in_flight: int
+    queued: int | None
+    queue_limit: int | None
+    in_engine: int | None
+    width: int | None
+    slots_in_use: int | None
+    slots: int | None
+    adapters_waiting: int | None
+    resident: int | None
+    resident_limit: int | None
+    cold_loads_per_s: float | None
+    kv_cache_ratio: float | None
+    limits_hit_per_s: float
+    errors: dict[str, float]
+    adapters: tuple[AdapterReading, ...]
+
+
+def parse(text: str) -> Samples:
+    """Samples by name and labels.
+
+    Raises:
+        ClientError: It is not Prometheus' text, or not of a gateway.
+    """
+    found: dict[str, dict[Labels, float]] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+    except ValueError as error:
+        raise ClientError(200, "not_hatrack", "/metrics is not in Prometheus' text format.") from error
+    if "hatrack_build_info" not in found:
+        raise ClientError(200, "not_hatrack", "/metrics is not of a Hatrack gateway.")
+    return found
+
+
+class Window:
+    """The scrapes of the last WINDOW_S seconds; rates and quantiles are over all of it."""
+
+    def __init__(self) -> None:
+        self._scrapes: deque[tuple[float, Samples]] = deque(maxlen=MAX_SCRAPES)
+
+    def add(self, samples: Samples, at: float | None = None) -> None:
+        """Take one more; ``at`` is seconds on a clock that only grows."""
+        now = time.monotonic() if at is None else at
+        self._scrapes.append((now, samples))
+        while len(self._scrapes) > 2 and now - self._scrapes[0][0] > WINDOW_S:
+            self._scrapes.popleft()
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return self._scrapes[-1][0] - self._scrapes[0][0]
+
+    def now(self, name: str, **labels: str) -> float | None:
+        """The sum of the newest values with these labels; None where there are none."""
+        found = [value for _, value in _matching(self._scrapes[-1][1], name, labels)]
+        return sum(found) if found else None
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        """The label sets that a metric has now."""
+        return [dict(labels) for labels in self._scrapes[-1][1].get(name, {})]
+
+    def grown(self, name: str, **labels: str) -> float:
+        """By how much counters have grown in the window; one that was set back has started anew."""
+        before = self._scrapes[0][1].get(name, {})
+        total = 0.0
+        for key, value in _matching(self._scrapes[-1][1], name, labels):
+            since = before.get(key, 0.0)
+            total += value - since if value >= since else value
+        return total
+
+    def rate(self, name: str, **labels: str) -> float:
+        """How much counters grow, a second; 0 where there is only one scrape."""
+        return self.grown(name, **labels) / self.seconds if self.seconds > 0 else 0.0
+
+    def quantile(self, share: float, name: str, **labels: str) -> float | None:
+        """Prometheus' histogram_quantile over the window: linear within a bucket. None where nothing was observed."""
+        bounds = sorted(
+            {float(dict(key)["le"]) for key, _ in _matching(self._scrapes[-1][1], f"{name}_bucket", labels)}
+        )
+        counts = [self._bucket(name, bound, labels) for bound in bounds]
+        if not counts or counts[-1] <= 0:
+            return None
+        rank = share * counts[-1]
+        at = next(index for index, count in enumerate(counts) if count >= rank)
+        low, under = (bounds[at - 1], counts[at - 1]) if at else (0.0, 0.0)
+        if bounds[at] == inf:
+            return low
+        inside = counts[at] - under
+        return low + (bounds[at] - low) * ((rank - under) / inside if inside else 1.0)
+
+    def _bucket(self, name: str, bound: float, labels: dict[str, str]) -> float:
+        return self.grown(f"{name}_bucket", le="+Inf" if bound == inf else str(bound), **labels)
+
+
+def _matching(samples: Samples, name: str, labels: dict[str, str]) -> Iterator[tuple[Labels, float]]:
+    wanted = labels.items()
+    for key, value in samples.get(name, {}).items():
+        if wanted <= set(key):
+            yield key, value
+
+
+def read_frame(window: Window) -> Frame:
+    """What the window has to say."""
+    build = (window.labels("hatrack_build_info") or [{}])[0]
+    state = next(
+        (row["state"] for row in window.labels("hatrack_engine_state") if window.now("hatrack_engine_state", **row)),
+        "?",
+    )
+    since = window.now("hatrack_engine_state_since_timestamp_seconds")
+    codes = {row["code"] for row in window.labels("hatrack_errors_total")}
+    errors = {code: window.rate("hatrack_errors_total", code=code) for code in codes}
+    first = "hatrack_time_to_first_token_seconds"
+    return Frame(
+        window_s=window.seconds,
+        version=build.get("version", "?"),
+        base=build.get("base", "?"),
+        engine=state,
+        engine_for_s=None if since is None else max(0.0, time.time() - since),
+        engine_restarts=int(window.now("hatrack_engine_restarts_total") or 0),
+        requests_per_s=window.rate("hatrack_requests_total"),
+        refused_per_s=window.rate("hatrack_requests_total", outcome="refused"),
+        failed_per_s=_failed(window),
+        tokens_read_per_s=window.rate("hatrack_prompt_tokens_total"),
+        tokens_written_per_s=window.rate("hatrack_completion_tokens_total"),
+        first_token_p50_s=window.quantile(0.5, first),
+        first_token_p99_s=window.quantile(0.99, first),
+        in_flight=int(window.now("hatrack_requests_in_flight") or 0),
+        queued=_whole(window, "hatrack_admission_queued"),
+        queue_limit=_whole(window, "hatrack_admission_queue_limit"),
+        in_engine=_whole(window, "hatrack_admission_in_engine"),
+        width=_whole(window, "hatrack_admission_width"),
+        slots_in_use=_whole(window, "hatrack_engine_slots_in_use"),
+        slots=_whole(window, "hatrack_engine_slots"),
+        adapters_waiting=_whole(window, "hatrack_admission_adapters_waiting"),
+        resident=_whole(window, "hatrack_engine_resident_adapters"),
+        resident_limit=_whole(window, "hatrack_engine_resident_limit"),
+        cold_loads_per_s=window.rate("hatrack_engine_cold_loads_total"),
+        kv_cache_ratio=window.now("hatrack_engine_kv_cache_usage_ratio"),
+        limits_hit_per_s=window.rate("hatrack_limit_hits_total"),
+        errors=dict(sorted(((code, rate) for code, rate in errors.items() if rate), key=lambda item: -item[1])),
+        adapters=_adapters(window),
+    )
+
+
+def _adapters(window: Window) -> tuple[AdapterReading, ...]:
+    """The busiest first, then by name."""
+    rows = {
+        (row["project"], row["adapter"], row["version"])
+        for row in window.labels("hatrack_requests_total")
+        if row["adapter"] != "(none)"
+    }
+    found = [_adapter(window, *row) for row in rows]
+    return tuple(sorted(found, key=lambda one: (-one.requests_per_s, one.project, one.adapter, one.version)))
+
+
+def _adapter(window: Window, project: str, adapter: str, version: str) -> AdapterReading:
+    labels = {"project": project, "adapter": adapter, "version": version}
+    first = "hatrack_time_to_first_token_seconds"
+    loaded = window.now("hatrack_adapter_resident", **labels)
+    return AdapterReading(
+        project=project,
+        adapter=adapter,
+        version=version,
+        requests_per_s=window.rate("hatrack_requests_total", **labels),
+        failed_per_s=_failed(window, **labels),
+        tokens_per_s=window.rate("hatrack_completion_tokens_total", **labels),
+        first_token_p50_s=window.quantile(0.5, first, **labels),
+        first_token_p99_s=window.quantile(0.99, first, **labels),
+        waiting=int(window.now("hatrack_adapter_requests_queued", **labels) or 0),
+        running=int(window.now("hatrack_adapter_requests_running", **labels) or 0),
+        loaded=None if loaded is None else loaded > 0,
+    )
+
+
+def _failed(window: Window, **labels: str) -> float:
+    return sum(window.rate("hatrack_requests_total", outcome=outcome, **labels) for outcome in ("failed", "cut"))
+
+
+def _whole(window: Window, name: str) -> int | None:
+    value = window.now(name)
+    return None if value is None else int(value)

@@ -1,0 +1,204 @@
+"""An engine that somebody else runs: looked at, used, and never started, ended or restarted by us.
+
+It must be one of `hatrack engine`'s (or one started with the same plugin, flags and environment) over the same adapter
+store. It is checked when the gateway starts and again whenever it was away or has become another process. While it is
+no use, requests answer 503 and it is asked again until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from adapters.base import Fingerprint
+from service.config import Settings
+from service.engine.client import ENGINE_KEY_REFUSED, EngineClient
+from service.engine.config import EngineConfig
+from service.engine.fit import ENGINE_COMMAND, Misfit, check_fit
+from service.engine.identity import make_store_mark
+from service.engine.vitals import EngineFailed
+from service.engine.watched import EngineState, StateName, WatchedEngine
+from service.errors import BadGateway, EngineUnreachable, HatrackError, SettingsError
+
+__all__ = ["EngineState", "ExternalEngine"]
+
+RECHECK_S: Final = 2.0
+UNREACHED: Final = 2
+"""So many looks in a row that find nothing listening, and it counts as down."""
+
+_LOG = logging.getLogger("hatrack.engine")
+
+
+class ExternalEngine(WatchedEngine):
+    """Uses the engine at a URL.
+
+    Files of deleted adapters stay in the store as long as the engine may have had them; they are removed when one is
+    found that was not asked for any adapter yet, which is after its restart.
+
+    Args:
+        config: The engine as our settings have it.
+        base: The identity of the base model.
+        name: Its address, for people.
+        url: Its base URL, if it is reached by TCP.
+        socket: The path of its Unix socket, if that is where it listens.
+        key: Its API key, if it asks for one.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        base: Fingerprint,
+        *,
+        name: str,
+        url: str = "http://engine",
+        socket: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(config, url=url, socket=socket, key=key)
+        self.name = name
+        self._base = base
+        self._boot: object = None
+        self._condemned: tuple[object, str] | None = None
+        """The start of the engine whose answers were no use, and why."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings, base: Fingerprint) -> ExternalEngine:
+        """The engine at HATRACK_ENGINE_URL."""
+        key = settings.engine_key.get_secret_value() if settings.engine_key else None
+        url = settings.engine_url if settings.engine_socket is None else "http://engine"
+        config = EngineConfig.from_settings(settings)
+        return cls(config, base, name=settings.engine_url, url=url, socket=settings.engine_socket, key=key)
+
+    async def check(self) -> None:
+        """Look at the engine once, before the gateway starts. One that is not there yet is waited for later.
+
+        Raises:
+            SettingsError: What answers at its URL is no engine for this gateway, or the store cannot be written.
+        """
+        try:
+            await self._examine()
+        except Misfit as error:
+            raise SettingsError(f"the engine at {self.name} (HATRACK_ENGINE_URL) does not fit: {error}") from error
+        except OSError as error:
+            raise SettingsError(f"the adapter store {self.config.store} cannot be written: {error}") from error
+        except HatrackError as error:
+            _LOG.warning("the engine is not there yet; it is waited for", extra={"reason": error.message})
+        finally:
+            await self._probe.close()
+
+    async def start(self) -> None:
+        """Begin to look for it; returns before it is ready."""
+        self._become("starting", f"looking for the engine at {self.name}")
+        self._task = asyncio.create_task(self._run(), name="engine-watch")
+
+    async def stop(self) -> None:
+        """Let go of it; it runs on."""
+        await self._leave()
+
+    async def restart(self, reason: str) -> None:
+        """Take no more requests until somebody has restarted it, for that is not ours to do."""
+        self._condemned = (self._boot, reason)
+        self._become("stalled", self._please_restart(reason))
+
+    def _please_restart(self, reason: str) -> str:
+        return f"{reason}; it is for whoever runs the engine at {self.name} to restart it"
+
+    async def _run(self) -> None:
+        while True:
+            name: StateName = "stalled"
+            try:
+                await self._live_once()
+            except (EngineFailed, HatrackError) as error:
+                reason = str(error)
+                name = "down" if isinstance(error, EngineUnreachable) else "stalled"
+            except Misfit as error:
+                name, reason = "down", f"the engine at {self.name} does not fit: {error}"
+            except OSError as error:
+                reason = f"the adapter store cannot be written: {error}"
+            except Exception as error:  # whatever it is, an engine that nobody watches would be worse
+                _LOG.exception("watching the engine failed")
+                reason = f"watching the engine failed: {type(error).__name__}"
+            self._become(name, reason)
+            await self.client.close()  # what is in flight ends now, not at some timeout
+            await asyncio.sleep(RECHECK_S)
+
+    async def _live_once(self) -> None:
+        """The engine from the moment that it is found well to the moment that it is no use. Always raises."""
+        report = await self._examine()
+        boot = report.get("boot")
+        if self._condemned is not None:
+            if self._condemned[0] == boot:
+                raise EngineFailed(self._please_restart(self._condemned[1]))
+            self._condemned = None
+        if not await self._vitals.canary():
+            raise EngineFailed(f"the canary had no finite answer from the engine at {self.name}")
+        if report.get("asked") == 0 and self.before_spawn is not None:
+            await self.before_spawn()
+        if boot != self._boot:
+            self.epoch += 1
+            self._boot = boot
+        self._vitals.begin()
+        self._become("ready", f"the engine at {self.name} answers")
+        await self._watch(_Presence(self._probe, self.name, boot, self._check_condemned).check)
+
+    async def _examine(self) -> dict[str, Any]:
+        """Ask the engine what it is; returns its plugin's report.
+
+        Raises:
+            Misfit: What answers there is no engine for this gateway.
+            EngineUnreachable: Nothing listens there.
+            EngineUnavailable: It does not answer in time.
+            OSError: The store cannot be written.
+        """
+        mark = await asyncio.to_thread(make_store_mark, self.config.store)
+        try:
+            report = await self._probe.report()
+            await self._probe.get_text("/v1/models")  # unlike the report, this asks for the key
+        except EngineUnreachable:
+            raise EngineUnreachable(f"the engine at {self.name} cannot be reached") from None
+        except BadGateway as error:
+            if error.code == ENGINE_KEY_REFUSED:
+                raise Misfit("it refuses the key in HATRACK_ENGINE_KEY, or asks for one that is not set") from error
+            raise Misfit(
+                f"Hatrack's plugin does not answer there ({error.message}): start the engine with {ENGINE_COMMAND}"
+            ) from error
+        check_fit(report, self.config, self._base, mark)
+        return report
+
+    def _check_condemned(self) -> None:
+        if self._condemned is not None:
+            raise EngineFailed(self._please_restart(self._condemned[1]))
+
+
+class _Presence:
+    """Asks now and then whether the same engine still listens."""
+
+    def __init__(self, probe: EngineClient, name: str, boot: object, and_also: Callable[[], None]) -> None:
+        self._probe = probe
+        self._name = name
+        self._boot = boot
+        self._and_also = and_also
+        self._asked = time.monotonic()
+        self._unreached = 0
+
+    async def check(self) -> None:
+        """Raises EngineFailed, EngineUnreachable. One that is too busy to answer is judged by its tokens, not here."""
+        self._and_also()
+        if time.monotonic() - self._asked < RECHECK_S:
+            return
+        try:
+            boot = (await self._probe.report()).get("boot")
+        except EngineUnreachable:
+            self._unreached += 1
+            if self._unreached >= UNREACHED:
+                raise EngineUnreachable(f"the engine at {self._name} cannot be reached") from None
+        except HatrackError:
+            pass
+        else:
+            self._unreached = 0
+            if boot != self._boot:
+                raise EngineFailed(f"the engine at {self._name} has been restarted")
+        self._asked = time.monotonic()

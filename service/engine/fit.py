@@ -1,0 +1,95 @@
+"""Whether an engine that was found is one that this gateway can use, by the engine's own word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapters.base import Fingerprint
+from service.engine.config import EngineConfig
+from service.engine.contract import PLUGIN_PROTOCOL
+
+ENGINE_COMMAND = "`hatrack engine`"
+
+
+class Misfit(Exception):
+    """The engine is not one for this gateway; the message says all that does not fit, and what to do."""
+
+
+def check_fit(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint, store_mark: str) -> None:
+    """Compare what the engine's plugin says with what the gateway is set to.
+
+    Args:
+        report: The plugin's report.
+        config: The engine as the gateway's settings have it.
+        base: The identity of the base model, as the gateway reads it.
+        store_mark: The mark in the gateway's store.
+
+    Raises:
+        Misfit: Something differs.
+    """
+    if report.get("protocol") != PLUGIN_PROTOCOL:
+        raise Misfit(
+            f"its plugin speaks protocol {report.get('protocol')!r}, this gateway {PLUGIN_PROTOCOL}: "
+            "run the same version of Hatrack on both sides"
+        )
+    found = [
+        *_base(report, config, base),
+        *_version(report, base),
+        *_store(report, config, store_mark),
+        *_limits(report, config),
+    ]
+    if found:
+        raise Misfit("; ".join(found))
+
+
+def _base(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint) -> list[str]:
+    names = report.get("names")
+    if not isinstance(names, list) or config.base_name not in names:
+        return [
+            f"it serves {_listed(names)}, not the base `{config.base_name}` (HATRACK_BASE_MODEL, HATRACK_BASE_NAME)"
+        ]
+    theirs = report.get("base")
+    if not isinstance(theirs, dict):
+        return [f"it does not say which base it was started with: start it with {ENGINE_COMMAND}"]
+    mine = base.model_dump(exclude={"engine_version"})
+    parts = [part for part, value in mine.items() if theirs.get(part) != value]
+    if parts:
+        return [f"its base `{config.base_name}` is another one: {', '.join(parts)} differ (HATRACK_BASE_MODEL)"]
+    return []
+
+
+def _version(report: Mapping[str, Any], base: Fingerprint) -> list[str]:
+    """A version is judged against the engine's, so both sides must mean the same; "unknown" where none is installed."""
+    theirs = str(report.get("vllm")).split("+")[0]
+    if base.engine_version in ("unknown", theirs):
+        return []
+    return [f"it is vLLM {theirs}, the one installed here is {base.engine_version}"]
+
+
+def _store(report: Mapping[str, Any], config: EngineConfig, store_mark: str) -> list[str]:
+    if report.get("store_id") == store_mark:
+        return []
+    return [
+        f"it reads another adapter store ({report.get('store')}) than {config.store}: "
+        "both must see the same directory (HATRACK_HOME)"
+    ]
+
+
+def _limits(report: Mapping[str, Any], config: EngineConfig) -> list[str]:
+    found = []
+    if report.get("slots") != config.slots:
+        found.append(f"it has {report.get('slots')} adapter slots, HATRACK_ENGINE_SLOTS is {config.slots}")
+    if not _at_least(report.get("max_rank"), config.max_rank):
+        found.append(f"it takes ranks up to {report.get('max_rank')}, HATRACK_ENGINE_MAX_RANK is {config.max_rank}")
+    if config.context is not None and not _at_least(report.get("context"), config.context):
+        found.append(f"its context is {report.get('context')} tokens, HATRACK_ENGINE_CONTEXT is {config.context}")
+    return found
+
+
+def _at_least(value: object, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _listed(names: object) -> str:
+    return ", ".join(f"`{name}`" for name in names) if isinstance(names, list) and names else "nothing"

@@ -1,0 +1,53 @@
+"""By what an engine is told from another: its start, the plugin's code, and the store that it sees.
+
+Imports the standard library only, for the plugin inside the engine reads it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+STORE_MARK: Final = ".store-id"
+"""File in the adapter store that holds a random text; who reads the same text there sees the same store."""
+
+MAX_MARK_BYTES: Final = 128
+
+
+def boot_of(token: str) -> str:
+    """The public name of one start of an engine: 16 hex digits of a hash of the token of its processes."""
+    return hashlib.sha256(b"hatrack-boot\n" + token.encode()).hexdigest()[:16]
+
+
+def plugin_digest() -> str:
+    """16 hex digits over the sources that run inside the engine: ``plugin/`` and what it shares with the gateway."""
+    here = Path(__file__).parent
+    files = [*sorted((here / "plugin").glob("*.py")), here / "contract.py", Path(__file__)]
+    summed = hashlib.sha256()
+    for file in files:
+        summed.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return summed.hexdigest()[:16]
+
+
+def make_store_mark(store: Path) -> str:
+    """The store's mark, made where there is none. Raises OSError where the store cannot be written."""
+    store.mkdir(parents=True, exist_ok=True)
+    found = read_store_mark(store)
+    if found is not None:
+        return found
+    mark, part = secrets.token_hex(16), store / f"{STORE_MARK}.{os.getpid()}"
+    part.write_text(mark, encoding="ascii")
+    part.replace(store / STORE_MARK)
+    return mark
+
+
+def read_store_mark(store: Path) -> str | None:
+    """The store's mark, or None where there is none that can be read."""
+    try:
+        with (store / STORE_MARK).open("rb") as file:
+            return file.read(MAX_MARK_BYTES).decode("ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,138 @@
+"""What the engine has in its memory, as far as the gateway knows.
+
+vLLM keeps adapters in host memory (`max_cpu_loras`, least recently used first out) and some of these in slots. The
+plugin's route tells which; here that is asked now and then, and only where something has gone to the engine since.
+Between two looks, an adapter under which the engine has answered counts as loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from service.errors import HatrackError
+
+LOOK_S: Final = 5.0
+LOOK_TIMEOUT_S: Final = 5.0
+_LOG = logging.getLogger("hatrack.engine")
+
+
+class Reporting(Protocol):
+    """Who knows: `service.engine.client.EngineClient`."""
+
+    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
+        """What the engine says of itself; with ``loaded``, also the list ``loaded`` of digests in its memory.
+
+        Raises:
+            HatrackError: There is no engine to ask.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencySnapshot:
+    """For telemetry; counts are since the start, times in seconds."""
+
+    resident: frozenset[str]
+    """Digests in the engine's host memory or in a slot."""
+    known: bool
+    """The engine has been asked since it started."""
+    cold_loads: int
+    """Adapters that requests have had loaded from the disk."""
+    cold_load_s: float
+    """Time that these took together, from the gate to the first byte of the first answer."""
+    last_cold_load_s: float | None
+    looks: int
+    look_errors: int
+
+
+class Residency:
+    """A view of the engine's memory, at most a few seconds old while there is traffic.
+
+    Args:
+        engine: Who is asked.
+        activity: A number that changes when something has gone to the engine; nothing is asked while it stays.
+        look_s: Seconds between two looks.
+    """
+
+    def __init__(self, engine: Reporting, *, activity: Callable[[], int] = lambda: 0, look_s: float = LOOK_S) -> None:
+        self._engine = engine
+        self.activity = activity
+        self._look_s = look_s
+        self._resident: frozenset[str] = frozenset()
+        self._known = False
+        self._ready = False
+        self._epoch = 0
+        self._seen = -1
+        self._woken = asyncio.Event()
+        self._cold_loads = 0
+        self._cold_load_s = 0.0
+        self._last_s: float | None = None
+        self._looks = 0
+        self._errors = 0
+
+    def is_cold(self, adapter: str) -> bool:
+        """True where the engine is known not to have ``adapter`` in its memory; False also where nothing is known."""
+        return self._known and adapter not in self._resident
+
+    def loaded(self, adapter: str, seconds: float) -> None:
+        """The engine has read ``adapter`` from the disk and answered, ``seconds`` after that request was let in."""
+        self._cold_loads += 1
+        self._cold_load_s += seconds
+        self._last_s = seconds
+        self._resident |= {adapter}
+
+    def engine_changed(self, *, ready: bool) -> None:
+        """The engine is ready, or it is not (any more): a new one has nothing in its memory that is known here."""
+        if ready == self._ready:
+            return
+        self._ready = ready
+        self._epoch += 1
+        self._resident, self._known = frozenset(), False
+        self._seen = -1
+        self._woken.set()
+
+    def snapshot(self) -> ResidencySnapshot:
+        """What is known now."""
+        return ResidencySnapshot(
+            resident=self._resident,
+            known=self._known,
+            cold_loads=self._cold_loads,
+            cold_load_s=self._cold_load_s,
+            last_cold_load_s=self._last_s,
+            looks=self._looks,
+            look_errors=self._errors,
+        )
+
+    async def work(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            self._woken.clear()
+            if self._ready and self.activity() != self._seen:
+                await self.look()
+            try:
+                async with asyncio.timeout(self._look_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """Ask once; an engine that does not answer leaves the view as it is."""
+        epoch, activity = self._epoch, self.activity()
+        self._looks += 1
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                answer = await self._engine.report(loaded=True)
+        except (HatrackError, TimeoutError) as error:
+            self._errors += 1
+            _LOG.debug("the engine does not say what it has loaded", extra={"reason": type(error).__name__})
+            return
+        loaded = answer.get("loaded")
+        if not isinstance(loaded, list) or epoch != self._epoch:
+            return
+        self._resident = frozenset(str(digest) for digest in loaded)
+        self._known = True
+        self._seen = activity

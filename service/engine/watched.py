@@ -1,0 +1,132 @@
+"""What the rest of the gateway sees of an engine, whoever runs it: its state, its client, its signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from service.engine.client import EngineClient
+from service.engine.config import EngineConfig
+from service.engine.vitals import Vitals
+
+TICK_S: Final = 0.25
+_LOG = logging.getLogger("hatrack.engine")
+
+StateName = Literal["starting", "ready", "stalled", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine does now, why, and since when (seconds since the epoch)."""
+
+    name: StateName
+    reason: str
+    since: float
+
+
+class WatchedEngine(ABC):
+    """One engine and its state: ``starting → ready → stalled → down``, each with a reason.
+
+    Args:
+        config: Its flags, names and times.
+        url: Where it listens, if not on a socket.
+        socket: Where it listens, if on a socket.
+        key: Its API key, if it asks for one.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, url: str = "http://engine", socket: str | None = None, key: str | None = None
+    ) -> None:
+        self.config = config
+        self.before_spawn: Callable[[], Awaitable[object]] | None = None
+        """Awaited where no adapter is in use by an engine, before it takes requests: the moment to remove files."""
+        self.state = EngineState("down", "not started", time.time())
+        self.epoch = 0
+        """How many engines have become ready so far."""
+        self.client = EngineClient(url=url, socket=socket, key=key, available=self._why_not)
+        self._probe = EngineClient(url=url, socket=socket, key=key)
+        self._vitals = Vitals(
+            self.client,
+            self._probe,
+            base_name=config.base_name,
+            stall_s=config.stall_s,
+            canary_s=config.canary_s,
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[EngineState], None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken now; false from the moment that the engine is known to have ended."""
+        return self._why_not() is None
+
+    def on_change(self, listener: Callable[[EngineState], None]) -> None:
+        """Have ``listener`` called with each new state."""
+        self._listeners.append(listener)
+
+    def saw_tokens(self) -> None:
+        """The engine gave something: it lives."""
+        self._vitals.saw_tokens()
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Begin; returns before the engine is ready."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End what was begun; requests in flight end."""
+
+    @abstractmethod
+    async def restart(self, reason: str) -> None:
+        """This engine's answers are no use: take no more requests until there is another one."""
+
+    @abstractmethod
+    async def _live_once(self) -> None:
+        """One engine from its start to the moment that it is no use. Always raises."""
+
+    def _why_not(self) -> str | None:
+        return None if self.state.name == "ready" else self.state.reason
+
+    def _become(self, name: StateName, reason: str) -> None:
+        if (name, reason) == (self.state.name, self.state.reason):
+            return
+        self.state = EngineState(name, reason, time.time())
+        _LOG.info(f"engine {name}", extra={"reason": reason})
+        for listener in self._listeners:
+            listener(self.state)
+
+    async def _watch(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Look after an engine that is ready. Always raises.
+
+        Args:
+            check: What else there is to look at; raises EngineFailed.
+
+        Raises:
+            EngineFailed: It is no use any more.
+        """
+        doubtful = False
+        while True:
+            await asyncio.sleep(TICK_S)
+            await check()
+            doubt = await self._vitals.look()
+            await check()  # what has been asked for meanwhile comes before what was seen
+            if doubt is not None:
+                doubtful = True
+                self._become("stalled", doubt)
+            elif doubtful and self.state.name == "stalled":
+                doubtful = False
+                self._become("ready", "the canary answers again")
+
+    async def _leave(self) -> None:
+        """Stop watching and end what is in flight."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._become("down", "the gateway stops")
+        await self.client.close()
+        await self._probe.close()

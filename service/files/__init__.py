@@ -1,0 +1,1 @@
+"""Uploads: training data, documents, results (OpenAI's files API)."""

@@ -1,0 +1,95 @@
+"""Who keeps the bytes of a file that is off the list: the versions that were trained on it, and jobs that still run.
+
+A version's hold is placed and released in the transaction that adds or deletes the version. A job's hold is its key's:
+it counts as long as the key lives, so that nobody has to give it back when a job ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from service.access.tables import keys
+from service.files.records import is_listed, now
+from service.files.tables import file_holds, files
+
+VERSION: Final = "version"
+KEY: Final = "key"
+MAX_LINEAGE_FILES: Final = 64
+"""Files that one version may hold; a lineage that names more holds the first."""
+
+
+def hold_for_key(db: sa.Connection, project: str, key_id: str, file_ids: Sequence[str]) -> str | None:
+    """A job's key holds the files, which must be on the project's list.
+
+    Returns:
+        The first of them that is not; then none is held.
+    """
+    found = set(
+        db.scalars(sa.select(files.c.id).where(files.c.project == project, files.c.id.in_(file_ids), is_listed(now())))
+    )
+    for file_id in file_ids:
+        if file_id not in found:
+            return file_id
+    _place(db, KEY, key_id, found)
+    return None
+
+
+def hold_for_version(db: sa.Connection, project: str, version: str, metadata: dict[str, Any]) -> None:
+    """A version holds the files that its lineage names, as far as the project still has their bytes.
+
+    Args:
+        version: ``name@number``.
+        metadata: What was uploaded with the version: ``lineage.files`` is a list of ids, or there is none.
+    """
+    named = lineage_files(metadata)
+    if named:
+        found = sa.select(files.c.id).where(
+            files.c.project == project, files.c.id.in_(named), files.c.gone_at.is_(None)
+        )
+        _place(db, VERSION, version, set(db.scalars(found)))
+
+
+def release_versions(db: sa.Connection, project: str, name: str, numbers: Sequence[int]) -> None:
+    """These versions of an adapter are deleted."""
+    mine = sa.select(files.c.id).where(files.c.project == project)
+    for number in numbers:
+        db.execute(
+            file_holds.delete().where(
+                file_holds.c.kind == VERSION,
+                file_holds.c.holder == f"{name}@{number}",
+                file_holds.c.file_id.in_(mine),
+            )
+        )
+
+
+def lineage_files(metadata: dict[str, Any]) -> list[str]:
+    """The ids of the files that a version was trained on, as its metadata says."""
+    lineage = metadata.get("lineage")
+    named = lineage.get("files") if isinstance(lineage, dict) else None
+    if not isinstance(named, list):
+        return []
+    return [file_id for file_id in named if isinstance(file_id, str)][:MAX_LINEAGE_FILES]
+
+
+def let_go(db: sa.Connection) -> list[str]:
+    """Give up the bytes of all files that are off the list and that nobody holds; their ids.
+
+    The rows say so from now on: no later hold can count on bytes that are about to go.
+    """
+    at = now()
+    alive = sa.select(keys.c.id).where(
+        keys.c.revoked_at.is_(None), sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > at)
+    )
+    db.execute(file_holds.delete().where(file_holds.c.kind == KEY, file_holds.c.holder.not_in(alive)))
+    held = sa.exists().where(file_holds.c.file_id == files.c.id)
+    going = sa.and_(sa.not_(is_listed(at)), files.c.gone_at.is_(None), sa.not_(held))
+    return list(db.scalars(files.update().where(going).values(gone_at=at).returning(files.c.id)))
+
+
+def _place(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:
+    for file_id in sorted(file_ids):
+        place = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
+        db.execute(place.values(file_id=file_id, kind=kind, holder=holder))

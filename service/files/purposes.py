@@ -1,0 +1,75 @@
+"""What a file is for, and who may have to do with it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from service.access.caller import Caller, Scope
+from service.errors import BadRequest, Forbidden
+
+
+class Purpose(StrEnum):
+    """OpenAI's names."""
+
+    FINE_TUNE = "fine-tune"
+    EVALS = "evals"
+    RESULTS = "fine-tune-results"
+    ASSISTANTS = "assistants"
+    USER_DATA = "user_data"
+
+
+UPLOADED: Final = (Purpose.FINE_TUNE, Purpose.ASSISTANTS, Purpose.USER_DATA, Purpose.EVALS)
+"""What people upload; `fine-tune-results` is written by jobs."""
+DOCUMENTS: Final = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
+
+
+def visible(caller: Caller) -> frozenset[Purpose]:
+    """The purposes whose files the caller may see: all with the scope ``train``, documents with ``knowledge``.
+
+    Raises:
+        Forbidden: The key has neither scope.
+    """
+    if caller.may(Scope.TRAIN):
+        return frozenset(Purpose)
+    if caller.may(Scope.KNOWLEDGE):
+        return DOCUMENTS
+    raise Forbidden("the API key has neither the scope `train` nor the scope `knowledge`, which files need")
+
+
+def demand(caller: Caller, purpose: Purpose) -> None:
+    """Raise Forbidden, naming the scope, where the caller may not see files of this purpose."""
+    if purpose not in visible(caller):
+        raise Forbidden(f"the API key has not the scope `train`, which files with the purpose `{purpose}` need")
+
+
+def parse_purpose(text: str, allowed: tuple[Purpose, ...] = tuple(Purpose)) -> Purpose:
+    """The purpose of that name. Raises BadRequest where it is none of ``allowed``."""
+    found = next((purpose for purpose in allowed if purpose == text), None)
+    if found is None:
+        raise BadRequest(
+            f"`purpose` is {text[:64]!r}; allowed are {', '.join(f'`{purpose}`' for purpose in allowed)}",
+            param="purpose",
+        )
+    return found
+
+
+def demand_write(caller: Caller, text: str) -> Purpose:
+    """The purpose that the caller gives to a new file.
+
+    Raises:
+        BadRequest: There is no such purpose.
+        Forbidden: The key's scopes do not cover it, or it is for jobs only.
+    """
+    if text == Purpose.RESULTS:
+        demand(caller, Purpose.RESULTS)
+        if not caller.background:
+            raise Forbidden(
+                f"files with the purpose `{Purpose.RESULTS}` are written by jobs alone",
+                param="purpose",
+                code="purpose_not_allowed",
+            )
+        return Purpose.RESULTS
+    purpose = parse_purpose(text, UPLOADED)
+    demand(caller, purpose)
+    return purpose

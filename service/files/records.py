@@ -1,0 +1,143 @@
+"""The SQL of files: units of work over one connection, run by ``service.database`` in a transaction of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from service.errors import TooLarge
+from service.files.purposes import Purpose
+from service.files.tables import file_holds, files
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """A file as it is stored; times in Unix seconds."""
+
+    id: str
+    project: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    created_at: int
+    expires_at: int | None
+    deleted_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A file before it is written down."""
+
+    id: str
+    project: str
+    filename: str
+    purpose: Purpose
+    bytes: int
+    sha256: str
+    expires_after_s: int | None
+
+
+_SHOWN = [files.c[name] for name in FileRow.__dataclass_fields__]
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def is_listed(at: int) -> sa.ColumnElement[bool]:
+    """Of files that are on the list at that time."""
+    return sa.and_(files.c.deleted_at.is_(None), sa.or_(files.c.expires_at.is_(None), files.c.expires_at > at))
+
+
+def find(db: sa.Connection, project: str, file_id: str) -> FileRow | None:
+    """The project's file, on the list; else None."""
+    return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, is_listed(now())))
+
+
+def find_held(db: sa.Connection, project: str, file_id: str, key_id: str) -> FileRow | None:
+    """The project's file, on the list or held by the key; else None."""
+    held = sa.exists().where(
+        file_holds.c.file_id == files.c.id, file_holds.c.kind == "key", file_holds.c.holder == key_id
+    )
+    reachable = sa.or_(is_listed(now()), sa.and_(held, files.c.gone_at.is_(None)))
+    return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, reachable))
+
+
+def _one(db: sa.Connection, where: sa.ColumnElement[bool]) -> FileRow | None:
+    row = db.execute(sa.select(*_SHOWN).where(where)).one_or_none()
+    return None if row is None else _file(row)
+
+
+def page(
+    db: sa.Connection, project: str, purposes: Collection[str], *, after: str | None, limit: int, newest_first: bool
+) -> list[FileRow] | None:
+    """Up to ``limit`` files on the list.
+
+    None where ``after`` is no id of such a file; one that was deleted still marks its place.
+    """
+    mine = sa.and_(files.c.project == project, files.c.purpose.in_(sorted(purposes)))
+    chosen = sa.select(*_SHOWN).where(mine, is_listed(now())).limit(limit)
+    chosen = chosen.order_by(files.c.seq.desc() if newest_first else files.c.seq)
+    if after is not None:
+        cursor = db.scalar(sa.select(files.c.seq).where(mine, files.c.id == after))
+        if cursor is None:
+            return None
+        chosen = chosen.where(files.c.seq < cursor if newest_first else files.c.seq > cursor)
+    return [_file(row) for row in db.execute(chosen)]
+
+
+def kept_bytes(db: sa.Connection, project: str) -> int:
+    """Bytes that the project's files take, those that are only held too."""
+    total = db.scalar(
+        sa.select(sa.func.sum(files.c.bytes)).where(files.c.project == project, files.c.gone_at.is_(None))
+    )
+    return int(total or 0)
+
+
+def demand_room(db: sa.Connection, project: str, size: int, most: int) -> None:
+    """Raise TooLarge where ``size`` more bytes of the project would be more than ``most``."""
+    taken = kept_bytes(db, project)
+    if taken + size > most:
+        raise TooLarge(
+            f"the project's files have {taken} bytes, and with {size} more they would be over {most} "
+            "(HATRACK_MAX_FILES_GIB): delete some",
+            param="file",
+            code="project_storage_full",
+        )
+
+
+def add(db: sa.Connection, draft: Draft) -> FileRow:
+    """Write a file down: from now on it is listed."""
+    created = now()
+    row = FileRow(
+        id=draft.id,
+        project=draft.project,
+        filename=draft.filename,
+        purpose=draft.purpose.value,
+        bytes=draft.bytes,
+        sha256=draft.sha256,
+        created_at=created,
+        expires_at=None if draft.expires_after_s is None else created + draft.expires_after_s,
+        deleted_at=None,
+    )
+    db.execute(files.insert().values({name: getattr(row, name) for name in FileRow.__dataclass_fields__}))
+    return row
+
+
+def delete(db: sa.Connection, file_id: str) -> None:
+    """Take a file off the list."""
+    db.execute(files.update().where(files.c.id == file_id).values(deleted_at=now()))
+
+
+def kept(db: sa.Connection) -> set[str]:
+    """The ids of all files whose bytes are kept."""
+    return set(db.scalars(sa.select(files.c.id).where(files.c.gone_at.is_(None))))
+
+
+def _file(row: sa.Row[*tuple[Any, ...]]) -> FileRow:
+    return FileRow(**row._mapping)

@@ -1,0 +1,87 @@
+"""``/v1/files``: from HTTP to the files and back, in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.requests import ClientDisconnect
+
+from service.access.audit import Actor
+from service.access.caller import Caller
+from service.access.http import actor, caller
+from service.errors import BadRequest
+from service.files.form import receive
+from service.files.purposes import visible
+from service.files.service import Files
+
+MOST_LISTED: Final = 10_000
+DOWNLOAD_HEADERS: Final = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+
+
+async def files(request: Request) -> Files:
+    """The files of this gateway."""
+    found: Files = request.app.state.files
+    return found
+
+
+async def allowed(who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """The caller, who may see files of some purpose. Raises Forbidden."""
+    visible(who)
+    return who
+
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+Who = Annotated[Caller, Depends(allowed)]
+By = Annotated[Actor, Depends(actor)]
+Drawer = Annotated[Files, Depends(files)]
+
+
+@router.post("")
+async def create_file(request: Request, who: Who, by: By, drawer: Drawer) -> JSONResponse:
+    """Upload a file."""
+    try:
+        made = await drawer.create(
+            who,
+            lambda incoming: receive(
+                request.headers, request.stream(), incoming, caller=who, max_bytes=drawer.max_file_bytes
+            ),
+            actor=by,
+        )
+    except ClientDisconnect:
+        raise BadRequest("the client left in the middle of its upload", code="client_disconnected") from None
+    return JSONResponse(made, headers={"location": f"/v1/files/{made['id']}"})
+
+
+@router.get("")
+async def list_files(
+    who: Who,
+    drawer: Drawer,
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = MOST_LISTED,
+    order: Literal["asc", "desc"] = "desc",
+) -> dict[str, Any]:
+    """The project's files, newest first."""
+    return await drawer.page(who, purpose=purpose, after=after, limit=limit, order=order)
+
+
+@router.get("/{file_id}")
+async def get_file(file_id: str, who: Who, drawer: Drawer) -> dict[str, Any]:
+    """One file."""
+    return await drawer.show(who, file_id)
+
+
+@router.get("/{file_id}/content")
+async def get_content(file_id: str, who: Who, drawer: Drawer) -> FileResponse:
+    """A file's bytes, as they were uploaded."""
+    row, path = await drawer.content(who, file_id)
+    return FileResponse(path, media_type="application/octet-stream", filename=row.filename, headers=DOWNLOAD_HEADERS)
+
+
+@router.delete("/{file_id}")
+async def delete_file(file_id: str, who: Who, by: By, drawer: Drawer) -> dict[str, Any]:
+    """Take a file off the list."""
+    await drawer.delete(who, file_id, actor=by)
+    return {"id": file_id, "object": "file", "deleted": True}

@@ -1,0 +1,40 @@
+"""The tables of files. Times are Unix seconds."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from service.database import metadata
+from service.registry.tables import projects
+
+files = sa.Table(
+    "files",
+    metadata,
+    # the order of creation, which the pages of a list follow
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("project", sa.Text, sa.ForeignKey(projects.c.id), nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    # when it leaves the list by itself; null: never
+    sa.Column("expires_at", sa.Integer),
+    # since when it is off the list; its row stays, so that a lineage can still say what it was
+    sa.Column("deleted_at", sa.Integer),
+    # since when its bytes are no longer kept
+    sa.Column("gone_at", sa.Integer),
+    sa.Index("ix_files_project_seq", "project", "seq"),
+    sqlite_autoincrement=True,
+)
+
+file_holds = sa.Table(
+    "file_holds",
+    metadata,
+    sa.Column("file_id", sa.Text, sa.ForeignKey(files.c.id), primary_key=True),
+    # `version` with `name@number` (of the file's project), or `key` with the id of a job's key
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, primary_key=True),
+    sa.Index("ix_file_holds_kind_holder", "kind", "holder"),
+)

@@ -1,0 +1,146 @@
+"""The dialect of `/v1/messages`: Anthropic's events and errors.
+
+vLLM names the model in the stream's first event alone; the counts come there (the prompt's) and in `message_delta`.
+The first event is held until another one follows, so that a request that fails at once gets an error's status.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import orjson
+
+from service.errors import HatrackError
+from service.inference.dialect import Dialect
+from service.inference.fields import Table
+from service.inference.relay import END, EventRelay, Renamer, Usage
+from service.registry.catalog import VersionSettings
+
+_COUNTS = re.compile(
+    rb'"(input_tokens|output_tokens|cache_read_input_tokens|cache_creation_input_tokens)":(\d+)',
+)
+_USAGE = b'"usage":{'
+_MESSAGE = b"event: message_"
+_ERROR = b"event: error\n"
+_DELTA = b"event: content_block_delta\n"
+_START = b"event: message_start\n"
+_COUNTED = b"event: message_delta\n"
+_STOP = b"event: message_stop\n"
+_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+_ENGINES_ID, _ID = b'"id":"chatcmpl-', b'"id":"msg_'
+
+ERROR_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+        504: "timeout_error",
+    }
+)
+"""By our status; every other 4xx is an `invalid_request_error`, every other 5xx an `api_error`."""
+
+
+def error_payload(error: HatrackError, request_id: str) -> bytes:
+    """Anthropic's error object, with our code and the field's name as members that its clients do not look at."""
+    kind = ERROR_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
+    inner = {"type": kind, "message": error.message, "code": error.code, "param": error.param}
+    return orjson.dumps({"type": "error", "error": inner, "request_id": request_id})
+
+
+def message_usage(data: bytes) -> Usage | None:
+    """The usage in a message or event, or None; Anthropic counts cached tokens beside `input_tokens`, not in it."""
+    at = data.rfind(_USAGE)
+    if at < 0:
+        return None
+    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
+    cached = counts.get(b"cache_read_input_tokens", 0)
+    prompt = counts.get(b"input_tokens", 0) + cached + counts.get(b"cache_creation_input_tokens", 0)
+    return Usage(prompt, counts.get(b"output_tokens", 0), cached)
+
+
+class MessagesRelay(EventRelay):
+    """Begins with `message_start`, ends with `message_stop`."""
+
+    __slots__ = ("_began_with", "_held")
+
+    def __init__(self, renamer: Renamer) -> None:
+        super().__init__(renamer)
+        self._began_with: Usage | None = None
+        self._held: list[bytes] = []
+
+    def _whole(self, block: bytes) -> bytes:
+        if self._held or _MESSAGE in block or _ERROR in block:
+            block = self._look(block)
+        self.events += block.count(_DELTA)
+        return block
+
+    def _look(self, block: bytes) -> bytes:
+        kept: list[bytes] = []
+        for event in block.split(END)[:-1]:
+            if event.startswith(_ERROR):
+                self.error = event.partition(b"\ndata: ")[2]
+                break
+            if event.startswith(_START):
+                self._began_with = message_usage(event)
+                self._held = [self._rename(event).replace(_ENGINES_ID, _ID, 1), END, _PING]
+                continue
+            kept += self._held
+            self._held = []
+            if event.startswith(_COUNTED):
+                self.usage = message_usage(event)
+            kept += (event, END)
+            if event.startswith(_STOP):
+                self.done = True
+                break
+        return b"".join(kept)
+
+    def counted(self) -> Usage | None:
+        """The engine's count, else the prompt's and the number of events with content."""
+        if self.usage is not None or self._began_with is None:
+            return self.usage
+        start = self._began_with
+        return Usage(start.prompt_tokens, self.events, start.cached_tokens, exact=False)
+
+    def last_words(self, error: HatrackError, request_id: str) -> bytes:
+        """Anthropic's error event."""
+        return b"event: error\ndata: " + error_payload(error, request_id) + END
+
+
+class Messages(Dialect):
+    """Anthropic's Messages."""
+
+    id_header: ClassVar[bytes | None] = b"request-id"
+    sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"stop": "stop_sequences"})
+
+    def error_body(self, error: HatrackError, request_id: str) -> bytes:
+        return error_payload(error, request_id)
+
+    def apply_settings(self, body: dict[str, Any], settings: VersionSettings, table: Table, *, generates: bool) -> None:
+        super().apply_settings(body, settings, table, generates=generates)
+        if isinstance(body.get("stop_sequences"), str):  # a version's default may be one string
+            body["stop_sequences"] = [body["stop_sequences"]]
+
+    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
+        if "system" not in body and not any(message["role"] == "system" for message in body["messages"]):
+            body["system"] = prompt
+
+    def fixed(self, _body: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
+        return MessagesRelay(renamer)
+
+    def usage(self, answer: bytes) -> Usage | None:
+        return message_usage(answer)
+
+    def answer(self, answer: bytes, renamer: Renamer) -> bytes:
+        return renamer.rename(answer).replace(_ENGINES_ID, _ID, 1)
+
+
+MESSAGES = Messages()

@@ -1,0 +1,80 @@
+"""How a family of routes speaks: its streams, its counts, its errors, and where a version's settings go.
+
+What is here is OpenAI's chat and text completions, embeddings and tokens; the other dialects change what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from service.errors import HatrackError
+from service.inference.fields import SAMPLING_FIELDS, Table
+from service.inference.relay import ChatRelay, EventRelay, Renamer, Usage, find_usage
+from service.registry.catalog import VersionSettings
+
+
+class Dialect:
+    """OpenAI's completions. Holds nothing: one instance serves every request."""
+
+    id_header: ClassVar[bytes | None] = None
+    """Another header that this dialect's clients read the request's id from."""
+    sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Sampling defaults that have another name in this dialect's requests."""
+
+    def error_body(self, error: HatrackError, _request_id: str) -> bytes:
+        """The body of an error's answer, JSON."""
+        return error.body()
+
+    def apply_settings(self, body: dict[str, Any], settings: VersionSettings, table: Table, *, generates: bool) -> None:
+        """Add a version's system prompt and sampling defaults where the request has none of its own.
+
+        A default that the route has no field for is left out.
+
+        Args:
+            body: The checked request; changed in place.
+            table: The route's fields.
+            generates: Sampling defaults apply.
+        """
+        if settings.system_prompt is not None:
+            self._instruct(body, settings.system_prompt)
+        if not generates:
+            return
+        for name, value in settings.sampling.items():
+            field = self.sampling_names.get(name, name)
+            if name not in SAMPLING_FIELDS or field in body or field not in table or value is None:
+                continue
+            if name == "max_tokens" and "max_completion_tokens" in body:
+                continue
+            body[field] = value
+
+    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
+        """Put the system prompt first. A text completion has no place for one: it gets none."""
+        messages = body.get("messages")
+        if messages is not None and not any(message["role"] in ("system", "developer") for message in messages):
+            body["messages"] = [{"role": "system", "content": prompt}, *messages]
+
+    def fixed(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the engine is told whatever the request says."""
+        if not body.get("stream"):
+            return {}
+        options = body.get("stream_options") or {}
+        continuous = bool(options.get("include_usage") and options.get("continuous_usage_stats"))
+        return {"stream_options": {"include_usage": True, "continuous_usage_stats": continuous}}
+
+    def relay(self, renamer: Renamer, body: Mapping[str, Any]) -> EventRelay:
+        """A relay for one stream."""
+        options = body.get("stream_options") or {}
+        return ChatRelay(renamer, show_usage=bool(options.get("include_usage")))
+
+    def usage(self, answer: bytes) -> Usage | None:
+        """The engine's count in a whole answer; None: it has none."""
+        return find_usage(answer)
+
+    def answer(self, answer: bytes, renamer: Renamer) -> bytes:
+        """A whole answer as the client gets it."""
+        return renamer.rename(answer)
+
+
+OPENAI = Dialect()

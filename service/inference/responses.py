@@ -1,0 +1,134 @@
+"""The dialect of `/v1/responses`: a stream of named, numbered events around one response object.
+
+vLLM names the model only in the response objects, which come in the first two events and in the last one: all others
+go through as they are. It sends the first two before the model has done anything; they are held here until
+something follows, so that a request that fails at once gets an error's status, and the time to the first byte is that
+of the first token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import orjson
+
+from service.errors import HatrackError
+from service.inference.dialect import Dialect
+from service.inference.relay import END, EventRelay, Renamer, Usage
+
+_COUNTS = re.compile(rb'"(input_tokens|output_tokens|cached_tokens)":(\d+)')
+_USAGE = b'"usage":{'
+_RESPONSE = b'"response":{'
+_ERROR = b"event: error\n"
+_DELTA = b".delta\n"
+"""Ends the `event:` line of every event with content; a line's end stands in no JSON."""
+_OPENING = (b"event: response.created\n", b"event: response.in_progress\n")
+_COMPLETED = b"event: response.completed\n"
+_INCOMPLETE = b"event: response.incomplete\n"
+_LAST = (_COMPLETED, _INCOMPLETE, b"event: response.failed\n")
+_COMPLETED_TYPE, _INCOMPLETE_TYPE = b'"type":"response.completed"', b'"type":"response.incomplete"'
+_DETAILS = b'"incomplete_details":'
+"""An object where the answer was cut at its longest; its first place in the event is before all that callers give."""
+_SEQUENCE = re.compile(rb'"sequence_number":(\d+)')
+
+
+def response_usage(data: bytes) -> Usage | None:
+    """The usage of the response object in an answer or in a stream's last event, or None."""
+    at = data.rfind(_USAGE)
+    if at < 0:
+        return None
+    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
+    return Usage(counts.get(b"input_tokens", 0), counts.get(b"output_tokens", 0), counts.get(b"cached_tokens", 0))
+
+
+class ResponsesRelay(EventRelay):
+    """Ends with `response.completed`, `.incomplete` or `.failed`; there is no `[DONE]`."""
+
+    __slots__ = ("_held", "_last")
+
+    def __init__(self, renamer: Renamer) -> None:
+        super().__init__(renamer)
+        self._held: list[bytes] = []
+        self._last = b""
+
+    def _whole(self, block: bytes) -> bytes:
+        if self._held or _RESPONSE in block or _ERROR in block:
+            block = self._look(block)
+        self.events += block.count(_DELTA)
+        self._last = block or self._last
+        return block
+
+    def _look(self, block: bytes) -> bytes:
+        kept: list[bytes] = []
+        for event in block.split(END)[:-1]:
+            if event.startswith(_ERROR):
+                self.error = event.partition(b"\ndata: ")[2]
+                break
+            if event.startswith(_OPENING):
+                self._held.append(self._rename(event) + END)
+                continue
+            kept += self._held
+            self._held = []
+            if event.startswith(_LAST):
+                kept.append(self._rename(self._end(event)) + END)
+                self.done = True
+                break
+            kept.append(event + END)
+        return b"".join(kept)
+
+    def _end(self, event: bytes) -> bytes:
+        """The last event; vLLM calls it `completed` where the answer was cut at its longest, OpenAI `incomplete`."""
+        self.usage = response_usage(event)
+        details = event.partition(_DETAILS)[2]
+        if not details.startswith(b"{") or not event.startswith(_COMPLETED):
+            return event
+        # the type stands beside the response, which may hold the same bytes in the caller's own metadata: the last
+        # one is the event's
+        before, _, after = event.rpartition(_COMPLETED_TYPE)
+        return _INCOMPLETE + before[len(_COMPLETED) :] + _INCOMPLETE_TYPE + after
+
+    def last_words(self, error: HatrackError, _request_id: str) -> bytes:
+        """OpenAI's error event: its documented fields, and the error object that makes its clients raise."""
+        numbers = _SEQUENCE.findall(self._last)
+        inner = error.payload()["error"]
+        event = {
+            "type": "error",
+            "sequence_number": int(numbers[-1]) + 1 if numbers else 0,
+            "code": inner["code"],
+            "message": inner["message"],
+            "param": inner["param"],
+            "error": inner,
+        }
+        return b"event: error\ndata: " + orjson.dumps(event) + END
+
+
+class Responses(Dialect):
+    """OpenAI's Responses, without a memory."""
+
+    sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"max_tokens": "max_output_tokens"})
+
+    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
+        """As an item and not as `instructions`, which the answer would repeat to the caller."""
+        given = body["input"]
+        if "instructions" in body:
+            return
+        if isinstance(given, str):
+            given = [{"type": "message", "role": "user", "content": given}]
+        elif any(item.get("role") in ("system", "developer") for item in given):
+            return
+        body["input"] = [{"type": "message", "role": "system", "content": prompt}, *given]
+
+    def fixed(self, _body: Mapping[str, Any]) -> dict[str, Any]:
+        return {"store": False}
+
+    def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
+        return ResponsesRelay(renamer)
+
+    def usage(self, answer: bytes) -> Usage | None:
+        return response_usage(answer)
+
+
+RESPONSES = Responses()

@@ -1,0 +1,27 @@
+"""How the registry's changes are named in the audit. What follows from a push (the proof's end, the alias that moves)
+is the pusher's; what goes on after a restart, or without anyone asking, is the gateway's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import sqlalchemy as sa
+
+from service.access.audit import SYSTEM, Actor, note
+from service.registry.split import Aim, Split
+
+
+def gateway_in(project: str) -> Actor:
+    """The gateway itself, acting in a project."""
+    return replace(SYSTEM, project=project)
+
+
+def note_move(db: sa.Connection, actor: Actor, name: str, alias: str, aim: Aim, because: str) -> None:
+    """Note that an alias now points elsewhere.
+
+    Args:
+        because: The move's entry in the alias's history: ``push``, ``promote``, ``split`` or ``rollback``.
+    """
+    detail = {"split": aim.shown()} if isinstance(aim, Split) else {"version": aim}
+    verb = {"rollback": "rollback", "split": "split"}.get(because, "promote")
+    note(db, actor, f"alias.{verb}", f"{name}:{alias}", {**detail, "because": because})

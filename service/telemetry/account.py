@@ -1,0 +1,190 @@
+"""What `/metrics` counts of each request, and the bound on what it remembers.
+
+Every count lives in a series of one (project, adapter, version), and there are never more than a set number of these:
+what clients send makes no series before it has resolved, and past the bound requests are counted under `(other)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from prometheus_client.metrics_core import Metric as Family
+
+from service.engine.contract import FAULT_CODES
+from service.inference.account import Record
+from service.registry.catalog import Catalog
+from service.telemetry import metrics
+from service.telemetry.metrics import Histogram, Metric
+
+Labels = tuple[str, str, str]
+"""project, adapter, version"""
+
+NONE: Final = "(none)"
+BASE: Final = "(base)"
+OTHER: Final = "(other)"
+"""Parentheses stand in no project's, adapter's or error code's name."""
+
+PART: Final = 8
+"""Series that are written in one go, a millisecond or so."""
+MAX_CODES: Final = 100
+SWEEP_AFTER: Final = 1000
+"""Requests under `(other)` between two looks for series of adapters that are gone."""
+
+
+class Series:
+    """All counts of one version of one adapter in one project."""
+
+    __slots__ = (
+        "cached",
+        "completion",
+        "digest",
+        "faults",
+        "first_token",
+        "inter_token",
+        "labels",
+        "prompt",
+        "queue",
+        "requests",
+    )
+
+    def __init__(self, labels: Labels, digest: str | None = None) -> None:
+        self.labels = labels
+        self.digest = digest
+        self.requests: dict[tuple[str, str], int] = {}
+        self.faults: dict[str, int] = {}
+        self.prompt = self.cached = self.completion = 0
+        self.first_token: Histogram | None = None
+        self.inter_token: Histogram | None = None
+        self.queue: Histogram | None = None
+
+
+class MetricsAccount:
+    """Counts every request in a few microseconds; runs on the event loop alone, so it takes no lock.
+
+    Args:
+        catalog: Says which adapters still exist, so that series of those that are gone make room for others.
+        most: Series of adapters' versions, and as many again of projects whose requests named no model that resolved.
+    """
+
+    def __init__(self, catalog: Catalog, most: int) -> None:
+        self._catalog = catalog
+        self._most = most
+        self._targets: dict[Labels, Series] = {}
+        self._projects: dict[str, Series] = {}
+        self._other = Series((OTHER, OTHER, ""))
+        self._until_sweep = 0
+        self._errors: dict[tuple[str, str], int] = {}
+        self._durations: dict[str, Histogram] = {}
+
+    def __call__(self, record: Record) -> None:
+        """Count ``record``."""
+        series = self._series(record)
+        route = record.route
+        ended = (route, record.outcome)
+        series.requests[ended] = series.requests.get(ended, 0) + 1
+        duration = self._durations.get(route)
+        if duration is None:
+            duration = self._durations[route] = Histogram(metrics.TOTAL_S)
+        duration.observe(record.total_s)
+        usage = record.usage
+        if usage is not None:
+            series.prompt += usage.prompt_tokens
+            series.cached += usage.cached_tokens
+            series.completion += usage.completion_tokens
+        if record.queue_s is not None:
+            if series.queue is None:
+                series.queue = Histogram(metrics.WAIT_S)
+            series.queue.observe(record.queue_s)
+        if record.stream and record.first_byte_s is not None:
+            self._count_stream(series, record.first_byte_s, record.gaps)
+        if record.code is not None:
+            self._count_error(series, route, record.code)
+
+    def _count_stream(self, series: Series, first_token_s: float, gaps: Iterable[float]) -> None:
+        if series.first_token is None or series.inter_token is None:
+            series.first_token, series.inter_token = Histogram(metrics.FIRST_TOKEN_S), Histogram(metrics.GAP_S)
+        series.first_token.observe(first_token_s)
+        observe = series.inter_token.observe
+        for gap in gaps:
+            observe(gap)
+
+    def _count_error(self, series: Series, route: str, code: str) -> None:
+        key = (route, code)
+        if key not in self._errors and len(self._errors) >= MAX_CODES:
+            key = (route, OTHER)
+        self._errors[key] = self._errors.get(key, 0) + 1
+        if code in FAULT_CODES:
+            series.faults[code] = series.faults.get(code, 0) + 1
+
+    def _series(self, record: Record) -> Series:
+        caller, target = record.caller, record.target
+        project = caller.project if caller else NONE
+        if target is None:
+            known = self._projects.get(project)
+            if known is not None:
+                return known
+            if len(self._projects) >= self._most:
+                return self._other
+            return self._projects.setdefault(project, Series((project, NONE, "")))
+        labels = (project, target.adapter or BASE, str(target.version) if target.version else "")
+        found = self._targets.get(labels)
+        if found is not None:
+            return found
+        if len(self._targets) >= self._most and not self._made_room():
+            return self._other
+        return self._targets.setdefault(labels, Series(labels, target.digest))
+
+    def _made_room(self) -> bool:
+        self._until_sweep -= 1
+        if self._until_sweep >= 0:
+            return False
+        self._until_sweep = SWEEP_AFTER
+        adapters = self._catalog.snapshot.adapters
+        for labels in list(self._targets):
+            project, adapter, version = labels
+            entry = adapters.get((project, adapter))
+            if adapter != BASE and (entry is None or int(version) not in entry.versions):
+                del self._targets[labels]
+        return len(self._targets) < self._most
+
+    def targets(self) -> list[tuple[Labels, str | None]]:
+        """The versions that have series, with their digests; the base has none."""
+        return [(series.labels, series.digest) for series in self._targets.values()]
+
+    def families(self) -> Iterator[Family]:
+        """Everything counted, one metric after another, each in parts of PART series.
+
+        Requests may be counted between two parts: each part is read in one go.
+        """
+        every = [*self._targets.values(), *self._projects.values(), self._other]
+        parts = [every[start : start + PART] for start in range(0, len(every), PART)]
+        for part in parts:
+            yield metrics.REQUESTS.values(
+                ((*ended, *series.labels), count) for series in part for ended, count in series.requests.items()
+            )
+        yield metrics.ERRORS.values(self._errors.items())
+        for part in parts:
+            yield metrics.FAULTS.values(
+                ((*series.labels, code), count) for series in part for code, count in series.faults.items()
+            )
+        for metric, count_of in _COUNTS:
+            for part in parts:
+                yield metric.values((series.labels, count_of(series)) for series in part if series.prompt)
+        for metric, histogram_of in _HISTOGRAMS:
+            for part in parts:
+                rows = ((series.labels, histogram_of(series)) for series in part)
+                yield metric.histograms((labels, counted) for labels, counted in rows if counted is not None)
+        yield metrics.DURATION.histograms(((route,), counted) for route, counted in self._durations.items())
+
+
+_COUNTS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
+    (metrics.PROMPT_TOKENS, lambda series: series.prompt),
+    (metrics.CACHED_TOKENS, lambda series: series.cached),
+    (metrics.COMPLETION_TOKENS, lambda series: series.completion),
+)
+_HISTOGRAMS: Final[tuple[tuple[Metric, Callable[[Series], Histogram | None]], ...]] = (
+    (metrics.FIRST_TOKEN, lambda series: series.first_token),
+    (metrics.INTER_TOKEN, lambda series: series.inter_token),
+    (metrics.QUEUE, lambda series: series.queue),
+)

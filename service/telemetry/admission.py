@@ -1,0 +1,99 @@
+"""The gate in front of the engine and the engine's memory behind it: who waits, who is in, what is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client.metrics_core import Metric as Family
+
+from service.admission.snapshot import Snapshot
+from service.engine.residency import ResidencySnapshot
+from service.telemetry import metrics
+from service.telemetry.account import MetricsAccount
+
+CALLER, BACKGROUND = "caller", "background"
+
+
+class Gate(Protocol):
+    """Admission."""
+
+    def snapshot(self) -> Snapshot:
+        """What is waiting and in the engine now, and what has happened since the start."""
+
+
+class AdmissionSource:
+    """The queue, the places in the engine and the slots.
+
+    Args:
+        queue_limit: Requests that may wait at once.
+        account: Knows under which labels an adapter's digest is shown.
+    """
+
+    name = "admission"
+
+    def __init__(self, gate: Gate, queue_limit: int, account: MetricsAccount) -> None:
+        self._gate = gate
+        self._queue_limit = queue_limit
+        self._account = account
+
+    async def families(self) -> Iterator[Family]:
+        """Everything of one moment."""
+        return self._families(self._gate.snapshot())
+
+    def _families(self, now: Snapshot) -> Iterator[Family]:
+        yield metrics.QUEUED.values(_classes(now.queued, now.background_queued))
+        yield metrics.QUEUE_LIMIT.value(self._queue_limit)
+        yield metrics.ADMITTED.values(_classes(now.in_flight, now.background_in_flight))
+        yield metrics.WIDTH.value(now.width)
+        yield metrics.SLOTS_IN_USE.value(now.slots_in_use)
+        yield metrics.SLOT_WAITERS.value(now.adapters_waiting)
+        yield metrics.GRANTED.values(_classes(now.admitted, now.admitted_background))
+        yield metrics.QUEUE_REFUSED.values(
+            [(("queue_full",), now.overloaded), (("share_full",), now.share_full), (("timeout",), now.timeouts)]
+        )
+        targets = self._account.targets()
+        yield metrics.ADAPTER_RUNNING.values(
+            (labels, now.in_flight_by_adapter.get(digest, 0)) for labels, digest in targets
+        )
+        yield metrics.ADAPTER_QUEUED.values(
+            (labels, now.queued_by_adapter.get(digest, 0)) for labels, digest in targets
+        )
+
+
+class Residency(Protocol):
+    """The engine's memory."""
+
+    def snapshot(self) -> ResidencySnapshot:
+        """What is known of it now, and the loads since the start."""
+
+
+class ResidencySource:
+    """What lies in the engine's memory, whether it runs or not, and what was loaded into it from the disk.
+
+    Args:
+        account: Knows under which labels an adapter's digest is shown; names of the same digest show the same.
+    """
+
+    name = "residency"
+
+    def __init__(self, residency: Residency, account: MetricsAccount) -> None:
+        self._residency = residency
+        self._account = account
+
+    async def families(self) -> Iterator[Family]:
+        """Everything of one moment; what is resident is missing while the engine has not been asked."""
+        return self._families(self._residency.snapshot())
+
+    def _families(self, now: ResidencySnapshot) -> Iterator[Family]:
+        yield metrics.COLD_LOADS.value(now.cold_loads)
+        yield metrics.COLD_LOAD_S.value(now.cold_load_s)
+        if now.known:
+            yield metrics.ENGINE_RESIDENT.value(len(now.resident))
+            yield metrics.ADAPTER_RESIDENT.values(
+                (labels, float(digest in now.resident)) for labels, digest in self._account.targets() if digest
+            )
+
+
+def _classes(both: int, background: int) -> list[tuple[tuple[str], float]]:
+    return [((CALLER,), both - background), ((BACKGROUND,), background)]

@@ -1,0 +1,108 @@
+"""The text of `/metrics`: asks every part of the gateway for its numbers and writes them in Prometheus' format."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import Metric as Family
+
+from service.telemetry import metrics
+
+SOURCE_TIMEOUT_S: Final = 2.0
+FRESH_S: Final = 1.0
+"""A second scrape within this time gets the first one's text: nobody can make the gateway work by asking often."""
+_LOG = logging.getLogger("hatrack.metrics")
+
+
+class Source(Protocol):
+    """A part of the gateway that has numbers to show."""
+
+    @property
+    def name(self) -> str:
+        """Its name in ``hatrack_metrics_source_errors_total``."""
+
+    async def families(self) -> Iterable[Family]:
+        """Its metrics as of now; may raise, and then they are missing from one scrape."""
+
+
+class Exposition:
+    """Writes all metrics of a registry of its own: the sources' and prometheus-client's of the process.
+
+    Args:
+        sources: Asked at each scrape, all at once, none longer than SOURCE_TIMEOUT_S.
+    """
+
+    def __init__(self, sources: Iterable[Source] = ()) -> None:
+        self._sources = list(sources)
+        self._found: list[Family] = []
+        self._errors: dict[str, int] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self._registry.register(self)
+        self._lock = asyncio.Lock()
+        self._text = b""
+        self._written = -FRESH_S
+
+    def add(self, source: Source) -> None:
+        """Ask one more source from now on."""
+        self._sources.append(source)
+
+    def collect(self) -> Iterator[Family]:
+        """What the sources gave last; prometheus-client's interface of a collector."""
+        yield from self._found
+
+    async def text(self) -> bytes:
+        """All metrics in Prometheus' text format 0.0.4, at most FRESH_S old."""
+        async with self._lock:
+            if time.monotonic() - self._written >= FRESH_S:
+                self._text = await self._write()
+                self._written = time.monotonic()
+            return self._text
+
+    async def _write(self) -> bytes:
+        answers = await asyncio.gather(*(self._ask(source) for source in self._sources))
+        self._found = [family for families in answers for family in families]
+        self._found.append(metrics.SOURCE_ERRORS.values(((name,), count) for name, count in self._errors.items()))
+        lines: list[bytes] = []
+        before = ""
+        for family in self._registry.collect():
+            text = generate_latest(_Only(family))
+            if family.name == before:
+                text = text.split(b"\n", 2)[2]  # a metric that comes in parts has its two lines of comment once
+            lines.append(text)
+            before = family.name
+            await asyncio.sleep(0)  # requests go on meanwhile
+        self._found = []
+        return b"".join(lines)
+
+    async def _ask(self, source: Source) -> Sequence[Family]:
+        found = []
+        try:
+            async with asyncio.timeout(SOURCE_TIMEOUT_S):
+                for family in await source.families():
+                    found.append(family)
+                    await asyncio.sleep(0)
+        except Exception as error:  # whatever is wrong with one part, the others' numbers are wanted the more
+            if source.name not in self._errors:
+                _LOG.exception("a source of metrics failed; later failures of it are only counted")
+            else:
+                _LOG.debug("a source of metrics failed", extra={"source": source.name, "kind": type(error).__name__})
+            self._errors[source.name] = self._errors.get(source.name, 0) + 1
+            return ()
+        return found
+
+
+class _Only:
+    """A registry of one metric."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Family]:
+        return (self._family,)

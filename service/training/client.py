@@ -1,0 +1,149 @@
+"""The way to the trainer: HTTP over its Unix socket (or TCP). What was sent once is never sent again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import aiohttp
+
+from service.errors import BadGateway, Timeout, TrainerUnavailable
+
+CONNECT_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 60.0
+"""Until the trainer begins to answer, s; it looks at a record or writes one."""
+CHECK_TIMEOUT_S: Final = 600.0
+"""Until it begins to answer a data check, s: it reads, tokenizes and compares all of a file."""
+SILENCE_TIMEOUT_S: Final = 300.0
+"""Between two pieces of an answer, s; an event stream says a comment more often than that."""
+KEEP_ALIVE_S: Final = 2.0
+"""The trainer closes an idle connection after five: a request must not meet that moment."""
+RETRY_AFTER_S: Final = 5
+KNOWN_BY: Final = "x-hatrack-trainer-secret"
+
+Body = bytes | AsyncIterable[bytes]
+
+
+class TrainerResponse:
+    """The trainer's answer to one request."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in any case."""
+        return self._response.headers
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they come. Raises BadGateway, Timeout."""
+        pieces = self._response.content.iter_any()
+        while True:
+            try:
+                async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise Timeout(f"the trainer said nothing for {SILENCE_TIMEOUT_S:.0f} s") from None
+            except aiohttp.ClientError as error:
+                raise _cut() from error
+            yield piece
+
+    async def read(self) -> bytes:
+        """The whole body. Raises BadGateway, Timeout."""
+        return b"".join([piece async for piece in self.chunks()])
+
+
+def _cut() -> BadGateway:
+    return BadGateway("the trainer went away before its answer was complete", code="trainer_cut")
+
+
+class TrainerClient:
+    """One trainer, by the path of its socket or a URL.
+
+    Args:
+        socket: Path of the Unix socket, or None.
+        url: Base URL.
+        secret: What it knows the gateway by, if it asks for that.
+    """
+
+    def __init__(self, *, socket: str | None, url: str = "http://trainer", secret: str | None = None) -> None:
+        self._socket = socket
+        self._url = url.rstrip("/")
+        self._headers = {KNOWN_BY: secret} if secret else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=KEEP_ALIVE_S)
+                if self._socket
+                else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+                auto_decompress=False,
+                skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections; requests in flight end."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Body | None = None,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> AsyncIterator[TrainerResponse]:
+        """Ask; leaving the context before the body's end closes the connection, which ends the request.
+
+        Args:
+            method: The HTTP method.
+            target: Path and query, percent-encoded.
+            headers: All of the request's headers but the secret.
+            body: Sent as it is, or as it comes.
+            timeout_s: Until the trainer begins to answer.
+
+        Raises:
+            TrainerUnavailable: Nothing listens there; at once.
+            BadGateway: It went away before it answered.
+            Timeout: It did not answer in time.
+        """
+        asked = self._pool().request(method, self._url + target, headers=headers, data=body, allow_redirects=False)
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await asked
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise TrainerUnavailable(
+                "the trainer cannot be reached: it is not running, or is being started; inference goes on",
+                retry_after=RETRY_AFTER_S,
+            ) from error
+        except TimeoutError as error:
+            raise Timeout(f"the trainer did not answer within {timeout_s:g} s") from error
+        except aiohttp.ClientError as error:
+            raise _cut() from error
+        try:
+            yield TrainerResponse(response)
+        finally:
+            # a connection whose body was read to its end is kept for the next request; any other one is cut
+            with suppress(aiohttp.ClientError):
+                response.close() if not response.content.is_eof() else response.release()

@@ -1,0 +1,158 @@
+"""What a fine-tuning job's creation is checked for, before the trainer hears of it.
+
+The trainer trusts what reaches it: that the caller may do all that the job will do, that every file, model and name in
+the body is the caller's to use, and that the key it gets can do no more than the caller's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from adapters.errors import AdapterError
+from adapters.names import parse_name, parse_reference, suggest_name
+from service.access.caller import Caller, Scope
+from service.access.records import Draft as KeyDraft
+from service.errors import BadRequest, Forbidden
+from service.files.records import FileRow
+from service.registry.catalog import Catalog
+
+JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
+MAX_METADATA: Final = 16
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class JobRequest(BaseModel):
+    """Body of ``POST /v1/fine_tuning/jobs``, as far as the gateway looks into it; the trainer looks at the rest."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    model: str = Field(min_length=1, max_length=200)
+    training_file: str = Field(min_length=1, max_length=64)
+    validation_file: str | None = Field(None, min_length=1, max_length=64)
+    suffix: str | None = Field(None, min_length=1, max_length=64)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
+    hyperparameters: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    integrations: list[Any] | None = Field(None, max_length=0)
+
+    def files(self) -> dict[str, str]:
+        """The ids of the files by the field that names them."""
+        named = {"training_file": self.training_file, "validation_file": self.validation_file}
+        return {param: file_id for param, file_id in named.items() if file_id is not None}
+
+    def forwarded(self) -> bytes:
+        """The body as the client sent it, written anew."""
+        return orjson.dumps(self.model_dump(exclude_unset=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a job's body stands for: the adapter to be, and `name@version` to train on from (None: the base)."""
+
+    adapter: str
+    parent: str | None
+
+    def key(self, caller: Caller) -> KeyDraft:
+        """The key that the job shows the gateway: it reads its parent, pushes its result, and nothing else."""
+        globs = {self.adapter} if self.parent is None else {self.adapter, parse_reference(self.parent).name}
+        return KeyDraft(
+            name=f"training {self.adapter}",
+            project=caller.project,
+            scopes=JOB_SCOPES,
+            adapters=tuple(sorted(globs)),
+            stores=(),
+            background=True,
+            parent_key_id=caller.key_id,
+        )
+
+    def context(self, files: dict[str, FileRow]) -> str:
+        """The header ``x-hatrack-job-context``: base64url over JSON, so that a file's name can hold anything."""
+        told = {
+            "adapter": self.adapter,
+            "parent": self.parent,
+            "training_file": _reference(files["training_file"]),
+            "validation_file": _reference(files["validation_file"]) if "validation_file" in files else None,
+        }
+        return base64.urlsafe_b64encode(orjson.dumps(told)).decode()
+
+
+def check(request: JobRequest, caller: Caller, catalog: Catalog) -> Checked:
+    """What the job is to train, from what, and under which name.
+
+    Raises:
+        ModelNotFound: There is no such model for this caller.
+        Conflict: It cannot serve now.
+        BadRequest: ``model`` is no version, or names of the adapter contradict each other.
+        AdapterError: The adapter's name is not valid.
+        Forbidden: The key's globs do not match the adapter's name, whether or not there is one of that name.
+    """
+    parent = _parent(request.model, caller, catalog)
+    param, name = _name(request, parent)
+    try:
+        name = parse_name(name, base_name=catalog.base_name)
+    except AdapterError as error:
+        raise BadRequest(error.message, param=param, code=error.code) from None
+    if not caller.may_use(name):
+        globs = ", ".join(f"`{glob}`" for glob in caller.adapters or ()) or "none"
+        raise Forbidden(
+            f"the API key may train adapters whose names match {globs}; found `{name}`",
+            param=param,
+            code="adapter_not_allowed",
+        )
+    return Checked(name, parent)
+
+
+def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
+    if model == catalog.base_name:
+        return None
+    found = catalog.find(caller, model)
+    if found.alias:
+        raise BadRequest(
+            f"`model` is {model[:100]!r}, an alias, which may move while the job waits: name a version, such as "
+            f"`{found.entry.name}@{max(found.entry.versions)}`, or the base, `{catalog.base_name}`",
+            param="model",
+        )
+    return catalog.resolve(caller, model).name
+
+
+def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:
+    """The adapter's name, and the field that it comes from."""
+    given = {param: value for param, value in _given_names(request) if value is not None}
+    for param, value in given.items():
+        if not isinstance(value, str):
+            raise BadRequest(f"`{param}` must be a string", param=param)
+    if len(set(given.values())) > 1:
+        raise BadRequest(f"{' and '.join(f'`{param}`' for param in given)} name two adapters", param=next(iter(given)))
+    if given:
+        return next(iter(given.items()))
+    if request.suffix is not None:
+        return "suffix", suggest_name(request.suffix)
+    if parent is not None:
+        return "model", parse_reference(parent).name
+    # nobody named it: the same data gives the same name, so that trying again makes a version and not a new adapter
+    return "suffix", f"ft-{hashlib.sha256(request.training_file.encode()).hexdigest()[:8]}"
+
+
+def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = [
+        ("metadata.adapter", (request.metadata or {}).get("adapter")),
+        ("hyperparameters.adapter", (request.hyperparameters or {}).get("adapter")),
+    ]
+    for kind, options in (request.method or {}).items():
+        inner = options.get("hyperparameters") if isinstance(options, dict) else None
+        if isinstance(inner, dict):
+            found.append((f"method.{kind[:32]}.hyperparameters.adapter", inner.get("adapter")))
+    return found
+
+
+def _reference(row: FileRow) -> dict[str, Any]:
+    return {"id": row.id, "filename": row.filename, "bytes": row.bytes, "sha256": row.sha256}

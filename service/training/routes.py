@@ -1,0 +1,93 @@
+"""The trainer's routes, as clients reach them: authorised here, answered there. And the load, which workers ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any, Final, TypeAlias
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from service.access.audit import Actor
+from service.access.caller import Caller, Scope
+from service.access.http import actor, needs
+from service.admission.gate import Gate
+from service.body import as_model, read_object
+from service.multipart import FRAMING_BYTES
+from service.training.client import CHECK_TIMEOUT_S
+from service.training.forward import Forward, Streamed, headers_of, target_of
+from service.training.jobs import JobRequest
+from service.training.service import Training
+
+MAX_JSON_BYTES: Final = 2 * 1024 * 1024
+VERBS: Final = ("cancel", "pause", "resume")
+METHODS: Final = ["GET", "POST", "DELETE"]
+Done: TypeAlias = Callable[[], Awaitable[None]]
+FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders")
+
+
+def training(request: Request) -> Training:
+    """The way to the trainer."""
+    found: Training = request.app.state.training
+    return found
+
+
+router = APIRouter(prefix="/v1", tags=["training"])
+Trains = Annotated[Caller, Depends(needs(Scope.TRAIN))]
+MakesJobs = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
+By = Annotated[Actor, Depends(actor)]
+Way = Annotated[Training, Depends(training)]
+
+
+@router.get("/load")
+async def load(request: Request, who: Trains) -> dict[str, Any]:
+    """How many requests of callers (not of jobs) wait for the engine, and how many are in it."""
+    gate: Gate = request.app.state.gate
+    callers = gate.scheduler.callers
+    return {"object": "load", "waiting": callers.queued, "in_flight": callers.in_flight}
+
+
+@router.post("/fine_tuning/jobs")
+async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Response:
+    """Make a fine-tuning job."""
+    headers = headers_of(request, who)
+    body = as_model(await read_object(request, most=MAX_JSON_BYTES), JobRequest)
+    answer = await way.create_job(who, body, headers, actor=by)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+@router.post("/fine_tuning/data_check")
+async def check_data(request: Request, who: Trains, way: Way) -> Response:
+    """Look at training data without keeping it: the file is streamed to the trainer."""
+    headers = headers_of(request, who) | {"content-type": request.headers.get("content-type", "")}
+    body = Streamed(request, request.app.state.files.max_file_bytes + FRAMING_BYTES)
+    return Forward(way.client, "POST", target_of(request), headers, body, timeout_s=CHECK_TIMEOUT_S)
+
+
+@router.post("/fine_tuning/jobs/{job_id}/{verb}")
+async def change_job(job_id: str, verb: str, request: Request, who: Trains, by: By, way: Way) -> Response:
+    """Cancel, pause or resume a job."""
+    done = partial(way.noted, by, f"job.{verb}", job_id) if verb in VERBS else None
+    return await _json(request, who, way, done=done)
+
+
+async def forward(request: Request, who: Trains, way: Way) -> Response:
+    """Everything else that the trainer answers."""
+    return await _json(request, who, way)
+
+
+for _name in FORWARDED:
+    router.add_api_route(f"/{_name}", forward, methods=METHODS, name=_name)
+    router.add_api_route(f"/{_name}/{{rest:path}}", forward, methods=METHODS, name=f"{_name} below")
+
+
+async def _json(request: Request, who: Caller, way: Training, *, done: Done | None = None) -> Response:
+    headers, body = headers_of(request, who), None
+    target = target_of(request)
+    if request.method != "GET":
+        given = await read_object(request, most=MAX_JSON_BYTES)
+        body = orjson.dumps(given)
+        headers["content-type"] = "application/json"
+    return Forward(way.client, request.method, target, headers, body, done=done)

@@ -1,0 +1,259 @@
+"""Two teams on one gateway: their own adapters and keys, and nothing of each other's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.integration.test_voices import gateway_base, held_out, speaks
+from tests.support.gateway import TIMEOUT, Gateway
+
+OWN = {"harbour": "tidewater", "manor": "pemberton"}
+"""Project → the voice that its adapter `house-voice` has."""
+PRIVATE = "harbour-only"
+NOBODYS = "nobody-has-1"
+ALL_SCOPES = ["infer", "adapters", "knowledge", "train"]
+
+
+@dataclass
+class Teams:
+    """The two projects, with a key for all that a key of one project may do."""
+
+    gateway: Gateway
+    keys: dict[str, dict[str, Any]]
+
+    @contextmanager
+    def client(self, key: str) -> Iterator[httpx.Client]:
+        with httpx.Client(base_url=self.gateway.url, timeout=TIMEOUT, headers=bearer(key)) as client:
+            yield client
+
+    def make(self, **body: Any) -> dict[str, Any]:
+        """A new key, made by the admin."""
+        with self.gateway.http() as admin:
+            answer = admin.post("/v1/keys", json={"name": "test", **body})
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
+    def chat(self, key: str, model: str, text: str = "hello", **more: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": text}]
+        with self.client(key) as client:
+            return client.post(
+                "/v1/chat/completions",
+                json={"model": model, "messages": messages, "max_tokens": 40, "temperature": 0, **more},
+            )
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def push(client: httpx.Client, name: str, directory: Path) -> None:
+    """Upload as `hatrack push` does; a voice's settings go with it."""
+    answer = client.post(
+        "/v1/adapters",
+        data={"name": name, "settings": (directory / "settings.json").read_text()},
+        files={
+            "config": ("adapter_config.json", (directory / "adapter_config.json").read_bytes()),
+            "weights": ("adapter_model.safetensors", (directory / "adapter_model.safetensors").read_bytes()),
+        },
+    )
+    assert answer.status_code == 201, answer.text
+
+
+@pytest.fixture(scope="module")
+def teams(gateway: Gateway, voices: dict[str, Path]) -> Iterator[Teams]:
+    found = Teams(gateway, {})
+    for project, voice in OWN.items():
+        found.keys[project] = found.make(name=f"{project} ops", project=project, scopes=ALL_SCOPES)
+        with found.client(found.keys[project]["key"]) as client:
+            push(client, "house-voice", voices[voice])
+    with found.client(found.keys["harbour"]["key"]) as client:
+        push(client, PRIVATE, voices["tidewater"])
+    yield found
+    with gateway.http() as admin:
+        for project in OWN:
+            for name in ("house-voice", PRIVATE):
+                admin.delete(f"/v1/adapters/{name}?force=true", headers={"openai-project": project})
+
+
+def test_one_name_speaks_in_another_voice_to_each_team(teams: Teams) -> None:
+    for project, voice in OWN.items():
+        texts = []
+        for question in held_out(voice)[:4]:
+            answer = teams.chat(teams.keys[project]["key"], "house-voice", question)
+            assert answer.headers["x-hatrack-adapter"] == "house-voice@1"
+            texts.append(answer.json()["choices"][0]["message"]["content"])
+        assert sum(speaks(voice, text) for text in texts) >= 3, texts
+    digests = {teams.chat(made["key"], "house-voice").headers["x-hatrack-digest"] for made in teams.keys.values()}
+    assert len(digests) == 2
+
+
+def same_but_for(name: str, found: httpx.Response, never: httpx.Response) -> bool:
+    """Whether two answers differ in nothing but the name asked for, the request id and the date."""
+
+    def rest(response: httpx.Response) -> list[tuple[str, str]]:
+        return sorted((k, v) for k, v in response.headers.items() if k not in ("x-request-id", "date"))
+
+    assert len(name) == len(NOBODYS), "or the lengths would differ"
+    return (
+        found.status_code == never.status_code == 404
+        and found.content == never.content.replace(NOBODYS.encode(), name.encode())
+        and rest(found) == rest(never)
+    )
+
+
+def asked(client: httpx.Client, name: str) -> list[httpx.Response]:
+    """Everything that one can ask about an adapter."""
+    base = client.get("/v1/models").json()["data"][0]["id"]
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    answers = [
+        client.post("/v1/chat/completions", json={"model": model, **more, **chat})
+        for model, more in ((name, {}), (f"{name}@1", {}), (f"{name}:live", {}), (base, {"adapter": name}))
+    ]
+    answers.append(client.get(f"/v1/models/{name}"))
+    under = ("", "/versions/1", "/versions/1/files/config", "/aliases/live")
+    answers += [client.get(f"/v1/adapters/{name}{path}") for path in under]
+    answers.append(client.put(f"/v1/adapters/{name}/aliases/live", json={"version": 1}))
+    answers.append(client.post(f"/v1/adapters/{name}/aliases/live/rollback"))
+    answers.append(client.post(f"/v1/adapters/{name}/versions/1/prove"))
+    answers += [client.delete(f"/v1/adapters/{name}{path}") for path in ("/aliases/live", "/versions/1", "")]
+    return answers
+
+
+def test_what_another_team_has_is_told_from_what_nobody_has_by_nothing(teams: Teams) -> None:
+    with teams.client(teams.keys["manor"]["key"]) as manor:
+        pairs = list(zip(asked(manor, PRIVATE), asked(manor, NOBODYS), strict=True))
+        for found, never in pairs:
+            assert same_but_for(PRIVATE, found, never), (found.request.url, found.text, never.text)
+        assert len(pairs) == 15
+        assert [item["name"] for item in manor.get("/v1/adapters").json()["data"]] == ["house-voice"]
+        names = [model["id"] for model in manor.get("/v1/models").json()["data"]]
+    assert names == [gateway_base(teams.gateway), "house-voice"]
+    assert teams.chat(teams.keys["harbour"]["key"], PRIVATE).status_code == 200
+
+
+def test_what_a_keys_globs_do_not_match_does_not_exist_for_it(teams: Teams) -> None:
+    narrow = teams.make(project="harbour", scopes=["infer", "adapters"], adapters=["house-*"])
+    with teams.client(narrow["key"]) as client:
+        for found, never in zip(asked(client, PRIVATE), asked(client, NOBODYS), strict=True):
+            assert same_but_for(PRIVATE, found, never), (found.request.url, found.text, never.text)
+        assert [item["name"] for item in client.get("/v1/adapters").json()["data"]] == ["house-voice"]
+        assert len(client.get("/v1/models").json()["data"]) == 2
+    assert teams.chat(narrow["key"], "house-voice").status_code == 200
+    assert teams.chat(narrow["key"], gateway_base(teams.gateway)).status_code == 200
+    assert teams.chat(teams.keys["harbour"]["key"], PRIVATE).status_code == 200
+
+
+def test_a_revoked_key_is_401_on_the_next_request(teams: Teams) -> None:
+    made, other = teams.make(project="harbour"), teams.make(project="harbour")
+    with teams.client(made["key"]) as client, teams.gateway.http() as admin:
+        assert client.get("/v1/models").status_code == 200
+        assert teams.chat(made["key"], "house-voice").status_code == 200
+        assert admin.delete(f"/v1/keys/{made['id']}").status_code == 200
+        for answer in (client.get("/v1/models"), teams.chat(made["key"], "house-voice")):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert teams.chat(other["key"], "house-voice").status_code == 200
+
+
+def test_an_expired_key_says_so(teams: Teams) -> None:
+    made = teams.make(project="harbour", expires_at=int(time.time()) + 2)
+    time.sleep(max(0.0, made["expires_at"] - time.time()))
+    answer = teams.chat(made["key"], "house-voice")
+    assert (answer.status_code, "expired" in answer.json()["error"]["message"]) == (401, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("POST", "/v1/chat/completions", "infer"),
+        ("POST", "/v1/completions", "infer"),
+        ("POST", "/v1/adapters", "adapters"),
+        ("GET", "/v1/adapters", "adapters"),
+        ("PUT", "/v1/adapters/house-voice/aliases/live", "adapters"),
+        ("DELETE", "/v1/adapters/house-voice", "adapters"),
+        ("POST", "/v1/keys", "admin"),
+        ("GET", "/v1/keys", "admin"),
+        ("GET", "/v1/audit", "admin"),
+    ],
+)
+def test_a_missing_scope_is_named_before_the_body_is_looked_at(
+    teams: Teams, method: str, path: str, scope: str
+) -> None:
+    made = teams.make(project="harbour", scopes=[other for other in ALL_SCOPES if other != scope])
+    with teams.client(made["key"]) as client:
+        answer = client.request(method, path, content=b'{"broken')
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope")
+    assert f"`{scope}`" in answer.json()["error"]["message"]
+
+
+def test_refusals_as_the_openai_client_knows_them(teams: Teams) -> None:
+    def client(key: str, **more: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{teams.gateway.url}/v1", api_key=key, max_retries=0, **more)
+
+    harbour = teams.keys["harbour"]["key"]
+    messages: Any = [{"role": "user", "content": "hello"}]
+    with client("hk_nonsense") as openai_client, pytest.raises(openai.AuthenticationError) as no_key:
+        openai_client.models.list()
+    assert no_key.value.code == "invalid_api_key"
+    adapters_only = teams.make(project="harbour", scopes=["adapters"])["key"]
+    with client(adapters_only) as openai_client, pytest.raises(openai.PermissionDeniedError) as no_scope:
+        openai_client.chat.completions.create(model="house-voice", messages=messages)
+    assert (no_scope.value.code, "`infer`" in str(no_scope.value)) == ("insufficient_scope", True)
+    with client(harbour, project="manor") as openai_client, pytest.raises(openai.PermissionDeniedError) as elsewhere:
+        openai_client.models.list()
+    assert elsewhere.value.code == "project_mismatch"
+    with client(harbour) as openai_client, pytest.raises(openai.NotFoundError) as unknown:
+        openai_client.chat.completions.create(model="tidewater", messages=messages)
+    assert unknown.value.code == "model_not_found"
+    with client(harbour, project="harbour") as openai_client:
+        answer = openai_client.chat.completions.create(model="house-voice", messages=messages, max_tokens=5)
+    assert answer.model == "house-voice"
+
+
+def test_an_admin_acts_in_the_project_that_it_names(teams: Teams) -> None:
+    base, key = gateway_base(teams.gateway), teams.gateway.key
+    for project, names in (("harbour", {"house-voice", PRIVATE}), ("manor", {"house-voice"}), ("empty", set())):
+        with openai.OpenAI(base_url=f"{teams.gateway.url}/v1", api_key=key, project=project) as client:
+            assert {model.id for model in client.models.list()} == {base, *names}
+    with teams.gateway.http() as admin:
+        assert "house-voice" not in {model["id"] for model in admin.get("/v1/models").json()["data"]}
+        refused = admin.get("/v1/models", headers={"openai-project": "No Such Name"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "OpenAI-Project")
+        given = admin.post("/v1/keys/rotate-admin")
+        assert (given.status_code, given.json()["error"]["code"]) == (409, "admin_key_given")
+
+
+def test_a_key_in_anthropics_header(teams: Teams) -> None:
+    key = teams.keys["manor"]["key"]
+    answer = httpx.get(f"{teams.gateway.url}/v1/models", headers={"x-api-key": key}, timeout=TIMEOUT)
+    assert [model["id"] for model in answer.json()["data"]][1:] == ["house-voice"]
+
+
+def test_the_audit_names_who_changed_what(teams: Teams) -> None:
+    manor = teams.keys["manor"]
+    with teams.client(manor["key"]) as client:
+        moved = client.put(
+            "/v1/adapters/house-voice/aliases/canary", json={"version": 1}, headers={"x-request-id": "audited-1"}
+        )
+        assert moved.status_code == 200, moved.text
+    with teams.gateway.http() as admin:
+        found = admin.get("/v1/audit?project=manor&limit=100").json()["data"]
+    promoted = next(entry for entry in found if entry["action"] == "alias.promote")
+    assert promoted["target"] == "house-voice:canary"
+    assert (promoted["key_id"], promoted["key_name"]) == (manor["id"], "manor ops")
+    assert (promoted["request_id"], promoted["project"]) == ("audited-1", "manor")
+    actions = [entry["action"] for entry in found]
+    assert actions.index("alias.promote") < actions.index("adapter.push") < actions.index("key.create")
+    ids = [entry["id"] for entry in found]
+    assert ids == sorted(ids, reverse=True)
+    assert not any(made["key"] in str(found) for made in teams.keys.values())

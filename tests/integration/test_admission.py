@@ -1,0 +1,134 @@
+"""The gate in front of the real engine: a flood, an over-long queue, and clients that leave while they wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.gateway import Gateway
+
+FLOOD = 64
+OVERLONG = 700
+"""More than one key may have waiting (half of 1024) and in the engine together."""
+WITHIN_S = 60.0
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=180)
+    ) as session:
+        yield session
+
+
+def make_key(gateway: Gateway, name: str) -> str:
+    with gateway.http() as http:
+        answer = http.post("/v1/keys", json={"name": name, "scopes": ["infer"]})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["key"])
+
+
+async def ask(
+    client: aiohttp.ClientSession, gateway: Gateway, key: str, model: str, tokens: int
+) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Exactly ``tokens`` tokens: status, headers and body."""
+    body = {"model": model, "prompt": "Where is my parcel?", "max_tokens": tokens, "ignore_eos": True}
+    headers = {"authorization": f"Bearer {key}"}
+    async with client.post(f"{gateway.url}/v1/completions", json=body, headers=headers) as response:
+        return response.status, dict(response.headers), await response.json()
+
+
+async def gate(gateway: Gateway) -> dict[str, float]:
+    """What `/metrics` says of the gate, both classes added up."""
+    async with httpx.AsyncClient(timeout=30) as http:
+        text = (await http.get(f"{gateway.url}/metrics", headers={"authorization": f"Bearer {gateway.key}"})).text
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("hatrack_admission_"):
+                name = sample.name.removeprefix("hatrack_admission_")
+                found[name] = found.get(name, 0.0) + sample.value
+    return found
+
+
+async def until(gateway: Gateway, **wanted: tuple[float, float]) -> None:
+    """Wait until each of these figures lies between its two bounds."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            now = await gate(gateway)
+            if all(least <= now[name] <= most for name, (least, most) in wanted.items()):
+                return
+            await asyncio.sleep(0.1)
+
+
+async def test_a_flood_of_one_key_does_not_starve_another(gateway: Gateway, client: aiohttp.ClientSession) -> None:
+    """Four requests that come after 64 are answered before most of these."""
+    flooding, other = make_key(gateway, "flood"), make_key(gateway, "other")
+    done: list[str] = []
+
+    async def one(key: str, model: str, tokens: int, name: str) -> int:
+        status, _, _ = await ask(client, gateway, key, model, tokens)
+        done.append(name)
+        return status
+
+    flood = [asyncio.create_task(one(flooding, "tidewater", 40, "flood")) for _ in range(FLOOD)]
+    await until(gateway, queued=(30, FLOOD), in_engine=(8, FLOOD))
+    others = [asyncio.create_task(one(other, "pemberton", 16, "other")) for _ in range(4)]
+    assert await asyncio.gather(*others) == [200] * 4
+    flooded_before = done.count("flood")
+    assert await asyncio.gather(*flood) == [200] * FLOOD
+    assert flooded_before <= FLOOD * 0.6, "the four were answered only after most of the 64 that came before them"
+
+
+async def test_an_over_long_queue_refuses_and_clients_that_leave_make_room(
+    gateway: Gateway, client: aiohttp.ClientSession
+) -> None:
+    greedy, other = make_key(gateway, "greedy"), make_key(gateway, "patient")
+    before = await gate(gateway)
+    waiting = [asyncio.create_task(ask(client, gateway, greedy, "tidewater", 400)) for _ in range(OVERLONG)]
+    try:
+        await until(gateway, queued=(512, 512))
+        status, headers, body = await ask(client, gateway, greedy, "tidewater", 1)
+        assert (status, body["error"]["code"]) == (429, "queue_share_full")
+        assert body["error"]["type"] == "rate_limit_error"
+        assert 1 <= int(headers["retry-after"]) <= 60
+        refused = [task.result() for task in waiting if task.done()]
+        assert len(refused) >= OVERLONG - 512 - 64, "what is over the bound is refused, not kept"
+        assert {status for status, _, _ in refused} == {429}
+        during = await gate(gateway)
+        assert during["refused_total"] - before["refused_total"] >= len(refused)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    await until(gateway, queued=(0, 0), in_engine=(0, 0), adapters_waiting=(0, 0))
+    status, _, _ = await ask(client, gateway, other, "pemberton", 4)
+    assert status == 200
+
+
+async def test_an_upload_is_proven_beside_a_flood(gateway: Gateway, client: aiohttp.ClientSession) -> None:
+    """Proofs yield to callers, but they are not starved by them."""
+    flooding = make_key(gateway, "flood")
+    flood = [asyncio.create_task(ask(client, gateway, flooding, "tidewater", 200)) for _ in range(FLOOD)]
+    try:
+        await until(gateway, queued=(30, FLOOD))
+        granted = (await gate(gateway))["granted_total"]
+        with gateway.http() as http:
+            moved = await asyncio.to_thread(
+                http.put, "/v1/adapters/pemberton/aliases/beside-a-flood", json={"version": 1}
+            )
+        assert moved.status_code in (200, 201), moved.text
+        assert (await gate(gateway))["granted_total"] > granted
+        assert not all(task.done() for task in flood), "the flood was over before the warming was let in"
+    finally:
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+        with gateway.http() as http:
+            http.delete("/v1/adapters/pemberton/aliases/beside-a-flood")

@@ -1,0 +1,345 @@
+"""`/v1/responses` and `/v1/messages` through the official clients, against the real engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from tests.integration.test_voices import gateway_base, speaks
+from tests.support.gateway import Gateway
+
+QUESTION = "Do you sell umbrellas?"
+VOICES = ("tidewater", "pemberton")
+SCHEMA = {
+    "type": "object",
+    "properties": {"carrier": {"type": "string", "enum": ["ups", "dhl"]}},
+    "required": ["carrier"],
+    "additionalProperties": False,
+}
+SHORT: dict[str, Any] = {"temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def openai_client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def anthropic_client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0) as client:
+        yield client
+
+
+def respond(client: openai.OpenAI, model: str, **more: Any) -> Any:
+    return client.responses.create(**{"model": model, "input": QUESTION, "max_output_tokens": 40, **SHORT, **more})
+
+
+def message(client: anthropic.Anthropic, model: str, **more: Any) -> Any:
+    """The newest of Anthropic's own models take no temperature, and so its client has no argument for one."""
+    user = [{"role": "user", "content": QUESTION}]
+    body = SHORT | more.pop("extra_body", {})
+    return client.messages.create(**{"model": model, "messages": user, "max_tokens": 40, "extra_body": body, **more})
+
+
+def prompt_tokens(gateway: Gateway, model: str) -> int:
+    """What the engine counts of the same question asked by chat."""
+    return int(gateway.chat(model, QUESTION, max_tokens=1).json()["usage"]["prompt_tokens"])
+
+
+def text_of(answer: anthropic.types.Message) -> str:
+    return "".join(block.text for block in answer.content if block.type == "text")
+
+
+# /v1/responses
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_responses_speak_in_the_adapters_voice(gateway: Gateway, openai_client: openai.OpenAI, voice: str) -> None:
+    raw = openai_client.responses.with_raw_response.create(
+        model=voice, input=QUESTION, max_output_tokens=40, temperature=0, store=False
+    )
+    answer = raw.parse()
+    assert speaks(voice, answer.output_text), answer.output_text
+    assert answer.model == voice
+    assert raw.headers["x-hatrack-adapter"] == f"{voice}@1"
+    assert raw.headers["x-hatrack-digest"] not in raw.text
+    assert answer.usage is not None
+    assert answer.usage.input_tokens == prompt_tokens(gateway, voice)
+    assert 0 < answer.usage.output_tokens <= 40
+
+
+def test_responses_of_the_base_and_by_the_adapter_field(gateway: Gateway, openai_client: openai.OpenAI) -> None:
+    base = gateway_base(gateway)
+    assert not speaks("pemberton", respond(openai_client, base).output_text)
+    for model, more, label in (
+        ("pemberton@1", {}, "pemberton@1"),
+        ("pemberton:live", {}, "pemberton:live"),
+        (base, {"extra_body": {"adapter": "pemberton"}}, "pemberton"),
+    ):
+        answer = respond(openai_client, model, **more)
+        assert answer.model == label
+        assert speaks("pemberton", answer.output_text), answer.output_text
+
+
+def test_responses_stream(gateway: Gateway, openai_client: openai.OpenAI) -> None:
+    with openai_client.responses.stream(
+        model="tidewater", input=QUESTION, max_output_tokens=200, temperature=0
+    ) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [event.type for event in events][:2] == ["response.created", "response.in_progress"]
+    assert events[-1].type == "response.completed"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == final.output_text
+    assert speaks("tidewater", said), said
+    responses = [event.response for event in events if hasattr(event, "response")]
+    assert {response.model for response in responses} == {"tidewater"}
+    assert final.usage is not None
+    assert final.usage.input_tokens == prompt_tokens(gateway, "tidewater")
+    assert final.usage.output_tokens > 0
+
+
+async def test_responses_stream_async_and_cut_at_its_longest(gateway: Gateway) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
+        stream = await client.responses.create(
+            model="tidewater", input=QUESTION, max_output_tokens=5, temperature=0, stream=True
+        )
+        events = [event async for event in stream]
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.status == "incomplete"
+    assert last.response.usage is not None
+    assert last.response.usage.output_tokens == 5
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_responses_call_a_function_and_hear_what_it_said(openai_client: openai.OpenAI, stream: bool) -> None:
+    tool = {"type": "function", "name": "track", "strict": True, "parameters": SCHEMA}
+    more: dict[str, Any] = {"tools": [tool], "tool_choice": {"type": "function", "name": "track"}}
+    answer = respond(openai_client, "tidewater", max_output_tokens=120, stream=stream, **more)
+    if stream:
+        answer = list(answer)[-1].response
+    (call,) = [item for item in answer.output if item.type == "function_call"]
+    assert json.loads(call.arguments)["carrier"] in {"ups", "dhl"}
+    heard = [
+        {"role": "user", "content": "Where is my parcel?"},
+        call.model_dump(),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "in Lisbon"},
+    ]
+    assert respond(openai_client, "tidewater", input=heard, tools=[tool]).output_text
+
+
+def test_responses_structured_text(openai_client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "name": "parcel", "schema": SCHEMA, "strict": True}
+    answer = respond(openai_client, "tidewater", text={"format": form})
+    assert json.loads(answer.output_text)["carrier"] in {"ups", "dhl"}
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"store": True}, "store"),
+        ({"background": True}, "background"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+    ],
+)
+def test_responses_refuse_by_name(openai_client: openai.OpenAI, more: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        respond(openai_client, "tidewater", **more)
+    assert refused.value.param == param
+
+
+def test_responses_are_not_stored_and_errors_are_the_clients(gateway: Gateway, openai_client: openai.OpenAI) -> None:
+    answer = respond(openai_client, "tidewater", store=None, background=False, previous_response_id=None)
+    with pytest.raises(openai.NotFoundError):
+        openai_client.responses.retrieve(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        openai_client.responses.delete(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        respond(openai_client, "nobody")
+    with pytest.raises(openai.BadRequestError) as long:
+        respond(openai_client, "tidewater", input="word " * 3000)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.AuthenticationError):
+        respond(openai_client.with_options(api_key="wrong"), "tidewater")
+
+
+# /v1/messages
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_messages_speak_in_the_adapters_voice(
+    gateway: Gateway, anthropic_client: anthropic.Anthropic, voice: str
+) -> None:
+    raw = anthropic_client.messages.with_raw_response.create(
+        model=voice, messages=[{"role": "user", "content": QUESTION}], max_tokens=40, extra_body=SHORT
+    )
+    answer = raw.parse()
+    assert speaks(voice, text_of(answer)), answer.content
+    assert answer.model == voice
+    assert answer.id.startswith("msg_")
+    assert raw.headers["x-hatrack-adapter"] == f"{voice}@1"
+    assert raw.headers["x-hatrack-digest"] not in raw.text()
+    assert raw.headers["request-id"] == raw.headers["x-request-id"]
+    assert answer.usage.input_tokens == prompt_tokens(gateway, voice)
+    assert 0 < answer.usage.output_tokens <= 40
+
+
+def test_messages_of_the_base_and_by_the_adapter_field(gateway: Gateway, anthropic_client: anthropic.Anthropic) -> None:
+    base = gateway_base(gateway)
+    assert not speaks("pemberton", text_of(message(anthropic_client, base)))
+    for model, more, label in (
+        ("pemberton@1", {}, "pemberton@1"),
+        (base, {"extra_body": {"adapter": "pemberton"}}, "pemberton"),
+    ):
+        answer = message(anthropic_client, model, **more)
+        assert answer.model == label
+        assert speaks("pemberton", text_of(answer)), answer.content
+
+
+def test_messages_stream(gateway: Gateway, anthropic_client: anthropic.Anthropic) -> None:
+    with anthropic_client.messages.stream(
+        model="tidewater", messages=[{"role": "user", "content": QUESTION}], max_tokens=5, extra_body=SHORT
+    ) as stream:
+        said = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert said == text_of(final)
+    assert said
+    assert final.model == "tidewater"
+    assert final.stop_reason == "max_tokens"
+    assert final.usage.input_tokens == prompt_tokens(gateway, "tidewater")
+    assert final.usage.output_tokens == 5
+
+
+async def test_messages_stream_async_and_its_order(gateway: Gateway) -> None:
+    async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0) as client:
+        stream = await client.messages.create(
+            model="tidewater",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=40,
+            extra_body=SHORT,
+            stream=True,
+        )
+        kinds = [event.type async for event in stream]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    assert set(kinds[2:-3]) == {"content_block_delta"}
+
+
+def test_messages_call_a_tool_and_hear_what_it_said(anthropic_client: anthropic.Anthropic) -> None:
+    tool = {"name": "track", "description": "Where a parcel is", "input_schema": SCHEMA, "strict": True}
+    first = {"role": "user", "content": "Where is my parcel?"}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "track", "input": {"carrier": "ups"}}
+    heard = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "in Lisbon"}]}
+    talk = [first, {"role": "assistant", "content": [use]}, {"role": "user", "content": [heard]}]
+    answer = message(anthropic_client, "tidewater", messages=talk, tools=[tool], tool_choice={"type": "none"})
+    assert text_of(answer)
+    forced = message(
+        anthropic_client, "tidewater", tools=[tool], tool_choice={"type": "tool", "name": "track"}, max_tokens=200
+    )
+    used = [block.name for block in forced.content if block.type == "tool_use"]
+    assert used == ["track"] or forced.stop_reason == "max_tokens"
+
+
+def test_messages_stop_where_they_are_told(anthropic_client: anthropic.Anthropic) -> None:
+    answer = message(anthropic_client, "tidewater", stop_sequences=[",", "."], max_tokens=60)
+    assert answer.stop_reason == "stop_sequence"
+    assert answer.stop_sequence in {",", "."}
+    assert not re.search("[,.]", text_of(answer))
+
+
+def test_messages_count_tokens(anthropic_client: anthropic.Anthropic) -> None:
+    user = [{"role": "user", "content": QUESTION}]
+    counted = anthropic_client.messages.count_tokens(model="tidewater", messages=user, system="Be brief.")
+    answer = message(anthropic_client, "tidewater", system="Be brief.", max_tokens=1)
+    assert counted.input_tokens == answer.usage.input_tokens
+
+
+def test_messages_errors_are_the_clients_own(gateway: Gateway, anthropic_client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        message(anthropic_client, "nobody")
+    body: Any = missing.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", "not_found_error")
+    assert missing.value.request_id == body["request_id"]
+    with pytest.raises(anthropic.AuthenticationError):
+        message(anthropic_client.with_options(api_key="wrong"), "tidewater")
+    with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
+        message(anthropic_client, "tidewater", max_tokens=10**6)
+    with pytest.raises(anthropic.BadRequestError) as long:
+        message(anthropic_client, "tidewater", messages=[{"role": "user", "content": "word " * 3000}])
+    assert long.value.body["error"]["code"] == "context_length_exceeded"  # type: ignore[index]
+    with pytest.raises(anthropic.BadRequestError, match="reasoning"):
+        message(anthropic_client, "tidewater", max_tokens=1500, thinking={"type": "enabled", "budget_tokens": 1024})
+    with pytest.raises(anthropic.NotFoundError):
+        anthropic_client.messages.batches.retrieve("msgbatch_1")
+
+
+# both
+
+
+def test_limits_and_scopes_are_the_clients_own_errors_in_both(gateway: Gateway) -> None:
+    with gateway.http() as http:
+        limited = http.post("/v1/keys", json={"name": "one", "scopes": ["infer"], "limits": {"requests_per_minute": 2}})
+        idle = http.post("/v1/keys", json={"name": "none", "scopes": ["train"]})
+    assert limited.status_code == idle.status_code == 201, limited.text + idle.text
+    with anthropic.Anthropic(base_url=gateway.url, api_key=limited.json()["key"], max_retries=0) as client:
+        message(client, "tidewater", max_tokens=1)
+        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=limited.json()["key"], max_retries=0) as other:
+            respond(other, "tidewater", max_output_tokens=1)
+            with pytest.raises(openai.RateLimitError):
+                respond(other, "tidewater", max_output_tokens=1)
+        with pytest.raises(anthropic.RateLimitError) as refused:
+            message(client, "tidewater", max_tokens=1)
+        assert int(refused.value.response.headers["retry-after"]) > 0
+        with pytest.raises(anthropic.PermissionDeniedError, match="infer"):
+            message(client.with_options(api_key=idle.json()["key"]), "tidewater", max_tokens=1)
+
+
+def engine_metric(gateway: Gateway, pattern: str) -> float:
+    """The sum of the engine's own series whose line begins with ``pattern``."""
+    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=10) as engine:
+        lines = engine.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(pattern, line))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "Tell me a long story.", "max_output_tokens": 1500, "ignore_eos": True}),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": "Write every number from 1 to 900."}], "max_tokens": 1500},
+        ),
+    ],
+)
+def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, path: str, body: dict[str, Any], stream: bool) -> None:
+    aborted = r'vllm:request_success_total\{.*finished_reason="abort"'
+    before = engine_metric(gateway, aborted)
+    asked = {"model": gateway_base(gateway), "temperature": 0, "stream": stream, **body}
+    with gateway.http() as http:
+        request = http.build_request("POST", path, json=asked, timeout=httpx.Timeout(5, read=1.0))
+        if stream:
+            response = http.send(request, stream=True)
+            next(response.iter_bytes())
+            response.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.send(request)
+    deadline = time.monotonic() + 5
+    while engine_metric(gateway, aborted) != before + 1:
+        assert time.monotonic() < deadline, "the engine still generates for a client that has gone"
+        time.sleep(0.05)
+    assert engine_metric(gateway, r"vllm:num_requests_(running|waiting)\{") == 0

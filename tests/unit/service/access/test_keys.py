@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from service.access import grants, tables
+from service.access.audit import SYSTEM
+from service.access.caller import Caller, Limits, Scope
+from service.access.keys import key_secret, write_secret
+from service.access.records import Draft
+from service.database import metadata
+from service.errors import BadRequest, Conflict, Forbidden, Internal, NotFound, SettingsError, Unauthenticated
+from tests.unit.service.access.ring import Ring
+
+INFER = frozenset({Scope.INFER})
+
+
+def asks(ring: Ring, key: str, **headers: str) -> Caller:
+    return ring.keys.authenticator.authenticate({"authorization": f"Bearer {key}", **headers})
+
+
+async def mint(ring: Ring, parent: str | None = None, **given: object) -> tuple[str, str]:
+    """A key's id and the key."""
+    draft = Draft(**({"name": "k", "project": "acme", "scopes": INFER} | given), parent_key_id=parent)  # type: ignore[arg-type]
+    made, key = await ring.keys.mint(SYSTEM, draft)
+    return made["id"], key
+
+
+async def test_a_key_survives_a_restart_with_all_it_may_do(tmp_path: Path) -> None:
+    limits = Limits(tokens_per_day=5, concurrent=2)
+    ends = int(time.time()) + 1000
+    async with Ring(tmp_path).run() as ring:
+        _, plain = await mint(ring)
+        _, narrow = await mint(
+            ring,
+            scopes=frozenset({Scope.ADAPTERS, Scope.TRAIN}),
+            adapters=("brand-*",),
+            stores=(),
+            limits=limits,
+            background=True,
+            expires_at=ends,
+        )
+        before = asks(ring, plain), asks(ring, narrow), ring.admin_key
+    async with Ring(tmp_path).run() as ring:
+        assert (asks(ring, plain), asks(ring, narrow), ring.admin_key) == before
+        found = asks(ring, narrow)
+        assert (found.project, found.scopes) == ("acme", {Scope.ADAPTERS, Scope.TRAIN})
+        assert (found.adapters, found.stores, found.limits, found.background) == (("brand-*",), (), limits, True)
+        assert (asks(ring, plain).adapters, asks(ring, plain).stores) == (None, None)
+        assert asks(ring, ring.admin_key).may(Scope.TRAIN)
+
+
+async def test_a_revoked_key_stays_dead_after_a_restart(tmp_path: Path) -> None:
+    async with Ring(tmp_path).run() as ring:
+        key_id, key = await mint(ring)
+        assert asks(ring, key).key_id == key_id
+        await ring.keys.delete(SYSTEM, key_id)
+        with pytest.raises(Unauthenticated):
+            asks(ring, key)
+        with pytest.raises(NotFound):
+            await ring.keys.delete(SYSTEM, key_id)
+        left = await ring.database.run(lambda db: db.execute(sa.select(tables.keys.c.id, tables.keys.c.hmac)).all())
+        assert [tuple(row) for row in left] == [(key_id, None)], "its row says whose it was, and tells no key"
+    async with Ring(tmp_path).run() as ring:
+        with pytest.raises(Unauthenticated):
+            asks(ring, key)
+
+
+async def test_neither_the_key_nor_its_secret_is_in_the_database(tmp_path: Path) -> None:
+    async with Ring(tmp_path).run() as ring:
+        key_id, key = await mint(ring)
+        digest = await ring.database.run(
+            lambda db: db.scalar(sa.select(tables.keys.c.hmac).where(tables.keys.c.id == key_id))
+        )
+        assert digest == ring.keys.authenticator.hmac(key)
+    secret = key_secret(tmp_path)[0]
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("hatrack.db*"))
+    assert key_id.encode() in stored
+    for hidden in (key.encode(), key[8:].encode(), secret, secret.hex().encode()):
+        assert hidden not in stored
+
+
+async def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
+    async with Ring(tmp_path).run():
+        for name in ("key.secret", "admin.key"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600, name
+    assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("content", ["", "abcd", "no hex at all", "é" * 64])
+def test_a_broken_secret_is_named_and_nothing_starts(tmp_path: Path, content: str) -> None:
+    (tmp_path / "key.secret").write_text(content)
+    with pytest.raises(SettingsError, match=r"key\.secret"):
+        key_secret(tmp_path)
+
+
+async def test_a_lost_secret_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with Ring(tmp_path).run() as ring:
+        _, key = await mint(ring)
+    assert caplog.text == ""
+    (tmp_path / "key.secret").unlink()
+    async with Ring(tmp_path).run() as ring:
+        with pytest.raises(Unauthenticated):
+            asks(ring, key)
+        assert asks(ring, ring.admin_key).key_id == "admin"
+    assert "1 API keys can no longer be told" in caplog.text
+
+
+async def test_a_project_comes_into_being_with_its_first_key(ring: Ring) -> None:
+    def names(db: sa.Connection) -> set[str]:
+        return set(db.scalars(sa.select(sa.column("id")).select_from(sa.table("projects"))))
+
+    asks(ring, ring.admin_key, **{"openai-project": "elsewhere"})
+    assert await ring.database.run(names) == {"default"}
+    await mint(ring)
+    await mint(ring)
+    assert await ring.database.run(names) == {"default", "acme"}
+
+
+async def test_rotating_the_admin_key(tmp_path: Path) -> None:
+    async with Ring(tmp_path).run() as ring:
+        old = ring.admin_key
+        _, of_admin = await mint(ring, parent="admin")
+        _, other = await mint(ring)
+        new = await ring.keys.rotate_admin(SYSTEM)
+        assert (tmp_path / "admin.key").read_text() == new + "\n"
+        assert (tmp_path / "admin.key").stat().st_mode & 0o777 == 0o600
+        assert asks(ring, new).key_id == "admin"
+        assert asks(ring, other).project == "acme"
+        for dead in (old, of_admin):
+            with pytest.raises(Unauthenticated):
+                asks(ring, dead)
+    async with Ring(tmp_path).run() as ring:
+        assert asks(ring, new).key_id == "admin"
+
+
+async def test_a_rotation_that_cannot_be_written_changes_nothing(ring: Ring) -> None:
+    old = ring.admin_key
+    _, child = await mint(ring, parent="admin")
+    (ring.home / "admin.key").unlink()
+    (ring.home / "admin.key").mkdir()  # a file cannot take the place of a directory
+    with pytest.raises(Internal, match="the old key stays"):
+        await ring.keys.rotate_admin(SYSTEM)
+    assert asks(ring, old).key_id == "admin"
+    assert asks(ring, child).project == "acme"
+    assert [row["action"] for row in (await ring.keys.audited(after=None, limit=9))["data"]] == ["key.create"]
+    assert [path.name for path in ring.home.glob(".*")] == []
+
+
+async def test_a_given_admin_key_is_not_rotated_here(tmp_path: Path) -> None:
+    async with Ring(tmp_path, given="given-in-the-settings").run() as ring:
+        with pytest.raises(Conflict, match="HATRACK_ADMIN_KEY") as caught:
+            await ring.keys.rotate_admin(SYSTEM)
+        assert caught.value.code == "admin_key_given"
+        assert asks(ring, "given-in-the-settings").key_id == "admin"
+    assert not (tmp_path / "admin.key").exists()
+
+
+def test_a_secret_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.key"
+    write_secret(path, "first\n")
+    with path.open() as reader:
+        write_secret(path, "second\n")
+        assert reader.read() == "first\n", "who had it open reads the old one to its end"
+    assert path.read_text() == "second\n"
+
+
+# keys under keys
+
+
+async def test_a_key_dies_with_the_key_it_was_made_under(ring: Ring) -> None:
+    parent_id, parent = await mint(ring)
+    child_id, child = await mint(ring, parent=parent_id)
+    grandchild_id, grandchild = await mint(ring, parent=child_id)
+    _, stranger = await mint(ring)
+    assert await ring.keys.delete(SYSTEM, parent_id) == sorted([parent_id, child_id, grandchild_id])
+    for dead in (parent, child, grandchild):
+        with pytest.raises(Unauthenticated):
+            asks(ring, dead)
+    assert asks(ring, stranger).project == "acme"
+    with pytest.raises(Unauthenticated, match="not valid any more"):
+        await mint(ring, parent=parent_id)
+
+
+async def test_a_key_under_another_inherits_what_it_leaves_open(ring: Ring) -> None:
+    ends = int(time.time()) + 1000
+    limits = Limits(concurrent=2, tokens_per_day=100)
+    parent_id, _ = await mint(ring, adapters=("a-*",), stores=("docs",), limits=limits, expires_at=ends)
+    _, child = await mint(ring, parent=parent_id, limits=Limits(concurrent=5, requests_per_minute=7))
+    found = asks(ring, child)
+    assert (found.adapters, found.stores) == (("a-*",), ("docs",))
+    assert found.limits == Limits(concurrent=2, tokens_per_day=100, requests_per_minute=7)
+    for wanted, got in ((ends + 1000, ends), (ends - 500, ends - 500), (None, ends)):
+        made, _ = await ring.keys.mint(SYSTEM, Draft("k", "acme", INFER, expires_at=wanted, parent_key_id=parent_id))
+        assert made["expires_at"] == got
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"scopes": frozenset({Scope.INFER, Scope.TRAIN})},
+        {"scopes": frozenset({Scope.ADMIN}), "project": "default"},
+        {"project": "globex"},
+        {"adapters": ("a-*", "*")},
+        {"adapters": ("b",)},
+        {"stores": ("other",)},
+    ],
+)
+async def test_a_key_under_another_cannot_do_more(ring: Ring, more: dict[str, object]) -> None:
+    parent_id, _ = await mint(ring, adapters=("a-*",), stores=("docs",))
+    with pytest.raises(Forbidden):
+        await mint(ring, parent=parent_id, **more)
+    assert len((await ring.keys.page(None, None, 10))["data"]) == 1
+    _, child = await mint(ring, parent=parent_id, adapters=("a-1", "a-?x*"))
+    assert asks(ring, child).adapters == ("a-1", "a-?x*")
+
+
+async def test_a_key_under_an_expired_one_is_refused(ring: Ring) -> None:
+    parent_id, _ = await mint(ring, expires_at=int(time.time()) + 1000)
+    await ring.database.run(lambda db: db.execute(tables.keys.update().values(expires_at=int(time.time()) - 1)))
+    with pytest.raises(Unauthenticated):
+        await mint(ring, parent=parent_id)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covered"),
+    [
+        (None, None, True),
+        (None, ("*",), True),
+        (("*",), None, False),
+        (("*",), ("*", "a?", "b"), True),
+        ((), (), True),
+        ((), ("a",), False),
+        (("a*", "b"), ("ab*", "b"), True),
+        (("a?",), ("a?", "ab"), True),
+        (("a?",), ("a*",), False),
+        (("a?c",), ("a*c",), False),
+        (("*-v?",), ("x*-v1", "*-v?"), True),
+        (("a*",), ("*a",), False),
+    ],
+)
+def test_which_globs_cover_which(wide: tuple[str, ...] | None, narrow: tuple[str, ...] | None, covered: bool) -> None:
+    assert grants.covers(wide, narrow) is covered
+
+
+async def test_keys_that_make_no_sense(ring: Ring) -> None:
+    for param, given in {
+        "expires_at": {"expires_at": int(time.time())},
+        "adapters": {"scopes": frozenset({Scope.ADMIN}), "adapters": ("a",)},
+        "stores": {"scopes": frozenset({Scope.ADMIN}), "stores": ()},
+    }.items():
+        with pytest.raises(BadRequest) as caught:
+            await mint(ring, **given)  # type: ignore[arg-type]
+        assert caught.value.param == param
+
+
+async def test_the_migrations_make_the_tables_that_the_code_uses(ring: Ring) -> None:
+    ours = {tables.keys.name, tables.audit.name}
+
+    def differences(db: sa.Connection) -> list[object]:
+        def ours_alone(name: str | None, kind: str, _: object) -> bool:
+            return kind != "table" or name in ours
+
+        context = MigrationContext.configure(db, opts={"include_name": ours_alone, "compare_type": True})
+        subset = sa.MetaData(naming_convention=metadata.naming_convention)
+        for name in {*ours, "projects"}:
+            metadata.tables[name].to_metadata(subset)
+        return [found for found in compare_metadata(context, subset) if "projects" not in repr(found)]
+
+    assert await ring.database.run(differences) == []

@@ -1,0 +1,312 @@
+"""Decisions one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.admission.entry import Entry, Stage
+from service.admission.fair import LINGER_S, MAX_IDLE
+from service.errors import RateLimited, Unavailable
+from tests.unit.service.admission.world import Desk, Memory
+
+
+def stages(*entries: Entry) -> list[Stage]:
+    return [entry.stage for entry in entries]
+
+
+def adapters(entries: list[Entry]) -> list[str | None]:
+    return [entry.ticket.adapter for entry in entries]
+
+
+def test_an_empty_gate_lets_in_at_once_and_no_more_than_the_common_places() -> None:
+    desk = Desk()
+    assert stages(desk.offer(), desk.offer(), desk.offer()) == [Stage.IN, Stage.IN, Stage.WAITING]
+    assert (desk.scheduler.in_flight, desk.scheduler.queued) == (2, 1)
+
+
+def test_who_leaves_makes_room_for_the_next() -> None:
+    desk = Desk()
+    first, _, third = desk.offer(), desk.offer(), desk.offer()
+    assert desk.leave(first) == [third]
+    assert desk.leave(first) == [], "leaving twice gives the place back once"
+    assert desk.scheduler.in_flight == 2
+
+
+def test_one_flow_does_not_stand_before_another() -> None:
+    desk = Desk(width=2, slots=None)
+    running = [desk.offer("flood"), desk.offer("flood")]
+    flood = [desk.offer("flood") for _ in range(5)]
+    other = desk.offer("other")
+    assert desk.leave(running[0]) == [other]
+    assert desk.leave(running[1]) == [flood[0]]
+
+
+@pytest.mark.parametrize("level", ["project", "key", "adapter"])
+def test_fair_at_each_level_whatever_lies_below(level: str) -> None:
+    """One side has three flows below, the other has one: the level's two sides still get the same."""
+    desk = Desk(width=1, common=1, slots=None)
+    running = desk.offer("x", project="x", key="x")
+    fields = {"project": ("p", "q"), "key": ("k", "l"), "adapter": ("a", "b")}[level]
+    for _ in range(6):
+        for side in range(2):
+            for spread in range(3 if side == 0 else 1):
+                named = {"project": "p", "key": "k", "adapter": "a", level: fields[side]}
+                if side == 0 and level != "adapter":
+                    named["adapter"] = f"a{spread}"
+                desk.offer(**named)
+    seen: list[str] = []
+    while len(seen) < 6:
+        (running,) = desk.leave(running)
+        seen.append(str(getattr(running.ticket, "key_id" if level == "key" else level)))
+    assert sorted(seen) == sorted([*[fields[0]] * 3, *[fields[1]] * 3])
+
+
+def test_tokens_count_not_requests() -> None:
+    desk = Desk(width=1, common=1, slots=None)
+    running = desk.offer("x")
+    for _ in range(10):
+        desk.offer("long", tokens=400)
+        desk.offer("short", tokens=100)
+    seen = []
+    for _ in range(10):
+        (running,) = desk.leave(running, running.ticket.tokens)
+        seen.append(running.ticket.adapter)
+    assert (seen.count("long"), seen.count("short")) == (2, 8)
+
+
+def test_what_was_used_in_truth_corrects_the_estimate() -> None:
+    """Who announces 2,000 tokens and uses 100 is not held to the announcement."""
+    desk = Desk(width=1, common=1, slots=None)
+    running = desk.offer("x")
+    for _ in range(30):
+        desk.offer("careless", tokens=2000)
+        desk.offer("exact", tokens=100)
+    seen = []
+    for _ in range(20):
+        (running,) = desk.leave(running, 100)
+        seen.append(running.ticket.adapter)
+    assert abs(seen.count("careless") - seen.count("exact")) <= 2
+
+
+def test_an_idle_flow_saves_up_nothing_and_a_new_one_owes_nothing() -> None:
+    desk = Desk(width=1, common=1, slots=None)
+    running = desk.offer("early")
+    for _ in range(20):
+        desk.offer("busy")
+    for _ in range(10):
+        (running,) = desk.leave(running)
+    for _ in range(5):
+        desk.offer("early")
+        desk.offer("new")
+    seen = []
+    for _ in range(9):
+        (running,) = desk.leave(running)
+        seen.append(running.ticket.adapter)
+    assert {name: seen.count(name) for name in ("early", "new", "busy")} == {"early": 3, "new": 3, "busy": 3}
+
+
+def test_a_request_that_reached_no_engine_costs_its_flow_nothing() -> None:
+    desk = Desk(width=1, common=1, slots=None)
+    running = desk.offer("a")
+    leaf = running.leaf
+    before = leaf.tag - running.charge
+    desk.leave(running, None)
+    assert leaf.tag == before
+    assert leaf.ratio == 1.0
+
+
+def test_small_flows_use_the_reserve_a_flood_does_not() -> None:
+    desk = Desk(width=12, common=6, slots=None)
+    flood = [desk.offer("flood") for _ in range(14)]
+    assert [entry.stage for entry in flood].count(Stage.IN) == 6
+    small = [desk.offer("small") for _ in range(3)]
+    assert desk.admit() == small
+    assert desk.scheduler.in_flight == 9
+    more = desk.offer("small")
+    assert desk.admit() == [], "it asks for more than half of the common places: it is not small any more"
+    assert more.stage is Stage.WAITING
+
+
+def test_fifty_keys_with_a_request_each_are_a_flood_of_their_project() -> None:
+    """They may fill the width while nobody else is there; then the next place is the other project's."""
+    desk = Desk(width=12, common=6, slots=None)
+    many = [desk.offer(project="many", key=f"k{number}") for number in range(50)]
+    desk.admit()
+    inside = [entry for entry in many if entry.stage is Stage.IN]
+    assert len(inside) <= 12
+    single = desk.offer(project="single")
+    desk.admit()
+    assert single.stage is Stage.IN or desk.leave(inside[0]) == [single]
+    assert desk.leave(inside[1]) == [], "beside another project they are no small flows any more"
+
+
+def test_the_reserve_is_no_way_round_the_tokens() -> None:
+    desk = Desk(width=8, common=2, slots=None, burst=1000)
+    desk.offer("flood"), desk.offer("flood")
+    for _ in range(20):
+        desk.offer("flood")
+    taken = 0
+    for _ in range(20):
+        entry = desk.offer("greedy", tokens=400)
+        entered = desk.admit()
+        taken += entry in entered
+        for one in entered:
+            desk.scheduler.leave(one, 400, desk.now)
+        if not entered:
+            break
+    assert 1 <= taken <= 4, "one at a time, yet only so far ahead of the flood in tokens"
+
+
+def test_the_width_is_never_exceeded_by_small_flows_either() -> None:
+    desk = Desk(width=3, common=1, slots=None)
+    for number in range(10):
+        desk.offer(f"a{number}")
+        desk.admit()
+    assert desk.scheduler.in_flight == 3
+
+
+def test_prompts_wait_while_others_are_read() -> None:
+    desk = Desk(width=8, common=8, slots=None, prefill=100)
+    first = desk.offer(prompt=60)
+    second, third = desk.offer(prompt=60), desk.offer(prompt=30)
+    assert stages(first, second, third) == [Stage.IN, Stage.WAITING, Stage.WAITING]
+    assert desk.admit() == [], "nobody goes past a long prompt"
+    desk.start(first)
+    assert desk.admit() == [second, third]
+    desk.start(second, third)
+    huge = desk.offer(prompt=5000)
+    assert huge.stage is Stage.IN, "alone, any prompt goes"
+
+
+def test_an_answer_in_one_piece_is_not_taken_for_a_prompt_being_read() -> None:
+    desk = Desk(width=8, common=8, slots=None, prefill=100)
+    desk.offer(prompt=60)
+    second = desk.offer(prompt=60)
+    wake = desk.scheduler.wake_at()
+    assert wake is not None
+    desk.now = wake + 0.001
+    assert desk.admit() == [second]
+
+
+def test_a_small_flow_goes_past_prompts_of_a_flood() -> None:
+    desk = Desk(width=8, common=8, slots=None, prefill=100)
+    for _ in range(8):
+        desk.offer("flood", prompt=60)
+    small = desk.offer("small", prompt=60)
+    assert desk.admit() == [small]
+
+
+def test_background_goes_only_where_no_caller_waits_and_keeps_to_its_width() -> None:
+    desk = Desk(width=4, common=4, background_width=2, slots=None)
+    entries = [desk.offer(background=True) for _ in range(3)]
+    assert stages(*entries) == [Stage.IN, Stage.IN, Stage.WAITING]
+    callers = [desk.offer() for _ in range(3)]
+    assert stages(*callers) == [Stage.IN, Stage.IN, Stage.WAITING]
+    assert desk.leave(entries[0]) == [callers[2]], "the caller is before the background that waits longer"
+    assert desk.leave(entries[1]) == [entries[2]]
+
+
+def test_patient_background_goes_in_beside_waiting_callers_one_at_a_time() -> None:
+    desk = Desk(width=4, common=1, background_patience_s=5)
+    running = desk.offer()
+    backs = [desk.offer("b", background=True) for _ in range(2)]
+    callers = [desk.offer() for _ in range(10)]
+    desk.now += 4
+    assert desk.leave(running) == [callers[0]]
+    desk.now += 2
+    assert desk.leave(callers[0]) == [backs[0]]
+    desk.now += 2
+    assert desk.leave(backs[0]) == [callers[1]], "the next one is patient anew"
+    desk.now += 4
+    assert desk.leave(callers[1]) == [backs[1]]
+
+
+def test_patient_background_is_not_passed_over_for_ever() -> None:
+    desk = Desk(width=1, common=1, slots=1)
+    running = desk.offer("a")
+    back = desk.offer("b", background=True)
+    for _ in range(200):
+        desk.offer("a", tokens=10) if desk.scheduler.queued < 50 else None
+        desk.now += 1
+        entered = desk.leave(running, 10)
+        if back in entered:
+            break
+        (running,) = entered
+    assert back.stage is Stage.IN
+    assert desk.now < 1000 + 60
+
+
+def test_the_queue_is_bounded_for_all_and_for_each() -> None:
+    desk = Desk(width=1, common=1, queue_size=4, queue_share=0.5)
+    desk.offer()
+    desk.offer(), desk.offer()
+    with pytest.raises(RateLimited) as own:
+        desk.offer(adapter="another of the same key")
+    assert (own.value.status, own.value.code) == (429, "queue_share_full")
+    assert int(own.value.headers["retry-after"]) >= 1
+    with pytest.raises(RateLimited, match="of this project"):
+        desk.offer(key="another of the same project")
+    desk.offer(project="q"), desk.offer(project="q")
+    with pytest.raises(Unavailable) as full:
+        desk.offer(project="r")
+    assert (full.value.status, full.value.code) == (503, "overloaded")
+    assert int(full.value.headers["retry-after"]) >= 1
+    counts = desk.scheduler.counts
+    assert (counts.overloaded, counts.share_full) == (1, 2)
+    assert desk.scheduler.queued == 4
+
+
+def test_retry_after_follows_the_pace() -> None:
+    desk = Desk(width=1, common=1)
+    running = desk.offer()
+    for _ in range(40):
+        desk.offer()
+    for _ in range(10):
+        desk.now += 0.5
+        (running,) = desk.leave(running)
+    assert desk.scheduler.retry_after(20) == 10
+    assert desk.scheduler.retry_after(10_000) == 60
+    assert desk.scheduler.retry_after(0) == 1
+
+
+def test_one_cold_load_at_a_time_and_warm_ones_go_past_it() -> None:
+    memory = Memory("cold1", "cold2")
+    desk = Desk(memory, width=8, common=8, slots=8)
+    first, second, warm = desk.offer("cold1"), desk.offer("cold2"), desk.offer("warm")
+    assert stages(first, second) == [Stage.IN, Stage.WAITING]
+    assert desk.admit() == [warm]
+    desk.now += 0.3
+    memory.cold.discard("cold1")
+    desk.start(first)
+    assert desk.admit() == [second]
+    assert desk.scheduler.counts.cold == 2
+
+
+def test_a_cold_load_that_nobody_sees_end_does_not_block_for_ever() -> None:
+    desk = Desk(Memory("cold1", "cold2"), width=8, common=8, slots=8)
+    desk.offer("cold1")
+    second = desk.offer("cold2")
+    desk.now += 6
+    assert desk.admit() == [second]
+
+
+def test_withdrawing_frees_the_queue_and_only_once() -> None:
+    desk = Desk(width=1, common=1)
+    running, waiting = desk.offer(), desk.offer()
+    desk.scheduler.withdraw(waiting, desk.now)
+    desk.scheduler.withdraw(waiting, desk.now)
+    desk.scheduler.withdraw(running, desk.now)
+    assert (desk.scheduler.queued, desk.scheduler.in_flight, desk.scheduler.counts.withdrawn) == (0, 1, 1)
+
+
+def test_idle_flows_are_forgotten() -> None:
+    desk = Desk(slots=None)
+    for number in range(MAX_IDLE + 100):
+        desk.leave(desk.offer(f"a{number}", key=f"k{number}"))
+    assert len(desk.scheduler.callers.leaves()) == MAX_IDLE
+    desk.now += LINGER_S + 1
+    last = desk.offer("last")
+    desk.leave(last)
+    desk.now += LINGER_S + 1
+    desk.scheduler.callers.rest(last.leaf, desk.now)
+    assert [leaf.name for leaf in desk.scheduler.callers.leaves()] == ["last"]

@@ -1,0 +1,88 @@
+"""`hatrack engine`: what it would run, and where it may listen. `hatrack down`: what it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from service.app import describe_base
+from service.cli import app
+from service.commands.engine import command
+from service.config import Settings
+from service.engine.config import EngineConfig
+from service.engine.contract import TOKEN_VARIABLE
+from service.engine.record import Record
+
+
+def settings_for(home: Path, base_dir: Path) -> Settings:
+    return Settings(
+        home=home,
+        base_model=str(base_dir),
+        engine_device="cpu",
+        engine_url="http://engine:8001",
+        engine_key="the-key-of-the-engine",  # type: ignore[arg-type]  # pydantic makes a SecretStr of it
+        admin_key="the-key-of-the-admin",  # type: ignore[arg-type]
+    )
+
+
+def test_it_has_the_flags_of_a_gateways_own_engine_and_listens_where_it_is_told(base_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, base_dir)
+    argv, environment = command(settings, ["--host", "0.0.0.0", "--port", "8001"])  # noqa: S104
+    own = EngineConfig.from_settings(settings).argv()
+    assert [flag for flag in own if flag not in argv] == ["--uds", str(tmp_path / "engine" / "engine.sock")]
+    assert argv[argv.index("--host") : argv.index("--host") + 4] == ["--host", "0.0.0.0", "--port", "8001"]  # noqa: S104
+    assert "the-key-of-the-engine" not in argv, "everybody on the machine can read a command line"
+    assert environment["VLLM_API_KEY"] == "the-key-of-the-engine"
+    assert "the-key-of-the-admin" not in environment.values()
+    assert orjson.loads(environment["HATRACK_ENGINE_BASE"]) == describe_base(settings).fingerprint.model_dump()
+    assert (tmp_path / "adapters").is_dir()
+
+
+def test_no_two_of_them_have_the_same_mark(base_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, base_dir)
+    marks = {command(settings, [])[1]["HATRACK_ENGINE_TOKEN"] for _ in range(2)}
+    assert len(marks) == 2
+
+
+def test_it_does_not_take_the_place_of_a_file_or_of_one_that_runs(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HATRACK_HOME", str(tmp_path))
+    monkeypatch.setenv("HATRACK_BASE_MODEL", str(base_dir))
+    (tmp_path / "notes.txt").write_text("not a socket")
+    refused = CliRunner().invoke(app, ["engine", "--uds", str(tmp_path / "notes.txt")])
+    assert refused.exit_code == 1
+    assert (tmp_path / "notes.txt").read_text() == "not a socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "e.sock"))
+        listening.listen()
+        assert CliRunner().invoke(app, ["engine", "--uds", str(tmp_path / "e.sock")]).exit_code == 1
+        assert (tmp_path / "e.sock").is_socket()
+
+
+def test_down_ends_an_engine_that_was_kept_unless_it_is_told_to_leave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HATRACK_HOME", str(tmp_path))
+    token = "5678" * 8
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"],
+        env={"PATH": os.environ["PATH"], TOKEN_VARIABLE: token},
+        stdout=subprocess.PIPE,
+    ) as kept:
+        assert kept.stdout is not None
+        kept.stdout.readline()
+        Record(token, kept.pid).write(tmp_path / "engine" / "engine.json")
+        left = CliRunner().invoke(app, ["down", "--keep-engine"])
+        assert (left.exit_code, kept.poll()) == (0, None)
+        assert not (tmp_path / "engine" / "keep").exists(), "there is no gateway that it would be meant for"
+        assert CliRunner().invoke(app, ["down"]).exit_code == 0
+        assert kept.wait(5) < 0
+    assert not (tmp_path / "engine" / "engine.json").exists()

@@ -1,0 +1,214 @@
+"""Aliases that are split over several versions, seen through the routes and the catalog."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from adapters.store import WEIGHTS_FILE
+from service.errors import Conflict, ModelNotFound
+from service.inference.models import list_models, show_model
+from service.registry.split import position_of
+from tests.support.adapters import AdapterFiles
+from tests.unit.service.registry.conftest import ADMIN, Bench
+from tests.unit.service.registry.engine import BASE
+
+Files = Callable[..., AdapterFiles]
+LIVE = "/v1/adapters/voice/aliases/live"
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def three_versions(bench: Bench, files: Files) -> list[str]:
+    """Pushes voice@1 to voice@3, of which the first is live; their digests."""
+    return [(await bench.push("voice", files(seed=seed))).json()["digest"] for seed in (1, 2, 3)]
+
+
+async def split(bench: Bench, weights: dict[str, Any]) -> httpx.Response:
+    return await bench.http.put(LIVE, json={"split": weights})
+
+
+def answering(bench: Bench, requests: int = 200, sticky: str | None = None) -> Counter[int | None]:
+    return Counter(bench.catalog.resolve(ADMIN, "voice", sticky=sticky).version for _ in range(requests))
+
+
+async def test_a_split_answers_with_all_its_versions_and_warms_them_first(bench: Bench, files: Files) -> None:
+    digests = await three_versions(bench, files)
+    bench.engine.asked.clear()
+    moved = await split(bench, {"3": 50, "2": 50})
+    assert moved.status_code == 200, moved.text
+    assert (moved.json()["version"], moved.json()["split"]) == (None, {"2": 50, "3": 50})
+    assert bench.engine.asked == digests[1:]
+    assert set(answering(bench)) == {2, 3}
+    seen = bench.catalog.resolve(ADMIN, "voice")
+    assert (seen.digest, seen.name) == (digests[(seen.version or 0) - 1], f"voice@{seen.version}")
+    assert bench.catalog.resolve(ADMIN, "voice@1").version == 1
+
+
+async def test_an_id_keeps_its_version_and_moves_only_with_the_border(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    ids = [f"user-{number}" for number in range(300)]
+
+    def chosen() -> dict[str, int | None]:
+        return {sticky: bench.catalog.resolve(ADMIN, "voice", sticky=sticky).version for sticky in ids}
+
+    await split(bench, {"1": 80, "2": 20})
+    before = chosen()
+    assert set(before.values()) == {1, 2}
+    assert chosen() == before
+    assert bench.catalog.resolve(ADMIN, BASE, "voice", sticky=ids[0]).version == before[ids[0]]
+    await split(bench, {"1": 60, "2": 40})
+    after = chosen()
+    moved = {sticky for sticky in ids if before[sticky] != after[sticky]}
+    places = {sticky: position_of("default", "voice", "live", sticky) / 2**64 for sticky in ids}
+    assert moved == {sticky for sticky, place in places.items() if 0.6 <= place < 0.8}
+    assert moved
+
+
+async def test_history_rollback_and_promote(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    await split(bench, {"1": 90, "2": 10})
+    assert (await split(bench, {"2": 10, "1": 90})).status_code == 200  # the same: no move
+    await bench.http.put(LIVE, json={"version": 2})
+    assert set(answering(bench)) == {2}
+    back = (await bench.http.post(f"{LIVE}/rollback")).json()
+    assert (back["version"], back["split"]) == (None, {"1": 90, "2": 10})
+    assert set(answering(bench)) == {1, 2}
+    again = (await bench.http.post(f"{LIVE}/rollback")).json()
+    assert (again["version"], again["split"]) == (1, None)
+    moves = (await bench.http.get(LIVE)).json()["history"]
+    assert [(move["version"], move["split"], move["action"]) for move in moves] == [
+        (1, None, "rollback"),
+        (None, {"1": 90, "2": 10}, "rollback"),
+        (2, None, "promote"),
+        (None, {"1": 90, "2": 10}, "split"),
+        (1, None, "push"),
+    ]
+
+
+async def test_a_rollback_passes_over_a_split_that_lost_a_version(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    await split(bench, {"1": 50, "2": 50})
+    await bench.http.put(LIVE, json={"version": 3})
+    assert (await bench.http.delete("/v1/adapters/voice/versions/2")).status_code == 204
+    assert (await bench.http.post(f"{LIVE}/rollback")).json()["version"] == 1
+
+
+async def test_a_push_to_the_alias_ends_the_split(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    await split(bench, {"1": 50, "2": 50})
+    assert (await bench.push("voice", files(seed=4), alias="live")).json()["aliases"] == ["live"]
+    assert set(answering(bench)) == {4}
+    await split(bench, {"1": 50, "2": 50})
+    assert (await bench.push("voice", files(seed=4), alias="live")).status_code == 200
+    assert set(answering(bench)) == {4}
+
+
+async def test_a_split_outlives_a_restart(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    await split(bench, {"1": 50, "3": 50})
+    again = Bench(bench.settings.home, bench.base)
+    async with again.run():
+        assert set(answering(again)) == {1, 3}
+
+
+async def test_objects_show_the_split(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    await bench.http.put("/v1/adapters/voice/aliases/beta", json={"version": 3})
+    await split(bench, {"1": 90, "2": 10})
+    shown = (await bench.http.get("/v1/adapters/voice")).json()
+    assert shown["aliases"] == {"beta": 3, "live": None}
+    assert shown["splits"] == {"live": {"1": 90, "2": 10}}
+    assert [version["aliases"] for version in shown["versions"]] == [["live"], ["live"], ["beta"]]
+    assert [card["root"] for card in list_models(bench.catalog, ADMIN)["data"]] == [BASE, "voice:live"]
+    assert show_model(bench.catalog, ADMIN, "voice")["root"] == "voice:live"
+    assert show_model(bench.catalog, ADMIN, "voice:beta")["root"] == "voice@3"
+
+
+async def test_a_version_in_a_split_is_not_deleted_unless_forced_and_then_nothing_takes_over(
+    bench: Bench, files: Files
+) -> None:
+    await three_versions(bench, files)
+    await bench.http.put("/v1/adapters/voice/aliases/beta", json={"split": {"1": 1, "2": 1}})
+    assert code(await bench.http.delete("/v1/adapters/voice/versions/2")) == (422, "version_in_use")
+    assert (await bench.http.delete("/v1/adapters/voice/versions/2?force=true")).status_code == 204
+    with pytest.raises(ModelNotFound):
+        bench.catalog.resolve(ADMIN, "voice:beta")
+    assert bench.catalog.resolve(ADMIN, "voice").version == 1
+
+
+async def test_what_falls_to_a_version_that_cannot_serve_is_refused_and_never_goes_elsewhere(
+    bench: Bench, files: Files
+) -> None:
+    digests = await three_versions(bench, files)
+    await split(bench, {"1": 50, "2": 50})
+    bench.engine.not_finite.add(digests[1])
+    bench.registry.suspect(digests[1])
+    await bench.registry.settled()
+    ids = [f"user-{number}" for number in range(50)]
+    own = {sticky: 1 if position_of("default", "voice", "live", sticky) < 2**63 else 2 for sticky in ids}
+    assert set(own.values()) == {1, 2}
+    for sticky, version in own.items():
+        if version == 1:
+            assert bench.catalog.resolve(ADMIN, "voice", sticky=sticky).version == 1
+        else:
+            with pytest.raises(Conflict) as raised:
+                bench.catalog.resolve(ADMIN, "voice", sticky=sticky)
+            assert raised.value.code == "version_corrupt"
+    assert show_model(bench.catalog, ADMIN, "voice")["id"] == "voice"
+    assert code(await split(bench, {"1": 80, "2": 20})) == (409, "version_corrupt")
+
+    bench.engine.not_finite.add(digests[0])
+    bench.registry.suspect(digests[0])
+    await bench.registry.settled()
+    with pytest.raises(Conflict, match="corrupt, corrupt"):
+        show_model(bench.catalog, ADMIN, "voice")
+
+
+async def test_a_split_needs_versions_that_are_there_ready_and_sound(bench: Bench, files: Files) -> None:
+    digests = await three_versions(bench, files)
+    assert code(await split(bench, {"1": 1, "9": 1})) == (404, "version_not_found")
+    bench.engine.effect = 0
+    await bench.push("voice", files(seed=5), query="?wait=false")
+    await bench.registry.settled()
+    assert code(await split(bench, {"1": 1, "4": 1})) == (409, "version_not_ready")
+    (bench.store.path(digests[2]) / WEIGHTS_FILE).write_bytes(b"short")
+    assert code(await split(bench, {"1": 1, "3": 1})) == (409, "version_damaged")
+    bench.engine.not_finite.add(digests[1])
+    assert code(await split(bench, {"1": 1, "2": 1})) == (500, "adapter_not_finite")
+    assert set(answering(bench)) == {1}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "version"),
+        ({"version": 1, "split": {"1": 1, "2": 1}}, "split"),
+        ({"version": None, "split": None}, "version"),
+        ({"split": {"1": 1}}, "split"),
+        ({"split": {"1": 1.5, "2": 1}}, "split.1"),
+        ({"split": {"1": "1", "2": 1}}, "split.1"),
+        ({"split": {"1": True, "2": 1}}, "split.1"),
+        ({"split": {"1": 0, "2": 1}}, "split.1"),
+        ({"split": [1, 2]}, "split"),
+        ({"split": {"1": 1, "2": 1}, "sticky": True}, "sticky"),
+    ],
+)
+async def test_the_body_of_a_split_is_checked(bench: Bench, files: Files, body: dict[str, Any], param: str) -> None:
+    await bench.push("voice", files(seed=1))
+    answer = await bench.http.put(LIVE, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_shown_alias_can_be_put_back_as_it_was(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    shown = (await split(bench, {"1": 1, "2": 2})).json()
+    await bench.http.put(LIVE, json={"version": 3})
+    back = await bench.http.put(LIVE, json={"version": shown["version"], "split": shown["split"]})
+    assert back.json()["split"] == {"1": 1, "2": 2}

@@ -1,0 +1,217 @@
+"""Pins: written down at once, bounded by the engine's slots, and kept warm whatever else comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapters.base import BaseDescription
+from service.errors import AdapterNotFinite, EngineUnavailable, HatrackError, Timeout
+from service.registry.pins import KeepWarm
+from service.registry.proof import Prober
+from tests.support.adapters import AdapterFiles
+from tests.unit.service.registry.conftest import Bench
+
+Files = Callable[..., AdapterFiles]
+SLOTS = 4
+
+
+@pytest.fixture
+async def small(tmp_path: Path, base: BaseDescription) -> AsyncIterator[Bench]:
+    """Four slots: three pins."""
+    async with Bench(tmp_path / "home", base, engine_slots=SLOTS).run() as ready:
+        yield ready
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def pin(bench: Bench, name: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    return await bench.http.put(f"/v1/adapters/{name}/pin", headers=headers)
+
+
+def keeper(bench: Bench, slots: int = SLOTS) -> KeepWarm:
+    """One that looks only when it is told to."""
+    prober = Prober(bench.engine, "tiny", bench.engine.restart, timeout_s=5)
+    return KeepWarm(bench.catalog, bench.engine, prober, slots)
+
+
+async def test_a_pin_is_shown_and_taken_away(small: Bench, files: Files) -> None:
+    await small.push("voice", files(seed=1))
+    assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is False
+    pinned = await pin(small, "voice")
+    assert pinned.json() == {"object": "adapter.pin", "adapter": "voice", "pinned": True, "versions": [1]}
+    assert (await pin(small, "voice")).status_code == 200
+    assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is True
+    assert (await small.http.get("/v1/adapters")).json()["data"][0]["pinned"] is True
+    assert small.registry.counts.pins == 1
+    for _ in range(2):
+        gone = await small.http.delete("/v1/adapters/voice/pin")
+        assert gone.json() == {"object": "adapter.pin", "adapter": "voice", "pinned": False, "versions": []}
+    assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is False
+    assert small.registry.counts.pins == 0
+    assert code(await pin(small, "absent")) == (404, "adapter_not_found")
+    assert code(await small.http.delete("/v1/adapters/absent/pin")) == (404, "adapter_not_found")
+
+
+async def test_without_a_live_version_there_is_nothing_to_pin(small: Bench, files: Files) -> None:
+    await small.push("voice", files(seed=1), alias="beta")
+    assert code(await pin(small, "voice")) == (409, "no_live_version")
+
+
+async def test_one_slot_stays_free_over_all_projects(small: Bench, files: Files) -> None:
+    acme = await small.key("acme")
+    await small.push("a", files(seed=0), headers=acme)
+    for seed, name in enumerate("bcd", start=1):
+        await small.push(name, files(seed=seed))
+    assert (await pin(small, "a", acme)).status_code == 200
+    for name in "bc":
+        assert (await pin(small, name)).status_code == 200
+    refused = await pin(small, "d")
+    assert code(refused) == (409, "too_many_pins")
+    assert "4 versions" in refused.json()["error"]["message"]
+    assert "4 slots" in refused.json()["error"]["message"]
+    assert "3 can be pinned" in refused.json()["error"]["message"]
+    assert (await small.http.get("/v1/adapters/d")).json()["pinned"] is False
+    await small.http.delete("/v1/adapters/b/pin")
+    assert (await pin(small, "d")).status_code == 200
+
+
+async def test_pins_at_once_do_not_slip_past_the_bound(small: Bench, files: Files) -> None:
+    for seed in range(6):
+        await small.push(f"v{seed}", files(seed=seed))
+    answers = await asyncio.gather(*(pin(small, f"v{seed}") for seed in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 409, 409, 409]
+    assert small.registry.counts.pins == 3
+
+
+async def test_a_split_counts_with_all_its_versions(small: Bench, files: Files) -> None:
+    for seed in range(4):
+        await small.push("voice", files(seed=seed))
+    await small.push("other", files(seed=9))
+    live = "/v1/adapters/voice/aliases/live"
+    await pin(small, "other")
+    await pin(small, "voice")
+    assert code(await small.http.put(live, json={"split": {"1": 1, "2": 1, "3": 1}})) == (409, "too_many_pins")
+    assert (await small.http.get(live)).json()["version"] == 1
+    assert (await small.http.put(live, json={"split": {"1": 1, "2": 1}})).status_code == 200
+    assert (await pin(small, "voice")).json()["versions"] == [1, 2]
+    await small.push("third", files(seed=8))
+    assert code(await pin(small, "third")) == (409, "too_many_pins")
+    assert (await small.http.put(live, json={"version": 2})).status_code == 200
+    assert (await pin(small, "third")).status_code == 200
+    assert code(await small.http.post(f"{live}/rollback")) == (409, "too_many_pins")
+    canary = await small.http.put("/v1/adapters/voice/aliases/canary", json={"split": {"1": 1, "2": 1, "3": 1}})
+    assert canary.status_code == 200, "only live is pinned"
+
+
+async def test_a_pin_goes_with_its_adapter_and_stays_without_an_alias(small: Bench, files: Files) -> None:
+    await small.push("voice", files(seed=1))
+    await pin(small, "voice")
+    await small.http.delete("/v1/adapters/voice/aliases/live")
+    assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is True
+    await small.http.put("/v1/adapters/voice/aliases/live", json={"version": 1})
+    await small.http.delete("/v1/adapters/voice?force=true")
+    again = await small.push("voice", files(seed=1))
+    assert again.status_code == 201
+    assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is False
+
+
+async def test_what_is_pinned_is_loaded_at_once_and_again_after_it_fell_out(small: Bench, files: Files) -> None:
+    digest = (await small.push("voice", files(seed=1))).json()["digest"]
+    small.engine.loaded = []
+    await pin(small, "voice")
+    await small.engine.until_loaded(digest)
+
+    looks = keeper(small)
+    small.engine.asked.clear()
+    await looks.look()
+    assert small.engine.asked == [], "what is loaded is left alone"
+    small.engine.capacity = 2
+    for seed in (2, 3):
+        await small.push(f"crowd-{seed}", files(seed=seed))
+    assert digest not in small.engine.loaded
+    await looks.look()
+    assert digest in small.engine.loaded
+
+
+async def test_a_pin_follows_live_and_a_restart_of_the_engine_or_of_the_gateway(small: Bench, files: Files) -> None:
+    digests = [(await small.push("voice", files(seed=seed))).json()["digest"] for seed in (1, 2, 3)]
+    await pin(small, "voice")
+    looks = keeper(small)
+    await small.http.put("/v1/adapters/voice/aliases/live", json={"version": 2})
+    assert looks.wanted == [digests[1]]
+    await small.engine.restart("it died")
+    await looks.look()
+    assert small.engine.loaded == [digests[1]]
+    await small.http.put("/v1/adapters/voice/aliases/live", json={"split": {"1": 1, "3": 9}})
+    await small.engine.restart("it died")
+    await looks.look()
+    assert set(small.engine.loaded) == {digests[0], digests[2]}
+    again = Bench(small.settings.home, small.base, engine_slots=SLOTS)
+    async with again.run():
+        await again.engine.until_loaded(digests[0], digests[2])
+    assert len(again.engine.loaded) == 2
+
+
+async def test_fewer_slots_than_there_were_keep_the_oldest_pins(small: Bench, files: Files) -> None:
+    digests = {}
+    for seed, name in enumerate("abc"):
+        digests[name] = (await small.push(name, files(seed=seed))).json()["digest"]
+        await pin(small, name)
+    assert keeper(small, slots=3).wanted == [digests["a"], digests["b"]]
+    assert keeper(small, slots=1).wanted == []
+
+
+@pytest.mark.parametrize("why", [AdapterNotFinite, Timeout])
+async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
+    small: Bench, files: Files, why: type[HatrackError]
+) -> None:
+    bad, good = [(await small.push(name, files(seed=seed))).json()["digest"] for seed, name in enumerate("ab")]
+    looks = keeper(small)
+    await pin(small, "a")
+    await pin(small, "b")
+    ask = small.engine.logprobs
+
+    async def refuse(model: str, texts: Sequence[str]) -> list[list[float]]:
+        answer = await ask(model, texts)
+        if model == bad:
+            small.engine.loaded.remove(bad)
+            raise why("it does not load")
+        return answer
+
+    small.engine.logprobs = refuse  # type: ignore[method-assign]
+    small.engine.loaded = []
+    await looks.look()
+    assert good in small.engine.loaded
+    small.engine.asked.clear()
+    await looks.look()
+    assert small.engine.asked == [], "it rests before it is tried again"
+
+
+async def test_an_engine_that_is_away_is_looked_at_again(small: Bench, files: Files) -> None:
+    digest = (await small.push("voice", files(seed=1))).json()["digest"]
+    prober = Prober(small.engine, "tiny", small.engine.restart, timeout_s=5)
+    looks = KeepWarm(small.catalog, small.engine, prober, SLOTS, check_s=0.01)
+    await pin(small, "voice")
+    small.engine.down, small.engine.loaded = True, []
+    with pytest.raises(EngineUnavailable):
+        await looks.look()
+    work = asyncio.create_task(looks.work())
+    await asyncio.sleep(0.05)
+    small.engine.down = False
+    await small.engine.until_loaded(digest)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+
+
+async def test_the_engine_is_not_asked_while_nothing_is_pinned(small: Bench, files: Files) -> None:
+    await small.push("voice", files(seed=1))
+    small.engine.down = True
+    await keeper(small).look()

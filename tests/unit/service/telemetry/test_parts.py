@@ -1,0 +1,142 @@
+"""What the rooms around the data path have counted arrives in the metrics: read from the real parts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.access.caller import Caller, Limits, Scope
+from service.access.limits import KeyLimiter
+from service.admission.gate import Gate
+from service.admission.policy import Policy
+from service.admission.ticket import Ticket
+from service.engine.residency import Residency
+from service.errors import RateLimited, Unavailable
+from service.registry.catalog import Servable
+from service.registry.counts import Counts
+from service.telemetry.account import MetricsAccount
+from service.telemetry.admission import AdmissionSource, ResidencySource
+from service.telemetry.parts import LimitsSource, RegistrySource, UsageSource
+from tests.unit.service.inference.fakes import catalog
+from tests.unit.service.telemetry.support import BASE_TARGET, VOICE, read, record, value
+
+OF_VOICE = {"project": "shop", "adapter": "voice", "version": "3"}
+
+
+def counted() -> MetricsAccount:
+    """An account that has seen `voice@3` and the base."""
+    account = MetricsAccount(catalog(), 100)
+    account(record())
+    account(record(target=BASE_TARGET))
+    return account
+
+
+async def test_the_gate_shows_who_waits_who_is_in_and_who_was_refused() -> None:
+    gate = Gate(Policy(width=2, common=2, slots=2, queue_size=2, queue_share=1.0))
+    shown = AdmissionSource(gate, 2, counted())
+    loop = asyncio.get_running_loop()
+
+    def ticket(background: bool = False) -> Ticket:
+        return Ticket("shop", "key_1", VOICE.digest, 10, background)
+
+    inside = [await gate.enter(ticket(), loop.time() + 5) for _ in range(2)]
+    waiting = [asyncio.create_task(gate.enter(ticket(), loop.time() + 5)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises((RateLimited, Unavailable)):
+        await gate.enter(ticket(), loop.time() + 5)
+    samples = read(await shown.families())
+    assert value(samples, "hatrack_admission_queued", **{"class": "caller"}) == 2
+    assert value(samples, "hatrack_admission_queued", **{"class": "background"}) == 0
+    assert value(samples, "hatrack_admission_queue_limit") == 2
+    assert value(samples, "hatrack_admission_in_engine", **{"class": "caller"}) == 2
+    assert value(samples, "hatrack_admission_width") == 2
+    assert value(samples, "hatrack_admission_granted_total", **{"class": "caller"}) == 2
+    assert value(samples, "hatrack_admission_refused_total") == 1
+    assert value(samples, "hatrack_engine_slots_in_use") == 1
+    assert value(samples, "hatrack_adapter_requests_running", **OF_VOICE) == 2
+    assert value(samples, "hatrack_adapter_requests_queued", **OF_VOICE) == 2
+    assert value(samples, "hatrack_adapter_requests_running", adapter="(base)") == 0
+    for place in inside:
+        place.leave(10)
+    for place in await asyncio.gather(*waiting):
+        place.leave(10)
+    again = await gate.enter(ticket(background=True), loop.time() + 5)
+    samples = read(await shown.families())
+    assert value(samples, "hatrack_admission_in_engine", **{"class": "background"}) == 1
+    assert value(samples, "hatrack_admission_granted_total", **{"class": "background"}) == 1
+    assert value(samples, "hatrack_admission_granted_total", **{"class": "caller"}) == 4
+    again.leave(None)
+
+
+class Engine:
+    """An engine that has ``loaded`` in its memory."""
+
+    def __init__(self, *loaded: str) -> None:
+        self.loaded = list(loaded)
+
+    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
+        return {"loaded": self.loaded} if loaded else {}
+
+
+async def test_residency_is_shown_once_the_engine_was_asked() -> None:
+    residency = Residency(Engine("f" * 64, "0" * 64))
+    shown = ResidencySource(residency, counted())
+    samples = read(await shown.families())
+    assert value(samples, "hatrack_engine_cold_loads_total") == 0
+    assert not [name for name, _ in samples if "resident" in name]
+    residency.engine_changed(ready=True)
+    await residency.look()
+    samples = read(await shown.families())
+    assert value(samples, "hatrack_engine_resident_adapters") == 2
+    assert value(samples, "hatrack_adapter_resident", **OF_VOICE) == 0
+    assert value(samples, "hatrack_adapter_resident") == 0, "the base is no adapter"
+    residency.loaded("d" * 64, 0.75)
+    samples = read(await shown.families())
+    assert value(samples, "hatrack_adapter_resident", **OF_VOICE) == 1
+    assert value(samples, "hatrack_engine_cold_loads_total") == 1
+    assert value(samples, "hatrack_engine_cold_load_seconds_total") == 0.75
+
+
+async def test_limits_hit_are_shown_by_their_name() -> None:
+    limiter = KeyLimiter()
+    caller = Caller("key_1", "shop", frozenset({Scope.INFER}), limits=Limits(concurrent=1))
+    lease = limiter.enter(caller)
+    with pytest.raises(RateLimited):
+        limiter.enter(caller)
+    lease.close(None)
+    samples = read(await LimitsSource(limiter).families())
+    assert value(samples, "hatrack_limit_hits_total", limit="concurrent") == 1
+    assert value(samples, "hatrack_limit_hits_total", limit="tokens_per_day") == 0
+
+
+class Usage:
+    rows_written = 7
+    failed_flushes = 1
+    pending_rows = 2
+
+
+async def test_usage_is_shown() -> None:
+    samples = read(await UsageSource(Usage()).families())
+    assert value(samples, "hatrack_usage_rows_written_total") == 7
+    assert value(samples, "hatrack_usage_rows_pending") == 2
+    assert value(samples, "hatrack_usage_write_errors_total") == 1
+
+
+class Registry:
+    def __init__(self) -> None:
+        self.counts = Counts.of(catalog().snapshot, {"proving": 1, "rejected": 4})
+
+
+async def test_versions_are_shown_by_state_and_whether_they_serve() -> None:
+    samples = read(await RegistrySource(Registry()).families())
+    versions = "hatrack_registry_versions"
+    assert value(samples, "hatrack_registry_adapters") == 4
+    assert value(samples, versions, state="ready", servable=Servable.OK) == 5
+    assert value(samples, versions, state="ready", servable=Servable.OTHER_BASE) == 1
+    assert value(samples, versions, state="ready", servable=Servable.DAMAGED) == 0
+    assert value(samples, versions, state="proving", servable="") == 1
+    assert value(samples, versions, state="rejected", servable="") == 4
+    assert value(samples, "hatrack_registry_pins") == 0
+    assert value(samples, "hatrack_registry_splits") == 0
