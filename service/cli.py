@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from service.commands import access, chat, engine, registry, run, status, top, traffic, usage
+from service.commands import access, chat, data, engine, registry, run, status, top, traffic, train, usage
 from service.commands.terminal import examples
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.command(
         "hatrack serve",
         "HATRACK_PORT=9000 hatrack serve",
         "hatrack serve --keep-engine",
+        "hatrack serve --trainer",
         "HATRACK_ENGINE_URL=http://127.0.0.1:8001 hatrack serve",
     )
 )(run.serve)
@@ -89,6 +90,19 @@ app.command(
         "hatrack usage --by version --json | jq '.[] | {adapter, version, requests}'",
     )
 )(usage.usage)
+app.command(
+    epilog=examples(
+        "hatrack train examples.jsonl --name brand-voice",
+        "hatrack train examples.jsonl --name brand-voice --held-out heldout.jsonl --set n_epochs=2",
+        "hatrack train more.jsonl --name brand-voice --from brand-voice@3 --no-follow",
+    )
+)(train.train)
+app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(train.jobs)
+app.command(
+    epilog=examples("hatrack job ftjob-1a2b", "hatrack job ftjob-1a2b --follow", "hatrack job ftjob-1a2b --pause")
+)(train.job)
+app.add_typer(data.app, name="data")
+app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
 app.command(epilog=examples("hatrack top", "hatrack top --once", "hatrack top --json | jq .adapters"))(top.top)
 app.add_typer(access.keys, name="keys")
 app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)

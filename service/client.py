@@ -21,6 +21,7 @@ import httpx
 from adapters.names import DEFAULT_ALIAS, parse_reference
 from service.client_access import AccessCalls
 from service.client_traffic import WARMING, TrafficCalls, adapter_path
+from service.client_training import TrainingCalls
 from service.client_upload import (
     CONFIG_FILE,
     README_FILE,
@@ -45,7 +46,7 @@ GENERATING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=600)
 """Between two pieces of a streamed answer; the first may wait for a slot."""
 
 
-class HatrackClient(AccessCalls, TrafficCalls):
+class HatrackClient(AccessCalls, TrafficCalls, TrainingCalls):
     """One gateway, one key, one connection pool; usable as a context manager.
 
     Args:

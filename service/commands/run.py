@@ -37,30 +37,40 @@ KeepEngine: TypeAlias = Annotated[
     ),
 ]
 
+Trains: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--trainer/--no-trainer", help="Start the trainer, too. [default: HATRACK_TRAINER]", show_default=False
+    ),
+]
+
 
 def up(keep_engine: KeepEngine = None) -> None:
-    """Prepare the base model, start engine and gateway, and push two sample adapters on first run.
+    """Prepare the base model, start engine, gateway and trainer, and push two sample adapters on first run.
 
     An engine that is running already is adopted if it is just what would be started. Stays in the foreground; Ctrl-C
     stops everything, or all but the engine with --keep-engine.
 
     Example: hatrack up
     """
-    settings = read_settings(keep_engine)
+    settings = read_settings(keep_engine=keep_engine)
+    if settings.trainer == "auto":
+        settings = settings.model_copy(update={"trainer": "on"})
     prepare_base(settings)
     samples = train_samples(settings) if settings.samples else []
     _run(settings, lambda: _first_run(settings, samples))
 
 
-def serve(keep_engine: KeepEngine = None) -> None:
-    """Start the gateway and its engine, and nothing else. The base model must have been prepared.
+def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
+    """Start the gateway and its engine, with --trainer the trainer too. The base model must have been prepared.
 
     An engine that is running already is adopted if it is just what would be started, else ended. With
     HATRACK_ENGINE_URL an engine that somebody else runs is used, and never ended.
 
     Example: HATRACK_PORT=9000 hatrack serve
     """
-    settings = read_settings(keep_engine)
+    wanted = None if trainer is None else "on" if trainer else "off"
+    settings = read_settings(keep_engine=keep_engine, trainer=wanted)
     if not (settings.base_dir / "config.json").exists():
         fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
     _run(settings, None)
@@ -71,18 +81,23 @@ def down(
         bool, typer.Option("--keep-engine", help="End the gateway alone; the next one adopts the engine.")
     ] = False,
 ) -> None:
-    """End the gateway of this home and its engine, also one that was kept or that a crash left.
+    """End the gateway of this home, its engine and its trainer, also such as were kept or as a crash left.
 
     Example: hatrack down
     """
     from service.engine.process import ask_to_keep, end_leftovers
+    from service.training.config import TrainerConfig
+    from service.training.process import end_leftover
 
     settings = read_settings()
     if keep_engine and holder(settings.home) is not None:
         ask_to_keep(settings.engine_dir)
     pid = end_gateway(settings.home)
     ended = [] if keep_engine else end_leftovers(settings.engine_dir)
-    if pid is None and not ended:
+    trainer = end_leftover(TrainerConfig.from_settings(settings).lock)
+    if trainer is not None:
+        console.print(f"ended a trainer that was still running (process {trainer})")
+    if pid is None and not ended and trainer is None:
         console.print(f"nothing of {settings.home} was running" if not keep_engine else "no gateway was running")
         return
     if pid is not None:
@@ -112,10 +127,11 @@ def _child(module: str, *arguments: str) -> None:
         fail(f"`python -m {module}` failed with exit code {done.returncode}; its reason stands above")
 
 
-def read_settings(keep_engine: bool | None = None) -> Settings:
-    """The settings from the environment, a flag before a variable; a mistake ends the command with its name."""
+def read_settings(**flags: object) -> Settings:
+    """The settings from the environment, a flag (None: not given) before a variable; a mistake ends the command with
+    its name."""
     try:
-        return load_settings() if keep_engine is None else load_settings(keep_engine=keep_engine)
+        return load_settings(**{name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         fail(str(error))
 

@@ -19,7 +19,7 @@ from service.commands import terminal
 from service.commands.readings import AdapterReading, Frame, Window, parse, read_frame
 
 ENGINE_STYLES: Final = {"ready": "green", "starting": "blue", "stalled": "yellow", "down": "red"}
-LINES_ABOVE: Final = 8
+LINES_ABOVE: Final = 9
 """Lines of the picture that are not adapters."""
 PIPE_COLUMNS: Final = 120
 UNKNOWN: Final = "–"
@@ -98,27 +98,27 @@ def _head(frame: Frame, url: str) -> Text:
 
 
 def _numbers(frame: Frame) -> Table:
-    grid = Table.grid(padding=(0, 3), pad_edge=False)
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(4):
-        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True, min_width=18, overflow="ellipsis")
     failed = Text(f"failed {frame.failed_per_s:.1f}/s", style="bold red" if frame.failed_per_s else "dim")
     refused = Text(f"refused {frame.refused_per_s:.1f}/s", style="yellow" if frame.refused_per_s else "dim")
     grid.add_row(_pair("requests", f"{frame.requests_per_s:.1f}/s"), failed, refused, _worst(frame))
     grid.add_row(
-        _pair("tokens", f"{frame.tokens_written_per_s:,.0f}/s written"),
-        _pair("read", f"{frame.tokens_read_per_s:,.0f}/s"),
-        _pair("first token p50", _seconds(frame.first_token_p50_s)),
+        _pair("tokens out", f"{frame.tokens_written_per_s:,.0f}/s"),
+        _pair("tokens in", f"{frame.tokens_read_per_s:,.0f}/s"),
+        _pair("TTFT p50", _seconds(frame.first_token_p50_s)),
         _pair("p99", _seconds(frame.first_token_p99_s)),
     )
     grid.add_row(
         _pair("waiting", _of(frame.queued, frame.queue_limit), hot=bool(frame.queued)),
         _pair("in engine", _of(frame.in_engine, frame.width)),
         _pair("slots", _of(frame.slots_in_use, frame.slots)),
-        _pair("adapters waiting for a slot", _of(frame.adapters_waiting), hot=bool(frame.adapters_waiting)),
+        _pair("want a slot", _of(frame.adapters_waiting), hot=bool(frame.adapters_waiting)),
     )
     grid.add_row(
         _pair("loaded", _of(frame.resident, frame.resident_limit)),
-        _pair("cold loads", f"{frame.cold_loads_per_s or 0:.2f}/s", hot=bool(frame.cold_loads_per_s)),
+        _pair("cold loads", f"{frame.cold_loads_per_s or 0:.1f}/s", hot=bool(frame.cold_loads_per_s)),
         _pair("KV cache", UNKNOWN if frame.kv_cache_ratio is None else f"{frame.kv_cache_ratio:.0%}"),
         _pair("limits hit", f"{frame.limits_hit_per_s:.1f}/s", hot=bool(frame.limits_hit_per_s)),
     )
@@ -126,32 +126,37 @@ def _numbers(frame: Frame) -> Table:
 
 
 def _worst(frame: Frame) -> Text:
-    """The most frequent error codes."""
-    shown = ", ".join(f"{terminal.clean(code)} {rate:.1f}/s" for code, rate in list(frame.errors.items())[:2])
+    """The most frequent error code."""
+    shown = next((f"{terminal.clean(code)} {rate:.1f}/s" for code, rate in frame.errors.items()), "")
     return Text(shown, style="yellow")
 
 
 def _adapters(adapters: tuple[AdapterReading, ...]) -> Table:
     columns: tuple[tuple[str, Callable[[AdapterReading], str]], ...] = (
         ("REQ/S", lambda one: f"{one.requests_per_s:.1f}"),
-        ("FAILED/S", lambda one: f"{one.failed_per_s:.1f}"),
-        ("TOKENS/S", lambda one: f"{one.tokens_per_s:,.0f}"),
-        ("FIRST TOKEN p50", lambda one: _seconds(one.first_token_p50_s)),
+        ("FAIL/S", lambda one: f"{one.failed_per_s:.1f}"),
+        ("TOK/S", lambda one: f"{one.tokens_per_s:,.0f}"),
+        ("TTFT p50", lambda one: _seconds(one.first_token_p50_s)),
         ("p99", lambda one: _seconds(one.first_token_p99_s)),
-        ("WAITING", lambda one: str(one.waiting)),
-        ("RUNNING", lambda one: str(one.running)),
+        ("WAIT", lambda one: str(one.waiting)),
+        ("RUN", lambda one: str(one.running)),
         ("LOADED", lambda one: {None: UNKNOWN, True: "yes", False: "no"}[one.loaded]),
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("PROJECT", overflow="ellipsis", no_wrap=True)
-    table.add_column("ADAPTER", overflow="ellipsis", no_wrap=True)
+    projects = {one.project for one in adapters}
+    # the one column that gives way on a narrow terminal, the project first
+    table.add_column("ADAPTER · PROJECT" if len(projects) > 1 else "ADAPTER", overflow="ellipsis")
     for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(5, len(heading)))
     for one in adapters:
-        name = terminal.clean(one.adapter) + (f"@{terminal.clean(one.version)}" if one.version else "")
+        name = one.adapter + (f"@{one.version}" if one.version else "")
+        name += f" · {one.project}" if len(projects) > 1 else ""
         quiet = not (one.requests_per_s or one.waiting or one.running)
-        row = [terminal.clean(one.project), name, *(show(one) for _, show in columns)]
-        table.add_row(*map(Text, row), style="dim" if quiet else ("red" if one.failed_per_s else None))
+        cells = [
+            Text(terminal.clean(name), no_wrap=True, overflow="ellipsis"),
+            *(Text(show(one)) for _, show in columns),
+        ]
+        table.add_row(*cells, style="dim" if quiet else ("red" if one.failed_per_s else None))
     return table
 
 

@@ -24,7 +24,7 @@ from tests.unit.service.wire import KEY, Gateway, running
 Hatrack: TypeAlias = Callable[..., Result]
 COMMANDS = (
     *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
-    *("split", "pin", "unpin", "version"),
+    *("split", "pin", "unpin", "train", "jobs", "job", "lineage", "version"),
 )
 
 

@@ -136,7 +136,7 @@ def test_the_picture_fits_and_shows_what_matters(gateway: Gateway, width: int) -
     assert max(map(len, lines)) <= width
     assert len(lines) <= 24
     text = written.getvalue()
-    for part in ("voice@3", "ready", "4 of 512", "0.4/s", "… and 22 more", "nobody answers", "FIRST TOKEN"):
+    for part in ("voice@3", "ready", "4 of 512", "0.4/s", "… and 22 more", "nobody answers", "TTFT p50"):
         assert part in text
 
 

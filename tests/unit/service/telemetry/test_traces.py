@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,7 +18,7 @@ from opentelemetry.trace import StatusCode
 
 from service.access.authentication import Authenticator
 from service.config import Settings
-from service.errors import EngineUnavailable
+from service.errors import EngineUnavailable, SettingsError
 from service.inference.account import Accounts
 from service.inference.routes import InferenceApp
 from service.telemetry.traces import Traces, make_traces, traces_to
@@ -195,3 +198,20 @@ async def test_spans_reach_a_collector_before_the_gateway_ends(collector: Collec
     assert names == {"POST /v1/chat/completions", "prepare", "engine"}
     service = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
     assert service["service.name"] == "hatrack"
+
+
+def test_a_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(SettingsError, match="extra `otel`"):
+        make_traces("http://127.0.0.1:4318/v1/traces", 1.0)
+
+
+def test_without_the_setting_nothing_of_opentelemetry_is_loaded() -> None:
+    code = (
+        "import sys, service.app; from service.config import Settings; from service.registry.catalog import Catalog; "
+        "from service.telemetry.telemetry import Telemetry; "
+        "t = Telemetry(Settings(engine_device='cpu'), Catalog('b', 0), '0'); "
+        "sys.exit(t.tracer is not None or any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HATRACK_")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False).returncode == 0

@@ -1,0 +1,165 @@
+"""The client's calls for files and fine-tuning jobs; they need a key with the scope `train` (a new job more)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from service.client_wire import ClientError, JsonObject, event_of, events, refusal
+
+UPLOADING: Final = httpx.Timeout(60, connect=5, write=120)
+LOOKING: Final = httpx.Timeout(60, connect=5, read=600)
+"""A data check: the trainer renders every example."""
+FOLLOWING: Final = httpx.Timeout(30, connect=5, read=600)
+"""Between two events of a job; the stream says something at least now and then."""
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+JOBS: Final = "/v1/fine_tuning/jobs"
+
+
+class TrainingCalls:
+    """What ``HatrackClient`` can do with files and jobs; every method raises ClientError."""
+
+    _http: httpx.Client
+
+    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
+        raise NotImplementedError
+
+    def _translated(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    # files
+
+    def upload_file(self, path: Path, purpose: str = "fine-tune") -> JsonObject:
+        """Upload a file, streamed; the file object, whose `id` jobs take."""
+        with path.open("rb") as file:
+            return self._object(
+                "POST", "/v1/files", data={"purpose": purpose}, files={"file": (path.name, file)}, timeout=UPLOADING
+            )
+
+    def check_data(self, path: Path, **options: Any) -> JsonObject:
+        """The quality report on a data file, which is not kept.
+
+        Args:
+            options: `max_length`, `strict`, `drop_long`.
+        """
+        with path.open("rb") as file:
+            params = {name: value for name, value in options.items() if value is not None}
+            return self._object(
+                "POST",
+                "/v1/fine_tuning/data_check",
+                params=params,
+                files={"file": (path.name, file)},
+                timeout=LOOKING,
+            )
+
+    # jobs
+
+    def create_job(
+        self,
+        training_file: str,
+        *,
+        model: str,
+        name: str,
+        validation_file: str | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> JsonObject:
+        """Make a job that trains the adapter ``name``.
+
+        Args:
+            training_file: The id of an uploaded file.
+            model: The base's name, or `name@version` to train on from.
+            hyperparameters: Ours and OpenAI's; what is left out is chosen from the data.
+        """
+        body: JsonObject = {
+            "model": model,
+            "training_file": training_file,
+            "validation_file": validation_file,
+            "seed": seed,
+            "metadata": {"adapter": name, **(metadata or {})},
+            "method": {"type": "supervised", "supervised": {"hyperparameters": dict(hyperparameters or {})}},
+        }
+        return self._object("POST", JOBS, json={key: value for key, value in body.items() if value is not None})
+
+    def jobs(self) -> Iterator[JsonObject]:
+        """All jobs, newest first."""
+        params: dict[str, Any] = {"limit": 100}
+        while True:
+            page = self._object("GET", JOBS, params=params)
+            data = page.get("data", [])
+            yield from data
+            if not page.get("has_more") or not data or data[-1]["id"] == params.get("after"):
+                return
+            params["after"] = data[-1]["id"]
+
+    def job(self, job_id: str) -> JsonObject:
+        """One job."""
+        return self._object("GET", _job(job_id))
+
+    def change_job(self, job_id: str, verb: str) -> JsonObject:
+        """`cancel`, `pause` or `resume` a job; it is done within a step."""
+        return self._object("POST", f"{_job(job_id)}/{verb}")
+
+    def job_report(self, job_id: str) -> JsonObject:
+        """The quality report on a job's data."""
+        return self._object("GET", f"{_job(job_id)}/report")
+
+    def job_events(self, job_id: str) -> Generator[JsonObject, None, None]:
+        """A job's events from its first to its last, as they come; ends when the job has ended.
+
+        A connection that breaks is taken up again where it was.
+        """
+        last: str | None = None
+        while True:
+            headers = {"last-event-id": last} if last else {}
+            try:
+                with (
+                    self._translated(),
+                    self._http.stream(
+                        "GET", f"{_job(job_id)}/events", params={"stream": "true"}, headers=headers, timeout=FOLLOWING
+                    ) as response,
+                ):
+                    if not response.is_success:
+                        response.read()
+                        raise refusal(response)
+                    for data in events(response.iter_bytes()):
+                        if data == b"[DONE]":
+                            return
+                        event = event_of(data)
+                        last = str(event.get("id") or last)
+                        yield event
+            except ClientError as error:
+                if error.status not in (0, 502, 503) or last is None:
+                    raise
+            if self.job(job_id).get("status") in ENDED:
+                return
+
+    # what came of them
+
+    def lineage(self, name: str, version: int) -> JsonObject:
+        """Where a version comes from: data, recipe, base, packages, cost; empty where its uploader said nothing."""
+        found = self._object("GET", f"/v1/adapters/{quote(name, safe='')}/versions/{version}")
+        metadata = found.get("metadata")
+        return dict(metadata) if isinstance(metadata, dict) else {}
+
+
+def _job(job_id: str) -> str:
+    return f"{JOBS}/{quote(job_id, safe='')}"
+
+
+def pairs(text: Mapping[str, str]) -> dict[str, Any]:
+    """Hyperparameters as a person types them: numbers, true and false as JSON has them, everything else as text."""
+    found: dict[str, Any] = {}
+    for name, value in text.items():
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -1,0 +1,183 @@
+"""`train jobs job`: from a data file to an adapter that answers, and what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.client import HatrackClient, JsonObject
+from service.client_training import ENDED, pairs
+from service.commands import terminal
+from service.commands.curve import draw
+from service.commands.terminal import AsJson
+
+FILE: Final = typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Examples, JSONL.")
+COLOURS: Final = {"warn": "yellow", "error": "red"}
+
+Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until it has ended.")]
+
+
+def train(
+    file: Annotated[Path, FILE],
+    name: Annotated[str, typer.Option(help="The adapter to be.", callback=terminal.name_argument)],
+    held_out: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Examples to measure on. [default: split off FILE]")
+    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Train on from NAME@VERSION. [default: the base]")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
+    ] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Rendered and served with it.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what the data check warns of.")] = False,
+    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the order, the split and the adapter's beginning.")] = None,
+    follow: Follow = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter on examples. It answers as NAME:candidate when it is done; `hatrack promote` makes it live."""
+    hyperparameters = pairs(dict(_pair(text) for text in options or []))
+    metadata = {"system_prompt": system_prompt, "strict": "true" if strict else None}
+    metadata |= {"drop_long": "true" if drop_long else None}
+    with terminal.reporting(as_json), HatrackClient() as client:
+        model = start or str(client.ready().get("base"))
+        job = client.create_job(
+            client.upload_file(file)["id"],
+            model=model,
+            name=name,
+            validation_file=client.upload_file(held_out)["id"] if held_out else None,
+            hyperparameters=hyperparameters,
+            metadata={key: value for key, value in metadata.items() if value is not None},
+            seed=seed,
+        )
+        if not as_json:
+            typer.echo(f"{job['id']} trains {name} on {file.name}; `hatrack job {job['id']} --follow` shows it again")
+        if follow:
+            job = _follow(client, str(job["id"]), quiet=as_json)
+    _finish(job, as_json, followed=follow)
+
+
+def jobs(as_json: AsJson = False) -> None:
+    """List the jobs, newest first."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.jobs())
+    if as_json:
+        terminal.print_json(found)
+    elif found:
+        rows = [
+            [
+                str(job["id"]),
+                str((job.get("hatrack") or {}).get("adapter") or "-"),
+                str(job["status"]),
+                str(job.get("fine_tuned_model") or "-"),
+                terminal.when(job.get("created_at")),
+                _money(job),
+            ]
+            for job in found
+        ]
+        terminal.print_table(["JOB", "ADAPTER", "STATUS", "RESULT", "CREATED", "COST"], rows)
+    else:
+        typer.echo("No jobs. `hatrack train FILE --name NAME` makes one.")
+
+
+def job(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="ftjob-…")],
+    follow: Follow = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it; nothing is registered.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Stop after a step, with a checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job, follow it, or change it."""
+    verbs = [verb for verb, wanted in (("cancel", cancel), ("pause", pause), ("resume", resume)) if wanted]
+    if len(verbs) > 1:
+        raise typer.BadParameter(f"--{verbs[0]} and --{verbs[1]} exclude each other.")
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = client.change_job(job_id, verbs[0]) if verbs else client.job(job_id)
+        if follow:
+            found = _follow(client, job_id, quiet=as_json)
+    _finish(found, as_json, followed=follow)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is no FIELD=VALUE, such as n_epochs=3.")
+    return name.strip(), value.strip()
+
+
+def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> JsonObject:
+    """Show a job's events until it has ended, with a bar; the loss as a curve at the end."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    losses: list[float] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task("waiting", total=None, numbers="")
+        for event in client.job_events(job_id):
+            data: dict[str, Any] = event.get("data") or {}
+            if event.get("type") == "metrics" and "step" in data:
+                losses.append(float(data["train_loss"]))
+                pace = f"loss {data['train_loss']:.3f}, {data.get('tokens_per_s', 0):.0f} tokens/s"
+                bar.update(
+                    task, description="training", completed=data["step"], total=data["total_steps"], numbers=pace
+                )
+            else:
+                _say(console, event)
+    for line in draw(losses):
+        console.print(line, markup=False)
+    return client.job(job_id)
+
+
+def _say(console: Console, event: JsonObject) -> None:
+    text = terminal.clean(str(event.get("message", "")))
+    style = COLOURS.get(str(event.get("level")))
+    console.print(text, style=style, markup=False)
+
+
+def _finish(job: JsonObject, as_json: bool, *, followed: bool) -> None:
+    """Print the job; where it was followed and did not succeed, leave with exit code 1."""
+    if as_json:
+        terminal.print_json(job)
+    else:
+        _print(job)
+    if followed and job.get("status") != "succeeded":
+        raise typer.Exit(terminal.FAILED)
+
+
+def _print(job: JsonObject) -> None:
+    ours = job.get("hatrack") or {}
+    lines = [f"{job['id']}  {job['status']}"]
+    if job.get("fine_tuned_model"):
+        lines.append(f"result     {job['fine_tuned_model']}")
+    if ours.get("adapter"):
+        lines.append(f"adapter    {ours['adapter']}")
+    if job.get("trained_tokens"):
+        lines.append(f"trained    {job['trained_tokens']:,} tokens")
+    if ours.get("seconds"):
+        lines.append(f"took       {ours['seconds']:.0f} s on {ours.get('device') or 'its device'}{_cost(job)}")
+    error = job.get("error") or {}
+    if error.get("code"):
+        lines.append(f"error      {error.get('message')} [{error['code']}]")
+    if job["status"] not in ENDED:
+        lines.append(f"follow it with `hatrack job {job['id']} --follow`")
+    typer.echo(terminal.clean("\n".join(lines)))
+
+
+def _cost(job: JsonObject) -> str:
+    cost = _money(job)
+    return "" if cost == "-" else f", cost {cost}"
+
+
+def _money(job: JsonObject) -> str:
+    cost = (job.get("hatrack") or {}).get("cost")
+    return f"{cost:.2f}" if isinstance(cost, int | float) and cost else "-"
