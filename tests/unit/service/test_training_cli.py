@@ -26,12 +26,13 @@ JOB = {
     "error": None,
     "hatrack": {"adapter": "voice", "cost": 1.5, "seconds": 61.0, "device": "cpu"},
 }
+FINDING = {"severity": "warning", "message": "twice the same", "code": "near_duplicates", "lines": [3], "count": 1}
 REPORT = {
     "file": "f.jsonl", "format": "chat", "examples": 20, "trained_on": 10, "dropped": 0,
     "held_out": {"examples": 10, "source": "split"},
     "lengths": {"shortest": 1, "median": 2, "p95": 3, "longest": 4, "total": 25, "trained": 9},
     "size": "10 examples: expect a hint.",
-    "findings": [{"severity": "warning", "message": "twice the same", "code": "near_duplicates", "lines": [3], "count": 1}],
+    "findings": [FINDING],
     "shown": [{"line": 1, "pieces": [{"text": "<q>", "trained": False}, {"text": "an answer", "trained": True}]}],
 }  # fmt: skip
 
@@ -205,7 +206,7 @@ def test_the_data_check_shows_what_is_trained_and_what_is_wrong(hatrack: Hatrack
     assert "an answer" in result.stdout
     assert "max_length=64" in server.asked[-1][1]
     assert "strict=true" in server.asked[-1][1]
-    server.report = REPORT | {"findings": [REPORT["findings"][0] | {"severity": "refused"}]}  # type: ignore[index]
+    server.report = REPORT | {"findings": [FINDING | {"severity": "refused"}]}
     assert hatrack("data", "check", str(data)).exit_code == 1
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from service.access.audit import SYSTEM
+from service.access.caller import Scope
+from service.access.records import Draft
 from tests.unit.service.access.ring import Ring
 
 ALL = {"infer", "adapters", "knowledge", "train", "admin"}
@@ -206,3 +209,22 @@ async def test_a_given_admin_key_is_not_rotated_over_http(tmp_path: Path) -> Non
     async with Ring(tmp_path, given="given-in-the-settings").run() as ring:
         answer = await ring.http.post("/v1/keys/rotate-admin")
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "admin_key_given")
+
+
+@pytest.mark.parametrize("scopes", [["infer"], ["train", "adapters"], ["admin"]])
+async def test_every_key_may_revoke_itself_and_those_under_it(ring: Ring, scopes: list[str]) -> None:
+    made, other = await ring.make("own", scopes=scopes), await ring.make("other")
+    draft = Draft("child", "default", frozenset({Scope.INFER} & set(scopes)), parent_key_id=made["id"])
+    _, child = await ring.keys.mint(SYSTEM, draft)
+    answer = await ring.http.delete("/v1/keys/current", headers={"authorization": f"Bearer {made['key']}"})
+    assert answer.json() == {"object": "key", "id": made["id"], "deleted": True}
+    for key, status in ((made["key"], 401), (child, 401), (other["key"], 200)):
+        assert (await ring.get("/who", key)).status_code == status
+    entry = (await ring.http.get("/v1/audit")).json()["data"][0]
+    assert (entry["action"], entry["target"], entry["key_id"]) == ("key.delete", made["id"], made["id"])
+
+
+async def test_the_admin_key_does_not_revoke_itself(ring: Ring) -> None:
+    answer = await ring.http.delete("/v1/keys/current")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "admin_key")
+    assert (await ring.get("/who", ring.admin_key)).status_code == 200

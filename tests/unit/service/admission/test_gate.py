@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from dataclasses import dataclass
 
@@ -116,14 +117,24 @@ async def test_an_engine_that_goes_away_refuses_all_who_wait_and_all_who_come() 
 
 
 async def test_refused_and_cancelled_in_the_same_moment() -> None:
+    """Nor does asyncio complain of an error that nobody has looked at."""
     made = gate()
     await made.enter(ticket(), later())
-    waiting = enter(made)
-    await settle()
-    made.close("gone")
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert waiting.cancelled()
+    complaints: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    try:
+        waiting = enter(made)
+        await settle()
+        made.close("gone")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
+        del waiting
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert complaints == []
     assert made.snapshot().queued == 0
 
 

@@ -88,6 +88,21 @@ def test_what_was_used_in_truth_corrects_the_estimate() -> None:
     assert abs(seen.count("careless") - seen.count("exact")) <= 2
 
 
+def test_a_flow_that_announces_too_much_keeps_as_many_in_the_engine_as_one_that_does_not() -> None:
+    """Correcting at the end is not enough: what is in the engine now is charged by what the flow has used so far."""
+    desk = Desk(width=8, common=8, slots=None, queue_size=1000)
+    inside = [desk.offer("careless", tokens=2000) for _ in range(8)]
+    for _ in range(200):
+        desk.offer("careless", tokens=2000)
+        desk.offer("exact", tokens=100)
+    seen = []
+    for _ in range(160):
+        entered = desk.leave(inside.pop(0), 100)
+        inside += entered
+        seen += adapters(entered)
+    assert seen[80:].count("careless") >= 30
+
+
 def test_an_idle_flow_saves_up_nothing_and_a_new_one_owes_nothing() -> None:
     desk = Desk(width=1, common=1, slots=None)
     running = desk.offer("early")
@@ -176,6 +191,28 @@ def test_prompts_wait_while_others_are_read() -> None:
     desk.start(second, third)
     huge = desk.offer(prompt=5000)
     assert huge.stage is Stage.IN, "alone, any prompt goes"
+
+
+def test_nobody_goes_past_a_small_flow_with_a_long_prompt() -> None:
+    desk = Desk(width=12, common=12, slots=None, prefill=100)
+    reading = desk.offer("x", prompt=90)
+    long, short = desk.offer("long", prompt=150), desk.offer("short", prompt=5)
+    assert desk.admit() == []
+    desk.start(reading)
+    assert desk.admit() == [long, short]
+
+
+def test_only_small_flows_go_past_a_long_prompt_of_a_flood() -> None:
+    desk = Desk(width=12, common=12, slots=None, prefill=100)
+    reading = desk.offer("x", prompt=90)
+    long = [desk.offer("long", prompt=150) for _ in range(7)]
+    flood = [desk.offer("flood", prompt=5) for _ in range(7)]
+    assert desk.admit() == [], "the turn is another's, and it asks for more than half of the places"
+    small = desk.offer("small", prompt=5)
+    assert desk.admit() == [small]
+    desk.start(reading, small)
+    assert desk.admit()[0] is long[0]
+    assert flood[0].stage is Stage.WAITING
 
 
 def test_an_answer_in_one_piece_is_not_taken_for_a_prompt_being_read() -> None:

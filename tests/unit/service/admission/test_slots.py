@@ -90,6 +90,31 @@ def test_the_slots_are_shared_between_projects() -> None:
     assert alone.stage is Stage.IN
 
 
+def test_the_project_with_the_fewest_slots_claims_first() -> None:
+    desk = Desk(width=64, common=64, slots=2, turn_s=10)
+    holders = [desk.offer(name, project="large") for name in "ab"]
+    for name in "cde":
+        desk.offer(name, project="large")
+    desk.now += 1
+    single = desk.offer("only", project="small")
+    desk.now += 15
+    assert desk.admit() == []
+    assert desk.leave(holders[0]) == [single], "those of the other project have waited longer"
+
+
+def test_a_claim_is_stronger_than_a_turn() -> None:
+    """The adapter that ran empty is owed more tokens than the one that waited; else it would take its slot again."""
+    desk = Desk(width=8, common=8, slots=1, turn_s=10)
+    first = desk.offer("served", tokens=50_000)
+    desk.leave(first, 50_000)
+    running = desk.offer("modest", tokens=1)
+    waiting = desk.offer("served")
+    desk.now += 10
+    late = desk.offer("modest", tokens=1)
+    assert desk.leave(running, 1) == [waiting]
+    assert desk.leave(waiting) == [late]
+
+
 def test_background_leaves_a_slot_free() -> None:
     desk = Desk(width=8, common=8, slots=2, background_width=4)
     first, second = desk.offer("a", background=True), desk.offer("b", background=True)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -217,34 +218,40 @@ asyncio.run(main())
 """
 
 
-async def test_kill_9_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path) -> None:
-    socket = tmp_path / "s"
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(tmp_path), str(socket)])
+@contextmanager
+def serving(home: Path) -> Iterator[tuple[Path, int]]:
+    """A process that serves the routes: its socket and its id."""
+    socket = home / "s"
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(home), str(socket)])
     try:
         deadline = time.monotonic() + 60
         while not socket.exists():
             assert time.monotonic() < deadline
             assert server.poll() is None
             time.sleep(0.05)
+        yield socket, server.pid
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+async def test_kill_9_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path) -> None:
+    incoming = tmp_path / "files" / ".incoming"
+    with serving(tmp_path) as (socket, pid):
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=bearer(ADMIN_KEY)) as http:
             kept = await http.post("/v1/files", data={"purpose": "evals"}, files={"file": b"whole"})
-            incoming = tmp_path / "files" / ".incoming"
 
             async def killing() -> AsyncIterator[bytes]:
                 yield form(("purpose", None, b"evals"), ("file", "a", b""))["content"][:-9]
                 while True:
                     yield b"x" * MIB
                     if any(path.stat().st_size > 4 * MIB for path in incoming.iterdir()):
-                        os.kill(server.pid, signal.SIGKILL)
+                        os.kill(pid, signal.SIGKILL)
 
+            headers = {"content-type": "multipart/form-data; boundary=b"}
             with pytest.raises(httpx.TransportError):
-                await http.post(
-                    "/v1/files", content=killing(), headers={"content-type": "multipart/form-data; boundary=b"}
-                )
-    finally:
-        server.kill()
-        server.wait(10)
+                await http.post("/v1/files", content=killing(), headers=headers)
     assert any(incoming.iterdir()), "it was killed in the middle"
     async with Cabinet(tmp_path).run() as cabinet:
         assert await cabinet.listed() == [kept.json()["id"]]

@@ -1,0 +1,250 @@
+"""A job's creation: everything that its body names is checked, its key can do no more than its creator, and no key is
+left behind where there is no job."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from service.access.caller import Caller
+from tests.unit.service.files.cabinet import LINE, bearer, error_of
+from tests.unit.service.training.house import BASE, JOB, House
+
+ALL = ("infer", "adapters", "train")
+NOBODYS = "file-" + "0" * 24
+
+
+def caller_of(house: House, key: str) -> Caller:
+    return house.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
+
+
+async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_out(house: House) -> None:
+    training, held_out = await house.made(LINE * 2, name="Märchen.jsonl"), await house.made(LINE)
+    body = {
+        "model": "voice@1",
+        "training_file": training,
+        "validation_file": held_out,
+        "suffix": "Märchen & Sagen",
+        "seed": 7,
+        "metadata": {"team": "brand"},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "lora_rank": 16}}},
+        "integrations": [],
+    }
+    answer = await house.create(**body, **{"idempotency-key": "once"})
+    assert (answer.status_code, answer.json()) == (200, JOB)
+    (asked,) = house.trainer.asked
+    assert (asked.method, asked.path, asked.json) == ("POST", "/v1/fine_tuning/jobs", body)
+    assert asked.headers["content-type"] == "application/json"
+    assert asked.headers["idempotency-key"] == "once"
+    assert asked.headers["x-hatrack-project"] == "default"
+    assert asked.headers["x-hatrack-key-id"] == "admin"
+    assert asked.headers["x-request-id"] == answer.headers["x-request-id"]
+    assert asked.headers["x-hatrack-trainer-secret"] == "s" * 16
+    assert "authorization" not in asked.headers
+    shown = (await house.http.get(f"/v1/files/{training}")).json()
+    assert asked.context["adapter"] == "marchen-sagen"
+    assert asked.context["parent"] == "voice@1"
+    assert asked.context["training_file"] == {name: shown[name] for name in ("id", "filename", "bytes", "sha256")}
+    assert asked.context["validation_file"]["id"] == held_out
+    created = (await house.http.get("/v1/audit?action=job.create")).json()["data"][0]
+    assert (created["target"], created["detail"]["adapter"]) == ("ftjob-1", "marchen-sagen")
+
+
+async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(house: House) -> None:
+    limits = {"requests_per_minute": 50}
+    creator = await house.key(*ALL, project="acme", adapters=["new-*"], limits=limits)
+    training = await house.made(key=creator)
+    answer = await house.create(creator, model=BASE, training_file=training, metadata={"adapter": "new-voice"})
+    assert answer.status_code == 200
+    (asked,) = house.trainer.asked
+    job = caller_of(house, asked.headers["x-hatrack-job-key"])
+    assert job.key_id == asked.headers["x-hatrack-job-key-id"]
+    assert job.project == asked.headers["x-hatrack-project"] == "acme"
+    assert sorted(job.scopes) == sorted(ALL)
+    assert (job.adapters, job.stores, job.background) == (("new-voice",), (), True)
+    assert job.limits.requests_per_minute == 50
+    shown = (await house.http.get(f"/v1/keys/{job.key_id}")).json()
+    assert shown["parent_key_id"] == asked.headers["x-hatrack-key-id"]
+
+    second = await house.create(asked.headers["x-hatrack-job-key"], model=BASE, training_file=training)
+    assert (second.status_code, error_of(second)["code"]) == (403, "job_key")
+    await house.http.delete(f"/v1/keys/{shown['parent_key_id']}")
+    assert job.key_id not in [key["id"] for key in await house.living_keys()]
+
+
+@pytest.mark.parametrize("missing", ALL)
+async def test_a_missing_scope_is_named_before_the_body_is_looked_at(house: House, missing: str) -> None:
+    key = await house.key(*(scope for scope in ALL if scope != missing))
+    answer = await house.create(key, colour="red")
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")
+    assert f"`{missing}`" in error_of(answer)["message"]
+    assert house.trainer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "param"),
+    [
+        ({"model": 3}, 400, "model"),
+        ({"training_file": None}, 400, "training_file"),
+        ({"colour": "red"}, 400, "colour"),
+        ({"suffix": "x" * 65}, 400, "suffix"),
+        ({"seed": "7"}, 400, "seed"),
+        ({"metadata": {str(n): "" for n in range(17)}}, 400, "metadata"),
+        ({"metadata": {"a": "x" * 513}}, 400, "metadata.a"),
+        ({"metadata": {"a": 1}}, 400, "metadata.a"),
+        ({"integrations": [{"type": "wandb"}]}, 400, "integrations"),
+        ({"hyperparameters": []}, 400, "hyperparameters"),
+        ({"metadata": {"adapter": "No Name"}}, 400, "metadata.adapter"),
+        ({"hyperparameters": {"adapter": 5}}, 400, "hyperparameters.adapter"),
+        ({"hyperparameters": {"adapter": BASE}}, 400, "hyperparameters.adapter"),
+        ({"metadata": {"adapter": "a"}, "hyperparameters": {"adapter": "b"}}, 400, "metadata.adapter"),
+        ({"model": "voice"}, 400, "model"),
+        ({"model": "voice:live"}, 400, "model"),
+        ({"model": "voice@2"}, 409, "model"),
+    ],
+)
+async def test_a_field_s_value_that_is_not_allowed_is_named(
+    house: House, changed: dict[str, Any], status: int, param: str
+) -> None:
+    body = {"model": BASE, "training_file": await house.made()} | changed
+    answer = await house.create(**body)
+    assert (answer.status_code, error_of(answer)["param"]) == (status, param)
+    assert house.trainer.asked == []
+    assert await house.living_keys() == []
+
+
+async def test_a_file_for_something_else_is_refused_by_its_field(house: House) -> None:
+    evals = await house.made(b"x", "evals")
+    for body, param in (
+        ({"training_file": evals}, "training_file"),
+        ({"training_file": await house.made(), "validation_file": evals}, "validation_file"),
+    ):
+        answer = await house.create(model=BASE, **body)
+        assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+
+
+async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
+    theirs = await house.made(key=await house.key("train", project="other"))
+    ours = await house.made()
+    narrow = await house.key(*ALL, adapters=["v*"])
+    pairs = [
+        ({"model": BASE, "training_file": theirs}, {"model": BASE, "training_file": NOBODYS}),
+        (
+            {"model": BASE, "training_file": ours, "validation_file": theirs},
+            {"model": BASE, "training_file": ours, "validation_file": NOBODYS},
+        ),
+        ({"model": "secret@1", "training_file": ours}, {"model": "nobody@1", "training_file": ours}),
+        ({"model": "hidden@1", "training_file": ours}, {"model": "nobody@1", "training_file": ours}),
+    ]
+    for found, never in pairs:
+        answers = [await house.create(narrow, **body) for body in (found, never)]
+        texts = [
+            answer.text.replace(theirs, "IT").replace(NOBODYS, "IT").replace(body["model"], "IT")
+            for answer, body in zip(answers, (found, never), strict=True)
+        ]
+        assert texts[0] == texts[1]
+        assert [answer.status_code for answer in answers] == [404, 404]
+    assert house.trainer.asked == []
+
+
+async def test_a_name_that_the_key_s_globs_do_not_match_is_refused_whether_or_not_it_exists(house: House) -> None:
+    narrow, ours = await house.key(*ALL, adapters=["v*"]), await house.made()
+    texts = []
+    for name in ("hidden", "nobody"):
+        answer = await house.create(narrow, model=BASE, training_file=ours, suffix=name)
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "adapter_not_allowed")
+        assert error_of(answer)["param"] == "suffix"
+        texts.append(answer.text.replace(name, "NAME"))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"metadata": {"adapter": "a"}, "suffix": "b"}, "a"),
+        ({"hyperparameters": {"adapter": "a"}, "suffix": "b"}, "a"),
+        ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"adapter": "a"}}}}, "a"),
+        ({"suffix": "Brand Voice!"}, "brand-voice"),
+        ({"model": "voice@1"}, "voice"),
+    ],
+)
+async def test_the_adapter_s_name(house: House, more: dict[str, Any], name: str) -> None:
+    assert (await house.create(**{"model": BASE, "training_file": await house.made(), **more})).status_code == 200
+    (asked,) = house.trainer.asked
+    assert asked.context["adapter"] == name
+    globs = caller_of(house, asked.headers["x-hatrack-job-key"]).adapters
+    assert globs == tuple(sorted({name, "voice"} if "model" in more else {name}))
+
+
+async def test_a_job_that_nobody_named_has_a_name_by_its_data(house: House) -> None:
+    first, second = await house.made(), await house.made()
+    for training in (first, first, second):
+        assert (await house.create(model=BASE, training_file=training)).status_code == 200
+    names = [asked.context["adapter"] for asked in house.trainer.asked]
+    assert names[0] == names[1] != names[2]
+    assert names[0].startswith("ft-")
+
+
+async def test_where_the_trainer_refuses_no_key_is_left_and_its_words_are_the_answer(house: House) -> None:
+    house.trainer.status = 400
+    house.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": "method", "code": "x"}}
+    training = await house.made()
+    answer = await house.create(model=BASE, training_file=training, method={"type": "dpo"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "method")
+    assert await house.living_keys() == []
+    await house.http.delete(f"/v1/files/{training}")
+    assert house.on_disk() == set()
+
+
+async def test_a_replayed_creation_leaves_one_key(house: House) -> None:
+    training = await house.made()
+    assert (await house.create(model=BASE, training_file=training)).status_code == 200
+    before = await house.living_keys()
+    house.trainer.headers = {"x-hatrack-replayed": "true"}
+    again = await house.create(model=BASE, training_file=training)
+    assert (again.status_code, again.json()) == (200, JOB)
+    assert "x-hatrack-replayed" not in again.headers
+    assert await house.living_keys() == before
+
+
+async def test_the_job_holds_its_data(house: House) -> None:
+    training, held_out = await house.made(LINE), await house.made(LINE * 2)
+    await house.create(model=BASE, training_file=training, validation_file=held_out)
+    for file_id in (training, held_out):
+        await house.http.delete(f"/v1/files/{file_id}")
+    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
+    assert (await house.http.get(f"/v1/files/{held_out}/content", headers=bearer(key))).content == LINE * 2
+    await house.http.delete("/v1/keys/current", headers=bearer(key))
+    await house.files.collect()
+    assert house.on_disk() == set()
+
+
+async def test_a_creation_goes_on_when_its_client_leaves(house: House) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_request: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await go_on.wait()
+        return web.json_response(JOB)
+
+    house.trainer.answer = slow
+    asking = asyncio.create_task(house.create(model=BASE, training_file=await house.made()))
+    await arrived.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()
+    for _ in range(500):
+        created = (await house.http.get("/v1/audit?action=job.create")).json()["data"]
+        if created:
+            break
+        await asyncio.sleep(0.01)
+    assert created[0]["target"] == "ftjob-1"
+    assert house.trainer.cut == 0
+    assert [key["id"] for key in await house.living_keys()] == [house.trainer.asked[0].headers["x-hatrack-job-key-id"]]
+
+
+async def test_without_a_trainer_it_is_503_and_no_key_is_left() -> None:
+    """And the reason stands in the answer, with a time to come back."""
