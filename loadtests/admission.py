@@ -1,17 +1,20 @@
 """Does the gate keep a flood from the others, and what does it cost? And with many more adapters than slots?
 
-    .venv/bin/python loadtests/admission.py flood      # about 3 minutes
+    .venv/bin/python loadtests/admission.py flood      # about 4 minutes
     .venv/bin/python loadtests/admission.py slots      # about 3 minutes
-    .venv/bin/python loadtests/admission.py            # both
+    .venv/bin/python loadtests/admission.py mixed      # about 3 minutes
 
-Starts gateways of its own, with their engines, on the prepared base model and copies of a sample adapter.
+Starts gateways of its own, with an engine, on the prepared base model and copies of a sample adapter.
 
 `flood`: first the most that the engine gives, five adapters and 64 connections without a gate. Then four adapters send
 requests at random times (Poisson) that together come to half of that, alone; then the same with a fifth adapter that
 floods over 64 connections, with fair admission and first come, first served. All streams are of one project and key.
 
-`slots`: four times as many adapters as slots, four connections each, all of them busy all the time; fair, and straight
-to the engine's socket, which is plain vLLM and its own queue.
+At its end the queue is filled, and what is over the bound is timed: how fast a refusal is.
+
+`slots`: four times as many adapters as slots, four connections for each, all of them busy all the time; fair, and
+straight to the engine's socket, which is plain vLLM and its own queue. `mixed` is the same with connections that take
+another adapter for each request.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import aiohttp
 from support import Running, Timing, gateway, make_adapters, percentile, prompt, push, session, stream, write_json
 
 REPO = Path(__file__).resolve().parents[1]
+PARTS = ("flood", "slots", "mixed")
 BASE = REPO / "var" / "base" / "smollm2-135m-instruct"
 SAMPLE = REPO / "var" / "samples" / "tidewater"
 WORDS = 24
@@ -39,6 +43,10 @@ WORDS = 24
 TOKENS = 48
 """Tokens of an answer on average: each is drawn from half to three halves of it."""
 FLOOD = 64
+RAMP_S = 5.0
+"""The four have been sending for this long when the flood begins, s."""
+QUEUE_SHARE = 512
+"""Half of HATRACK_QUEUE_SIZE as it is by default: what one key may have waiting."""
 
 
 @dataclass
@@ -106,14 +114,14 @@ class Load:
         tokens = rng.randint(TOKENS // 2, TOKENS * 3 // 2)
         await stream(self._client, self._url, timing, prompt(WORDS, rng), tokens)
 
-    def busy(self, model: str, *, after: float = 0.0) -> Callable[[float, int], Awaitable[None]]:
-        """One connection that asks again as soon as it is answered."""
+    def busy(self, *models: str, after: float = 0.0) -> Callable[[float, int], Awaitable[None]]:
+        """One connection that asks again as soon as it is answered, each time one of ``models`` at random."""
 
         async def send(ended: float, seed: int) -> None:
             rng = random.Random(seed)
             await asyncio.sleep(after)
             while time.perf_counter() < ended:
-                await self._one(model, rng)
+                await self._one(rng.choice(models), rng)
 
         return send
 
@@ -133,53 +141,80 @@ class Load:
 
 
 async def flood(out: Path, seconds: float) -> list[dict[str, Any]]:
-    """The four, alone and beside a flood."""
+    """The four, alone and beside a flood; one engine for both policies, adopted by the second gateway."""
     rows: list[dict[str, Any]] = []
     models = [f"voice-{number:03d}" for number in range(5)]
     steady, flooding = models[:4], models[4]
     rate = 0.0
-    for policy in ("fifo", "fair"):
-        async with _serving(out / policy, 5, {"HATRACK_ADMISSION": policy}) as (running, client):
+    for policy, keep in (("fifo", "true"), ("fair", "false")):
+        settings = {"HATRACK_ADMISSION": policy, "HATRACK_KEEP_ENGINE": keep}
+        async with _serving(out / "flood", 5, settings) as (running, client):
             await _warm(client, running.url, models)
             if policy == "fifo":
                 load = Load(client, running.url, 10)
-                full = await load.run("the most: 64 busy connections", seconds, *map(load.busy, models * 13))
+                full = await load.run("the most: 65 busy connections", seconds, *map(load.busy, models * 13))
                 rows.append(full.row())
                 rate = rows[0]["tokens_per_s"] / 2 / TOKENS / len(steady)
-            await asyncio.sleep(4)
+                await asyncio.sleep(3)
             load = Load(client, running.url, 20)
             alone = await load.run(f"{policy}: four alone", seconds, *(load.poisson(model, rate) for model in steady))
             rows.append(alone.row(steady))
-            await asyncio.sleep(4)
+            await asyncio.sleep(3)
             load = Load(client, running.url, 20)
             beside = await load.run(
                 f"{policy}: four beside a flood",
-                seconds + 5,
+                seconds + RAMP_S,
                 *(load.poisson(model, rate) for model in steady),
-                *(load.busy(flooding, after=5.0) for _ in range(FLOOD)),
+                *(load.busy(flooding, after=RAMP_S) for _ in range(FLOOD)),
             )
-            beside.began += 5.0
+            beside.began += RAMP_S
             rows.append(beside.row(steady) | {"rate_per_adapter": round(rate, 3)})
+            write_json(out / "flood.json", rows)
+            if policy == "fair":
+                write_json(out / "refusals.json", await refusals(client, running.url, flooding))
     return rows
 
 
-async def many(out: Path, seconds: float, slots: int, connections: int) -> list[dict[str, Any]]:
+async def refusals(client: aiohttp.ClientSession, url: str, model: str) -> dict[str, float]:
+    """How long it takes to be told that the queue is full, ms: 200 requests of a key that has its share waiting."""
+    waiting = [
+        asyncio.create_task(stream(client, url, Timing(model, time.perf_counter()), "Once", 400))
+        for _ in range(QUEUE_SHARE + FLOOD)
+    ]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(1)
+    taken = []
+    for _ in range(200):
+        timing = Timing(model, time.perf_counter())
+        async with asyncio.timeout(30):
+            await stream(client, url, timing, "Once", 400)
+        assert timing.status == 429, f"the queue is not full: {timing.status}"
+        taken.append((timing.end - timing.sent) * 1000)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    found = {f"p{share:g}_ms": round(percentile(taken, share / 100), 2) for share in (50, 99, 100)}
+    print(f"  refused by a full queue: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+async def many(out: Path, seconds: float, slots: int, connections: int, *, mixed: bool) -> list[dict[str, Any]]:
     """Four times as many busy adapters as slots."""
     count = 4 * slots
-    settings = {"HATRACK_ENGINE_SLOTS": str(slots)}
+    what = f"{count} adapters on {slots} slots, {connections * count} connections{', mixed' if mixed else ''}"
     rows = []
-    async with _serving(out / "slots", count, settings) as (running, client):
-        models = [f"voice-{number:03d}" for number in range(count)]
-        await _warm(client, running.url, models)
-        load = Load(client, running.url, 30)
-        name = f"fair: {count} adapters on {slots} slots, {connections} connections each"
-        rows.append((await load.run(name, seconds, *map(load.busy, models * connections))).row())
-        await asyncio.sleep(8)
+    async with _serving(out / "slots", count, {"HATRACK_ENGINE_SLOTS": str(slots)}) as (running, client):
+        names = [f"voice-{number:03d}" for number in range(count)]
+        await _warm(client, running.url, names)
         async with session(unix=running.engine_socket) as straight:
-            load = Load(straight, "http://engine", 30)
-            name = f"plain vLLM: {count} adapters on {slots} slots, {connections} connections each"
-            digests = [running.digests[model] for model in models]
-            rows.append((await load.run(name, seconds, *map(load.busy, digests * connections))).row())
+            for name, by, url, models in (
+                ("fair", client, running.url, names),
+                ("plain vLLM", straight, "http://engine", [running.digests[name] for name in names]),
+            ):
+                load = Load(by, url, 30)
+                sources = [load.busy(*(models if mixed else [model])) for model in models * connections]
+                rows.append((await load.run(f"{name}: {what}", seconds, *sources)).row())
+                await asyncio.sleep(8)
     return rows
 
 
@@ -229,18 +264,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 async def main() -> None:
     """Run the chosen cases; JSON into the output directory, a table to the terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("flood", "slots", "both"), default="both")
+    parser.add_argument("part", nargs="?", choices=PARTS, help="default: all")
     parser.add_argument("--seconds", type=float, default=30, help="length of one case (default 30)")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--connections", type=int, default=4, help="for each adapter of `slots`")
     parser.add_argument("--out", type=Path, default=REPO / "var" / "loadtests" / "admission")
     arguments = parser.parse_args()
-    for part in ("flood", "slots") if arguments.part == "both" else (arguments.part,):
+    for part in (arguments.part,) if arguments.part else PARTS:
         print(part, file=sys.stderr)
         if part == "flood":
             rows = await flood(arguments.out, arguments.seconds)
         else:
-            rows = await many(arguments.out, arguments.seconds * 2, arguments.slots, arguments.connections)
+            seconds, slots, connections = arguments.seconds * 2, arguments.slots, arguments.connections
+            rows = await many(arguments.out, seconds, slots, connections, mixed=part == "mixed")
         write_json(arguments.out / f"{part}.json", rows)
         print(table(rows))
 

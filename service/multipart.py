@@ -63,12 +63,17 @@ async def feed_body(
     async for chunk in in_time(body):
         total += len(chunk)
         if total > most:
-            raise TooLarge(f"the upload has more than {most} bytes")
+            raise endless(most)
         waiting += chunk
         if len(waiting) >= FEED_BYTES:
             await in_thread(feed, bytes(waiting))
             waiting.clear()
     await in_thread(feed, bytes(waiting))
+
+
+def endless(most: int) -> TooLarge:
+    """The error for a body that goes on beyond ``most`` bytes without having said so; nobody reads on to its end."""
+    return TooLarge(f"the upload has more than {most} bytes", headers={"connection": "close"})
 
 
 def refuse_said_length(headers: Mapping[str, str], most: int) -> None:

@@ -1,7 +1,23 @@
 """One exception tree; `code` stands on the class and is what a job or a script reports.
 
 Exception
+├── SettingsError                  a start-up mistake; never reaches a client
 └── TrainerError
+    ├── RequestError               what a client of the API sees; `status` and `type` stand on the class
+    │   ├── Invalid            400 a field's value is not allowed
+    │   ├── UnknownParameter   400 a field that nobody knows
+    │   ├── Unsupported        400 a field that could not be served, or is not done here
+    │   ├── MemoryTooSmall     400 it cannot fit beside the engine
+    │   ├── WrongState         400 a job that is over cannot be paused
+    │   ├── UnknownCaller      401 the request does not come from the gateway
+    │   ├── Missing            404
+    │   ├── NotAllowed         405
+    │   ├── KeyReused          409 an Idempotency-Key with another body
+    │   ├── BodyTooLarge       413
+    │   ├── TooMany            429
+    │   ├── Broken             500
+    │   ├── CheckTimedOut      504
+    │   └── NoSpace            507
     ├── BaseModelError
     │   ├── BaseModelUnknown       neither a directory nor a hub id nor the default
     │   ├── BaseModelUnavailable   the package or the hub could not give it
@@ -36,6 +52,10 @@ if TYPE_CHECKING:
 SHOWN_PROBLEMS: Final = 5
 
 
+class SettingsError(Exception):
+    """A setting is wrong; the message is for the person at the terminal."""
+
+
 class TrainerError(Exception):
     """Anything that the trainer refuses or fails at.
 
@@ -48,6 +68,91 @@ class TrainerError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class RequestError(TrainerError):
+    """An error as a client of the API sees it.
+
+    Args:
+        message: The field, what was found, what is allowed.
+        param: The field at fault, dotted, or None.
+        code: Overrides the class's.
+        retry_after_s: When asking again makes sense.
+    """
+
+    status: ClassVar[int] = 400
+    type: ClassVar[str] = "invalid_request_error"
+    code = "invalid_value"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.shown_code = code or self.code
+        self.retry_after_s = retry_after_s
+
+    def payload(self) -> dict[str, dict[str, str | None]]:
+        """The response's body, in OpenAI's shape."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.shown_code},
+        }
+
+
+class Invalid(RequestError):
+    pass
+
+
+class UnknownParameter(RequestError):
+    code = "unknown_parameter"
+
+
+class Unsupported(RequestError):
+    code = "unsupported_value"
+
+
+class MemoryTooSmall(RequestError):
+    code = "insufficient_memory"
+
+
+class WrongState(RequestError):
+    code = "invalid_state"
+
+
+class UnknownCaller(RequestError):
+    status, type, code = 401, "authentication_error", "invalid_trainer_secret"
+
+
+class Missing(RequestError):
+    status, code = 404, "not_found"
+
+
+class NotAllowed(RequestError):
+    status, code = 405, "method_not_allowed"
+
+
+class KeyReused(RequestError):
+    status, code = 409, "idempotency_key_reused"
+
+
+class BodyTooLarge(RequestError):
+    status, code = 413, "request_too_large"
+
+
+class TooMany(RequestError):
+    status, type, code = 429, "rate_limit_error", "too_many_jobs"
+
+
+class Broken(RequestError):
+    status, type, code = 500, "server_error", "internal_error"
+
+
+class CheckTimedOut(RequestError):
+    status, type, code = 504, "server_error", "data_check_timeout"
+
+
+class NoSpace(RequestError):
+    status, type, code = 507, "server_error", "disk_full"
 
 
 class BaseModelError(TrainerError):

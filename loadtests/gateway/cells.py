@@ -75,7 +75,7 @@ class Bench:
         tokens = TOKENS if stream else 0
         load = Load(0, connections, self._seconds, tokens=tokens, seed=number + 1)
         self._pace(0)
-        full = self._cell(contender, load, "saturation", number, 0.0)
+        full = self.cell(contender, load, "saturation", number, 0.0)
         half: Load | None
         if stream:
             half, offered = self._paced(load, full.tokens_per_s)
@@ -83,8 +83,8 @@ class Bench:
             half, offered = replace(load, rate=full.answers_per_s / 2), full.answers_per_s / 2
         if half is None or full.errors or not offered:
             return
-        self._cell(contender, half, "half", number, offered)
-        self._cell(contender, half, "direct", number, offered)
+        self.cell(contender, half, "half", number, offered)
+        self.cell(contender, half, "direct", number, offered)
 
     def _paced(self, load: Load, most: float) -> tuple[Load | None, float]:
         """Streams whose tokens come in steps, not more than half of what the gateway relays at most."""
@@ -99,7 +99,8 @@ class Bench:
     def _pace(self, milliseconds: float) -> None:
         httpx.put(f"{self._upstream.url}/pace/{milliseconds:g}", timeout=5, trust_env=False).raise_for_status()
 
-    def _cell(self, contender: Contender, load: Load, phase: Phase, number: int, offered: float) -> Cell:
+    def cell(self, contender: Contender, load: Load, phase: Phase, number: int, offered: float) -> Cell:
+        """One measurement, again where the machine was busy with something else."""
         for _ in range(REPEATS + 1):
             seen = self._drive(contender, load, direct=phase == "direct")
             cell = _cell(contender.name, number, load, phase, offered, seen)

@@ -37,6 +37,10 @@ class Timer:
         with suppress(BlockingIOError):
             os.read(self.fd, 8)
 
+    def close(self) -> None:
+        """Free the descriptor."""
+        os.close(self.fd)
+
 
 def cpu_s(pid: int) -> float:
     """CPU time that a process and its living descendants have used, user and system, s.

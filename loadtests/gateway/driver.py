@@ -177,6 +177,7 @@ class Run:
         self._counting = False
         self._ending = False
         self._count_from = 0.0
+        self._gone = asyncio.Event()
         self._reconnecting: set[asyncio.Task[None]] = set()
 
     async def __call__(self) -> Seen:
@@ -199,9 +200,21 @@ class Run:
         seen.tokens = self.tokens - tokens
         seen.usage = Reading.take(load.pids).since(before)
         seen.unanswered = len(self._waiting) + sum(connection.busy for connection in self._all)
+        await self._close()
+        return seen
+
+    async def _close(self) -> None:
+        if self.load.rate:
+            asyncio.get_running_loop().remove_reader(self._timer.fd)
+            self._timer.close()
+        for task in self._reconnecting:
+            task.cancel()
+        await asyncio.gather(*self._reconnecting, return_exceptions=True)
+        if not self._all:
+            self._gone.set()
         for connection in tuple(self._all):
             connection.transport.abort()
-        return seen
+        await self._gone.wait()
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -258,6 +271,8 @@ class Run:
         """A connection was closed: in the middle of an answer that is an error, else another takes its place."""
         self._all.discard(connection)
         if self._ending:
+            if not self._all:
+                self._gone.set()
             return
         if connection.busy:
             self.seen.fail("the connection was closed in the middle of an answer")

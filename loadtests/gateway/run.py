@@ -82,9 +82,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Start everybody, let each take its turns, and gather the figures."""
     with ExitStack() as stack:
-        upstream = _upstream(work)
-        stack.callback(upstream.stop)
-        upstream.start()
+        upstream = start_upstream(work, stack)
         contenders, absent = _contenders(Place(work, upstream.url, GATEWAY_CORE), chosen.peers, chosen.only)
         for contender in contenders:
             stack.callback(contender.server.stop)
@@ -117,12 +115,16 @@ def _run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
-def _upstream(work: Path) -> Server:
+def start_upstream(work: Path, stack: ExitStack) -> Server:
+    """The fake engine, started; it ends with ``stack``."""
     plugin = work / "plugin.json"
     plugin.write_text(json.dumps(plugin_report(work)))
     port = free_port()
     command = [sys.executable, "-m", "loadtests.gateway.upstream", "--port", str(port), "--plugin", str(plugin)]
-    return Server("upstream", command, port, LOAD_CORE, work / "upstream.log")
+    server = Server("upstream", command, port, LOAD_CORE, work / "upstream.log")
+    stack.callback(server.stop)
+    server.start()
+    return server
 
 
 def _contenders(place: Place, peers: Path | None, only: Sequence[str] | None) -> tuple[list[Contender], list[str]]:

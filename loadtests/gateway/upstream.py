@@ -40,6 +40,11 @@ class Decoder:
         self._running = False
         self.pace_s = 0.0
 
+    @property
+    def streams(self) -> int:
+        """Streams that are open."""
+        return len(self._open)
+
     def begin(self, connection: Connection, events: Iterator[bytes]) -> None:
         """Send the first event now and the rest in the steps to come."""
         connection.send(next(events))

@@ -21,7 +21,7 @@ class Stage(Enum):
 class Entry:
     """A ticket and what the gate knows of it. Times are on the gate's clock, seconds."""
 
-    __slots__ = ("came", "charge", "cold", "entered", "leaf", "prefill", "stage", "ticket", "waiter")
+    __slots__ = ("came", "charge", "cold", "entered", "leaf", "prefill", "stage", "started", "ticket", "waiter")
 
     def __init__(self, ticket: Ticket, leaf: Flow, came: float) -> None:
         self.ticket = ticket
@@ -35,4 +35,6 @@ class Entry:
         """Prompt tokens that the engine has to read before its first token."""
         self.cold = False
         """Its adapter was not in the engine's memory when it was let in: the first request for it loads it."""
+        self.started = False
+        """The engine has shown its first token."""
         self.waiter: Future[None] | None = None

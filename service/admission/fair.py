@@ -27,6 +27,7 @@ LEAST_RATIO: Final = 0.01
 MOST_RATIO: Final = 4.0
 
 _tag = attrgetter("tag")
+_settled = attrgetter("settled")
 _turn = attrgetter("tag", "in_flight")
 
 
@@ -40,6 +41,7 @@ class Flow:
         "in_flight",
         "name",
         "parent",
+        "pending",
         "queue",
         "queued",
         "ratio",
@@ -59,9 +61,11 @@ class Flow:
         self.queued = 0
         self.in_flight = 0
         self.tag = 0.0
-        """Tokens, in the parent's virtual time, at which this flow's next request starts."""
+        """Tokens, in the parent's virtual time: those of requests that have left, and the charges of those within."""
+        self.pending = 0.0
+        """Tokens in the tag that were charged for requests in the engine."""
         self.virtual = 0.0
-        """The children's virtual time: the largest start tag that was served."""
+        """The children's virtual time: the most that one of them had been served when a request of it was let in."""
         self.ratio = 1.0
         """Tokens used for each token estimated, moving average."""
 
@@ -69,6 +73,11 @@ class Flow:
     def head(self) -> Entry:
         """A leaf's oldest waiting request. Raises StopIteration where none waits."""
         return next(iter(self.queue))
+
+    @property
+    def settled(self) -> float:
+        """The tag without what is in the engine now."""
+        return self.tag - self.pending
 
     @property
     def demand(self) -> int:
@@ -155,8 +164,9 @@ class Tree:
         flow = leaf
         while flow.parent is not None:
             flow.in_flight += 1
-            flow.parent.virtual = max(flow.parent.virtual, flow.tag)
+            flow.parent.virtual = max(flow.parent.virtual, flow.settled)
             flow.tag += entry.charge
+            flow.pending += entry.charge
             flow = flow.parent
         flow.in_flight += 1
 
@@ -168,6 +178,7 @@ class Tree:
         while flow.parent is not None:
             flow.in_flight -= 1
             flow.tag += correction
+            flow.pending -= entry.charge
             flow = flow.parent
         flow.in_flight -= 1
         if tokens is not None:
@@ -248,10 +259,15 @@ def _level(demands: list[int], capacity: float) -> float:
 
 
 def _lift(flow: Flow) -> None:
-    """Begin a time of waiting: no credit is left from the time before it (the Virtual Token Counter's lift)."""
+    """Begin a time of waiting: no credit is left from the time before it (the Virtual Token Counter's lift).
+
+    What is in the engine is left out on both sides: its charges are guesses, and a newcomer must not start behind
+    those of others. So it goes first until it has as much in the engine as they have.
+    """
     while flow.parent is not None and flow.queued == 0:
         siblings = flow.parent.backlog
-        flow.tag = max(flow.tag, min(map(_tag, siblings)) if siblings else flow.parent.virtual)
+        floor = min(map(_settled, siblings)) if siblings else flow.parent.virtual
+        flow.tag += max(0.0, floor - flow.settled)
         flow = flow.parent
 
 

@@ -93,8 +93,6 @@ class Gate:
             await waiter
         except asyncio.CancelledError:
             # the client has left: its place in the queue goes, or the place in the engine that it has just been given
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()
             if entry.stage is Stage.IN:
                 self.leave(entry, None)
             else:

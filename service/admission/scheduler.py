@@ -135,10 +135,12 @@ class Scheduler:
 
     def first_token(self, entry: Entry, now: float) -> None:
         """The engine has shown a first token of ``entry``; more calls for the same request do nothing."""
-        self._loaded(entry)
-        if self._unstarted.pop(entry, None) is None:
+        if entry.started:
             return
-        self.prefill -= entry.prefill
+        entry.started = True
+        self._loaded(entry)
+        self._read(entry)
+        # counted also where it was given up for silent: else the average could never grow past what counts as silence
         self.first_token_s += _AVERAGE * (now - entry.entered - self.first_token_s)
 
     def leave(self, entry: Entry, tokens: int | None, now: float) -> None:
@@ -146,8 +148,7 @@ class Scheduler:
         if entry.stage is not Stage.IN:
             return
         entry.stage = Stage.OUT
-        if self._unstarted.pop(entry, None) is not None:
-            self.prefill -= entry.prefill
+        self._read(entry)
         self._loaded(entry)
         self.slots.leave(entry.ticket.adapter, now)
         tree = self._tree(entry.ticket)
@@ -259,7 +260,9 @@ class Scheduler:
 
     def _waits_for_load(self, adapter: str | None, now: float) -> bool:
         """One cold load at a time: while an adapter is read from the disk, every stream of the engine stands still."""
-        if adapter is None or adapter in self.slots.held or not self._loading or not self._memory.is_cold(adapter):
+        if adapter is None or self.policy.slots is None or adapter in self.slots.held:
+            return False
+        if not self._loading or not self._memory.is_cold(adapter):
             return False
         self._loading = {name: since for name, since in self._loading.items() if now - since < COLD_S}
         return bool(self._loading)
@@ -273,13 +276,15 @@ class Scheduler:
         ticket = entry.ticket
         entry.stage, entry.entered = Stage.IN, now
         self._tree(ticket).serve(entry, waited=waited)
+        adapter = ticket.adapter
         if (
-            ticket.adapter is not None
-            and ticket.adapter not in self.slots.held
-            and self._memory.is_cold(ticket.adapter)
+            adapter is not None
+            and adapter not in self.slots.held
+            and adapter not in self._loading
+            and self._memory.is_cold(adapter)
         ):
             entry.cold = True
-            self._loading[ticket.adapter] = now
+            self._loading[adapter] = now
             self.counts.cold += 1
         self.slots.enter(ticket.adapter, ticket.project, now)
         self._unstarted[entry] = now
@@ -308,7 +313,11 @@ class Scheduler:
             entry, since = next(iter(self._unstarted.items()))
             if since > limit:
                 return
-            del self._unstarted[entry]
+            self._read(entry)
+
+    def _read(self, entry: Entry) -> None:
+        """The prompt of ``entry`` counts as read, if it did not before."""
+        if self._unstarted.pop(entry, None) is not None:
             self.prefill -= entry.prefill
 
     def _check_bounds(self, leaf: Flow) -> None:

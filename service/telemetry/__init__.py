@@ -1,1 +1,1 @@
-"""What Hatrack says of itself: logs, and later metrics and traces."""
+"""What Hatrack says of itself: metrics, logs and traces."""

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import aiohttp
+from yarl import URL
 
 from service.errors import BadGateway, Timeout, TrainerUnavailable
 
@@ -29,10 +30,11 @@ Body = bytes | AsyncIterable[bytes]
 class TrainerResponse:
     """The trainer's answer to one request."""
 
-    __slots__ = ("_response",)
+    __slots__ = ("_response", "_silence_s")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
         self._response = response
+        self._silence_s = silence_s
 
     @property
     def status(self) -> int:
@@ -48,12 +50,12 @@ class TrainerResponse:
         pieces = self._response.content.iter_any()
         while True:
             try:
-                async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                async with asyncio.timeout(self._silence_s):
                     piece = await anext(pieces)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise Timeout(f"the trainer said nothing for {SILENCE_TIMEOUT_S:.0f} s") from None
+                raise Timeout(f"the trainer said nothing for {self._silence_s:g} s") from None
             except aiohttp.ClientError as error:
                 raise _cut() from error
             yield piece
@@ -74,9 +76,21 @@ class TrainerClient:
         socket: Path of the Unix socket, or None.
         url: Base URL.
         secret: What it knows the gateway by, if it asks for that.
+        answer_s: Longest time until it begins to answer, s, where no other is asked for.
+        silence_s: Longest time between two pieces of an answer, s.
     """
 
-    def __init__(self, *, socket: str | None, url: str = "http://trainer", secret: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        socket: str | None,
+        url: str = "http://trainer",
+        secret: str | None = None,
+        answer_s: float = ANSWER_TIMEOUT_S,
+        silence_s: float = SILENCE_TIMEOUT_S,
+    ) -> None:
+        self.answer_s = answer_s
+        self.silence_s = silence_s
         self._socket = socket
         self._url = url.rstrip("/")
         self._headers = {KNOWN_BY: secret} if secret else {}
@@ -112,7 +126,7 @@ class TrainerClient:
         headers: Mapping[str, str],
         body: Body | None = None,
         *,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[TrainerResponse]:
         """Ask; leaving the context before the body's end closes the connection, which ends the request.
 
@@ -121,16 +135,18 @@ class TrainerClient:
             target: Path and query, percent-encoded.
             headers: All of the request's headers but the secret.
             body: Sent as it is, or as it comes.
-            timeout_s: Until the trainer begins to answer.
+            timeout_s: Longest time until the trainer begins to answer, s; None: the client's own.
 
         Raises:
             TrainerUnavailable: Nothing listens there; at once.
             BadGateway: It went away before it answered.
             Timeout: It did not answer in time.
         """
-        asked = self._pool().request(method, self._url + target, headers=headers, data=body, allow_redirects=False)
+        limit_s = self.answer_s if timeout_s is None else timeout_s
+        url = URL(self._url + target, encoded=True)  # as it came: what is quoted stays quoted
+        asked = self._pool().request(method, url, headers=headers, data=body, allow_redirects=False)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(limit_s):
                 response = await asked
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise TrainerUnavailable(
@@ -138,11 +154,11 @@ class TrainerClient:
                 retry_after=RETRY_AFTER_S,
             ) from error
         except TimeoutError as error:
-            raise Timeout(f"the trainer did not answer within {timeout_s:g} s") from error
+            raise Timeout(f"the trainer did not answer within {limit_s:g} s") from error
         except aiohttp.ClientError as error:
             raise _cut() from error
         try:
-            yield TrainerResponse(response)
+            yield TrainerResponse(response, self.silence_s)
         finally:
             # a connection whose body was read to its end is kept for the next request; any other one is cut
             with suppress(aiohttp.ClientError):

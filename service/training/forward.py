@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from service.access.caller import Caller
 from service.access.http import request_id
-from service.errors import BadGateway, BadRequest, HatrackError, NotFound, TooLarge
-from service.multipart import in_time, refuse_said_length
-from service.training.client import ANSWER_TIMEOUT_S, TrainerClient, TrainerResponse
+from service.errors import BadGateway, BadRequest, HatrackError, NotFound
+from service.multipart import endless, in_time, refuse_said_length
+from service.training.client import TrainerClient, TrainerResponse
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """Largest answer that is no stream."""
@@ -97,7 +97,7 @@ class Streamed:
             async for piece in in_time(self._request.stream()):
                 total += len(piece)
                 if total > self._most:
-                    raise TooLarge(f"the upload has more than {self._most} bytes")
+                    raise endless(self._most)
                 if piece:
                     yield piece
         except ClientDisconnect:
@@ -119,7 +119,7 @@ class Forward(Response):
         target: Path and query.
         headers: All headers of the request to the trainer.
         body: Sent with it.
-        timeout_s: Until the trainer begins to answer.
+        timeout_s: Longest time until the trainer begins to answer, s; None: the usual one.
         done: Awaited before the client hears that a change was made (a status below 400).
     """
 
@@ -131,7 +131,7 @@ class Forward(Response):
         headers: Mapping[str, str],
         body: bytes | Streamed | None = None,
         *,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        timeout_s: float | None = None,
         done: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ async def ask(
     body = {"model": model, "prompt": "Where is my parcel?", "max_tokens": tokens, "ignore_eos": True}
     headers = {"authorization": f"Bearer {key}"}
     async with client.post(f"{gateway.url}/v1/completions", json=body, headers=headers) as response:
-        return response.status, dict(response.headers), await response.json()
+        return response.status, {name.lower(): value for name, value in response.headers.items()}, await response.json()
 
 
 async def gate(gateway: Gateway) -> dict[str, float]:

@@ -39,6 +39,13 @@ CHECKPOINTS: Final = "checkpoints"
 OUTPUT: Final = "output"
 RESULT: Final = "result.json"
 
+# A worker's exit codes; `worker` says what each means.
+DONE: Final = 0
+FAILED: Final = 1
+PAUSED: Final = 4
+STOPPED: Final = 5
+BUSY: Final = 6
+
 
 class Control(StrEnum):
     """What the trainer wants of the worker."""

@@ -21,19 +21,15 @@ from pathlib import Path
 from typing import Final
 
 from adapters.errors import AdapterError
-from trainer.errors import DataError, FolderBusy, TrainerError, WishRefused
+from trainer.errors import DataError, FolderBusy, GatewayRefused, TrainerError, WishRefused
 from trainer.jobs import spec
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
-from trainer.jobs.spec import Control, Failure, JobSpec, Result, Stage
+from trainer.jobs.spec import BUSY, DONE, FAILED, PAUSED, STOPPED, Control, Failure, JobSpec, Result, Stage
 from trainer.jobs.work import Work
 
-DONE: Final = 0
-FAILED: Final = 1
-PAUSED: Final = 4
-STOPPED: Final = 5
-BUSY: Final = 6
 NICENESS: Final = 10
+KEY_UNKNOWN: Final = 401
 _LOG = logging.getLogger("hatrack.trainer.worker")
 
 
@@ -131,6 +127,9 @@ def explain(error: Exception) -> Failure:
         return Failure(code="invalid_training_file", message=error.message, param="training_file")
     if isinstance(error, WishRefused):
         return Failure(code=error.code, message=error.message, param=f"hyperparameters.{error.param}")
+    if isinstance(error, GatewayRefused) and error.status == KEY_UNKNOWN:
+        revoked = "The job's key is no longer valid: the key of whoever made the job was revoked. Make it with another."
+        return Failure(code="key_revoked", message=revoked)
     if isinstance(error, (TrainerError, AdapterError)):
         return Failure(code=error.code, message=error.message)
     if isinstance(error, MemoryError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -12,11 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
 from trainer.errors import BaseModelIncomplete, NothingTrainable
+from trainer.tune.memory import EAGER_MAX_TOKENS
 from trainer.tune.recipe import Recipe
-
-EAGER_MAX_TOKENS: Final = 512
-"""Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s
-against 2.1 s. Its memory grows with the square of the length."""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

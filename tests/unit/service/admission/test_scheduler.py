@@ -100,7 +100,7 @@ def test_a_flow_that_announces_too_much_keeps_as_many_in_the_engine_as_one_that_
         entered = desk.leave(inside.pop(0), 100)
         inside += entered
         seen += adapters(entered)
-    assert seen[80:].count("careless") >= 30
+    assert abs(seen.count("careless") - seen.count("exact")) <= 16
 
 
 def test_an_idle_flow_saves_up_nothing_and_a_new_one_owes_nothing() -> None:
@@ -225,6 +225,19 @@ def test_an_answer_in_one_piece_is_not_taken_for_a_prompt_being_read() -> None:
     assert desk.admit() == [second]
 
 
+def test_an_engine_that_grows_slow_is_given_more_time_to_show_a_token() -> None:
+    desk = Desk(width=8, common=8, slots=None)
+    before = desk.scheduler.first_token_s
+    for _ in range(50):
+        entry = desk.offer()
+        desk.now += 2.5
+        desk.admit()
+        desk.start(entry)
+        desk.leave(entry)
+    assert 2 < desk.scheduler.first_token_s < 2.6
+    assert before < 2
+
+
 def test_a_small_flow_goes_past_prompts_of_a_flood() -> None:
     desk = Desk(width=8, common=8, slots=None, prefill=100)
     for _ in range(8):
@@ -317,6 +330,13 @@ def test_one_cold_load_at_a_time_and_warm_ones_go_past_it() -> None:
     desk.start(first)
     assert desk.admit() == [second]
     assert desk.scheduler.counts.cold == 2
+
+
+def test_first_come_first_served_waits_for_no_load() -> None:
+    desk = Desk(Memory("cold1", "cold2"), width=8, common=8, slots=None, queue_size=0)
+    entries = [desk.offer(name) for name in ("cold1", "cold1", "cold2")]
+    assert stages(*entries) == [Stage.IN] * 3
+    assert desk.scheduler.counts.cold == 2, "the second request for an adapter loads nothing"
 
 
 def test_a_cold_load_that_nobody_sees_end_does_not_block_for_ever() -> None:

@@ -103,16 +103,17 @@ def test_the_project_with_the_fewest_slots_claims_first() -> None:
 
 
 def test_a_claim_is_stronger_than_a_turn() -> None:
-    """The adapter that ran empty is owed more tokens than the one that waited; else it would take its slot again."""
-    desk = Desk(width=8, common=8, slots=1, turn_s=10)
-    first = desk.offer("served", tokens=50_000)
-    desk.leave(first, 50_000)
+    """The adapter that had the slot is owed more tokens than the one that waited; else it would keep it."""
+    desk = Desk(width=1, common=1, slots=1, turn_s=10)
+    desk.leave(desk.offer("served", tokens=50_000), 50_000)
     running = desk.offer("modest", tokens=1)
+    modest = [desk.offer("modest", tokens=1) for _ in range(3)]
     waiting = desk.offer("served")
-    desk.now += 10
-    late = desk.offer("modest", tokens=1)
-    assert desk.leave(running, 1) == [waiting]
-    assert desk.leave(waiting) == [late]
+    desk.now += 9
+    assert desk.leave(running, 1) == [modest[0]]
+    desk.now += 1
+    assert desk.leave(modest[0], 1) == [waiting]
+    assert desk.leave(waiting) == [modest[1]]
 
 
 def test_background_leaves_a_slot_free() -> None:

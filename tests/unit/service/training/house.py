@@ -128,7 +128,9 @@ class House(Cabinet):
         )
         async with self.run(), self.trainer.on(self.trainer_socket):
             serving = asyncio.create_task(server.serve())
-            while not server.started:
+            for _ in range(1000):
+                if server.started:
+                    break
                 await asyncio.sleep(0.01)
             transport = httpx.AsyncHTTPTransport(uds=str(socket))
             try:

@@ -246,5 +246,21 @@ async def test_a_creation_goes_on_when_its_client_leaves(house: House) -> None:
     assert [key["id"] for key in await house.living_keys()] == [house.trainer.asked[0].headers["x-hatrack-job-key-id"]]
 
 
-async def test_without_a_trainer_it_is_503_and_no_key_is_left() -> None:
-    """And the reason stands in the answer, with a time to come back."""
+async def test_without_a_trainer_no_key_is_left(house: House) -> None:
+    training = await house.made()
+    house.trainer_socket.unlink()
+    answer = await house.create(model=BASE, training_file=training)
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "trainer_unavailable")
+    assert await house.living_keys() == []
+
+
+async def test_a_trainer_that_goes_away_in_the_middle_leaves_no_key(house: House) -> None:
+    async def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    house.trainer.answer = hang_up
+    answer = await house.create(model=BASE, training_file=await house.made())
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
+    assert await house.living_keys() == []

@@ -46,10 +46,26 @@ class FakeGateway:
     """Statuses of the next answers to uploads."""
     pushed: list[dict[str, bytes]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    kept: list[dict[str, bytes]] = field(default_factory=list)
+    """Files that were uploaded."""
+    keys: set[str] = field(default_factory=lambda: {KEY})
+    """Those that are valid."""
+    away: bool = False
+    """Whether it answers 503 to everything."""
     url: str = ""
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    def answer(self, method: str, path: str, body: bytes, key: str = KEY) -> tuple[int, bytes]:
         self.asked.append(f"{method} {path}")
+        if self.away:
+            return 503, error("unavailable")
+        if key not in self.keys:
+            return 401, error("invalid_api_key")
+        if method == "DELETE" and path == "/v1/keys/current":
+            self.keys.discard(key)
+            return 200, json.dumps({"deleted": True}).encode()
+        if method == "POST" and path == "/v1/files":
+            self.kept.append(parts(body))
+            return 200, json.dumps({"id": f"file-kept{len(self.kept)}"}).encode()
         if path == "/v1/load":
             return 200, json.dumps({"waiting": self.load[0], "in_flight": self.load[1]}).encode()
         if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
@@ -87,15 +103,15 @@ def gateway() -> Iterator[FakeGateway]:
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
-            assert self.headers["authorization"] == f"Bearer {KEY}"
+            key = self.headers["authorization"].removeprefix("Bearer ")
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, content = fake.answer(self.command, self.path, body)
+            status, content = fake.answer(self.command, self.path, body, key)
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = _serve
+        do_GET = do_POST = do_DELETE = _serve
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -1,0 +1,137 @@
+"""The trainer's settings: frozen, checked at start, read from ``HATRACK_TRAINER_*`` in one place.
+
+Nothing else in ``trainer`` reads the environment. Every field's description is its line in the settings table of
+``trainer/SETTINGS.md``; a test fails where the two part.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainer.errors import SettingsError
+
+PREFIX: Final = "HATRACK_TRAINER_"
+SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET"})
+"""Variables whose value stands in no message, and which no worker inherits."""
+KEPT_BACK: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
+
+
+class Settings(BaseSettings):
+    """All settings of the trainer."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description=(
+            "What gateway and trainer know each other by, 16 characters or more; needed where the trainer listens on "
+            "a port."
+        ),
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
+        description="What jobs train on, one at a time: `cpu`, `cuda`, `cuda:1` …; `auto` is a GPU where there is one.",
+    )
+    price_per_hour: float = Field(
+        0, ge=0, description="Price of the device for an hour, in your currency: what a job cost is in its record."
+    )
+    checkpoint_s: float = Field(
+        60, ge=0, description="Seconds between two checkpoints of a job: what a crash can cost, beside one step."
+    )
+    yield_above: int = Field(
+        0,
+        ge=0,
+        description="A job stands still while more callers' requests than this are waiting or being answered …",
+    )
+    yield_most_s: float = Field(30, ge=0, description="… for at most this long at a time, s; then it works as long.")
+    max_queued: int = Field(
+        100, ge=1, description="Most jobs of one project that are not over yet; one more is answered 429."
+    )
+    keep_days: float = Field(
+        7,
+        ge=0,
+        description="Days after its end that a job's data, checkpoints and exported adapter stay in its folder.",
+    )
+    max_file_mib: float = Field(512, gt=0, description="Largest file of a data check, MiB.")
+    check_timeout_s: float = Field(300, gt=0, description="Longest time that a data check may take, s.")
+    check_memory_gib: float = Field(
+        16, ge=2, description="Most address space that a data check may take, GiB; libraries alone reserve some."
+    )
+    stop_s: float = Field(
+        15, gt=0, description="How long a trainer that is stopped waits for its jobs' checkpoints, s; they go on alone."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("secret", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return value or None
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What the gateway says at the start: where everything is, and what the engine serves.
+
+    ``engine_memory`` is the share of its GPU's memory that the engine takes, where ``engine_device`` is cuda.
+    """
+
+    home: Path
+    gateway: str
+    base: Path
+    base_name: str
+    max_rank: int
+    context: int | None = None
+    engine_device: Literal["cpu", "cuda"] = "cpu"
+    engine_memory: float = 0.85
+
+    @property
+    def directory(self) -> Path:
+        """The trainer's own part of home."""
+        return self.home / "trainer"
+
+    @property
+    def jobs(self) -> Path:
+        """A folder a job."""
+        return self.directory / "jobs"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: A variable's value is not allowed; the message names each one, what was found and why.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = PREFIX + "_".join(str(part) for part in item["loc"]).upper()
+            found = "" if name in SECRETS else f" (found {item['input']!r})"
+            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{found}")
+        raise SettingsError("\n".join(lines)) from error
+
+
+def worker_environment() -> dict[str, str]:
+    """What a worker inherits: all but the secrets of trainer and gateway. It has a key of its job's own."""
+    return {name: value for name, value in os.environ.items() if name not in KEPT_BACK}
+
+
+def visible_gpus() -> tuple[str, ...] | None:
+    """The driver's names of the GPUs that `cuda:0`, `cuda:1` … are; None where they are all of the machine's."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if listed is None else tuple(part.strip() for part in listed.split(",") if part.strip())
+
+
+def gpu_seen() -> bool:
+    """True where an NVIDIA driver answers on this machine; decided without importing torch."""
+    return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()

@@ -1,0 +1,81 @@
+"""`python -m trainer.data.check FILE --base DIR …`: the quality report of a data file, as JSON on stdout.
+
+A process of its own, so that the one that answers requests loads no model library, and so that a file which takes too
+much memory or time ends nothing but its own check. Exit code 3: the file cannot be read, and stdout has
+`{"code": …, "message": …}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.data.prepare import Rules, Source, inspect
+from trainer.errors import DataError, DataInvalid, TrainerError
+from trainer.tune import auto
+from trainer.tune.wish import Wish
+
+REFUSED: Final = 3
+SHOWN_PROBLEMS: Final = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.data.check", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--name", default="training.jsonl", help="what the file is called in the report")
+    parser.add_argument("--base", type=Path, required=True, help="the base model's checkpoint")
+    parser.add_argument("--context", type=int, help="the engine's context, tokens")
+    parser.add_argument("--max-length", type=int, help="longest example, tokens; unset: chosen as a job chooses it")
+    parser.add_argument("--strict", action="store_true", help="refuse what is only warned of")
+    parser.add_argument("--drop-long", action="store_true", help="leave out what is longer than max-length")
+    parser.add_argument("--memory-gib", type=float, help="most address space, GiB")
+    options = parser.parse_args(arguments)
+    if options.memory_gib is not None:
+        most = int(options.memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        sys.stdout.write(_report(options) + "\n")
+    except MemoryError:
+        return _refuse("out_of_memory", "the file takes more memory than a check may")
+    except DataInvalid as error:
+        shown = "; ".join(str(problem) for problem in error.problems[:SHOWN_PROBLEMS])
+        more = len(error.problems) - SHOWN_PROBLEMS
+        return _refuse(error.code, shown + (f"; and {more} more" if more > 0 else ""))
+    except DataError as error:
+        return _refuse(error.code, error.message)
+    except TrainerError as error:
+        return _refuse(error.code, error.message, param=getattr(error, "param", None))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> str:
+    from trainer.data.render import Renderer, stop_tokens
+    from trainer.tune.model import load_generation_config, load_tokenizer
+
+    config: dict[str, Any] = json.loads((options.base / "config.json").read_text())
+    positions = config.get("text_config", config)["max_position_embeddings"]
+    wish = Wish() if options.max_length is None else Wish(max_length=options.max_length)
+    tokenizer = load_tokenizer(options.base)
+    renderer = Renderer(
+        tokenizer,
+        stop_tokens=stop_tokens(tokenizer, load_generation_config(options.base)),
+        max_length=auto.max_length(wish, context=options.context, positions=positions),
+    )
+    source = Source(options.name, options.file.read_bytes())
+    rules = Rules(drop_long=options.drop_long, strict=options.strict)
+    return inspect(source, None, renderer, rules).report.model_dump_json()
+
+
+def _refuse(code: str, message: str, *, param: str | None = None) -> int:
+    sys.stdout.write(json.dumps({"code": code, "message": message, "param": param}) + "\n")
+    return REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""What a client asks for when it makes a job: OpenAI's body, and ours in its hyperparameters or its metadata."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from adapters.errors import UnsupportedFeature
+from adapters.features import FEATURES, refuse_unsupported, says_nothing
+from trainer.errors import Invalid, RequestError, UnknownParameter, Unsupported
+from trainer.jobs.spec import FileRef
+from trainer.tune.wish import Wish
+
+Model = TypeVar("Model", bound=BaseModel)
+OPENAIS: Final = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
+"""Read from the hyperparameters alone: in metadata they are a note of the client's own."""
+UNSERVABLE: Final = frozenset({*FEATURES, "bias", "init_lora_weights", "peft_type", "task_type"})
+"""Keys of PEFT's that name what an engine might refuse; asked for in metadata they must not be passed over."""
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Options(BaseModel):
+    """What is asked for beside the hyperparameters."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: str | None = None
+    """Looked at by the gateway, which says what it came to."""
+    system_prompt: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    strict: bool = False
+    drop_long: bool = False
+
+
+class Inner(BaseModel):
+    """OpenAI's `method.supervised`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+    hyperparameters: dict[str, Any] | None = None
+
+
+class Method(BaseModel):
+    """OpenAI's `method`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+    type: str
+    supervised: Inner | None = None
+    dpo: dict[str, Any] | None = None
+    reinforcement: dict[str, Any] | None = None
+
+
+class CreateBody(BaseModel):
+    """Body of ``POST /v1/fine_tuning/jobs``."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    training_file: Id
+    validation_file: Id | None = None
+    suffix: Id | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(min_length=1, max_length=64)],
+                Annotated[str, StringConstraints(max_length=512)],
+            ],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    hyperparameters: dict[str, Any] | None = None
+    method: Method | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class Context(BaseModel):
+    """What the gateway has resolved: the header `x-hatrack-job-context`, base64url over JSON."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: str
+    training_file: FileRef
+    validation_file: FileRef | None = None
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body that has been understood. ``where`` gives the dotted place of each hyperparameter that was named."""
+
+    body: CreateBody
+    wish: Wish
+    options: Options
+    where: Mapping[str, str]
+
+    def place(self, name: str) -> str:
+        """Where a hyperparameter stands in the body, or would."""
+        return self.where.get(name, f"hyperparameters.{name}")
+
+
+def read_context(header: str) -> Context:
+    """The gateway's word on a job. Raises Invalid."""
+    try:
+        return Context.model_validate_json(base64.urlsafe_b64decode(header.encode("ascii") + b"=="))
+    except (binascii.Error, UnicodeEncodeError, ValidationError) as error:
+        raise Invalid("the header x-hatrack-job-context is not what a gateway sends") from error
+
+
+def read_body(content: object) -> Asked:
+    """Understand a body. Raises Invalid, UnknownParameter, Unsupported, with the dotted name of the field."""
+    body = _validated(CreateBody, content, {})
+    if body.method is not None and body.method.type != "supervised":
+        raise Unsupported(
+            f"`method.type` is {body.method.type[:40]!r}; `supervised` is the one that is done here",
+            param="method.type",
+        )
+    for name in ("dpo", "reinforcement"):
+        if body.method is not None and getattr(body.method, name) is not None:
+            raise Unsupported(f"`method.{name}` does not go with `method.type` supervised", param=f"method.{name}")
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    for name, value, place in _named(body):
+        if name in values and values[name] != value:
+            raise Invalid(f"`{where[name]}` and `{place}` say two things", param=place)
+        values.setdefault(name, value)
+        where.setdefault(name, place)
+    wish = _validated(Wish, {name: value for name, value in values.items() if name in Wish.model_fields}, where)
+    options = _validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
+    return Asked(body, wish, options, where)
+
+
+def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
+    """Each hyperparameter with its value and its dotted place. Raises UnknownParameter, Unsupported."""
+    inner = body.method.supervised.hyperparameters if body.method and body.method.supervised else None
+    for place, given in (("method.supervised.hyperparameters", inner), ("hyperparameters", body.hyperparameters)):
+        for name, value in (given or {}).items():
+            where = f"{place}.{name[:64]}"
+            _servable(name, value, where)
+            if name not in Wish.model_fields and name not in Options.model_fields:
+                known = ", ".join(f"`{field}`" for field in (*Wish.model_fields, *Options.model_fields))
+                raise UnknownParameter(f"`{where}` is not known; known are {known}", param=where)
+            if isinstance(value, bool) and name not in ("rslora", "packing", "strict", "drop_long"):
+                raise Invalid(f"`{where}` is {json.dumps(value)}, which is no value for it", param=where)
+            yield name, _list(value) if name == "target_modules" else value, where
+    for name, text in (body.metadata or {}).items():
+        where = f"metadata.{name}"
+        _servable(name, _plain(text), where)
+        if name in Options.model_fields or (name in Wish.model_fields and name not in OPENAIS):
+            yield name, _list(text) if name == "target_modules" else _plain(text, name), where
+
+
+def _servable(name: str, value: Any, where: str) -> None:
+    """Refuse what the engine could not serve, by PEFT's name for it."""
+    if name not in UNSERVABLE or says_nothing(value):
+        return
+    try:
+        refuse_unsupported({name: value})
+    except UnsupportedFeature as error:
+        raise Unsupported(f"`{where}`: {error.message}", param=where) from error
+
+
+def _plain(text: str, name: str = "") -> Any:
+    """The value that a metadata string stands for; text stays text where text is wanted."""
+    if name in ("system_prompt", "adapter"):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
+    return found if isinstance(found, (bool, int, float)) else text
+
+
+def _list(value: Any) -> Any:
+    """`target_modules` as a tuple: from a list, JSON's or one with commas."""
+    if not isinstance(value, str) or value == "all-linear":
+        return value
+    if value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return [part.strip() for part in value.split(",")]
+
+
+def _validated(model: type[Model], content: object, where: Mapping[str, str]) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error, where) from error
+
+
+def _refusal(error: ValidationError, where: Mapping[str, str]) -> RequestError:
+    """The first fault, with the field's dotted name, what was found and what is allowed."""
+    faults = error.errors(include_url=False)
+    path = _path(faults[0]["loc"], where)
+    told = [fault for fault in faults if _path(fault["loc"], where) == path]
+    param = ".".join(path) or None
+    name = f"`{param}`" if param else "the body"
+    if told[0]["type"] == "missing":
+        return Invalid(f"{name} is missing", param=param)
+    if told[0]["type"] == "extra_forbidden":
+        return UnknownParameter(f"{name} is not known", param=param)
+    allowed = " or ".join(dict.fromkeys(fault["msg"] for fault in told))
+    return Invalid(f"{name} is {str(told[0]['input'])[:100]!r}: {allowed}", param=param)
+
+
+def _path(loc: tuple[int | str, ...], where: Mapping[str, str]) -> list[str]:
+    """The parts of a field's dotted name. Behind a hyperparameter's name pydantic tells the branches of its union."""
+    if loc and loc[0] in where:
+        return [where[str(loc[0])]]
+    return [str(part)[:64] for part in loc if part != "[key]"]
