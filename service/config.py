@@ -129,8 +129,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description=(
-            "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, up "
-            "to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 40 at most."
+            "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, "
+            "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 40 at most."
         ),
     )
     admission_prefill: int | None = Field(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainer.errors import SettingsError
@@ -26,7 +26,7 @@ KEPT_BACK: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRAC
 class Settings(BaseSettings):
     """All settings of the trainer."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     secret: SecretStr | None = Field(
         None,
@@ -70,11 +70,6 @@ class Settings(BaseSettings):
         15, gt=0, description="How long a trainer that is stopped waits for its jobs' checkpoints, s; they go on alone."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-
-    @field_validator("secret", mode="before")
-    @classmethod
-    def _unset(cls, value: object) -> object:
-        return value or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
@@ -50,7 +50,7 @@ class Exchange:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         given = self.headers.get("x-request-id", "")
-        self.request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         self._more: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
         self._error_body: SayError = _openai_error
         self._last_words: SayError | None = None
@@ -86,12 +86,9 @@ class Exchange:
         coding = self.headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
             raise WrongMediaType(f"the body must come without a content-encoding, found {coding[:80]!r}")
-        too_large = TooLarge(
-            f"the body has more than {most} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"}
-        )
         said = self.headers.get("content-length", "")
         if said.isascii() and said.isdigit() and int(said[:20]) > most:
-            raise too_large
+            raise _too_large(most)
         parts: list[bytes] = []
         size = 0
         try:
@@ -103,7 +100,7 @@ class Exchange:
                     part = message.get("body", b"")
                     size += len(part)
                     if size > most:
-                        raise too_large
+                        raise _too_large(most)
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -161,6 +158,10 @@ class Exchange:
                     await self.finish()
             except TimeoutError:
                 return
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"the body has more than {most} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"})
 
 
 class Leash:

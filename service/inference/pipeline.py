@@ -7,7 +7,6 @@ import hashlib
 import logging
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +36,8 @@ Suspect = Callable[[str], None]
 
 MAX_DEPTH = 64
 OVERLOAD_RETRY_S = 1
+MAX_SALTS = 4096
+"""Projects whose salt is remembered, not made anew."""
 _LOG = logging.getLogger("hatrack.inference")
 
 
@@ -87,6 +88,7 @@ class Pipeline:
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
         self._salt = secrets.token_bytes(32)
+        self._salts: dict[str, str] = {}
         self.in_flight = 0
 
     async def infer(self, route: Route, exchange: Exchange) -> None:
@@ -184,8 +186,17 @@ class Pipeline:
         sent = {**body, "model": target.engine_model, **route.dialect.fixed(body)}
         if route.salted:
             # projects share no prefix cache: how fast an answer comes would tell one what another has asked
-            sent["cache_salt"] = hashlib.blake2b(caller.project.encode(), key=self._salt, digest_size=16).hexdigest()
+            sent["cache_salt"] = self._salt_of(caller.project)
         return orjson.dumps(sent)
+
+    def _salt_of(self, project: str) -> str:
+        salt = self._salts.get(project)
+        if salt is None:
+            if len(self._salts) >= MAX_SALTS:
+                self._salts = {}
+            salt = hashlib.blake2b(project.encode(), key=self._salt, digest_size=16).hexdigest()
+            self._salts[project] = salt
+        return salt
 
     async def _forward(
         self,
@@ -199,7 +210,7 @@ class Pipeline:
         entered: Pass | None,
     ) -> None:
         # the engine's request ids must be unique, a client's need not be: the engine gets one of our own
-        headers = {"content-type": "application/json", "x-request-id": uuid.uuid4().hex}
+        headers = {"content-type": "application/json", "x-request-id": secrets.token_hex(16)}
         if record.span is not None:
             headers.update(record.span.headers)
         renamer = Renamer(target)

@@ -154,17 +154,16 @@ class Catalog:
             ModelNotFound: There is none, or the key's globs do not match it: nobody can tell which.
             NoLiveVersion: It has no ``live`` alias.
         """
-        missing = ModelNotFound(f"the model `{wanted[:100]}` does not exist or you may not use it", param=param)
         try:
             reference = parse_reference(wanted)
         except AdapterError:
-            raise missing from None
+            raise _missing(wanted, param) from None
         entry = self.snapshot.adapters.get((caller.project, reference.name))
         if entry is None or not caller.may_use(reference.name):
-            raise missing
+            raise _missing(wanted, param)
         if reference.version is not None:
             if reference.version not in entry.versions:
-                raise missing
+                raise _missing(wanted, param)
             return Found(entry, "", reference.version)
         alias = reference.alias or DEFAULT_ALIAS
         aim = entry.aliases.get(alias)
@@ -176,12 +175,12 @@ class Catalog:
                 "or promote one",
                 param=param,
             )
-        raise missing
+        raise _missing(wanted, param)
 
     def _target(self, entry: AdapterEntry, number: int, *, label: str, param: str) -> Target:
         version = entry.versions.get(number)
         if version is None:
-            raise ModelNotFound(f"the model `{label[:100]}` does not exist or you may not use it", param=param)
+            raise _missing(label, param)
         if version.servable is not Servable.OK:
             raise Conflict(
                 f"the version `{entry.name}@{version.number}` cannot serve now: {version.servable.value}",
@@ -205,3 +204,7 @@ class Catalog:
             if owner == caller.project and DEFAULT_ALIAS in entry.aliases and caller.may_use(name)
         ]
         return sorted(found, key=lambda entry: (entry.created_at, entry.name))
+
+
+def _missing(wanted: str, param: str) -> ModelNotFound:
+    return ModelNotFound(f"the model `{wanted[:100]}` does not exist or you may not use it", param=param)

@@ -30,6 +30,7 @@ class TrainerConfig:
     secret: str | None
     starts: bool
     arguments: tuple[str, ...]
+    program: tuple[str, ...] = (sys.executable, "-m", "trainer")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> TrainerConfig:
@@ -63,7 +64,7 @@ class TrainerConfig:
 
     def argv(self) -> list[str]:
         """The command line."""
-        return [sys.executable, "-m", "trainer", *self.arguments]
+        return [*self.program, *self.arguments]
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The trainer's environment: the gateway's own without its keys."""

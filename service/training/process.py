@@ -80,6 +80,7 @@ class TrainerProcess:
                 self._child = spawn(self._config)
                 self.starts += 1
                 code = await _ended(self._child)
+                _close_input(self._child)
                 reason = f"it ended with exit code {code}; see {self._config.log.name}"
             except OSError as error:
                 reason = f"it cannot be started: {error}"
@@ -127,10 +128,14 @@ def spawn(config: TrainerConfig) -> subprocess.Popen[bytes]:
         os.close(lock)
 
 
-def _end_child(child: subprocess.Popen[bytes]) -> None:
+def _close_input(child: subprocess.Popen[bytes]) -> None:
     if child.stdin is not None:
         with suppress(OSError):
             child.stdin.close()
+
+
+def _end_child(child: subprocess.Popen[bytes]) -> None:
+    _close_input(child)
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
     try:

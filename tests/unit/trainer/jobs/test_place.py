@@ -1,0 +1,92 @@
+"""A job's folder as the trainer sees it: events that are read line by line, whatever a killed worker left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.jobs import place as places
+from trainer.jobs import spec
+from trainer.jobs.folder import Folder
+from trainer.jobs.place import Place
+from trainer.jobs.spec import Control
+
+
+@pytest.fixture
+def place(make_job: Any) -> Place:
+    folder: Path = make_job()
+    found = Place(folder.parent, folder.parent.parent / "spent")
+    found.open()
+    return found
+
+
+JOB = "ftjob-1"
+
+
+def test_events_are_read_once_each_and_torn_lines_left_out(place: Place) -> None:
+    assert place.tail(JOB, 0) == ([], 0)
+    path = place.of(JOB) / spec.EVENTS
+    with Folder(place.of(JOB)) as folder:
+        folder.say("one")
+        folder.say("two")
+        found, offset = place.tail(JOB, 0)
+        assert ([event.message for event in found], offset) == (["one", "two"], path.stat().st_size)
+    with path.open("a") as file:
+        file.write('{"at": 1, "mess')
+    assert place.tail(JOB, offset) == ([], offset)
+    with Folder(place.of(JOB)) as folder:
+        folder.say("three")
+    found, offset = place.tail(JOB, offset)
+    assert [event.message for event in found] == ["three"]
+    assert offset == path.stat().st_size
+
+
+def test_many_events_are_read_a_piece_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "TAIL_BYTES", 300)
+    with Folder(place.of(JOB)) as folder:
+        for number in range(20):
+            folder.say(str(number))
+    seen, offset = [], 0
+    while found := place.tail(JOB, offset)[0]:
+        seen += [event.message for event in found]
+        offset = place.tail(JOB, offset)[1]
+    assert seen == [str(number) for number in range(20)]
+
+
+def test_a_line_without_an_end_is_not_waited_for_for_ever(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "TAIL_BYTES", 300)
+    monkeypatch.setattr(places, "LONGEST_LINE", 200)
+    (place.of(JOB) / spec.EVENTS).write_text("x" * 1000)
+    assert place.tail(JOB, 0) == ([], 300)
+
+
+def test_the_worker_is_known_by_its_lock(place: Place) -> None:
+    assert place.worker(JOB) is None
+    with Folder(place.of(JOB)):
+        assert place.worker(JOB) is not None
+        (place.of(JOB) / spec.LOCK).write_text("")
+        assert place.worker(JOB) == 0
+    assert place.worker(JOB) is None
+
+
+def test_orders_are_read_by_the_worker(place: Place) -> None:
+    with Folder(place.of(JOB)) as folder:
+        for control in Control:
+            place.order(JOB, control)
+            assert folder.control() is control
+
+
+def test_progress_is_what_a_crash_does_not_undo(place: Place) -> None:
+    seen = {place.progress(JOB)}
+    for name in (spec.TRAINING, spec.PLAN):
+        (place.of(JOB) / name).write_text("{}")
+        seen.add(place.progress(JOB))
+    for step in ("step-00000002", "step-00000010"):
+        (place.of(JOB) / spec.CHECKPOINTS / step).mkdir(parents=True)
+        seen.add(place.progress(JOB))
+    assert len(seen) == 5
+    assert place.progress(JOB).endswith(" step-00000010")
+    (place.of(JOB) / spec.EVENTS).write_text("more")
+    assert place.progress(JOB) in seen
