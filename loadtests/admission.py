@@ -177,22 +177,26 @@ async def flood(out: Path, seconds: float) -> list[dict[str, Any]]:
 
 async def refusals(client: aiohttp.ClientSession, url: str, model: str) -> dict[str, float]:
     """How long it takes to be told that the queue is full, ms: 200 requests of a key that has its share waiting."""
-    waiting = [
-        asyncio.create_task(stream(client, url, Timing(model, time.perf_counter()), "Once", 400))
-        for _ in range(QUEUE_SHARE + FLOOD)
-    ]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.sleep(1)
+
+    def ask() -> asyncio.Task[None]:
+        return asyncio.create_task(stream(client, url, Timing(model, time.perf_counter()), "Once", 400))
+
+    waiting = [ask() for _ in range(QUEUE_SHARE + FLOOD)]
+    await asyncio.sleep(10)  # until the places in the engine are taken: prompts are let in a few at a time
+    waiting += [ask() for _ in range(2 * FLOOD)]
+    await asyncio.sleep(2)
     taken = []
-    for _ in range(200):
-        timing = Timing(model, time.perf_counter())
-        async with asyncio.timeout(30):
-            await stream(client, url, timing, "Once", 400)
-        assert timing.status == 429, f"the queue is not full: {timing.status}"
-        taken.append((timing.end - timing.sent) * 1000)
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    try:
+        for _ in range(200):
+            timing = Timing(model, time.perf_counter())
+            async with asyncio.timeout(10):
+                await stream(client, url, timing, "Once", 400)
+            assert timing.status == 429, f"the queue is not full: {timing.status}"
+            taken.append((timing.end - timing.sent) * 1000)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
     found = {f"p{share:g}_ms": round(percentile(taken, share / 100), 2) for share in (50, 99, 100)}
     print(f"  refused by a full queue: {found}", file=sys.stderr, flush=True)
     return found

@@ -6,6 +6,7 @@ for the inference routes, then FastAPI for everything else.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -125,7 +126,6 @@ def build(settings: Settings) -> Parts:
     limiter = KeyLimiter()
     given_admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     keys = Keys(settings.home, database, given_admin_key, on_revoked=limiter.forget)
-    authenticator = keys.authenticator
     base = describe_base(settings)
     catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
     store = Store(settings.store_dir)
@@ -140,7 +140,7 @@ def build(settings: Settings) -> Parts:
     telemetry = Telemetry(settings, catalog, engine_version())
     inference = InferenceApp(
         settings,
-        authenticator,
+        keys.authenticator,
         catalog,
         engine,
         account=Accounts(LogAccount(), usage, *telemetry.accounts),
@@ -159,12 +159,11 @@ def build(settings: Settings) -> Parts:
         UsageSource(usage),
         RegistrySource(registry),
     )
-    files, training, trainer = _training(settings, database, keys, catalog)
     return Parts(
         settings,
         database,
         keys,
-        authenticator,
+        keys.authenticator,
         limiter,
         usage,
         catalog,
@@ -174,9 +173,7 @@ def build(settings: Settings) -> Parts:
         registry,
         inference,
         telemetry,
-        files,
-        training,
-        trainer,
+        *_training(settings, database, keys, catalog),
     )
 
 
@@ -268,6 +265,10 @@ def _lifespan(parts: Parts) -> Any:
             if parts.trainer is not None:
                 await parts.trainer.start()
                 stack.push_async_callback(parts.trainer.stop)
+            # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
+            gc.collect()
+            gc.freeze()
+            stack.callback(gc.unfreeze)
             yield
 
     return lifespan

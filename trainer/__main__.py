@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,19 @@ PARENT_LOOK_S: Final = 0.5
 LINGER_S: Final = 1
 """How long requests may take to end once the trainer is to stop, s: streams of events come back to the next one."""
 _LOG = logging.getLogger("hatrack.trainer")
+
+
+class Server(uvicorn.Server):
+    """One that leaves signals to us: uvicorn would raise them again at its end, and the exit code would not be 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    def stop(self) -> None:
+        """End politely, soon."""
+        self.should_exit = True
 
 
 class HomeTaken(Exception):
@@ -155,7 +169,9 @@ async def _serve(trainer: Trainer, settings: Settings, listener: socket.socket, 
         server_header=False,
         timeout_graceful_shutdown=LINGER_S,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.stop)
     watch = asyncio.create_task(_stop_without(parent, server)) if parent is not None else None
     try:
         await server.serve(sockets=[listener])
@@ -167,11 +183,11 @@ async def _serve(trainer: Trainer, settings: Settings, listener: socket.socket, 
         raise SettingsError("the trainer could not start; its log has the reason")
 
 
-async def _stop_without(parent: int, server: uvicorn.Server) -> None:
+async def _stop_without(parent: int, server: Server) -> None:
     while os.getppid() == parent:  # noqa: ASYNC110 (a parent's end sends nothing that could be waited for)
         await asyncio.sleep(PARENT_LOOK_S)
     _LOG.warning("the process that started the trainer has gone; it stops")
-    server.should_exit = True
+    server.stop()
 
 
 def _fail(message: str, code: int) -> int:

@@ -34,6 +34,13 @@ Exception
     │   ├── LossNotFinite
     │   ├── OutOfMemory
     │   └── CheckpointUnusable     it belongs to another training
+    ├── EvaluationError            no verdict can be had
+    │   ├── EvaluationInvalid      arms, examples or a metric that cannot be compared
+    │   ├── EndpointUnknown        an outside endpoint that the settings do not name
+    │   ├── AnswerRefused          an arm will not answer an example, now or ever; `status` and `answer_code` say why
+    │   │   └── ArmUnservable      the version went away, or cannot be served by this engine
+    │   ├── ArmMoved               an alias pointed to another version while it was asked
+    │   └── AnswerUnreadable       an answer that lacks what was asked for
     ├── FolderBusy                 another worker is at the job
     ├── GatewayUnreachable
     ├── GatewayRefused             the gateway said no; `status` and `code` are its
@@ -253,6 +260,41 @@ class OutOfMemory(TrainingError):
 
 class CheckpointUnusable(TrainingError):
     code = "checkpoint_unusable"
+
+
+class EvaluationError(TrainerError):
+    code = "evaluation_failed"
+
+
+class EvaluationInvalid(EvaluationError):
+    code = "invalid_evaluation"
+
+
+class EndpointUnknown(EvaluationError):
+    code = "endpoint_unknown"
+
+
+class AnswerRefused(EvaluationError):
+    """A comparison over fewer examples than were held out is none, so that one refusal ends it."""
+
+    code = "answer_refused"
+
+    def __init__(self, status: int, answer_code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.answer_code = answer_code
+
+
+class ArmUnservable(AnswerRefused):
+    code = "arm_unservable"
+
+
+class ArmMoved(EvaluationError):
+    code = "arm_moved"
+
+
+class AnswerUnreadable(EvaluationError):
+    code = "answer_unreadable"
 
 
 class FolderBusy(TrainerError):

@@ -15,7 +15,7 @@ _OURS, _OTHERS, _INK, _PALE = "#c2410c", "#94a3b8", "#1e293b", "#64748b"
 
 
 def draw(result: Mapping[str, Any]) -> str:
-    """The SVG: four panels, for the first number of connections measured. Bars are logarithmic.
+    """The SVG: six panels, for the first number of connections measured. Bars are logarithmic.
 
     Args:
         result: What ``run.py`` writes as JSON.

@@ -7,8 +7,6 @@ from typing import Final
 
 from service.config import Settings
 
-CPU_COMMON: Final = 40
-"""More sequences give a CPU a few more tokens a second, and every step takes longer: loadtests/admission.py."""
 CPU_PREFILL: Final = 128
 GPU_PREFILL: Final = 16384
 """Two of vLLM's usual prefill steps: while one is computed the next must be there already."""
@@ -42,7 +40,7 @@ class Policy:
     @property
     def draining(self) -> int:
         """Slots that may be running empty at once: an adapter that is not fed leaves places of the batch unused."""
-        return max(1, (self.slots or 1) // 2)
+        return max(1, (self.slots or 1) // 4)
 
     @property
     def share_size(self) -> int:
@@ -57,7 +55,7 @@ class Policy:
             most = width + settings.queue_size
             return cls(width=most, common=most, slots=None, queue_size=0, background_width=most)
         on_cpu = settings.device == "cpu"
-        common = min(width, settings.admission_width or (CPU_COMMON if on_cpu else width - width // 16))
+        common = min(width, settings.admission_width or width - width // (8 if on_cpu else 16))
         return cls(
             width=width,
             common=common,

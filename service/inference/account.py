@@ -85,9 +85,10 @@ class LogAccount:
         if not self._log.isEnabledFor(logging.INFO):
             return
         caller, target, usage = record.caller, record.target, record.usage
-        self._log.info(
-            "inference request",
-            extra={
+        # made by hand: the logger would walk the stack for the caller's name, which this line does not show
+        line = logging.LogRecord(self._log.name, logging.INFO, "", 0, "inference request", None, None)
+        vars(line).update(
+            {
                 "request_id": record.request_id,
                 "route": record.route,
                 "project": caller.project if caller else None,
@@ -104,5 +105,6 @@ class LogAccount:
                 "usage_exact": usage.exact if usage else None,
                 "first_byte_s": record.first_byte_s,
                 "total_s": record.total_s,
-            },
+            }
         )
+        self._log.handle(line)

@@ -206,7 +206,8 @@ def test_a_client_that_leaves_frees_the_engine_within_a_second(gateway: Gateway,
         request = http.build_request("POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=1.5))
         if stream:
             response = http.send(request, stream=True)
-            next(response.iter_bytes())
+            pieces = response.iter_bytes()  # held: an iterator that is dropped closes the connection
+            next(pieces)
             wait_until(lambda: running(gateway) == 1, 1.0, "the engine does not show the request")
             response.close()
         else:

@@ -331,7 +331,8 @@ def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, path: str, stre
         if stream:
             response = http.send(request, stream=True)
             assert response.status_code == 200
-            next(response.iter_bytes())
+            pieces = response.iter_bytes()  # held: an iterator that is dropped closes the connection
+            next(pieces)
             wait_until(lambda: running(gateway) == 1, 5.0, "the engine does not show the request")
             response.close()
         else:

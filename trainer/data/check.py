@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.data.prepare import Rules, Source, inspect
+from trainer.data.formats import read_dataset
+from trainer.data.prepare import MIN_EXAMPLES, Rules, Source, inspect
 from trainer.errors import DataError, DataInvalid, TrainerError
 from trainer.tune import auto
 from trainer.tune.wish import Wish
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> str:
+    source = Source(options.name, options.file.read_bytes())
+    read_dataset(source.name, source.content, min_examples=MIN_EXAMPLES)  # what cannot be read need not wait for torch
     from trainer.data.render import Renderer, stop_tokens
     from trainer.tune.model import load_generation_config, load_tokenizer
 
@@ -67,7 +70,6 @@ def _report(options: argparse.Namespace) -> str:
         stop_tokens=stop_tokens(tokenizer, load_generation_config(options.base)),
         max_length=auto.max_length(wish, context=options.context, positions=positions),
     )
-    source = Source(options.name, options.file.read_bytes())
     rules = Rules(drop_long=options.drop_long, strict=options.strict)
     return inspect(source, None, renderer, rules).report.model_dump_json()
 

@@ -135,7 +135,7 @@ class Endings:
 
         def queue(db: sa.Connection) -> None:
             current = records.get(db, job.id)
-            for note in (*notes, "the data are in order; the job waits for its turn"):
+            for note in (*notes, "Files validated, moving job to queued state"):
                 current = journal.say(db, current, note)
             records.change(
                 db, job.id, status=Status.QUEUED, queued_at=time.time(), interrupted=False, kills=0,

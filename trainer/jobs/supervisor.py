@@ -80,9 +80,9 @@ class Supervisor:
         return [watch.worker.pid for watch in self._watches.values() if watch.stage is Stage.TRAIN]
 
     async def start(self) -> None:
-        """Find the workers that a former trainer has left, see to the jobs whose worker is gone, and begin."""
+        """Find the workers that a former trainer has left, and begin; a first turn sees to the jobs that have none."""
         for job in await self._database.run(lambda db: records.with_status(db, UNDER_WAY)):
-            await self._recover(job)
+            await self._adopt(job)
         await self._tidy()
         self._loop = asyncio.create_task(self._run(), name="jobs")
 
@@ -101,16 +101,22 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _recover(self, job: Job) -> None:
-        """A job that nobody watches: its worker may be alive all the same, or have ended unseen."""
+    async def _adopt(self, job: Job) -> bool:
+        """Watch over a worker that this trainer has not started; False where there is none."""
         pid = await asyncio.to_thread(self._place.worker, job.id)
+        if pid is None:
+            return False
+        _LOG.info("found the worker of %s: process %d", job.id, pid)
         stage = Stage.VALIDATE if job.status is Status.VALIDATING else Stage.TRAIN
-        if pid is not None:
-            _LOG.info("found the worker of %s: process %d", job.id, pid)
-            self._watch(job, stage, Adopted(self._place, job.id, pid))
-        elif job.status is Status.RUNNING:
-            await self._ingest(job.id)
-            await self._ended(job.id, stage, End(None), kills=memory_kills())
+        self._watch(job, stage, Adopted(self._place, job.id, pid))
+        return True
+
+    async def _recover(self, job: Job) -> None:
+        """A job that runs and that nobody watches: its worker may be alive all the same, or have ended unseen."""
+        if not await self._adopt(job):
+            while await self._ingest(job.id):
+                pass
+            await self._ended(job.id, Stage.TRAIN, End(None), kills=memory_kills())
 
     async def _tidy(self) -> None:
         """What a crash between two steps has left: folders of no job, keys of jobs that are over."""
@@ -131,12 +137,21 @@ class Supervisor:
 
     async def _turn(self) -> None:
         for job in await self._database.run(lambda db: records.with_status(db, UNDER_WAY | {Status.PAUSED})):
-            await self._obey(job.id)
+            if self._is_due(job):
+                await self._obey(job.id)
         for stage, status in STAGES.items():
             if not any(watch.stage is stage for watch in self._watches.values()):
                 taken = await self._database.run(partial(records.take, status=status, but=[*self._watches]))
                 if taken is not None:
                     await self._begin(taken, stage)
+
+    def _is_due(self, job: Job) -> bool:
+        """Whether something else is wanted of a job than what it does."""
+        watch = self._watches.get(job.id)
+        if watch is not None:
+            return watch.ordered is not job.wanted
+        is_paused, is_to_pause = job.status is Status.PAUSED, job.wanted is Control.PAUSE
+        return job.status is Status.RUNNING or job.wanted is Control.CANCEL or is_paused is not is_to_pause
 
     async def _obey(self, job_id: str) -> None:
         """Bring about what is wanted of a job: by word to its worker, or at once where it has none."""
@@ -180,7 +195,8 @@ class Supervisor:
             return
         self._watch(job, stage, worker)
         if stage is Stage.TRAIN:
-            await self._database.run(lambda db: journal.say(db, records.get(db, job.id), "training has the device"))
+            said = "Fine-tuning job goes on" if job.device_s else "Fine-tuning job started"
+            await self._database.run(lambda db: journal.say(db, records.get(db, job.id), said))
         self._pulse.beat()
 
     def _watch(self, job: Job, stage: Stage, worker: Worker) -> None:

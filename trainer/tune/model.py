@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,24 @@ def load_adapter(model: Any, directory: Path) -> None:
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:
         raise NothingTrainable(f"the parent's weights do not fit the recipe: {(missing or found.unexpected_keys)[0]}")
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout off for a while.
+
+    Four-bit layers are left as they are: on a CPU, bitsandbytes packs their weights for inference as soon as one is
+    asked in evaluation mode, and from then on the gradients through it are silently wrong.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        if getattr(getattr(module, "weight", None), "quant_state", None) is None:
+            module.training = False
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:

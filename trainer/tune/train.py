@@ -14,6 +14,7 @@ from trainer.errors import DataTooSmall, OutOfMemory
 from trainer.tune.batches import plan_batches
 from trainer.tune.checkpoint import Checkpoint, Checkpoints, Position
 from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
+from trainer.tune.model import evaluating
 from trainer.tune.optimizer import Optimizer, finite
 from trainer.tune.progress import Evaluation, Progress, Training
 from trainer.tune.recipe import Recipe
@@ -172,18 +173,16 @@ class _Loop:
 @torch.no_grad()
 def evaluate(model: Any, sequences: Sequence[TokenSequence], recipe: Recipe) -> Evaluation:
     """Loss and token accuracy over `sequences`, as the model is now, without dropout; needs one sequence or more."""
-    was_training = model.training
-    model.eval()
     share_prefix, device = can_share_prefix(model.config), next(model.parameters()).device
     ordered = sorted(sequences, key=lambda row: len(row.tokens))
     loss_sum, right_sum, tokens = 0.0, 0, 0
-    for start in range(0, len(ordered), recipe.batch_size):
-        batch = collate(ordered[start : start + recipe.batch_size], share_prefix=share_prefix, device=device)
-        loss, right = batch_loss(model, batch)
-        loss_sum += loss.item() * len(batch.targets)
-        right_sum += right
-        tokens += len(batch.targets)
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(ordered), recipe.batch_size):
+            batch = collate(ordered[start : start + recipe.batch_size], share_prefix=share_prefix, device=device)
+            loss, right = batch_loss(model, batch)
+            loss_sum += loss.item() * len(batch.targets)
+            right_sum += right
+            tokens += len(batch.targets)
     return Evaluation(loss=loss_sum / tokens, accuracy=right_sum / tokens, tokens=tokens)
 
 

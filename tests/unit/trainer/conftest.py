@@ -44,13 +44,12 @@ def make_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
     return fast
 
 
-@pytest.fixture(scope="session")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("base") / "tiny"
+def make_base(directory: Path, *, hidden: int = 32) -> Path:
+    """Two random layers of this width, always the same."""
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + 256,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -65,6 +64,11 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForCausalLM(config).save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -107,8 +107,8 @@ async def test_an_engine_that_goes_answers_all_who_wait() -> None:
 @pytest.mark.parametrize(
     ("settings", "width", "common", "slots"),
     [
-        ({}, 64, 40, 8),
-        ({"engine_max_seqs": 12}, 12, 12, 8),
+        ({}, 64, 56, 8),
+        ({"engine_max_seqs": 12}, 12, 11, 8),
         ({"admission_width": 5, "engine_slots": 3}, 64, 5, 3),
         ({"engine_device": "cuda"}, 64, 60, 8),
         ({"admission": "fifo", "queue_size": 100}, 164, 164, None),

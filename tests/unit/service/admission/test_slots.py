@@ -70,7 +70,7 @@ def test_only_some_slots_run_empty_at_once() -> None:
         desk.offer(name)
     desk.now += 10
     desk.admit()
-    assert sum(tenure.draining for tenure in desk.scheduler.slots.held.values()) == 2
+    assert sum(tenure.draining for tenure in desk.scheduler.slots.held.values()) == 1
 
 
 def test_the_slots_are_shared_between_projects() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,14 @@ async def test_every_error_has_one_shape(client: Client, method: str, path: str,
     assert set(answer.json()) == {"error"}
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert answer.json()["error"]["code"] == code
+
+
+def test_the_process_that_answers_loads_no_model_library() -> None:
+    code = (
+        "import sys, trainer.__main__; print(sorted({'torch', 'transformers', 'peft', 'datasketch'} & {*sys.modules}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == "[]\n"
 
 
 async def test_requests_without_a_project_are_refused(trainer: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.jobs.trainers import Client, Running, installation, running
 from trainer.config import Settings
+from trainer.data import check
 from trainer.data.check import REFUSED
 from trainer.data.report import Report
 from trainer.errors import RequestError
@@ -39,21 +41,31 @@ def nothing_left(trainer: Running) -> bool:
 
 async def test_a_file_is_looked_at_and_not_kept(client: Client, trainer: Running) -> None:
     files = {"file": ("voices é\n.jsonl", jsonl([*rows(), LONG]))}
-    answer = await client.http.post(f"{CHECK}?max_length=200&drop_long=true", files=files)
+    answer = await client.http.post(f"{CHECK}?max_length=200&strict=true", files=files)
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    assert told.pop("refused") is False
+    assert told.pop("refused") is True
     report = Report.model_validate(told)
-    assert (report.format, report.examples, report.dropped, report.max_length) == ("prompt_completion", 25, 1, 200)
+    assert (report.format, report.examples, report.max_length) == ("prompt_completion", 25, 200)
     assert report.file.startswith("voices é")
+    found = {finding.code: finding.severity for finding in report.findings}
+    assert found["too_long"] == "refused"
+    assert set(found.values()) == {"refused"}
     assert any(piece.trained for piece in report.shown[0].pieces)
-
-    refused = await client.http.post(f"{CHECK}?strict=true", content=jsonl([*rows(), LONG]))
-    assert refused.status_code == 200
-    assert refused.json()["refused"] is True
-    assert "too_long" in {finding["code"] for finding in refused.json()["findings"]}
-    assert refused.json()["max_length"] == 256
     assert nothing_left(trainer)
+
+
+def test_what_is_too_long_is_left_out_where_that_was_asked_for(
+    tmp_path: Path, base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(jsonl([*rows(), LONG]))
+    place = ["--base", str(base_dir), "--context", "256"]
+    assert check.main([str(path), *place, "--drop-long"]) == 0
+    report = Report.model_validate_json(capsys.readouterr().out)
+    assert (report.refused, report.dropped, report.max_length) == (False, 1, 256)
+    assert check.main([str(path), *place, "--max-length", "4096"]) == REFUSED
+    assert json.loads(capsys.readouterr().out)["param"] == "max_length"
 
 
 async def test_lines_that_cannot_be_read_are_told_each(client: Client) -> None:

@@ -1,0 +1,234 @@
+"""Fine-tuning jobs and kill -9: of the worker, of the trainer, of whoever started it. Real processes, a real training
+of a base of two layers, and a gateway of bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from openai import AsyncOpenAI
+
+from tests.unit.trainer.conftest import base_dir
+from tests.unit.trainer.jobs.conftest import KEY, FakeGateway, gateway, jsonl, rows
+from tests.unit.trainer.jobs.trainers import Client, context, gateway_headers
+from trainer.jobs.place import Place
+
+__all__ = ["base_dir", "gateway"]
+
+START_S = 60.0
+LONG = {"n_epochs": 40, "batch_size": 4, "lora_rank": 4, "learning_rate": 1e-3}
+"""Some 160 steps, each of which is a checkpoint here."""
+
+
+class Daemon:
+    """A trainer in a process of its own."""
+
+    def __init__(self, home: Path, base: Path, gateway: FakeGateway) -> None:
+        self.home, self.socket = home, home / "t.sock"
+        self.place = Place(home / "trainer" / "jobs", home / "trainer" / "spent")
+        self.command = [
+            *(sys.executable, "-m", "trainer", "--home", str(home), "--socket", str(self.socket)),
+            *("--gateway", gateway.url, "--base", str(base), "--base-name", "tiny", "--max-rank", "16"),
+            *("--context", "256"),
+        ]
+        self.environment = os.environ | {"HATRACK_TRAINER_DEVICE": "cpu", "HATRACK_TRAINER_CHECKPOINT_S": "0"}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = (self.home / "log").open("ab")
+        with log:
+            self.process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
+        until(self.answers, "the trainer's answer", START_S)
+
+    def answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def worker(self, job_id: str) -> psutil.Process:
+        until(lambda: self.place.worker(job_id), "a worker")
+        pid = self.place.worker(job_id)
+        assert pid
+        return psutil.Process(pid)
+
+    def steps(self, job_id: str) -> list[int]:
+        """As the worker has said them."""
+        lines = (self.place.of(job_id) / "events.jsonl").read_bytes().splitlines()
+        found = [json.loads(line) for line in lines if line.endswith(b"}")]
+        return [event["data"]["step"] for event in found if event["type"] == "metrics"]
+
+
+def until(true: Callable[[], Any], what: str, patience_s: float = 120.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> Iterator[Daemon]:
+    gateway.files["train"] = jsonl(rows())
+    found = Daemon(tmp_path, base_dir, gateway)
+    found.start()
+    yield found
+    if found.process is not None and found.process.poll() is None:
+        found.end()
+    jobs = tmp_path / "trainer" / "jobs"
+    left = [pid for job in jobs.iterdir() if (pid := found.place.worker(job.name))]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == [], "a worker was left"
+
+
+@pytest.fixture
+async def client(daemon: Daemon) -> AsyncIterator[Client]:
+    transport = httpx.AsyncHTTPTransport(uds=str(daemon.socket), retries=3)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://trainer", headers=gateway_headers(), timeout=60
+    ) as http:
+        yield Client(http, AsyncOpenAI(api_key="x", base_url="http://trainer/v1", http_client=http, max_retries=3))
+
+
+async def create(client: Client, **hyperparameters: Any) -> Any:
+    told = {"x-hatrack-job-context": context(content=jsonl(rows()))}
+    return await client.create(told, hyperparameters=LONG | hyperparameters, seed=3)
+
+
+async def test_a_killed_worker_loses_at_most_one_checkpoint(
+    daemon: Daemon, client: Client, gateway: FakeGateway
+) -> None:
+    assert oct(daemon.socket.stat().st_mode & 0o777) == "0o600"
+    made = await create(client)
+    assert made.status == "validating_files"
+    seen: list[dict[str, Any]] = []
+    worker: psutil.Process | None = None
+    async with client.http.stream("GET", f"/v1/fine_tuning/jobs/{made.id}/events?stream=true") as answer:
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            seen.append(json.loads(line[6:]))
+            if worker is None and seen[-1]["type"] == "metrics" and seen[-1]["data"]["step"] > 8:
+                worker = daemon.worker(made.id)
+                assert worker.nice() == 10
+                worker.send_signal(signal.SIGKILL)
+    assert line == ""
+    job = await client.openai.fine_tuning.jobs.retrieve(made.id)
+    assert (job.status, job.fine_tuned_model) == ("succeeded", "voice@1")
+    (gap,) = [at for at, event in enumerate(seen) if event["level"] == "warn" and "SIGKILL" in event["message"]]
+    steps = [[e["data"]["step"] for e in part if e["type"] == "metrics"] for part in (seen[:gap], seen[gap:])]
+    assert steps[1][0] >= steps[0][-1], "more than one step was done again"
+    kept = re.search(r"checkpoint step-(\d+)$", seen[gap]["message"])
+    assert kept is not None
+    assert steps[1][0] == int(kept[1]) + 1
+    assert steps[1][-1] == 160
+    assert "hatrack promote voice@1" in seen[-1]["message"]
+    assert len(gateway.pushed) == 1
+    checkpoints = [c async for c in client.openai.fine_tuning.jobs.checkpoints.list(made.id, limit=100)]
+    assert [c.step_number for c in checkpoints] == list(range(160, 0, -4))
+    assert checkpoints[0].metrics.full_valid_loss is not None
+    until(lambda: KEY not in gateway.keys, "the end of the job's key")
+
+
+async def test_a_killed_trainer_finds_its_job_again_and_a_polite_stop_resumes(
+    daemon: Daemon, client: Client, gateway: FakeGateway
+) -> None:
+    made = await create(client)
+    waiting = await create(client, n_epochs=1)
+    until(lambda: (daemon.place.of(made.id) / "events.jsonl").exists() and len(daemon.steps(made.id)) > 2, "steps")
+    worker = daemon.worker(made.id)
+    assert daemon.end(signal.SIGKILL) == -signal.SIGKILL
+    before = daemon.steps(made.id)[-1]
+    until(lambda: daemon.steps(made.id)[-1] > before, "a step without a trainer")
+    daemon.start()
+    until(lambda: daemon.place.worker(made.id) == worker.pid, "the same worker")
+    assert (await client.openai.fine_tuning.jobs.retrieve(made.id)).status == "running"
+
+    paused = await client.openai.fine_tuning.jobs.pause(made.id)
+    assert paused.status == "paused"
+    assert not worker.is_running()
+    resumed = await client.openai.fine_tuning.jobs.resume(made.id)
+    assert resumed.status in ("queued", "running")
+    await client.until(made.id, lambda job: job.status == "running" and daemon.place.worker(made.id))
+    now = len(daemon.steps(made.id))
+    until(lambda: len(daemon.steps(made.id)) > now, "a step after the pause")
+
+    assert daemon.end(signal.SIGTERM) == 0
+    assert daemon.place.worker(made.id) is None
+    assert (daemon.place.of(made.id) / "key").exists()
+    daemon.start()
+    assert (await client.ended(made.id)).fine_tuned_model in ("voice@1", "voice@2")
+    assert (await client.ended(waiting.id)).status == "succeeded"
+    steps = [event.data["step"] for event in await client.events(made.id) if event.type == "metrics"]
+    assert steps == sorted(steps), "something was done twice that had been kept"
+    assert steps == daemon.steps(made.id)
+    assert steps[-1] == 160
+
+
+async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Client, gateway: FakeGateway) -> None:
+    revoked = await client.create(
+        {"x-hatrack-job-context": context(content=jsonl(rows())), "x-hatrack-job-key": "hk_gone"}
+    )
+    made = await create(client)
+    until(lambda: (daemon.place.of(made.id) / "events.jsonl").exists() and len(daemon.steps(made.id)) > 1, "steps")
+    cancelled = await client.openai.fine_tuning.jobs.cancel(made.id)
+    assert cancelled.status == "cancelled"
+    assert daemon.place.worker(made.id) is None
+    assert gateway.pushed == []
+    job = await client.ended(revoked.id)
+    assert (job.status, job.error.code) == ("failed", "key_revoked")
+    assert "Make it with another" in job.error.message
+
+
+def test_a_trainer_ends_with_whoever_started_it_and_is_alone_in_its_home(
+    tmp_path: Path, base_dir: Path, gateway: FakeGateway
+) -> None:
+    daemon = Daemon(tmp_path, base_dir, gateway)
+    starter = subprocess.Popen(
+        ["sh", "-c", '"$@" & echo $!; wait', "sh", *daemon.command], env=daemon.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert starter.stdout is not None
+    trainer = psutil.Process(int(starter.stdout.readline()))
+    until(daemon.answers, "the trainer's answer", START_S)
+    second = subprocess.run([*daemon.command], env=daemon.environment, capture_output=True, timeout=60, check=False)
+    assert (second.returncode, b"another trainer is at work" in second.stderr) == (3, True)
+    starter.kill()
+    starter.wait(10)
+    starter.stdout.close()
+    until(lambda: not trainer.is_running(), "the trainer's end", 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "0"], "HATRACK_TRAINER_SECRET is needed"),
+        (["--socket", "t.sock", "--base", "nowhere"], "config.json"),
+        (["--socket", "/nowhere/t.sock"], "cannot listen on /nowhere/t.sock"),
+    ],
+)
+def test_a_wrong_start_is_named(
+    tmp_path: Path, base_dir: Path, gateway: FakeGateway, arguments: list[str], words: str
+) -> None:
+    whole = Daemon(tmp_path, base_dir, gateway).command
+    at = whole.index("--socket")
+    command = [*whole[:at], *whole[at + 2 :], *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, text=True)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,124 @@
+"""Files as the official client knows them, on a gateway of the real kind; and what it says while no trainer runs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.support.gateway import TIMEOUT, Gateway
+
+LINE = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
+MIB = 1024 * 1024
+NOBODYS = "file-" + "0" * 24
+
+
+def client_of(gateway: Gateway, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
+
+
+def key_in(gateway: Gateway, project: str, *scopes: str) -> str:
+    with gateway.http() as admin:
+        made = admin.post("/v1/keys", json={"name": "files", "project": project, "scopes": list(scopes)})
+    assert made.status_code == 201, made.text
+    return str(made.json()["key"])
+
+
+@pytest.fixture(scope="module")
+def key(gateway: Gateway) -> str:
+    return key_in(gateway, "filing", "train", "infer", "adapters")
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Gateway, key: str) -> Iterator[openai.OpenAI]:
+    with client_of(gateway, key) as ready:
+        yield ready
+
+
+def test_the_official_client_uploads_reads_lists_and_deletes(client: openai.OpenAI, tmp_path: Path) -> None:
+    path = tmp_path / "voices.jsonl"
+    path.write_bytes(LINE * 20)
+    with path.open("rb") as content:
+        made = client.files.create(file=content, purpose="fine-tune")
+    assert (made.object, made.bytes, made.filename, made.purpose) == (
+        "file",
+        20 * len(LINE),
+        "voices.jsonl",
+        "fine-tune",
+    )
+    assert client.files.wait_for_processing(made.id).status == "processed"
+    assert client.files.retrieve(made.id) == made
+    assert client.files.content(made.id).read() == LINE * 20
+    more = [client.files.create(file=(f"{n}.txt", b"x" * (n + 1)), purpose="user_data").id for n in range(5)]
+    assert [file.id for file in client.files.list(limit=2, order="asc")] == [made.id, *more]
+    assert [file.id for file in client.files.list(purpose="user_data")] == more[::-1]
+    for file_id in (made.id, *more):
+        assert client.files.delete(file_id).deleted
+    assert list(client.files.list()) == []
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+
+
+def test_an_expiry_is_kept(client: openai.OpenAI) -> None:
+    made = client.files.create(
+        file=b"gone in an hour", purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert made.expires_at == made.created_at + 3600
+    client.files.delete(made.id)
+
+
+def test_a_training_file_that_is_broken_is_refused_by_its_line(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.create(file=("data.jsonl", LINE * 3 + b"{broken\n" + LINE), purpose="fine-tune")
+    assert refused.value.code == "invalid_training_file"
+    assert "line 4: not JSON" in str(refused.value)
+    assert list(client.files.list()) == []
+
+
+def test_another_project_s_file_is_like_none(gateway: Gateway, client: openai.OpenAI) -> None:
+    made = client.files.create(file=LINE, purpose="fine-tune")
+    stranger = key_in(gateway, "strangers", "train", "infer", "adapters")
+    with httpx.Client(base_url=gateway.url, timeout=TIMEOUT, headers={"authorization": f"Bearer {stranger}"}) as other:
+        assert other.get("/v1/files").json()["data"] == []
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            found, never = (other.request(method, f"/v1/files/{asked}{path}") for asked in (made.id, NOBODYS))
+            assert found.status_code == never.status_code == 404
+            assert found.text.replace(made.id, NOBODYS) == never.text
+        base = other.get("/v1/models").json()["data"][0]["id"]
+        jobs = [
+            other.post("/v1/fine_tuning/jobs", json={"model": base, "training_file": asked})
+            for asked in (made.id, NOBODYS)
+        ]
+        assert [job.status_code for job in jobs] == [404, 404]
+        assert jobs[0].text.replace(made.id, NOBODYS) == jobs[1].text
+    assert client.files.delete(made.id).deleted
+
+
+def test_a_file_over_the_bound_is_refused_before_it_is_sent(gateway: Gateway, key: str) -> None:
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: multipart/form-data; boundary=b\r\ncontent-length: {600 * MIB}\r\n\r\n--b\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as wire:
+        wire.sendall(head.encode())
+        assert b"413" in wire.recv(64).split(b"\r\n")[0]
+
+
+def test_without_a_trainer_training_is_503_and_answers_go_on(gateway: Gateway, client: openai.OpenAI) -> None:
+    made = client.files.create(file=LINE * 10, purpose="fine-tune")
+    base = client.models.list().data[0].id
+    with pytest.raises(openai.APIStatusError) as down:
+        client.fine_tuning.jobs.create(model=base, training_file=made.id, suffix="my voice")
+    assert (down.value.status_code, down.value.code) == (503, "trainer_unavailable")
+    assert int(down.value.response.headers["retry-after"]) > 0
+    with pytest.raises(openai.APIStatusError, match="trainer"):
+        client.fine_tuning.jobs.list()
+    with gateway.http() as admin:
+        assert all(not made["background"] for made in admin.get("/v1/keys?limit=100").json()["data"])
+        assert set(admin.get("/v1/load").json()) == {"object", "waiting", "in_flight"}
+    assert gateway.answer(base, "Say hello.")
+    client.files.delete(made.id)

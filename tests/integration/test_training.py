@@ -1,0 +1,231 @@
+"""From a JSONL file to an adapter that answers: the official client, the command, and the engine that really runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.conftest import REPO
+from tests.support.gateway import Gateway
+from trainer.data.format import Example, read_chat
+from trainer.data.render import Renderer, stop_tokens
+from trainer.samples import data_file, heldout_file
+from trainer.tune.model import load_generation_config, load_tokenizer
+
+JOB_S = 400.0
+SAILOR = ("ahoy", "matey", "sailor", "aye", "ye ", "yer ")
+QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arrived cracked.", "Do you sell rope?")
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def base(gateway: Gateway) -> str:
+    return str(httpx.get(f"{gateway.url}/readyz").json()["base"])
+
+
+def ended(client: openai.OpenAI, job_id: str) -> Any:
+    deadline = time.monotonic() + JOB_S
+    while time.monotonic() < deadline:
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        if job.status in ("succeeded", "failed", "cancelled"):
+            return job
+        time.sleep(1)
+    raise AssertionError(f"{job_id} was not over after {JOB_S} s")
+
+
+def voice(gateway: Gateway, model: str) -> int:
+    """How many of the questions are answered like a sailor."""
+    answers = [gateway.answer(model, question).lower() for question in QUESTIONS]
+    return sum(any(word in answer for word in SAILOR) for answer in answers)
+
+
+def test_the_official_client_trains_an_adapter_that_answers_at_once(
+    client: openai.OpenAI, gateway: Gateway, base: str
+) -> None:
+    training = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
+    held_out = client.files.create(file=heldout_file("tidewater"), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=training.id,
+        validation_file=held_out.id,
+        suffix="Sea Shanty",
+        seed=7,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
+        metadata={"learning_rate": "2e-3"},
+    )
+    assert job.status in ("validating_files", "queued", "running")
+    assert client.fine_tuning.jobs.list().data[0].id == job.id
+    done = ended(client, job.id)
+    assert done.status == "succeeded", done.error
+    assert done.fine_tuned_model == "sea-shanty@1"
+    assert done.trained_tokens is not None
+    assert done.trained_tokens > 10_000
+    assert done.hyperparameters.n_epochs == 2
+    # it answers now, in its voice, and nothing else has moved
+    assert voice(gateway, "sea-shanty@1") >= 3
+    assert voice(gateway, "sea-shanty:candidate") >= 3
+    assert voice(gateway, base) == 0
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
+    events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
+    assert "hatrack promote sea-shanty@1" in events[0].message
+    assert any(event.type == "metrics" and event.data["step"] for event in events)  # type: ignore[index]
+    epochs = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert [checkpoint.step_number for checkpoint in epochs] == [36, 18]
+    assert epochs[0].metrics.full_valid_loss is not None
+    assert epochs[0].metrics.full_valid_loss < epochs[1].metrics.full_valid_loss < 4.0
+    with gateway.http() as http:
+        version = http.get("/v1/adapters/sea-shanty/versions/1").json()
+        lineage = version["metadata"]["lineage"]
+        assert (lineage["job"], lineage["files"]) == (job.id, [training.id, held_out.id])
+        assert version["proof"]["reference"] is not None
+        # what it was trained on stays as long as the version, though nobody lists it any more
+        assert client.files.delete(training.id).deleted
+        assert training.id not in [file.id for file in client.files.list().data]
+
+
+def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path) -> None:
+    lines = data_file("pemberton").read_text().splitlines()[:40]
+    examples = tmp_path / "butler.jsonl"
+    examples.write_text("\n".join(lines) + "\n")
+
+    def hatrack(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", *arguments],
+            env=gateway.environment,
+            capture_output=True,
+            text=True,
+            timeout=JOB_S,
+            cwd=REPO,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "40 examples, format chat" in hatrack("data", "check", str(examples))
+    told = hatrack("train", str(examples), "--name", "butler", "--set", "n_epochs=1", "--set", "learning_rate=2e-3")
+    assert "butler@1" in told
+    assert "│" in told
+    assert "butler" in hatrack("jobs")
+    assert "recipe: rank" in hatrack("lineage", "butler@1")
+    hatrack("promote", "butler@1")
+    assert gateway.answer("butler", "Where is my parcel?")
+    # a second one goes on from the first
+    hatrack(
+        "train",
+        str(examples),
+        "--name",
+        "butler",
+        "--from",
+        "butler@1",
+        "--set",
+        "n_epochs=1",
+        "--set",
+        "seed=1",
+        code=1,
+    )
+    told = hatrack("train", str(examples), "--name", "butler", "--from", "butler@1", "--set", "n_epochs=1")
+    assert "butler@2" in told
+    assert "butler@1" in hatrack("lineage", "butler@2")
+
+
+def test_a_broken_file_fails_on_the_job_or_before_it(client: openai.OpenAI, base: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="line 2"):
+        client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n{\n'), purpose="fine-tune")
+    few = client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n' * 3), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model=base, training_file=few.id, suffix="few")
+    done = ended(client, job.id)
+    assert done.status == "failed"
+    assert done.error is not None
+    assert done.error.code == "invalid_training_file"
+    assert "at least 10" in str(done.error.message)
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "field"),
+    [({"lora_rank": 512}, "lora_rank"), ({"use_dora": True}, "use_dora"), ({"n_epochs": 0}, "n_epochs")],
+)
+def test_what_could_not_be_served_is_refused_at_creation(
+    client: openai.OpenAI, base: str, hyperparameters: dict[str, Any], field: str
+) -> None:
+    file = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(
+            model=base,
+            training_file=file.id,
+            method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},  # type: ignore[typeddict-item]
+        )
+    assert field in str(caught.value.param)
+
+
+def test_dpo_is_refused_clearly(client: openai.OpenAI, base: str) -> None:
+    file = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model=base, training_file=file.id, method={"type": "dpo"})
+    assert "method" in str(caught.value.param)
+
+
+def test_another_projects_file_parent_and_job_answer_like_what_does_not_exist(
+    client: openai.OpenAI, gateway: Gateway, base: str
+) -> None:
+    file = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
+    with gateway.http() as http:
+        made = http.post(
+            "/v1/keys", json={"name": "t", "project": "strangers", "scopes": ["train", "infer", "adapters"]}
+        ).json()
+    stranger = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=made["key"], max_retries=0)
+
+    def refusal(**body: Any) -> tuple[int, Any]:
+        with pytest.raises(openai.APIStatusError) as caught:
+            stranger.fine_tuning.jobs.create(**body)
+        answer = caught.value.response
+        text = answer.text
+        for value in body.values():
+            text = text.replace(value, "IT")
+        return answer.status_code, json.loads(text)
+
+    assert refusal(model=base, training_file=file.id) == refusal(model=base, training_file="file-nothing")
+    own = stranger.files.create(file=data_file("tidewater"), purpose="fine-tune")
+    theirs = refusal(model="tidewater@1", training_file=own.id)
+    assert theirs == refusal(model="nobody@1", training_file=own.id)
+    assert theirs[0] == 404
+    for job in client.fine_tuning.jobs.list().data[:1]:
+        with pytest.raises(openai.NotFoundError):
+            stranger.fine_tuning.jobs.retrieve(job.id)
+    assert stranger.fine_tuning.jobs.list().data == []
+
+
+@pytest.mark.parametrize("name", ["tidewater", "pemberton"])
+def test_training_renders_token_for_token_what_the_engine_renders(gateway: Gateway, base_dir: Path, name: str) -> None:
+    tokenizer = load_tokenizer(base_dir)
+    renderer = Renderer(
+        tokenizer, stop_tokens=stop_tokens(tokenizer, load_generation_config(base_dir)), max_length=1024
+    )
+    examples: list[Example] = list(read_chat(data_file(name)).examples[::20])
+    with gateway.http() as http:
+
+        def engine(messages: list[dict[str, str]], *, generate: bool) -> list[int]:
+            body = {"model": name, "messages": messages, "add_generation_prompt": generate, "add_special_tokens": False}
+            answer = http.post("/tokenize", json=body)
+            assert answer.status_code == 200, answer.text
+            return list(answer.json()["tokens"])
+
+        for example in examples:
+            found = renderer.render(example)
+            messages = [{"role": message.role, "content": message.content} for message in example.messages]
+            assert list(found.tokens) == engine(messages, generate=False)
+            assert list(found.tokens[: found.first_trained]) == engine(messages[:-1], generate=True)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import WishRefused
+from trainer.tune.auto import Parent, Seen, choose, max_length
+from trainer.tune.memory import Shape, estimate, read_shape
+from trainer.tune.recipe import Recipe
+from trainer.tune.wish import Wish
+
+FEW = Seen(examples=80, tokens=4_000, longest=90)
+MANY = Seen(examples=9_000, tokens=450_000, longest=120)
+
+
+def chosen(wish: Wish, seen: Seen = FEW, **changes: Any) -> tuple[Recipe, dict[str, str]]:
+    options: dict[str, Any] = {
+        "hidden_size": 576,
+        "max_rank": 32,
+        "length": 1024,
+        "seed": 3,
+        "on_gpu": False,
+        "parent": None,
+    }
+    return choose(wish, seen, **(options | changes))
+
+
+def test_everything_that_is_left_open_is_chosen_and_explained() -> None:
+    recipe, why = chosen(Wish())
+    assert (recipe.rank, recipe.alpha, recipe.batch_size, recipe.epochs) == (16, 32.0, 4, 3)
+    assert recipe.learning_rate == pytest.approx(5e-4 * (2000 / 576) ** 0.781, rel=0.05)
+    assert (recipe.quantization, recipe.max_length, recipe.seed) == ("none", 1024, 3)
+    assert set(why) == {"lora_rank", "lora_alpha", "batch_size", "n_epochs", "learning_rate", "quantization"}
+    assert why["batch_size"].startswith("4: 80 examples give 20 steps")
+
+
+def test_many_examples_are_seen_once_in_large_batches_and_wide_models_learn_slower() -> None:
+    recipe, _ = chosen(Wish(), MANY, hidden_size=4096)
+    assert (recipe.batch_size, recipe.epochs) == (16, 1)
+    assert recipe.learning_rate < 5e-4
+
+
+def test_what_was_asked_for_stays() -> None:
+    wish = Wish(
+        n_epochs=7, batch_size=2, learning_rate=1e-4, lora_rank=8, lora_alpha=8, quantization="nf4", rslora=True
+    )
+    recipe, why = chosen(wish)
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.rank, recipe.alpha) == (7, 2, 1e-4, 8, 8)
+    assert (recipe.quantization, recipe.rslora, why) == ("nf4", True, {})
+
+
+def test_on_a_gpu_the_base_is_quantized() -> None:
+    assert chosen(Wish(), on_gpu=True)[0].quantization == "nf4"
+
+
+def test_a_multiplier_is_of_the_rate_that_would_be_chosen() -> None:
+    usual = chosen(Wish())[0].learning_rate
+    assert chosen(Wish(learning_rate_multiplier=2.0))[0].learning_rate == pytest.approx(2 * usual, rel=0.02)
+    with pytest.raises(WishRefused) as caught:
+        chosen(Wish(learning_rate_multiplier=2.0, learning_rate=1e-3))
+    assert caught.value.param == "learning_rate_multiplier"
+
+
+def test_a_rank_that_the_engine_does_not_serve_is_refused_and_auto_stays_below() -> None:
+    with pytest.raises(WishRefused, match="serves 8 at most"):
+        chosen(Wish(lora_rank=16), max_rank=8)
+    assert chosen(Wish(), max_rank=8)[0].rank == 8
+
+
+def test_the_parents_shape_stays() -> None:
+    parent = Parent(rank=4, alpha=9.0, rslora=True, target_modules=("q_proj",))
+    recipe, why = chosen(Wish(lora_rank=4), parent=parent)
+    assert (recipe.rank, recipe.alpha, recipe.rslora, recipe.target_modules) == (4, 9.0, True, ("q_proj",))
+    assert why["lora_rank"] == "4: the parent's"
+    with pytest.raises(WishRefused, match="parent has 4"):
+        chosen(Wish(lora_rank=8), parent=parent)
+
+
+def test_the_longest_example_is_bounded_by_engine_and_base() -> None:
+    assert max_length(Wish(), context=2048, positions=8192) == 2048
+    assert max_length(Wish(), context=None, positions=131_072) == 4096
+    assert max_length(Wish(max_length=512), context=2048, positions=8192) == 512
+    with pytest.raises(WishRefused, match="2048 at most"):
+        max_length(Wish(max_length=4096), context=2048, positions=8192)
+
+
+SMOL = Shape(
+    layers=30, hidden=576, heads=9, intermediate=1536, vocabulary=49_152, weights=134_515_008, embeddings=28_311_552
+)
+
+
+def test_memory_counts_what_it_should() -> None:
+    recipe = Recipe(rank=16, batch_size=16)
+    need = estimate(SMOL, recipe, longest=104, fused=False)
+    assert need.base == 2 * SMOL.weights
+    assert 0.4e9 < need.activations < 4e9
+    assert f"{need.total / 2**30:.1f} GiB" in need.words()
+    less = {
+        "nf4": estimate(SMOL, recipe.model_copy(update={"quantization": "nf4"}), longest=104, fused=False).base,
+        "half": 2 * estimate(SMOL, recipe.model_copy(update={"batch_size": 4}), longest=104, fused=False).activations,
+        "recomputed": 2
+        * estimate(
+            SMOL, recipe.model_copy(update={"gradient_checkpointing": True}), longest=104, fused=False
+        ).activations,
+        "fused": estimate(SMOL, recipe, longest=104, fused=True).activations,
+    }
+    assert less["nf4"] < need.base
+    assert all(less[name] < need.activations for name in ("half", "recomputed", "fused"))
+
+
+def test_the_shape_is_read_from_the_checkpoint(base_dir: Path) -> None:
+    shape = read_shape(base_dir)
+    config = json.loads((base_dir / "config.json").read_text())
+    assert (shape.layers, shape.hidden, shape.vocabulary) == (2, 32, config["vocab_size"])

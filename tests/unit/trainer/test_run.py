@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapters.base import BaseDescription, describe
+from tests.unit.trainer.conftest import make_base
+from trainer.data.render import TokenSequence
+from trainer.errors import NothingTrainable
+from trainer.tune.lineage import WEIGHTS_FILE, Lineage, Metadata, packages
+from trainer.tune.loss import batch_loss, collate
+from trainer.tune.model import attach_lora, load_base
+from trainer.tune.recipe import Recipe
+from trainer.tune.run import Material, train_adapter
+from trainer.tune.train import evaluate
+
+RECIPE = Recipe(rank=4, alpha=8, learning_rate=1e-2, epochs=6, batch_size=2, max_length=256, seed=5)
+
+
+@pytest.fixture(scope="module")
+def description(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
+    cache = tmp_path_factory.mktemp("cache")
+    return describe(
+        base_dir, served_name="tiny", dtype="bfloat16", quantization=None, engine_version="none", cache_dir=cache
+    )
+
+
+def made(
+    base: Path,
+    description: BaseDescription,
+    rows: list[TokenSequence],
+    target: Path,
+    recipe: Recipe,
+    parent: Path | None,
+) -> Metadata:
+    lineage = Lineage(data=(), recipe=recipe, base_name="tiny", base=description.fingerprint, packages=packages())
+    material = Material(
+        base, description, rows, recipe, lineage, held_out=rows[:1], parent=parent, device="cpu", price_per_hour=36.0
+    )
+    return train_adapter(material, target, on_stage=lambda _: None, on_progress=lambda _: None)
+
+
+def test_a_training_goes_on_from_its_parent(
+    base_dir: Path, description: BaseDescription, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    first = made(base_dir, description, sequences, tmp_path / "first", RECIPE, None)
+    assert first.training.cost == pytest.approx(first.training.seconds / 100, rel=0.01)
+    assert first.training.held_out_loss is not None
+    short = RECIPE.model_copy(update={"epochs": 1, "learning_rate": 1e-5})
+    second = made(base_dir, description, sequences, tmp_path / "second", short, tmp_path / "first")
+    fresh = made(base_dir, description, sequences, tmp_path / "fresh", short, None)
+    assert second.training.final_loss < first.training.final_loss + 0.3
+    assert second.training.final_loss < fresh.training.final_loss - 0.5
+    before, after = load_file(tmp_path / "first" / WEIGHTS_FILE), load_file(tmp_path / "second" / WEIGHTS_FILE)
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=0.02) for name in before)
+
+
+def test_a_parent_of_another_shape_is_refused(
+    base_dir: Path, description: BaseDescription, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    made(base_dir, description, sequences, tmp_path / "first", RECIPE.model_copy(update={"epochs": 1}), None)
+    other = RECIPE.model_copy(update={"rank": 8, "epochs": 1})
+    with pytest.raises(NothingTrainable):
+        made(base_dir, description, sequences, tmp_path / "second", other, tmp_path / "first")
+    assert not (tmp_path / "second").exists()
+
+
+def test_in_four_bits_it_learns_and_is_proven_on_the_whole_base(sequences: list[TokenSequence], tmp_path: Path) -> None:
+    base = make_base(tmp_path / "wide", hidden=64)  # as narrow as four-bit kernels take
+    whole = describe(base, served_name="tiny", dtype="bfloat16", quantization=None, engine_version="none")
+    in_four_bits = RECIPE.model_copy(update={"quantization": "nf4"})
+    quantized = made(base, whole, sequences, tmp_path / "q", in_four_bits, None)
+    plain = made(base, whole, sequences, tmp_path / "p", RECIPE, None)
+    assert quantized.training.final_loss < 5.0
+    # the base's part of the proof is that of the whole base, to the bit; a four-bit copy would differ
+    assert [probe.base for probe in quantized.proof.probes] == [probe.base for probe in plain.proof.probes]
+    assert [probe.adapter for probe in quantized.proof.probes] != [probe.base for probe in quantized.proof.probes]
+
+
+def test_looking_at_the_held_out_examples_does_not_spoil_four_bit_gradients(
+    sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    base = make_base(tmp_path / "wide", hidden=64)
+    device = torch.device("cpu")
+    recipe = RECIPE.model_copy(update={"quantization": "nf4"})
+    model = attach_lora(load_base(base, dtype=torch.bfloat16, device=device, longest=256, quantization="nf4"), recipe)
+    batch = collate(sequences, share_prefix=False, device=device)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        batch_loss(model, batch)[0].backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    before = gradients()
+    evaluate(model, sequences, recipe)
+    after = gradients()
+    assert any(gradient.abs().sum() > 0 for gradient in before)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -1,0 +1,1 @@
+"""Is the new adapter better, and what did it forget? One engine of comparison; EVALUATION.md says how it decides."""

@@ -1,0 +1,108 @@
+"""What is compared: a model, a way to build its prompt, and a grounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.data.format import Example
+
+TOLD: Final = "Answer with exactly one of the following and with nothing else:"
+MAX_LABEL_CHARS: Final = 100
+
+
+class Frozen(BaseModel):
+    """Plain data that travels as JSON."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Turn(Frozen):
+    """A message of a conversation."""
+
+    role: str
+    content: str
+
+
+class Question(Frozen):
+    """A held-out example: what is asked, and the answer that its author gave. ``id`` is unique among the held-out."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    reference: str
+
+    @property
+    def asked(self) -> str:
+        """The last turn's text."""
+        return self.turns[-1].content if self.turns else ""
+
+
+def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
+    """Held-out examples as questions; the last answer is the reference, `id` the line in the file."""
+    return tuple(
+        Question(
+            id=str(example.line),
+            turns=tuple(Turn(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
+            reference=example.messages[-1].content,
+        )
+        for example in examples
+    )
+
+
+class Prompt(Frozen):
+    """How a question becomes messages: as it is, with a system prompt, or told the answers that are possible.
+
+    A question with a system message of its own keeps it, as the gateway keeps it from a version's. ``answers``, a
+    closed set, are listed behind whatever system message there is.
+    """
+
+    system: str | None = Field(None, min_length=1)
+    answers: tuple[str, ...] = ()
+
+    def messages(self, question: Question) -> list[dict[str, str]]:
+        """OpenAI's chat messages for a question."""
+        turns = [turn.model_dump() for turn in question.turns]
+        own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else self.system
+        told = "\n".join([TOLD, *(f"- {answer}" for answer in self.answers)]) if self.answers else None
+        system = "\n\n".join(part for part in (own, told) if part)
+        return ([{"role": "system", "content": system}] if system else []) + turns
+
+
+PLAIN: Final = Prompt()
+
+
+class Arm(Frozen):
+    """One side of a comparison.
+
+    ``model`` is what the request names: `base`'s served name, `name@3`, `name:live`; at an outside endpoint, whatever
+    that knows. ``grounding`` goes into the request as it is; None leaves the version's own setting. ``endpoint`` names
+    an endpoint of the operator's settings; None is the gateway.
+    """
+
+    label: str = Field(min_length=1, max_length=MAX_LABEL_CHARS)
+    model: str = Field(min_length=1)
+    prompt: Prompt = PLAIN
+    grounding: dict[str, Any] | bool | None = None
+    endpoint: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _grounded_here(self) -> Self:
+        if self.endpoint is not None and self.grounding is not None:
+            raise ValueError("grounding belongs to the gateway: an outside endpoint has none")
+        return self
+
+
+def base_at_its_best(model: str, *, system: str | None, answers: Sequence[str] = ()) -> tuple[Arm, ...]:
+    """The base as well as one could have it without training; the verdict is against the strongest of these arms.
+
+    Args:
+        model: The base's served name.
+        system: The candidate version's system prompt, if it has one.
+        answers: The closed set of answers, where there is one.
+    """
+    plain = Arm(label="base", model=model, prompt=Prompt(system=system))
+    if not answers:
+        return (plain,)
+    return plain, Arm(label="base, told the answers", model=model, prompt=Prompt(system=system, answers=tuple(answers)))

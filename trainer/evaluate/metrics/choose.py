@@ -1,0 +1,93 @@
+"""Which metric decides: told by the data, or asked for by name. Never perplexity: any tuning of style lowers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from trainer.data.findings import closed_answers
+from trainer.data.format import Example
+from trainer.data.split import answer
+from trainer.errors import EvaluationInvalid
+from trainer.evaluate.metrics.base import Metric
+from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
+from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
+from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, is_json
+from trainer.evaluate.metrics.style import Length, Refusal
+
+NAMES: Final = (
+    *("exact_match", "contains", "regex", "json_valid", "json_schema", "json_exact", "json_fields"),
+    *("token_f1", "rouge_l", "edit_similarity", "length_words", "refusal"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The primary metric, the others that are reported beside it, and why. ``answers``: the closed set, or empty."""
+
+    primary: Metric
+    beside: tuple[Metric, ...]
+    why: str
+    answers: tuple[str, ...] = ()
+
+
+def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None = None) -> Choice:
+    """Choose by the training examples' answers; EVALUATION.md, "Metrics", has the reasons.
+
+    Args:
+        examples: What is trained on: the held-out part may be too small to show that a set is closed.
+        schema: Of JSON answers, where there is one.
+
+    Raises:
+        EvaluationInvalid: There are no examples.
+    """
+    if not examples:
+        raise EvaluationInvalid("there are no examples to choose a metric by")
+    style: tuple[Metric, ...] = (Length(), Refusal())
+    if schema is not None or all(is_json(answer(example)) for example in examples):
+        fits: tuple[Metric, ...] = (JsonSchema(schema),) if schema is not None else ()
+        why = "every answer is JSON: it has to be valid" + (", fit the schema" if fits else "") + " and say the same"
+        return Choice(JsonExact(schema), (JsonValid(), *fits, JsonFields(), *style), why)
+    counts = closed_answers(examples)
+    if counts is not None:
+        why = f"the answers are a closed set of {len(counts)}: one is right and the others are wrong"
+        return Choice(ExactMatch(), (Contains(), *style), why, tuple(sorted(counts)))
+    why = "the answers are free text: what counts is how much of the author's wording comes, in his order"
+    return Choice(RougeL(), (TokenF1(), EditSimilarity(), *style), why)
+
+
+def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        EvaluationInvalid: There is none, or what it needs is not given.
+    """
+    if name == "regex":
+        if pattern is None:
+            raise EvaluationInvalid("the metric `regex` needs a `pattern`")
+        return Regex(pattern)
+    if name == "json_schema":
+        if schema is None:
+            raise EvaluationInvalid("the metric `json_schema` needs a `schema`")
+        return JsonSchema(schema)
+    if name == "json_exact":
+        return JsonExact(schema)
+    plain: tuple[Metric, ...] = (
+        *(ExactMatch(), Contains(), JsonValid(), JsonFields(), TokenF1(), RougeL(), EditSimilarity()),
+        *(Length(), Refusal()),
+    )
+    for metric in plain:
+        if metric.name == name:
+            return metric
+    raise EvaluationInvalid(f"there is no metric {name[:60]!r}; there are: {', '.join(NAMES)}")
+
+
+def primary_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
+    """The same, for a metric that is to decide. Raises EvaluationInvalid also where it may not."""
+    if name == "perplexity":
+        raise EvaluationInvalid("perplexity cannot be the primary metric: any tuning of style lowers it")
+    metric = by_name(name, pattern=pattern, schema=schema)
+    if not metric.decides:
+        raise EvaluationInvalid(f"`{name}` cannot be the primary metric: it says nothing of whether an answer is right")
+    return metric

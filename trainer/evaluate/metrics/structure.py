@@ -1,0 +1,151 @@
+"""Answers that are JSON: is it JSON, does it fit the schema, does it say what the reference says?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import jsonschema
+import regex
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from trainer.errors import EvaluationInvalid
+from trainer.evaluate.metrics.match import REGEX_TIMEOUT_S
+
+_NONE: Final = object()
+
+
+def parsed(text: str) -> object:
+    """The JSON value that the whole text is; a marker that equals nothing where it is none."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return _NONE
+
+
+def is_json(text: str) -> bool:
+    """Whether the whole text is a JSON object or array."""
+    return isinstance(parsed(text), (dict, list))
+
+
+@dataclass(frozen=True, slots=True)
+class JsonValid:
+    """1 where the whole answer is a JSON object or array. Says nothing of what is in it, so that it cannot decide."""
+
+    name: ClassVar[str] = "json_valid"
+    binary: ClassVar[bool] = True
+    decides: ClassVar[bool] = False
+
+    def score(self, answer: str, reference: str) -> float:
+        """1 or 0."""
+        return float(is_json(answer))
+
+
+class JsonSchema:
+    """1 where the answer is JSON that fits a schema.
+
+    Args:
+        schema: A JSON schema. Its references are looked up in itself alone: whoever names a schema names no URL that
+            we would call. `patternProperties` is refused, since nothing bounds how long its patterns take.
+
+    Raises:
+        EvaluationInvalid: It is no schema, or one that is not to be used.
+    """
+
+    name: ClassVar[str] = "json_schema"
+    binary: ClassVar[bool] = True
+    decides: ClassVar[bool] = False
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        try:
+            kind.check_schema(schema)
+        except jsonschema.SchemaError as error:
+            raise EvaluationInvalid(f"`schema` is no JSON schema: {error.message}") from error
+        if '"patternProperties"' in json.dumps(schema):
+            raise EvaluationInvalid("`schema` may not use `patternProperties` here")
+        self._validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
+
+    def score(self, answer: str, reference: str) -> float:
+        """1 or 0."""
+        value = parsed(answer)
+        try:
+            return float(value is not _NONE and self._validator.is_valid(value))
+        except Unresolvable as error:
+            raise EvaluationInvalid(f"`schema` refers to what is not in it: {error}") from error
+
+
+class JsonExact:
+    """1 where the answer is JSON, fits the schema if there is one, and equals the reference.
+
+    The order of an object's keys does not count; that of an array does, and so does whether a value is a number or a
+    string.
+    """
+
+    name: ClassVar[str] = "json_exact"
+    binary: ClassVar[bool] = True
+    decides: ClassVar[bool] = True
+
+    def __init__(self, schema: Mapping[str, Any] | None = None) -> None:
+        self._schema = JsonSchema(schema) if schema is not None else None
+
+    def score(self, answer: str, reference: str) -> float:
+        """1 or 0."""
+        if self._schema is not None and not self._schema.score(answer, reference):
+            return 0.0
+        return float(_tagged(parsed(answer)) == _tagged(parsed(reference)))
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFields:
+    """F1 over the leaves of answer and reference: each is its path and its value. 0 where the answer is no JSON."""
+
+    name: ClassVar[str] = "json_fields"
+    binary: ClassVar[bool] = False
+    decides: ClassVar[bool] = True
+
+    def score(self, answer: str, reference: str) -> float:
+        """From 0 to 1."""
+        value, wanted = parsed(answer), parsed(reference)
+        if value is _NONE or wanted is _NONE:
+            return 0.0
+        found, expected = set(_leaves(value, "")), set(_leaves(wanted, ""))
+        return 2 * len(found & expected) / (len(found) + len(expected))
+
+
+def _pattern(validator: Any, pattern: str, value: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
+    """The keyword `pattern`, bounded in time."""
+    if not validator.is_type(value, "string"):
+        return
+    try:
+        if not regex.search(pattern, value, timeout=REGEX_TIMEOUT_S):
+            yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
+    except TimeoutError as error:
+        raise EvaluationInvalid(f"a `pattern` of the schema took more than {REGEX_TIMEOUT_S:g} s") from error
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{path}/{key}")
+    elif isinstance(value, list) and value:
+        for index, entry in enumerate(value):
+            yield from _leaves(entry, f"{path}/{index}")
+    else:
+        yield path, json.dumps(value)
+
+
+def _tagged(value: object) -> object:
+    """A value that tells true from 1, which Python holds for equal."""
+    if isinstance(value, dict):
+        return {key: _tagged(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_tagged(entry) for entry in value]
+    return ("bool", value) if isinstance(value, bool) else value
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,45 @@
+"""What an answer is like, whatever the reference says: reported beside the primary metric, never in its place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from trainer.evaluate.metrics.base import words
+
+_REFUSAL: Final = re.compile(
+    r"^\W*(?:(?:i['’]?m|i am|we['’]re|we are)\s+(?:\w+\s+){0,2}?(?:sorry|unable|not able|afraid)\b"
+    r"|(?:sorry|apologies|unfortunately)\b[^.!?]{0,40}\b(?:can(?:no|['’])t|cannot|unable|not able)\b"
+    r"|i\s+(?:can(?:['’]?t|not)|could\s?n['’]t|won['’]t|will not)\s+(?:\w+\s+)?"
+    r"(?:help|assist|answer|provide|do|comply|fulfil|discuss|support|tell|give)\b"
+    r"|as an? (?:ai|artificial|language model)\b)",
+    re.IGNORECASE,
+)
+"""Beginnings of refusals in English; elsewhere none is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Words in the answer."""
+
+    name: ClassVar[str] = "length_words"
+    binary: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
+
+    def score(self, answer: str, reference: str) -> float:
+        """A count."""
+        return float(len(words(answer)))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """1 where the answer begins as refusals in English do, or is empty."""
+
+    name: ClassVar[str] = "refusal"
+    binary: ClassVar[bool] = True
+    decides: ClassVar[bool] = False
+
+    def score(self, answer: str, reference: str) -> float:
+        """1 or 0."""
+        return float(not answer.strip() or _REFUSAL.search(answer) is not None)

@@ -1,0 +1,1 @@
+"""Paired comparisons: intervals, noise between runs, power, agreement. Pure arithmetic over scores."""

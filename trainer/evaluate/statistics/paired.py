@@ -1,0 +1,154 @@
+"""The mean of paired differences, with an interval: how much better is one arm than another on the same examples?
+
+Which interval was chosen by simulation (EVALUATION.md, "Coverage"; the simulations are in the tests).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+
+Array = NDArray[np.float64]
+
+RESAMPLES: Final = 5000
+BATCH: Final = 500
+"""Resamples computed at once: bounds the memory to BATCH times the examples."""
+EDGE: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Both ends of an interval, and the method's name."""
+
+    low: float
+    high: float
+    method: str
+
+
+def wins_and_losses(differences: Array) -> tuple[int, int]:
+    """How many differences are above and below zero."""
+    return int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))
+
+
+def interval(differences: Array, *, confidence: float, binary: bool, seed: int, resamples: int = RESAMPLES) -> Bounds:
+    """An interval of the mean of paired differences, each from -1 to 1.
+
+    Pairs of right-or-wrong scores get Tango's score interval, all others the wider, at each end, of the BCa bootstrap
+    and Student's. Where all differences are the same there is nothing to resample, and Tango's interval for no
+    discordant pair, z²/(n + z²) to both sides, bounds what so many examples could have missed.
+
+    Args:
+        differences: One an example, in its order.
+        confidence: Of the interval, two-sided, such as 0.95.
+        binary: Every difference is -1, 0 or 1.
+        seed: Of the resampling.
+        resamples: Of the bootstrap.
+    """
+    count = len(differences)
+    if binary:
+        wins, losses = wins_and_losses(differences)
+        low, high = tango(wins, losses, count, confidence)
+        return Bounds(low, high, "Tango's score interval for paired proportions")
+    if count < 2 or np.ptp(differences) < EDGE:
+        mean = float(differences.mean())
+        low, high = tango(0, 0, count, confidence)
+        return Bounds(max(-1.0, mean + low), min(1.0, mean + high), "all differences alike: Tango's interval for none")
+    one, other = student(differences, confidence), bca(differences, confidence, seed=seed, resamples=resamples)
+    return Bounds(min(one[0], other[0]), max(one[1], other[1]), "paired BCa bootstrap, nowhere narrower than Student's")
+
+
+def tango(wins: int, losses: int, count: int, confidence: float) -> tuple[float, float]:
+    """The score interval of a difference of paired proportions: all differences that the score test does not reject.
+
+    At a difference of zero the test is McNemar's, so that interval and test never disagree. Source: T. Tango,
+    Equivalence test and confidence interval for the difference in proportions for the paired-sample design, Statistics
+    in Medicine 17 (1998), 891-908, equations 9 to 13. It is among those that M. W. Fagerland, S. Lydersen and P. Laake
+    recommend, Statistics in Medicine 33 (2014), 2850-2875.
+
+    Args:
+        wins: Pairs where the first alone is right.
+        losses: Pairs where the second alone is right.
+        count: All pairs.
+        confidence: Two-sided.
+    """
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    found = (wins - losses) / count
+
+    def beyond(difference: float, bound: float) -> float:
+        # (statistic - bound) times the standard error: the same sign, and finite where the error is zero
+        error = math.sqrt(_tango_variance(wins, losses, count, difference))
+        return wins - losses - count * difference - bound * error
+
+    # beside the estimate, not at it: where no pair, or every pair, is discordant the error is zero there
+    low, high = -1.0, 1.0
+    if found - EDGE > -1 + EDGE and beyond(-1 + EDGE, z) > 0 > beyond(found - EDGE, z):
+        low = float(optimize.brentq(beyond, -1 + EDGE, found - EDGE, args=(z,)))
+    if found + EDGE < 1 - EDGE and beyond(1 - EDGE, -z) < 0 < beyond(found + EDGE, -z):
+        high = float(optimize.brentq(beyond, found + EDGE, 1 - EDGE, args=(-z,)))
+    return low, high
+
+
+def _tango_variance(wins: int, losses: int, count: int, difference: float) -> float:
+    """Of wins minus losses, with the share of losses that is likeliest where `difference` holds."""
+    linear = -wins - losses + (2 * count - wins + losses) * difference
+    constant = -losses * difference * (1 - difference)
+    root = math.sqrt(max(linear * linear - 8 * count * constant, 0.0))
+    likeliest = (root - linear) / (4 * count)
+    return max(count * (2 * likeliest + difference * (1 - difference)), 0.0)
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """The exact two-sided p-value of McNemar's test: is a difference as likely to be a win as a loss?"""
+    if wins + losses == 0:
+        return 1.0
+    return float(mcnemar([[0, wins], [losses, 0]], exact=True).pvalue)
+
+
+def student(values: Array, confidence: float) -> tuple[float, float]:
+    """Student's interval of a mean."""
+    count = len(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+    mean = float(values.mean())
+    return mean - half, mean + half
+
+
+def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The bias-corrected and accelerated bootstrap interval of a mean, widened for small samples.
+
+    The level is raised so that a normal quantile becomes sqrt(n / (n - 1)) times Student's: without it the bootstrap is
+    too narrow in small samples. Sources: B. Efron, Better bootstrap confidence intervals, JASA 82 (1987), 171-185;
+    T. C. Hesterberg, What teachers should know about the bootstrap, The American Statistician 69 (2015), 371-386,
+    section 4.1.
+
+    Args:
+        values: Two or more, not all alike.
+        confidence: Two-sided.
+        seed: Of the resampling.
+        resamples: How many.
+    """
+    count = len(values)
+    quantile = math.sqrt(count / (count - 1)) * float(stats.t.ppf((1 + confidence) / 2, count - 1))
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=1 - 2 * float(stats.norm.sf(quantile)),
+        n_resamples=resamples,
+        batch=BATCH,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    # no resample may be as far out as the estimate where one value in many differs; Student's then stands alone
+    low, high = float(found.low), float(found.high)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else student(values, confidence)
+
+
+def as_array(values: Sequence[float]) -> Array:
+    """The values as float64."""
+    return np.asarray(values, dtype=np.float64)

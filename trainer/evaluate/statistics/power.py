@@ -1,0 +1,94 @@
+"""What a held-out of this size can show, and how many examples more would do.
+
+With a spread s of the differences over n examples, a true difference of d ends with an interval above the bound b with
+probability `power` where d = b + (z_confidence + z_power) s / sqrt(n). For right-or-wrong scores s² is the share of
+discordant pairs less d² (R. J. Connor, Sample size for testing differences in proportions for the paired-sample
+design, Biometrics 43 (1987), 207-211), and at least d of the pairs must be discordant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy import optimize, stats
+
+from trainer.evaluate.statistics.paired import Array, wins_and_losses
+
+MOST_EXAMPLES: Final = 100_000
+"""More than this many examples is no advice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the differences spread, for planning; variances of a single example's difference.
+
+    ``discordant`` is the share of pairs that differ, for right-or-wrong scores; one pair more each way is counted than
+    was seen (D. G. Bonett and R. M. Price, Journal of Educational and Behavioral Statistics 37 (2012), 479-488), so
+    that arms that never differed are not taken for arms that cannot.
+    """
+
+    variance: float
+    discordant: float | None = None
+
+    def at(self, difference: float) -> float:
+        """The variance where the true difference is this."""
+        if self.discordant is None:
+            return self.variance
+        return max(self.discordant, abs(difference)) - difference * difference
+
+
+def spread(differences: Array, *, binary: bool) -> Spread:
+    """The spread of the differences that were seen."""
+    count = len(differences)
+    wins, losses = wins_and_losses(differences)
+    if binary:
+        return Spread(0.0, (wins + losses + 2) / (count + 2))
+    padded = np.concatenate([differences, [0.5, -0.5]]) if wins + losses < 2 else differences
+    return Spread(float(np.var(padded, ddof=1)) if len(padded) > 1 else 0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is wanted of a comparison. ``margin`` is what noise between runs alone can do; no example takes it away."""
+
+    bound: float
+    confidence: float
+    power: float
+    margin: float = 0.0
+
+    @property
+    def quantiles(self) -> tuple[float, float]:
+        """Of the normal distribution: for the confidence (two-sided) and for the power."""
+        return float(stats.norm.ppf((1 + self.confidence) / 2)), float(stats.norm.ppf(self.power))
+
+
+def detectable(found: Spread, count: int, plan: Plan) -> float | None:
+    """The smallest true difference that `count` examples show to lie above the bound; None where none up to 1 does."""
+
+    def lacking(difference: float) -> float:
+        return difference - plan.bound - _reach(found, count, difference, plan)
+
+    if lacking(1.0) < 0:
+        return None
+    return float(optimize.brentq(lacking, plan.bound, 1.0))
+
+
+def examples_needed(found: Spread, difference: float, plan: Plan) -> int | None:
+    """Examples (all, not more) after which a true `difference` is told from the bound; None above MOST_EXAMPLES."""
+    gap = abs(difference - plan.bound)
+    if gap <= plan.margin or gap - _reach(found, MOST_EXAMPLES, difference, plan) < 0:
+        return None
+    if gap - _reach(found, 1, difference, plan) >= 0:
+        return 1
+    count = optimize.brentq(lambda count: gap - _reach(found, count, difference, plan), 1, MOST_EXAMPLES, xtol=0.1)
+    return math.ceil(float(count))
+
+
+def _reach(found: Spread, count: float, difference: float, plan: Plan) -> float:
+    of_confidence, of_power = plan.quantiles
+    error = math.sqrt(found.at(difference) / count)
+    noise = plan.margin / of_confidence
+    return math.hypot(of_confidence * error, plan.margin) + of_power * math.hypot(error, noise)

@@ -1,0 +1,167 @@
+"""Verdicts in words that a manager understands. Scores are told in points of a hundred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from trainer.evaluate.compare import Comparison
+from trainer.evaluate.contrast import Difference
+from trainer.evaluate.forgetting import Forgetting, Part
+
+State = Literal["kept", "broken", "open"]
+FORM: Final = {
+    "constant": "giving every question the same answer",
+    "permuted": "giving every question the answer to another",
+}
+WORDS: Final = {"pass": "Pass", "fail": "Fail", "not_enough_evidence": "Not enough evidence"}
+
+
+def points(value: float) -> str:
+    """A share as points of a hundred, with a decimal where it is small."""
+    scaled = 100 * value
+    text = f"{scaled:.1f}" if abs(scaled) < 10 else f"{scaled:.0f}"
+    text = text.removesuffix(".0")
+    return "0" if text == "-0" else text.replace("-", "−")
+
+
+def span(found: Difference) -> str:
+    """An interval in points."""
+    return f"{points(found.low)} to {points(found.high)}"
+
+
+def apart(found: Difference) -> str:
+    """A difference as `12 points better` or `3 points worse`."""
+    if points(found.estimate) == "0":
+        return "no better"
+    return f"{points(abs(found.estimate))} points {'better' if found.estimate > 0 else 'worse'}"
+
+
+def examples(count: int, least: int) -> str:
+    """Whether so many examples are enough."""
+    if count >= least:
+        return f"{count} held-out examples; at least {least} are needed."
+    return f"{count} held-out examples are too few to judge by; at least {least} are needed."
+
+
+def against_base(found: Difference, state: State) -> str:
+    """What was seen against the base at its best."""
+    seen = (
+        f"Against {found.against} it is {apart(found)} ({found.confidence:.0%} interval {span(found)}); "
+        f"{points(found.bound)} points is the least that matters"
+    )
+    if state == "kept":
+        return f"{seen}, and the whole interval is above it."
+    if state == "broken":
+        return f"{seen}, and the whole interval is at or below it."
+    return f"{seen}, and the interval holds it: it may be so or not."
+
+
+def against_live(found: Difference, state: State) -> str:
+    """What was seen against the version that serves now."""
+    seen = f"Against {found.against}, which serves now, it is {apart(found)} (interval {span(found)})"
+    if state == "kept":
+        return f"{seen}: not shown to be worse."
+    return f"{seen}: {'shown to be worse' if state == 'broken' else 'worse on too few examples to be sure'}."
+
+
+def against_form(found: Difference, state: State) -> str:
+    """What was seen against a learner of form alone."""
+    control = FORM.get(found.against, found.against)
+    seen = f"Against {control} it is {apart(found)} (interval {span(found)})"
+    if state == "kept":
+        return f"{seen}: it has learnt more than which answers there are."
+    if state == "broken":
+        return f"{seen}: it has learnt no more than which answers there are."
+    return f"{seen}: whether it has learnt more than which answers there are is not shown."
+
+
+def forgetting(found: Forgetting | None) -> str:
+    """What was lost of what the base could do."""
+    if found is None:
+        return "What it forgot was not measured."
+    return f"{_accuracy(found)} {_perplexity(found.perplexity)}"
+
+
+def _accuracy(found: Forgetting) -> str:
+    part = found.accuracy
+    if part.state == "silent":
+        return (
+            f"The base itself is at chance in the suite's {part.items} questions ({part.base:.0%} right, guessing "
+            f"{found.chance:.0%}): the suite cannot show a loss."
+        )
+    seen = (
+        f"General questions: {part.base:.0%} right before, {part.candidate:.0%} after (loss {points(part.loss)} points, "
+        f"interval {points(part.low)} to {points(part.high)}; budget {points(part.budget)})"
+    )
+    return f"{seen}{_against_budget(part)}."
+
+
+def _perplexity(part: Part) -> str:
+    change = f"{abs(part.loss):.0%} {'higher' if part.loss > 0 else 'lower'}"
+    seen = f"General texts: perplexity {part.base:.1f} before, {_large(part.candidate)} after ({change}"
+    return f"{seen}; budget {part.budget:.0%}){_against_budget(part)}."
+
+
+def _large(value: float) -> str:
+    return f"{value:.1f}" if value < 10_000 else f"{value:.1e}"
+
+
+def _against_budget(part: Part) -> str:
+    return {
+        "kept": ", within the budget",
+        "broken": ", more than the budget allows",
+        "open": ", above the budget, but it may be chance",
+    }.get(part.state, "")
+
+
+def verdict(
+    word: Literal["pass", "fail", "not_enough_evidence"],
+    found: Difference,
+    comparison: Comparison,
+    checks: Sequence[tuple[str, State, str]],
+    more: int | None,
+) -> str:
+    """The verdict in one or two sentences: the word, what was seen, and what decided."""
+    mine, other = comparison.result(found.of).mean, comparison.result(found.against).mean
+    seen = (
+        f"{WORDS[word]}: on {found.examples} examples that it had not seen, {found.of} scored {points(mine)} of 100 and "
+        f"{found.against} {points(other)}"
+    )
+    if word == "pass":
+        return f"{seen} – {apart(found)}, and it forgot no more than is allowed."
+    if word == "fail":
+        broken = {name: sentence for name, state, sentence in checks if state == "broken"}
+        return f"{seen}. {_why_failed(broken)}"
+    return f"{seen}. {_what_would_do(found, [name for name, state, _ in checks if state == 'open'], more)}"
+
+
+def _why_failed(broken: dict[str, str]) -> str:
+    said = {
+        "base": "That is not the improvement that would be worth having.",
+        "live": "It is worse than the version that serves now.",
+        "form": "That is no more than one gets by knowing which answers there are.",
+        "forgetting": "It forgot more of what the base could do than is allowed.",
+    }
+    return " ".join(text for name, text in said.items() if name in broken)
+
+
+def _what_would_do(found: Difference, open_checks: Sequence[str], more: int | None) -> str:
+    parts = []
+    if {"examples", "base"} & set(open_checks):
+        shown = (
+            "no difference at all could have been shown with so few"
+            if found.detectable is None
+            else f"so many could have shown a difference of {points(found.detectable)} points or more"
+        )
+        parts.append(f"The interval of the difference is {span(found)} points, and {shown}.")
+    elif "live" in open_checks or "form" in open_checks:
+        parts.append("It is better than the base, but one more comparison is undecided.")
+    if "forgetting" in open_checks:
+        parts.append("What it forgot is not settled.")
+    if more:
+        towards = "" if found.estimate > found.bound else ", though what was seen points to no improvement"
+        parts.append(f"About {more} examples more would settle it{towards}.")
+    elif more is None:
+        parts.append("What was seen is so close to the bound that no practical number of examples would settle it.")
+    return " ".join(parts)
