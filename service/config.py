@@ -130,7 +130,7 @@ class Settings(BaseSettings):
         ge=1,
         description=(
             "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, "
-            "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 7/8."
+            "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 9/10."
         ),
     )
     admission_prefill: int | None = Field(

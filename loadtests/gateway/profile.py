@@ -1,34 +1,33 @@
 """Where Hatrack's time goes in the gateway benchmark, by what each part is for.
 
-    pip install py-spy        # into any environment; it must be on PATH or be named
-    .venv/bin/python -m loadtests.gateway.profile --py-spy /path/to/py-spy
+    .venv/bin/python -m loadtests.gateway.profile
+    .venv/bin/python -m loadtests.gateway.profile --tokens 64
 
-`hatrack serve` runs as in the benchmark at saturation while py-spy samples it. Each sample counts for the part of the
-innermost frame that belongs to one; what belongs to none is the event loop and the system's calls.
+`hatrack serve` runs as in the benchmark at saturation and samples its own stack by its CPU time (`sampler/`). Each
+sample counts for the part of the innermost frame that belongs to one; system calls count for the part that made them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import subprocess
-import sys
+import signal
 import tempfile
-import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from loadtests.gateway.cells import Bench
-from loadtests.gateway.contenders import Place
+from loadtests.gateway.contenders import REPO, Contender, Failed, Place
 from loadtests.gateway.driver import Load
 from loadtests.gateway.hatrack import hatrack
 from loadtests.gateway.run import GATEWAY_CORE, LOAD_CORE, start_upstream
 
-SAMPLES_PER_S = 500
-REST = "event loop and system calls"
+WRITE_TIMEOUT_S = 10.0
+REST = "event loop"
 PARTS: tuple[tuple[str, str], ...] = (
     ("log line", r"service/telemetry/logs|logging/__init__|LogAccount"),
     ("admission", r"service/admission/|Pipeline\._enter"),
@@ -43,7 +42,7 @@ PARTS: tuple[tuple[str, str], ...] = (
     ("HTTP server", r"uvicorn/"),
     ("the rest of the data path", r"service/"),
 )
-"""Each part with the frames that belong to it, as py-spy writes them: `function (file:line)`."""
+"""Each part with the frames that belong to it: `function (file)`."""
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in PARTS)
 
 
@@ -57,7 +56,7 @@ def part_of(stack: Iterable[str]) -> str:
 
 
 def shares(raw: str) -> dict[str, float]:
-    """Each part's share of the event loop's samples, from py-spy's raw output: `frame;frame;… count` a line."""
+    """Each part's share of the event loop's samples, from lines of `frame;frame;… count`."""
     found: Counter[str] = Counter()
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
@@ -68,31 +67,43 @@ def shares(raw: str) -> dict[str, float]:
     return {name: count / total for name, count in found.most_common()}
 
 
+def sampled(contender: Contender, bench: Bench, load: Load, out: Path) -> str:
+    """The stacks of the gateway under a load, as lines. Raises Failed where none were written."""
+    pid = contender.server.pid
+    os.kill(pid, signal.SIGUSR1)
+    bench.cell(contender, load, "saturation", 1, 0.0)
+    os.kill(pid, signal.SIGUSR2)
+    deadline = time.monotonic() + WRITE_TIMEOUT_S
+    while not out.exists():
+        if time.monotonic() > deadline:
+            raise Failed("the gateway wrote no samples")
+        time.sleep(0.05)
+    return out.read_text()
+
+
 def main() -> None:
     """Run and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--py-spy", default="py-spy", help="the program")
-    parser.add_argument("--seconds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=0, help="stream so many tokens; 0: no streams")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gateway-profile-") as work, ExitStack() as stack:
         upstream = start_upstream(Path(work), stack)
         contender = hatrack(Place(Path(work), upstream.url, GATEWAY_CORE))
-        stack.callback(contender.server.stop)
-        contender.server.start()
+        server, out = contender.server, Path(work) / "stacks"
+        server.environment = {
+            **server.environment,
+            "PYTHONPATH": f"{Path(__file__).parent / 'sampler'}{os.pathsep}{REPO}",
+            "GATEWAY_PROFILE": str(out),
+        }
+        stack.callback(server.stop)
+        server.start()
         contender.prepare(contender)
-        raw = Path(work) / "raw"
-        spy = [chosen.py_spy, "record", "-p", str(contender.server.pid), "-d", str(chosen.seconds), "-f", "raw"]
-        spy += ["-r", str(SAMPLES_PER_S), "-o", str(raw)]
         bench = Bench(upstream, LOAD_CORE, chosen.seconds)
-        load = Load(0, chosen.connections, chosen.seconds / 2, tokens=chosen.tokens)
+        load = Load(0, chosen.connections, chosen.seconds, tokens=chosen.tokens)
         alone = bench.cell(contender, load, "saturation", 0, 0.0)
-        recorder = threading.Thread(target=lambda: subprocess.run(spy, stdout=sys.stderr, check=True))
-        recorder.start()
-        bench.cell(contender, replace(load, seconds=chosen.seconds + 1.0), "saturation", 0, 0.0)
-        recorder.join()
-        found = shares(raw.read_text())
+        found = shares(sampled(contender, bench, load, out))
     cost = (alone.cpu_us_per_token if chosen.tokens else alone.cpu_us_per_answer) or 0.0
     print(
         f"{alone.answers_per_s:,.0f} answers/s, {cost:.1f} µs of CPU for each {'chunk' if chosen.tokens else 'answer'}"

@@ -55,7 +55,7 @@ class Policy:
             most = width + settings.queue_size
             return cls(width=most, common=most, slots=None, queue_size=0, background_width=most)
         on_cpu = settings.device == "cpu"
-        common = min(width, settings.admission_width or width - width // (8 if on_cpu else 16))
+        common = min(width, settings.admission_width or width - width // (10 if on_cpu else 16))
         return cls(
             width=width,
             common=common,

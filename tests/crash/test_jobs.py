@@ -28,8 +28,10 @@ from trainer.jobs.place import Place
 __all__ = ["base_dir", "gateway"]
 
 START_S = 60.0
-LONG = {"n_epochs": 40, "batch_size": 4, "lora_rank": 4, "learning_rate": 1e-3}
-"""Some 160 steps, each of which is a checkpoint here."""
+LONG = {"n_epochs": 25, "batch_size": 4, "lora_rank": 4, "learning_rate": 1e-3}
+"""100 steps, each of which is a checkpoint here."""
+IDLE, BUSY = (0, 0), (3, 4)
+"""The gateway's load; a training stands still while it is busy."""
 
 
 class Daemon:
@@ -69,7 +71,8 @@ class Daemon:
 
     def steps(self, job_id: str) -> list[int]:
         """As the worker has said them."""
-        lines = (self.place.of(job_id) / "events.jsonl").read_bytes().splitlines()
+        path = self.place.of(job_id) / "events.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
         found = [json.loads(line) for line in lines if line.endswith(b"}")]
         return [event["data"]["step"] for event in found if event["type"] == "metrics"]
 
@@ -136,11 +139,11 @@ async def test_a_killed_worker_loses_at_most_one_checkpoint(
     kept = re.search(r"checkpoint step-(\d+)$", seen[gap]["message"])
     assert kept is not None
     assert steps[1][0] == int(kept[1]) + 1
-    assert steps[1][-1] == 160
+    assert steps[1][-1] == 100
     assert "hatrack promote voice@1" in seen[-1]["message"]
     assert len(gateway.pushed) == 1
     checkpoints = [c async for c in client.openai.fine_tuning.jobs.checkpoints.list(made.id, limit=100)]
-    assert [c.step_number for c in checkpoints] == list(range(160, 0, -4))
+    assert [c.step_number for c in checkpoints] == list(range(100, 0, -4))
     assert checkpoints[0].metrics.full_valid_loss is not None
     until(lambda: KEY not in gateway.keys, "the end of the job's key")
 
@@ -148,36 +151,37 @@ async def test_a_killed_worker_loses_at_most_one_checkpoint(
 async def test_a_killed_trainer_finds_its_job_again_and_a_polite_stop_resumes(
     daemon: Daemon, client: Client, gateway: FakeGateway
 ) -> None:
-    made = await create(client)
+    made = await create(client, n_epochs=30)
     waiting = await create(client, n_epochs=1)
-    until(lambda: (daemon.place.of(made.id) / "events.jsonl").exists() and len(daemon.steps(made.id)) > 2, "steps")
+    until(lambda: daemon.steps(made.id), "steps")
+    gateway.load = BUSY
     worker = daemon.worker(made.id)
     assert daemon.end(signal.SIGKILL) == -signal.SIGKILL
+    gateway.load = IDLE
     before = daemon.steps(made.id)[-1]
     until(lambda: daemon.steps(made.id)[-1] > before, "a step without a trainer")
+    gateway.load = BUSY
     daemon.start()
-    until(lambda: daemon.place.worker(made.id) == worker.pid, "the same worker")
+    assert daemon.place.worker(made.id) == worker.pid
     assert (await client.openai.fine_tuning.jobs.retrieve(made.id)).status == "running"
 
-    paused = await client.openai.fine_tuning.jobs.pause(made.id)
-    assert paused.status == "paused"
-    assert not worker.is_running()
-    resumed = await client.openai.fine_tuning.jobs.resume(made.id)
-    assert resumed.status in ("queued", "running")
-    await client.until(made.id, lambda job: job.status == "running" and daemon.place.worker(made.id))
+    assert (await client.openai.fine_tuning.jobs.pause(made.id)).status == "paused"
+    assert daemon.place.worker(made.id) is None
+    assert (await client.openai.fine_tuning.jobs.resume(made.id)).status in ("queued", "running")
     now = len(daemon.steps(made.id))
     until(lambda: len(daemon.steps(made.id)) > now, "a step after the pause")
 
     assert daemon.end(signal.SIGTERM) == 0
     assert daemon.place.worker(made.id) is None
     assert (daemon.place.of(made.id) / "key").exists()
+    gateway.load = IDLE
     daemon.start()
-    assert (await client.ended(made.id)).fine_tuned_model in ("voice@1", "voice@2")
+    assert (await client.ended(made.id)).status == "succeeded"
     assert (await client.ended(waiting.id)).status == "succeeded"
     steps = [event.data["step"] for event in await client.events(made.id) if event.type == "metrics"]
-    assert steps == sorted(steps), "something was done twice that had been kept"
+    assert steps == sorted(set(steps)), "something was done twice that had been kept"
     assert steps == daemon.steps(made.id)
-    assert steps[-1] == 160
+    assert steps[-1] == 120
 
 
 async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Client, gateway: FakeGateway) -> None:
@@ -185,7 +189,8 @@ async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Cl
         {"x-hatrack-job-context": context(content=jsonl(rows())), "x-hatrack-job-key": "hk_gone"}
     )
     made = await create(client)
-    until(lambda: (daemon.place.of(made.id) / "events.jsonl").exists() and len(daemon.steps(made.id)) > 1, "steps")
+    until(lambda: daemon.steps(made.id), "steps")
+    gateway.load = BUSY
     cancelled = await client.openai.fine_tuning.jobs.cancel(made.id)
     assert cancelled.status == "cancelled"
     assert daemon.place.worker(made.id) is None

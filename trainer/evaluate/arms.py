@@ -105,4 +105,4 @@ def base_at_its_best(model: str, *, system: str | None, answers: Sequence[str] =
     plain = Arm(label="base", model=model, prompt=Prompt(system=system))
     if not answers:
         return (plain,)
-    return plain, Arm(label="base, told the answers", model=model, prompt=Prompt(system=system, answers=tuple(answers)))
+    return plain, Arm(label="base told the answers", model=model, prompt=Prompt(system=system, answers=tuple(answers)))

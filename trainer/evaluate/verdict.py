@@ -104,36 +104,24 @@ def decide(
         EvaluationInvalid: There is no base or no control, a label names no arm, or a control is of other examples.
     """
     rules = rules or Rules()
-    if not bases or not form:
-        raise EvaluationInvalid("a verdict needs the base and a control to compare with")
-    count, method = len(comparison.questions), rules.method
-    if any(len(control.scores) != count for control in form):
-        raise EvaluationInvalid(f"a control is not of the comparison's {count} examples")
+    _complete(bases, form, len(comparison.questions))
     base = strongest(comparison, bases)
-    against_base = difference(comparison, candidate, base, method, bound=rules.smallest_difference)
-    against_live = difference(comparison, candidate, live, method) if live is not None else None
-    against_form = tuple(_against(control, comparison, candidate, method) for control in form)
-    enough = count >= rules.min_examples
-    checks = (
-        _examples(count, rules),
-        _base(against_base, enough),
-        *(() if against_live is None else (_live(against_live, enough),)),
-        _form(against_form, enough),
-        _forgetting(forgetting),
-    )
-    word = _word(checks)
-    more = _more(checks, against_base, against_form, count, rules)
+    against_base = difference(comparison, candidate, base, rules.method, bound=rules.smallest_difference)
+    against_live = difference(comparison, candidate, live, rules.method) if live is not None else None
+    against_form = tuple(_against(control, comparison, candidate, rules.method) for control in form)
+    checks = _checks(against_base, against_live, against_form, forgetting, rules)
+    word, more = _word(checks), _more(checks, against_base, against_form, rules)
     labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
     return Verdict(
         word=word,
-        sentence=wording.verdict(word, against_base, comparison, [(c.name, c.state, c.sentence) for c in checks], more),
+        sentence=wording.verdict(word, against_base, comparison, [(c.name, c.state) for c in checks], more),
         checks=checks,
         metric=comparison.metric,
         candidate=candidate,
         base=base,
         live=live,
-        examples=count,
-        means=tuple(mean_of(comparison.result(it), binary=comparison.binary, method=method) for it in labels),
+        examples=against_base.examples,
+        means=tuple(mean_of(comparison.result(it), binary=comparison.binary, method=rules.method) for it in labels),
         against_base=against_base,
         against_live=against_live,
         against_form=against_form,
@@ -142,6 +130,26 @@ def decide(
         detectable=against_base.detectable,
         more=more,
         rules=rules,
+    )
+
+
+def _complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
+    if not bases or not form:
+        raise EvaluationInvalid("a verdict needs the base and a control to compare with")
+    if any(len(control.scores) != count for control in form):
+        raise EvaluationInvalid(f"a control is not of the comparison's {count} examples")
+
+
+def _checks(
+    base: Difference, live: Difference | None, form: Sequence[Difference], forgetting: Forgetting | None, rules: Rules
+) -> tuple[Check, ...]:
+    enough = base.examples >= rules.min_examples
+    return (
+        _examples(base.examples, rules),
+        _base(base, enough),
+        *(() if live is None else (_live(live, enough),)),
+        _form(form, enough),
+        _forgetting(forgetting),
     )
 
 
@@ -190,9 +198,7 @@ def _forgetting(found: Forgetting | None) -> Check:
     return Check(name="forgetting", state=state, sentence=wording.forgetting(found))
 
 
-def _more(
-    checks: Sequence[Check], base: Difference, form: Sequence[Difference], count: int, rules: Rules
-) -> int | None:
+def _more(checks: Sequence[Check], base: Difference, form: Sequence[Difference], rules: Rules) -> int | None:
     """Held-out examples more that would settle what held-out examples can settle."""
     needed: list[int | None] = []
     for check in checks:
@@ -203,4 +209,4 @@ def _more(
         elif check.state == "open" and check.name == "form":
             needed += [one.needed for one in form]
     known = [need for need in needed if need is not None]
-    return None if len(known) < len(needed) else max([need - count for need in known] + [0])
+    return None if len(known) < len(needed) else max([need - base.examples for need in known] + [0])

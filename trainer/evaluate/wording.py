@@ -91,8 +91,8 @@ def _accuracy(found: Forgetting) -> str:
             f"{found.chance:.0%}): the suite cannot show a loss."
         )
     seen = (
-        f"General questions: {part.base:.0%} right before, {part.candidate:.0%} after (loss {points(part.loss)} points, "
-        f"interval {points(part.low)} to {points(part.high)}; budget {points(part.budget)})"
+        f"General questions: {part.base:.0%} right before, {part.candidate:.0%} after (loss {points(part.loss)} "
+        f"points, interval {points(part.low)} to {points(part.high)}; budget {points(part.budget)})"
     )
     return f"{seen}{_against_budget(part)}."
 
@@ -119,24 +119,29 @@ def verdict(
     word: Literal["pass", "fail", "not_enough_evidence"],
     found: Difference,
     comparison: Comparison,
-    checks: Sequence[tuple[str, State, str]],
+    checks: Sequence[tuple[str, State]],
     more: int | None,
 ) -> str:
     """The verdict in one or two sentences: the word, what was seen, and what decided."""
     mine, other = comparison.result(found.of).mean, comparison.result(found.against).mean
     seen = (
-        f"{WORDS[word]}: on {found.examples} examples that it had not seen, {found.of} scored {points(mine)} of 100 and "
-        f"{found.against} {points(other)}"
+        f"{WORDS[word]}: on {found.examples} examples that it had not seen, {found.of} scored {points(mine)} of 100 "
+        f"and the base at its best {points(other)}"
     )
     if word == "pass":
-        return f"{seen} – {apart(found)}, and it forgot no more than is allowed."
+        return f"{seen}, {apart(found)}; it forgot no more than is allowed."
     if word == "fail":
-        broken = {name: sentence for name, state, sentence in checks if state == "broken"}
-        return f"{seen}. {_why_failed(broken)}"
-    return f"{seen}. {_what_would_do(found, [name for name, state, _ in checks if state == 'open'], more)}"
+        return f"{seen}. {_why_failed([name for name, state in checks if state == 'broken'])}"
+    return f"{seen}. {_what_would_do(found, [name for name, state in checks if state == 'open'], more)}"
 
 
-def _why_failed(broken: dict[str, str]) -> str:
+def without_word(sentence: str) -> str:
+    """A verdict's sentence without the word that it begins with."""
+    rest = sentence.partition(": ")[2]
+    return rest[:1].upper() + rest[1:]
+
+
+def _why_failed(broken: Sequence[str]) -> str:
     said = {
         "base": "That is not the improvement that would be worth having.",
         "live": "It is worse than the version that serves now.",
@@ -146,22 +151,25 @@ def _why_failed(broken: dict[str, str]) -> str:
     return " ".join(text for name, text in said.items() if name in broken)
 
 
-def _what_would_do(found: Difference, open_checks: Sequence[str], more: int | None) -> str:
+def _what_would_do(found: Difference, undecided: Sequence[str], more: int | None) -> str:
     parts = []
-    if {"examples", "base"} & set(open_checks):
-        shown = (
-            "no difference at all could have been shown with so few"
+    if "examples" in undecided:
+        parts.append("That is too few to judge by.")
+    if "base" in undecided:
+        parts.append(f"The difference may be anything from {span(found)} points.")
+    if {"examples", "base"} & set(undecided):
+        parts.append(
+            "No difference at all could have been shown with so few."
             if found.detectable is None
-            else f"so many could have shown a difference of {points(found.detectable)} points or more"
+            else f"So many could have shown a difference of {points(found.detectable)} points."
         )
-        parts.append(f"The interval of the difference is {span(found)} points, and {shown}.")
-    elif "live" in open_checks or "form" in open_checks:
-        parts.append("It is better than the base, but one more comparison is undecided.")
-    if "forgetting" in open_checks:
+    elif "form" in undecided:
+        parts.append("Whether it knows more than which answers there are is not shown.")
+    if "forgetting" in undecided:
         parts.append("What it forgot is not settled.")
     if more:
         towards = "" if found.estimate > found.bound else ", though what was seen points to no improvement"
-        parts.append(f"About {more} examples more would settle it{towards}.")
+        parts.append(f"About {more} examples more would do{towards}.")
     elif more is None:
         parts.append("What was seen is so close to the bound that no practical number of examples would settle it.")
     return " ".join(parts)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from loadtests.gateway import profile
 from loadtests.gateway.profile import REST, part_of, shares
 
-SERVER = "<module> (cli.py:1);Server.run (uvicorn/server.py:60);Runner.run (asyncio/runners.py:118)"
-CYCLE = "RequestResponseCycle.run_asgi (uvicorn/protocols/http/httptools_impl.py:416)"
-INFER = "Pipeline.infer (service/inference/pipeline.py:100)"
+SAMPLER = Path(profile.__file__).parent / "sampler"
+SERVER = "<module> (cli.py);Server.run (uvicorn/server.py);Runner.run (asyncio/runners.py)"
+CYCLE = "RequestResponseCycle.run_asgi (uvicorn/protocols/http/httptools_impl.py)"
+INFER = "Pipeline.infer (service/inference/pipeline.py)"
 
 
 @pytest.mark.parametrize(
@@ -16,14 +23,14 @@ INFER = "Pipeline.infer (service/inference/pipeline.py:100)"
     [
         ([CYCLE], "HTTP server"),
         ([CYCLE, INFER], "the rest of the data path"),
-        ([CYCLE, INFER, "KeyLimiter.enter (service/access/limits.py:120)"], "limits"),
+        ([CYCLE, INFER, "KeyLimiter.enter (service/access/limits.py)"], "limits"),
         (
-            [CYCLE, INFER, "Accounts.__call__ (service/inference/account.py:80)", "info (logging/__init__.py:1)"],
+            [CYCLE, INFER, "Accounts.__call__ (service/inference/account.py)", "info (logging/__init__.py)"],
             "log line",
         ),
-        ([CYCLE, INFER, "open (service/engine/client.py:9)", "_request (aiohttp/client.py:4)"], "HTTP to the engine"),
-        ([CYCLE, INFER, "timeout (asyncio/timeouts.py:129)"], "deadlines and watch on the client"),
-        (["poll (selectors.py:1)"], REST),
+        ([CYCLE, INFER, "open (service/engine/client.py)", "_request (aiohttp/client.py)"], "HTTP to the engine"),
+        ([CYCLE, INFER, "timeout (asyncio/timeouts.py)"], "deadlines and watch on the client"),
+        (["poll (selectors.py)"], REST),
     ],
 )
 def test_the_innermost_frame_that_belongs_somewhere_counts(frames: list[str], part: str) -> None:
@@ -31,5 +38,20 @@ def test_the_innermost_frame_that_belongs_somewhere_counts(frames: list[str], pa
 
 
 def test_shares_are_of_the_event_loops_samples() -> None:
-    raw = f"{SERVER} 10\n{SERVER};{CYCLE} 20\n{SERVER};{CYCLE};{INFER} 10\nThread.run (threading.py:1) 500\n"
+    raw = f"{SERVER} 10\n{SERVER};{CYCLE} 20\n{SERVER};{CYCLE};{INFER} 10\nThread.run (threading.py) 500\n"
     assert shares(raw) == {"HTTP server": 0.5, REST: 0.25, "the rest of the data path": 0.25}
+
+
+def test_a_process_samples_itself_by_its_cpu_time(tmp_path: Path) -> None:
+    out = tmp_path / "stacks"
+    code = (
+        "import os, signal, time\n"
+        "def busy():\n"
+        "    end = time.process_time() + 0.2\n"
+        "    while time.process_time() < end: pass\n"
+        "os.kill(os.getpid(), signal.SIGUSR1); busy(); time.sleep(0.3); os.kill(os.getpid(), signal.SIGUSR2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SAMPLER), "GATEWAY_PROFILE": str(out)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    counts = {stack: int(count) for stack, _, count in (line.rpartition(" ") for line in out.read_text().splitlines())}
+    assert sum(count for stack, count in counts.items() if "busy" in stack) > 0.8 * sum(counts.values())

@@ -1,7 +1,7 @@
 """What a held-out of this size can show, and how many examples more would do.
 
 With a spread s of the differences over n examples, a true difference of d ends with an interval above the bound b with
-probability `power` where d = b + (z_confidence + z_power) s / sqrt(n). For right-or-wrong scores s² is the share of
+probability `power` where d = b + (t_confidence + z_power) s / sqrt(n). For right-or-wrong scores s² is the share of
 discordant pairs less d² (R. J. Connor, Sample size for testing differences in proportions for the paired-sample
 design, Biometrics 43 (1987), 207-211), and at least d of the pairs must be discordant.
 """
@@ -59,10 +59,9 @@ class Plan:
     power: float
     margin: float = 0.0
 
-    @property
-    def quantiles(self) -> tuple[float, float]:
-        """Of the normal distribution: for the confidence (two-sided) and for the power."""
-        return float(stats.norm.ppf((1 + self.confidence) / 2)), float(stats.norm.ppf(self.power))
+    def quantiles(self, degrees: float) -> tuple[float, float]:
+        """For the confidence (two-sided) Student's, with so many degrees of freedom; for the power the normal's."""
+        return float(stats.t.ppf((1 + self.confidence) / 2, degrees)), float(stats.norm.ppf(self.power))
 
 
 def detectable(found: Spread, count: int, plan: Plan) -> float | None:
@@ -83,12 +82,13 @@ def examples_needed(found: Spread, difference: float, plan: Plan) -> int | None:
         return None
     if gap - _reach(found, 1, difference, plan) >= 0:
         return 1
-    count = optimize.brentq(lambda count: gap - _reach(found, count, difference, plan), 1, MOST_EXAMPLES, xtol=0.1)
-    return math.ceil(float(count))
+    count = optimize.brentq(lambda count: gap - _reach(found, count, difference, plan), 1, MOST_EXAMPLES, xtol=0.01)
+    return math.ceil(float(count) - 0.05)
 
 
 def _reach(found: Spread, count: float, difference: float, plan: Plan) -> float:
-    of_confidence, of_power = plan.quantiles
-    error = math.sqrt(found.at(difference) / count)
-    noise = plan.margin / of_confidence
+    """How far above the bound a true difference must be, for its interval to be above it as often as planned."""
+    degrees = math.inf if found.discordant is not None else max(1.0, count - 1)
+    of_confidence, of_power = plan.quantiles(degrees)
+    error, noise = math.sqrt(found.at(difference) / count), plan.margin / of_confidence
     return math.hypot(of_confidence * error, plan.margin) + of_power * math.hypot(error, noise)

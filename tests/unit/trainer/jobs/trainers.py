@@ -25,7 +25,7 @@ from trainer.jobs.spec import Stage
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def stand_in(folder: Path, stage: Stage) -> list[str]:
