@@ -130,14 +130,14 @@ class Settings(BaseSettings):
         ge=1,
         description=(
             "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, "
-            "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 9/10."
+            "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 7/8."
         ),
     )
     admission_prefill: int | None = Field(
         None,
         ge=1,
         description=(
-            "Prompt tokens let into the engine that have shown no first token yet. Unset: 128 on a CPU, 16384 on a GPU."
+            "Prompt tokens let into the engine that have shown no first token yet. Unset: 192 on a CPU, 16384 on a GPU."
         ),
     )
     slot_turn_s: float = Field(

@@ -7,7 +7,7 @@ from typing import Final
 
 from service.config import Settings
 
-CPU_PREFILL: Final = 128
+CPU_PREFILL: Final = 192
 GPU_PREFILL: Final = 16384
 """Two of vLLM's usual prefill steps: while one is computed the next must be there already."""
 
@@ -55,7 +55,7 @@ class Policy:
             most = width + settings.queue_size
             return cls(width=most, common=most, slots=None, queue_size=0, background_width=most)
         on_cpu = settings.device == "cpu"
-        common = min(width, settings.admission_width or width - width // (10 if on_cpu else 16))
+        common = min(width, settings.admission_width or width - width // (8 if on_cpu else 16))
         return cls(
             width=width,
             common=common,

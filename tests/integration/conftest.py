@@ -27,9 +27,7 @@ def voices(base_dir: Path) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def gateway(base_dir: Path, voices: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that serves the base and both voices."""
-    started = Gateway(
-        home=tmp_path_factory.mktemp("gateway"), base_dir=base_dir, settings={}, arguments=("--trainer",)
-    )
+    started = Gateway(home=tmp_path_factory.mktemp("gateway"), base_dir=base_dir, settings={}, arguments=("--trainer",))
     started.start()
     for name, directory in voices.items():
         metadata, settings = directory / "metadata.json", directory / "settings.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.statistics import power
-from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, noise_margin, run_noise, with_noise
+from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, run_noise, together, with_noise
 from trainer.evaluate.statistics.paired import (
     RESAMPLES,
     Array,
@@ -35,10 +36,10 @@ class Difference(Frozen):
     """How much higher `of` scored than `against`, over the same examples; all from -1 to 1.
 
     ``wins`` and ``losses``: examples on which it scored higher, lower. ``p_value``: McNemar's exact test, for
-    right-or-wrong scores. ``noise``: the margin of noise between runs that the interval holds; None where nothing was
-    asked twice. ``bound``: what the lower end is to be above; ``detectable``: the smallest true difference that so many
-    examples show to be above it, with the planned power; ``needed``: examples in all after which a true difference as
-    large as the estimate would be told from the bound. None: none does.
+    right-or-wrong scores. ``noise``: the standard deviation of noise between runs, which the interval holds; None where
+    nothing was asked twice. ``bound``: what the lower end is to be above; ``detectable``: the smallest true difference
+    that so many examples show to be above it, with the planned power; ``needed``: examples in all after which a true
+    difference as large as the estimate would be told from the bound. None: none does.
     """
 
     of: str
@@ -99,13 +100,13 @@ def contrast(
     """
     (name, high_row, one), (other_name, low_row, other) = of, against
     differences = high_row - low_row
-    estimate, noises = float(differences.mean()), (one, other)
+    estimate, noise = float(differences.mean()), together([one, other])
     bounds = interval(
         differences, confidence=method.confidence, binary=binary, seed=method.seed, resamples=method.resamples
     )
-    bounds = with_noise(estimate, bounds, noises, method.confidence)
+    bounds = with_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
-    plan = power.Plan(bound, method.confidence, method.power, noise_margin(noises, method.confidence))
+    plan = power.Plan(bound, method.confidence, method.power, noise)
     spread = power.spread(differences, binary=binary)
     return Difference(
         of=name,
@@ -119,7 +120,7 @@ def contrast(
         wins=wins,
         losses=losses,
         p_value=mcnemar_p(wins, losses) if binary else None,
-        noise=plan.margin if any(noise.degrees for noise in noises) else None,
+        noise=math.sqrt(noise.variance) if noise.degrees else None,
         bound=bound,
         detectable=power.detectable(spread, len(differences), plan),
         needed=power.examples_needed(spread, estimate, plan),

@@ -47,7 +47,7 @@ def examples(count: int, least: int) -> str:
 def against_base(found: Difference, state: State) -> str:
     """What was seen against the base at its best."""
     seen = (
-        f"Against {found.against} it is {apart(found)} ({found.confidence:.0%} interval {span(found)}); "
+        f"Against “{found.against}” it is {apart(found)} ({found.confidence:.0%} interval {span(found)}); "
         f"{points(found.bound)} points is the least that matters"
     )
     if state == "kept":
@@ -59,7 +59,7 @@ def against_base(found: Difference, state: State) -> str:
 
 def against_live(found: Difference, state: State) -> str:
     """What was seen against the version that serves now."""
-    seen = f"Against {found.against}, which serves now, it is {apart(found)} (interval {span(found)})"
+    seen = f"Against “{found.against}”, which serves now, it is {apart(found)} (interval {span(found)})"
     if state == "kept":
         return f"{seen}: not shown to be worse."
     return f"{seen}: {'shown to be worse' if state == 'broken' else 'worse on too few examples to be sure'}."
@@ -125,11 +125,11 @@ def verdict(
     """The verdict in one or two sentences: the word, what was seen, and what decided."""
     mine, other = comparison.result(found.of).mean, comparison.result(found.against).mean
     seen = (
-        f"{WORDS[word]}: on {found.examples} examples that it had not seen, {found.of} scored {points(mine)} of 100 "
-        f"and the base at its best {points(other)}"
+        f"{WORDS[word]}: on {found.examples} examples that it had not seen, {found.of} scored {points(mine)} of 100, "
+        f"the base at its best {points(other)}"
     )
     if word == "pass":
-        return f"{seen}, {apart(found)}; it forgot no more than is allowed."
+        return f"{seen}: {apart(found)}, and it forgot no more than is allowed."
     if word == "fail":
         return f"{seen}. {_why_failed([name for name, state in checks if state == 'broken'])}"
     return f"{seen}. {_what_would_do(found, [name for name, state in checks if state == 'open'], more)}"

@@ -159,6 +159,7 @@ class Place:
 
     def _replace(self, job_id: str, name: str, content: str) -> None:
         partial = self.of(job_id) / f".{name}.partial"
+        partial.parent.mkdir(exist_ok=True)  # a folder that somebody has removed must not keep its job from ending
         with partial.open("w") as file:
             file.write(content + "\n")
             file.flush()

@@ -38,12 +38,13 @@ _LOG = logging.getLogger("hatrack.trainer.jobs")
 
 @dataclass(slots=True)
 class Watch:
-    """A worker at a job. ``ordered`` is what its control file says; ``kills`` the kernel's count when it began."""
+    """A worker at a job. ``ordered`` is what its control file says, None where nobody knows; ``kills`` the kernel's
+    count when it began."""
 
     job_id: str
     stage: Stage
     worker: Worker
-    ordered: Control
+    ordered: Control | None
     kills: int
     cancelled_at: float | None = None
 
@@ -108,7 +109,7 @@ class Supervisor:
             return False
         _LOG.info("found the worker of %s: process %d", job.id, pid)
         stage = Stage.VALIDATE if job.status is Status.VALIDATING else Stage.TRAIN
-        self._watch(job, stage, Adopted(self._place, job.id, pid))
+        self._watch(job, stage, Adopted(self._place, job.id, pid), ordered=None)
         return True
 
     async def _recover(self, job: Job) -> None:
@@ -138,7 +139,10 @@ class Supervisor:
     async def _turn(self) -> None:
         for job in await self._database.run(lambda db: records.with_status(db, UNDER_WAY | {Status.PAUSED})):
             if self._is_due(job):
-                await self._obey(job.id)
+                try:
+                    await self._obey(job.id)
+                except Exception:
+                    _LOG.exception("what is wanted of %s could not be brought about", job.id)
         for stage, status in STAGES.items():
             if not any(watch.stage is stage for watch in self._watches.values()):
                 taken = await self._database.run(partial(records.take, status=status, but=[*self._watches]))
@@ -188,19 +192,20 @@ class Supervisor:
     async def _begin(self, job: Job, stage: Stage) -> None:
         try:
             await asyncio.to_thread(self._place.order, job.id, Control.RUN)
-            worker = await asyncio.to_thread(spawn, self._place.of(job.id), stage, self._command)
+            # on this thread: a start that outlived its cancellation would leave a worker that nobody watches
+            worker = spawn(self._place.of(job.id), stage, self._command)
         except OSError:
             _LOG.exception("the worker of %s cannot be started", job.id)
             await self._ended(job.id, stage, End(1), kills=memory_kills())
             return
-        self._watch(job, stage, worker)
+        self._watch(job, stage, worker, ordered=Control.RUN)
         if stage is Stage.TRAIN:
             said = "Fine-tuning job goes on" if job.device_s else "Fine-tuning job started"
             await self._database.run(lambda db: journal.say(db, records.get(db, job.id), said))
         self._pulse.beat()
 
-    def _watch(self, job: Job, stage: Stage, worker: Worker) -> None:
-        watch = Watch(job.id, stage, worker, ordered=Control.RUN, kills=memory_kills())
+    def _watch(self, job: Job, stage: Stage, worker: Worker, *, ordered: Control | None) -> None:
+        watch = Watch(job.id, stage, worker, ordered, kills=memory_kills())
         self._watches[job.id] = watch
         self._tasks[job.id] = asyncio.create_task(self._see_through(watch), name=f"watch {job.id}")
 

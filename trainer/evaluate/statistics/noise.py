@@ -29,7 +29,7 @@ class RunNoise:
     """
 
     variance: float
-    degrees: int
+    degrees: float
     changed: float
 
 
@@ -59,24 +59,45 @@ def run_noise(runs: Sequence[Array]) -> RunNoise:
     return RunNoise(max(0.0, (between - within) / width), count - 1, changed)
 
 
-def with_noise(estimate: float, bounds: Bounds, noises: Sequence[RunNoise], confidence: float) -> Bounds:
-    """Widen an interval over examples by the noise between the arms' runs.
+def together(noises: Sequence[RunNoise]) -> RunNoise:
+    """The noise of a difference (or a sum) of one run of each arm.
 
-    The two are independent, so that their margins add as squares, at each end by itself (the method of variance
-    estimates recovery: G. Y. Zou and A. Donner, Statistics in Medicine 27 (2008), 1693-1702). The noise's margin has
-    Student's quantile: it was seen in few runs.
+    Its degrees of freedom are F. E. Satterthwaite's (Biometrics Bulletin 2 (1946), 110-114).
     """
-    margin = noise_margin(noises, confidence)
-    if margin == 0:
+    known = [noise for noise in noises if noise.variance > 0]
+    variance = sum(noise.variance for noise in known)
+    changed = max((noise.changed for noise in noises), default=0.0)
+    if not known:
+        return RunNoise(0.0, sum(noise.degrees for noise in noises), changed)
+    return RunNoise(variance, variance**2 / sum(noise.variance**2 / noise.degrees for noise in known), changed)
+
+
+def with_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: float) -> Bounds:
+    """Widen an interval over examples by the noise between runs.
+
+    The two are independent, so that their variances add, at each end by itself: what stands for the variance over
+    examples there is the square of the end's distance over the normal quantile (the method of variance estimates
+    recovery: G. Y. Zou and A. Donner, Statistics in Medicine 27 (2008), 1693-1702). The quantile of the sum is
+    Student's with Satterthwaite's degrees of freedom, since the noise was seen in few runs.
+    """
+    if noise.variance == 0:
         return bounds
-    low = estimate - math.hypot(estimate - bounds.low, margin)
-    high = estimate + math.hypot(bounds.high - estimate, margin)
-    return Bounds(max(-1.0, low), min(1.0, high), bounds.method + ADDED)
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    low, high = (reach(distance / z, noise, confidence) for distance in (estimate - bounds.low, bounds.high - estimate))
+    return Bounds(max(-1.0, estimate - low), min(1.0, estimate + high), bounds.method + ADDED)
 
 
-def noise_margin(noises: Sequence[RunNoise], confidence: float) -> float:
-    """How far noise between runs alone may move the difference of one run of each arm."""
-    variance, degrees = sum(noise.variance for noise in noises), sum(noise.degrees for noise in noises)
-    if variance == 0:
-        return 0.0
-    return float(stats.t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance)
+def reach(error: float, noise: RunNoise, confidence: float, degrees: float = math.inf) -> float:
+    """Half the width of an interval with this standard error over examples, and noise between runs beside it.
+
+    Args:
+        error: On `degrees` of freedom.
+        noise: Between runs, of all that is compared.
+        confidence: Two-sided.
+        degrees: Of the error.
+    """
+    variance = error**2 + noise.variance
+    parts = [error**4 / degrees] + ([noise.variance**2 / noise.degrees] if noise.variance > 0 else [])
+    spread = sum(parts)
+    freedom = variance**2 / spread if spread > 0 else math.inf
+    return float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)

@@ -15,10 +15,12 @@ from typing import Final
 import numpy as np
 from scipy import optimize, stats
 
+from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, reach
 from trainer.evaluate.statistics.paired import Array, wins_and_losses
 
 MOST_EXAMPLES: Final = 100_000
 """More than this many examples is no advice."""
+FEWEST: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,12 @@ def spread(differences: Array, *, binary: bool) -> Spread:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is wanted of a comparison. ``margin`` is what noise between runs alone can do; no example takes it away."""
+    """What is wanted of a comparison. ``noise`` between runs stays, however many examples there are."""
 
     bound: float
     confidence: float
     power: float
-    margin: float = 0.0
-
-    def quantiles(self, degrees: float) -> tuple[float, float]:
-        """For the confidence (two-sided) Student's, with so many degrees of freedom; for the power the normal's."""
-        return float(stats.t.ppf((1 + self.confidence) / 2, degrees)), float(stats.norm.ppf(self.power))
+    noise: RunNoise = NO_RUNS
 
 
 def detectable(found: Spread, count: int, plan: Plan) -> float | None:
@@ -78,17 +76,20 @@ def detectable(found: Spread, count: int, plan: Plan) -> float | None:
 def examples_needed(found: Spread, difference: float, plan: Plan) -> int | None:
     """Examples (all, not more) after which a true `difference` is told from the bound; None above MOST_EXAMPLES."""
     gap = abs(difference - plan.bound)
-    if gap <= plan.margin or gap - _reach(found, MOST_EXAMPLES, difference, plan) < 0:
+
+    def lacking(count: float) -> float:
+        return gap - _reach(found, count, difference, plan)
+
+    if lacking(MOST_EXAMPLES) < 0:
         return None
-    if gap - _reach(found, 1, difference, plan) >= 0:
-        return 1
-    count = optimize.brentq(lambda count: gap - _reach(found, count, difference, plan), 1, MOST_EXAMPLES, xtol=0.01)
-    return math.ceil(float(count) - 0.05)
+    if lacking(FEWEST) >= 0:
+        return FEWEST
+    return math.ceil(float(optimize.brentq(lacking, FEWEST, MOST_EXAMPLES, xtol=0.01)) - 0.05)
 
 
 def _reach(found: Spread, count: float, difference: float, plan: Plan) -> float:
-    """How far above the bound a true difference must be, for its interval to be above it as often as planned."""
-    degrees = math.inf if found.discordant is not None else max(1.0, count - 1)
-    of_confidence, of_power = plan.quantiles(degrees)
-    error, noise = math.sqrt(found.at(difference) / count), plan.margin / of_confidence
-    return math.hypot(of_confidence * error, plan.margin) + of_power * math.hypot(error, noise)
+    """How far from the bound a true difference must be, for its interval to be clear of it as often as planned."""
+    error = math.sqrt(found.at(difference) / count)
+    degrees = math.inf if found.discordant is not None else count - 1
+    half = reach(error, plan.noise, plan.confidence, degrees)
+    return half + float(stats.norm.ppf(plan.power)) * math.hypot(error, math.sqrt(plan.noise.variance))

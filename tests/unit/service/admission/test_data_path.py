@@ -107,7 +107,7 @@ async def test_an_engine_that_goes_answers_all_who_wait() -> None:
 @pytest.mark.parametrize(
     ("settings", "width", "common", "slots"),
     [
-        ({}, 64, 58, 8),
+        ({}, 64, 56, 8),
         ({"engine_max_seqs": 12}, 12, 11, 8),
         ({"admission_width": 5, "engine_slots": 3}, 64, 5, 3),
         ({"engine_device": "cuda"}, 64, 60, 8),

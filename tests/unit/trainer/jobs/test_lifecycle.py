@@ -4,6 +4,7 @@ nothing; ``tests/crash/test_jobs.py`` does the same with those that do."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -272,6 +273,32 @@ async def test_what_a_crash_left_half_made_is_cleared_away(
         assert trainer.trainer.place.ids() == []
         assert not (orphan.parent / ".new-ftjob-half").exists()
         await until(lambda: KEY not in gateway.keys)
+
+
+async def test_a_job_whose_folder_somebody_has_removed_fails_and_holds_up_nobody(
+    client: Client, trainer: Running
+) -> None:
+    first = await client.create(metadata={"hold": "1"})
+    lost, other = await client.create(), await client.create()
+    for made in (lost, other):
+        await client.until(made.id, lambda job: job.status == "queued")
+    shutil.rmtree(trainer.trainer.place.of(lost.id))
+    await client.openai.fine_tuning.jobs.cancel(first.id)
+    assert (await client.ended(other.id)).status == "succeeded"
+    job = await client.ended(lost.id)
+    assert (job.status, job.error.code) == ("failed", "worker_killed")
+
+
+async def test_an_order_that_a_killed_trainer_had_not_passed_on_is_passed_on(
+    tmp_path: Path, base_dir: Path, gateway: FakeGateway
+) -> None:
+    async with running(tmp_path, base_dir, gateway, stop_s=0.1) as trainer:
+        made = await trainer.client().create(metadata={"hold": "3", "deaf": "yes"})
+        await trainer.client().at_step(made.id, 3)
+    control = tmp_path / "trainer" / "jobs" / made.id / "control"
+    control.write_text("pause")  # after which the job was resumed, and the trainer killed before it could say so
+    async with running(tmp_path, base_dir, gateway, stop_s=0.1):
+        await until(lambda: control.read_text() == "run\n")
 
 
 async def test_big_files_go_after_their_time(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> None:

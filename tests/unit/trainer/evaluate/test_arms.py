@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from trainer.data.format import parse_chat
+from trainer.evaluate.arms import TOLD, Arm, Prompt, Question, Turn, base_at_its_best, questions
+
+ASKED = Question(id="1", turns=(Turn(role="user", content="Where is my card?"),), reference="card_arrival")
+WITH_SYSTEM = Question(
+    id="2", turns=(Turn(role="system", content="Be brief."), Turn(role="user", content="Hm?")), reference="x"
+)
+
+
+def test_an_example_is_its_turns_and_the_last_answer() -> None:
+    line = (
+        '{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "a"},'
+        ' {"role": "assistant", "content": "b", "weight": 0}, {"role": "user", "content": "c"},'
+        ' {"role": "assistant", "content": "d"}]}\n'
+    )
+    (question,) = questions(parse_chat(line.encode()))
+    assert question.id == "1"
+    assert [turn.role for turn in question.turns] == ["system", "user", "assistant", "user"]
+    assert (question.asked, question.reference) == ("c", "d")
+
+
+def test_a_plain_prompt_is_the_question_as_it_is() -> None:
+    assert Prompt().messages(ASKED) == [{"role": "user", "content": "Where is my card?"}]
+    assert [turn["role"] for turn in Prompt().messages(WITH_SYSTEM)] == ["system", "user"]
+
+
+def test_a_system_prompt_comes_first_and_never_in_place_of_the_questions_own() -> None:
+    prompt = Prompt(system="You sort questions.")
+    assert prompt.messages(ASKED)[0] == {"role": "system", "content": "You sort questions."}
+    assert [turn["content"] for turn in prompt.messages(WITH_SYSTEM)] == ["Be brief.", "Hm?"]
+
+
+def test_the_closed_set_is_told_behind_the_system_message() -> None:
+    prompt = Prompt(system="You sort questions.", answers=("card_arrival", "card_lost"))
+    system, user = prompt.messages(ASKED)
+    assert system["content"] == f"You sort questions.\n\n{TOLD}\n- card_arrival\n- card_lost"
+    assert user["content"] == "Where is my card?"
+    assert prompt.messages(WITH_SYSTEM)[0]["content"].startswith("Be brief.\n\n" + TOLD)
+    assert Prompt(answers=("a", "b")).messages(ASKED)[0]["content"] == f"{TOLD}\n- a\n- b"
+
+
+def test_the_base_at_its_best_has_the_candidates_prompt_and_where_there_is_one_the_list() -> None:
+    (plain,) = base_at_its_best("smol", system="Be kind.")
+    assert (plain.model, plain.prompt.system, plain.prompt.answers) == ("smol", "Be kind.", ())
+    plain, told = base_at_its_best("smol", system=None, answers=["yes", "no"])
+    assert (plain.prompt.answers, told.prompt.answers) == ((), ("yes", "no"))
+    assert plain.label != told.label
+
+
+def test_an_outside_endpoint_has_no_grounding() -> None:
+    with pytest.raises(ValidationError, match="grounding"):
+        Arm(label="other", model="gpt", endpoint="other", grounding={"vector_store_ids": ["vs_1"]})

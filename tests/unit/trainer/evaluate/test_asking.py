@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.unit.trainer.evaluate.conftest import KEY, Gateway
+from tests.unit.trainer.evaluate.worlds import questions
+from trainer.errors import (
+    AnswerRefused,
+    AnswerUnreadable,
+    ArmUnservable,
+    EndpointUnknown,
+    GatewayUnreachable,
+)
+from trainer.evaluate.arms import Arm, Prompt
+from trainer.evaluate.asking import Ask, HttpAnswerer
+from trainer.evaluate.wire import Endpoint
+
+TUNED = Arm(label="tuned", model="voice@3")
+BASE = Arm(label="base", model="smol", prompt=Prompt(system="Be kind."))
+
+
+async def at_once(_seconds: float) -> None:
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+def answerer(gateway: Gateway, tmp_path: Path) -> Any:
+    def make(**changes: Any) -> HttpAnswerer:
+        values = {"wait": at_once, "concurrency": 4, **changes}
+        return HttpAnswerer(Endpoint(gateway.url, SecretStr(KEY)), tmp_path / "answers.jsonl", **values)
+
+    return make
+
+
+def asks(count: int, *arms: Arm, repeats: int = 1) -> list[Ask]:
+    return [
+        Ask(arm, question, at) for at in range(repeats) for question in questions(count) for arm in arms or (TUNED,)
+    ]
+
+
+async def test_every_arm_answers_every_question_in_order(gateway: Gateway, answerer: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    found = await answerer().answer(asks(3, TUNED, BASE), lambda done, total: seen.append((done, total)))
+    assert [(each.arm, each.text) for each in found] == [
+        (label, f"{model} says question {at}?")
+        for at in range(3)
+        for label, model in (("tuned", "voice@3"), ("base", "smol"))
+    ]
+    assert seen == [(done, 6) for done in range(7)]
+    assert found[0].prompt_tokens == 7
+    assert found[0].finish_reason == "stop"
+
+
+async def test_it_is_asked_greedily_with_the_arms_prompt(gateway: Gateway, answerer: Any) -> None:
+    await answerer(max_tokens=33).answer(asks(1, BASE))
+    ((path, body),) = gateway.requests
+    assert path == "/v1/chat/completions"
+    assert body == {
+        "model": "smol",
+        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "question 0?"}],
+        "temperature": 0,
+        "max_tokens": 33,
+    }
+
+
+async def test_a_grounding_goes_along_as_it_is(gateway: Gateway, answerer: Any) -> None:
+    grounded = Arm(label="grounded", model="voice@3", grounding={"vector_store_ids": ["vs_1"]})
+    bare = Arm(label="bare", model="voice@3", grounding=False)
+    await answerer(concurrency=1).answer(asks(1, grounded, bare, TUNED))
+    sent = [body.get("grounding", "unset") for _, body in gateway.requests]
+    assert sent == [{"vector_store_ids": ["vs_1"]}, False, "unset"]
+
+
+async def test_no_more_at_once_than_is_allowed(gateway: Gateway, answerer: Any) -> None:
+    gateway.delay_s = 0.02
+    await answerer(concurrency=3).answer(asks(12))
+    assert gateway.most_at_once == 3
+
+
+async def test_nothing_is_asked_twice_but_what_has_changed(gateway: Gateway, answerer: Any) -> None:
+    await answerer().answer(asks(4))
+    await answerer().answer(asks(6))
+    assert len(gateway.asked()) == 6
+    other = Arm(label="tuned", model="voice@4")
+    found = await answerer().answer(asks(6, other))
+    assert len(gateway.asked()) == 12
+    assert found[0].text.startswith("voice@4")
+
+
+async def test_the_same_question_is_asked_again_for_another_repeat(gateway: Gateway, answerer: Any) -> None:
+    found = await answerer().answer(asks(2, repeats=3))
+    assert len(gateway.asked()) == 6
+    assert [each.repeat for each in found] == [0, 0, 1, 1, 2, 2]
+
+
+async def test_a_busy_or_absent_gateway_is_asked_again(gateway: Gateway, answerer: Any) -> None:
+    waited: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waited.append(seconds)
+
+    gateway.refusals = [(503, "engine_unavailable", {"retry-after": "7"}), (429, "rate_limit_exceeded", {})]
+    found = await answerer(wait=wait, concurrency=1).answer(asks(2))
+    assert len(found) == 2
+    assert waited == [7.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        ((409, "version_other_base", {}), ArmUnservable),
+        ((404, "model_not_found", {}), ArmUnservable),
+        ((400, "context_length_exceeded", {}), AnswerRefused),
+        ((429, "insufficient_quota", {"x-should-retry": "false"}), AnswerRefused),
+    ],
+)
+async def test_an_answer_that_will_never_come_ends_it_all(
+    gateway: Gateway, answerer: Any, refusal: Any, kind: type[AnswerRefused]
+) -> None:
+    gateway.refused_models = {"voice@3": refusal}
+    with pytest.raises(AnswerRefused) as caught:
+        await answerer(concurrency=2).answer(asks(20, BASE, TUNED))
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.answer_code) == refusal[:2]
+    assert "'tuned' (voice@3) did not answer example" in caught.value.message
+    assert len([model for model, _ in gateway.asked() if model == "voice@3"]) <= 2
+
+
+async def test_a_version_that_goes_away_in_the_middle_is_an_error_and_what_was_said_is_kept(
+    gateway: Gateway, answerer: Any
+) -> None:
+    def say(model: str, asked: str) -> str:
+        if asked == "question 5?":
+            gateway.refused_models = {"voice@3": (409, "version_corrupt", {})}
+        return "yes"
+
+    gateway.say = say
+    with pytest.raises(ArmUnservable):
+        await answerer(concurrency=1).answer(asks(10))
+    gateway.refused_models = {}
+    gateway.say = lambda *_: "yes"
+    before = len(gateway.asked())
+    assert len(await answerer().answer(asks(10))) == 10
+    assert len(gateway.asked()) - before == 4
+
+
+async def test_who_is_away_for_too_long_is_given_up(gateway: Gateway, answerer: Any) -> None:
+    gateway.refused_models = {"voice@3": (503, "engine_unavailable", {})}
+    with pytest.raises(AnswerRefused) as caught:
+        await answerer(patience_s=0).answer(asks(1))
+    assert caught.value.status == 503
+    nobody = HttpAnswerer(Endpoint("http://127.0.0.1:9"), Path(gateway.url[7:].replace(":", "-")), patience_s=0)
+    nobody._book = answerer()._book
+    with pytest.raises(GatewayUnreachable):
+        await nobody.answer(asks(1, BASE))
+
+
+async def test_an_answer_without_text_is_no_answer(gateway: Gateway, answerer: Any) -> None:
+    gateway.say = lambda *_: None  # type: ignore[assignment,return-value]
+    with pytest.raises(AnswerUnreadable):
+        await answerer().answer(asks(1))
+
+
+async def test_outside_endpoints_are_those_of_the_settings(gateway: Gateway, answerer: Any) -> None:
+    outside = Arm(label="other", model="big-model", endpoint="other")
+    with pytest.raises(EndpointUnknown):
+        await answerer().answer(asks(1, outside))
+    assert gateway.requests == []
+    with pytest.raises(AnswerRefused, match="invalid_api_key"):  # shown its own key and never the job's
+        await answerer(endpoints={"other": Endpoint(gateway.url, SecretStr("theirs"))}).answer(asks(1, outside))
+    found = await answerer(endpoints={"other": Endpoint(gateway.url, SecretStr(KEY))}).answer(asks(1, outside))
+    assert found[0].text == "big-model says question 0?"
+
+
+async def test_whoever_hears_of_the_progress_may_end_it(gateway: Gateway, answerer: Any) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def stop(done: int, _total: int) -> None:
+        if done == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        await answerer(concurrency=2).answer(asks(50), stop)
+    assert len(gateway.asked()) < 10
+
+
+async def test_a_cancelled_asking_is_cancelled(gateway: Gateway, answerer: Any) -> None:
+    gateway.delay_s = 0.05
+    task = asyncio.create_task(answerer(concurrency=2).answer(asks(40)))
+    while not gateway.asked():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    before = len(gateway.asked())
+    await asyncio.sleep(0.15)
+    assert len(gateway.asked()) == before
+
+
+ASKER = """
+import asyncio, sys
+from pathlib import Path
+from pydantic import SecretStr
+from tests.unit.trainer.evaluate.test_asking import asks
+from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.wire import Endpoint
+url, key, book = sys.argv[1:]
+asyncio.run(HttpAnswerer(Endpoint(url, SecretStr(key)), Path(book), concurrency=2).answer(asks(20)))
+"""
+
+
+async def test_after_a_kill_only_what_is_missing_is_asked(gateway: Gateway, answerer: Any, tmp_path: Path) -> None:
+    gateway.delay_s = 0.03
+    book = tmp_path / "answers.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", ASKER, gateway.url, KEY, str(book)], cwd=Path.cwd(), env=os.environ)
+    deadline = time.monotonic() + 60
+    while not book.exists() or len(book.read_bytes().splitlines()) < 5:
+        assert child.poll() is None, "the child ended before it was killed"
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    await asyncio.sleep(0.1)
+    there = len(book.read_bytes().split(b"\n")) - 1
+    assert 5 <= there < 20
+    before = len(gateway.asked())
+    found = await answerer().answer(asks(20))
+    assert [each.text for each in found] == [f"voice@3 says question {at}?" for at in range(20)]
+    assert len(gateway.asked()) - before == 20 - there

@@ -1,0 +1,87 @@
+"""Comparisons made of numbers, for all that begins after the asking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trainer.evaluate.arms import Arm, Question, Turn
+from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.contrast import Method
+from trainer.evaluate.controls import Control
+from trainer.evaluate.forgetting import Area, Forgetting, Part, State
+
+Runs = Sequence[Sequence[float]]
+
+
+def questions(count: int) -> tuple[Question, ...]:
+    return tuple(
+        Question(id=str(at), turns=(Turn(role="user", content=f"question {at}?"),), reference=f"answer {at}")
+        for at in range(count)
+    )
+
+
+def comparison(arms: Mapping[str, Runs], *, binary: bool = True) -> Comparison:
+    """Each arm with its runs' scores."""
+    count = len(next(iter(arms.values()))[0])
+    return Comparison(
+        metric="exact_match" if binary else "rouge_l",
+        binary=binary,
+        questions=questions(count),
+        results=tuple(
+            ArmResult(
+                arm=Arm(label=label, model=label),
+                answers=tuple(f"{label} on {at}" for at in range(count)),
+                runs=tuple(tuple(float(value) for value in run) for run in runs),
+            )
+            for label, runs in arms.items()
+        ),
+    )
+
+
+def row(right: int, count: int) -> list[float]:
+    """The first `right` of `count` examples are right."""
+    return [1.0] * right + [0.0] * (count - right)
+
+
+def form(count: int, score: float = 0.0) -> tuple[Control, Control]:
+    """Both controls, the same on every example."""
+    return (
+        Control(kind="constant", scores=(score,) * count, answer="yes"),
+        Control(kind="permuted", scores=(score,) * count),
+    )
+
+
+def part(state: State = "kept", loss: float = 0.01) -> Part:
+    return Part(
+        base=0.8,
+        candidate=0.8 - loss,
+        loss=loss,
+        low=loss - 0.02,
+        high=loss + 0.02,
+        budget=0.05,
+        items=100,
+        state=state,
+    )
+
+
+def forgetting(accuracy: State = "kept", perplexity: State = "kept") -> Forgetting:
+    return Forgetting(
+        suite="general",
+        against="base",
+        accuracy=part(accuracy),
+        perplexity=part(perplexity),
+        chance=0.25,
+        areas=(Area(area="knowledge", items=40, base=33, candidate=32, at_chance=False),),
+        lost=("knowledge-1",),
+        won=(),
+    )
+
+
+QUICK = Method(resamples=400)
+"""Enough for the tests' simulations."""
+
+
+def seeded(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
