@@ -46,12 +46,12 @@ def main() -> None:
     unseen = rows[-min(options.questions, len(rows) - options.examples) :]
     job = train(client, base, rows[: options.examples], options)
     asker = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=settings.gateway_key(url))
-    model = str(job["fine_tuned_model"])
+    adapter, alone = asyncio.run(both(asker, str(job["fine_tuned_model"]), base, unseen))
     found = {
         "examples": options.examples,
         "questions": len(unseen),
-        "adapter_right": asyncio.run(share_right(asker, model, unseen)),
-        "base_right": asyncio.run(share_right(asker, base, unseen[:100])),
+        "adapter_right": adapter,
+        "base_right": alone,
         "job_s": job["finished_at"] - job["created_at"],
         "trained_tokens": job["trained_tokens"],
         "recipe": job["hatrack"]["plan"]["recipe"] if job["hatrack"].get("plan") else job["hyperparameters"],
@@ -82,6 +82,13 @@ def train(client: openai.OpenAI, base: str, rows: Sequence[dict[str, str]], opti
                 raise SystemExit(f"the job {now.status}: {now.error}")
             found: dict[str, Any] = now.model_dump()
             return found
+
+
+async def both(
+    client: openai.AsyncOpenAI, adapter: str, base: str, rows: Sequence[dict[str, str]]
+) -> tuple[float, float]:
+    """The adapter's share over all rows, the base's over the first hundred."""
+    return await share_right(client, adapter, rows), await share_right(client, base, rows[:100])
 
 
 async def share_right(client: openai.AsyncOpenAI, model: str, rows: Sequence[dict[str, str]]) -> float:
