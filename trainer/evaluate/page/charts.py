@@ -65,13 +65,7 @@ def bars(rows: Sequence[Bar], scale: Scale, *, title: str) -> Markup:
 def differences(rows: Sequence[Bar], scale: Scale, *, bound: float, title: str) -> Markup:
     """Estimates with their intervals on one scale; zero is drawn, and `bound` dashed."""
     lines = _line(scale.place(0), ROW_PX, "zero") + (_line(scale.place(bound), ROW_PX, "bound") if bound else "")
-    drawn = [
-        _whisker(row, scale)
-        + Markup('<circle cx="{x}%" cy="15" r="6.5" class="dot {tone}"/>').format(
-            x=scale.place(row.value), tone=row.tone
-        )
-        for row in rows
-    ]
+    drawn = [_whisker(row, scale) + _dot(row, scale) for row in rows]
     return _chart(rows, drawn, scale, title, lines=lines)
 
 
@@ -184,8 +178,19 @@ def _line(x: float, height: int, kind: str) -> Markup:
     )
 
 
+def _dot(row: Bar, scale: Scale) -> Markup:
+    """The estimate; an arrow where it is beyond the scale."""
+    x, tone = scale.place(row.value), row.tone
+    if row.value > scale.most:
+        return Markup(
+            '<svg x="{x}%" width="1" height="30" overflow="visible">'
+            '<polygon points="-15,6 0,15 -15,24" class="dot {tone}"/></svg>'
+        ).format(x=x, tone=tone)
+    return Markup('<circle cx="{x}%" cy="15" r="6.5" class="dot {tone}"/>').format(x=x, tone=tone)
+
+
 def _whisker(row: Bar, scale: Scale) -> Markup:
-    if row.low is None or row.high is None:
+    if row.low is None or row.high is None or row.low > scale.most:
         return Markup("")
     return Markup(
         '<line x1="{low}%" x2="{high}%" y1="15" y2="15" class="whisker"/>'

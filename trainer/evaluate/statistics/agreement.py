@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from trainer.errors import EvaluationInvalid
+from trainer.evaluate.statistics import quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,5 +49,5 @@ def agreement(judge: Sequence[str], people: Sequence[str], *, confidence: float 
     with np.errstate(invalid="ignore"):  # of full agreement the variance is zero, or what rounding makes of it
         found = cohens_kappa(table)
     kappa = float(found.kappa)
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(max(0.0, float(found.var_kappa)))
+    half = quantiles.normal(confidence) * math.sqrt(max(0.0, float(found.var_kappa)))
     return Agreement(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), observed, len(judge))

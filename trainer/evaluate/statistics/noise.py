@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import stats
 
+from trainer.evaluate.statistics import quantiles
 from trainer.evaluate.statistics.paired import Array, Bounds
 
 ADDED: Final = "; noise between runs added"
@@ -82,7 +82,7 @@ def with_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: flo
     """
     if noise.variance == 0:
         return bounds
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = quantiles.normal(confidence)
     low, high = (reach(distance / z, noise, confidence) for distance in (estimate - bounds.low, bounds.high - estimate))
     return Bounds(max(-1.0, estimate - low), min(1.0, estimate + high), bounds.method + ADDED)
 
@@ -100,4 +100,4 @@ def reach(error: float, noise: RunNoise, confidence: float, degrees: float = mat
     parts = [error**4 / degrees] + ([noise.variance**2 / noise.degrees] if noise.variance > 0 else [])
     spread = sum(parts)
     freedom = variance**2 / spread if spread > 0 else math.inf
-    return float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    return quantiles.student(confidence, freedom) * math.sqrt(variance)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from trainer.evaluate.statistics import quantiles
+
 Array = NDArray[np.float64]
 
 RESAMPLES: Final = 5000
@@ -78,7 +80,7 @@ def tango(wins: int, losses: int, count: int, confidence: float) -> tuple[float,
         count: All pairs.
         confidence: Two-sided.
     """
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = quantiles.normal(confidence)
     found = (wins - losses) / count
 
     def beyond(difference: float, bound: float) -> float:
@@ -114,7 +116,7 @@ def mcnemar_p(wins: int, losses: int) -> float:
 def student(values: Array, confidence: float) -> tuple[float, float]:
     """Student's interval of a mean."""
     count = len(values)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+    half = quantiles.student(confidence, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
     mean = float(values.mean())
     return mean - half, mean + half
 
@@ -134,7 +136,7 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
         resamples: How many.
     """
     count = len(values)
-    quantile = math.sqrt(count / (count - 1)) * float(stats.t.ppf((1 + confidence) / 2, count - 1))
+    quantile = math.sqrt(count / (count - 1)) * quantiles.student(confidence, count - 1)
     found = stats.bootstrap(
         (values,),
         np.mean,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, reach
 from trainer.evaluate.statistics.paired import Array, wins_and_losses
@@ -92,4 +92,4 @@ def _reach(found: Spread, count: float, difference: float, plan: Plan) -> float:
     error = math.sqrt(found.at(difference) / count)
     degrees = math.inf if found.discordant is not None else count - 1
     half = reach(error, plan.noise, plan.confidence, degrees)
-    return half + float(stats.norm.ppf(plan.power)) * math.hypot(error, math.sqrt(plan.noise.variance))
+    return half + float(special.ndtri(plan.power)) * math.hypot(error, math.sqrt(plan.noise.variance))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 import zlib
@@ -43,6 +44,8 @@ class Gateway:
     refused_models: dict[str, Refusal] = field(default_factory=dict)
     digests: dict[str, list[str]] = field(default_factory=dict)
     """Per model the digests that it is served by, in turn."""
+    raw: dict[str, Any] | None = None
+    """The next answers' body, whatever is asked."""
     delay_s: float = 0.0
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     at_once: int = 0
@@ -64,6 +67,8 @@ class Gateway:
                 status, code, headers = refusal
                 error = {"message": f"refused: {code}", "type": "t", "param": None, "code": code}
                 return status, {"error": error}, headers
+            if self.raw is not None:
+                return 200, self.raw, {}
             return 200, *self._answered(path, body)
         finally:
             with self.lock:
@@ -134,7 +139,12 @@ def gateway() -> Iterator[Gateway]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # that is whoever was killed
+                super().handle_error(request, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     fake.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()

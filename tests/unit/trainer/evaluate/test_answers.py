@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.evaluate.answers import Answer, Book
+from trainer.evaluate.answers import Answer, Book, Key
 
 
 def answer(example: str, text: str = "yes") -> Answer:
@@ -16,7 +16,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "evaluation" / "answers.jsonl"
 
 
-def keep(path: Path, *answers: Answer) -> dict[object, Answer]:
+def keep(path: Path, *answers: Answer) -> dict[Key, Answer]:
     with Book(path, Answer) as book:
         for each in answers:
             book.add(each)
@@ -39,13 +39,13 @@ def test_a_torn_last_line_is_cut_off_and_harms_no_later_one(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"arm":"tuned","exam')
     found = keep(path, answer("2"))
-    assert [key[1] for key in found] == ["1", "2"]  # type: ignore[index]
+    assert [key[1] for key in found] == ["1", "2"]
 
 
 def test_a_line_of_another_time_is_passed_over(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b'{"something": "else"}\n\xff\n' + answer("1").model_dump_json().encode() + b"\n")
-    assert [key[1] for key in keep(path)] == ["1"]  # type: ignore[index]
+    assert [key[1] for key in keep(path)] == ["1"]
 
 
 def test_nobody_else_reads_what_customers_asked(path: Path) -> None:

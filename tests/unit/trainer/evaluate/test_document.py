@@ -1,0 +1,39 @@
+"""EVALUATION.md says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.evaluate.contrast import Method
+from trainer.evaluate.forgetting import general_suite
+from trainer.evaluate.metrics.choose import NAMES
+from trainer.evaluate.verdict import Rules
+
+TEXT = " ".join(Path("trainer/evaluate/EVALUATION.md").read_text().split())
+
+
+def test_the_rule_has_the_settings_defaults() -> None:
+    rules = Rules()
+    assert f"at least {rules.min_examples} held-out examples" in TEXT
+    assert f"lower end of the interval above {100 * rules.smallest_difference:g} points" in TEXT
+    assert f"the confidence ({100 * rules.method.confidence:g}%, two-sided)" in TEXT
+    assert f"with {100 * rules.method.power:g}% power" in TEXT
+    assert f"Tango's interval | {100 * rules.budget.accuracy:g} points |" in TEXT
+    assert f"interval over texts | {100 * rules.budget.perplexity:g}% |" in TEXT
+
+
+def test_the_stated_share_is_what_the_confidence_leaves_out_on_one_side() -> None:
+    assert f"at most {100 * (1 - Method().confidence) / 2:g}% of comparisons of equal arms pass" in TEXT
+
+
+def test_the_suite_is_as_large_as_is_said() -> None:
+    suite = general_suite()
+    assert f"{len(suite.choices)} multiple-choice items" in TEXT
+    assert f"{len(suite.texts)} short texts in ten registers" in TEXT
+    assert len({item.area for item in suite.texts}) == 10
+
+
+def test_the_metrics_that_are_spoken_of_are_there() -> None:
+    for name in ("exact_match", "json_exact", "rouge_l", "token_f1", "contains", "regex"):
+        assert f"`{name}`" in TEXT
+        assert name in NAMES

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.evaluate.worlds import QUICK, Runs, comparison, forgetting, form, row
+from trainer.errors import EvaluationInvalid
+from trainer.evaluate.forgetting import Forgetting
+from trainer.evaluate.verdict import Rules, Verdict, decide
+
+RULES = Rules(method=QUICK)
+
+
+def judge(tuned: Runs, base: Runs, *, live: Runs | None = None, **changes: Any) -> Verdict:
+    arms = {"tuned": tuned, "base": base} | ({"live": live} if live is not None else {})
+    values: dict[str, Any] = {
+        "candidate": "tuned",
+        "bases": ["base"],
+        "live": "live" if live is not None else None,
+        "form": form(len(tuned[0])),
+        "forgetting": forgetting(),
+        "rules": RULES,
+    }
+    return decide(comparison(arms), **(values | changes))
+
+
+def states(verdict: Verdict) -> dict[str, str]:
+    return {check.name: check.state for check in verdict.checks}
+
+
+def test_a_clear_gain_passes_with_every_number_behind_it() -> None:
+    verdict = judge([row(90, 100)], [row(30, 100)], live=[row(88, 100)])
+    assert (verdict.word, verdict.passed) == ("pass", True)
+    assert set(states(verdict).values()) == {"kept"}
+    assert verdict.against_base.estimate == pytest.approx(0.6)
+    assert verdict.against_base.low > 0.02
+    assert (verdict.against_base.wins, verdict.against_base.losses) == (60, 0)
+    assert verdict.against_base.p_value is not None
+    assert verdict.against_base.p_value < 1e-9
+    assert {mean.label for mean in verdict.means} == {"tuned", "base", "live"}
+    assert "90 of 100, the base at its best 30: 60 points better" in verdict.sentence
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_too_few_examples_are_never_enough_however_clear() -> None:
+    verdict = judge([row(10, 10)], [row(0, 10)])
+    assert verdict.word == "not_enough_evidence"
+    assert verdict.more == 20
+    assert "too few to judge by" in verdict.sentence
+    assert "20 examples more" in verdict.sentence
+    worse = judge([row(0, 10)], [row(10, 10)], live=[row(10, 10)])
+    assert worse.word == "not_enough_evidence"
+    assert {states(worse)[name] for name in ("base", "live", "form")} == {"open"}
+
+
+def test_the_lower_end_has_to_be_above_the_least_that_matters() -> None:
+    verdict = judge([row(54, 100)], [row(50, 100)])
+    assert (verdict.word, states(verdict)["base"]) == ("not_enough_evidence", "open")
+    assert verdict.detectable is not None
+    assert verdict.detectable > 0.04
+    assert verdict.more is not None
+    assert verdict.more > 0
+    assert judge([row(54, 100)], [row(50, 100)], rules=Rules(method=QUICK, smallest_difference=0.0)).passed
+    strict = judge([row(90, 100)], [row(30, 100)], rules=Rules(method=QUICK, smallest_difference=0.6))
+    assert not strict.passed
+
+
+def test_no_gain_worth_having_that_is_shown_is_a_failure() -> None:
+    verdict = judge([row(20, 200)], [row(60, 200)])
+    assert (verdict.word, states(verdict)["base"]) == ("fail", "broken")
+    assert "not the improvement" in verdict.sentence
+    alike = judge([row(200, 400)], [row(200, 400)], form=form(400))
+    assert alike.word == "fail"  # so many examples would have shown two points
+
+
+def test_equal_arms_on_few_examples_are_open_and_say_what_could_have_been_seen() -> None:
+    verdict = judge([row(20, 40)], [row(20, 40)])
+    assert (verdict.word, states(verdict)["base"]) == ("not_enough_evidence", "open")
+    assert verdict.detectable is not None
+    assert 0.05 < verdict.detectable < 0.4
+    assert "points to no improvement" in verdict.sentence
+
+
+def test_the_strongest_base_is_the_one_to_beat() -> None:
+    arms = {"tuned": [row(60, 100)], "base": [row(10, 100)], "base told the answers": [row(58, 100)]}
+    verdict = decide(
+        comparison(arms),
+        candidate="tuned",
+        bases=["base", "base told the answers"],
+        form=form(100),
+        forgetting=forgetting(),
+        rules=RULES,
+    )
+    assert verdict.base == "base told the answers"
+    assert verdict.word == "not_enough_evidence"
+
+
+def test_worse_than_live_fails_equal_to_live_does_not() -> None:
+    assert judge([row(60, 100)], [row(10, 100)], live=[row(90, 100)]).word == "fail"
+    assert judge([row(60, 100)], [row(10, 100)], live=[row(60, 100)]).word == "pass"
+    slightly = judge([row(60, 100)], [row(10, 100)], live=[row(62, 100)])
+    assert slightly.word == "pass"  # the interval reaches zero
+    assert "not shown to be worse" in slightly.checks[2].sentence
+
+
+def test_a_learner_of_form_alone_has_to_be_beaten_on_both_counts() -> None:
+    level = judge([row(60, 100)], [row(10, 100)], form=form(100, 0.59))
+    assert (level.word, states(level)["form"]) == ("not_enough_evidence", "open")
+    beaten = judge([row(60, 100)], [row(10, 100)], form=form(100, 1.0))
+    assert (beaten.word, states(beaten)["form"]) == ("fail", "broken")
+    assert "which answers there are" in beaten.sentence
+    one_of_two = (form(100)[0], form(100, 1.0)[1])
+    assert judge([row(60, 100)], [row(10, 100)], form=one_of_two).word == "fail"
+
+
+@pytest.mark.parametrize(
+    ("lost", "word"),
+    [
+        (forgetting("broken"), "fail"),
+        (forgetting("kept", "broken"), "fail"),
+        (forgetting("open"), "not_enough_evidence"),
+        (forgetting("silent"), "pass"),
+        (forgetting("silent", "open"), "not_enough_evidence"),
+        (None, "not_enough_evidence"),
+    ],
+)
+def test_what_was_forgotten_decides_too(lost: Forgetting | None, word: str) -> None:
+    verdict = judge([row(90, 100)], [row(30, 100)], forgetting=lost)
+    assert verdict.word == word
+    if word == "fail":
+        assert "It forgot more" in verdict.sentence
+    if lost is not None and lost.accuracy.state == "silent":
+        assert "the suite cannot show a loss" in verdict.checks[-1].sentence
+
+
+def test_forgetting_that_is_shown_fails_also_on_few_examples() -> None:
+    assert judge([row(10, 10)], [row(0, 10)], forgetting=forgetting("broken")).word == "fail"
+
+
+def test_noise_between_runs_widens_the_interval() -> None:
+    steady = judge([row(62, 100), row(62, 100)], [row(50, 100), row(50, 100)])
+    shaky = judge([row(62, 100), row(40, 100)], [row(50, 100), row(50, 100)])
+    assert (steady.word, shaky.word) == ("pass", "not_enough_evidence")
+    assert steady.against_base.noise == 0
+    assert shaky.against_base.noise is not None
+    assert shaky.against_base.noise > 0.1
+    assert shaky.against_base.low < steady.against_base.low
+    assert judge([row(62, 100)], [row(50, 100)]).against_base.noise is None
+
+
+def test_scores_between_are_judged_by_the_bootstrap() -> None:
+    tuned, base = [0.6 + at % 7 / 50 for at in range(60)], [0.3 + at % 5 / 50 for at in range(60)]
+    verdict = decide(
+        comparison({"tuned": [tuned], "base": [base]}, binary=False),
+        candidate="tuned",
+        bases=["base"],
+        form=form(60, 0.2),
+        forgetting=forgetting(),
+        rules=RULES,
+    )
+    assert verdict.word == "pass"
+    assert "bootstrap" in verdict.against_base.method
+    assert verdict.against_base.p_value is None
+
+
+@pytest.mark.parametrize("changes", [{"bases": []}, {"form": ()}, {"form": form(9)}, {"candidate": "nobody"}])
+def test_what_cannot_be_judged_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationInvalid):
+        judge([row(9, 10)], [row(3, 10)], **changes)

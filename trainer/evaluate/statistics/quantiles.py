@@ -1,0 +1,17 @@
+"""Quantiles of two-sided intervals, by scipy's special functions: planning asks for thousands."""
+
+from __future__ import annotations
+
+import math
+
+from scipy import special
+
+
+def normal(confidence: float) -> float:
+    """How many standard errors the normal's two-sided interval reaches, 1.96 for 0.95."""
+    return float(special.ndtri((1 + confidence) / 2))
+
+
+def student(confidence: float, degrees: float) -> float:
+    """The same for Student's distribution; `degrees` may be infinite."""
+    return float(special.stdtrit(degrees, (1 + confidence) / 2)) if math.isfinite(degrees) else normal(confidence)
