@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+import aiohttp
 import httpx
+import psutil
 import pytest
 
 from service.telemetry import metrics
@@ -127,18 +130,33 @@ def test_the_registry_and_usage_are_shown(gateway: Gateway) -> None:
     assert value(now, "hatrack_disk_free_bytes") > 0
 
 
-def test_a_thousand_unknown_names_add_no_label(gateway: Gateway) -> None:
-    gateway.chat("nobody", "Hello")
-    before = scrape(gateway)
-    with gateway.http() as client:
-        for number in range(1000):
-            body = {"model": f"stranger-{number}", "messages": [{"role": "user", "content": "Hello"}]}
-            assert client.post("/v1/chat/completions", json=body).status_code == 404
-    after = scrape(gateway)
-    assert grown(before, after, "hatrack_requests_total", adapter="(none)", project="default") == 1000
+async def ask_strangers(gateway: Gateway, names: range) -> set[int]:
+    """Ask for `stranger-N` for every N, 16 at once; the statuses that came back."""
+    left, seen = iter(names), set()
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {gateway.key}"}) as session:
+
+        async def some() -> None:
+            for number in left:
+                body = {"model": f"stranger-{number}", "messages": [{"role": "user", "content": "Hello"}]}
+                async with session.post(f"{gateway.url}/v1/chat/completions", json=body) as response:
+                    await response.read()
+                    seen.add(response.status)
+
+        await asyncio.gather(*(some() for _ in range(16)))
+    return seen
+
+
+def test_a_hundred_thousand_unknown_names_grow_neither_labels_nor_memory(gateway: Gateway) -> None:
+    assert gateway.process is not None
+    asyncio.run(ask_strangers(gateway, range(2_000)))
+    before, held = scrape(gateway), psutil.Process(gateway.process.pid).memory_info().rss
+    assert asyncio.run(ask_strangers(gateway, range(2_000, 102_000))) == {404}
+    after, holds = scrape(gateway), psutil.Process(gateway.process.pid).memory_info().rss
+    assert grown(before, after, "hatrack_requests_total", adapter="(none)", project="default") == 100_000
     assert {key for key in after if key[0] == "hatrack_requests_total"} == {
         key for key in before if key[0] == "hatrack_requests_total"
     }
+    assert holds - held < 32 * 2**20  # 335 bytes a name would be this much
 
 
 def test_no_prompt_answer_or_key_is_in_any_log(gateway: Gateway) -> None:
