@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.support.gateway import TIMEOUT, Gateway
@@ -108,9 +111,23 @@ def test_a_file_over_the_bound_is_refused_before_it_is_sent(gateway: Gateway, ke
         assert b"413" in wire.recv(64).split(b"\r\n")[0]
 
 
-def test_without_a_trainer_training_is_503_and_answers_go_on(gateway: Gateway, client: openai.OpenAI) -> None:
+def trainer_of(gateway: Gateway) -> psutil.Process:
+    """The trainer that the gateway has started."""
+    assert gateway.process is not None
+    for child in psutil.Process(gateway.process.pid).children():
+        if child.cmdline()[1:3] == ["-m", "trainer"]:
+            return child
+    raise AssertionError("the gateway has no trainer")
+
+
+def test_without_a_trainer_training_is_503_answers_go_on_and_it_comes_back(
+    gateway: Gateway, client: openai.OpenAI
+) -> None:
     made = client.files.create(file=LINE * 10, purpose="fine-tune")
     base = client.models.list().data[0].id
+    killed = trainer_of(gateway)
+    killed.kill()
+    killed.wait(30)
     with pytest.raises(openai.APIStatusError) as down:
         client.fine_tuning.jobs.create(model=base, training_file=made.id, suffix="my voice")
     assert (down.value.status_code, down.value.code) == (503, "trainer_unavailable")
@@ -122,3 +139,10 @@ def test_without_a_trainer_training_is_503_and_answers_go_on(gateway: Gateway, c
         assert set(admin.get("/v1/load").json()) == {"object", "waiting", "in_flight"}
     assert gateway.answer(base, "Say hello.")
     client.files.delete(made.id)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(openai.APIStatusError):
+            client.fine_tuning.jobs.list()
+            break
+        time.sleep(0.5)
+    assert trainer_of(gateway).pid != killed.pid
