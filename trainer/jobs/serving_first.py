@@ -43,6 +43,7 @@ class ServingFirst:
         self.pauses = 0
 
     def __enter__(self) -> ServingFirst:
+        self._look()  # before the first step, not a while after it
         self._thread.start()
         return self
 
@@ -67,7 +68,10 @@ class ServingFirst:
 
     def _watch(self) -> None:
         while not self._end.wait(POLL_S):
-            try:
-                self._busy = sum(self._load())
-            except (GatewayUnreachable, GatewayRefused):
-                self._busy = 0  # a gateway that does not answer serves nobody
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self._busy = sum(self._load())
+        except (GatewayUnreachable, GatewayRefused):
+            self._busy = 0  # a gateway that does not answer serves nobody
