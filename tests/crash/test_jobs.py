@@ -52,6 +52,8 @@ class Daemon:
         log = (self.home / "log").open("ab")
         with log:
             self.process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
+        # one core: two threads that wait for each other are slow where somebody else is at the cores, too
+        psutil.Process(self.process.pid).cpu_affinity([min(os.sched_getaffinity(0))])
         until(self.answers, "the trainer's answer", START_S)
 
     def answers(self) -> bool:
