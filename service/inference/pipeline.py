@@ -20,13 +20,16 @@ from service.admission.ticket import Ticket
 from service.config import MIB, Settings
 from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, HatrackError, Internal, Unavailable
+from service.grounding.fields import FIELD, Wish, wish_of
+from service.grounding.hook import Hook
+from service.grounding.places import Place
 from service.inference.account import Account, Record
 from service.inference.dialect import OPENAI, Dialect
 from service.inference.estimate import BYTES_A_TOKEN, estimate
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import Table, check_body
-from service.inference.ports import Gate, Lease, Limiter, Pass, Tracer
-from service.inference.relay import EventRelay, Renamer, Usage, engine_error
+from service.inference.ports import Gate, Lease, Limiter, Pass, Relay, Tracer
+from service.inference.relay import Renamer, Usage, engine_error
 from service.inference.sticky import sticky
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Catalog, Target
@@ -53,6 +56,8 @@ class Route:
     salted: bool = False
     """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
     dialect: Dialect = OPENAI
+    place: Place | None = None
+    """Where passages and citations go; None: its requests are not grounded."""
 
 
 class Pipeline:
@@ -71,6 +76,7 @@ class Pipeline:
         limiter: Limiter | None = None,
         gate: Gate | None = None,
         tracer: Tracer | None = None,
+        hook: Hook | None = None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -85,6 +91,7 @@ class Pipeline:
         self._limiter = limiter
         self._gate = gate
         self._tracer = tracer
+        self._hook = hook
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
         self._salt = secrets.token_bytes(32)
@@ -107,18 +114,23 @@ class Pipeline:
             body = parse(raw)
             target = record.target = self._resolve(caller, body, exchange.headers)
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+            wish = None if route.place is None else wish_of(body.pop(FIELD, None), target.settings.grounding)
             record.stream = bool(body.get("stream"))
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
             record.prompt = min(len(raw) // BYTES_A_TOKEN, record.estimate)
             _name_adapter(exchange, target)
             if lease is not None:
                 lease.charge(record.estimate)
-                exchange.add_headers(lease.headers())
+                if wish is None:
+                    exchange.add_headers(lease.headers())
             with self._admitted():
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
-                payload = self._payload(body, caller, target, route)
                 async with exchange.leash(self._timeout_s):
-                    entered = await self._enter(caller, target, record)
+                    if wish is not None:
+                        await self._ground(wish, exchange, route, record, body, lease)
+                    payload = self._payload(body, caller, target, route)
+                    # a route that runs no model takes no place in the engine
+                    entered = await self._enter(caller, target, record) if route.salted else None
                     try:
                         await self._forward(exchange, route, target, record, payload, body, began, entered)
                     finally:
@@ -140,6 +152,21 @@ class Pipeline:
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    async def _ground(
+        self, wish: Wish, exchange: Exchange, route: Route, record: Record, body: dict[str, Any], lease: Lease | None
+    ) -> None:
+        """Put passages into the body; the caller pays for them as for the rest of the prompt."""
+        caller, target, place = record.caller, record.target, route.place
+        if self._hook is None or caller is None or target is None or place is None:
+            raise Unavailable("this gateway has no grounding", param=FIELD, code="grounding_unavailable")
+        grounded = record.grounded = await self._hook.ground(wish, caller, target, body, place)
+        exchange.add_headers(list(grounded.headers))
+        record.estimate += grounded.tokens
+        record.prompt += grounded.tokens
+        if lease is not None:
+            lease.charge(grounded.tokens)
+            exchange.add_headers(lease.headers())
 
     async def _enter(self, caller: Caller, target: Target, record: Record) -> Pass | None:
         """Wait at the gate for a place in the engine."""
@@ -183,7 +210,9 @@ class Pipeline:
 
     def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
         """The engine's request: the checked fields, and what only the gateway sets."""
-        sent = {**body, "model": target.engine_model, **route.dialect.fixed(body)}
+        # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the gate
+        model = target.engine_model if route.salted else self._catalog.base_name
+        sent = {**body, "model": model, **route.dialect.fixed(body)}
         if route.salted:
             # projects share no prefix cache: how fast an answer comes would tell one what another has asked
             sent["cache_salt"] = self._salt_of(caller.project)
@@ -222,7 +251,9 @@ class Pipeline:
                 )
             record.reached = True
             if record.stream:
-                relay = route.dialect.relay(renamer, body)
+                relay: Relay = route.dialect.relay(renamer, body)
+                if record.grounded is not None:
+                    relay = record.grounded.relay(relay)
                 try:
                     await self._stream(exchange, response, relay, record, began, entered)
                 finally:
@@ -238,13 +269,14 @@ class Pipeline:
         # where the model did not run, no token was used
         record.usage = route.dialect.usage(answer) if route.salted else Usage()
         record.first_byte_s = time.perf_counter() - began
-        await exchange.answer(200, route.dialect.answer(answer, renamer))
+        answer = route.dialect.answer(answer, renamer)
+        await exchange.answer(200, answer if record.grounded is None else record.grounded.cite(answer))
 
     async def _stream(
         self,
         exchange: Exchange,
         response: UpstreamResponse,
-        relay: EventRelay,
+        relay: Relay,
         record: Record,
         began: float,
         entered: Pass | None,

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from service.access.caller import Caller
 from service.admission.ticket import Ticket
+from service.errors import HatrackError
+from service.inference.relay import Usage
 
 
 class Lease(Protocol):
@@ -61,6 +63,27 @@ class Gate(Protocol):
             RateLimited: The caller's own share of the queue is full.
             Unavailable: The queue is full, or the deadline has passed in it.
         """
+
+
+class Relay(Protocol):
+    """Makes a stream's bytes into those for the client; see ``service.inference.relay.EventRelay``."""
+
+    @property
+    def done(self) -> bool:
+        """The engine has sent its last event."""
+
+    @property
+    def error(self) -> bytes | None:
+        """The engine's error event."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes that the client may have now: whole events only."""
+
+    def counted(self) -> Usage | None:
+        """The engine's count, or the best guess at it."""
+
+    def last_words(self, error: HatrackError, request_id: str, /) -> bytes:
+        """The event that tells the client of an error."""
 
 
 class Span(Protocol):

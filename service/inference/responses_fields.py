@@ -9,6 +9,7 @@ from typing import Any
 
 from service.config import Settings
 from service.errors import FieldRefused
+from service.grounding.fields import check_grounding
 from service.inference.checks import (
     INT64,
     Check,
@@ -235,6 +236,7 @@ def responses_table(settings: Settings) -> Table:
         | refused("answers are text", "image", "modalities")
         | refused("there are no access programs", "access_programs")
         | GUARDED
+        | passed(grounding=check_grounding)
     )
 
 

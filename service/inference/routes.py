@@ -10,6 +10,8 @@ import orjson
 from service.access.authentication import Authenticator
 from service.config import Settings
 from service.errors import HatrackError, Internal, MethodNotAllowed, NotFound
+from service.grounding.hook import Hook
+from service.grounding.places import CHAT, MESSAGES_PLACE, RESPONSES_PLACE
 from service.inference.account import Account, LogAccount
 from service.inference.anthropic import MESSAGES
 from service.inference.anthropic_fields import count_tokens_table, messages_table
@@ -40,13 +42,19 @@ def build_routes(settings: Settings) -> dict[str, Route]:
     detokenize = Route("/detokenize", detokenize_table(settings), ("tokens",))
     return {
         "/v1/chat/completions": Route(
-            "/v1/chat/completions", chat_table(settings), ("messages",), generates=True, salted=True
+            "/v1/chat/completions", chat_table(settings), ("messages",), generates=True, salted=True, place=CHAT
         ),
         "/v1/completions": Route(
             "/v1/completions", completions_table(settings), ("prompt",), generates=True, salted=True
         ),
         "/v1/responses": Route(
-            "/v1/responses", responses_table(settings), ("input",), generates=True, salted=True, dialect=RESPONSES
+            "/v1/responses",
+            responses_table(settings),
+            ("input",),
+            generates=True,
+            salted=True,
+            dialect=RESPONSES,
+            place=RESPONSES_PLACE,
         ),
         MESSAGES_PATH: Route(
             MESSAGES_PATH,
@@ -55,6 +63,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             generates=True,
             salted=True,
             dialect=MESSAGES,
+            place=MESSAGES_PLACE,
         ),
         "/v1/messages/count_tokens": Route(
             "/v1/messages/count_tokens", count_tokens_table(settings), ("messages",), dialect=MESSAGES
@@ -77,6 +86,7 @@ class InferenceApp:
         limiter: Holds callers to their limits; None: nobody is limited.
         gate: Fair admission; None: everyone goes straight to the engine.
         tracer: Begins a trace for each request; None: no traces.
+        hook: Retrieves for requests that want it; None: such a request is refused.
     """
 
     def __init__(
@@ -92,6 +102,7 @@ class InferenceApp:
         limiter: Limiter | None = None,
         gate: Gate | None = None,
         tracer: Tracer | None = None,
+        hook: Hook | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._catalog = catalog
@@ -107,6 +118,7 @@ class InferenceApp:
             limiter=limiter,
             gate=gate,
             tracer=tracer,
+            hook=hook,
         )
 
     def handles(self, scope: Scope) -> bool:

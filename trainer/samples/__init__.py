@@ -1,11 +1,15 @@
 """Sample adapters: two brand voices of two small shops' support, trained on the spot from the files in this folder.
 
-NAME.jsonl is trained on; NAME.heldout.jsonl never is, and serves to hear what was learnt.
+NAME.jsonl and, where there is one, NAME.grounded.jsonl are trained on; NAME.heldout.jsonl never is, and serves to hear
+what was learnt. The grounded pairs teach to answer from quoted passages, which stand before the question as the
+gateway's grounding puts them: a small model that has learned a voice without them talks past every passage.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
+from trainer.data.format import Dataset, parse_chat
 from trainer.tune.recipe import Recipe
 
 NAMES: Final = ("tidewater", "pemberton")
@@ -18,6 +22,19 @@ RECIPE: Final = Recipe(rank=16, alpha=32, learning_rate=2e-3, epochs=2, batch_si
 def data_file(name: str) -> Path:
     """The training data of a sample."""
     return Path(__file__).with_name(f"{name}.jsonl")
+
+
+def grounded_file(name: str) -> Path:
+    """Questions with passages before them, and answers from these in the sample's voice."""
+    return Path(__file__).with_name(f"{name}.grounded.jsonl")
+
+
+def sample_data(name: str) -> Dataset:
+    """All that a sample is trained on."""
+    content = data_file(name).read_bytes()
+    if grounded_file(name).is_file():
+        content += grounded_file(name).read_bytes()
+    return Dataset(f"{name}.jsonl", hashlib.sha256(content).hexdigest(), parse_chat(content))
 
 
 def heldout_file(name: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,8 @@ from rich.progress import Progress as Bar
 from adapters.base import BaseDescription, describe
 from adapters.errors import AdapterError
 from trainer.base_model import check_complete, slug
-from trainer.data.format import read_chat
 from trainer.errors import TrainerError
-from trainer.samples import NAMES, RECIPE, data_file
+from trainer.samples import NAMES, RECIPE, sample_data
 from trainer.tune.progress import Progress
 from trainer.tune.run import SERVING_DTYPE, Order, make_adapter
 
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=NAMES, action="append", help="only this one (may be given again)")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
+    # as it is imported it warns of a kernel that inference in four bits would use and that nobody here has asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         made = make_samples(options.base, options.out, options.only or NAMES, console)
     except (TrainerError, AdapterError) as error:
@@ -71,7 +73,7 @@ def make_samples(base: Path, out: Path, names: Sequence[str], console: Console) 
 
 
 def _make_sample(name: str, base: Path, description: BaseDescription, target: Path, console: Console) -> Path:
-    order = Order(base=base, description=description, data=read_chat(data_file(name)), recipe=RECIPE)
+    order = Order(base=base, description=description, data=sample_data(name), recipe=RECIPE)
     if order.is_done(target):
         console.print(f"{name}: trained before, nothing to do")
         return target

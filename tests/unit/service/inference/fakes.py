@@ -14,8 +14,9 @@ import orjson
 from service.access.authentication import Authenticator
 from service.config import Settings
 from service.errors import HatrackError
+from service.grounding.hook import Hook
 from service.inference.account import Record
-from service.inference.ports import Gate
+from service.inference.ports import Gate, Limiter
 from service.inference.routes import InferenceApp
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
 
@@ -150,7 +151,13 @@ class World:
     """An app in front of a fake engine."""
 
     def __init__(
-        self, authenticator: Authenticator | None = None, *, gate: Gate | None = None, **settings: Any
+        self,
+        authenticator: Authenticator | None = None,
+        *,
+        gate: Gate | None = None,
+        limiter: Limiter | None = None,
+        hook: Hook | None = None,
+        **settings: Any,
     ) -> None:
         settings.setdefault("engine_context", 2048)
         self.settings = Settings(engine_device="cpu", **settings)
@@ -168,6 +175,8 @@ class World:
             suspect=self.suspects.append,
             saw_tokens=self._sign,
             gate=gate,
+            limiter=limiter,
+            hook=hook,
         )
 
     def _sign(self) -> None:

@@ -52,6 +52,18 @@ async def test_the_gate_hears_of_the_first_token_of_a_stream_once(
     assert door.told == [*told, world.records[0].tokens]
 
 
+@pytest.mark.parametrize("path", ["/v1/tokenize", "/detokenize"])
+async def test_a_route_that_runs_no_model_takes_no_place_and_loads_no_adapter(path: str) -> None:
+    door = Door()
+    world = World(gate=door)
+    world.engine.chunks = [b'{"count":1}']
+    body = {"prompt": "a"} if path == "/v1/tokenize" else {"tokens": [1]}
+    answer = await world.ask(path, {"model": "voice", **body})
+    assert (answer.status, answer.headers["x-hatrack-adapter"]) == (200, "voice@3")
+    assert world.engine.last.body["model"] == "smol"
+    assert door.told == []
+
+
 async def test_every_piece_after_the_first_has_a_gap() -> None:
     world = World()
     world.engine.chunks = [*STREAM]

@@ -1,0 +1,256 @@
+"""`kb create|list|add|search|rm`: knowledge bases, which are OpenAI's vector stores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.client import ClientError, HatrackClient, JsonObject
+from service.commands import terminal
+from service.commands.terminal import AsJson, examples
+
+SUFFIXES: Final = frozenset({".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".csv", ".jsonl", ".json"})
+"""What is taken out of a directory; a file that is named is sent whatever it is called."""
+SHOWN_CHARS: Final = 400
+
+app = typer.Typer(help="Knowledge bases: documents that answers are grounded on.", no_args_is_help=True)
+Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
+
+
+@app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))
+def create(
+    name: Annotated[str, typer.Argument(help="What it is called.")],
+    description: Annotated[str | None, typer.Option(help="What is in it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an empty store."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        made = client.create_store(name, description=description)
+    if as_json:
+        terminal.print_json(made)
+    else:
+        typer.echo(f"{made['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
+
+
+@app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
+def list_(
+    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Its files. [default: all stores]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the stores, or the files of one."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.stores()) if store is None else list(client.store_files(str(client.store(store)["id"])))
+    if as_json:
+        terminal.print_json(found)
+    elif store is None:
+        terminal.print_table(["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(one) for one in found])
+    else:
+        terminal.print_table(["ID", "FILE", "PASSAGES", "SIZE", "STATUS"], [_file_row(one) for one in found])
+
+
+@app.command(
+    epilog=examples(
+        "hatrack kb add policies docs/",
+        "hatrack kb add policies returns.md --attribute region=eu --attribute year=2026",
+        "hatrack kb add policies returns.md   (again: the new text takes the old one's place)",
+    )
+)
+def add(
+    store: Store,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", exists=True, help="Files, and directories of them.")],
+    attributes: Annotated[
+        list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata, for filters.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep older files of the same name.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload documents and index them; one takes the place of an older one of the same name."""
+    documents = list(_documents(paths))
+    if not documents:
+        raise typer.BadParameter(f"there is no document in it; known are {', '.join(sorted(SUFFIXES))}.")
+    metadata = dict(_pair(text) for text in attributes or [])
+    with terminal.reporting(as_json), HatrackClient() as client:
+        store_id = str(client.store(store)["id"])
+        names = {name for name, _ in documents}
+        older = [] if keep else [file for file in client.store_files(store_id) if file.get("filename") in names]
+        ids = _upload(client, documents, quiet=as_json)
+        done = _index(client, store_id, ids, metadata, quiet=as_json)
+        indexed = {file["filename"] for file in done if file["status"] == "completed"}
+        for file in older:
+            # what could not be read takes nobody's place
+            if file["filename"] in indexed and file["id"] not in ids:
+                _replace(client, store_id, str(file["id"]))
+    failed = [file for file in done if file["status"] != "completed"]
+    if as_json:
+        terminal.print_json(done)
+    else:
+        passages = sum(int((file.get("passages") or {}).get("total") or 0) for file in done)
+        typer.echo(f"{len(done) - len(failed)} of {len(done)} files are indexed, {passages} passages")
+    for file in failed:
+        reason = (file.get("last_error") or {}).get("message") or file["status"]
+        typer.echo(f"hatrack: {terminal.clean(str(file['filename']))}: {terminal.clean(str(reason))}", err=True)
+    if failed:
+        raise typer.Exit(terminal.FAILED)
+
+
+@app.command(
+    epilog=examples(
+        'hatrack kb search policies "How long may I send things back?"',
+        """hatrack kb search policies returns --filter '{"type": "eq", "key": "region", "value": "eu"}'""",
+    )
+)
+def search(
+    store: Store,
+    query: Annotated[str, typer.Argument(help="A question, or words.")],
+    most: Annotated[int, typer.Option("-k", min=1, max=50, help="Most passages.")] = 5,
+    filters: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="On the files' attributes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the passages that fit best."""
+    chosen = _filter(filters)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = client.search_store(str(client.store(store)["id"]), query, most=most, filters=chosen)
+    if as_json:
+        terminal.print_json(found)
+        return
+    for number, one in enumerate(found, start=1):
+        text = " ".join(part["text"] for part in one["content"])
+        shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
+        typer.echo(f"[{number}] {one['score']:.3f}  {terminal.clean(one['filename'])}")
+        typer.echo("    " + terminal.clean(shown).replace("\n", "\n    "))
+    if not found:
+        typer.echo("Nothing fits.")
+
+
+@app.command(epilog=examples("hatrack kb rm policies returns.md", "hatrack kb rm policies --yes"))
+def rm(
+    store: Store,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A file's name or id. [default: all]")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a store, or take a file out of one."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = client.store(store)
+        if file is None:
+            if not yes:
+                typer.confirm(
+                    f"Delete {terminal.clean(store)} with its {found['file_counts']['total']} files?", abort=True
+                )
+            gone = [client.delete_store(str(found["id"]))]
+        else:
+            files = [one for one in client.store_files(str(found["id"])) if file in (one["id"], one.get("filename"))]
+            if not files:
+                raise typer.BadParameter(f"{store} holds no file {file}.")
+            gone = [client.remove_from_store(str(found["id"]), str(one["id"])) for one in files]
+    if as_json:
+        terminal.print_json(gone)
+    else:
+        typer.echo(f"{terminal.clean(file or store)} is gone")
+
+
+def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Names and files: of a directory, what is below it, named by its path from there."""
+    for path in paths:
+        if path.is_dir():
+            below = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in SUFFIXES)
+            yield from ((one.relative_to(path).as_posix().replace("/", "_"), one) for one in below)
+        else:
+            yield path.name, path
+
+
+def _upload(client: HatrackClient, documents: Sequence[tuple[str, Path]], *, quiet: bool) -> list[str]:
+    ids = []
+    bar = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with _bars(*bar, quiet=quiet) as progress:
+        task = progress.add_task("", total=sum(path.stat().st_size for _, path in documents))
+        for name, path in documents:
+            made = client.upload_document(path, name, lambda size: progress.advance(task, size))
+            ids.append(str(made["id"]))
+    return ids
+
+
+def _index(
+    client: HatrackClient, store_id: str, ids: Sequence[str], attributes: dict[str, Any], *, quiet: bool
+) -> list[JsonObject]:
+    done: list[JsonObject] = []
+    bar = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("passages"), TimeRemainingColumn())
+    with _bars(*bar, quiet=quiet) as progress:
+        task = progress.add_task("", total=None)
+        for batch in client.add_to_store(store_id, ids, attributes=attributes):
+            files: list[JsonObject] = []
+            for files in client.watch_batch(store_id, str(batch["id"])):
+                counts = [file.get("passages") or {} for file in [*done, *files]]
+                # a file that is not read yet has no passages: it counts as one
+                total = sum(int(count.get("total") or 1) for count in counts)
+                progress.update(task, total=total, completed=sum(int(count.get("indexed") or 0) for count in counts))
+            done += files
+    return done
+
+
+@contextlib.contextmanager
+def _bars(*columns: Any, quiet: bool) -> Iterator[Progress]:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        yield progress
+
+
+def _pair(text: str) -> tuple[str, str | float | bool]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise typer.BadParameter(f"write --attribute NAME=VALUE, not {text}.")
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(value)
+        if isinstance(parsed, bool | int | float):
+            return name, parsed
+    return name, value
+
+
+def _replace(client: HatrackClient, store_id: str, file_id: str) -> None:
+    client.remove_from_store(store_id, file_id)
+    try:
+        client.delete_file(file_id)
+    except ClientError as error:
+        if error.code != "file_not_found":  # somebody has taken it off the list of files before
+            raise
+
+
+def _filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--filter is no JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise typer.BadParameter("--filter must be a JSON object.")
+    return parsed
+
+
+def _store_row(store: JsonObject) -> list[str]:
+    return [
+        str(store["id"]),
+        str(store.get("name") or "-"),
+        str(store["file_counts"]["total"]),
+        terminal.size(store.get("usage_bytes")),
+        str(store["status"]),
+        terminal.when(store.get("created_at")),
+    ]
+
+
+def _file_row(file: JsonObject) -> list[str]:
+    counts = file.get("passages") or {}
+    indexed, total = counts.get("indexed") or 0, counts.get("total") or 0
+    return [
+        str(file["id"]),
+        str(file.get("filename") or "-"),
+        str(total) if indexed == total else f"{indexed}/{total}",
+        terminal.size(file.get("usage_bytes")),
+        str(file["status"]),
+    ]

@@ -1,0 +1,1 @@
+"""Grounding: what is retrieved for a request and put into its prompt."""

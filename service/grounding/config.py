@@ -1,0 +1,60 @@
+"""What a version says of its grounding (``settings.grounding``), and what the gateway's settings say of all of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from service.grounding.template import check_template
+
+EMBEDDED: Final = "embedded"
+WEBHOOK: Final = "webhook"
+MAX_STORES_NAMED: Final = 8
+"""Stores that one request may look in."""
+MAX_RESULTS: Final = 50
+DEFAULT_RESULTS: Final = 4
+DEFAULT_PASSAGE_TOKENS: Final = 1024
+MAX_FILTER_BYTES: Final = 16 * 1024
+MAX_STORE_ID_CHARS: Final = 64
+PROVIDER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+OnFailure = Literal["fail_open", "fail_closed"]
+StoreId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STORE_ID_CHARS, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class GroundingSettings(BaseModel):
+    """A version's grounding; what a request says in its own ``grounding`` wins, field by field.
+
+    Attributes:
+        provider: Who finds the passages: `embedded`, `webhook` or the name that a package has registered.
+        vector_store_ids: Where to look.
+        max_num_results: Most passages.
+        filters: OpenAI's filter over the documents' attributes.
+        score_threshold: Least score of a passage.
+        template: What stands before the question; see ``service.grounding.template``. None: the default.
+        max_passage_tokens: Most tokens of all passages together.
+        on_failure: Answer without passages (`fail_open`) or not at all (`fail_closed`, 503) where the provider is late
+            or broken. None: the gateway's setting.
+        timeout_s: What the provider gets, seconds. None: the gateway's setting.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    provider: str = Field(EMBEDDED, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    vector_store_ids: tuple[StoreId, ...] = Field((), max_length=MAX_STORES_NAMED)
+    max_num_results: int = Field(DEFAULT_RESULTS, ge=1, le=MAX_RESULTS)
+    filters: dict[str, Any] | None = None
+    score_threshold: float | None = Field(None, ge=0, le=1)
+    template: str | None = None
+    max_passage_tokens: int = Field(DEFAULT_PASSAGE_TOKENS, ge=16, le=1_000_000)
+    on_failure: OnFailure | None = None
+    timeout_s: float | None = Field(None, gt=0, le=60)
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_template(value)
+        return value

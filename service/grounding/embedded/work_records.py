@@ -1,0 +1,143 @@
+"""The SQL of indexing and searching: what is to be done, what came of it, and what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from service.grounding.embedded.tables import store_files, stores
+from service.grounding.ports import Chunking
+from service.grounding.provider import Attribute
+
+
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """A file whose passages are found: ``generation`` names them in the store's passage file."""
+
+    file_id: str
+    filename: str
+    attributes: Mapping[str, Attribute]
+    generation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A file to be indexed as the document ``wanted``."""
+
+    store_id: str
+    project: str
+    file_id: str
+    filename: str
+    chunking: Chunking
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What came of it; ``error`` is a code and a sentence."""
+
+    work: Work
+    passages: int
+    usage_bytes: int
+    model: str
+    error: tuple[str, str] | None = None
+
+
+def searchable(db: sa.Connection, store_id: str, model: str) -> tuple[list[Searchable], set[str]]:
+    """The files of a store that are found, and the generations that are being written.
+
+    Args:
+        model: Vectors of any other embedding model are of no use.
+    """
+    files = store_files.join(stores, stores.c.seq == store_files.c.store)
+    rows = db.execute(
+        sa.select(
+            store_files.c.file_id,
+            store_files.c.filename,
+            store_files.c.attributes,
+            store_files.c.generation,
+            store_files.c.wanted,
+            store_files.c.model,
+        )
+        .select_from(files)
+        .where(stores.c.id == store_id)
+    ).all()
+    found = [
+        Searchable(row.file_id, row.filename, row.attributes, row.generation) for row in rows if row.model == model
+    ]
+    return [one for one in found if one.generation], {row.wanted for row in rows if row.wanted}
+
+
+def outdate(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
+    """Have all files indexed anew whose vectors another model made; how many.
+
+    Args:
+        generation: Makes one.
+    """
+    stale = sa.and_(store_files.c.status == "completed", store_files.c.model != model)
+    rows = list(db.scalars(sa.select(store_files.c.seq).where(stale)))
+    for seq in rows:
+        db.execute(
+            store_files.update().where(store_files.c.seq == seq).values(status="in_progress", wanted=generation())
+        )
+    return len(rows)
+
+
+def next_work(db: sa.Connection, last_project: str | None) -> Work | None:
+    """The file that has waited longest, of another project than the last one if there is one; else None."""
+    row = (
+        db.execute(
+            sa.select(store_files, stores.c.id.label("store_id"), stores.c.project)
+            .join(stores, stores.c.seq == store_files.c.store)
+            .where(store_files.c.status == "in_progress", store_files.c.wanted.is_not(None))
+            .order_by(stores.c.project == last_project, store_files.c.seq)
+            .limit(1)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        return None
+    return Work(
+        row["store_id"], row["project"], row["file_id"], row["filename"],
+        Chunking(row["chunk_size"], row["chunk_overlap"]), row["wanted"],
+    )  # fmt: skip
+
+
+def finish(db: sa.Connection, result: Finished) -> None:
+    """Write down what came of work that is still wanted."""
+    if result.error is None:
+        values: dict[str, Any] = {
+            "status": "completed",
+            "generation": result.work.wanted,
+            "passages": result.passages,
+            "usage_bytes": result.usage_bytes,
+            "model": result.model,
+        }
+    else:
+        # what was indexed before of it is not found any more: the file says `failed`
+        values = {"status": "failed", "error_code": result.error[0], "error_message": result.error[1]}
+        values |= {"generation": None, "passages": 0, "usage_bytes": 0}
+    mine = store_files.c.wanted == result.work.wanted
+    db.execute(store_files.update().where(mine).values(wanted=None, **values))
+
+
+def standing(db: sa.Connection, work: Work) -> tuple[Searchable, str | None] | None:
+    """The file as it will be found when the work is done, and the generation that is found until then.
+
+    None where nobody wants it any more.
+    """
+    row = db.execute(sa.select(store_files).where(store_files.c.wanted == work.wanted)).one_or_none()
+    if row is None:
+        return None
+    return Searchable(row.file_id, row.filename, row.attributes, work.wanted), row.generation
+
+
+def usage_bytes(db: sa.Connection, store_id: str, but: str) -> int:
+    """What the passages of a store take, those of the file ``but`` left out."""
+    joined = store_files.join(stores, stores.c.seq == store_files.c.store)
+    total = sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined)
+    return int(db.scalar(total.where(stores.c.id == store_id, store_files.c.file_id != but)) or 0)

@@ -1,0 +1,114 @@
+"""The field `grounding` of a request, and what it and the version's settings say together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from service.errors import BadRequest
+from service.grounding.config import (
+    EMBEDDED,
+    MAX_FILTER_BYTES,
+    MAX_RESULTS,
+    MAX_STORE_ID_CHARS,
+    MAX_STORES_NAMED,
+    PROVIDER_NAME,
+    GroundingSettings,
+)
+from service.grounding.embedded.filters import check_filters
+from service.grounding.provider import Filters
+from service.grounding.template import DEFAULT_TEMPLATE
+from service.inference.checks import fields, integer, list_of, number, sized, text, wrong
+
+FIELD: Final = "grounding"
+STORES_PARAM: Final = "grounding.vector_store_ids"
+PROVIDER_PARAM: Final = "grounding.provider"
+
+
+def _provider(value: Any, path: str) -> None:
+    text(64)(value, path)
+    if not PROVIDER_NAME.fullmatch(value):
+        raise wrong(path, value, "a provider's name")
+
+
+def _filters(value: Any, path: str) -> None:
+    check_filters(value, path)
+
+
+_object = fields(
+    {
+        "vector_store_ids": list_of(text(MAX_STORE_ID_CHARS), least=1, most=MAX_STORES_NAMED),
+        "max_num_results": integer(1, MAX_RESULTS),
+        "filters": sized(MAX_FILTER_BYTES, _filters),
+        "score_threshold": number(0, 1),
+        "provider": _provider,
+    }
+)
+
+
+def check_grounding(value: Any, path: str) -> None:
+    """`false`, or an object of `vector_store_ids`, `max_num_results`, `filters`, `score_threshold` and `provider`.
+
+    Raises:
+        BadRequest: A value is not allowed.
+        UnknownField: The object has another member.
+    """
+    if value is False:
+        return
+    if not isinstance(value, dict):
+        raise wrong(path, value, "false or an object")
+    _object(value, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be retrieved for one request, from where, and what happens where it cannot be.
+
+    ``asked``: the request itself says so, not its version alone.
+    """
+
+    asked: bool
+    provider: str
+    store_ids: tuple[str, ...]
+    k: int
+    filters: Filters | None
+    threshold: float | None
+    template: str
+    max_passage_tokens: int
+    on_failure: str | None
+    timeout_s: float | None
+
+
+_NOTHING: Final = GroundingSettings()
+
+
+def wish_of(asked: Any, settings: GroundingSettings | None) -> Wish | None:
+    """The request's checked `grounding` over its version's settings; None: nothing is retrieved.
+
+    Args:
+        asked: None where the request says nothing, then the version's settings count alone.
+
+    Raises:
+        BadRequest: Neither says which stores to look in, and the embedded provider needs that.
+    """
+    if asked is False or (asked is None and settings is None):
+        return None
+    version = settings or _NOTHING
+    own: dict[str, Any] = {name: value for name, value in (asked or {}).items() if value is not None}
+    provider = own.get("provider", version.provider)
+    same = provider == version.provider
+    stores = tuple(own.get("vector_store_ids", version.vector_store_ids if same else ()))
+    if not stores and provider == EMBEDDED:
+        raise BadRequest(f"`{STORES_PARAM}` is missing", param=STORES_PARAM, code="missing_required_parameter")
+    return Wish(
+        asked=asked is not None,
+        provider=provider,
+        store_ids=tuple(dict.fromkeys(stores)),
+        k=own.get("max_num_results", version.max_num_results),
+        filters=own.get("filters", version.filters),
+        threshold=own.get("score_threshold", version.score_threshold),
+        template=version.template or DEFAULT_TEMPLATE,
+        max_passage_tokens=version.max_passage_tokens,
+        on_failure=version.on_failure,
+        timeout_s=version.timeout_s,
+    )

@@ -1,0 +1,240 @@
+"""The hook in the data path: retrieve for one request, put the passages into its prompt, and say what was cited.
+
+What a request may read is decided before any provider is asked: a store that the key may not read answers as one that
+does not exist. After that, whatever a provider does wrong ends in one of two ways, by setting: an answer without
+passages that says so, or 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import orjson
+
+from service.access.caller import Caller
+from service.errors import BadRequest, Unavailable
+from service.grounding.config import EMBEDDED, OnFailure
+from service.grounding.counts import GroundingCounts
+from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, Wish
+from service.grounding.outcome import Grounded, Outcome
+from service.grounding.places import Place
+from service.grounding.ports import Stores, store_not_found
+from service.grounding.provider import Passage, Provider, Query
+from service.grounding.template import Quoted, Quoter, upper_tokens
+from service.inference.estimate import answer_tokens
+from service.registry.catalog import Target
+
+RETRY_S: Final = 5
+MAX_PASSAGE_CHARS: Final = 32_768
+MAX_ID_CHARS: Final = 200
+MAX_EXCERPT_CHARS: Final = 1000
+MAX_HEADER_CHARS: Final = 1024
+FRAME_TOKENS: Final = 8
+"""Tokens around one message in a chat template, and then some."""
+SPARE: Final = 0.03
+"""Share of the context that stays free: counts are guesses here."""
+MAX_QUESTION_CHARS: Final = 4096
+"""Of a longer question, its end is what is looked up: there people ask."""
+_LOG = logging.getLogger("hatrack.grounding")
+
+
+class Hook:
+    """Grounds requests.
+
+    Args:
+        providers: By the name that settings and requests use.
+        stores: The embedded stores, for who may read what.
+        quoter: Makes text of passages.
+        context: The engine's context in tokens; None: not known, only the passages' own bound counts.
+        on_failure: For versions that do not say.
+        timeout_s: For versions that do not say.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        stores: Stores,
+        quoter: Quoter,
+        *,
+        context: int | None,
+        on_failure: OnFailure,
+        timeout_s: float,
+    ) -> None:
+        self._providers = dict(providers)
+        self._stores = stores
+        self._quoter = quoter
+        self._context = context
+        self._on_failure = on_failure
+        self._timeout_s = timeout_s
+        self.counts = GroundingCounts()
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(sorted(self._providers))
+
+    async def ground(self, wish: Wish, caller: Caller, target: Target, body: dict[str, Any], place: Place) -> Grounded:
+        """Retrieve, and put the passages into ``body``: the checked request with its version's settings.
+
+        Raises:
+            BadRequest: There is no such provider, or the request wants passages and asks nothing.
+            NotFound: A store that does not exist, or that the key may not read.
+            Unavailable: The provider was late or broken, and the version fails closed.
+        """
+        provider = self._providers.get(wish.provider)
+        if provider is None:
+            raise BadRequest(
+                f"there is no grounding provider {wish.provider!r}; there are {', '.join(self.providers)}",
+                param=PROVIDER_PARAM,
+            )
+        await self._demand_readable(wish, caller)
+        question = place.question(body)
+        if not question.strip() and not wish.asked:
+            return Grounded("empty", place, 0.0, headers=_headers("empty", ()))
+        if not question.strip():
+            raise BadRequest("grounding needs a question: no message of the user has text", param="grounding")
+        messages = place.conversation(body)
+        query = Query(
+            text=question[-MAX_QUESTION_CHARS:],
+            messages=messages,
+            adapter=target.adapter,
+            project=caller.project,
+            store_ids=wish.store_ids,
+            filters=wish.filters,
+            k=wish.k,
+            threshold=wish.threshold,
+        )
+        began = time.perf_counter()
+        found = await self._ask(provider, query, wish)
+        seconds = time.perf_counter() - began
+        if isinstance(found, str):
+            outcome: Outcome = found
+        else:
+            quoted = self._quoter.quote(wish.template, found, self._budget(wish, body, messages)) if found else None
+            if quoted is not None:
+                self.counts.note(wish.provider, "ok", seconds, len(quoted.used))
+                place.put(body, quoted)
+                return _grounded(quoted, place, seconds)
+            outcome = "no_room" if found else "empty"
+        self.counts.note(wish.provider, outcome, seconds, 0)
+        self._demand_open(wish, outcome)
+        return Grounded(outcome, place, seconds, headers=_headers(outcome, ()))
+
+    async def _demand_readable(self, wish: Wish, caller: Caller) -> None:
+        """Raise NotFound for the first store that is not there for this caller."""
+        if wish.provider != EMBEDDED:
+            # another's stores have no names here: a key's globs are held against their ids, or the provider's name
+            for name in wish.store_ids or (wish.provider,):
+                if not caller.may_read(name):
+                    raise store_not_found(name, STORES_PARAM)
+            return
+        for store_id in wish.store_ids:
+            store = await self._stores.get_store(caller.project, store_id)
+            if store is None or not may_read(caller, store.id, store.name):
+                raise store_not_found(store_id, STORES_PARAM)
+
+    async def _ask(self, provider: Provider, query: Query, wish: Wish) -> list[Passage] | Literal["late", "broken"]:
+        timeout_s = wish.timeout_s or self._timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        failed: Literal["late", "broken"]
+        try:
+            async with asyncio.timeout_at(deadline):
+                return _checked(await provider.retrieve(query, deadline), query)
+        except TimeoutError:
+            failed = "late"
+            _LOG.warning("grounding provider %s was late", wish.provider, extra={"timeout_s": timeout_s})
+        except Exception:
+            # a provider may be anybody's code: whatever it raises is its failure, and the request has its own way on
+            failed = "broken"
+            _LOG.exception("grounding provider %s failed", wish.provider)
+        return failed
+
+    def _demand_open(self, wish: Wish, outcome: Outcome) -> None:
+        """Raise Unavailable where the provider failed and nothing may be answered without it."""
+        if outcome in ("late", "broken") and (wish.on_failure or self._on_failure) == "fail_closed":
+            raise Unavailable(
+                f"the grounding provider {wish.provider!r} is {outcome}, and this model does not answer without it",
+                retry_after=RETRY_S,
+                param="grounding",
+                code="grounding_unavailable",
+            )
+
+    def _budget(self, wish: Wish, body: Mapping[str, Any], messages: Sequence[Mapping[str, str]]) -> int:
+        """Tokens that passages may take: their own bound, and what the context leaves beside the prompt and answer."""
+        if self._context is None:
+            return wish.max_passage_tokens
+        prompt = sum(upper_tokens(message["content"]) + FRAME_TOKENS for message in messages)
+        if "tools" in body:
+            prompt += upper_tokens(orjson.dumps(body["tools"]).decode())
+        return min(wish.max_passage_tokens, int(self._context * (1 - SPARE)) - prompt - answer_tokens(body))
+
+
+def may_read(caller: Caller, store_id: str, name: str | None) -> bool:
+    """Whether a key may read a store: its globs match the store's id or its name."""
+    return caller.may_read(store_id) or (name is not None and caller.may_read(name))
+
+
+def _checked(found: Sequence[Passage], query: Query) -> list[Passage]:
+    """What a provider gave, as far as it was asked for. Raises TypeError, ValueError where it is no passages."""
+    passages = []
+    for passage in found[: query.k]:
+        if not isinstance(passage, Passage) or not _well_typed(passage):
+            raise TypeError("a provider must return passages, each member of the type that Passage says")
+        if len(passage.text) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
+            raise ValueError(f"a passage has at most {MAX_PASSAGE_CHARS} characters, its id 1 to {MAX_ID_CHARS}")
+        if passage.text.strip() and (query.threshold is None or passage.score >= query.threshold):
+            passages.append(passage)
+    return passages
+
+
+def _well_typed(passage: Passage) -> bool:
+    """Whether a provider's members can be shown: nobody checks a plugin's types before."""
+    texts = (passage.id, passage.text, passage.source, passage.store_id, passage.file_id or "")
+    values = [*passage.attributes.values(), passage.score]
+    return all(isinstance(text, str) for text in (*texts, *passage.attributes)) and all(
+        isinstance(value, (str, int, float)) for value in values
+    )
+
+
+def _grounded(quoted: Quoted, place: Place, seconds: float) -> Grounded:
+    return Grounded(
+        "ok",
+        place,
+        seconds,
+        citations=orjson.dumps([_citation(n, passage) for n, passage in enumerate(quoted.used, start=1)]),
+        headers=_headers("ok", quoted.used),
+        tokens=quoted.tokens,
+        passages=len(quoted.used),
+    )
+
+
+def _citation(number: int, passage: Passage) -> dict[str, Any]:
+    return {
+        "index": number,
+        "id": passage.id,
+        "source": passage.source,
+        "file_id": passage.file_id,
+        "vector_store_id": passage.store_id or None,
+        "score": passage.score,
+        "text": passage.text[:MAX_EXCERPT_CHARS],
+        "attributes": dict(passage.attributes),
+    }
+
+
+def _headers(outcome: Outcome, used: Sequence[Passage]) -> tuple[tuple[bytes, str], ...]:
+    """How it ended, and the ids of what is cited, as many as fit."""
+    ids: list[str] = []
+    size = 0
+    for passage in used:
+        name = quote(passage.id, safe="-._~:#/@")
+        size += len(name) + 1
+        if size > MAX_HEADER_CHARS:
+            break
+        ids.append(name)
+    said = ((b"x-hatrack-grounding", outcome),)
+    return (*said, (b"x-hatrack-citations", ",".join(ids))) if ids else said

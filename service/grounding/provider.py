@@ -1,0 +1,80 @@
+"""The grounding hook: one async method that finds passages for a request.
+
+`embedded` (our own stores), `webhook` (the operator's retriever over HTTP) and whatever a package registers under the
+entry point group ``hatrack.grounding`` are providers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Protocol, runtime_checkable
+
+Attribute = str | float | bool
+"""A value of a document's metadata, as in OpenAI's vector stores."""
+Filters = Mapping[str, Any]
+"""OpenAI's ComparisonFilter ``{"type", "key", "value"}`` or CompoundFilter ``{"type": "and"|"or", "filters": […]}``."""
+NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document that may answer a question.
+
+    Attributes:
+        id: Names the passage at its provider; stable as long as its document is.
+        text: What is put into the prompt.
+        score: How well it fits, larger is better; comparable within one answer of one provider only.
+        source: What a reader knows the document by: its file's name, a title, an address.
+        store_id: The store it comes from; empty where the provider has no stores.
+        file_id: The file it comes from; None where there is none.
+        attributes: The document's metadata.
+    """
+
+    id: str
+    text: str
+    score: float
+    source: str
+    store_id: str = ""
+    file_id: str | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=lambda: NO_ATTRIBUTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of a provider.
+
+    Attributes:
+        text: The question: the text of the last message of the user.
+        messages: The whole conversation as role and text, oldest first; system prompts are in it, images are not.
+        adapter: The adapter's name, ``brand-voice``; None for the base.
+        project: Whose stores may be read, and no others.
+        store_ids: The stores to look in, each of which the caller may read.
+        filters: Only passages of documents whose metadata match; None is all.
+        k: Most passages that are wanted, at least 1.
+        threshold: Only passages with at least this score; None is all.
+    """
+
+    text: str
+    messages: Sequence[Mapping[str, str]]
+    adapter: str | None
+    project: str
+    store_ids: tuple[str, ...]
+    filters: Filters | None = None
+    k: int = 4
+    threshold: float | None = None
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Finds passages. What it raises, whatever it is, means that it is broken; nothing of it reaches a client."""
+
+    async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
+        """The passages that fit best, best first, at most ``query.k``.
+
+        Args:
+            query: What is asked.
+            deadline: On the event loop's clock, seconds: nobody waits for the answer any longer than that, and the call
+                is cancelled then.
+        """

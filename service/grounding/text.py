@@ -1,0 +1,32 @@
+"""A passage to be read, as the embedder cuts it and the store keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from service.grounding.provider import Attribute
+
+
+@dataclass(frozen=True, slots=True)
+class PassageText:
+    """A passage without its vectors.
+
+    Attributes:
+        number: Its place in the document, from 0.
+        heading: The headings above it, outermost first, joined by `` › ``; empty where there are none.
+        text: Without the heading.
+        repeats: Characters at its beginning that end the passage before.
+        attributes: Its own, which go before the file's.
+    """
+
+    number: int
+    heading: str
+    text: str
+    repeats: int = 0
+    attributes: Mapping[str, Attribute] | None = None
+
+    @property
+    def whole(self) -> str:
+        """With the heading, as it is embedded and goes into a prompt."""
+        return f"{self.heading}\n{self.text}" if self.heading else self.text

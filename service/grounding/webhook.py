@@ -1,0 +1,233 @@
+"""The provider `webhook`: the operator's own retriever, asked over HTTP.
+
+    POST <HATRACK_GROUNDING_URL>
+    x-hatrack-timestamp: 1767225600
+    x-hatrack-signature: v1=<hex of HMAC-SHA256(secret, timestamp + "." + body)>
+
+    {"query", "messages", "adapter", "project", "vector_store_ids", "filters", "max_num_results", "score_threshold"}
+
+    200 {"passages": [{"id", "text", "score", "source", "file_id"?, "vector_store_id"?, "attributes"?}, …]}
+
+The address stands in the settings and nowhere else. It is resolved here, and where it leads to an address that the
+settings do not allow, nothing is sent; a redirect is not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import socket
+import time
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Annotated, Any, Final
+
+import aiohttp
+import orjson
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from yarl import URL
+
+from service.errors import HatrackError, SettingsError
+from service.grounding.config import MAX_RESULTS
+from service.grounding.provider import Passage, Query
+
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+MAX_CONNECTIONS: Final = 64
+METADATA: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
+"""Clouds' metadata services that are not link-local."""
+Network = IPv4Network | IPv6Network
+
+
+class WebhookFailed(HatrackError):
+    """The retriever gave no answer that can be used; the hook decides what comes of it."""
+
+    status, type, default_code = 502, "server_error", "grounding_webhook_failed"
+
+
+def sign(secret: bytes, timestamp: str, body: bytes) -> str:
+    """The signature of a request: ``v1=`` and hex HMAC-SHA256 over the timestamp, a dot and the body."""
+    return "v1=" + hmac.new(secret, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    text: Annotated[str, StringConstraints(max_length=32_768)]
+    score: float
+    source: Annotated[str, StringConstraints(max_length=512)]
+    file_id: Annotated[str, StringConstraints(max_length=200)] | None = None
+    vector_store_id: Annotated[str, StringConstraints(max_length=64)] | None = None
+    attributes: Annotated[dict[str, str | bool | float], Field(max_length=16)] = Field(default_factory=dict)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    passages: Annotated[list[_Given], Field(max_length=4 * MAX_RESULTS)]
+
+
+def is_allowed(address: str, networks: Sequence[Network]) -> bool:
+    """Whether an IP address may be asked: one of ``networks``; where there are none, any that a host can have.
+
+    Link-local addresses and METADATA are none of these without a network that names them: there, clouds give out
+    credentials.
+    """
+    found = ip_address(address.partition("%")[0])
+    if networks:
+        return any(found in network for network in networks)
+    if found in METADATA:
+        return False
+    return not (found.is_link_local or found.is_multicast or found.is_unspecified or found.is_reserved)
+
+
+class AllowedResolver(AbstractResolver):
+    """Resolves names, and gives out those addresses alone that may be asked."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._inner = ThreadedResolver()
+        self._networks = networks
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The host's allowed addresses. Raises OSError where there is none."""
+        found = await self._inner.resolve(host, port, family)
+        allowed = [one for one in found if is_allowed(one["host"], self._networks)]
+        if not allowed:
+            raise OSError(f"{host} leads to addresses that the settings do not allow")
+        return allowed
+
+    async def close(self) -> None:
+        """Nothing is held."""
+        await self._inner.close()
+
+
+class Webhook:
+    """Asks the retriever at ``url``.
+
+    Args:
+        url: Where it is.
+        secret: What both sign with.
+        networks: Where it may be; none: anywhere but at link-local addresses and their like.
+
+    Raises:
+        SettingsError: The URL's host is an address that is not allowed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        networks: Sequence[Network] = (),
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._url = URL(url)
+        self._secret = secret.encode()
+        self._networks = tuple(networks)
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        host = self._url.host or ""
+        # a name is looked at when it is resolved, an address is not resolved
+        if _is_address(host) and not is_allowed(host, self._networks):
+            raise SettingsError(f"HATRACK_GROUNDING_URL: {host} is not in HATRACK_GROUNDING_NETWORKS")
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=MAX_CONNECTIONS, resolver=AllowedResolver(self._networks), use_dns_cache=False
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
+        return self._session
+
+    async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
+        """See ``service.grounding.provider.Provider``.
+
+        Raises:
+            TimeoutError: It did not answer in time.
+            WebhookFailed: It cannot be reached, or what it said is no answer.
+        """
+        body = orjson.dumps(_asked(query))
+        timestamp = str(int(self._clock()))
+        headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "x-hatrack-timestamp": timestamp,
+            "x-hatrack-signature": sign(self._secret, timestamp, body),
+        }
+        left_s = max(0.001, deadline - asyncio.get_running_loop().time())
+        try:
+            async with self._client().post(
+                self._url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=left_s),
+            ) as response:
+                if response.status != 200:
+                    raise WebhookFailed(f"the retriever answered {response.status}")
+                return _passages(await _read(response), query)
+        except aiohttp.ClientError as error:
+            raise WebhookFailed(f"the retriever cannot be reached ({type(error).__name__})") from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _asked(query: Query) -> dict[str, Any]:
+    return {
+        "query": query.text,
+        "messages": list(query.messages),
+        "adapter": query.adapter,
+        "project": query.project,
+        "vector_store_ids": list(query.store_ids),
+        "filters": query.filters,
+        "max_num_results": query.k,
+        "score_threshold": query.threshold,
+    }
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise WebhookFailed(f"the retriever's answer has more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+def _passages(body: bytes, query: Query) -> list[Passage]:
+    try:
+        given = _Answer.model_validate_json(body).passages
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the answer"
+        raise WebhookFailed(f"the retriever's answer is not well formed: {where}: {first['msg']}") from None
+    return [
+        Passage(
+            id=one.id,
+            text=one.text,
+            score=one.score,
+            source=one.source,
+            store_id=one.vector_store_id or "",
+            file_id=one.file_id,
+            attributes=one.attributes,
+        )
+        for one in given
+    ]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

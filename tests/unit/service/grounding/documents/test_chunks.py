@@ -1,0 +1,101 @@
+"""Cutting: on structure, within the size, nothing lost."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.grounding.documents.blocks import Block
+from service.grounding.documents.chunks import MAX_PATH, STRETCH, cut
+from service.grounding.text import PassageText
+
+
+def tokens(text: str) -> list[tuple[int, int]]:
+    return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+def passages(*blocks: Block, size: int = 8, overlap: int = 0) -> list[PassageText]:
+    return list(cut(blocks, tokens, size=size, overlap=overlap))
+
+
+def heading(text: str, level: int) -> Block:
+    return Block(text, "heading", level)
+
+
+def test_a_passage_knows_the_headings_above_it_and_crosses_none() -> None:
+    blocks = [heading("Returns", 1), Block("In 45 days."), heading("Boots", 2), Block("Unworn.")]
+    found = passages(*blocks, heading("Shipping", 1), Block("Daily."))
+    assert [(one.heading, one.text) for one in found] == [
+        ("Returns", "In 45 days."),
+        ("Returns › Boots", "Unworn."),
+        ("Shipping", "Daily."),
+    ]
+    assert [one.number for one in found] == [0, 1, 2]
+
+
+def test_a_heading_with_nothing_below_it_is_text_itself() -> None:
+    found = passages(heading("Open on Sundays", 1), heading("Closed", 1), heading("Always", 2))
+    assert [(one.heading, one.text) for one in found] == [("", "Open on Sundays"), ("Closed", "Always")]
+
+
+def test_sentences_stay_whole_and_the_last_ones_are_repeated() -> None:
+    text = "One two three. Four five six. Seven eight nine. Ten."
+    found = passages(Block(text), size=8, overlap=4)
+    assert [one.text for one in found] == [
+        "One two three. Four five six.",
+        "Four five six. Seven eight nine.",
+        "Seven eight nine. Ten.",
+    ]
+    assert [one.text[: one.repeats].strip() for one in found] == ["", "Four five six.", "Seven eight nine."]
+
+
+def test_paragraphs_are_better_ends_than_sentences() -> None:
+    found = passages(Block("One two three four."), Block("Five. Six seven eight nine ten."), size=8)
+    assert found[0].text == "One two three four."
+
+
+def test_a_word_is_cut_only_where_there_is_no_space() -> None:
+    found = passages(Block("alpha beta gamma delta epsilon"), size=3)
+    assert [one.text for one in found] == ["alpha beta gamma", "delta epsilon"]
+
+
+def test_a_row_is_a_passage_of_its_own_with_its_attributes() -> None:
+    found = passages(Block("a: 1", "row", 0, {"page": 1}), Block("a: 2", "row"))
+    assert [(one.text, one.attributes) for one in found] == [("a: 1", {"page": 1}), ("a: 2", None)]
+
+
+def test_a_path_is_bounded_and_its_end_is_kept() -> None:
+    deep = [heading(f"{level} " + "x" * 80, level) for level in range(1, 7)]
+    (one,) = passages(*deep, Block("text"))
+    assert len(one.heading) <= MAX_PATH
+    assert one.heading.rsplit(" › ", 1)[1].startswith("6 ")
+
+
+def test_a_section_without_end_is_tokenized_in_stretches() -> None:
+    longest = 0
+
+    def counting(text: str) -> list[tuple[int, int]]:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return tokens(text)
+
+    found = list(cut([Block("word " * 50_000)], counting, size=200, overlap=20))
+    assert longest <= STRETCH
+    assert sum(len(one.text[one.repeats :].split()) for one in found) == 50_000
+
+
+PIECES = st.sampled_from(["word", "a", ". ", "\n", "\n\n", "!", " ", "  ", "x. ", "日本。", "\t"])
+
+
+@given(st.lists(PIECES, min_size=1, max_size=200), st.integers(2, 20), st.data())
+@settings(max_examples=150, deadline=None)
+def test_nothing_is_lost_nothing_is_too_long_and_it_ends(pieces: list[str], size: int, data: st.DataObject) -> None:
+    text = "".join(pieces).strip()
+    if not text:
+        return
+    found = passages(Block(text), size=size, overlap=data.draw(st.integers(0, size // 2)))
+    assert "".join("".join(one.text[one.repeats :].split()) for one in found) == "".join(text.split())
+    assert all(one.text and len(tokens(one.text)) <= size for one in found)
+    assert all(after.text.startswith(after.text[: after.repeats]) for after in found)

@@ -1,0 +1,145 @@
+"""The embedder's process: private, started when needed, started again, ended with the gateway; and what it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from aiohttp import web
+
+from service.errors import Unavailable
+from service.grounding.embedder.model import ModelError, RemoteModel, directory_of
+from service.grounding.embeddings import DocumentRefused, Embedder, EmbedderConfig
+from service.grounding.ports import Chunking
+from tests.unit.service.grounding.library import vectors
+
+
+def deadline(seconds: float = 60) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def test_nothing_runs_before_somebody_asks_and_nobody_else_may_ask(tmp_path: Path) -> None:
+    async with vectors() as url:
+        embedder = Embedder(EmbedderConfig(tmp_path / "e", model="words", url=url))
+        assert embedder.pid is None
+        await embedder.question("boots", deadline())
+        assert stat.S_IMODE(embedder.config.socket.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "e").stat().st_mode) == 0o700
+        pid = embedder.pid
+        assert pid is not None
+        await embedder.close()
+        assert embedder.pid is None
+        assert not psutil.pid_exists(pid)
+
+
+async def test_one_that_is_killed_comes_back(tmp_path: Path) -> None:
+    async with vectors() as url:
+        embedder = Embedder(EmbedderConfig(tmp_path / "e", model="words", url=url))
+        first = await embedder.question("boots", deadline())
+        assert embedder.pid is not None
+        os.kill(embedder.pid, 9)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    again = await embedder.question("boots", deadline())
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.05)
+        assert np.array_equal(first, again)
+        assert embedder.starts == 2
+        await embedder.close()
+
+
+def test_it_ends_when_the_gateway_does(tmp_path: Path) -> None:
+    argv = EmbedderConfig(tmp_path, model="words", url="http://127.0.0.1:9").argv()
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(b"\n")
+    child.stdin.close()
+    assert child.wait(30) == 0
+
+
+async def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no directory"):
+        directory_of(str(tmp_path / "absent"))
+    embedder = Embedder(EmbedderConfig(tmp_path / "e", model=str(tmp_path / "absent")))
+    with pytest.raises(Unavailable, match="exit code 3"):
+        await embedder.question("boots", deadline())
+    assert "no directory of a model" in embedder.config.log.read_text()
+    await embedder.close()
+
+
+async def test_an_endpoint_that_is_away_fails_what_needs_it(tmp_path: Path) -> None:
+    embedder = Embedder(EmbedderConfig(tmp_path / "e", model="words", url="http://127.0.0.1:9"))
+    with pytest.raises(Unavailable, match="cannot be asked"):
+        await embedder.question("boots", deadline())
+    (tmp_path / "a.txt").write_text("boots")
+    with pytest.raises(DocumentRefused) as caught:
+        await anext(embedder.passages(tmp_path / "a.txt", "a.txt", Chunking(100, 0)))
+    assert caught.value.code == "server_error"
+    await embedder.close()
+
+
+async def test_a_deadline_passes_while_it_starts(tmp_path: Path) -> None:
+    embedder = Embedder(EmbedderConfig(tmp_path / "e"))
+    with pytest.raises(TimeoutError):
+        await embedder.question("boots", deadline(0.05))
+    await embedder.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "/v1", "/v1/embeddings", "/v1/"])
+async def test_an_endpoint_is_asked_as_openais_with_the_key(suffix: str) -> None:
+    asked: list[tuple[str | None, object]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        asked.append((request.headers.get("authorization"), body["model"]))
+        rows = [{"index": n, "embedding": [3.0, 4.0 * (n + 1)]} for n in range(len(body["input"]))]
+        return web.json_response({"data": rows[::-1]})
+
+    runner, url = await serve(answer)
+    model = RemoteModel(url + suffix, "m", "secret")
+    found = await model.embed(["a"] * 70, query=False)
+    assert found.shape == (70, 2)
+    assert found[0] == pytest.approx([0.6, 0.8])
+    assert asked == [("Bearer secret", "m")] * 2
+    await model.close()
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"data": []}, {"data": [{"index": 0}]}, {"data": [{"index": 0, "embedding": ["x"]}]}, {"data": 7}, []],
+)
+async def test_an_endpoint_that_answers_nonsense_is_an_error(body: object) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(body)
+
+    runner, url = await serve(answer)
+    model = RemoteModel(url, "m", None)
+    with pytest.raises(ModelError):
+        await model.embed(["a"], query=True)
+    await model.close()
+    await runner.cleanup()
+
+
+async def test_no_key_is_on_the_command_line() -> None:
+    config = EmbedderConfig(Path("e"), model="m", url="http://x/v1", key="secret")
+    assert "secret" not in " ".join(config.argv())
+    assert config.argv()[:3] == [sys.executable, "-m", "service.grounding.embedder"]
+
+
+async def serve(answer: object) -> tuple[web.AppRunner, str]:
+    app = web.Application()
+    app.router.add_post("/v1/embeddings", answer)  # type: ignore[arg-type]
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"

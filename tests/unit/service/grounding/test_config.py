@@ -1,0 +1,108 @@
+"""`settings.grounding` of a version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.config import load_settings
+from service.errors import BadRequest, HatrackError, SettingsError
+from service.grounding.config import GroundingSettings
+from service.grounding.fields import wish_of
+from service.registry.catalog import VersionSettings
+from service.registry.upload import parse_settings
+
+
+def test_a_version_without_grounding_is_stored_as_before_there_was_any() -> None:
+    assert parse_settings({"system_prompt": "s"}).stored() == {"system_prompt": "s", "sampling": {}}
+
+
+def test_what_is_stored_comes_back() -> None:
+    given = {
+        "vector_store_ids": ["vs_1"],
+        "max_num_results": 3,
+        "filters": {"type": "eq", "key": "a", "value": "b"},
+        "template": "See {passages}",
+        "on_failure": "fail_closed",
+        "timeout_s": 0.5,
+    }
+    settings = parse_settings({"grounding": given})
+    stored = settings.stored()["grounding"]
+    assert {name: stored[name] for name in given} == given
+    assert VersionSettings.model_validate(settings.stored()) == settings
+
+
+@pytest.mark.parametrize(
+    ("grounding", "param"),
+    [
+        ({"vector_store_ids": ["a b"]}, "settings.grounding.vector_store_ids.0"),
+        ({"vector_store_ids": [f"vs_{n}" for n in range(9)]}, "settings.grounding.vector_store_ids"),
+        ({"max_num_results": 0}, "settings.grounding.max_num_results"),
+        ({"score_threshold": 2}, "settings.grounding.score_threshold"),
+        ({"template": "no place for them"}, "settings.grounding.template"),
+        ({"provider": "http://evil"}, "settings.grounding.provider"),
+        ({"on_failure": "shrug"}, "settings.grounding.on_failure"),
+        ({"timeout_s": 0}, "settings.grounding.timeout_s"),
+        ({"url": "http://evil"}, "settings.grounding.url"),
+        ({"filters": {"type": "like", "key": "a", "value": "b"}}, "settings.grounding.filters.type"),
+        ("vs_1", "settings.grounding"),
+    ],
+)
+def test_a_wrong_setting_is_named(grounding: Any, param: str) -> None:
+    with pytest.raises(HatrackError) as caught:
+        parse_settings({"grounding": grounding})
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert "Value error" not in caught.value.message
+
+
+VERSION = GroundingSettings(
+    vector_store_ids=("vs_1",), score_threshold=0.3, filters={"type": "eq"}, on_failure="fail_closed", timeout_s=1
+)
+
+
+def test_the_request_wins_member_by_member() -> None:
+    wish = wish_of({"max_num_results": 2, "score_threshold": 0, "filters": None}, VERSION)
+    assert wish is not None
+    assert (wish.store_ids, wish.k, wish.threshold, wish.filters) == (("vs_1",), 2, 0, {"type": "eq"})
+    assert (wish.on_failure, wish.timeout_s) == ("fail_closed", 1)
+
+
+def test_another_providers_stores_are_not_the_versions() -> None:
+    wish = wish_of({"provider": "webhook"}, VERSION)
+    assert wish is not None
+    assert wish.store_ids == ()
+    with pytest.raises(BadRequest, match="vector_store_ids"):
+        wish_of({"provider": "embedded"}, GroundingSettings(provider="webhook", vector_store_ids=("kb-1",)))
+
+
+def test_nothing_is_wished_where_nobody_says_so() -> None:
+    assert wish_of(None, None) is None
+    assert wish_of(False, VERSION) is None
+    assert wish_of(None, VERSION) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"grounding_url": "http://kb.example/x"}, "HATRACK_GROUNDING_SECRET"),
+        ({"grounding_url": "ftp://kb.example/x", "grounding_secret": "s" * 16}, "HATRACK_GROUNDING_URL"),
+        ({"grounding_networks": "10.0.0.0/8 everywhere"}, "HATRACK_GROUNDING_NETWORKS"),
+        ({"grounding_on_failure": "shrug"}, "HATRACK_GROUNDING_ON_FAILURE"),
+        ({"grounding_timeout_s": 0}, "HATRACK_GROUNDING_TIMEOUT_S"),
+    ],
+)
+def test_a_wrong_gateway_setting_is_named(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        load_settings(**given)
+
+
+def test_the_webhooks_secret_is_in_no_message() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(grounding_secret="short-secret")
+    assert "short-secret" not in str(caught.value)
+
+
+def test_networks_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_GROUNDING_NETWORKS", "10.0.0.0/8 fd00::/8")
+    assert [str(network) for network in load_settings().grounding_networks] == ["10.0.0.0/8", "fd00::/8"]

@@ -1,0 +1,41 @@
+"""GROUNDING.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from service.grounding.config import GroundingSettings
+from service.grounding.hook import MAX_EXCERPT_CHARS, MAX_HEADER_CHARS, MAX_QUESTION_CHARS
+from service.grounding.outcome import OUTCOMES
+from service.grounding.provider import Query
+
+PAGE = (Path(__file__).parents[4] / "service" / "grounding" / "GROUNDING.md").read_text()
+
+
+def section(title: str) -> str:
+    return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_setting_of_a_version_is_on_the_page_and_no_other() -> None:
+    named = re.findall(r"^\| `(\w+)` \|", section("In a request"), re.M)
+    named += re.findall(r"`(\w+)`", section("In a version").split("Besides the members above:")[1])
+    assert set(named) == set(GroundingSettings.model_fields)
+
+
+def test_every_outcome_is_on_the_page_and_no_other() -> None:
+    table = section("What the answer says").split("`x-hatrack-grounding` |")[1]
+    rows = "".join(re.findall(r"^\| (`.+`) \|", table, re.M))
+    assert re.findall(r"`(\w+)`", rows) == list(OUTCOMES)
+
+
+def test_the_numbers_are_the_codes() -> None:
+    assert f"its last {MAX_QUESTION_CHARS:,} characters" in PAGE
+    assert f"up to {MAX_EXCERPT_CHARS:,} characters" in PAGE
+    assert MAX_HEADER_CHARS == 1024
+    assert "as far as 1 KiB reaches" in PAGE
+
+
+def test_a_querys_members_are_on_the_page() -> None:
+    said = section("A provider in a package").split("`Query` has")[1].split(";")[0]
+    assert re.findall(r"`(\w+)`", said) == list(Query.__dataclass_fields__)
