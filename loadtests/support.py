@@ -36,6 +36,7 @@ class Running:
 
     home: Path
     port: int
+    pid: int
     digests: dict[str, str] = field(default_factory=dict)
     """Of the adapters that were pushed, by name."""
 
@@ -49,8 +50,8 @@ class Running:
 
 
 @contextmanager
-def gateway(home: Path, base: Path, settings: Mapping[str, str]) -> Iterator[Running]:
-    """Start `hatrack serve` on a free port, wait until it is ready, and stop it at the end."""
+def gateway(home: Path, base: Path, settings: Mapping[str, str], *arguments: str) -> Iterator[Running]:
+    """Start `hatrack serve` with ``arguments`` on a free port, wait until it is ready, and stop it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -60,9 +61,9 @@ def gateway(home: Path, base: Path, settings: Mapping[str, str]) -> Iterator[Run
     environment = plain | ours | {"HATRACK_ADMIN_KEY": KEY} | dict(settings)
     with (home / "gateway.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "service.cli", "serve", *arguments], env=environment, stdout=log, stderr=log
         )
-    running = Running(home, port)
+    running = Running(home, port, process.pid)
     try:
         with HatrackClient(base_url=running.url, api_key=KEY) as client:
             client.wait_ready(READY_S)

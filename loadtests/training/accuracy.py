@@ -22,7 +22,8 @@ import httpx
 import openai
 
 from loadtests.training.banking import jsonl, read
-from service.config import ClientSettings, without_v1
+from service.addresses import without_v1
+from service.config import ClientSettings
 
 AT_ONCE = 16
 POLL_S = 2.0

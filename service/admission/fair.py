@@ -10,7 +10,7 @@ is owed most: nobody saves up credit while idle, and a newcomer owes nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -85,9 +85,14 @@ class Flow:
         return self.in_flight + self.queued
 
     @property
+    def downwards(self) -> tuple[Flow, ...]:
+        """The flows from the project down to this one."""
+        return () if self.parent is None else (*self.parent.downwards, self)
+
+    @property
     def path(self) -> tuple[str | None, ...]:
         """Names from the project down."""
-        return () if self.parent is None else (*self.parent.path, self.name)
+        return tuple(flow.name for flow in self.downwards)
 
 
 LEAF_DEPTH: Final = 3
@@ -215,47 +220,12 @@ class Tree:
         ]
 
 
-class View:
-    """What is compared between flows at one moment; it remembers what it has worked out."""
+def in_turn(flow: Flow) -> Iterable[Flow]:
+    """The children that wait, in the order of their turns.
 
-    __slots__ = ("_floors", "_levels")
-
-    def __init__(self) -> None:
-        self._floors: dict[Flow, float] = {}
-        self._levels: dict[Flow, float] = {}
-
-    def lead(self, flow: Flow) -> float:
-        """How far ahead of the flow beside it that is owed most, tokens; the largest lead from the project down."""
-        most = 0.0
-        while flow.parent is not None:
-            parent = flow.parent
-            if len(parent.backlog) > 1:
-                if parent not in self._floors:
-                    self._floors[parent] = min(map(_tag, parent.backlog))
-                most = max(most, flow.tag - self._floors[parent])
-            flow = parent
-        return most
-
-    def level(self, parent: Flow, capacity: float) -> float:
-        """Up to which number of requests each child gets what it asks for, where ``capacity`` are shared by max-min.
-
-        Demands are filled like vessels with water: those below the level in full, the others to the level (Bertsekas
-        and Gallager, "Data Networks", section 6.5.2).
-        """
-        found = self._levels.get(parent)
-        if found is None:
-            found = self._levels[parent] = _level(sorted(child.demand for child in parent.children.values()), capacity)
-        return found
-
-
-def _level(demands: list[int], capacity: float) -> float:
-    left = len(demands)
-    for demand in demands:
-        if demand * left > capacity:
-            return capacity / left
-        capacity -= demand
-        left -= 1
-    return demands[-1] + capacity if demands else capacity
+    Of equal tags, the flow with the least in the engine; else, the sort is stable, the one that began to wait first.
+    """
+    return flow.backlog if len(flow.backlog) == 1 else sorted(flow.backlog, key=_turn)
 
 
 def _lift(flow: Flow) -> None:
@@ -276,12 +246,11 @@ def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:
         return flow if eligible(flow) else None
     if not flow.backlog:
         return None
-    # of equal tags, the flow with the least in the engine; else, min and sort are stable, the one that waited first
     best = min(flow.backlog, key=_turn)
     found = _first(best, eligible)
     if found is not None or len(flow.backlog) == 1:
         return found
-    for child in sorted(flow.backlog, key=_turn):
+    for child in in_turn(flow):
         found = _first(child, eligible) if child is not best else None
         if found is not None:
             return found

@@ -11,9 +11,10 @@ from collections import OrderedDict
 from typing import Final, Protocol
 
 from service.admission.entry import Entry, Stage
-from service.admission.fair import Flow, Tree, View
+from service.admission.fair import Flow, Tree
 from service.admission.policy import Policy
 from service.admission.slots import Slots
+from service.admission.small import Due, View
 from service.admission.ticket import Ticket
 from service.errors import RateLimited, Unavailable
 
@@ -72,6 +73,7 @@ class Scheduler:
         self.background = Tree()
         self.slots = Slots(policy.slots, policy.turn_s, policy.draining)
         self.counts = Counts()
+        self._small = Due(policy.width, max(1, policy.common // 2), policy.burst)
         self.prefill = 0
         """Prompt tokens of requests that were let in and have shown no token."""
         self.first_token_s = FIRST_TOKEN_S
@@ -194,12 +196,31 @@ class Scheduler:
         if due is not None and self._may_enter(due, now):
             return due
         if self.callers.queued:
-            leaf = self.callers.first(_Turn(self, now))
-            return None if leaf is None else leaf.head
+            return self._next_caller(now)
         if due is not None:
             return None
         leaf = self.background.first(lambda leaf: self._may_enter(leaf.head, now))
         return None if leaf is None else leaf.head
+
+    def _next_caller(self, now: float) -> Entry | None:
+        """Whose turn it is; or the first small flow, where there is only room for such.
+
+        Only the first for whose adapter there is a slot may take a common place: else short prompts would for ever go
+        past a long one. A small flow goes past it, unless that is what the first one is, and it waits for the same.
+        """
+
+        def has_slot(leaf: Flow) -> bool:
+            return self.has_slot(leaf.head, now)
+
+        view = View(self._small)
+        if self.in_flight < self.policy.common:
+            leaf = self.callers.first(has_slot)
+            if leaf is None or self.fits(leaf.head):
+                return None if leaf is None else leaf.head
+            if view.is_small(leaf):
+                return leaf.head if self.fits_reserve(leaf.head) else None
+        leaf = view.first(self.callers.root, has_slot)
+        return leaf.head if leaf is not None and self.fits_reserve(leaf.head) else None
 
     def _patient(self, now: float) -> Entry | None:
         """The one background request whose turn has come although callers wait: it has been patient."""
@@ -216,7 +237,7 @@ class Scheduler:
         if not self.has_slot(entry, now):
             return False
         if not entry.ticket.background:
-            return self.fits(entry) or (self.is_small(entry, View()) and self.fits_reserve(entry))
+            return self.fits(entry) or (self.fits_reserve(entry) and View(self._small).is_small(entry.leaf, 1))
         patient = entry is self._due
         return (patient or self.background.in_flight < self.policy.background_width) and self.fits(entry)
 
@@ -239,24 +260,6 @@ class Scheduler:
     def _readable(self, entry: Entry, times: int) -> bool:
         most = self.policy.prefill
         return most is None or not self._unstarted or self.prefill + entry.prefill <= times * most
-
-    def is_small(self, entry: Entry, view: View) -> bool:
-        """Whether the flow of ``entry`` may use what is kept in reserve.
-
-        It competes with others, and all that it asks for, in the engine and in the queue, is its due in max-min
-        fairness of places: it lies below the level up to which the width fills the demands beside it, or that of its
-        key does, or its project's. Nor is it more than half of the common places, and not by places alone: a flow far
-        ahead in tokens has had its part.
-        """
-        capacity, most = float(self.policy.width), max(1, self.policy.common // 2)
-        path = _downwards(entry.leaf)
-        if all(flow.parent is None or len(flow.parent.children) == 1 for flow in path):
-            return False
-        for flow in path:
-            capacity = view.level(flow.parent or flow, capacity)
-            if flow.demand + (entry.stage is Stage.NEW) <= min(capacity, most):
-                return view.lead(entry.leaf) <= self.policy.burst
-        return False
 
     def _waits_for_load(self, adapter: str | None, now: float) -> bool:
         """One cold load at a time: while an adapter is read from the disk, every stream of the engine stands still."""
@@ -329,7 +332,7 @@ class Scheduler:
                 retry_after=self.retry_after(self.queued),
                 code="overloaded",
             )
-        for flow, what in zip(_downwards(leaf), ("project", "key"), strict=False):
+        for flow, what in zip(leaf.downwards, ("project", "key"), strict=False):
             if flow.queued >= policy.share_size:
                 self.counts.share_full += 1
                 competing = len(self.callers.root.backlog) or 1
@@ -339,43 +342,3 @@ class Scheduler:
                     code="queue_share_full",
                     headers={"retry-after": str(self.retry_after(flow.queued * competing))},
                 )
-
-
-class _Turn:
-    """One look through the callers' flows in the order of their turns: is told each leaf, says whether it may go."""
-
-    __slots__ = ("_first", "_now", "_scheduler", "_stopped", "_view")
-
-    def __init__(self, scheduler: Scheduler, now: float) -> None:
-        self._scheduler = scheduler
-        self._now = now
-        self._first = True
-        self._stopped = False
-        self._view = View()
-
-    def __call__(self, leaf: Flow) -> bool:
-        """Whether the head of ``leaf`` goes.
-
-        Only the first for whose adapter there is a slot may take a common place: else short prompts would for ever go
-        past a long one. Who comes after it may use the reserve, unless that is what the first one itself waits for.
-        """
-        scheduler, entry = self._scheduler, leaf.head
-        if self._stopped or not scheduler.has_slot(entry, self._now):
-            return False
-        first, self._first = self._first, False
-        if first and scheduler.fits(entry):
-            return True
-        if not scheduler.is_small(entry, self._view):
-            return False
-        self._stopped = not scheduler.fits_reserve(entry)
-        return not self._stopped
-
-
-def _downwards(leaf: Flow) -> tuple[Flow, ...]:
-    """Project, key and leaf."""
-    flows: list[Flow] = []
-    flow = leaf
-    while flow.parent is not None:
-        flows.append(flow)
-        flow = flow.parent
-    return tuple(reversed(flows))

@@ -114,6 +114,13 @@ def _shape(wish: Wish, chosen: dict[str, str], max_rank: int, parent: Parent | N
             asked = getattr(wish, name)
             if asked not in ("auto", value):
                 raise WishRefused(name, f"{asked} was asked for, and the parent has {value}: it is trained on as it is")
+        if wish.target_modules != "all-linear" and set(wish.target_modules) != set(parent.target_modules):
+            asked, has = (", ".join(sorted(modules)) for modules in (wish.target_modules, parent.target_modules))
+            raise WishRefused(
+                "target_modules", f"{asked} were asked for, and the parent has {has}: it is trained on as it is"
+            )
+        if wish.rslora and not parent.rslora:
+            raise WishRefused("rslora", "it was asked for, and the parent is without: it is trained on as it is")
         chosen["lora_rank"] = f"{parent.rank}: the parent's"
         return {
             "rank": parent.rank,
