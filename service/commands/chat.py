@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from service.client import ClientError, HatrackClient
+from service.client import ClientError, HatrackClient, JsonObject
 from service.commands import terminal
 from service.commands.terminal import AsJson
 
@@ -22,11 +22,14 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Sampling temperature.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
+    kb: Annotated[
+        list[str] | None, typer.Option(metavar="STORE", help="Ground answers on a knowledge base; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model. With a PROMPT, or with text on stdin, one answer; else a conversation."""
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    params = {name: value for name, value in options.items() if value is not None}
+    params: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # A given prompt wins over stdin, which a scheduler may leave open for ever.
     question = " ".join(prompt) if prompt else None if sys.stdin.isatty() else sys.stdin.read().strip()
     if question == "":
@@ -34,13 +37,16 @@ def chat(
     if question is None and as_json:
         raise typer.BadParameter("--json needs a PROMPT.", param_hint="--json")
     with terminal.reporting(as_json), HatrackClient() as client:
+        if kb:
+            params["grounding"] = {"vector_store_ids": [str(client.store(name)["id"]) for name in kb]}
         talk = Conversation(client, model, system, params)
         if question is None:
             _converse(talk)
             return
         answer = talk.ask(question, echo=not as_json)
     if as_json:
-        terminal.print_json({"model": model, "content": answer})
+        said: JsonObject = {"model": model, "content": answer}
+        terminal.print_json(said | {"citations": talk.cited} if talk.cited else said)
 
 
 class Conversation:
@@ -48,6 +54,8 @@ class Conversation:
 
     def __init__(self, client: HatrackClient, model: str, system: str | None, params: dict[str, Any]) -> None:
         self.model = model
+        self.cited: list[JsonObject] = []
+        """What the latest answer was grounded on."""
         self._client = client
         self._params = params
         self._messages: list[dict[str, str]] = []
@@ -68,7 +76,8 @@ class Conversation:
         """
         self._messages.append({"role": "user", "content": question})
         pieces: list[str] = []
-        stream = self._client.chat_stream(self.model, self._messages, **self._params)
+        self.cited = []
+        stream = self._client.chat_stream(self.model, self._messages, cited=self.cited, **self._params)
         try:
             for piece in stream:
                 pieces.append(piece)
@@ -91,6 +100,8 @@ class Conversation:
         self._messages.append({"role": "assistant", "content": answer})
         if echo:
             typer.echo()
+            for one in self.cited:
+                typer.echo(f"[{one.get('index')}] {terminal.clean(str(one.get('source')))}", err=True)
         return answer
 
 

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
+from service.addresses import on_this_machine
 from service.commands.run import console, fail, prepare_base, read_settings
-from service.config import Settings, inherited_environment, on_this_machine
+from service.config import Settings, inherited_environment
 from service.errors import SettingsError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,10 +127,18 @@ def print_adapters(found: list[JsonObject]) -> None:
                 "-" if count is None else str(count),
                 terminal.pointers(_aims(adapter)),
                 "pinned" if adapter.get("pinned") else "-",
+                _judged(versions),
                 terminal.when(adapter.get("created_at")),
             )
         )
-    terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "CREATED"), rows)
+    terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"), rows)
+
+
+def _judged(versions: Any) -> str:
+    """How many versions are fresh, due and failed; `-` where none was judged."""
+    found = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
+    states = Counter(str(state["state"]) for state in found if isinstance(state, dict))
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-"
 
 
 def _aims(adapter: JsonObject) -> dict[str, Any]:
@@ -181,6 +190,8 @@ def _print_adapter(adapter: JsonObject) -> None:
                 f"@{item.get('version')}",
                 str(item.get("state", "-")),
                 terminal.servable(item),
+                terminal.verdict(item),
+                terminal.judged(item),
                 terminal.pointers(item.get("aliases") or pointing),
                 str(item.get("rank", "-")),
                 terminal.size(item.get("bytes")),
@@ -188,7 +199,8 @@ def _print_adapter(adapter: JsonObject) -> None:
                 str(item.get("digest", "-"))[:12],
             )
         )
-    terminal.print_table(("VERSION", "STATE", "SERVABLE", "ALIASES", "RANK", "SIZE", "CREATED", "DIGEST"), rows)
+    columns = ("VERSION", "STATE", "SERVABLE", "VERDICT", "JUDGED", "ALIASES", "RANK", "SIZE", "CREATED", "DIGEST")
+    terminal.print_table(columns, rows)
 
 
 def _print_version(version: JsonObject) -> None:
@@ -199,7 +211,8 @@ def _print_version(version: JsonObject) -> None:
     modules = version.get("target_modules")
     rows.append(("modules", " ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "-")))
     rows += [("size", terminal.size(version.get("bytes"))), ("created", terminal.when(version.get("created_at")))]
-    for group in ("base", "settings", "metadata", "proof"):
+    rows += [("judged", terminal.judged(version))]
+    for group in ("verdict", "base", "settings", "metadata", "proof"):
         rows += _scalars(group, version.get(group))
     for warning in version.get("warnings") or []:
         rows.append(("warning", _text(warning)))

@@ -116,6 +116,21 @@ def servable(version: JsonObject) -> str:
     return "-" if value is None else str(value)
 
 
+def judged(version: JsonObject) -> str:
+    """What a version's verdict is worth now: `fresh`, `failed`, `due: template age`; `-` where it was never judged."""
+    found = version.get("revalidation")
+    if not isinstance(found, dict):
+        return "-"
+    reasons = " ".join(map(str, found.get("reasons") or []))
+    return f"{found.get('state')}: {reasons}" if reasons else str(found.get("state"))
+
+
+def verdict(version: JsonObject) -> str:
+    """A version's latest verdict in a word; `-` where it was never judged."""
+    found = version.get("verdict")
+    return str(found.get("verdict", "-")) if isinstance(found, dict) else "-"
+
+
 def reference_argument(text: str) -> Reference:
     """Parse `name`, `name@3` or `name:alias`; a mistake is a usage error (exit code 2)."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,7 +17,16 @@ from service.commands.curve import draw
 from service.commands.terminal import AsJson
 
 FILE: Final = typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Examples, JSONL.")
+VERDICTS: Final = {"pass": "bold green", "fail": "bold red", "not_enough_evidence": "bold yellow"}
 COLOURS: Final = {"warn": "yellow", "error": "red"}
+
+
+class Promote(StrEnum):
+    """What becomes of a version that passes."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
 
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until it has ended.")]
 
@@ -36,13 +46,22 @@ def train(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what the data check warns of.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of the order, the split and the adapter's beginning.")] = None,
+    promote: Annotated[Promote, typer.Option(help="Whether a version that passes goes live by itself.")] = Promote.AUTO,
+    metric: Annotated[
+        str | None, typer.Option(help="What it is judged by: exact_match, rouge_l, json_exact … [default: the data's]")
+    ] = None,
+    suites: Annotated[
+        str | None, typer.Option(help="What may be forgotten is measured by: names with commas. [default: general]")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge of the operator's settings.")] = None,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter on examples. It answers as NAME:candidate when it is done; `hatrack promote` makes it live."""
+    """Train an adapter on examples and judge it. It answers as NAME:candidate; where it passes, it goes live."""
     hyperparameters = pairs(dict(_pair(text) for text in options or []))
     metadata = {"system_prompt": system_prompt, "strict": "true" if strict else None}
-    metadata |= {"drop_long": "true" if drop_long else None}
+    metadata |= {"drop_long": "true" if drop_long else None, "metric": metric}
+    metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
     with terminal.reporting(as_json), HatrackClient() as client:
         model = start or str(client.ready().get("base"))
         job = client.create_job(
@@ -131,6 +150,9 @@ def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> JsonObject:
                 bar.update(
                     task, description="training", completed=data["step"], total=data["total_steps"], numbers=pace
                 )
+            elif "stage" in data:
+                stage = terminal.clean(str(data["stage"]))
+                bar.update(task, description="judging", completed=data["done"], total=data["total"], numbers=stage)
             else:
                 _say(console, event)
     for line in draw(losses):
@@ -140,7 +162,8 @@ def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> JsonObject:
 
 def _say(console: Console, event: JsonObject) -> None:
     text = terminal.clean(str(event.get("message", "")))
-    style = COLOURS.get(str(event.get("level")))
+    verdict = (event.get("data") or {}).get("verdict")
+    style = VERDICTS.get(str(verdict)) or COLOURS.get(str(event.get("level")))
     console.print(text, style=style, markup=False)
 
 
@@ -163,6 +186,10 @@ def _print(job: JsonObject) -> None:
         lines.append(f"adapter    {ours['adapter']}")
     if job.get("trained_tokens"):
         lines.append(f"trained    {job['trained_tokens']:,} tokens")
+    if ours.get("verdict"):
+        judged = ours["verdict"]
+        lines.append(f"verdict    {judged['sentence']}")
+        lines.append(f"live       {'yes' if judged['live'] else 'no'}")
     if ours.get("seconds"):
         lines.append(f"took       {ours['seconds']:.0f} s on {ours.get('device') or 'its device'}{_cost(job)}")
     error = job.get("error") or {}

@@ -1,12 +1,13 @@
-"""Who keeps the bytes of a file that is off the list: the versions that were trained on it, and jobs that still run.
+"""Who keeps the bytes of a file that is off the list: versions that were trained or judged on it, and jobs that run.
 
-A version's hold is placed and released in the transaction that adds or deletes the version. A job's hold is its key's:
-it counts as long as the key lives, so that nobody has to give it back when a job ends, however it ends.
+A version's hold is placed in the transaction that adds the version, or a verdict on it, and released in the one that
+deletes the version. A job's hold is its key's: it counts as long as the key lives, so that nobody has to give it back
+when a job ends, however it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,15 +22,18 @@ MAX_LINEAGE_FILES: Final = 64
 """Files that one version may hold; a lineage that names more holds the first."""
 
 
-def hold_for_key(db: sa.Connection, project: str, key_id: str, file_ids: Sequence[str]) -> str | None:
+def hold_for_key(
+    db: sa.Connection, project: str, key_id: str, file_ids: Sequence[str], version: str | None = None
+) -> str | None:
     """A job's key holds the files, which must be on the project's list.
+
+    Args:
+        version: ``name@number``; what it holds may be off the list.
 
     Returns:
         The first of them that is not; then none is held.
     """
-    found = set(
-        db.scalars(sa.select(files.c.id).where(files.c.project == project, files.c.id.in_(file_ids), is_listed(now())))
-    )
+    found = _reachable(db, project, file_ids, version=version)
     for file_id in file_ids:
         if file_id not in found:
             return file_id
@@ -50,6 +54,29 @@ def hold_for_version(db: sa.Connection, project: str, version: str, metadata: di
             files.c.project == project, files.c.id.in_(named), files.c.gone_at.is_(None)
         )
         _place(db, VERSION, version, set(db.scalars(found)))
+
+
+def hold_for_verdict(
+    db: sa.Connection, project: str, version: str, key_id: str, named: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """A version holds the files of a verdict on it.
+
+    Each must be on the project's list, or be held already: by the version (what it is judged on again), or by the key
+    that brings the verdict (what a job was given).
+
+    Args:
+        version: ``name@number``.
+        named: File ids by the field that names them.
+
+    Returns:
+        The first field and id of which that is not so; then none is held.
+    """
+    found = _reachable(db, project, list(named.values()), version=version, key_id=key_id)
+    for param, file_id in named.items():
+        if file_id not in found:
+            return param, file_id
+    _place(db, VERSION, version, found)
+    return None
 
 
 def release_versions(db: sa.Connection, project: str, name: str, numbers: Sequence[int]) -> None:
@@ -87,6 +114,19 @@ def let_go(db: sa.Connection) -> list[str]:
     held = sa.exists().where(file_holds.c.file_id == files.c.id)
     going = sa.and_(sa.not_(is_listed(at)), files.c.gone_at.is_(None), sa.not_(held))
     return list(db.scalars(files.update().where(going).values(gone_at=at).returning(files.c.id)))
+
+
+def _reachable(
+    db: sa.Connection, project: str, file_ids: Sequence[str], *, version: str | None = None, key_id: str | None = None
+) -> set[str]:
+    """Which of the project's files are on its list, or are kept because the version or the key holds them."""
+    holder = sa.or_(
+        sa.and_(file_holds.c.kind == VERSION, file_holds.c.holder == version),
+        sa.and_(file_holds.c.kind == KEY, file_holds.c.holder == key_id),
+    )
+    held = sa.and_(sa.exists().where(file_holds.c.file_id == files.c.id, holder), files.c.gone_at.is_(None))
+    mine = sa.and_(files.c.project == project, files.c.id.in_(sorted(set(file_ids))))
+    return set(db.scalars(sa.select(files.c.id).where(mine, sa.or_(is_listed(now()), held))))
 
 
 def _place(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:

@@ -59,10 +59,10 @@ def find(db: sa.Connection, project: str, file_id: str) -> FileRow | None:
     return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, is_listed(now())))
 
 
-def find_held(db: sa.Connection, project: str, file_id: str, key_id: str) -> FileRow | None:
-    """The project's file, on the list or held by the key; else None."""
+def find_held(db: sa.Connection, project: str, file_id: str, holder: str, kind: str = "key") -> FileRow | None:
+    """The project's file, on the list or held by the key (or another kind of holder); else None."""
     held = sa.exists().where(
-        file_holds.c.file_id == files.c.id, file_holds.c.kind == "key", file_holds.c.holder == key_id
+        file_holds.c.file_id == files.c.id, file_holds.c.kind == kind, file_holds.c.holder == holder
     )
     reachable = sa.or_(is_listed(now()), sa.and_(held, files.c.gone_at.is_(None)))
     return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, reachable))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import string
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,19 +110,28 @@ class Files:
         row = await self._find(caller, file_id)
         return row, self._shelf.path(row.id)
 
-    async def named(self, caller: Caller, file_id: str, purpose: Purpose, param: str) -> FileRow:
+    async def named(
+        self, caller: Caller, file_id: str, purposes: Sequence[Purpose], param: str, *, version: str | None = None
+    ) -> FileRow:
         """The file that a request's body names in ``param``.
+
+        Args:
+            purposes: Those that will do.
+            version: ``name@number``; what it holds may be off the list.
 
         Raises:
             NotFound: The project has no such file.
             BadRequest: It is for something else.
         """
-        row = await self._database.run(lambda db: records.find(db, caller.project, file_id))
+        row = await self._database.run(
+            lambda db: records.find_held(db, caller.project, file_id, version or "", kind=holds.VERSION)
+        )
         if row is None or row.purpose not in visible(caller):
             raise not_found(file_id, param)
-        if row.purpose != purpose:
+        if row.purpose not in purposes:
+            needed = " or ".join(f"`{purpose}`" for purpose in purposes)
             raise BadRequest(
-                f"`{param}` names a file with the purpose `{row.purpose}`; `{purpose}` is needed", param=param
+                f"`{param}` names a file with the purpose `{row.purpose}`; {needed} is needed", param=param
             )
         return row
 
@@ -208,16 +217,19 @@ class Files:
         await self._database.run(work)
         await self.collect()
 
-    async def hold(self, project: str, key_id: str, file_ids: dict[str, str]) -> None:
+    async def hold(self, project: str, key_id: str, file_ids: dict[str, str], *, version: str | None = None) -> None:
         """A job's key holds files as long as it lives.
 
         Args:
             file_ids: By the field of the request that names them.
+            version: ``name@number``; what it holds may be off the list.
 
         Raises:
             NotFound: One is not on the list any more.
         """
-        missing = await self._database.run(lambda db: holds.hold_for_key(db, project, key_id, list(file_ids.values())))
+        missing = await self._database.run(
+            lambda db: holds.hold_for_key(db, project, key_id, list(file_ids.values()), version)
+        )
         if missing is not None:
             raise not_found(missing, next(param for param, file_id in file_ids.items() if file_id == missing))
 

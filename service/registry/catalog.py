@@ -18,6 +18,7 @@ from adapters.errors import AdapterError
 from adapters.names import DEFAULT_ALIAS, parse_reference
 from service.access.caller import Caller
 from service.errors import BadRequest, Conflict, ModelNotFound, NoLiveVersion
+from service.grounding.config import GroundingSettings
 from service.registry.split import Aim, position_of, share_of
 
 
@@ -38,6 +39,12 @@ class VersionSettings(BaseModel):
     system_prompt: str | None = Field(None, min_length=1, max_length=32_768)
     sampling: Mapping[str, Any] = Field(default_factory=dict)
     """Defaults of request fields (temperature, top_p …); the request's own values win."""
+    grounding: GroundingSettings | None = None
+    """What is retrieved for each request that does not say otherwise."""
+
+    def stored(self) -> dict[str, Any]:
+        """As JSON; a version without grounding says nothing of it, as those did that are older than grounding."""
+        return self.model_dump(mode="json", exclude=None if self.grounding is not None else {"grounding"})
 
 
 NO_SETTINGS = VersionSettings()

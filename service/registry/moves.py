@@ -43,22 +43,30 @@ def move(db: sa.Connection, adapter_id: int, alias: str, aim: Aim, action: str) 
     return True
 
 
-def rollback_target(db: sa.Connection, adapter_id: int, alias: str) -> Aim | None:
-    """Where a rollback would go: the last aim before the current one whose versions all are ready still; else None."""
-    entry = _rollback_entry(db, adapter_id, alias)
+def rollback_target(
+    db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int] = frozenset()
+) -> Aim | None:
+    """Where a rollback would go: the last aim before the current one whose versions all are ready still; else None.
+
+    Args:
+        without: Versions that it must not go to, nor to a split over them.
+    """
+    entry = _rollback_entry(db, adapter_id, alias, without)
     return None if entry is None else entry.aim
 
 
-def move_back(db: sa.Connection, adapter_id: int, alias: str, expected: Aim) -> bool:
+def move_back(
+    db: sa.Connection, adapter_id: int, alias: str, expected: Aim, without: frozenset[int] = frozenset()
+) -> bool:
     """Do what ``rollback_target`` said; False where the history has moved on since."""
-    entry = _rollback_entry(db, adapter_id, alias)
+    entry = _rollback_entry(db, adapter_id, alias, without)
     if entry is None or entry.aim != expected:
         return False
     _write_move(db, adapter_id, alias, expected, "rollback", entry.parent_id)
     return True
 
 
-def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str) -> Move | None:
+def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int]) -> Move | None:
     pointer = _pointer(db, adapter_id, alias)
     if pointer is None:
         return None
@@ -67,6 +75,7 @@ def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str) -> Move | No
     ready = set(
         db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id, versions.c.state == "ready"))
     )
+    ready -= without
     entry: Move | None = entries[pointer.history_id]
     while entry is not None and (
         entry.aim is None or entry.aim == current or not ready.issuperset(versions_of(entry.aim))

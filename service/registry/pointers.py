@@ -3,6 +3,7 @@ engine before the pointer moves to it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,13 @@ from service.registry.records import Holding, VersionRow
 from service.registry.split import Aim, Split, versions_of
 from service.registry.state import RegistryState, parse_alias_path
 from service.registry.trail import note_move
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where an alias is expected to be: at this version, or (None) nowhere."""
+
+    version: int | None
 
 
 class Pointers:
@@ -32,19 +40,27 @@ class Pointers:
         self._prober = prober
         self._slots = slots
 
-    async def aim(self, project: str, name: str, alias: str, aim: Aim, *, actor: Actor) -> dict[str, Any]:
+    async def aim(
+        self, project: str, name: str, alias: str, aim: Aim, *, expected: Where | None = None, actor: Actor
+    ) -> dict[str, Any]:
         """Point the alias to a version (promote it), or split it over several; all are warmed before.
+
+        Args:
+            expected: Where the alias has to be; None: it does not matter.
 
         Raises:
             NameInvalid: Not an alias.
             NotFound: There is no such adapter or version.
-            Conflict: A version is not ready or cannot serve now; or `live` is pinned, and so many versions cannot be.
+            Conflict: A version is not ready or cannot serve now; `live` is pinned, and so many versions cannot be; or
+                the alias is not where it was expected.
             HatrackError: The engine could not load one; the pointer stays.
         """
         alias = parse_alias(alias)
         because = "split" if isinstance(aim, Split) else "promote"
         async with self._state.lock(project, name):
             holding = await self._state.holding(project, name)
+            if expected is not None and holding.aliases.get(alias) not in (expected.version, aim):
+                raise Conflict(f"`{name}:{alias}` has moved since: nothing was changed", code="alias_moved")
             for number in versions_of(aim):
                 _, row = await self._state.version(project, name, number)
                 await self._state.demand_servable(name, row)
@@ -76,22 +92,41 @@ class Pointers:
         """
         async with self._state.lock(project, name):
             holding, alias = await self._find(project, name, alias)
-            adapter_id = holding.adapter.id
-            aim = await self._state.database.run(lambda db: moves.rollback_target(db, adapter_id, alias))
-            if aim is None:
-                raise Conflict(f"`{name}:{alias}` has no earlier version to go back to", code="no_earlier_version")
-
-            def work(db: sa.Connection) -> None:
-                self._demand_pin_room(db, adapter_id, alias, aim)
-                if moves.move_back(db, adapter_id, alias, aim):
-                    note_move(db, actor, name, alias, aim, "rollback")
-
-            for row in _rows(holding, aim):
-                await self._state.demand_servable(name, row)
-            await self._warm(holding, aim)
-            await self._state.database.run(work)
-            await self._state.refresh(project, name)
+            await self._back(holding, alias, frozenset(), "rollback", actor)
             return await self.show(project, name, alias)
+
+    async def leave(self, project: str, name: str, alias: str, bad: frozenset[int], *, actor: Actor) -> bool:
+        """Roll the alias back to where it last pointed to none of the ``bad`` versions; False where it does so now.
+
+        Raises:
+            NotFound: There is no such adapter or alias.
+            Conflict: There is nothing to go back to: the pointer stays.
+            HatrackError: The engine could not load it; the pointer stays.
+        """
+        async with self._state.lock(project, name):
+            holding, alias = await self._find(project, name, alias)
+            if bad.isdisjoint(versions_of(holding.aliases[alias])):
+                return False
+            await self._back(holding, alias, bad, "revalidation", actor)
+            return True
+
+    async def _back(self, holding: Holding, alias: str, without: frozenset[int], because: str, actor: Actor) -> None:
+        """Warm what a rollback goes to and move the alias there; the caller holds the adapter's lock."""
+        name, adapter_id = holding.adapter.name, holding.adapter.id
+        aim = await self._state.database.run(lambda db: moves.rollback_target(db, adapter_id, alias, without))
+        if aim is None:
+            raise Conflict(f"`{name}:{alias}` has no earlier version to go back to", code="no_earlier_version")
+
+        def work(db: sa.Connection) -> None:
+            self._demand_pin_room(db, adapter_id, alias, aim)
+            if moves.move_back(db, adapter_id, alias, aim, without):
+                note_move(db, actor, name, alias, aim, because)
+
+        for row in _rows(holding, aim):
+            await self._state.demand_servable(name, row)
+        await self._warm(holding, aim)
+        await self._state.database.run(work)
+        await self._state.refresh(holding.adapter.project, name)
 
     async def show(self, project: str, name: str, alias: str) -> dict[str, Any]:
         """The alias with its history, newest move first.

@@ -12,7 +12,7 @@ from adapters.names import DEFAULT_ALIAS
 from service.access.audit import Actor, note
 from service.errors import NotFound
 from service.files.holds import hold_for_version, release_versions
-from service.registry import moves
+from service.registry import moves, verdict_records
 from service.registry.split import Aim, versions_of
 from service.registry.tables import adapters, alias_history, aliases, corrupt, projects, versions
 from service.registry.trail import gateway_in, note_move
@@ -319,6 +319,7 @@ def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
         .where(versions.c.adapter_id == adapter_id, versions.c.number == number)
         .values(state="deleted", config=b"", readme=None)
     )
+    verdict_records.forget(db, sa.and_(versions.c.adapter_id == adapter_id, versions.c.number == number))
     release_versions(db, *_owner(db, adapter_id), [number])
     left = db.scalar(
         sa.select(sa.func.count())
@@ -336,6 +337,7 @@ def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
     db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id))
     db.execute(alias_history.update().where(alias_history.c.adapter_id == adapter_id).values(parent_id=None))
     db.execute(alias_history.delete().where(alias_history.c.adapter_id == adapter_id))
+    verdict_records.forget(db, versions.c.adapter_id == adapter_id)
     db.execute(versions.delete().where(versions.c.adapter_id == adapter_id))
     db.execute(adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=moves.now(), pinned_at=None))
 

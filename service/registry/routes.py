@@ -15,7 +15,7 @@ from adapters.errors import AdapterError
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
-from service.body import read_json
+from service.body import as_model, read_json, read_object
 from service.errors import (
     BadRequest,
     DiskFull,
@@ -24,10 +24,13 @@ from service.errors import (
     Unprocessable,
     WrongMediaType,
 )
+from service.registry.pointers import Where
+from service.registry.revalidation import State
 from service.registry.service import Registry
 from service.registry.split import Aim, parse_split
 from service.registry.state import no_adapter
 from service.registry.upload import demand_name, receive
+from service.registry.verdicts import MAX_BODY_BYTES, VerdictBody
 
 _STATUS: Final[tuple[tuple[type[AdapterError], type[HatrackError]], ...]] = (
     (adapter_errors.TooLarge, TooLarge),
@@ -43,12 +46,14 @@ def to_http(error: AdapterError) -> HatrackError:
 
 
 class Aiming(BaseModel):
-    """Body of a move of an alias: to one version, or split over several."""
+    """Body of a move of an alias: to one version, or split over several; only if it is where it is expected to be,
+    where that is said (null: nowhere)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     version: int | None = Field(None, ge=1, le=2**31 - 1)
     split: dict[str, int] | None = None
+    expected: int | None = Field(None, ge=1, le=2**31 - 1)
 
     @property
     def aim(self) -> Aim:
@@ -61,6 +66,11 @@ class Aiming(BaseModel):
                 code="missing_required_parameter" if self.split is None else None,
             )
         return self.version if self.version is not None else parse_split(self.split or {})
+
+    @property
+    def where(self) -> Where | None:
+        """Where the alias has to be; None where nothing was said of it."""
+        return Where(self.expected) if "expected" in self.model_fields_set else None
 
 
 def registry(request: Request) -> Registry:
@@ -114,15 +124,16 @@ async def list_adapters(
     shelf: Shelf,
     after: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    revalidation: State | None = None,
 ) -> dict[str, Any]:
-    """The project's adapters, oldest first."""
-    return await shelf.adapters(who, after, limit)
+    """The project's adapters, oldest first; those with versions in a state of revalidation, where one is given."""
+    return await shelf.adapters(who, after, limit, revalidation)
 
 
 @router.get("/{name}")
-async def get_adapter(name: Name, who: Who, shelf: Shelf) -> dict[str, Any]:
-    """An adapter with its versions and aliases."""
-    return await shelf.adapter(who.project, name)
+async def get_adapter(name: Name, who: Who, shelf: Shelf, revalidation: State | None = None) -> dict[str, Any]:
+    """An adapter with its versions (those in a state of revalidation, where one is given) and aliases."""
+    return await shelf.adapter(who.project, name, revalidation)
 
 
 @router.delete("/{name}", status_code=204)
@@ -154,6 +165,26 @@ async def prove_version(name: Name, number: str, who: Who, by: By, shelf: Shelf)
         raise to_http(error) from error
 
 
+@router.post("/{name}/versions/{number}/verdicts")
+async def record_verdict(name: Name, number: str, request: Request, who: Who, by: By, shelf: Shelf) -> JSONResponse:
+    """Write down what an evaluation found of a version; for jobs and admins."""
+    body = as_model(await read_object(request, most=MAX_BODY_BYTES), VerdictBody)
+    return JSONResponse(await shelf.verdicts.record(who, name, number, body, actor=by), status_code=201)
+
+
+@router.get("/{name}/versions/{number}/verdicts")
+async def list_verdicts(
+    name: Name,
+    number: str,
+    who: Who,
+    shelf: Shelf,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """What evaluations found of a version, newest first."""
+    return await shelf.verdicts.history(who.project, name, number, after, limit)
+
+
 @router.get("/{name}/versions/{number}/files/config")
 async def download_config(name: Name, number: str, who: Who, shelf: Shelf) -> Response:
     """adapter_config.json as it was uploaded."""
@@ -181,9 +212,9 @@ async def get_alias(name: Name, alias: str, who: Who, shelf: Shelf) -> dict[str,
 @router.put("/{name}/aliases/{alias}")
 async def put_alias(name: Name, alias: str, request: Request, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
     """Point an alias to a version (promote it), or split it over several."""
-    aim = (await read_json(request, Aiming)).aim
+    body = await read_json(request, Aiming)
     try:
-        return await shelf.pointers.aim(who.project, name, alias, aim, actor=by)
+        return await shelf.pointers.aim(who.project, name, alias, body.aim, expected=body.where, actor=by)
     except AdapterError as error:
         raise to_http(error) from error
 

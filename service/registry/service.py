@@ -32,16 +32,19 @@ from service.errors import BadRequest, Conflict, NotFound, Unprocessable
 from service.registry import records
 from service.registry.catalog import Catalog, Servable
 from service.registry.counts import Counts
+from service.registry.fallback import Fallback
 from service.registry.locks import in_thread
 from service.registry.pins import KeepWarm, Pins, Residency
 from service.registry.pointers import Pointers
 from service.registry.proof import ProbeEngine, Prober
 from service.registry.proving import Proving, reference_of
-from service.registry.records import Draft, VersionRow
+from service.registry.records import Draft, Holding, VersionRow
+from service.registry.revalidation import Freshness, State
 from service.registry.state import RegistryState, find_same
 from service.registry.suspects import Suspects
 from service.registry.trail import gateway_in
 from service.registry.upload import Upload, demand_name
+from service.registry.verdicts import Verdicts
 
 Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
 """Reads an upload: the weights go to the given function, the rest is returned."""
@@ -84,13 +87,16 @@ class Registry:
         self._database = database
         self._store = store
         self._base = base
-        self._state = RegistryState(database, store, catalog, base)
+        freshness = Freshness(base.fingerprint, settings.revalidate_days)
+        self._state = RegistryState(database, store, catalog, base, freshness)
         self._prober = Prober(engine, base.served_name, restart_engine, timeout_s=settings.proof_timeout_s)
         self._proving = Proving(self._state, self._prober)
         self._suspects = Suspects(self._prober, self._proving.convict)
         self.pointers = Pointers(self._state, self._prober, settings.engine_slots)
         self._keeper = KeepWarm(catalog, residency, self._prober, settings.engine_slots)
         self.pins = Pins(self._state, self._keeper, settings.engine_slots)
+        self._fallback = Fallback(self._state, self.pointers)
+        self.verdicts = Verdicts(self._state, self._fallback.look)
         self._store_lock = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
 
@@ -104,6 +110,8 @@ class Registry:
             asyncio.create_task(self._suspects.work(), name="registry-suspects"),
             asyncio.create_task(self._keeper.work(), name="registry-pins"),
         ]
+        if self._settings.revalidate_rollback:
+            self._workers.append(asyncio.create_task(self._fallback.work(), name="registry-fallback"))
 
     async def close(self) -> None:
         """Stop what runs in the background; proofs that are cut off are taken up by the next ``open``."""
@@ -169,7 +177,7 @@ class Registry:
     def _draft(self, upload: Upload, inspection: Inspection, digest: str) -> Draft:
         return Draft(
             digest=digest,
-            settings=upload.settings.model_dump(mode="json"),
+            settings=upload.settings.stored(),
             metadata=upload.metadata,
             rank=inspection.rank,
             alpha=inspection.alpha,
@@ -286,25 +294,34 @@ class Registry:
         holding, row = await self._state.version(project, name, number)
         return await self._state.version_object(holding, row)
 
-    async def adapter(self, project: str, name: str) -> dict[str, Any]:
-        """One adapter in the API's form, with its versions. Raises NotFound."""
+    async def adapter(self, project: str, name: str, only: State | None = None) -> dict[str, Any]:
+        """One adapter in the API's form, with its versions; those in the state ``only``. Raises NotFound."""
         holding = await self._state.holding(project, name)
         if all(row.state == "rejected" for row in holding.versions):
             raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
-        return (await self._state.adapter_objects([holding]))[0]
+        return (await self._state.adapter_objects([holding], only))[0]
 
-    async def adapters(self, caller: Caller, after: str | None, limit: int) -> dict[str, Any]:
-        """A page of the adapters that the caller may see, oldest first.
+    async def adapters(
+        self, caller: Caller, after: str | None, limit: int, only: State | None = None
+    ) -> dict[str, Any]:
+        """A page of the adapters that the caller may see, oldest first; with ``only``, of those with such versions.
 
         Raises:
             BadRequest: ``after`` names none of them.
         """
-        found = await self._database.run(
-            lambda db: records.listed(db, caller.project, after, limit + 1, caller.may_use)
-        )
+
+        def work(db: sa.Connection) -> list[Holding] | None:
+            chosen = None if only is None else {*self.verdicts.names(db, caller.project, only), after}
+
+            def visible(name: str) -> bool:
+                return caller.may_use(name) and (chosen is None or name in chosen)
+
+            return records.listed(db, caller.project, after, limit + 1, visible)
+
+        found = await self._database.run(work)
         if found is None:
             raise BadRequest("`after` names no adapter", param="after")
-        data = await self._state.adapter_objects(found[:limit])
+        data = await self._state.adapter_objects(found[:limit], only)
         return {
             "object": "list",
             "data": data,

@@ -13,12 +13,14 @@ from adapters.names import parse_alias, parse_name, parse_version
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.database import Database
 from service.errors import Conflict, NotFound
-from service.registry import records
+from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
 from service.registry.counts import NOTHING, Counts
 from service.registry.locks import Locks, in_thread
 from service.registry.records import Holding, VersionRow
+from service.registry.revalidation import Freshness, State
 from service.registry.split import Aim, Split
+from service.registry.verdict_records import Judged, VerdictRow
 
 T = TypeVar("T")
 MAX_REMEMBERED: Final = 100_000
@@ -28,12 +30,15 @@ MAX_REMEMBERED: Final = 100_000
 class RegistryState:
     """Reads rows, judges them against the engine that runs now, and keeps the catalog's snapshot up to date."""
 
-    def __init__(self, database: Database, store: Store, catalog: Catalog, base: BaseDescription) -> None:
+    def __init__(
+        self, database: Database, store: Store, catalog: Catalog, base: BaseDescription, freshness: Freshness
+    ) -> None:
         self.database = database
         self.store = store
         self.catalog = catalog
         self.base = base
         self.engine = base.fingerprint.digest
+        self.freshness = freshness
         self.counts: Counts = NOTHING
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
@@ -158,11 +163,22 @@ class RegistryState:
 
     async def version_object(self, holding: Holding, row: VersionRow) -> dict[str, Any]:
         """One version in the API's form."""
-        return _version_object(holding, row, (await self.judge([row]))[row.id])
+        judged = await self.judged([holding])
+        return self._version_object(holding, row, (await self.judge([row]))[row.id], judged.get(row.id))
 
-    async def adapter_objects(self, found: list[Holding]) -> list[dict[str, Any]]:
-        """Adapters in the API's form, with their versions but the rejected ones."""
+    async def judged(self, found: list[Holding]) -> dict[int, Judged]:
+        """The verdicts on these adapters' versions, by row id; versions that were never judged are left out."""
+        ids = [holding.adapter.id for holding in found]
+        return await self.database.run(lambda db: verdict_records.judged(db, ids))
+
+    async def adapter_objects(self, found: list[Holding], only: State | None = None) -> list[dict[str, Any]]:
+        """Adapters in the API's form, with their versions but the rejected ones.
+
+        Args:
+            only: Show no versions but those that are in this state.
+        """
         servable = await self.judge(row for holding in found for row in holding.versions)
+        judged = await self.judged(found)
         return [
             {
                 "object": "adapter",
@@ -172,13 +188,27 @@ class RegistryState:
                 "splits": {alias: aim.shown() for alias, aim in holding.aliases.items() if isinstance(aim, Split)},
                 "pinned": holding.adapter.pinned_at is not None,
                 "versions": [
-                    _version_object(holding, row, servable[row.id])
+                    self._version_object(holding, row, servable[row.id], judged.get(row.id))
                     for row in holding.versions
-                    if row.state != "rejected"
+                    if row.state != "rejected" and self.is_in(only, judged.get(row.id))
                 ],
             }
             for holding in found
         ]
+
+    def is_in(self, wanted: State | None, judged: Judged | None) -> bool:
+        """Whether a version with these verdicts is in the wanted state; None wants any."""
+        found = self.freshness.state(judged)
+        return wanted is None or (found is not None and found.state is wanted)
+
+    def _version_object(
+        self, holding: Holding, row: VersionRow, servable: Servable, judged: Judged | None
+    ) -> dict[str, Any]:
+        revalidation = self.freshness.state(judged)
+        shown = _version_object(holding, row, servable)
+        shown["verdict"] = None if judged is None else verdict_object(holding, row, judged.latest)
+        shown["revalidation"] = None if revalidation is None else revalidation.shown()
+        return shown
 
 
 def no_adapter(name: str) -> NotFound:
@@ -250,6 +280,26 @@ def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> di
     if row.state == "rejected":
         shown["reason"] = row.reason
     return shown
+
+
+def verdict_object(holding: Holding, row: VersionRow, verdict: VerdictRow) -> dict[str, Any]:
+    """A verdict in the API's form, without the body of its evaluation."""
+    return {
+        "object": "adapter.verdict",
+        "id": verdict.id,
+        "adapter": holding.adapter.name,
+        "version": row.number,
+        "verdict": verdict.verdict,
+        "sentence": verdict.sentence,
+        "metric": verdict.metric,
+        "examples": verdict.examples,
+        "kind": verdict.kind,
+        "evaluation_id": verdict.evaluation_id,
+        "files": verdict.files,
+        "base": verdict.base,
+        "key_id": verdict.key_id,
+        "created_at": verdict.created_at,
+    }
 
 
 def find_same(

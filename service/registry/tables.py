@@ -94,3 +94,28 @@ corrupt = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("created_at", sa.Integer, nullable=False),
 )
+
+# what evaluations found of versions; rows are added and never changed, and go with their version
+verdicts = sa.Table(
+    "verdicts",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("version_id", sa.Integer, sa.ForeignKey("versions.id"), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("sentence", sa.Text, nullable=False),
+    sa.Column("metric", sa.Text, nullable=False),
+    sa.Column("examples", sa.Integer, nullable=False),
+    sa.Column("evaluation_id", sa.Text),
+    # file ids by what they are: `report`, `page`, `held_out`
+    sa.Column("files", sa.JSON, nullable=False),
+    # the body that asks for the same evaluation again
+    sa.Column("evaluation", sa.JSON(none_as_null=True)),
+    # the fingerprint of the base as it was served meanwhile
+    sa.Column("base", sa.JSON, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Index("ix_verdicts_version_id_kind_seq", "version_id", "kind", "seq"),
+    sqlite_autoincrement=True,
+)

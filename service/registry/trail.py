@@ -20,8 +20,9 @@ def note_move(db: sa.Connection, actor: Actor, name: str, alias: str, aim: Aim, 
     """Note that an alias now points elsewhere.
 
     Args:
-        because: The move's entry in the alias's history: ``push``, ``promote``, ``split`` or ``rollback``.
+        because: What moved it: ``push``, ``promote``, ``split``, ``rollback``, or ``revalidation``: a rollback that
+            nobody asked for.
     """
     detail = {"split": aim.shown()} if isinstance(aim, Split) else {"version": aim}
-    verb = {"rollback": "rollback", "split": "split"}.get(because, "promote")
+    verb = {"rollback": "rollback", "revalidation": "rollback", "split": "split"}.get(because, "promote")
     note(db, actor, f"alias.{verb}", f"{name}:{alias}", {**detail, "because": because})

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from adapters.errors import PickleRefused
 from service.access.caller import Caller
 from service.errors import BadRequest, Forbidden, TooLarge, UnknownField
+from service.grounding.embedded.filters import check_filters
 from service.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
 from service.registry.catalog import VersionSettings
 
@@ -243,9 +244,11 @@ def parse_settings(value: dict[str, Any]) -> VersionSettings:
         first = error.errors()[0]
         param = ".".join(["settings", *(str(part) for part in first["loc"])])
         kind = UnknownField if first["type"] == "extra_forbidden" else BadRequest
-        raise kind(f"`{param}`: {first['msg']}", param=param) from None
+        raise kind(f"`{param}`: {first['msg'].removeprefix('Value error, ')}", param=param) from None
     for field, given in settings.sampling.items():
         _check_sampling(field, given)
+    if settings.grounding is not None and settings.grounding.filters is not None:
+        check_filters(settings.grounding.filters, "settings.grounding.filters")
     return settings
 
 

@@ -21,6 +21,7 @@ FIRST_TOKEN_S: Final = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 1
 GAP_S: Final = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 WAIT_S: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
 TOTAL_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+RETRIEVAL_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 LAG_S: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -227,6 +228,37 @@ REGISTRY_VERSIONS: Final = Metric(
 
 REGISTRY_PINS: Final = Metric("hatrack_registry_pins", "gauge", "Adapters whose live version is kept warm.")
 REGISTRY_SPLITS: Final = Metric("hatrack_registry_splits", "gauge", "Aliases that split their requests over versions.")
+VERSIONS_REVALIDATION: Final = Metric(
+    "hatrack_versions_revalidation",
+    "gauge",
+    "Judged ready versions by what their verdict is worth now: fresh, due, failed; of those that fit the base.",
+    ("state",),
+)
+LIVE_FAILED: Final = Metric(
+    "hatrack_live_versions_failed",
+    "gauge",
+    "Versions that `live` answers with though their latest revalidation failed.",
+)
+
+# the trainer
+TRAINER_UP: Final = Metric(
+    "hatrack_trainer_up", "gauge", "1 where the trainer answers, 0 where it does not; missing where there is none."
+)
+
+# grounding
+GROUNDING: Final = Metric(
+    "hatrack_grounding_requests_total",
+    "counter",
+    "Retrievals for inference requests, by how they ended: ok, empty (nothing found), no_room (the context is full), "
+    "late, broken.",
+    ("provider", "outcome"),
+)
+GROUNDING_S: Final = Metric(
+    "hatrack_grounding_seconds", "histogram", "What a retrieval took.", ("provider",), RETRIEVAL_S
+)
+GROUNDING_PASSAGES: Final = Metric(
+    "hatrack_grounding_passages_total", "counter", "Passages put into prompts.", ("provider",)
+)
 
 # the gateway itself
 LOOP_LAG: Final = Metric(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from prometheus_client.metrics_core import Metric as Family
 
 from service.access.limits import LimitName
+from service.grounding.counts import GroundingCounts
 from service.registry.counts import Counts
+from service.registry.verdicts import Standing
 from service.telemetry import metrics
 
 
@@ -37,6 +39,21 @@ class Registry(Protocol):
     @property
     def counts(self) -> Counts:
         """How much there is of everything."""
+
+
+class Verdicts(Protocol):
+    """What evaluations found of versions."""
+
+    async def standing(self) -> Standing:
+        """How many versions are in each state of revalidation, and how many failed ones are live."""
+
+
+class Trainer(Protocol):
+    """What is known of the trainer."""
+
+    @property
+    def state(self) -> Literal["off", "starting", "up", "down"]:
+        """Whether there is one, and whether it answers."""
 
 
 class LimitsSource:
@@ -91,5 +108,58 @@ class RegistrySource:
                 metrics.REGISTRY_VERSIONS.values(versions),
                 metrics.REGISTRY_PINS.value(counts.pins),
                 metrics.REGISTRY_SPLITS.value(counts.splits),
+            ]
+        )
+
+
+class VerdictsSource:
+    """Versions by what their verdicts are worth now."""
+
+    name = "verdicts"
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self._verdicts = verdicts
+
+    async def families(self) -> Iterator[Family]:
+        """Fresh, due and failed versions, and the failed ones that are live; all projects together."""
+        standing = await self._verdicts.standing()
+        return iter(
+            [
+                metrics.VERSIONS_REVALIDATION.values(((state.value,), n) for state, n in standing.states.items()),
+                metrics.LIVE_FAILED.value(standing.live_failed),
+            ]
+        )
+
+
+class TrainerSource:
+    """Whether the trainer answers."""
+
+    name = "trainer"
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    async def families(self) -> Iterator[Family]:
+        """One number, or none where no trainer is wanted."""
+        state = self._trainer.state
+        return iter([] if state == "off" else [metrics.TRAINER_UP.value(state == "up")])
+
+
+class GroundingSource:
+    """Retrievals for inference requests."""
+
+    name = "grounding"
+
+    def __init__(self, counts: GroundingCounts) -> None:
+        self._counts = counts
+
+    async def families(self) -> Iterator[Family]:
+        """How they ended, what they took, what they brought."""
+        counts = self._counts
+        return iter(
+            [
+                metrics.GROUNDING.values(counts.outcomes.items()),
+                metrics.GROUNDING_S.histograms(((name,), taken) for name, taken in counts.seconds.items()),
+                metrics.GROUNDING_PASSAGES.values(((name,), count) for name, count in counts.passages.items()),
             ]
         )

@@ -102,6 +102,7 @@ class Traces:
             return
         context = set_span_in_context(span.otel)
         queued_s = record.queue_s or 0.0
+        retrieved_s = record.grounded.seconds if record.grounded is not None else 0.0
 
         def stage(name: str, start_s: float, end_s: float, kind: SpanKind = SpanKind.INTERNAL) -> None:
             begin, end = (span.began_ns + int(seconds * _NS) for seconds in (start_s, max(start_s, end_s)))
@@ -110,7 +111,10 @@ class Traces:
                 child.add_event("first token", timestamp=span.began_ns + int(record.first_byte_s * _NS))
             child.end(end)
 
-        stage("prepare", 0.0, record.sent_s - queued_s)
+        prepared_s = record.sent_s - queued_s - retrieved_s
+        stage("prepare", 0.0, prepared_s)
+        if record.grounded is not None:
+            stage("retrieve", prepared_s, prepared_s + retrieved_s)
         if record.queue_s is not None:
             stage("queue", record.sent_s - queued_s, record.sent_s)
         if record.reached:

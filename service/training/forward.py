@@ -25,7 +25,11 @@ MAX_SEGMENTS: Final = 8
 MAX_SEGMENT_CHARS: Final = 128
 _SEGMENT_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:@-")
 PASSED_ON: Final = ("accept", "last-event-id", "idempotency-key")
-PASSED_BACK: Final = ("content-type", "retry-after", "x-should-retry")
+PASSED_BACK: Final = (
+    *("content-type", "retry-after", "x-should-retry", "x-hatrack-replayed"),
+    # of a report's page: what it must not do in a browser
+    *("content-security-policy", "x-content-type-options", "referrer-policy", "cache-control"),
+)
 EVENTS: Final = "text/event-stream"
 EVENT_HEADERS: Final = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _LOG = logging.getLogger("hatrack.training")

@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from adapters.errors import AdapterError
+from adapters.manifest import Manifest
 from adapters.names import parse_name, parse_reference, suggest_name
 from service.access.caller import Caller, Scope
 from service.access.records import Draft as KeyDraft
@@ -24,6 +25,9 @@ from service.registry.catalog import Catalog
 
 JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
 MAX_METADATA: Final = 16
+MAX_RANK: Final = 512
+"""The largest that any engine serves; a parent was inspected when it was pushed."""
+MAX_NAMES_BYTES: Final = 8000
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -74,13 +78,17 @@ class Checked:
             parent_key_id=caller.key_id,
         )
 
-    def context(self, files: dict[str, FileRow]) -> str:
-        """The header ``x-hatrack-job-context``: base64url over JSON, so that a file's name can hold anything."""
+    def context(self, files: dict[str, FileRow], parent_config: bytes | None) -> str:
+        """The header ``x-hatrack-job-context``: base64url over JSON, so that a file's name can hold anything.
+
+        ``parent_config`` is the parent's adapter_config.json.
+        """
         told = {
             "adapter": self.adapter,
             "parent": self.parent,
-            "training_file": _reference(files["training_file"]),
-            "validation_file": _reference(files["validation_file"]) if "validation_file" in files else None,
+            "parent_shape": None if parent_config is None else _shape(parent_config),
+            "training_file": reference(files["training_file"]),
+            "validation_file": reference(files["validation_file"]) if "validation_file" in files else None,
         }
         return base64.urlsafe_b64encode(orjson.dumps(told)).decode()
 
@@ -154,5 +162,21 @@ def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
     return found
 
 
-def _reference(row: FileRow) -> dict[str, Any]:
+def _shape(config: bytes) -> dict[str, Any] | None:
+    """What of the parent stays as it is; None where its modules' names are too many for a header."""
+    manifest = Manifest.parse(config, max_rank=MAX_RANK)
+    targets = manifest.target_modules
+    names = [targets] if isinstance(targets, str) else list(targets)
+    if len(orjson.dumps(names)) > MAX_NAMES_BYTES:
+        return None
+    return {
+        "rank": manifest.rank,
+        "alpha": float(manifest.alpha),
+        "rslora": manifest.use_rslora,
+        "target_modules": names,
+    }
+
+
+def reference(row: FileRow) -> dict[str, Any]:
+    """A file as the trainer knows it."""
     return {"id": row.id, "filename": row.filename, "bytes": row.bytes, "sha256": row.sha256}

@@ -17,6 +17,7 @@ from service.admission.gate import Gate
 from service.body import as_model, read_object
 from service.multipart import FRAMING_BYTES
 from service.training.client import CHECK_TIMEOUT_S
+from service.training.evaluations import Evaluations
 from service.training.forward import Forward, Streamed, headers_of, target_of
 from service.training.jobs import JobRequest
 from service.training.service import Training
@@ -34,11 +35,19 @@ def training(request: Request) -> Training:
     return found
 
 
+def evaluations(request: Request) -> Evaluations:
+    """Who makes evaluations."""
+    found: Evaluations = request.app.state.evaluations
+    return found
+
+
 router = APIRouter(prefix="/v1", tags=["training"])
 Trains = Annotated[Caller, Depends(needs(Scope.TRAIN))]
 MakesJobs = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
+Judges = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER))]
 By = Annotated[Actor, Depends(actor)]
 Way = Annotated[Training, Depends(training)]
+Desk = Annotated[Evaluations, Depends(evaluations)]
 
 
 @router.get("/load")
@@ -56,6 +65,21 @@ async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Resp
     body = as_model(await read_object(request, most=MAX_JSON_BYTES), JobRequest)
     answer = await way.create_job(who, body, headers, actor=by)
     return Response(answer.body, answer.status, answer.headers)
+
+
+@router.post("/evaluations")
+async def create_evaluation(request: Request, who: Judges, by: By, desk: Desk) -> Response:
+    """Make an evaluation."""
+    headers = headers_of(request, who)
+    body = await read_object(request, most=MAX_JSON_BYTES)
+    answer = await desk.create(who, body, headers, actor=by)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+@router.post("/evaluations/{evaluation_id}/cancel")
+async def cancel_evaluation(evaluation_id: str, request: Request, who: Trains, by: By, way: Way) -> Response:
+    """End an evaluation."""
+    return await _json(request, who, way, done=partial(way.noted, by, "evaluation.cancel", evaluation_id))
 
 
 @router.post("/fine_tuning/data_check")

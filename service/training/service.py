@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import orjson
+import sqlalchemy as sa
 
+from adapters.names import parse_reference
 from service.access.audit import Actor, note
 from service.access.caller import Caller
+from service.access.records import Draft as KeyDraft
 from service.access.service import Keys
 from service.database import Database
 from service.errors import Forbidden, HatrackError, NotFound
 from service.files.purposes import Purpose
 from service.files.service import Files
+from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.client import TrainerClient
 from service.training.forward import kept_headers, read_bounded
-from service.training.jobs import Checked, JobRequest, check
+from service.training.jobs import JobRequest, check
 
 T = TypeVar("T")
 JOBS_PATH: Final = "/v1/fine_tuning/jobs"
@@ -36,6 +40,31 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """Something that the trainer is to make.
+
+    Attributes:
+        path: Where the trainer is asked for it.
+        key: What its key may do.
+        files: Ids of the files that the key holds, by the field that names them.
+        headers: Of the request, but for the key.
+        body: Of the request.
+        action: What the audit calls it.
+        detail: What the audit tells of it, beside key and files.
+        version: ``name@number``; what it holds may be off the list.
+    """
+
+    path: str
+    key: KeyDraft
+    files: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    action: str
+    detail: Mapping[str, Any]
+    version: str | None = None
 
 
 class Training:
@@ -72,32 +101,63 @@ class Training:
         if caller.background:
             raise Forbidden("a job's own key makes no jobs", code="job_key")
         files = {
-            param: await self._files.named(caller, file_id, Purpose.FINE_TUNE, param)
+            param: await self._files.named(caller, file_id, (Purpose.FINE_TUNE,), param)
             for param, file_id in request.files().items()
         }
         checked = check(request, caller, self._catalog)
-        more = {"content-type": "application/json", "x-hatrack-job-context": checked.context(files)}
-        # to the end, whoever leaves: never a job that has no key, nor a key that has no job
-        return await _to_the_end(self._create(caller, request, checked, headers | more, actor))
+        config = await self._parent_config(caller, checked.parent)
+        more = {"content-type": "application/json", "x-hatrack-job-context": checked.context(files, config)}
+        making = Making(
+            path=JOBS_PATH,
+            key=checked.key(caller),
+            files=request.files(),
+            headers=headers | more,
+            body=request.forwarded(),
+            action="job.create",
+            detail={"adapter": checked.adapter, "model": request.model},
+        )
+        return await self.make(making, actor)
 
-    async def _create(
-        self, caller: Caller, request: JobRequest, checked: Checked, headers: dict[str, str], actor: Actor
-    ) -> Answer:
-        made, key = await self._keys.mint(actor, checked.key(caller))
+    async def _parent_config(self, caller: Caller, parent: str | None) -> bytes | None:
+        """The parent's adapter_config.json; None where there is no parent, or it was deleted this moment."""
+        if parent is None:
+            return None
+        named = parse_reference(parent)
+
+        def read(db: sa.Connection) -> bytes | None:
+            holding = records.find(db, caller.project, named.name)
+            row = holding.version(named.version) if holding is not None and named.version is not None else None
+            return None if row is None else records.version_file(db, row.id, "config")
+
+        return await self._database.run(read)
+
+    async def make(self, making: Making, actor: Actor) -> Answer:
+        """Make the key, hold the files, and ask the trainer; to the end, whoever leaves: there is never a job that has
+        no key, nor a key that has no job.
+
+        Raises:
+            NotFound: A file is not there any more.
+            Forbidden, Unauthenticated: The key reaches further than its creator's, which may be gone.
+            TrainerUnavailable, BadGateway, Timeout: There is no answer; no key is left.
+        """
+        return await _to_the_end(self._make(making, actor))
+
+    async def _make(self, making: Making, actor: Actor) -> Answer:
+        made, key = await self._keys.mint(actor, making.key)
         key_id = str(made["id"])
         begun = False
         try:
-            await self._files.hold(caller.project, key_id, request.files())
-            shown = headers | {"x-hatrack-job-key": key, "x-hatrack-job-key-id": key_id}
-            async with self.client.open("POST", JOBS_PATH, shown, request.forwarded()) as response:
+            await self._files.hold(making.key.project, key_id, dict(making.files), version=making.version)
+            shown = {**making.headers, "x-hatrack-job-key": key, "x-hatrack-job-key-id": key_id}
+            async with self.client.open("POST", making.path, shown, making.body) as response:
                 answer = Answer(response.status, kept_headers(response), await read_bounded(response))
                 begun = response.status < 400 and response.headers.get(REPLAYED, "") != "true"
         finally:
             if not begun:
                 await self._forget(key_id, actor)
         if begun:
-            detail = {"adapter": checked.adapter, "model": request.model, "key": key_id, **request.files()}
-            await self.noted(actor, "job.create", _id_in(answer.body), detail)
+            detail = {**making.detail, "key": key_id, **making.files}
+            await self.noted(actor, making.action, _id_in(answer.body), detail)
         return answer
 
     async def _forget(self, key_id: str, actor: Actor) -> None:

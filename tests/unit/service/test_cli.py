@@ -24,7 +24,7 @@ from tests.unit.service.wire import KEY, Gateway, running
 Hatrack: TypeAlias = Callable[..., Result]
 COMMANDS = (
     *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
-    *("split", "pin", "unpin", "train", "jobs", "job", "lineage", "version"),
+    *("split", "pin", "unpin", "revalidate", "train", "jobs", "job", "lineage", "version"),
 )
 
 
@@ -107,8 +107,8 @@ def test_ls_is_a_table_or_json(hatrack: Hatrack, gateway: Gateway) -> None:
     gateway.add("a" * 64, "canary")
     result = hatrack("ls")
     header, row = result.stdout.splitlines()
-    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "PINNED", "CREATED"]
-    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "-", "2026-01-01", "00:00Z"]
+    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"]
+    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "-", "-", "2026-01-01", "00:00Z"]
     assert json.loads(hatrack("ls", "--json").stdout)[0]["aliases"] == {"live": 1, "canary": 2}
 
 
@@ -118,7 +118,7 @@ def test_show_an_adapter_a_version_and_an_alias(hatrack: Hatrack, gateway: Gatew
     gateway.add("voice", "canary", settings=more, proof={"effect": 0.5, "base": [0.1, 0.2]}, warnings=["weak"])
     lines = hatrack("show", "voice").stdout.splitlines()
     assert lines[0] == "voice   canary→2 live→1"
-    assert lines[2].split()[:6] == ["@1", "ready", "ok", "live", "8", "2.0"]
+    assert lines[2].split()[:8] == ["@1", "ready", "ok", "-", "-", "live", "8", "2.0"]
     shown = hatrack("show", "voice@2").stdout
     assert "settings.system_prompt  Be [31mkind" in shown  # an escape from the wire does not reach the terminal
     assert "proof.effect" in shown

@@ -55,12 +55,14 @@ class Server(ThreadingHTTPServer):
         self.streams: list[list[dict[str, Any]]] = [[message(1, "looking"), step(2), step(3), message(4, "done")]]
         self.end = "succeeded"
         self.report = REPORT
+        self.verdict: dict[str, Any] | None = None
 
     def job(self) -> dict[str, Any]:
         ended = not self.streams
         model = "voice@1" if ended and self.end == "succeeded" else None
         error = {"code": "disk_full", "message": "make room"} if ended and self.end == "failed" else None
-        return JOB | {"status": self.end if ended else "running", "fine_tuned_model": model, "error": error}
+        found = JOB | {"status": self.end if ended else "running", "fine_tuned_model": model, "error": error}
+        return found | {"hatrack": JOB["hatrack"] | {"verdict": self.verdict if ended else None}}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -133,6 +135,26 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "f.jsonl"
     path.write_text('{"prompt": "q", "completion": "a"}\n')
     return path
+
+
+def test_train_says_how_far_the_judging_is_and_what_came_of_it(hatrack: Hatrack, server: Server, data: Path) -> None:
+    asking = message(5, "asking: 40 of 90") | {"data": {"stage": "asking", "done": 40, "total": 90}}
+    said = message(6, "Pass: on 40 examples", "info") | {"data": {"verdict": "pass"}}
+    server.streams = [[step(2), asking, said, message(7, "voice@1 is live")]]
+    server.verdict = {"verdict": "pass", "sentence": "Pass: on 40 examples", "live": True}
+    result = hatrack(
+        *("train", str(data), "--name", "voice", "--promote", "never", "--metric", "rouge_l", "--suites", "none"),
+        *("--judge", "oracle"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "verdict    Pass: on 40 examples" in result.output
+    assert "live       yes" in result.output
+    assert "voice@1 is live" in result.output
+    assert "asking: 40 of 90" not in result.output  # it moves the bar and takes no line
+    (body,) = [json.loads(body) for verb, path, _, body in server.asked if verb == "POST" and path.endswith("/jobs")]
+    assert body["metadata"] == {
+        "adapter": "voice", "promote": "never", "metric": "rouge_l", "suites": "none", "judge": "oracle"
+    }  # fmt: skip
 
 
 def test_train_uploads_makes_the_job_and_follows_it_to_its_end(hatrack: Hatrack, server: Server, data: Path) -> None:

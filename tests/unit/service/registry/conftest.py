@@ -21,6 +21,9 @@ from service.access.service import Keys
 from service.config import Settings
 from service.database import Database
 from service.errors import HatrackError
+from service.files import records as file_records
+from service.files.purposes import Purpose
+from service.files.records import Draft as FileDraft
 from service.registry.catalog import Catalog
 from service.registry.routes import router
 from service.registry.service import Registry
@@ -101,6 +104,33 @@ class Bench:
         draft = Draft("a key of the tests", project, frozenset({Scope.ADAPTERS}), adapters)
         _, key = await self.keys.mint(SYSTEM, draft)
         return {"authorization": f"Bearer {key}"}
+
+    async def job_key(self, project: str = DEFAULT_PROJECT, adapters: tuple[str, ...] | None = None) -> dict[str, str]:
+        """The header of a new key as jobs have it."""
+        scopes = frozenset({Scope.ADAPTERS, Scope.INFER, Scope.TRAIN})
+        _, key = await self.keys.mint(SYSTEM, Draft("a job", project, scopes, adapters, background=True))
+        return {"authorization": f"Bearer {key}"}
+
+    async def file(self, file_id: str, project: str = DEFAULT_PROJECT) -> str:
+        """The id of a file on the project's list, of which only the row is there."""
+        draft = FileDraft(file_id, project, "held.jsonl", Purpose.EVALS, 1, "0" * 64, None)
+        return (await self.database.run(lambda db: file_records.add(db, draft))).id
+
+    async def verdict(self, version: str, verdict: str = "pass", **more: Any) -> httpx.Response:
+        """Write a verdict on ``name@number`` down, as the admin where no headers are given."""
+        name, _, number = version.partition("@")
+        headers = more.pop("headers", None)
+        body = {"verdict": verdict, "sentence": "So it is.", "metric": "exact_match", "examples": 40} | more
+        body.setdefault("kind", "evaluation")
+        return await self.http.post(f"/v1/adapters/{name}/versions/{number}/verdicts", json=body, headers=headers)
+
+    async def version(self, version: str) -> dict[str, Any]:
+        """``name@number`` in the API's form."""
+        name, _, number = version.partition("@")
+        answer = await self.http.get(f"/v1/adapters/{name}/versions/{number}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
 
     async def audit(self) -> list[AuditRow]:
         """All that was noted of adapters, oldest first."""

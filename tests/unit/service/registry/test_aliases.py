@@ -212,3 +212,18 @@ async def test_a_shown_alias_can_be_put_back_as_it_was(bench: Bench, files: File
     await bench.http.put(LIVE, json={"version": 3})
     back = await bench.http.put(LIVE, json={"version": shown["version"], "split": shown["split"]})
     assert back.json()["split"] == {"1": 1, "2": 2}
+
+
+async def test_an_alias_moves_only_from_where_it_is_expected(bench: Bench, files: Files) -> None:
+    await three_versions(bench, files)
+    await bench.http.put(LIVE, json={"version": 1})
+    for stale in (2, None):
+        refused = await bench.http.put(LIVE, json={"version": 3, "expected": stale})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "alias_moved")
+    assert set(answering(bench)) == {1}
+    moved = await bench.http.put(LIVE, json={"version": 3, "expected": 1})
+    assert (moved.status_code, set(answering(bench))) == (200, {3})
+    again = await bench.http.put(LIVE, json={"version": 3, "expected": 1})  # sent twice, it is where it was to go
+    assert again.status_code == 200
+    await bench.http.delete(LIVE)
+    assert (await bench.http.put(LIVE, json={"version": 2, "expected": None})).status_code == 200

@@ -13,7 +13,7 @@ from service.database import MIGRATIONS, Database, metadata
 from service.registry import moves, pin_records, records, tables
 from service.registry.split import Split
 
-OURS = ("projects", "adapters", "versions", "aliases", "alias_history", "corrupt")
+OURS = ("projects", "adapters", "versions", "aliases", "alias_history", "corrupt", "verdicts")
 
 
 async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 
@@ -14,11 +15,21 @@ from service.admission.policy import Policy
 from service.admission.ticket import Ticket
 from service.engine.residency import Residency
 from service.errors import RateLimited, Unavailable
+from service.grounding.counts import GroundingCounts
 from service.registry.catalog import Servable
 from service.registry.counts import Counts
+from service.registry.revalidation import State
+from service.registry.verdicts import Standing
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
-from service.telemetry.parts import LimitsSource, RegistrySource, UsageSource
+from service.telemetry.parts import (
+    GroundingSource,
+    LimitsSource,
+    RegistrySource,
+    TrainerSource,
+    UsageSource,
+    VerdictsSource,
+)
 from tests.unit.service.inference.fakes import catalog
 from tests.unit.service.telemetry.support import BASE_TARGET, VOICE, read, record, value
 
@@ -140,3 +151,40 @@ async def test_versions_are_shown_by_state_and_whether_they_serve() -> None:
     assert value(samples, versions, state="rejected", servable="") == 4
     assert value(samples, "hatrack_registry_pins") == 0
     assert value(samples, "hatrack_registry_splits") == 0
+
+
+class Verdicts:
+    async def standing(self) -> Standing:
+        return Standing({State.FRESH: 5, State.DUE: 2, State.FAILED: 0}, live_failed=3)
+
+
+async def test_versions_are_shown_by_what_their_verdicts_are_worth() -> None:
+    samples = read(await VerdictsSource(Verdicts()).families())
+    states = {state: value(samples, "hatrack_versions_revalidation", state=state) for state in State}
+    assert states == {State.FRESH: 5, State.DUE: 2, State.FAILED: 0}
+    assert value(samples, "hatrack_live_versions_failed") == 3
+
+
+@dataclass
+class Trainer:
+    state: Literal["off", "starting", "up", "down"]
+
+
+async def test_a_trainer_that_is_wanted_is_shown_as_up_or_not() -> None:
+    for state, shown in (("starting", 0), ("up", 1), ("down", 0)):
+        samples = read(await TrainerSource(Trainer(state)).families())
+        assert value(samples, "hatrack_trainer_up") == shown
+    assert not read(await TrainerSource(Trainer("off")).families())
+
+
+async def test_retrievals_by_provider_and_outcome() -> None:
+    counts = GroundingCounts()
+    counts.note("embedded", "ok", 0.015, 4)
+    counts.note("embedded", "ok", 0.3, 2)
+    counts.note("webhook", "late", 2.0, 0)
+    page = read(await GroundingSource(counts).families())
+    assert value(page, "hatrack_grounding_requests_total", provider="embedded", outcome="ok") == 2
+    assert value(page, "hatrack_grounding_requests_total", provider="webhook", outcome="late") == 1
+    assert value(page, "hatrack_grounding_passages_total", provider="embedded") == 6
+    assert value(page, "hatrack_grounding_seconds_count", provider="embedded") == 2
+    assert value(page, "hatrack_grounding_seconds_bucket", provider="embedded", le="0.02") == 1

@@ -19,6 +19,8 @@ from opentelemetry.trace import StatusCode
 from service.access.authentication import Authenticator
 from service.config import Settings
 from service.errors import EngineUnavailable, SettingsError
+from service.grounding.outcome import Grounded
+from service.grounding.places import CHAT
 from service.inference.account import Accounts
 from service.inference.routes import InferenceApp
 from service.telemetry.traces import Traces, make_traces, traces_to
@@ -104,6 +106,16 @@ async def test_the_stages_lie_in_the_request_one_after_another(traces: Traces, e
     assert times["engine"] == (0.75, 2.0)
     assert times[root.name][1] == 2.0
     assert [event.name for event in spans["engine"].events] == ["first token"]
+
+
+async def test_retrieval_is_a_stage_of_its_own(traces: Traces, exporter: InMemorySpanExporter) -> None:
+    span = traces.begin("/v1/chat/completions", {}, "r1")
+    grounded = Grounded("ok", CHAT, 0.1)
+    traces(record(span=span, grounded=grounded, queue_s=0.5, sent_s=0.75, first_byte_s=1.0, total_s=2.0))
+    spans = by_name(exporter)
+    began = spans["POST /v1/chat/completions"].start_time or 0
+    child = spans["retrieve"]
+    assert [round(((at or 0) - began) / 1e9, 2) for at in (child.start_time, child.end_time)] == [0.15, 0.25]
 
 
 async def test_the_callers_trace_goes_through_to_the_engine(traces: Traces, exporter: InMemorySpanExporter) -> None:

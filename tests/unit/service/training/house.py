@@ -23,6 +23,7 @@ from service.config import Settings
 from service.http import RequestIds
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, Snapshot, VersionEntry
 from service.training.client import TrainerClient
+from service.training.evaluations import Evaluations
 from service.training.routes import router
 from service.training.service import Training
 from tests.unit.service.files.cabinet import ADMIN_KEY, MIB, Cabinet, bearer
@@ -116,6 +117,7 @@ class House(Cabinet):
     def app(self) -> FastAPI:
         app = super().app()
         app.state.training, app.state.gate = self.training, self.gate
+        app.state.evaluations = Evaluations(self.training, self.files, self.catalog, self.database)
         app.include_router(router)
         return app
 

@@ -34,7 +34,7 @@ async def eventually(seen: Any) -> None:
         ("GET", f"{JOBS}/ftjob-1/checkpoints?after=a%2Fb"),
         ("POST", f"{JOBS}/ftjob-1/cancel"),
         ("GET", "/v1/evaluations"),
-        ("POST", "/v1/evaluations"),
+        ("POST", "/v1/reviews"),
         ("GET", "/v1/reviews/next?queue=q"),
         ("DELETE", "/v1/ladders/l-1"),
         ("GET", "/v1/fine_tuning/lineage/voice@3"),
@@ -171,7 +171,7 @@ async def test_a_stream_whose_trainer_dies_ends_and_can_be_taken_up(house: House
 
 async def test_without_a_trainer_it_is_503_with_a_time_to_come_back(house: House) -> None:
     house.trainer_socket.unlink()
-    for method, path in (("GET", JOBS), ("POST", "/v1/evaluations"), ("POST", "/v1/fine_tuning/data_check")):
+    for method, path in (("GET", JOBS), ("POST", "/v1/reviews"), ("POST", "/v1/fine_tuning/data_check")):
         answer = await house.http.request(method, path, content=b"{}")
         assert (answer.status_code, error_of(answer)["code"]) == (503, "trainer_unavailable")
         assert int(answer.headers["retry-after"]) > 0

@@ -4,13 +4,16 @@ left behind where there is no job."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 
 from service.access.caller import Caller
 from tests.unit.service.files.cabinet import LINE, bearer, error_of
+from tests.unit.service.files.test_holds import push, version
 from tests.unit.service.training.house import BASE, JOB, House
 
 ALL = ("infer", "adapters", "train")
@@ -51,6 +54,26 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
     assert asked.context["validation_file"]["id"] == held_out
     created = (await house.http.get("/v1/audit?action=job.create")).json()["data"][0]
     assert (created["target"], created["detail"]["adapter"]) == ("ftjob-1", "marchen-sagen")
+
+
+async def test_the_trainer_is_told_the_parents_shape(house: House) -> None:
+    config = {
+        "peft_type": "LORA",
+        "r": 8,
+        "lora_alpha": 12,
+        "use_rslora": True,
+        "target_modules": ["v_proj", "q_proj"],
+    }
+    draft = replace(version(), config=orjson.dumps(config))
+    await push(house, "voice", draft)
+    training = await house.made()
+    for model, shape in (
+        ("voice@1", {"rank": 8, "alpha": 12.0, "rslora": True, "target_modules": ["q_proj", "v_proj"]}),
+        (BASE, None),
+    ):
+        await house.create(model=model, training_file=training)
+        found = house.trainer.asked[-1].context["parent_shape"]
+        assert (found and found | {"target_modules": sorted(found["target_modules"])}) == shape
 
 
 async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(house: House) -> None:
@@ -206,7 +229,7 @@ async def test_a_replayed_creation_leaves_one_key(house: House) -> None:
     house.trainer.headers = {"x-hatrack-replayed": "true"}
     again = await house.create(model=BASE, training_file=training)
     assert (again.status_code, again.json()) == (200, JOB)
-    assert "x-hatrack-replayed" not in again.headers
+    assert again.headers["x-hatrack-replayed"] == "true"
     assert await house.living_keys() == before
 
 

@@ -1,0 +1,111 @@
+"""`revalidate`: versions judged again, because the engine around them has changed or their verdict is old."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Final
+
+import typer
+
+from adapters.names import Reference
+from service.client import ClientError, HatrackClient, JsonObject
+from service.commands import terminal
+from service.commands.terminal import AsJson
+
+POLL_S: Final = 2.0
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def revalidate(
+    reference: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="An adapter, or one version. [default: all adapters]"),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also versions of which nothing has changed.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until all have ended; exit code 1 if one failed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge versions again that are due: the evaluation of each one's latest verdict is run once more."""
+    target = None if reference is None else terminal.reference_argument(reference)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found, left = _begin(client, target, every)
+        while wait:
+            _wait(client, found)
+            known = {item["evaluation"]["id"] for item in found if item["evaluation"]}
+            more, left = _begin(client, target, every) if left else ([], 0)
+            more = [item for item in more if item["evaluation"] and item["evaluation"]["id"] not in known]
+            if not more:
+                break
+            found += more
+    if as_json:
+        terminal.print_json(found)
+    elif found:
+        _print(found, left)
+    else:
+        typer.echo("Nothing is due.")
+    if any(_failed(item) for item in found):
+        raise typer.Exit(terminal.FAILED)
+
+
+def _begin(client: HatrackClient, target: Reference | None, every: bool) -> tuple[list[JsonObject], int]:
+    """Versions with the evaluations that judge them again, and how many are left for another time."""
+    if target is None:
+        page = client.revalidate_due(every=every)
+        return list(page.get("data") or []), int(page.get("left") or 0)
+    if target.version is not None:
+        return [_item(client, target.name, target.version, [])], 0
+    adapter = client.adapter(target.name)
+    versions = adapter.get("versions") or []
+    if target.alias is not None:
+        number = (adapter.get("aliases") or {}).get(target.alias)
+        if number is None:
+            raise ClientError(404, "not_found", f"{target.name} has no alias {target.alias} to a single version.")
+        versions, every = [version for version in versions if version["version"] == number], True
+    return [
+        _item(client, target.name, int(version["version"]), (version.get("revalidation") or {}).get("reasons") or [])
+        for version in versions
+        if version.get("revalidation") and (every or version["revalidation"]["reasons"])
+    ], 0
+
+
+def _item(client: HatrackClient, name: str, number: int, reasons: list[str]) -> JsonObject:
+    evaluation = client.revalidate(name, number)
+    return {"version": f"{name}@{number}", "reasons": reasons, "evaluation": evaluation, "error": None}
+
+
+def _wait(client: HatrackClient, found: list[JsonObject]) -> None:
+    """Ask for each evaluation until all have ended."""
+    while True:
+        open_ones = [item for item in found if item["evaluation"] and item["evaluation"].get("status") not in ENDED]
+        if not open_ones:
+            return
+        for item in open_ones:
+            item["evaluation"] = client.revalidation(str(item["evaluation"]["id"]))
+        if any(item["evaluation"].get("status") not in ENDED for item in open_ones):
+            time.sleep(POLL_S)
+
+
+def _failed(item: JsonObject) -> bool:
+    evaluation = item["evaluation"]
+    if evaluation is None:
+        return True
+    return evaluation.get("verdict") == "fail" or evaluation.get("status") in ("failed", "cancelled")
+
+
+def _print(found: list[JsonObject], left: int) -> None:
+    rows = []
+    for item in found:
+        evaluation: dict[str, Any] = item["evaluation"] or {}
+        said = (item.get("error") or {}).get("message") or evaluation.get("sentence")
+        rows.append(
+            (
+                str(item["version"]),
+                " ".join(item["reasons"]) or "-",
+                str(evaluation.get("id", "-")),
+                str(evaluation.get("verdict") or evaluation.get("status") or "refused"),
+                str(said or "-"),
+            )
+        )
+    terminal.print_table(("VERSION", "CHANGED", "EVALUATION", "STATUS", "SENTENCE"), rows)
+    if left:
+        typer.echo(f"{left} more are due; ask again when these have ended.")

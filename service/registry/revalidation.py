@@ -1,0 +1,97 @@
+"""Whether what was once found of a version still holds: computed from its verdicts and the engine, never stored."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from adapters.base import Fingerprint
+from service.registry.verdict_records import Judged, Tally
+
+DAY_S: Final = 86_400
+AGE: Final = "age"
+SURROUNDINGS: Final = ("tokenizer", "template", "dtype", "quantization", "engine_version")
+"""The parts of a fingerprint that may change under the same weights: a version serves on, and should be judged again.
+Other weights, or another config, are another base, on which it does not serve at all."""
+
+
+class State(StrEnum):
+    """What a judged version's verdict is worth now."""
+
+    FRESH = "fresh"
+    DUE = "due"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Revalidation:
+    """A judged version's state.
+
+    Attributes:
+        state: Failed where its latest revalidation failed; due where something has changed since its latest verdict.
+        reasons: What has changed: parts of the fingerprint (see ``SURROUNDINGS``), and ``age``.
+    """
+
+    state: State
+    reasons: tuple[str, ...]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether judging it again could say something new: also of one that failed, once something has changed."""
+        return bool(self.reasons)
+
+    def shown(self) -> dict[str, Any]:
+        """In the API's form."""
+        return {"state": self.state.value, "reasons": list(self.reasons)}
+
+
+class Freshness:
+    """Tells what verdicts are worth on the engine that runs now.
+
+    Args:
+        engine: The fingerprint of the base as it is served.
+        days: After so many days a version is due; may be a fraction.
+    """
+
+    def __init__(self, engine: Fingerprint, days: float) -> None:
+        self.engine = engine
+        self._age_s = days * DAY_S
+
+    def old_before(self) -> int:
+        """A verdict from before that is old; Unix seconds."""
+        return int(time.time() - self._age_s)
+
+    def state(self, judged: Judged | None) -> Revalidation | None:
+        """What a version's verdicts are worth now; None where it was never judged."""
+        if judged is None:
+            return None
+        return self.worth(judged.latest.base, judged.latest.created_at, failed=judged.failed)
+
+    def worth(self, base: dict[str, Any], created_at: int, *, failed: bool) -> Revalidation:
+        """What a verdict is worth now.
+
+        Args:
+            base: The fingerprint of the base that it was found on.
+            created_at: When; Unix seconds.
+            failed: Whether the version's latest revalidation failed.
+        """
+        return self._state(base, created_at < self.old_before(), failed)
+
+    def count(self, tallies: Iterable[Tally]) -> dict[State, int]:
+        """How many versions are in each state; those that were judged on another base serve not, and count not."""
+        found: Counter[State] = Counter(dict.fromkeys(State, 0))
+        for tally in tallies:
+            if Fingerprint.model_validate(tally.base).servable_with(self.engine):
+                found[self._state(tally.base, tally.old, tally.failed).state] += tally.versions
+        return dict(found)
+
+    def _state(self, base: dict[str, Any], old: bool, failed: bool) -> Revalidation:
+        changed = Fingerprint.model_validate(base).differences(self.engine)
+        reasons = tuple(part for part in changed if part in SURROUNDINGS) + ((AGE,) if old else ())
+        if failed:
+            return Revalidation(State.FAILED, reasons)
+        return Revalidation(State.DUE if reasons else State.FRESH, reasons)

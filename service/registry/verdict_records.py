@@ -1,0 +1,269 @@
+"""The SQL of verdicts: a history for each version that is only ever added to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from adapters.names import DEFAULT_ALIAS
+from service.registry import moves
+from service.registry.split import versions_of
+from service.registry.tables import adapters, aliases, verdicts, versions
+
+REVALIDATION: Final = "revalidation"
+FAIL: Final = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A verdict before it is written down.
+
+    Attributes:
+        files: Ids of the project's files by what they are: ``report``, ``page``, ``held_out``.
+        evaluation: The body that asks for the same evaluation again, or None.
+        base: The fingerprint of the base as it was served meanwhile.
+    """
+
+    id: str
+    kind: str
+    verdict: str
+    sentence: str
+    metric: str
+    examples: int
+    evaluation_id: str | None
+    files: Mapping[str, str]
+    evaluation: dict[str, Any] | None
+    base: dict[str, Any]
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRow:
+    """A verdict as it is stored, without the body of its evaluation (see ``evaluations``)."""
+
+    seq: int
+    id: str
+    version_id: int
+    kind: str
+    verdict: str
+    sentence: str
+    metric: str
+    examples: int
+    evaluation_id: str | None
+    files: dict[str, str]
+    base: dict[str, Any]
+    key_id: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A version's latest verdict, and what its latest revalidation found (None: there was none)."""
+
+    latest: VerdictRow
+    revalidation: str | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether its latest revalidation failed."""
+        return self.revalidation == FAIL
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedVersion:
+    """A ready version, the base and the time (Unix seconds) of its latest verdict, and whether its latest revalidation
+    failed."""
+
+    project: str
+    name: str
+    number: int
+    base: dict[str, Any]
+    created_at: int
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many ready versions of all projects were judged on one base, on one side of an age, with one result."""
+
+    base: dict[str, Any]
+    old: bool
+    failed: bool
+    versions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFailure:
+    """A version that ``live`` may answer with and whose latest revalidation failed; times are Unix seconds."""
+
+    project: str
+    name: str
+    number: int
+    failed_at: int
+    moved_at: int
+    """When ``live`` was last pointed anywhere."""
+
+
+_SHOWN = [verdicts.c[name] for name in VerdictRow.__dataclass_fields__]
+
+
+def add(db: sa.Connection, version_id: int, draft: Draft) -> VerdictRow:
+    """Write a verdict on a version down: it is its latest."""
+    values = {name: getattr(draft, name) for name in Draft.__dataclass_fields__} | {"files": dict(draft.files)}
+    row = db.execute(
+        verdicts.insert().values(version_id=version_id, created_at=moves.now(), **values).returning(*_SHOWN)
+    ).one()
+    return _verdict(row)
+
+
+def count(db: sa.Connection, version_id: int) -> int:
+    """How many verdicts a version has."""
+    return int(db.scalar(sa.select(sa.func.count()).where(verdicts.c.version_id == version_id)) or 0)
+
+
+def page(db: sa.Connection, version_id: int, after: str | None, limit: int) -> list[VerdictRow] | None:
+    """Up to ``limit`` verdicts on a version, newest first; None where ``after`` is none of them."""
+    chosen = sa.select(*_SHOWN).where(verdicts.c.version_id == version_id).order_by(verdicts.c.seq.desc()).limit(limit)
+    if after is not None:
+        cursor = db.scalar(sa.select(verdicts.c.seq).where(verdicts.c.version_id == version_id, verdicts.c.id == after))
+        if cursor is None:
+            return None
+        chosen = chosen.where(verdicts.c.seq < cursor)
+    return [_verdict(row) for row in db.execute(chosen)]
+
+
+def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str, Any] | None]:
+    """The bodies that ask for the same evaluations again, by the verdicts' ``seq``."""
+    found = db.execute(sa.select(verdicts.c.seq, verdicts.c.evaluation).where(verdicts.c.seq.in_(seqs)))
+    return {row.seq: row.evaluation for row in found}
+
+
+def judged(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, Judged]:
+    """What is known of these adapters' versions, by the version's row id; versions without a verdict are left out."""
+    mine = sa.select(versions.c.id).where(versions.c.adapter_id.in_(adapter_ids)).scalar_subquery()
+    chosen = sa.select(*_SHOWN, _last_revalidation()).where(verdicts.c.version_id.in_(mine), _is_latest())
+    return {row.version_id: _judged(row) for row in db.execute(chosen)}
+
+
+def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
+    """The ready versions that were judged, of one project or of all; oldest verdict first."""
+    chosen = (
+        sa.select(
+            adapters.c.project,
+            adapters.c.name,
+            versions.c.number,
+            verdicts.c.base,
+            verdicts.c.created_at,
+            _failed(),
+        )
+        .select_from(verdicts)
+        .join(versions, versions.c.id == verdicts.c.version_id)
+        .join(adapters, adapters.c.id == versions.c.adapter_id)
+        .where(versions.c.state == "ready", _is_latest())
+        .order_by(verdicts.c.seq)
+    )
+    if project is not None:
+        chosen = chosen.where(adapters.c.project == project)
+    found = db.execute(chosen)
+    return [JudgedVersion(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed)) for r in found]
+
+
+def last_evaluation(db: sa.Connection, version_id: int) -> dict[str, Any] | None:
+    """The body that asks for the latest evaluation of a version again that has one."""
+    evaluation: dict[str, Any] | None = db.scalar(
+        sa.select(verdicts.c.evaluation)
+        .where(verdicts.c.version_id == version_id, verdicts.c.evaluation.is_not(None))
+        .order_by(verdicts.c.seq.desc())
+        .limit(1)
+    )
+    return evaluation
+
+
+def tallies(db: sa.Connection, old_before: int) -> list[Tally]:
+    """The judged ready versions of all projects, counted by base, age and result: a handful of rows.
+
+    Args:
+        old_before: Unix seconds; a verdict from before that is old.
+    """
+    old = (verdicts.c.created_at < old_before).label("old")
+    failed = _failed()
+    chosen = (
+        sa.select(verdicts.c.base, old, failed, sa.func.count().label("versions"))
+        .join(versions, versions.c.id == verdicts.c.version_id)
+        .where(_is_latest(), versions.c.state == "ready")
+        .group_by(verdicts.c.base, old, failed)
+    )
+    return [Tally(row.base, bool(row.old), bool(row.failed), int(row.versions)) for row in db.execute(chosen)]
+
+
+def live_failures(db: sa.Connection) -> list[LiveFailure]:
+    """The versions of all projects that ``live`` may answer with and whose latest revalidation failed."""
+    chosen = (
+        sa.select(
+            adapters.c.project,
+            adapters.c.name,
+            versions.c.number,
+            verdicts.c.created_at,
+            aliases.c.version,
+            aliases.c.split,
+            aliases.c.updated_at,
+        )
+        .select_from(verdicts)
+        .join(versions, versions.c.id == verdicts.c.version_id)
+        .join(adapters, adapters.c.id == versions.c.adapter_id)
+        .join(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
+        .where(verdicts.c.kind == REVALIDATION, verdicts.c.verdict == FAIL, _is_latest(REVALIDATION))
+        .where(versions.c.state == "ready")
+        .order_by(adapters.c.id, versions.c.number)
+    )
+    found = []
+    for row in db.execute(chosen):
+        aim = moves.aim_of(row)
+        if aim is not None and row.number in versions_of(aim):
+            found.append(LiveFailure(row.project, row.name, row.number, row.created_at, row.updated_at))
+    return found
+
+
+def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:
+    """The verdicts on the versions that ``where`` chooses go with them."""
+    db.execute(verdicts.delete().where(verdicts.c.version_id.in_(sa.select(versions.c.id).where(where))))
+
+
+def _is_latest(kind: str | None = None) -> sa.ColumnElement[bool]:
+    """Of the latest verdict on its version; of that kind, where one is given."""
+    other = verdicts.alias("others")
+    newest = sa.select(sa.func.max(other.c.seq)).where(other.c.version_id == verdicts.c.version_id)
+    if kind is not None:
+        newest = newest.where(other.c.kind == kind)
+    return verdicts.c.seq == newest.correlate(verdicts).scalar_subquery()
+
+
+def _last_revalidation() -> sa.Label[str]:
+    """What the latest revalidation of a verdict's version found, as ``revalidation``."""
+    other = verdicts.alias("revalidations")
+    return (
+        sa.select(other.c.verdict)
+        .where(other.c.version_id == verdicts.c.version_id, other.c.kind == REVALIDATION)
+        .order_by(other.c.seq.desc())
+        .limit(1)
+        .correlate(verdicts)
+        .scalar_subquery()
+        .label("revalidation")
+    )
+
+
+def _failed() -> sa.Label[bool]:
+    """Whether the latest revalidation of a verdict's version failed, as ``failed``."""
+    return (sa.func.coalesce(_last_revalidation().element, "") == FAIL).label("failed")
+
+
+def _judged(row: sa.Row[*tuple[Any, ...]]) -> Judged:
+    values = {name: row._mapping[name] for name in VerdictRow.__dataclass_fields__}
+    return Judged(VerdictRow(**values), row._mapping["revalidation"])
+
+
+def _verdict(row: sa.Row[*tuple[Any, ...]]) -> VerdictRow:
+    return VerdictRow(**row._mapping)

@@ -1,0 +1,68 @@
+"""The trainer's side of the gateway, put together: the way to it, the process where we start one, and its watch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from service.access.service import Keys
+from service.config import Settings
+from service.database import Database
+from service.files.service import Files
+from service.registry.catalog import Catalog
+from service.registry.verdicts import Verdicts
+from service.training.client import TrainerClient
+from service.training.config import TrainerConfig
+from service.training.evaluations import Evaluations
+from service.training.process import TrainerProcess
+from service.training.revalidation import Revalidations, RevalidationTimer
+from service.training.service import Training
+from service.training.watch import TrainerWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """All that there is of the trainer in the gateway. ``process`` is None where the gateway starts no trainer."""
+
+    training: Training
+    process: TrainerProcess | None
+    watch: TrainerWatch
+    evaluations: Evaluations
+    revalidations: Revalidations
+    timer: RevalidationTimer | None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start what runs, and stop it in the reverse order."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.training.close)
+            if self.process is not None:
+                await self.process.start()
+                stack.push_async_callback(self.process.stop)
+            await self.watch.start()
+            stack.push_async_callback(self.watch.stop)
+            if self.timer is not None:
+                await self.timer.start()
+                stack.push_async_callback(self.timer.stop)
+            yield
+
+
+def assemble(
+    settings: Settings, database: Database, keys: Keys, catalog: Catalog, files: Files, verdicts: Verdicts
+) -> Sidecar:
+    """Put it together; nothing is started."""
+    config = TrainerConfig.from_settings(settings)
+    client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
+    training = Training(client, database, keys, files, catalog)
+    evaluations = Evaluations(training, files, catalog, database)
+    revalidations = Revalidations(verdicts, evaluations, client)
+    every_s = settings.revalidate_every_hours * 3600
+    return Sidecar(
+        training=training,
+        process=TrainerProcess(config) if config.starts else None,
+        watch=TrainerWatch(client, there=config.starts or bool(settings.trainer_url)),
+        evaluations=evaluations,
+        revalidations=revalidations,
+        timer=RevalidationTimer(revalidations, every_s=every_s) if every_s else None,
+    )

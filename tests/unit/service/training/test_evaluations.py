@@ -1,0 +1,256 @@
+"""An evaluation's creation at the gateway: everything that its body names is checked, its key can do no more than its
+creator, and what was resolved goes to the trainer beside the body."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from service.access.audit import SYSTEM_ID, Actor
+from service.access.caller import Caller, Scope
+from service.files.holds import hold_for_version
+from service.registry import tables
+from service.registry.catalog import AdapterEntry, Servable, Snapshot, VersionEntry, VersionSettings
+from service.registry.split import Split
+from service.training.evaluations import Evaluations
+from service.training.revalidation import system_caller
+from tests.unit.service.files.cabinet import LINE, bearer, error_of
+from tests.unit.service.training.house import BASE, House
+
+ALL = ("infer", "adapters", "train")
+EVALUATION = {"object": "evaluation", "id": "eval-1", "status": "queued"}
+NOBODYS = "file-" + "0" * 24
+SALTY = VersionSettings(system_prompt="Be salty.")
+
+
+@pytest.fixture(autouse=True)
+def _stocked(house: House) -> None:
+    """`voice@1` is live, `voice@3` has a system prompt, `voice:both` is split, `voice@2` is damaged."""
+    house.trainer.body = dict(EVALUATION)
+    versions = {
+        1: VersionEntry(1, "a" * 64, VersionSettings(), Servable.OK, 1),
+        2: VersionEntry(2, "b" * 64, VersionSettings(), Servable.DAMAGED, 2),
+        3: VersionEntry(3, "c" * 64, SALTY, Servable.OK, 3),
+    }
+    aliases = {"live": 1, "next": 3, "both": Split.of({1: 1, 3: 9})}
+    voice = AdapterEntry("voice", 1, MappingProxyType(versions), MappingProxyType(aliases))
+    known = dict(house.catalog.snapshot.adapters) | {("default", "voice"): voice}
+    house.catalog.replace(Snapshot(MappingProxyType(known)))
+
+
+async def create(house: House, key: str | None = None, **body: Any) -> httpx.Response:
+    return await house.http.post("/v1/evaluations", json=body, headers=bearer(key))
+
+
+def sent(house: House) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The client's body and the gateway's word, as the trainer got them."""
+    (asked,) = house.trainer.asked
+    assert (asked.method, asked.path) == ("POST", "/v1/evaluations")
+    return asked.json["request"], asked.json["context"]
+
+
+def caller_of(house: House) -> Caller:
+    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
+    return house.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
+
+
+async def test_the_trainer_gets_the_body_and_all_that_was_found_out(house: House) -> None:
+    held_out = await house.made(LINE, "evals", name="held.jsonl")
+    body = {"model": "voice:next", "held_out": held_out, "metric": "rouge_l", "suites": [], "metadata": {"a": "b"}}
+    answer = await create(house, **body)
+    assert (answer.status_code, answer.json()) == (200, EVALUATION)
+    request, context = sent(house)
+    assert request == body
+    shown = (await house.http.get(f"/v1/files/{held_out}")).json()
+    assert context["held_out"] == {name: shown[name] for name in ("id", "filename", "bytes", "sha256")}
+    assert (context["candidate"], context["live"], context["records"]) == ("voice@3", "voice@1", True)
+    assert context["system_prompt"] == "Be salty."
+    created = (await house.http.get("/v1/audit?action=evaluation.create")).json()["data"][0]
+    assert created["target"] == "eval-1"
+    assert created["detail"]["held_out"] == held_out
+
+
+async def test_the_key_can_do_no_more_than_the_evaluation_needs(house: House) -> None:
+    held_out = await house.made()
+    assert (await create(house, model="voice", held_out=held_out)).status_code == 200
+    job = caller_of(house)
+    assert sorted(job.scopes) == sorted(ALL)
+    assert (job.adapters, job.background, job.project) == (("voice",), True, "default")
+    second = await create(house, house.trainer.asked[0].headers["x-hatrack-job-key"], model="voice", held_out=held_out)
+    assert (second.status_code, error_of(second)["code"]) == (403, "job_key")
+
+
+async def test_the_key_holds_what_is_held_out_as_long_as_it_lives(house: House) -> None:
+    held_out = await house.made()
+    await create(house, model="voice", held_out=held_out)
+    await house.http.delete(f"/v1/files/{held_out}")
+    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
+    content = await house.http.get(f"/v1/files/{held_out}/content", headers=bearer(key))
+    assert content.status_code == 200
+
+
+async def test_without_the_scope_for_adapters_nothing_is_recorded_or_promoted(house: House) -> None:
+    key = await house.key("infer", "train")
+    held_out = await house.made(key=key)
+    refused = await create(house, key, model="voice@3", held_out=held_out, promote="auto")
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "insufficient_scope")
+    assert (await create(house, key, model="voice@3", held_out=held_out)).status_code == 200
+    assert sent(house)[1]["records"] is False
+    assert Scope.ADAPTERS not in caller_of(house).scopes
+
+
+@pytest.mark.parametrize("missing", ["infer", "train"])
+async def test_a_missing_scope_is_named_before_the_body_is_looked_at(house: House, missing: str) -> None:
+    key = await house.key(*(scope for scope in ALL if scope != missing))
+    answer = await create(house, key, colour="red")
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")
+
+
+async def test_arms_are_resolved_and_endpoints_left_to_the_trainer(house: House) -> None:
+    arms = [
+        {"label": "old", "model": "voice"},
+        {"label": "new", "model": "voice:next", "prompt": {}},
+        {"label": "base", "model": BASE, "prompt": {"system": "Be kind."}},
+        {"label": "theirs", "model": "secret@9", "endpoint": "elsewhere"},
+    ]
+    body = {"arms": arms, "candidate": "new", "bases": ["base"], "held_out": await house.made()}
+    assert (await create(house, **body, promote="auto")).status_code == 200
+    request, context = sent(house)
+    assert request == body | {"promote": "auto"}
+    assert context["models"] == {"old": "voice@1", "new": "voice@3", "base": BASE}
+    assert (context["candidate"], context["live"]) == ("voice@3", "voice@1")
+
+
+async def test_an_arm_that_is_not_the_version_as_it_serves_is_no_candidate_for_live(house: House) -> None:
+    held_out = await house.made()
+    for more in ({"prompt": {"system": "Be kind."}}, {"grounding": True}, {"endpoint": "elsewhere"}):
+        arms = [{"label": "new", "model": "voice@3", **more}, {"label": "base", "model": BASE}]
+        body = {"arms": arms, "candidate": "new", "bases": ["base"], "held_out": held_out}
+        answer = await create(house, **body, promote="auto")
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "promote")
+        assert (await create(house, **body)).status_code == 200
+        assert house.trainer.asked[-1].json["context"]["candidate"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "param"),
+    [
+        ({"model": 3}, 400, "model"),
+        ({"model": None}, 400, "model"),
+        ({"model": BASE}, 400, "model"),
+        ({"model": "voice:both"}, 400, "model"),
+        ({"model": "voice@2"}, 409, "model"),
+        ({"model": "voice@9"}, 404, "model"),
+        ({"arms": [{"label": "a", "model": "voice"}]}, 400, "arms"),
+        ({"model": None, "arms": []}, 400, "arms"),
+        ({"model": None, "arms": [{"label": "a", "model": "voice@2"}]}, 409, "arms.0.model"),
+        ({"model": None, "arms": [{"label": "a", "model": "nobody"}]}, 404, "arms.0.model"),
+        ({"model": None, "arms": [{"label": "a", "model": BASE, "url": "http://x"}]}, 400, "arms.0.url"),
+        ({"held_out": None}, 400, "held_out"),
+        ({"promote": "always"}, 400, "promote"),
+        ({"kind": "training"}, 400, "kind"),
+        ({"colour": "red"}, 400, "colour"),
+        ({"metadata": {"a": 1}}, 400, "metadata.a"),
+    ],
+)
+async def test_a_field_s_value_that_is_not_allowed_is_named(
+    house: House, changed: dict[str, Any], status: int, param: str
+) -> None:
+    answer = await create(house, **{"model": "voice", "held_out": await house.made()} | changed)
+    assert (answer.status_code, error_of(answer)["param"]) == (status, param)
+    assert house.trainer.asked == []
+    assert await house.living_keys() == []
+
+
+async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
+    theirs = await house.made(key=await house.key("train", project="other"))
+    ours, narrow = await house.made(), await house.key(*ALL, adapters=["v*"])
+
+    def arms(model: str) -> list[dict[str, str]]:
+        return [{"label": "a", "model": model}]
+
+    pairs = [
+        ({"model": "voice", "held_out": theirs}, {"model": "voice", "held_out": NOBODYS}),
+        ({"model": "secret@1", "held_out": ours}, {"model": "nobody@1", "held_out": ours}),
+        ({"model": "hidden", "held_out": ours}, {"model": "nobody", "held_out": ours}),
+        ({"arms": arms("hidden@1"), "held_out": ours}, {"arms": arms("nobody@1"), "held_out": ours}),
+    ]
+    for found, never in pairs:
+        answers = [await create(house, narrow, **body) for body in (found, never)]
+        texts = [answer.text for answer in answers]
+        for name in (theirs, NOBODYS, "secret", "hidden", "nobody"):
+            texts = [text.replace(name, "IT") for text in texts]
+        assert texts[0] == texts[1]
+        assert [answer.status_code for answer in answers] == [404, 404]
+    assert house.trainer.asked == []
+
+
+async def test_no_key_is_left_where_the_trainer_refuses_or_knows_it_already(house: House) -> None:
+    held_out = await house.made()
+    house.trainer.status, house.trainer.body = 400, {"error": {"message": "no", "param": "metric", "code": "x"}}
+    assert (await create(house, model="voice", held_out=held_out)).status_code == 400
+    house.trainer.status, house.trainer.headers = 200, {"x-hatrack-replayed": "true"}
+    assert (await create(house, model="voice", held_out=held_out)).status_code == 200
+    assert await house.living_keys() == []
+
+
+async def test_the_gateway_itself_judges_again_on_what_only_the_version_holds(house: House) -> None:
+    held_out = await house.made()
+    lineage = {"lineage": {"files": [held_out]}}
+    await house.database.run(lambda db: hold_for_version(db, "default", "voice@3", lineage))
+    await house.http.delete(f"/v1/files/{held_out}")
+    assert (await create(house, model="voice@3", held_out=held_out)).status_code == 404
+    desk = Evaluations(house.training, house.files, house.catalog, house.database)
+    headers = {"x-hatrack-project": "default", "x-hatrack-key-id": SYSTEM_ID}
+    body = {"model": "voice@3", "held_out": held_out, "kind": "revalidation"}
+    answer = await desk.create(
+        system_caller("default"), body, headers, actor=Actor(SYSTEM_ID, "default"), version="voice@3"
+    )
+    assert (answer.status, json.loads(answer.body)) == (200, EVALUATION)
+    assert caller_of(house).background
+
+
+async def test_a_page_keeps_the_headers_that_hold_it_in(house: House) -> None:
+    house.trainer.headers = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
+    answer = await house.http.get("/v1/evaluations/eval-1/report.html")
+    assert house.trainer.asked[0].path == "/v1/evaluations/eval-1/report.html"
+    assert answer.headers["content-security-policy"] == "default-src 'none'"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_cancellation_stands_in_the_audit(house: House) -> None:
+    assert (await house.http.post("/v1/evaluations/eval-1/cancel")).status_code == 200
+    (noted,) = (await house.http.get("/v1/audit?action=evaluation.cancel")).json()["data"]
+    assert noted["target"] == "eval-1"
+
+
+async def test_the_trainer_learns_what_the_version_was_trained_on_though_it_is_off_the_list(house: House) -> None:
+    training, held_out = await house.made(name="train.jsonl"), await house.made()
+    lineage = {"files": [training], "recipe": {"rank": 4}}
+
+    def train(db: sa.Connection) -> None:
+        made = {"project": "default", "name": "voice", "next_version": 4, "created_at": 1}
+        adapter = db.execute(tables.adapters.insert().values(made)).inserted_primary_key
+        assert adapter is not None
+        row = {
+            "adapter_id": adapter[0], "number": 3, "digest": "c" * 64, "state": "ready", "settings": {}, "rank": 4,
+            "metadata": {"lineage": lineage}, "alpha": 8.0, "target_modules": [], "bytes": 1, "zero_effect": False,
+            "base": {}, "config": b"", "warnings": [], "created_at": 1,
+        }  # fmt: skip
+        db.execute(tables.versions.insert().values(row))
+        hold_for_version(db, "default", "voice@3", {"lineage": lineage})
+
+    await house.database.run(train)
+    await house.http.delete(f"/v1/files/{training}")
+    assert (await create(house, model="voice@3", held_out=held_out)).status_code == 200
+    context = sent(house)[1]
+    assert [file["filename"] for file in context["training_files"]] == ["train.jsonl"]
+    assert context["lineage"] == lineage
+    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
+    content = await house.http.get(f"/v1/files/{training}/content", headers=bearer(key))
+    assert content.status_code == 200
