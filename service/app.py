@@ -39,6 +39,9 @@ from service.engine.watched import WatchedEngine
 from service.errors import SettingsError
 from service.files.routes import router as files_router
 from service.files.service import Files
+from service.grounding.assemble import Grounding
+from service.grounding.assemble import assemble as assemble_grounding
+from service.grounding.routes import router as grounding_router
 from service.http import RequestIds, add_error_handlers
 from service.inference.account import Accounts, LogAccount
 from service.inference.routes import InferenceApp
@@ -47,14 +50,21 @@ from service.registry.routes import router as registry_router
 from service.registry.service import Registry
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.engine import EngineSource
-from service.telemetry.parts import LimitsSource, RegistrySource, UsageSource
+from service.telemetry.exposition import Source
+from service.telemetry.parts import (
+    GroundingSource,
+    LimitsSource,
+    RegistrySource,
+    TrainerSource,
+    UsageSource,
+    VerdictsSource,
+)
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
-from service.training.client import TrainerClient
-from service.training.config import TrainerConfig
-from service.training.process import TrainerProcess
+from service.training.revalidation_routes import router as revalidation_router
 from service.training.routes import router as training_router
-from service.training.service import Training
+from service.training.sidecar import Sidecar
+from service.training.sidecar import assemble as assemble_sidecar
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +85,8 @@ class Parts:
     inference: InferenceApp
     telemetry: Telemetry
     files: Files
-    training: Training
-    trainer: TrainerProcess | None
-    """The one that this gateway starts; None where it starts none."""
+    grounding: Grounding
+    sidecar: Sidecar
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -95,9 +104,13 @@ def create_app(settings: Settings) -> ASGIApp:
     api.include_router(access_router)
     api.include_router(usage_router)
     api.include_router(registry_router)
-    api.state.files, api.state.training, api.state.gate = parts.files, parts.training, parts.admission.gate
+    api.state.files, api.state.training, api.state.gate = parts.files, parts.sidecar.training, parts.admission.gate
     api.include_router(files_router)
+    api.state.knowledge = parts.grounding.knowledge
+    api.include_router(grounding_router)
+    api.state.evaluations, api.state.revalidations = parts.sidecar.evaluations, parts.sidecar.revalidations
     api.include_router(training_router)
+    api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
     api.include_router(metrics_router)
     _add_health(api, parts)
@@ -138,6 +151,9 @@ def build(settings: Settings) -> Parts:
     supervisor.before_spawn = registry.collect
     usage = UsageAccount(database, flush_s=settings.usage_flush_s)
     telemetry = Telemetry(settings, catalog, engine_version())
+    files = _files(settings, database)
+    grounding = assemble_grounding(settings, database, files)
+    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts)
     inference = InferenceApp(
         settings,
         keys.authenticator,
@@ -149,17 +165,10 @@ def build(settings: Settings) -> Parts:
         limiter=limiter,
         gate=admission.gate,
         tracer=telemetry.tracer,
+        hook=grounding.hook,
     )
     telemetry.in_flight = lambda: inference.pipeline.in_flight
-    telemetry.watch(
-        EngineSource(supervisor, engine, slots=supervisor.config.slots, resident_limit=supervisor.config.resident),
-        AdmissionSource(admission.gate, settings.queue_size, telemetry.account),
-        ResidencySource(admission.residency, telemetry.account),
-        LimitsSource(limiter),
-        UsageSource(usage),
-        RegistrySource(registry),
-    )
-    return Parts(
+    parts = Parts(
         settings,
         database,
         keys,
@@ -173,23 +182,38 @@ def build(settings: Settings) -> Parts:
         registry,
         inference,
         telemetry,
-        *_training(settings, database, keys, catalog),
+        files,
+        grounding,
+        sidecar,
+    )
+    telemetry.watch(*_sources(parts))
+    return parts
+
+
+def _sources(parts: Parts) -> tuple[Source, ...]:
+    """What `/metrics` is read from."""
+    supervisor, gate = parts.supervisor, parts.admission.gate
+    config, account = supervisor.config, parts.telemetry.account
+    return (
+        EngineSource(supervisor, parts.engine, slots=config.slots, resident_limit=config.resident),
+        AdmissionSource(gate, parts.settings.queue_size, account),
+        ResidencySource(parts.admission.residency, account),
+        LimitsSource(parts.limiter),
+        UsageSource(parts.usage),
+        RegistrySource(parts.registry),
+        VerdictsSource(parts.registry.verdicts),
+        GroundingSource(parts.grounding.hook.counts),
+        TrainerSource(parts.sidecar.watch),
     )
 
 
-def _training(
-    settings: Settings, database: Database, keys: Keys, catalog: Catalog
-) -> tuple[Files, Training, TrainerProcess | None]:
-    files = Files(
+def _files(settings: Settings, database: Database) -> Files:
+    return Files(
         settings.files_dir,
         database,
         max_file_bytes=int(settings.max_file_mib * MIB),
         max_project_bytes=int(settings.max_files_gib * GIB),
     )
-    config = TrainerConfig.from_settings(settings)
-    client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
-    training = Training(client, database, keys, files, catalog)
-    return files, training, TrainerProcess(config) if config.starts else None
 
 
 def engine_for(settings: Settings, base: BaseDescription) -> WatchedEngine:
@@ -260,11 +284,9 @@ def _lifespan(parts: Parts) -> Any:
             stack.push_async_callback(parts.registry.close)
             await parts.files.open()
             stack.push_async_callback(parts.files.close)
+            await stack.enter_async_context(parts.grounding.running())
             await parts.supervisor.start()
-            stack.push_async_callback(parts.training.close)
-            if parts.trainer is not None:
-                await parts.trainer.start()
-                stack.push_async_callback(parts.trainer.stop)
+            await stack.enter_async_context(parts.sidecar.running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()
@@ -289,5 +311,6 @@ def _add_health(api: FastAPI, parts: Parts) -> None:
             "status": "ready" if ready else state.name,
             "base": parts.settings.base_served_name,
             "engine": {"state": state.name, "reason": state.reason, "since": state.since},
+            "trainer": {"state": parts.sidecar.watch.state},
         }
         return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import typer
 
-from service.commands import access, chat, data, engine, registry, run, status, top, traffic, train, usage
+from service.commands import (
+    access,
+    chat,
+    data,
+    engine,
+    evaluate,
+    kb,
+    registry,
+    revalidate,
+    review,
+    run,
+    status,
+    top,
+    traffic,
+    train,
+    usage,
+)
 from service.commands.terminal import examples
 
 app = typer.Typer(
@@ -17,7 +33,7 @@ app = typer.Typer(
         "                   else admin.key under HATRACK_HOME for a gateway on this machine]\n"
         "  HATRACK_PROJECT  the project that an admin's key acts in [default: default]\n\n"
         "\b\nExit codes:\n"
-        "  0 done   1 refused or failed   2 wrong usage   3 cannot connect"
+        "  0 done   1 refused or failed   2 wrong usage   3 cannot connect   4 not enough evidence"
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -79,6 +95,7 @@ app.command(
     epilog=examples(
         "hatrack chat brand-voice",
         "hatrack chat brand-voice@3 Where is my parcel?",
+        "hatrack chat brand-voice --kb policies How long may I send things back?",
         "hatrack chat brand-voice < question.txt",
     )
 )(chat.chat)
@@ -101,9 +118,35 @@ app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'")
 app.command(
     epilog=examples("hatrack job ftjob-1a2b", "hatrack job ftjob-1a2b --follow", "hatrack job ftjob-1a2b --pause")
 )(train.job)
+app.command(
+    epilog=examples(
+        "hatrack revalidate --wait",
+        "hatrack revalidate brand-voice@3 --wait",
+        "hatrack revalidate --all --json | jq '.[].evaluation.id'",
+    )
+)(revalidate.revalidate)
+app.command(
+    epilog=examples(
+        "hatrack evaluate brand-voice@3 --held-out heldout.jsonl",
+        "hatrack evaluate brand-voice --held-out heldout.jsonl --metric exact_match --promote auto",
+        "hatrack evaluate --arm old=brand-voice@2 --arm new=brand-voice@3 --held-out heldout.jsonl",
+    )
+)(evaluate.evaluate)
+app.command(epilog=examples("hatrack evaluations", "hatrack evaluations --json | jq '.[].verdict'"))(
+    evaluate.evaluations
+)
+app.command(
+    epilog=examples(
+        "hatrack report eval-1a2b",
+        "hatrack report brand-voice@3 --html report.html",
+        "hatrack report eval-1a2b --json | jq .verdict.checks",
+    )
+)(evaluate.report)
+app.command(epilog=examples("hatrack review", "hatrack review eval-1a2b", "hatrack review --list"))(review.review)
 app.add_typer(data.app, name="data")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
 app.command(epilog=examples("hatrack top", "hatrack top --once", "hatrack top --json | jq .adapters"))(top.top)
+app.add_typer(kb.app, name="kb")
 app.add_typer(access.keys, name="keys")
 app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)
 app.command(epilog=examples("hatrack version"))(status.version)

@@ -19,7 +19,12 @@ from typing import Any, Final, Literal, Self, Unpack
 import httpx
 
 from adapters.names import DEFAULT_ALIAS, parse_reference
+from service.addresses import on_this_machine, without_v1
 from service.client_access import AccessCalls
+from service.client_evaluation import EvaluationCalls
+from service.client_grounding import GroundingCalls
+from service.client_revalidate import RevalidationCalls
+from service.client_reviews import ReviewCalls
 from service.client_traffic import WARMING, TrafficCalls, adapter_path
 from service.client_training import TrainingCalls
 from service.client_upload import (
@@ -32,7 +37,7 @@ from service.client_upload import (
 )
 from service.client_usage import UsageQuestion, all_pages
 from service.client_wire import CannotConnect, ClientError, JsonObject, error_of, event_of, events, json_body, refusal
-from service.config import ClientSettings, on_this_machine, without_v1
+from service.config import ClientSettings
 
 __all__ = ["AdapterDirectory", "CannotConnect", "ClientError", "HatrackClient", "JsonObject", "read_json_object"]
 
@@ -46,7 +51,9 @@ GENERATING: Final = httpx.Timeout(60, connect=_CONNECT_S, read=600)
 """Between two pieces of a streamed answer; the first may wait for a slot."""
 
 
-class HatrackClient(AccessCalls, TrafficCalls, TrainingCalls):
+class HatrackClient(
+    AccessCalls, TrafficCalls, TrainingCalls, EvaluationCalls, ReviewCalls, RevalidationCalls, GroundingCalls
+):
     """One gateway, one key, one connection pool; usable as a context manager.
 
     Args:
@@ -282,13 +289,19 @@ class HatrackClient(AccessCalls, TrafficCalls, TrainingCalls):
     # inference
 
     def chat_stream(
-        self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        cited: list[JsonObject] | None = None,
+        **params: Any,
     ) -> Generator[str, None, None]:
         """Ask a model and yield its answer in pieces of text as they come.
 
         Closing the generator early closes the connection, which stops the generation.
 
         Args:
+            cited: Takes the answer's citations, where it has any.
             params: More fields of the request, such as `max_tokens` or `temperature`.
 
         Raises:
@@ -308,6 +321,8 @@ class HatrackClient(AccessCalls, TrafficCalls, TrainingCalls):
                 event = event_of(data)
                 if "error" in event:
                     raise error_of(response.status_code, event)
+                if cited is not None:
+                    cited += event.get("citations") or []
                 for choice in event.get("choices") or []:
                     if text := (choice.get("delta") or {}).get("content"):
                         yield text

@@ -18,6 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainer.config import Installation, Settings
 from trainer.errors import Broken, Invalid, Missing, NotAllowed, RequestError, UnknownCaller, UnknownParameter
+from trainer.evaluate.endpoints import read as read_endpoints
+from trainer.evaluations import runner as evaluations_runner
+from trainer.evaluations.desk import Desk
+from trainer.evaluations.routes import router as evaluations_router
 from trainer.jobs import fit
 from trainer.jobs.checking import DataChecks
 from trainer.jobs.database import Database
@@ -30,6 +34,8 @@ from trainer.jobs.routes import router
 from trainer.jobs.service import Jobs
 from trainer.jobs.streaming import Streams
 from trainer.jobs.supervisor import Supervisor
+from trainer.reviews.routes import router as reviews_router
+from trainer.reviews.service import Reviews
 
 SECRET_HEADER = "x-hatrack-trainer-secret"  # noqa: S105 (a header's name)
 _LOG = logging.getLogger("hatrack.trainer.http")
@@ -46,17 +52,25 @@ class Trainer:
     jobs: Jobs
     checks: DataChecks
     streams: Streams
+    evaluations: Desk
+    reviews: Reviews
 
     @classmethod
     def build(
-        cls, settings: Settings, installation: Installation, base: fit.Base, command: Command = worker_command
+        cls,
+        settings: Settings,
+        installation: Installation,
+        base: fit.Base,
+        command: Command = worker_command,
+        evaluating: evaluations_runner.Command = evaluations_runner.worker_command,
     ) -> Trainer:
         """Put the parts together; nothing is opened or started."""
         database = Database(installation.directory / "jobs.db")
         place = Place(installation.jobs, installation.directory / "spent")
         pulse = Pulse()
         gateway = GatewaySide(installation.gateway, settings, database, place)
-        endings = Endings(settings, installation, base, database, place, pulse, gateway)
+        reviews = Reviews(installation.directory, read_endpoints(settings.endpoints))
+        endings = Endings(settings, installation, base, database, place, pulse, gateway, reviews)
         supervisor = Supervisor(settings, database, place, pulse, endings, command)
         return cls(
             database=database,
@@ -66,19 +80,25 @@ class Trainer:
             jobs=Jobs(settings, installation, base, database, place, pulse, supervisor.working),
             checks=DataChecks(settings, installation),
             streams=Streams(database, pulse),
+            evaluations=Desk.build(settings, installation, base.positions, evaluating, reviews),
+            reviews=reviews,
         )
 
     async def start(self) -> None:
         """Open the records, find what a former trainer has left, and begin. Raises SettingsError."""
         self.place.open()
         await self.database.open()
+        await self.reviews.start()
         await self.gateway.start()
         await self.supervisor.start()
+        await self.evaluations.start()
 
     async def stop(self) -> None:
         """Have the workers checkpoint and end, and close everything."""
         await self.supervisor.stop()
+        await self.evaluations.stop()
         await self.gateway.stop()
+        await self.reviews.stop()
         await self.database.close()
 
 
@@ -96,6 +116,8 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app = FastAPI(title="Hatrack trainer", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.trainer = trainer
     app.include_router(router)
+    app.include_router(evaluations_router)
+    app.include_router(reviews_router)
     app.add_api_route("/health", _health, methods=["GET"])
     _add_error_handlers(app)
     # the last that is added is the first that sees a request

@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     )
     yield_most_s: float = Field(30, ge=0, description="… for at most this long at a time, s; then it works as long.")
     max_queued: int = Field(
-        100, ge=1, description="Most jobs of one project that are not over yet; one more is answered 429."
+        100,
+        ge=1,
+        description="Most jobs, and most evaluations, of one project that are not over; one more is answered 429.",
     )
     keep_days: float = Field(
         7,
@@ -68,6 +70,51 @@ class Settings(BaseSettings):
     )
     stop_s: float = Field(
         15, gt=0, description="How long a trainer that is stopped waits for its jobs' checkpoints, s; they go on alone."
+    )
+    min_examples: int = Field(
+        30, ge=2, description="Held-out examples below which no verdict is a pass (`trainer/evaluate/EVALUATION.md`)."
+    )
+    smallest_difference: float = Field(
+        0.02, ge=0, lt=1, description="Smallest difference from the base that matters: a pass lies wholly above it."
+    )
+    forget_accuracy: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Forgetting budget: share of right answers to general questions that may be lost …",
+    )
+    forget_perplexity: float = Field(
+        1, ge=0, description="… and how far the perplexity of general texts may rise, relatively: 1 is twice as high."
+    )
+    evaluate_max: int = Field(
+        300, ge=10, description="Most held-out examples that are asked, drawn with the job's seed; the report says so."
+    )
+    evaluate_concurrency: int = Field(
+        8, ge=1, le=256, description="Requests of an evaluation at once; the gateway lets callers' go first."
+    )
+    evaluate_repeats: int = Field(
+        2, ge=1, le=5, description="How often some of the questions are asked: from 2 on, noise between runs counts."
+    )
+    endpoints: Path | None = Field(
+        None,
+        description=(
+            "TOML file of outside endpoints and judges (`trainer/evaluate/JUDGES.md`); no request carries a URL."
+        ),
+    )
+    suites_dir: Path | None = Field(
+        None, description="Directory with the data of the suites `mmlu` and `gsm8k` (`trainer/evaluate/SUITES.md`)."
+    )
+    suites_hub: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="URL of a hub to fetch them from where the directory lacks them; unset: nothing is fetched.",
+    )
+    suites_limit: int = Field(
+        200, ge=20, le=20_000, description="Most questions of `mmlu`, `gsm8k` or `humaneval`, drawn with a fixed seed."
+    )
+    sandbox: Literal["off", "on"] = Field(
+        "off",
+        description="`on`: the suite `humaneval` runs what models write, in a sandbox, or refuses where none holds.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
@@ -119,6 +166,11 @@ def load_settings(**overrides: object) -> Settings:
 def worker_environment() -> dict[str, str]:
     """What a worker inherits: all but the secrets of trainer and gateway. It has a key of its job's own."""
     return {name: value for name, value in os.environ.items() if name not in KEPT_BACK}
+
+
+def named_secret(name: str) -> str | None:
+    """The value of a variable that the endpoints file names as the place of a key; None where it is unset or empty."""
+    return os.environ.get(name) or None
 
 
 def visible_gpus() -> tuple[str, ...] | None:

@@ -13,6 +13,8 @@ Exception
     │   ├── Missing            404
     │   ├── NotAllowed         405
     │   ├── KeyReused          409 an Idempotency-Key with another body
+    │   ├── NotFinished        409 an evaluation that has no report yet
+    │   ├── ReviewFinal        409 every pair of the evaluation has been looked at
     │   ├── BodyTooLarge       413
     │   ├── TooMany            429
     │   ├── Broken             500
@@ -40,7 +42,9 @@ Exception
     │   ├── AnswerRefused          an arm will not answer an example, now or ever; `status` and `answer_code` say why
     │   │   └── ArmUnservable      the version went away, or cannot be served by this engine
     │   ├── ArmMoved               an alias pointed to another version while it was asked
-    │   └── AnswerUnreadable       an answer that lacks what was asked for
+    │   ├── AnswerUnreadable       an answer that lacks what was asked for
+    │   └── SuiteUnavailable       a suite whose data or libraries are not here
+    │       └── SandboxUnavailable the machine gives none, or one that does not hold: nothing is run
     ├── FolderBusy                 another worker is at the job
     ├── GatewayUnreachable
     ├── GatewayRefused             the gateway said no; `status` and `code` are its
@@ -140,6 +144,14 @@ class NotAllowed(RequestError):
 
 class KeyReused(RequestError):
     status, code = 409, "idempotency_key_reused"
+
+
+class NotFinished(RequestError):
+    status, code = 409, "not_finished"
+
+
+class ReviewFinal(RequestError):
+    status, code = 409, "review_final"
 
 
 class BodyTooLarge(RequestError):
@@ -295,6 +307,14 @@ class ArmMoved(EvaluationError):
 
 class AnswerUnreadable(EvaluationError):
     code = "answer_unreadable"
+
+
+class SuiteUnavailable(EvaluationError):
+    code = "suite_unavailable"
+
+
+class SandboxUnavailable(SuiteUnavailable):
+    code = "sandbox_unavailable"
 
 
 class FolderBusy(TrainerError):

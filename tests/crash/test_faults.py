@@ -21,6 +21,7 @@ from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
 
 MANY = 1000
+RELOADED_WITHIN_S = 60.0
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -56,6 +57,44 @@ def poison(gateway: Gateway, digest: str, factor: float) -> None:
     size = path.stat().st_size
     save_file(tensors, path, metadata={"format": "pt"})
     assert path.stat().st_size == size, "the damage must not show in the size"
+
+
+def loaded(gateway: Gateway) -> set[str]:
+    """The digests that the engine has in its memory."""
+    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=30) as engine:
+        return set(engine.get("/hatrack/plugin?loaded=1").json()["loaded"])
+
+
+def until_loaded(gateway: Gateway, digest: str) -> None:
+    deadline = time.monotonic() + RELOADED_WITHIN_S
+    while digest not in loaded(gateway):
+        assert time.monotonic() < deadline, f"{digest[:12]} was not loaded again within {RELOADED_WITHIN_S:g} s"
+        time.sleep(0.25)
+
+
+def test_a_pinned_adapter_is_loaded_again_after_others_drove_it_out(
+    victim: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
+    digests = {}
+    for seed, name in enumerate(("pinned", "second", "third"), start=40):
+        pushed = victim.push(name, make_adapter(tmp_path / name, base, rank=4, seed=seed).directory)
+        assert pushed.status_code == 201, pushed.text
+        digests[name] = pushed.json()["digest"]
+    assert loaded(victim) == {digests["second"], digests["third"]}, "the first has fallen out"
+    with victim.http() as http:
+        assert http.put("/v1/adapters/pinned/pin").json()["pinned"] is True
+        refused = http.put("/v1/adapters/second/pin")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "too_many_pins")
+    until_loaded(victim, digests["pinned"])
+
+    for name in ("second", "third"):
+        assert victim.chat(name, "hello", max_tokens=1).status_code == 200
+    until_loaded(victim, digests["pinned"])
+
+    with victim.http() as http:
+        for name in digests:
+            assert http.delete(f"/v1/adapters/{name}?force=true").status_code == 204
 
 
 @pytest.mark.parametrize(("kind", "factor"), [("nan", float("nan")), ("overflow", 1e30)])
@@ -99,9 +138,14 @@ def test_an_adapter_that_turns_to_nan_answers_an_error_and_hurts_nobody(
         assert victim.answer(model, question, max_tokens=12) == text
 
 
-def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight(victim: Gateway) -> None:
+def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_come_back(
+    victim: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
+    pinned = victim.push("pinned", make_adapter(tmp_path / "pinned", base, rank=4, seed=43).directory)
+    assert pinned.status_code == 201, pinned.text
     with victim.http() as http:
         base_name = http.get("/v1/models").json()["data"][0]["id"]
+        assert http.put("/v1/adapters/pinned/pin").json()["pinned"] is True
     old = {process.pid for process in victim.engine_processes()}
     assert old
     with ThreadPoolExecutor(4) as pool:
@@ -123,6 +167,9 @@ def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight(victim: G
     assert victim.answer(base_name, "What is the capital of France?", max_tokens=12)
     left = [process.pid for process in victim.engine_processes() if process.pid in old]
     assert left == [], "processes of the old engine live on"
+    until_loaded(victim, pinned.json()["digest"])
+    with victim.http() as http:
+        assert http.delete("/v1/adapters/pinned?force=true").status_code == 204
 
 
 def test_a_thousand_adapters_survive_restarts_of_engine_and_gateway(

@@ -30,6 +30,8 @@ __all__ = ["base_dir", "gateway"]
 START_S = 60.0
 LONG = {"n_epochs": 25, "batch_size": 4, "lora_rank": 4, "learning_rate": 1e-3}
 """100 steps, each of which is a checkpoint here."""
+AT_ONCE = 8
+"""Requests of a judging."""
 IDLE, BUSY = (0, 0), (3, 4)
 """The gateway's load; a training stands still while it is busy."""
 
@@ -130,7 +132,7 @@ async def test_a_killed_worker_loses_at_most_one_checkpoint(
             seen.append(json.loads(line[6:]))
             if worker is None and seen[-1]["type"] == "metrics" and seen[-1]["data"]["step"] > 8:
                 worker = daemon.worker(made.id)
-                assert worker.nice() == 10
+                assert os.sched_getscheduler(worker.pid) == os.SCHED_IDLE
                 worker.send_signal(signal.SIGKILL)
     assert line == ""
     job = await client.openai.fine_tuning.jobs.retrieve(made.id)
@@ -182,6 +184,22 @@ async def test_a_killed_trainer_finds_its_job_again_and_a_polite_stop_resumes(
     assert steps == sorted(set(steps)), "something was done twice that had been kept"
     assert steps == daemon.steps(made.id)
     assert steps[-1] == 120
+
+
+async def test_a_worker_that_is_killed_while_it_judges_asks_nothing_twice(
+    daemon: Daemon, client: Client, gateway: FakeGateway
+) -> None:
+    gateway.engine.on_answer = lambda: time.sleep(0.02)
+    made = await create(client, n_epochs=1)
+    asked = gateway.engine.asked
+    until(lambda: len(asked) >= 8, "the first answers")
+    daemon.worker(made.id).send_signal(signal.SIGKILL)
+    job = await client.ended(made.id)
+    assert (job.status, job.metadata["hatrack_verdict"]) == ("succeeded", "not_enough_evidence")
+    # ten examples twice, of the version and of the base; what was on its way when it died is asked for again
+    assert 40 <= len(asked) <= 40 + AT_ONCE
+    assert len(gateway.pushed) == len(gateway.verdicts) == 1
+    assert "it goes on from the answers that it has" in " ".join(await client.messages(made.id))
 
 
 async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Client, gateway: FakeGateway) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import REPO
 from tests.support.gateway import Gateway
+from tests.support.judge import ScriptedJudge
+from tests.support.retriever import SECRET, Retriever
 
 VOICES = ("tidewater", "pemberton")
 
@@ -25,9 +27,35 @@ def voices(base_dir: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def gateway(base_dir: Path, voices: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def retriever() -> Iterator[Retriever]:
+    """The retriever that the gateway's settings name."""
+    started = Retriever()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def judge() -> Iterator[ScriptedJudge]:
+    """The judge that the trainer's settings name."""
+    started = ScriptedJudge()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def gateway(
+    base_dir: Path,
+    voices: dict[str, Path],
+    retriever: Retriever,
+    judge: ScriptedJudge,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
     """A gateway that serves the base and both voices."""
-    started = Gateway(home=tmp_path_factory.mktemp("gateway"), base_dir=base_dir, settings={}, arguments=("--trainer",))
+    environment = {"HATRACK_GROUNDING_URL": retriever.url, "HATRACK_GROUNDING_SECRET": SECRET}
+    environment["HATRACK_TRAINER_ENDPOINTS"] = str(judge.write_settings(tmp_path_factory.mktemp("settings")))
+    environment["HATRACK_TRAINER_SUITES_LIMIT"] = "20"
+    home = tmp_path_factory.mktemp("gateway")
+    started = Gateway(home=home, base_dir=base_dir, settings=environment, arguments=("--trainer",))
     started.start()
     for name, directory in voices.items():
         metadata, settings = directory / "metadata.json", directory / "settings.json"

@@ -82,6 +82,8 @@ def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Good morning")
     gateway.chat("nobody", "Hello")
     assert eventually(lambda: any(name == "hatrack_adapter_resident" for name, _ in scrape(gateway)))
+    assert eventually(lambda: httpx.get(f"{gateway.url}/readyz").json()["trainer"] == {"state": "up"})
+    assert value(scrape(gateway), "hatrack_trainer_up") == 1
     shown = {name for name, _ in scrape(gateway)}
     text = httpx.get(f"{gateway.url}/metrics", timeout=10).text
     for metric in metrics.ALL:

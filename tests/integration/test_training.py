@@ -81,6 +81,8 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert voice(gateway, base) == 0
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
+    # twenty held-out examples are too few, however well they went
+    assert done.metadata == {"learning_rate": "2e-3", "hatrack_verdict": "not_enough_evidence"}
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
     assert "hatrack promote sea-shanty@1" in events[0].message
     assert any(event.type == "metrics" and event.data["step"] for event in events)  # type: ignore[index]
@@ -117,8 +119,10 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
         return done.stdout + done.stderr
 
     assert "40 examples, format chat" in hatrack("data", "check", str(examples))
-    told = hatrack("train", str(examples), "--name", "butler", "--set", "n_epochs=1", "--set", "learning_rate=2e-3")
+    quick = ("--set", "n_epochs=1", "--suites", "none")
+    told = hatrack("train", str(examples), "--name", "butler", *quick, "--set", "learning_rate=2e-3")
     assert "butler@1" in told
+    assert "Not enough evidence" in told
     assert "│" in told
     assert "butler" in hatrack("jobs")
     assert "recipe: rank" in hatrack("lineage", "butler@1")
@@ -138,7 +142,7 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
         "seed=1",
         code=1,
     )
-    told = hatrack("train", str(examples), "--name", "butler", "--from", "butler@1", "--set", "n_epochs=1")
+    told = hatrack("train", str(examples), "--name", "butler", "--from", "butler@1", *quick)
     assert "butler@2" in told
     assert "butler@1" in hatrack("lineage", "butler@2")
 

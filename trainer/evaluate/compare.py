@@ -25,9 +25,9 @@ class ArmResult(Frozen):
     """What one arm said, and how it scored.
 
     ``runs[0]`` has a score for every example and is what counts; later runs, over the first examples, measure noise.
-    ``beside``: the other metrics' scores of the first run. ``nats``: of each reference, mean nats per token; None where
-    it was not measured. ``version`` and ``digest``: what the gateway served. ``cut``: answers that reached the longest
-    length. Tokens and seconds are sums over all runs.
+    ``beside``: the other metrics' scores of the first run. ``nats``: of the first references, mean nats per token; None
+    where it was not measured. ``version`` and ``digest``: what the gateway served. ``cut``: answers that reached the
+    longest length. Tokens and seconds are sums over all runs.
     """
 
     arm: Arm
@@ -77,6 +77,7 @@ async def compare(
     answerer: Answerer,
     beside: Sequence[Metric] = (),
     scorer: Scorer | None = None,
+    scored: int | None = None,
     repeats: int = 1,
     repeated: int | None = None,
     on_stage: OnStage | None = None,
@@ -89,7 +90,9 @@ async def compare(
         metric: The primary one.
         answerer: Who asks.
         beside: Other metrics to report.
-        scorer: Where given, the references' likelihood is measured too, for the gateway's arms.
+        scorer: Where given, the references' likelihood is measured too, for the gateway's arms that are not told the
+            answers: those know the reference beforehand.
+        scored: Over how many examples, from the first; None: all of them.
         repeats: How often the questions are asked in all; from 2 on the noise between runs is known.
         repeated: How many examples, from the first, the later runs are over; None: all of them.
         on_stage: Hears of the progress.
@@ -111,8 +114,8 @@ async def compare(
     for arm in arms:
         own = [answer for ask, answer in zip(asks, answers, strict=True) if ask.arm.label == arm.label]
         result = _result(arm, own, held_out, metric, beside, repeats)
-        if scorer is not None and arm.endpoint is None:
-            rows = await scorer.references(arm, held_out, _told(on_stage, f"likelihood under {arm.label}"))
+        if scorer is not None and arm.endpoint is None and not arm.prompt.answers and scored != 0:
+            rows = await scorer.references(arm, held_out[:scored], _told(on_stage, f"likelihood under {arm.label}"))
             result = result.model_copy(update={"nats": tuple(row.nats for row in rows)})
         results.append(result)
     return Comparison(metric=metric.name, binary=metric.binary, questions=tuple(held_out), results=tuple(results))

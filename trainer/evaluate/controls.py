@@ -40,14 +40,17 @@ def controls(
 ) -> tuple[Control, Control]:
     """Both controls under a metric.
 
-    The constant one gives to every question the answer that scores best when it is given to all: under exact match, the
-    most frequent one. It is chosen on the held-out itself, so that it is stronger than any that could be learnt. The
-    permuted one gives every question the answer to another, drawn at random: the mean over 20 permutations.
+    The constant one gives the same answer to every question. Where scores are right or wrong it is the answer that
+    scores best when it is given to all, chosen on the held-out itself and so stronger than any that could be learnt:
+    under exact match, the most frequent one. Where scores lie between it is the answer that is most like those that
+    were taught, which is what one who knows only them would choose: chosen on the held-out, it would be flattered by
+    the example that it is the answer to. The permuted one gives every question the answer to another, drawn at random:
+    the mean over 20 permutations.
 
     Args:
         references: Of the held-out examples, in their order.
         metric: The primary one.
-        taught: The training examples' answers; the most frequent of them are tried as constants too.
+        taught: The training examples' most frequent answers.
         seed: Of the permutations.
 
     Raises:
@@ -55,15 +58,41 @@ def controls(
     """
     if not references:
         raise EvaluationInvalid("there are no references to make a control of")
-    return _constant(references, metric, taught), _permuted(references, metric, seed)
+    constant = _best(references, metric, taught) if metric.binary else _most_like(references, metric, taught)
+    return constant, _permuted(references, metric, seed)
 
 
-def _constant(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
-    common = [Counter(answers).most_common(CONSTANTS_TRIED) for answers in (references, taught)]
-    tried = dict.fromkeys(answer for counts in common for answer, _ in counts)
+def _best(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
+    """The answer that scores best when it is given to all."""
+    tried = dict.fromkeys((*_common(references), *_common(taught)))
     rows = {answer: tuple(metric.score(answer, reference) for reference in references) for answer in tried}
     best = max(rows, key=lambda answer: sum(rows[answer]))
     return Control(kind="constant", scores=rows[best], answer=best)
+
+
+def _most_like(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
+    """The answer that scores best against the others that were taught; against the held-out where nothing was."""
+    tried = _common(taught or references)
+    mean = {
+        answer: sum(metric.score(answer, other) for other in tried if other != answer) / max(1, len(tried) - 1)
+        for answer in tried
+    }
+    best = max(tried, key=lambda answer: mean[answer])
+    return Control(
+        kind="constant",
+        # an answer that is nobody else's does not profit from the example that it is the answer to
+        scores=tuple(
+            mean[best]
+            if not taught and reference == best and references.count(best) == 1
+            else metric.score(best, reference)
+            for reference in references
+        ),
+        answer=best,
+    )
+
+
+def _common(answers: Sequence[str]) -> list[str]:
+    return [answer for answer, _ in Counter(answers).most_common(CONSTANTS_TRIED)]
 
 
 def _permuted(references: Sequence[str], metric: Metric, seed: int) -> Control:

@@ -141,7 +141,7 @@ class Budget(Frozen):
     """How much may be lost: a share of right answers, and a relative rise of the perplexity."""
 
     accuracy: float = Field(0.05, ge=0, le=1)
-    perplexity: float = Field(0.25, ge=0)
+    perplexity: float = Field(1.0, ge=0)
 
 
 State = Literal["kept", "broken", "open", "silent"]

@@ -12,8 +12,11 @@ import numpy as np
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
+from trainer.evaluate.contrast import Difference, Mean, difference, mean_of
+from trainer.evaluate.forgetting import Forgetting
+from trainer.evaluate.spec import JudgeResult, SuiteResult
 from trainer.evaluate.statistics.paired import Array
-from trainer.evaluate.verdict import Verdict
+from trainer.evaluate.verdict import Rules, Verdict
 from trainer.tune.lineage import Lineage
 
 SHOWN_EACH: Final = 3
@@ -40,7 +43,7 @@ class Cost(Frozen):
 
 
 class Sample(Frozen):
-    """One example, answered by both."""
+    """One example, answered by both: the strongest base and the candidate, or the first arm and the last."""
 
     kind: Literal["best", "worst", "random"]
     id: str
@@ -60,13 +63,24 @@ class Measure(Frozen):
 
 
 class EvaluationReport(Frozen):
-    """Everything about one verdict. ``labels``: the arms in the order that they are shown in, the candidate first."""
+    """Everything about one evaluation. ``labels``: the arms in the order that they are shown in, a candidate first."""
 
     format: int = 1
     adapter: str
     """`name@version`, as the candidate is known to callers."""
     created_at: datetime
-    verdict: Verdict
+    verdict: Verdict | None
+    """None for a comparison without a candidate."""
+    metric: str
+    why: str = ""
+    """Why that metric."""
+    means: tuple[Mean, ...]
+    differences: tuple[Difference, ...] = ()
+    """Of every other arm against the first, where there is no verdict."""
+    held_out: int
+    """Examples that there were; the verdict's are those that were asked."""
+    suites: tuple[SuiteResult, ...] = ()
+    judged: JudgeResult | None = None
     labels: tuple[str, ...]
     served: dict[str, str]
     """What each arm was served by: `name@3`, or the model it asked for."""
@@ -81,13 +95,25 @@ class EvaluationReport(Frozen):
     cut: dict[str, int]
     """Answers of each arm that reached the longest length."""
 
+    @property
+    def forgetting(self) -> Forgetting | None:
+        """What the general suite found, where it was put."""
+        return next((suite.forgetting for suite in self.suites if suite.forgetting is not None), None) or (
+            self.verdict.forgetting if self.verdict is not None else None
+        )
+
 
 def build(
     comparison: Comparison,
-    verdict: Verdict,
+    verdict: Verdict | None,
     *,
     adapter: str,
     created_at: datetime,
+    suites: Sequence[SuiteResult] = (),
+    judged: JudgeResult | None = None,
+    why: str = "",
+    held_out: int | None = None,
+    rules: Rules | None = None,
     loss_curve: Sequence[LossPoint] = (),
     data: DataReport | None = None,
     lineage: Lineage | None = None,
@@ -97,24 +123,34 @@ def build(
 
     Args:
         comparison: What the verdict was reached over.
-        verdict: The verdict.
-        adapter: `name@version`.
+        verdict: The verdict; None for a comparison without a candidate.
+        adapter: What the report is on: `name@version`, or the comparison's name.
         created_at: With its time zone.
+        suites, judged: What the suites found, and a judge.
+        why: Why the metric is what it is.
+        held_out: Examples that there were, where not all of them were asked.
+        rules: How intervals are made where there is no verdict that says it.
         loss_curve: As `loss_curve` makes it from a job's events.
-        data: The training data's quality report.
-        lineage: Where the adapter comes from.
-        cost: What it took.
+        data, lineage, cost: The training data's quality report, where the adapter comes from, and what it took.
     """
-    labels = tuple(dict.fromkeys([verdict.candidate, *(result.arm.label for result in comparison.results)]))
+    labels = _labels(comparison, verdict)
     results = [comparison.result(label) for label in labels]
+    method = (rules or Rules()).method if verdict is None else verdict.rules.method
     return EvaluationReport(
         adapter=adapter,
         created_at=created_at,
         verdict=verdict,
+        metric=comparison.metric,
+        why=why,
+        means=tuple(mean_of(result, binary=comparison.binary, method=method) for result in results),
+        differences=tuple(difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None),
+        held_out=len(comparison.questions) if held_out is None else held_out,
+        suites=tuple(suites),
+        judged=judged,
         labels=labels,
         served={result.arm.label: result.version or result.arm.model for result in results},
         measures=_measures(comparison, labels),
-        samples=_samples(comparison, verdict),
+        samples=_samples(comparison, *_sides(verdict, labels), seed=method.seed),
         loss_curve=tuple(loss_curve),
         data=data,
         lineage=lineage,
@@ -122,6 +158,12 @@ def build(
         asked_tokens=sum(result.prompt_tokens + result.completion_tokens for result in results),
         cut={result.arm.label: result.cut for result in results},
     )
+
+
+def _labels(comparison: Comparison, verdict: Verdict | None) -> tuple[str, ...]:
+    """The arms' labels, a candidate's first."""
+    first = [] if verdict is None else [verdict.candidate]
+    return tuple(dict.fromkeys([*first, *(result.arm.label for result in comparison.results)]))
 
 
 def loss_curve(metrics: Iterable[dict[str, Any]]) -> tuple[LossPoint, ...]:
@@ -169,16 +211,21 @@ def _measures(comparison: Comparison, labels: Sequence[str]) -> tuple[Measure, .
     return tuple(measures)
 
 
-def _samples(comparison: Comparison, verdict: Verdict) -> tuple[Sample, ...]:
+def _sides(verdict: Verdict | None, labels: Sequence[str]) -> tuple[str, str]:
+    """The two arms whose answers stand side by side: before, after."""
+    return (labels[0], labels[-1]) if verdict is None else (verdict.base, verdict.candidate)
+
+
+def _samples(comparison: Comparison, before: str, after: str, *, seed: int) -> tuple[Sample, ...]:
     """The largest gains, the largest losses, and some drawn at random; none stands twice."""
-    base, candidate = comparison.result(verdict.base), comparison.result(verdict.candidate)
+    base, candidate = comparison.result(before), comparison.result(after)
     gains = candidate.scores - base.scores
     kinds: dict[int, Literal["best", "worst", "random"]] = {}
     for place in _first(-gains, gains > 0):
         kinds[place] = "best"
     for place in _first(gains, gains < 0):
         kinds.setdefault(place, "worst")
-    random = np.random.default_rng(verdict.rules.method.seed)
+    random = np.random.default_rng(seed)
     left = [place for place in random.permutation(len(gains)).tolist() if place not in kinds]
     for place in left[:SHOWN_EACH]:
         kinds[place] = "random"

@@ -22,7 +22,7 @@ from trainer.evaluate.statistics.noise import NO_RUNS
 
 Word = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
-Name = Literal["examples", "base", "live", "form", "forgetting"]
+Name = Literal["examples", "base", "live", "form", "forgetting", "suites", "judge"]
 
 
 class Rules(Frozen):
@@ -87,6 +87,7 @@ def decide(
     live: str | None = None,
     form: Sequence[Control],
     forgetting: Forgetting | None = None,
+    more_checks: Sequence[Check] = (),
     rules: Rules | None = None,
 ) -> Verdict:
     """Judge a candidate.
@@ -97,7 +98,9 @@ def decide(
         bases: Labels of the base's arms; the strongest one counts.
         live: Label of the arm that serves now, if one does.
         form: The controls over the comparison's questions; every one has to be beaten.
-        forgetting: The general suite's result; where it is None a pass is not possible.
+        forgetting: The general suite's result; where neither it nor another suite's check is there a pass is not
+            possible.
+        more_checks: What other suites and a judge that counts have found.
         rules: The operator's settings.
 
     Raises:
@@ -109,7 +112,7 @@ def decide(
     against_base = difference(comparison, candidate, base, rules.method, bound=rules.smallest_difference)
     against_live = difference(comparison, candidate, live, rules.method) if live is not None else None
     against_form = tuple(_against(control, comparison, candidate, rules.method) for control in form)
-    checks = _checks(against_base, against_live, against_form, forgetting, rules)
+    checks = (*_checks(against_base, against_live, against_form, rules), *_kept_up(forgetting, more_checks))
     word, more = _word(checks), _more(checks, against_base, against_form, rules)
     labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
     return Verdict(
@@ -140,17 +143,21 @@ def _complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None
         raise EvaluationInvalid(f"a control is not of the comparison's {count} examples")
 
 
-def _checks(
-    base: Difference, live: Difference | None, form: Sequence[Difference], forgetting: Forgetting | None, rules: Rules
-) -> tuple[Check, ...]:
+def _checks(base: Difference, live: Difference | None, form: Sequence[Difference], rules: Rules) -> tuple[Check, ...]:
     enough = base.examples >= rules.min_examples
     return (
         _examples(base.examples, rules),
         _base(base, enough),
         *(() if live is None else (_live(live, enough),)),
         _form(form, enough),
-        _forgetting(forgetting),
     )
+
+
+def _kept_up(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Check, ...]:
+    """What was forgotten, by the general suite and by others, and what a judge says."""
+    if forgetting is None and any(check.name == "suites" for check in more):
+        return tuple(more)
+    return (_forgetting(forgetting), *more)
 
 
 def _against(control: Control, comparison: Comparison, candidate: str, method: Method) -> Difference:

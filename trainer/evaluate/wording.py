@@ -147,6 +147,8 @@ def _why_failed(broken: Sequence[str]) -> str:
         "live": "It is worse than the version that serves now.",
         "form": "That is no more than one gets by knowing which answers there are.",
         "forgetting": "It forgot more of what the base could do than is allowed.",
+        "suites": "It lost more in a suite than is allowed.",
+        "judge": "The judge prefers the base.",
     }
     return " ".join(text for name, text in said.items() if name in broken)
 
@@ -165,11 +167,15 @@ def _what_would_do(found: Difference, undecided: Sequence[str], more: int | None
         )
     elif "form" in undecided:
         parts.append("Whether it knows more than which answers there are is not shown.")
-    if "forgetting" in undecided:
+    if {"forgetting", "suites"} & set(undecided):
         parts.append("What it forgot is not settled.")
+    if "judge" in undecided:
+        parts.append("What the judge prefers is not settled.")
     if more:
         towards = "" if found.estimate > found.bound else ", though what was seen points to no improvement"
         parts.append(f"About {more} examples more would do{towards}.")
-    elif more is None:
+    elif more is None and "base" in undecided:
         parts.append("What was seen is so close to the bound that no practical number of examples would settle it.")
+    elif more is None:
+        parts.append("No practical number of examples would settle that.")
     return " ".join(parts)

@@ -7,21 +7,26 @@ import binascii
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from adapters.errors import UnsupportedFeature
 from adapters.features import FEATURES, refuse_unsupported, says_nothing
-from trainer.errors import Invalid, RequestError, UnknownParameter, Unsupported
+from trainer.errors import Invalid, UnknownParameter, Unsupported
 from trainer.jobs.spec import FileRef
+from trainer.tune.auto import Parent
 from trainer.tune.wish import Wish
+from trainer.validation import validated
 
-Model = TypeVar("Model", bound=BaseModel)
 OPENAIS: Final = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
 """Read from the hyperparameters alone: in metadata they are a note of the client's own."""
 UNSERVABLE: Final = frozenset({*FEATURES, "bias", "init_lora_weights", "peft_type", "task_type"})
 """Keys of PEFT's that name what an engine might refuse; asked for in metadata they must not be passed over."""
+
+LISTS: Final = frozenset({"target_modules", "suites"})
+TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
+"""Values that are text, whatever they look like."""
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
@@ -36,6 +41,14 @@ class Options(BaseModel):
     system_prompt: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
     strict: bool = False
     drop_long: bool = False
+    promote: Literal["auto", "never"] = "auto"
+    """Whether a version that passes its evaluation goes live by itself."""
+    metric: Annotated[str, Field(max_length=40)] | dict[str, Any] = "auto"
+    """The primary metric: `auto`, a name, or an object with `name` and `pattern` or `schema`."""
+    suites: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=40)], ...], Field(max_length=8)] | None = None
+    """Names of suites; none: the general one."""
+    judge: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Name of a judge of the operator's settings."""
 
 
 class Inner(BaseModel):
@@ -89,6 +102,7 @@ class Context(BaseModel):
     training_file: FileRef
     validation_file: FileRef | None = None
     parent: str | None = None
+    parent_shape: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +129,7 @@ def read_context(header: str) -> Context:
 
 def read_body(content: object) -> Asked:
     """Understand a body. Raises Invalid, UnknownParameter, Unsupported, with the dotted name of the field."""
-    body = _validated(CreateBody, content, {})
+    body = validated(CreateBody, content)
     if body.method is not None and body.method.type != "supervised":
         raise Unsupported(
             f"`method.type` is {body.method.type[:40]!r}; `supervised` is the one that is done here",
@@ -131,8 +145,8 @@ def read_body(content: object) -> Asked:
             raise Invalid(f"`{where[name]}` and `{place}` say two things", param=place)
         values.setdefault(name, value)
         where.setdefault(name, place)
-    wish = _validated(Wish, {name: value for name, value in values.items() if name in Wish.model_fields}, where)
-    options = _validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
+    wish = validated(Wish, {name: value for name, value in values.items() if name in Wish.model_fields}, where)
+    options = validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
     return Asked(body, wish, options, where)
 
 
@@ -148,12 +162,12 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
                 raise UnknownParameter(f"`{where}` is not known; known are {known}", param=where)
             if isinstance(value, bool) and name not in ("rslora", "packing", "strict", "drop_long"):
                 raise Invalid(f"`{where}` is {json.dumps(value)}, which is no value for it", param=where)
-            yield name, _list(value) if name == "target_modules" else value, where
+            yield name, _list(value) if name in LISTS else value, where
     for name, text in (body.metadata or {}).items():
         where = f"metadata.{name}"
         _servable(name, _plain(text), where)
         if name in Options.model_fields or (name in Wish.model_fields and name not in OPENAIS):
-            yield name, _list(text) if name == "target_modules" else _plain(text, name), where
+            yield name, _list(text) if name in LISTS else _plain(text, name), where
 
 
 def _servable(name: str, value: Any, where: str) -> None:
@@ -168,51 +182,26 @@ def _servable(name: str, value: Any, where: str) -> None:
 
 def _plain(text: str, name: str = "") -> Any:
     """The value that a metadata string stands for; text stays text where text is wanted."""
-    if name in ("system_prompt", "adapter"):
+    if name in TEXTS:
         return text
     try:
         found = json.loads(text)
     except ValueError:
         return {"True": True, "False": False}.get(text, text)
+    if name == "metric":
+        return found if isinstance(found, dict) else text
     return found if isinstance(found, (bool, int, float)) else text
 
 
 def _list(value: Any) -> Any:
-    """`target_modules` as a tuple: from a list, JSON's or one with commas."""
+    """`target_modules` or `suites` as a list: from JSON's or one with commas; of suites, `none` is the empty one."""
     if not isinstance(value, str) or value == "all-linear":
         return value
+    if value in ("", "none"):
+        return []
     if value.startswith("["):
         try:
             return json.loads(value)
         except ValueError:
             return value
     return [part.strip() for part in value.split(",")]
-
-
-def _validated(model: type[Model], content: object, where: Mapping[str, str]) -> Model:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise _refusal(error, where) from error
-
-
-def _refusal(error: ValidationError, where: Mapping[str, str]) -> RequestError:
-    """The first fault, with the field's dotted name, what was found and what is allowed."""
-    faults = error.errors(include_url=False)
-    path = _path(faults[0]["loc"], where)
-    told = [fault for fault in faults if _path(fault["loc"], where) == path]
-    param = ".".join(path) or None
-    name = f"`{param}`" if param else "the body"
-    if told[0]["type"] == "missing":
-        return Invalid(f"{name} is missing", param=param)
-    if told[0]["type"] == "extra_forbidden":
-        return UnknownParameter(f"{name} is not known", param=param)
-    allowed = " or ".join(dict.fromkeys(fault["msg"] for fault in told))
-    return Invalid(f"{name} is {str(told[0]['input'])[:100]!r}: {allowed}", param=param)
-
-
-def _path(loc: tuple[int | str, ...], where: Mapping[str, str]) -> list[str]:
-    """The parts of a field's dotted name. Behind a hyperparameter's name pydantic tells the branches of its union."""
-    if loc and loc[0] in where:
-        return [where[str(loc[0])]]
-    return [str(part)[:64] for part in loc if part != "[key]"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -30,10 +30,16 @@ a later one that changes them freezes what it found."""
 
 
 class Database:
-    """Runs units of work, each a function of one connection, in a transaction of its own."""
+    """Runs units of work, each a function of one connection, in a transaction of its own.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        steps: What makes each schema of the one before.
+    """
+
+    def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self.path = path
+        self._steps = steps
         self._engine = sa.create_engine(
             f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False}
         )
@@ -54,11 +60,11 @@ class Database:
         try:
             with self._engine.begin() as db:
                 version = int(db.exec_driver_sql("PRAGMA user_version").scalar_one())
-                if version > len(STEPS):
+                if version > len(self._steps):
                     raise SettingsError(f"{self.path} was written by a newer trainer (schema {version})")
-                for step in STEPS[version:]:
+                for step in self._steps[version:]:
                     step(db)
-                db.exec_driver_sql(f"PRAGMA user_version = {len(STEPS)}")
+                db.exec_driver_sql(f"PRAGMA user_version = {len(self._steps)}")
         except DatabaseError as error:
             raise SettingsError(f"{self.path} cannot be opened as the trainer's database: {error.orig}") from error
 

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
@@ -14,11 +14,12 @@ from trainer.config import Installation, Settings
 from trainer.jobs import fit, journal, records, spec
 from trainer.jobs.database import Database
 from trainer.jobs.gateway_side import GatewaySide, metrics_csv
-from trainer.jobs.place import Place, summary
+from trainer.jobs.place import JUDGING, Place, summary
 from trainer.jobs.process import End
 from trainer.jobs.pulse import Pulse
 from trainer.jobs.spec import Failure, Plan, Result
 from trainer.jobs.state import Job, Status
+from trainer.reviews.service import Reviews
 
 KILLS_MOST: Final = 3
 """Restarts in a row that brought nothing, before a job is given up."""
@@ -38,7 +39,9 @@ class Endings:
         place: Place,
         pulse: Pulse,
         gateway: GatewaySide,
+        reviews: Reviews | None = None,
     ) -> None:
+        self._reviews = reviews
         self._settings = settings
         self._installation = installation
         self._base = base
@@ -51,6 +54,13 @@ class Endings:
         """Have a job's key revoked."""
         await self._gateway.spend_key(job_id)
 
+    async def prepare(self, job: Job) -> None:
+        """Leave in a job's folder what its worker is to know: how far its judge may be trusted."""
+        if self._reviews is not None:
+            wanted = await asyncio.to_thread(self._place.read, job.id, spec.SPEC, spec.JobSpec)
+            judge = None if wanted is None else wanted.judging.judge
+            await self._reviews.prepare(job.project, judge, self._place.of(job.id))
+
     async def note_device_time(self, job_id: str) -> None:
         """A worker has given the device back."""
 
@@ -61,18 +71,24 @@ class Endings:
 
         await self._database.run(note)
 
-    async def finish(self, job: Job, result: Result, *, said: str | None = None) -> None:
+    async def finish(
+        self, job: Job, result: Result, *, said: str | None = None, level: Literal["info", "error"] = "info"
+    ) -> None:
         """End a job for good: its result files are kept at the gateway, and its key is of no more use.
 
         Args:
             said: The last event, where no worker has said one.
+            level: Its level, where the job has not failed.
         """
         await asyncio.to_thread(self._place.write, job.id, spec.RESULT, result)
+        if self._reviews is not None:
+            await self._reviews.take(job.project, job.id, self._place.of(job.id))
         report = await asyncio.to_thread(self._place.report, job.id)
         found: dict[str, Any] = {"plan": _json(await asyncio.to_thread(self._place.plan, job.id))}
         found["report"] = summary(report) if report is not None else None
         if not job.result_files:
-            found["result_files"] = await self._keep(job, report.model_dump_json() if report is not None else None)
+            kept = await self._keep(job, report.model_dump_json() if report is not None else None)
+            found["result_files"] = [*kept, *result.files]
         priced = self._settings.price_per_hour * job.device_s / 3600
         if result.status != "succeeded":
             result = result.model_copy(update={"seconds": round(job.device_s, 3), "cost": round(priced, 6)})
@@ -81,7 +97,7 @@ class Endings:
             if records.get(db, job.id).over:
                 return
             if said is not None:
-                journal.say(db, records.get(db, job.id), said, level="error" if result.error is not None else "info")
+                journal.say(db, records.get(db, job.id), said, level="error" if result.error is not None else level)
             records.change(
                 db,
                 job.id,
@@ -95,6 +111,14 @@ class Endings:
         await self._database.run(end)
         await self._gateway.spend_key(job.id)
         self._pulse.beat()
+
+    async def cancelled(self, job: Job) -> None:
+        """End a job that was cancelled and has no worker; one whose version is there has succeeded, unjudged."""
+        pushed = await asyncio.to_thread(self._place.pushed, job.id)
+        if pushed is None:
+            await self.finish(job, Result(status="cancelled"), said="cancelled")
+        else:
+            await self.finish(job, pushed, said="cancelled before it was judged; nothing was moved")
 
     async def _keep(self, job: Job, report: str | None) -> list[str]:
         rows = await self._database.run(lambda db: journal.metrics(db, job.id))
@@ -174,6 +198,8 @@ class Endings:
         wait_s = BACK_OFF_S[kills - 1]
         stand = progress.rpartition(" ")[2]
         whence = f"checkpoint {stand}" if stand.startswith("step-") else "the beginning"
+        if stand.startswith(JUDGING):
+            whence = "the answers that it has"
 
         def requeue(db: sa.Connection) -> None:
             current = records.change(
@@ -197,6 +223,11 @@ class Endings:
             code, advice = "out_of_memory", "A smaller batch_size or max_length needs less memory."
         else:
             code, advice = "worker_killed", "The worker's log in the job's folder may say why; then start it anew."
+        pushed = await asyncio.to_thread(self._place.pushed, job.id)
+        if pushed is not None:
+            message = f"{times}: {pushed.fine_tuned_model} is there, without a verdict. Nothing was moved."
+            await self.finish(job, pushed, said=message, level="error")
+            return
         failure = Failure(code=code, message=f"{times}. {advice}")
         await self.finish(job, Result(status="failed", error=failure), said=failure.message)
 

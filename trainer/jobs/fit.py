@@ -89,14 +89,23 @@ class Fit:
         return f"it needs about {self.need.words()} on {self.room.device}, where {free} are to be had ({self.room.why})"
 
 
-def at_least(wish: Wish, base: Base, *, max_rank: int, length: int, file_bytes: int, on_gpu: bool) -> Recipe:
+def at_least(
+    wish: Wish,
+    base: Base,
+    *,
+    max_rank: int,
+    length: int,
+    file_bytes: int,
+    on_gpu: bool,
+    parent: auto.Parent | None = None,
+) -> Recipe:
     """The least that a wish can become: with `auto` for the shortest of files, and activations computed again.
 
     Raises WishRefused.
     """
     few = auto.Seen(examples=FEWEST_EXAMPLES, tokens=FEWEST_EXAMPLES, longest=min(SHORT_TOKENS, file_bytes))
     recipe, _ = auto.choose(
-        wish, few, hidden_size=base.shape.hidden, max_rank=max_rank, length=length, seed=0, on_gpu=on_gpu, parent=None
+        wish, few, hidden_size=base.shape.hidden, max_rank=max_rank, length=length, seed=0, on_gpu=on_gpu, parent=parent
     )
     return recipe.model_copy(update={"gradient_checkpointing": True})
 

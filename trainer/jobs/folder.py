@@ -71,6 +71,18 @@ class Folder:
         event = WorkerEvent(at=time.time(), level=level, type=type, message=message, data=data)
         os.write(self._events, event.model_dump_json().encode() + b"\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The numbers of all `metrics` events so far, one a step, in order of the steps."""
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in self.path(spec.EVENTS).read_bytes().splitlines():
+            try:
+                event = WorkerEvent.model_validate_json(line)
+            except ValidationError:
+                continue  # torn by a kill
+            if event.type == "metrics" and "step" in event.data:
+                by_step[int(event.data["step"])] = event.data
+        return [by_step[step] for step in sorted(by_step)]
+
     def read(self, name: str, model: type[Model]) -> Model | None:
         """The file as a ``model``, or None where it is not there or is not one."""
         try:

@@ -26,6 +26,8 @@ PATIENCE_S: Final = 900.0
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Answers that another attempt may better. A push is the same version however often it is sent."""
+DECIDED: Final = PASSING - {409}
+"""The same where a conflict is an answer: it stays one."""
 
 
 class Gateway:
@@ -60,6 +62,53 @@ class Gateway:
     ) -> dict[str, Any]:
         """Upload the adapter in `directory` and wait for its proof; the version object."""
         return self._persist(lambda: self._push(name, directory, alias, settings, metadata))
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        """An adapter with its versions and aliases."""
+        return self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}")))
+
+    def keep(self, name: str, content: bytes, purpose: str) -> str:
+        """Upload a file; its id."""
+        found = self._persist(
+            lambda: self._json(
+                lambda: self._http.post("/v1/files", data={"purpose": purpose}, files={"file": (name, content)})
+            )
+        )
+        return str(found["id"])
+
+    def record_verdict(self, model: str, body: dict[str, Any]) -> None:
+        """Write a verdict on `name@version` down, unless the newest one there says the same already."""
+        name, _, version = model.partition("@")
+        place = f"/v1/adapters/{name}/versions/{version}/verdicts"
+
+        def attempt() -> None:
+            there = self._json(lambda: self._http.get(place, params={"limit": 1}))["data"]
+            if not any(_says_the_same(verdict, body) for verdict in there):
+                self._json(lambda: self._http.post(place, json=body))
+
+        self._persist(attempt, DECIDED)
+
+    def aim(self, model: str, alias: str, expected: int | None) -> None:
+        """Point an alias to `name@version`, if it still points where it did.
+
+        Raises:
+            GatewayRefused: It has moved since, or the version cannot serve; `gateway_code` says which.
+        """
+        name, _, version = model.partition("@")
+        body = {"version": int(version), "expected": expected}
+        place = f"/v1/adapters/{name}/aliases/{alias}"
+        self._persist(lambda: self._json(lambda: self._http.put(place, json=body, timeout=PUSH_TIMEOUT)), DECIDED)
+
+    def serves(self, model: str) -> bool:
+        """Whether `name@version` can serve now."""
+        name, _, version = model.partition("@")
+        found = self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
+        return bool(found["servable"] == "ok")
+
+    def count_tokens(self, model: str, text: str) -> int:
+        """How many tokens a text has."""
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        return int(self._persist(lambda: self._json(lambda: self._http.post("/v1/tokenize", json=body)))["count"])
 
     def load(self) -> tuple[int, int]:
         """Callers' requests that are waiting, and in flight. Raises GatewayUnreachable, GatewayRefused; at once."""
@@ -110,7 +159,7 @@ class Gateway:
         found: dict[str, Any] = response.json()
         return found
 
-    def _persist(self, attempt: Callable[[], T]) -> T:
+    def _persist(self, attempt: Callable[[], T], passing: frozenset[int] = PASSING) -> T:
         """Try until it succeeds, is refused for good, or the gateway has been away for PATIENCE_S."""
         deadline = time.monotonic() + PATIENCE_S
         for tries in range(10_000):
@@ -120,10 +169,14 @@ class Gateway:
                 if time.monotonic() > deadline:
                     raise
             except GatewayRefused as error:
-                if error.status not in PASSING or time.monotonic() > deadline:
+                if error.status not in passing or time.monotonic() > deadline:
                     raise
             self._wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
         raise GatewayUnreachable("the gateway did not answer")
+
+
+def _says_the_same(there: dict[str, Any], body: dict[str, Any]) -> bool:
+    return all(there.get(field) == body[field] for field in ("kind", "verdict", "sentence", "files"))
 
 
 def _refused(response: httpx.Response) -> GatewayRefused:

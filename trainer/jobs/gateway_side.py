@@ -10,14 +10,16 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx
+import sqlalchemy as sa
 
 from trainer.config import Settings
 from trainer.jobs import records
 from trainer.jobs.database import Database
-from trainer.jobs.place import Place
+from trainer.jobs.folders import Folders
+from trainer.jobs.thinning import thin
 
 TIMEOUT: Final = httpx.Timeout(10, connect=3)
 RETRY_S: Final = (0.5, 2.0)
@@ -39,6 +41,32 @@ COLUMNS: Final = {
 _LOG = logging.getLogger("hatrack.trainer.gateway")
 
 
+class Rows(Protocol):
+    """What has to be known of the records of jobs, or of evaluations."""
+
+    def stale(self, db: sa.Connection, finished_before: float) -> list[str]:
+        """Those that ended before then (Unix seconds) and whose big files are still there."""
+
+    def cleared(self, db: sa.Connection, job_id: str) -> None:
+        """Note that the big files of this one are gone."""
+
+
+class JobRows:
+    """Of jobs."""
+
+    def stale(self, db: sa.Connection, finished_before: float) -> list[str]:
+        """See Rows."""
+        return records.stale(db, finished_before)
+
+    def cleared(self, db: sa.Connection, job_id: str) -> None:
+        """See Rows; of its curve, fewer points stay."""
+        thin(db, job_id)
+        records.change(db, job_id, cleared=True)
+
+
+JOBS: Final = JobRows()
+
+
 def metrics_csv(rows: Sequence[dict[str, Any]]) -> bytes:
     """A job's numbers, a line a step."""
     text = io.StringIO()
@@ -53,13 +81,16 @@ class GatewaySide:
 
     Args:
         url: The gateway's.
+        place: The folders of what is done.
+        rows: The records of what is done in them.
     """
 
-    def __init__(self, url: str, settings: Settings, database: Database, place: Place) -> None:
+    def __init__(self, url: str, settings: Settings, database: Database, place: Folders, rows: Rows = JOBS) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=TIMEOUT)
         self._keep_s = settings.keep_days * 86400
         self._database = database
         self._place = place
+        self._rows = rows
         self._spent = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -143,7 +174,7 @@ class GatewaySide:
     async def _clear_old(self) -> None:
         while True:
             before = time.time() - self._keep_s
-            for job_id in await self._database.run(partial(records.stale, finished_before=before)):
+            for job_id in await self._database.run(partial(self._rows.stale, finished_before=before)):
                 await asyncio.to_thread(self._place.clear, job_id)
-                await self._database.run(partial(records.change, job_id=job_id, cleared=True))
+                await self._database.run(partial(self._rows.cleared, job_id=job_id))
             await asyncio.sleep(CLEARING_S)

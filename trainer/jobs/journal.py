@@ -54,6 +54,8 @@ def append(db: sa.Connection, job: Job, found: Sequence[WorkerEvent], offset: in
     for event in found:
         if "paused_s" in event.data:
             pauses, paused_s = pauses + 1, paused_s + float(event.data["paused_s"])
+        if "stage" in event.data:
+            changes["estimated_finish"] = None  # of the training: nobody knows how busy the engine will be
         if event.type == "metrics":
             if event.data.get("ends_epoch"):
                 _add_checkpoint(db, job.id, event)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from trainer.jobs.spec import Control, Plan
 from trainer.jobs.state import CheckpointRow, Event, Job, Status
+
+VERDICT: Final = "hatrack_verdict"
 
 
 def job_object(job: Job) -> dict[str, Any]:
@@ -32,9 +34,16 @@ def job_object(job: Job) -> dict[str, Any]:
         "hyperparameters": hyperparameters,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         "integrations": [],
-        "metadata": job.body.get("metadata"),
+        "metadata": _metadata(job),
         "hatrack": _ours(job),
     }
+
+
+def _metadata(job: Job) -> dict[str, str] | None:
+    """The client's, and the verdict's bare word once there is one."""
+    given: dict[str, str] | None = job.body.get("metadata")
+    judged = job.result.judged if job.result is not None else None
+    return given if judged is None else {**(given or {}), VERDICT: judged.verdict}
 
 
 def _ours(job: Job) -> dict[str, Any]:
@@ -43,7 +52,9 @@ def _ours(job: Job) -> dict[str, Any]:
         "adapter": job.adapter,
         "device": result.device if result is not None and result.device else job.device,
         "wanted": job.wanted if not job.over and job.wanted is not Control.RUN else None,
-        "plan": plan.model_dump(mode="json") if plan is not None else None,
+        "plan": plan.model_dump(mode="json", exclude={"primary": {"answers"}}) if plan is not None else None,
+        "metric": plan.primary.name if plan is not None and plan.primary is not None else None,
+        "verdict": result.judged.model_dump() if result is not None and result.judged is not None else None,
         "report": job.report,
         "pauses": {"count": job.pauses, "seconds": job.paused_s},
         "digest": result.digest if result is not None else None,

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from trainer.config import worker_environment
-from trainer.jobs.place import LOG, Place
+from trainer.jobs.folders import Folders
+from trainer.jobs.place import LOG
 from trainer.jobs.spec import Stage
 
 MOST_LOG_BYTES: Final = 16 * 2**20
@@ -69,10 +70,10 @@ class Adopted:
     """A worker that a former trainer has started: it lives as long as it holds its lock.
 
     Args:
-        pid: As `Place.worker` gives it.
+        pid: As `Folders.worker` gives it.
     """
 
-    def __init__(self, place: Place, job_id: str, pid: int) -> None:
+    def __init__(self, place: Folders, job_id: str, pid: int) -> None:
         self._place = place
         self._job_id = job_id
         self.pid = pid
@@ -99,12 +100,17 @@ class Adopted:
 
 def spawn(folder: Path, stage: Stage, command: Command = worker_command) -> Spawned:
     """Start a worker on the job in `folder`. Raises OSError."""
+    return launch(folder, command(folder, stage))
+
+
+def launch(folder: Path, argv: Sequence[str]) -> Spawned:
+    """Start a process whose log is in `folder`. Raises OSError."""
     log = folder / LOG
     if log.exists() and log.stat().st_size > MOST_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command(folder, stage),
+            argv,
             env=worker_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,

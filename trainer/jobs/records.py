@@ -5,18 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 
+from trainer.jobs.idempotency import Retry, remember
 from trainer.jobs.spec import Control
 from trainer.jobs.state import OVER, Job, Status
 from trainer.jobs.tables import idempotency, jobs
-
-REMEMBERED_S: Final = 24 * 3600.0
-"""How long an Idempotency-Key is known."""
-REMEMBERED_MOST: Final = 1000
-"""Idempotency-Keys that are known of one project; the oldest are forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +28,6 @@ class Draft:
     seed: int
     adapter: str
     device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """An Idempotency-Key, and the SHA-256 of the body that it came with."""
-
-    key: str
-    body_sha256: str
 
 
 def add(db: sa.Connection, draft: Draft, retry: Retry | None) -> Job:
@@ -62,29 +50,8 @@ def add(db: sa.Connection, draft: Draft, retry: Retry | None) -> Job:
         )
     )
     if retry is not None:
-        _remember(db, draft, retry)
+        remember(db, idempotency, draft.project, retry, draft.id, float(draft.created_at))
     return get(db, draft.id)
-
-
-def known(db: sa.Connection, project: str, key: str, now: float) -> tuple[str, str] | None:
-    """The job, and the SHA-256 of its body, that an Idempotency-Key was last used for; None where it is not known."""
-    found = db.execute(
-        sa.select(idempotency.c.job, idempotency.c.body_sha256).where(
-            idempotency.c.project == project, idempotency.c.key == key, idempotency.c.at > now - REMEMBERED_S
-        )
-    ).first()
-    return None if found is None else (found.job, found.body_sha256)
-
-
-def _remember(db: sa.Connection, draft: Draft, retry: Retry) -> None:
-    table, now = idempotency, float(draft.created_at)
-    mine = table.c.project == draft.project
-    db.execute(table.delete().where(table.c.at <= now - REMEMBERED_S))
-    newest = sa.select(table.c.key).where(mine).order_by(table.c.at.desc()).limit(REMEMBERED_MOST - 1)
-    db.execute(table.delete().where(mine, table.c.key.not_in(newest)))
-    db.execute(
-        table.insert().values(project=draft.project, key=retry.key, body_sha256=retry.body_sha256, job=draft.id, at=now)
-    )
 
 
 def get(db: sa.Connection, job_id: str) -> Job:

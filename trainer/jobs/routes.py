@@ -6,9 +6,8 @@ in).
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -16,28 +15,17 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from trainer.errors import BodyTooLarge, Invalid
+from trainer.errors import Invalid
+from trainer.http import DEFAULT_LISTED, REPLAYED, After, Caller, Limit, at_most, read_json
 from trainer.jobs.asked import read_context
 from trainer.jobs.checking import CheckWish, DataChecks
-from trainer.jobs.service import JobKey, Jobs, Who
+from trainer.jobs.service import JobKey, Jobs
 from trainer.jobs.streaming import Streams
 
-MAX_BODY_BYTES: Final = 2 * 2**20
 FRAMING_BYTES: Final = 64 * 1024
 CHUNK_BYTES: Final = 2**20
-REPLAYED: Final = "x-hatrack-replayed"
-MOST_LISTED: Final = 100
-DEFAULT_LISTED: Final = 20
 EVENT_STREAM: Final = "text/event-stream"
 _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
-
-
-async def who(
-    project: Annotated[str, Header(alias="x-hatrack-project", max_length=128)],
-    key_id: Annotated[str, Header(alias="x-hatrack-key-id", max_length=128)],
-) -> Who:
-    """Who asks."""
-    return Who(project, key_id)
 
 
 async def jobs(request: Request) -> Jobs:
@@ -59,10 +47,7 @@ async def streams(request: Request) -> Streams:
 
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
-Caller = Annotated[Who, Depends(who)]
 Service = Annotated[Jobs, Depends(jobs)]
-After = Annotated[str | None, Query(max_length=64)]
-Limit = Annotated[int, Query(ge=1, le=MOST_LISTED)]
 
 
 @router.post("/jobs")
@@ -78,7 +63,7 @@ async def create_job(
     """Make a job."""
     made, replayed = await service.create(
         caller,
-        await _read_json(request),
+        await read_json(request),
         read_context(job_context),
         JobKey(job_key, job_key_id),
         idempotency_key,
@@ -179,7 +164,7 @@ async def check_data(
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await data.check(filename, request.stream(), wish)
     try:
-        form = await MultiPartParser(request.headers, _at_most(request, data.most_bytes + FRAMING_BYTES)).parse()
+        form = await MultiPartParser(request.headers, at_most(request, data.most_bytes + FRAMING_BYTES)).parse()
     except MultiPartException as error:
         raise Invalid(f"the form cannot be read: {error.message}") from error
     try:
@@ -189,23 +174,6 @@ async def check_data(
         return await data.check((file.filename or filename)[:256], _pieces(file), wish)
     finally:
         await form.close()
-
-
-async def _read_json(request: Request) -> Any:
-    content = b"".join([piece async for piece in _at_most(request, MAX_BODY_BYTES)])
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise Invalid("the body is not JSON") from error
-
-
-async def _at_most(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    total = 0
-    async for piece in request.stream():
-        total += len(piece)
-        if total > most:
-            raise BodyTooLarge(f"the body has more than {most} bytes")
-        yield piece
 
 
 async def _pieces(file: UploadFile) -> AsyncIterator[bytes]:

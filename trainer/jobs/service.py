@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +17,6 @@ from trainer.data.report import Report
 from trainer.errors import (
     Broken,
     Invalid,
-    KeyReused,
     MemoryTooSmall,
     Missing,
     NoSpace,
@@ -30,12 +27,14 @@ from trainer.errors import (
 from trainer.jobs import fit, journal, records
 from trainer.jobs.asked import Asked, Context, read_body
 from trainer.jobs.database import Database
+from trainer.jobs.idempotency import Retry, made_before, retry_of
 from trainer.jobs.objects import checkpoint_object, event_object, job_object, list_object
 from trainer.jobs.place import Place
 from trainer.jobs.pulse import Pulse
-from trainer.jobs.records import Draft, Retry
-from trainer.jobs.spec import Control, JobSpec
+from trainer.jobs.records import Draft
+from trainer.jobs.spec import Control, JobSpec, JudgingWish
 from trainer.jobs.state import Event, Job, Status
+from trainer.jobs.tables import idempotency
 from trainer.tune import auto
 
 SETTLE_S: Final = 10.0
@@ -97,12 +96,12 @@ class Jobs:
             NoSpace: The disk is full.
         """
         asked = read_body(content)
-        retry = _retry(idempotency_key, content)
+        retry = retry_of(idempotency_key, content)
         known = await self._database.run(lambda db: _replayed(db, who, retry))
         if known is not None:
             return job_object(known), True
         await self._check(asked, context)
-        spec = self._spec(who, asked, context)
+        spec = self._spec(who, asked, context, await asyncio.to_thread(_judging, asked, self._settings))
         try:
             await asyncio.to_thread(self._place.make, spec, key.secret)
         except OSError as error:
@@ -167,6 +166,7 @@ class Jobs:
                 length=length,
                 file_bytes=context.training_file.bytes,
                 on_gpu=on_gpu,
+                parent=context.parent_shape,
             )
         except WishRefused as refused:
             place = asked.place(refused.param)
@@ -182,7 +182,7 @@ class Jobs:
                 param=asked.place("batch_size"),
             )
 
-    def _spec(self, who: Who, asked: Asked, context: Context) -> JobSpec:
+    def _spec(self, who: Who, asked: Asked, context: Context, judging: JudgingWish) -> JobSpec:
         settings, installation, body = self._settings, self._installation, asked.body
         return JobSpec(
             id=f"ftjob-{secrets.token_hex(12)}",
@@ -208,6 +208,7 @@ class Jobs:
             price_per_hour=settings.price_per_hour,
             yield_above=settings.yield_above,
             yield_most_s=settings.yield_most_s,
+            judging=judging,
         )
 
     # looking
@@ -293,6 +294,12 @@ class Jobs:
         return job_object(job)
 
 
+def _judging(asked: Asked, settings: Settings) -> JudgingWish:
+    from trainer.jobs.wishes import judging_wish  # statistics and all: nobody but a new job has use for them
+
+    return judging_wish(asked, settings)
+
+
 def event_number(job: Job, event_id: str) -> int:
     """The place of an event of the job, from its id. Raises Invalid."""
     return _number(job, event_id, "ftevent")
@@ -327,20 +334,6 @@ def _settled(job: Job) -> bool:
     return job.over or (job.wanted is Control.PAUSE and job.status is Status.PAUSED)
 
 
-def _retry(key: str | None, content: object) -> Retry | None:
-    if key is None:
-        return None
-    if not 0 < len(key) <= 255:
-        raise Invalid("an Idempotency-Key has 1 to 255 characters", param="Idempotency-Key")
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return Retry(key, hashlib.sha256(canonical.encode()).hexdigest())
-
-
 def _replayed(db: sa.Connection, who: Who, retry: Retry | None) -> Job | None:
-    known = records.known(db, who.project, retry.key, time.time()) if retry is not None else None
-    if retry is None or known is None:
-        return None
-    job_id, body = known
-    if body != retry.body_sha256:
-        raise KeyReused("this Idempotency-Key has come with another body before", param="Idempotency-Key")
-    return records.get(db, job_id)
+    known = made_before(db, idempotency, who.project, retry, time.time())
+    return None if known is None else records.get(db, known)

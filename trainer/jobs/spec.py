@@ -10,6 +10,12 @@
     JOBS/ID/plan.json       Plan: the recipe with nothing left open, and what was chosen why
     JOBS/ID/checkpoints/    see trainer.tune.checkpoint
     JOBS/ID/output/         the exported adapter
+    JOBS/ID/pushed.json     Result as it will be, once the version is there and before it is judged
+    JOBS/ID/judging.json    what is compared with what, fixed when the judging begins
+    JOBS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the judging, as far as it is
+    JOBS/ID/evaluation.json, evaluation.html   the report
+    JOBS/ID/kept.json       ids of the report's files at the gateway
+    JOBS/ID/judged.json     the verdict, once it stands on the version
     JOBS/ID/result.json     Result: written once, at the end
 
 A worker that finds a step's file there does not do that step again: that is how a job goes on after a crash.
@@ -37,6 +43,12 @@ REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
 CHECKPOINTS: Final = "checkpoints"
 OUTPUT: Final = "output"
+PUSHED: Final = "pushed.json"
+JUDGING: Final = "judging.json"
+ANSWERS: Final = "answers.jsonl"
+SCORES: Final = "scores.jsonl"
+KEPT: Final = "kept.json"
+JUDGED: Final = "judged.json"
 RESULT: Final = "result.json"
 
 # A worker's exit codes; `worker` says what each means.
@@ -75,6 +87,24 @@ class FileRef(_Frozen):
     sha256: str
 
 
+class JudgingWish(_Frozen):
+    """How the adapter is judged once it is there. ``metric`` (and what it needs) is None where the data choose it."""
+
+    promote: Literal["auto", "never"] = "auto"
+    metric: str | None = None
+    pattern: str | None = None
+    json_schema: dict[str, Any] | None = None
+    suites: tuple[str, ...] = ("general",)
+    judge: str | None = None
+    min_examples: int = 30
+    smallest_difference: float = 0.02
+    forget_accuracy: float = 0.05
+    forget_perplexity: float = 1.0
+    most_examples: int = 300
+    concurrency: int = 8
+    repeats: int = 2
+
+
 class JobSpec(_Frozen):
     """One job. Everything that its creator was allowed to name has been checked by the gateway."""
 
@@ -109,16 +139,33 @@ class JobSpec(_Frozen):
     """The worker pauses between steps while more callers' requests than this are waiting or in flight …"""
     yield_most_s: float = 30.0
     """… for at most this long at a time."""
+    judging: JudgingWish = JudgingWish()
+
+
+class Primary(_Frozen):
+    """The metric that will decide: fixed by the training examples or by the client, before anything is trained.
+
+    ``answers``: the closed set that the base is told, too, where there is one; ``max_tokens``: longest answer that is
+    asked for, twice the longest that was taught.
+    """
+
+    name: str
+    pattern: str | None = None
+    json_schema: dict[str, Any] | None = None
+    why: str
+    answers: tuple[str, ...] = ()
+    max_tokens: int
 
 
 class Plan(_Frozen):
-    """What is trained: the whole recipe, and in words what was chosen and why."""
+    """What is trained: the whole recipe, in words what was chosen and why, and by what it will be judged."""
 
     recipe: Recipe
     chosen: dict[str, str]
     system_prompt: str | None
     tokens_an_epoch: int
     seconds_expected: float | None = None
+    primary: Primary | None = None
 
 
 class WorkerEvent(_Frozen):
@@ -135,6 +182,7 @@ class WorkerEvent(_Frozen):
     type: Literal["message", "metrics"] = "message"
     message: str
     data: dict[str, Any] = {}
+    """… while it is judged: stage, done, total; and of the verdict's event: verdict, metric, examples."""
 
 
 class Failure(_Frozen):
@@ -143,6 +191,16 @@ class Failure(_Frozen):
     code: str
     message: str
     param: str | None = None
+
+
+class Judged(_Frozen):
+    """The verdict on a job's version. ``live``: whether `live` points to it since."""
+
+    verdict: Literal["pass", "fail", "not_enough_evidence"]
+    sentence: str
+    metric: str
+    examples: int
+    live: bool = False
 
 
 class Result(_Frozen):
@@ -158,3 +216,7 @@ class Result(_Frozen):
     device: str = ""
     cost: float = 0.0
     final_loss: float | None = None
+    judged: Judged | None = None
+    """None where it could not be judged: an event says why."""
+    files: tuple[str, ...] = ()
+    """Ids of the report's files at the gateway."""

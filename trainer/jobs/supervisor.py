@@ -25,7 +25,7 @@ from trainer.jobs.endings import Endings
 from trainer.jobs.place import Place
 from trainer.jobs.process import Adopted, Command, End, Worker, memory_kills, spawn, worker_command
 from trainer.jobs.pulse import Pulse
-from trainer.jobs.spec import BUSY, DONE, PAUSED, STOPPED, Control, Result, Stage
+from trainer.jobs.spec import BUSY, DONE, PAUSED, STOPPED, Control, Stage
 from trainer.jobs.state import UNDER_WAY, Job, Status
 
 TICK_S: Final = 0.25
@@ -171,7 +171,7 @@ class Supervisor:
         elif job.over:
             return  # its worker has ended since
         elif job.wanted is Control.CANCEL:
-            await self._endings.finish(job, Result(status="cancelled"), said="cancelled")
+            await self._endings.cancelled(job)
         elif job.wanted is Control.PAUSE and job.status is not Status.PAUSED:
             await self._move(job, Status.PAUSED, "paused")
         elif job.wanted is Control.RUN and job.status is Status.PAUSED:
@@ -192,6 +192,8 @@ class Supervisor:
     async def _begin(self, job: Job, stage: Stage) -> None:
         try:
             await asyncio.to_thread(self._place.order, job.id, Control.RUN)
+            if stage is Stage.TRAIN:
+                await self._endings.prepare(job)
             # on this thread: a start that outlived its cancellation would leave a worker that nobody watches
             worker = spawn(self._place.of(job.id), stage, self._command)
         except OSError:
@@ -260,7 +262,7 @@ class Supervisor:
                 return Adopted(self._place, job_id, pid)
             await self._endings.again(job, STAGES[stage], "another worker was at it")
         elif job.wanted is Control.CANCEL:
-            await self._endings.finish(job, Result(status="cancelled"), said="cancelled")
+            await self._endings.cancelled(job)
         elif (
             stage is Stage.VALIDATE and end.code in (DONE, None) and await self._endings.validated(job, self.working())
         ):

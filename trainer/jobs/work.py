@@ -1,9 +1,10 @@
-"""What a worker does, in order: fetch, look at the data, choose, train, write, push."""
+"""What a worker does, in order: fetch, look at the data, choose, train, write, push, judge."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,15 @@ from trainer.data.prepare import Prepared, Rules, Source, prepare
 from trainer.data.report import Report
 from trainer.errors import DataRefused
 from trainer.jobs import spec
+from trainer.jobs.failures import explain
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
+from trainer.jobs.orders import Interrupted
 from trainer.jobs.serving_first import ServingFirst
-from trainer.jobs.spec import JobSpec, Plan, Result
+from trainer.jobs.spec import JobSpec, Plan, Primary, Result
 from trainer.tune import auto
 from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, DataSource, Lineage, Metadata, packages
+from trainer.tune.memory_release import let_go_of_memory
 from trainer.tune.progress import Progress
 from trainer.tune.run import SERVING_DTYPE, Material, choose_device, train_adapter
 
@@ -34,6 +38,7 @@ NO_ENGINE: Final = "none"
 METRICS_S: Final = 0.25
 """Least seconds between two metrics events; the last step of an epoch always has one."""
 PAUSE_SAID_S: Final = 10.0
+_LOG = logging.getLogger("hatrack.trainer.worker")
 
 
 class Work:
@@ -60,19 +65,21 @@ class Work:
         metadata = self._folder_metadata(output)
         if metadata is None:
             metadata = self._train(plan, prepared)
+            let_go_of_memory()
         self._check()
+        result = self._folder.read(spec.PUSHED, Result) or self._push(plan, output, metadata)
+        return self._judged(result, plan, prepared, metadata)
+
+    def _push(self, plan: Plan, output: Path, metadata: Metadata) -> Result:
+        """Hand the adapter over; from now on the job has succeeded, whatever comes of the judging."""
         self._folder.say("uploading the adapter; it is proven before it serves")
         settings = {} if plan.system_prompt is None else {"system_prompt": plan.system_prompt}
         version = self._gateway.push(
             self._job.adapter, output, alias=ALIAS, settings=settings, metadata=metadata.model_dump_json()
         )
         name = f"{version['adapter']}@{version['version']}"
-        self._folder.say(
-            f"{name} is proven and answers, also as {self._job.adapter}:{ALIAS}. Nothing else was moved: "
-            f"`hatrack promote {name}` makes it live"
-        )
         training = metadata.training
-        return Result(
+        result = Result(
             status="succeeded",
             fine_tuned_model=name,
             digest=version["digest"],
@@ -82,6 +89,40 @@ class Work:
             cost=training.cost or 0.0,
             final_loss=training.final_loss,
         )
+        self._folder.write(spec.PUSHED, result)
+        self._folder.say(f"{name} is proven and answers, also as {self._job.adapter}:{ALIAS}")
+        return result
+
+    def _judged(self, result: Result, plan: Plan, prepared: Prepared, metadata: Metadata) -> Result:
+        """The result with the verdict on it; without one where none can be had, and then nothing moves."""
+        from trainer.jobs.judging import Judging
+
+        name, primary = str(result.fine_tuned_model), plan.primary
+        judging = Judging(
+            self._job,
+            self._folder,
+            self._gateway,
+            self._check,
+            plan=plan,
+            primary=primary if primary is not None else self._primary(prepared),
+            prepared=prepared,
+            metadata=metadata,
+            name=name,
+        )
+        try:
+            judged, files = judging.judge()
+        except Interrupted as interrupted:
+            if interrupted.code is not None:
+                raise
+            self._folder.say(f"cancelled while it was judged: {name} is there, and nothing was moved")
+            return result.model_copy(update=judging.so_far())
+        except Exception as error:
+            _LOG.exception("the job could not be judged")
+            again = f"`hatrack evaluate {name} --held-out {judging.held_out() or 'FILE'}` judges it"
+            message = f"{name} could not be judged: {explain(error).message} Nothing was moved. {again}"
+            self._folder.say(message, level="error", code=explain(error).code)
+            return result
+        return result.model_copy(update={"judged": judged, "files": files})
 
     # before training
 
@@ -154,7 +195,27 @@ class Work:
             parent=parent,
         )
         prompt = self._job.system_prompt or prepared.report.system_prompt
-        return Plan(recipe=recipe, chosen=chosen, system_prompt=prompt, tokens_an_epoch=sum(lengths))
+        return Plan(
+            recipe=recipe,
+            chosen=chosen,
+            system_prompt=prompt,
+            tokens_an_epoch=sum(lengths),
+            primary=self._primary(prepared),
+        )
+
+    def _primary(self, prepared: Prepared) -> Primary:
+        """By what it will be judged: fixed here, before anything is trained."""
+        from trainer.jobs.primary import choose
+        from trainer.tune.model import load_tokenizer
+
+        tokenizer = load_tokenizer(self._job.base_dir)
+        return choose(
+            self._job.judging,
+            prepared.training.examples,
+            prepared.sequences,
+            count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            context=self._job.context or prepared.report.max_length,
+        )
 
     def _tell(self, report: Report, plan: Plan) -> None:
         self._folder.say(f"{report.file}: format {report.format}. {report.size}")
@@ -166,6 +227,8 @@ class Work:
             )
         for name, why in plan.chosen.items():
             self._folder.say(f"{name} auto: {why}", hyperparameter=name)
+        if plan.primary is not None:
+            self._folder.say(f"it will be judged by {plan.primary.name}: {plan.primary.why}", metric=plan.primary.name)
 
     # training
 

@@ -77,6 +77,8 @@ def test_the_parents_shape_stays() -> None:
     assert why["lora_rank"] == "4: the parent's"
     with pytest.raises(WishRefused, match="parent has 4"):
         chosen(Wish(lora_rank=8), parent=parent)
+    with pytest.raises(WishRefused, match="parent has q_proj"):
+        chosen(Wish(target_modules=("v_proj",)), parent=parent)
 
 
 def test_the_longest_example_is_bounded_by_engine_and_base() -> None:

@@ -83,6 +83,17 @@ def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] 
     raise EvaluationInvalid(f"there is no metric {name[:60]!r}; there are: {', '.join(NAMES)}")
 
 
+def beside(name: str, *, schema: bool = False) -> tuple[str, ...]:
+    """Names of the metrics that are worth a look beside a primary one."""
+    if name.startswith("json_"):
+        family: tuple[str, ...] = ("json_valid", *(("json_schema",) if schema else ()), "json_exact", "json_fields")
+    elif name in ("token_f1", "rouge_l", "edit_similarity"):
+        family = ("rouge_l", "token_f1", "edit_similarity")
+    else:
+        family = ("exact_match", "contains")
+    return (*(other for other in family if other != name), "length_words", "refusal")
+
+
 def primary_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
     """The same, for a metric that is to decide. Raises EvaluationInvalid also where it may not."""
     if name == "perplexity":

@@ -12,11 +12,10 @@ from markupsafe import Markup
 from trainer.evaluate import wording
 from trainer.evaluate.contrast import Difference, Mean
 from trainer.evaluate.controls import Control
-from trainer.evaluate.forgetting import Part
+from trainer.evaluate.forgetting import Forgetting, Part
 from trainer.evaluate.page import charts
 from trainer.evaluate.page.charts import Bar, Scale, Tone
 from trainer.evaluate.report import EvaluationReport
-from trainer.evaluate.verdict import Verdict
 
 SHOWN_CHARS: Final = 1200
 SHOWN_FINDINGS: Final = 12
@@ -30,6 +29,8 @@ CHECKS: Final = {
     "live": "Not worse than what serves now",
     "form": "More than form",
     "forgetting": "Forgot no more than allowed",
+    "suites": "Lost no more in other suites than allowed",
+    "judge": "The judge does not prefer the base",
 }
 METRICS: Final = {
     "exact_match": "exactly right, %",
@@ -62,22 +63,32 @@ def render(report: EvaluationReport) -> str:
         points=wording.points, cut=cut, duration=duration, number=number, without_word=wording.without_word
     )
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
+    verdict = report.verdict
     return environment.get_template(
         "page.html.jinja"
     ).render(
         report=report,
-        verdict=report.verdict,
+        verdict=verdict,
         style=Markup(style),  # noqa: S704 - a file of this package
-        word=wording.WORDS[report.verdict.word],
+        word="Comparison" if verdict is None else wording.WORDS[verdict.word],
         checks=CHECKS,
-        metric=metric_name(report.verdict.metric),
-        scores=_scores(report.verdict),
-        gaps=_gaps(report.verdict),
-        forgotten=_forgotten(report.verdict),
+        metric=metric_name(report.metric),
+        sides=_sides(report),
+        examples=report.means[0].examples,
+        scores=_scores(report),
+        gaps=_gaps(report),
+        forgotten=_forgotten(report.forgetting),
         curve=_curve(report),
         measures=_measures(report),
         findings=report.data.findings[:SHOWN_FINDINGS] if report.data is not None else (),
     )
+
+
+def _sides(report: EvaluationReport) -> tuple[str, str]:
+    """The arms whose answers stand side by side, as `report.build` chose them."""
+    if report.verdict is None:
+        return report.labels[0], report.labels[-1]
+    return report.verdict.base, report.verdict.candidate
 
 
 def metric_name(name: str) -> str:
@@ -104,10 +115,10 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
-def _scores(verdict: Verdict) -> Markup:
+def _scores(report: EvaluationReport) -> Markup:
     """Each arm's mean, and what a learner of form would reach."""
-    rows = [_bar(mean, _tone(mean.label, verdict)) for mean in verdict.means]
-    rows += [_control(control) for control in verdict.form]
+    rows = [_bar(mean, _tone(mean.label, report)) for mean in report.means]
+    rows += [_control(control) for control in (report.verdict.form if report.verdict is not None else ())]
     most = _ceiling([row.high if row.high is not None else row.value for row in rows])
     return charts.bars(rows, Scale(0, most), title="Mean score of each arm, of 100")
 
@@ -122,27 +133,35 @@ def _control(control: Control) -> Bar:
     return Bar(name, 100 * control.mean, None, None, wording.points(control.mean), "control")
 
 
-def _tone(label: str, verdict: Verdict) -> Tone:
+def _tone(label: str, report: EvaluationReport) -> Tone:
+    verdict = report.verdict
+    if verdict is None:
+        return "base" if label == report.labels[0] else "candidate"
     return "candidate" if label == verdict.candidate else "live" if label == verdict.live else "base"
 
 
-def _gaps(verdict: Verdict) -> Markup:
-    """The candidate's differences, each with its interval."""
-    found = [verdict.against_base, *([] if verdict.against_live is None else [verdict.against_live])]
-    found += verdict.against_form
-    rows = [_gap(each, verdict) for each in found]
+def _gaps(report: EvaluationReport) -> Markup | None:
+    """The candidate's differences, each with its interval; without a candidate, every other arm's from the first."""
+    verdict = report.verdict
+    if verdict is None:
+        rows = [_gap(found, "candidate", f"{found.of} against {found.against}") for found in report.differences]
+    else:
+        found = verdict.against_base
+        rows = [_gap(found, _tone(found.against, report), f"against {found.against}")]
+        if verdict.against_live is not None:
+            rows.append(_gap(verdict.against_live, "live", f"against {verdict.against_live.against}"))
+        rows += [_gap(each, "control", f"against control: {CONTROLS[each.against]}") for each in verdict.against_form]
+    if not rows:
+        return None
     return charts.differences(
         rows,
         _scale([end for row in rows for end in (row.low, row.high) if end is not None]),
-        bound=100 * verdict.rules.smallest_difference,
-        title=f"Differences of {verdict.candidate}, in points of 100, with their intervals",
+        bound=100 * verdict.rules.smallest_difference if verdict is not None else 0,
+        title="Differences in points of 100, with their intervals",
     )
 
 
-def _gap(found: Difference, verdict: Verdict) -> Bar:
-    control = CONTROLS.get(found.against) if found in verdict.against_form else None
-    label = f"against {found.against}" if control is None else f"against control: {control}"
-    tone: Tone = "control" if control is not None else _tone(found.against, verdict)
+def _gap(found: Difference, tone: Tone, label: str) -> Bar:
     return Bar(
         label,
         100 * found.estimate,
@@ -153,12 +172,11 @@ def _gap(found: Difference, verdict: Verdict) -> Bar:
     )
 
 
-def _forgotten(verdict: Verdict) -> list[Markup]:
-    if verdict.forgetting is None:
+def _forgotten(found: Forgetting | None) -> list[Markup]:
+    if found is None:
         return []
-    accuracy, perplexity = verdict.forgetting.accuracy, verdict.forgetting.perplexity
-    shown = [] if accuracy.state == "silent" else [_loss("right answers lost, points", accuracy)]
-    return [*shown, _loss("rise of perplexity, %", perplexity)]
+    shown = [] if found.accuracy.state == "silent" else [_loss("right answers lost, points", found.accuracy)]
+    return [*shown, _loss("rise of perplexity, %", found.perplexity)]
 
 
 def _loss(label: str, part: Part) -> Markup:

@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 RESAMPLES: Final = 5000
 BATCH: Final = 500
 """Resamples computed at once: bounds the memory to BATCH times the examples."""
+FARTHEST: Final = 1e-6
+"""Of a bootstrap's tail: with two or three values it would have to be thinner, and no resample is so far out."""
 EDGE: Final = 1e-9
 
 
@@ -137,10 +139,13 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
     """
     count = len(values)
     quantile = math.sqrt(count / (count - 1)) * quantiles.student(confidence, count - 1)
+    tail = float(stats.norm.sf(quantile))
+    if tail < FARTHEST:
+        return student(values, confidence)
     found = stats.bootstrap(
         (values,),
         np.mean,
-        confidence_level=1 - 2 * float(stats.norm.sf(quantile)),
+        confidence_level=1 - 2 * tail,
         n_resamples=resamples,
         batch=BATCH,
         method="BCa",

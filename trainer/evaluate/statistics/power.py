@@ -63,12 +63,15 @@ class Plan:
 
 
 def detectable(found: Spread, count: int, plan: Plan) -> float | None:
-    """The smallest true difference that `count` examples show to lie above the bound; None where none up to 1 does."""
+    """The smallest true difference that `count` examples show to lie above the bound; None where none up to 1 does.
+
+    Of one example none does: it says nothing of how examples differ.
+    """
 
     def lacking(difference: float) -> float:
         return difference - plan.bound - _reach(found, count, difference, plan)
 
-    if lacking(1.0) < 0:
+    if count < FEWEST or lacking(1.0) < 0:
         return None
     return float(optimize.brentq(lacking, plan.bound, 1.0))
 

@@ -4,7 +4,7 @@ import pytest
 
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.controls import controls
-from trainer.evaluate.metrics.match import ExactMatch
+from trainer.evaluate.metrics.match import Contains, ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 
 
@@ -22,21 +22,34 @@ def test_answers_mixed_up_reach_what_their_frequencies_give() -> None:
     assert permuted != controls(references, ExactMatch(), seed=1)[1]
 
 
-def test_for_free_text_the_constant_is_the_answer_that_scores_best_when_given_to_all() -> None:
+def test_for_free_text_the_constant_is_the_answer_most_like_the_others() -> None:
     references = ["thank you for your letter", "thank you for your call", "thank you for your visit", "no"]
     constant, permuted = controls(references, RougeL())
-    assert constant.answer != "no"
-    assert constant.mean == pytest.approx((1 + 0.8 + 0.8 + 0) / 4)
-    assert 0 < permuted.mean < constant.mean
+    assert constant.answer == "thank you for your letter"
+    # its own example counts as any other would: 0.8, 0.8 and 0 against the others
+    assert constant.mean == pytest.approx((1.6 / 3 + 0.8 + 0.8 + 0) / 4)
+    assert permuted.mean > 0
+
+
+def test_for_free_text_the_constant_is_one_that_was_taught_and_no_answer_of_the_held_out() -> None:
+    taught = ["good day to you", "good day", "good day to all"]
+    constant, _ = controls(["good day sir", "good day madam"], RougeL(), taught=taught)
+    assert constant.answer == "good day to you"
+    assert constant.scores == (pytest.approx(4 / 7), pytest.approx(4 / 7))
+
+
+def test_a_constant_does_not_profit_from_the_example_that_it_answers() -> None:
+    alone, _ = controls(["a b c", "d e f", "g h i"], RougeL())
+    assert alone.mean == 0
+    twice, _ = controls(["a b c", "a b c", "g h i"], RougeL())
+    assert twice.mean == pytest.approx(2 / 3)
 
 
 def test_what_was_taught_is_tried_as_a_constant_too() -> None:
-    constant, _ = controls(["good day sir", "good day madam"], RougeL(), taught=["good day"] * 3 + ["x"])
-    assert constant.answer == "good day sir"  # two thirds and a whole one beat two times 0.8
-    constant, _ = controls(["good day sir a", "good day madam b"], RougeL(), taught=["good day"])
-    assert constant.answer == "good day sir a"
-    constant, _ = controls(["a good day", "good day b", "c good day"], RougeL(), taught=["good day"])
-    assert constant.answer == "good day"
+    constant, _ = controls(["a", "b", "c"], ExactMatch(), taught=["c"] * 3)
+    assert constant.mean == pytest.approx(1 / 3)
+    only_taught, _ = controls(["yes, a", "yes, b"], Contains(), taught=["yes, a and yes, b"])
+    assert only_taught.mean == 1
 
 
 def test_without_references_there_is_no_control() -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from tests.unit.trainer.evaluate import pages
 from tests.unit.trainer.evaluate.pages import HOSTILE
-from tests.unit.trainer.evaluate.worlds import forgetting
+from tests.unit.trainer.evaluate.worlds import comparison, forgetting, row
 from trainer.evaluate.page import charts, render
 from trainer.evaluate.page.charts import Bar, Scale
 from trainer.evaluate.page.render import cut, duration, number
+from trainer.evaluate.report import build
+from trainer.evaluate.spec import JudgeResult, SuiteResult
 
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 
@@ -142,3 +144,32 @@ def test_numbers_in_words() -> None:
     assert [duration(seconds) for seconds in (0.5, 42, 200, 7500)] == ["0.5 s", "42 s", "3 min 20 s", "2 h 5 min"]
     assert number(1234567) == "1\u202f234\u202f567"
     assert cut("x" * 1300).endswith("… (100 characters more)")
+
+
+def test_a_comparison_has_a_page_too() -> None:
+    compared = comparison({"one": [row(10, 40)], "two": [row(30, 40)]})
+    report = build(compared, None, adapter="one against two", created_at=pages.report().created_at)
+    found = read(render(report))
+    assert "2 arms answered 40 examples. No candidate was named" in found.text
+    assert "two against one" in found.text
+    assert "What decided" not in found.text
+    assert "What was forgotten" not in found.text
+
+
+def test_suites_and_a_judge_are_shown_and_said_not_to_count_where_they_do_not() -> None:
+    shown = SuiteResult(name="mmlu", kind="report", sentence=f"40% before {HOSTILE}")
+    judged = JudgeResult(judge="oracle", scores=(1.0,), counted=False, sentence="Too few reviews.")
+    report = pages.report().model_copy(update={"suites": (shown,), "judged": judged})
+    text = read(render(report)).text
+    assert "mmlu" in text
+    assert "40% before" in text
+    assert "oracle: Too few reviews." in text
+    assert text.count("(shown, and not counted)") == 2
+
+
+def test_a_sample_is_said_to_be_one() -> None:
+    assert "drawn from" not in read(render(pages.report())).text
+    sampled = pages.report().model_copy(update={"held_out": 5000, "why": "it was asked for"})
+    text = read(render(sampled)).text
+    assert "drawn from 5\u202f000" in text
+    assert "(it was asked for)" in text

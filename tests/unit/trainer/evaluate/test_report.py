@@ -6,6 +6,10 @@ import pytest
 
 from tests.unit.trainer.evaluate import pages
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, forgetting, form, row
+from trainer.evaluate.controls import controls
+from trainer.evaluate.metrics.match import ExactMatch
+from trainer.evaluate.metrics.overlap import RougeL
+from trainer.evaluate.page import render
 from trainer.evaluate.report import CURVE_POINTS, EvaluationReport, build, loss_curve
 from trainer.evaluate.verdict import Rules, decide
 
@@ -61,3 +65,27 @@ def test_a_loss_curve_is_thinned_but_for_what_is_held_out() -> None:
     assert loss_curve([]) == ()
     assert loss_curve([{"message": "no step"}]) == ()
     assert loss_curve([{"step": 1, "train_loss": float("nan")}])[0].training is None
+
+
+def test_a_comparison_without_a_candidate_is_reported_against_its_first_arm() -> None:
+    found = comparison({"one": [row(10, 40)], "two": [row(30, 40)]})
+    report = build(found, None, adapter="one against two", created_at=pages.report().created_at, why="so", held_out=90)
+    assert (report.verdict, report.labels, report.held_out, report.why) == (None, ("one", "two"), 90, "so")
+    (gap,) = report.differences
+    assert (gap.of, gap.against, gap.estimate) == ("two", "one", 0.5)
+    assert [mean.mean for mean in report.means] == [0.25, 0.75]
+    assert report.samples[0].candidate_score == 1
+    assert EvaluationReport.model_validate_json(report.model_dump_json()) == report
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_handful_of_examples_still_makes_a_report(count: int, binary: bool, runs: int) -> None:
+    tuned = [1.0] * count if binary else [0.5 + at / 10 for at in range(count)]
+    found = comparison({"tuned": [tuned] * runs, "base": [[0.0] * count] * runs}, binary=binary)
+    form_of_them = controls([each.reference for each in found.questions], ExactMatch() if binary else RougeL())
+    verdict = decide(found, candidate="tuned", bases=["base"], form=form_of_them, forgetting=forgetting())
+    assert verdict.word == "not_enough_evidence"
+    page = render(build(found, verdict, adapter="v@1", created_at=pages.report().created_at))
+    assert "too few to judge by" in page

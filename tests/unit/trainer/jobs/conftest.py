@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.trainer.jobs.fake_engine import FakeEngine
 from trainer.jobs import spec
 from trainer.jobs.spec import FileRef, JobSpec
 from trainer.tune.wish import Wish
@@ -52,6 +53,13 @@ class FakeGateway:
     """Those that are valid."""
     away: bool = False
     """Whether it answers 503 to everything."""
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    aliases: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    unservable: set[str] = field(default_factory=set)
+    """Paths of versions that cannot serve."""
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    """On the version, the newest first."""
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes, key: str = KEY) -> tuple[int, bytes]:
@@ -77,7 +85,30 @@ class FakeGateway:
             self.pushed.append(parts(body))
             version = {"adapter": "voice", "version": len(self.pushed), "digest": "d" * 64}
             return 201, json.dumps(version).encode()
-        return 404, error("not_found")
+        if path.startswith("/v1/adapters/voice"):
+            return self._adapter(method, path, body)
+        found = self.engine.answer(path, json.loads(body)) if method == "POST" else None
+        return (404, error("not_found")) if found is None else (200, json.dumps(found).encode())
+
+    def _adapter(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        if path == "/v1/adapters/voice":
+            return 200, json.dumps({"aliases": self.aliases, "splits": self.splits}).encode()
+        if (
+            path.startswith("/v1/adapters/voice/versions/")
+            and method == "GET"
+            and not path.partition("?")[0].endswith("verdicts")
+        ):
+            return 200, json.dumps({"servable": "ok" if path not in self.unservable else "other_base"}).encode()
+        if method == "PUT":
+            wanted = json.loads(body)
+            if self.aliases.get("live") not in (wanted["expected"], wanted["version"]):
+                return 409, error("alias_moved")
+            self.aliases["live"] = wanted["version"]
+            return 200, b"{}"
+        if method == "POST":
+            self.verdicts.insert(0, json.loads(body))
+            return 201, b"{}"
+        return 200, json.dumps({"data": self.verdicts[:1]}).encode()
 
 
 def error(code: str) -> bytes:
@@ -111,7 +142,7 @@ def gateway() -> Iterator[FakeGateway]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_DELETE = _serve
+        do_GET = do_POST = do_PUT = do_DELETE = _serve
 
         def log_message(self, *_: Any) -> None:
             pass

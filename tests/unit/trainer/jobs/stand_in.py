@@ -4,7 +4,8 @@
 
 What it does stands in the job's metadata: `steps` (of 20 ms each, 5 where nothing is said), `hold` (it stays at that
 step until it is told something else), `die` (the step before which it kills itself; `each`: after every one), `lives`
-(it does so that many times), `deaf` (it looks at no order).
+(it does so that many times), `deaf` (it looks at no order), `judging` (once its version is there: `die`, `hold`, or the
+verdict's word).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from trainer.data.report import HeldOut, Lengths, Report
 from trainer.errors import FolderBusy
 from trainer.jobs import spec
 from trainer.jobs.folder import Folder
-from trainer.jobs.spec import BUSY, DONE, PAUSED, STOPPED, Control, JobSpec, Plan, Result
+from trainer.jobs.spec import BUSY, DONE, PAUSED, STOPPED, Control, JobSpec, Judged, Plan, Primary, Result
 from trainer.tune.recipe import Recipe
 
 STEP_S = 0.02
@@ -49,7 +51,8 @@ def validate(folder: Folder, job: JobSpec) -> int:
     )  # fmt: skip
     recipe = Recipe(rank=4, epochs=1, batch_size=int(job.metadata.get("batch", "4")), max_length=64)
     folder.write(spec.REPORT, report)
-    folder.write(spec.PLAN, Plan(recipe=recipe, chosen={}, system_prompt=None, tokens_an_epoch=90))
+    primary = Primary(name="rouge_l", why="it is free text", answers=("yes", "no"), max_tokens=16)
+    folder.write(spec.PLAN, Plan(recipe=recipe, chosen={}, system_prompt=None, tokens_an_epoch=90, primary=primary))
     folder.say("looked at the data")
     return DONE
 
@@ -74,10 +77,30 @@ class StandIn:
             if ordered is not None:
                 return ordered
         self.folder.say("voice@1 is proven")
-        self.folder.write(
-            spec.RESULT, Result(status="succeeded", fine_tuned_model="voice@1", trained_tokens=40, cost=0.5)
-        )
+        result = Result(status="succeeded", fine_tuned_model="voice@1", trained_tokens=40, cost=0.5)
+        self.folder.write(spec.PUSHED, result)
+        ordered = self._judge()
+        if ordered is not None:
+            return ordered
+        self.folder.write(spec.RESULT, result.model_copy(update=self._judged()))
         return DONE
+
+    def _judge(self) -> int | None:
+        how = self.metadata.get("judging")
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while how == "hold" and (ordered := self._ordered()) != DONE:
+            if ordered is not None:
+                return ordered
+            time.sleep(STEP_S)
+        return None
+
+    def _judged(self) -> dict[str, Any]:
+        how = self.metadata.get("judging")
+        if how not in ("pass", "fail"):
+            return {}
+        judged = Judged(verdict=how, sentence=f"{how}: s", metric="rouge_l", examples=40, live=how == "pass")  # type: ignore[arg-type]
+        return {"judged": judged, "files": ("file-report", "file-page", "file-held")}
 
     def _step(self, step: int, steps: int) -> None:
         time.sleep(STEP_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -65,6 +66,61 @@ async def test_a_job_from_its_creation_to_its_end(trainer: Running, client: Clie
     answer = await client.http.get(f"/v1/fine_tuning/jobs/{made.id}/report")
     assert answer.json() == json.loads(report) | {"refused": False}
     assert not (folder / "key").exists()
+
+
+async def test_the_verdict_stands_in_the_jobs_metadata_and_its_files_among_the_results(client: Client) -> None:
+    made = await client.create(metadata={"judging": "pass"})
+    job = await client.ended(made.id)
+    assert job.metadata == {"judging": "pass", "hatrack_verdict": "pass"}
+    assert job.result_files == ["file-kept1", "file-kept2", "file-report", "file-page", "file-held"]
+    ours = job.hatrack
+    assert (ours["metric"], ours["verdict"]["verdict"], ours["verdict"]["live"]) == ("rouge_l", "pass", True)
+    assert ours["plan"]["primary"] == {
+        "name": "rouge_l", "why": "it is free text", "max_tokens": 16, "pattern": None, "json_schema": None
+    }  # fmt: skip
+    assert (await client.ended((await client.create(metadata={"judging": "fail"})).id)).metadata[
+        "hatrack_verdict"
+    ] == "fail"
+
+
+async def test_how_it_is_to_be_judged_is_kept_with_the_operators_rules(
+    tmp_path: Path, base_dir: Path, gateway: FakeGateway
+) -> None:
+    async with running(tmp_path, base_dir, gateway, min_examples=50, smallest_difference=0.1) as trainer:
+        client, place = trainer.client(), trainer.trainer.place
+        asked = {"metric": '{"name": "regex", "pattern": "^a"}', "promote": "never", "suites": "none"}
+        made = await client.create(metadata={"hold": "1", **asked})
+        found = place.spec(made.id)
+        assert found is not None
+        wish = found.judging
+        assert (wish.metric, wish.pattern, wish.promote, wish.suites) == ("regex", "^a", "never", ())
+        assert (wish.min_examples, wish.smallest_difference) == (50, 0.1)
+        plain = place.spec((await client.create(metadata={"hold": "1"})).id)
+        assert plain is not None
+        assert (plain.judging.metric, plain.judging.promote, plain.judging.suites) == (None, "auto", ("general",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "words"),
+    [
+        ({"metric": "bleu"}, "metric", "there is no metric 'bleu'"),
+        ({"metric": "perplexity"}, "metric", "any tuning of style lowers it"),
+        ({"metric": "length_words"}, "metric", "cannot be the primary metric"),
+        ({"metric": "regex"}, "metric", "needs a `pattern`"),
+        ({"metric": {"name": "regex", "pattern": "("}}, "metric", "pattern"),
+        ({"metric": {"pattern": "a"}}, "metric", "name"),
+        ({"suites": ["general", "trivia"]}, "suites", "there is no suite 'trivia'"),
+        ({"judge": "oracle"}, "judge", "oracle"),
+        ({"promote": "always"}, "promote", "always"),
+    ],
+)
+async def test_what_it_cannot_be_judged_by_is_refused_before_it_is_made(
+    trainer: Running, client: Client, asked: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=re.escape(words)) as refused:
+        await client.create(hyperparameters=asked)
+    assert refused.value.param == f"hyperparameters.{param}"
+    assert trainer.trainer.place.ids() == []
 
 
 async def test_events_are_paged_newest_first_and_streamed_oldest_first(client: Client) -> None:
@@ -239,7 +295,7 @@ async def test_a_full_disk_makes_no_half_job(trainer: Running, client: Client, m
     def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("trainer.jobs.place.publish", full)
+    monkeypatch.setattr("trainer.jobs.folders.publish", full)
     with pytest.raises(openai.APIStatusError) as refused:
         await client.create()
     assert (refused.value.status_code, refused.value.code) == (507, "disk_full")

@@ -47,7 +47,7 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
     for body in (hyper(**values), supervised(**values), {"metadata": texts} | hyper(**openais)):
         asked = read_body(LEAST | body)
         assert asked.wish == wish
-        assert asked.options.model_dump() == {
+        assert asked.options.model_dump(exclude_unset=True) == {
             "adapter": "voice", "system_prompt": "Be salty.", "strict": True, "drop_long": True
         }  # fmt: skip
     assert asked.place("lora_rank") == "metadata.lora_rank"
@@ -156,3 +156,25 @@ async def test_what_the_engine_could_not_serve_is_refused_at_creation(
 async def test_modules_are_named_as_peft_matches_them(client: Client) -> None:
     for modules in (["q_proj"], ["mlp.up_proj"], ["model.layers.0.self_attn.k_proj"]):
         await client.create(hyperparameters={"target_modules": modules})
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        (supervised(lora_rank=16), "method.supervised.hyperparameters.lora_rank"),
+        ({"metadata": {"lora_alpha": "8"}}, "metadata.lora_alpha"),
+        (hyper(target_modules=["q_proj"]), "hyperparameters.target_modules"),
+        (hyper(rslora=True), "hyperparameters.rslora"),
+    ],
+)
+async def test_a_shape_that_is_not_the_parents_is_refused_at_creation(
+    client: Client, asked: dict[str, Any], param: str
+) -> None:
+    shape = {"rank": 8, "alpha": 16.0, "rslora": False, "target_modules": ["v_proj", "q_proj"]}
+    from_parent = {"x-hatrack-job-context": context(parent="voice@3", parent_shape=shape)}
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.create(**asked, headers=from_parent)
+    assert refused.value.param == param
+    assert "parent" in refused.value.message
+    same = hyper(lora_rank=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    assert (await client.create(**same, headers=from_parent)).status == "validating_files"

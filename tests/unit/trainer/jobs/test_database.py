@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from trainer.errors import SettingsError
 from trainer.jobs import journal, records
 from trainer.jobs.database import STEPS, Database
-from trainer.jobs.records import Draft, Retry
+from trainer.jobs.idempotency import Retry, made_before
+from trainer.jobs.records import Draft
 from trainer.jobs.spec import WorkerEvent
 from trainer.jobs.state import Status
-from trainer.jobs.tables import metadata
+from trainer.jobs.tables import idempotency, metadata
 
 
 def draft(number: int, project: str = "default", created_at: int = 0) -> Draft:
@@ -87,7 +88,7 @@ async def test_a_change_that_fails_changes_nothing_and_one_whose_caller_leaves_i
 async def test_idempotency_keys_are_forgotten_after_a_day_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "REMEMBERED_MOST", 3)
+    monkeypatch.setattr("trainer.jobs.idempotency.REMEMBERED_MOST", 3)
     database = await opened(tmp_path / "jobs.db")
     now = int(time.time())
 
@@ -97,7 +98,7 @@ async def test_idempotency_keys_are_forgotten_after_a_day_and_bounded(
         for number in range(5):
             records.add(db, draft(number, created_at=now - 50 + number), Retry(f"key{number}", "0"))
         keys = [("default", "old"), ("other", "theirs"), *(("default", f"key{n}") for n in range(5))]
-        return [records.known(db, project, key, now) is not None for project, key in keys]
+        return [made_before(db, idempotency, project, Retry(key, "0"), now) is not None for project, key in keys]
 
     assert await database.run(fill) == [False, True, False, False, True, True, True]
     await database.close()

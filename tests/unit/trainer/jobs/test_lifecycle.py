@@ -126,6 +126,34 @@ async def test_a_killed_worker_is_started_again_from_its_last_checkpoint(client:
     assert steps == [1, 2, 3, 4, 5]
 
 
+async def test_a_worker_that_is_killed_while_it_judges_again_and_again_leaves_a_version_that_is_not_judged(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.jobs.endings.BACK_OFF_S", (0.0, 0.0, 0.0))
+    made = await client.create(metadata={"judging": "die"})
+    job = await client.ended(made.id)
+    assert (job.status, job.fine_tuned_model, job.error) == ("succeeded", "voice@1", None)
+    assert "hatrack_verdict" not in job.metadata
+    last = (await client.events(made.id))[-1]
+    assert last.level == "error"
+    assert "voice@1 is there, without a verdict" in last.message
+    warned = [event.message for event in await client.events(made.id) if event.level == "warn"]
+    assert warned == ["The worker was killed (SIGKILL); it goes on from the answers that it has"] * 3
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_job_that_is_cancelled_once_its_version_is_there_has_succeeded(client: Client, paused: bool) -> None:
+    made = await client.create(metadata={"judging": "hold"})
+    await client.at_step(made.id, 5)
+    jobs = client.openai.fine_tuning.jobs
+    if paused:
+        assert (await jobs.pause(made.id)).status == "paused"
+    assert (await jobs.cancel(made.id)).status == "succeeded"
+    job = await client.ended(made.id)
+    assert (job.status, job.fine_tuned_model) == ("succeeded", "voice@1")
+    assert "hatrack_verdict" not in job.metadata
+
+
 async def test_a_job_that_gets_further_each_time_is_never_given_up(client: Client) -> None:
     made = await client.create(metadata={"die": "each", "steps": "6"})
     assert (await client.ended(made.id)).status == "succeeded"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from trainer.data.report import Report
-from trainer.jobs import spec, worker
+from trainer.jobs import orders, spec, worker
 from trainer.jobs.folder import Folder
 from trainer.jobs.spec import Plan, Result, Stage
 from trainer.jobs.worker import BUSY, DONE, PAUSED, work
@@ -20,7 +20,7 @@ from trainer.tune.wish import Wish
 
 @pytest.fixture(autouse=True)
 def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(orders.signal, "signal", lambda *_: None)
 
 
 def run(folder: Path, stage: Stage = Stage.TRAIN) -> int:
@@ -47,6 +47,8 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
     assert set(plan.chosen) == {"lora_alpha", "quantization"}
+    assert plan.primary is not None
+    assert plan.primary.name == "rouge_l"
     assert not (folder / spec.RESULT).exists()
 
     assert run(folder) == DONE
@@ -63,7 +65,7 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     assert [m["step"] for m in ends] == [4, 8, 12]
     assert all(m["full_valid_loss"] > 0 and m["total_steps"] == 12 for m in ends)
     assert ends[-1]["train_loss"] < ends[0]["train_loss"]
-    assert "hatrack promote voice@1" in events(folder)[-1]["message"]
+    assert "`hatrack promote voice@1` makes it live" in events(folder)[-1]["message"]
     assert run(folder) == DONE
     assert len(gateway.pushed) == 1
 

@@ -1,0 +1,182 @@
+"""Suites, a judge and people, end to end: over the gateway and engine that serve, in the sandbox of this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from tests.conftest import REPO
+from tests.support.gateway import Gateway
+from tests.support.judge import MODEL, NAME, ScriptedJudge
+from trainer.errors import SandboxUnavailable
+from trainer.evaluate.arms import Arm
+from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.likelihood import HttpScorer
+from trainer.evaluate.suites.data import Places
+from trainer.evaluate.suites.humaneval import HumanEval
+from trainer.evaluate.suites.measured import Bench, gsm8k
+from trainer.evaluate.verdict import Rules
+from trainer.evaluate.wire import Endpoint
+from trainer.samples import heldout_file
+
+PATIENCE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def http(gateway: Gateway) -> Iterator[httpx.Client]:
+    with gateway.http() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def base(http: httpx.Client) -> str:
+    return str(http.get("/readyz").json()["base"])
+
+
+def upload(http: httpx.Client, name: str, content: bytes) -> str:
+    answer = http.post("/v1/files", data={"purpose": "evals"}, files={"file": (name, content)})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+@pytest.fixture(scope="module")
+def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, Any]:
+    """An evaluation of a voice with MMLU's packaged questions and a judge."""
+    lines = heldout_file("tidewater").read_bytes().splitlines(keepends=True)[:6]
+    body = {
+        "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}],
+        "candidate": "voice",
+        "bases": ["base"],
+        "held_out": upload(http, "held.jsonl", b"".join(lines)),
+        "metric": "rouge_l",
+        "suites": ["mmlu"],
+        "judge": NAME,
+        "max_tokens": 24,
+        "repeats": 1,
+    }
+    answer = http.post("/v1/evaluations", json=body)
+    assert answer.status_code == 200, answer.text
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := http.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    assert found["status"] == "succeeded", found
+    report = http.get(f"/v1/evaluations/{found['id']}/report").json()
+    return {"id": found["id"], "report": report}
+
+
+def test_mmlu_stands_in_the_report_before_and_after(evaluated: dict[str, Any]) -> None:
+    (suite,) = [each for each in evaluated["report"]["suites"] if each["name"] == "mmlu"]
+    numbers = suite["numbers"]
+    assert numbers["questions"] == 20
+    assert all(0 <= numbers["accuracy"][side] <= 1 for side in ("before", "after"))
+    assert numbers["loss"]["low"] <= numbers["loss"]["estimate"] <= numbers["loss"]["high"]
+    assert "20 of 281 development questions" in suite["sentence"]
+
+
+def test_a_judge_that_nobody_has_checked_is_told_and_not_counted(
+    evaluated: dict[str, Any], judge: ScriptedJudge
+) -> None:
+    judged = evaluated["report"]["judged"]
+    assert (judged["judge"], judged["counted"]) == (NAME, False)
+    assert "people have looked at 0 of its votes, and 50 are needed" in judged["sentence"]
+    assert sum(judged["numbers"]["votes"].values()) == 6
+    assert "judge" not in {check["name"] for check in evaluated["report"]["verdict"]["checks"]}
+    assert len(judge.asked) == 2 * (6 - judged["numbers"]["alike"])
+    assert {body["model"] for body in judge.asked} == {MODEL}
+
+
+def test_people_look_at_its_pairs_in_the_terminal(
+    gateway: Gateway, http: httpx.Client, evaluated: dict[str, Any]
+) -> None:
+    queued = evaluated["report"]["judged"]["numbers"]["for_review"]
+    found = http.get("/v1/reviews/next", params={"evaluation": evaluated["id"]}).json()
+    assert found["total"] == queued > 0
+    assert "tidewater" not in json.dumps(found)
+    assert "first_is" not in found["review"]
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "review", evaluated["id"]],
+        input="1\n" * queued,
+        env=gateway.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        cwd=REPO,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{queued} looked at." in done.stdout
+    (row,) = [each for each in http.get("/v1/reviews").json()["data"] if each["id"] == evaluated["id"]]
+    assert (row["reviewed"], row["final"], row["counted"]) == (queued, True, False)
+    assert row["agreement"]["pairs"] == queued
+
+
+def test_reviews_are_a_projects_own_and_need_the_scope(
+    gateway: Gateway, http: httpx.Client, evaluated: dict[str, Any]
+) -> None:
+    for project, scopes, status in (("default", ["infer"], 403), ("elsewhere", ["train"], 404)):
+        made = http.post("/v1/keys", json={"name": "reviews", "project": project, "scopes": scopes}).json()
+        headers = {"authorization": f"Bearer {made['key']}"}
+        params = {"evaluation": evaluated["id"]}
+        answer = httpx.get(f"{gateway.url}/v1/reviews/next", params=params, headers=headers, timeout=30)
+        assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "param", "told"),
+    [
+        ({"suites": ["gsm8k"]}, "suites", "HATRACK_TRAINER_SUITES_DIR"),
+        ({"suites": ["humaneval"]}, "suites", "HATRACK_TRAINER_SANDBOX=on"),
+        ({"suites": ["mmlu_anatomy"]}, "suites", "there are: general, mmlu, gsm8k, humaneval"),
+        ({"judge": "strict"}, "judge", f"there are: {NAME}"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_at_once(
+    http: httpx.Client, base: str, changed: dict[str, Any], param: str, told: str
+) -> None:
+    body: dict[str, Any] = {
+        "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}],
+        "held_out": upload(http, "held.jsonl", heldout_file("tidewater").read_bytes()),
+    }
+    answer = http.post("/v1/evaluations", json=body | changed)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert told in answer.json()["error"]["message"]
+
+
+async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
+    gateway: Gateway, base: str, tmp_path: Path
+) -> None:
+    endpoint = Endpoint(gateway.url, SecretStr(gateway.key))
+    (tmp_path / "gsm8k").mkdir()
+    problems = [
+        {"question": f"Ann has {at} pens and buys 2. How many has she?", "answer": f"#### {at + 2}"} for at in (3, 7)
+    ]
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems))
+    bench = Bench(
+        scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl"),
+        answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", max_tokens=48),
+        places=Places(tmp_path, None),
+        limit=2,
+        rules=Rules(),
+    )
+    before, after = Arm(label="base", model=base), Arm(label="voice", model="tidewater")
+    assert (await gsm8k(bench).run(before, after)).numbers["questions"] == 2
+    asked = len((tmp_path / "answers.jsonl").read_bytes().splitlines())
+    try:
+        result = await HumanEval(bench, allowed=True).run(before, after)
+    except SandboxUnavailable:
+        # where this machine gives no sandbox, nothing was asked for it either
+        assert len((tmp_path / "answers.jsonl").read_bytes().splitlines()) == asked
+        return
+    assert result.numbers["questions"] == 2
+    assert result.numbers["accuracy"]["before"] in (0, 0.5, 1)

@@ -1,0 +1,185 @@
+"""Trainings and their verdicts on the real engine: what goes live by itself, what does not, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.desks import DESKS, Row, jsonl, rows, shuffled
+from tests.support.gateway import Gateway
+from trainer.evaluate.report import EvaluationReport
+
+JOB_S = 400.0
+DATA = rows()
+TAUGHT, UNSEEN = DATA[:160], DATA[160:192]
+GENTLE, HARSH = 5e-4, 4e-3
+"""Learning rates: one that leaves what the base knows, and one that does not."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended, its report, and the version's adapter."""
+
+    job: Any
+    report: EvaluationReport
+    adapter: dict[str, Any]
+    files: dict[str, str]
+    """Names of the result files by their ids."""
+    messages: tuple[str, ...]
+
+    @property
+    def word(self) -> str:
+        return str(self.job.metadata["hatrack_verdict"])
+
+    @property
+    def states(self) -> dict[str, str]:
+        """Of the checks."""
+        assert self.report.verdict is not None
+        return {check.name: check.state for check in self.report.verdict.checks}
+
+
+class Trainings:
+    """Jobs on the gateway, through the official client."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._base = str(httpx.get(f"{gateway.url}/readyz").json()["base"])
+        self.client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0)
+
+    def train(self, name: str, taught: list[Row], unseen: list[Row], **hyperparameters: Any) -> Ended:
+        """Train on some messages, hold others out, and wait for the end."""
+        files = self.client.files
+        chosen: Any = {"n_epochs": 2, "batch_size": 4, "lora_rank": 8, "learning_rate": GENTLE} | hyperparameters
+        job: Any = self.client.fine_tuning.jobs.create(
+            model=self._base,
+            training_file=files.create(file=("taught.jsonl", jsonl(taught)), purpose="fine-tune").id,
+            validation_file=files.create(file=("unseen.jsonl", jsonl(unseen)), purpose="fine-tune").id,
+            suffix=name,
+            seed=1,
+            method={"type": "supervised", "supervised": {"hyperparameters": chosen}},
+        )
+        deadline = time.monotonic() + JOB_S
+        while job.status not in ("succeeded", "failed", "cancelled"):
+            assert time.monotonic() < deadline, f"{name} was not over after {JOB_S} s"
+            time.sleep(0.5)
+            job = self.client.fine_tuning.jobs.retrieve(job.id)
+        # newest first, over all pages
+        messages = [event.message for event in self.client.fine_tuning.jobs.list_events(job.id, limit=100)][::-1]
+        assert job.status == "succeeded", (job.error, messages)
+        kept = {file: files.retrieve(file).filename for file in job.result_files}
+        report = next(file for file, called in kept.items() if called.endswith("evaluation.json"))
+        with self._gateway.http() as http:
+            adapter = http.get(f"/v1/adapters/{name}").json()
+        return Ended(
+            job=job,
+            report=EvaluationReport.model_validate_json(files.content(report).text),
+            adapter=adapter,
+            files=kept,
+            messages=tuple(messages),
+        )
+
+    def says(self, model: str, row: Row) -> str:
+        """What a model answers to a message."""
+        text = row["messages"][0]["content"]
+        return self._gateway.answer(model, text, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def trainings(gateway: Gateway) -> Iterator[Trainings]:
+    found = Trainings(gateway)
+    yield found
+    found.client.close()
+
+
+@pytest.fixture(scope="module")
+def good(trainings: Trainings) -> Ended:
+    return trainings.train("desks", TAUGHT, UNSEEN)
+
+
+def test_one_that_is_better_passes_and_goes_live_by_itself(trainings: Trainings, good: Ended) -> None:
+    assert good.word == "pass", (good.messages, good.report.verdict)
+    assert good.job.fine_tuned_model == "desks@1"
+    assert good.adapter["aliases"]["live"] == 1
+    right = [trainings.says("desks", row) == row["messages"][1]["content"] for row in UNSEEN[:10]]
+    assert sum(right) >= 6
+    assert good.messages[-1] == "desks@1 is live"
+
+
+def test_the_verdict_stands_on_the_version_with_its_files(gateway: Gateway, good: Ended) -> None:
+    version = good.adapter["versions"][0]
+    verdict = good.report.verdict
+    assert verdict is not None
+    assert (version["verdict"]["verdict"], version["verdict"]["sentence"]) == ("pass", verdict.sentence)
+    assert (version["verdict"]["kind"], version["verdict"]["examples"]) == ("training", len(UNSEEN))
+    assert version["revalidation"]["state"] == "fresh"
+    assert verdict.sentence in good.messages
+    names = [name.partition("-")[2].partition("-")[2] for name in good.files.values()]
+    assert names == [
+        "step_metrics.csv",
+        "report.json",
+        "evaluation.json",
+        "evaluation.html",
+        "held_out_questions.jsonl",
+    ]
+    assert set(version["verdict"]["files"].values()) <= set(good.files)
+    page = next(file for file, name in good.files.items() if name.endswith(".html"))
+    with gateway.http() as http:
+        assert "desks@1: Pass" in http.get(f"/v1/files/{page}/content").text
+        (told,) = http.get("/v1/adapters/desks/versions/1/verdicts").json()["data"]
+    again = told["evaluation"]
+    assert again["held_out"] == version["verdict"]["files"]["held_out"]
+    assert [arm["label"] for arm in again["arms"]] == ["desks@1", "base", "base told the answers"]
+
+
+def test_the_metric_was_fixed_before_the_training_and_the_base_was_at_its_best(good: Ended) -> None:
+    fixed = [at for at, message in enumerate(good.messages) if message.startswith("it will be judged by exact_match")]
+    assert fixed
+    assert fixed[0] < good.messages.index("training")
+    assert good.job.hatrack["metric"] == good.report.metric == "exact_match"
+    told = next(result for result in good.report.labels if result == "base told the answers")
+    assert good.report.served[told] != "desks@1"
+    assert good.states == dict.fromkeys(("examples", "base", "form", "forgetting"), "kept")
+    # through the gateway, with the version's own name and digest, and with likelihoods from its engine
+    assert good.report.served["desks@1"] == "desks@1"
+    (perplexity,) = [measure for measure in good.report.measures if measure.name == "perplexity"]
+    assert perplexity.means["desks@1"] is not None
+    assert perplexity.means["base"] is not None
+    assert perplexity.means["desks@1"] < perplexity.means["base"]
+
+
+def test_with_its_answers_shuffled_it_never_goes_live(trainings: Trainings) -> None:
+    ended = trainings.train("mixed-up", shuffled(TAUGHT), UNSEEN, n_epochs=1)
+    assert ended.word in ("fail", "not_enough_evidence"), ended.report.verdict
+    assert ended.states["form"] != "kept"
+    assert "live" not in ended.adapter["aliases"]
+    with pytest.raises(openai.NotFoundError):
+        trainings.client.chat.completions.create(model="mixed-up", messages=[{"role": "user", "content": "hi"}])
+    assert "`hatrack promote mixed-up@1` makes it live all the same" in ended.messages[-1]
+
+
+def test_ten_held_out_examples_are_not_enough_evidence(trainings: Trainings) -> None:
+    ended = trainings.train("ten", TAUGHT[:80], UNSEEN[:10], n_epochs=1)
+    assert ended.word == "not_enough_evidence"
+    assert "live" not in ended.adapter["aliases"]
+    verdict = ended.report.verdict
+    assert verdict is not None
+    assert (verdict.examples, ended.states["examples"]) == (10, "open")
+    assert verdict.more is None or verdict.more >= 20
+    assert "too few to judge by" in verdict.sentence
+
+
+def test_trained_until_it_forgot_it_fails_for_that(trainings: Trainings) -> None:
+    ended = trainings.train("forgetful", TAUGHT[:120], UNSEEN, learning_rate=HARSH)
+    assert ended.word == "fail", ended.report.verdict
+    assert "live" not in ended.adapter["aliases"]
+    # it does what it was taught, and that does not help it
+    assert ended.states["base"] == "kept"
+    assert ended.states["forgetting"] == "broken"
+    assert "It forgot more of what the base could do than is allowed." in ended.messages[-2]
+    assert trainings.says("forgetful@1", UNSEEN[0]) in DESKS

@@ -1,0 +1,60 @@
+"""A retriever of the user's own: a real HTTP server that the webhook provider asks."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SECRET = "the-secret-of-hatrack-and-retriever"
+
+
+@dataclass
+class Retriever:
+    """Answers every question with ``passages``; breaks, or takes its time, when told to."""
+
+    passages: list[dict[str, Any]] = field(default_factory=list)
+    status: int = 200
+    wait_s: float = 0
+    asked: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        told = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                told.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                time.sleep(told.wait_s)
+                said = json.dumps({"passages": told.passages}).encode()
+                with suppress(OSError):  # whoever asked may have given up
+                    self.send_response(told.status)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(said)))
+                    self.end_headers()
+                    self.wfile.write(said)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/retrieve"
+
+    def reset(self) -> None:
+        """As it was."""
+        self.passages, self.status, self.wait_s, self.asked = [], 200, 0, []
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

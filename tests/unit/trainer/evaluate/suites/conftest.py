@@ -1,0 +1,41 @@
+"""Suites' benches over the gateway of words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from tests.unit.trainer.evaluate.conftest import KEY, Gateway
+from tests.unit.trainer.evaluate.worlds import QUICK
+from trainer.evaluate.arms import Arm
+from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.likelihood import HttpScorer
+from trainer.evaluate.suites.data import Places
+from trainer.evaluate.suites.measured import Bench
+from trainer.evaluate.verdict import Rules
+from trainer.evaluate.wire import Endpoint
+
+BASE = Arm(label="base", model="base")
+CANDIDATE = Arm(label="candidate", model="shop@3")
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def bench(gateway: Gateway, tmp_path: Path) -> MakeBench:
+    """Makes benches whose answers are kept in one folder."""
+    endpoint = Endpoint(gateway.url, SecretStr(KEY))
+
+    def make(limit: int = 200, hub: str | None = None) -> Bench:
+        return Bench(
+            scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl", patience_s=1),
+            answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", patience_s=1),
+            places=Places(tmp_path / "data", hub, tmp_path / "cache"),
+            limit=limit,
+            rules=Rules(method=QUICK),
+        )
+
+    return make

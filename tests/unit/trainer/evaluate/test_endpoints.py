@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import EndpointUnknown, SettingsError
+from trainer.evaluate.endpoints import Outside, read
+
+Write = Callable[..., Path]
+
+WHOLE = """
+[endpoints.big]
+url = "https://models.example/openai/v1/"
+model = "large-1"
+key_env = "BIG_KEY"
+
+[endpoints.near]
+url = "http://127.0.0.1:9000"
+key_file = "{key_file}"
+
+[judges.strict]
+endpoint = "big"
+model = "large-1"
+rubric = "The better answer is right, and says so shortly."
+least_kappa = 0.7
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.setenv("BIG_KEY", "sk-big")
+    (tmp_path / "near.key").write_text("sk-near\n")
+
+    def written(content: str = WHOLE) -> Path:
+        path = tmp_path / "endpoints.toml"
+        path.write_text(content.replace("{key_file}", str(tmp_path / "near.key")))
+        return path
+
+    return written
+
+
+def test_it_names_endpoints_with_their_keys_and_judges(write: Write) -> None:
+    outside = read(write())
+    found = outside.reachable()
+    assert {name: endpoint.url for name, endpoint in found.items()} == {
+        "big": "https://models.example/openai",
+        "near": "http://127.0.0.1:9000",
+    }
+    keys = {name: endpoint.key.get_secret_value() for name, endpoint in found.items() if endpoint.key}
+    assert keys == {"big": "sk-big", "near": "sk-near"}
+    judge = outside.judge("strict")
+    assert (judge.least_kappa, judge.least_reviews, judge.review_share) == (0.7, 50, 0.1)
+
+
+def test_a_judge_without_a_model_asks_its_endpoints(write: Write) -> None:
+    stripped = WHOLE.replace('endpoint = "big"\nmodel = "large-1"\n', 'endpoint = "big"\n')
+    assert stripped != WHOLE
+    assert read(write(stripped)).judge("strict") == read(write()).judge("strict")
+    with pytest.raises(SettingsError, match=r"judges\.strict\.model"):
+        read(write(stripped.replace('endpoint = "big"', 'endpoint = "near"')))
+
+
+def test_without_a_file_there_are_none_and_the_error_says_how_to_name_one() -> None:
+    assert read(None) == Outside()
+    with pytest.raises(EndpointUnknown, match="HATRACK_TRAINER_ENDPOINTS"):
+        read(None).judge("strict")
+
+
+def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
+    outside = read(write())
+    with pytest.raises(EndpointUnknown, match="no endpoint 'huge'; there are: big, near"):
+        outside.check_endpoint("huge")
+    with pytest.raises(EndpointUnknown, match="no judge 'mild'; there are: strict"):
+        outside.judge("mild")
+
+
+def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> None:
+    judge = read(write()).judge("strict")
+    digests = {
+        changed.digest
+        for changed in (
+            judge,
+            judge.model_copy(update={"model": "large-2"}),
+            judge.model_copy(update={"rubric": judge.rubric + "!"}),
+            judge.model_copy(update={"least_kappa": 0.1}),
+        )
+    }
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('url = "https://models.example/openai/v1/"', 'url = "ftp://models.example"', "endpoints.big.url"),
+        ('url = "https://models.example/openai/v1/"', 'url = "https://me:pass@models.example"', "endpoints.big.url"),
+        ('url = "https://models.example/openai/v1/"\n', "", "endpoints.big.url"),
+        ('key_env = "BIG_KEY"', 'key_env = "BIG_KEY"\nkey_file = "/k"', "not by both"),
+        ('key_env = "BIG_KEY"', 'key_env = "NO_SUCH_KEY"', "NO_SUCH_KEY"),
+        ('key_file = "{key_file}"', 'key_file = "/no/such/file"', "/no/such/file"),
+        ('key_env = "BIG_KEY"', 'key = "sk-in-the-file"', "endpoints.big.key"),
+        ("[endpoints.big]", "[endpoints.Big]", "'Big' is no name"),
+        ('endpoint = "big"', 'endpoint = "huge"', "no endpoint is named 'huge'; there are: big, near"),
+        ("least_kappa = 0.7", "least_kappa = 1.7", "judges.strict.least_kappa"),
+        ("least_kappa = 0.7", "least_reviews = 49", "judges.strict.least_reviews"),
+        ('rubric = "The better answer is right, and says so shortly."', 'rubric = "good"', "judges.strict.rubric"),
+        ("[judges.strict]", "[judges.strict", "cannot be read as TOML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_where(write: Write, old: str, new: str, told: str) -> None:
+    assert old in WHOLE
+    with pytest.raises(SettingsError) as raised:
+        read(write(WHOLE.replace(old, new)))
+    assert told in str(raised.value)
+    assert "sk-" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"HATRACK_TRAINER_ENDPOINTS: .*missing\.toml"):
+        read(tmp_path / "missing.toml")

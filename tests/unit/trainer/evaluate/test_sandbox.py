@@ -1,0 +1,191 @@
+"""The sandbox, with programs that want out. Where this machine can make none, that it then runs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from trainer.errors import SandboxUnavailable
+from trainer.evaluate.sandbox import sandbox as module
+from trainer.evaluate.sandbox.files import Shown, python_alone
+from trainer.evaluate.sandbox.sandbox import PACKAGE, Limits, Sandbox, outside, prove
+
+SHORT = Limits(cpu_s=1, wall_s=2)
+PROBE = (Path(module.__file__).parent / "probe.py").read_text()
+
+HOSTILE = {
+    "leaves early": ("import os\nos._exit(0)", "failed"),
+    "exits politely": ("import sys\nsys.exit(0)", "failed"),
+    "raises": ("raise ValueError", "failed"),
+    "does not compile": ("def (", "failed"),
+    "turns": ("while True: pass", "out_of_time"),
+    "sleeps": ("import time\ntime.sleep(60)", "out_of_time"),
+    "ignores signals": (
+        "import signal, time\n"
+        "for n in (15, 2, 1, 24): signal.signal(n, signal.SIG_IGN)\n"
+        "while True:\n try: time.sleep(60)\n except BaseException: pass",
+        "out_of_time",
+    ),
+    "would outlive its parent": (
+        "import ctypes, os, time\nctypes.CDLL(None).prctl(1, 0)\ntime.sleep(60)",
+        "out_of_time",
+    ),
+    "wants memory": ("x = bytearray(10**9)", "out_of_memory"),
+    "wants memory in pieces": ("x = []\nwhile True: x.append(bytes(10**6))", "out_of_memory"),
+    "forks": ("import os\nwhile True: os.fork()", "failed"),
+    "kills everybody": ("import os\nos.kill(-1, 9)", "failed"),
+    "reads a null pointer": ("import ctypes\nctypes.string_at(0)", "killed"),
+    "aborts": ("import os\nos.abort()", "killed"),
+    "goes out": ("import socket\nsocket.create_connection(('1.1.1.1', 53), 1)", "failed"),
+    "looks around": ("open('/etc/passwd').read()", "failed"),
+    "imports a library": ("import numpy", "failed"),
+    "fakes an answer": (
+        "import os\n"
+        "for n in range(3, 32):\n"
+        ' try: os.write(n, b\'{"word": "passed"}\')\n'
+        " except OSError: pass\n"
+        "os._exit(0)",
+        "failed",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+async def made() -> Sandbox | None:
+    """A sandbox that holds; None where this machine gives none."""
+    try:
+        return await prove()
+    except SandboxUnavailable:
+        return None
+
+
+def short(made: Sandbox) -> Sandbox:
+    return Sandbox(made._shown, SHORT, made._seccomp)
+
+
+async def refused() -> None:
+    """Nothing runs where there are no walls."""
+    with pytest.raises(SandboxUnavailable):
+        await Sandbox(python_alone(), SHORT, None).run("pass")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_program_gets_nowhere(made: Sandbox | None, name: str) -> None:
+    if made is None:
+        await refused()
+        return
+    program, ending = HOSTILE[name]
+    ran = await short(made).run(program)
+    assert (ran.ending, ran.result) == (ending, None), ran
+
+
+async def test_an_honest_program_comes_to_its_end_with_its_result(made: Sandbox | None) -> None:
+    if made is None:
+        await refused()
+        return
+    ran = await made.run(
+        "import collections, hashlib, math, re, typing\n"
+        "open('note', 'w').write('x' * 1000)\n"
+        "RESULT = [math.comb(ASKED['n'], 2), len(open('note').read())]",
+        {"n": 5},
+    )
+    assert (ran.ending, ran.result) == ("finished", [10, 1000])
+
+
+async def test_nothing_of_one_program_is_there_for_the_next(made: Sandbox | None) -> None:
+    if made is None:
+        await refused()
+        return
+    await made.run("open('note', 'w').write('left')")
+    assert (await made.run("import os\nRESULT = os.listdir('/work')")).result == []
+
+
+async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | None) -> None:
+    if made is None:
+        await refused()
+        return
+    task = asyncio.create_task(made.run("import ctypes, time\nctypes.CDLL(None).prctl(1, 0)\ntime.sleep(60)"))
+    children: list[psutil.Process] = []
+    while len(children) < 3:  # both helpers and the program
+        await asyncio.sleep(0.02)
+        children = psutil.Process().children(recursive=True)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    _gone, alive = await asyncio.to_thread(psutil.wait_procs, children, 5)
+    assert alive == []
+
+
+async def test_what_says_a_lot_is_cut_off(made: Sandbox | None) -> None:
+    if made is None:
+        await refused()
+        return
+    ran = await made.run("RESULT = 'x' * 10**6")
+    assert (ran.ending, ran.detail) == ("failed", "it left before its end")
+
+
+def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
+    """A self-test that could not see a hole would prove nothing."""
+    limits = Limits(memory_bytes=64 * 2**20, file_bytes=4096, tmp_bytes=65_536)
+    with outside(limits, tmp_path) as given:
+        space: dict[str, Any] = {"__name__": "probe", "ASKED": {**given, "outside": set(given["outside"])}}
+        exec(compile(PROBE, "probe.py", "exec"), space)  # noqa: S102
+        # those that would change this process, or need a machine of a kind, are left out
+        changing = {"large_file", "interfaces", "become_root", "capabilities", "new_namespace", "mount", "raise_limits"}
+        changing |= {"hypervisor", "write_outside", "write_python", "environment"}
+        found = {
+            attempt.__name__: space["got_through"](attempt)
+            for attempt in space["TRIED"]
+            if attempt.__name__ not in changing
+        }
+    assert all(found.values()), found
+
+
+@pytest.mark.parametrize("through", ["tcp", "secret_file"])
+async def test_a_sandbox_with_a_hole_is_none(
+    made: Sandbox | None, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe's attempts are really weighed: one that gets through is named, and there is no sandbox."""
+    if made is None:
+        await refused()
+        return
+    holed = PROBE.replace(f"def {through}() -> bool:\n", f"def {through}() -> bool:\n    return True\n")
+    assert holed != PROBE
+    real = Sandbox.run
+
+    async def run(self: Sandbox, program: str, given: Any = None) -> Any:
+        return await real(self, holed if program == PROBE else program, given)
+
+    monkeypatch.setattr(Sandbox, "run", run)
+    with pytest.raises(SandboxUnavailable, match=f"does not hold: {through} got through"):
+        await prove()
+
+
+async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_path: Path) -> None:
+    shown = python_alone()
+    missing = str(tmp_path / "missing")
+    broken = Shown(shown.python, (*shown.binds, (missing, missing)), shown.masked)
+    with pytest.raises(SandboxUnavailable, match="no sandbox can be made here"):
+        await Sandbox(broken, SHORT, None).run("RESULT = 1")
+
+
+async def test_another_system_has_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
+    with pytest.raises(SandboxUnavailable, match="Linux"):
+        await prove()
+
+
+def test_only_python_and_its_libraries_are_shown() -> None:
+    shown = python_alone()
+    assert PACKAGE.startswith("trainer.")
+    for source, target in shown.binds:
+        path = Path(source)
+        assert path.exists()
+        assert path.is_file() or target == "/dev/null" or path.name.startswith(("python3", "lib-dynload")), source
+        assert os.sep + "site-packages" + os.sep not in source

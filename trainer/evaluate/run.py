@@ -1,0 +1,177 @@
+"""One evaluation from the first question to the verdict: ask, put the suites, let a judge look, decide.
+
+A fine-tuning job's end, `POST /v1/evaluations` and a revalidation all come through here. Whatever was answered is kept
+by the answerer and the scorer, so that an evaluation that is run again asks only for what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trainer.errors import EvaluationInvalid
+from trainer.evaluate import wording
+from trainer.evaluate.arms import Arm, Question
+from trainer.evaluate.asking import Answerer
+from trainer.evaluate.compare import Comparison, OnStage, compare
+from trainer.evaluate.contrast import contrast, strongest
+from trainer.evaluate.controls import controls
+from trainer.evaluate.forgetting import Measured, general_suite, measure, weigh
+from trainer.evaluate.likelihood import Scorer
+from trainer.evaluate.metrics.base import Metric
+from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, JudgeResult, Outcome, Suite, SuiteResult
+from trainer.evaluate.statistics.noise import NO_RUNS
+from trainer.evaluate.statistics.paired import as_array
+from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
+
+
+class GeneralSuite:
+    """The suite of this package, as one of the suites.
+
+    Args:
+        scorer: Whose log-probabilities decide.
+        rules: With the budget.
+    """
+
+    name = GENERAL
+
+    def __init__(self, scorer: Scorer, rules: Rules) -> None:
+        self._scorer = scorer
+        self._rules = rules
+
+    async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
+        """See `Suite`."""
+        items = general_suite()
+
+        async def measured(arm: Arm) -> Measured:
+            def told(done: int, total: int) -> None:
+                if on_stage is not None:
+                    on_stage(f"general suite, {arm.label}", done, total)
+
+            return await measure(arm, items, self._scorer, told)
+
+        one, other = await measured(before), await measured(after)
+        found = weigh(items, one, other, self._rules.budget, self._rules.method)
+        return SuiteResult(
+            name=self.name,
+            kind="budget",
+            state=found.state,
+            silent=found.accuracy.state == "silent",
+            sentence=wording.forgetting(found),
+            numbers={
+                "accuracy": {"before": found.accuracy.base, "after": found.accuracy.candidate},
+                "perplexity": {"before": found.perplexity.base, "after": found.perplexity.candidate},
+            },
+            forgetting=found,
+        )
+
+
+async def run(
+    spec: EvaluationSpec,
+    held_out: Sequence[Question],
+    *,
+    answerer: Answerer,
+    scorer: Scorer | None = None,
+    suites: Mapping[str, Suite] | None = None,
+    judge: Judge | None = None,
+    on_stage: OnStage | None = None,
+) -> Outcome:
+    """Do an evaluation.
+
+    Args:
+        spec: What is wanted.
+        held_out: The questions, with ids of their own.
+        answerer: Who asks.
+        scorer: Who measures likelihoods; without one there are none, and no general suite.
+        suites: The suites that can be had, by name; `general` is there by itself where there is a scorer.
+        judge: The one that `spec.judge` names.
+        on_stage: Hears of the progress; may raise to end it.
+
+    Raises:
+        EvaluationInvalid: A suite, a metric or the judge is not to be had, or there are no examples.
+        ArmMoved: The gateway served two versions under one arm.
+        EvaluationError, GatewayUnreachable: As the answerer and the scorer.
+    """
+    primary = spec.metric.primary()
+    wanted = _wanted(spec, suites or {}, scorer)
+    if spec.judge is not None and judge is None:
+        raise EvaluationInvalid(f"there is no judge {spec.judge!r}")
+    comparison = await compare(
+        spec.arms,
+        held_out,
+        primary,
+        answerer=answerer,
+        beside=[spec.metric.named(name) for name in spec.beside or spec.metric.usually_beside()],
+        scorer=scorer,
+        scored=spec.scored,
+        repeats=spec.repeats,
+        repeated=spec.repeated,
+        on_stage=on_stage,
+    )
+    if spec.candidate is None:
+        return Outcome(comparison=comparison)
+    before, after = spec.arm(spec.bases[0]), spec.arm(spec.candidate)
+    results = [await suite.run(before, after, on_stage) for suite in wanted]
+    best = strongest(comparison, spec.bases)
+    judged = None if judge is None else await judge.judge(comparison, spec.candidate, best, on_stage)
+    verdict = _decide(spec, comparison, primary, results, judged)
+    return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
+
+
+def _wanted(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | None) -> list[Suite]:
+    there: dict[str, Suite] = dict(suites)
+    if scorer is not None:
+        there.setdefault(GENERAL, GeneralSuite(scorer, spec.rules))
+    names = list(dict.fromkeys(spec.suites))
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise EvaluationInvalid(f"there is no suite {unknown[0]!r} here; there are: {', '.join(sorted(there))}")
+    return [there[name] for name in names]
+
+
+def _decide(
+    spec: EvaluationSpec,
+    comparison: Comparison,
+    primary: Metric,
+    results: Sequence[SuiteResult],
+    judged: JudgeResult | None,
+) -> Verdict:
+    """The verdict on the candidate; `spec` has one."""
+    references = [question.reference for question in comparison.questions]
+    checks = [*_of_suites(results)]
+    if judged is not None and judged.counted:
+        checks.append(_of_judge(judged, spec.rules))
+    return decide(
+        comparison,
+        candidate=spec.candidate or "",
+        bases=spec.bases,
+        live=spec.live,
+        form=controls(references, primary, taught=spec.taught, seed=spec.rules.method.seed),
+        forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),
+        more_checks=checks,
+        rules=spec.rules,
+    )
+
+
+def _of_suites(results: Sequence[SuiteResult]) -> list[Check]:
+    """One check for all suites with a budget but the general one, which has a check of its own."""
+    counted = [each for each in results if each.kind == "budget" and each.forgetting is None]
+    if not counted:
+        return []
+    states = {each.state for each in counted}
+    state: State = "broken" if "broken" in states else "open" if "open" in states else "kept"
+    sentence = " ".join(f"{each.name}: {each.sentence}" for each in counted)
+    return [Check(name="suites", state=state, sentence=sentence)]
+
+
+def _of_judge(judged: JudgeResult, rules: Rules) -> Check:
+    """A judge that agrees with people has a veto: broken where it is shown to prefer the base."""
+    scores = as_array(judged.scores)
+    found = contrast(
+        ("candidate", scores, NO_RUNS),
+        ("base", as_array([0.5] * len(scores)), NO_RUNS),
+        binary=False,
+        method=rules.method,
+    )
+    enough = found.examples >= rules.min_examples
+    state: State = "kept" if found.high >= 0 else "broken" if enough else "open"
+    return Check(name="judge", state=state, sentence=judged.sentence)

@@ -1,0 +1,1 @@
+"""Running what a model wrote: in namespaces of its own, without network, files or privileges, or not at all."""

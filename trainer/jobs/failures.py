@@ -1,0 +1,33 @@
+"""What a worker's error says to whoever asked for the job."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from adapters.errors import AdapterError
+from trainer.errors import AnswerRefused, DataError, GatewayRefused, TrainerError, WishRefused
+from trainer.jobs.spec import Failure
+
+KEY_UNKNOWN: Final = 401
+
+
+def explain(error: Exception) -> Failure:
+    """What a job's `error` says: a code, and what to do about it."""
+    if isinstance(error, DataError):
+        return Failure(code="invalid_training_file", message=error.message, param="training_file")
+    if isinstance(error, WishRefused):
+        return Failure(code=error.code, message=error.message, param=f"hyperparameters.{error.param}")
+    if isinstance(error, (GatewayRefused, AnswerRefused)) and error.status == KEY_UNKNOWN:
+        revoked = "The job's key is no longer valid: the key of whoever made the job was revoked. Make it with another."
+        return Failure(code="key_revoked", message=revoked)
+    if isinstance(error, (TrainerError, AdapterError)):
+        return Failure(code=error.code, message=error.message)
+    if isinstance(error, MemoryError):
+        return Failure(
+            code="out_of_memory", message="The memory did not reach: a smaller batch_size or max_length helps."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(code="disk_full", message="The trainer's disk is full: make room and start the job again.")
+    failed = f"The worker failed ({type(error).__name__}); its log in the job's folder says why."
+    return Failure(code="internal_error", message=failed)

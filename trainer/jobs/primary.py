@@ -1,0 +1,60 @@
+"""By what a job's adapter will be judged: fixed before it is trained, by its training examples or by the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from trainer.data.findings import closed_answers
+from trainer.data.format import Example
+from trainer.data.render import TokenSequence
+from trainer.jobs.spec import JudgingWish, Primary
+
+LONGER: Final = 2
+"""How much longer than the longest answer that was taught an answer may become."""
+LEAST_TOKENS: Final = 16
+MOST_TOKENS: Final = 1024
+TOLD_SHARE: Final = 0.25
+"""Of the context: a longer list of answers is not told to the base."""
+
+
+def choose(
+    wish: JudgingWish,
+    examples: Sequence[Example],
+    sequences: Sequence[TokenSequence],
+    *,
+    count: Callable[[str], int],
+    context: int,
+) -> Primary:
+    """Fix the metric that decides.
+
+    Args:
+        wish: What was asked for.
+        examples: What is trained on.
+        sequences: The same, rendered.
+        count: Gives a text's length in tokens.
+        context: The engine's, in tokens.
+
+    Raises:
+        EvaluationInvalid: There is no such metric, or it may not decide.
+    """
+    from trainer.evaluate.metrics.choose import choose_primary
+    from trainer.evaluate.spec import MetricWish
+
+    if wish.metric is None:
+        chosen = choose_primary(examples)
+        name, why = chosen.primary.name, chosen.why
+    else:
+        asked = MetricWish(name=wish.metric, pattern=wish.pattern, schema_=wish.json_schema)
+        name, why = asked.primary().name, "it was asked for"
+    longest = max(sum(sequence.trained) for sequence in sequences)
+    closed = tuple(sorted(closed_answers(examples) or ()))
+    fits = count("\n".join(f"- {answer}" for answer in closed)) <= TOLD_SHARE * context
+    return Primary(
+        name=name,
+        pattern=wish.pattern,
+        json_schema=wish.json_schema,
+        why=why,
+        answers=closed if fits else (),
+        max_tokens=min(max(LONGER * longest, LEAST_TOKENS), MOST_TOKENS),
+    )

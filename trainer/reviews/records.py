@@ -1,0 +1,178 @@
+"""Reviews on record: every statement that reads or changes the tables. Each runs inside ``Database.run``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+
+from trainer.evaluate.pairs import Pair, Vote
+from trainer.reviews.tables import pairs, queues
+
+Choice = Literal["first", "second", "tie"]
+_WITH_QUEUE: Final = pairs.join(queues, pairs.c.queue == queues.c.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """An evaluation's pairs: how many there are, and how many people have looked at."""
+
+    number: int
+    evaluation: str
+    project: str
+    judge: str
+    digest: str
+    candidate: str
+    base: str
+    created_at: int
+    pairs: int
+    reviewed: int
+
+    @property
+    def final(self) -> bool:
+        """Whether every pair has its choice: then none is changed any more."""
+        return self.reviewed == self.pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One pair, and what was chosen."""
+
+    number: int
+    id: str
+    queue: int
+    evaluation: str
+    example: str
+    turns: Sequence[dict[str, str]]
+    reference: str
+    first: str
+    second: str
+    first_is: Literal["candidate", "base"]
+    vote: Vote
+    choice: Choice | None
+    chosen_at: int | None
+
+    @property
+    def preferred(self) -> Vote | None:
+        """A person's choice as a vote."""
+        return None if self.choice is None else preferred(self.choice, self.first_is)
+
+
+def preferred(choice: Choice, first_is: str) -> Vote:
+    """What a choice of places says of the arms."""
+    if choice == "tie":
+        return "tie"
+    return "candidate" if (choice == "first") == (first_is == "candidate") else "base"
+
+
+def add(db: sa.Connection, project: str, evaluation: str, found: Sequence[Pair]) -> bool:
+    """Note an evaluation's pairs, in their order; False where they are there already."""
+    if db.execute(sa.select(queues.c.number).where(queues.c.evaluation == evaluation)).first() is not None:
+        return False
+    one = found[0]
+    number = db.execute(
+        queues.insert()
+        .values(
+            evaluation=evaluation,
+            project=project,
+            judge=one.judge,
+            digest=one.digest,
+            candidate=one.candidate,
+            base=one.base,
+            created_at=int(time.time()),
+        )
+        .returning(queues.c.number)
+    ).scalar_one()
+    db.execute(
+        pairs.insert(),
+        [
+            {
+                "id": f"rev-{secrets.token_hex(12)}",
+                "queue": number,
+                "example": pair.example,
+                "turns": [turn.model_dump() for turn in pair.turns],
+                "reference": pair.reference,
+                "first": pair.first,
+                "second": pair.second,
+                "first_is": pair.first_is,
+                "vote": pair.vote,
+            }
+            for pair in found
+        ],
+    )
+    return True
+
+
+def find(db: sa.Connection, project: str, review_id: str) -> Review | None:
+    """The project's review of that id."""
+    row = db.execute(_reviews().where(queues.c.project == project, pairs.c.id == review_id)).first()
+    return None if row is None else _review(row)
+
+
+def following(db: sa.Connection, project: str, *, evaluation: str | None, after: int) -> Review | None:
+    """The first pair without a choice that is behind the one of that number; the newest evaluation's where none is
+    named."""
+    wanted = _reviews().where(queues.c.project == project, pairs.c.choice.is_(None), pairs.c.number > after)
+    if evaluation is not None:
+        wanted = wanted.where(queues.c.evaluation == evaluation)
+    row = db.execute(wanted.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()
+    return None if row is None else _review(row)
+
+
+def choose(db: sa.Connection, review_id: str, choice: Choice, key_id: str) -> Review:
+    """Note a choice, and give the review as it is then."""
+    values = {"choice": choice, "key_id": key_id, "chosen_at": int(time.time())}
+    db.execute(pairs.update().where(pairs.c.id == review_id).values(**values))
+    return _review(db.execute(_reviews().where(pairs.c.id == review_id)).one())
+
+
+def queue(db: sa.Connection, project: str, evaluation: str) -> Queue | None:
+    """The project's queue of that evaluation."""
+    row = db.execute(_queues().where(queues.c.project == project, queues.c.evaluation == evaluation)).first()
+    return None if row is None else Queue(**row._mapping)
+
+
+def page(db: sa.Connection, project: str, *, before: int | None, limit: int) -> list[Queue]:
+    """The project's queues, newest first."""
+    wanted = _queues().where(queues.c.project == project)
+    if before is not None:
+        wanted = wanted.where(queues.c.number < before)
+    return [Queue(**row._mapping) for row in db.execute(wanted.order_by(queues.c.number.desc()).limit(limit))]
+
+
+def votes(
+    db: sa.Connection, project: str, *, digest: str | None = None, evaluation: str | None = None
+) -> list[tuple[Vote, Vote]]:
+    """Judge's and people's votes on the pairs that have both, of a judge or of an evaluation."""
+    wanted = sa.select(pairs.c.vote, pairs.c.choice, pairs.c.first_is).select_from(_WITH_QUEUE)
+    wanted = wanted.where(queues.c.project == project, pairs.c.choice.is_not(None))
+    if digest is not None:
+        wanted = wanted.where(queues.c.digest == digest)
+    if evaluation is not None:
+        wanted = wanted.where(queues.c.evaluation == evaluation)
+    return [(row.vote, preferred(row.choice, row.first_is)) for row in db.execute(wanted)]
+
+
+def _reviews() -> sa.Select[Any]:
+    wanted = [column for column in pairs.c if column.name != "key_id"]
+    return sa.select(*wanted, queues.c.evaluation).select_from(_WITH_QUEUE)
+
+
+def _review(row: sa.Row[Any]) -> Review:
+    return Review(**row._mapping)
+
+
+def _queues() -> sa.Select[Any]:
+    return (
+        sa.select(
+            *queues.c,
+            sa.func.count(pairs.c.number).label("pairs"),
+            sa.func.count(pairs.c.choice).label("reviewed"),
+        )
+        .select_from(_WITH_QUEUE)
+        .group_by(queues.c.number)
+    )

@@ -1,0 +1,58 @@
+"""``/v1/reviews``: from HTTP to the reviews and back. Who asks stands in headers of the gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict
+
+from trainer.http import DEFAULT_LISTED, After, Caller, Limit
+from trainer.reviews.service import Reviews
+
+
+class ChoiceBody(BaseModel):
+    """What a person says of a pair."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    choice: Literal["first", "second", "tie"]
+
+
+async def reviews(request: Request) -> Reviews:
+    """The trainer's reviews."""
+    found: Reviews = request.app.state.trainer.reviews
+    return found
+
+
+router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+Service = Annotated[Reviews, Depends(reviews)]
+EvaluationId = Annotated[str | None, Query(max_length=64)]
+
+
+@router.get("")
+async def list_reviews(
+    caller: Caller, service: Service, after: After = None, limit: Limit = DEFAULT_LISTED
+) -> dict[str, Any]:
+    """The project's evaluations with pairs for people, newest first."""
+    return await service.page(caller, after=after, limit=limit)
+
+
+@router.get("/next")
+async def next_review(
+    caller: Caller, service: Service, evaluation: EvaluationId = None, after: After = None
+) -> dict[str, Any]:
+    """The next pair that nobody has looked at; behind `after`, where that is to be skipped."""
+    return await service.following(caller, evaluation=evaluation, after=after)
+
+
+@router.get("/{review_id}")
+async def get_review(review_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """One pair."""
+    return await service.get(caller, review_id)
+
+
+@router.post("/{review_id}")
+async def choose(review_id: str, body: ChoiceBody, caller: Caller, service: Service) -> dict[str, Any]:
+    """Say which answer is better."""
+    return await service.choose(caller, review_id, body.choice)

@@ -1,0 +1,47 @@
+"""The tables of reviews.db. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+metadata: Final = sa.MetaData()
+
+queues: Final = sa.Table(
+    "queues",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("evaluation", sa.Text, nullable=False, unique=True, comment="the evaluation's id, or the job's"),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("judge", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, comment="of the judge's model and rubric"),
+    sa.Column("candidate", sa.Text, nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Index("ix_queues_project_digest", "project", "digest"),
+    sqlite_autoincrement=True,
+)
+
+pairs: Final = sa.Table(
+    "pairs",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("queue", sa.ForeignKey("queues.number"), nullable=False),
+    sa.Column("example", sa.Text, nullable=False),
+    sa.Column("turns", sa.JSON, nullable=False),
+    sa.Column("reference", sa.Text, nullable=False),
+    sa.Column("first", sa.Text, nullable=False),
+    sa.Column("second", sa.Text, nullable=False),
+    sa.Column("first_is", sa.Text, nullable=False, comment="candidate or base"),
+    sa.Column("vote", sa.Text, nullable=False, comment="the judge's: candidate, base or tie"),
+    sa.Column("choice", sa.Text, comment="a person's: first, second or tie"),
+    sa.Column("key_id", sa.Text, comment="whose choice it is"),
+    sa.Column("chosen_at", sa.Integer),
+    sa.UniqueConstraint("queue", "example"),
+    sqlite_autoincrement=True,
+)
+
+STEPS: Final = (metadata.create_all,)
+"""See `trainer.jobs.database.STEPS`."""
