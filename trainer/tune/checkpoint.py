@@ -1,7 +1,7 @@
 """What a training needs to go on as if it had never stopped: written whole or not at all, the newest two kept.
 
     DIRECTORY/step-00000120/state.pt     float32 originals, AdamW's moments, the random generators
-    DIRECTORY/step-00000120/state.json   step, losses, tokens, seconds, and what it belongs to
+    DIRECTORY/step-00000120/state.json   step, losses, evaluations, tokens, seconds, and what it belongs to
 
 The order of the batches depends on data, recipe and seed alone (``batches.plan_batches``), so the step is all that is
 kept of the sampler.
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.durable import replaced_directory
 from trainer.errors import CheckpointUnusable
+from trainer.tune.progress import Evaluation
 
 STATE: Final = "state.pt"
 PAPERS: Final = "state.json"
@@ -37,6 +38,7 @@ class Position(BaseModel):
     losses: tuple[float, ...]
     tokens: int
     seconds: float
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

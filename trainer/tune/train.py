@@ -154,7 +154,7 @@ class _Loop:
             return
         self._optimizer.restore(found.optimizer)
         self.step = found.position.step
-        self._losses = list(found.position.losses)
+        self._losses, self._evaluations = list(found.position.losses), list(found.position.evaluations)
         self._seen, self._before_s = found.position.tokens, found.position.seconds
 
     def _keep(self) -> None:
@@ -166,6 +166,7 @@ class _Loop:
             losses=tuple(self._losses),
             tokens=self._seen,
             seconds=self._seconds(),
+            evaluations=tuple(self._evaluations),
         )
         self._checkpoints.save(Checkpoint(position, self._optimizer.state()), self._device)
 

@@ -63,7 +63,7 @@ def test_an_interrupted_training_ends_with_the_same_losses_and_weights(
     run(base_dir, sequences, keeper(), stop_after=stop_after + 3, junk=7)
     resumed, resumed_weights = run(base_dir, sequences, keeper(), junk=11)
     assert resumed is not None
-    assert resumed.losses == whole.losses
+    assert (resumed.losses, resumed.evaluations) == (whole.losses, whole.evaluations)
     assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens)
     assert resumed_weights.keys() == weights.keys()
     assert all(torch.equal(resumed_weights[name], weights[name]) for name in weights)
