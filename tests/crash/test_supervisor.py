@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -62,24 +61,15 @@ async def ready(supervisor: Supervisor, *, epoch: int) -> None:
 
 def engine_of(config: EngineConfig) -> dict[str, psutil.Process]:
     """The engine's processes by what they are: API server, EngineCore, Worker."""
-    found = engine_so_far(config)
-    assert found.keys() == {"server", "EngineCore", "Worker"}
-    return found
-
-
-def engine_so_far(config: EngineConfig) -> dict[str, psutil.Process]:
-    """Those of the engine's processes that are there, while it starts."""
-    found: dict[str, psutil.Process] = {}
-    if not config.record.exists():
-        return found
+    found = {}
     for process in members(str(orjson.loads(config.record.read_bytes())["token"])):
-        with suppress(psutil.NoSuchProcess):
-            line = process.cmdline()
-            if "vllm.entrypoints.openai.api_server" in line:
-                found["server"] = process
-            for name in ("EngineCore", "Worker"):
-                if line and line[0].endswith(f"::{name}"):
-                    found[name] = process
+        line = process.cmdline()
+        if "vllm.entrypoints.openai.api_server" in line:
+            found["server"] = process
+        for name in ("EngineCore", "Worker"):
+            if line[0].endswith(f"::{name}"):
+                found[name] = process
+    assert found.keys() == {"server", "EngineCore", "Worker"}
     return found
 
 
@@ -157,6 +147,9 @@ async def main():
     settings = Settings(home=Path(sys.argv[1]), base_model=sys.argv[2], engine_device="cpu", engine_slots=2)
     supervisor = Supervisor(EngineConfig.from_settings(settings))
     await supervisor.start()
+    while not supervisor.ready:
+        await asyncio.sleep(0.1)
+    print("ready", flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -164,14 +157,14 @@ asyncio.run(main())
 
 
 async def test_what_a_killed_gateway_leaves_is_ended_by_the_next_start(base_dir: Path, tmp_path: Path) -> None:
-    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, str(tmp_path), str(base_dir))
-    config = EngineConfig.from_settings(Settings(home=tmp_path, base_model=str(base_dir), engine_device="cpu"))
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OWNER, str(tmp_path), str(base_dir), stdout=asyncio.subprocess.PIPE
+    )
+    assert owner.stdout is not None
     async with asyncio.timeout(READY_TIMEOUT_S):
-        while True:  # all are there long before it is ready
-            left = engine_so_far(config)
-            if len(left) == 3:
-                break
-            await asyncio.sleep(0.2)
+        assert await owner.stdout.readline() == b"ready\n"
+    config = EngineConfig.from_settings(Settings(home=tmp_path, base_model=str(base_dir), engine_device="cpu"))
+    left = engine_of(config)
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
     left["server"].kill()  # the worst case: the only process that still shows its environment is gone too
