@@ -18,10 +18,8 @@ up: setup       ## engine, gateway and two sample adapters; Ctrl-C stops everyth
 down:           ## end what a crash left running
 	@$(BIN)/hatrack down
 
-test: setup-dev ## every tier that runs here, the real engine included; the units beside it, where the engine leaves a core idle
-	@mkdir -p var; $(BIN)/python -m pytest tests/unit -p no:cacheprovider > var/unit-tests.log 2>&1 & unit=$$!; \
-	$(BIN)/python -m pytest tests/crash tests/integration; engine=$$?; \
-	wait $$unit; unit=$$?; cat var/unit-tests.log; exit $$((engine | unit))
+test: setup-dev ## every tier that runs here, the real engine included
+	@$(BIN)/python -m pytest tests
 
 test-unit: setup-dev ## the tier of milliseconds
 	@$(BIN)/python -m pytest tests/unit

@@ -163,6 +163,10 @@ def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_
     if at_once.status_code == 503:
         assert time.monotonic() - started < 1
         assert int(at_once.headers["retry-after"]) > 0
+    with victim.http() as http:  # until the gateway has seen it, /readyz speaks of the engine that was
+        while http.get("/readyz").status_code == 200:
+            assert time.monotonic() - started < 30
+            time.sleep(0.1)
     victim.wait_ready()
     assert victim.answer(base_name, "What is the capital of France?", max_tokens=12)
     left = [process.pid for process in victim.engine_processes() if process.pid in old]

@@ -54,6 +54,7 @@ def gateway(
     environment = {"HATRACK_GROUNDING_URL": retriever.url, "HATRACK_GROUNDING_SECRET": SECRET}
     environment["HATRACK_TRAINER_ENDPOINTS"] = str(judge.write_settings(tmp_path_factory.mktemp("settings")))
     environment["HATRACK_TRAINER_SUITES_LIMIT"] = "20"
+    environment["HATRACK_TRAINER_EVALUATE_REPEATS"] = "1"
     home = tmp_path_factory.mktemp("gateway")
     started = Gateway(home=home, base_dir=base_dir, settings=environment, arguments=("--trainer",))
     started.start()
