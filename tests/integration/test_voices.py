@@ -67,7 +67,9 @@ def test_all_at_once_each_request_gets_its_own_models_answer(gateway: Gateway) -
 
 def test_the_openai_client_sync_and_streaming(gateway: Gateway) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
-        assert [model.id for model in client.models.list()][:3] == [gateway_base(gateway), "tidewater", "pemberton"]
+        listed = [model.id for model in client.models.list()]
+        assert listed[0] == gateway_base(gateway)
+        assert {"tidewater", "pemberton"} <= set(listed)
         messages = [{"role": "user", "content": "Do you sell umbrellas?"}]
         raw = client.chat.completions.with_raw_response.create(
             model="tidewater", messages=messages, max_tokens=40, temperature=0

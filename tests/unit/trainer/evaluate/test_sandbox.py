@@ -110,11 +110,12 @@ async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | 
     if made is None:
         await refused()
         return
+    before = set(psutil.Process().children(recursive=True))
     task = asyncio.create_task(made.run("import ctypes, time\nctypes.CDLL(None).prctl(1, 0)\ntime.sleep(60)"))
     children: list[psutil.Process] = []
     while len(children) < 3:  # both helpers and the program
         await asyncio.sleep(0.02)
-        children = psutil.Process().children(recursive=True)
+        children = [child for child in psutil.Process().children(recursive=True) if child not in before]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
