@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, Unpack
 
@@ -76,19 +75,20 @@ class HatrackClient(
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         settings = ClientSettings()
-        self.url = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
-        found = api_key if api_key is not None else settings.gateway_key(self.url)
+        url = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
+        found = api_key if api_key is not None else settings.gateway_key(url)
         if found is not None and not (found.isascii() and found.isprintable()):
             raise ClientError(0, "key_invalid", "The API key holds characters that no key of Hatrack has.")
         acts_in = project or settings.project
-        self._http = httpx.Client(
-            base_url=self.url,
+        http = httpx.Client(
+            base_url=url,
             headers=({"authorization": f"Bearer {found}"} if found else {})
             | ({"openai-project": acts_in} if acts_in else {}),
             timeout=QUICK,
             transport=transport,
-            trust_env=not on_this_machine(self.url),  # a proxy cannot reach our loopback address
+            trust_env=not on_this_machine(url),  # a proxy cannot reach our loopback address
         )
+        super().__init__(url, http)
 
     def __enter__(self) -> Self:
         return self
@@ -327,44 +327,6 @@ class HatrackClient(
                     if text := (choice.get("delta") or {}).get("content"):
                         yield text
         raise ClientError(200, "stream_cut", "The answer broke off: the stream ended before its end mark.")
-
-    # the wire
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        value = self._request(method, path, **options)
-        if not isinstance(value, dict):
-            raise ClientError(200, "not_hatrack", f"{self.url} answered {method} {path} with no JSON object.")
-        return value
-
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        with self._translated():
-            response = self._http.request(method, path, **options)
-        return self._checked(response)
-
-    def _checked(self, response: httpx.Response) -> Any:
-        if not response.is_success:
-            raise refusal(response)
-        if not response.content:
-            return None
-        value = json_body(response)
-        if value is None:
-            message = f"{self.url} answered with something that is not JSON: is it a Hatrack gateway?"
-            raise ClientError(response.status_code, "not_hatrack", message)
-        return value
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn httpx's errors into ours."""
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise CannotConnect(self.url, str(error) or "no answer") from error
-        except httpx.TimeoutException as error:
-            message = f"{self.url} took the connection but did not answer in time."
-            raise ClientError(0, "timeout", message) from error
-        except httpx.TransportError as error:
-            message = f"The connection to {self.url} broke: {str(error) or type(error).__name__}."
-            raise ClientError(0, "connection_lost", message) from error
 
 
 def _checked_url(url: str) -> str:

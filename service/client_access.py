@@ -7,16 +7,14 @@ from itertools import islice
 from typing import Any, Final
 from urllib.parse import quote
 
+from service.client_caller import Caller
 from service.client_wire import JsonObject
 
 PAGE: Final = 100
 
 
-class AccessCalls:
+class AccessCalls(Caller):
     """What ``HatrackClient`` can do with keys; every method raises ClientError."""
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
 
     def list_keys(self, project: str | None = None) -> list[JsonObject]:
         """All keys, oldest first, or those of one project; the keys themselves are never told again."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 
+from service.client_caller import Caller
 from service.client_traffic import adapter_path
 from service.client_wire import ClientError, JsonObject, refusal
 
@@ -18,16 +18,8 @@ READING: Final = httpx.Timeout(60, connect=5)
 CANCELLING: Final = httpx.Timeout(60, connect=5)
 
 
-class EvaluationCalls:
+class EvaluationCalls(Caller):
     """What ``HatrackClient`` can do with evaluations; every method raises ClientError."""
-
-    _http: httpx.Client
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
-
-    def _translated(self) -> AbstractContextManager[None]:
-        raise NotImplementedError
 
     def create_evaluation(
         self,

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from service.client_caller import Caller
 from service.client_upload import CountedFile
 from service.client_wire import ClientError, JsonObject
 
@@ -22,13 +23,8 @@ MAX_BATCH: Final = 2000
 Attributes = Mapping[str, str | float | bool]
 
 
-class GroundingCalls:
+class GroundingCalls(Caller):
     """What ``HatrackClient`` can do with vector stores; every method raises ClientError."""
-
-    _http: httpx.Client
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
 
     # stores
 

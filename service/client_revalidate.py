@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import httpx
 
+from service.client_caller import Caller
 from service.client_traffic import adapter_path
 from service.client_wire import JsonObject
 
@@ -14,11 +15,8 @@ BEGINNING: Final = httpx.Timeout(300, connect=5)
 """Making evaluations: up to a hundred of them, s."""
 
 
-class RevalidationCalls:
+class RevalidationCalls(Caller):
     """What ``HatrackClient`` can do to judge versions again; every method raises ClientError."""
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
 
     def revalidate(self, name: str, version: int) -> JsonObject:
         """Judge one version again: the evaluation, which may be one that is under way."""

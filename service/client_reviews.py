@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import quote
 
+from service.client_caller import Caller
 from service.client_wire import JsonObject
 
 REVIEWS: Final = "/v1/reviews"
 Choice = Literal["first", "second", "tie"]
 
 
-class ReviewCalls:
+class ReviewCalls(Caller):
     """What ``HatrackClient`` can do with reviews; every method raises ClientError."""
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
 
     def reviews(self) -> list[JsonObject]:
         """The project's evaluations with pairs to look at, newest first, 100 at most: counts and agreement."""

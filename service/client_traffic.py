@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import httpx
 
 from adapters.names import DEFAULT_ALIAS
+from service.client_caller import Caller
 from service.client_wire import JsonObject
 
 WARMING: Final = httpx.Timeout(180, connect=5)
@@ -20,11 +21,8 @@ def adapter_path(*parts: object) -> str:
     return "/v1/adapters/" + "/".join(quote(str(part), safe="") for part in parts)
 
 
-class TrafficCalls:
+class TrafficCalls(Caller):
     """What ``HatrackClient`` can do with an adapter's traffic; every method raises ClientError."""
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
 
     def split(self, name: str, weights: Mapping[int, int], alias: str = DEFAULT_ALIAS) -> JsonObject:
         """Split an alias over several versions; the gateway warms them first. Promoting one of them ends it.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 
+from service.client_caller import Caller
 from service.client_wire import ClientError, JsonObject, event_of, events, refusal
 
 UPLOADING: Final = httpx.Timeout(60, connect=5, write=120)
@@ -22,16 +22,8 @@ ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 JOBS: Final = "/v1/fine_tuning/jobs"
 
 
-class TrainingCalls:
+class TrainingCalls(Caller):
     """What ``HatrackClient`` can do with files and jobs; every method raises ClientError."""
-
-    _http: httpx.Client
-
-    def _object(self, method: str, path: str, **options: Any) -> JsonObject:
-        raise NotImplementedError
-
-    def _translated(self) -> AbstractContextManager[None]:
-        raise NotImplementedError
 
     # files
 

@@ -6,6 +6,7 @@ A form derives from :class:`MultipartForm` and is told of each part's beginning,
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
@@ -97,7 +98,7 @@ async def in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-class MultipartForm:
+class MultipartForm(ABC):
     """Which part the parser is in; derive and say what is done with it. Not thread-safe: fed by one at a time."""
 
     def __init__(self, boundary: bytes) -> None:
@@ -119,17 +120,17 @@ class MultipartForm:
             },
         )
 
+    @abstractmethod
     def begin_part(self, name: str, filename: str | None) -> None:
         """A part begins; ``filename`` is None where it is a plain field."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part_data(self, data: bytes) -> None:
         """Some of the part's bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_part(self) -> None:
         """The part has ended."""
-        raise NotImplementedError
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes of the body. Raises BadRequest, and what the part's methods raise."""

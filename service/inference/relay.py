@@ -8,6 +8,7 @@ The same holds for the other markers looked for here.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ class Renamer:
         return data.replace(self._old, self._new)
 
 
-class EventRelay:
+class EventRelay(ABC):
     """Server-sent events from the engine, given in pieces cut anywhere, made into those for the client.
 
     One class for each way of streaming, so that nothing is asked of a chunk that its route cannot hold. ``done`` is
@@ -110,9 +111,9 @@ class EventRelay:
             chunk = chunk[:cut]
         return self._whole(chunk)
 
+    @abstractmethod
     def _whole(self, block: bytes) -> bytes:
         """What of whole events the client gets."""
-        raise NotImplementedError
 
     def counted(self) -> Usage | None:
         """The engine's count, else that of the events seen, each of one token or more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from trainer.jobs.spec import Control
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Folders:
+class Folders(ABC):
     """The folders under `directory`. Every method is quick, and blocks."""
 
     def __init__(self, directory: Path, spent: Path) -> None:
@@ -107,9 +108,9 @@ class Folders:
         except FileNotFoundError:
             return
 
+    @abstractmethod
     def clear(self, job_id: str) -> None:
         """Delete what is big. What that is, the kinds of folders say."""
-        raise NotImplementedError
 
     def _replace(self, job_id: str, name: str, content: str) -> None:
         partial = self.of(job_id) / f".{name}.partial"

@@ -140,7 +140,7 @@ def _evaluate(asked: Asked, bridge: Bridge, tasks: Mapping[str, ConfigurableTask
             return bridge.wait_for(asked.likelihoods([request.args for request in requests]))
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise NotImplementedError("no suite asks for it")
+            raise TypeError("no suite asks for rolling likelihoods")
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             return bridge.wait_for(asked.texts([(each.args[0], each.args[1].get("until", ())) for each in requests]))
