@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as ready:
-        thread = threading.Thread(target=ready.serve_forever, daemon=True)
+        thread = threading.Thread(target=ready.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield ready
         ready.shutdown()

@@ -161,7 +161,7 @@ def url(gateway: Gateway) -> Iterator[str]:
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         serving.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
