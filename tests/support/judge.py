@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
+
+from tests.support.http import QuietHandler
 
 KEY: Final = "sk-judge"
 MODEL: Final = "scripted-1"
@@ -48,7 +50,7 @@ class ScriptedJudge(ThreadingHTTPServer):
         return path
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: ScriptedJudge
 
     def do_POST(self) -> None:
@@ -65,6 +67,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass

@@ -7,8 +7,10 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http import QuietHandler
 
 SECRET = "the-secret-of-hatrack-and-retriever"
 
@@ -25,7 +27,7 @@ class Retriever:
     def __post_init__(self) -> None:
         told = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 told.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
@@ -37,9 +39,6 @@ class Retriever:
                     self.send_header("content-length", str(len(said)))
                     self.end_headers()
                     self.wfile.write(said)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Quiet."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

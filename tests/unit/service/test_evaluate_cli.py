@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.commands import evaluate
+from tests.support.http import QuietHandler
 
 Hatrack: TypeAlias = Callable[..., Result]
 SENTENCE = "Pass: on 36 examples that it had not seen, voice@3 scored 100 of 100, the base at its best 33."
@@ -63,8 +64,7 @@ class Server(ThreadingHTTPServer):
         return found if self.looks > 0 else found | {"progress": None} | self.end
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(QuietHandler):
     server: Server
 
     def _serve(self) -> None:
@@ -95,9 +95,6 @@ class Handler(BaseHTTPRequestHandler):
         return 404, json.dumps({"error": {"message": "no", "type": "t", "param": None, "code": "not_found"}}).encode()
 
     do_GET = do_POST = _serve
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any, TypeAlias
 
 import pytest
@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 from service.client import HatrackClient
 from service.commands import revalidate as command
+from tests.support.http import QuietHandler
 
 Hatrack: TypeAlias = Callable[..., Result]
 
@@ -64,7 +65,7 @@ class Server(ThreadingHTTPServer):
         return {"object": "list", "data": data, "left": left}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: Server
 
     def _serve(self) -> None:
@@ -96,9 +97,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     do_GET = do_POST = _serve
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing on stderr."""
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli import app
+from tests.support.http import QuietHandler
 
 Hatrack = Callable[..., Result]
 PATH = re.compile(r"/v1/reviews(?:/([^/]+))?")
@@ -85,7 +86,7 @@ class Reviews:
 def reviews() -> Iterator[Reviews]:
     kept = Reviews()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def handle_it(self) -> None:
             split = urlsplit(self.path)
             found = PATH.fullmatch(split.path)
@@ -102,9 +103,6 @@ def reviews() -> Iterator[Reviews]:
             self.wfile.write(content)
 
         do_GET = do_POST = handle_it
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     kept.url = f"http://127.0.0.1:{server.server_port}"

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 from prometheus_client import generate_latest
@@ -23,6 +23,7 @@ from service.inference.relay import Usage
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
 from service.telemetry.engine import STATES
+from tests.support.http import QuietHandler
 from tests.unit.service.inference.fakes import catalog
 from tests.unit.service.telemetry.support import BASE_TARGET, caller, record, refused
 
@@ -149,16 +150,13 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal(gateway: Gateway
 
 @pytest.fixture
 def url(gateway: Gateway) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             body = gateway.text.encode()
             self.send_response(200 if self.path == "/metrics" else 404)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         serving = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 from service.client_training import pairs
 from service.commands.curve import draw
+from tests.support.http import QuietHandler
 
 Hatrack: TypeAlias = Callable[..., Result]
 JOB = {
@@ -65,7 +66,7 @@ class Server(ThreadingHTTPServer):
         return found | {"hatrack": JOB["hatrack"] | {"verdict": self.verdict if ended else None}}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: Server
 
     def _serve(self) -> None:
@@ -74,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.endswith("/events"):
             self.send_response(200)
+            self.send_header("connection", "close")
             self.end_headers()
             for event in self.server.streams.pop(0):
                 self.wfile.write(f"id: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
@@ -98,9 +100,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     do_GET = do_POST = _serve
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 LINEAGE = {

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -24,6 +24,7 @@ from service.grounding.places import CHAT
 from service.inference.account import Accounts
 from service.inference.routes import InferenceApp
 from service.telemetry.traces import Traces, make_traces, traces_to
+from tests.support.http import QuietHandler
 from tests.unit.service.inference.fakes import DONE, KEY, World, catalog, token, usage_event
 from tests.unit.service.telemetry.support import record
 
@@ -160,7 +161,7 @@ async def test_the_ratio_holds_also_for_what_a_client_has_marked(ratio: float, e
     assert world.engine.last.headers["traceparent"].endswith(f"-0{int(ratio)}")
 
 
-class Collector(HTTPServer):
+class Collector(ThreadingHTTPServer):
     """An OTLP collector that keeps what it is sent."""
 
     def __init__(self) -> None:
@@ -172,7 +173,7 @@ class Collector(HTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Receiver(BaseHTTPRequestHandler):
+class Receiver(QuietHandler):
     server: Collector
 
     def do_POST(self) -> None:
@@ -181,9 +182,6 @@ class Receiver(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
+from tests.support.http import QuietHandler
 
 KEY = "hk_job"
 Refusal = tuple[int, str, dict[str, str]]
@@ -118,9 +120,7 @@ class Gateway:
 def gateway() -> Iterator[Gateway]:
     fake = Gateway()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             key = self.headers.get("authorization", "").removeprefix("Bearer ")
@@ -135,9 +135,6 @@ def gateway() -> Iterator[Gateway]:
                 self.wfile.write(content)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # whoever asked was killed
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
+from tests.support.http import QuietHandler
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway, pieces
 from tests.unit.trainer.jobs.conftest import error, parts
 from trainer.jobs.spec import FileRef
@@ -108,9 +109,7 @@ class World(Gateway):
 def listening(world: World) -> Iterator[World]:
     """The world behind a socket."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(QuietHandler):
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             key = self.headers.get("authorization", "").removeprefix("Bearer ")
@@ -126,9 +125,6 @@ def listening(world: World) -> Iterator[World]:
                 self.close_connection = True  # whoever asked was killed
 
         do_GET = do_POST = do_PUT = do_DELETE = _serve
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:

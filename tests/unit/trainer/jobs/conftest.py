@@ -8,12 +8,13 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.http import QuietHandler
 from tests.unit.trainer.jobs.fake_engine import FakeEngine
 from trainer.jobs import spec
 from trainer.jobs.spec import FileRef, JobSpec
@@ -130,9 +131,7 @@ def parts(body: bytes) -> dict[str, bytes]:
 def gateway() -> Iterator[FakeGateway]:
     fake = FakeGateway()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(QuietHandler):
         def _serve(self) -> None:
             key = self.headers["authorization"].removeprefix("Bearer ")
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -143,9 +142,6 @@ def gateway() -> Iterator[FakeGateway]:
             self.wfile.write(content)
 
         do_GET = do_POST = do_PUT = do_DELETE = _serve
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     fake.url = f"http://127.0.0.1:{server.server_port}"

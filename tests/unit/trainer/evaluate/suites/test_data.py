@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.support.http import QuietHandler
 from trainer.errors import SuiteUnavailable
 from trainer.evaluate.suites import data
 from trainer.evaluate.suites.data import Choice, Places, gsm8k, mmlu, packaged_mmlu, sample
@@ -113,7 +114,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     pyarrow.parquet.write_table(table, tmp_path / "hub.parquet")
     content = (tmp_path / "hub.parquet").read_bytes()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def answer(self, *, body: bool) -> None:
             asked.append(self.path)
             there = self.path.endswith("/openai/gsm8k/resolve/main/main/test-00000-of-00001.parquet")
@@ -130,9 +131,6 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
         def do_GET(self) -> None:
             self.answer(body=True)
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
