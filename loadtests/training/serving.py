@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class Window:
     steps: int = 0
     seconds: float = 0.0
     others_s: float = 0.0
+    held_up_s: float = 0.0
+    """How long threads that serve could have run and had no core, all threads together."""
 
     def row(self) -> dict[str, float]:
         """The numbers; times in ms."""
@@ -63,6 +66,7 @@ class Window:
             "first_token_ms_max": round(max(firsts, default=0), 1),
             "ms_a_token": round(statistics.fmean(gaps), 1) if gaps else 0.0,
             "job_steps_a_minute": round(self.steps * 60 / max(self.seconds, 1.0), 1),
+            "held_up_ms_a_s": round(self.held_up_s * 1000 / max(self.seconds, 1.0), 1),
             "others_cores": round(self.others_s / max(self.seconds, 1.0), 2),
         }
 
@@ -120,6 +124,18 @@ class Job:
         own = sum(sum(process.cpu_times()[:2]) for process in ours)
         return float(times.user + times.nice + times.system + times.irq + times.softirq - own)
 
+    def held_up_s(self) -> float:
+        """Seconds that the threads of gateway and engine have waited for a core so far (schedstat, proc(5))."""
+        trainers = [child for child in self._gateway.children() if "trainer" in child.cmdline()]
+        making = {process.pid for trainer in trainers for process in [trainer, *trainer.children(recursive=True)]}
+        waited = 0
+        for process in [self._gateway, *self._gateway.children(recursive=True)]:
+            if process.pid not in making:
+                for thread in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+                    with suppress(OSError):  # it has just ended
+                        waited += int(thread.read_text().split()[1])
+        return waited / 1e9
+
     async def end(self) -> None:
         """Cancel it."""
         self.signal(signal.SIGCONT)
@@ -163,11 +179,13 @@ async def measure(options: argparse.Namespace, running: Running) -> list[Round]:
                 job.signal(signal.SIGCONT if mode == MODES[1] else signal.SIGSTOP)
                 await asyncio.sleep(SETTLE_S)
                 began, step, others = time.perf_counter(), await job.step(), job.others_s()
+                held_up = job.held_up_s()
                 timings = await callers(
                     client, running, models, rate=options.rate, seconds=options.seconds, seed=len(rounds)
                 )
                 seconds = time.perf_counter() - began
-                found[mode] = Window(timings, await job.step() - step, seconds, job.others_s() - others)
+                held_up = job.held_up_s() - held_up
+                found[mode] = Window(timings, await job.step() - step, seconds, job.others_s() - others, held_up)
             rounds.append(found)
             shown = {mode: window.row() for mode, window in found.items()}
             print(
@@ -195,6 +213,7 @@ def together(rounds: list[Round]) -> tuple[Round, str]:
             total.timings += window.timings
             total.steps, total.seconds = total.steps + window.steps, total.seconds + window.seconds
             total.others_s += window.others_s
+            total.held_up_s += window.held_up_s
     return sums, f"{len(chosen)} of {len(rounds)} rounds count, {len(quiet)} were quiet."
 
 
@@ -208,6 +227,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
         "first_token_ms_max": "max ms",
         "ms_a_token": "ms a token",
         "job_steps_a_minute": "the job's steps/min",
+        "held_up_ms_a_s": "held up, ms/s",
         "others_cores": "others, cores",
     }
     lines = ["| callers | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]

@@ -149,7 +149,8 @@ def judged(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, Judged]
 
 
 def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
-    """The ready versions that were judged, of one project or of all; oldest verdict first."""
+    """The ready versions that were judged, of one project or of all: first those that ``live`` may answer with, of
+    these and of the others the oldest verdict first."""
     chosen = (
         sa.select(
             adapters.c.project,
@@ -158,16 +159,19 @@ def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
             verdicts.c.base,
             verdicts.c.created_at,
             _failed(),
+            aliases.c.version,
+            aliases.c.split,
         )
         .select_from(verdicts)
         .join(versions, versions.c.id == verdicts.c.version_id)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
+        .outerjoin(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
         .where(versions.c.state == "ready", _is_latest())
         .order_by(verdicts.c.seq)
     )
     if project is not None:
         chosen = chosen.where(adapters.c.project == project)
-    found = db.execute(chosen)
+    found = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
     return [JudgedVersion(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed)) for r in found]
 
 
@@ -221,10 +225,15 @@ def live_failures(db: sa.Connection) -> list[LiveFailure]:
     )
     found = []
     for row in db.execute(chosen):
-        aim = moves.aim_of(row)
-        if aim is not None and row.number in versions_of(aim):
+        if _may_answer(row):
             found.append(LiveFailure(row.project, row.name, row.number, row.created_at, row.updated_at))
     return found
+
+
+def _may_answer(row: Any) -> bool:
+    """Whether the alias in a row points, alone or as a part of a split, at the version in it."""
+    aim = moves.aim_of(row)
+    return aim is not None and row.number in versions_of(aim)
 
 
 def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:

@@ -217,7 +217,8 @@ class Verdicts:
     # judging again
 
     async def wanted(self, project: str | None, *, every: bool = False) -> list[Wanted]:
-        """The ready versions of a project (None: of all) that should be judged again, oldest verdict first.
+        """The ready versions of a project (None: of all) that should be judged again: what `live` may answer with
+        first, then the oldest verdict first.
 
         Args:
             every: All that were ever judged, also those of which nothing has changed.

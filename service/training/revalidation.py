@@ -96,7 +96,7 @@ class Revalidations:
         return {"object": "list", "data": data, "left": len(wanted) - len(begun)}
 
     async def wanted(self) -> list[Wanted]:
-        """What is due in all projects, oldest verdict first."""
+        """What is due in all projects: what serves first, then the oldest verdict first."""
         return await self._verdicts.wanted(None)
 
     async def look(self, project: str, evaluation_id: str) -> dict[str, Any] | None:

@@ -49,8 +49,8 @@ def ended(client: openai.OpenAI, job_id: str) -> Any:
 
 def voice(gateway: Gateway, model: str) -> int:
     """How many of the questions are answered like a sailor."""
-    answers = [gateway.answer(model, question).lower() for question in QUESTIONS]
-    return sum(any(word in answer for word in SAILOR) for answer in answers)
+    answers = gateway.answers([(model, question) for question in QUESTIONS])
+    return sum(any(word in answer.lower() for word in SAILOR) for answer in answers)
 
 
 def test_the_official_client_trains_an_adapter_that_answers_at_once(
@@ -65,7 +65,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
         suffix="Sea Shanty",
         seed=7,
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
-        metadata={"learning_rate": "2e-3"},
+        metadata={"learning_rate": "2e-3", "suites": "none"},
     )
     assert job.status in ("validating_files", "queued", "running")
     assert client.fine_tuning.jobs.list().data[0].id == job.id
@@ -82,7 +82,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
     # twenty held-out examples are too few, however well they went
-    assert done.metadata == {"learning_rate": "2e-3", "hatrack_verdict": "not_enough_evidence"}
+    assert done.metadata == {"learning_rate": "2e-3", "suites": "none", "hatrack_verdict": "not_enough_evidence"}
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
     assert "hatrack promote sea-shanty@1" in events[0].message
     assert any(event.type == "metrics" and event.data["step"] for event in events)  # type: ignore[index]

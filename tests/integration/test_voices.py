@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -35,9 +34,8 @@ def speaks(voice: str, text: str) -> bool:
 def test_an_adapter_speaks_in_its_voice_on_questions_it_never_saw(gateway: Gateway, voice: str) -> None:
     other = {"tidewater": "pemberton", "pemberton": "tidewater"}[voice]
     questions = held_out(voice)[:8]
-    own = [gateway.answer(voice, question) for question in questions]
-    base = [gateway.answer(gateway_base(gateway), question) for question in questions]
-    foreign = [gateway.answer(other, question) for question in questions]
+    models = (voice, gateway_base(gateway), other)
+    own, base, foreign = (gateway.answers([(model, question) for question in questions]) for model in models)
     assert sum(speaks(voice, text) for text in own) >= 7, own
     assert sum(own_text != base_text for own_text, base_text in zip(own, base, strict=True)) == 8
     assert sum(own_text != foreign_text for own_text, foreign_text in zip(own, foreign, strict=True)) == 8
@@ -54,8 +52,7 @@ def test_all_at_once_each_request_gets_its_own_models_answer(gateway: Gateway) -
     base = gateway_base(gateway)
     models = [base, "tidewater", "pemberton"] * 8
     question = "Where is my parcel? It should have been here by now."
-    with ThreadPoolExecutor(len(models)) as pool:
-        answers = list(pool.map(lambda model: gateway.answer(model, question), models))
+    answers = gateway.answers([(model, question) for model in models])
     for model, text in zip(models, answers, strict=True):
         if model == base:
             assert not speaks("tidewater", text) or "ahoy" not in text.lower(), text

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,3 +165,8 @@ class Gateway:
         response = self.chat(model, text, **more)
         assert response.status_code == 200, response.text
         return str(response.json()["choices"][0]["message"]["content"])
+
+    def answers(self, asked: Sequence[tuple[str, str]], **more: Any) -> list[str]:
+        """The answers' texts to (model, text), all asked at once."""
+        with ThreadPoolExecutor(len(asked)) as pool:
+            return list(pool.map(lambda pair: self.answer(*pair, **more), asked))

@@ -14,8 +14,8 @@ LONGER: Final = 2
 """How much longer than the longest answer that was taught an answer may become."""
 LEAST_TOKENS: Final = 16
 MOST_TOKENS: Final = 1024
-TOLD_SHARE: Final = 0.25
-"""Of the context: a longer list of answers is not told to the base."""
+TOLD_SHARE: Final = 0.5
+"""Of the context: a longer list of answers is not told to the base, for question and answer must fit, too."""
 
 
 def choose(

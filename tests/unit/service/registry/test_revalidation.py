@@ -190,6 +190,19 @@ async def three_versions(bench: Bench, files: Files) -> None:
         await bench.push("voice", files(seed=seed), alias="live")
 
 
+async def test_what_serves_is_judged_again_first_and_then_the_oldest_verdict(bench: Bench, files: Files) -> None:
+    async def order() -> list[int]:
+        return [one.number for one in await bench.registry.verdicts.wanted("default", every=True)]
+
+    await three_versions(bench, files)
+    for number in (2, 1, 3):
+        await bench.verdict(f"voice@{number}")
+    assert await order() == [3, 2, 1]
+    split = await bench.http.put("/v1/adapters/voice/aliases/live", json={"split": {"1": 50, "3": 50}})
+    assert split.status_code == 200
+    assert await order() == [1, 3, 2]
+
+
 async def test_without_the_setting_a_failed_version_stays_live(bench: Bench, files: Files) -> None:
     await three_versions(bench, files)
     await bench.verdict("voice@3", "fail", kind="revalidation")
