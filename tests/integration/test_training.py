@@ -81,7 +81,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert voice(gateway, base) == 0
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
-    # twenty held-out examples are too few, however well they went
+    # nothing that is judged on twenty examples, and without a suite, may pass; verdicts have tests of their own
     assert done.metadata == {"learning_rate": "2e-3", "suites": "none", "hatrack_verdict": "not_enough_evidence"}
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
     assert "hatrack promote sea-shanty@1" in events[0].message
