@@ -173,7 +173,7 @@ async def measure(options: argparse.Namespace, running: Running) -> list[Round]:
     async with session() as client:
         await callers(client, running, models, rate=2, seconds=8, seed=0)
         job = await Job.make(running, options.data, options.rows)
-        while time.perf_counter() < ends and sum(map(is_quiet, rounds)) < options.rounds:
+        while not rounds or (time.perf_counter() < ends and sum(map(is_quiet, rounds)) < options.rounds):
             found: Round = {}
             for mode in MODES if len(rounds) % 2 else reversed(MODES):
                 job.signal(signal.SIGCONT if mode == MODES[1] else signal.SIGSTOP)
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=16, help="quiet ones (default 16)")
     parser.add_argument("--seconds", type=float, default=14, help="of a window")
-    parser.add_argument("--most", type=float, default=480, help="seconds, all rounds together")
+    parser.add_argument("--most", type=float, default=480, help="seconds, all rounds together; one is always measured")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--home", type=Path, default=REPO / "var" / "loadtests" / "serving")
     parser.add_argument("--out", type=Path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +11,11 @@ from trainer.data.format import Example
 
 TOLD: Final = "Answer with exactly one of the following and with nothing else:"
 MAX_LABEL_CHARS: Final = 100
+TEMPLATE_TOKENS: Final = 16
+"""What a chat template may put around one system message more."""
+UNTOLD: Final = (
+    "a list of the possible answers would leave no room for the longest question, so the base is not told them"
+)
 
 
 class Frozen(BaseModel):
@@ -65,12 +70,29 @@ class Prompt(Frozen):
         """OpenAI's chat messages for a question."""
         turns = [turn.model_dump() for turn in question.turns]
         own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else self.system
-        told = "\n".join([TOLD, *(f"- {answer}" for answer in self.answers)]) if self.answers else None
+        told = listed(self.answers) if self.answers else None
         system = "\n\n".join(part for part in (own, told) if part)
         return ([{"role": "system", "content": system}] if system else []) + turns
 
 
 PLAIN: Final = Prompt()
+
+
+def listed(answers: Sequence[str]) -> str:
+    """What stands in the system message of an arm that is told a closed set of answers."""
+    return "\n".join([TOLD, *(f"- {answer}" for answer in answers)])
+
+
+def leaves_room(answers: Sequence[str], beside: int, *, count: Callable[[str], int], context: int) -> bool:
+    """Whether an arm can be told these answers: else its longest question would be refused, and nothing be compared.
+
+    Args:
+        answers: The closed set.
+        beside: What must fit beside the list: the longest question and the longest answer that is allowed, in tokens.
+        count: Gives a text's length in tokens.
+        context: The engine's, in tokens.
+    """
+    return count(listed(answers)) + beside + TEMPLATE_TOKENS <= context
 
 
 class Arm(Frozen):

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from trainer.data.findings import closed_answers
-from trainer.evaluate.arms import Arm, Frozen, Prompt, Question, base_at_its_best
+from trainer.evaluate.arms import TEMPLATE_TOKENS, UNTOLD, Arm, Frozen, Prompt, Question, base_at_its_best, leaves_room
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricWish, common, read_metric
 from trainer.evaluate.verdict import Rules
 from trainer.evaluations.held_out import as_examples
 from trainer.evaluations.spec import EvaluationJob
-from trainer.jobs.primary import LEAST_TOKENS, LONGER, MOST_TOKENS, TOLD_SHARE
+from trainer.jobs.primary import answer_bound
 from trainer.jobs.promotion import LIVE, Pointer
 
 MEASURED: Final = 3
-"""So many of the longest answers are counted in tokens."""
+"""So many of the longest texts, in characters, are counted in tokens."""
 
 
 class Plan(Frozen):
@@ -75,9 +75,17 @@ def make_plan(
         EvaluationInvalid: The metric needs something that is not given.
     """
     body = job.body
-    answers = as_examples([*taught, *held_out])
-    metric, why = _metric(job, [*taught, *held_out])
-    arms, bases, candidate = _arms(job, tuple(sorted(closed_answers(answers) or ())), count)
+    known = [*taught, *held_out]
+    metric, why = _metric(job, known)
+    max_tokens = body.max_tokens or answer_bound(
+        _longest((question.reference for question in known), count), job.context_tokens
+    )
+    closed = tuple(sorted(closed_answers(as_examples(known)) or ())) if body.arms is None else ()
+    if closed:
+        beside = _longest_prompt(job, asked, count) + max_tokens
+        if not leaves_room(closed, beside, count=count, context=job.context_tokens):
+            closed, why = (), f"{why}; {UNTOLD}"
+    arms, bases, candidate = _arms(job, closed)
     live, arms = _with_live(job, arms, candidate, serving.live)
     evaluation = EvaluationSpec(
         arms=tuple(arms),
@@ -93,7 +101,7 @@ def make_plan(
             budget=Budget(accuracy=job.forget_accuracy, perplexity=job.forget_perplexity),
         ),
         repeats=body.repeats or job.repeats,
-        max_tokens=body.max_tokens or _longest([*taught, *held_out], count),
+        max_tokens=max_tokens,
         judge=body.judge,
     )
     return Plan(evaluation=evaluation, why=why, held_out=len(held_out), pointer=serving.pointer, began_at=time.time())
@@ -107,15 +115,12 @@ def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, 
     return MetricWish(name=chosen.primary.name), chosen.why
 
 
-def _arms(
-    job: EvaluationJob, closed: tuple[str, ...], count: Callable[[str], int]
-) -> tuple[list[Arm], list[str], str | None]:
-    """The arms, the bases' labels, and the candidate's."""
+def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
+    """The arms, the bases' labels, and the candidate's. ``closed``: the answers that the base is told."""
     body, context = job.body, job.context
     if body.arms is None:
         candidate = str(context.candidate)
-        fits = count("\n".join(f"- {answer}" for answer in closed)) <= TOLD_SHARE * job.context_tokens if closed else 0
-        bases = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed if fits else ())
+        bases = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed)
         return [Arm(label=candidate, model=candidate), *bases], [arm.label for arm in bases], candidate
     arms = [
         Arm(
@@ -150,8 +155,14 @@ def _with_live(
     return LIVE, [*arms, Arm(label=LIVE, model=live)]
 
 
-def _longest(known: Sequence[Question], count: Callable[[str], int]) -> int:
-    """How long an answer may become: twice the longest that is known, in tokens."""
-    texts = sorted({question.reference for question in known}, key=lambda text: -len(text))[:MEASURED]
-    longest = max(count(text) for text in texts)
-    return min(max(LONGER * longest, LEAST_TOKENS), MOST_TOKENS)
+def _longest_prompt(job: EvaluationJob, asked: Sequence[Question], count: Callable[[str], int]) -> int:
+    """What the longest question takes with the candidate's system prompt, in tokens: rather a few too many."""
+    longest = _longest(("\n".join(turn.content for turn in question.turns) for question in asked), count)
+    turns = max(len(question.turns) for question in asked)
+    system = job.context.system_prompt
+    return longest + turns * TEMPLATE_TOKENS + (count(system) if system else 0)
+
+
+def _longest(texts: Iterable[str], count: Callable[[str], int]) -> int:
+    """The longest one, in tokens."""
+    return max(count(text) for text in sorted(set(texts), key=lambda text: -len(text))[:MEASURED])

@@ -14,8 +14,6 @@ LONGER: Final = 2
 """How much longer than the longest answer that was taught an answer may become."""
 LEAST_TOKENS: Final = 16
 MOST_TOKENS: Final = 1024
-TOLD_SHARE: Final = 0.5
-"""Of the context: a longer list of answers is not told to the base, for question and answer must fit, too."""
 
 
 def choose(
@@ -23,6 +21,7 @@ def choose(
     examples: Sequence[Example],
     sequences: Sequence[TokenSequence],
     *,
+    held_out: Sequence[TokenSequence],
     count: Callable[[str], int],
     context: int,
 ) -> Primary:
@@ -32,12 +31,14 @@ def choose(
         wish: What was asked for.
         examples: What is trained on.
         sequences: The same, rendered.
+        held_out: What it is judged by, rendered.
         count: Gives a text's length in tokens.
         context: The engine's, in tokens.
 
     Raises:
         EvaluationInvalid: There is no such metric, or it may not decide.
     """
+    from trainer.evaluate.arms import UNTOLD, leaves_room
     from trainer.evaluate.metrics.choose import choose_primary
     from trainer.evaluate.spec import MetricWish
 
@@ -47,14 +48,22 @@ def choose(
     else:
         asked = MetricWish(name=wish.metric, pattern=wish.pattern, schema_=wish.json_schema)
         name, why = asked.primary().name, "it was asked for"
-    longest = max(sum(sequence.trained) for sequence in sequences)
+    max_tokens = answer_bound(max(sum(sequence.trained) for sequence in sequences), context)
     closed = tuple(sorted(closed_answers(examples) or ()))
-    fits = count("\n".join(f"- {answer}" for answer in closed)) <= TOLD_SHARE * context
+    if closed:
+        beside = max(len(sequence.tokens) for sequence in (*sequences, *held_out)) + max_tokens
+        if not leaves_room(closed, beside, count=count, context=context):
+            closed, why = (), f"{why}; {UNTOLD}"
     return Primary(
         name=name,
         pattern=wish.pattern,
         json_schema=wish.json_schema,
         why=why,
-        answers=closed if fits else (),
-        max_tokens=min(max(LONGER * longest, LEAST_TOKENS), MOST_TOKENS),
+        answers=closed,
+        max_tokens=max_tokens,
     )
+
+
+def answer_bound(longest: int, context: int) -> int:
+    """How long an answer may become, in tokens: twice the longest that is known, and no longer than the context."""
+    return min(max(LONGER * longest, LEAST_TOKENS), MOST_TOKENS, context)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import time
 from pathlib import Path
 from typing import Final
 
 NICENESS: Final = 10
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 AUTOGROUP_NICENESS: Final = 19
+TRIES: Final = 20
+PAUSE: Final = 0.05
+"""Seconds between two tries."""
 
 
 def step_back() -> None:
@@ -24,5 +27,21 @@ def step_back() -> None:
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if os.getsid(0) == os.getpid():  # else it is somebody's terminal that would step back
-        with suppress(OSError):  # no such groups here, or /proc cannot be written
+        step_back_as_a_group()
+
+
+def step_back_as_a_group() -> None:
+    """Have this process's session step back, where the kernel groups by session and lets it.
+
+    Linux lets the whole machine's users change such a group once in 100 ms (kernel/sched/autogroup.c) and refuses the
+    next for so long, as where two workers start together.
+    """
+    for _ in range(TRIES):
+        try:
             AUTOGROUP.write_text(str(AUTOGROUP_NICENESS))
+        except BlockingIOError:
+            time.sleep(PAUSE)
+        except OSError:  # no such groups here, or /proc cannot be written
+            return
+        else:
+            return

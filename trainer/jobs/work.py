@@ -213,6 +213,7 @@ class Work:
             self._job.judging,
             prepared.training.examples,
             prepared.sequences,
+            held_out=prepared.held_out_sequences,
             count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
             context=self._job.context or prepared.report.max_length,
         )

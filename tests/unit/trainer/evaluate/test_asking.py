@@ -202,9 +202,10 @@ async def test_a_cancelled_asking_is_cancelled(gateway: Gateway, answerer: Any) 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0.3)  # what was sent before may arrive yet
     before = len(gateway.asked())
     await asyncio.sleep(0.15)
-    assert len(gateway.asked()) == before
+    assert len(gateway.asked()) == before < 40
 
 
 def until(there: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.unit.trainer.jobs.conftest import KEY, FakeGateway
-from tests.unit.trainer.jobs.trainers import Client, Running, running, stand_in
+from tests.unit.trainer.jobs.trainers import PATIENCE_S, Client, Running, running, stand_in
 from trainer.jobs import endings, process, supervisor
 from trainer.jobs.spec import Stage
 
@@ -255,20 +255,28 @@ async def test_a_worker_that_was_still_starting_when_its_trainer_died_is_left_to
 ) -> None:
     """The new trainer sees no lock yet and starts another worker, which finds the job taken."""
 
-    def late(folder: Path, stage: Any) -> list[str]:
-        return ["sh", "-c", f"sleep 0.7; exec {' '.join(stand_in(folder, stage))}"]
+    def behind(gate: Path) -> Any:
+        def command(folder: Path, stage: Any) -> list[str]:
+            work = " ".join(stand_in(folder, stage))
+            return ["sh", "-c", f"while [ ! -e '{gate}' ]; do sleep 0.05; done; exec {work}"]
 
+        return command
+
+    first, second = tmp_path / "first may go", tmp_path / "second may go"
     async with running(tmp_path, base_dir, gateway) as trainer:
         made = await trainer.client().create(metadata={"steps": "150"})
         await trainer.client().at_step(made.id, 2)
-    orphan = supervisor.spawn(tmp_path / "trainer" / "jobs" / made.id, Stage.TRAIN, stand_in)
-    async with running(tmp_path, base_dir, gateway, command=late) as trainer:
+    orphan = supervisor.spawn(tmp_path / "trainer" / "jobs" / made.id, Stage.TRAIN, behind(first))
+    async with running(tmp_path, base_dir, gateway, command=behind(second)) as trainer:
         await until(lambda: trainer.trainer.supervisor.working() not in ([], [orphan.pid]))
-        await until(lambda: trainer.trainer.supervisor.working() == [orphan.pid])
         client = trainer.client()
+        done = await client.steps(made.id)
+        first.touch()
+        await client.at_step(made.id, max(done) + 1)
+        second.touch()
+        await until(lambda: trainer.trainer.supervisor.working() == [orphan.pid])
         assert (await client.ended(made.id)).status == "succeeded"
-        steps = [event.data["step"] for event in await client.events(made.id) if event.type == "metrics"]
-        assert steps == list(range(1, 151))
+        assert await client.steps(made.id) == list(range(1, 151))
     assert orphan.poll() == process.End(0)
 
 
@@ -343,7 +351,8 @@ async def test_big_files_go_after_their_time(tmp_path: Path, base_dir: Path, gat
 
 
 async def until(true: Any) -> None:
-    for _ in range(600):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         if true():
             return
         await asyncio.sleep(0.02)

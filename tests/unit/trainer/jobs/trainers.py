@@ -70,11 +70,14 @@ class Client:
     async def at_step(self, job_id: str, step: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            steps = [event.data["step"] for event in await self.events(job_id) if event.type == "metrics"]
-            if steps and max(steps) >= step:
+            if max(await self.steps(job_id), default=0) >= step:
                 return
             await asyncio.sleep(0.05)
         raise AssertionError(f"step {step} did not come: {await self.messages(job_id)}")
+
+    async def steps(self, job_id: str) -> list[int]:
+        """Those that it told of, in their order."""
+        return [event.data["step"] for event in await self.events(job_id) if event.type == "metrics"]
 
     async def events(self, job_id: str) -> list[Any]:
         """All of them, oldest first."""
