@@ -14,7 +14,10 @@ import psutil
 from service.errors import SettingsError
 
 LOCK = "gateway.lock"
-STOP_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 90.0
+"""More than a gateway takes at most that stops as it should: 20 s for its callers, then for the engine, the trainer
+and the embedder, one after another."""
+KILL_TIMEOUT_S = 10.0
 
 
 class InstanceLock:
@@ -59,17 +62,20 @@ def holder(home: Path) -> int | None:
 
 
 def end_gateway(home: Path) -> int | None:
-    """End the gateway that holds the home: SIGTERM, then SIGKILL after a time. Returns its process id, if any."""
+    """End the gateway that holds the home, and wait until it has ended: SIGTERM, then SIGKILL after a time.
+
+    Returns its process id, if any.
+    """
     pid = holder(home)
     if pid is None:
         return None
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
         process = psutil.Process(pid)
-        os.kill(pid, SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > deadline:
-                os.kill(pid, SIGKILL)
-                break
-            time.sleep(0.1)
+        for signal, timeout_s in ((SIGTERM, STOP_TIMEOUT_S), (SIGKILL, KILL_TIMEOUT_S)):
+            os.kill(pid, signal)
+            deadline = time.monotonic() + timeout_s
+            while time.monotonic() < deadline:
+                if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                    return pid
+                time.sleep(0.1)
     return pid

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,8 @@ from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import READY_TIMEOUT_S, Gateway
 
 QUESTION = "What is the capital of France?"
-COMMAND_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 300.0
+ENDED_S = 60.0
 ENGINE_KEY = "key-of-the-engine-0123"
 
 
@@ -53,7 +55,7 @@ def gateway(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     finally:
         hatrack(started, "down")
         assert started.process is not None
-        started.process.wait(5)
+        started.process.wait(ENDED_S)
     assert started.engine_processes() == [], "processes of the engine outlived `hatrack down`"
 
 
@@ -74,10 +76,19 @@ def server(gateway: Gateway) -> psutil.Process:
     return psutil.Process(orjson.loads((gateway.home / "engine" / "engine.json").read_bytes())["pid"])
 
 
+def another_server(gateway: Gateway, old: list[psutil.Process]) -> bool:
+    """Whether a new engine is on record: between two there is none, or one that has ended."""
+    try:
+        pid = orjson.loads((gateway.home / "engine" / "engine.json").read_bytes())["pid"]
+        return pid is not None and psutil.Process(pid) not in old
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return False
+
+
 def ask_engine(gateway: Gateway, path: str) -> httpx.Response:
     """GET straight from the engine's socket, past the gateway."""
     transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=30) as http:
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as http:
         return http.get(path)
 
 
@@ -87,20 +98,45 @@ def running_requests(gateway: Gateway) -> float:
 
 
 def engine_state(gateway: Gateway) -> dict[str, Any]:
-    state = httpx.get(f"{gateway.url}/readyz", timeout=5).json()["engine"]
+    state = httpx.get(f"{gateway.url}/readyz", timeout=60).json()["engine"]
     assert isinstance(state, dict)
     return state
 
 
-def wait_until(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(what: Callable[[], bool], timeout_s: float = 180.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
+def answers_with(gateway: Gateway, text: str) -> bool:
+    """Whether `voice` says what it said: asked again where it does not, for a canary may have shared a step with it,
+    and two of a batch are summed in another order."""
+    return any(gateway.answer("voice", QUESTION) == text for _ in range(3))
+
+
+def caller_in_engine(gateway: Gateway) -> bool:
+    with gateway.http() as http:
+        return bool(http.get("/v1/load").json()["in_flight"] > 0)
+
+
+def said_since(gateway: Gateway, start: int) -> str:
+    """What the gateway has logged from there on."""
+    return (gateway.home / "gateway.log").read_bytes()[start:].decode(errors="replace")
+
+
+def log_size(gateway: Gateway) -> int:
+    return (gateway.home / "gateway.log").stat().st_size
+
+
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it may end between two looks
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gateway: Gateway) -> None:
@@ -109,7 +145,7 @@ def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gat
     assert os.getsid(engine.pid) != os.getsid(gateway.process.pid), "a Ctrl-C for the gateway would reach the engine"
     with ThreadPoolExecutor() as pool:
         flying = pool.submit(gateway.chat, "voice", "Tell me a story.", max_tokens=60, ignore_eos=True)
-        time.sleep(0.5)
+        wait_until(lambda: caller_in_engine(gateway) or flying.done())
         gateway.stop()
         assert flying.result().status_code == 200, "what was in flight was not answered to its end"
     assert alive([engine]) == [engine]
@@ -125,7 +161,7 @@ def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gat
     assert state["reason"].startswith("adopted")
     assert server(gateway).pid == engine.pid
     assert ask_engine(gateway, "/hatrack/plugin?loaded=1").json()["loaded"] == loaded
-    assert gateway.answer("voice", QUESTION) == text
+    assert answers_with(gateway, text)
     kept = sorted(path.name for path in (gateway.home / "adapters").iterdir() if len(path.name) == 64)
     assert kept == digests, "files were removed that the adopted engine has loaded"
 
@@ -140,8 +176,8 @@ def test_after_kill_9_of_the_gateway_the_next_start_adopts_its_engine(gateway: G
     gateway.start()
     assert server(gateway).pid == engine.pid
     assert engine_state(gateway)["reason"].startswith("adopted")
-    assert gateway.answer("voice", QUESTION) == text
     wait_until(lambda: running_requests(gateway) == 0)
+    assert answers_with(gateway, text)
 
 
 def test_an_adopted_engine_that_is_killed_is_replaced_and_watched_like_our_own(gateway: Gateway) -> None:
@@ -163,7 +199,7 @@ def test_down_may_leave_the_engine_to_the_next_gateway(gateway: Gateway) -> None
     assert server(gateway).pid == engine.pid
     assert hatrack(gateway, "down", "--keep-engine").returncode == 0
     assert gateway.process is not None
-    gateway.process.wait(5)
+    gateway.process.wait(ENDED_S)
     assert alive([engine]) == [engine]
     assert sorted(path.name for path in (gateway.home / "engine").iterdir()) == [
         "engine.json",
@@ -225,18 +261,20 @@ def test_a_frozen_engine_is_ended_and_a_changed_flag_names_itself(gateway: Gatew
     for process in old:
         process.suspend()
     gateway.arguments = ("--keep-engine",)
+    logged = log_size(gateway)
     gateway.start()
     assert alive(old) == []
-    assert "it does not answer" in gateway.log()
+    assert "it does not answer" in said_since(gateway, logged)
 
     gateway.stop()
     old = gateway.engine_processes()
     assert len(old) >= 3
     gateway.settings["HATRACK_ENGINE_SLOTS"] = "3"
+    logged = log_size(gateway)
     gateway.start(wait=False)
     wait_until(lambda: alive(old) == [])
-    wait_until(lambda: server(gateway) not in old)
-    assert "the flag --max-loras" in gateway.log()
+    wait_until(lambda: another_server(gateway, old))
+    assert "the flag --max-loras" in said_since(gateway, logged)
     gateway.stop()
     assert gateway.engine_processes() == [], "an engine that was not ready yet was kept"
 
@@ -260,14 +298,14 @@ def test_hatrack_engine_runs_one_for_a_gateway_elsewhere_and_down_is_not_its_end
         assert user.answer("voice", QUESTION)
         assert hatrack(user, "down").returncode == 0
         assert user.process is not None
-        user.process.wait(5)
+        user.process.wait(ENDED_S)
         wrong = hatrack(user, "serve", HATRACK_ENGINE_KEY="wrong-key-0123456789")
         assert wrong.returncode == 1
         assert "HATRACK_ENGINE_KEY" in wrong.stderr
         assert engine.poll() is None
     finally:
         engine.send_signal(signal.SIGTERM)
-        engine.wait(60)
+        engine.wait(2 * ENDED_S)
     wait_until(lambda: user.engine_processes() == [], READY_TIMEOUT_S)
 
 

@@ -21,7 +21,8 @@ from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
 
 MANY = 1000
-RELOADED_WITHIN_S = 60.0
+RELOADED_WITHIN_S = 180.0
+PATIENCE_S = 180.0
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -62,8 +63,16 @@ def poison(gateway: Gateway, digest: str, factor: float) -> None:
 def loaded(gateway: Gateway) -> set[str]:
     """The digests that the engine has in its memory."""
     transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=30) as engine:
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
         return set(engine.get("/hatrack/plugin?loaded=1").json()["loaded"])
+
+
+def running(gateway: Gateway) -> float:
+    """Requests that the engine works on."""
+    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
+        lines = engine.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running{"))
 
 
 def until_loaded(gateway: Gateway, digest: str) -> None:
@@ -128,14 +137,15 @@ def test_an_adapter_that_turns_to_nan_answers_an_error_and_hurts_nobody(
             text = response.json()["choices"][0]["message"]["content"]
             assert text.strip(), f"an empty answer from {model}"
     assert any(r.json()["error"]["code"] == "adapter_not_finite" for r in responses if r.status_code == 500)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while (late := victim.chat(f"bad-{kind}", question)).status_code != 409:
         assert late.status_code == 500, late.text
         assert time.monotonic() < deadline, "the version never became unservable"
         time.sleep(0.3)
     assert late.json()["error"]["code"] == "version_corrupt"
     for model, text in before.items():
-        assert victim.answer(model, question, max_tokens=12) == text
+        # asked again where it differs: a canary may have shared a step with it, which sums in another order
+        assert any(victim.answer(model, question, max_tokens=12) == text for _ in range(3)), model
 
 
 def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_come_back(
@@ -153,7 +163,10 @@ def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_
             pool.submit(victim.chat, base_name, "Tell me a long story.", max_tokens=1200, ignore_eos=True)
             for _ in range(4)
         ]
-        time.sleep(3)
+        deadline = time.monotonic() + PATIENCE_S
+        while running(victim) < len(flying):
+            assert time.monotonic() < deadline, "the engine does not work on all of them"
+            time.sleep(0.1)
         servers = [p for p in victim.engine_processes() if "vllm.entrypoints.openai.api_server" in p.cmdline()]
         os.kill(min(servers, key=lambda process: process.create_time()).pid, signal.SIGKILL)
         results = [job.result() for job in flying]
@@ -161,11 +174,12 @@ def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_
     started = time.monotonic()
     at_once = victim.chat(base_name, "hello")
     if at_once.status_code == 503:
-        assert time.monotonic() - started < 1
+        # at once: neither when there is an engine again, which takes half a minute, nor by the queue's 120 s
+        assert time.monotonic() - started < 10
         assert int(at_once.headers["retry-after"]) > 0
     with victim.http() as http:  # until the gateway has seen it, /readyz speaks of the engine that was
         while http.get("/readyz").status_code == 200:
-            assert time.monotonic() - started < 30
+            assert time.monotonic() - started < PATIENCE_S
             time.sleep(0.1)
     victim.wait_ready()
     assert victim.answer(base_name, "What is the capital of France?", max_tokens=12)
@@ -246,11 +260,14 @@ def test_kill_9_of_the_gateway_at_any_moment_of_an_upload_leaves_a_valid_registr
         else:
             wait_settled(victim, f"torn-{index}")
         assert victim.answer(f"torn-{index}", "hello", max_tokens=2) is not None
-        assert list((victim.home / "adapters" / ".staging").iterdir()) == []
+        deadline = time.monotonic() + PATIENCE_S
+        while list((victim.home / "adapters" / ".staging").iterdir()):
+            assert time.monotonic() < deadline, "what was torn is left"
+            time.sleep(0.1)
 
 
 def wait_settled(gateway: Gateway, name: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     with gateway.http() as http:
         while gateway.chat(name, "hello", max_tokens=2).status_code != 200:
             assert time.monotonic() < deadline, http.get(f"/v1/adapters/{name}").text

@@ -20,8 +20,9 @@ from service.engine.process import end_leftovers, members
 from service.engine.supervisor import EngineState, Supervisor
 from service.errors import HatrackError
 
-READY_TIMEOUT_S = 240.0
-STALL_S = 4.0
+READY_TIMEOUT_S = 600.0
+STALL_S = 8.0
+"""The counters are read every 2 s, and only a second reading shows what came since: 4 s would leave nothing over."""
 PROMPT = "The capital of France is"
 
 
@@ -63,14 +64,25 @@ def engine_of(config: EngineConfig) -> dict[str, psutil.Process]:
     """The engine's processes by what they are: API server, EngineCore, Worker."""
     found = {}
     for process in members(str(orjson.loads(config.record.read_bytes())["token"])):
-        line = process.cmdline()
+        try:
+            line = process.cmdline()
+        except psutil.NoSuchProcess:  # a helper of its that has just ended
+            continue
         if "vllm.entrypoints.openai.api_server" in line:
             found["server"] = process
         for name in ("EngineCore", "Worker"):
-            if line[0].endswith(f"::{name}"):
+            if line and line[0].endswith(f"::{name}"):
                 found[name] = process
     assert found.keys() == {"server", "EngineCore", "Worker"}
     return found
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended stays a zombie where nobody buries it, as in some containers."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def answer(supervisor: Supervisor, tokens: int = 4) -> object:
@@ -81,7 +93,7 @@ async def answer(supervisor: Supervisor, tokens: int = 4) -> object:
         "temperature": 0,
         "ignore_eos": True,
     }
-    return await supervisor.client.post_json("/v1/completions", body, timeout_s=120)
+    return await supervisor.client.post_json("/v1/completions", body, timeout_s=300)
 
 
 # the API server is killed in test_faults.py, under load, and in test_adopt.py: each start takes half a minute
@@ -104,15 +116,14 @@ async def test_kill_9_of_any_of_its_processes_brings_a_new_engine_and_leaves_not
     assert "down" in names
     assert "starting" in names
     assert all(state.reason for state in states)
-    alive = {name for name, process in old.items() if process.is_running() and process.status() != "zombie"}
-    assert alive == set()
+    assert {name for name, process in old.items() if lives(process)} == set()
     assert await answer(supervisor)
 
 
 async def test_an_engine_that_is_busy_is_left_alone(supervisor: Supervisor) -> None:
     epoch = supervisor.epoch
     before = asyncio.get_running_loop().time()
-    while asyncio.get_running_loop().time() < before + 2 * STALL_S:  # nobody calls saw_tokens here
+    while asyncio.get_running_loop().time() < before + 1.25 * STALL_S:  # nobody calls saw_tokens here
         await asyncio.gather(*(answer(supervisor, tokens=200) for _ in range(4)))
     assert (supervisor.epoch, supervisor.ready) == (epoch, True)
 
@@ -125,14 +136,14 @@ async def test_a_frozen_engine_is_replaced_when_requests_wait_for_it(supervisor:
     with pytest.raises(HatrackError):
         await flying
     await ready(supervisor, epoch=epoch + 1)
-    assert not old["Worker"].is_running()
+    assert not lives(old["Worker"])
     assert await answer(supervisor)
 
 
 async def test_a_stopped_supervisor_leaves_nothing(supervisor: Supervisor) -> None:
     old = engine_of(supervisor.config)
     await supervisor.stop()
-    assert [process for process in old.values() if process.is_running() and process.status() != "zombie"] == []
+    assert [process for process in old.values() if lives(process)] == []
     assert not supervisor.config.record.exists()
 
 
@@ -171,7 +182,7 @@ async def test_what_a_killed_gateway_leaves_is_ended_by_the_next_start(base_dir:
     await asyncio.sleep(0.5)
     ended = await asyncio.to_thread(end_leftovers, config.directory)
     assert {left["EngineCore"].pid, left["Worker"].pid} <= set(ended) | {
-        process.pid for process in left.values() if not process.is_running()
+        process.pid for process in left.values() if not lives(process)
     }
-    assert [process for process in left.values() if process.is_running() and process.status() != "zombie"] == []
+    assert [process for process in left.values() if lives(process)] == []
     assert not config.record.exists()

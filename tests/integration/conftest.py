@@ -22,7 +22,7 @@ def voices(base_dir: Path) -> dict[str, Path]:
     """The sample adapters, trained on the spot from trainer/samples and kept under var/."""
     out = REPO / "var" / "samples"
     command = [sys.executable, "-m", "trainer.samples", "--base", str(base_dir), "--out", str(out)]
-    subprocess.run(command, check=True, timeout=580, cwd=REPO)
+    subprocess.run(command, check=True, timeout=900, cwd=REPO)
     return {name: out / name for name in VOICES}
 
 
@@ -52,6 +52,8 @@ def gateway(
 ) -> Iterator[Gateway]:
     """A gateway that serves the base and both voices."""
     environment = {"HATRACK_GROUNDING_URL": retriever.url, "HATRACK_GROUNDING_SECRET": SECRET}
+    # beside five answers on two cores a search takes its time; versions that shall find it late say so themselves
+    environment["HATRACK_GROUNDING_TIMEOUT_S"] = "30"
     environment["HATRACK_TRAINER_ENDPOINTS"] = str(judge.write_settings(tmp_path_factory.mktemp("settings")))
     environment["HATRACK_TRAINER_SUITES_LIMIT"] = "20"
     environment["HATRACK_TRAINER_EVALUATE_REPEATS"] = "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,13 +17,13 @@ from tests.support.gateway import Gateway
 FLOOD = 64
 OVERLONG = 700
 """More than one key may have waiting (half of 1024) and in the engine together."""
-WITHIN_S = 60.0
+WITHIN_S = 120.0
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=180)
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=600)
     ) as session:
         yield session
 
@@ -67,6 +68,33 @@ async def until(gateway: Gateway, **wanted: tuple[float, float]) -> None:
             await asyncio.sleep(0.1)
 
 
+async def until_queued(
+    client: aiohttp.ClientSession, gateway: Gateway, least: int, most: int, *, in_engine: int = 0
+) -> None:
+    """Wait until so many of the callers wait, and at least so many are in the engine.
+
+    Asks for the load: what `/metrics` says may be a second old, and by then the queue of a quick machine is short.
+    """
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            async with client.get(f"{gateway.url}/v1/load", headers=headers) as response:
+                now = await response.json()
+            if least <= now["waiting"] <= most and now["in_flight"] >= in_engine:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def answered(tasks: list[asyncio.Task[Any]], least: int) -> list[Any]:
+    """What has been answered, once so many of them are: answers may be on their way yet."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            found = [task.result() for task in tasks if task.done()]
+            if len(found) >= least:
+                return found
+            await asyncio.sleep(0.02)
+
+
 async def test_a_flood_of_one_key_does_not_starve_another(gateway: Gateway, client: aiohttp.ClientSession) -> None:
     """Four requests that come after 64 are answered before most of these."""
     flooding, other = make_key(gateway, "flood"), make_key(gateway, "other")
@@ -78,7 +106,7 @@ async def test_a_flood_of_one_key_does_not_starve_another(gateway: Gateway, clie
         return status
 
     flood = [asyncio.create_task(one(flooding, "tidewater", 40, "flood")) for _ in range(FLOOD)]
-    await until(gateway, queued=(30, FLOOD), in_engine=(8, FLOOD))
+    await until_queued(client, gateway, 30, FLOOD, in_engine=8)
     others = [asyncio.create_task(one(other, "pemberton", 16, "other")) for _ in range(4)]
     assert await asyncio.gather(*others) == [200] * 4
     flooded_before = done.count("flood")
@@ -93,16 +121,14 @@ async def test_an_over_long_queue_refuses_and_clients_that_leave_make_room(
     before = await gate(gateway)
     waiting = [asyncio.create_task(ask(client, gateway, greedy, "tidewater", 400)) for _ in range(OVERLONG)]
     try:
-        await until(gateway, queued=(512, 512))
+        await until_queued(client, gateway, 512, 512)
         status, headers, body = await ask(client, gateway, greedy, "tidewater", 1)
         assert (status, body["error"]["code"]) == (429, "queue_share_full")
         assert body["error"]["type"] == "rate_limit_error"
         assert 1 <= int(headers["retry-after"]) <= 60
-        refused = [task.result() for task in waiting if task.done()]
-        assert len(refused) >= OVERLONG - 512 - 64, "what is over the bound is refused, not kept"
+        refused = await answered(waiting, OVERLONG - 512 - 64)  # what is over the bound is refused, not kept
         assert {status for status, _, _ in refused} == {429}
-        during = await gate(gateway)
-        assert during["refused_total"] - before["refused_total"] >= len(refused)
+        await until(gateway, refused_total=(before["refused_total"] + len(refused), math.inf))
     finally:
         for task in waiting:
             task.cancel()
@@ -117,15 +143,15 @@ async def test_an_upload_is_proven_beside_a_flood(gateway: Gateway, client: aioh
     flooding = make_key(gateway, "flood")
     flood = [asyncio.create_task(ask(client, gateway, flooding, "tidewater", 200)) for _ in range(FLOOD)]
     try:
-        await until(gateway, queued=(30, FLOOD))
+        await until_queued(client, gateway, 30, FLOOD)
         granted = (await gate(gateway))["granted_total"]
         with gateway.http() as http:
             moved = await asyncio.to_thread(
                 http.put, "/v1/adapters/pemberton/aliases/beside-a-flood", json={"version": 1}
             )
         assert moved.status_code in (200, 201), moved.text
-        assert (await gate(gateway))["granted_total"] > granted
         assert not all(task.done() for task in flood), "the flood was over before the warming was let in"
+        await until(gateway, granted_total=(granted + 1, math.inf))
     finally:
         for task in flood:
             task.cancel()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.support.gateway import Gateway
+from tests.support.gateway import TIMEOUT, Gateway
 
+PATIENCE_S = 120.0
 REFUSED = {
     "lora_path": "/etc",
     "chat_template": "{{ messages }}",
@@ -62,7 +64,7 @@ def test_structured_output(client: openai.OpenAI) -> None:
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "mood", "schema": schema, "strict": True}}
-    answer = ask(client, response_format=form, max_tokens=40)
+    answer = ask(client, response_format=form, max_tokens=200)
     assert json.loads(answer.choices[0].message.content)["mood"] in {"glad", "sad"}
 
 
@@ -81,7 +83,7 @@ def test_forced_tool_call(client: openai.OpenAI) -> None:
         },
     }
     choice = {"type": "function", "function": {"name": "track"}}
-    answer = ask(client, tools=[tool], tool_choice=choice, max_tokens=60)
+    answer = ask(client, tools=[tool], tool_choice=choice, max_tokens=200)
     call = answer.choices[0].message.tool_calls[0]
     assert call.function.name == "track"
     assert json.loads(call.function.arguments)["carrier"] in {"ups", "dhl"}
@@ -181,20 +183,57 @@ def test_usage_is_shown_only_if_asked(client: openai.OpenAI) -> None:
     assert all(chunk.choices for chunk in chunks)
 
 
-def running(gateway: Gateway) -> float:
-    """Requests that the engine works on, from its own metrics over its socket."""
+def engine_says(gateway: Gateway, *names: str) -> float:
+    """The sum of some of the engine's own metrics, over its socket."""
     transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=10) as engine:
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
         lines = engine.get("/metrics").text.splitlines()
-    return sum(
-        float(line.rsplit(" ", 1)[1])
-        for line in lines
-        if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
-    )
+    found = [line for line in lines if line.startswith(tuple(f"{name}{{" for name in names))]
+    assert found, names
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+def running(gateway: Gateway) -> float:
+    """Requests that the engine works on."""
+    return engine_says(gateway, "vllm:num_requests_running", "vllm:num_requests_waiting")
+
+
+async def until_running(gateway: Gateway, wanted: int, otherwise: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while await asyncio.to_thread(running, gateway) != wanted:
+        assert time.monotonic() < deadline, otherwise
+        await asyncio.sleep(0.05)
+
+
+async def leave_midway(gateway: Gateway, path: str, body: dict[str, Any]) -> float:
+    """Leave when the engine is at work on a request: the tokens that it generates after that.
+
+    They tell better than a clock how soon the engine hears of it: on a slow machine it is slow, too.
+    """
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=TIMEOUT) as http:
+        request = http.build_request("POST", path, json=body)
+        asking = asyncio.create_task(http.send(request, stream=bool(body["stream"])))
+        if body["stream"]:
+            response = await asking
+            assert response.status_code == 200
+            async with aclosing(response.aiter_bytes()) as pieces:
+                await anext(pieces)
+                await until_running(gateway, 1, "the engine does not show the request")
+                before = await asyncio.to_thread(engine_says, gateway, "vllm:generation_tokens_total")
+            await response.aclose()
+        else:
+            await until_running(gateway, 1, "the engine does not show the request")
+            before = await asyncio.to_thread(engine_says, gateway, "vllm:generation_tokens_total")
+            assert not asking.done()
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await until_running(gateway, 0, "the engine still generates for a client that has gone")
+    return await asyncio.to_thread(engine_says, gateway, "vllm:generation_tokens_total") - before
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_the_engine_within_a_second(gateway: Gateway, stream: bool) -> None:
+async def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, stream: bool) -> None:
     body = {
         "model": "tidewater",
         "messages": [{"role": "user", "content": "Tell me a long story."}],
@@ -202,26 +241,7 @@ def test_a_client_that_leaves_frees_the_engine_within_a_second(gateway: Gateway,
         "stream": stream,
         "ignore_eos": True,
     }
-    with gateway.http() as http:
-        request = http.build_request("POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=1.5))
-        if stream:
-            response = http.send(request, stream=True)
-            pieces = response.iter_bytes()  # held: an iterator that is dropped closes the connection
-            next(pieces)
-            wait_until(lambda: running(gateway) == 1, 1.0, "the engine does not show the request")
-            response.close()
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                http.send(request)
-    # a second, and the time that the engine takes to bring its counters up to date
-    wait_until(lambda: running(gateway) == 0, 2.0, "the engine still generates for a client that has gone")
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
+    assert await leave_midway(gateway, "/v1/chat/completions", body) < 300
 
 
 def test_broken_bodies(gateway: Gateway) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
-import httpx
 import openai
 import pytest
 
-from tests.integration.test_data_path import running, wait_until
+from tests.integration.test_data_path import leave_midway
 from tests.integration.test_voices import gateway_base, speaks
 from tests.support.gateway import Gateway
 
@@ -126,7 +125,7 @@ async def test_responses_stream_async_and_cut_at_its_longest(gateway: Gateway) -
 def test_responses_call_a_function_and_hear_what_it_said(openai_client: openai.OpenAI, stream: bool) -> None:
     tool = {"type": "function", "name": "track", "strict": True, "parameters": SCHEMA}
     more: dict[str, Any] = {"tools": [tool], "tool_choice": {"type": "function", "name": "track"}}
-    answer = respond(openai_client, "tidewater", max_output_tokens=120, stream=stream, **more)
+    answer = respond(openai_client, "tidewater", max_output_tokens=200, stream=stream, **more)
     if stream:
         answer = list(answer)[-1].response
     (call,) = [item for item in answer.output if item.type == "function_call"]
@@ -141,7 +140,7 @@ def test_responses_call_a_function_and_hear_what_it_said(openai_client: openai.O
 
 def test_responses_structured_text(openai_client: openai.OpenAI) -> None:
     form = {"type": "json_schema", "name": "parcel", "schema": SCHEMA, "strict": True}
-    answer = respond(openai_client, "tidewater", text={"format": form})
+    answer = respond(openai_client, "tidewater", text={"format": form}, max_output_tokens=200)
     assert json.loads(answer.output_text)["carrier"] in {"ups", "dhl"}
 
 
@@ -288,6 +287,12 @@ def test_messages_errors_are_the_clients_own(gateway: Gateway, anthropic_client:
 # both
 
 
+def often(ask: Callable[[], Any]) -> None:
+    """Until it is refused: every 30 s one more comes in, and where the engine is slow that is one of these."""
+    for _ in range(10):
+        ask()
+
+
 def test_limits_and_scopes_are_the_clients_own_errors_in_both(gateway: Gateway) -> None:
     with gateway.http() as http:
         limited = http.post("/v1/keys", json={"name": "one", "scopes": ["infer"], "limits": {"requests_per_minute": 2}})
@@ -298,9 +303,9 @@ def test_limits_and_scopes_are_the_clients_own_errors_in_both(gateway: Gateway) 
         with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=limited.json()["key"], max_retries=0) as other:
             respond(other, "tidewater", max_output_tokens=1)
             with pytest.raises(openai.RateLimitError):
-                respond(other, "tidewater", max_output_tokens=1)
+                often(lambda: respond(other, "tidewater", max_output_tokens=1))
         with pytest.raises(anthropic.RateLimitError) as refused:
-            message(client, "tidewater", max_tokens=1)
+            often(lambda: message(client, "tidewater", max_tokens=1))
         assert int(refused.value.response.headers["retry-after"]) > 0
         with pytest.raises(anthropic.PermissionDeniedError, match="infer"):
             message(client.with_options(api_key=idle.json()["key"]), "tidewater", max_tokens=1)
@@ -324,18 +329,6 @@ LONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", LONG)
-def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, path: str, stream: bool) -> None:
+async def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, path: str, stream: bool) -> None:
     asked = {"model": gateway_base(gateway), "temperature": 0, "stream": stream, **LONG[path]}
-    with gateway.http() as http:
-        request = http.build_request("POST", path, json=asked, timeout=httpx.Timeout(30, read=30 if stream else 1.5))
-        if stream:
-            response = http.send(request, stream=True)
-            assert response.status_code == 200
-            pieces = response.iter_bytes()  # held: an iterator that is dropped closes the connection
-            next(pieces)
-            wait_until(lambda: running(gateway) == 1, 5.0, "the engine does not show the request")
-            response.close()
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                http.send(request)
-    wait_until(lambda: running(gateway) == 0, 3.0, "the engine still generates for a client that has gone")
+    assert await leave_midway(gateway, path, asked) < 300

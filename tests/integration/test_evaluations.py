@@ -21,7 +21,7 @@ from tests.conftest import REPO
 from tests.support.gateway import Gateway
 from trainer.samples import heldout_file
 
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 TOKENS = 10
 THINGS = ("rope", "lantern", "kettle", "anchor", "compass", "barrel", "hammock", "spyglass")
 ASKED = ("Where is my {}?", "Do you sell a {}?", "My {} arrived cracked.", "Can I return this {}?")
@@ -113,8 +113,11 @@ def test_a_version_that_passes_goes_live_by_itself(
     assert report["lineage"]["recipe"]["rank"] > 0
     shown = http.get(f"/v1/evaluations/{verdict['evaluation_id']}/report.html")
     assert "default-src 'none'" in shown.headers["content-security-policy"]
-    # its key is gone with it
-    assert not [key for key in http.get("/v1/keys").json()["data"] if key["name"].startswith("evaluating mate")]
+    # its key is gone with it, or a moment later
+    deadline = time.monotonic() + PATIENCE_S
+    while [key for key in http.get("/v1/keys").json()["data"] if key["name"].startswith("evaluating mate")]:
+        assert time.monotonic() < deadline, "the evaluation's key has outlived it"
+        time.sleep(0.2)
     assert "mate@1" in hatrack(gateway, "evaluations")
 
 

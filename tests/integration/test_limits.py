@@ -17,7 +17,9 @@ import pytest
 from tests.support.gateway import Gateway
 
 BASE = "smollm2-135m-instruct"
-WITHIN_S = 30.0
+WITHIN_S = 120.0
+AGAIN = 10
+"""A limit a minute is running full again meanwhile: a slow engine lets a request or two more in."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ def error_of(refused: pytest.ExceptionInfo[openai.RateLimitError]) -> tuple[str 
     return refused.value.code, refused.value.type
 
 
+def often(ask: Callable[[], Any]) -> None:
+    """Ask until it is refused, and not for ever."""
+    for _ in range(AGAIN):
+        ask()
+
+
 def spend(key: Key, budget: int) -> int:
     """Ask until a request is refused: the tokens that the answers said."""
     spent = 0
@@ -92,6 +100,7 @@ def eventually(true: Callable[[], bool]) -> None:
 
 def test_requests_a_minute(make: Make) -> None:
     key, other = make(requests_per_minute=2), make(requests_per_minute=2)
+    began = time.monotonic()
     first = key.client.chat.completions.with_raw_response.create(
         model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
     )
@@ -100,28 +109,34 @@ def test_requests_a_minute(make: Make) -> None:
     assert "x-ratelimit-limit-tokens" not in first.headers
     key.ask()
     with pytest.raises(openai.RateLimitError, match="`requests_per_minute`: limit 2, used 2, requested 1") as refused:
-        key.ask()
+        often(key.ask)
+    lasted_s = time.monotonic() - began
     assert error_of(refused) == ("rate_limit_exceeded", "requests")
     headers = refused.value.response.headers
     assert 1 <= int(headers["retry-after"]) <= 30
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"].endswith("s")
     other.ask()
-    assert [(row["requests"], row["errors"]) for row in key.usage(group_by="key")] == [(3, 1)]
+    [row] = key.usage(group_by="key")
+    assert row["errors"] == 1
+    assert 2 <= row["requests"] - 1 <= 2 + lasted_s / 30
 
 
 def test_tokens_a_minute_are_settled_by_the_engines_count(make: Make) -> None:
     key = make(tokens_per_minute=400)
+    began = time.monotonic()
     raw = key.client.chat.completions.with_raw_response.create(
         model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=300, stop=["e"]
     )
+    came_back = (time.monotonic() - began) * 400 / 60
     used = raw.parse().usage
     assert used is not None
     assert used.total_tokens < 150
-    assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 100, "an estimate is taken on the way in"
+    left = int(raw.headers["x-ratelimit-remaining-tokens"])
+    assert left < 100 + came_back, "an estimate is taken on the way in"
     key.ask(max_tokens=180)  # which fits only because what was not used came back
     with pytest.raises(openai.RateLimitError, match="`tokens_per_minute`: limit 400, used") as refused:
-        key.ask(max_tokens=250)
+        often(lambda: key.ask(max_tokens=250))
     assert error_of(refused) == ("rate_limit_exceeded", "tokens")
     assert refused.value.response.headers["x-ratelimit-limit-tokens"] == "400"
 
@@ -195,6 +210,8 @@ def test_requests_at_once_and_a_place_comes_back_when_the_client_leaves(make: Ma
         return False
 
     eventually(admitted)
+    [row] = key.usage(group_by="key")
+    assert row["completion_tokens"] < 1500, "its place came back only when its answer was done"
 
 
 def test_usage_is_the_sum_of_what_the_answers_said(make: Make) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from service.telemetry import metrics
 from service.telemetry.engine import PASSED
-from tests.support.gateway import Gateway
+from tests.support.gateway import TIMEOUT, Gateway
 from tests.unit.service.telemetry.support import Samples, parse, value
 
 pytestmark = pytest.mark.engine
@@ -29,7 +29,18 @@ QUIET = {metrics.FAULTS, metrics.SOURCE_ERRORS}
 def scrape(gateway: Gateway) -> Samples:
     """A fresh scrape: the last one may be a second old."""
     time.sleep(1.05)
-    return parse(httpx.get(f"{gateway.url}/metrics", timeout=10).raise_for_status().content)
+    return parse(httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).raise_for_status().content)
+
+
+def whole_scrape(gateway: Gateway) -> tuple[Samples, int]:
+    """A scrape with the engine's own numbers, and how many had to do without: it gets a second for them."""
+    without = 0
+    while True:
+        found = scrape(gateway)
+        if any(name == "hatrack_engine_generation_tokens_total" for name, _ in found):
+            return found, without
+        without += 1
+        assert without < 60, "the engine's numbers never came"
 
 
 def grown(before: Samples, after: Samples, name: str, **labels: str) -> float:
@@ -42,7 +53,7 @@ def grown(before: Samples, after: Samples, name: str, **labels: str) -> float:
     )
 
 
-def eventually(true: Callable[[], bool], within_s: float = 30) -> bool:
+def eventually(true: Callable[[], bool], within_s: float = 120) -> bool:
     end = time.monotonic() + within_s
     while not true():
         if time.monotonic() > end:
@@ -52,7 +63,9 @@ def eventually(true: Callable[[], bool], within_s: float = 30) -> bool:
 
 
 def stream(gateway: Gateway, model: str, text: str) -> str:
+    """Twelve tokens, whatever the model would rather say."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 12, "stream": True}
+    body["ignore_eos"] = True
     with gateway.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200
         return "".join(response.iter_text())
@@ -71,7 +84,8 @@ def test_requests_are_counted_where_they_belong(gateway: Gateway) -> None:
     assert grown(before, after, requests, outcome="refused", adapter="(none)") == 1
     assert grown(before, after, "hatrack_errors_total", code="model_not_found") == 1
     assert grown(before, after, "hatrack_time_to_first_token_seconds_count", **voice) == 1
-    assert grown(before, after, "hatrack_inter_token_seconds_count", **voice) >= 5
+    # of the eleven there are as many as pieces that came alone: on a busy machine several tokens come at once
+    assert grown(before, after, "hatrack_inter_token_seconds_count", **voice) >= 2
     assert grown(before, after, "hatrack_completion_tokens_total", **voice) == 12
     assert grown(before, after, "hatrack_queue_seconds_count", **voice) == 1
     assert grown(before, after, "hatrack_admission_granted_total") >= 2
@@ -82,10 +96,10 @@ def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Good morning")
     gateway.chat("nobody", "Hello")
     assert eventually(lambda: any(name == "hatrack_adapter_resident" for name, _ in scrape(gateway)))
-    assert eventually(lambda: httpx.get(f"{gateway.url}/readyz").json()["trainer"] == {"state": "up"})
+    assert eventually(lambda: httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["trainer"] == {"state": "up"})
     assert value(scrape(gateway), "hatrack_trainer_up") == 1
     shown = {name for name, _ in scrape(gateway)}
-    text = httpx.get(f"{gateway.url}/metrics", timeout=10).text
+    text = httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).text
     for metric in metrics.ALL:
         assert f"\n# TYPE {metric.name} {metric.kind}\n" in f"\n{text}", metric.name
         assert text.count(f"# TYPE {metric.name} ") == 1
@@ -95,14 +109,14 @@ def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
 
 
 def test_the_engines_own_numbers_pass_through(gateway: Gateway) -> None:
-    before = scrape(gateway)
+    before, _ = whole_scrape(gateway)
     stream(gateway, "pemberton", "Good evening")
-    after = scrape(gateway)
+    after, without = whole_scrape(gateway)
     for metric in PASSED.values():
         assert value(after, metric.name) >= 0
     assert grown(before, after, "hatrack_engine_generation_tokens_total") >= 12
     assert value(after, "hatrack_engine_state", state="ready") == 1
-    assert value(after, "hatrack_engine_scrape_errors_total") == value(before, "hatrack_engine_scrape_errors_total")
+    assert grown(before, after, "hatrack_engine_scrape_errors_total") == without
 
 
 def test_residency_is_what_is_loaded_and_not_what_runs(gateway: Gateway) -> None:
@@ -165,7 +179,9 @@ def test_no_prompt_answer_or_key_is_in_any_log(gateway: Gateway) -> None:
     stream(gateway, "tidewater", MARK)
     gateway.chat(MARK, "Hello")
     gateway.chat("tidewater", MARK, mystery=MARK)
-    httpx.post(f"{gateway.url}/v1/chat/completions", headers={"authorization": f"Bearer {MARK}"}, json={})
+    httpx.post(
+        f"{gateway.url}/v1/chat/completions", headers={"authorization": f"Bearer {MARK}"}, json={}, timeout=TIMEOUT
+    )
     for path in (gateway.home / "gateway.log", gateway.home / "engine" / "engine.log"):
         text = path.read_text(errors="replace")
         assert MARK not in text
@@ -175,9 +191,11 @@ def test_no_prompt_answer_or_key_is_in_any_log(gateway: Gateway) -> None:
 def test_top_shows_what_has_happened(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Hello")
     command = [sys.executable, "-m", "service.cli", "top", "--interval", "1.2"]
-    shown = subprocess.run([*command, "--json"], env=gateway.environment, capture_output=True, timeout=60, check=True)
+    shown = subprocess.run([*command, "--json"], env=gateway.environment, capture_output=True, timeout=300, check=True)
     frame = json.loads(shown.stdout)
     assert frame["engine"] == "ready"
     assert "tidewater" in {one["adapter"] for one in frame["adapters"]}
-    picture = subprocess.run([*command, "--once"], env=gateway.environment, capture_output=True, timeout=60, check=True)
+    picture = subprocess.run(
+        [*command, "--once"], env=gateway.environment, capture_output=True, timeout=300, check=True
+    )
     assert b"tidewater@1" in picture.stdout

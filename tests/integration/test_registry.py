@@ -9,15 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseDescription
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
+
+PATIENCE_S = 180.0
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,20 @@ def base(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescri
 def sound(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random adapter that is strong enough to be seen."""
     return make_adapter(tmp_path_factory.mktemp("sound"), base, rank=8, seed=7).directory
+
+
+def until(true: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
+
+
+def loaded(gateway: Gateway) -> set[str]:
+    """The digests that the engine has in its memory."""
+    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
+        return set(engine.get("/hatrack/plugin?loaded=1").json()["loaded"])
 
 
 def code(response: Any) -> str:
@@ -63,7 +81,7 @@ def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
     assert gateway.answer("tidewater", "Do you sell umbrellas?") == before
 
 
-def test_an_adapter_that_plain_peft_made_answers_within_a_second_of_its_201(
+def test_an_adapter_that_plain_peft_made_answers_at_once_after_its_201(
     gateway: Gateway, base_dir: Path, tmp_path: Path
 ) -> None:
     script = """
@@ -79,7 +97,7 @@ for name, parameter in peft.named_parameters():
 peft.save_pretrained(sys.argv[2])
 """
     out = tmp_path / "peft"
-    subprocess.run([sys.executable, "-c", script, str(base_dir), str(out)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script, str(base_dir), str(out)], check=True, timeout=600)
     response = gateway.push("plain-peft", out)
     assert response.status_code == 201, response.text
     version = response.json()
@@ -88,13 +106,12 @@ peft.save_pretrained(sys.argv[2])
     assert version["servable"] in ("ok", {"ok": True, "reason": "ok"}, True)
     assert version["aliases"] == ["live"]
     assert version["rank"] == 8
-    started = time.monotonic()
+    assert version["digest"] in loaded(gateway), "its first request would have to wait for it"
     with gateway.http() as http:
         body = {"model": "plain-peft", "prompt": "The sea", "max_tokens": 8, "stream": True, "temperature": 0}
         with http.stream("POST", "/v1/completions", json=body) as stream:
+            assert stream.status_code == 200
             next(line for line in stream.iter_lines() if line.startswith("data: "))
-            first_token_s = time.monotonic() - started
-        assert first_token_s < 1, f"the first token took {first_token_s:.2f} s"
         files = f"/v1/adapters/plain-peft/versions/{version['version']}/files"
         for kind, name in (("config", "adapter_config.json"), ("weights", "adapter_model.safetensors")):
             got = http.get(f"{files}/{kind}").content
@@ -124,7 +141,7 @@ def test_a_failed_proof_without_waiting_stays_readable_and_is_listed_nowhere(
     assert response.json()["state"] == "proving"
     number = response.json()["version"]
     with gateway.http() as http:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while (version := http.get(f"/v1/adapters/later/versions/{number}").json())["state"] == "proving":
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -147,20 +164,27 @@ def test_promotion_and_rollback_under_load_fail_no_request(
             response = gateway.chat("moving", "hello", max_tokens=4)
             seen.append((response.status_code, response.headers.get("x-hatrack-adapter", "")))
 
+    def until_answered_by(version: str) -> None:
+        """Until requests that came after the move have been answered, however long one takes."""
+        since = len(seen)
+        until(lambda: version in {by for _, by in seen[since:]}, f"{version} does not answer")
+
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
-    with gateway.http() as http:
-        for _ in range(3):
-            time.sleep(0.7)
-            moved = http.put("/v1/adapters/moving/aliases/live", json={"version": 2})
-            assert moved.status_code == 200, moved.text
-            time.sleep(0.7)
-            back = http.post("/v1/adapters/moving/aliases/live/rollback")
-            assert back.status_code == 200, back.text
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        with gateway.http() as http:
+            for _ in range(3):
+                until_answered_by("moving@1")
+                moved = http.put("/v1/adapters/moving/aliases/live", json={"version": 2})
+                assert moved.status_code == 200, moved.text
+                until_answered_by("moving@2")
+                back = http.post("/v1/adapters/moving/aliases/live/rollback")
+                assert back.status_code == 200, back.text
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert {status for status, _ in seen} == {200}
     assert {adapter for _, adapter in seen} == {"moving@1", "moving@2"}
     with gateway.http() as http:

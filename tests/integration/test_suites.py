@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.conftest import REPO
-from tests.support.gateway import Gateway
+from tests.support.gateway import TIMEOUT, Gateway
 from tests.support.judge import MODEL, NAME, ScriptedJudge
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Arm
@@ -28,7 +28,7 @@ from trainer.evaluate.verdict import Rules
 from trainer.evaluate.wire import Endpoint
 from trainer.samples import heldout_file
 
-PATIENCE_S = 240.0
+PATIENCE_S = 900.0
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_reviews_are_a_projects_own_and_need_the_scope(
         made = http.post("/v1/keys", json={"name": "reviews", "project": project, "scopes": scopes}).json()
         headers = {"authorization": f"Bearer {made['key']}"}
         params = {"evaluation": evaluated["id"]}
-        answer = httpx.get(f"{gateway.url}/v1/reviews/next", params=params, headers=headers, timeout=30)
+        answer = httpx.get(f"{gateway.url}/v1/reviews/next", params=params, headers=headers, timeout=TIMEOUT)
         assert answer.status_code == status, answer.text
 
 

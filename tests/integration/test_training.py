@@ -15,13 +15,13 @@ import openai
 import pytest
 
 from tests.conftest import REPO
-from tests.support.gateway import Gateway
+from tests.support.gateway import TIMEOUT, Gateway
 from trainer.data.format import Example, read_chat
 from trainer.data.render import Renderer, stop_tokens
 from trainer.samples import data_file, heldout_file
 from trainer.tune.model import load_generation_config, load_tokenizer
 
-JOB_S = 400.0
+JOB_S = 900.0
 SAILOR = ("ahoy", "matey", "sailor", "aye", "ye ", "yer ")
 QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arrived cracked.", "Do you sell rope?")
 
@@ -34,7 +34,7 @@ def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def base(gateway: Gateway) -> str:
-    return str(httpx.get(f"{gateway.url}/readyz").json()["base"])
+    return str(httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["base"])
 
 
 def ended(client: openai.OpenAI, job_id: str) -> Any:

@@ -12,10 +12,10 @@ import openai
 import pytest
 
 from tests.support.desks import DESKS, Row, jsonl, rows, shuffled
-from tests.support.gateway import Gateway
+from tests.support.gateway import TIMEOUT, Gateway
 from trainer.evaluate.report import EvaluationReport
 
-JOB_S = 400.0
+JOB_S = 900.0
 DATA = rows()
 TAUGHT, UNSEEN = DATA[:160], DATA[160:192]
 GENTLE, HARSH = 5e-4, 4e-3
@@ -49,7 +49,7 @@ class Trainings:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._base = str(httpx.get(f"{gateway.url}/readyz").json()["base"])
+        self._base = str(httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["base"])
         self.client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0)
 
     def train(self, name: str, taught: list[Row], unseen: list[Row], **hyperparameters: Any) -> Ended:

@@ -126,6 +126,6 @@ def test_curl(gateway: Gateway) -> None:
     done = subprocess.run(
         ["curl", "-sS", "-H", f"Authorization: Bearer {gateway.key}", "-H", "Content-Type: application/json",
          "-d", json.dumps(body), f"{gateway.url}/v1/chat/completions"],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert json.loads(done.stdout)["model"] == "tidewater"

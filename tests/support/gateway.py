@@ -19,16 +19,18 @@ import httpx
 import psutil
 
 ADMIN_KEY = "test-admin-key-0123456789abcdef"
-READY_TIMEOUT_S = 240.0
-STOP_TIMEOUT_S = 60.0
-TIMEOUT = httpx.Timeout(180.0, connect=5.0)
+READY_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 120.0
+TIMEOUT = httpx.Timeout(180.0, connect=30.0)
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def held_port() -> socket.socket:
+    """A port that nobody has, bound and not listened on: as long as it is open, nobody but a server that binds the
+    same address, as the gateway does, gets it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 @dataclass
@@ -66,14 +68,16 @@ class Gateway:
 
     def start(self, *, wait: bool = True) -> None:
         """Start `hatrack serve`; with `wait`, until it is ready."""
-        self.port = free_port()
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "gateway.log").open("ab") as log:
+        # the gateway needs seconds until it listens: meanwhile it inherits what keeps its port from everybody else
+        with held_port() as held, (self.home / "gateway.log").open("ab") as log:
+            self.port = int(held.getsockname()[1])
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "serve", *self.arguments],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
+                pass_fds=(held.fileno(),),
             )
         if wait:
             self.wait_ready()

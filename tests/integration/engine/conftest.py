@@ -22,8 +22,8 @@ from service.engine.supervisor import Supervisor
 from tests.support.adapters import Variant, describe_base, make_adapter
 
 SLOTS, RESIDENT = 6, 6
-READY_TIMEOUT_S = 240.0
-ANSWER_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 600.0
+ANSWER_TIMEOUT_S = 300.0
 EVERY_MODULE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

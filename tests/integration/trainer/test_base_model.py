@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMAND_TIMEOUT_S = 300.0
+COMMAND_TIMEOUT_S = 600.0
 
 
 def start(dest: Path) -> subprocess.Popen[str]:

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import hashlib
 import json
@@ -90,11 +91,11 @@ def test_many_threads_may_commit_the_same(store: Store, files: AdapterFiles) -> 
     barrier = threading.Barrier(8)
 
     def one() -> str:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=240)
         return put(store, files)
 
     with ThreadPoolExecutor(8) as pool:
-        digests = {future.result(timeout=60) for future in [pool.submit(one) for _ in range(8)]}
+        digests = {future.result(timeout=240) for future in [pool.submit(one) for _ in range(8)]}
     assert store.digests() == sorted(digests)
     assert len(digests) == 1
     store.verify(digests.pop())
@@ -159,15 +160,25 @@ def test_an_upload_that_is_given_up_leaves_nothing(store: Store, files: AdapterF
     assert store.digests() == []
 
 
+def held_open(root: Path) -> list[str]:
+    """What this process has open under `root`, deleted files too. Elsewhere other tests' threads come and go."""
+    found = []
+    for descriptor in Path("/dev/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of this listing
+            found.append(str(descriptor.readlink()))
+    return sorted(path for path in found if path.startswith(str(root.resolve())))
+
+
 def test_no_descriptor_stays_open(store: Store, files: AdapterFiles) -> None:
-    put(store, files)
-    before = len(list(Path("/dev/fd").iterdir()))
+    with store.stage() as staging:
+        staging.weights.write(b"x")
+        assert held_open(store.root) != []  # they are seen
     for _ in range(5):
         put(store, files)
         with store.stage() as staging:
             staging.weights.write(b"x")
     store.recover()
-    assert len(list(Path("/dev/fd").iterdir())) == before
+    assert held_open(store.root) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -289,7 +300,7 @@ while True:
 
 def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -302,14 +313,16 @@ def kill_while_uploading(store: Store, files: AdapterFiles, after_s: float) -> l
         time.sleep(after_s)
         process.send_signal(signal.SIGKILL)
         reported = process.stdout.read().split("\n")
-        assert process.wait(timeout=30) == -signal.SIGKILL
+        assert process.wait(timeout=240) == -signal.SIGKILL
     return [line for line in reported if len(line) == 64]
 
 
 def test_kill_9_at_any_moment_leaves_a_valid_store(store: Store, files: AdapterFiles) -> None:
     """Whatever is listed is whole, whatever was reported (and not removed) is listed, and recover() clears the rest."""
     seen_leftovers = 0
-    for round_number in range(12):
+    for round_number in range(60):
+        if round_number >= 12 and seen_leftovers:
+            break  # the others are for a machine so busy that no kill has fallen into an upload yet
         reported = kill_while_uploading(store, files, after_s=0.003 * round_number)
         for digest in store.digests():
             assert digest_is_true(store, digest)

@@ -18,7 +18,7 @@ ASKED: dict[str, Any] = {"model": "ab" * 32, "messages": [{"role": "user", "cont
 
 async def events(engine: Engine, **more: Any) -> list[str]:
     async with (
-        httpx.AsyncClient(base_url=engine.url, trust_env=False) as client,
+        httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client,
         client.stream("POST", CHAT, json={**ASKED, "stream": True, **more}) as response,
     ):
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -26,13 +26,13 @@ async def events(engine: Engine, **more: Any) -> list[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (nothing tells of it)
             await asyncio.sleep(0.01)
 
 
 async def test_an_answer_names_the_model_that_was_asked(engine: Engine) -> None:
-    async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client:
         first = (await client.post(CHAT, json=ASKED)).json()
         second = (await client.post(CHAT, json={**ASKED, "model": "base"})).json()
     assert (first["model"], second["model"]) == ("ab" * 32, "base")
@@ -59,7 +59,7 @@ async def test_usage_comes_only_where_it_is_asked_for(engine: Engine, wanted: bo
 
 
 async def test_paced_streams_end_too(engine: Engine) -> None:
-    async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client:
         await client.put("/pace/1")
     assert engine.decoder.pace_s == 0.001
     found = await asyncio.gather(*(events(engine) for _ in range(3)))
@@ -94,7 +94,7 @@ async def test_a_client_that_leaves_is_forgotten(engine: Engine) -> None:
 
 
 async def test_log_probabilities_differ_under_an_adapter_and_repeat(engine: Engine) -> None:
-    async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client:
 
         async def ask(model: str) -> list[dict[str, Any] | None]:
             asked = {"model": model, "prompt": ["The ferry left an hour late"], "prompt_logprobs": 0}
@@ -107,7 +107,7 @@ async def test_log_probabilities_differ_under_an_adapter_and_repeat(engine: Engi
 
 
 async def test_the_plugins_report_is_what_it_was_given(engine: Engine) -> None:
-    async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client:
         assert (await client.get("/hatrack/plugin?loaded=1")).json()["names"] == ["base"]
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "base"
         assert (await client.get("/nothing")).status_code == 404

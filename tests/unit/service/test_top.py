@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -178,6 +179,8 @@ def test_the_command_prints_one_picture_or_json(url: str, gateway: Gateway, monk
 
 
 def test_the_command_says_that_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HATRACK_URL", "http://127.0.0.1:9")
-    result = CliRunner().invoke(app, ["top", "--once"])
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, not listening: the port refuses and nobody else can take it
+        monkeypatch.setenv("HATRACK_URL", f"http://127.0.0.1:{held.getsockname()[1]}")
+        result = CliRunner().invoke(app, ["top", "--once"])
     assert result.exit_code == 3

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.data.format import Dataset, read_chat
 from trainer.data.render import Renderer, TokenSequence, stop_tokens
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For properties: how long one example, or its making, takes on a busy machine is not what is asked."""
 
 TEMPLATE = (
     "{% for m in messages %}"

@@ -83,7 +83,7 @@ def _hold(lock: str, held: object, done: object) -> None:
 
     with FileLock(lock):
         held.set()  # type: ignore[attr-defined]
-        done.wait(30)  # type: ignore[attr-defined]
+        done.wait(240)  # type: ignore[attr-defined]
 
 
 def test_a_second_process_waits_and_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,12 +94,12 @@ def test_a_second_process_waits_and_then_says_so(tmp_path: Path, monkeypatch: py
     process = context.Process(target=_hold, args=(str(tmp_path / f".{DEFAULT_SOURCE}.lock"), held, done))
     process.start()
     try:
-        assert held.wait(30)
+        assert held.wait(240)
         with pytest.raises(BaseModelUnavailable, match="Another process"):
             prepare(DEFAULT_SOURCE, tmp_path, print)
     finally:
         done.set()
-        process.join(30)
+        process.join(240)
     assert prepare(DEFAULT_SOURCE, tmp_path, print) == tmp_path / DEFAULT_SOURCE
 
 

@@ -40,7 +40,7 @@ def listening(ring: Ring) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
-        assert opened.wait(20)
+        assert opened.wait(60)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         for server in servers:

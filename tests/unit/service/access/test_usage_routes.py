@@ -271,7 +271,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
-        assert opened.wait(20)
+        assert opened.wait(60)
         monkeypatch.setenv("HATRACK_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:

@@ -43,7 +43,7 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.readline()
     yield process
     process.kill()
-    process.wait(5)
+    process.wait(60)
     process.stdout.close()
 
 
@@ -74,7 +74,7 @@ async def test_it_is_adopted_and_watched_though_it_is_no_child_of_ours(
     assert found is not None
     assert (found.pid, found.token, found.alive, found.exit_code) == (server.pid, TOKEN, True, None)
     server.kill()
-    server.wait(5)
+    server.wait(60)
     assert not found.alive
     found.release()
 
@@ -85,7 +85,7 @@ async def test_what_was_adopted_can_be_ended(
     found = await adopted(config)
     assert found is not None
     found.end()
-    assert server.wait(5) < 0
+    assert server.wait(60) < 0
     assert members(TOKEN) == []
 
 
@@ -131,7 +131,7 @@ async def test_one_whose_server_has_ended_is_not_adopted(
     config: EngineConfig, engine: FakeEngine, server: subprocess.Popen[bytes]
 ) -> None:
     server.kill()
-    server.wait(5)
+    server.wait(60)
     with pytest.raises(NotAdopted, match="has ended"):
         await adopted(config)
     assert engine.asked == []

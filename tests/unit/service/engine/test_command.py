@@ -84,5 +84,5 @@ def test_down_ends_an_engine_that_was_kept_unless_it_is_told_to_leave_it(
         assert (left.exit_code, kept.poll()) == (0, None)
         assert not (tmp_path / "engine" / "keep").exists(), "there is no gateway that it would be meant for"
         assert CliRunner().invoke(app, ["down"]).exit_code == 0
-        assert kept.wait(5) < 0
+        assert kept.wait(60) < 0
     assert not (tmp_path / "engine" / "engine.json").exists()

@@ -16,7 +16,7 @@ from service.engine.external import ExternalEngine
 from service.errors import EngineUnavailable, SettingsError
 from tests.unit.service.engine.fake import BASE, FakeEngine, config_for
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ async def until(what: Callable[[], bool]) -> None:
 
 async def answers(engine: ExternalEngine) -> bool:
     try:
-        await engine.client.logprobs("base", ["text"], timeout_s=5)
+        await engine.client.logprobs("base", ["text"], timeout_s=WAIT_S)
     except EngineUnavailable:
         return False
     return True

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def started() -> Iterator[list[subprocess.Popen[bytes]]]:
     yield processes
     for process in processes:
         process.kill()
-        process.wait(5)
+        process.wait(60)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -73,7 +72,7 @@ def test_what_does_not_hear_sigterm_is_killed(
     monkeypatch.setattr("service.engine.process.TERM_TIMEOUT_S", 0.2)
     start(started, DEAF, token=TOKEN)
     end(TOKEN)
-    assert started[0].wait(5) == -signal.SIGKILL
+    assert started[0].wait(60) == -signal.SIGKILL
 
 
 def test_leftovers_on_record_are_ended(started: list[subprocess.Popen[bytes]], tmp_path: Path) -> None:
@@ -85,8 +84,12 @@ def test_leftovers_on_record_are_ended(started: list[subprocess.Popen[bytes]], t
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"not json"])
-def test_a_record_that_says_nothing_ends_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_record_that_says_nothing_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    def look(token: str) -> list[int]:
+        raise AssertionError(f"{token!r} was looked for")
+
+    monkeypatch.setattr("service.engine.process.members", look)
     (tmp_path / "engine.json").write_bytes(content)
-    began = time.monotonic()
     assert end_leftovers(tmp_path) == []
-    assert time.monotonic() - began < 1

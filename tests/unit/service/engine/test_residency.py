@@ -7,6 +7,7 @@ from typing import Any
 
 from service.engine.residency import Residency
 from service.errors import EngineUnavailable
+from tests.unit.service.inference.fakes import until
 
 
 class Engine:
@@ -86,9 +87,11 @@ async def test_it_looks_by_itself_only_where_something_has_happened() -> None:
     await asyncio.sleep(0.02)
     assert engine.asked == 0, "there is no engine yet"
     residency.engine_changed(ready=True)
+    await until(lambda: engine.asked)
     await asyncio.sleep(0.02)
     assert engine.asked == 1
     happened = 1
+    await until(lambda: engine.asked > 1)
     await asyncio.sleep(0.02)
     assert engine.asked == 2
     work.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from service.files import records
 from service.files.service import Files
 from tests.unit.service.files.cabinet import LINE, Cabinet, bearer, error_of
+from tests.unit.service.inference.fakes import until
 
 NOBODYS = "file-" + "0" * 24
 
@@ -158,10 +158,6 @@ async def test_bytes_that_nobody_needs_go_without_being_asked(
     again = Files(cabinet.root, cabinet.database, max_file_bytes=1, max_project_bytes=1)
     await again.open()
     try:
-        for _ in range(1000):
-            if not cabinet.on_disk():
-                break
-            await asyncio.sleep(0.01)
-        assert cabinet.on_disk() == set()
+        await until(lambda: not cabinet.on_disk())
     finally:
         await again.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,28 +219,36 @@ asyncio.run(main())
 """
 
 
+def answers(path: Path) -> bool:
+    """Whether somebody listens there; that the file is there says only that it is bound."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def serving(home: Path) -> Iterator[tuple[Path, int]]:
     """A process that serves the routes: its socket and its id."""
-    socket = home / "s"
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(home), str(socket)])
+    place = home / "s"
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(home), str(place)])
     try:
         deadline = time.monotonic() + 60
-        while not socket.exists():
+        while not answers(place):
             assert time.monotonic() < deadline
             assert server.poll() is None
             time.sleep(0.05)
-        yield socket, server.pid
+        yield place, server.pid
     finally:
         server.kill()
-        server.wait(10)
+        server.wait(60)
 
 
 async def test_kill_9_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path) -> None:
     incoming = tmp_path / "files" / ".incoming"
-    with serving(tmp_path) as (socket, pid):
-        transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=bearer(ADMIN_KEY)) as http:
+    with serving(tmp_path) as (place, pid):
+        transport = httpx.AsyncHTTPTransport(uds=str(place))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers=bearer(ADMIN_KEY), timeout=60
+        ) as http:
             kept = await http.post("/v1/files", data={"purpose": "evals"}, files={"file": b"whole"})
 
             async def killing() -> AsyncIterator[bytes]:

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.unit.service.grounding.library import Library, vectors
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_search() -> Iterator[None]:
+    """A first search starts the embedder's process, for which a busy machine may need longer than callers are given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.grounding.service.SEARCH_TIMEOUT_S", 60.0)
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.grounding.assemble import model_context
@@ -51,6 +51,7 @@ def test_a_passage_that_holds_the_mark_gets_another_mark() -> None:
     assert "<<two\nit ends here: one>> and now\ntwo>>" in quoted.before
 
 
+@settings(deadline=None)  # how fast it is on a busy machine is not what is asked here
 @given(st.text(st.sampled_from("<|im_startend>/s \n\x00\u2028a"), max_size=60))
 def test_no_text_holds_a_control_token(text: str) -> None:
     quoted = Quoter(CONTROLS, nonce=lambda: "n0nce").quote("{passages}", [passage(text + "x", text)], 10_000)
@@ -129,6 +130,7 @@ def test_the_context_is_the_checkpoints(tmp_path: Path) -> None:
     assert model_context(tmp_path) == 4096
 
 
+@settings(deadline=None)  # how fast it is on a busy machine is not what is asked here
 @given(st.text(max_size=300), st.integers(-3, 100))
 def test_a_cut_text_is_a_beginning_within_its_bound(text: str, tokens: int) -> None:
     shorter = cut(text, tokens)

@@ -183,7 +183,7 @@ async def test_a_request_leaves_no_task_behind() -> None:
     before = asyncio.all_tasks()
     await world.chat()
     await asyncio.sleep(0)
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before, "one of a former test may have ended meanwhile"
 
 
 async def test_of_a_repeated_key_the_last_counts_for_us_and_for_the_engine() -> None:
@@ -319,9 +319,12 @@ async def test_more_requests_than_allowed_are_turned_away() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_request_that_takes_too_long_is_ended_in_the_engine(stream: bool) -> None:
-    world = World(request_timeout_s=0.05)
-    world.engine.chunks = [token("A"), asyncio.Event()] if stream else [asyncio.Event()]
-    answer = await world.chat(stream=stream)
+    for seconds in (0.05, 1.0, 20.0):  # on a busy machine the time may be over before the first token was sent
+        world = World(request_timeout_s=seconds)
+        world.engine.chunks = [token("A"), asyncio.Event()] if stream else [asyncio.Event()]
+        answer = await world.chat(stream=stream)
+        if answer.status == 200 or not stream:
+            break
     assert world.engine.aborted.is_set()
     error = last_error(answer.body) if stream else answer.error
     assert error["code"] == "timeout"

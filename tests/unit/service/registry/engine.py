@@ -44,7 +44,7 @@ class MemoryEngine:
 
     async def until_loaded(self, *digests: str) -> None:
         """Return when all of them are in memory; fails where that takes too long."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not set(digests) <= set(self.loaded):
                 self._changed.clear()
                 await self._changed.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,8 +22,9 @@ SLOTS = 4
 
 
 @pytest.fixture
-async def small(tmp_path: Path, base: BaseDescription) -> AsyncIterator[Bench]:
-    """Four slots: three pins."""
+async def small(tmp_path: Path, base: BaseDescription, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """Four slots: three pins. Its keeper looks when it is woken and not by the clock: a slow test would meet it."""
+    monkeypatch.setattr("service.registry.service.KeepWarm", partial(KeepWarm, check_s=3600.0))
     async with Bench(tmp_path / "home", base, engine_slots=SLOTS).run() as ready:
         yield ready
 

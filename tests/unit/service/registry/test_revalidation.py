@@ -179,7 +179,7 @@ async def live(bench: Bench) -> Any:
 
 async def until_live(bench: Bench, number: int) -> None:
     """Return when requests get that version, which is after the alias has moved."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while bench.catalog.resolve(ADMIN, "voice").version != number:  # noqa: ASYNC110 (the alias tells nobody)
             await asyncio.sleep(0.01)
 

@@ -27,6 +27,7 @@ from service.training.evaluations import Evaluations
 from service.training.routes import router
 from service.training.service import Training
 from tests.unit.service.files.cabinet import ADMIN_KEY, MIB, Cabinet, bearer
+from tests.unit.service.inference.fakes import until
 
 BASE = "tiny-base"
 JOB = {"object": "fine_tuning.job", "id": "ftjob-1", "status": "validating_files"}
@@ -130,19 +131,16 @@ class House(Cabinet):
         )
         async with self.run(), self.trainer.on(self.trainer_socket):
             serving = asyncio.create_task(server.serve())
-            for _ in range(1000):
-                if server.started:
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: server.started)
             transport = httpx.AsyncHTTPTransport(uds=str(socket))
             try:
-                async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as self.http:
+                async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as self.http:
                     self.http.headers["authorization"] = f"Bearer {ADMIN_KEY}"
                     yield self
             finally:
                 server.should_exit = True
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(serving, 10)
+                    await asyncio.wait_for(serving, 60)
                 await self.training.close()
 
     async def create(self, key: str | None = None, **body: Any) -> httpx.Response:

@@ -259,11 +259,11 @@ async def test_a_creation_goes_on_when_its_client_leaves(house: House) -> None:
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     go_on.set()
-    for _ in range(500):
-        created = (await house.http.get("/v1/audit?action=job.create")).json()["data"]
-        if created:
-            break
-        await asyncio.sleep(0.01)
+    created: list[dict[str, Any]] = []
+    async with asyncio.timeout(60):
+        while not created:
+            await asyncio.sleep(0.01)
+            created = (await house.http.get("/v1/audit?action=job.create")).json()["data"]
     assert created[0]["target"] == "ftjob-1"
     assert house.trainer.cut == 0
     assert [key["id"] for key in await house.living_keys()] == [house.trainer.asked[0].headers["x-hatrack-job-key-id"]]

@@ -28,14 +28,15 @@ from pathlib import Path
 
 place, obeys = Path(sys.argv[1]), sys.argv[2]
 def end(how):
-    (place / "ended").write_text(how)
+    (place / "ended.part").write_text(how)
+    os.replace(place / "ended.part", place / "ended")  # never seen empty
     os._exit(0)
 signal.signal(signal.SIGTERM, (lambda *_: end("asked")) if "term" in obeys else signal.SIG_IGN)
 (place / "env").write_text("\\n".join(sorted(os.environ)))
 (place / "argv").write_text("\\n".join(sys.argv[3:]))
-with (place / "pids").open("a") as pids:
-    pids.write(f"{os.getpid()}\\n")
 print("the trainer's own words", flush=True)
+with (place / "pids").open("a") as pids:  # last: who sees the number knows that all the rest is done
+    pids.write(f"{os.getpid()}\\n")
 def watch():
     sys.stdin.buffer.read()
     end("alone")
@@ -84,7 +85,7 @@ def alive(pid: int) -> bool:
 
 
 def wait(seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not seen():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -111,7 +112,7 @@ async def test_it_is_told_what_it_needs_and_none_of_the_gateway_s_keys(
     config = configured(home)
     trainer = TrainerProcess(config)
     await trainer.start()
-    await eventually((home / "pids").exists)
+    await eventually(lambda: len(pids(home)) == 1)
     await trainer.stop()
     told = (home / "argv").read_text().split("\n")
     assert dict(zip(told[::2], told[1::2], strict=True)) == {
@@ -164,7 +165,7 @@ async def test_one_that_cannot_be_started_harms_nobody_and_is_tried_again(
 async def test_it_is_asked_to_stop_and_killed_where_it_does_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = TrainerProcess(configured(home, "term"))
     await trainer.start()
-    await eventually((home / "pids").exists)
+    await eventually(lambda: len(pids(home)) == 1)
     await trainer.stop()
     assert (home / "ended").read_text() == "asked"
     (home / "ended").unlink()
@@ -185,7 +186,7 @@ def left_by_a_killed_gateway(home: Path, obeys: str) -> int:
     ) as gateway:
         assert gateway.stdout is not None
         pid = int(gateway.stdout.readline())
-        wait((home / "pids").exists)
+        wait(lambda: len(pids(home)) == 1)
         gateway.kill()
     return pid
 

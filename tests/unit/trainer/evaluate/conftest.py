@@ -137,6 +137,8 @@ def gateway() -> Iterator[Gateway]:
                 self.close_connection = True  # whoever asked was killed
 
     class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # five are too few for all that ask at once while this thread waits for a core
+
         def handle_error(self, request: Any, client_address: Any) -> None:
             if not isinstance(sys.exception(), ConnectionError):  # that is whoever was killed
                 super().handle_error(request, client_address)

@@ -82,8 +82,17 @@ async def test_a_grounding_goes_along_as_it_is(gateway: Gateway, answerer: Any) 
 
 
 async def test_no_more_at_once_than_is_allowed(gateway: Gateway, answerer: Any) -> None:
-    gateway.delay_s = 0.02
+    three, overlap = threading.Event(), []
+
+    def say(model: str, asked: str) -> str:
+        if gateway.at_once >= 3:
+            three.set()
+        overlap.append(three.wait(60))  # the first ones wait for each other
+        return f"{model} says {asked}"
+
+    gateway.say, gateway.delay_s = say, 0.02
     await answerer(concurrency=3).answer(asks(12))
+    assert all(overlap)
     assert gateway.most_at_once == 3
 
 
@@ -196,16 +205,17 @@ async def test_whoever_hears_of_the_progress_may_end_it(gateway: Gateway, answer
 
 
 async def test_a_cancelled_asking_is_cancelled(gateway: Gateway, answerer: Any) -> None:
-    gateway.delay_s = 0.05
+    go_on = threading.Event()
+    gateway.say = lambda model, asked: f"{model}: {go_on.wait(60)}"
     task = asyncio.create_task(answerer(concurrency=2).answer(asks(40)))
-    await asyncio.to_thread(until, lambda: len(gateway.asked()) > 0)
+    await asyncio.to_thread(until, lambda: gateway.at_once == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.3)  # what was sent before may arrive yet
-    before = len(gateway.asked())
+    go_on.set()  # a worker that still ran would go on with the next ones
+    await asyncio.to_thread(until, lambda: gateway.at_once == 0)
     await asyncio.sleep(0.15)
-    assert len(gateway.asked()) == before < 40
+    assert len(gateway.asked()) == 2
 
 
 def until(there: Callable[[], bool]) -> None:
@@ -238,6 +248,7 @@ async def test_after_a_kill_only_what_is_missing_is_asked(gateway: Gateway, answ
     gateway.say = say
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", ASKER, gateway.url, KEY, str(book))
     await asyncio.to_thread(until, lambda: book.exists() and len(book.read_bytes().splitlines()) == 10)
+    await asyncio.to_thread(until, lambda: len(gateway.asked()) == 12)  # two are on their way when it dies
     child.send_signal(signal.SIGKILL)
     assert await child.wait() == -signal.SIGKILL
     go_on.set()

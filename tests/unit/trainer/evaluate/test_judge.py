@@ -45,7 +45,7 @@ def judge(gateway: Gateway, folder: Path, standing: Standing | None = None, **ch
     settings = SETTINGS.model_copy(update=changed)
     outside = {"big": Endpoint(gateway.url, SecretStr(KEY))}
     answerer = HttpAnswerer(
-        Endpoint("http://127.0.0.1:1"), folder / JUDGEMENTS, endpoints=outside, max_tokens=64, patience_s=1
+        Endpoint("http://127.0.0.1:1"), folder / JUDGEMENTS, endpoints=outside, max_tokens=64, patience_s=60
     )
     return ModelJudge("strict", settings, answerer, folder, standing=standing, method=QUICK)
 

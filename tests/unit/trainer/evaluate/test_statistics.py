@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from tests.unit.trainer.conftest import unhurried
 from tests.unit.trainer.evaluate.worlds import seeded
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.statistics import noise, paired, power
@@ -21,6 +22,7 @@ def test_tangos_interval_is_the_published_one() -> None:
     assert (round(low, 3), round(high, 3)) == (-0.517, -0.026)
 
 
+@unhurried
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60))
 def test_tangos_interval_holds_the_estimate_and_agrees_with_mcnemar(wins: int, losses: int, ties: int) -> None:
     count = wins + losses + ties

@@ -15,6 +15,13 @@ from trainer.jobs import orders, spec
 MakeFolder = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def _patient_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancel waits for the worker for longer than it does for a client: on a busy machine one may need more than those
+    seconds to start, and tests hold the answer to the state that was asked for."""
+    monkeypatch.setattr("trainer.evaluations.service.SETTLE_S", 120.0)
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     with listening(World(say=tuned_is_right)) as found:

@@ -23,7 +23,7 @@ from trainer.jobs.fit import Base
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 CONTEXT = {
     "held_out": {"id": "held", "filename": "h.jsonl", "bytes": 9, "sha256": "0"},
     "candidate": "voice@3",
@@ -99,6 +99,14 @@ class Running:
                 return pid
             await asyncio.sleep(0.02)
         raise AssertionError("there is no worker")
+
+    async def killed(self) -> None:
+        """As kill -9 leaves it: it takes no other turn, and tells its worker nothing when it is stopped."""
+        runner = self.desk.runner
+        if runner._loop is not None:
+            runner._loop.cancel()  # another turn would find the worker again
+            await asyncio.gather(runner._loop, return_exceptions=True)
+        runner._watch = None
 
 
 @asynccontextmanager

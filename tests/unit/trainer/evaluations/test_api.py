@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.unit.trainer.evaluate.conftest import KEY
-from tests.unit.trainer.evaluations.desks import Client, Running, running
+from tests.unit.trainer.evaluations.desks import PATIENCE_S, Client, Running, running
 from tests.unit.trainer.evaluations.world import World
 from trainer.evaluations import runner
 from trainer.jobs import process
@@ -231,7 +231,7 @@ async def test_a_worker_outlives_a_killed_trainer_and_is_found_again(
         made = await client.made(metadata={"hold": "1"})
         await client.asking(made)
         pid = await first.worker(made)
-        first.desk.runner._watch = None  # a killed trainer tells nobody anything
+        await first.killed()
     assert psutil.pid_exists(pid)
     async with running(tmp_path, base_dir, world) as second:
         assert await second.worker(made) == pid
@@ -247,8 +247,8 @@ async def test_a_worker_that_ended_while_there_was_no_trainer_is_not_forgotten(
         made = await client.made(metadata={"hold": "1"})
         await client.asking(made)
         pid = await first.worker(made)
-        first.desk.runner._watch = None
         waiting = await client.made()
+        await first.killed()
     os.kill(pid, signal.SIGKILL)
     async with running(tmp_path, base_dir, world) as second:
         await second.client().asking(made)
@@ -284,7 +284,7 @@ async def test_old_folders_are_cleared_and_keep_their_report(tmp_path: Path, bas
 
 
 async def until(wanted: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not wanted():
         assert time.monotonic() < deadline, "it did not come"
         await asyncio.sleep(0.02)

@@ -127,6 +127,13 @@ def parts(body: bytes) -> dict[str, bytes]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _patient_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancel, pause and resume wait for the worker for longer than they do for a client: on a busy machine one may need
+    more than their seconds to start, and tests hold the answer to the state that was asked for."""
+    monkeypatch.setattr("trainer.jobs.service.SETTLE_S", 120.0)
+
+
 @pytest.fixture
 def gateway() -> Iterator[FakeGateway]:
     fake = FakeGateway()
@@ -143,7 +150,10 @@ def gateway() -> Iterator[FakeGateway]:
 
         do_GET = do_POST = do_PUT = do_DELETE = _serve
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # five are too few for all that ask at once while this thread waits for a core
+
+    server = Server(("127.0.0.1", 0), Handler)
     fake.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

@@ -65,7 +65,8 @@ async def test_a_job_from_its_creation_to_its_end(trainer: Running, client: Clie
     assert [upload["purpose"] for upload in gateway.kept] == [b"fine-tune-results"] * 2
     answer = await client.http.get(f"/v1/fine_tuning/jobs/{made.id}/report")
     assert answer.json() == json.loads(report) | {"refused": False}
-    assert not (folder / "key").exists()
+    # the key goes a moment after the state that the client sees
+    await client.until(made.id, lambda _job: not (folder / "key").exists(), "the key's end")
 
 
 async def test_the_verdict_stands_in_the_jobs_metadata_and_its_files_among_the_results(client: Client) -> None:
@@ -273,7 +274,7 @@ def test_the_process_that_answers_loads_no_model_library() -> None:
     code = (
         "import sys, trainer.__main__; print(sorted({'torch', 'transformers', 'peft', 'datasketch'} & {*sys.modules}))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert found.stdout == "[]\n"
 
 

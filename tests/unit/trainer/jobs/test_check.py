@@ -100,19 +100,20 @@ async def test_a_check_is_bounded_in_time_in_number_and_in_what_it_may_break(
 ) -> None:
     place = installation(tmp_path, base_dir, gateway)
     place.directory.mkdir(parents=True)
-    checks = DataChecks(Settings(check_timeout_s=0.3), place)
-    code = "import time; time.sleep(60)"
+    checks = DataChecks(Settings(), place)
+    code = "import time; time.sleep(600)"
     monkeypatch.setattr(DataChecks, "_command", lambda *_: [sys.executable, "-c", code])
 
     async def content() -> AsyncIterator[bytes]:
         yield b"x"
 
-    async def status() -> tuple[int, str]:
+    async def status(of: DataChecks = checks) -> tuple[int, str]:
         with pytest.raises(RequestError) as refused:
-            await checks.check("f", content(), CheckWish(None, False, False))
+            await of.check("f", content(), CheckWish(None, False, False))
         return refused.value.status, refused.value.shown_code
 
-    assert await status() == (504, "data_check_timeout")
+    # the short time is for this one alone: where the machine is busy, Python takes longer than that to start
+    assert await status(DataChecks(Settings(check_timeout_s=0.3), place)) == (504, "data_check_timeout")
     code = "import sys; sys.exit(1)"
     assert await status() == (500, "internal_error")
     code = f'import sys; print(\'{{"code": "c", "message": "m", "param": null}}\'); sys.exit({REFUSED})'

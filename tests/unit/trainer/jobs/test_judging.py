@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,15 @@ def _no_push(*_: Any, **__: Any) -> Any:
 
 def once(act: Callable[[], object]) -> Callable[[], None]:
     """Does it the first time, and nothing after that: answers that are still on their way must not do it again."""
-    left = [act]
-    return lambda: left.pop()() if left else None  # type: ignore[return-value, func-returns-value]
+    left, lock = [act], threading.Lock()
+
+    def do() -> None:
+        with lock:
+            now = left.pop() if left else None
+        if now is not None:
+            now()
+
+    return do
 
 
 def said(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.trainer.conftest import unhurried
 from tests.unit.trainer.jobs.test_database import draft, opened
 from trainer.jobs import journal, records
 from trainer.jobs.gateway_side import JOBS
@@ -21,6 +22,7 @@ STEPS = 1500
 EPOCH = 500
 
 
+@unhurried
 @given(st.lists(st.integers(), unique=True, max_size=60).map(sorted), st.integers(2, 20))
 def test_a_spread_is_even_and_keeps_both_ends(numbers: list[int], most: int) -> None:
     found = spread(numbers, most)

@@ -221,14 +221,14 @@ def test_a_training_that_had_ended_is_not_done_again(make_job: Any, gateway: Fak
 
 
 def test_the_worker_gives_way_to_callers(make_job: Any, gateway: FakeGateway) -> None:
-    folder = make_job(yield_most_s=20.0)
+    folder = make_job(yield_most_s=240.0)
     gateway.load = (3, 4)
 
     def stepped() -> bool:
         return (folder / spec.EVENTS).exists() and '"metrics"' in (folder / spec.EVENTS).read_text()
 
     def leave() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline and not stepped():
             time.sleep(0.02)
         looked = gateway.asked.count("GET /v1/load")

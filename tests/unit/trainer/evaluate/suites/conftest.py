@@ -31,8 +31,8 @@ def bench(gateway: Gateway, tmp_path: Path) -> MakeBench:
 
     def make(limit: int = 200, hub: str | None = None) -> Bench:
         return Bench(
-            scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl", patience_s=1),
-            answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", patience_s=1),
+            scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl", patience_s=60),
+            answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", patience_s=60),
             places=Places(tmp_path / "data", hub, tmp_path / "cache"),
             limit=limit,
             rules=Rules(method=QUICK),

@@ -107,8 +107,9 @@ def test_a_sample_is_always_the_same_and_in_order() -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     """A hub with GSM8K's file; and the paths that it is asked for."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever this machine's settings say
     asked: list[str] = []
     table = pyarrow.Table.from_pylist([{"question": "1 + 2?", "answer": "#### 3"}])
     pyarrow.parquet.write_table(table, tmp_path / "hub.parquet")
