@@ -78,6 +78,7 @@ class Parts:
     limiter: KeyLimiter
     usage: UsageAccount
     catalog: Catalog
+    base: BaseDescription
     supervisor: WatchedEngine
     engine: EngineClient
     admission: Admission
@@ -176,6 +177,7 @@ def build(settings: Settings) -> Parts:
         limiter,
         usage,
         catalog,
+        base,
         supervisor,
         engine,
         admission,
@@ -310,6 +312,7 @@ def _add_health(api: FastAPI, parts: Parts) -> None:
         body = {
             "status": "ready" if ready else state.name,
             "base": parts.settings.base_served_name,
+            "fingerprint": parts.base.fingerprint.digest,
             "engine": {"state": state.name, "reason": state.reason, "since": state.since},
             "trainer": {"state": parts.sidecar.watch.state},
         }

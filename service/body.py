@@ -9,6 +9,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from adapters.nesting import MOST_LEVELS, too_deep
 from service.errors import BadRequest, TooLarge, UnknownField
 
 MAX_JSON_BYTES: Final = 64 * 1024
@@ -38,7 +39,7 @@ async def read_object(request: Request, *, most: int) -> dict[str, Any]:
 
     Raises:
         TooLarge: It has more bytes; the rest is not read.
-        BadRequest: It did not arrive in time, or is no JSON object.
+        BadRequest: It did not arrive in time, is no JSON object, or is nested too deeply.
     """
     body = await read_bytes(request, most)
     if not body.strip():
@@ -49,6 +50,9 @@ async def read_object(request: Request, *, most: int) -> dict[str, Any]:
         raise BadRequest(f"the body is not JSON: {error.msg} at byte {error.pos}", code="invalid_json") from None
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
+    deep = too_deep(found)
+    if deep is not None:
+        raise BadRequest(f"`{deep}` is nested more than {MOST_LEVELS} levels deep", param=deep)
     return found
 
 

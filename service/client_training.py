@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,12 @@ LOOKING: Final = httpx.Timeout(60, connect=5, read=600)
 """A data check: the trainer renders every example."""
 FOLLOWING: Final = httpx.Timeout(30, connect=5, read=600)
 """Between two events of a job; the stream says something at least now and then."""
+AWAY_S: Final = 600.0
+"""How long a job is followed on while the gateway, or the stream of its events, is away."""
+PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+"""Between two tries; the last is repeated."""
+PASSING: Final = frozenset({0, 502, 503, 504})
+"""Statuses that say nothing about the job: a gateway that starts again, or a proxy before it."""
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 JOBS: Final = "/v1/fine_tuning/jobs"
 
@@ -106,32 +113,43 @@ class TrainingCalls(Caller):
     def job_events(self, job_id: str) -> Generator[JsonObject, None, None]:
         """A job's events from its first to its last, as they come; ends when the job has ended.
 
-        A connection that breaks is taken up again where it was.
+        A connection that breaks is taken up again where it was; so it is while the gateway is away, for AWAY_S.
         """
         last: str | None = None
+        outage = _Outage()
         while True:
-            headers = {"last-event-id": last} if last else {}
             try:
-                with (
-                    self._translated(),
-                    self._http.stream(
-                        "GET", f"{_job(job_id)}/events", params={"stream": "true"}, headers=headers, timeout=FOLLOWING
-                    ) as response,
-                ):
-                    if not response.is_success:
-                        response.read()
-                        raise refusal(response)
-                    for data in events(response.iter_bytes()):
-                        if data == b"[DONE]":
-                            return
-                        event = event_of(data)
-                        last = str(event.get("id") or last)
-                        yield event
+                for event in self._events_after(job_id, last):
+                    if event is None:
+                        return
+                    last = str(event.get("id") or last)
+                    outage = _Outage()
+                    yield event
             except ClientError as error:
-                if error.status not in (0, 502, 503) or last is None:
+                if last is None:
                     raise
-            if self.job(job_id).get("status") in ENDED:
-                return
+                outage.note(error)
+            try:
+                if self.job(job_id).get("status") in ENDED:
+                    return
+            except ClientError as error:
+                outage.note(error)
+            outage.wait()
+
+    def _events_after(self, job_id: str, last: str | None) -> Generator[JsonObject | None, None, None]:
+        """One stream's events, and None once the job has ended. Raises ClientError."""
+        headers = {"last-event-id": last} if last else {}
+        with (
+            self._translated(),
+            self._http.stream(
+                "GET", f"{_job(job_id)}/events", params={"stream": "true"}, headers=headers, timeout=FOLLOWING
+            ) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise refusal(response)
+            for data in events(response.iter_bytes()):
+                yield None if data == b"[DONE]" else event_of(data)
 
     # what came of them
 
@@ -140,6 +158,26 @@ class TrainingCalls(Caller):
         found = self._object("GET", f"/v1/adapters/{quote(name, safe='')}/versions/{version}")
         metadata = found.get("metadata")
         return dict(metadata) if isinstance(metadata, dict) else {}
+
+
+class _Outage:
+    """The time since a job's events came last: tries with pauses that grow, until AWAY_S have passed."""
+
+    def __init__(self) -> None:
+        self._tries = 0
+        self._since: float | None = None
+
+    def note(self, error: ClientError) -> None:
+        """A try has failed. Raises the error where no other try could help, or they have lasted long enough."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if error.status not in PASSING or now - self._since >= AWAY_S:
+            raise error
+
+    def wait(self) -> None:
+        """Stand still until the next try."""
+        time.sleep(PAUSES_S[min(self._tries, len(PAUSES_S) - 1)])
+        self._tries += 1
 
 
 def _job(job_id: str) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +23,7 @@ from trainer.evaluate.endpoints import read as read_endpoints
 from trainer.evaluations import runner as evaluations_runner
 from trainer.evaluations.desk import Desk
 from trainer.evaluations.routes import router as evaluations_router
-from trainer.jobs import fit
+from trainer.jobs import fit, records
 from trainer.jobs.checking import DataChecks
 from trainer.jobs.database import Database
 from trainer.jobs.endings import Endings
@@ -126,8 +127,10 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     return app
 
 
-async def _health() -> dict[str, str]:
-    return {"status": "ok"}
+async def _health(request: Request) -> dict[str, Any]:
+    """The gateway asks every few seconds; its `/metrics` shows the pauses."""
+    trainer: Trainer = request.app.state.trainer
+    return {"status": "ok", "paused_seconds": await trainer.database.run(records.paused_s)}
 
 
 class OnlyTheGateway:

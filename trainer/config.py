@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     keep_days: float = Field(
         7,
         ge=0,
-        description="Days after its end that a job's data, checkpoints and exported adapter stay in its folder.",
+        description="Days after its end that a job's data, checkpoints, adapter, answers and log stay in its folder.",
     )
     max_file_mib: float = Field(512, gt=0, description="Largest file of a data check, MiB.")
     check_timeout_s: float = Field(300, gt=0, description="Longest time that a data check may take, s.")

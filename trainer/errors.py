@@ -38,9 +38,11 @@ Exception
     │   └── CheckpointUnusable     it belongs to another training
     ├── EvaluationError            no verdict can be had
     │   ├── EvaluationInvalid      arms, examples or a metric that cannot be compared
+    │   ├── HeldOutTaught          the candidate was trained on what it should be judged by
     │   ├── EndpointUnknown        an outside endpoint that the settings do not name
     │   ├── AnswerRefused          an arm will not answer an example, now or ever; `status` and `answer_code` say why
     │   │   └── ArmUnservable      the version went away, or cannot be served by this engine
+    │   ├── EngineMoved            the base was served in another way each time that it was asked
     │   ├── ArmMoved               an alias pointed to another version while it was asked
     │   ├── AnswerUnreadable       an answer that lacks what was asked for
     │   └── SuiteUnavailable       a suite whose data or libraries are not here
@@ -282,6 +284,10 @@ class EvaluationInvalid(EvaluationError):
     code = "invalid_evaluation"
 
 
+class HeldOutTaught(EvaluationError):
+    code = "held_out_in_training"
+
+
 class EndpointUnknown(EvaluationError):
     code = "endpoint_unknown"
 
@@ -299,6 +305,10 @@ class AnswerRefused(EvaluationError):
 
 class ArmUnservable(AnswerRefused):
     code = "arm_unservable"
+
+
+class EngineMoved(EvaluationError):
+    code = "engine_moved"
 
 
 class ArmMoved(EvaluationError):

@@ -59,8 +59,10 @@ def train(
 ) -> None:
     """Train an adapter on examples and judge it. It answers as NAME:candidate; where it passes, it goes live."""
     hyperparameters = pairs(dict(_pair(text) for text in options or []))
-    metadata = {"system_prompt": system_prompt, "strict": "true" if strict else None}
-    metadata |= {"drop_long": "true" if drop_long else None, "metric": metric}
+    # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
+    long = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
+    hyperparameters |= {field: value for field, value in long.items() if value is not None}
+    metadata = {"strict": "true" if strict else None, "drop_long": "true" if drop_long else None}
     metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
     with terminal.reporting(as_json), HatrackClient() as client:
         model = start or str(client.ready().get("base"))
@@ -127,6 +129,12 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise typer.BadParameter(f"{text!r} is no FIELD=VALUE, such as n_epochs=3.")
     return name.strip(), value.strip()
+
+
+def _metric(text: str) -> Any:
+    """A metric's name, or the object that `{"name": …}` is."""
+    found = pairs({"metric": text})["metric"]
+    return found if isinstance(found, dict) else text
 
 
 def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> JsonObject:

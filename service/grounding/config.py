@@ -15,7 +15,7 @@ MAX_STORES_NAMED: Final = 8
 """Stores that one request may look in."""
 MAX_RESULTS: Final = 50
 DEFAULT_RESULTS: Final = 4
-DEFAULT_PASSAGE_TOKENS: Final = 1024
+DEFAULT_PASSAGE_TOKENS: Final = 1536
 MAX_FILTER_BYTES: Final = 16 * 1024
 MAX_STORE_ID_CHARS: Final = 64
 PROVIDER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)

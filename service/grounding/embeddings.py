@@ -110,6 +110,10 @@ class DocumentRefused(Exception):
         self.message = message
 
 
+class EmbedderGone(Unavailable):
+    """The embedder ended, or hung, in the middle of a document: perhaps because of it."""
+
+
 class Embedder:
     """One embedder, started by the first who needs it.
 
@@ -186,7 +190,8 @@ class Embedder:
 
         Raises:
             DocumentRefused: It cannot be read or embedded.
-            Unavailable: The embedder went away, or cannot be started.
+            EmbedderGone: The embedder went away over this document.
+            Unavailable: It cannot be started, or its endpoint gives nothing now; no document is to blame.
             BadGateway: It answered something that makes no sense.
         """
         try:
@@ -204,10 +209,12 @@ class Embedder:
                         _check_end(orjson.loads(header))
                         return
                     yield Batch(*await asyncio.to_thread(batch_of, header, blobs))
+        except aiohttp.ClientConnectorError as error:  # it went away before it heard of this document
+            raise Unavailable("the embedder is being started again", code="embedder_unavailable") from error
         except (aiohttp.ClientError, asyncio.IncompleteReadError) as error:
             raise _gone() from error
         except TimeoutError as error:
-            raise Unavailable(f"the embedder said nothing for {SILENCE_TIMEOUT_S:g} s") from error
+            raise EmbedderGone(f"the embedder said nothing for {SILENCE_TIMEOUT_S:g} s") from error
 
     async def _until_ready(self) -> None:
         self.start()
@@ -311,11 +318,13 @@ async def _reason(response: aiohttp.ClientResponse) -> str:
 
 
 def _check_end(told: dict[str, Any]) -> None:
+    if told.get("busy"):
+        raise Unavailable(told["busy"], code="embedder_unavailable")
     if told.get("error"):
         raise DocumentRefused(*told["error"])
     if not told.get("end"):
         raise BadGateway("the embedder answered something that is no frame", code="embedder_error")
 
 
-def _gone() -> Unavailable:
-    return Unavailable("the embedder went away before its answer was complete", code="embedder_unavailable")
+def _gone() -> EmbedderGone:
+    return EmbedderGone("the embedder went away before its answer was complete", code="embedder_unavailable")

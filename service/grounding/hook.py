@@ -25,7 +25,7 @@ from service.grounding.outcome import Grounded, Outcome
 from service.grounding.places import Place
 from service.grounding.ports import Stores, store_not_found
 from service.grounding.provider import Passage, Provider, Query
-from service.grounding.template import Quoted, Quoter, upper_tokens
+from service.grounding.template import CHARS_A_TOKEN, Quoted, Quoter, upper_tokens
 from service.inference.estimate import answer_tokens
 from service.registry.catalog import Target
 
@@ -35,7 +35,7 @@ MAX_ID_CHARS: Final = 200
 MAX_EXCERPT_CHARS: Final = 1000
 MAX_HEADER_CHARS: Final = 1024
 FRAME_TOKENS: Final = 8
-"""Tokens around one message in a chat template, and then some."""
+"""Tokens around one piece of text in a chat template, and then some."""
 SPARE: Final = 0.03
 """Share of the context that stays free: counts are guesses here."""
 MAX_QUESTION_CHARS: Final = 4096
@@ -98,10 +98,9 @@ class Hook:
             return Grounded("empty", place, 0.0, headers=_headers("empty", ()))
         if not question.strip():
             raise BadRequest("grounding needs a question: no message of the user has text", param="grounding")
-        messages = place.conversation(body)
         query = Query(
             text=question[-MAX_QUESTION_CHARS:],
-            messages=messages,
+            messages=place.conversation(body),
             adapter=target.adapter,
             project=caller.project,
             store_ids=wish.store_ids,
@@ -115,7 +114,7 @@ class Hook:
         if isinstance(found, str):
             outcome: Outcome = found
         else:
-            quoted = self._quoter.quote(wish.template, found, self._budget(wish, body, messages)) if found else None
+            quoted = self._quoter.quote(wish.template, found, self._budget(wish, body, place)) if found else None
             if quoted is not None:
                 self.counts.note(wish.provider, "ok", seconds, len(quoted.used))
                 place.put(body, quoted)
@@ -164,14 +163,17 @@ class Hook:
                 code="grounding_unavailable",
             )
 
-    def _budget(self, wish: Wish, body: Mapping[str, Any], messages: Sequence[Mapping[str, str]]) -> int:
+    def _budget(self, wish: Wish, body: Mapping[str, Any], place: Place) -> int:
         """Tokens that passages may take: their own bound, and what the context leaves beside the prompt and answer."""
         if self._context is None:
             return wish.max_passage_tokens
-        prompt = sum(upper_tokens(message["content"]) + FRAME_TOKENS for message in messages)
-        if "tools" in body:
-            prompt += upper_tokens(orjson.dumps(body["tools"]).decode())
-        return min(wish.max_passage_tokens, int(self._context * (1 - SPARE)) - prompt - answer_tokens(body))
+        left = int(self._context * (1 - SPARE)) - answer_tokens(body)
+        for text in place.prompt(body):
+            if left <= 0:
+                return 0
+            # no more than tells that nothing is left: a prompt may be long, and the event loop counts
+            left -= upper_tokens(text[: left * CHARS_A_TOKEN]) + FRAME_TOKENS
+        return min(wish.max_passage_tokens, left)
 
 
 def may_read(caller: Caller, store_id: str, name: str | None) -> bool:

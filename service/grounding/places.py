@@ -7,14 +7,19 @@ parsed: citations are put in at a mark that cannot stand inside a JSON string, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
+
+import orjson
 
 from service.errors import HatrackError
 from service.grounding.template import Quoted
 from service.inference.ports import Relay
 from service.inference.relay import END, Usage
 
+_IMAGES: Final = frozenset({"image", "image_url", "input_image"})
+_NOT_SAID: Final = frozenset({"type", "role"})
+"""Members whose strings are of the protocol: a chat template has its own words for them."""
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 
 
@@ -24,6 +29,8 @@ class Place:
     _system = ""
     """A field that holds the system prompt beside the messages."""
     _text_part = "text"
+    _said: tuple[str, ...] = ("messages",)
+    """The fields that the prompt is made of, beside the tools."""
     _mark = b'"finish_reason":"'
     """Stands in the events of a stream that get the citations, and in no other."""
 
@@ -37,6 +44,13 @@ class Place:
         above = body.get(self._system) if self._system else None
         said = [("system", text_of(above)), *said]
         return [{"role": role, "content": text} for role, text in said if isinstance(role, str) and text]
+
+    def prompt(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """All text that the engine makes its prompt of, piece by piece: what was said, what tools were asked and what
+        they answered, and the tools themselves. Pictures are no text."""
+        for name in self._said:
+            yield from strings(body.get(name))
+        yield from (orjson.dumps(tool).decode() for tool in body.get("tools") or ())
 
     def question(self, body: Mapping[str, Any]) -> str:
         """The text of the user's last message that has any; empty where there is none."""
@@ -76,6 +90,7 @@ class ResponsesPlace(Place):
 
     _mark = b'"response":{'
     _text_part = "input_text"
+    _said = ("instructions", "input")
     _system = "instructions"
     _last = (b"event: response.completed\n", b"event: response.incomplete\n")
 
@@ -97,6 +112,7 @@ class ResponsesPlace(Place):
 class MessagesPlace(Place):
     """`/v1/messages`: in a stream, the citations stand in `message_delta`, beside the reason why it stopped."""
 
+    _said = ("system", "messages")
     _system = "system"
 
     def cite_event(self, event: bytes, citations: bytes) -> bytes:
@@ -152,6 +168,21 @@ def text_of(content: Any) -> str:
     if not isinstance(content, list):
         return ""
     return "\n".join(part["text"] for part in content if part.get("type") in _TEXT_PARTS)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The strings in a JSON value that may stand in a prompt; what a tool is asked with, as JSON."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, list):
+            left.extend(one)
+        elif isinstance(one, dict) and one.get("type") == "tool_use":
+            yield orjson.dumps(one).decode()
+        elif isinstance(one, dict) and not (isinstance(one.get("type"), str) and one["type"] in _IMAGES):
+            left.extend(inner for name, inner in one.items() if name not in _NOT_SAID)
 
 
 def around(content: Any, quoted: Quoted, kind: str) -> Any:

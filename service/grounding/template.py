@@ -33,8 +33,20 @@ MARK_CHARS: Final = 8
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Not for readers: control characters, line separators and what turns the direction of writing."""
 _SPACES: Final = re.compile(r"\s+")
-LETTERS_A_TOKEN: Final = 4
-_NOT_LETTERS: Final = re.compile(r"[^A-Za-z ]+")
+MAX_SOURCE_READ: Final = 4 * MAX_SOURCE_CHARS
+COMMON: Final = (
+    "a|about|after|against|all|also|am|an|and|any|are|as|at|back|be|because|been|before|being|between|both|but|"
+    "by|can|could|day|did|do|does|down|each|even|every|first|for|from|get|good|had|has|have|he|her|here|him|his|"
+    "how|i|if|in|into|is|it|its|just|know|last|like|made|make|many|may|me|more|most|much|must|my|never|new|no|"
+    "not|now|of|off|on|one|only|or|other|our|out|over|own|said|same|see|she|should|so|some|still|such|take|than|"
+    "that|the|their|them|then|there|these|they|this|those|through|time|to|too|two|under|up|us|used|very|was|way|"
+    "we|well|were|what|when|where|which|while|who|why|will|with|work|would|year|you|your"
+)
+"""English words that are one token with the space before them; without them English would be counted twice."""
+CHARS_A_TOKEN: Final = 1 + max(map(len, COMMON.split("|")))
+"""No token that `upper_tokens` counts has more characters."""
+_LETTERS: Final = re.compile(rf"(?: |(?<![a-z]))(?:{COMMON})(?![a-z])| ?[a-z]{{1,2}}| ?[A-Z]")
+"""A common word, two small letters, or a capital."""
 
 
 def check_template(template: str) -> None:
@@ -102,7 +114,8 @@ class Quoter:
     """
 
     def __init__(self, controls: Iterable[str] = (), nonce: Callable[[], str] = draw_mark) -> None:
-        self._controls = tuple(controls)
+        longest_first = sorted((one for one in controls if one), key=len, reverse=True)
+        self._controls = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._nonce = nonce
 
     def quote(self, template: str, passages: Sequence[Passage], budget: int) -> Quoted | None:
@@ -116,17 +129,16 @@ class Quoter:
         """
         head, _, tail = template.partition(PASSAGES)
         between, found, after = tail.partition(QUESTION)
-        texts = [
-            (self._plain(passage.source, one_line=True)[:MAX_SOURCE_CHARS], self._plain(passage.text))
-            for passage in passages
-        ]
-        mark = self._mark(texts)
+        if budget <= 0:
+            return None
+        texts = self._texts(passages, budget * CHARS_A_TOKEN)
+        mark = self._mark([(source, text) for source, text, _ in texts])
         spent = upper_tokens(head) + upper_tokens(between) + upper_tokens(after)
         blocks: list[str] = []
-        for number, (source, text) in enumerate(texts, start=1):
+        for number, (source, text, whole) in enumerate(texts, start=1):
             frame = upper_tokens(_block(number, source, "", mark)) + 1
             left = budget - spent - frame
-            if upper_tokens(text) > left:
+            if not whole or upper_tokens(text) > left:
                 text = "" if blocks else cut(text, left)
             if not text:
                 break
@@ -136,6 +148,19 @@ class Quoter:
             return None
         before = head + "\n".join(blocks) + (between if found else between.rstrip() + "\n\n")
         return Quoted(before, after, tuple(passages[: len(blocks)]), spent)
+
+    def _texts(self, passages: Sequence[Passage], room: int) -> list[tuple[str, str, bool]]:
+        """Source and text of the passages, and whether it is all of it; no more characters than there is room for."""
+        texts: list[tuple[str, str, bool]] = []
+        for passage in passages:
+            source = self._plain(passage.source.strip()[:MAX_SOURCE_READ], one_line=True)[:MAX_SOURCE_CHARS]
+            given = passage.text.strip()
+            text = self._plain(given[:room])
+            texts.append((source, text, len(given) <= room))
+            if len(given) > room:
+                break
+            room -= len(given)
+        return texts
 
     def _mark(self, texts: Sequence[tuple[str, str]]) -> str:
         while True:
@@ -148,9 +173,9 @@ class Quoter:
         text = _CONTROLS.sub(" ", text)
         if one_line:
             text = _SPACES.sub(" ", text)
-        while any(control in text for control in self._controls):
-            for control in self._controls:
-                text = text.replace(control, f"{control[0]} {control[1:]}" if len(control) > 1 else "")
+        found = 1 if self._controls is not None else 0
+        while found and self._controls is not None:  # what is broken up may make another one
+            text, found = self._controls.subn(_broken, text)
         return text.strip()
 
 
@@ -158,21 +183,27 @@ def _block(number: int, source: str, text: str, mark: str) -> str:
     return f"[{number}] {source}\n<<{mark}\n{text}\n{mark}>>"
 
 
-def upper_tokens(text: str) -> int:
-    """More tokens than today's tokenizers make of a text, save rare ones: letters by fours, all else one by one.
+def _broken(control: re.Match[str]) -> str:
+    text = control.group()
+    return f"{text[0]} {text[1:]}" if len(text) > 1 else ""
 
-    Digits and marks are often tokens of their own, and a letter outside of ASCII may be several: each of its bytes
-    counts.
+
+def upper_tokens(text: str) -> int:
+    """More tokens than today's tokenizers make of a text, save rare ones.
+
+    They were trained on English and cut the words of other languages, and capitals, into short pieces: a common English
+    word counts as one token, other small letters by twos, capitals one by one, each with the space before it. Digits
+    and marks are often tokens of their own, and a letter outside of ASCII may be several: each of its bytes counts.
     """
-    letters = len(_NOT_LETTERS.sub("", text))
-    return -(-letters // LETTERS_A_TOKEN) + len(text.encode(errors="surrogatepass")) - letters
+    rest, found = _LETTERS.subn("", text)
+    return found + len(rest.encode(errors="surrogatepass"))
 
 
 def cut(text: str, tokens: int) -> str:
     """The beginning of a text, up to the end of a word, that `upper_tokens` counts as at most ``tokens``."""
     if tokens <= 0:
         return ""
-    low, high = 0, len(text)
+    low, high = 0, min(len(text), tokens * CHARS_A_TOKEN)
     while low < high:
         middle = (low + high + 1) // 2
         if upper_tokens(text[:middle]) <= tokens:

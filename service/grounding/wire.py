@@ -2,7 +2,7 @@
 
 A frame is the length of a JSON header (4 bytes, big-endian), the header, and the bytes of the arrays that it announces
 in ``sizes``. ``POST /embed`` answers with one frame; ``POST /index`` with as many as there are, the last of which says
-``end``.
+``end``: alone, with the document's ``error``, or with ``busy``, why it is to be tried again later.
 """
 
 from __future__ import annotations

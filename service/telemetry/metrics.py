@@ -244,6 +244,11 @@ LIVE_FAILED: Final = Metric(
 TRAINER_UP: Final = Metric(
     "hatrack_trainer_up", "gauge", "1 where the trainer answers, 0 where it does not; missing where there is none."
 )
+TRAINER_PAUSED: Final = Metric(
+    "hatrack_trainer_paused_seconds_total",
+    "counter",
+    "How long all training jobs together have stood still for callers' requests, as far as the trainer has said it.",
+)
 
 # grounding
 GROUNDING: Final = Metric(

@@ -55,6 +55,10 @@ class Trainer(Protocol):
     def state(self) -> Literal["off", "starting", "up", "down"]:
         """Whether there is one, and whether it answers."""
 
+    @property
+    def paused_s(self) -> float | None:
+        """How long its jobs have stood still for callers; None: not known (yet)."""
+
 
 class LimitsSource:
     """Limits hit."""
@@ -132,7 +136,7 @@ class VerdictsSource:
 
 
 class TrainerSource:
-    """Whether the trainer answers."""
+    """Whether the trainer answers, and how long it has stood still for callers."""
 
     name = "trainer"
 
@@ -140,9 +144,12 @@ class TrainerSource:
         self._trainer = trainer
 
     async def families(self) -> Iterator[Family]:
-        """One number, or none where no trainer is wanted."""
-        state = self._trainer.state
-        return iter([] if state == "off" else [metrics.TRAINER_UP.value(state == "up")])
+        """Two numbers, one while the trainer has said nothing yet, none where no trainer is wanted."""
+        state, paused_s = self._trainer.state, self._trainer.paused_s
+        shown = [] if state == "off" else [metrics.TRAINER_UP.value(state == "up")]
+        if paused_s is not None:
+            shown.append(metrics.TRAINER_PAUSED.value(paused_s))
+        return iter(shown)
 
 
 class GroundingSource:

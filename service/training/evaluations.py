@@ -33,7 +33,7 @@ from service.training.jobs import MetadataKey, MetadataValue, reference
 from service.training.service import Answer, Making, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
-MAX_ARMS: Final = 7
+MAX_ARMS: Final = 9
 MAX_METADATA: Final = 16
 HELD_OUT: Final = (Purpose.EVALS, Purpose.FINE_TUNE)
 Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]

@@ -1,10 +1,12 @@
-"""Whether the trainer answers, for `/readyz` and `/metrics`: asked every few seconds, so that whoever looks is told
-at once."""
+"""Whether the trainer answers, and how long its jobs have stood still for callers, for `/readyz` and `/metrics`: asked
+every few seconds, so that whoever looks is told at once."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Final, Literal
+
+import orjson
 
 from service.errors import HatrackError
 from service.training.client import TrainerClient
@@ -31,6 +33,8 @@ class TrainerWatch:
         self._task: asyncio.Task[None] | None = None
         self.state: State = "starting" if there else "off"
         """``off``: there is to be none; ``starting``: it has not answered yet; ``down``: it did, and does not now."""
+        self.paused_s: float | None = None
+        """How long its jobs have stood still for callers, all together; None until it has said it."""
 
     async def start(self) -> None:
         """Begin to ask."""
@@ -55,7 +59,19 @@ class TrainerWatch:
     async def _answers(self) -> bool:
         try:
             async with self._client.open("GET", PATH, {}, timeout_s=ANSWER_S) as response:
-                await response.read()
+                content = await response.read()
+                if response.status == 200:
+                    self.paused_s = _paused_s(content, self.paused_s)
                 return response.status == 200
         except HatrackError:
             return False
+
+
+def _paused_s(content: bytes, before: float | None) -> float | None:
+    """What an answer says; one that says nothing of it, as an older trainer's, leaves what was known before."""
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return before
+    said = found.get("paused_seconds") if isinstance(found, dict) else None
+    return float(said) if isinstance(said, int | float) else before

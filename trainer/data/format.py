@@ -116,11 +116,12 @@ def decoded(line: bytes) -> object:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
             raise Refusal(f"the key {key!r} stands twice")
-    return dict(pairs)
+        found[key] = value
+    return found
 
 
 def _messages(value: object) -> tuple[Message, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -52,8 +52,18 @@ class Prepared:
     held_out_sequences: tuple[TokenSequence, ...]
 
 
-def prepare(training: Source, held_out: Source | None, renderer: Renderer, rules: Rules) -> Prepared:
+def prepare(
+    training: Source,
+    held_out: Source | None,
+    renderer: Renderer,
+    rules: Rules,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Prepared:
     """Check a training file (and a held-out one) and make ready what is to be trained on.
+
+    Args:
+        check: Called between the steps and before every example that is rendered; may raise to end it.
 
     Raises:
         DataInvalid: Lines that cannot be read, with number and reason.
@@ -61,24 +71,36 @@ def prepare(training: Source, held_out: Source | None, renderer: Renderer, rules
         DataRefused: The report refuses it; the report is on the exception.
         TemplateUnsupported: The base's chat template cannot be trained on exactly.
     """
-    prepared = inspect(training, held_out, renderer, rules)
+    prepared = inspect(training, held_out, renderer, rules, check=check)
     if prepared.report.refused:
         raise DataRefused(prepared.report)
     return prepared
 
 
-def inspect(training: Source, held_out: Source | None, renderer: Renderer, rules: Rules) -> Prepared:
+def inspect(
+    training: Source,
+    held_out: Source | None,
+    renderer: Renderer,
+    rules: Rules,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Prepared:
     """The same, where the report is wanted whatever it says. Raises as `prepare`, but for DataRefused."""
     kind, data = read_dataset(training.name, training.content, min_examples=MIN_EXAMPLES)
-    found = findings.duplicates(data.examples) + findings.personal(data.examples)
+    check()
+    found = findings.duplicates(data.examples)
+    check()
+    found += findings.personal(data.examples)
+    check()
     counts = findings.closed_answers(data.examples)
     if counts is not None:
         found += findings.balance(data.examples, counts)
     taught, unseen, where = _divide(data, held_out, rules)
+    check()
     if held_out is not None:
         found += findings.overlap(taught, unseen) + findings.personal(unseen, "held_out")
-    sequences, long = _render(taught, renderer)
-    unseen_sequences, unseen_long = _render(unseen, renderer)
+    sequences, long = _render(taught, renderer, check)
+    unseen_sequences, unseen_long = _render(unseen, renderer, check)
     found += _too_long(renderer, long, rules, "training")
     found += _too_long(renderer, unseen_long, rules, "held_out" if where == "given" else "training")
     if not sequences and not any(finding.severity == "refused" for finding in found):
@@ -133,12 +155,15 @@ def _divide(
     return taught, unseen, "split" if unseen else "none"
 
 
-def _render(examples: Sequence[Example], renderer: Renderer) -> tuple[list[TokenSequence], dict[int, int]]:
+def _render(
+    examples: Sequence[Example], renderer: Renderer, check: Callable[[], None]
+) -> tuple[list[TokenSequence], dict[int, int]]:
     """The examples as tokens, and those that are too long: line → tokens. Raises DataInvalid for all others."""
     sequences: list[TokenSequence] = []
     long: dict[int, int] = {}
     problems: list[Problem] = []
     for example in examples:
+        check()
         try:
             sequences.append(renderer.render(example))
         except ExampleTooLong as error:

@@ -42,15 +42,15 @@ def controls(
 
     The constant one gives the same answer to every question. Where scores are right or wrong it is the answer that
     scores best when it is given to all, chosen on the held-out itself and so stronger than any that could be learnt:
-    under exact match, the most frequent one. Where scores lie between it is the answer that is most like those that
-    were taught, which is what one who knows only them would choose: chosen on the held-out, it would be flattered by
-    the example that it is the answer to. The permuted one gives every question the answer to another, drawn at random:
-    the mean over 20 permutations.
+    under exact match, the most frequent one. Where scores lie between it is the better one of two that one who knows
+    only what was taught would choose: the answer that is most like the others, and the most frequent one. Chosen on
+    the held-out, it would be flattered by the example that it is the answer to. The permuted one gives every question
+    the answer to another, drawn at random: the mean over 20 permutations.
 
     Args:
         references: Of the held-out examples, in their order.
         metric: The primary one.
-        taught: The training examples' most frequent answers.
+        taught: The training examples' most frequent answers, the most frequent first.
         seed: Of the permutations.
 
     Raises:
@@ -58,7 +58,7 @@ def controls(
     """
     if not references:
         raise EvaluationInvalid("there are no references to make a control of")
-    constant = _best(references, metric, taught) if metric.binary else _most_like(references, metric, taught)
+    constant = _best(references, metric, taught) if metric.binary else _typical(references, metric, taught)
     return constant, _permuted(references, metric, seed)
 
 
@@ -70,25 +70,31 @@ def _best(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> C
     return Control(kind="constant", scores=rows[best], answer=best)
 
 
-def _most_like(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
-    """The answer that scores best against the others that were taught; against the held-out where nothing was."""
+def _typical(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
+    """The better one of two answers that one may know without a question: the most frequent, and the most like others.
+
+    Both are of what was taught, or of the held-out where nothing was.
+    """
     tried = _common(taught or references)
     mean = {
         answer: sum(metric.score(answer, other) for other in tried if other != answer) / max(1, len(tried) - 1)
         for answer in tried
     }
-    best = max(tried, key=lambda answer: mean[answer])
-    return Control(
-        kind="constant",
-        # an answer that is nobody else's does not profit from the example that it is the answer to
-        scores=tuple(
-            mean[best]
-            if not taught and reference == best and references.count(best) == 1
-            else metric.score(best, reference)
+    counts = Counter(references)
+    likest = max(tried, key=lambda answer: mean[answer])
+    often = [tried[0]] if taught or counts[tried[0]] > 1 else []
+    # an answer that is nobody else's does not profit from the example that it is the answer to
+    rows = {
+        answer: tuple(
+            mean[answer]
+            if not taught and reference == answer and counts[reference] == 1
+            else metric.score(answer, reference)
             for reference in references
-        ),
-        answer=best,
-    )
+        )
+        for answer in (likest, *often)
+    }
+    best = max(rows, key=lambda answer: sum(rows[answer]))
+    return Control(kind="constant", scores=rows[best], answer=best)
 
 
 def _common(answers: Sequence[str]) -> list[str]:

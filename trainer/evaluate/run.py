@@ -95,6 +95,8 @@ async def run(
     wanted = _wanted(spec, suites or {}, scorer)
     if spec.judge is not None and judge is None:
         raise EvaluationInvalid(f"there is no judge {spec.judge!r}")
+    if spec.candidate is not None:
+        suited(spec, suites=bool(wanted))  # before anything is asked
     comparison = await compare(
         spec.arms,
         held_out,
@@ -109,7 +111,7 @@ async def run(
     )
     if spec.candidate is None:
         return Outcome(comparison=comparison)
-    before, after = spec.arm(spec.bases[0]), spec.arm(spec.candidate)
+    before, after = suited(spec, suites=bool(wanted))
     results = [await suite.run(before, after, on_stage) for suite in wanted]
     best = strongest(comparison, spec.bases)
     judged = None if judge is None else await judge.judge(comparison, spec.candidate, best, on_stage)
@@ -126,6 +128,22 @@ def _wanted(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | 
     if unknown:
         raise EvaluationInvalid(f"there is no suite {unknown[0]!r} here; there are: {', '.join(sorted(there))}")
     return [there[name] for name in names]
+
+
+def suited(spec: EvaluationSpec, *, suites: bool) -> tuple[Arm, Arm]:
+    """The first of the bases at the gateway, and the candidate, of a `spec` that has one: what suites are put to.
+
+    Raises:
+        EvaluationInvalid: There are ``suites``, and one of the two is at an outside endpoint.
+    """
+    bases, after = [spec.arm(label) for label in spec.bases], spec.arm(spec.candidate or "")
+    here = [arm for arm in bases if arm.endpoint is None]
+    if suites and (not here or after.endpoint is not None):
+        raise EvaluationInvalid(
+            "suites are put to the candidate and to the base before it, through the gateway: neither may be at an "
+            "outside endpoint where `suites` names any"
+        )
+    return (here or bases)[0], after
 
 
 def _decide(
@@ -153,12 +171,18 @@ def _decide(
 
 
 def _of_suites(results: Sequence[SuiteResult]) -> list[Check]:
-    """One check for all suites with a budget but the general one, which has a check of its own."""
-    counted = [each for each in results if each.kind == "budget" and each.forgetting is None]
+    """One check for all suites with a budget but the general one, which has a check of its own.
+
+    Where all that was measured is silent nothing was shown to be kept.
+    """
+    measured = [each for each in results if each.kind == "budget"]
+    counted = [each for each in measured if each.forgetting is None]
     if not counted:
         return []
     states = {each.state for each in counted}
     state: State = "broken" if "broken" in states else "open" if "open" in states else "kept"
+    if state == "kept" and len(counted) == len(measured) and all(each.silent for each in counted):
+        state = "open"
     sentence = " ".join(f"{each.name}: {each.sentence}" for each in counted)
     return [Check(name="suites", state=state, sentence=sentence)]
 

@@ -26,7 +26,7 @@ SCORES: Final = "scores.jsonl"
 REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 
-MAX_ARMS: Final = 8
+MAX_ARMS: Final = 12
 MAX_TAUGHT: Final = 50
 MAX_SUITES: Final = 8
 GENERAL: Final = "general"

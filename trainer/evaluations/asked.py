@@ -11,7 +11,7 @@ from trainer.evaluate.arms import MAX_LABEL_CHARS, Frozen
 from trainer.jobs.spec import FileRef
 from trainer.validation import validated
 
-MAX_ARMS: Final = 7
+MAX_ARMS: Final = 9
 """One less than a comparison takes: what serves now may be put beside them."""
 MAX_SUITES: Final = 8
 MAX_ANSWERS: Final = 1_000
@@ -100,6 +100,15 @@ class CreateBody(Frozen):
 
     request: dict[str, Any]
     context: Context
+
+
+def adds_bases(body: EvaluationBody, context: Context) -> bool:
+    """Whether the base at its best is compared with, whatever arms a client names.
+
+    It is wherever the verdict will stand on a version: a pass means the same on each. What is judged again has the
+    arms that it had.
+    """
+    return body.arms is None or (context.candidate is not None and context.records and body.kind != "revalidation")
 
 
 def read_request(content: dict[str, Any]) -> EvaluationBody:

@@ -28,14 +28,16 @@ from trainer.evaluate.run import run
 from trainer.evaluate.spec import EvaluationSpec, Outcome
 from trainer.evaluate.verdict import Verdict
 from trainer.evaluate.wire import Endpoint
-from trainer.evaluations.held_out import read_held_out
+from trainer.evaluations.asked import MAX_ARMS
+from trainer.evaluations.held_out import read_held_out, refuse_taught
 from trainer.evaluations.planning import Plan, Serving, make_plan, sample
 from trainer.evaluations.spec import PAGE, PROGRESS, QUESTIONS, REPORT, EvaluationJob, EvaluationResult, Kept, Progress
 from trainer.jobs import spec
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
+from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
-from trainer.jobs.promotion import LIVE, promote, where
+from trainer.jobs.promotion import promote, where
 from trainer.jobs.spec import Judged
 from trainer.tune.lineage import Lineage
 
@@ -67,10 +69,16 @@ class Evaluating:
 
         Raises:
             DataError: The held-out file cannot be read.
+            HeldOutTaught: The candidate was trained on what is held out.
             EvaluationError, GatewayUnreachable, GatewayRefused: There is no result to be had.
         """
         plan, asked = self._ready()
-        outcome = asyncio.run(obeying(self._ask(plan, asked), self._check))
+        outcome = of_one_engine(
+            self._folder,
+            self._gateway.fingerprint,
+            lambda: asyncio.run(obeying(self._ask(plan, asked), self._check)),
+            forget=lambda: self._folder.path(spec.KEPT).unlink(missing_ok=True),
+        )
         self._tell("report", 0, 1)
         seconds = time.time() - plan.began_at
         report = self._report(plan, outcome, seconds)
@@ -103,7 +111,9 @@ class Evaluating:
         folder.path(QUESTIONS).write_text(lines, "utf-8")
         plan = folder.read(spec.PLAN, Plan)
         if plan is None:
-            plan = make_plan(job, held_out, asked, self._taught(), serving=self._serving(), count=self._count)
+            taught = self._taught()
+            refuse_taught(job, held_out, taught)
+            plan = make_plan(job, held_out, asked, taught, serving=self._serving(), count=self._count)
             folder.write(spec.PLAN, plan)
             folder.say(f"judged by {plan.evaluation.metric.name}: {plan.why}")
         return plan, asked
@@ -250,6 +260,12 @@ class Evaluating:
         if body.arms is None:
             again["model"] = self._job.context.candidate
         else:
-            arms = [arm.model_dump(exclude_none=True) for arm in wanted.arms if arm.label != LIVE]
+            named = {arm.label for arm in body.arms}
+            arms = [
+                arm.model_dump(exclude_none=True)
+                for arm in wanted.arms
+                if arm.label != wanted.live or arm.label in named  # what serves then is another version's affair
+            ]
             again |= {"arms": arms, "candidate": wanted.candidate, "bases": list(wanted.bases)}
-        return again if len(json.dumps(again)) <= MOST_BODY_BYTES else None
+        fits = len(again.get("arms", ())) <= MAX_ARMS and len(json.dumps(again)) <= MOST_BODY_BYTES
+        return again if fits else None

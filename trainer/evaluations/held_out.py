@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
-from trainer.errors import DataInvalid, Problem
+from trainer.errors import DataInvalid, HeldOutTaught, Problem
 from trainer.evaluate.arms import Question, questions
+from trainer.evaluations.asked import Context
+from trainer.evaluations.spec import QUESTIONS, EvaluationJob
 
 
 def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
@@ -40,6 +42,36 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
     if problems:
         raise DataInvalid(problems)
     return tuple(found.values())
+
+
+def refuse_taught(job: EvaluationJob, held_out: Sequence[Question], taught: Sequence[Question]) -> None:
+    """Refuse what the candidate was trained on: what it learnt by heart would count as understood.
+
+    What its own job held out of the training file stands in that file, too, and was not trained on.
+
+    Args:
+        job: What was asked for.
+        held_out: All that it would be judged by.
+        taught: The file that it was trained on.
+
+    Raises:
+        HeldOutTaught: An example stands in both.
+    """
+    if job.context.candidate is None or kept_by_its_job(job.context):
+        return
+    known = {(question.turns, question.reference) for question in taught}
+    same = [question for question in held_out if (question.turns, question.reference) in known]
+    if same:
+        raise HeldOutTaught(
+            f"{len(same)} of {len(held_out)} held-out examples (the first: {same[0].id[:40]}) stand in the file that "
+            f"{job.context.candidate} was trained on: take them out, or name the held-out file that its job kept"
+        )
+
+
+def kept_by_its_job(context: Context) -> bool:
+    """Whether what is held out is the file that the candidate's job kept of what it did not train on."""
+    job = (context.lineage or {}).get("job")
+    return isinstance(job, str) and context.held_out.filename == f"{job}-{QUESTIONS}"
 
 
 def as_examples(asked: Sequence[Question]) -> tuple[Example, ...]:

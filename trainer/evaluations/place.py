@@ -17,9 +17,10 @@ from trainer.evaluations.spec import (
 )
 from trainer.jobs import spec
 from trainer.jobs.folders import Folders
+from trainer.jobs.place import LOG, OLD_LOG
 
 GROWING: Final = (spec.ANSWERS, spec.SCORES, SUITE_ANSWERS, JUDGEMENTS)
-BIG_FILES: Final = (spec.HELD_OUT, spec.TRAINING, QUESTIONS, *GROWING)
+BIG_FILES: Final = (spec.HELD_OUT, spec.TRAINING, QUESTIONS, *GROWING, LOG, OLD_LOG)
 """Not the report: that is what an evaluation is for."""
 
 

@@ -14,6 +14,7 @@ from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricWish, common, read_metric
 from trainer.evaluate.verdict import Rules
+from trainer.evaluations.asked import adds_bases
 from trainer.evaluations.held_out import as_examples
 from trainer.evaluations.spec import EvaluationJob
 from trainer.jobs.primary import answer_bound
@@ -80,7 +81,7 @@ def make_plan(
     max_tokens = body.max_tokens or answer_bound(
         _longest((question.reference for question in known), count), job.context_tokens
     )
-    closed = tuple(sorted(closed_answers(as_examples(known)) or ())) if body.arms is None else ()
+    closed = tuple(sorted(closed_answers(as_examples(known)) or ())) if adds_bases(job.body, job.context) else ()
     if closed:
         beside = _longest_prompt(job, asked, count) + max_tokens
         if not leaves_room(closed, beside, count=count, context=job.context_tokens):
@@ -118,10 +119,10 @@ def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, 
 def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
     """The arms, the bases' labels, and the candidate's. ``closed``: the answers that the base is told."""
     body, context = job.body, job.context
+    best = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed)
     if body.arms is None:
         candidate = str(context.candidate)
-        bases = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed)
-        return [Arm(label=candidate, model=candidate), *bases], [arm.label for arm in bases], candidate
+        return [Arm(label=candidate, model=candidate), *best], [arm.label for arm in best], candidate
     arms = [
         Arm(
             label=arm.label,
@@ -132,7 +133,21 @@ def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[
         )
         for arm in body.arms
     ]
-    return arms, list(body.bases), body.candidate
+    bases = list(body.bases)
+    for arm in best if adds_bases(job.body, job.context) else ():
+        there = next((one for one in arms if one.model_copy(update={"label": arm.label}) == arm), None)
+        if there is None:
+            there = arm.model_copy(update={"label": _free(arm.label, arms)})
+            arms.append(there)
+        if there.label not in bases:
+            bases.append(there.label)
+    return arms, bases, body.candidate
+
+
+def _free(label: str, arms: Sequence[Arm]) -> str:
+    """The label, or one like it that no arm has."""
+    taken = {arm.label for arm in arms}
+    return next(one for one in (label, *(f"{label} ({at})" for at in range(2, 99))) if one not in taken)
 
 
 def _with_live(
@@ -147,12 +162,12 @@ def _with_live(
         return None, arms
     others = [arm for arm in arms if arm.label not in (candidate, *job.body.bases)]
     for arm in others:
-        if arm.model == live and arm.endpoint is None:
+        if arm == Arm(label=arm.label, model=live):
             return arm.label, arms
-    labels = {arm.label for arm in arms}
-    if (job.body.arms is not None and job.body.promote != "auto") or LIVE in labels:
+    if job.body.arms is not None and job.body.promote != "auto":
         return None, arms
-    return LIVE, [*arms, Arm(label=LIVE, model=live)]
+    label = _free(LIVE, arms)
+    return label, [*arms, Arm(label=label, model=live)]
 
 
 def _longest_prompt(job: EvaluationJob, asked: Sequence[Question], count: Callable[[str], int]) -> int:

@@ -71,7 +71,7 @@ class Evaluations:
         known = await self._database.run(lambda db: _replayed(db, who, retry))
         if known is not None:
             return await self._shown(known), True
-        await asyncio.to_thread(_check, body, self._settings)
+        await asyncio.to_thread(_check, body, context, self._settings)
         job = self._job(who, body, context)
         try:
             await asyncio.to_thread(self._place.make, job, key.secret)
@@ -196,10 +196,10 @@ class Evaluations:
         return await self._shown(evaluation)
 
 
-def _check(body: EvaluationBody, settings: Settings) -> None:
+def _check(body: EvaluationBody, context: Context, settings: Settings) -> None:
     from trainer.evaluations.wishes import check_wishes  # statistics and all: nobody but a new one has use for them
 
-    check_wishes(body, settings)
+    check_wishes(body, context, settings)
 
 
 def _found(db: sa.Connection, who: Who, evaluation_id: str) -> Evaluation:

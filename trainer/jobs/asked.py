@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from adapters.errors import UnsupportedFeature
 from adapters.features import FEATURES, refuse_unsupported, says_nothing
+from adapters.nesting import MOST_LEVELS, too_deep
 from trainer.errors import Invalid, UnknownParameter, Unsupported
 from trainer.jobs.spec import FileRef
 from trainer.tune.auto import Parent
@@ -28,6 +29,9 @@ LISTS: Final = frozenset({"target_modules", "suites"})
 TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
 """Values that are text, whatever they look like."""
 
+MAX_PROMPT_CHARS: Final = 32_768
+"""What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -38,7 +42,7 @@ class Options(BaseModel):
 
     adapter: str | None = None
     """Looked at by the gateway, which says what it came to."""
-    system_prompt: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    system_prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
     strict: bool = False
     drop_long: bool = False
     promote: Literal["auto", "never"] = "auto"
@@ -129,6 +133,9 @@ def read_context(header: str) -> Context:
 
 def read_body(content: object) -> Asked:
     """Understand a body. Raises Invalid, UnknownParameter, Unsupported, with the dotted name of the field."""
+    deep = too_deep(content)
+    if deep is not None:
+        raise Invalid(f"`{deep}` is nested more than {MOST_LEVELS} levels deep", param=deep)
     body = validated(CreateBody, content)
     if body.method is not None and body.method.type != "supervised":
         raise Unsupported(
@@ -162,12 +169,12 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
                 raise UnknownParameter(f"`{where}` is not known; known are {known}", param=where)
             if isinstance(value, bool) and name not in ("rslora", "packing", "strict", "drop_long"):
                 raise Invalid(f"`{where}` is {json.dumps(value)}, which is no value for it", param=where)
-            yield name, _list(value) if name in LISTS else value, where
+            yield name, _list(value, name) if name in LISTS else value, where
     for name, text in (body.metadata or {}).items():
         where = f"metadata.{name}"
         _servable(name, _plain(text), where)
         if name in Options.model_fields or (name in Wish.model_fields and name not in OPENAIS):
-            yield name, _list(text) if name in LISTS else _plain(text, name), where
+            yield name, _list(text, name) if name in LISTS else _plain(text, name), where
 
 
 def _servable(name: str, value: Any, where: str) -> None:
@@ -186,22 +193,23 @@ def _plain(text: str, name: str = "") -> Any:
         return text
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"True": True, "False": False}.get(text, text)
     if name == "metric":
         return found if isinstance(found, dict) else text
     return found if isinstance(found, (bool, int, float)) else text
 
 
-def _list(value: Any) -> Any:
+def _list(value: Any, name: str) -> Any:
     """`target_modules` or `suites` as a list: from JSON's or one with commas; of suites, `none` is the empty one."""
-    if not isinstance(value, str) or value == "all-linear":
+    if not isinstance(value, str) or (name == "target_modules" and value in ("all-linear", "auto")):
         return value
     if value in ("", "none"):
         return []
     if value.startswith("["):
         try:
-            return json.loads(value)
-        except ValueError:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
             return value
+        return value if too_deep(found) is not None else found
     return [part.strip() for part in value.split(",")]

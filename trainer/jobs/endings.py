@@ -1,4 +1,9 @@
-"""What follows from a worker's end: the job's next state, its result on record, its key's end."""
+"""What follows from a worker's end: the job's next state, its result on record, its key's end.
+
+However a job ends, its `seconds` are the time that its workers have had the device: each from its start to its last
+sign, loading, judging and standing still for callers included. Its `cost` is that time by the device's price. What the
+training alone took stands in the version's lineage.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -25,6 +31,8 @@ KILLS_MOST: Final = 3
 """Restarts in a row that brought nothing, before a job is given up."""
 BACK_OFF_S: Final = (0.0, 5.0, 30.0)
 CSV_NAME: Final = "step_metrics.csv"
+SIGNS: Final = (spec.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, spec.ANSWERS, spec.SCORES, spec.RESULT)
+"""What a worker that trains or judges writes to, again and again."""
 
 
 class Endings:
@@ -62,12 +70,14 @@ class Endings:
             await self._reviews.prepare(job.project, judge, self._place.of(job.id))
 
     async def note_device_time(self, job_id: str) -> None:
-        """A worker has given the device back."""
+        """A worker has given the device back, at its last sign: nobody may have been there to see its end."""
+        signed = min(time.time(), await asyncio.to_thread(_last_sign, self._place.of(job_id)))
 
         def note(db: sa.Connection) -> None:
             job = records.get(db, job_id)
-            if job.status is Status.RUNNING:
-                records.change(db, job_id, device_s=job.device_s + max(0.0, time.time() - job.served_at))
+            if job.status is Status.RUNNING and signed > job.served_at:
+                # a crash before the next state is on record comes here again, which must add nothing
+                records.change(db, job_id, device_s=job.device_s + signed - job.served_at, served_at=signed)
 
         await self._database.run(note)
 
@@ -80,6 +90,8 @@ class Endings:
             said: The last event, where no worker has said one.
             level: Its level, where the job has not failed.
         """
+        priced = self._settings.price_per_hour * job.device_s / 3600
+        result = result.model_copy(update={"seconds": round(job.device_s, 3), "cost": round(priced, 6)})
         await asyncio.to_thread(self._place.write, job.id, spec.RESULT, result)
         if self._reviews is not None:
             await self._reviews.take(job.project, job.id, self._place.of(job.id))
@@ -89,9 +101,6 @@ class Endings:
         if not job.result_files:
             kept = await self._keep(job, report.model_dump_json() if report is not None else None)
             found["result_files"] = [*kept, *result.files]
-        priced = self._settings.price_per_hour * job.device_s / 3600
-        if result.status != "succeeded":
-            result = result.model_copy(update={"seconds": round(job.device_s, 3), "cost": round(priced, 6)})
 
         def end(db: sa.Connection) -> None:
             if records.get(db, job.id).over:
@@ -230,6 +239,17 @@ class Endings:
             return
         failure = Failure(code=code, message=f"{times}. {advice}")
         await self.finish(job, Result(status="failed", error=failure), said=failure.message)
+
+
+def _last_sign(folder: Path) -> float:
+    """When the worker last wrote something, Unix seconds; 0 where it never did."""
+    found = 0.0
+    for name in SIGNS:
+        try:
+            found = max(found, (folder / name).stat().st_mtime)
+        except OSError:
+            continue
+    return found
 
 
 def _how(end: End) -> str:

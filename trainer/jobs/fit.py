@@ -27,6 +27,9 @@ SHORT_TOKENS: Final = 256
 """How long the longest example is taken to be before anybody has seen the data, where no `max_length` was asked for."""
 FEWEST_EXAMPLES: Final = 10
 CGROUP: Final = Path("/sys/fs/cgroup")
+CPUINFO: Final = Path("/proc/cpuinfo")
+SHORT_NUMBERS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Flags of CPUs that multiply in bfloat16, as the kernel tells them; `model.compute_dtype` asks torch for the same."""
 MIB: Final = 2**20
 _LOG = logging.getLogger("hatrack.trainer.fit")
 
@@ -112,7 +115,20 @@ def at_least(
 
 def need(recipe: Recipe, base: Base, *, longest: int, on_gpu: bool) -> Need:
     """What `recipe` takes with examples of up to `longest` tokens."""
-    return estimate(base.shape, recipe, longest=longest, fused=on_gpu or longest > EAGER_MAX_TOKENS)
+    fused = on_gpu or longest > EAGER_MAX_TOKENS
+    return estimate(base.shape, recipe, longest=longest, fused=fused, number_bytes=number_bytes(on_gpu=on_gpu))
+
+
+def number_bytes(*, on_gpu: bool) -> int:
+    """Bytes of a number that a training computes with: 2 on a GPU, as all since 2020 do, and on CPUs that can."""
+    if on_gpu:
+        return 2
+    try:
+        told = CPUINFO.read_text()
+    except OSError:
+        return 4
+    flags = (line.partition(":")[2].split() for line in told.splitlines() if line.startswith(("flags", "Features")))
+    return 2 if SHORT_NUMBERS & set(next(flags, [])) else 4
 
 
 def kind(device: str) -> str:

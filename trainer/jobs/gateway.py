@@ -105,6 +105,10 @@ class Gateway:
         found = self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
         return bool(found["servable"] == "ok")
 
+    def fingerprint(self) -> str:
+        """Of the base as it is served now, as one short hash; waits for an engine that is not ready."""
+        return str(self._persist(lambda: self._json(lambda: self._http.get("/readyz")))["fingerprint"])
+
     def count_tokens(self, model: str, text: str) -> int:
         """How many tokens a text has."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}

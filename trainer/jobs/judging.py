@@ -35,6 +35,7 @@ from trainer.evaluate.wire import Endpoint
 from trainer.jobs import spec
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
+from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
 from trainer.jobs.promotion import LIVE, Pointer, promote, where
 from trainer.jobs.spec import Judged, Plan, Primary
@@ -142,7 +143,12 @@ class Judging:
             f"{self._of_how_many(len(asked))}, against {', '.join(arm.label for arm in fixed.evaluation.arms[1:])}"
         )
         began = time.monotonic()
-        outcome = asyncio.run(obeying(self._ask(fixed.evaluation, asked), self._check))
+        outcome = of_one_engine(
+            self._folder,
+            self._gateway.fingerprint,
+            lambda: asyncio.run(obeying(self._ask(fixed.evaluation, asked), self._check)),
+            forget=lambda: self._folder.write(spec.KEPT, Kept(held_out=self._kept().held_out)),
+        )
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, len(self._prepared.held_out), time.monotonic() - began)

@@ -13,7 +13,8 @@ VERDICT: Final = "hatrack_verdict"
 
 def job_object(job: Job) -> dict[str, Any]:
     """OpenAI's `fine_tuning.job`. `hyperparameters` are what was asked for until the plan is known, then its values."""
-    hyperparameters = resolved(job.plan) if job.plan is not None else _asked(job)
+    asked = _asked(job)
+    hyperparameters = asked if job.plan is None else resolved(job.plan, asked["learning_rate_multiplier"])
     result = job.result
     return {
         "object": "fine_tuning.job",
@@ -71,13 +72,17 @@ def _asked(job: Job) -> dict[str, Any]:
     return openais | (job.body.get("hyperparameters") or {}) | inner
 
 
-def resolved(plan: Plan) -> dict[str, Any]:
-    """A recipe under the names that hyperparameters are asked for by."""
+def resolved(plan: Plan, multiplier: Any) -> dict[str, Any]:
+    """A recipe under the names that hyperparameters are asked for by.
+
+    Args:
+        multiplier: The `learning_rate_multiplier` as it was asked for; a recipe has the rate that it came to.
+    """
     recipe = plan.recipe
     return {
         "n_epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
-        "learning_rate_multiplier": 1.0,
+        "learning_rate_multiplier": multiplier if multiplier == "auto" else float(multiplier),
         "learning_rate": recipe.learning_rate,
         "lora_rank": recipe.rank,
         "lora_alpha": recipe.alpha,

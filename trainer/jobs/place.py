@@ -10,11 +10,13 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from trainer.data.report import Report
+from trainer.evaluations.spec import JUDGEMENTS, QUESTIONS, SUITE_ANSWERS
 from trainer.jobs import spec
 from trainer.jobs.folders import Folders
 from trainer.jobs.spec import JobSpec, Plan, Result, WorkerEvent
 
 LOG: Final = "worker.log"
+OLD_LOG: Final = "worker.log.1"
 PARENT: Final = "parent"
 TAIL_BYTES: Final = 1024 * 1024
 """Most of events.jsonl that is read at once."""
@@ -22,7 +24,9 @@ LONGEST_LINE: Final = 256 * 1024
 JUDGING: Final = "judging-"
 """How the word of `Place.progress` begins that stands for the judging."""
 BIG: Final = (spec.CHECKPOINTS, spec.OUTPUT, PARENT)
-BIG_FILES: Final = (spec.TRAINING, spec.HELD_OUT)
+GROWING: Final = (spec.ANSWERS, spec.SCORES, SUITE_ANSWERS, JUDGEMENTS)
+BIG_FILES: Final = (spec.TRAINING, spec.HELD_OUT, QUESTIONS, *GROWING, LOG, OLD_LOG)
+"""Not the reports, which are what a job is remembered by."""
 
 
 class Place(Folders):
@@ -84,7 +88,7 @@ class Place(Folders):
         return list(_events(content[:end])), offset + end
 
     def clear(self, job_id: str) -> None:
-        """Delete what is big: data, checkpoints, the exported adapter."""
+        """Delete what is big: data, checkpoints, the exported adapter, what was asked and answered, and the log."""
         folder = self.of(job_id)
         for name in BIG:
             shutil.rmtree(folder / name, ignore_errors=True)

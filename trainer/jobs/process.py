@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from trainer.config import worker_environment
 from trainer.jobs.folders import Folders
-from trainer.jobs.place import LOG
+from trainer.jobs.place import LOG, OLD_LOG
 from trainer.jobs.spec import Stage
 
 MOST_LOG_BYTES: Final = 16 * 2**20
@@ -107,7 +107,7 @@ def launch(folder: Path, argv: Sequence[str]) -> Spawned:
     """Start a process whose log is in `folder`. Raises OSError."""
     log = folder / LOG
     if log.exists() and log.stat().st_size > MOST_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
+        log.replace(folder / OLD_LOG)
     with log.open("ab") as output:
         child = subprocess.Popen(
             argv,

@@ -99,6 +99,11 @@ def open_jobs(db: sa.Connection, project: str) -> int:
     return int(db.execute(query).scalar_one())
 
 
+def paused_s(db: sa.Connection) -> float:
+    """How long all jobs together, over or not, have stood still for callers."""
+    return float(db.execute(sa.select(sa.func.coalesce(sa.func.sum(jobs.c.paused_s), 0.0))).scalar_one())
+
+
 def with_status(db: sa.Connection, statuses: Collection[Status]) -> list[Job]:
     """All projects' jobs in one of these states, oldest first."""
     query = sa.select(jobs).where(jobs.c.status.in_(statuses)).order_by(jobs.c.number)

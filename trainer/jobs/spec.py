@@ -204,7 +204,10 @@ class Judged(_Frozen):
 
 
 class Result(_Frozen):
-    """How a job ended. Losses in nats per trained token, `cost` in the currency of the price."""
+    """How a job ended. Losses in nats per trained token, `cost` in the currency of the price.
+
+    A worker says `seconds` and `cost` of the training; on record are those of the device (`trainer.jobs.endings`).
+    """
 
     status: Literal["succeeded", "failed", "cancelled"]
     error: Failure | None = None

@@ -30,6 +30,8 @@ def judging_wish(asked: Asked, settings: Settings) -> JudgingWish:
             read(settings.endpoints).judge(options.judge)
     except EvaluationError as error:
         raise Invalid(f"`{param}`: {error.message}", param=param) from error
+    except RecursionError as error:  # of a schema's check, which takes many calls a level
+        raise Invalid(f"`{param}` is nested too deeply", param=param) from error
     return JudgingWish(
         promote=options.promote,
         metric=None if metric is None else metric.name,

@@ -14,8 +14,9 @@ from adapters.base import BaseDescription, describe
 from adapters.manifest import Manifest
 from trainer.data.prepare import Prepared, Rules, Source, prepare
 from trainer.data.report import Report
-from trainer.errors import DataRefused
+from trainer.errors import DataRefused, WishRefused
 from trainer.jobs import spec
+from trainer.jobs.asked import MAX_PROMPT_CHARS
 from trainer.jobs.failures import explain
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
@@ -23,7 +24,7 @@ from trainer.jobs.orders import Interrupted
 from trainer.jobs.serving_first import ServingFirst
 from trainer.jobs.spec import JobSpec, Plan, Primary, Result
 from trainer.tune import auto
-from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, DataSource, Lineage, Metadata, packages
+from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, DataSource, Lineage, Metadata, packages
 from trainer.tune.memory_release import let_go_of_memory
 from trainer.tune.progress import Progress
 from trainer.tune.run import SERVING_DTYPE, Material, choose_device, train_adapter
@@ -143,6 +144,7 @@ class Work:
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
                 Rules(drop_long=job.drop_long, strict=job.strict, seed=job.seed),
+                check=self._check,
             )
         except DataRefused as refused:
             folder.write(spec.REPORT, refused.report)
@@ -171,7 +173,8 @@ class Work:
         if self._job.parent is None:
             return None
         directory = self._folder.path(PARENT)
-        if not (directory / CONFIG_FILE).exists():
+        # each file is whole or absent, but a worker may have ended between the two
+        if not all((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
             self._gateway.fetch_adapter(self._job.parent, directory)
         manifest = Manifest.parse((directory / CONFIG_FILE).read_bytes(), max_rank=self._job.max_rank)
         targets = manifest.target_modules
@@ -195,6 +198,10 @@ class Work:
             parent=parent,
         )
         prompt = self._job.system_prompt or prepared.report.system_prompt
+        if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
+            raise WishRefused(
+                "system_prompt", f"the examples' has {len(prompt)} characters; a version holds {MAX_PROMPT_CHARS}"
+            )
         return Plan(
             recipe=recipe,
             chosen=chosen,

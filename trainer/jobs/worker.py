@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", type=Stage, choices=list(Stage), required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look at the load would be 35 MB a day
     try:
         with Folder(options.folder) as folder:
             step_back()  # serving comes first, whoever else is at the cores

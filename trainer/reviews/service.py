@@ -218,7 +218,7 @@ def _queue(db: sa.Connection, who: Who, evaluation: str) -> Queue:
 
 def _read_pairs(path: Path) -> list[Pair]:
     try:
-        return [_PAIR.validate_json(line) for line in path.read_text("utf-8").splitlines()]
+        return [_PAIR.validate_json(line) for line in path.read_bytes().splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, ValidationError):

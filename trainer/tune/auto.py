@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from trainer.errors import WishRefused
 from trainer.tune.recipe import Recipe
 from trainer.tune.wish import Wish
@@ -20,6 +22,8 @@ RATE_EXPONENT: Final = 0.781
 Machines cookbook over Llama models (its `hyperparam_utils`, and "LoRA Without Regret", 2025)."""
 DEFAULT_RANK: Final = 16
 LONGEST_AUTO: Final = 4096
+ASKED_AS: Final = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout", "epochs": "n_epochs"}
+"""Fields of a recipe that are asked for by another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def choose(
         length: From `max_length`.
 
     Raises:
-        WishRefused: The engine could not serve it, or it does not go with the parent.
+        WishRefused: The engine could not serve it, it does not go with the parent, or it makes no recipe.
     """
     chosen: dict[str, str] = {}
     shape = _shape(wish, chosen, max_rank, parent)
@@ -91,19 +95,27 @@ def choose(
             if on_gpu
             else "none: on a CPU four bits are slower, and memory is there"
         )
-    recipe = Recipe(
-        **shape,
-        dropout=wish.lora_dropout,
-        learning_rate=rate,
-        warmup_ratio=wish.warmup_ratio,
-        epochs=epochs,
-        batch_size=batch,
-        quantization=quantization,
-        packing=wish.packing,
-        max_length=length,
-        seed=seed,
-    )
-    return recipe, chosen
+    values = {
+        "dropout": wish.lora_dropout,
+        "learning_rate": rate,
+        "warmup_ratio": wish.warmup_ratio,
+        "epochs": epochs,
+        "batch_size": batch,
+        "quantization": quantization,
+        "packing": wish.packing,
+        "max_length": length,
+        "seed": seed,
+    }
+    return _recipe(shape | values), chosen
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0]) if fault["loc"] else "hyperparameters"
+        raise WishRefused(ASKED_AS.get(name, name), f"{str(fault['input'])[:100]!r}: {fault['msg']}") from error
 
 
 def _shape(wish: Wish, chosen: dict[str, str], max_rank: int, parent: Parent | None) -> dict[str, Any]:
@@ -126,7 +138,7 @@ def _shape(wish: Wish, chosen: dict[str, str], max_rank: int, parent: Parent | N
             "rank": parent.rank,
             "alpha": parent.alpha,
             "rslora": parent.rslora,
-            "target_modules": parent.target_modules,
+            "target_modules": tuple(dict.fromkeys(parent.target_modules)),
         }
     rank: int
     if wish.lora_rank != "auto":
@@ -160,12 +172,18 @@ def _epochs(wish: Wish, chosen: dict[str, str], seen: Seen) -> int:
 
 
 def _rate(wish: Wish, chosen: dict[str, str], hidden_size: int) -> float:
-    if wish.learning_rate != "auto":
-        if wish.learning_rate_multiplier != "auto":
-            raise WishRefused("learning_rate_multiplier", "it stands beside `learning_rate`; only one of the two can")
-        return wish.learning_rate
     rate = LORA_RATE * (RATE_WIDTH / hidden_size) ** RATE_EXPONENT
     times = 1.0 if wish.learning_rate_multiplier == "auto" else wish.learning_rate_multiplier
     rate = min(1.0, float(f"{rate * times:.2g}"))
+    if wish.learning_rate != "auto":
+        # a job is shown with both, and what is shown may be sent again
+        if wish.learning_rate_multiplier != "auto" and wish.learning_rate != rate:
+            raise WishRefused(
+                "learning_rate_multiplier",
+                f"it stands beside `learning_rate` and comes to {rate:g} here; only one of the two can decide",
+            )
+        return wish.learning_rate
+    if rate <= 0:
+        raise WishRefused("learning_rate_multiplier", f"{times:g} is so small that the learning rate becomes 0")
     chosen["learning_rate"] = f"{rate:g}: for a LoRA on a model of width {hidden_size}"
     return rate

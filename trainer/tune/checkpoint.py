@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.durable import replaced_directory
 from trainer.errors import CheckpointUnusable
+from trainer.tune.full_disk import told_as_oserror
 from trainer.tune.progress import Evaluation
 
 STATE: Final = "state.pt"
@@ -72,7 +73,9 @@ class Checkpoints:
         """Write one and forget the oldest. Raises OSError; the ones before it are whole all the same."""
         place = self.directory / f"step-{checkpoint.position.step:08d}"
         with replaced_directory(place) as partial:
-            torch.save({"optimizer": checkpoint.optimizer, "random": _random(device)}, partial / STATE)
+            # a file of Python's: of one that torch opens itself nobody learns that the disk is full
+            with told_as_oserror(), (partial / STATE).open("wb") as file:
+                torch.save({"optimizer": checkpoint.optimizer, "random": _random(device)}, file)
             (partial / PAPERS).write_text(checkpoint.position.model_dump_json() + "\n")
         for old in self._places()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)

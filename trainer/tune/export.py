@@ -19,6 +19,7 @@ from adapters.errors import AdapterError
 from adapters.inspect import inspect_weights
 from adapters.manifest import Manifest
 from trainer.errors import ExportRefused
+from trainer.tune.full_disk import told_as_oserror
 from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, SETTINGS_FILE, WEIGHTS_FILE, Metadata, TrainingRecord
 from trainer.tune.progress import Training
 
@@ -54,13 +55,14 @@ def cast_parameters(model: Any, dtype: Any) -> None:
 def export(model: Any, directory: Path, *, base: BaseDescription, metadata: Metadata) -> None:
     """Write `model`'s adapter and its papers into `directory`, which exists and is empty.
 
-    Raises ExportRefused if `adapters/` finds fault with it, or if it changes nothing.
+    Raises ExportRefused if `adapters/` finds fault with it, or if it changes nothing; OSError as of a full disk.
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path = base.served_name  # not the place on this machine's disk
     config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order changes from run to run
     config.inference_mode = True
-    model.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the hub for the base's config
+    with told_as_oserror():
+        model.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the hub for the base's config
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's form with every field left open
     _inspect(directory, base, max_rank=config.r)
     system_prompt = metadata.lineage.system_prompt

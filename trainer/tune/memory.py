@@ -21,14 +21,14 @@ NF4_BYTES_A_WEIGHT: Final = 0.516
 EAGER_MAX_TOKENS: Final = 512
 """Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s
 against 2.1 s. Its memory grows with the square of the length."""
-TRAINED_BYTES: Final = 2 + 2 + 4 + 4 + 8
-"""A trained number and its gradient in 16 bits, its float32 original and gradient, AdamW's two moments."""
+ORIGINAL_BYTES: Final = 4 + 4 + 8
+"""Of a trained number, beside it and its gradient: its float32 original and gradient, AdamW's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a base's config decides its memory. ``weights`` counts its numbers, of which ``embeddings`` stay in 16
-    bits whatever the quantization."""
+    """What of a base's config decides its memory. ``weights`` counts its numbers, of which ``embeddings`` stay whole
+    whatever the quantization."""
 
     layers: int
     hidden: int
@@ -41,20 +41,26 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes, by what they are for."""
+    """Bytes, by what they are for. ``whole`` is the base as it serves, on which an adapter is proven in the end: where
+    it was trained in four bits, that copy is gone by then."""
 
     base: int
     adapter: int
     activations: int
+    whole: int = 0
     runtime: int = RUNTIME_BYTES
 
     @property
     def total(self) -> int:
-        return self.base + self.adapter + self.activations + self.runtime
+        """At the worst moment: while it trains, or while it is proven."""
+        return self.runtime + max(self.base + self.adapter + self.activations, self.whole)
 
     def words(self) -> str:
         """The sum and its parts, in GiB."""
-        parts = {"base": self.base, "adapter": self.adapter, "activations": self.activations, "runtime": self.runtime}
+        parts = {"base": self.base, "adapter": self.adapter, "activations": self.activations}
+        if self.whole > sum(parts.values()):
+            parts = {"the whole base, for the proof": self.whole}
+        parts["runtime"] = self.runtime
         listed = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
         return f"{self.total / 2**30:.1f} GiB ({listed})"
 
@@ -77,15 +83,16 @@ def read_shape(base: Path) -> Shape:
     )
 
 
-def estimate(shape: Shape, recipe: Recipe, *, longest: int, fused: bool) -> Need:
-    """What a step needs at most.
+def estimate(shape: Shape, recipe: Recipe, *, longest: int, fused: bool, number_bytes: int = 2) -> Need:
+    """What a training needs at most.
 
     Args:
         longest: Tokens of the longest example.
         fused: Attention never writes its [s, s] scores (always on a GPU; on a CPU beyond EAGER_MAX_TOKENS).
+        number_bytes: Of a number that is computed with: 2, or 4 where the hardware knows no 16 bits.
     """
     linear = shape.weights - shape.embeddings
-    a_weight = NF4_BYTES_A_WEIGHT if recipe.quantization == "nf4" else 2.0
+    a_weight = NF4_BYTES_A_WEIGHT if recipe.quantization == "nf4" else float(number_bytes)
     a_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
     rows, width = recipe.batch_size, longest
     if recipe.packing:
@@ -96,7 +103,8 @@ def estimate(shape: Shape, recipe: Recipe, *, longest: int, fused: bool) -> Need
     kept = shape.layers * 2 * tokens * shape.hidden + whole if recipe.gradient_checkpointing else shape.layers * whole
     logits = 2 * tokens * shape.vocabulary  # as if every token were trained: a bound, not a guess
     return Need(
-        base=int(linear * a_weight + 2 * shape.embeddings),
-        adapter=TRAINED_BYTES * shape.layers * a_layer,
-        activations=kept + logits,
+        base=int(linear * a_weight + number_bytes * shape.embeddings),
+        adapter=(2 * number_bytes + ORIGINAL_BYTES) * shape.layers * a_layer,
+        activations=(kept + logits) * number_bytes // 2,
+        whole=number_bytes * shape.weights,
     )

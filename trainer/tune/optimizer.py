@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import LossNotFinite
+from trainer.tune import paged
 from trainer.tune.recipe import Recipe
 
 
@@ -24,18 +25,25 @@ class Optimizer:
         self._step = 0
         self._parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._originals = [parameter.detach().float().clone() for parameter in self._parameters]
-        self._adamw = torch.optim.AdamW(
-            self._originals, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
-        )
+        self._paged = paged.wanted(next(model.parameters()).device, recipe)
+        self._adamw: Any = paged.make(self._originals, recipe) if self._paged else self._usual()
+
+    def _usual(self) -> torch.optim.AdamW:
+        rate, decay = self._recipe.learning_rate, self._recipe.weight_decay
+        return torch.optim.AdamW(self._originals, lr=rate, weight_decay=decay, foreach=True)
 
     def state(self) -> dict[str, Any]:
         """All that decides the next steps: the originals, AdamW's moments and the step."""
-        return {"step": self._step, "originals": self._originals, "adamw": self._adamw.state_dict()}
+        adamw = paged.state_of(self._adamw, self._originals) if self._paged else self._adamw.state_dict()
+        return {"step": self._step, "originals": self._originals, "adamw": adamw}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, and set the parameters to it."""
         self._step = int(state["step"])
-        self._adamw.load_state_dict(state["adamw"])
+        if self._paged:
+            paged.restore(self._adamw, self._originals, state["adamw"])
+        else:
+            self._adamw.load_state_dict(self._adamw.state_dict() | {"state": state["adamw"]["state"]})
         with torch.no_grad():
             for original, parameter, kept in zip(self._originals, self._parameters, state["originals"], strict=True):
                 original.copy_(kept)

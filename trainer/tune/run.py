@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,9 @@ from adapters.base import BaseDescription
 from trainer.data.format import Dataset
 from trainer.data.render import TokenSequence
 from trainer.durable import replaced_directory
+from trainer.errors import OutOfMemory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
+from trainer.tune.memory_release import let_go_of_memory
 from trainer.tune.progress import Progress
 from trainer.tune.recipe import Recipe
 
@@ -117,17 +120,17 @@ def train_adapter(
     import torch
 
     from trainer.tune import export, proof
-    from trainer.tune.model import attach_lora, load_adapter, load_tokenizer
+    from trainer.tune.model import adapter_weights, attach_lora, load_adapter, load_tokenizer
     from trainer.tune.train import train
 
     torch.set_num_threads(cores())
     device = choose_device(material.device)
     recipe = material.recipe
     on_stage("loading the base model")
-    with torch.random.fork_rng(), replaced_directory(target) as directory:
-        base = _load(material, device, recipe.quantization)
+    with _told_of_memory(recipe), torch.random.fork_rng(), replaced_directory(target) as directory:
+        model = _load(material, device, recipe.quantization)
         torch.manual_seed(recipe.seed)
-        model = attach_lora(base, recipe)
+        model = attach_lora(model, recipe)
         if material.parent is not None:
             load_adapter(model, material.parent)
         on_stage("training")
@@ -142,7 +145,10 @@ def train_adapter(
         record = export.record(training, model, price_per_hour=material.price_per_hour)
         on_stage("measuring and writing")
         if recipe.quantization != "none":
-            model = _on_whole_base(material, model, device)
+            weights = adapter_weights(model)
+            del model  # there is not room for two bases
+            let_go_of_memory()
+            model = _on_whole_base(material, weights, device)
         export.cast_parameters(model, getattr(torch, SERVING_DTYPE))
         metadata = Metadata(
             lineage=material.lineage, training=record, proof=proof.measure(model, load_tokenizer(material.base))
@@ -160,11 +166,24 @@ def _load(material: Material, device: Any, quantization: str) -> Any:
     )
 
 
-def _on_whole_base(material: Material, model: Any, device: Any) -> Any:
-    """The adapter on the base as it serves: a proof on the four-bit copy would prove something else."""
-    from trainer.tune.model import adapter_weights, attach_lora, set_adapter_weights
+@contextmanager
+def _told_of_memory(recipe: Recipe) -> Iterator[None]:
+    """Whatever runs out of the device's memory, loading and proving too. Raises OutOfMemory."""
+    import torch
 
-    weights = adapter_weights(model)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"The device ran out of memory with batches of {recipe.batch_size}. A smaller batch_size or max_length, or "
+            "quantization nf4, needs less; the base itself must fit whole beside the engine, for the proof."
+        ) from error
+
+
+def _on_whole_base(material: Material, weights: dict[str, Any], device: Any) -> Any:
+    """The adapter on the base as it serves: a proof on the four-bit copy would prove something else."""
+    from trainer.tune.model import attach_lora, set_adapter_weights
+
     whole = attach_lora(_load(material, device, "none"), material.recipe)
     set_adapter_weights(whole, weights)
     return whole

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Auto = Literal["auto"]
 
@@ -27,3 +27,14 @@ class Wish(BaseModel):
     max_length: Annotated[int, Field(ge=8)] | Auto = "auto"
     packing: bool = False
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @field_validator("lora_dropout", "target_modules", "rslora", "packing", "warmup_ratio", mode="before")
+    @classmethod
+    def _usual(cls, value: Any, info: ValidationInfo) -> Any:
+        """`auto` of those that no data decide is their default."""
+        return cls.model_fields[str(info.field_name)].default if value == "auto" else value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _each_once(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return tuple(dict.fromkeys(value)) if isinstance(value, tuple) else value

@@ -67,6 +67,14 @@ class Budget:
         return text
 
 
+def sound(text: str) -> str:
+    """The text without halves of characters: pairs are joined, what is left alone is replaced.
+
+    A library that reads UTF-16 without a look at it may give them, and no JSON can hold them.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def invalid(message: str) -> DocumentError:
     """The file is broken."""
     return DocumentError("invalid_file", message)

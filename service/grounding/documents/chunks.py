@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.grounding.documents.blocks import Block
+from service.grounding.documents.blocks import Block, invalid
 from service.grounding.provider import Attribute
 from service.grounding.text import PassageText
 
@@ -23,6 +23,8 @@ MAX_PATH: Final = 300
 """Characters of a heading path; the innermost are kept."""
 STRETCH: Final = 100_000
 """Characters that are tokenized at once; a section of more is cut there, at a space."""
+MAX_PASSAGES: Final = 500_000
+"""Passages of a document; the vectors of more would fill the memory that a store may take."""
 _SENTENCE: Final = re.compile(r"[.!?…。！？]+[\"'”’)\]]*\s+|\n")
 _SPACE: Final = re.compile(r"\s")
 _PARAGRAPH: Final = "\n\n"
@@ -43,11 +45,16 @@ def cut(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -> 
         tokens: The embedding model's tokenizer.
         size: Most tokens of a passage.
         overlap: Most tokens that a passage repeats of the one before; less than ``size``.
+
+    Raises:
+        DocumentError: There are more than MAX_PASSAGES.
     """
     number = 0
     for section in _sections(blocks):
         for stretch in _stretches(section.text):
             for begin, end, repeats in _spans(stretch, tokens(stretch), size, overlap):
+                if number >= MAX_PASSAGES:
+                    raise invalid(f"it makes more than {MAX_PASSAGES} passages: split it")
                 yield PassageText(number, section.path, stretch[begin:end], repeats, section.attributes)
                 number += 1
 
@@ -98,22 +105,28 @@ def _stretches(text: str) -> Iterator[str]:
 
 
 def _spans(text: str, tokens: Sequence[tuple[int, int]], size: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """First character, the one after the last, and how many of them the span before has."""
+    """First character, the one after the last, and how many of them the span before has.
+
+    Several tokens may start at one character, such as the letters of a Korean syllable: a character is never cut, and
+    each span begins at a later one than the span before.
+    """
     starts = [start for start, _ in tokens]
     sentences = [match.end() for match in _SENTENCE.finditer(text)]
     paragraphs = [match.end() for match in re.finditer(_PARAGRAPH, text)]
     token, begin, former = 0, 0, 0
     while token + size < len(starts):
-        half, limit = starts[token + size // 2], starts[token + size]
+        beyond = bisect_right(starts, starts[token])  # the first token of the next character, so that this ends
+        if beyond == len(starts):
+            break
+        half, limit = starts[max(token + size // 2, beyond)], starts[max(token + size, beyond)]
         end = _last(paragraphs, half, limit) or _last(sentences, half, limit) or _word_end(text, half, limit)
         yield _trimmed(text, begin, end, former)
         former = end
         begin = end
-        behind = bisect_left(starts, end)
         if overlap:
-            # at least one token on, so that this ends
-            oldest = starts[max(behind - overlap, token + 1)]
-            begin = _first(sentences, oldest, end) or _first_word(text, oldest, end)
+            oldest = starts[max(bisect_left(starts, end) - overlap, beyond)]
+            # not behind the end: what a tokenizer leaves out between two tokens is text too
+            begin = min(_first(sentences, oldest, end) or _first_word(text, oldest, end), end)
         token = bisect_left(starts, begin)
     yield _trimmed(text, begin, len(text), former)
 

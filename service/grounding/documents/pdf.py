@@ -10,7 +10,7 @@ from typing import Final
 from pypdf import PdfReader
 from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError, PyPdfError
 
-from service.grounding.documents.blocks import Block, Budget, invalid
+from service.grounding.documents.blocks import Block, Budget, invalid, sound
 
 MAX_PAGES: Final = 5_000
 _HYPHEN: Final = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
@@ -37,7 +37,7 @@ def read_pdf(data: bytes, budget: Budget) -> Iterator[Block]:
             text = reader.pages[number].extract_text()
         except (*_BROKEN, ArithmeticError, RecursionError) as error:
             raise invalid(f"page {number + 1} cannot be read ({type(error).__name__})") from error
-        found = [" ".join(part.split()) for part in _PARAGRAPH.split(_HYPHEN.sub("", budget.take(text)))]
+        found = [" ".join(part.split()) for part in _PARAGRAPH.split(_HYPHEN.sub("", budget.take(sound(text))))]
         if any(found):
             yield Block(f"page {number + 1}", "heading", 1)
             yield from (Block(part) for part in found if part)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -17,6 +19,9 @@ from service.grounding.provider import Attribute, Filters
 Attributes = Mapping[str, Attribute]
 ROW_BYTES: Final = 64
 """What a document's or a row's own metadata are taken to weigh in memory, beside the arrays."""
+
+MAX_COLUMNS: Final = 16
+"""Attributes of parts that an index keeps ready for filters: each takes four bytes a row, a vector takes 1,500."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,9 @@ class Index:
     documents: Mapping[int, Document] = field(default_factory=lambda: MappingProxyType({}))
     bytes: int = field(init=False)
     """About what it takes in memory."""
+    _columns: dict[tuple[int, str], Column] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """By part and attribute, the longest unused first: making one looks at every row, and an index never changes."""
+    _making: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         own = sum(len(document.own) for document in self.documents.values())
@@ -96,7 +104,18 @@ class Index:
         return document.attributes if own is None else {**document.attributes, **own}
 
     def _masks(self, filters: Filters) -> list[Mask]:
-        return [mask(filters, lambda key, part=part: self._column(part, key)) for part in self.parts]  # type: ignore[misc]
+        return [mask(filters, partial(self._known_column, number)) for number in range(len(self.parts))]
+
+    def _known_column(self, number: int, key: str) -> Column:
+        """The attribute ``key`` of the rows of a part, made once."""
+        with self._making:  # two searches make it once
+            column = self._columns.pop((number, key), None)
+            if column is None:
+                column = self._column(self.parts[number], key)
+            self._columns[number, key] = column
+            while len(self._columns) > MAX_COLUMNS:
+                del self._columns[next(iter(self._columns))]
+            return column
 
     def _column(self, part: Part, key: str) -> Column:
         """The attribute ``key`` of a part's rows."""
@@ -119,8 +138,11 @@ class Index:
                 if document.own:
                     owners.append(number)
         codes = by_document[part.documents]
-        for row in np.flatnonzero(np.isin(part.documents, owners)) if owners else ():
-            own = self.documents[int(part.documents[row])].own.get((int(part.segments[row]), int(part.positions[row])))
+        rows = np.flatnonzero(np.isin(part.documents, owners)) if owners else np.empty(0, dtype=np.int64)
+        places = (part.documents[rows], part.segments[rows], part.positions[rows])
+        # as lists: numbers of Python are what the dicts have for keys
+        for row, number, *place in zip(rows.tolist(), *(one.tolist() for one in places), strict=True):
+            own = self.documents[number].own.get((place[0], place[1]))
             if own is not None and key in own:
                 codes[row] = code(own[key])
         return Column(values, codes)

@@ -2,6 +2,9 @@
 
 A file's passages are written as a document that nothing refers to; one transaction of the metadata database then makes
 it the one that is found. Whatever is killed and when, a search sees all of a file or what was there before.
+
+Trouble that passes (an endpoint that is busy, an embedder that is not ready, a full disk) fails no file: it waits its
+turn, and the pauses between two tries grow.
 """
 
 from __future__ import annotations
@@ -9,23 +12,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from service.database import Database
-from service.errors import HatrackError, Unavailable
+from service.errors import DiskFull, HatrackError, Unavailable
 from service.grounding.embedded import work_records
 from service.grounding.embedded.index import Document, Index
 from service.grounding.embedded.passage_records import PassageFile
 from service.grounding.embedded.shelf import Open, Shelf
 from service.grounding.embedded.work_records import Finished, Searchable, Work
-from service.grounding.embeddings import Batch, DocumentRefused, Embedder
+from service.grounding.embeddings import Batch, DocumentRefused, Embedder, EmbedderGone
 from service.registry.locks import Locks, in_thread
 
 ATTEMPTS: Final = 3
 """How often a file is tried whose indexing ended the embedder."""
 RETRY_S: Final = 2.0
+"""The first pause after trouble that passes; each further one is twice as long."""
+MAX_PAUSE_S: Final = 60.0
+MAX_LATER: Final = 200
+"""Files that are remembered to have met such trouble: the others go before them."""
 IDLE_S: Final = 30.0
 """Seconds between two looks for work where nobody tells of any."""
 _LOG: Final = logging.getLogger("hatrack.grounding")
@@ -76,6 +85,8 @@ class Indexing:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last_project: str | None = None
+        self._later: dict[str, int] = {}  # by generation, the longest untried first: how often the embedder went away
+        self._troubles = 0  # since a file was done
         self.current: Progress | None = None
         self.idle: Callable[[], Awaitable[None]] | None = None
         """Called between two files, and when there is nothing to do."""
@@ -111,10 +122,13 @@ class Indexing:
             try:
                 if self.idle is not None:
                     await self.idle()
-                work = await self._database.run(lambda db: work_records.next_work(db, self._last_project))
+                last, later = self._last_project, tuple(self._later)
+                work = await self._database.run(partial(work_records.next_work, last_project=last, later=later))
                 if work is not None:
                     self._last_project = work.project
-                    await self._do(work)
+                    if not await self._do(work):
+                        # nothing is held meanwhile: files that wait may be removed, and their stores too
+                        await asyncio.sleep(min(RETRY_S * 2 ** min(self._troubles - 1, 30), MAX_PAUSE_S))
                     continue
             except Exception:  # a full disk passes; the next look may be luckier
                 _LOG.exception("indexing failed")
@@ -126,13 +140,17 @@ class Indexing:
             except TimeoutError:
                 continue
 
-    async def _do(self, work: Work) -> None:
+    async def _do(self, work: Work) -> bool:
+        """Whether something came of it; else it is to be tried again later."""
         self.current = Progress(work)
         try:
             async with self._shelf.use(work.store_id) as store:
                 result = await self._try(work, store)
                 if result is not None:
                     await self._settle(result, store)
+        except (Unavailable, DiskFull) as error:
+            self._postpone(work, error)
+            return False
         except HatrackError as error:
             # a store whose passages cannot be used must not hold up the others
             _LOG.exception("a vector store cannot be used", extra={"store": work.store_id})
@@ -142,26 +160,36 @@ class Indexing:
                 self._changed()
         finally:
             self.current = None
+        self._later.pop(work.wanted, None)
+        self._troubles = 0
+        return True
+
+    def _postpone(self, work: Work, error: HatrackError) -> None:
+        _LOG.warning("a file waits to be indexed", extra={"file": work.file_id, "reason": error.message})
+        self._later[work.wanted] = self._later.pop(work.wanted, 0) + isinstance(error, EmbedderGone)
+        while len(self._later) > MAX_LATER:
+            del self._later[next(iter(self._later))]
+        self._troubles += 1
 
     async def _try(self, work: Work, store: Open) -> Finished | None:
-        """What came of it; None where nobody wants it any more."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                passages, usage = await self._write(work, store.file)
-                return Finished(work, passages, usage, self._embedder.identity)
-            except Dropped:
-                await in_thread(store.file.delete, [work.wanted])
-                return None
-            except DocumentRefused as error:
-                failure = (error.code, error.message)
-                break
-            except HatrackError as error:
-                _LOG.warning("a file could not be indexed", extra={"file": work.file_id, "reason": error.message})
-                failure = ("server_error", error.message)
-                if not isinstance(error, Unavailable):
-                    break
-                if attempt < ATTEMPTS:
-                    await asyncio.sleep(RETRY_S * attempt)
+        """What came of it; None where nobody wants it any more. Raises Unavailable, DiskFull: not now."""
+        try:
+            passages, usage = await self._write(work, store.file)
+            return Finished(work, passages, usage, self._embedder.identity)
+        except Dropped:
+            await in_thread(store.file.delete, [work.wanted])
+            return None
+        except DocumentRefused as error:
+            failure = (error.code, error.message)
+        except (Unavailable, DiskFull) as error:
+            if not isinstance(error, EmbedderGone) or self._later.get(work.wanted, 0) + 1 < ATTEMPTS:
+                with suppress(HatrackError):  # else the next try does it
+                    await in_thread(store.file.delete, [work.wanted])
+                raise
+            failure = ("server_error", error.message)
+        except HatrackError as error:
+            failure = ("server_error", error.message)
+        _LOG.warning("a file could not be indexed", extra={"file": work.file_id, "reason": failure[1]})
         await in_thread(store.file.delete, [work.wanted])
         return Finished(work, 0, 0, self._embedder.identity, failure)
 
@@ -196,7 +224,10 @@ class Indexing:
         async with self._locks.hold(work.store_id):
             stands = await self._database.run(lambda db: work_records.standing(db, work))
             garbage = [work.wanted]
-            if stands is not None:
+            if stands is not None and result.keeps_former:
+                await self._database.run(lambda db: work_records.finish(db, result))
+                self._changed()
+            elif stands is not None:
                 found, former = stands
                 garbage = [] if former is None else [former]
                 before = store.index

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +76,7 @@ class Stores:
         self._indexing.idle = self._touch
         self._known: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
         self._epoch = 0
+        self._left: set[asyncio.Task[None]] = set()
         self._used: dict[str, int] = {}
         self._touched = time.monotonic()
 
@@ -97,6 +98,7 @@ class Stores:
         await self._indexing.close()
         await self._touch(now=True)
         await self._embedder.close()
+        await asyncio.gather(*self._left)
         self._threads.shutdown(wait=True)
         await self._shelf.close()
 
@@ -287,12 +289,15 @@ class Stores:
                 return []
             terms = tuple(dict.fromkeys(self._analyzer.terms(text)))[:MAX_TERMS]
             question = Question(terms, await vector, self._weight, k, threshold)
-            work = asyncio.get_running_loop().run_in_executor(self._threads, ranked, found, question, filters)
+            work = self._threads.submit(ranked, found, question, filters)
             try:
-                return await asyncio.shield(work)
+                return await asyncio.wrap_future(work)
             except asyncio.CancelledError:
-                await asyncio.wait({work})  # the files that it reads are closed only after that
-                work.exception()
+                # whoever gave up does not wait for a thread: what is still queued is dropped, what runs is left alone
+                if not work.cancel():
+                    left = asyncio.create_task(_hold(used.pop_all(), work), name="grounding-left")
+                    self._left.add(left)
+                    left.add_done_callback(self._left.discard)
                 raise
 
     async def _index(self, store_id: str, store: Open) -> Index:
@@ -336,6 +341,12 @@ class Stores:
             self._touched = time.monotonic()
             await self._database.run(lambda db: records.touch(db, used))
             self._change()
+
+
+async def _hold(used: AsyncExitStack, work: Future[list[Passage]]) -> None:
+    """Keep open what a search reads that nobody waits for any more."""
+    async with used:
+        await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
 
 
 def _generation() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,11 @@ class Finished:
     model: str
     error: tuple[str, str] | None = None
 
+    @property
+    def keeps_former(self) -> bool:
+        """Whether what was found of the file before is found still: it failed, and not because of what is in it."""
+        return self.error is not None and self.error[0] == "server_error"
+
 
 def searchable(db: sa.Connection, store_id: str, model: str) -> tuple[list[Searchable], set[str]]:
     """The files of a store that are found, and the generations that are being written.
@@ -86,14 +91,20 @@ def outdate(db: sa.Connection, model: str, generation: Callable[[], str]) -> int
     return len(rows)
 
 
-def next_work(db: sa.Connection, last_project: str | None) -> Work | None:
-    """The file that has waited longest, of another project than the last one if there is one; else None."""
+def next_work(db: sa.Connection, last_project: str | None, later: Sequence[str] = ()) -> Work | None:
+    """The file that has waited longest, of another project than the last one if there is one; else None.
+
+    Args:
+        later: Generations that come behind all others, in this order.
+    """
+    wanted = store_files.c.wanted
+    turn = sa.case({one: at for at, one in enumerate(later, 1)}, value=wanted, else_=0) if later else sa.literal(0)
     row = (
         db.execute(
             sa.select(store_files, stores.c.id.label("store_id"), stores.c.project)
             .join(stores, stores.c.seq == store_files.c.store)
             .where(store_files.c.status == "in_progress", store_files.c.wanted.is_not(None))
-            .order_by(stores.c.project == last_project, store_files.c.seq)
+            .order_by(turn, stores.c.project == last_project, store_files.c.seq)
             .limit(1)
         )
         .mappings()
@@ -118,9 +129,9 @@ def finish(db: sa.Connection, result: Finished) -> None:
             "model": result.model,
         }
     else:
-        # what was indexed before of it is not found any more: the file says `failed`
         values = {"status": "failed", "error_code": result.error[0], "error_message": result.error[1]}
-        values |= {"generation": None, "passages": 0, "usage_bytes": 0}
+        if not result.keeps_former:
+            values |= {"generation": None, "passages": 0, "usage_bytes": 0}
     mine = store_files.c.wanted == result.work.wanted
     db.execute(store_files.update().where(mine).values(wanted=None, **values))
 

@@ -24,11 +24,17 @@ INDEXING_NICE: Final = 15
 REMOTE_TIMEOUT_S: Final = 60.0
 REMOTE_BATCH: Final = 64
 CONNECT_TIMEOUT_S: Final = 5.0
+PASSING: Final = frozenset({408, 425, 429, 502, 503, 504, 529})
+"""Answers of an endpoint that is busy, is being started, or whose own server is away."""
 _WORD: Final = re.compile(r"\w+|[^\w\s]")
 
 
 class ModelError(Exception):
     """The model cannot be loaded, or the endpoint gave no vectors."""
+
+
+class ModelBusy(ModelError):
+    """The endpoint gives no vectors now; later it may."""
 
 
 class Model(Protocol):
@@ -37,7 +43,7 @@ class Model(Protocol):
     tokens: Tokens
 
     async def embed(self, texts: Sequence[str], *, query: bool) -> Vectors:
-        """Questions go before passages. Raises ModelError."""
+        """Questions go before passages. Raises ModelError; ModelBusy where it may pass."""
 
     async def close(self) -> None:
         """Let go of what it holds."""
@@ -167,13 +173,17 @@ class RemoteModel:
         body = {"model": self._name, "input": texts, "encoding_format": "float"}
         try:
             async with self._session.post(self._url, json=body, allow_redirects=False) as response:
+                if response.status in PASSING:
+                    raise ModelBusy(f"the embeddings endpoint answered {response.status}")
                 if response.status != 200:
                     raise ModelError(f"the embeddings endpoint answered {response.status}")
                 data = (await response.json())["data"]
             rows = sorted(data, key=lambda row: row["index"])
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
+        except (aiohttp.InvalidURL, aiohttp.ContentTypeError, aiohttp.ClientConnectorCertificateError) as error:
+            raise ModelError(f"the embeddings endpoint is none that can be asked ({type(error).__name__})") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ModelError(f"the embeddings endpoint cannot be asked ({type(error).__name__})") from error
+            raise ModelBusy(f"the embeddings endpoint cannot be asked ({type(error).__name__})") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError("the embeddings endpoint gave something that is no list of vectors") from error
         if vectors.shape[:1] != (len(texts),) or vectors.ndim != 2 or not np.isfinite(vectors).all():

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from service.grounding.documents.blocks import Block, DocumentError
 from service.grounding.documents.chunks import cut
-from service.grounding.embedder.model import Model, ModelError
+from service.grounding.embedder.model import Model, ModelBusy, ModelError
 from service.grounding.embedder.reading import Reading
 from service.grounding.segment import Segment, Vectors
 from service.grounding.terms import Analyzer
@@ -101,6 +101,8 @@ class Embedder:
                 last: dict[str, Any] = {"end": True}
             except DocumentError as error:
                 last = {"end": True, "error": [error.code, error.message]}
+            except ModelBusy as error:
+                last = {"end": True, "busy": str(error)}  # says nothing about the document
             except ModelError as error:
                 last = {"end": True, "error": ["server_error", str(error)]}
             await response.write(pack(last))

@@ -57,6 +57,15 @@ class Server(ThreadingHTTPServer):
         self.end = "succeeded"
         self.report = REPORT
         self.verdict: dict[str, Any] | None = None
+        self.away: dict[str, int] = {}
+        self.drops = False
+
+    def is_away(self, path: str) -> bool:
+        """Whether this question meets an outage; the first stream's end begins it."""
+        if len(self.streams) != 1 or not self.away.get(path):
+            return False
+        self.away[path] -= 1
+        return True
 
     def job(self) -> dict[str, Any]:
         ended = not self.streams
@@ -73,6 +82,12 @@ class Handler(QuietHandler):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.append((self.command, self.path, self.headers.get("last-event-id"), body))
         path = self.path.partition("?")[0]
+        if self.server.is_away(path):
+            if self.server.drops:
+                self.close_connection = True
+            else:
+                self.send_error(503)
+            return
         if path.endswith("/events"):
             self.send_response(200)
             self.send_header("connection", "close")
@@ -152,8 +167,18 @@ def test_train_says_how_far_the_judging_is_and_what_came_of_it(hatrack: Hatrack,
     assert "asking: 40 of 90" not in result.output  # it moves the bar and takes no line
     (body,) = [json.loads(body) for verb, path, _, body in server.asked if verb == "POST" and path.endswith("/jobs")]
     assert body["metadata"] == {
-        "adapter": "voice", "promote": "never", "metric": "rouge_l", "suites": "none", "judge": "oracle"
+        "adapter": "voice", "promote": "never", "suites": "none", "judge": "oracle"
     }  # fmt: skip
+    assert body["method"]["supervised"]["hyperparameters"] == {"metric": "rouge_l"}
+
+
+def test_what_may_be_long_is_sent_where_there_is_room_for_it(hatrack: Hatrack, server: Server, data: Path) -> None:
+    prompt, metric = "Be salty. " * 100, {"name": "json_schema", "schema": {"title": "t" * 600}}
+    asked = ("--system-prompt", prompt, "--metric", json.dumps(metric), "--no-follow")
+    assert hatrack("train", str(data), "--name", "voice", *asked).exit_code == 0
+    (body,) = [json.loads(body) for verb, path, _, body in server.asked if verb == "POST" and path.endswith("/jobs")]
+    assert body["metadata"] == {"adapter": "voice"}
+    assert body["method"]["supervised"]["hyperparameters"] == {"system_prompt": prompt, "metric": metric}
 
 
 def test_train_uploads_makes_the_job_and_follows_it_to_its_end(hatrack: Hatrack, server: Server, data: Path) -> None:
@@ -184,6 +209,49 @@ def test_a_broken_stream_is_taken_up_where_it_was(hatrack: Hatrack, server: Serv
     asked = [last for _, path, last, _ in server.asked if "/events" in path]
     assert asked == [None, "e1"]
     assert result.stderr.count("words") == 2
+
+
+class Clock:
+    """A clock that only pauses move; `pauses` tells how long each was."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.pauses)
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("service.client_training.time", found)
+    return found
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize(
+    ("path", "pauses"), [("", [0.5]), ("/events", [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0, 20.0, 20.0])]
+)
+def test_a_job_is_followed_over_an_outage(
+    hatrack: Hatrack, server: Server, clock: Clock, path: str, pauses: list[float], dropped: bool
+) -> None:
+    server.streams = [[message(1, "first words")], [message(2, "last words")]]
+    server.away, server.drops = {f"/v1/fine_tuning/jobs/ftjob-1{path}": len(pauses) - 1 or 1}, dropped
+    result = hatrack("job", "ftjob-1", "--follow")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("words") == 2
+    assert clock.pauses == pauses
+
+
+def test_an_outage_that_lasts_ends_the_command(hatrack: Hatrack, server: Server, clock: Clock) -> None:
+    server.streams = [[message(1, "first words")], [message(2, "last words")]]
+    server.away = {"/v1/fine_tuning/jobs/ftjob-1/events": 10**6}
+    result = hatrack("job", "ftjob-1", "--follow")
+    assert result.exit_code == 1
+    assert 600 <= sum(clock.pauses) < 640
 
 
 def test_a_failed_job_is_exit_code_one_and_says_why(hatrack: Hatrack, server: Server, data: Path) -> None:

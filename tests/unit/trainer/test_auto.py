@@ -56,12 +56,20 @@ def test_on_a_gpu_the_base_is_quantized() -> None:
     assert chosen(Wish(), on_gpu=True)[0].quantization == "nf4"
 
 
+def test_what_makes_no_recipe_is_told_by_the_name_that_it_was_asked_for_by() -> None:
+    with pytest.raises(WishRefused) as caught:
+        chosen(Wish.model_construct(lora_dropout=3.0))
+    assert (caught.value.param, "3.0" in caught.value.message) == ("lora_dropout", True)
+
+
 def test_a_multiplier_is_of_the_rate_that_would_be_chosen() -> None:
     usual = chosen(Wish())[0].learning_rate
     assert chosen(Wish(learning_rate_multiplier=2.0))[0].learning_rate == pytest.approx(2 * usual, rel=0.02)
     with pytest.raises(WishRefused) as caught:
         chosen(Wish(learning_rate_multiplier=2.0, learning_rate=1e-3))
     assert caught.value.param == "learning_rate_multiplier"
+    twice = chosen(Wish(learning_rate_multiplier=2.0))[0].learning_rate
+    assert chosen(Wish(learning_rate_multiplier=2.0, learning_rate=twice))[0].learning_rate == twice
 
 
 def test_a_rank_that_the_engine_does_not_serve_is_refused_and_auto_stays_below() -> None:
@@ -111,6 +119,17 @@ def test_memory_counts_what_it_should() -> None:
     }
     assert less["nf4"] < need.base
     assert all(less[name] < need.activations for name in ("half", "recomputed", "fused"))
+
+
+def test_the_proof_on_the_whole_base_counts_and_so_does_the_size_of_a_number() -> None:
+    recipe = Recipe(rank=1, batch_size=1, quantization="nf4")
+    four_bits = estimate(SMOL, recipe, longest=8, fused=True)
+    assert four_bits.total == four_bits.runtime + 2 * SMOL.weights > four_bits.runtime + four_bits.base
+    assert "the whole base, for the proof 0.3" in four_bits.words()
+    whole = recipe.model_copy(update={"quantization": "none"})
+    short, long = (estimate(SMOL, whole, longest=8, fused=True, number_bytes=size) for size in (2, 4))
+    assert short.total == short.runtime + short.base + short.adapter + short.activations
+    assert (long.base, long.activations) == (2 * short.base, 2 * short.activations)
 
 
 def test_the_shape_is_read_from_the_checkpoint(base_dir: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from trainer.data.render import TokenSequence
 from trainer.errors import CheckpointUnusable
-from trainer.tune.checkpoint import STATE, Checkpoints
+from trainer.jobs.failures import explain
+from trainer.tune.checkpoint import STATE, Checkpoint, Checkpoints, Position
 from trainer.tune.model import attach_lora
 from trainer.tune.progress import Progress, Training
 from trainer.tune.recipe import Recipe
@@ -79,6 +83,22 @@ def test_two_checkpoints_are_kept_and_a_broken_newest_one_is_passed_over(
     found = Checkpoints(tmp_path, key="this", every_s=0).load(torch.device("cpu"))
     assert found is not None
     assert found.position.step == 4
+
+
+def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def full(_place: Path) -> Iterator[Path]:
+        (tmp_path / STATE).symlink_to("/dev/full")
+        yield tmp_path
+
+    monkeypatch.setattr("trainer.tune.checkpoint.replaced_directory", full)
+    position = Position(key="this", step=1, losses=(), tokens=0, seconds=0)
+    with pytest.raises(OSError, match="No space left") as raised:
+        Checkpoints(tmp_path, key="this", every_s=0).save(
+            Checkpoint(position, {"moments": torch.zeros(1_000_000)}), torch.device("cpu")
+        )
+    assert raised.value.errno == errno.ENOSPC
+    assert explain(raised.value).code == "disk_full"
 
 
 def test_another_trainings_checkpoint_is_refused(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -15,8 +16,10 @@ from adapters.proof import PROBES, Proof, distance
 from trainer.data.format import Dataset
 from trainer.durable import replaced_directory
 from trainer.errors import DataInvalid, ExportRefused, LossNotFinite
+from trainer.jobs.failures import explain
 from trainer.tune import export as exporting
 from trainer.tune import proof, run
+from trainer.tune.full_disk import told_as_oserror
 from trainer.tune.lineage import Metadata, read_lineage
 from trainer.tune.model import attach_lora
 from trainer.tune.recipe import Recipe
@@ -43,6 +46,27 @@ def made(
     stages: list[str] = []
     whole = Order(base=base_dir, description=description, data=dataset, recipe=RECIPE, system_prompt="Be a sailor.")
     return target, make_adapter(whole, target, on_stage=stages.append, on_progress=lambda _: None), stages
+
+
+def test_a_full_disk_is_told_as_what_it_is(
+    base_dir: Path, description: BaseDescription, made: tuple[Path, Metadata, list[str]], tmp_path: Path
+) -> None:
+    model = attach_lora(AutoModelForCausalLM.from_pretrained(base_dir), RECIPE)
+
+    def save(*_: Any, **__: Any) -> None:
+        # what a full tmpfs makes of it; not tried at /dev/full, which safetensors would put its file in the place of
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    model.save_pretrained = save
+    with pytest.raises(OSError, match="No space left") as raised:
+        exporting.export(model, tmp_path, base=description, metadata=made[1])
+    assert explain(raised.value).code == "disk_full"
+
+
+def test_an_error_of_another_kind_stays_what_it_is() -> None:
+    for error in (RuntimeError("shapes"), SafetensorError("a header is too large")):
+        with pytest.raises(type(error)), told_as_oserror():
+            raise error
 
 
 def test_the_directory_holds_what_the_registry_takes(made: tuple[Path, Metadata, list[str]]) -> None:

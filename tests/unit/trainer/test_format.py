@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def test_good_lines_become_examples_with_their_line_numbers() -> None:
     first, second = parse_chat(f"\ufeff{GOOD}\r\n{GOOD}\n".encode())
     assert (first.line, second.line) == (1, 2)
     assert first.messages == (Message("user", "hi", trained=False), Message("assistant", "Ahoy!", trained=True))
+
+
+def test_a_line_of_very_many_keys_is_refused_at_once() -> None:
+    line = json.dumps({str(number): 0 for number in range(50_000)}).encode()
+    start = time.process_time()
+    with pytest.raises(DataInvalid):
+        parse_chat(line)
+    assert time.process_time() - start < 5  # to look for each among all of them takes a minute
 
 
 def test_an_answer_of_weight_zero_is_context_only() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +11,12 @@ from safetensors.torch import load_file
 from adapters.base import BaseDescription, describe
 from tests.unit.trainer.conftest import make_base
 from trainer.data.render import TokenSequence
-from trainer.errors import NothingTrainable
+from trainer.errors import NothingTrainable, OutOfMemory
 from trainer.tune.lineage import WEIGHTS_FILE, Lineage, Metadata, packages
 from trainer.tune.loss import batch_loss, collate
 from trainer.tune.model import attach_lora, load_base
 from trainer.tune.recipe import Recipe
-from trainer.tune.run import Material, train_adapter
+from trainer.tune.run import Material, _load, train_adapter
 from trainer.tune.train import evaluate
 
 RECIPE = Recipe(rank=4, alpha=8, learning_rate=1e-2, epochs=6, batch_size=2, max_length=256, seed=5)
@@ -79,6 +81,43 @@ def test_in_four_bits_it_learns_and_is_proven_on_the_whole_base(sequences: list[
     # the base's part of the proof is that of the whole base, to the bit; a four-bit copy would differ
     assert [probe.base for probe in quantized.proof.probes] == [probe.base for probe in plain.proof.probes]
     assert [probe.adapter for probe in quantized.proof.probes] != [probe.base for probe in quantized.proof.probes]
+
+
+def test_the_four_bit_base_is_gone_before_the_whole_one_is_loaded(
+    sequences: list[TokenSequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(tmp_path / "wide", hidden=64)
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(*arguments: Any) -> Any:
+        assert [found() for found in loaded] == [None] * len(loaded)
+        model = _load(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("trainer.tune.run._load", load)
+    whole = describe(base, served_name="tiny", dtype="bfloat16", quantization=None, engine_version="none")
+    made(base, whole, sequences, tmp_path / "q", RECIPE.model_copy(update={"quantization": "nf4", "epochs": 1}), None)
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("where", ["trainer.tune.run._load", "trainer.tune.proof.measure"])
+def test_memory_that_does_not_reach_is_told_as_such_wherever_it_was(
+    base_dir: Path,
+    description: BaseDescription,
+    sequences: list[TokenSequence],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(OutOfMemory) as told:
+        made(base_dir, description, sequences, tmp_path / "a", RECIPE.model_copy(update={"epochs": 1}), None)
+    assert told.value.code == "out_of_memory"
+    assert not (tmp_path / "a").exists()
 
 
 def test_looking_at_the_held_out_examples_does_not_spoil_four_bit_gradients(

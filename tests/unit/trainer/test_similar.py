@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 
 from trainer.data.format import Example, Message
 from trainer.data.personal import Finder
-from trainer.data.similar import groups, normalise
+from trainer.data.shingles import FEW, ShingleSets
+from trainer.data.similar import SIMILAR, groups, normalise
 from trainer.data.split import FEWEST, question, split
 
 SENTENCE = "I ordered a brass lantern last week and the parcel has not come to my door yet, where is it number {}?"
@@ -33,6 +36,65 @@ def test_every_index_stands_in_one_group() -> None:
 
 def test_width_and_case_make_no_difference() -> None:
     assert normalise("ＡＢＣ  d\n") == "abc d"
+
+
+def with_one_instruction(many: int, letters: int) -> list[str]:
+    """Questions that begin with the same long instruction and go on for so many letters of their own."""
+    rng = random.Random(3)
+    instruction = "".join(rng.choices("abcdefghijklmnop ", k=470))
+    return [f"{instruction} {''.join(rng.choices('abcdefghij ', k=letters))}" for _ in range(many)]
+
+
+def compared(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], int]:
+    """The groups, and how many similarities were computed for them."""
+    pairs, really = 0, ShingleSets.jaccard
+
+    def counted(self: ShingleSets, index: int, others: Any) -> Any:
+        nonlocal pairs
+        pairs += len(others)
+        return really(self, index, others)
+
+    monkeypatch.setattr(ShingleSets, "jaccard", counted)
+    return groups(texts), pairs
+
+
+def test_similar_texts_of_one_group_are_not_compared_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, pairs = compared(with_one_instruction(600, 20), monkeypatch)
+    assert found == [list(range(600))]
+    assert pairs <= 600 * FEW
+
+
+def test_a_long_instruction_alone_makes_no_group_and_every_near_text_is_found_in_the_crowd() -> None:
+    texts = with_one_instruction(400, 150)
+    texts += [f"{text[:-3]}xyz" for text in texts[:100:10]]
+    expected = [[at, 400 + at // 10] if at in range(0, 100, 10) else [at] for at in range(400)]
+    assert groups(texts) == expected
+
+
+@pytest.mark.parametrize("letters", [40, 90, 150])
+def test_the_similarity_of_one_with_many_is_exact(letters: int) -> None:
+    texts = [normalise(text) for text in [*with_one_instruction(150, letters), "", "abc", "Is the shop open?"]]
+    sets = [{text[at : at + 4] for at in range(max(1, len(text) - 3))} for text in texts]
+    found = ShingleSets(texts)
+    for index in (0, 77, 150, 152):
+        exact = [len(sets[index] & other) / len(sets[index] | other) for other in sets]
+        assert found.jaccard(index, np.arange(len(texts))).tolist() == exact
+        assert found.jaccard(index, np.arange(FEW)).tolist() == exact[:FEW]
+
+
+def test_no_near_pair_straddles_two_groups() -> None:
+    """Against every pair: most of these are just below the threshold, and some at it."""
+    texts = [normalise(text) for text in with_one_instruction(250, 64)]
+    sets = [{text[at : at + 4] for at in range(len(text) - 3)} for text in texts]
+    group_of = {index: number for number, group in enumerate(groups(texts)) for index in group}
+    near = [
+        (one, other)
+        for one in range(len(texts))
+        for other in range(one)
+        if len(sets[one] & sets[other]) / len(sets[one] | sets[other]) >= SIMILAR
+    ]
+    assert near
+    assert all(group_of[one] == group_of[other] for one, other in near)
 
 
 def example(line: int, text: str, answer: str = "a") -> Example:

@@ -6,7 +6,11 @@ import re
 import unicodedata
 from typing import Final, Protocol
 
-_EDGES: Final = re.compile(r"^[\s\"'`“”‘’«»()\[\]*_.,:;!?-]+|[\s\"'`“”‘’«»()\[\]*_.,:;!?-]+$")
+_MARKS: Final = r"\s\"'`“”‘’«»()\[\]*_,:;!?"
+_EDGES: Final = re.compile(
+    # neither the sign nor the point of a number, nor the minus of a mark: -5, .5 and B- are not 5, 5 and B
+    rf"^(?:[{_MARKS}]|-(?!\.?\d)|\.(?!\d))+|(?:[{_MARKS}.]|(?<!\w)-)+$"
+)
 _WORD: Final = re.compile(r"\w+", re.UNICODE)
 
 
@@ -36,10 +40,11 @@ class Metric(Protocol):
 def normalised(text: str) -> str:
     """For comparing short answers: NFKC, case folded, spaces joined, and without quotes and stops at either end.
 
-    What stands in the middle stays: `card-lost` and `card lost` are two answers.
+    What stands in the middle stays: `card-lost` and `card lost` are two answers. So does what makes another answer at
+    an end: `-5`, `.5`, `B-`; and an answer that is nothing but marks.
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return _EDGES.sub("", folded)
+    return _EDGES.sub("", folded) or folded
 
 
 def words(text: str) -> list[str]:

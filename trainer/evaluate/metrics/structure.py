@@ -49,7 +49,8 @@ class JsonSchema:
 
     Args:
         schema: A JSON schema. Its references are looked up in itself alone: whoever names a schema names no URL that
-            we would call. `patternProperties` is refused, since nothing bounds how long its patterns take.
+            we would call. `patternProperties` is refused, since nothing bounds how long its patterns take; so is a
+            `$schema` within it, under which a `pattern` would be read without our bound.
 
     Raises:
         EvaluationInvalid: It is no schema, or one that is not to be used.
@@ -67,6 +68,8 @@ class JsonSchema:
             raise EvaluationInvalid(f"`schema` is no JSON schema: {error.message}") from error
         if '"patternProperties"' in json.dumps(schema):
             raise EvaluationInvalid("`schema` may not use `patternProperties` here")
+        if any(_changes_dialect(part) for part in schema.values()):
+            raise EvaluationInvalid("`schema` may name its `$schema` at the top alone")
         self._validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
 
     def score(self, answer: str, reference: str) -> float:
@@ -96,7 +99,10 @@ class JsonExact:
         """1 or 0."""
         if self._schema is not None and not self._schema.score(answer, reference):
             return 0.0
-        return float(_tagged(parsed(answer)) == _tagged(parsed(reference)))
+        value, wanted = parsed(answer), parsed(reference)
+        if value is _NONE or wanted is _NONE:
+            return 0.0
+        return float(_tagged(value) == _tagged(wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,13 @@ class JsonFields:
             return 0.0
         found, expected = set(_leaves(value, "")), set(_leaves(wanted, ""))
         return 2 * len(found & expected) / (len(found) + len(expected))
+
+
+def _changes_dialect(part: object) -> bool:
+    """Whether a part of a schema names a dialect of its own."""
+    if isinstance(part, Mapping):
+        return isinstance(part.get("$schema"), str) or any(_changes_dialect(one) for one in part.values())
+    return isinstance(part, list) and any(_changes_dialect(one) for one in part)
 
 
 def _pattern(validator: Any, pattern: str, value: object, _schema: object) -> Iterator[jsonschema.ValidationError]:

@@ -177,7 +177,7 @@ def _read(path: Path, read_csv: ReadCsv | None) -> Iterator[dict[str, Any]]:
         elif path.suffix == ".csv" and read_csv is not None:
             yield from read_csv(path.stem, path.read_text("utf-8"))
         else:
-            for line in path.read_text("utf-8").splitlines():
+            for line in path.read_bytes().splitlines():  # of a text they would end at U+2028, too, which JSON may hold
                 if line.strip():
                     yield json.loads(line)
     except (OSError, ValueError) as error:

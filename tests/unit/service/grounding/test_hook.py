@@ -10,8 +10,10 @@ import pytest
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
+from service.grounding import hook as hook_module
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import Passage
+from service.grounding.template import CHARS_A_TOKEN, upper_tokens
 from service.registry.catalog import AdapterEntry, Snapshot, VersionSettings
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Told, hook
 from tests.unit.service.inference.fakes import DONE, World, completion, event, token, usage_event, version
@@ -209,6 +211,40 @@ async def test_passages_leave_room_for_the_answer() -> None:
     answer = await made.chat(grounding=ASK, max_tokens=390)
     assert answer.headers["x-hatrack-grounding"] == "no_room"
     assert answer.json()["citations"] == []
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "find", "arguments": '{"page": "%s"}' % ("word " * 400)}}
+TOOL = {"type": "function", "function": {"name": "find", "description": "word " * 400, "parameters": {}}}
+USER = {"role": "user", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "outcome"),
+    [
+        ({"messages": [USER]}, "ok"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, USER]}, "no_room"),
+        ({"messages": [USER], "tools": [TOOL]}, "no_room"),
+        ({"messages": [USER, {"role": "assistant", "content": "word " * 400}, USER]}, "no_room"),
+    ],
+)
+async def test_what_tools_say_takes_room_too(asked: dict[str, Any], outcome: str) -> None:
+    made = world(Told(RETURNS), context=500)
+    answer = await made.chat(grounding=ASK, max_tokens=50, **asked)
+    assert (answer.status, answer.headers["x-hatrack-grounding"]) == (200, outcome)
+
+
+async def test_a_prompt_is_counted_no_further_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def counting(text: str) -> int:
+        counted.append(len(text))
+        return upper_tokens(text)
+
+    monkeypatch.setattr(hook_module, "upper_tokens", counting)
+    said = [{"role": "user", "content": "word " * 10_000} for _ in range(20)]
+    answer = await world(Told(RETURNS), context=500).chat(grounding=ASK, max_tokens=50, messages=said)
+    assert answer.headers["x-hatrack-grounding"] == "no_room"
+    assert sum(counted) <= 500 * CHARS_A_TOKEN
 
 
 async def test_a_passage_gives_no_orders() -> None:

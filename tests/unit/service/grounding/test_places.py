@@ -210,3 +210,60 @@ async def test_whole_answers_of_the_other_doors(path: str, body: dict[str, Any],
     assert [one["id"] for one in got.json()["citations"]] == ["p-1"]
     assert got.headers["x-hatrack-citations"] == "p-1"
     assert b"returns.md" in orjson.dumps(made.engine.last.body)
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICTURE"}}
+
+
+@pytest.mark.parametrize(
+    ("place", "body"),
+    [
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "system", "content": "one"},
+                    {"role": "user", "content": [{"type": "text", "text": "two"}, PICTURE]},
+                    {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "three"}}]},
+                    {"role": "tool", "tool_call_id": "x", "content": "four"},
+                ],
+                "tools": [{"type": "function", "function": {"name": "five"}}],
+            },
+        ),
+        (
+            RESPONSES_PLACE,
+            {
+                "instructions": "one",
+                "input": [
+                    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "two"}]},
+                    {"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "PICTURE"}]},
+                    {"type": "function_call", "call_id": "x", "name": "f", "arguments": "three"},
+                    {"type": "function_call_output", "call_id": "x", "output": "four"},
+                    {
+                        "type": "custom_tool_call_output",
+                        "call_id": "x",
+                        "output": [{"type": "input_text", "text": "6"}],
+                    },
+                ],
+                "tools": [{"type": "function", "name": "five"}],
+            },
+        ),
+        (
+            MESSAGES_PLACE,
+            {
+                "system": [{"type": "text", "text": "one"}],
+                "messages": [
+                    {"role": "user", "content": "two"},
+                    {"role": "assistant", "content": [{"type": "tool_use", "id": "x", "input": {"three": [True]}}]},
+                    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "content": "four"}]},
+                    {"role": "user", "content": [{"type": "image", "source": {"data": "PICTURE"}}]},
+                ],
+                "tools": [{"name": "five", "input_schema": {}}],
+            },
+        ),
+    ],
+)
+def test_a_prompt_is_all_that_is_said_and_no_picture(place: Place, body: dict[str, Any]) -> None:
+    said = " ".join(place.prompt(body))
+    assert all(word in said for word in ("one", "two", "three", "four", "five"))
+    assert "PICTURE" not in said

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from service.grounding.assemble import model_context
 from service.grounding.provider import Passage
 from service.grounding.template import (
+    CHARS_A_TOKEN,
+    COMMON,
     DEFAULT_TEMPLATE,
+    MAX_SOURCE_READ,
     Quoter,
     check_template,
     control_tokens,
     cut,
     upper_tokens,
 )
+from tests.unit.service.grounding.languages import LANGUAGES
 
 CONTROLS = ("<|im_start|>", "<|im_end|>", "</s>")
 
@@ -149,5 +153,39 @@ def test_counts_are_above_a_real_tokenizers(base_dir: Path) -> None:
         '{"a": [1, 2, 3], "b": {"c": null}}',
         "def f(x):\n    return x ** 2\n",
     )
-    for text in texts:
+    for text in (*texts, *LANGUAGES.values()):
         assert upper_tokens(text) >= len(tokenizer.encode(text).ids), text
+    english = LANGUAGES["english"]
+    assert upper_tokens(english) < 1.9 * len(tokenizer.encode(english).ids), "English loses no more than it must"
+    for word in COMMON.split("|"):
+        assert len(tokenizer.encode(f" {word}").ids) == 1, word
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("", 0), ("the", 1), (" because of the", 3), ("theme", 3), ("WAIT", 4), ("a  b", 3), ("x 12", 4), ("ż", 2)],
+)
+def test_counts_in_plain_numbers(text: str, tokens: int) -> None:
+    assert upper_tokens(text) == tokens
+
+
+@given(st.text(st.sampled_from("the because ofAŻ1.\n"), max_size=80))
+def test_no_token_has_more_characters_than_it_may(text: str) -> None:
+    assert len(text) <= CHARS_A_TOKEN * upper_tokens(text)
+
+
+def test_no_more_of_a_passage_is_read_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    plain = Quoter._plain
+
+    def counting(self: Quoter, text: str, *, one_line: bool = False) -> str:
+        read.append(len(text))
+        return plain(self, text, one_line=one_line)
+
+    monkeypatch.setattr(Quoter, "_plain", counting)
+    long = passage("word " * 100_000, "name " * 100_000)
+    quoted = Quoter(CONTROLS).quote(DEFAULT_TEMPLATE, [long] * 50, 500)
+    assert quoted is not None
+    assert quoted.tokens <= 500
+    assert len(quoted.used) == 1
+    assert sum(read) <= 500 * CHARS_A_TOKEN + 2 * MAX_SOURCE_READ

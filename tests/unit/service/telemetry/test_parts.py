@@ -168,6 +168,7 @@ async def test_versions_are_shown_by_what_their_verdicts_are_worth() -> None:
 @dataclass
 class Trainer:
     state: Literal["off", "starting", "up", "down"]
+    paused_s: float | None = None
 
 
 async def test_a_trainer_that_is_wanted_is_shown_as_up_or_not() -> None:
@@ -175,6 +176,13 @@ async def test_a_trainer_that_is_wanted_is_shown_as_up_or_not() -> None:
         samples = read(await TrainerSource(Trainer(state)).families())
         assert value(samples, "hatrack_trainer_up") == shown
     assert not read(await TrainerSource(Trainer("off")).families())
+
+
+async def test_the_pauses_of_trainings_are_shown_once_the_trainer_has_said_them() -> None:
+    samples = read(await TrainerSource(Trainer("down", 12.5)).families())
+    assert value(samples, "hatrack_trainer_paused_seconds_total") == 12.5
+    names = {name for name, _ in read(await TrainerSource(Trainer("up")).families())}
+    assert names == {"hatrack_trainer_up"}
 
 
 async def test_retrievals_by_provider_and_outcome() -> None:

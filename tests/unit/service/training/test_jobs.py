@@ -18,6 +18,9 @@ from tests.unit.service.training.house import BASE, JOB, House
 
 ALL = ("infer", "adapters", "train")
 NOBODYS = "file-" + "0" * 24
+DEEP: dict[str, Any] = {}
+for _ in range(300):
+    DEEP = {"properties": {"a": DEEP}}
 
 
 def caller_of(house: House, key: str) -> Caller:
@@ -120,6 +123,12 @@ async def test_a_missing_scope_is_named_before_the_body_is_looked_at(house: Hous
         ({"metadata": {"a": 1}}, 400, "metadata.a"),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations"),
         ({"hyperparameters": []}, 400, "hyperparameters"),
+        ({"hyperparameters": {"metric": {"name": "json_schema", "schema": DEEP}}}, 400, "hyperparameters.metric"),
+        (
+            {"method": {"supervised": {"hyperparameters": {"metric": DEEP}}}},
+            400,
+            "method.supervised.hyperparameters.metric",
+        ),
         ({"metadata": {"adapter": "No Name"}}, 400, "metadata.adapter"),
         ({"hyperparameters": {"adapter": 5}}, 400, "hyperparameters.adapter"),
         ({"hyperparameters": {"adapter": BASE}}, 400, "hyperparameters.adapter"),

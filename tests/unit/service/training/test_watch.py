@@ -30,6 +30,17 @@ async def test_a_trainer_that_answers_is_up_and_one_that_stops_is_down(house: Ho
     await eventually(lambda: watch.state == "up")
 
 
+async def test_the_trainer_tells_how_long_its_jobs_have_stood_still(house: House, watch: TrainerWatch) -> None:
+    await watch.start()
+    await eventually(lambda: watch.state == "up")
+    assert watch.paused_s is None  # an older trainer does not say it
+    house.trainer.body = {"status": "ok", "paused_seconds": 7.5}
+    await eventually(lambda: watch.paused_s == 7.5)
+    house.trainer.status = 503
+    await eventually(lambda: watch.state == "down")
+    assert watch.paused_s == 7.5
+
+
 async def test_one_that_is_not_there_yet_is_starting(house: House, watch: TrainerWatch) -> None:
     house.trainer.status = 503
     await watch.start()

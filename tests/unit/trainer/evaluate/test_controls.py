@@ -45,6 +45,16 @@ def test_a_constant_does_not_profit_from_the_example_that_it_answers() -> None:
     assert twice.mean == pytest.approx(2 / 3)
 
 
+def test_for_free_text_the_most_frequent_answer_is_tried_too() -> None:
+    """A macro unlike all others, which more than half of the questions get."""
+    macro = "please write to our support and tell them the number on your letter"
+    orders = [f"order {at} has left on day {at} by ship {at}" for at in range(40)]
+    for taught in ([macro, *orders], []):
+        constant, _ = controls([macro] * 60 + orders, RougeL(), taught=taught)
+        assert constant.answer == macro
+        assert constant.mean >= 0.6
+
+
 def test_what_was_taught_is_tried_as_a_constant_too() -> None:
     constant, _ = controls(["a", "b", "c"], ExactMatch(), taught=["c"] * 3)
     assert constant.mean == pytest.approx(1 / 3)

@@ -42,6 +42,9 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
         ("The answer is card_arrival", "card_arrival", 0),
         ("", "card_arrival", 0),
         ("ﬁne", "fine", 1),
+        # signs, points and grades are no edges, and marks alone are an answer
+        *(("1", "-1", 0), ("**-1**", "-1", 1), ("5", ".5", 0), ("5.", "5", 1), ("B", "B-", 0), ("- yes", "yes", 1)),
+        *(("", "-", 0), ("", "?", 0), ("**", "***", 0), ("***", "***", 1)),
     ],
 )
 def test_exact_match_forgives_case_and_edges_alone(answer: str, reference: str, score: float) -> None:
@@ -52,6 +55,7 @@ def test_contains_is_kinder_and_not_to_an_empty_reference() -> None:
     assert Contains().score("The answer is Card_Arrival, I think", "card_arrival") == 1
     assert Contains().score("I do not know", "card_arrival") == 0
     assert Contains().score("anything", "...") == 0
+    assert Contains().score("anything", " ") == 0
 
 
 def test_a_pattern_is_searched_and_may_hold_the_reference() -> None:
@@ -73,6 +77,20 @@ def test_a_pattern_that_is_none_or_never_ends_is_refused() -> None:
 )
 def test_json_is_the_whole_answer(answer: str, valid: float) -> None:
     assert JsonValid().score(answer, "") == valid
+
+
+def test_what_is_no_json_equals_nothing_not_even_itself() -> None:
+    assert JsonExact().score("I cannot", "no json at all") == 0
+    assert JsonExact().score("no json", "no json") == 0
+    assert JsonExact().score('{"a": 1}', "```json") == 0
+
+
+def test_a_schema_changes_its_dialect_nowhere_within() -> None:
+    top = {"$schema": "https://json-schema.org/draft/2020-12/schema", "properties": {"$schema": {"type": "string"}}}
+    assert JsonSchema(top).score('{"$schema": "x"}', "") == 1
+    within = {"allOf": [{"$schema": "http://json-schema.org/draft-07/schema#", "pattern": "^(a|aa)+$"}]}
+    with pytest.raises(EvaluationInvalid, match="at the top alone"):
+        JsonSchema({"properties": {"a": within}})
 
 
 def test_a_schema_is_kept_or_not() -> None:

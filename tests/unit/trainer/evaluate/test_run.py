@@ -16,7 +16,7 @@ from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.run import run
+from trainer.evaluate.run import run, suited
 from trainer.evaluate.spec import (
     EvaluationSpec,
     JudgeResult,
@@ -131,6 +131,30 @@ async def test_other_suites_count_by_their_state_beside_the_general_one(ask: Any
     assert "It lost more in a suite than is allowed." in found.verdict.sentence
     passed = await ask(spec(suites=("mmlu",)), suites={"mmlu": kept})
     assert passed.verdict.word == "pass"
+
+
+async def test_suites_that_can_show_no_loss_show_nothing_kept(ask: Any) -> None:
+    silent, kept = budget("gsm8k", "kept", silent=True), budget("mmlu", "kept")
+    found = await ask(spec(suites=("gsm8k",)), suites={"gsm8k": silent})
+    assert (found.verdict.word, found.verdict.check("suites").state) == ("not_enough_evidence", "open")
+    assert "What it forgot is not settled." in found.verdict.sentence
+    for names in (("gsm8k", "mmlu"), ("gsm8k", "general")):
+        passed = await ask(spec(suites=names), suites={"gsm8k": silent, "mmlu": kept})
+        assert (passed.verdict.word, passed.verdict.check("suites").state) == ("pass", "kept")
+
+
+async def test_suites_are_put_to_the_gateway_s_own_and_that_is_known_before_anything_is_asked(
+    ask: Any, gateway: Gateway
+) -> None:
+    kept, outside = budget("mmlu", "kept"), Arm(label="gpt", model="large", endpoint="big")
+    labels = {"bases": ("gpt", *(arm.label for arm in BASES))}
+    assert suited(spec(arms=(*ARMS, outside), suites=("mmlu",), **labels), suites=True) == (BASES[0], ARMS[0])
+    away = spec(arms=(ARMS[0], outside), bases=("gpt",), suites=("mmlu",))
+    with pytest.raises(EvaluationInvalid, match="outside endpoint"):
+        await ask(away, suites={"mmlu": kept})
+    with pytest.raises(EvaluationInvalid, match="outside endpoint"):
+        await ask(spec(arms=(*ARMS, outside), candidate="gpt", suites=("mmlu",)), suites={"mmlu": kept})
+    assert gateway.requests == []
 
 
 async def test_a_suite_that_is_only_shown_decides_nothing(ask: Any) -> None:

@@ -41,7 +41,8 @@ def make_folder(world: World, tmp_path: Path) -> MakeFolder:
         body: dict[str, Any] | None = None, content: bytes | None = None, context: Any = None, **more: Any
     ) -> Path:
         request = {"held_out": "held"} | ({"model": "voice@3", "suites": []} if body is None else body)
-        told = {"candidate": "voice@3", "records": True} | (context or {})
+        held_out = world.add("held", jsonl(rows()) if content is None else content)
+        told = {"held_out": held_out, "candidate": "voice@3", "records": True} | (context or {})
         job = EvaluationJob(
             **{
                 "id": "eval-1",
@@ -51,7 +52,7 @@ def make_folder(world: World, tmp_path: Path) -> MakeFolder:
                 "base_name": BASE,
                 "context_tokens": 2048,
                 "body": read_request(request),
-                "context": Context(held_out=world.add("held", jsonl(rows()) if content is None else content), **told),
+                "context": Context(**told),
                 "min_examples": 30,
                 "smallest_difference": 0.02,
                 "forget_accuracy": 0.05,

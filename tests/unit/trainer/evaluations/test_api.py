@@ -277,9 +277,11 @@ async def test_old_folders_are_cleared_and_keep_their_report(tmp_path: Path, bas
         await first.client().ended(made)
         answers = first.desk.place.of(made) / "answers.jsonl"
         assert answers.exists()
+        log = answers.with_name("worker.log")
+        assert log.exists()
     await asyncio.sleep(1.1)  # it ended in another second than this one
     async with running(tmp_path, base_dir, world, keep_days=0.0) as second:
-        await until(lambda: not answers.exists())
+        await until(lambda: not answers.exists() and not log.exists())
         assert (await second.client().http.get(f"/v1/evaluations/{made}/report")).status_code == 200
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.unit.trainer.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluations.world import INTENTS
 from trainer.evaluate.arms import TEMPLATE_TOKENS, Question, Turn, listed
@@ -11,6 +13,7 @@ from trainer.evaluations.planning import Plan, Serving, make_plan
 from trainer.evaluations.spec import EvaluationJob
 from trainer.jobs import spec
 from trainer.jobs.primary import LEAST_TOKENS
+from trainer.jobs.promotion import Pointer
 
 LIST = len(listed(sorted(INTENTS)).split())
 SYSTEM = "You speak for the shop"
@@ -29,14 +32,20 @@ def held_out() -> tuple[Question, ...]:
     )
 
 
-def planned(make_folder: MakeFolder, context_tokens: int, body: dict[str, Any] | None = None) -> Plan:
-    folder = make_folder(body, context={"system_prompt": SYSTEM}, context_tokens=context_tokens)
+def planned(
+    make_folder: MakeFolder,
+    context_tokens: int,
+    body: dict[str, Any] | None = None,
+    context: dict[str, Any] | None = None,
+    serving: Serving | None = None,
+) -> Plan:
+    folder = make_folder(body, context={"system_prompt": SYSTEM} | (context or {}), context_tokens=context_tokens)
     job = EvaluationJob.model_validate_json((folder / spec.SPEC).read_bytes())
     (folder / spec.SPEC).unlink()
     (folder / spec.KEY).unlink()
     folder.rmdir()
     found = held_out()
-    return make_plan(job, found, found, (), serving=Serving(), count=lambda text: len(text.split()))
+    return make_plan(job, found, found, (), serving=serving or Serving(), count=lambda text: len(text.split()))
 
 
 def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(make_folder: MakeFolder) -> None:
@@ -53,11 +62,57 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
     )
 
 
-def test_arms_that_a_client_names_are_told_what_it_says(make_folder: MakeFolder) -> None:
-    arm = {"label": "base", "model": "tiny", "prompt": {"answers": list(INTENTS)}}
-    plan = planned(make_folder, 40, {"arms": [arm]})
-    assert [arm.prompt.answers for arm in plan.evaluation.arms] == [INTENTS]
+NEW = {"label": "new", "model": "voice@3"}
+WEAK = {"label": "base", "model": "tiny"}
+BEST = {"label": "mine", "model": "tiny", "prompt": {"system": SYSTEM}}
+TOLD = {"label": "listed", "model": "tiny", "prompt": {"system": SYSTEM, "answers": sorted(INTENTS)}}
+
+
+def compared(*arms: dict[str, Any], bases: tuple[str, ...] = ("base",), **more: Any) -> dict[str, Any]:
+    return {"arms": [NEW, *arms], "candidate": "new", "bases": list(bases)} | more
+
+
+def test_whatever_a_client_compares_a_verdict_on_a_version_is_against_the_base_at_its_best(
+    make_folder: MakeFolder,
+) -> None:
+    plan = planned(make_folder, 2048, compared(WEAK)).evaluation
+    assert [(arm.label, arm.prompt.system, bool(arm.prompt.answers)) for arm in plan.arms[2:]] == [
+        ("base (2)", SYSTEM, False),
+        ("base told the answers", SYSTEM, True),
+    ]
+    assert plan.bases == ("base", "base (2)", "base told the answers")
+    # what is there already is not asked twice, and counts although the client does not name it
+    plan = planned(make_folder, 2048, compared(BEST, TOLD, bases=("listed",))).evaluation
+    assert [arm.label for arm in plan.arms] == ["new", "mine", "listed"]
+    assert plan.bases == ("listed", "mine")
+
+
+@pytest.mark.parametrize(
+    ("more", "context"),
+    [({"kind": "revalidation"}, {}), ({}, {"records": False}), ({}, {"candidate": None})],
+    ids=["judged again", "not written down", "no version as it serves"],
+)
+def test_elsewhere_arms_are_what_a_client_says(
+    more: dict[str, Any], context: dict[str, Any], make_folder: MakeFolder
+) -> None:
+    told = {"label": "base", "model": "tiny", "prompt": {"answers": list(INTENTS)}}
+    plan = planned(make_folder, 40, compared(told, **more), context)
+    assert [(arm.label, arm.prompt.answers) for arm in plan.evaluation.arms] == [("new", ()), ("base", INTENTS)]
     assert "leave no room" not in plan.why
+
+
+def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: MakeFolder) -> None:
+    other = {"label": "live", "model": "voice@1"}
+    body = compared(WEAK, other, promote="auto")
+    plan = planned(make_folder, 2048, body, serving=Serving(Pointer(version=2), "voice@2")).evaluation
+    assert plan.live == "live (2)"
+    assert plan.arm("live (2)").model == "voice@2"
+    there = planned(make_folder, 2048, body, serving=Serving(Pointer(version=1), "voice@1")).evaluation
+    assert (there.live, len(there.arms)) == ("live", len(plan.arms) - 1)
+    # the version under another prompt is not what serves
+    dressed = compared(WEAK, other | {"prompt": {"system": "Be kind"}}, promote="auto")
+    kind = planned(make_folder, 2048, dressed, serving=Serving(Pointer(version=1), "voice@1")).evaluation
+    assert kind.live == "live (2)"
 
 
 def test_no_answer_is_asked_for_that_is_longer_than_the_context(make_folder: MakeFolder) -> None:

@@ -53,6 +53,7 @@ class World(Gateway):
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     moves: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=lambda: {KEY})
+    fingerprint: str = "f1"
     away: bool = False
     """Whether it answers 503 to everything."""
     control: list[str] = field(default_factory=list)
@@ -69,6 +70,8 @@ class World(Gateway):
         if path in ("/v1/chat/completions", "/v1/completions") or (path == "/v1/tokenize" and b'"messages"' in body):
             status, found, headers = self.answer(path, json.loads(body), key)
             return status, json.dumps(found).encode(), headers
+        if path == "/readyz":
+            return 200, json.dumps({"fingerprint": self.fingerprint}).encode(), {}
         self.control.append(f"{method} {path}")
         if key not in self.keys:
             return 401, error("invalid_api_key"), {}

@@ -61,6 +61,8 @@ class FakeGateway:
     """Paths of versions that cannot serve."""
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     """On the version, the newest first."""
+    fingerprint: str = "f1"
+    """Of the base, as it is served now."""
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes, key: str = KEY) -> tuple[int, bytes]:
@@ -75,6 +77,8 @@ class FakeGateway:
         if method == "POST" and path == "/v1/files":
             self.kept.append(parts(body))
             return 200, json.dumps({"id": f"file-kept{len(self.kept)}"}).encode()
+        if path == "/readyz":
+            return 200, json.dumps({"fingerprint": self.fingerprint}).encode()
         if path == "/v1/load":
             return 200, json.dumps({"waiting": self.load[0], "in_flight": self.load[1]}).encode()
         if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):

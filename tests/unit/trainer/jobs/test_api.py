@@ -52,9 +52,11 @@ async def test_a_job_from_its_creation_to_its_end(trainer: Running, client: Clie
     assert job.method.type == "supervised"
     assert job.method.supervised.hyperparameters.batch_size == 4
     ours = job.hatrack
-    assert (ours["adapter"], ours["cost"], ours["plan"]["recipe"]["rank"]) == ("voice", 0.5, 4)
+    assert (ours["adapter"], ours["cost"], ours["plan"]["recipe"]["rank"]) == ("voice", 0.0, 4)
+    assert ours["seconds"] > 0
     assert ours["report"]["trained_on"] == 10
     assert ours["pauses"] == {"count": 5, "seconds": 7.5}
+    assert (await client.http.get("/health")).json() == {"status": "ok", "paused_seconds": 7.5}
     assert (await client.messages(made.id))[0] == f"Created fine-tuning job: {made.id}"
     assert (await client.messages(made.id))[-1] == "voice@1 is proven"
 
@@ -67,6 +69,15 @@ async def test_a_job_from_its_creation_to_its_end(trainer: Running, client: Clie
     assert answer.json() == json.loads(report) | {"refused": False}
     # the key goes a moment after the state that the client sees
     await client.until(made.id, lambda _job: not (folder / "key").exists(), "the key's end")
+
+
+async def test_the_hyperparameters_that_a_job_shows_make_another_one(client: Client) -> None:
+    for multiplier in ("auto", 2.0):
+        made = await client.create(hyperparameters={"learning_rate_multiplier": multiplier})
+        shown = (await client.ended(made.id)).hyperparameters.model_dump()
+        assert shown["learning_rate_multiplier"] == multiplier
+    shown.pop("learning_rate")  # the stand-in's, whatever was asked for
+    assert (await client.create(hyperparameters=shown)).status == "validating_files"
 
 
 async def test_the_verdict_stands_in_the_jobs_metadata_and_its_files_among_the_results(client: Client) -> None:

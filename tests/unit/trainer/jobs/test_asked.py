@@ -11,8 +11,10 @@ import pytest
 
 from tests.unit.trainer.jobs.conftest import FakeGateway
 from tests.unit.trainer.jobs.trainers import Client, context, running
+from trainer.config import Settings
 from trainer.errors import RequestError
 from trainer.jobs.asked import read_body, read_context
+from trainer.jobs.wishes import judging_wish
 from trainer.tune.wish import Wish
 
 LEAST = {"model": "tiny", "training_file": "train"}
@@ -52,6 +54,32 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
         }  # fmt: skip
     assert asked.place("lora_rank") == "metadata.lora_rank"
     assert asked.place("max_rank") == "hyperparameters.max_rank"
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(600):
+    DEEP = {"properties": {"a": DEEP}}
+
+
+def test_modules_are_trained_once_each_however_often_they_are_named() -> None:
+    for body in (hyper(target_modules=["q_proj", "q_proj"]), {"metadata": {"target_modules": "q_proj,q_proj"}}):
+        assert read_body(LEAST | body).wish.target_modules == ("q_proj",)
+
+
+def test_a_schema_whose_check_goes_too_deep_is_refused_by_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("trainer.jobs.wishes.read_metric", deep)
+    with pytest.raises(RequestError) as refused:
+        judging_wish(read_body(LEAST | hyper(metric="rouge_l")), Settings())
+    assert refused.value.param == "hyperparameters.metric"
+
+
+def test_auto_is_the_usual_value_of_what_no_data_decide() -> None:
+    fields = ("lora_dropout", "target_modules", "rslora", "packing", "warmup_ratio")
+    for body in (hyper(**dict.fromkeys(fields, "auto")), {"metadata": dict.fromkeys(fields, "auto")}):
+        assert read_body(LEAST | body).wish == Wish()
 
 
 def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> None:
@@ -97,6 +125,15 @@ def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> No
         ({"metadata": {"lora_rank": "many"}}, "metadata.lora_rank", "invalid_value"),
         ({"metadata": {"use_dora": "true"}}, "metadata.use_dora", "unsupported_value"),
         ({"metadata": {"strict": "perhaps"}}, "metadata.strict", "invalid_value"),
+        (hyper(target_modules="[" * 100_000), "hyperparameters.target_modules", "invalid_value"),
+        (hyper(metric={"name": "json_schema", "schema": DEEP}), "hyperparameters.metric", "invalid_value"),
+        (
+            supervised(metric={"name": "json_schema", "schema": DEEP}),
+            "method.supervised.hyperparameters.metric",
+            "invalid_value",
+        ),
+        ({"model": DEEP}, "model", "invalid_value"),
+        (hyper(system_prompt="p" * 32_769), "hyperparameters.system_prompt", "invalid_value"),
     ],
 )
 def test_what_is_wrong_is_named(body: dict[str, Any], param: str, code: str) -> None:
@@ -141,6 +178,7 @@ async def client(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> AsyncI
             "hyperparameters.learning_rate_multiplier",
             "learning_rate",
         ),
+        (hyper(learning_rate_multiplier=1e-322), "hyperparameters.learning_rate_multiplier", "so small"),
     ],
 )
 async def test_what_the_engine_could_not_serve_is_refused_at_creation(
@@ -154,7 +192,7 @@ async def test_what_the_engine_could_not_serve_is_refused_at_creation(
 
 
 async def test_modules_are_named_as_peft_matches_them(client: Client) -> None:
-    for modules in (["q_proj"], ["mlp.up_proj"], ["model.layers.0.self_attn.k_proj"]):
+    for modules in (["q_proj", "q_proj"], ["mlp.up_proj"], ["model.layers.0.self_attn.k_proj"]):
         await client.create(hyperparameters={"target_modules": modules})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+import torch
 
 from tests.unit.trainer.jobs.conftest import FakeGateway
 from tests.unit.trainer.jobs.trainers import installation, running
@@ -66,6 +67,21 @@ def test_more_is_needed_for_longer_examples_larger_batches_and_less_where_it_is_
         (Recipe(batch_size=4, rank=64, gradient_checkpointing=True), 128),
     ):
         assert need(recipe, base, longest=longest, on_gpu=True).total > least.total
+
+
+def test_a_number_is_as_long_as_the_worker_will_compute_with(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.tune.model import compute_dtype
+
+    assert fit.number_bytes(on_gpu=False) == compute_dtype(torch.device("cpu")).itemsize
+    assert fit.number_bytes(on_gpu=True) == 2
+    needs = {}
+    for flags in ("flags\t\t: fpu avx512f avx512_bf16", "Features\t: fp asimd bf16", "flags\t\t: fpu avx2", ""):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+        monkeypatch.setattr(fit, "CPUINFO", tmp_path / "cpuinfo")
+        needs[flags] = need(Recipe(), base, longest=9, on_gpu=False).base
+    assert [size // min(needs.values()) for size in needs.values()] == [1, 1, 2, 2]
 
 
 def test_the_least_that_a_wish_can_become(base: Base) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -385,3 +386,16 @@ def test_a_job_of_before_there_was_judging_is_judged_too(job: Callable[..., Path
     assert JobSpec.model_validate_json((folder / spec.SPEC).read_bytes()).judging == JudgingWish()
     assert run(folder) == DONE
     assert (judged(folder).metric, judged(folder).examples) == ("exact_match", HELD_OUT)
+
+
+def test_what_the_engine_answered_in_another_configuration_is_asked_again(
+    job: Callable[..., Path], gateway: FakeGateway
+) -> None:
+    folder = job()
+    gateway.engine.on_answer = once(lambda: setattr(gateway, "fingerprint", "f2"))
+    assert run(folder) == DONE
+    assert judged(folder).verdict == "pass"
+    told = [message for message in said(folder) if "is asked again" in message]
+    assert len(told) == 1
+    assert len(gateway.verdicts) == 1
+    assert {number % 2 for number in Counter(gateway.engine.asked).values()} == {0}  # all of it was asked both times

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.jobs import place as places
-from trainer.jobs import spec
+from trainer.jobs import process, spec
 from trainer.jobs.folder import Folder
 from trainer.jobs.place import Place
 from trainer.jobs.spec import Control
@@ -76,6 +78,43 @@ def test_orders_are_read_by_the_worker(place: Place) -> None:
         for control in Control:
             place.order(JOB, control)
             assert folder.control() is control
+
+
+def test_what_grows_is_cleared_and_what_a_job_is_remembered_by_stays(place: Place) -> None:
+    folder = place.of(JOB)
+    (folder / spec.CHECKPOINTS).mkdir()
+    big = (
+        "training.jsonl", "held_out.jsonl", "held_out_questions.jsonl", "answers.jsonl", "scores.jsonl",
+        "suite_answers.jsonl", "judgements.jsonl", "worker.log", "worker.log.1",
+    )  # fmt: skip
+    kept = {
+        "spec.json",
+        "events.jsonl",
+        "report.json",
+        "plan.json",
+        "evaluation.json",
+        "evaluation.html",
+        "result.json",
+    }
+    for name in (*big, *kept):
+        (folder / name).touch()
+    place.clear(JOB)
+    assert kept <= {path.name for path in folder.iterdir()} <= kept | {spec.KEY}
+    place.clear(JOB)
+
+
+def test_a_log_that_has_grown_too_long_is_put_aside_under_the_name_that_is_cleared(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "MOST_LOG_BYTES", 0)
+    folder = place.of(JOB)
+    for _ in range(2):
+        child = process.launch(folder, [sys.executable, "-c", "print(1)"])
+        while child.poll() is None:
+            time.sleep(0.01)
+    assert (folder / places.OLD_LOG).exists()
+    place.clear(JOB)
+    assert not [path for path in folder.iterdir() if "log" in path.name]
 
 
 def test_progress_is_what_a_crash_does_not_undo(place: Place) -> None:

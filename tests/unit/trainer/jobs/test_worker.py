@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,10 +13,12 @@ import pytest
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from trainer.data.report import Report
 from trainer.jobs import orders, spec, worker
+from trainer.jobs import work as job_work
 from trainer.jobs.folder import Folder
+from trainer.jobs.gateway import Gateway
 from trainer.jobs.spec import Plan, Result, Stage
 from trainer.jobs.worker import BUSY, DONE, PAUSED, work
-from trainer.tune.lineage import Metadata
+from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE, Metadata
 from trainer.tune.wish import Wish
 
 
@@ -79,6 +83,24 @@ def test_a_system_prompt_that_all_examples_have_becomes_the_versions(make_job: A
     folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
     assert run(folder) == DONE
     assert json.loads(gateway.pushed[0]["settings"]) == {"system_prompt": "Be salty."}
+
+
+def test_one_that_no_version_may_hold_is_refused_before_anything_is_trained(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_work, "MAX_PROMPT_CHARS", 8)
+    found = [{"messages": [{"role": "system", "content": "Be salty."}, *turns(row)]} for row in rows()]
+    folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    assert run(folder) == DONE
+    failed = result(folder)
+    assert failed.error is not None
+    assert (failed.status, failed.error.param) == ("failed", "hyperparameters.system_prompt")
+    assert "has 9 characters; a version holds 8" in failed.error.message
+    assert gateway.pushed == []
+
+
+def turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
 
 
 def test_paused_and_resumed_it_has_the_losses_of_one_that_ran_through(
@@ -170,6 +192,51 @@ def test_a_refused_file_leaves_its_report(make_job: Any) -> None:
     assert "held_out_in_training" in failed.message
     report = Report.model_validate_json((folder / spec.REPORT).read_bytes())
     assert report.refused
+
+
+@pytest.mark.parametrize("order", ["cancel", "pause"])
+def test_an_order_is_heeded_while_the_data_are_looked_at(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    folder = make_job()
+
+    def meanwhile(*_: Any) -> list[Any]:
+        (folder / spec.CONTROL).write_text(order)
+        return []
+
+    monkeypatch.setattr("trainer.data.findings.personal", meanwhile)
+    assert run(folder, Stage.VALIDATE) == (DONE if order == "cancel" else PAUSED)
+    assert not (folder / spec.PLAN).exists()
+    assert (folder / spec.RESULT).exists() is (order == "cancel")
+
+
+@pytest.mark.parametrize("there", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    assert run(first) == DONE
+
+    def fetch(_gateway: Gateway, _model: str, directory: Path) -> None:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copy(first / spec.OUTPUT / name, directory / name)
+
+    monkeypatch.setattr(Gateway, "fetch_adapter", fetch)
+    folder = make_job(id="ftjob-2", parent="voice@1", wish=Wish(n_epochs=1))
+    (folder / "parent").mkdir()
+    shutil.copy(first / spec.OUTPUT / there, folder / "parent" / there)
+    assert run(folder, Stage.VALIDATE) == DONE
+    assert (folder / spec.PLAN).exists()
+    assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+
+
+def test_a_look_at_the_load_writes_nothing_into_the_log(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "step_back", lambda: None)
+    monkeypatch.setattr(worker, "work", lambda *_: DONE)
+    logger = logging.getLogger("httpx")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    assert worker.main([str(make_job()), "--stage", "train"]) == DONE
+    assert logger.level == logging.WARNING
 
 
 def test_a_full_disk_and_a_missing_file_are_told_apart(

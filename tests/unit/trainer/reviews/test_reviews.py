@@ -203,6 +203,12 @@ async def test_pairs_are_taken_in_once(trainer: Running, client: httpx.AsyncClie
     assert (await following(client))["total"] == 4
 
 
+async def test_an_answer_may_hold_what_unicode_takes_for_the_end_of_a_line(trainer: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "eval-1"
+    leave(folder, [pair(0), pair(1).model_copy(update={"reference": "one\u2028two\u2029three\u0085four"})])
+    assert await trainer.trainer.reviews.take("default", "eval-1", folder) == 2
+
+
 @pytest.mark.parametrize("content", [None, "", "no pair\n"])
 async def test_a_folder_without_pairs_leaves_none(
     trainer: Running, client: httpx.AsyncClient, tmp_path: Path, content: str | None

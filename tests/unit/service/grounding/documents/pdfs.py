@@ -23,6 +23,26 @@ def make_pdf(pages: Sequence[Sequence[str]]) -> bytes:
     return assemble(objects)
 
 
+def make_mapped_pdf(text: str, mapping: str) -> bytes:
+    """A PDF with one line, whose font says by a table (``<41> <D835>``, a line each) what its letters mean."""
+    lines = mapping.strip().splitlines()
+    table = (
+        "/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapType 2 def\n"
+        "1 begincodespacerange\n<00> <FF>\nendcodespacerange\n"
+        f"{len(lines)} beginbfchar\n" + "\n".join(lines) + "\nendbfchar\nendcmap end end"
+    ).encode()
+    content = b"BT /F1 12 Tf 72 720 Td (%s) Tj ET" % text.encode()
+    return assemble([
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Count 1 /Kids [4 0 R] >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 6 0 R >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R >> >> "
+        b"/Contents 5 0 R >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(table), table),
+    ])  # fmt: skip
+
+
 def assemble(objects: Sequence[bytes]) -> bytes:
     """The file of these objects, the first of which is the catalog."""
     data, places = bytearray(b"%PDF-1.4\n"), []

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.grounding.documents.blocks import Block
+from service.grounding.documents import chunks
+from service.grounding.documents.blocks import Block, DocumentError
 from service.grounding.documents.chunks import MAX_PATH, STRETCH, cut
+from service.grounding.embedder.model import directory_of
 from service.grounding.text import PassageText
 
 
@@ -18,6 +24,13 @@ def tokens(text: str) -> list[tuple[int, int]]:
 
 def passages(*blocks: Block, size: int = 8, overlap: int = 0) -> list[PassageText]:
     return list(cut(blocks, tokens, size=size, overlap=overlap))
+
+
+def ended(found: Iterator[PassageText], most: int) -> list[PassageText]:
+    """All of them; fails where there are more, perhaps without end."""
+    taken = list(islice(found, most + 1))
+    assert len(taken) <= most
+    return taken
 
 
 def heading(text: str, level: int) -> Block:
@@ -99,3 +112,52 @@ def test_nothing_is_lost_nothing_is_too_long_and_it_ends(pieces: list[str], size
     assert "".join("".join(one.text[one.repeats :].split()) for one in found) == "".join(text.split())
     assert all(one.text and len(tokens(one.text)) <= size for one in found)
     assert all(after.text.startswith(after.text[: after.repeats]) for after in found)
+
+
+@given(st.lists(st.tuples(PIECES, st.integers(1, 6)), min_size=1, max_size=120), st.integers(2, 12), st.data())
+@settings(max_examples=300, deadline=None)
+def test_several_tokens_of_one_character_end_too(pieces: list[tuple[str, int]], size: int, data: st.DataObject) -> None:
+    text = "".join(piece for piece, _ in pieces)
+    many = [times for piece, times in pieces for _ in piece]
+
+    def decomposed(whole: str) -> list[tuple[int, int]]:
+        shift = text.index(whole)
+        return [(at, at + 1) for at, sign in enumerate(whole) for _ in range(many[at + shift]) if not sign.isspace()]
+
+    if not text.strip():
+        return
+    overlap = data.draw(st.integers(0, size - 1))
+    found = ended(cut([Block(text.strip())], decomposed, size=size, overlap=overlap), len(text))
+    assert "".join("".join(one.text[one.repeats :].split()) for one in found) == "".join(text.split())
+
+
+def test_korean_ends_with_the_models_own_tokens() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(Path(directory_of("")) / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def real(text: str) -> list[tuple[int, int]]:
+        return list(tokenizer.encode(text, add_special_tokens=False).offsets)
+
+    text = "환불은구매후사십오일이내에가능합니다.\n" * 40
+    assert len({start for start, _ in real(text)}) < len(real(text)), "several tokens start at one character"
+    for overlap in (0, 1, 20, 40):
+        found = ended(cut([Block(text.strip())], real, size=80, overlap=overlap), len(text))
+        assert "".join("".join(one.text[one.repeats :].split()) for one in found) == "".join(text.split())
+        assert all(len(real(one.text)) <= 80 for one in found)
+
+
+def test_a_character_of_more_tokens_than_a_passage_is_one_passage() -> None:
+    def nine_each(text: str) -> list[tuple[int, int]]:
+        return [(at, at + 1) for at in range(len(text)) for _ in range(9)]
+
+    found = ended(cut([Block("각각")], nine_each, size=4, overlap=2), 2)
+    assert [one.text for one in found] == ["각", "각"]
+
+
+def test_passages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "MAX_PASSAGES", 3)
+    assert len(passages(*[Block("a", "row")] * 3)) == 3
+    with pytest.raises(DocumentError, match="more than 3 passages"):
+        passages(*[Block("a", "row")] * 4)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import orjson
 import pytest
 
 from service.grounding.documents import blocks
 from service.grounding.documents.blocks import Block, Budget, DocumentError
 from service.grounding.documents.read import kind_of, read
-from tests.unit.service.grounding.documents.pdfs import make_pdf
+from tests.unit.service.grounding.documents.pdfs import make_mapped_pdf, make_pdf
 
 
 def blocks_of(folder: Path, name: str, data: bytes | str) -> list[Block]:
@@ -101,6 +102,41 @@ def test_a_broken_pdf_is_refused_or_read_but_never_anything_else(tmp_path: Path,
 
 
 # rows
+
+
+@pytest.mark.parametrize(
+    ("mapping", "text"), [("<41> <D835>", "x\ufffdx"), ("<41> <D835DC00>", "x\U0001d400x"), ("<41> <DC00>", "x\ufffdx")]
+)
+def test_half_a_character_of_a_pdf_is_replaced(tmp_path: Path, mapping: str, text: str) -> None:
+    found = blocks_of(tmp_path, "a.pdf", make_mapped_pdf("xAx", mapping))
+    assert texts(found) == ["# page 1", text]
+    assert orjson.dumps([block.packed() for block in found])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.html", "<title>&#xD835;</title><p>a &#xD835; b &#55349;&#xDC00;</p>"),
+        ("a.md", "# a &#xD835;\n\nb &#xD835; [c](&#xD835;)\n"),
+        ("a.jsonl", '{"text": "a \\ud835\\udc00 b"}'),
+        ("a.csv", "n\n\\ud835 &#xD835;\n"),
+    ],
+)
+def test_no_reader_gives_half_a_character(tmp_path: Path, name: str, data: str) -> None:
+    assert orjson.dumps([block.packed() for block in blocks_of(tmp_path, name, data)])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "a \\ud835 b"}',
+        '{"text": "a", "title": "\\ud835"}',
+        '{"text": "a", "metadata": {"\\udc00": "x"}}',
+        '{"text": "a", "metadata": {"k": "\\ud835"}}',
+    ],
+)
+def test_a_line_of_jsonl_with_half_a_character_is_named(tmp_path: Path, line: str) -> None:
+    assert "line 1 is no JSON" in refused(tmp_path, "a.jsonl", line).message
 
 
 def test_csv_is_rows_with_their_columns_names(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.grounding.embedded.index import Document, Index, load
-from service.grounding.embedded.part import Placed
+from service.grounding.embedded.filters import Column
+from service.grounding.embedded.index import MAX_COLUMNS, Document, Index, load
+from service.grounding.embedded.part import Part, Placed
 from service.grounding.embedded.ranking import Question
 from service.grounding.terms import Analyzer
 from tests.unit.service.grounding.embedded.segments import segment, vector
@@ -80,6 +81,31 @@ def test_filters_see_the_attributes_of_files_and_of_rows() -> None:
     assert found(index, "boots", {"type": "gte", "key": "page", "value": 2}) == [(1, 1)]
     changed = index.with_attributes({"file-2": {"lang": "en"}, "file-9": {}})
     assert found(changed, "boots", {"type": "eq", "key": "lang", "value": "en"}) == [(1, 0), (2, 0)]
+
+
+def test_an_attribute_is_gathered_once_for_all_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    gather = Index._column
+
+    def counting(self: Index, part: Part, key: str) -> Column:
+        made.append(key)
+        return gather(self, part, key)
+
+    monkeypatch.setattr(Index, "_column", counting)
+    own: Own = {(1, row): {"page": row} for row in range(4)}
+    index = load({1: document(1, {"lang": "en"}, own)}, [Placed(segment([f"boots {n}" for n in range(4)]), 1, 1)])
+    page: dict[str, Any] = {"type": "eq", "key": "page", "value": 2}
+    between = {"type": "and", "filters": [{**page, "type": "gt", "value": 0}, {**page, "type": "lt", "value": 3}]}
+    for _ in range(2):
+        assert found(index, "boots", page) == [(1, 2)]
+        assert found(index, "boots", between) == [(1, 1), (1, 2)]
+    assert made == ["page"]
+    changed = index.with_attributes({"file-1": {"lang": "de"}})
+    assert found(changed, "boots", {"type": "eq", "key": "lang", "value": "de"}) == [(1, row) for row in range(4)]
+    assert found(index, "boots", {"type": "eq", "key": "lang", "value": "de"}) == []
+    for number in range(2 * MAX_COLUMNS):
+        assert found(index, "boots", {**page, "key": f"k{number}"}) == []
+    assert len(index._columns) == MAX_COLUMNS
 
 
 def test_true_is_no_one_to_a_filter() -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import BadRequest, Conflict, HatrackError, NotFound
 from service.grounding import ports
 from service.grounding.embedded import records
+from service.grounding.embedded import stores as module
+from service.grounding.embedded.searching import ranked
 from service.grounding.ports import Chunking, FileDraft
+from service.grounding.provider import Passage
 from tests.unit.service.grounding.embedded.rig import PROJECT, Rig, SharedEmbedder
 
 RETURNS = "# Returns\n\nUnworn boots go back within 45 days.\n\n# Parcels\n\nParcels leave on Tuesdays.\n"
@@ -233,6 +238,65 @@ async def test_a_deadline_that_has_passed_is_a_timeout(rig: Rig) -> None:
     past = asyncio.get_running_loop().time() - 1
     with pytest.raises(TimeoutError):
         await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=past)
+
+
+async def test_a_search_that_nobody_waits_for_ends_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots")
+    asked: list[int] = []
+    began, go = threading.Semaphore(0), threading.Event()
+
+    def slow(found: Any, question: Any, filters: Any) -> list[Passage]:
+        asked.append(question.k)
+        began.release()
+        go.wait(30)
+        return ranked(found, question, filters)
+
+    monkeypatch.setattr(module, "ranked", slow)
+    try:
+        running = [asyncio.create_task(rig.search(store, "boots")) for _ in range(module.SEARCH_THREADS)]
+        for _ in running:
+            assert await asyncio.to_thread(began.acquire, timeout=30)
+        queued = asyncio.create_task(rig.search(store, "boots", k=7))
+        await asyncio.sleep(0.3)
+        for left in (queued, running[0]):
+            left.cancel()
+            done, _ = await asyncio.wait({left}, timeout=5)
+            assert done, "neither what waits for a thread nor what has one holds up whoever gave up"
+        open_store = rig.stores._shelf.loaded(store)
+        assert open_store is not None
+        assert open_store.users == 2, "what a thread reads stays open"
+    finally:
+        go.set()
+    assert [one.text for one in await running[1]] == ["boots"]
+    assert await rig.texts(store, "boots") == ["boots"]
+    await asyncio.gather(*rig.stores._left)
+    assert open_store.users == 0
+    assert 7 not in asked, "it was dropped before it began"
+
+
+async def test_closing_waits_for_searches_that_were_left(
+    tmp_path: Path, words: SharedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    ended: list[bool] = []
+
+    def slow(found: Any, question: Any, filters: Any) -> list[Passage]:
+        go.wait(30)
+        ended.append(found[0].file is not None)
+        return ranked(found, question, filters)
+
+    async with Rig(tmp_path, words).open() as rig:
+        store = await rig.store()
+        await rig.add(store, "a.txt", "boots")
+        await rig.texts(store, "boots")
+        monkeypatch.setattr(module, "ranked", slow)
+        soon = asyncio.get_running_loop().time() + 1
+        with pytest.raises(TimeoutError):
+            await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=soon)
+        assert not ended
+        asyncio.get_running_loop().call_later(0.2, go.set)
+    assert ended == [True]
 
 
 async def test_another_model_indexes_everything_anew(tmp_path: Path, words: SharedEmbedder) -> None:

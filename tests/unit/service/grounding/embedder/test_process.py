@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from service.errors import Unavailable
-from service.grounding.embedder.model import ModelError, RemoteModel, directory_of
-from service.grounding.embeddings import DocumentRefused, Embedder, EmbedderConfig
+from service.grounding.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of
+from service.grounding.embeddings import Embedder, EmbedderConfig, EmbedderGone
 from service.grounding.ports import Chunking
 from tests.unit.service.grounding.library import vectors
 
@@ -76,15 +76,31 @@ async def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
     await embedder.close()
 
 
-async def test_an_endpoint_that_is_away_fails_what_needs_it(tmp_path: Path) -> None:
+async def test_an_endpoint_that_is_away_blames_no_document(tmp_path: Path) -> None:
     embedder = Embedder(EmbedderConfig(tmp_path / "e", model="words", url="http://127.0.0.1:9"))
     with pytest.raises(Unavailable, match="cannot be asked"):
         await embedder.question("boots", deadline())
     (tmp_path / "a.txt").write_text("boots")
-    with pytest.raises(DocumentRefused) as caught:
+    with pytest.raises(Unavailable, match="cannot be asked") as caught:
         await anext(embedder.passages(tmp_path / "a.txt", "a.txt", Chunking(100, 0)))
-    assert caught.value.code == "server_error"
+    assert not isinstance(caught.value, EmbedderGone)
     await embedder.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "passes"), [(429, True), (503, True), (504, True), (401, False), (404, False), (500, False)]
+)
+async def test_what_passes_is_told_from_what_does_not(status: int, passes: bool) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({}, status=status)
+
+    runner, url = await serve(answer)
+    model = RemoteModel(url, "m", None)
+    with pytest.raises(ModelError, match=str(status)) as caught:
+        await model.embed(["a"], query=False)
+    assert isinstance(caught.value, ModelBusy) is passes
+    await model.close()
+    await runner.cleanup()
 
 
 async def test_a_deadline_passes_while_it_starts(tmp_path: Path) -> None:
