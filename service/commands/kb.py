@@ -182,7 +182,7 @@ def _index(
 ) -> list[JsonObject]:
     done: list[JsonObject] = []
     bar = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("passages"), TimeRemainingColumn())
-    with _bars(*bar, quiet=quiet) as progress:
+    with _bars(*bar, TextColumn("{task.description}", markup=False), quiet=quiet) as progress:
         task = progress.add_task("", total=None)
         for batch in client.add_to_store(store_id, ids, attributes=attributes):
             files: list[JsonObject] = []
@@ -190,9 +190,16 @@ def _index(
                 counts = [file.get("passages") or {} for file in [*done, *files]]
                 # a file that is not read yet has no passages: it counts as one
                 total = sum(int(count.get("total") or 1) for count in counts)
-                progress.update(task, total=total, completed=sum(int(count.get("indexed") or 0) for count in counts))
+                indexed = sum(int(count.get("indexed") or 0) for count in counts)
+                progress.update(task, total=total, completed=indexed, description=_why_it_waits(files))
             done += files
     return done
+
+
+def _why_it_waits(files: Sequence[JsonObject]) -> str:
+    """Of a file that is not done, why, where that is known: its indexing goes on by itself."""
+    told = (file.get("last_error") for file in files if file["status"] == "in_progress")
+    return next((terminal.clean(str(error["message"])) for error in told if error), "")
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class Indexing:
         path_of: Where the bytes of a file id are.
         locks: Held by store id while what is found in it changes.
         memory_bytes: Most that the index of one store may take.
-        changed: Called when a file is done.
+        changed: Called when a file is done, or waits.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Indexing:
                 if result is not None:
                     await self._settle(result, store)
         except (Unavailable, DiskFull) as error:
-            self._postpone(work, error)
+            await self._postpone(work, error)
             return False
         except HatrackError as error:
             # a store whose passages cannot be used must not hold up the others
@@ -164,12 +164,15 @@ class Indexing:
         self._troubles = 0
         return True
 
-    def _postpone(self, work: Work, error: HatrackError) -> None:
+    async def _postpone(self, work: Work, error: HatrackError) -> None:
         _LOG.warning("a file waits to be indexed", extra={"file": work.file_id, "reason": error.message})
         self._later[work.wanted] = self._later.pop(work.wanted, 0) + isinstance(error, EmbedderGone)
         while len(self._later) > MAX_LATER:
             del self._later[next(iter(self._later))]
         self._troubles += 1
+        with suppress(HatrackError):  # on a full disk it can only be logged
+            await self._database.run(lambda db: work_records.wait(db, work, error.message))
+            self._changed()
 
     async def _try(self, work: Work, store: Open) -> Finished | None:
         """What came of it; None where nobody wants it any more. Raises Unavailable, DiskFull: not now."""

@@ -118,6 +118,12 @@ def next_work(db: sa.Connection, last_project: str | None, later: Sequence[str] 
     )  # fmt: skip
 
 
+def wait(db: sa.Connection, work: Work, reason: str) -> None:
+    """Say why work that is still wanted is not done yet; its file stays `in_progress`."""
+    mine = store_files.c.wanted == work.wanted
+    db.execute(store_files.update().where(mine).values(error_code="server_error", error_message=f"it waits: {reason}"))
+
+
 def finish(db: sa.Connection, result: Finished) -> None:
     """Write down what came of work that is still wanted."""
     if result.error is None:
@@ -127,6 +133,8 @@ def finish(db: sa.Connection, result: Finished) -> None:
             "passages": result.passages,
             "usage_bytes": result.usage_bytes,
             "model": result.model,
+            "error_code": None,
+            "error_message": None,
         }
     else:
         values = {"status": "failed", "error_code": result.error[0], "error_message": result.error[1]}

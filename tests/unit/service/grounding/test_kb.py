@@ -13,6 +13,7 @@ import uvicorn
 from typer.testing import CliRunner, Result
 
 from service.cli import app
+from service.commands import kb
 from service.http import RequestIds
 from tests.unit.service.files.cabinet import ADMIN_KEY
 from tests.unit.service.grounding.library import Library
@@ -114,3 +115,10 @@ async def test_wrong_usage(hatrack: Hatrack, docs: Path) -> None:
         ("search", "twice", "x", "--filter", "{"),
     ):
         assert (await hatrack(*wrong)).exit_code == 2, wrong
+
+
+def test_why_a_file_waits_is_shown_while_it_does() -> None:
+    done = {"status": "completed", "last_error": None}
+    waits = {"status": "in_progress", "last_error": {"code": "server_error", "message": "it waits: no room\x1b[2J"}}
+    assert kb._why_it_waits([done, waits]) == "it waits: no room[2J"
+    assert kb._why_it_waits([done, {"status": "in_progress", "last_error": None}, waits | {"status": "failed"}]) == ""

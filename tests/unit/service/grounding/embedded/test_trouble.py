@@ -94,11 +94,12 @@ async def test_a_busy_endpoint_fails_no_file_and_takes_nothing_away(rig: Rig, en
     waiting = await rig.stores.get_file(PROJECT, store, "a.txt")
     assert waiting is not None
     assert waiting.status == "in_progress"
+    assert waiting.error == ("server_error", f"it waits: the embeddings endpoint answered {status}")
     async with rig.stores.opened(store) as index:
         assert index.rows == 3, "what was found before"
     endpoint.status = 200
     settled = await rig.settled(store, "a.txt")
-    assert (settled.status, settled.passages) == ("completed", 2)
+    assert (settled.status, settled.passages, settled.error) == ("completed", 2, None)
     assert len(await rig.texts(store, "boots")) == 2
 
 
