@@ -70,7 +70,7 @@ REFUSALS = {
 def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
     gateway: Gateway, base: BaseDescription, tmp_path: Path, variant: Any
 ) -> None:
-    before = gateway.answer("tidewater", "Do you sell umbrellas?")
+    before = gateway.answer("tidewater", "Do you sell umbrellas?", max_tokens=12)
     files = make_adapter(tmp_path / "adapter", base, rank=4, variant=variant)
     name = f"broken-{variant.replace('_', '-')}"
     response = gateway.push(name, files.directory)
@@ -78,7 +78,7 @@ def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
     assert code(response) == REFUSALS[variant]
     with gateway.http() as http:
         assert http.get(f"/v1/adapters/{name}").status_code == 404
-    assert gateway.answer("tidewater", "Do you sell umbrellas?") == before
+    assert gateway.answer("tidewater", "Do you sell umbrellas?", max_tokens=12) == before
 
 
 def test_an_adapter_that_plain_peft_made_answers_at_once_after_its_201(
