@@ -275,7 +275,7 @@ def test_what_the_engine_answered_in_another_configuration_is_asked_again(
     folder, say = make_folder({"model": "voice@3"}), world.say
 
     def another(model: str, asked: str) -> str:
-        if len(world.asked()) == 100:
+        if len(world.asked()) >= 100:  # several are on their way at once: none may see just this number
             world.fingerprint = "f2"
         return say(model, asked)
 
