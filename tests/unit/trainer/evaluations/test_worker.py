@@ -211,33 +211,6 @@ def test_a_verdict_s_own_bases_are_judged_by_again_and_what_served_is_not(
     assert again["bases"] == ["base", "base (2)", "base told the answers"]
 
 
-def test_what_the_candidate_was_trained_on_is_no_measure_of_it(world: World, make_folder: MakeFolder) -> None:
-    taught = world.add("train", jsonl([*rows()[:5], *rows(80)[40:]]))
-    found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
-    assert found.error is not None
-    assert (found.status, found.error.code) == ("failed", "held_out_in_training")
-    assert "5 of 36 held-out examples (the first: 1)" in found.error.message
-    assert (world.asked(), world.verdicts) == ([], [])
-
-
-def test_what_its_own_job_held_out_of_the_file_is(world: World, make_folder: MakeFolder) -> None:
-    """It stands in the training file, and was not trained on."""
-    kept = [
-        Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
-        for at, row in enumerate(rows())
-    ]
-    content = "".join(question.model_dump_json() + "\n" for question in kept).encode()
-    file = world.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
-    context = {
-        "held_out": file,
-        "lineage": {"job": "ftjob-7"},
-        "training_files": [world.add("train", jsonl(rows()))],
-    }
-    assert run(make_folder(content=content, context=context)).status == "succeeded"
-    another = context | {"lineage": {"job": "ftjob-8"}}
-    assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
-
-
 def test_what_was_answered_before_a_crash_is_not_asked_again(world: World, make_folder: MakeFolder) -> None:
     folder = make_folder({"model": "voice@3"})
     (folder / spec.CONTROL).write_text(Control.RUN)
@@ -266,41 +239,6 @@ def test_what_was_answered_before_a_crash_is_not_asked_again(world: World, make_
     assert before < answers
     assert len(asked) - scored <= answers + 4
     assert len(world.verdicts) == 1
-
-
-def test_what_the_engine_answered_in_another_configuration_is_asked_again(
-    world: World, make_folder: MakeFolder
-) -> None:
-    """It comes back with another chat template in the midst of it."""
-    folder, say = make_folder({"model": "voice@3"}), world.say
-
-    def another(model: str, asked: str) -> str:
-        if len(world.asked()) >= 100:  # several are on their way at once: none may see just this number
-            world.fingerprint = "f2"
-        return say(model, asked)
-
-    world.say = another
-    result = run(folder)
-    assert result.verdict == "pass"
-    scored = sum(1 for path, body in world.requests if body.get("continue_final_message"))
-    once = len(plan_of(folder).arms) * (36 + 30)
-    assert len(world.asked()) - scored == 2 * once
-    assert "what it had answered is asked again" in (folder / spec.EVENTS).read_text()
-    assert len(world.verdicts) == 1
-
-
-def test_one_that_never_comes_to_rest_fails(world: World, make_folder: MakeFolder) -> None:
-    folder, say = make_folder(), world.say
-
-    def changing(model: str, asked: str) -> str:
-        world.fingerprint = f"f{len(world.asked())}"
-        return say(model, asked)
-
-    world.say = changing
-    result = run(folder)
-    assert result.error is not None
-    assert (result.status, result.error.code) == ("failed", "engine_moved")
-    assert world.verdicts == []
 
 
 def test_a_crash_after_the_report_was_kept_keeps_it_once(world: World, make_folder: MakeFolder) -> None:

@@ -87,9 +87,8 @@ def once(act: Callable[[], object]) -> Callable[[], None]:
 
     def do() -> None:
         with lock:
-            now = left.pop() if left else None
-        if now is not None:
-            now()
+            now = left.pop() if left else lambda: None
+        now()
 
     return do
 
