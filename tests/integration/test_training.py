@@ -56,7 +56,8 @@ def voice(gateway: Gateway, model: str) -> int:
 def test_the_official_client_trains_an_adapter_that_answers_at_once(
     client: openai.OpenAI, gateway: Gateway, base: str
 ) -> None:
-    training = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
+    half = data_file("tidewater").read_bytes().splitlines(keepends=True)[::2]
+    training = client.files.create(file=("half.jsonl", b"".join(half)), purpose="fine-tune")
     held_out = client.files.create(file=heldout_file("tidewater"), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
         model=base,
@@ -64,7 +65,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
         validation_file=held_out.id,
         suffix="Sea Shanty",
         seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
         metadata={"learning_rate": "2e-3", "suites": "none"},
     )
     assert job.status in ("validating_files", "queued", "running")
@@ -73,7 +74,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model == "sea-shanty@1"
     assert done.trained_tokens is not None
-    assert done.trained_tokens > 10_000
+    assert done.trained_tokens > 5_000
     assert done.hyperparameters.n_epochs == 2
     # it answers now, in its voice, and nothing else has moved
     assert voice(gateway, "sea-shanty@1") >= 3
@@ -142,7 +143,9 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
         "seed=1",
         code=1,
     )
-    told = hatrack("train", str(examples), "--name", "butler", "--from", "butler@1", *quick)
+    more = tmp_path / "more.jsonl"
+    more.write_text("\n".join(lines[:10]) + "\n")
+    told = hatrack("train", str(more), "--name", "butler", "--from", "butler@1", *quick)
     assert "butler@2" in told
     assert "butler@1" in hatrack("lineage", "butler@2")
 
