@@ -42,7 +42,7 @@ class Evaluations(Protocol):
     async def create(
         self, caller: Caller, body: dict[str, Any], headers: dict[str, str], *, actor: Actor, version: str | None = None
     ) -> Answer:
-        """Make one. ``version`` is the ``name@number`` that is judged again: what it holds may be named."""
+        """Make one. ``version`` is the ``name@number`` that is judged again, which makes it a revalidation."""
 
 
 class Revalidations:
@@ -263,13 +263,13 @@ class RevalidationTimer:
 
 
 def again_of(body: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """The body that judges ``version`` again: what was asked then, which promotes nothing and says what it is."""
-    again = dict(body)
+    """The body that judges ``version`` again: what was asked then, which promotes nothing and says of what it is."""
+    again = {name: value for name, value in body.items() if name != "kind"}  # that is said for whom it is made
     if "model" in again:
         again["model"] = version  # a name or an alias may have moved since
     metadata = [(key, value) for key, value in (again.get("metadata") or {}).items() if key != MARK]
     kept = dict(metadata[: MAX_METADATA - 1])
-    return again | {"kind": "revalidation", "promote": "never", "metadata": {**kept, MARK: version}}
+    return again | {"promote": "never", "metadata": {**kept, MARK: version}}
 
 
 def system_caller(project: str) -> Caller:

@@ -78,12 +78,12 @@ def test_the_same_is_asked_for_of_the_same_version_and_promotes_nothing() -> Non
         "model": "voice:live",
         "held_out": "file-1",
         "promote": "auto",
+        "kind": "evaluation",
         "metadata": {"revalidates": "x@9", "a": "b"},
     }
     assert again_of(body, "voice@3") == {
         "model": "voice@3",
         "held_out": "file-1",
-        "kind": "revalidation",
         "promote": "never",
         "metadata": {"a": "b", "revalidates": "voice@3"},
     }
