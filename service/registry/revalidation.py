@@ -32,7 +32,7 @@ class Revalidation:
     """A judged version's state.
 
     Attributes:
-        state: Failed where its latest revalidation failed; due where something has changed since its latest verdict.
+        state: Failed where its latest revalidation failed it; due where something has changed since its latest verdict.
         reasons: What has changed: parts of the fingerprint (see ``SURROUNDINGS``), and ``age``.
     """
 
@@ -77,7 +77,7 @@ class Freshness:
         Args:
             base: The fingerprint of the base that it was found on.
             created_at: When; Unix seconds.
-            failed: Whether the version's latest revalidation failed.
+            failed: Whether the version's latest revalidation failed it.
         """
         return self._state(base, created_at < self.old_before(), failed)
 

@@ -22,7 +22,7 @@ from service.registry import verdict_records
 from service.registry.catalog import Snapshot
 from service.registry.revalidation import Revalidation, State
 from service.registry.state import RegistryState, verdict_object
-from service.registry.verdict_records import FAIL, REVALIDATION, Draft, JudgedVersion, VerdictRow
+from service.registry.verdict_records import PASSED, REVALIDATION, Draft, JudgedVersion, VerdictRow
 
 MAX_EVALUATION_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 2 * MAX_EVALUATION_BYTES
@@ -103,7 +103,7 @@ class Verdicts:
 
     Args:
         state: What the registry's parts share.
-        on_failed: Called when a revalidation failed; returns at once.
+        on_failed: Called when a revalidation may have failed a version; returns at once.
     """
 
     def __init__(self, state: RegistryState, on_failed: Callable[[], None]) -> None:
@@ -159,7 +159,7 @@ class Verdicts:
 
             added = await self._state.database.run(work)
         self._told += 1
-        if (added.kind, added.verdict) == (REVALIDATION, FAIL):
+        if added.kind == REVALIDATION and added.verdict != PASSED:
             self._on_failed()
         return {**verdict_object(holding, row, added), "evaluation": draft.evaluation}
 
