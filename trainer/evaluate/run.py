@@ -156,7 +156,10 @@ def _decide(
     """The verdict on the candidate; `spec` has one."""
     references = [question.reference for question in comparison.questions]
     checks = [*_of_suites(results)]
-    if judged is not None and judged.counted:
+    if judged is not None and judged.missed:
+        # its veto may not be lost with it: somebody who takes the endpoint away would make a pass of a failure
+        checks.append(Check(name="judge", state="open", sentence=judged.sentence))
+    elif judged is not None and judged.counted:
         checks.append(_of_judge(judged, spec.rules))
     return decide(
         comparison,

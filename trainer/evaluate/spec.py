@@ -183,14 +183,17 @@ class Suite(Protocol):
 
 class JudgeResult(Frozen):
     """What a judge found: a score an example, 1 where the candidate is preferred, 0 where the base is, ½ for a tie.
+    Examples that it would not look at are left out; where it was away there are none.
 
     ``counted``: the judge has been found to agree with people, so that its word counts; ``sentence`` says why or why
-    not. ``numbers``: plain JSON for the report.
+    not. ``missed``: it would have counted, but too few of its votes could be had. ``numbers``: plain JSON for the
+    report.
     """
 
     judge: str
     scores: tuple[float, ...]
     counted: bool
+    missed: bool = False
     sentence: str
     numbers: dict[str, Any] = Field(default_factory=dict)
 
@@ -213,8 +216,7 @@ class Judge(Protocol):
             base: Label of the arm that it is judged against: the base's strongest.
             on_stage: Hears of the progress; may raise to end it.
 
-        Raises:
-            EvaluationError, GatewayUnreachable: As an `Answerer`.
+        A judge that is away, or refuses, is no error: the verdict stands without it.
         """
         ...
 
