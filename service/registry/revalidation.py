@@ -81,11 +81,15 @@ class Freshness:
         """
         return self._state(base, created_at < self.old_before(), failed)
 
+    def fits(self, base: dict[str, Any]) -> bool:
+        """Whether what was judged on that base can serve on the one that runs now."""
+        return Fingerprint.model_validate(base).servable_with(self.engine)
+
     def count(self, tallies: Iterable[Tally]) -> dict[State, int]:
         """How many versions are in each state; those that were judged on another base serve not, and count not."""
         found: Counter[State] = Counter(dict.fromkeys(State, 0))
         for tally in tallies:
-            if Fingerprint.model_validate(tally.base).servable_with(self.engine):
+            if self.fits(tally.base):
                 found[self._state(tally.base, tally.old, tally.failed).state] += tally.versions
         return dict(found)
 

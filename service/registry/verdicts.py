@@ -76,12 +76,16 @@ class VerdictBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that should be judged again, and what has changed since it was."""
+    """A version that should be judged again, and what has changed since it was.
+
+    ``fits``: it was judged on the base that is served now; on another one it cannot serve, nor be judged.
+    """
 
     project: str
     name: str
     number: int
     reasons: tuple[str, ...]
+    fits: bool = True
 
     @property
     def version(self) -> str:
@@ -226,7 +230,9 @@ class Verdicts:
         judged = await self._state.database.run(lambda db: verdict_records.ready(db, project))
         found = [(one, self._worth(one)) for one in judged]
         return [
-            Wanted(one.project, one.name, one.number, worth.reasons) for one, worth in found if every or worth.wanted
+            Wanted(one.project, one.name, one.number, worth.reasons, self._state.freshness.fits(one.base))
+            for one, worth in found
+            if every or worth.wanted
         ]
 
     async def evaluation(self, project: str, name: str, number: int | str) -> tuple[int, dict[str, Any]]:
