@@ -25,7 +25,7 @@ from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.contrast import Method
 from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.pairs import REVIEWS, Pair, Standing, Vote
-from trainer.evaluate.spec import JudgeResult
+from trainer.evaluate.spec import JudgeResult, Preference
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.wording import points
 
@@ -90,27 +90,59 @@ class ModelJudge:
         self._settings, self._answerer, self._folder = settings, answerer, folder
         self._standing = standing or Standing(digest=settings.digest)
         self._method = method or Method()
+        self._gone: AnswerRefused | GatewayUnreachable | None = None
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
     ) -> JudgeResult:
         """See `Judge`. Leaves the pairs for people in the folder."""
         mine, other = comparison.result(candidate).answers, comparison.result(base).answers
-        try:
-            found = await self._votes(comparison.questions, mine, other, _told(on_stage, f"judge {self.name}"))
-        except (AnswerRefused, GatewayUnreachable) as error:
-            return self._away(error)
+        found = await self._votes(comparison.questions, mine, other, base, _told(on_stage, f"judge {self.name}"))
+        if isinstance(found, AnswerRefused | GatewayUnreachable):
+            return self._away(found)
         pairs = self._pairs(comparison, candidate, base, found)
         partial = self._folder / f".{REVIEWS}"
         partial.write_text("".join(pair.model_dump_json() + "\n" for pair in pairs), "utf-8")
         partial.replace(self._folder / REVIEWS)
         return self._result(found, len(pairs), candidate)
 
+    async def prefer(
+        self,
+        questions: Sequence[Question],
+        candidate: Sequence[str],
+        other: Sequence[str],
+        name: str,
+        on_stage: OnStage | None = None,
+    ) -> Preference:
+        """See `Judge`."""
+        told = _told(on_stage, f"judge {self.name}, against {name}")
+        found = await self._votes(questions, candidate, other, name, told)
+        if isinstance(found, AnswerRefused | GatewayUnreachable):
+            return Preference(scores=(SCORES["tie"],) * len(questions), enough=False)
+        return Preference(scores=tuple(SCORES[judged.vote] for judged in found), enough=_lacking(found) is None)
+
     async def _votes(
         self,
         questions: Sequence[Question],
         candidate: Sequence[str],
         base: Sequence[str],
+        name: str,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> list[Judged] | AnswerRefused | GatewayUnreachable:
+        """What it prefers, or why it cannot be asked: then it is not asked again, which would be waiting again."""
+        if self._gone is None:
+            try:
+                return await self._asked(questions, candidate, base, name, on_progress)
+            except (AnswerRefused, GatewayUnreachable) as error:
+                self._gone = error
+        return self._gone
+
+    async def _asked(
+        self,
+        questions: Sequence[Question],
+        candidate: Sequence[str],
+        base: Sequence[str],
+        name: str,
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Judged]:
         arm = Arm(
@@ -122,8 +154,8 @@ class ModelJudge:
         asks: list[Ask] = []
         for question, one, other in zip(questions, candidate, base, strict=True):
             if one.strip() != other.strip():
-                asks.append(Ask(arm, shown(question, one, other, f"{question.id}/candidate-first")))
-                asks.append(Ask(arm, shown(question, other, one, f"{question.id}/base-first")))
+                asks.append(Ask(arm, shown(question, one, other, f"{question.id}/{name}/candidate-first")))
+                asks.append(Ask(arm, shown(question, other, one, f"{question.id}/{name}/base-first")))
         found = await self._answerer.answer_or_leave(asks, on_progress)
         replies = iter([None if answer is None else answer.text for answer in found])
         return [
@@ -214,17 +246,24 @@ class ModelJudge:
                 f"{points(bounds.high)})."
             )
         left_out = f" {refused} of {len(asked)} pairs are left out: its endpoint refused them." if refused else ""
-        for count, what in (
-            (refused, "the pairs were refused by its endpoint"),
-            (unreadable, "its votes cannot be read"),
-        ):
-            if count > MOST_UNREADABLE * len(asked):
-                return self._uncounted(scores, f"{count} of {len(asked)} of {what}.{seen}", numbers)
+        lacking = _lacking(found)
+        if lacking is not None:
+            return self._uncounted(scores, f"{lacking}{seen}", numbers)
         why = self._standing.sentence(self.name, self._settings)
         counted = self._standing.counts(self._settings)
         return JudgeResult(
             judge=self.name, scores=scores, counted=counted, sentence=f"{why}{seen}{left_out}", numbers=numbers
         )
+
+
+def _lacking(found: Sequence[Judged]) -> str | None:
+    """Why there are too few votes to go by; None where there are enough."""
+    asked = [judged for judged in found if not judged.alike]
+    refused, unreadable = sum(judged.refused for judged in asked), sum(judged.unreadable for judged in asked)
+    for count, what in ((refused, "the pairs were refused by its endpoint"), (unreadable, "its votes cannot be read")):
+        if count > MOST_UNREADABLE * len(asked):
+            return f"{count} of {len(asked)} of {what}."
+    return None
 
 
 def shown(question: Question, first: str, second: str, name: str) -> Question:

@@ -189,7 +189,7 @@ async def test_a_pair_that_its_endpoint_refuses_is_left_out(
 ) -> None:
     """One order of each is refused, of the first pairs; up to a tenth of 60 is borne."""
     scripted = judge(gateway, tmp_path, AGREEING)
-    scripted._answerer = Picky(lambda name: name in {f"q{at}/base-first" for at in range(pairs_refused)})
+    scripted._answerer = Picky(lambda name: name in {f"q{at}/base/base-first" for at in range(pairs_refused)})
     result = await scripted.judge(MIXED, "shop@3", "base")
     assert result.scores == (1.0,) * (60 - pairs_refused)
     assert (result.counted, result.missed) == (counted, not counted)
