@@ -210,18 +210,19 @@ def live_failures(db: sa.Connection) -> list[LiveFailure]:
             aliases.c.version,
             aliases.c.split,
             aliases.c.updated_at,
+            _failed().label("failed"),  # among the conditions it would be looked at for all that there ever were
         )
         .select_from(verdicts)
         .join(versions, versions.c.id == verdicts.c.version_id)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
         .join(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
-        .where(verdicts.c.kind == REVALIDATION, _failed(), _is_latest(REVALIDATION))
+        .where(verdicts.c.kind == REVALIDATION, _is_latest(REVALIDATION))
         .where(versions.c.state == "ready")
         .order_by(adapters.c.id, versions.c.number)
     )
     found = []
     for row in db.execute(chosen):
-        if _may_answer(row):
+        if row.failed and _may_answer(row):
             found.append(LiveFailure(row.project, row.name, row.number, row.created_at, row.updated_at))
     return found
 
