@@ -14,6 +14,9 @@ from service.commands.terminal import AsJson
 
 POLL_S: Final = 2.0
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+GONE: Final = 404
+ABOUT_ONE: Final = frozenset({400, GONE, 409})
+"""Answers that say something of one version and nothing of the next."""
 
 
 def revalidate(
@@ -31,12 +34,14 @@ def revalidate(
         found, left = _begin(client, target, every)
         while wait:
             _wait(client, found)
-            known = {item["evaluation"]["id"] for item in found if item["evaluation"]}
+            known = {_what(item) for item in found}
             more, left = _begin(client, target, every) if left else ([], 0)
-            more = [item for item in more if item["evaluation"] and item["evaluation"]["id"] not in known]
-            if not more:
-                break
+            more = [item for item in more if _what(item) not in known]
             found += more
+            if not any(item["evaluation"] for item in more):
+                break
+        if wait:
+            _look(client, found)
     if as_json:
         terminal.print_json(found)
     elif found:
@@ -62,7 +67,7 @@ def _begin(client: HatrackClient, target: Reference | None, every: bool) -> tupl
             raise ClientError(404, "not_found", f"{target.name} has no alias {target.alias} to a single version.")
         versions, every = [version for version in versions if version["version"] == number], True
     return [
-        _item(client, target.name, int(version["version"]), (version.get("revalidation") or {}).get("reasons") or [])
+        _item_or_error(client, target.name, int(version["version"]), version["revalidation"].get("reasons") or [])
         for version in versions
         if version.get("revalidation") and (every or version["revalidation"]["reasons"])
     ], 0
@@ -71,6 +76,35 @@ def _begin(client: HatrackClient, target: Reference | None, every: bool) -> tupl
 def _item(client: HatrackClient, name: str, number: int, reasons: list[str]) -> JsonObject:
     evaluation = client.revalidate(name, number)
     return {"version": f"{name}@{number}", "reasons": reasons, "evaluation": evaluation, "error": None}
+
+
+def _item_or_error(client: HatrackClient, name: str, number: int, reasons: list[str]) -> JsonObject:
+    """One of several: what cannot be judged again keeps none of the others from it."""
+    try:
+        return _item(client, name, number, reasons)
+    except ClientError as error:
+        if error.status not in ABOUT_ONE:
+            raise
+        return {"version": f"{name}@{number}", "reasons": reasons, "evaluation": None, **error.payload()}
+
+
+def _what(item: JsonObject) -> str:
+    """What tells one line from another: the evaluation, or the version that has none."""
+    return str(item["evaluation"]["id"] if item["evaluation"] else item["version"])
+
+
+def _look(client: HatrackClient, found: list[JsonObject]) -> None:
+    """Ask for each version whose verdict does not say it whether it has failed: it has if it had passed before."""
+    for item in found:
+        if item["evaluation"] and item["evaluation"].get("verdict") == "not_enough_evidence":
+            name, _, number = str(item["version"]).partition("@")
+            try:
+                version = client.version(name, int(number))
+            except ClientError as error:
+                if error.status != GONE:
+                    raise
+                continue
+            item["revalidation"] = version.get("revalidation")
 
 
 def _wait(client: HatrackClient, found: list[JsonObject]) -> None:
@@ -88,6 +122,8 @@ def _wait(client: HatrackClient, found: list[JsonObject]) -> None:
 def _failed(item: JsonObject) -> bool:
     evaluation = item["evaluation"]
     if evaluation is None:
+        return True
+    if (item.get("revalidation") or {}).get("state") == "failed":
         return True
     return evaluation.get("verdict") == "fail" or evaluation.get("status") in ("failed", "cancelled")
 

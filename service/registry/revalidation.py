@@ -32,7 +32,7 @@ class Revalidation:
     """A judged version's state.
 
     Attributes:
-        state: Failed where its latest revalidation failed; due where something has changed since its latest verdict.
+        state: Failed where its latest revalidation failed it; due where something has changed since its latest verdict.
         reasons: What has changed: parts of the fingerprint (see ``SURROUNDINGS``), and ``age``.
     """
 
@@ -77,15 +77,19 @@ class Freshness:
         Args:
             base: The fingerprint of the base that it was found on.
             created_at: When; Unix seconds.
-            failed: Whether the version's latest revalidation failed.
+            failed: Whether the version's latest revalidation failed it.
         """
         return self._state(base, created_at < self.old_before(), failed)
+
+    def fits(self, base: dict[str, Any]) -> bool:
+        """Whether what was judged on that base can serve on the one that runs now."""
+        return Fingerprint.model_validate(base).servable_with(self.engine)
 
     def count(self, tallies: Iterable[Tally]) -> dict[State, int]:
         """How many versions are in each state; those that were judged on another base serve not, and count not."""
         found: Counter[State] = Counter(dict.fromkeys(State, 0))
         for tally in tallies:
-            if Fingerprint.model_validate(tally.base).servable_with(self.engine):
+            if self.fits(tally.base):
                 found[self._state(tally.base, tally.old, tally.failed).state] += tally.versions
         return dict(found)
 

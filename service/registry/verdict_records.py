@@ -14,6 +14,7 @@ from service.registry.split import versions_of
 from service.registry.tables import adapters, aliases, verdicts, versions
 
 REVALIDATION: Final = "revalidation"
+PASSED: Final = "pass"
 FAIL: Final = "fail"
 
 
@@ -61,21 +62,16 @@ class VerdictRow:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A version's latest verdict, and what its latest revalidation found (None: there was none)."""
+    """A version's latest verdict, and whether its latest revalidation failed it."""
 
     latest: VerdictRow
-    revalidation: str | None
-
-    @property
-    def failed(self) -> bool:
-        """Whether its latest revalidation failed."""
-        return self.revalidation == FAIL
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedVersion:
     """A ready version, the base and the time (Unix seconds) of its latest verdict, and whether its latest revalidation
-    failed."""
+    failed it."""
 
     project: str
     name: str
@@ -97,7 +93,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class LiveFailure:
-    """A version that ``live`` may answer with and whose latest revalidation failed; times are Unix seconds."""
+    """A version that ``live`` may answer with and that its latest revalidation failed; times are Unix seconds."""
 
     project: str
     name: str
@@ -144,7 +140,7 @@ def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str,
 def judged(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, Judged]:
     """What is known of these adapters' versions, by the version's row id; versions without a verdict are left out."""
     mine = sa.select(versions.c.id).where(versions.c.adapter_id.in_(adapter_ids)).scalar_subquery()
-    chosen = sa.select(*_SHOWN, _last_revalidation()).where(verdicts.c.version_id.in_(mine), _is_latest())
+    chosen = sa.select(*_SHOWN, _failed().label("failed")).where(verdicts.c.version_id.in_(mine), _is_latest())
     return {row.version_id: _judged(row) for row in db.execute(chosen)}
 
 
@@ -158,7 +154,7 @@ def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
             versions.c.number,
             verdicts.c.base,
             verdicts.c.created_at,
-            _failed(),
+            _failed().label("failed"),
             aliases.c.version,
             aliases.c.split,
         )
@@ -193,7 +189,7 @@ def tallies(db: sa.Connection, old_before: int) -> list[Tally]:
         old_before: Unix seconds; a verdict from before that is old.
     """
     old = (verdicts.c.created_at < old_before).label("old")
-    failed = _failed()
+    failed = _failed().label("failed")
     chosen = (
         sa.select(verdicts.c.base, old, failed, sa.func.count().label("versions"))
         .join(versions, versions.c.id == verdicts.c.version_id)
@@ -204,7 +200,7 @@ def tallies(db: sa.Connection, old_before: int) -> list[Tally]:
 
 
 def live_failures(db: sa.Connection) -> list[LiveFailure]:
-    """The versions of all projects that ``live`` may answer with and whose latest revalidation failed."""
+    """The versions of all projects that ``live`` may answer with and that their latest revalidation failed."""
     chosen = (
         sa.select(
             adapters.c.project,
@@ -214,18 +210,19 @@ def live_failures(db: sa.Connection) -> list[LiveFailure]:
             aliases.c.version,
             aliases.c.split,
             aliases.c.updated_at,
+            _failed().label("failed"),  # among the conditions it would be looked at for all that there ever were
         )
         .select_from(verdicts)
         .join(versions, versions.c.id == verdicts.c.version_id)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
         .join(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
-        .where(verdicts.c.kind == REVALIDATION, verdicts.c.verdict == FAIL, _is_latest(REVALIDATION))
+        .where(verdicts.c.kind == REVALIDATION, _is_latest(REVALIDATION))
         .where(versions.c.state == "ready")
         .order_by(adapters.c.id, versions.c.number)
     )
     found = []
     for row in db.execute(chosen):
-        if _may_answer(row):
+        if row.failed and _may_answer(row):
             found.append(LiveFailure(row.project, row.name, row.number, row.created_at, row.updated_at))
     return found
 
@@ -250,28 +247,53 @@ def _is_latest(kind: str | None = None) -> sa.ColumnElement[bool]:
     return verdicts.c.seq == newest.correlate(verdicts).scalar_subquery()
 
 
-def _last_revalidation() -> sa.Label[str]:
-    """What the latest revalidation of a verdict's version found, as ``revalidation``."""
-    other = verdicts.alias("revalidations")
-    return (
-        sa.select(other.c.verdict)
-        .where(other.c.version_id == verdicts.c.version_id, other.c.kind == REVALIDATION)
-        .order_by(other.c.seq.desc())
+def _failed() -> sa.ColumnElement[bool]:
+    """Whether the latest revalidation of a verdict's version failed it.
+
+    Where it found no pass, but no failure either, what was found before it decides: a version that had passed has
+    lost what it went live for, and is failed until a revalidation passes; one that had not has lost nothing.
+    """
+    mine = _revalidations("lasts")
+    last = sa.select(mine.c.verdict).where(mine.c.version_id == verdicts.c.version_id).order_by(mine.c.seq.desc())
+    failing = last.limit(1).correlate(verdicts).scalar_subquery() == FAIL
+    return sa.func.coalesce(failing, sa.false()) | _lost_its_pass()
+
+
+def _lost_its_pass() -> sa.ColumnElement[bool]:
+    """Whether a revalidation found no pass where the verdict right before it was one, and none has passed since."""
+    lost, before, since = _revalidations("losses"), verdicts.alias("befores"), _revalidations("passes")
+    previous = (
+        sa.select(before.c.verdict)
+        .where(before.c.version_id == lost.c.version_id, before.c.seq < lost.c.seq)
+        .order_by(before.c.seq.desc())
         .limit(1)
-        .correlate(verdicts)
+        .correlate(lost)
         .scalar_subquery()
-        .label("revalidation")
+    )
+    passed = sa.exists().where(
+        since.c.version_id == lost.c.version_id, since.c.seq > lost.c.seq, since.c.verdict == PASSED
+    )
+    return (
+        sa.exists()
+        .where(
+            lost.c.version_id == verdicts.c.version_id,
+            lost.c.verdict != PASSED,
+            previous == PASSED,
+            ~passed.correlate(lost),
+        )
+        .correlate(verdicts)
     )
 
 
-def _failed() -> sa.Label[bool]:
-    """Whether the latest revalidation of a verdict's version failed, as ``failed``."""
-    return (sa.func.coalesce(_last_revalidation().element, "") == FAIL).label("failed")
+def _revalidations(name: str) -> sa.Subquery:
+    """All that revalidations have found, under a name of its own within a query."""
+    chosen = sa.select(verdicts.c.version_id, verdicts.c.seq, verdicts.c.verdict)
+    return chosen.where(verdicts.c.kind == REVALIDATION).correlate(None).subquery(name)
 
 
 def _judged(row: sa.Row[*tuple[Any, ...]]) -> Judged:
     values = {name: row._mapping[name] for name in VerdictRow.__dataclass_fields__}
-    return Judged(VerdictRow(**values), row._mapping["revalidation"])
+    return Judged(VerdictRow(**values), bool(row._mapping["failed"]))
 
 
 def _verdict(row: sa.Row[*tuple[Any, ...]]) -> VerdictRow:

@@ -22,7 +22,7 @@ from service.registry import verdict_records
 from service.registry.catalog import Snapshot
 from service.registry.revalidation import Revalidation, State
 from service.registry.state import RegistryState, verdict_object
-from service.registry.verdict_records import FAIL, REVALIDATION, Draft, JudgedVersion, VerdictRow
+from service.registry.verdict_records import PASSED, REVALIDATION, Draft, JudgedVersion, VerdictRow
 
 MAX_EVALUATION_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 2 * MAX_EVALUATION_BYTES
@@ -76,12 +76,16 @@ class VerdictBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that should be judged again, and what has changed since it was."""
+    """A version that should be judged again, and what has changed since it was.
+
+    ``fits``: it was judged on the base that is served now; on another one it cannot serve, nor be judged.
+    """
 
     project: str
     name: str
     number: int
     reasons: tuple[str, ...]
+    fits: bool = True
 
     @property
     def version(self) -> str:
@@ -103,7 +107,7 @@ class Verdicts:
 
     Args:
         state: What the registry's parts share.
-        on_failed: Called when a revalidation failed; returns at once.
+        on_failed: Called when a revalidation may have failed a version; returns at once.
     """
 
     def __init__(self, state: RegistryState, on_failed: Callable[[], None]) -> None:
@@ -159,7 +163,7 @@ class Verdicts:
 
             added = await self._state.database.run(work)
         self._told += 1
-        if (added.kind, added.verdict) == (REVALIDATION, FAIL):
+        if added.kind == REVALIDATION and added.verdict != PASSED:
             self._on_failed()
         return {**verdict_object(holding, row, added), "evaluation": draft.evaluation}
 
@@ -226,7 +230,9 @@ class Verdicts:
         judged = await self._state.database.run(lambda db: verdict_records.ready(db, project))
         found = [(one, self._worth(one)) for one in judged]
         return [
-            Wanted(one.project, one.name, one.number, worth.reasons) for one, worth in found if every or worth.wanted
+            Wanted(one.project, one.name, one.number, worth.reasons, self._state.freshness.fits(one.base))
+            for one, worth in found
+            if every or worth.wanted
         ]
 
     async def evaluation(self, project: str, name: str, number: int | str) -> tuple[int, dict[str, Any]]:

@@ -237,7 +237,7 @@ VERSIONS_REVALIDATION: Final = Metric(
 LIVE_FAILED: Final = Metric(
     "hatrack_live_versions_failed",
     "gauge",
-    "Versions that `live` answers with though their latest revalidation failed.",
+    "Versions that `live` answers with though their latest revalidation failed them.",
 )
 
 # the trainer

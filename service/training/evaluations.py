@@ -29,6 +29,7 @@ from service.files.service import Files
 from service.registry import records
 from service.registry.catalog import AdapterEntry, Catalog, Servable, VersionEntry
 from service.registry.split import Aim
+from service.registry.verdict_records import REVALIDATION
 from service.training.jobs import MetadataKey, MetadataValue, reference
 from service.training.service import Answer, Making, Training
 
@@ -68,7 +69,6 @@ class EvaluationRequest(BaseModel):
     max_tokens: int | None = None
     repeats: int | None = None
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
-    kind: Literal["evaluation", "revalidation"] = "evaluation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,8 @@ class Evaluations:
 
         Args:
             body: The client's.
-            version: The ``name@number`` that is judged again: what it holds may be named.
+            version: The ``name@number`` that is judged again: what it holds may be named, and the evaluation is a
+                revalidation, which is nobody's to ask for in a body: it is spared what a verdict else demands.
 
         Raises:
             Forbidden: The caller is a job itself, or lacks a scope.
@@ -157,7 +158,8 @@ class Evaluations:
             "training_files": [] if taught is None else [reference(taught)],
             "lineage": _lineage(row),
         }
-        sent = orjson.dumps({"request": request.model_dump(exclude_unset=True), "context": context})
+        marked = {} if version is None else {"kind": REVALIDATION}
+        sent = orjson.dumps({"request": request.model_dump(exclude_unset=True) | marked, "context": context})
         making = Making(
             path=EVALUATIONS_PATH,
             key=key_draft(caller, checked),
@@ -167,7 +169,7 @@ class Evaluations:
             action="evaluation.create",
             detail={
                 "model": request.model or [arm.model for arm in request.arms or ()],
-                "kind": request.kind,
+                "kind": "evaluation" if version is None else REVALIDATION,
                 "promote": request.promote,
             },
             version=version or context["candidate"],

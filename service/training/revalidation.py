@@ -42,7 +42,7 @@ class Evaluations(Protocol):
     async def create(
         self, caller: Caller, body: dict[str, Any], headers: dict[str, str], *, actor: Actor, version: str | None = None
     ) -> Answer:
-        """Make one. ``version`` is the ``name@number`` that is judged again: what it holds may be named."""
+        """Make one. ``version`` is the ``name@number`` that is judged again, which makes it a revalidation."""
 
 
 class Revalidations:
@@ -74,6 +74,8 @@ class Revalidations:
     async def due(self, caller: Caller, headers: Mapping[str, str], *, every: bool, actor: Actor) -> dict[str, Any]:
         """Judge again what is due of the caller's project; at most ``MAX_AT_ONCE`` evaluations are made.
 
+        What cannot be judged again now is told and passed over: it takes nobody's place.
+
         Args:
             every: All that were ever judged.
 
@@ -90,14 +92,18 @@ class Revalidations:
             if caller.may_use(version.name)
         ]
         running = await self._running(_own(headers))
-        begun = [version for version in wanted if version.version in running]
-        begun += [version for version in wanted if version.version not in running][:MAX_AT_ONCE]
-        data = [await self._begin(caller, version, running, headers, actor) for version in begun]
-        return {"object": "list", "data": data, "left": len(wanted) - len(begun)}
+        data, made = [], 0
+        for version in sorted(wanted, key=lambda one: one.version not in running):
+            if made == MAX_AT_ONCE:
+                break
+            begun = await self._begin(caller, version, running, headers, actor)
+            data.append(begun)
+            made += begun["evaluation"] is not None and version.version not in running
+        return {"object": "list", "data": data, "left": len(wanted) - len(data)}
 
     async def wanted(self) -> list[Wanted]:
-        """What is due in all projects: what serves first, then the oldest verdict first."""
-        return await self._verdicts.wanted(None)
+        """What is due in all projects and can be judged on this base: what serves first, then the oldest verdict."""
+        return [one for one in await self._verdicts.wanted(None) if one.fits]
 
     async def look(self, project: str, evaluation_id: str) -> dict[str, Any] | None:
         """One evaluation as it is now; None where there is none. Raises TrainerUnavailable, BadGateway, Timeout."""
@@ -263,13 +269,13 @@ class RevalidationTimer:
 
 
 def again_of(body: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """The body that judges ``version`` again: what was asked then, which promotes nothing and says what it is."""
-    again = dict(body)
+    """The body that judges ``version`` again: what was asked then, which promotes nothing and says of what it is."""
+    again = {name: value for name, value in body.items() if name != "kind"}  # that is said for whom it is made
     if "model" in again:
         again["model"] = version  # a name or an alias may have moved since
     metadata = [(key, value) for key, value in (again.get("metadata") or {}).items() if key != MARK]
     kept = dict(metadata[: MAX_METADATA - 1])
-    return again | {"kind": "revalidation", "promote": "never", "metadata": {**kept, MARK: version}}
+    return again | {"promote": "never", "metadata": {**kept, MARK: version}}
 
 
 def system_caller(project: str) -> Caller:

@@ -139,10 +139,10 @@ def test_a_version_is_judged_again_by_the_evaluation_that_its_verdict_came_from(
         held_out = client.post("/v1/files", data={"purpose": "evals"}, files=files).json()["id"]
         wanted = {"model": "tidewater@1", "held_out": held_out, "metric": "exact_match", "suites": []}
         body = {
-            "verdict": "pass",
-            "sentence": "It was better.",
+            "verdict": "not_enough_evidence",
+            "sentence": "Four examples show nothing.",
             "metric": "exact_match",
-            "examples": 40,
+            "examples": 4,
             "kind": "evaluation",
             "files": {"held_out": held_out},
             "evaluation": wanted | {"max_tokens": 4, "repeats": 1},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
-from trainer.evaluate.answers import Answer, Book
+from trainer.evaluate.answers import Answer, Book, Key
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.wire import Endpoint, Wire
 from trainer.jobs.gateway import PATIENCE_S
@@ -21,6 +21,8 @@ from trainer.jobs.gateway import PATIENCE_S
 CHAT: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
+ONE_QUESTION: Final = frozenset({400, 403, 413, 422, 451})
+"""Refusals of what is asked (a filter of contents, a length) and not of who asks, or of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,20 @@ class Answerer(Protocol):
             EndpointUnknown: An arm's endpoint is not in the settings.
             GatewayUnreachable: It was away for too long.
             AnswerUnreadable: An answer without a text.
+        """
+        ...
+
+
+class Leaving(Protocol):
+    """Gives what answers it can; `HttpAnswerer` is the real one."""
+
+    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
+        """An answer to every ask, in their order; None where what was asked is refused, or has no text for an answer.
+
+        Raises:
+            AnswerRefused: Who asks is refused, or the model; ArmUnservable where it is not there.
+            EndpointUnknown: An arm's endpoint is not in the settings.
+            GatewayUnreachable: It was away for too long.
         """
         ...
 
@@ -85,6 +101,16 @@ class HttpAnswerer:
 
     async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
         """An answer to every ask, in their order. Raises as `Answerer.answer`, and what `on_progress` raises."""
+        found = await self._answers(asks, on_progress, leave=False)
+        return [answer for answer in found if answer is not None]
+
+    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
+        """See `Leaving`. Raises what `on_progress` raises, too."""
+        return await self._answers(asks, on_progress, leave=True)
+
+    async def _answers(
+        self, asks: Sequence[Ask], on_progress: OnProgress | None, *, leave: bool
+    ) -> list[Answer | None]:
         bodies = [self._body(ask) for ask in asks]
         with Book(self._book, Answer) as book:
             missing = [
@@ -95,29 +121,34 @@ class HttpAnswerer:
             there = len(asks) - len(missing)
             if on_progress is not None:
                 on_progress(there, len(asks))
-            todo = iter(missing)
+            todo, left = iter(missing), set[Key]()
             async with self._wires({ask.arm.endpoint for ask, _ in missing}) as wires:
 
                 async def work() -> None:
                     nonlocal there
                     for ask, body in todo:
-                        book.add(await _asked(wires[ask.arm.endpoint], ask, body))
+                        try:
+                            book.add(await _asked(wires[ask.arm.endpoint], ask, body))
+                        except (AnswerRefused, AnswerUnreadable) as error:
+                            if not (leave and _is_about_the_question(error)):
+                                raise
+                            left.add(_key(ask))
                         there += 1
                         if on_progress is not None:
                             on_progress(there, len(asks))
 
                 await all_or_first_error(work() for _ in range(min(self._concurrency, len(missing))))
-            return [book.found[_key(ask)] for ask in asks]
+            return [None if _key(ask) in left else book.found[_key(ask)] for ask in asks]
 
     def _body(self, ask: Ask) -> dict[str, Any]:
-        """The request of an ask. Outside endpoints get OpenAI's documented fields alone."""
+        """The request of an ask. Outside endpoints get OpenAI's documented fields alone, and what the settings name."""
         if ask.arm.endpoint is not None and ask.arm.endpoint not in self._endpoints:
             raise EndpointUnknown(f"the settings name no endpoint {ask.arm.endpoint[:60]!r}")
+        endpoint = self._gateway if ask.arm.endpoint is None else self._endpoints[ask.arm.endpoint]
         body: dict[str, Any] = {
             "model": ask.arm.model,
             "messages": ask.arm.prompt.messages(ask.question),
-            "temperature": 0,
-            "max_tokens": self._max_tokens,
+            **endpoint.sampling(self._max_tokens),
         }
         if ask.arm.grounding is not None:
             body["grounding"] = ask.arm.grounding
@@ -179,7 +210,12 @@ async def _asked(wire: Wire, ask: Ask, body: dict[str, Any]) -> Answer:
         ) from error
 
 
-def _key(ask: Ask) -> tuple[str, str, int]:
+def _is_about_the_question(error: AnswerRefused | AnswerUnreadable) -> bool:
+    """Whether another question to the same arm may well be answered."""
+    return isinstance(error, AnswerUnreadable) or error.status in ONE_QUESTION
+
+
+def _key(ask: Ask) -> Key:
     return ask.arm.label, ask.question.id, ask.repeat
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
@@ -21,15 +21,35 @@ from trainer.evaluate.arms import Frozen
 from trainer.evaluate.wire import Endpoint
 
 MOST_FILE_BYTES: Final = 1024 * 1024
+OURS: Final = frozenset({"model", "messages", "n", "stream"})
+"""Fields of a request that an evaluation stands on."""
 
 
 class EndpointSettings(Frozen):
-    """An OpenAI-compatible API. ``url`` with or without `/v1`; ``model`` is what a judge asks that names none."""
+    """An OpenAI-compatible API. ``url`` with or without `/v1`; ``model`` is what a judge asks that names none.
+
+    ``max_tokens_field``, ``send_temperature`` and ``fields``: see `Endpoint`.
+    """
 
     url: str = Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")
     model: str | None = Field(None, min_length=1)
     key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     key_file: Path | None = None
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    send_temperature: bool = True
+    fields: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("fields")
+    @classmethod
+    def _may_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = sorted(OURS & set(value))
+        if ours:
+            raise ValueError(f"{ours[0]!r} is not the settings' to say; nor are {', '.join(sorted(OURS - {ours[0]}))}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it cannot be sent as JSON: {error}") from error
+        return value
 
     @field_validator("url")
     @classmethod
@@ -120,7 +140,16 @@ class Outside(Frozen):
         Raises:
             SettingsError: A key's variable is unset, or its file cannot be read.
         """
-        return {name: Endpoint(found.url, _key(name, found)) for name, found in self.endpoints.items()}
+        return {
+            name: Endpoint(
+                found.url,
+                _key(name, found),
+                max_tokens_field=found.max_tokens_field,
+                temperature=found.send_temperature,
+                fields=found.fields,
+            )
+            for name, found in self.endpoints.items()
+        }
 
 
 def _is_name(name: str) -> bool:

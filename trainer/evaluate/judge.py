@@ -18,20 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from trainer.errors import AnswerRefused, GatewayUnreachable
 from trainer.evaluate.arms import Arm, Prompt, Question, Turn
-from trainer.evaluate.asking import Answerer, Ask
+from trainer.evaluate.asking import Ask, Leaving
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.contrast import Method
 from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.pairs import REVIEWS, Pair, Standing, Vote
-from trainer.evaluate.spec import JudgeResult
+from trainer.evaluate.spec import JudgeResult, Preference
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.wording import points
 
 JUDGEMENTS: Final = "judgements.jsonl"
 """In an evaluation's folder: the judge's answers, so that nothing is asked twice."""
 MOST_UNREADABLE: Final = 0.1
-"""A judge of whose replies more than this share cannot be read does not count."""
+"""A judge that refuses more than this share of the pairs, or of whose replies more cannot be read, does not count."""
 
 SCORES: Final[Mapping[Vote, float]] = {"candidate": 1.0, "tie": 0.5, "base": 0.0}
 ASKED: Final = """\
@@ -53,12 +54,14 @@ _LAST_LINE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What came of one pair. ``alike``: both answers were the same, and nobody was asked."""
+    """What came of one pair. ``alike``: both answers were the same, and nobody was asked. ``refused``: its endpoint
+    would not look at it, so that there is no vote: the pair is left out."""
 
     vote: Vote
     agreed: bool = True
     unreadable: bool = False
     alike: bool = False
+    refused: bool = False
 
 
 class ModelJudge:
@@ -77,7 +80,7 @@ class ModelJudge:
         self,
         name: str,
         settings: JudgeSettings,
-        answerer: Answerer,
+        answerer: Leaving,
         folder: Path,
         *,
         standing: Standing | None = None,
@@ -87,24 +90,59 @@ class ModelJudge:
         self._settings, self._answerer, self._folder = settings, answerer, folder
         self._standing = standing or Standing(digest=settings.digest)
         self._method = method or Method()
+        self._gone: AnswerRefused | GatewayUnreachable | None = None
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
     ) -> JudgeResult:
         """See `Judge`. Leaves the pairs for people in the folder."""
         mine, other = comparison.result(candidate).answers, comparison.result(base).answers
-        found = await self._votes(comparison.questions, mine, other, _told(on_stage, f"judge {self.name}"))
+        found = await self._votes(comparison.questions, mine, other, base, _told(on_stage, f"judge {self.name}"))
+        if isinstance(found, AnswerRefused | GatewayUnreachable):
+            return self._away(found)
         pairs = self._pairs(comparison, candidate, base, found)
         partial = self._folder / f".{REVIEWS}"
         partial.write_text("".join(pair.model_dump_json() + "\n" for pair in pairs), "utf-8")
         partial.replace(self._folder / REVIEWS)
         return self._result(found, len(pairs), candidate)
 
+    async def prefer(
+        self,
+        questions: Sequence[Question],
+        candidate: Sequence[str],
+        other: Sequence[str],
+        name: str,
+        on_stage: OnStage | None = None,
+    ) -> Preference:
+        """See `Judge`."""
+        told = _told(on_stage, f"judge {self.name}, against {name}")
+        found = await self._votes(questions, candidate, other, name, told)
+        if isinstance(found, AnswerRefused | GatewayUnreachable):
+            return Preference(scores=(SCORES["tie"],) * len(questions), enough=False)
+        return Preference(scores=tuple(SCORES[judged.vote] for judged in found), enough=_lacking(found) is None)
+
     async def _votes(
         self,
         questions: Sequence[Question],
         candidate: Sequence[str],
         base: Sequence[str],
+        name: str,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> list[Judged] | AnswerRefused | GatewayUnreachable:
+        """What it prefers, or why it cannot be asked: then it is not asked again, which would be waiting again."""
+        if self._gone is None:
+            try:
+                return await self._asked(questions, candidate, base, name, on_progress)
+            except (AnswerRefused, GatewayUnreachable) as error:
+                self._gone = error
+        return self._gone
+
+    async def _asked(
+        self,
+        questions: Sequence[Question],
+        candidate: Sequence[str],
+        base: Sequence[str],
+        name: str,
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Judged]:
         arm = Arm(
@@ -116,17 +154,18 @@ class ModelJudge:
         asks: list[Ask] = []
         for question, one, other in zip(questions, candidate, base, strict=True):
             if one.strip() != other.strip():
-                asks.append(Ask(arm, shown(question, one, other, f"{question.id}/candidate-first")))
-                asks.append(Ask(arm, shown(question, other, one, f"{question.id}/base-first")))
-        replies = iter([answer.text for answer in await self._answerer.answer(asks, on_progress)])
+                asks.append(Ask(arm, shown(question, one, other, f"{question.id}/{name}/candidate-first")))
+                asks.append(Ask(arm, shown(question, other, one, f"{question.id}/{name}/base-first")))
+        found = await self._answerer.answer_or_leave(asks, on_progress)
+        replies = iter([None if answer is None else answer.text for answer in found])
         return [
-            Judged("tie", alike=True) if one.strip() == other.strip() else both_orders(next(replies), next(replies))
+            Judged("tie", alike=True) if one.strip() == other.strip() else _vote(next(replies), next(replies))
             for one, other in zip(candidate, base, strict=True)
         ]
 
     def _pairs(self, comparison: Comparison, candidate: str, base: str, found: Sequence[Judged]) -> list[Pair]:
         """For people: a share of the pairs that the judge has looked at, and no fewer than are needed or all."""
-        looked = [place for place, judged in enumerate(found) if not judged.alike]
+        looked = [place for place, judged in enumerate(found) if not (judged.alike or judged.refused)]
         wanted = max(self._settings.least_reviews, math.ceil(self._settings.review_share * len(looked)))
         seed = json.dumps([self._settings.digest, candidate, [comparison.questions[place].id for place in looked]])
         drawn = random.Random(seed)  # noqa: S311 (the same pairs again after a crash)
@@ -154,37 +193,77 @@ class ModelJudge:
             )
         return pairs
 
-    def _result(self, found: Sequence[Judged], queued: int, candidate: str) -> JudgeResult:
-        scores = tuple(SCORES[judged.vote] for judged in found)
-        looked = [judged for judged in found if not judged.alike]
-        unreadable = sum(judged.unreadable for judged in looked)
-        votes = {vote: sum(judged.vote == vote for judged in found) for vote in ("candidate", "tie", "base")}
-        over_half = as_array(scores) - 0.5
-        bounds = interval(over_half, confidence=self._method.confidence, binary=False, seed=self._method.seed)
-        readable = unreadable <= MOST_UNREADABLE * len(looked)
-        counted = readable and self._standing.counts(self._settings)
-        seen = (
-            f"It prefers {candidate} {votes['candidate']} times, the base {votes['base']} times, and finds "
-            f"{votes['tie']} ties ({points(over_half.mean())} points from even, interval {points(bounds.low)} to "
-            f"{points(bounds.high)})."
+    def _away(self, error: AnswerRefused | GatewayUnreachable) -> JudgeResult:
+        """Nothing of what it said so far is taken: which pairs came first is no sample of them all."""
+        # the errors' own words hold the endpoint's address, which is the operator's affair
+        why = "was away for too long"
+        if isinstance(error, AnswerRefused):
+            why = f"refused to answer (status {error.status}, {error.answer_code[:60]})"
+        return self._uncounted((), f"its endpoint {why}, so that there are no votes of it.", {"away": why})
+
+    def _uncounted(self, scores: tuple[float, ...], why: str, numbers: dict[str, Any]) -> JudgeResult:
+        """Of a judge with too few votes to go by."""
+        sentence = f"The judge {self.name} is not counted: {why}"
+        missed = self._standing.counts(self._settings)
+        if missed:
+            sentence += " People agree with it, so that its word was wanted: what it would have said stays open."
+        known = {"model": self._settings.model, "digest": self._settings.digest}
+        return JudgeResult(
+            judge=self.name, scores=scores, counted=False, missed=missed, sentence=sentence, numbers=known | numbers
         )
-        why = self._standing.sentence(self.name, self._settings)
-        if not readable:
-            why = f"The judge {self.name} is not counted: {unreadable} of {len(looked)} of its votes cannot be read."
+
+    def _result(self, found: Sequence[Judged], queued: int, candidate: str) -> JudgeResult:
+        voted = [judged for judged in found if not judged.refused]
+        asked = [judged for judged in found if not judged.alike]
+        refused, unreadable = len(found) - len(voted), sum(judged.unreadable for judged in asked)
+        votes = {vote: sum(judged.vote == vote for judged in voted) for vote in ("candidate", "tie", "base")}
         numbers: dict[str, Any] = {
             "model": self._settings.model,
             "digest": self._settings.digest,
             "votes": votes,
-            "preference": {"mean": sum(scores) / len(scores), "low": 0.5 + bounds.low, "high": 0.5 + bounds.high},
-            "orders_disagree": sum(not judged.agreed for judged in looked),
-            "alike": len(found) - len(looked),
+            "orders_disagree": sum(not judged.agreed for judged in asked),
+            "alike": len(found) - len(asked),
+            "refused": refused,
             "unreadable": unreadable,
             "for_review": queued,
             "agreement": self._standing.model_dump(exclude={"digest"}),
             "least_kappa": self._settings.least_kappa,
             "least_reviews": self._settings.least_reviews,
         }
-        return JudgeResult(judge=self.name, scores=scores, counted=counted, sentence=f"{why} {seen}", numbers=numbers)
+        scores = tuple(SCORES[judged.vote] for judged in voted)
+        seen = ""
+        if scores:
+            over_half = as_array(scores) - 0.5
+            bounds = interval(over_half, confidence=self._method.confidence, binary=False, seed=self._method.seed)
+            numbers["preference"] = {
+                "mean": sum(scores) / len(scores),
+                "low": 0.5 + bounds.low,
+                "high": 0.5 + bounds.high,
+            }
+            seen = (
+                f" It prefers {candidate} {votes['candidate']} times, the base {votes['base']} times, and finds "
+                f"{votes['tie']} ties ({points(over_half.mean())} points from even, interval {points(bounds.low)} to "
+                f"{points(bounds.high)})."
+            )
+        left_out = f" {refused} of {len(asked)} pairs are left out: its endpoint refused them." if refused else ""
+        lacking = _lacking(found)
+        if lacking is not None:
+            return self._uncounted(scores, f"{lacking}{seen}", numbers)
+        why = self._standing.sentence(self.name, self._settings)
+        counted = self._standing.counts(self._settings)
+        return JudgeResult(
+            judge=self.name, scores=scores, counted=counted, sentence=f"{why}{seen}{left_out}", numbers=numbers
+        )
+
+
+def _lacking(found: Sequence[Judged]) -> str | None:
+    """Why there are too few votes to go by; None where there are enough."""
+    asked = [judged for judged in found if not judged.alike]
+    refused, unreadable = sum(judged.refused for judged in asked), sum(judged.unreadable for judged in asked)
+    for count, what in ((refused, "the pairs were refused by its endpoint"), (unreadable, "its votes cannot be read")):
+        if count > MOST_UNREADABLE * len(asked):
+            return f"{count} of {len(asked)} of {what}."
+    return None
 
 
 def shown(question: Question, first: str, second: str, name: str) -> Question:
@@ -210,6 +289,12 @@ def better(reply: str) -> Literal["A", "B", "tie"] | None:
 def _word(found: str) -> Literal["A", "B", "tie"]:
     upper = found.upper()
     return "A" if upper == "A" else "B" if upper == "B" else "tie"
+
+
+def _vote(candidate_first: str | None, base_first: str | None) -> Judged:
+    if candidate_first is None or base_first is None:
+        return Judged("tie", refused=True)
+    return both_orders(candidate_first, base_first)
 
 
 def both_orders(candidate_first: str, base_first: str) -> Judged:

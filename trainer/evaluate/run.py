@@ -14,10 +14,12 @@ from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
 from trainer.evaluate.compare import Comparison, OnStage, compare
 from trainer.evaluate.contrast import contrast, strongest
-from trainer.evaluate.controls import controls
+from trainer.evaluate.controls import Control, controls
 from trainer.evaluate.forgetting import Measured, general_suite, measure, weigh
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
+from trainer.evaluate.metrics.choose import JUDGE
+from trainer.evaluate.preference import prefer
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, JudgeResult, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
@@ -113,10 +115,24 @@ async def run(
         return Outcome(comparison=comparison)
     before, after = suited(spec, suites=bool(wanted))
     results = [await suite.run(before, after, on_stage) for suite in wanted]
-    best = strongest(comparison, spec.bases)
-    judged = None if judge is None else await judge.judge(comparison, spec.candidate, best, on_stage)
-    verdict = _decide(spec, comparison, primary, results, judged)
+    comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
+    verdict = _decide(spec, comparison, form, results, judged)
     return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
+
+
+async def _scored(
+    comparison: Comparison, spec: EvaluationSpec, primary: Metric, judge: Judge | None, on_stage: OnStage | None
+) -> tuple[Comparison, Sequence[Control], JudgeResult | None]:
+    """The scores that decide, the controls under the same metric, and what the judge says, if there is one."""
+    if primary.name == JUDGE and judge is not None:
+        preferred = await prefer(comparison, spec, judge, on_stage)
+        return preferred.comparison, preferred.form, preferred.judged
+    references = [question.reference for question in comparison.questions]
+    form = controls(references, primary, taught=spec.taught, seed=spec.rules.method.seed)
+    if judge is None or spec.candidate is None:
+        return comparison, form, None
+    best = strongest(comparison, spec.bases)
+    return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
 
 
 def _wanted(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | None) -> list[Suite]:
@@ -149,24 +165,28 @@ def suited(spec: EvaluationSpec, *, suites: bool) -> tuple[Arm, Arm]:
 def _decide(
     spec: EvaluationSpec,
     comparison: Comparison,
-    primary: Metric,
+    form: Sequence[Control],
     results: Sequence[SuiteResult],
     judged: JudgeResult | None,
 ) -> Verdict:
     """The verdict on the candidate; `spec` has one."""
-    references = [question.reference for question in comparison.questions]
-    checks = [*_of_suites(results)]
-    if judged is not None and judged.counted:
+    checks, decides = [*_of_suites(results)], comparison.metric == JUDGE
+    uncounted = judged.sentence if decides and judged is not None and not judged.counted else None
+    if judged is not None and (judged.missed or uncounted is not None):
+        # its veto may not be lost with it: somebody who takes the endpoint away would make a pass of a failure
+        checks.append(Check(name="judge", state="open", sentence=judged.sentence))
+    elif judged is not None and judged.counted and not decides:
         checks.append(_of_judge(judged, spec.rules))
     return decide(
         comparison,
         candidate=spec.candidate or "",
         bases=spec.bases,
         live=spec.live,
-        form=controls(references, primary, taught=spec.taught, seed=spec.rules.method.seed),
+        form=form,
         forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),
         more_checks=checks,
         rules=spec.rules,
+        uncounted=uncounted,
     )
 
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen
+from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen, Question
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.forgetting import State as SuiteState
 from trainer.evaluate.metrics.base import Metric
-from trainer.evaluate.metrics.choose import beside, by_name, primary_by_name
+from trainer.evaluate.metrics.choose import JUDGE, beside, by_name, primary_by_name
 from trainer.evaluate.verdict import Rules, Verdict
 
 # The files of an evaluation's folder.
@@ -79,6 +79,16 @@ def read_metric(value: object) -> MetricWish | None:
     return wish
 
 
+def check_judged(metric: MetricWish | None, judge: str | None, *, candidate: bool) -> None:
+    """Raises EvaluationInvalid where a judge is to decide and none is named, or there is nobody to decide on."""
+    if metric is None or metric.name != JUDGE:
+        return
+    if judge is None:
+        raise EvaluationInvalid(f"it is {JUDGE!r}, and no judge is named: send `judge`, one that the settings name")
+    if not candidate:
+        raise EvaluationInvalid(f"it is {JUDGE!r}, which compares all with the candidate: name one in `candidate`")
+
+
 def check_suites(names: Sequence[str]) -> None:
     """Raises EvaluationInvalid where one of the names is no suite's."""
     for name in names:
@@ -133,6 +143,8 @@ class EvaluationSpec(Frozen):
             raise ValueError(f"no arm is named {unknown[0]!r}; there are: {', '.join(labels)}")
         if self.candidate is not None and (not self.bases or self.candidate in self.bases):
             raise ValueError("a candidate needs a base to compare with: `bases` names at least one other arm")
+        if self.metric.name == JUDGE and (self.judge is None or self.candidate is None):
+            raise ValueError("where a judge decides there is a judge, and a candidate")
         return self
 
     def arm(self, label: str) -> Arm:
@@ -183,16 +195,29 @@ class Suite(Protocol):
 
 class JudgeResult(Frozen):
     """What a judge found: a score an example, 1 where the candidate is preferred, 0 where the base is, ½ for a tie.
+    Examples that it would not look at are left out; where it was away there are none.
 
     ``counted``: the judge has been found to agree with people, so that its word counts; ``sentence`` says why or why
-    not. ``numbers``: plain JSON for the report.
+    not. ``missed``: it would have counted, but too few of its votes could be had. ``numbers``: plain JSON for the
+    report.
     """
 
     judge: str
     scores: tuple[float, ...]
     counted: bool
+    missed: bool = False
     sentence: str
     numbers: dict[str, Any] = Field(default_factory=dict)
+
+
+class Preference(Frozen):
+    """What a judge prefers of an arm and the candidate: as a `JudgeResult`'s scores, but one for every example.
+
+    What could not be had counts as a tie. ``enough``: that was seldom.
+    """
+
+    scores: tuple[float, ...]
+    enough: bool
 
 
 class Judge(Protocol):
@@ -213,9 +238,19 @@ class Judge(Protocol):
             base: Label of the arm that it is judged against: the base's strongest.
             on_stage: Hears of the progress; may raise to end it.
 
-        Raises:
-            EvaluationError, GatewayUnreachable: As an `Answerer`.
+        A judge that is away, or refuses, is no error: the verdict stands without it.
         """
+        ...
+
+    async def prefer(
+        self,
+        questions: Sequence[Question],
+        candidate: Sequence[str],
+        other: Sequence[str],
+        name: str,
+        on_stage: OnStage | None = None,
+    ) -> Preference:
+        """Compare the candidate's answers with others, whosever they are; ``name`` says whose. Else as `judge`."""
         ...
 
 

@@ -6,8 +6,8 @@ level, without a correction for there being several (R. L. Berger, Technometrics
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from trainer.evaluate.statistics.noise import NO_RUNS
 
 Word = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
+OPEN: Final[Mapping[str, str]] = {"state": "open"}
 Name = Literal["examples", "base", "live", "form", "forgetting", "suites", "judge"]
 
 
@@ -89,6 +90,7 @@ def decide(
     forgetting: Forgetting | None = None,
     more_checks: Sequence[Check] = (),
     rules: Rules | None = None,
+    uncounted: str | None = None,
 ) -> Verdict:
     """Judge a candidate.
 
@@ -102,6 +104,8 @@ def decide(
             possible.
         more_checks: What other suites and a judge that counts have found.
         rules: The operator's settings.
+        uncounted: Why the scores count for nothing (of a judge that nobody agrees with yet): whatever they show, the
+            checks that are made of them are open. None: they count.
 
     Raises:
         EvaluationInvalid: There is no base or no control, a label names no arm, or a control is of other examples.
@@ -112,12 +116,20 @@ def decide(
     against_base = difference(comparison, candidate, base, rules.method, bound=rules.smallest_difference)
     against_live = difference(comparison, candidate, live, rules.method) if live is not None else None
     against_form = tuple(_against(control, comparison, candidate, rules.method) for control in form)
-    checks = (*_checks(against_base, against_live, against_form, rules), *_kept_up(forgetting, more_checks))
-    word, more = _word(checks), _more(checks, against_base, against_form, rules)
+    scored = _checks(against_base, against_live, against_form, rules)
+    if uncounted is not None:
+        scored = tuple(check if check.name == "examples" else check.model_copy(update=OPEN) for check in scored)
+    checks = (*scored, *_kept_up(forgetting, more_checks))
+    # more examples do not make scores count
+    word, more = _word(checks), _more(checks if uncounted is None else scored[:1], against_base, against_form, rules)
     labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
     return Verdict(
         word=word,
-        sentence=wording.verdict(word, against_base, comparison, [(c.name, c.state) for c in checks], more),
+        sentence=(
+            wording.verdict(word, against_base, comparison, [(c.name, c.state) for c in checks], more)
+            if uncounted is None or word == "fail"
+            else wording.uncounted(uncounted)
+        ),
         checks=checks,
         metric=comparison.metric,
         candidate=candidate,

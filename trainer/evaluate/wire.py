@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
@@ -30,10 +30,26 @@ GONE: Final = frozenset({404, 409, 410})
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an OpenAI-compatible API is: `url` without `/v1`, and the key to show it. Of the operator's settings."""
+    """Where an OpenAI-compatible API is, and how it wants to be asked. Of the operator's settings.
+
+    Attributes:
+        url: Without `/v1`.
+        key: To show it.
+        max_tokens_field: What it calls the longest answer: newer models of OpenAI's know `max_completion_tokens` alone.
+        temperature: Whether it is sent: models that reason may refuse it.
+        fields: What every request has besides; wins.
+    """
 
     url: str
     key: SecretStr | None = None
+    max_tokens_field: str = "max_tokens"
+    temperature: bool = True
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def sampling(self, max_tokens: int) -> dict[str, Any]:
+        """The part of a request that says how to answer: greedily, and in so many tokens at most."""
+        greedy = {"temperature": 0} if self.temperature else {}
+        return {**greedy, self.max_tokens_field: max_tokens, **self.fields}
 
 
 class Wire:

@@ -124,15 +124,21 @@ def verdict(
 ) -> str:
     """The verdict in one or two sentences: the word, what was seen, and what decided."""
     mine, other = comparison.result(found.of).mean, comparison.result(found.against).mean
-    seen = (
-        f"{WORDS[word]}: on {found.examples} examples that it had not seen, {found.of} scored {points(mine)} of 100, "
-        f"the base at its best {points(other)}"
-    )
+    seen = f"{WORDS[word]}: on {found.examples} examples that it had not seen, "
+    if comparison.metric == "judge":
+        seen += f"the judge gave {found.of} {points(1 - other)} of 100 against the base at its best, where 50 is even"
+    else:
+        seen += f"{found.of} scored {points(mine)} of 100, the base at its best {points(other)}"
     if word == "pass":
         return f"{seen}: {apart(found)}, and it forgot no more than is allowed."
     if word == "fail":
         return f"{seen}. {_why_failed([name for name, state in checks if state == 'broken'])}"
     return f"{seen}. {_what_would_do(found, [name for name, state in checks if state == 'open'], more)}"
+
+
+def uncounted(why: str) -> str:
+    """The verdict in words where the scores do not count."""
+    return f"{WORDS['not_enough_evidence']}: what decides does not count yet. {why}"
 
 
 def without_word(sentence: str) -> str:

@@ -74,6 +74,7 @@ class EvaluationBody(Frozen):
         | None
     ) = None
     kind: Literal["evaluation", "revalidation"] = "evaluation"
+    """The gateway's word: no client's body has it."""
 
 
 class Context(Frozen):

@@ -79,6 +79,8 @@ class Evaluating:
             lambda: asyncio.run(obeying(self._ask(plan, asked), self._check)),
             forget=lambda: self._folder.path(spec.KEPT).unlink(missing_ok=True),
         )
+        if outcome.judged is not None:
+            self._folder.say(outcome.judged.sentence, level="info" if outcome.judged.counted else "warn")
         self._tell("report", 0, 1)
         seconds = time.time() - plan.began_at
         report = self._report(plan, outcome, seconds)

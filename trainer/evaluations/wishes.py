@@ -6,7 +6,7 @@ from trainer.config import Settings
 from trainer.errors import EvaluationError, HeldOutTaught, Invalid
 from trainer.evaluate.endpoints import read
 from trainer.evaluate.plugs import check_available
-from trainer.evaluate.spec import check_suites, read_metric
+from trainer.evaluate.spec import check_judged, check_suites, read_metric
 from trainer.evaluations.asked import Context, EvaluationBody, adds_bases
 
 
@@ -25,7 +25,8 @@ def check_wishes(body: EvaluationBody, context: Context, settings: Settings) -> 
         )
     param = "metric"
     try:
-        read_metric(body.metric)
+        candidate = body.arms is None or body.candidate is not None
+        check_judged(read_metric(body.metric), body.judge, candidate=candidate)
         param = "suites"
         check_suites(body.suites)
         check_available(body.suites, settings)

@@ -151,6 +151,8 @@ class Judging:
         )
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
+        if outcome.judged is not None:
+            self._folder.say(outcome.judged.sentence, level="info" if outcome.judged.counted else "warn")
         report = self._report(outcome, len(self._prepared.held_out), time.monotonic() - began)
         kept = self._keep(report)
         verdict = outcome.verdict

@@ -6,7 +6,7 @@ from trainer.config import Settings
 from trainer.errors import EvaluationError, Invalid
 from trainer.evaluate.endpoints import read
 from trainer.evaluate.plugs import check_available
-from trainer.evaluate.spec import check_suites, read_metric
+from trainer.evaluate.spec import check_judged, check_suites, read_metric
 from trainer.jobs.asked import Asked
 from trainer.jobs.spec import JudgingWish
 
@@ -21,6 +21,7 @@ def judging_wish(asked: Asked, settings: Settings) -> JudgingWish:
     try:
         param = place("metric")
         metric = read_metric(options.metric)
+        check_judged(metric, options.judge, candidate=True)
         param = place("suites")
         suites = JudgingWish.model_fields["suites"].default if options.suites is None else options.suites
         check_suites(suites)

@@ -49,6 +49,8 @@ class Server(ThreadingHTTPServer):
         self.status = "succeeded"
         self.batches: list[list[str]] = [["voice@3", "other@1"]]
         self.refused: list[str] = []
+        self.conflicts: dict[str, int] = {}
+        """Numbers of versions that cannot be judged again, with the status of the answer."""
 
     def evaluation(self, of: str, status: str = "queued") -> dict[str, Any]:
         ended = {"verdict": self.verdict, "sentence": "So it is."} if status == "succeeded" else {}
@@ -71,6 +73,7 @@ class Handler(QuietHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.append((self.command, self.path, json.loads(body) if body else None))
+        status = 404
         parts = self.path.partition("?")[0].removeprefix("/v1/").split("/")
         match parts:
             case ["revalidations"]:
@@ -79,6 +82,9 @@ class Handler(QuietHandler):
                 answer = {"data": [ADAPTER], "has_more": False}
             case ["adapters", "voice"]:
                 answer = ADAPTER
+            case ["adapters", "voice", "versions", number, "revalidate"] if number in self.server.conflicts:
+                answer = {"error": {"message": "It cannot serve.", "code": "version_damaged"}}
+                status = self.server.conflicts[number]
             case ["adapters", "voice", "versions", number, "revalidate"]:
                 answer = self.server.evaluation(f"voice@{number}")
             case ["adapters", "voice", "versions", _, "verdicts"]:
@@ -91,7 +97,7 @@ class Handler(QuietHandler):
             case _:
                 answer = {"error": {"message": "there is nothing here", "code": "not_found"}}
         text = json.dumps(answer).encode()
-        self.send_response(404 if "error" in answer else 200)
+        self.send_response(status if "error" in answer else 200)
         self.send_header("content-length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
@@ -197,6 +203,27 @@ def test_an_adapter_s_versions_are_chosen(
     assert hatrack("revalidate", *arguments).exit_code == 0
     posted = [path for method, path, _ in server.asked if method == "POST"]
     assert posted == [f"/v1/adapters/voice/versions/{number}/revalidate" for number in numbers]
+
+
+def test_one_version_that_cannot_be_judged_keeps_none_of_the_others_from_it(hatrack: Hatrack, server: Server) -> None:
+    server.conflicts = {"2": 409, "3": 404}
+    result = hatrack("revalidate", "voice", "--all", "--wait")
+    assert result.exit_code == 1
+    assert [row[:4] for row in rows(result)] == [
+        ["voice@2", "-", "-", "refused"],
+        ["voice@3", "template", "age", "-"],
+        ["voice@4", "engine_version", "eval-voice@4", "pass"],
+    ]
+    assert hatrack("revalidate", "voice@2").exit_code == 1
+    server.conflicts = {"2": 403}
+    denied = hatrack("revalidate", "voice", "--all")
+    assert (denied.exit_code, denied.stdout) == (1, "")
+
+
+def test_a_version_that_lost_its_pass_has_failed(hatrack: Hatrack, server: Server) -> None:
+    server.verdict = "not_enough_evidence"
+    assert hatrack("revalidate", "voice@4", "--wait").exit_code == 1
+    assert hatrack("revalidate", "voice@2", "--wait").exit_code == 0
 
 
 def test_an_alias_that_is_not_there_is_an_error(hatrack: Hatrack) -> None:

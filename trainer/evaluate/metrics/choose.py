@@ -14,12 +14,13 @@ from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
 from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
 from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, is_json
-from trainer.evaluate.metrics.style import Length, Refusal
+from trainer.evaluate.metrics.style import Judged, Length, Refusal
 
 NAMES: Final = (
     *("exact_match", "contains", "regex", "json_valid", "json_schema", "json_exact", "json_fields"),
-    *("token_f1", "rouge_l", "edit_similarity", "length_words", "refusal"),
+    *("token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
 )
+JUDGE: Final = Judged.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] 
         return JsonExact(schema)
     plain: tuple[Metric, ...] = (
         *(ExactMatch(), Contains(), JsonValid(), JsonFields(), TokenF1(), RougeL(), EditSimilarity()),
-        *(Length(), Refusal()),
+        *(Judged(), Length(), Refusal()),
     )
     for metric in plain:
         if metric.name == name:
@@ -87,7 +88,7 @@ def beside(name: str, *, schema: bool = False) -> tuple[str, ...]:
     """Names of the metrics that are worth a look beside a primary one."""
     if name.startswith("json_"):
         family: tuple[str, ...] = ("json_valid", *(("json_schema",) if schema else ()), "json_exact", "json_fields")
-    elif name in ("token_f1", "rouge_l", "edit_similarity"):
+    elif name in ("token_f1", "rouge_l", "edit_similarity", JUDGE):
         family = ("rouge_l", "token_f1", "edit_similarity")
     else:
         family = ("exact_match", "contains")

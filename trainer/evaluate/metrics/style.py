@@ -22,6 +22,19 @@ _REFUSAL: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What a judge prefers: even, until one has looked at the answers (`trainer.evaluate.preference`)."""
+
+    name: ClassVar[str] = "judge"
+    binary: ClassVar[bool] = False
+    decides: ClassVar[bool] = True
+
+    def score(self, answer: str, reference: str) -> float:
+        """Even."""
+        return 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Length:
     """Words in the answer."""
 

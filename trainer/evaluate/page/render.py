@@ -43,6 +43,7 @@ METRICS: Final = {
     "token_f1": "words in common (F1), %",
     "rouge_l": "words in order (ROUGE-L), %",
     "edit_similarity": "letters alike, %",
+    "judge": "preferred by the judge to the candidate (50: even), %",
     "refusal": "refusals, %",
     "length_words": "words an answer",
     "perplexity": "perplexity of the reference (lower is better)",

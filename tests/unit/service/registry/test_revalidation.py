@@ -119,6 +119,47 @@ async def test_only_a_revalidation_fails_a_version_and_only_another_clears_it(be
     assert await revalidation(bench, "voice@1") == ("fresh", [])
 
 
+P, F, N = "pass", "fail", "not_enough_evidence"
+AGAIN = "revalidation"
+
+
+@pytest.mark.parametrize(
+    ("told", "states"),
+    [
+        ([(P, "training"), (N, AGAIN), (N, AGAIN), (P, "evaluation"), (N, AGAIN), (P, AGAIN)], "+----+"),
+        ([(N, "training"), (N, AGAIN), (F, AGAIN), (N, AGAIN)], "++-+"),
+        ([(P, "training"), (P, AGAIN), (N, AGAIN), (N, "evaluation"), (N, AGAIN)], "++---"),
+        ([(P, "training"), (F, AGAIN), (N, AGAIN), (P, AGAIN)], "+--+"),
+        ([(P, "training"), (N, "evaluation"), (N, AGAIN), (P, "evaluation"), (N, AGAIN)], "++++-"),
+        ([(F, "training"), (N, AGAIN), (P, AGAIN), (N, AGAIN)], "+++-"),
+    ],
+)
+async def test_a_pass_that_can_no_longer_be_shown_is_a_failure_until_it_is(
+    bench: Bench, files: Files, told: list[tuple[str, str]], states: str
+) -> None:
+    """``+`` is fresh, ``-`` is failed, after each verdict."""
+    await bench.push("other", files(seed=2))
+    await bench.verdict("other@1")
+    await bench.push("voice", files(seed=1), alias="live")
+    for (verdict, kind), wanted in zip(told, states, strict=True):
+        assert (await bench.verdict("voice@1", verdict, kind=kind)).status_code == 201
+        failed = wanted == "-"
+        assert await revalidation(bench, "voice@1") == ("failed" if failed else "fresh", [])
+        assert await counts(bench) == {"fresh": 2 - failed, "due": 0, "failed": int(failed)}
+        assert await live_failed(bench) == int(failed)
+    assert await revalidation(bench, "other@1") == ("fresh", [])
+
+
+async def test_with_the_setting_live_leaves_a_version_that_lost_its_pass(
+    tmp_path: Path, base: BaseDescription, files: Files
+) -> None:
+    async with Bench(tmp_path / "home", base, revalidate_rollback=True).run() as bench:
+        await three_versions(bench, files)
+        await bench.verdict("voice@3")
+        await bench.verdict("voice@3", N, kind=AGAIN)
+        await until_live(bench, 2)
+
+
 async def test_versions_are_counted_again_only_after_a_change(bench: Bench, files: Files) -> None:
     await bench.push("voice", files(seed=1))
     await bench.verdict("voice@1")

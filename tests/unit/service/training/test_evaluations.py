@@ -153,7 +153,7 @@ async def test_an_arm_that_is_not_the_version_as_it_serves_is_no_candidate_for_l
         ({"model": None, "arms": [{"label": "a", "model": BASE, "url": "http://x"}]}, 400, "arms.0.url"),
         ({"held_out": None}, 400, "held_out"),
         ({"promote": "always"}, 400, "promote"),
-        ({"kind": "training"}, 400, "kind"),
+        ({"kind": "evaluation"}, 400, "kind"),
         ({"colour": "red"}, 400, "colour"),
         ({"metadata": {"a": 1}}, 400, "metadata.a"),
     ],
@@ -165,6 +165,14 @@ async def test_a_field_s_value_that_is_not_allowed_is_named(
     assert (answer.status_code, error_of(answer)["param"]) == (status, param)
     assert house.trainer.asked == []
     assert await house.living_keys() == []
+
+
+async def test_no_client_makes_its_evaluation_a_revalidation(house: House) -> None:
+    """One of these is spared the base at its best."""
+    answer = await create(house, model="voice", held_out=await house.made(), kind="revalidation")
+    other = await create(house, model="voice", held_out=await house.made(), colour="red")
+    assert error_of(answer)["code"] == error_of(other)["code"] == "unknown_parameter"
+    assert house.trainer.asked == []
 
 
 async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
@@ -207,11 +215,12 @@ async def test_the_gateway_itself_judges_again_on_what_only_the_version_holds(ho
     assert (await create(house, model="voice@3", held_out=held_out)).status_code == 404
     desk = Evaluations(house.training, house.files, house.catalog, house.database)
     headers = {"x-hatrack-project": "default", "x-hatrack-key-id": SYSTEM_ID}
-    body = {"model": "voice@3", "held_out": held_out, "kind": "revalidation"}
+    body = {"model": "voice@3", "held_out": held_out}
     answer = await desk.create(
         system_caller("default"), body, headers, actor=Actor(SYSTEM_ID, "default"), version="voice@3"
     )
     assert (answer.status, json.loads(answer.body)) == (200, EVALUATION)
+    assert sent(house)[0] == body | {"kind": "revalidation"}
     assert caller_of(house).background
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ async def bureau(base: BaseDescription, files: Callable[..., AdapterFiles]) -> A
 
 async def judge(bureau: Bureau, version: str, *, days: float = 0, **more: Any) -> None:
     """A verdict on a version that was written ``days`` ago."""
-    made = await bureau.verdict(version, evaluation=EVALUATION, **more)
+    made = await bureau.verdict(version, **{"evaluation": EVALUATION} | more)
     assert made.status_code == 201, made.text
     older = verdicts.update().where(verdicts.c.id == made.json()["id"])
     await bureau.database.run(lambda db: db.execute(older.values(created_at=verdicts.c.created_at - int(days * DAY_S))))
@@ -78,12 +79,12 @@ def test_the_same_is_asked_for_of_the_same_version_and_promotes_nothing() -> Non
         "model": "voice:live",
         "held_out": "file-1",
         "promote": "auto",
+        "kind": "evaluation",
         "metadata": {"revalidates": "x@9", "a": "b"},
     }
     assert again_of(body, "voice@3") == {
         "model": "voice@3",
         "held_out": "file-1",
-        "kind": "revalidation",
         "promote": "never",
         "metadata": {"a": "b", "revalidates": "voice@3"},
     }
@@ -201,6 +202,37 @@ async def test_one_request_makes_so_many_evaluations_and_says_what_is_left(
         second = (await bureau.http.post("/v1/revalidations")).json()
     assert ([item["version"] for item in first["data"]], first["left"]) == (["voice@1"], 1)
     assert ([item["version"] for item in second["data"]], second["left"]) == (["voice@1", "ant@1"], 0)
+
+
+async def test_what_cannot_be_judged_takes_nobody_s_place(
+    bureau: Bureau, files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revalidation_module, "MAX_AT_ONCE", 1)
+    for seed, name in enumerate(("mute", "cat"), 7):
+        await bureau.push(name, files(seed=seed))
+        await judge(bureau, f"{name}@1", days=95, **({"evaluation": None} if name == "mute" else {}))
+    await judge(bureau, "voice@1", days=91)  # the last of them
+    bureau.desk.refused = {"cat@1"}
+    async with bureau.here():
+        found = (await bureau.http.post("/v1/revalidations")).json()
+    shown = {item["version"]: (item["error"] or {}).get("code") for item in found["data"]}
+    assert shown == {"mute@1": "nothing_to_repeat", "cat@1": "invalid_value", "voice@1": None}
+    assert found["left"] == 0
+
+
+async def test_on_another_base_the_timer_passes_over_what_does_not_fit_and_a_person_is_told(
+    base: BaseDescription, files: Callable[..., Any]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="bureau-") as home:
+        async with Bureau(Path(home), base).opened() as before:
+            await before.push("voice", files(seed=1))
+            await judge(before, "voice@1", days=91)
+            assert [one.version for one in await before.revalidations.wanted()] == ["voice@1"]
+        other = base.fingerprint.model_copy(update={"weights": "another", "template": "another"})
+        async with Bureau(Path(home), replace(base, fingerprint=other)).opened() as after, after.here():
+            assert await after.revalidations.wanted() == []
+            (item,) = (await after.http.post("/v1/revalidations")).json()["data"]
+            assert (item["version"], item["error"]["code"]) == ("voice@1", "version_other_base")
 
 
 async def test_the_bodies_are_checked(bureau: Bureau) -> None:

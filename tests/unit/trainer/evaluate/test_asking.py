@@ -61,6 +61,45 @@ async def test_every_arm_answers_every_question_in_order(gateway: Gateway, answe
     assert found[0].finish_reason == "stop"
 
 
+async def test_an_outside_endpoint_is_asked_as_the_settings_say(gateway: Gateway, answerer: Any) -> None:
+    endpoint = Endpoint(
+        gateway.url,
+        SecretStr(KEY),
+        max_tokens_field="max_completion_tokens",
+        temperature=False,
+        fields={"reasoning_effort": "low"},
+    )
+    arm = Arm(label="theirs", model="large-1", endpoint="big")
+    await answerer(max_tokens=33, endpoints={"big": endpoint}).answer(asks(1, arm))
+    ((_, body),) = gateway.requests
+    assert body == {
+        "model": "large-1",
+        "messages": [{"role": "user", "content": "question 0?"}],
+        "max_completion_tokens": 33,
+        "reasoning_effort": "low",
+    }
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422, 451])
+async def test_where_it_may_a_question_that_is_refused_is_left_out(
+    gateway: Gateway, answerer: Any, status: int
+) -> None:
+    gateway.refusals = [(status, "content_filter", {})]
+    first = await answerer(concurrency=1).answer_or_leave(asks(3))
+    assert [answer is None for answer in first] == [True, False, False]
+    again = await answerer().answer_or_leave(asks(3))
+    assert (None in again, again[1:], len(gateway.requests)) == (False, first[1:], 4)
+    gateway.raw = {"choices": []}
+    assert await answerer().answer_or_leave(asks(4)) == [*again, None]
+
+
+@pytest.mark.parametrize("status", [401, 402, 404, 410])
+async def test_who_asks_and_the_model_are_not_left_out(gateway: Gateway, answerer: Any, status: int) -> None:
+    gateway.refused_models["voice@3"] = (status, "no", {})
+    with pytest.raises(AnswerRefused):
+        await answerer().answer_or_leave(asks(3))
+
+
 async def test_it_is_asked_greedily_with_the_arms_prompt(gateway: Gateway, answerer: Any) -> None:
     await answerer(max_tokens=33).answer(asks(1, BASE))
     ((path, body),) = gateway.requests

@@ -119,3 +119,25 @@ def test_a_file_that_is_wrong_is_told_where(write: Write, old: str, new: str, to
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"HATRACK_TRAINER_ENDPOINTS: .*missing\.toml"):
         read(tmp_path / "missing.toml")
+
+
+def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
+    more = 'max_tokens_field = "max_completion_tokens"\nsend_temperature = false\nfields = {reasoning_effort = "low"}\n'
+    found = read(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}'))).reachable()
+    assert found["big"].sampling(99) == {"max_completion_tokens": 99, "reasoning_effort": "low"}
+    assert found["near"].sampling(99) == {"temperature": 0, "max_tokens": 99}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ('max_tokens_field = "tokens"', "max_completion_tokens"),
+        ("fields = {model = 'x'}", "'model' is not the settings' to say; nor are messages, n, stream"),
+        ("fields = {at = 2026-01-01}", "cannot be sent as JSON"),
+        ("fields = {at = nan}", "cannot be sent as JSON"),
+    ],
+)
+def test_what_cannot_be_asked_so_is_told_by_its_place(write: Write, more: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=r"endpoints\.big\.") as caught:
+        read(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}\n')))
+    assert words in str(caught.value)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import QUICK
-from trainer.errors import AnswerRefused
+from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Question, Turn
-from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.asking import Ask, HttpAnswerer, OnProgress
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.judge import JUDGEMENTS, ModelJudge, better, both_orders
@@ -138,7 +139,7 @@ async def test_it_counts_only_once_it_agrees_with_people(
 async def test_a_judge_that_cannot_be_read_does_not_count(gateway: Gateway, tmp_path: Path) -> None:
     gateway.say = lambda *_: "Both have their merits, hard to tell."
     result = await judge(gateway, tmp_path, AGREEING).judge(MIXED, "shop@3", "base")
-    assert not result.counted
+    assert (result.counted, result.missed) == (False, True)
     assert "60 of 60 of its votes cannot be read" in result.sentence
 
 
@@ -179,10 +180,76 @@ async def test_what_was_judged_is_not_asked_again(gateway: Gateway, tmp_path: Pa
     assert len(gateway.requests) == 120
 
 
-async def test_an_endpoint_that_refuses_ends_it(gateway: Gateway, tmp_path: Path) -> None:
-    gateway.refused_models["large-1"] = (403, "no_credit", {})
-    with pytest.raises(AnswerRefused, match="no_credit"):
-        await judge(gateway, tmp_path).judge(MIXED, "shop@3", "base")
+REFUSED = (400, "content_filter", {})
+
+
+@pytest.mark.parametrize(("pairs_refused", "counted"), [(6, True), (7, False)])
+async def test_a_pair_that_its_endpoint_refuses_is_left_out(
+    gateway: Gateway, tmp_path: Path, pairs_refused: int, counted: bool
+) -> None:
+    """One order of each is refused, of the first pairs; up to a tenth of 60 is borne."""
+    scripted = judge(gateway, tmp_path, AGREEING)
+    scripted._answerer = Picky(lambda name: name in {f"q{at}/base/base-first" for at in range(pairs_refused)})
+    result = await scripted.judge(MIXED, "shop@3", "base")
+    assert result.scores == (1.0,) * (60 - pairs_refused)
+    assert (result.counted, result.missed) == (counted, not counted)
+    assert result.numbers["refused"] == pairs_refused
+    assert f"{pairs_refused} of 60 " in result.sentence
+    people = [Pair.model_validate_json(line).example for line in (tmp_path / REVIEWS).read_text().splitlines()]
+    assert not {f"q{at}" for at in range(pairs_refused)} & set(people)
+
+
+class Picky:
+    """Says that the candidate is better, but to what it refuses."""
+
+    def __init__(self, refuses: Callable[[str], bool]) -> None:
+        self._refuses = refuses
+
+    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
+        return [None if self._refuses(ask.question.id) else self._answer(ask) for ask in asks]
+
+    def _answer(self, ask: Ask) -> Answer:
+        word = "A" if ask.question.id.endswith("candidate-first") else "B"
+        return Answer(arm=ask.arm.label, example=ask.question.id, repeat=0, request="r", text=f"[[{word}]]")
+
+
+async def test_an_endpoint_that_refuses_every_pair_gives_no_votes(gateway: Gateway, tmp_path: Path) -> None:
+    gateway.refused_models["large-1"] = REFUSED
+    result = await judge(gateway, tmp_path, AGREEING).judge(MIXED, "shop@3", "base")
+    assert (result.scores, result.counted, result.missed) == ((), False, True)
+    assert "60 of 60 of the pairs were refused" in result.sentence
+    assert (tmp_path / REVIEWS).read_text() == ""
+
+
+@pytest.mark.parametrize(("standing", "missed"), [(AGREEING, True), (None, False)])
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        ((401, "invalid_api_key", {}), "status 401, invalid_api_key"),
+        ((404, "no_model", {}), "status 404, no_model"),
+        ((503, "overloaded", {"x-should-retry": "false"}), "status 503, overloaded"),
+    ],
+)
+async def test_a_judge_that_is_away_is_told_and_missed_where_it_would_have_counted(
+    gateway: Gateway, tmp_path: Path, standing: Standing | None, missed: bool, refusal: Any, why: str
+) -> None:
+    gateway.refused_models["large-1"] = refusal
+    result = await judge(gateway, tmp_path, standing).judge(MIXED, "shop@3", "base")
+    assert (result.scores, result.counted, result.missed) == ((), False, missed)
+    assert "is not counted" in result.sentence
+    assert why in result.sentence
+    assert ("stays open" in result.sentence) is missed
+
+
+async def test_a_judge_whose_endpoint_is_not_there_does_not_tell_its_address(tmp_path: Path) -> None:
+    outside = {"big": Endpoint("http://127.0.0.1:1")}
+    answerer = HttpAnswerer(
+        Endpoint("http://127.0.0.1:1"), tmp_path / JUDGEMENTS, endpoints=outside, max_tokens=64, patience_s=0
+    )
+    scripted = ModelJudge("strict", SETTINGS, answerer, tmp_path, standing=AGREEING, method=QUICK)
+    result = await scripted.judge(MIXED, "shop@3", "base")
+    assert (result.missed, "was away for too long" in result.sentence) == (True, True)
+    assert "127.0.0.1" not in result.model_dump_json()
 
 
 @pytest.mark.parametrize(

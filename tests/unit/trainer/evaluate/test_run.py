@@ -67,14 +67,17 @@ class Judging:
 
     name = "oracle"
 
-    def __init__(self, score: float, counted: bool) -> None:
-        self._score, self._counted = score, counted
+    def __init__(self, score: float, counted: bool, missed: bool = False) -> None:
+        self._score, self._counted, self._missed = score, counted, missed
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
     ) -> JudgeResult:
+        said = f"{candidate} or {base}."
+        if self._missed:
+            return JudgeResult(judge=self.name, scores=(), counted=False, missed=True, sentence=said)
         scores = (self._score,) * len(comparison.questions)
-        return JudgeResult(judge=self.name, scores=scores, counted=self._counted, sentence=f"{candidate} or {base}.")
+        return JudgeResult(judge=self.name, scores=scores, counted=self._counted, sentence=said)
 
 
 @pytest.fixture
@@ -175,6 +178,14 @@ async def test_a_judge_that_counts_has_a_veto(ask: Any, score: float, counted: b
     assert found.verdict.word == word
     assert (found.verdict.check("judge") is not None) is counted
     assert found.judged.judge == "oracle"
+
+
+async def test_a_judge_whose_veto_could_not_be_heard_leaves_no_pass(ask: Any) -> None:
+    wanted = spec(suites=("mmlu",), judge="oracle")
+    found = await ask(wanted, suites={"mmlu": budget("mmlu", "kept")}, judge=Judging(1.0, counted=False, missed=True))
+    assert found.verdict.word == "not_enough_evidence"
+    assert found.verdict.check("judge").state == "open"
+    assert "What the judge prefers is not settled." in found.verdict.sentence
 
 
 async def test_without_a_candidate_there_is_a_comparison_and_no_verdict(ask: Any) -> None:

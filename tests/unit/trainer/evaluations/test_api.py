@@ -112,6 +112,7 @@ ARMS = [{"label": "a", "model": "voice@1"}, {"label": "b", "model": "voice@2"}]
         ({"metric": "perplexity"}, "metric"),
         ({"metric": "length_words"}, "metric"),
         ({"metric": "regex"}, "metric"),
+        ({"metric": "judge"}, "metric"),
         ({"metric": {"name": "regex", "pattern": "("}}, "metric"),
         ({"metric": {"name": "json_schema"}}, "metric"),
         ({"suites": ["general", "weather"]}, "suites"),

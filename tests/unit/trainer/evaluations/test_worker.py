@@ -356,22 +356,42 @@ def test_an_endpoint_of_the_settings_is_asked_with_its_own_key(
     assert {"big-model", "voice@3"} <= {model for model, _ in world.asked()}
 
 
-def test_a_judge_is_asked_and_leaves_pairs_for_people(
-    world: World, make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def arbiter(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that name a judge, the model `big`."""
     monkeypatch.setenv("OUTSIDE_KEY", KEY)
     named = tmp_path / "endpoints.toml"
     named.write_text(
         f'[endpoints.elsewhere]\nurl = "{world.url}"\nkey_env = "OUTSIDE_KEY"\n'
         '[judges.arbiter]\nendpoint = "elsewhere"\nmodel = "big"\nrubric = "The answer names the right intent."\n'
     )
+    return Settings(endpoints=named)
+
+
+def test_a_judge_is_asked_and_leaves_pairs_for_people(world: World, make_folder: MakeFolder, arbiter: Settings) -> None:
     world.say = lambda model, asked: '{"better": "A"}' if model == "big" else tuned_is_right(model, asked)
     folder = make_folder({"model": "voice@3", "judge": "arbiter"})
     with Folder(folder) as held:
-        assert work(held, Settings(endpoints=named)) == DONE
+        assert work(held, arbiter) == DONE
     report = EvaluationReport.model_validate_json((folder / REPORT).read_bytes())
     assert report.judged is not None
     assert (report.judged.judge, report.judged.counted) == ("arbiter", False)  # no people have looked yet
     assert (folder / "reviews.jsonl").exists()
     # a verdict that a judge does not count in stands on the metric alone
+    assert [one["verdict"] for one in world.verdicts] == ["pass"]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [one["level"] for one in events if "The judge arbiter is not counted" in one["message"]] == ["warn"]
+
+
+def test_a_judge_that_cannot_be_asked_costs_no_verdict(
+    world: World, make_folder: MakeFolder, arbiter: Settings
+) -> None:
+    world.refused_models["big"] = (404, "model_not_found", {})
+    folder = make_folder({"model": "voice@3", "judge": "arbiter"})
+    with Folder(folder) as held:
+        assert work(held, arbiter) == DONE
+    report = EvaluationReport.model_validate_json((folder / REPORT).read_bytes())
+    assert report.judged is not None
+    assert (report.judged.scores, report.judged.counted) == ((), False)
+    assert "its endpoint refused to answer" in (folder / PAGE).read_text()
     assert [one["verdict"] for one in world.verdicts] == ["pass"]

@@ -119,6 +119,7 @@ async def test_how_it_is_to_be_judged_is_kept_with_the_operators_rules(
         ({"metric": "perplexity"}, "metric", "any tuning of style lowers it"),
         ({"metric": "length_words"}, "metric", "cannot be the primary metric"),
         ({"metric": "regex"}, "metric", "needs a `pattern`"),
+        ({"metric": "judge"}, "metric", "no judge is named"),
         ({"metric": {"name": "regex", "pattern": "("}}, "metric", "pattern"),
         ({"metric": {"pattern": "a"}}, "metric", "name"),
         ({"suites": ["general", "trivia"]}, "suites", "there is no suite 'trivia'"),
