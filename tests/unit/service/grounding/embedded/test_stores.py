@@ -319,8 +319,8 @@ async def test_a_store_loads_on_when_nobody_waits_and_once_for_all(rig: Rig, mon
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
+        soon = loop.time() + 0.05
         with pytest.raises(TimeoutError):  # at its deadline: the load waits for this test
-            soon = loop.time() + 0.05
             await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=soon)
         assert not rig.stores.loaded(store)
     finally:
