@@ -91,6 +91,10 @@ class Stores:
         outdated = await self._database.run(lambda db: work_records.outdate(db, self._embedder.identity, _generation))
         if outdated:
             _LOG.warning("the embedding model is another one: files are indexed anew", extra={"files": outdated})
+        # whoever starts a gateway may have mended what they failed for: a key, an address, a setting
+        retried = await self._database.run(lambda db: work_records.retry(db, _generation))
+        if retried:
+            _LOG.warning("files that failed through no fault of theirs are tried again", extra={"files": retried})
         if ids:
             self._embedder.start()  # it takes seconds, and the first question should not wait for them
         self._indexing.start()

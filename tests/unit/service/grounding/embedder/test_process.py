@@ -88,7 +88,7 @@ async def test_an_endpoint_that_is_away_blames_no_document(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "passes"), [(429, True), (503, True), (504, True), (401, False), (404, False), (500, False)]
+    ("status", "passes"), [(429, True), (503, True), (504, True), (500, True), (400, False), (401, False), (404, False)]
 )
 async def test_what_passes_is_told_from_what_does_not(status: int, passes: bool) -> None:
     async def answer(_: web.Request) -> web.Response:
