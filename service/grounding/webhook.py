@@ -77,10 +77,13 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
     credentials.
     """
     found = ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
     if networks:
         return any(found in network for network in networks)
     if found in METADATA:
         return False
+    if found.is_loopback:
+        return True  # ::1 lies in a range that counts as reserved
     return not (found.is_link_local or found.is_multicast or found.is_unspecified or found.is_reserved)
 
 

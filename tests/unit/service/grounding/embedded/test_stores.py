@@ -104,6 +104,16 @@ async def test_several_stores_are_ranked_together(rig: Rig) -> None:
     assert len(await rig.search([first, second], "boots laces", k=1)) == 1
 
 
+async def test_a_file_that_two_stores_hold_is_found_once(rig: Rig) -> None:
+    first, second = await rig.store(), await rig.store()
+    for store in (first, second):
+        await rig.add(store, "a.csv", "name\nboots\nboots\nred boots\n")
+    alone = sorted(await rig.texts(first, "boots", k=3))
+    assert len(alone) == 3, "rows of one store may be alike"
+    assert sorted(await rig.texts([first, second], "boots", k=3)) == alone
+    assert len(await rig.texts([first, second], "boots", k=2)) == 2
+
+
 async def test_a_deleted_store_is_gone_from_the_disk_too(rig: Rig) -> None:
     store = await rig.store()
     await rig.add(store, "a.txt", "boots")
