@@ -36,6 +36,8 @@ MAX_QUESTION: Final = 2_000
 """Characters of a question that are looked for: of a longer one its beginning and its end."""
 MAX_TERMS: Final = 256
 SEARCH_THREADS: Final = 2
+LOADERS: Final = 2
+"""Stores that are loaded at once: the threads that open files and answer others are not all theirs."""
 MAX_CACHED: Final = 4_096
 TOUCH_S: Final = 30.0
 """Seconds between two writes of when stores were last used."""
@@ -79,6 +81,7 @@ class Stores:
         self._epoch = 0
         self._left: set[asyncio.Task[None]] = set()
         self._loading: dict[str, asyncio.Task[Index]] = {}
+        self._loaders = asyncio.Semaphore(LOADERS)
         self._used: dict[str, int] = {}
         self._touched = time.monotonic()
 
@@ -322,7 +325,7 @@ class Stores:
         return await asyncio.shield(load)
 
     async def _load(self, store_id: str) -> Index:
-        async with self._shelf.use(store_id) as store, self._locks.hold(store_id):
+        async with self._shelf.use(store_id) as store, self._loaders, self._locks.hold(store_id):
             if store.index is None:
                 files, writing = await self._database.run(
                     lambda db: work_records.searchable(db, store_id, self._embedder.identity)
