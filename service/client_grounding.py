@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -76,17 +76,13 @@ class GroundingCalls(Caller):
                 "POST", "/v1/files", data={"purpose": "assistants"}, files={"file": (name, file)}, timeout=UPLOADING
             )
 
-    def add_to_store(
-        self, store_id: str, file_ids: Sequence[str], *, attributes: Attributes | None = None
-    ) -> list[JsonObject]:
-        """Put files into a store, in batches; the batches."""
-        made = []
-        for start in range(0, len(file_ids), MAX_BATCH):
-            body: JsonObject = {"file_ids": list(file_ids[start : start + MAX_BATCH])}
-            if attributes:
-                body["attributes"] = dict(attributes)
-            made.append(self._object("POST", f"{_store(store_id)}/file_batches", json=body))
-        return made
+    def add_to_store(self, store_id: str, files: Mapping[str, Attributes]) -> list[JsonObject]:
+        """Put files, by their ids, into a store with their attributes, in batches; the batches."""
+        drafts = [{"file_id": file_id, "attributes": dict(attributes)} for file_id, attributes in files.items()]
+        return [
+            self._object("POST", f"{_store(store_id)}/file_batches", json={"files": drafts[start : start + MAX_BATCH]})
+            for start in range(0, len(drafts), MAX_BATCH)
+        ]
 
     def store_files(self, store_id: str) -> Iterator[JsonObject]:
         """All files of a store, newest first."""

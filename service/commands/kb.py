@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,12 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.client import ClientError, HatrackClient, JsonObject
+from service.client_grounding import Attributes
 from service.commands import terminal
 from service.commands.terminal import AsJson, examples
 
 SUFFIXES: Final = frozenset({".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".csv", ".jsonl", ".json"})
 """What is taken out of a directory; a file that is named is sent whatever it is called."""
 SHOWN_CHARS: Final = 400
+PATH: Final = "path"
+"""The attribute by which a file is known: where it lay, seen from the directory in which it was added."""
 
 app = typer.Typer(help="Knowledge bases: documents that answers are grounded on.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
@@ -52,7 +56,7 @@ def list_(
     elif store is None:
         terminal.print_table(["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(one) for one in found])
     else:
-        terminal.print_table(["ID", "FILE", "PASSAGES", "SIZE", "STATUS"], [_file_row(one) for one in found])
+        terminal.print_table(["ID", "FILE", "PATH", "PASSAGES", "SIZE", "STATUS"], [_file_row(one) for one in found])
 
 
 @app.command(
@@ -68,24 +72,29 @@ def add(
     attributes: Annotated[
         list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata, for filters.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep older files of the same name.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep older files of the same path.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload documents and index them; one takes the place of an older one of the same name."""
-    documents = list(_documents(paths))
+    """Upload documents and index them; one takes the place of the older one that was added from the same path.
+
+    A file is known by its path, seen from the directory in which this is called; it stands in the attribute `path`.
+    """
+    documents = dict(_documents(paths))
     if not documents:
         raise typer.BadParameter(f"there is no document in it; known are {', '.join(sorted(SUFFIXES))}.")
     metadata = dict(_pair(text) for text in attributes or [])
+    if PATH in metadata:
+        raise typer.BadParameter(f"a file's `{PATH}` is where it lies: give the attribute another name.")
     with terminal.reporting(as_json), HatrackClient() as client:
         store_id = str(client.store(store)["id"])
-        names = {name for name, _ in documents}
-        older = [] if keep else [file for file in client.store_files(store_id) if file.get("filename") in names]
-        ids = _upload(client, documents, quiet=as_json)
-        done = _index(client, store_id, ids, metadata, quiet=as_json)
-        indexed = {file["filename"] for file in done if file["status"] == "completed"}
+        older = [] if keep else [file for file in client.store_files(store_id) if _path(file) in documents]
+        uploaded = _upload(client, documents, quiet=as_json)
+        files = {file_id: metadata | {PATH: path} for path, file_id in uploaded.items()}
+        done = _index(client, store_id, files, quiet=as_json)
+        indexed = {_path(file) for file in done if file["status"] == "completed"}
         for file in older:
             # what could not be read takes nobody's place
-            if file["filename"] in indexed and file["id"] not in ids:
+            if _path(file) in indexed and file["id"] not in files:
                 _replace(client, store_id, str(file["id"]))
     failed = [file for file in done if file["status"] != "completed"]
     if as_json:
@@ -95,7 +104,7 @@ def add(
         typer.echo(f"{len(done) - len(failed)} of {len(done)} files are indexed, {passages} passages")
     for file in failed:
         reason = (file.get("last_error") or {}).get("message") or file["status"]
-        typer.echo(f"hatrack: {terminal.clean(str(file['filename']))}: {terminal.clean(str(reason))}", err=True)
+        typer.echo(f"hatrack: {terminal.clean(str(_path(file)))}: {terminal.clean(str(reason))}", err=True)
     if failed:
         raise typer.Exit(terminal.FAILED)
 
@@ -123,7 +132,7 @@ def search(
     for number, one in enumerate(found, start=1):
         text = " ".join(part["text"] for part in one["content"])
         shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
-        typer.echo(f"[{number}] {one['score']:.3f}  {terminal.clean(one['filename'])}")
+        typer.echo(f"[{number}] {one['score']:.3f}  {terminal.clean(str(_path(one) or one['filename']))}")
         typer.echo("    " + terminal.clean(shown).replace("\n", "\n    "))
     if not found:
         typer.echo("Nothing fits.")
@@ -132,7 +141,9 @@ def search(
 @app.command(epilog=examples("hatrack kb rm policies returns.md", "hatrack kb rm policies --yes"))
 def rm(
     store: Store,
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A file's name or id. [default: all]")] = None,
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="A file's path, name or id. [default: all]")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -146,9 +157,7 @@ def rm(
                 )
             gone = [client.delete_store(str(found["id"]))]
         else:
-            files = [one for one in client.store_files(str(found["id"])) if file in (one["id"], one.get("filename"))]
-            if not files:
-                raise typer.BadParameter(f"{store} holds no file {file}.")
+            files = _named(file, store, list(client.store_files(str(found["id"]))))
             gone = [client.remove_from_store(str(found["id"]), str(one["id"])) for one in files]
     if as_json:
         terminal.print_json(gone)
@@ -157,42 +166,68 @@ def rm(
 
 
 def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Names and files: of a directory, what is below it, named by its path from there."""
+    """Files by what they are known by; of a directory, what is below it."""
     for path in paths:
         if path.is_dir():
             below = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in SUFFIXES)
-            yield from ((one.relative_to(path).as_posix().replace("/", "_"), one) for one in below)
+            yield from ((_identity(one), one) for one in below)
         else:
-            yield path.name, path
+            yield _identity(path), path
 
 
-def _upload(client: HatrackClient, documents: Sequence[tuple[str, Path]], *, quiet: bool) -> list[str]:
-    ids = []
+def _identity(path: Path) -> str:
+    """Seen from the current directory, however it was written: `docs/a.md` for `./docs/a.md` or an absolute path."""
+    return Path(os.path.relpath(path)).as_posix()
+
+
+def _path(file: JsonObject) -> str | None:
+    """What a file of a store is known by; None where something else than this command has added it."""
+    return (file.get("attributes") or {}).get(PATH)
+
+
+def _named(file: str, store: str, held: Sequence[JsonObject]) -> list[JsonObject]:
+    """The files that an id, a path or a name means. Raises BadParameter where there is none, or a name is several's."""
+    for found in (
+        [one for one in held if one["id"] == file],
+        [one for one in held if _path(one) in (file, _identity(Path(file)))],
+    ):
+        if found:
+            return found
+    found = [one for one in held if one.get("filename") == file]
+    if not found:
+        raise typer.BadParameter(f"{store} holds no file {file}.")
+    known = sorted({str(_path(one) or one["id"]) for one in found})
+    if len(known) > 1:
+        raise typer.BadParameter(f"{store} holds several files {file}: say which of {', '.join(known)}.")
+    return found
+
+
+def _upload(client: HatrackClient, documents: Mapping[str, Path], *, quiet: bool) -> dict[str, str]:
+    """The new files' ids, by what they are known by."""
+    ids = {}
     bar = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with _bars(*bar, quiet=quiet) as progress:
-        task = progress.add_task("", total=sum(path.stat().st_size for _, path in documents))
-        for name, path in documents:
-            made = client.upload_document(path, name, lambda size: progress.advance(task, size))
-            ids.append(str(made["id"]))
+        task = progress.add_task("", total=sum(path.stat().st_size for path in documents.values()))
+        for known, path in documents.items():
+            made = client.upload_document(path, path.name, lambda size: progress.advance(task, size))
+            ids[known] = str(made["id"])
     return ids
 
 
-def _index(
-    client: HatrackClient, store_id: str, ids: Sequence[str], attributes: dict[str, Any], *, quiet: bool
-) -> list[JsonObject]:
+def _index(client: HatrackClient, store_id: str, files: Mapping[str, Attributes], *, quiet: bool) -> list[JsonObject]:
     done: list[JsonObject] = []
     bar = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("passages"), TimeRemainingColumn())
     with _bars(*bar, TextColumn("{task.description}", markup=False), quiet=quiet) as progress:
         task = progress.add_task("", total=None)
-        for batch in client.add_to_store(store_id, ids, attributes=attributes):
-            files: list[JsonObject] = []
-            for files in client.watch_batch(store_id, str(batch["id"])):
-                counts = [file.get("passages") or {} for file in [*done, *files]]
+        for batch in client.add_to_store(store_id, files):
+            seen: list[JsonObject] = []
+            for seen in client.watch_batch(store_id, str(batch["id"])):
+                counts = [file.get("passages") or {} for file in [*done, *seen]]
                 # a file that is not read yet has no passages: it counts as one
                 total = sum(int(count.get("total") or 1) for count in counts)
                 indexed = sum(int(count.get("indexed") or 0) for count in counts)
-                progress.update(task, total=total, completed=indexed, description=_why_it_waits(files))
-            done += files
+                progress.update(task, total=total, completed=indexed, description=_why_it_waits(seen))
+            done += seen
     return done
 
 
@@ -257,6 +292,7 @@ def _file_row(file: JsonObject) -> list[str]:
     return [
         str(file["id"]),
         str(file.get("filename") or "-"),
+        str(_path(file) or "-"),
         str(total) if indexed == total else f"{indexed}/{total}",
         terminal.size(file.get("usage_bytes")),
         str(file["status"]),

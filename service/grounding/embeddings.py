@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,17 @@ START_TIMEOUT_S: Final = 120.0
 SILENCE_TIMEOUT_S: Final = 300.0
 """Between two pieces of an answer to ``/index``, s: reading a document is part of that."""
 STOP_TIMEOUT_S: Final = 5.0
-KEPT_BACK: Final = ("HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_TRAINER_SECRET")
-"""Variables that an embedder does not inherit."""
+PULSE_S: Final = 5.0
+"""Between two looks whether a ready embedder still answers, s."""
+HUNG_S: Final = 60.0
+"""A ready embedder that has answered nothing for so long is ended, and another one started, s."""
+START_LIMIT_S: Final = 600.0
+"""The same for one that is not ready yet, s."""
+KEPT_BACK: Final = re.compile(r"HATRACK_.*|(?:.*_)?(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS)", re.IGNORECASE)
+"""Variables that an embedder does not inherit, nor the process in which it has documents read: all that may be secrets.
+
+What it needs of the settings is on its command line and, the endpoint's key, on its standard input.
+"""
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 _URL: Final = "http://embedder"
 _LOG: Final = logging.getLogger("hatrack.grounding")
@@ -254,12 +264,22 @@ class Embedder:
             await asyncio.sleep(pause_s)
 
     async def _live(self, child: subprocess.Popen[bytes]) -> str:
-        """One embedder, from its start to its end: why it ended."""
+        """One embedder, from its start to its end: why it ended. One that hangs is killed."""
+        heard = time.monotonic()
+        asked, silent_s = 0.0, 0.0
         while child.poll() is None:
-            if not self._ready.is_set() and await self._answers():
-                self._trouble = ""
-                self._ready.set()
+            if not self._ready.is_set() or time.monotonic() - asked >= PULSE_S:
+                asked = time.monotonic()
+                if await self._answers():
+                    heard = time.monotonic()
+                    self._trouble = ""
+                    self._ready.set()
+                elif time.monotonic() - heard > (HUNG_S if self._ready.is_set() else START_LIMIT_S):
+                    silent_s = time.monotonic() - heard
+                    child.kill()
             await asyncio.sleep(TICK_S)
+        if silent_s:
+            return f"the embedder answered nothing for {silent_s:.0f} s"
         return f"the embedder ended with exit code {child.returncode}; see {self.config.log.name}"
 
     async def _answers(self) -> bool:
@@ -276,13 +296,10 @@ def _spawn(config: EmbedderConfig) -> subprocess.Popen[bytes]:
     config.socket.unlink(missing_ok=True)
     if config.log.exists() and config.log.stat().st_size > MAX_LOG_BYTES:
         config.log.replace(config.log.with_suffix(".log.1"))
-    environment = {name: value for name, value in inherited_environment().items() if name not in KEPT_BACK}
-    # a library that asks for no threads of its own gets none: one batch must not take the engine's cores
-    environment |= {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with config.log.open("ab") as log:
         child = subprocess.Popen(
             config.argv(),
-            env=environment,
+            env=_environment(inherited_environment(), config.threads),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -293,6 +310,12 @@ def _spawn(config: EmbedderConfig) -> subprocess.Popen[bytes]:
             child.stdin.write(f"{config.key}\n".encode())
             child.stdin.flush()
     return child
+
+
+def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
+    kept = {name: value for name, value in inherited.items() if not KEPT_BACK.fullmatch(name)}
+    # a library that asks for no threads of its own gets none: one batch must not take the engine's cores
+    return kept | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 def _close_input(child: subprocess.Popen[bytes]) -> None:

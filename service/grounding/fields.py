@@ -64,10 +64,11 @@ def check_grounding(value: Any, path: str) -> None:
 class Wish:
     """What is to be retrieved for one request, from where, and what happens where it cannot be.
 
-    ``asked``: the request itself says so, not its version alone.
+    ``asked``: the request itself says so, not its version alone; ``provider_asked``: it names the provider, too.
     """
 
     asked: bool
+    provider_asked: bool
     provider: str
     store_ids: tuple[str, ...]
     k: int
@@ -86,10 +87,12 @@ def wish_of(asked: Any, settings: GroundingSettings | None) -> Wish | None:
     """The request's checked `grounding` over its version's settings; None: nothing is retrieved.
 
     Args:
-        asked: None where the request says nothing, then the version's settings count alone.
+        asked: None where the request says nothing, then the version's settings count alone; where they name no store
+            either, they are for the requests that do.
 
     Raises:
-        BadRequest: Neither says which stores to look in, and the embedded provider needs that.
+        BadRequest: The request says nothing of which stores to look in, nor its version, and the embedded provider
+            needs that.
     """
     if asked is False or (asked is None and settings is None):
         return None
@@ -99,9 +102,12 @@ def wish_of(asked: Any, settings: GroundingSettings | None) -> Wish | None:
     same = provider == version.provider
     stores = tuple(own.get("vector_store_ids", version.vector_store_ids if same else ()))
     if not stores and provider == EMBEDDED:
+        if asked is None:
+            return None
         raise BadRequest(f"`{STORES_PARAM}` is missing", param=STORES_PARAM, code="missing_required_parameter")
     return Wish(
         asked=asked is not None,
+        provider_asked="provider" in own,
         provider=provider,
         store_ids=tuple(dict.fromkeys(stores)),
         k=own.get("max_num_results", version.max_num_results),

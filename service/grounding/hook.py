@@ -24,13 +24,12 @@ from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, Wish
 from service.grounding.outcome import Grounded, Outcome
 from service.grounding.places import Place
 from service.grounding.ports import Stores, store_not_found
-from service.grounding.provider import Passage, Provider, Query
+from service.grounding.provider import MAX_PASSAGE_CHARS, Passage, Provider, Query
 from service.grounding.template import CHARS_A_TOKEN, Quoted, Quoter, upper_tokens
 from service.inference.estimate import answer_tokens
 from service.registry.catalog import Target
 
 RETRY_S: Final = 5
-MAX_PASSAGE_CHARS: Final = 32_768
 MAX_ID_CHARS: Final = 200
 MAX_EXCERPT_CHARS: Final = 1000
 MAX_HEADER_CHARS: Final = 1024
@@ -82,12 +81,12 @@ class Hook:
         """Retrieve, and put the passages into ``body``: the checked request with its version's settings.
 
         Raises:
-            BadRequest: There is no such provider, or the request wants passages and asks nothing.
+            BadRequest: The request names a provider that there is not, or wants passages and asks nothing.
             NotFound: A store that does not exist, or that the key may not read.
             Unavailable: The provider was late or broken, and the version fails closed.
         """
         provider = self._providers.get(wish.provider)
-        if provider is None:
+        if provider is None and wish.provider_asked:
             raise BadRequest(
                 f"there is no grounding provider {wish.provider!r}; there are {', '.join(self.providers)}",
                 param=PROVIDER_PARAM,
@@ -127,8 +126,9 @@ class Hook:
     async def _demand_readable(self, wish: Wish, caller: Caller) -> None:
         """Raise NotFound for the first store that is not there for this caller."""
         if wish.provider != EMBEDDED:
-            # another's stores have no names here: a key's globs are held against their ids, or the provider's name
-            for name in wish.store_ids or (wish.provider,):
+            # another's stores have no names here, and what an id says to it is its own affair: a key's globs are held
+            # against the provider's name, and then against the ids too
+            for name in (wish.provider, *wish.store_ids):
                 if not caller.may_read(name):
                     raise store_not_found(name, STORES_PARAM)
             return
@@ -137,13 +137,19 @@ class Hook:
             if store is None or not may_read(caller, store.id, store.name):
                 raise store_not_found(store_id, STORES_PARAM)
 
-    async def _ask(self, provider: Provider, query: Query, wish: Wish) -> list[Passage] | Literal["late", "broken"]:
+    async def _ask(
+        self, provider: Provider | None, query: Query, wish: Wish
+    ) -> list[Passage] | Literal["late", "broken"]:
+        if provider is None:  # its version was made where the provider was installed: no fault of the caller's
+            _LOG.error("there is no grounding provider %s, which a version's settings name", wish.provider)
+            return "broken"
         timeout_s = wish.timeout_s or self._timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
         failed: Literal["late", "broken"]
         try:
             async with asyncio.timeout_at(deadline):
-                return _checked(await provider.retrieve(query, deadline), query)
+                given = (await provider.retrieve(query, deadline))[: query.k]
+            return self._usable(given, query, wish.provider)
         except TimeoutError:
             failed = "late"
             _LOG.warning("grounding provider %s was late", wish.provider, extra={"timeout_s": timeout_s})
@@ -152,6 +158,28 @@ class Hook:
             failed = "broken"
             _LOG.exception("grounding provider %s failed", wish.provider)
         return failed
+
+    def _usable(self, given: Sequence[Passage], query: Query, name: str) -> list[Passage]:
+        """What fits among a provider's passages; those that cannot be used cost themselves alone.
+
+        Raises:
+            TypeError, ValueError: None of them can be used.
+        """
+        sound, errors = [], []
+        for passage in given:
+            try:
+                _check(passage)
+            except (TypeError, ValueError) as error:
+                errors.append(error)
+            else:
+                sound.append(passage)
+        if errors:
+            self.counts.drop(name, len(errors))
+            if not sound:
+                raise errors[0]
+            extra = {"passages": len(errors), "reason": str(errors[0])}
+            _LOG.warning("grounding provider %s gave passages that cannot be used", name, extra=extra)
+        return [one for one in sound if one.text.strip() and (query.threshold is None or one.score >= query.threshold)]
 
     def _demand_open(self, wish: Wish, outcome: Outcome) -> None:
         """Raise Unavailable where the provider failed and nothing may be answered without it."""
@@ -181,21 +209,20 @@ def may_read(caller: Caller, store_id: str, name: str | None) -> bool:
     return caller.may_read(store_id) or (name is not None and caller.may_read(name))
 
 
-def _checked(found: Sequence[Passage], query: Query) -> list[Passage]:
-    """What a provider gave, as far as it was asked for. Raises TypeError, ValueError where it is no passages."""
-    passages = []
-    for passage in found[: query.k]:
-        if not isinstance(passage, Passage) or not _well_typed(passage):
-            raise TypeError("a provider must return passages, each member of the type that Passage says")
-        if len(passage.text) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
-            raise ValueError(f"a passage has at most {MAX_PASSAGE_CHARS} characters, its id 1 to {MAX_ID_CHARS}")
-        if passage.text.strip() and (query.threshold is None or passage.score >= query.threshold):
-            passages.append(passage)
-    return passages
+def _check(passage: Passage) -> None:
+    """Raise TypeError, ValueError where what a provider gave is no passage that can be shown and cited."""
+    if not isinstance(passage, Passage) or not _well_typed(passage):
+        raise TypeError("a provider must return passages, each member of the type that Passage says")
+    if len(passage.text) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
+        raise ValueError(f"a passage has at most {MAX_PASSAGE_CHARS} characters, its id 1 to {MAX_ID_CHARS}")
+    # as JSON will hold it: half a character (a lone surrogate) or an integer of more than 64 bits cannot be sent
+    orjson.dumps((passage.text, _citation(0, passage)))
 
 
 def _well_typed(passage: Passage) -> bool:
     """Whether a provider's members can be shown: nobody checks a plugin's types before."""
+    if not isinstance(passage.attributes, Mapping):
+        return False
     texts = (passage.id, passage.text, passage.source, passage.store_id, passage.file_id or "")
     values = [*passage.attributes.values(), passage.score]
     return all(isinstance(text, str) for text in (*texts, *passage.attributes)) and all(

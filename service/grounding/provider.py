@@ -15,6 +15,8 @@ Attribute = str | float | bool
 """A value of a document's metadata, as in OpenAI's vector stores."""
 Filters = Mapping[str, Any]
 """OpenAI's ComparisonFilter ``{"type", "key", "value"}`` or CompoundFilter ``{"type": "and"|"or", "filters": […]}``."""
+MAX_PASSAGE_CHARS: Final = 32_768
+"""Of a passage's text; a longer one cannot be used."""
 NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
 
 
@@ -24,7 +26,7 @@ class Passage:
 
     Attributes:
         id: Names the passage at its provider; stable as long as its document is.
-        text: What is put into the prompt.
+        text: What is put into the prompt; at most MAX_PASSAGE_CHARS characters.
         score: How well it fits, larger is better; comparable within one answer of one provider only.
         source: What a reader knows the document by: its file's name, a title, an address.
         store_id: The store it comes from; empty where the provider has no stores.

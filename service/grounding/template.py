@@ -2,7 +2,8 @@
 
 A passage is data that anybody may have written. Three things keep it from becoming an order: it stands in the user's
 message, never in the system's; it is fenced by marks that are drawn anew for each request, so that no document can hold
-the closing one; and the base's control tokens are broken up in it, so that no document can end the message.
+the closing one; and the base's control tokens are broken up in it, so that no document can end the message. The name of
+its document is anybody's too: unless it is one short word, it stands behind the fence as well.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e
 """Not for readers: control characters, line separators and what turns the direction of writing."""
 _SPACES: Final = re.compile(r"\s+")
 MAX_SOURCE_READ: Final = 4 * MAX_SOURCE_CHARS
+LABEL: Final = re.compile(r"[^\W_]{1,16}(?:\.[^\W_]{1,8})?")
+"""A source that says no more than a name does, such as `returns.md`: it may stand beside a passage's number."""
 COMMON: Final = (
     "a|about|after|against|all|also|am|an|and|any|are|as|at|back|be|because|been|before|being|between|both|but|"
     "by|can|could|day|did|do|does|down|each|even|every|first|for|from|get|good|had|has|have|he|her|here|him|his|"
@@ -180,7 +183,9 @@ class Quoter:
 
 
 def _block(number: int, source: str, text: str, mark: str) -> str:
-    return f"[{number}] {source}\n<<{mark}\n{text}\n{mark}>>"
+    """One passage; a source that could be a sentence is its first line, inside the fence."""
+    label, first = (f" {source}", "") if LABEL.fullmatch(source) else ("", f"{source}\n" if source else "")
+    return f"[{number}]{label}\n<<{mark}\n{first}{text}\n{mark}>>"
 
 
 def _broken(control: re.Match[str]) -> str:

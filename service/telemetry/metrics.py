@@ -264,6 +264,12 @@ GROUNDING_S: Final = Metric(
 GROUNDING_PASSAGES: Final = Metric(
     "hatrack_grounding_passages_total", "counter", "Passages put into prompts.", ("provider",)
 )
+GROUNDING_UNUSABLE: Final = Metric(
+    "hatrack_grounding_unusable_passages_total",
+    "counter",
+    "Passages that a provider gave and that were left out: too long, or not well formed.",
+    ("provider",),
+)
 
 # the gateway itself
 LOOP_LAG: Final = Metric(

@@ -168,5 +168,6 @@ class GroundingSource:
                 metrics.GROUNDING.values(counts.outcomes.items()),
                 metrics.GROUNDING_S.histograms(((name,), taken) for name, taken in counts.seconds.items()),
                 metrics.GROUNDING_PASSAGES.values(((name,), count) for name, count in counts.passages.items()),
+                metrics.GROUNDING_UNUSABLE.values(((name,), count) for name, count in counts.unusable.items()),
             ]
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.grounding.documents.blocks import Block, invalid
-from service.grounding.provider import Attribute
+from service.grounding.provider import MAX_PASSAGE_CHARS, Attribute
 from service.grounding.text import PassageText
 
 Tokens = Callable[[str], Sequence[tuple[int, int]]]
@@ -21,12 +21,16 @@ Tokens = Callable[[str], Sequence[tuple[int, int]]]
 PATH: Final = " › "
 MAX_PATH: Final = 300
 """Characters of a heading path; the innermost are kept."""
-STRETCH: Final = 100_000
-"""Characters that are tokenized at once; a section of more is cut there, at a space."""
+STRETCH: Final = MAX_PASSAGE_CHARS - MAX_PATH - 1
+"""Characters that are tokenized at once; a section of more is cut there, at a space. So no passage is longer than any
+reader takes, its headings included, whatever the tokenizer takes for one token."""
+LONG_TOKEN: Final = 24
+"""Characters of a token that counts as one; a longer one, such as a number of 40,000 digits, counts once for each."""
 MAX_PASSAGES: Final = 500_000
 """Passages of a document; the vectors of more would fill the memory that a store may take."""
 _SENTENCE: Final = re.compile(r"[.!?…。！？]+[\"'”’)\]]*\s+|\n")
 _SPACE: Final = re.compile(r"\s")
+_NO_SPACE: Final = re.compile(r"\S")
 _PARAGRAPH: Final = "\n\n"
 
 
@@ -95,13 +99,16 @@ def _shown(path: Sequence[tuple[int, str]]) -> str:
 
 
 def _stretches(text: str) -> Iterator[str]:
-    while len(text) > STRETCH:
-        at = max(text.rfind(_PARAGRAPH, STRETCH // 2, STRETCH), text.rfind(" ", STRETCH // 2, STRETCH))
-        at = at if at > 0 else STRETCH
-        yield text[:at].strip()
-        text = text[at:].lstrip()
-    if text:
-        yield text
+    begin = 0  # by places: a long text is not copied for each stretch
+    while len(text) - begin > STRETCH:
+        least, most = begin + STRETCH // 2, begin + STRETCH
+        at = max(text.rfind(_PARAGRAPH, least, most), text.rfind(" ", least, most))
+        at = at if at > 0 else most
+        yield text[begin:at].strip()
+        found = _NO_SPACE.search(text, at)
+        begin = found.start() if found else len(text)
+    if begin < len(text):
+        yield text[begin:]
 
 
 def _spans(text: str, tokens: Sequence[tuple[int, int]], size: int, overlap: int) -> Iterator[tuple[int, int, int]]:
@@ -110,7 +117,7 @@ def _spans(text: str, tokens: Sequence[tuple[int, int]], size: int, overlap: int
     Several tokens may start at one character, such as the letters of a Korean syllable: a character is never cut, and
     each span begins at a later one than the span before.
     """
-    starts = [start for start, _ in tokens]
+    starts = [at for start, end in tokens for at in range(start, max(end, start + 1), LONG_TOKEN)]
     sentences = [match.end() for match in _SENTENCE.finditer(text)]
     paragraphs = [match.end() for match in re.finditer(_PARAGRAPH, text)]
     token, begin, former = 0, 0, 0

@@ -14,6 +14,9 @@ from service.grounding.documents.blocks import MAX_HEADING, Block, Budget, inval
 
 _BLANK: Final = re.compile(r"\n[ \t]*\n\s*")
 _FRONT: Final = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*\n", re.DOTALL)
+_KEY: Final = re.compile(r"""["']?[\w.-]+["']?:(?:[ \t].*)?""")
+_REST: Final = re.compile(r"[ \t]*#.*|[ \t]+.*|-(?:[ \t].*)?|")
+"""What else stands in front matter: a comment, what belongs to the key above, an item of a list, nothing."""
 _MARKS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -43,7 +46,7 @@ def read_text(data: bytes, budget: Budget) -> Iterator[Block]:
 
 def read_markdown(data: bytes, budget: Budget) -> Iterator[Block]:
     """Headings and, as they are written, the blocks between them. Raises DocumentError."""
-    text = _FRONT.sub("", budget.take(decode(data)), count=1)
+    text = _without_front_matter(budget.take(decode(data)))
     lines = text.split("\n")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     for number, token in enumerate(tokens):
@@ -59,6 +62,19 @@ def read_markdown(data: bytes, budget: Budget) -> Iterator[Block]:
             yield Block(block)
 
 
+def _without_front_matter(text: str) -> str:
+    """The text without a page's settings, which are `key: value` between two rules; what else stands there is text."""
+    front = _FRONT.match(text)
+    if front is None:
+        return text
+    lines = front[1].split("\n")
+    if _KEY.fullmatch(lines[0]) and all(_KEY.fullmatch(line) or _REST.fullmatch(line) for line in lines):
+        return text[front.end() :]
+    return text
+
+
 def _title(inline: Token) -> str:
-    words = "".join(child.content for child in inline.children or () if child.type in ("text", "code_inline"))
+    shown = {"softbreak": "\n", "hardbreak": "\n"}
+    children = [child for child in inline.children or () if child.type in ("text", "code_inline", *shown)]
+    words = "".join(shown.get(child.type, child.content) for child in children)
     return " ".join((words or inline.content).split())[:MAX_HEADING]

@@ -12,19 +12,23 @@ from service.grounding.documents.plain import decode
 
 _HEADINGS: Final = {f"h{level}": level for level in range(1, 7)}
 _SKIPPED: Final = frozenset({
-    "head", "script", "style", "noscript", "template", "svg", "math", "nav", "form", "button", "select", "textarea",
-    "iframe", "object", "canvas", "video", "audio",
+    "head", "script", "style", "noscript", "template", "svg", "math", "nav", "button", "select", "textarea",
+    "datalist", "iframe", "object", "canvas", "video", "audio",
 })  # fmt: skip
 _BLOCKS: Final = frozenset({
     "address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "dialog", "div", "dl", "dt",
-    "fieldset", "figcaption", "figure", "footer", "header", "hr", "li", "main", "ol", "p", "pre", "section", "summary",
-    "table", "tbody", "tfoot", "thead", "tr", "ul",
+    "fieldset", "figcaption", "figure", "footer", "form", "header", "hr", "li", "main", "ol", "p", "pre", "section",
+    "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
 })  # fmt: skip
 _CELLS: Final = frozenset({"td", "th"})
 
 
 def read_html(data: bytes, budget: Budget) -> Iterator[Block]:
-    """Headings and paragraphs; scripts, styles, forms and navigation are left out. Raises DocumentError."""
+    """Headings and paragraphs; scripts, styles, navigation and what a form is filled in with are left out.
+
+    Raises:
+        DocumentError: It is no text, or too much.
+    """
     tree = LexborHTMLParser(decode(data))
     title = tree.css_first("title")
     name = " ".join(title.text().split())[:MAX_HEADING] if title is not None else ""

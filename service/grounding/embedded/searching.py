@@ -42,10 +42,10 @@ def load_store(file: PassageFile, files: Sequence[Searchable], writing: set[str]
 
 
 def ranked(found: Sequence[Found], question: Question, filters: Filters | None) -> list[Passage]:
-    """The best passages of several stores together. Blocks."""
+    """The best passages of several stores together, each once: several may hold the same file. Blocks."""
     hits = [(one, hit) for one in found for hit in one.index.search(question, filters)]
     hits.sort(key=lambda pair: -pair[1].score)
-    best = hits[: question.k]
+    best = hits if len(found) > 1 else hits[: question.k]
     passages: dict[int, Passage] = {}
     for one in found:
         mine = [(at, hit) for at, (owner, hit) in enumerate(best) if owner is one]
@@ -53,7 +53,10 @@ def ranked(found: Sequence[Found], question: Question, filters: Filters | None) 
         for (at, hit), text in zip(mine, texts, strict=True):
             if text is not None:  # else it was taken out a moment ago
                 passages[at] = _passage(one, hit, text)
-    return [passages[at] for at in sorted(passages)]
+    owners: dict[tuple[str | None, str], str] = {}
+    ordered = [passages[at] for at in sorted(passages)]
+    once = [one for one in ordered if owners.setdefault((one.file_id, one.text), one.store_id) == one.store_id]
+    return once[: question.k]
 
 
 def _passage(one: Found, hit: Hit, text: PassageText) -> Passage:

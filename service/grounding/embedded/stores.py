@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,8 @@ MAX_QUESTION: Final = 2_000
 """Characters of a question that are looked for: of a longer one its beginning and its end."""
 MAX_TERMS: Final = 256
 SEARCH_THREADS: Final = 2
+LOADERS: Final = 2
+"""Stores that are loaded at once: the threads that open files and answer others are not all theirs."""
 MAX_CACHED: Final = 4_096
 TOUCH_S: Final = 30.0
 """Seconds between two writes of when stores were last used."""
@@ -77,6 +80,8 @@ class Stores:
         self._known: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
         self._epoch = 0
         self._left: set[asyncio.Task[None]] = set()
+        self._loading: dict[str, asyncio.Task[Index]] = {}
+        self._loaders = asyncio.Semaphore(LOADERS)
         self._used: dict[str, int] = {}
         self._touched = time.monotonic()
 
@@ -89,6 +94,10 @@ class Stores:
         outdated = await self._database.run(lambda db: work_records.outdate(db, self._embedder.identity, _generation))
         if outdated:
             _LOG.warning("the embedding model is another one: files are indexed anew", extra={"files": outdated})
+        # whoever starts a gateway may have mended what they failed for: a key, an address, a setting
+        retried = await self._database.run(lambda db: work_records.retry(db, _generation))
+        if retried:
+            _LOG.warning("files that failed through no fault of theirs are tried again", extra={"files": retried})
         if ids:
             self._embedder.start()  # it takes seconds, and the first question should not wait for them
         self._indexing.start()
@@ -98,6 +107,10 @@ class Stores:
         await self._indexing.close()
         await self._touch(now=True)
         await self._embedder.close()
+        loading = list(self._loading.values())
+        for load in loading:
+            load.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
         await asyncio.gather(*self._left)
         self._threads.shutdown(wait=True)
         await self._shelf.close()
@@ -301,16 +314,29 @@ class Stores:
                 raise
 
     async def _index(self, store_id: str, store: Open) -> Index:
-        """The store's index, loaded where it is not."""
+        """The store's index, loaded where it is not: once for all who ask, and on after they have given up."""
         if store.index is not None:
             return store.index
-        async with self._locks.hold(store_id):
+        load = self._loading.get(store_id)
+        if load is None:
+            load = asyncio.create_task(self._load(store_id), name="grounding-load")
+            self._loading[store_id] = load
+            load.add_done_callback(partial(self._loaded, store_id))
+        return await asyncio.shield(load)
+
+    async def _load(self, store_id: str) -> Index:
+        async with self._shelf.use(store_id) as store, self._loaders, self._locks.hold(store_id):
             if store.index is None:
                 files, writing = await self._database.run(
                     lambda db: work_records.searchable(db, store_id, self._embedder.identity)
                 )
                 store.index = await in_thread(load_store, store.file, files, writing)
             return store.index
+
+    def _loaded(self, store_id: str, load: asyncio.Task[Index]) -> None:
+        del self._loading[store_id]
+        if not load.cancelled() and load.exception() is not None:  # perhaps nobody waits for it any more
+            _LOG.warning("a vector store could not be loaded", extra={"store": store_id}, exc_info=load.exception())
 
     def _apply(self, store_id: str, attributes: Mapping[str, Mapping[str, Attribute]]) -> None:
         """Other metadata of files, by their ids."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from service.grounding.embedded.tables import store_files, stores
 from service.grounding.ports import Chunking
 from service.grounding.provider import Attribute
+
+NO_FAULT: Final = "server_error"
+"""OpenAI's code of an error that is not the document's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Finished:
     @property
     def keeps_former(self) -> bool:
         """Whether what was found of the file before is found still: it failed, and not because of what is in it."""
-        return self.error is not None and self.error[0] == "server_error"
+        return self.error is not None and self.error[0] == NO_FAULT
 
 
 def searchable(db: sa.Connection, store_id: str, model: str) -> tuple[list[Searchable], set[str]]:
@@ -82,8 +85,20 @@ def outdate(db: sa.Connection, model: str, generation: Callable[[], str]) -> int
     Args:
         generation: Makes one.
     """
-    stale = sa.and_(store_files.c.status == "completed", store_files.c.model != model)
-    rows = list(db.scalars(sa.select(store_files.c.seq).where(stale)))
+    return _again(db, sa.and_(store_files.c.status == "completed", store_files.c.model != model), generation)
+
+
+def retry(db: sa.Connection, generation: Callable[[], str]) -> int:
+    """Have all files indexed again that failed through no fault of their own; how many.
+
+    Args:
+        generation: Makes one.
+    """
+    return _again(db, sa.and_(store_files.c.status == "failed", store_files.c.error_code == NO_FAULT), generation)
+
+
+def _again(db: sa.Connection, which: sa.ColumnElement[bool], generation: Callable[[], str]) -> int:
+    rows = list(db.scalars(sa.select(store_files.c.seq).where(which)))
     for seq in rows:
         db.execute(
             store_files.update().where(store_files.c.seq == seq).values(status="in_progress", wanted=generation())
@@ -121,7 +136,7 @@ def next_work(db: sa.Connection, last_project: str | None, later: Sequence[str] 
 def wait(db: sa.Connection, work: Work, reason: str) -> None:
     """Say why work that is still wanted is not done yet; its file stays `in_progress`."""
     mine = store_files.c.wanted == work.wanted
-    db.execute(store_files.update().where(mine).values(error_code="server_error", error_message=f"it waits: {reason}"))
+    db.execute(store_files.update().where(mine).values(error_code=NO_FAULT, error_message=f"it waits: {reason}"))
 
 
 def finish(db: sa.Connection, result: Finished) -> None:

@@ -24,9 +24,11 @@ INDEXING_NICE: Final = 15
 REMOTE_TIMEOUT_S: Final = 60.0
 REMOTE_BATCH: Final = 64
 CONNECT_TIMEOUT_S: Final = 5.0
-PASSING: Final = frozenset({408, 425, 429, 502, 503, 504, 529})
-"""Answers of an endpoint that is busy, is being started, or whose own server is away."""
-_WORD: Final = re.compile(r"\w+|[^\w\s]")
+PASSING: Final = frozenset({408, 425, 429, *range(500, 600)})
+"""Answers of an endpoint that is busy, is being started, or has a fault of its own."""
+_UNSPACED: Final = "\u0e00-\u109f\u1780-\u17ff\u2e80-\u2fff\u3001-\u312f\u31a0-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Thai to Burmese, Khmer, Chinese and Japanese: scripts that put no spaces between words."""
+_WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 class ModelError(Exception):
@@ -199,7 +201,7 @@ def normalised(vectors: Vectors) -> Vectors:
 
 
 def word_tokens(text: str) -> list[tuple[int, int]]:
-    """Words and signs, for a model whose tokenizer is elsewhere."""
+    """Words and signs, for a model whose tokenizer is elsewhere; letters in scripts without spaces between words."""
     return [match.span() for match in _WORD.finditer(text)]
 
 

@@ -72,7 +72,10 @@ class Embedder:
     async def _answer(self) -> None:
         """Embed what waits, together, until nothing does."""
         while self._waiting:
-            batch, self._waiting = self._waiting[:MAX_QUERIES], self._waiting[MAX_QUERIES:]
+            waiting = [one for one in self._waiting if not one[1].done()]  # whoever has left is not answered
+            batch, self._waiting = waiting[:MAX_QUERIES], waiting[MAX_QUERIES:]
+            if not batch:
+                return
             try:
                 vectors = await self._model.embed([text for text, _ in batch], query=True)
             except Exception as error:  # whatever it is, those who wait must hear of it

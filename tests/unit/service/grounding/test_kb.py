@@ -42,12 +42,13 @@ async def hatrack(library: Library, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 @pytest.fixture
-def docs(tmp_path: Path) -> Path:
+def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "docs"
     (folder / "more").mkdir(parents=True)
     (folder / "returns.md").write_text(RETURNS)
     (folder / "more" / "delivery.md").write_text(DELIVERY)
     (folder / "picture.png").write_bytes(b"\x89PNG")
+    monkeypatch.chdir(tmp_path)
     return folder
 
 
@@ -65,8 +66,9 @@ async def test_from_nothing_to_an_answer_and_back(hatrack: Hatrack, docs: Path) 
     none = await hatrack("search", "policies", "days", "--filter", '{"type": "eq", "key": "year", "value": 1999}')
     assert none.output == "Nothing fits.\n"
     listed = json.loads((await hatrack("list", "policies", "--json")).stdout)
-    assert {file["filename"] for file in listed} == {"returns.md", "more_delivery.md"}
-    assert all(file["attributes"] == {"region": "eu", "year": 2026} for file in listed)
+    assert {file["filename"] for file in listed} == {"returns.md", "delivery.md"}
+    attributes = {file["attributes"].pop("path"): file["attributes"] for file in listed}
+    assert attributes == {path: {"region": "eu", "year": 2026} for path in ("docs/returns.md", "docs/more/delivery.md")}
     assert "policies" in (await hatrack("list")).output
     assert "returns.md" in (await hatrack("list", "policies")).output
     gone = await hatrack("rm", "policies", "returns.md")
@@ -92,6 +94,37 @@ async def test_a_document_takes_the_place_of_the_older_one(hatrack: Hatrack, doc
     assert len(json.loads((await hatrack("list", "policies", "--json")).stdout)) == 2
 
 
+async def test_a_file_is_known_by_its_path_and_no_other_takes_its_place(hatrack: Hatrack, docs: Path) -> None:
+    for region in ("eu", "us"):
+        (docs / region).mkdir()
+        (docs / region / "returns.md").write_text(RETURNS.replace("45", {"eu": "14", "us": "30"}[region]))
+    await hatrack("create", "policies")
+    for paths in (["docs/eu/"], ["docs/us"], ["./docs/eu/returns.md", docs / "us" / "returns.md"]):
+        added = await hatrack("add", "policies", *paths)
+        assert added.exit_code == 0, added.output
+    held = {file["attributes"]["path"] for file in json.loads((await hatrack("list", "policies", "--json")).stdout)}
+    assert held == {"docs/eu/returns.md", "docs/us/returns.md"}
+    found = (await hatrack("search", "policies", "How many days?")).output
+    assert "14 days" in found
+    assert "30 days" in found
+    assert "docs/us/returns.md" in found
+    both = await hatrack("rm", "policies", "returns.md")
+    assert both.exit_code == 2
+    assert (await hatrack("rm", "policies", "docs/eu/returns.md")).exit_code == 0
+    assert (await hatrack("rm", "policies", "returns.md")).exit_code == 0, "now there is one of that name"
+
+
+async def test_a_file_of_another_client_is_never_replaced(hatrack: Hatrack, docs: Path, library: Library) -> None:
+    await hatrack("create", "policies")
+    client = library.client()
+    store = (await client.vector_stores.list()).data[0].id
+    other = await library.text("returns.md", RETURNS)
+    await client.vector_stores.files.create_and_poll(other, vector_store_id=store, poll_interval_ms=10)
+    assert (await hatrack("add", "policies", "docs/returns.md")).exit_code == 0
+    assert len(json.loads((await hatrack("list", "policies", "--json")).stdout)) == 2
+    assert (await hatrack("rm", "policies", other)).exit_code == 0
+
+
 async def test_what_cannot_be_read_takes_nobodys_place(hatrack: Hatrack, docs: Path) -> None:
     await hatrack("create", "policies")
     await hatrack("add", "policies", docs / "returns.md")
@@ -99,7 +132,7 @@ async def test_what_cannot_be_read_takes_nobodys_place(hatrack: Hatrack, docs: P
     failed = await hatrack("add", "policies", docs / "returns.md")
     assert failed.exit_code == 1
     assert "0 of 1 files are indexed" in failed.output
-    assert "hatrack: returns.md: " in failed.output
+    assert "hatrack: docs/returns.md: " in failed.output
     assert "45 days" in (await hatrack("search", "policies", "days")).output
 
 
@@ -111,6 +144,7 @@ async def test_wrong_usage(hatrack: Hatrack, docs: Path) -> None:
     for wrong in (
         ("add", "twice", docs / "nowhere.md"),
         ("add", "twice", docs, "--attribute", "region"),
+        ("add", "twice", docs, "--attribute", "path=elsewhere"),
         ("search", "twice", "x", "--filter", "[1]"),
         ("search", "twice", "x", "--filter", "{"),
     ):

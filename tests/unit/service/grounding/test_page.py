@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 from service.grounding.config import GroundingSettings
+from service.grounding.documents.blocks import MAX_HEADING
+from service.grounding.documents.tables import MAX_ATTRIBUTES, MAX_STRING
 from service.grounding.hook import MAX_EXCERPT_CHARS, MAX_HEADER_CHARS, MAX_QUESTION_CHARS
 from service.grounding.outcome import OUTCOMES
 from service.grounding.provider import Query
 
-PAGE = (Path(__file__).parents[4] / "service" / "grounding" / "GROUNDING.md").read_text()
+REPO = Path(__file__).parents[4]
+PAGE = (REPO / "service" / "grounding" / "GROUNDING.md").read_text()
+README = (REPO / "README.md").read_text()
 
 
 def section(title: str) -> str:
@@ -39,3 +43,19 @@ def test_the_numbers_are_the_codes() -> None:
 def test_a_querys_members_are_on_the_page() -> None:
     said = section("A provider in a package").split("`Query` has")[1].split(";")[0]
     assert re.findall(r"`(\w+)`", said) == list(Query.__dataclass_fields__)
+
+
+def test_the_readmes_walkthrough_is_the_pages() -> None:
+    """The page's is run by an integration test: what the README shows must be the same commands in the same order."""
+    shown = README.split("## Facts belong into documents\n")[1].split("\n## ")[0]
+    commands, run = (
+        "".join(re.findall(r"```bash\n(.*?)```", text, re.S)).splitlines() for text in (shown, section("A walkthrough"))
+    )
+    assert "hatrack kb add tidewater-shop shop/" in commands
+    left = iter(run)
+    assert [line for line in commands if line not in left] == []
+
+
+def test_the_limits_of_a_line_of_json_are_the_codes() -> None:
+    assert f"at most {MAX_ATTRIBUTES} strings ({MAX_STRING} characters)" in PAGE
+    assert f"at most {MAX_HEADING} characters are kept" in PAGE

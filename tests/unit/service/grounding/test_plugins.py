@@ -13,7 +13,8 @@ from service.errors import SettingsError
 from service.grounding.plugins import load_plugins
 from service.grounding.provider import Query
 
-PAGE = Path(__file__).parents[4] / "service" / "grounding" / "GROUNDING.md"
+REPO = Path(__file__).parents[4]
+PAGES = (REPO / "service" / "grounding" / "GROUNDING.md", REPO / "README.md")
 
 
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, points: str) -> None:
@@ -28,15 +29,16 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, points: 
     importlib.invalidate_caches()
 
 
-def example() -> tuple[str, str]:
-    """The package that the page shows: its code, and its entry point."""
-    code, points = re.findall(r"```(?:python|toml)\n# my_faq[^\n]*\n(.*?)```", PAGE.read_text(), re.S)
+def example(page: Path) -> tuple[str, str]:
+    """The package that a page shows: its code, and its entry point."""
+    code, points = re.findall(r"```(?:python|toml)\n# my_faq[^\n]*\n(.*?)```", page.read_text(), re.S)
     name, value = re.findall(r'^(\w+) = "(.+)"$', points, re.M)[0]
     return code, f"{name} = {value}"
 
 
-async def test_the_ten_lines_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, points = example()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_the_ten_lines_of_the_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, points = example(page)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     install(tmp_path, monkeypatch, code, points)
     provider = load_plugins()["faq"]

@@ -148,6 +148,7 @@ def test_an_address_that_is_not_allowed_is_a_mistake_at_start() -> None:
         Webhook("http://169.254.169.254/latest", SECRET)
     with pytest.raises(SettingsError):
         Webhook("http://[::1]:80/", SECRET, [ip_network("10.0.0.0/8")])
+    Webhook("http://[::1]:80/", SECRET)
     Webhook("http://169.254.169.254/", SECRET, [ip_network("169.254.169.254/32")])
 
 
@@ -155,6 +156,9 @@ def test_an_address_that_is_not_allowed_is_a_mistake_at_start() -> None:
     ("address", "allowed"),
     [
         ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:10.1.2.3", True),
         ("10.1.2.3", True),
         ("93.184.216.34", True),
         ("169.254.169.254", False),

@@ -190,9 +190,11 @@ async def test_retrievals_by_provider_and_outcome() -> None:
     counts.note("embedded", "ok", 0.015, 4)
     counts.note("embedded", "ok", 0.3, 2)
     counts.note("webhook", "late", 2.0, 0)
+    counts.drop("webhook", 3)
     page = read(await GroundingSource(counts).families())
     assert value(page, "hatrack_grounding_requests_total", provider="embedded", outcome="ok") == 2
     assert value(page, "hatrack_grounding_requests_total", provider="webhook", outcome="late") == 1
     assert value(page, "hatrack_grounding_passages_total", provider="embedded") == 6
+    assert value(page, "hatrack_grounding_unusable_passages_total", provider="webhook") == 3
     assert value(page, "hatrack_grounding_seconds_count", provider="embedded") == 2
     assert value(page, "hatrack_grounding_seconds_bucket", provider="embedded", le="0.02") == 1

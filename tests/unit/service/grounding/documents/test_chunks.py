@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from service.grounding.documents import chunks
 from service.grounding.documents.blocks import Block, DocumentError
 from service.grounding.documents.chunks import MAX_PATH, STRETCH, cut
-from service.grounding.embedder.model import directory_of
+from service.grounding.embedder.model import directory_of, word_tokens
+from service.grounding.provider import MAX_PASSAGE_CHARS
 from service.grounding.text import PassageText
 
 
@@ -154,6 +155,32 @@ def test_a_character_of_more_tokens_than_a_passage_is_one_passage() -> None:
 
     found = ended(cut([Block("각각")], nine_each, size=4, overlap=2), 2)
     assert [one.text for one in found] == ["각", "각"]
+
+
+@pytest.mark.parametrize(
+    "text", ["0123456789abcdef" * 2_500, "Epäjärjestelmällisyydellä " * 4_000, "退货须在四十五天内寄回，" * 4_000]
+)
+def test_no_passage_is_longer_than_its_readers_take(text: str) -> None:
+    path = [heading("x" * 200, 1), heading("y" * 99, 2)]
+
+    def whole(given: str) -> list[tuple[int, int]]:
+        return [(0, len(given))]
+
+    for counted in (whole, word_tokens):
+        found = list(cut([*path, Block(text.strip())], counted, size=4096, overlap=0))
+        assert max(len(one.whole) for one in found) <= MAX_PASSAGE_CHARS
+        assert "".join(one.text for one in found).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_token_without_end_is_cut_like_many() -> None:
+    found = passages(Block("7" * 2_400), size=10)
+    assert [len(one.text) for one in found] == [240] * 10
+
+
+def test_letters_of_scripts_without_spaces_count_one_by_one() -> None:
+    assert len(word_tokens("退货须在四十五天内")) == 9
+    assert len(word_tokens("ご返品は\u300045日")) == 6
+    assert len(word_tokens("hello wide world, 45")) == 5
 
 
 def test_passages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

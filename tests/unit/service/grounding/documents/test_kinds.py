@@ -44,6 +44,21 @@ def test_markdown_is_headings_and_blocks(tmp_path: Path) -> None:
     assert texts(found) == ["# Returns now", "Text one.", "```\n# no heading\n```", "## Below", "- a\n- b"]
 
 
+@pytest.mark.parametrize(
+    ("front", "kept"),
+    [
+        ("title: Returns\ntags:\n  - a\n- b\n\n# note\n'quoted': x", []),
+        ("Boots go back within 45 days.", ["## Boots go back within 45 days."]),
+        ("\nBoots go back.\n\nParcels: daily.\n", ["Boots go back.", "Parcels: daily."]),
+        ("title: x\nBoots go back.", ["## title: x Boots go back."]),
+        ("- a\n- b", ["- a\n- b"]),
+    ],
+)
+def test_only_settings_between_two_rules_are_left_out(tmp_path: Path, front: str, kept: list[str]) -> None:
+    found = texts(blocks_of(tmp_path, "a.md", f"---\n{front}\n---\nRest.\n"))
+    assert [text for text in found if text != "---"] == [*kept, "Rest."]
+
+
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"caf\xe9", b"a\0b", b"PK\x03\x04\x14\x00\x06\x00\x08\x00"])
 def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes) -> None:
     error = refused(tmp_path, "a.txt", data)
@@ -64,6 +79,13 @@ def test_html_is_what_a_reader_sees(tmp_path: Path) -> None:
         "# Shop", "## Returns & refunds", "Within 45 days, unworn.", "Second", "one", "two", "deep", "size | price",
         "38 | 90",
     ]  # fmt: skip
+
+
+def test_a_page_inside_a_form_is_read_without_its_inputs(tmp_path: Path) -> None:
+    page = """<form action=/ method=post><input type=hidden name=__VIEWSTATE value=x>
+    <h1>Returns</h1>Before<p>45 days.</p>
+    <label>Size <select><option>38</select></label><textarea>yours</textarea><button>Send</button></form>After"""
+    assert texts(blocks_of(tmp_path, "a.html", page)) == ["# Returns", "Before", "45 days.", "Size", "After"]
 
 
 def test_lines_of_preformatted_html_stay(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from service.errors import BadRequest, Conflict, HatrackError, NotFound
 from service.grounding import ports
 from service.grounding.embedded import records
 from service.grounding.embedded import stores as module
-from service.grounding.embedded.searching import ranked
+from service.grounding.embedded.index import Index
+from service.grounding.embedded.searching import load_store, ranked
 from service.grounding.ports import Chunking, FileDraft
 from service.grounding.provider import Passage
 from tests.unit.service.grounding.embedded.rig import PROJECT, Rig, SharedEmbedder
@@ -101,6 +102,16 @@ async def test_several_stores_are_ranked_together(rig: Rig) -> None:
     found = await rig.search([first, second, first, "vs_absent"], "boots laces")
     assert [(one.store_id, one.text) for one in found] == [(second, "boots laces"), (first, "boots")]
     assert len(await rig.search([first, second], "boots laces", k=1)) == 1
+
+
+async def test_a_file_that_two_stores_hold_is_found_once(rig: Rig) -> None:
+    first, second = await rig.store(), await rig.store()
+    for store in (first, second):
+        await rig.add(store, "a.csv", "name\nboots\nboots\nred boots\n")
+    alone = sorted(await rig.texts(first, "boots", k=3))
+    assert len(alone) == 3, "rows of one store may be alike"
+    assert sorted(await rig.texts([first, second], "boots", k=3)) == alone
+    assert len(await rig.texts([first, second], "boots", k=2)) == 2
 
 
 async def test_a_deleted_store_is_gone_from_the_disk_too(rig: Rig) -> None:
@@ -297,6 +308,37 @@ async def test_closing_waits_for_searches_that_were_left(
         assert not ended
         asyncio.get_running_loop().call_later(0.2, go.set)
     assert ended == [True]
+
+
+async def test_a_store_loads_on_when_nobody_waits_and_once_for_all(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots")
+    loop, began, go, loads = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), 0
+
+    def slow(*args: Any) -> Index:
+        nonlocal loads
+        loads += 1
+        loop.call_soon_threadsafe(began.set)
+        go.wait(30)
+        return load_store(*args)
+
+    monkeypatch.setattr(module, "load_store", slow)
+    try:
+        first = asyncio.create_task(rig.texts(store, "boots"))
+        await began.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        soon = loop.time() + 0.05
+        with pytest.raises(TimeoutError):  # at its deadline: the load waits for this test
+            await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=soon)
+        assert not rig.stores.loaded(store)
+    finally:
+        go.set()
+    await asyncio.gather(*rig.stores._loading.values())
+    assert rig.stores.loaded(store), "it is kept"
+    assert await rig.texts(store, "boots") == ["boots"]
+    assert loads == 1
 
 
 async def test_another_model_indexes_everything_anew(tmp_path: Path, words: SharedEmbedder) -> None:

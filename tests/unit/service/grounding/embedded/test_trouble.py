@@ -122,6 +122,28 @@ async def test_a_wrong_endpoint_fails_a_file_and_what_was_found_stays(
     assert len(await rig.texts(store, "boots")) == 2
 
 
+async def test_a_file_that_failed_for_the_embedders_sake_is_tried_again_at_the_next_start(
+    tmp_path: Path, moody: Moody, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "RETRY_S", 0.01)
+    async with Rig(tmp_path, moody).open() as rig:
+        store = await rig.store()
+        await rig.add(store, "a.txt", "boots")
+        assert (await rig.add(store, "bad.txt", b"boots\0")).status == "failed"
+        await rig.database.run(lambda db: db.exec_driver_sql("UPDATE store_files SET model = 'former'"))
+    endpoint.status = 401
+    async with Rig(tmp_path, moody).open() as rig:
+        failed = await rig.settled(store, "a.txt")
+        assert failed.error == ("server_error", "the embeddings endpoint answered 401")
+    endpoint.status = 200
+    async with Rig(tmp_path, moody).open() as rig:
+        assert (await rig.settled(store, "a.txt")).status == "completed"
+        assert await rig.texts(store, "boots") == ["boots"]
+        refused = await rig.stores.get_file(PROJECT, store, "bad.txt")
+        assert refused is not None
+        assert refused.status == "failed", "that is the document's fault"
+
+
 async def test_a_document_that_is_refused_is_not_found_any_more(rig: Rig) -> None:
     store = await rig.store()
     await rig.add(store, "a.txt", "boots")

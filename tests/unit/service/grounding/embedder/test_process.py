@@ -7,7 +7,10 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -15,7 +18,10 @@ import pytest
 from aiohttp import web
 
 from service.errors import Unavailable
-from service.grounding.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of
+from service.grounding import embeddings
+from service.grounding.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of, word_tokens
+from service.grounding.embedder.reading import Reading
+from service.grounding.embedder.server import Embedder as Server
 from service.grounding.embeddings import Embedder, EmbedderConfig, EmbedderGone
 from service.grounding.ports import Chunking
 from tests.unit.service.grounding.library import vectors
@@ -88,7 +94,7 @@ async def test_an_endpoint_that_is_away_blames_no_document(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "passes"), [(429, True), (503, True), (504, True), (401, False), (404, False), (500, False)]
+    ("status", "passes"), [(429, True), (503, True), (504, True), (500, True), (400, False), (401, False), (404, False)]
 )
 async def test_what_passes_is_told_from_what_does_not(status: int, passes: bool) -> None:
     async def answer(_: web.Request) -> web.Response:
@@ -150,6 +156,80 @@ async def test_no_key_is_on_the_command_line() -> None:
     config = EmbedderConfig(Path("e"), model="m", url="http://x/v1", key="secret")
     assert "secret" not in " ".join(config.argv())
     assert config.argv()[:3] == [sys.executable, "-m", "service.grounding.embedder"]
+
+
+def test_no_secret_is_in_its_environment() -> None:
+    secret = ("HATRACK_ADMIN_KEY", "HATRACK_GROUNDING_SECRET", "HATRACK_EMBEDDINGS_KEY", "OPENAI_API_KEY", "HF_TOKEN")
+    inherited = dict.fromkeys(secret, "x") | {"PATH": "/bin", "KEYBOARD": "us", "HOME": "/root"}
+    left = embeddings._environment(inherited, 2)
+    assert left.keys() & inherited.keys() == {"PATH", "KEYBOARD", "HOME"}
+    assert left["OMP_NUM_THREADS"] == "2"
+
+
+class Child:
+    """A process that ends when it is killed, or is asked so often whether it has."""
+
+    def __init__(self, polls: int) -> None:
+        self.polls = polls
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        self.polls -= 1
+        if self.returncode is None and self.polls < 0:
+            self.returncode = 0
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([True, True, True, True], "ended with exit code 0"),
+        ([True, False, True, False], "ended with exit code 0"),
+        ([True, False, False, False], "answered nothing for"),
+        ([False, False, False, False], "answered nothing for"),
+    ],
+)
+async def test_one_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, answers: list[bool], reason: str) -> None:
+    clock, given = [0.0], iter(answers)
+    monkeypatch.setattr(embeddings, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(embeddings, "TICK_S", 0.0)
+    monkeypatch.setattr(embeddings, "START_LIMIT_S", embeddings.HUNG_S)
+    embedder = Embedder(EmbedderConfig(Path("e")))
+
+    async def later() -> bool:
+        clock[0] += 0.6 * embeddings.HUNG_S
+        return next(given)
+
+    monkeypatch.setattr(embedder, "_answers", later)
+    child = Child(len(answers))
+    assert reason in await embedder._live(cast("subprocess.Popen[bytes]", child))
+    assert (child.returncode == -9) is reason.startswith("answered")
+
+
+async def test_a_question_that_nobody_waits_for_is_not_embedded() -> None:
+    asked: list[str] = []
+
+    class Model:
+        tokens = staticmethod(word_tokens)
+
+        async def embed(self, texts: Sequence[str], *, query: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+            asked.extend(texts)
+            return np.zeros((len(texts), 2), dtype=np.float32)
+
+        async def close(self) -> None:
+            pass
+
+    server = Server(Model(), Reading())
+    left, waits = (asyncio.get_running_loop().create_future() for _ in range(2))
+    server._waiting = [("left", left), ("waits", waits)]
+    left.cancel()
+    await server._answer()
+    assert asked == ["waits"]
+    assert waits.done()
+    assert not server._waiting
 
 
 async def serve(answer: object) -> tuple[web.AppRunner, str]:
