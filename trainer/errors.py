@@ -33,6 +33,7 @@ Exception
     ├── WishRefused                a hyperparameter that cannot be had; `param` names it
     ├── TrainingError
     │   ├── NothingTrainable       no module of the base matches the recipe
+    │   ├── ParentUnsupported      the version to train on from differs in what a recipe has one of
     │   ├── LossNotFinite
     │   ├── OutOfMemory
     │   └── CheckpointUnusable     it belongs to another training
@@ -262,6 +263,10 @@ class TrainingError(TrainerError):
 
 class NothingTrainable(TrainingError):
     code = "nothing_trainable"
+
+
+class ParentUnsupported(TrainingError):
+    code = "parent_unsupported"
 
 
 class LossNotFinite(TrainingError):

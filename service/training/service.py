@@ -11,7 +11,10 @@ from typing import Any, Final, TypeVar
 import orjson
 import sqlalchemy as sa
 
+from adapters.errors import AdapterError
+from adapters.inspect import modules_in
 from adapters.names import parse_reference
+from adapters.store import WEIGHTS_FILE, Store
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import Draft as KeyDraft
@@ -24,7 +27,7 @@ from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.client import TrainerClient
 from service.training.forward import kept_headers, read_bounded
-from service.training.jobs import JobRequest, check
+from service.training.jobs import JobRequest, check, shape_of
 
 T = TypeVar("T")
 JOBS_PATH: Final = "/v1/fine_tuning/jobs"
@@ -76,14 +79,24 @@ class Training:
         keys: Where a job's key is made and revoked.
         files: Whose holds keep a job's data.
         catalog: What a job may train on from.
+        store: Where the weights of that are, which say what a config's expressions came to.
     """
 
-    def __init__(self, client: TrainerClient, database: Database, keys: Keys, files: Files, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        client: TrainerClient,
+        database: Database,
+        keys: Keys,
+        files: Files,
+        catalog: Catalog,
+        store: Store | None = None,
+    ) -> None:
         self.client = client
         self._database = database
         self._keys = keys
         self._files = files
         self._catalog = catalog
+        self._store = store
 
     async def close(self) -> None:
         """Close the connections to the trainer."""
@@ -105,8 +118,8 @@ class Training:
             for param, file_id in request.files().items()
         }
         checked = check(request, caller, self._catalog)
-        config = await self._parent_config(caller, checked.parent)
-        more = {"content-type": "application/json", "x-hatrack-job-context": checked.context(files, config)}
+        shape = await self._parent_shape(caller, checked.parent)
+        more = {"content-type": "application/json", "x-hatrack-job-context": checked.context(files, shape)}
         making = Making(
             path=JOBS_PATH,
             key=checked.key(caller),
@@ -118,18 +131,34 @@ class Training:
         )
         return await self.make(making, actor)
 
-    async def _parent_config(self, caller: Caller, parent: str | None) -> bytes | None:
-        """The parent's adapter_config.json; None where there is no parent, or it was deleted this moment."""
+    async def _parent_shape(self, caller: Caller, parent: str | None) -> dict[str, Any] | None:
+        """What of the parent stays as it is; None where there is no parent, or it was deleted this moment.
+
+        Raises:
+            BadRequest: It cannot be trained on from.
+        """
         if parent is None:
             return None
         named = parse_reference(parent)
 
-        def read(db: sa.Connection) -> bytes | None:
+        def read(db: sa.Connection) -> tuple[str, bytes | None] | None:
             holding = records.find(db, caller.project, named.name)
             row = holding.version(named.version) if holding is not None and named.version is not None else None
-            return None if row is None else records.version_file(db, row.id, "config")
+            return None if row is None else (row.digest, records.version_file(db, row.id, "config"))
 
-        return await self._database.run(read)
+        found = await self._database.run(read)
+        if found is None or found[1] is None:
+            return None
+        digest, config = found
+        return shape_of(parent, config, await asyncio.to_thread(self._modules, digest))
+
+    def _modules(self, digest: str) -> frozenset[str]:
+        """The modules that an adapter's weights have tensors of; none where they cannot be read."""
+        try:
+            return frozenset() if self._store is None else modules_in(self._store.path(digest) / WEIGHTS_FILE)
+        except (OSError, AdapterError):
+            _LOG.exception("the weights of a job's parent cannot be read", extra={"digest": digest})
+            return frozenset()
 
     async def make(self, making: Making, actor: Actor) -> Answer:
         """Make the key, hold the files, and ask the trainer; to the end, whoever leaves: there is never a job that has

@@ -156,6 +156,7 @@ class Jobs:
                     f"{', '.join(self._base.endings())}",
                     param=place,
                 )
+        self._trains_on(context)
         on_gpu = fit.kind(self._settings.device) == "cuda"
         try:
             length = auto.max_length(wish, context=self._installation.context, positions=self._base.positions)
@@ -180,6 +181,20 @@ class Jobs:
                 f"the job cannot be done here: {fits.words()}. A smaller batch_size, max_length or lora_rank, or "
                 "quantization nf4, needs less",
                 param=asked.place("batch_size"),
+            )
+
+    def _trains_on(self, context: Context) -> None:
+        """Refuse a parent that leaves out modules of those that a LoRA would be put on. Raises Invalid."""
+        parent = context.parent_shape
+        if parent is None or parent.modules is None:
+            return
+        there = len(self._base.matching(parent.target_modules))
+        if parent.modules != there:
+            raise Invalid(
+                f"`model` is `{context.parent}`, which has a LoRA on {parent.modules} of the base's {there} layers "
+                f"called {', '.join(parent.target_modules)}; a version is trained on from where it has one on all",
+                param="model",
+                code="parent_unsupported",
             )
 
     def _spec(self, who: Who, asked: Asked, context: Context, judging: JudgingWish) -> JobSpec:

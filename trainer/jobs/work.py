@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters.base import BaseDescription, describe
+from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from trainer.data.prepare import Prepared, Rules, Source, prepare
 from trainer.data.report import Report
-from trainer.errors import DataRefused, WishRefused
+from trainer.errors import DataRefused, ParentUnsupported, WishRefused
 from trainer.jobs import spec
 from trainer.jobs.asked import MAX_PROMPT_CHARS
 from trainer.jobs.failures import explain
@@ -177,12 +178,19 @@ class Work:
         if not all((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
             self._gateway.fetch_adapter(self._job.parent, directory)
         manifest = Manifest.parse((directory / CONFIG_FILE).read_bytes(), max_rank=self._job.max_rank)
-        targets = manifest.target_modules
+        modules = modules_in(directory / WEIGHTS_FILE)
+        # by the modules that it has: expressions become names, and patterns that say nothing go
+        manifest = manifest.resolve(modules)
+        if manifest.rank_pattern or manifest.alpha_pattern:
+            raise ParentUnsupported(
+                f"{self._job.parent} cannot be trained on from: its modules differ in rank or alpha"
+            )
         return auto.Parent(
             rank=manifest.rank,
             alpha=float(manifest.alpha),
             rslora=manifest.use_rslora,
-            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
+            target_modules=tuple(manifest.target_modules),
+            modules=len(modules),
         )
 
     def _plan(self, prepared: Prepared, length: int, hidden_size: int, parent: auto.Parent | None) -> Plan:

@@ -37,12 +37,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The shape of the adapter that is trained on from: it stays as it is."""
+    """The shape of the adapter that is trained on from: it stays as it is.
+
+    ``modules`` is how many modules it has a LoRA on; None where nobody has looked.
+    """
 
     rank: int
     alpha: float
     rslora: bool
     target_modules: tuple[str, ...]
+    modules: int | None = None
 
 
 def max_length(wish: Wish, *, context: int | None, positions: int) -> int:

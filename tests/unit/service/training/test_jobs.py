@@ -7,10 +7,13 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from aiohttp import web
+from safetensors.numpy import save_file
 
+from adapters.store import WEIGHTS_FILE
 from service.access.caller import Caller
 from tests.unit.service.files.cabinet import LINE, bearer, error_of
 from tests.unit.service.files.test_holds import push, version
@@ -71,12 +74,49 @@ async def test_the_trainer_is_told_the_parents_shape(house: House) -> None:
     await push(house, "voice", draft)
     training = await house.made()
     for model, shape in (
-        ("voice@1", {"rank": 8, "alpha": 12.0, "rslora": True, "target_modules": ["q_proj", "v_proj"]}),
+        (
+            "voice@1",
+            {"rank": 8, "alpha": 12.0, "rslora": True, "target_modules": ["q_proj", "v_proj"], "modules": None},
+        ),
         (BASE, None),
     ):
-        await house.create(model=model, training_file=training)
+        assert (await house.create(model=model, training_file=training)).status_code == 200
         found = house.trainer.asked[-1].context["parent_shape"]
         assert (found and found | {"target_modules": sorted(found["target_modules"])}) == shape
+
+
+def put_weights(house: House, digest: str, *modules: str) -> None:
+    """An adapter of rank 2 on these modules, where the store has it."""
+    directory = house.store.root / digest
+    directory.mkdir(parents=True)
+    tensors = {
+        f"base_model.model.{m}.lora_{side}.weight": np.zeros((2, 2), np.float32) for m in modules for side in "AB"
+    }
+    save_file(tensors, directory / WEIGHTS_FILE)
+
+
+async def test_expressions_of_a_parents_config_are_told_as_what_its_weights_have(house: House) -> None:
+    layers = [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    put_weights(house, "a" * 64, *layers)
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ".*layers.[01].*q_proj", "alpha_pattern": {"k_proj": 9}}
+    await push(house, "voice", replace(version(), config=orjson.dumps(config)))
+    assert (await house.create(model="voice@1", training_file=await house.made())).status_code == 200
+    shape = house.trainer.asked[-1].context["parent_shape"]
+    assert shape == {"rank": 2, "alpha": 4.0, "rslora": False, "target_modules": ["q_proj"], "modules": 2}
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+async def test_a_parent_whose_modules_differ_is_refused_before_anything_is_made(house: House, name: str) -> None:
+    put_weights(house, "a" * 64, *[f"model.layers.{n}.self_attn.q_proj" for n in (0, 1, 2)])
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], name: {"layers.1.self_attn.q_proj": 8}}
+    await push(house, "voice", replace(version(), config=orjson.dumps(config)))
+    answer = await house.create(model="voice@1", training_file=await house.made())
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "model")
+    assert error_of(answer)["code"] == "parent_unsupported"
+    assert f"`{name}`" in error_of(answer)["message"]
+    assert "q_proj 8" in error_of(answer)["message"]
+    assert house.trainer.asked == []
+    assert await house.living_keys() == []
 
 
 async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(house: House) -> None:

@@ -230,6 +230,33 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
     assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
+def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trained_on(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    assert run(first) == DONE
+    changes: dict[str, Any] = {"target_modules": ".*proj", "alpha_pattern": {"no_such": 3}}
+
+    def fetch(_gateway: Gateway, _model: str, directory: Path) -> None:
+        directory.mkdir()
+        shutil.copy(first / spec.OUTPUT / WEIGHTS_FILE, directory / WEIGHTS_FILE)
+        config = json.loads((first / spec.OUTPUT / CONFIG_FILE).read_text())
+        (directory / CONFIG_FILE).write_text(json.dumps(config | changes))
+
+    monkeypatch.setattr(Gateway, "fetch_adapter", fetch)
+    folder = make_job(id="ftjob-2", parent="voice@1", wish=Wish(n_epochs=1))
+    assert run(folder, Stage.VALIDATE) == DONE
+    recipe = Plan.model_validate_json((folder / spec.PLAN).read_bytes()).recipe
+    assert {"q_proj", "down_proj"} < set(recipe.target_modules)
+
+    changes["alpha_pattern"] = {"layers.1.mlp.down_proj": 3}
+    folder = make_job(id="ftjob-3", parent="voice@1", wish=Wish(n_epochs=1))
+    assert run(folder, Stage.VALIDATE) == DONE
+    failed = result(folder).error
+    assert failed is not None
+    assert failed.code == "parent_unsupported"
+
+
 def test_a_look_at_the_load_writes_nothing_into_the_log(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "step_back", lambda: None)
     monkeypatch.setattr(worker, "work", lambda *_: DONE)
