@@ -194,7 +194,19 @@ class BaseModelIncomplete(BaseModelError):
 
 
 class DataError(TrainerError):
+    """Data that cannot be trained on, or judged by.
+
+    Attributes:
+        param: The field that names the file at fault.
+    """
+
     code = "data_error"
+    param = "training_file"
+
+    def blame_validation_file(self, name: str) -> None:
+        """The file at fault is the one that the client holds out, called ``name``."""
+        self.param = "validation_file"
+        self.message = f"{name}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +248,10 @@ class DataRefused(DataError):
     def __init__(self, report: Report) -> None:
         self.report = report
         reasons = [finding for finding in report.findings if finding.severity == "refused"]
-        super().__init__("; ".join(f"{finding.message} ({finding.code})" for finding in reasons))
+        where = {"training": "", "held_out": "the validation file: "}
+        super().__init__("; ".join(f"{where[finding.file]}{finding.message} ({finding.code})" for finding in reasons))
+        if reasons and all(finding.file == "held_out" for finding in reasons):
+            self.param = "validation_file"
 
 
 class DataTooSmall(DataError):

@@ -15,7 +15,7 @@ KEY_UNKNOWN: Final = 401
 def explain(error: Exception) -> Failure:
     """What a job's `error` says: a code, and what to do about it."""
     if isinstance(error, DataError):
-        return Failure(code="invalid_training_file", message=error.message, param="training_file")
+        return Failure(code=f"invalid_{error.param}", message=error.message, param=error.param)
     if isinstance(error, WishRefused):
         return Failure(code=error.code, message=error.message, param=f"hyperparameters.{error.param}")
     if isinstance(error, (GatewayRefused, AnswerRefused)) and error.status == KEY_UNKNOWN:

@@ -209,6 +209,7 @@ class Jobs:
             base_name=installation.base_name,
             max_rank=installation.max_rank,
             context=installation.context,
+            dtype=installation.dtype,
             parent=context.parent,
             training_file=context.training_file,
             validation_file=context.validation_file,

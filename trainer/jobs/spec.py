@@ -121,6 +121,8 @@ class JobSpec(_Frozen):
     """What the engine was started with: a higher rank could not be served."""
     context: int | None
     """The engine's context in tokens."""
+    dtype: str = "bfloat16"
+    """What the engine computes in."""
     parent: str | None = None
     """`name@version` to train on from; its files are fetched over HTTP."""
     training_file: FileRef

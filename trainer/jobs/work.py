@@ -14,21 +14,30 @@ from adapters.base import BaseDescription, describe
 from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from trainer.data.prepare import Prepared, Rules, Source, prepare
-from trainer.data.report import Report
-from trainer.errors import DataRefused, ParentUnsupported, WishRefused
+from trainer.data.report import SHOWN_LINES, word_on_held_out
+from trainer.errors import DataRefused, ParentUnsupported
 from trainer.jobs import spec
-from trainer.jobs.asked import MAX_PROMPT_CHARS
 from trainer.jobs.failures import explain
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.orders import Interrupted
 from trainer.jobs.serving_first import ServingFirst
 from trainer.jobs.spec import JobSpec, Plan, Primary, Result
+from trainer.jobs.system_prompt import others, prompt_of
 from trainer.tune import auto
-from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, DataSource, Lineage, Metadata, packages
+from trainer.tune.lineage import (
+    BESIDE,
+    CONFIG_FILE,
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    DataSource,
+    Lineage,
+    Metadata,
+    packages,
+)
 from trainer.tune.memory_release import let_go_of_memory
 from trainer.tune.progress import Progress
-from trainer.tune.run import SERVING_DTYPE, Material, choose_device, train_adapter
+from trainer.tune.run import Material, choose_device, train_adapter
 
 if TYPE_CHECKING:
     from trainer.data.render import Renderer
@@ -156,7 +165,7 @@ class Work:
         folder.write(spec.REPORT, prepared.report)
         plan = self._plan(prepared, length, config["hidden_size"], parent)
         folder.write(spec.PLAN, plan)
-        self._tell(prepared.report, plan)
+        self._tell(prepared, plan)
         return plan, prepared
 
     def _renderer(self, length: int) -> Renderer:
@@ -205,15 +214,10 @@ class Work:
             on_gpu=choose_device(self._job.device).type == "cuda",
             parent=parent,
         )
-        prompt = self._job.system_prompt or prepared.report.system_prompt
-        if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
-            raise WishRefused(
-                "system_prompt", f"the examples' has {len(prompt)} characters; a version holds {MAX_PROMPT_CHARS}"
-            )
         return Plan(
             recipe=recipe,
             chosen=chosen,
-            system_prompt=prompt,
+            system_prompt=prompt_of(self._job.system_prompt, prepared),
             tokens_an_epoch=sum(lengths),
             primary=self._primary(prepared),
         )
@@ -233,7 +237,8 @@ class Work:
             context=self._job.context or prepared.report.max_length,
         )
 
-    def _tell(self, report: Report, plan: Plan) -> None:
+    def _tell(self, prepared: Prepared, plan: Plan) -> None:
+        report = prepared.report
         self._folder.say(f"{report.file}: format {report.format}. {report.size}")
         for finding in report.findings:
             self._folder.say(finding.message, level="warn", code=finding.code, lines=list(finding.lines))
@@ -241,6 +246,13 @@ class Work:
             self._folder.say(
                 f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and never trained on"
             )
+        few = word_on_held_out(report.held_out.examples, self._job.judging.min_examples)
+        if few is not None:
+            self._folder.say(few, level="warn", code="too_few_held_out")
+        lines = others(self._job.system_prompt, prepared)
+        if lines:
+            message = f"{len(lines)} examples have another system message than `system_prompt`, and keep it in training"
+            self._folder.say(message, level="warn", code="system_prompts_differ", lines=lines[:SHOWN_LINES])
         for name, why in plan.chosen.items():
             self._folder.say(f"{name} auto: {why}", hyperparameter=name)
         if plan.primary is not None:
@@ -261,13 +273,13 @@ class Work:
         description = describe(
             job.base_dir,
             served_name=job.base_name,
-            dtype=SERVING_DTYPE,
+            dtype=job.dtype,
             quantization=None,
             engine_version=NO_ENGINE,
             cache_dir=folder.directory.parent.parent / "base-cache",
         )
         lineage = self._lineage(plan, prepared, description)
-        same = lineage.model_dump_json(exclude={"python", "packages", "job", "files"})
+        same = lineage.model_dump_json(exclude=BESIDE)
         key = hashlib.sha256(same.encode()).hexdigest()
         checkpoints = Checkpoints(folder.path(spec.CHECKPOINTS), key=key, every_s=job.checkpoint_s)
         material = Material(
@@ -300,6 +312,10 @@ class Work:
 
     def _lineage(self, plan: Plan, prepared: Prepared, description: BaseDescription) -> Lineage:
         job = self._job
+        given = job.validation_file
+        held_out = (
+            DataSource(name=given.filename, sha256=given.sha256, examples=len(prepared.held_out)) if given else None
+        )
         files = [job.training_file, *([job.validation_file] if job.validation_file else [])]
         return Lineage(
             data=(
@@ -309,6 +325,8 @@ class Work:
             ),
             recipe=plan.recipe,
             system_prompt=plan.system_prompt,
+            held_out=held_out,
+            drop_long=job.drop_long,
             base_name=job.base_name,
             base=description.fingerprint,
             parent=job.parent,

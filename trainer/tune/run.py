@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from trainer.tune.checkpoint import Checkpoints
 
 SERVING_DTYPE: Final = "bfloat16"
-"""What the engine computes in: adapters are saved in it and their proof is measured in it."""
+"""What the engine computes in unless it is told otherwise.
+
+Adapters are saved, and their proof is measured, in the dtype of the base's description.
+"""
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
@@ -144,12 +147,13 @@ def train_adapter(
         )
         record = export.record(training, model, price_per_hour=material.price_per_hour)
         on_stage("measuring and writing")
-        if recipe.quantization != "none":
+        serving = getattr(torch, material.description.fingerprint.dtype)
+        if recipe.quantization != "none" or _is_coarser(next(model.parameters()).dtype, serving):
             weights = adapter_weights(model)
             del model  # there is not room for two bases
             let_go_of_memory()
-            model = _on_whole_base(material, weights, device)
-        export.cast_parameters(model, getattr(torch, SERVING_DTYPE))
+            model = _on_whole_base(material, weights, device, serving)
+        export.cast_parameters(model, serving)
         metadata = Metadata(
             lineage=material.lineage, training=record, proof=proof.measure(model, load_tokenizer(material.base))
         )
@@ -157,13 +161,20 @@ def train_adapter(
     return metadata
 
 
-def _load(material: Material, device: Any, quantization: str) -> Any:
+def _load(material: Material, device: Any, quantization: str, dtype: Any = None) -> Any:
+    """The base; in ``dtype``, else in the one that is trained in."""
     from trainer.tune.model import compute_dtype, load_base
 
     longest = max(len(sequence.tokens) for sequence in (*material.sequences, *material.held_out))
-    return load_base(
-        material.base, dtype=compute_dtype(device), device=device, longest=longest, quantization=quantization
-    )
+    dtype = compute_dtype(device) if dtype is None else dtype
+    return load_base(material.base, dtype=dtype, device=device, longest=longest, quantization=quantization)
+
+
+def _is_coarser(trained: Any, serving: Any) -> bool:
+    """Whether a base in the one dtype has lost what it has in the other: cast again, it would not be what serves."""
+    import torch
+
+    return trained not in (torch.float32, serving)
 
 
 @contextmanager
@@ -180,11 +191,12 @@ def _told_of_memory(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def _on_whole_base(material: Material, weights: dict[str, Any], device: Any) -> Any:
+def _on_whole_base(material: Material, weights: dict[str, Any], device: Any, serving: Any) -> Any:
     """The adapter on the base as it serves: a proof on the four-bit copy would prove something else."""
-    from trainer.tune.model import attach_lora, set_adapter_weights
+    from trainer.tune.model import attach_lora, compute_dtype, set_adapter_weights
 
-    whole = attach_lora(_load(material, device, "none"), material.recipe)
+    dtype = serving if _is_coarser(compute_dtype(device), serving) else None
+    whole = attach_lora(_load(material, device, "none", dtype), material.recipe)
     set_adapter_weights(whole, weights)
     return whole
 

@@ -12,8 +12,7 @@ import pytest
 
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from trainer.data.report import Report
-from trainer.jobs import orders, spec, worker
-from trainer.jobs import work as job_work
+from trainer.jobs import orders, spec, system_prompt, worker
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.spec import Plan, Result, Stage
@@ -50,7 +49,7 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     assert Report.model_validate_json((folder / spec.REPORT).read_bytes()).trained_on == 14
     plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
-    assert set(plan.chosen) == {"lora_alpha", "quantization"}
+    assert set(plan.chosen) == {"lora_alpha", "quantization", "max_length"}
     assert plan.primary is not None
     assert plan.primary.name == "rouge_l"
     assert not (folder / spec.RESULT).exists()
@@ -88,7 +87,7 @@ def test_a_system_prompt_that_all_examples_have_becomes_the_versions(make_job: A
 def test_one_that_no_version_may_hold_is_refused_before_anything_is_trained(
     make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_work, "MAX_PROMPT_CHARS", 8)
+    monkeypatch.setattr(system_prompt, "MAX_PROMPT_CHARS", 8)
     found = [{"messages": [{"role": "system", "content": "Be salty."}, *turns(row)]} for row in rows()]
     folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
     assert run(folder) == DONE
@@ -228,33 +227,6 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
     assert run(folder, Stage.VALIDATE) == DONE
     assert (folder / spec.PLAN).exists()
     assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
-
-
-def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trained_on(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
-    assert run(first) == DONE
-    changes: dict[str, Any] = {"target_modules": ".*proj", "alpha_pattern": {"no_such": 3}}
-
-    def fetch(_gateway: Gateway, _model: str, directory: Path) -> None:
-        directory.mkdir()
-        shutil.copy(first / spec.OUTPUT / WEIGHTS_FILE, directory / WEIGHTS_FILE)
-        config = json.loads((first / spec.OUTPUT / CONFIG_FILE).read_text())
-        (directory / CONFIG_FILE).write_text(json.dumps(config | changes))
-
-    monkeypatch.setattr(Gateway, "fetch_adapter", fetch)
-    folder = make_job(id="ftjob-2", parent="voice@1", wish=Wish(n_epochs=1))
-    assert run(folder, Stage.VALIDATE) == DONE
-    recipe = Plan.model_validate_json((folder / spec.PLAN).read_bytes()).recipe
-    assert {"q_proj", "down_proj"} < set(recipe.target_modules)
-
-    changes["alpha_pattern"] = {"layers.1.mlp.down_proj": 3}
-    folder = make_job(id="ftjob-3", parent="voice@1", wish=Wish(n_epochs=1))
-    assert run(folder, Stage.VALIDATE) == DONE
-    failed = result(folder).error
-    assert failed is not None
-    assert failed.code == "parent_unsupported"
 
 
 def test_a_look_at_the_load_writes_nothing_into_the_log(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
