@@ -94,6 +94,7 @@ class Place(Folders):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in BIG_FILES:
             (folder / name).unlink(missing_ok=True)
+            (folder / f".{name}.partial").unlink(missing_ok=True)
 
 
 def summary(report: Report) -> dict[str, Any]:

@@ -57,6 +57,7 @@ FAILED: Final = 1
 PAUSED: Final = 4
 STOPPED: Final = 5
 BUSY: Final = 6
+FULL: Final = 7
 
 
 class Control(StrEnum):
