@@ -15,7 +15,7 @@ import pytest
 from tests.unit.trainer.jobs.conftest import KEY, FakeGateway
 from tests.unit.trainer.jobs.trainers import Running, running, stand_in
 from trainer.jobs import folder as folders
-from trainer.jobs import orders, spec, supervisor, worker
+from trainer.jobs import orders, supervisor, worker
 from trainer.jobs.failures import explain
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.place import Place
