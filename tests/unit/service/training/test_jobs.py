@@ -17,6 +17,7 @@ from adapters.store import WEIGHTS_FILE
 from service.access.caller import Caller
 from tests.unit.service.files.cabinet import LINE, bearer, error_of
 from tests.unit.service.files.test_holds import push, version
+from tests.unit.service.inference.fakes import until
 from tests.unit.service.training.house import BASE, JOB, House
 
 ALL = ("infer", "adapters", "train")
@@ -44,7 +45,9 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
     }
     answer = await house.create(**body, **{"idempotency-key": "once"})
     assert (answer.status_code, answer.json()) == (200, JOB)
-    (asked,) = house.trainer.asked
+    replay, asked = house.trainer.asked
+    assert (replay.path, replay.json, replay.headers["idempotency-key"]) == ("/internal/jobs/replay", body, "once")
+    assert "x-hatrack-job-key" not in replay.headers
     assert (asked.method, asked.path, asked.json) == ("POST", "/v1/fine_tuning/jobs", body)
     assert asked.headers["content-type"] == "application/json"
     assert asked.headers["idempotency-key"] == "once"
@@ -326,13 +329,73 @@ async def test_without_a_trainer_no_key_is_left(house: House) -> None:
     assert await house.living_keys() == []
 
 
-async def test_a_trainer_that_goes_away_in_the_middle_leaves_no_key(house: House) -> None:
-    async def hang_up(request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        request.transport.abort()
-        return web.Response()
+def hanging_up(first: int, found: dict[str, Any] | None) -> Any:
+    """A trainer that cuts its first answers, and then tells which job was made."""
+    asked: list[str] = []
 
-    house.trainer.answer = hang_up
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if len(asked) <= first:
+            assert request.transport is not None
+            request.transport.abort()
+        assert len(asked) <= first or request.path.startswith("/internal/jobs/claim/key_")
+        return web.json_response({"job": found})
+
+    return answer
+
+
+async def until_settled(house: House) -> None:
+    await until(lambda: not house.training._settling)
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.training.service.SETTLE_S", (0.01,))
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("cut", [1, 3])
+async def test_a_trainer_that_goes_away_in_the_middle_leaves_no_key_where_it_made_no_job(
+    house: House, cut: int
+) -> None:
+    house.trainer.answer = hanging_up(cut, None)
     answer = await house.create(model=BASE, training_file=await house.made())
     assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
+    await until_settled(house)
     assert await house.living_keys() == []
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("cut", [1, 3])
+async def test_a_job_whose_answer_was_lost_keeps_its_key(house: House, cut: int) -> None:
+    house.trainer.answer = hanging_up(cut, JOB)
+    answer = await house.create(model=BASE, training_file=await house.made())
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
+    await until_settled(house)
+    (key,) = await house.living_keys()
+    assert house.trainer.asked[-1].path == f"/internal/jobs/claim/{key['id']}"
+    created = (await house.http.get("/v1/audit?action=job.create")).json()["data"][0]
+    assert (created["target"], created["detail"]["key"]) == ("ftjob-1", key["id"])
+
+
+async def test_the_same_request_again_is_the_same_job_though_its_file_has_gone(house: House) -> None:
+    training = await house.made()
+    asked = {"model": BASE, "training_file": training, "idempotency-key": "once"}
+    assert (await house.create(**asked)).status_code == 200
+    before = await house.living_keys()
+    await house.http.delete(f"/v1/files/{training}")
+    assert (await house.create(**asked)).status_code == 404
+    house.trainer.headers = {"x-hatrack-replayed": "true"}
+    again = await house.create(**asked)
+    assert (again.status_code, again.json(), again.headers["x-hatrack-replayed"]) == (200, JOB, "true")
+    assert await house.living_keys() == before
+    house.trainer.status, house.trainer.headers = 409, {}
+    house.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "reused"}}
+    assert (await house.create(**asked)).status_code == 409
+
+
+async def test_the_trainer_is_told_which_adapters_the_key_may_use(house: House) -> None:
+    narrow = await house.key("train", adapters=["v*", "new-?"])
+    for key, told in ((narrow, "v*,new-?"), (None, None)):
+        await house.http.get("/v1/fine_tuning/jobs", headers=bearer(key) if key else {})
+        assert house.trainer.asked[-1].headers.get("x-hatrack-adapters") == told
