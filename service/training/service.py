@@ -186,9 +186,9 @@ class Training:
             return None if row is None else (row.digest, records.version_file(db, row.id, "config"))
 
         found = await self._database.run(read)
-        if found is None or found[1] is None:
+        digest, config = found if found is not None else ("", None)
+        if config is None:
             return None
-        digest, config = found
         return shape_of(parent, config, await asyncio.to_thread(self._modules, digest))
 
     def _modules(self, digest: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ from trainer.jobs import fit, journal, records, spec
 from trainer.jobs.database import Database
 from trainer.jobs.failures import DISK_FULL
 from trainer.jobs.gateway_side import GatewaySide, metrics_csv
-from trainer.jobs.place import JUDGING, Place, summary
+from trainer.jobs.place import GROWING, JUDGING, Place, summary
 from trainer.jobs.process import End
 from trainer.jobs.pulse import Pulse
 from trainer.jobs.spec import Failure, Plan, Result
@@ -33,7 +33,7 @@ KILLS_MOST: Final = 3
 """Restarts in a row that brought nothing, before a job is given up."""
 BACK_OFF_S: Final = (0.0, 5.0, 30.0)
 CSV_NAME: Final = "step_metrics.csv"
-SIGNS: Final = (spec.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, spec.ANSWERS, spec.SCORES, spec.RESULT)
+SIGNS: Final = (spec.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *GROWING, spec.RESULT)
 """What a worker that trains or judges writes to, again and again."""
 _LOG = logging.getLogger("hatrack.trainer.jobs")
 

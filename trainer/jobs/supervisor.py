@@ -191,6 +191,7 @@ class Supervisor:
         self._pulse.beat()
 
     async def _begin(self, job: Job, stage: Stage) -> None:
+        await self._ingest(job.id)  # where the file is shorter than was read of it, that shows before it grows again
         try:
             await asyncio.to_thread(self._place.order, job.id, Control.RUN)
             if stage is Stage.TRAIN:

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,7 +64,7 @@ class Work:
         self._epochs = 1
         self._said_metrics = 0.0
         self._said_pause = 0.0
-        self._unsaid_pause_s = 0.0
+        self._said_paused_s = 0.0
 
     def validate(self) -> None:
         """Fetch the data, look at it, and decide the recipe; leaves report.json and plan.json."""
@@ -297,18 +298,28 @@ class Work:
             self._gateway.load, above=job.yield_above, most_s=job.yield_most_s, check=self._check
         ) as serving:
 
+            def between() -> None:
+                self._check()
+                serving.give_way()
+                if time.monotonic() - self._said_pause > PAUSE_SAID_S:
+                    self._say_pauses(serving)
+
             def on_progress(now: Progress) -> None:
                 self._report(now)
-                self._check()
-                self._paused(serving.give_way())
+                between()
 
-            return train_adapter(
-                material,
-                folder.path(spec.OUTPUT),
-                on_stage=folder.say,
-                on_progress=on_progress,
-                checkpoints=checkpoints,
-            )
+            try:
+                return train_adapter(
+                    material,
+                    folder.path(spec.OUTPUT),
+                    on_stage=folder.say,
+                    on_progress=on_progress,
+                    between=between,
+                    checkpoints=checkpoints,
+                )
+            finally:
+                with suppress(OSError):  # a full disk is told by what is under way
+                    self._say_pauses(serving)
 
     def _lineage(self, plan: Plan, prepared: Prepared, description: BaseDescription) -> Lineage:
         job = self._job
@@ -357,10 +368,9 @@ class Work:
             data |= {"full_valid_loss": evaluation.loss, "full_valid_mean_token_accuracy": evaluation.accuracy}
         self._folder.say(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
 
-    def _paused(self, seconds: float) -> None:
-        self._unsaid_pause_s += seconds
-        if self._unsaid_pause_s and time.monotonic() - self._said_pause > PAUSE_SAID_S:
-            self._folder.say(
-                f"stood still {self._unsaid_pause_s:.1f} s for callers", paused_s=round(self._unsaid_pause_s, 2)
-            )
-            self._said_pause, self._unsaid_pause_s = time.monotonic(), 0.0
+    def _say_pauses(self, serving: ServingFirst) -> None:
+        """Say how long it has stood still since this was last said."""
+        unsaid_s = serving.paused_s - self._said_paused_s
+        if unsaid_s:
+            self._folder.say(f"stood still {unsaid_s:.1f} s for callers", paused_s=round(unsaid_s, 2))
+            self._said_pause, self._said_paused_s = time.monotonic(), serving.paused_s

@@ -16,7 +16,7 @@ from trainer.durable import replaced_directory
 from trainer.errors import OutOfMemory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
 from trainer.tune.memory_release import let_go_of_memory
-from trainer.tune.progress import Progress
+from trainer.tune.progress import Progress, nothing
 from trainer.tune.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -114,9 +114,10 @@ def train_adapter(
     *,
     on_stage: OnStage,
     on_progress: OnProgress,
+    between: Callable[[], None] = nothing,
     checkpoints: Checkpoints | None = None,
 ) -> Metadata:
-    """Train, measure and write; as `make_adapter`, from where `checkpoints` say that it stood.
+    """Train, measure and write; as `make_adapter`, from where `checkpoints` say that it stood. `between` as in `train`.
 
     Raises OutOfMemory and CheckpointUnusable, too.
     """
@@ -142,6 +143,7 @@ def train_adapter(
             material.sequences,
             recipe,
             on_progress=on_progress,
+            between=between,
             held_out=material.held_out,
             checkpoints=checkpoints,
         )

@@ -392,10 +392,3 @@ async def test_the_same_request_again_is_the_same_job_though_its_file_has_gone(h
     house.trainer.status, house.trainer.headers = 409, {}
     house.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "reused"}}
     assert (await house.create(**asked)).status_code == 409
-
-
-async def test_the_trainer_is_told_which_adapters_the_key_may_use(house: House) -> None:
-    narrow = await house.key("train", adapters=["v*", "new-?"])
-    for key, told in ((narrow, "v*,new-?"), (None, None)):
-        await house.http.get("/v1/fine_tuning/jobs", headers=bearer(key) if key else {})
-        assert house.trainer.asked[-1].headers.get("x-hatrack-adapters") == told

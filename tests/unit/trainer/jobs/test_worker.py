@@ -310,6 +310,31 @@ def test_the_worker_gives_way_to_callers(make_job: Any, gateway: FakeGateway) ->
     assert any("for callers" in event["message"] for event in events(folder))
 
 
+def test_short_pauses_are_said_at_the_end(make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.jobs.work.PAUSE_SAID_S", float("inf"))
+    folder = make_job(yield_most_s=0.01, wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    gateway.load = (1, 0)
+    assert run(folder) == DONE
+    (said,) = [event for event in events(folder) if "for callers" in event["message"]]
+    assert said["data"]["paused_s"] >= 0.01
+
+
+def test_an_order_is_heeded_while_the_held_out_are_looked_at(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_job(wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+
+    def look(*_: Any, between: Any) -> None:
+        (folder / spec.CONTROL).write_text("cancel")
+        between()
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("trainer.tune.train.evaluate", look)
+    assert run(folder) == DONE
+    assert result(folder).status == "cancelled"
+    assert gateway.pushed == []
+
+
 def test_two_workers_are_never_at_one_job(make_job: Any) -> None:
     folder = make_job()
     with Folder(folder):
