@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from adapters.inspect import modules_in
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.jobs.test_worker import events, result, run, turns
 from trainer.data.report import Report
 from trainer.jobs import orders, spec
+from trainer.jobs.fit import Base
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.spec import JudgingWish, Plan, Stage
 from trainer.jobs.worker import DONE
@@ -86,7 +88,7 @@ def test_the_lineage_has_the_validation_file_what_was_left_out_and_the_dtype(
 
 
 def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trained_on(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch
+    make_job: Any, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
     assert run(first) == DONE
@@ -103,6 +105,9 @@ def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trai
     assert run(folder, Stage.VALIDATE) == DONE
     recipe = Plan.model_validate_json((folder / spec.PLAN).read_bytes()).recipe
     assert {"q_proj", "down_proj"} < set(recipe.target_modules)
+    # one on all linear layers leaves none out, as it is counted when a job is made
+    there = modules_in(folder / "parent" / WEIGHTS_FILE)
+    assert set(Base.read(base_dir).matching(recipe.target_modules)) == there
 
     changes["alpha_pattern"] = {"layers.1.mlp.down_proj": 3}
     folder = make_job(id="ftjob-3", parent="voice@1", wish=Wish(n_epochs=1))
