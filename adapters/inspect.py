@@ -113,6 +113,14 @@ def inspect_weights(
     )
 
 
+def modules_in(path: Path) -> frozenset[str]:
+    """The modules that the adapter_model.safetensors at `path` has tensors of; reads its header alone.
+
+    Raises the subclass of WeightsError that says what is wrong with it, OSError.
+    """
+    return frozenset(match["module"] for name in read_header(path) if (match := _NAME.fullmatch(name)) is not None)
+
+
 def _measure(
     path: Path, pairs: Mapping[str, _Pair], base: BaseDescription, max_update_ratio: float
 ) -> tuple[dict[str, float], bool]:

@@ -154,7 +154,7 @@ def build(settings: Settings) -> Parts:
     telemetry = Telemetry(settings, catalog, engine_version())
     files = _files(settings, database)
     grounding = assemble_grounding(settings, database, files)
-    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts)
+    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store)
     inference = InferenceApp(
         settings,
         keys.authenticator,

@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base-name", required=True, help="the name that the base is served under")
     parser.add_argument("--max-rank", type=int, required=True, help="largest rank that the engine serves")
     parser.add_argument("--context", type=int, help="the engine's context, tokens; unset: the base's own")
+    dtypes = ("bfloat16", "float16", "float32")
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="what the engine computes in")
     parser.add_argument("--engine-device", choices=("cpu", "cuda"), default="cpu", help="what the engine runs on")
     parser.add_argument("--engine-memory", type=float, default=0.85, help="share of its GPU that the engine takes")
     return parser
@@ -115,6 +117,7 @@ def _installation(options: argparse.Namespace, settings: Settings) -> Installati
         base_name=options.base_name,
         max_rank=options.max_rank,
         context=options.context,
+        dtype=options.dtype,
         engine_device=options.engine_device,
         engine_memory=options.engine_memory,
     )

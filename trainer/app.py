@@ -31,7 +31,7 @@ from trainer.jobs.gateway_side import GatewaySide
 from trainer.jobs.place import Place
 from trainer.jobs.process import Command, worker_command
 from trainer.jobs.pulse import Pulse
-from trainer.jobs.routes import router
+from trainer.jobs.routes import internal, router
 from trainer.jobs.service import Jobs
 from trainer.jobs.streaming import Streams
 from trainer.jobs.supervisor import Supervisor
@@ -117,6 +117,7 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app = FastAPI(title="Hatrack trainer", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.trainer = trainer
     app.include_router(router)
+    app.include_router(internal)
     app.include_router(evaluations_router)
     app.include_router(reviews_router)
     app.add_api_route("/health", _health, methods=["GET"])

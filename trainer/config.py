@@ -123,7 +123,8 @@ class Settings(BaseSettings):
 class Installation:
     """What the gateway says at the start: where everything is, and what the engine serves.
 
-    ``engine_memory`` is the share of its GPU's memory that the engine takes, where ``engine_device`` is cuda.
+    ``dtype`` is what the engine computes in; ``engine_memory`` is the share of its GPU's memory that it takes, where
+    ``engine_device`` is cuda.
     """
 
     home: Path
@@ -132,6 +133,7 @@ class Installation:
     base_name: str
     max_rank: int
     context: int | None = None
+    dtype: str = "bfloat16"
     engine_device: Literal["cpu", "cuda"] = "cpu"
     engine_memory: float = 0.85
 

@@ -1,12 +1,13 @@
-"""Directories that are either whole or absent: written beside their place, flushed, then renamed into it."""
+"""What is either whole or absent: written beside its place, flushed, then renamed into it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -32,6 +33,31 @@ def replaced_directory(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def replaced_file(target: Path) -> Iterator[BinaryIO]:
+    """A fresh file to write into, which takes `target`'s place when the block ends without an exception.
+
+    Of one that cannot be written whole nothing is left: on a full disk that would be the room for the next one.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(target: Path, content: str) -> None:
+    """Write a text file, flushed to the disk, in one step. Raises OSError; the one before it is whole then."""
+    with replaced_file(target) as file:
+        file.write(content.encode())
 
 
 def publish(partial: Path, target: Path) -> None:

@@ -33,6 +33,7 @@ Exception
     ├── WishRefused                a hyperparameter that cannot be had; `param` names it
     ├── TrainingError
     │   ├── NothingTrainable       no module of the base matches the recipe
+    │   ├── ParentUnsupported      the version to train on from differs in what a recipe has one of
     │   ├── LossNotFinite
     │   ├── OutOfMemory
     │   └── CheckpointUnusable     it belongs to another training
@@ -193,7 +194,19 @@ class BaseModelIncomplete(BaseModelError):
 
 
 class DataError(TrainerError):
+    """Data that cannot be trained on, or judged by.
+
+    Attributes:
+        param: The field that names the file at fault.
+    """
+
     code = "data_error"
+    param = "training_file"
+
+    def blame_validation_file(self, name: str) -> None:
+        """The file at fault is the one that the client holds out, called ``name``."""
+        self.param = "validation_file"
+        self.message = f"{name}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +248,10 @@ class DataRefused(DataError):
     def __init__(self, report: Report) -> None:
         self.report = report
         reasons = [finding for finding in report.findings if finding.severity == "refused"]
-        super().__init__("; ".join(f"{finding.message} ({finding.code})" for finding in reasons))
+        where = {"training": "", "held_out": "the validation file: "}
+        super().__init__("; ".join(f"{where[finding.file]}{finding.message} ({finding.code})" for finding in reasons))
+        if reasons and all(finding.file == "held_out" for finding in reasons):
+            self.param = "validation_file"
 
 
 class DataTooSmall(DataError):
@@ -262,6 +278,10 @@ class TrainingError(TrainerError):
 
 class NothingTrainable(TrainingError):
     code = "nothing_trainable"
+
+
+class ParentUnsupported(TrainingError):
+    code = "parent_unsupported"
 
 
 class LossNotFinite(TrainingError):

@@ -21,9 +21,11 @@ REPLAYED: Final = "x-hatrack-replayed"
 async def who(
     project: Annotated[str, Header(alias="x-hatrack-project", max_length=128)],
     key_id: Annotated[str, Header(alias="x-hatrack-key-id", max_length=128)],
+    adapters: Annotated[str | None, Header(alias="x-hatrack-adapters", max_length=16_384)] = None,
 ) -> Who:
     """Who asks."""
-    return Who(project, key_id)
+    globs = None if adapters is None else tuple(glob for glob in adapters.split(",") if glob)
+    return Who(project, key_id, globs)
 
 
 Caller = Annotated[Who, Depends(who)]

@@ -76,6 +76,8 @@ def _arguments(settings: Settings, socket: Path) -> tuple[str, ...]:
     found = ["--home", str(settings.home), "--socket", str(socket), "--gateway", local_url(settings)]
     found += ["--base", str(settings.base_dir), "--base-name", settings.base_served_name]
     found += ["--max-rank", str(settings.engine_max_rank)]
+    if settings.engine_dtype != "auto":  # the base is described as bfloat16 then, and so is the trainer's
+        found += ["--dtype", settings.engine_dtype]
     if settings.context is not None:
         found += ["--context", str(settings.context)]
     return (*found, "--engine-device", settings.device, "--engine-memory", str(settings.engine_memory))

@@ -63,6 +63,8 @@ def headers_of(request: Request, caller: Caller) -> dict[str, str]:
         BadRequest: One of those is too long, or holds control characters.
     """
     found = {"x-hatrack-project": caller.project, "x-hatrack-key-id": caller.key_id}
+    if caller.adapters is not None:  # of other adapters' jobs the trainer knows nothing then
+        found["x-hatrack-adapters"] = ",".join(caller.adapters)
     known = request_id(request)
     if known is not None:
         found["x-request-id"] = known

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
 
@@ -78,15 +79,15 @@ class Checked:
             parent_key_id=caller.key_id,
         )
 
-    def context(self, files: dict[str, FileRow], parent_config: bytes | None) -> str:
+    def context(self, files: dict[str, FileRow], parent_shape: dict[str, Any] | None) -> str:
         """The header ``x-hatrack-job-context``: base64url over JSON, so that a file's name can hold anything.
 
-        ``parent_config`` is the parent's adapter_config.json.
+        ``parent_shape`` is from `shape_of`.
         """
         told = {
             "adapter": self.adapter,
             "parent": self.parent,
-            "parent_shape": None if parent_config is None else _shape(parent_config),
+            "parent_shape": parent_shape,
             "training_file": reference(files["training_file"]),
             "validation_file": reference(files["validation_file"]) if "validation_file" in files else None,
         }
@@ -162,9 +163,30 @@ def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
     return found
 
 
-def _shape(config: bytes) -> dict[str, Any] | None:
-    """What of the parent stays as it is; None where its modules' names are too many for a header."""
+def shape_of(parent: str, config: bytes, modules: Collection[str]) -> dict[str, Any] | None:
+    """What of the parent stays as it is; None where its modules' names are too many for a header.
+
+    Args:
+        parent: Its ``name@version``.
+        config: Its adapter_config.json, as it was uploaded.
+        modules: Those that its weights have tensors of, which say what the config's expressions came to; none where
+            that is not known.
+
+    Raises:
+        BadRequest: Its modules have several ranks or alphas, and a training has one of each.
+    """
     manifest = Manifest.parse(config, max_rank=MAX_RANK)
+    if modules:
+        manifest = manifest.resolve(modules)
+    for name, pattern in (("rank_pattern", manifest.rank_pattern), ("alpha_pattern", manifest.alpha_pattern)):
+        if pattern:
+            shown = ", ".join(f"{key[:100]} {value:g}" for key, value in list(pattern.items())[:3])
+            raise BadRequest(
+                f"`model` is `{parent}`, whose modules differ by its `{name}` ({shown}); a version is trained on from "
+                "where all of its modules have one rank and one alpha",
+                param="model",
+                code="parent_unsupported",
+            )
     targets = manifest.target_modules
     names = [targets] if isinstance(targets, str) else list(targets)
     if len(orjson.dumps(names)) > MAX_NAMES_BYTES:
@@ -174,6 +196,7 @@ def _shape(config: bytes) -> dict[str, Any] | None:
         "alpha": float(manifest.alpha),
         "rslora": manifest.use_rslora,
         "target_modules": names,
+        "modules": len(modules) or None,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from adapters.store import Store
 from service.access.service import Keys
 from service.config import Settings
 from service.database import Database
@@ -49,12 +50,18 @@ class Sidecar:
 
 
 def assemble(
-    settings: Settings, database: Database, keys: Keys, catalog: Catalog, files: Files, verdicts: Verdicts
+    settings: Settings,
+    database: Database,
+    keys: Keys,
+    catalog: Catalog,
+    files: Files,
+    verdicts: Verdicts,
+    store: Store,
 ) -> Sidecar:
     """Put it together; nothing is started."""
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
-    training = Training(client, database, keys, files, catalog)
+    training = Training(client, database, keys, files, catalog, store)
     evaluations = Evaluations(training, files, catalog, database)
     revalidations = Revalidations(verdicts, evaluations, client)
     every_s = settings.revalidate_every_hours * 3600

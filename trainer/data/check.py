@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-length", type=int, help="longest example, tokens; unset: chosen as a job chooses it")
     parser.add_argument("--strict", action="store_true", help="refuse what is only warned of")
     parser.add_argument("--drop-long", action="store_true", help="leave out what is longer than max-length")
+    parser.add_argument("--min-held-out", type=int, default=0, help="held-out examples that a verdict needs")
     parser.add_argument("--memory-gib", type=float, help="most address space, GiB")
     options = parser.parse_args(arguments)
     if options.memory_gib is not None:
@@ -70,7 +71,7 @@ def _report(options: argparse.Namespace) -> str:
         stop_tokens=stop_tokens(tokenizer, load_generation_config(options.base)),
         max_length=auto.max_length(wish, context=options.context, positions=positions),
     )
-    rules = Rules(drop_long=options.drop_long, strict=options.strict)
+    rules = Rules(drop_long=options.drop_long, strict=options.strict, min_held_out=options.min_held_out)
     return inspect(source, None, renderer, rules).report.model_dump_json()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -12,7 +13,17 @@ from trainer.data import findings
 from trainer.data.format import Dataset, Example
 from trainer.data.formats import read_dataset
 from trainer.data.render import Renderer, TokenSequence
-from trainer.data.report import AnswerShare, Finding, HeldOut, Lengths, Piece, Report, Shown, word_on_size
+from trainer.data.report import (
+    AnswerShare,
+    Finding,
+    HeldOut,
+    Lengths,
+    Piece,
+    Report,
+    Shown,
+    word_on_held_out,
+    word_on_size,
+)
 from trainer.data.split import SHARE, answer, split
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall, ExampleTooLong, Problem
 
@@ -33,12 +44,14 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How a file is checked. ``drop_long`` leaves out what `max_length` would cut, which is refused otherwise;
-    ``strict`` makes refusals of warnings; ``held_out_share`` of the examples is split off where none is given."""
+    ``strict`` makes refusals of warnings; ``held_out_share`` of the examples is split off where none is given;
+    ``min_held_out``: so many must be held out for a verdict that is a pass."""
 
     drop_long: bool = False
     strict: bool = False
     held_out_share: float = SHARE
     seed: int = 0
+    min_held_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,8 @@ def inspect(
     if held_out is not None:
         found += findings.overlap(taught, unseen) + findings.personal(unseen, "held_out")
     sequences, long = _render(taught, renderer, check)
-    unseen_sequences, unseen_long = _render(unseen, renderer, check)
+    with _blamed(held_out):
+        unseen_sequences, unseen_long = _render(unseen, renderer, check)
     found += _too_long(renderer, long, rules, "training")
     found += _too_long(renderer, unseen_long, rules, "held_out" if where == "given" else "training")
     if not sequences and not any(finding.severity == "refused" for finding in found):
@@ -129,7 +143,14 @@ def inspect(
         ),
         distinct_answers=len({answer(example).strip() for example in data.examples}),
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
-        size=word_on_size(len(sequences), len(counts or ()), counts is not None),
+        size=" ".join(
+            word
+            for word in (
+                word_on_size(len(sequences), len(counts or ()), counts is not None),
+                word_on_held_out(len(unseen), rules.min_held_out),
+            )
+            if word is not None
+        ),
     )
     kept = {sequence.line for sequence in sequences}
     trained_on = Dataset(data.name, data.sha256, tuple(example for example in taught if example.line in kept))
@@ -147,12 +168,24 @@ def _divide(
     data: Dataset, held_out: Source | None, rules: Rules
 ) -> tuple[tuple[Example, ...], tuple[Example, ...], Literal["given", "split", "none"]]:
     if held_out is not None:
-        _, given = read_dataset(held_out.name, held_out.content)
+        with _blamed(held_out):
+            _, given = read_dataset(held_out.name, held_out.content)
         return data.examples, given.examples, "given"
     parts = split(data.examples, seed=rules.seed, share=rules.held_out_share)
     taught = tuple(data.examples[index] for index in parts.training)
     unseen = tuple(data.examples[index] for index in parts.held_out)
     return taught, unseen, "split" if unseen else "none"
+
+
+@contextmanager
+def _blamed(held_out: Source | None) -> Iterator[None]:
+    """What is found wrong is the held-out file's fault, where there is one. Raises what was raised."""
+    try:
+        yield
+    except (DataInvalid, DataTooSmall) as error:
+        if held_out is not None:
+            error.blame_validation_file(held_out.name)
+        raise
 
 
 def _render(

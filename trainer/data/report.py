@@ -113,3 +113,10 @@ def word_on_size(examples: int, distinct_answers: int, closed: bool) -> str:
     if examples < 5000:
         return f"{examples} examples: enough for form and for the usual cases; facts belong into retrieval."
     return f"{examples} examples: more than form needs; 1,000 curated ones may do better than all of these."
+
+
+def word_on_held_out(examples: int, least: int) -> str | None:
+    """What so few held-out examples mean for the verdict; None where there are ``least`` or more."""
+    if examples >= least:
+        return None
+    return f"{examples} examples are held out, and under {least} no verdict is a pass: name a file of {least} or more."

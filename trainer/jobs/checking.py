@@ -114,6 +114,7 @@ class DataChecks:
         shown = "".join(letter if letter.isprintable() else "?" for letter in name)
         command = [sys.executable, "-m", "trainer.data.check", str(path), f"--name={shown}"]
         command += ["--base", str(installation.base), "--memory-gib", str(self._settings.check_memory_gib)]
+        command += ["--min-held-out", str(self._settings.min_examples)]
         if installation.context is not None:
             command += ["--context", str(installation.context)]
         if wish.max_length is not None:

@@ -8,6 +8,7 @@ training alone took stands in the version's lineage.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Collection
@@ -19,8 +20,9 @@ import sqlalchemy as sa
 from trainer.config import Installation, Settings
 from trainer.jobs import fit, journal, records, spec
 from trainer.jobs.database import Database
+from trainer.jobs.failures import DISK_FULL
 from trainer.jobs.gateway_side import GatewaySide, metrics_csv
-from trainer.jobs.place import JUDGING, Place, summary
+from trainer.jobs.place import GROWING, JUDGING, Place, summary
 from trainer.jobs.process import End
 from trainer.jobs.pulse import Pulse
 from trainer.jobs.spec import Failure, Plan, Result
@@ -31,8 +33,9 @@ KILLS_MOST: Final = 3
 """Restarts in a row that brought nothing, before a job is given up."""
 BACK_OFF_S: Final = (0.0, 5.0, 30.0)
 CSV_NAME: Final = "step_metrics.csv"
-SIGNS: Final = (spec.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, spec.ANSWERS, spec.SCORES, spec.RESULT)
+SIGNS: Final = (spec.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *GROWING, spec.RESULT)
 """What a worker that trains or judges writes to, again and again."""
+_LOG = logging.getLogger("hatrack.trainer.jobs")
 
 
 class Endings:
@@ -92,7 +95,11 @@ class Endings:
         """
         priced = self._settings.price_per_hour * job.device_s / 3600
         result = result.model_copy(update={"seconds": round(job.device_s, 3), "cost": round(priced, 6)})
-        await asyncio.to_thread(self._place.write, job.id, spec.RESULT, result)
+        try:
+            await asyncio.to_thread(self._place.write, job.id, spec.RESULT, result)
+        except OSError:
+            # the record is what counts: a job must not wait for room on the disk to be over
+            _LOG.exception("the result of %s could not be written into its folder", job.id)
         if self._reviews is not None:
             await self._reviews.take(job.project, job.id, self._place.of(job.id))
         report = await asyncio.to_thread(self._place.report, job.id)
@@ -120,6 +127,15 @@ class Endings:
         await self._database.run(end)
         await self._gateway.spend_key(job.id)
         self._pulse.beat()
+
+    async def disk_full(self, job: Job) -> None:
+        """End a job that the disk has no more room for; one whose version is there has succeeded, unjudged."""
+        pushed = await asyncio.to_thread(self._place.pushed, job.id)
+        if pushed is None:
+            await self.finish(job, Result(status="failed", error=DISK_FULL), said=DISK_FULL.message)
+        else:
+            message = f"The trainer's disk is full: {pushed.fine_tuned_model} is there, and no verdict could be kept."
+            await self.finish(job, pushed, said=message, level="error")
 
     async def cancelled(self, job: Job) -> None:
         """End a job that was cancelled and has no worker; one whose version is there has succeeded, unjudged."""

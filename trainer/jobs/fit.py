@@ -61,6 +61,11 @@ class Base:
             if not any(name == target or name.endswith(f".{target}") for name in self.modules)
         ]
 
+    def matching(self, targets: Collection[str]) -> list[str]:
+        """The linear layers that a LoRA on `targets` is put on, as PEFT matches them."""
+        ends = tuple(f".{target}" for target in targets)
+        return [name for name in self.modules if name in targets or name.endswith(ends)]
+
     def endings(self) -> list[str]:
         """The last part of each linear layer's name."""
         return sorted({name.rpartition(".")[2] for name in self.modules})

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from trainer.durable import replace_file
 from trainer.errors import FolderBusy
 from trainer.jobs import spec
 from trainer.jobs.spec import Control, WorkerEvent
@@ -92,12 +93,7 @@ class Folder:
 
     def write(self, name: str, content: BaseModel) -> None:
         """Write a file, flushed to the disk, in one step."""
-        partial = self.path(f".{name}.partial")
-        with partial.open("w") as file:
-            file.write(content.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path(name))
+        replace_file(self.path(name), content.model_dump_json() + "\n")
 
     def _end_torn_line(self) -> None:
         """A worker that was killed in the middle of a line must not spoil the next one."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.durable import publish
+from trainer.durable import publish, replace_file
 from trainer.jobs import spec
 from trainer.jobs.spec import Control
 
@@ -113,10 +113,5 @@ class Folders(ABC):
         """Delete what is big. What that is, the kinds of folders say."""
 
     def _replace(self, job_id: str, name: str, content: str) -> None:
-        partial = self.of(job_id) / f".{name}.partial"
-        partial.parent.mkdir(exist_ok=True)  # a folder that somebody has removed must not keep its job from ending
-        with partial.open("w") as file:
-            file.write(content + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.of(job_id) / name)
+        self.of(job_id).mkdir(exist_ok=True)  # a folder that somebody has removed must not keep its job from ending
+        replace_file(self.of(job_id) / name, content + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from trainer.durable import replaced_file
 from trainer.errors import GatewayRefused, GatewayUnreachable
 from trainer.jobs.spec import FileRef
 from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE
@@ -134,24 +134,20 @@ class Gateway:
             )
 
     def _fetch(self, path: str, target: Path, sha256: str | None) -> None:
-        partial = target.with_name(f".{target.name}.partial")
         seen = hashlib.sha256()
         try:
             with self._http.stream("GET", path) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _refused(response)
-                with partial.open("wb") as file:
+                with replaced_file(target) as file:
                     for chunk in response.iter_bytes():
                         seen.update(chunk)
                         file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if sha256 is not None and seen.hexdigest() != sha256:
+                        raise GatewayRefused(0, "file_changed", f"{path} is not what it was when the job was made")
         except httpx.TransportError as error:
             raise GatewayUnreachable(f"the gateway went away: {error}") from error
-        if sha256 is not None and seen.hexdigest() != sha256:
-            raise GatewayRefused(0, "file_changed", f"{path} is not what it was when the job was made")
-        partial.replace(target)
 
     def _json(self, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
         try:

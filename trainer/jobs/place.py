@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,19 +68,25 @@ class Place(Folders):
         """How far the judging is, in bytes of answers."""
         if not (folder / spec.PUSHED).exists():
             return []
-        books = [folder / name for name in (spec.ANSWERS, spec.SCORES) if (folder / name).exists()]
+        books = [folder / name for name in GROWING if (folder / name).exists()]
         return [f"{JUDGING}{sum(book.stat().st_size for book in books)}"]
 
     def tail(self, job_id: str, offset: int) -> tuple[list[WorkerEvent], int]:
         """The whole lines of events.jsonl from `offset` on, and where the next ones will begin.
 
         A line that is no event (a worker was killed in the middle of it) is left out; one that has no end yet is left
-        for the next time.
+        for the next time. A file that is shorter than that (the machine lost power before the end was on the disk, and
+        the record was not lost) is gone on with from its end.
         """
         try:
             with (self.of(job_id) / spec.EVENTS).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < offset:
+                    return [], size
+                if size > offset:  # the record that these were read must not be there before they are
+                    os.fsync(file.fileno())
                 file.seek(offset)
-                content = file.read(TAIL_BYTES)
+                content = file.read(min(TAIL_BYTES, size - offset))
         except FileNotFoundError:
             return [], offset
         end = content.rfind(b"\n") + 1
@@ -94,6 +101,7 @@ class Place(Folders):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in BIG_FILES:
             (folder / name).unlink(missing_ok=True)
+            (folder / f".{name}.partial").unlink(missing_ok=True)
 
 
 def summary(report: Report) -> dict[str, Any]:

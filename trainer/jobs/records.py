@@ -71,7 +71,13 @@ def exists(db: sa.Connection, job_id: str) -> bool:
 
 
 def page(
-    db: sa.Connection, project: str, *, before: int | None, limit: int, metadata: Mapping[str, str] | None
+    db: sa.Connection,
+    project: str,
+    *,
+    before: int | None,
+    limit: int,
+    metadata: Mapping[str, str] | None,
+    adapters: Collection[str] | None = None,
 ) -> list[Job]:
     """The project's jobs, newest first.
 
@@ -79,8 +85,11 @@ def page(
         before: Only those older than the job of this number.
         limit: Most of them.
         metadata: Only those with these pairs in their metadata; None: only those without any metadata.
+        adapters: Only those that make one of these; None: whichever they make.
     """
     wanted = sa.select(jobs).where(jobs.c.project == project)
+    if adapters is not None:
+        wanted = wanted.where(jobs.c.adapter.in_(adapters))
     if before is not None:
         wanted = wanted.where(jobs.c.number < before)
     pairs = sa.func.json_each(jobs.c.body, "$.metadata").table_valued("key", "value")
@@ -91,6 +100,18 @@ def page(
             sa.exists(sa.select(sa.literal(1)).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value))
         )
     return [Job.of(row) for row in db.execute(wanted.order_by(jobs.c.number.desc()).limit(limit))]
+
+
+def adapters(db: sa.Connection, project: str) -> list[str]:
+    """The names of all adapters that the project's jobs make."""
+    query = sa.select(jobs.c.adapter).where(jobs.c.project == project).distinct()
+    return list(db.execute(query).scalars())
+
+
+def made_with(db: sa.Connection, project: str, job_key_id: str) -> Job | None:
+    """The project's job that has the key of that id."""
+    row = db.execute(sa.select(jobs).where(jobs.c.project == project, jobs.c.job_key_id == job_key_id)).first()
+    return None if row is None else Job.of(row)
 
 
 def open_jobs(db: sa.Connection, project: str) -> int:

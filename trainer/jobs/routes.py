@@ -47,6 +47,8 @@ async def streams(request: Request) -> Streams:
 
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+internal = APIRouter(prefix="/internal/jobs")
+"""What the gateway asks for itself: no client's path leads here."""
 Service = Annotated[Jobs, Depends(jobs)]
 
 
@@ -69,6 +71,21 @@ async def create_job(
         idempotency_key,
     )
     return JSONResponse(made, headers={REPLAYED: "true"} if replayed else None)
+
+
+@internal.post("/replay")
+async def replay_job(
+    request: Request, caller: Caller, service: Service, idempotency_key: Annotated[str, Header(max_length=255)]
+) -> JSONResponse:
+    """The job that the same request has made before."""
+    found = await service.replay(caller, await read_json(request), idempotency_key)
+    return JSONResponse(found, headers={REPLAYED: "true"})
+
+
+@internal.post("/claim/{job_key_id}")
+async def claim_job(job_key_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """The job that a key was given to; `job` is null where it was given to none and never will be."""
+    return {"job": await service.claim(caller, job_key_id)}
 
 
 @router.get("/jobs")

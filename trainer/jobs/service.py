@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -44,10 +45,15 @@ LOOK_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Who asks, as the gateway says it."""
+    """Who asks, as the gateway says it. ``adapters`` are globs of the names that the key may use; None: of all."""
 
     project: str
     key_id: str
+    adapters: tuple[str, ...] | None = None
+
+    def may_use(self, adapter: str) -> bool:
+        """Whether the key's globs match the adapter's name."""
+        return self.adapters is None or any(fnmatchcase(adapter, glob) for glob in self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class Jobs:
         self._place = place
         self._pulse = pulse
         self._working = working
+        self._given_up: set[str] = set()
+        """Ids of keys that the gateway revokes, because no job had been made with them when it asked."""
 
     async def create(
         self, who: Who, content: object, context: Context, key: JobKey, idempotency_key: str | None
@@ -123,11 +131,41 @@ class Jobs:
         self._pulse.beat()
         return job_object(job), not made
 
+    async def replay(self, who: Who, content: object, idempotency_key: str | None) -> dict[str, Any]:
+        """The job that was made with the Idempotency-Key before; nothing is looked at but the key and the body.
+
+        Raises:
+            Missing: None was, or one that the caller may not see.
+            KeyReused: It came with another body.
+        """
+        retry = retry_of(idempotency_key, content)
+        known = await self._database.run(lambda db: _replayed(db, who, retry))
+        if known is None or not who.may_use(known.adapter):
+            raise Missing("no job was made with this Idempotency-Key")
+        return job_object(known)
+
+    async def claim(self, who: Who, job_key_id: str) -> dict[str, Any] | None:
+        """The job that was made with a key; None where there is none, and then there never will be.
+
+        A gateway that has got no answer asks this before it revokes the key.
+        """
+
+        def ask(db: sa.Connection) -> Job | None:
+            job = records.made_with(db, who.project, job_key_id)
+            if job is None:  # a creation may still be under way: in this thread, after this
+                self._given_up.add(job_key_id)
+            return job
+
+        job = await self._database.run(ask)
+        return None if job is None else job_object(job)
+
     async def _add(self, who: Who, draft: Draft, retry: Retry | None) -> tuple[Job, bool]:
         def add(db: sa.Connection) -> tuple[Job, bool]:
             known = _replayed(db, who, retry)
             if known is not None:
                 return known, False
+            if draft.job_key_id in self._given_up:
+                raise Broken("the gateway has stopped waiting for this job; nothing was made")
             if records.open_jobs(db, who.project) >= self._settings.max_queued:
                 raise TooMany(
                     f"the project has {self._settings.max_queued} jobs that are not over: wait, or cancel one",
@@ -156,6 +194,7 @@ class Jobs:
                     f"{', '.join(self._base.endings())}",
                     param=place,
                 )
+        self._trains_on(context)
         on_gpu = fit.kind(self._settings.device) == "cuda"
         try:
             length = auto.max_length(wish, context=self._installation.context, positions=self._base.positions)
@@ -182,6 +221,20 @@ class Jobs:
                 param=asked.place("batch_size"),
             )
 
+    def _trains_on(self, context: Context) -> None:
+        """Refuse a parent that leaves out modules of those that a LoRA would be put on. Raises Invalid."""
+        parent = context.parent_shape
+        if parent is None or parent.modules is None:
+            return
+        there = len(self._base.matching(parent.target_modules))
+        if parent.modules != there:
+            raise Invalid(
+                f"`model` is `{context.parent}`, which has a LoRA on {parent.modules} of the base's {there} layers "
+                f"called {', '.join(parent.target_modules)}; a version is trained on from where it has one on all",
+                param="model",
+                code="parent_unsupported",
+            )
+
     def _spec(self, who: Who, asked: Asked, context: Context, judging: JudgingWish) -> JobSpec:
         settings, installation, body = self._settings, self._installation, asked.body
         return JobSpec(
@@ -194,6 +247,7 @@ class Jobs:
             base_name=installation.base_name,
             max_rank=installation.max_rank,
             context=installation.context,
+            dtype=installation.dtype,
             parent=context.parent,
             training_file=context.training_file,
             validation_file=context.validation_file,
@@ -218,7 +272,7 @@ class Jobs:
         return job_object(await self.row(who, job_id))
 
     async def row(self, who: Who, job_id: str) -> Job:
-        """One job as it is on record. Raises Missing: it is not there, or another project's."""
+        """One job as it is on record. Raises Missing: it is not there, or of an adapter that the key may not use."""
         return await self._database.run(lambda db: _found(db, who, job_id))
 
     async def page(
@@ -228,7 +282,10 @@ class Jobs:
 
         def read(db: sa.Connection) -> list[Job]:
             before = _found(db, who, after).number if after is not None else None
-            return records.page(db, who.project, before=before, limit=limit + 1, metadata=metadata)
+            seen = None
+            if who.adapters is not None:
+                seen = [name for name in records.adapters(db, who.project) if who.may_use(name)]
+            return records.page(db, who.project, before=before, limit=limit + 1, metadata=metadata, adapters=seen)
 
         found = await self._database.run(read)
         return list_object([job_object(job) for job in found[:limit]], len(found) > limit)
@@ -314,7 +371,7 @@ def _number(job: Job, found: str, prefix: str) -> int:
 
 def _found(db: sa.Connection, who: Who, job_id: str) -> Job:
     job = records.find(db, who.project, job_id)
-    if job is None:
+    if job is None or not who.may_use(job.adapter):
         raise Missing(f"there is no fine-tuning job {job_id[:64]!r}", param="fine_tuning_job_id")
     return job
 

@@ -52,18 +52,21 @@ class ServingFirst:
         self._thread.join(timeout=5)
 
     def give_way(self) -> float:
-        """Stand still while callers are there; returns the seconds that it took."""
+        """Stand still while callers are there; returns the seconds that it took, which count though `check` raises."""
         began = time.monotonic()
         if self._busy <= self._above or began < self._work_until:
             return 0.0
-        while self._busy > self._above and time.monotonic() - began < self._most_s:
-            self._check()
-            time.sleep(LOOK_S)
-        took = time.monotonic() - began
+        before = self.paused_s
+        self.pauses += 1
+        try:
+            while self._busy > self._above and time.monotonic() - began < self._most_s:
+                self._check()
+                time.sleep(LOOK_S)
+        finally:
+            self.paused_s += time.monotonic() - began
+        took = self.paused_s - before
         if self._busy > self._above:
             self._work_until = time.monotonic() + REST_SHARE * took
-        self.paused_s += took
-        self.pauses += 1
         return took
 
     def _watch(self) -> None:

@@ -57,6 +57,7 @@ FAILED: Final = 1
 PAUSED: Final = 4
 STOPPED: Final = 5
 BUSY: Final = 6
+FULL: Final = 7
 
 
 class Control(StrEnum):
@@ -121,6 +122,8 @@ class JobSpec(_Frozen):
     """What the engine was started with: a higher rank could not be served."""
     context: int | None
     """The engine's context in tokens."""
+    dtype: str = "bfloat16"
+    """What the engine computes in."""
     parent: str | None = None
     """`name@version` to train on from; its files are fetched over HTTP."""
     training_file: FileRef

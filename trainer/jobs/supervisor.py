@@ -22,10 +22,11 @@ from trainer.config import Settings
 from trainer.jobs import journal, records
 from trainer.jobs.database import Database
 from trainer.jobs.endings import Endings
+from trainer.jobs.failures import is_full
 from trainer.jobs.place import Place
 from trainer.jobs.process import Adopted, Command, End, Worker, memory_kills, spawn, worker_command
 from trainer.jobs.pulse import Pulse
-from trainer.jobs.spec import BUSY, DONE, PAUSED, STOPPED, Control, Stage
+from trainer.jobs.spec import BUSY, DONE, FAILED, FULL, PAUSED, STOPPED, Control, Stage
 from trainer.jobs.state import UNDER_WAY, Job, Status
 
 TICK_S: Final = 0.25
@@ -190,15 +191,16 @@ class Supervisor:
         self._pulse.beat()
 
     async def _begin(self, job: Job, stage: Stage) -> None:
+        await self._ingest(job.id)  # where the file is shorter than was read of it, that shows before it grows again
         try:
             await asyncio.to_thread(self._place.order, job.id, Control.RUN)
             if stage is Stage.TRAIN:
                 await self._endings.prepare(job)
             # on this thread: a start that outlived its cancellation would leave a worker that nobody watches
             worker = spawn(self._place.of(job.id), stage, self._command)
-        except OSError:
+        except OSError as error:
             _LOG.exception("the worker of %s cannot be started", job.id)
-            await self._ended(job.id, stage, End(1), kills=memory_kills())
+            await self._ended(job.id, stage, End(FULL if is_full(error) else FAILED), kills=memory_kills())
             return
         self._watch(job, stage, worker, ordered=Control.RUN)
         if stage is Stage.TRAIN:
@@ -250,6 +252,16 @@ class Supervisor:
 
     async def _ended(self, job_id: str, stage: Stage, end: End, *, kills: int) -> Worker | None:
         """See to what follows from a worker's end; gives another worker that turned out to be at the job."""
+        try:
+            return await self._follow(job_id, stage, end, kills=kills)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            _LOG.exception("what follows from the end of the worker of %s cannot be written", job_id)
+            await self._endings.disk_full(await self._database.run(lambda db: records.get(db, job_id)))
+            return None
+
+    async def _follow(self, job_id: str, stage: Stage, end: End, *, kills: int) -> Worker | None:
         if stage is Stage.TRAIN:
             await self._endings.note_device_time(job_id)
         job = await self._database.run(lambda db: records.get(db, job_id))
@@ -263,6 +275,8 @@ class Supervisor:
             await self._endings.again(job, STAGES[stage], "another worker was at it")
         elif job.wanted is Control.CANCEL:
             await self._endings.cancelled(job)
+        elif end.code == FULL:
+            await self._endings.disk_full(job)
         elif (
             stage is Stage.VALIDATE and end.code in (DONE, None) and await self._endings.validated(job, self.working())
         ):

@@ -7,27 +7,38 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters.base import BaseDescription, describe
+from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from trainer.data.prepare import Prepared, Rules, Source, prepare
-from trainer.data.report import Report
-from trainer.errors import DataRefused, WishRefused
+from trainer.data.report import SHOWN_LINES, word_on_held_out
+from trainer.errors import DataRefused, ParentUnsupported
 from trainer.jobs import spec
-from trainer.jobs.asked import MAX_PROMPT_CHARS
 from trainer.jobs.failures import explain
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.orders import Interrupted
 from trainer.jobs.serving_first import ServingFirst
 from trainer.jobs.spec import JobSpec, Plan, Primary, Result
+from trainer.jobs.system_prompt import others, prompt_of
 from trainer.tune import auto
-from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, DataSource, Lineage, Metadata, packages
+from trainer.tune.lineage import (
+    BESIDE,
+    CONFIG_FILE,
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    DataSource,
+    Lineage,
+    Metadata,
+    packages,
+)
 from trainer.tune.memory_release import let_go_of_memory
 from trainer.tune.progress import Progress
-from trainer.tune.run import SERVING_DTYPE, Material, choose_device, train_adapter
+from trainer.tune.run import Material, choose_device, train_adapter
 
 if TYPE_CHECKING:
     from trainer.data.render import Renderer
@@ -53,7 +64,7 @@ class Work:
         self._epochs = 1
         self._said_metrics = 0.0
         self._said_pause = 0.0
-        self._unsaid_pause_s = 0.0
+        self._said_paused_s = 0.0
 
     def validate(self) -> None:
         """Fetch the data, look at it, and decide the recipe; leaves report.json and plan.json."""
@@ -155,7 +166,7 @@ class Work:
         folder.write(spec.REPORT, prepared.report)
         plan = self._plan(prepared, length, config["hidden_size"], parent)
         folder.write(spec.PLAN, plan)
-        self._tell(prepared.report, plan)
+        self._tell(prepared, plan)
         return plan, prepared
 
     def _renderer(self, length: int) -> Renderer:
@@ -177,12 +188,19 @@ class Work:
         if not all((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
             self._gateway.fetch_adapter(self._job.parent, directory)
         manifest = Manifest.parse((directory / CONFIG_FILE).read_bytes(), max_rank=self._job.max_rank)
-        targets = manifest.target_modules
+        modules = modules_in(directory / WEIGHTS_FILE)
+        # by the modules that it has: expressions become names, and patterns that say nothing go
+        manifest = manifest.resolve(modules)
+        if manifest.rank_pattern or manifest.alpha_pattern:
+            raise ParentUnsupported(
+                f"{self._job.parent} cannot be trained on from: its modules differ in rank or alpha"
+            )
         return auto.Parent(
             rank=manifest.rank,
             alpha=float(manifest.alpha),
             rslora=manifest.use_rslora,
-            target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
+            target_modules=tuple(manifest.target_modules),
+            modules=len(modules),
         )
 
     def _plan(self, prepared: Prepared, length: int, hidden_size: int, parent: auto.Parent | None) -> Plan:
@@ -197,15 +215,10 @@ class Work:
             on_gpu=choose_device(self._job.device).type == "cuda",
             parent=parent,
         )
-        prompt = self._job.system_prompt or prepared.report.system_prompt
-        if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
-            raise WishRefused(
-                "system_prompt", f"the examples' has {len(prompt)} characters; a version holds {MAX_PROMPT_CHARS}"
-            )
         return Plan(
             recipe=recipe,
             chosen=chosen,
-            system_prompt=prompt,
+            system_prompt=prompt_of(self._job.system_prompt, prepared),
             tokens_an_epoch=sum(lengths),
             primary=self._primary(prepared),
         )
@@ -225,7 +238,8 @@ class Work:
             context=self._job.context or prepared.report.max_length,
         )
 
-    def _tell(self, report: Report, plan: Plan) -> None:
+    def _tell(self, prepared: Prepared, plan: Plan) -> None:
+        report = prepared.report
         self._folder.say(f"{report.file}: format {report.format}. {report.size}")
         for finding in report.findings:
             self._folder.say(finding.message, level="warn", code=finding.code, lines=list(finding.lines))
@@ -233,6 +247,13 @@ class Work:
             self._folder.say(
                 f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and never trained on"
             )
+        few = word_on_held_out(report.held_out.examples, self._job.judging.min_examples)
+        if few is not None:
+            self._folder.say(few, level="warn", code="too_few_held_out")
+        lines = others(self._job.system_prompt, prepared)
+        if lines:
+            message = f"{len(lines)} examples have another system message than `system_prompt`, and keep it in training"
+            self._folder.say(message, level="warn", code="system_prompts_differ", lines=lines[:SHOWN_LINES])
         for name, why in plan.chosen.items():
             self._folder.say(f"{name} auto: {why}", hyperparameter=name)
         if plan.primary is not None:
@@ -253,13 +274,13 @@ class Work:
         description = describe(
             job.base_dir,
             served_name=job.base_name,
-            dtype=SERVING_DTYPE,
+            dtype=job.dtype,
             quantization=None,
             engine_version=NO_ENGINE,
             cache_dir=folder.directory.parent.parent / "base-cache",
         )
         lineage = self._lineage(plan, prepared, description)
-        same = lineage.model_dump_json(exclude={"python", "packages", "job", "files"})
+        same = lineage.model_dump_json(exclude=BESIDE)
         key = hashlib.sha256(same.encode()).hexdigest()
         checkpoints = Checkpoints(folder.path(spec.CHECKPOINTS), key=key, every_s=job.checkpoint_s)
         material = Material(
@@ -277,21 +298,35 @@ class Work:
             self._gateway.load, above=job.yield_above, most_s=job.yield_most_s, check=self._check
         ) as serving:
 
+            def between() -> None:
+                self._check()
+                serving.give_way()
+                if time.monotonic() - self._said_pause > PAUSE_SAID_S:
+                    self._say_pauses(serving)
+
             def on_progress(now: Progress) -> None:
                 self._report(now)
-                self._check()
-                self._paused(serving.give_way())
+                between()
 
-            return train_adapter(
-                material,
-                folder.path(spec.OUTPUT),
-                on_stage=folder.say,
-                on_progress=on_progress,
-                checkpoints=checkpoints,
-            )
+            try:
+                return train_adapter(
+                    material,
+                    folder.path(spec.OUTPUT),
+                    on_stage=folder.say,
+                    on_progress=on_progress,
+                    between=between,
+                    checkpoints=checkpoints,
+                )
+            finally:
+                with suppress(OSError):  # a full disk is told by what is under way
+                    self._say_pauses(serving)
 
     def _lineage(self, plan: Plan, prepared: Prepared, description: BaseDescription) -> Lineage:
         job = self._job
+        given = job.validation_file
+        held_out = (
+            DataSource(name=given.filename, sha256=given.sha256, examples=len(prepared.held_out)) if given else None
+        )
         files = [job.training_file, *([job.validation_file] if job.validation_file else [])]
         return Lineage(
             data=(
@@ -301,6 +336,8 @@ class Work:
             ),
             recipe=plan.recipe,
             system_prompt=plan.system_prompt,
+            held_out=held_out,
+            drop_long=job.drop_long,
             base_name=job.base_name,
             base=description.fingerprint,
             parent=job.parent,
@@ -331,10 +368,9 @@ class Work:
             data |= {"full_valid_loss": evaluation.loss, "full_valid_mean_token_accuracy": evaluation.accuracy}
         self._folder.say(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
 
-    def _paused(self, seconds: float) -> None:
-        self._unsaid_pause_s += seconds
-        if self._unsaid_pause_s and time.monotonic() - self._said_pause > PAUSE_SAID_S:
-            self._folder.say(
-                f"stood still {self._unsaid_pause_s:.1f} s for callers", paused_s=round(self._unsaid_pause_s, 2)
-            )
-            self._said_pause, self._unsaid_pause_s = time.monotonic(), 0.0
+    def _say_pauses(self, serving: ServingFirst) -> None:
+        """Say how long it has stood still since this was last said."""
+        unsaid_s = serving.paused_s - self._said_paused_s
+        if unsaid_s:
+            self._folder.say(f"stood still {unsaid_s:.1f} s for callers", paused_s=round(unsaid_s, 2))
+            self._said_pause, self._said_paused_s = time.monotonic(), serving.paused_s

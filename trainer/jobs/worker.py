@@ -4,7 +4,7 @@ It finds in the folder what is to be done (``trainer.jobs.spec``) and leaves the
 done stays done: started again, it goes on from the last checkpoint.
 
 Exit codes: 0 done (see result.json; after `validate`, plan.json) · 4 paused · 5 told to stop (SIGTERM), to be started
-again · 6 another worker is at it · 1 it could not even write its result.
+again · 6 another worker is at it · 7 the disk is so full that it could not write its result · 1 nor for another reason.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import FolderBusy
 from trainer.jobs import spec
-from trainer.jobs.failures import explain
+from trainer.jobs.failures import explain, is_full
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.orders import Interrupted, Orders
 from trainer.jobs.priority import step_back
-from trainer.jobs.spec import BUSY, DONE, FAILED, PAUSED, JobSpec, Result, Stage
+from trainer.jobs.spec import BUSY, DONE, FAILED, FULL, PAUSED, JobSpec, Result, Stage
 from trainer.jobs.work import Work
 
 _LOG = logging.getLogger("hatrack.trainer.worker")
@@ -43,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FolderBusy as error:
         _LOG.error(error.message)
         return BUSY
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _LOG.exception("the disk is full")
+        return FULL
 
 
 def work(folder: Folder, stage: Stage) -> int:
@@ -71,14 +77,15 @@ def work(folder: Folder, stage: Stage) -> int:
         failure = explain(error)
         result = folder.read(spec.PUSHED, Result) or Result(status="failed", error=failure)
         unjudged = "" if result.error is not None else f"{result.fine_tuned_model} is there, without a verdict. "
-        folder.say(f"{unjudged}{failure.message}", level="error", code=failure.code)
+        with suppress(OSError):  # a disk that is full takes no event either, and what follows says so
+            folder.say(f"{unjudged}{failure.message}", level="error", code=failure.code)
     finally:
         gateway.close()
     try:
         folder.write(spec.RESULT, result)
-    except OSError:
+    except OSError as error:
         _LOG.exception("the result could not be written")
-        return FAILED
+        return FULL if is_full(error) else FAILED
     return DONE
 
 

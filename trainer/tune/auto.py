@@ -37,12 +37,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The shape of the adapter that is trained on from: it stays as it is."""
+    """The shape of the adapter that is trained on from: it stays as it is.
+
+    ``modules`` is how many modules it has a LoRA on; None where nobody has looked.
+    """
 
     rank: int
     alpha: float
     rslora: bool
     target_modules: tuple[str, ...]
+    modules: int | None = None
 
 
 def max_length(wish: Wish, *, context: int | None, positions: int) -> int:
@@ -95,6 +99,8 @@ def choose(
             if on_gpu
             else "none: on a CPU four bits are slower, and memory is there"
         )
+    if wish.max_length == "auto":
+        chosen["max_length"] = f"{length}: what engine and base take in one request, {LONGEST_AUTO} at most"
     values = {
         "dropout": wish.lora_dropout,
         "learning_rate": rate,
@@ -133,7 +139,8 @@ def _shape(wish: Wish, chosen: dict[str, str], max_rank: int, parent: Parent | N
             )
         if wish.rslora and not parent.rslora:
             raise WishRefused("rslora", "it was asked for, and the parent is without: it is trained on as it is")
-        chosen["lora_rank"] = f"{parent.rank}: the parent's"
+        chosen |= {name: f"{value:g}: the parent's" for name, value in fixed.items()}
+        chosen["target_modules"] = f"{', '.join(parent.target_modules)}: the parent's"
         return {
             "rank": parent.rank,
             "alpha": parent.alpha,

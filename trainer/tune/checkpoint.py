@@ -40,6 +40,10 @@ class Position(BaseModel):
     tokens: int
     seconds: float
     evaluations: tuple[Evaluation, ...] = ()
+    """One fewer than the epochs that are done where the last one was interrupted."""
+    learning_rate: float = 0.0
+    """Of the last step, as `accuracy` is."""
+    accuracy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

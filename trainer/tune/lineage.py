@@ -26,6 +26,10 @@ PACKAGES: Final = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 """Whose versions decide what a training gives."""
 
 
+BESIDE: Final = {"python", "packages", "job", "files", "held_out", "drop_long"}
+"""Fields of a lineage that decide no weights, or that others tell already."""
+
+
 class _Frozen(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +48,10 @@ class Lineage(_Frozen):
     data: tuple[DataSource, ...]
     recipe: Recipe
     system_prompt: str | None = None
+    held_out: DataSource | None = None
+    """The data file that was named to be held out; none where the held-out part is of the training file."""
+    drop_long: bool = False
+    """Whether examples above `max_length` were left out: ``data`` counts those that were trained on."""
     base_name: str
     base: Fingerprint
     parent: str | None = None
@@ -56,8 +64,7 @@ class Lineage(_Frozen):
 
     def same_training(self, other: Lineage) -> bool:
         """Whether the other would train the same adapter: data, recipe, prompt, parent and base alike."""
-        environment = {"python", "packages", "job", "files"}
-        return self.model_dump(exclude=environment) == other.model_dump(exclude=environment)
+        return self.model_dump(exclude=BESIDE) == other.model_dump(exclude=BESIDE)
 
 
 class TrainingRecord(_Frozen):

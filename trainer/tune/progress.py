@@ -48,3 +48,7 @@ class Training:
     losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...] = ()
     """One an epoch, where something is held out; after a resume, those since."""
+
+
+def nothing() -> None:
+    """What is done between two batches where nobody wants anything done."""

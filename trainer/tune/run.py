@@ -16,14 +16,17 @@ from trainer.durable import replaced_directory
 from trainer.errors import OutOfMemory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
 from trainer.tune.memory_release import let_go_of_memory
-from trainer.tune.progress import Progress
+from trainer.tune.progress import Progress, nothing
 from trainer.tune.recipe import Recipe
 
 if TYPE_CHECKING:
     from trainer.tune.checkpoint import Checkpoints
 
 SERVING_DTYPE: Final = "bfloat16"
-"""What the engine computes in: adapters are saved in it and their proof is measured in it."""
+"""What the engine computes in unless it is told otherwise.
+
+Adapters are saved, and their proof is measured, in the dtype of the base's description.
+"""
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
@@ -111,9 +114,10 @@ def train_adapter(
     *,
     on_stage: OnStage,
     on_progress: OnProgress,
+    between: Callable[[], None] = nothing,
     checkpoints: Checkpoints | None = None,
 ) -> Metadata:
-    """Train, measure and write; as `make_adapter`, from where `checkpoints` say that it stood.
+    """Train, measure and write; as `make_adapter`, from where `checkpoints` say that it stood. `between` as in `train`.
 
     Raises OutOfMemory and CheckpointUnusable, too.
     """
@@ -139,17 +143,19 @@ def train_adapter(
             material.sequences,
             recipe,
             on_progress=on_progress,
+            between=between,
             held_out=material.held_out,
             checkpoints=checkpoints,
         )
         record = export.record(training, model, price_per_hour=material.price_per_hour)
         on_stage("measuring and writing")
-        if recipe.quantization != "none":
+        serving = getattr(torch, material.description.fingerprint.dtype)
+        if recipe.quantization != "none" or _is_coarser(next(model.parameters()).dtype, serving):
             weights = adapter_weights(model)
             del model  # there is not room for two bases
             let_go_of_memory()
-            model = _on_whole_base(material, weights, device)
-        export.cast_parameters(model, getattr(torch, SERVING_DTYPE))
+            model = _on_whole_base(material, weights, device, serving)
+        export.cast_parameters(model, serving)
         metadata = Metadata(
             lineage=material.lineage, training=record, proof=proof.measure(model, load_tokenizer(material.base))
         )
@@ -157,13 +163,20 @@ def train_adapter(
     return metadata
 
 
-def _load(material: Material, device: Any, quantization: str) -> Any:
+def _load(material: Material, device: Any, quantization: str, dtype: Any = None) -> Any:
+    """The base; in ``dtype``, else in the one that is trained in."""
     from trainer.tune.model import compute_dtype, load_base
 
     longest = max(len(sequence.tokens) for sequence in (*material.sequences, *material.held_out))
-    return load_base(
-        material.base, dtype=compute_dtype(device), device=device, longest=longest, quantization=quantization
-    )
+    dtype = compute_dtype(device) if dtype is None else dtype
+    return load_base(material.base, dtype=dtype, device=device, longest=longest, quantization=quantization)
+
+
+def _is_coarser(trained: Any, serving: Any) -> bool:
+    """Whether a base in the one dtype has lost what it has in the other: cast again, it would not be what serves."""
+    import torch
+
+    return trained not in (torch.float32, serving)
 
 
 @contextmanager
@@ -180,11 +193,12 @@ def _told_of_memory(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def _on_whole_base(material: Material, weights: dict[str, Any], device: Any) -> Any:
+def _on_whole_base(material: Material, weights: dict[str, Any], device: Any, serving: Any) -> Any:
     """The adapter on the base as it serves: a proof on the four-bit copy would prove something else."""
-    from trainer.tune.model import attach_lora, set_adapter_weights
+    from trainer.tune.model import attach_lora, compute_dtype, set_adapter_weights
 
-    whole = attach_lora(_load(material, device, "none"), material.recipe)
+    dtype = serving if _is_coarser(compute_dtype(device), serving) else None
+    whole = attach_lora(_load(material, device, "none", dtype), material.recipe)
     set_adapter_weights(whole, weights)
     return whole
 

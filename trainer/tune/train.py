@@ -16,7 +16,7 @@ from trainer.tune.checkpoint import Checkpoint, Checkpoints, Position
 from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
 from trainer.tune.model import evaluating
 from trainer.tune.optimizer import Optimizer, finite
-from trainer.tune.progress import Evaluation, Progress, Training
+from trainer.tune.progress import Evaluation, Progress, Training, nothing
 from trainer.tune.recipe import Recipe
 
 EVALUATED_MOST: Final = 200
@@ -29,13 +29,16 @@ def train(
     recipe: Recipe,
     *,
     on_progress: Callable[[Progress], None],
+    between: Callable[[], None] = nothing,
     held_out: Sequence[TokenSequence] = (),
     checkpoints: Checkpoints | None = None,
 ) -> Training:
     """Train the LoRA on `model` (from attach_lora) in place.
 
     The same model, sequences, recipe and number of threads give the same losses and weights on a CPU, whether the
-    training was interrupted or not. An exception from `on_progress` ends it and passes through, after a checkpoint.
+    training was interrupted or not. `between` is called before each batch of the held-out part, which is looked at
+    after each epoch. An exception from it or from `on_progress` ends the training and passes through, after a
+    checkpoint.
 
     Raises:
         DataTooSmall: There are no sequences.
@@ -45,7 +48,7 @@ def train(
     """
     if not sequences:
         raise DataTooSmall("There is nothing to train on.")
-    loop = _Loop(model, sequences, recipe, on_progress, held_out, checkpoints)
+    loop = _Loop(model, sequences, recipe, on_progress, between, held_out, checkpoints)
     try:
         return loop.run()
     except torch.OutOfMemoryError as error:
@@ -64,6 +67,7 @@ class _Loop:
         sequences: Sequence[TokenSequence],
         recipe: Recipe,
         on_progress: Callable[[Progress], None],
+        between: Callable[[], None],
         held_out: Sequence[TokenSequence],
         checkpoints: Checkpoints | None,
     ) -> None:
@@ -75,6 +79,7 @@ class _Loop:
         self._sequences = sequences
         self._recipe = recipe
         self._on_progress = on_progress
+        self._between = between
         self._held_out = held_out[:EVALUATED_MOST]
         self._checkpoints = checkpoints
         self._device = next(model.parameters()).device
@@ -86,21 +91,18 @@ class _Loop:
         self._evaluations: list[Evaluation] = []
         self._seen = 0
         self._before_s = 0.0
+        self._rate, self._accuracy = 0.0, 0.0
         self.step = 0
 
     def run(self) -> Training:
         self._resume()
         self._began = time.perf_counter()
         self._resumed_at = self._seen
+        if self._is_unseen():
+            self._look_up()  # it was interrupted in the middle of that
         while self.step < len(self._plan):
-            progress = self._one_step()
-            try:
-                self._on_progress(progress)
-            except BaseException:
-                self._keep()
-                raise
-            if self._checkpoints is not None and (progress.evaluation is not None or self._checkpoints.due()):
-                self._keep()
+            self._one_step()
+            self._look_up()
         last = self._losses[-self._epoch_steps :]
         return Training(
             steps=len(self._plan),
@@ -112,31 +114,52 @@ class _Loop:
             evaluations=tuple(self._evaluations),
         )
 
-    def _one_step(self) -> Progress:
+    def _one_step(self) -> None:
         rows = [self._sequences[index] for index in self._plan[self.step]]
         batch = self._batch(rows)
         loss, right = batch_loss(self._model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        rate = self._optimizer.step()
+        self._rate = self._optimizer.step()
         self.step += 1
         self._losses.append(finite(loss.item(), self.step, "loss"))
+        self._accuracy = right / len(batch.targets)
         self._seen += sum(len(row.tokens) for row in rows)
-        ends_epoch = self.step % self._epoch_steps == 0
-        evaluation = evaluate(self._model, self._held_out, self._recipe) if ends_epoch and self._held_out else None
-        if evaluation is not None:
-            self._evaluations.append(evaluation)
-        new_s = time.perf_counter() - self._began
-        pace = (self._seen - self._resumed_at) / new_s
+
+    def _look_up(self) -> None:
+        """After a step: how it stands, at an epoch's end on what is held out too, and a checkpoint where it is time."""
+        evaluation = None
+        try:
+            if self._is_unseen():
+                evaluation = evaluate(self._model, self._held_out, self._recipe, between=self._between)
+                self._evaluations.append(evaluation)
+            self._on_progress(self._progress(evaluation))
+        except BaseException:
+            self._keep()
+            raise
+        if self._checkpoints is not None and (self._ends_epoch() or self._checkpoints.due()):
+            self._keep()
+
+    def _ends_epoch(self) -> bool:
+        return self.step > 0 and self.step % self._epoch_steps == 0
+
+    def _is_unseen(self) -> bool:
+        """Whether an epoch has ended, and what is held out was not looked at since."""
+        behind = len(self._evaluations) < self.step // self._epoch_steps
+        return bool(self._held_out) and self._ends_epoch() and behind
+
+    def _progress(self, evaluation: Evaluation | None) -> Progress:
+        new_s, new = time.perf_counter() - self._began, self._seen - self._resumed_at
+        pace = new / new_s if new else self._seen / self._seconds()
         return Progress(
             step=self.step,
             steps=len(self._plan),
             epoch=self.step * self._recipe.epochs / len(self._plan),
             loss=self._losses[-1],
-            learning_rate=rate,
+            learning_rate=self._rate,
             tokens_per_s=pace,
             seconds_left=(self._total - self._seen) / pace,
             memory_bytes=_memory(self._device),
-            accuracy=right / len(batch.targets),
+            accuracy=self._accuracy,
             evaluation=evaluation,
         )
 
@@ -156,6 +179,7 @@ class _Loop:
         self.step = found.position.step
         self._losses, self._evaluations = list(found.position.losses), list(found.position.evaluations)
         self._seen, self._before_s = found.position.tokens, found.position.seconds
+        self._rate, self._accuracy = found.position.learning_rate, found.position.accuracy
 
     def _keep(self) -> None:
         if self._checkpoints is None or self.step == 0:
@@ -167,18 +191,26 @@ class _Loop:
             tokens=self._seen,
             seconds=self._seconds(),
             evaluations=tuple(self._evaluations),
+            learning_rate=self._rate,
+            accuracy=self._accuracy,
         )
         self._checkpoints.save(Checkpoint(position, self._optimizer.state()), self._device)
 
 
 @torch.no_grad()
-def evaluate(model: Any, sequences: Sequence[TokenSequence], recipe: Recipe) -> Evaluation:
-    """Loss and token accuracy over `sequences`, as the model is now, without dropout; needs one sequence or more."""
+def evaluate(
+    model: Any, sequences: Sequence[TokenSequence], recipe: Recipe, *, between: Callable[[], None] = nothing
+) -> Evaluation:
+    """Loss and token accuracy over `sequences`, as the model is now, without dropout; needs one sequence or more.
+
+    `between` is called before each batch; an exception from it passes through.
+    """
     share_prefix, device = can_share_prefix(model.config), next(model.parameters()).device
     ordered = sorted(sequences, key=lambda row: len(row.tokens))
     loss_sum, right_sum, tokens = 0.0, 0, 0
     with evaluating(model):
         for start in range(0, len(ordered), recipe.batch_size):
+            between()
             batch = collate(ordered[start : start + recipe.batch_size], share_prefix=share_prefix, device=device)
             loss, right = batch_loss(model, batch)
             loss_sum += loss.item() * len(batch.targets)

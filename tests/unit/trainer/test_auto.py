@@ -33,7 +33,8 @@ def test_everything_that_is_left_open_is_chosen_and_explained() -> None:
     assert (recipe.rank, recipe.alpha, recipe.batch_size, recipe.epochs) == (16, 32.0, 4, 3)
     assert recipe.learning_rate == pytest.approx(5e-4 * (2000 / 576) ** 0.781, rel=0.05)
     assert (recipe.quantization, recipe.max_length, recipe.seed) == ("none", 1024, 3)
-    assert set(why) == {"lora_rank", "lora_alpha", "batch_size", "n_epochs", "learning_rate", "quantization"}
+    shape = {"lora_rank", "lora_alpha"}
+    assert set(why) == shape | {"batch_size", "n_epochs", "learning_rate", "quantization", "max_length"}
     assert why["batch_size"].startswith("4: 80 examples give 20 steps")
 
 
@@ -45,7 +46,14 @@ def test_many_examples_are_seen_once_in_large_batches_and_wide_models_learn_slow
 
 def test_what_was_asked_for_stays() -> None:
     wish = Wish(
-        n_epochs=7, batch_size=2, learning_rate=1e-4, lora_rank=8, lora_alpha=8, quantization="nf4", rslora=True
+        n_epochs=7,
+        batch_size=2,
+        learning_rate=1e-4,
+        lora_rank=8,
+        lora_alpha=8,
+        quantization="nf4",
+        rslora=True,
+        max_length=1024,
     )
     recipe, why = chosen(wish)
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.rank, recipe.alpha) == (7, 2, 1e-4, 8, 8)
@@ -82,7 +90,10 @@ def test_the_parents_shape_stays() -> None:
     parent = Parent(rank=4, alpha=9.0, rslora=True, target_modules=("q_proj",))
     recipe, why = chosen(Wish(lora_rank=4), parent=parent)
     assert (recipe.rank, recipe.alpha, recipe.rslora, recipe.target_modules) == (4, 9.0, True, ("q_proj",))
-    assert why["lora_rank"] == "4: the parent's"
+    assert (why["lora_rank"], why["lora_alpha"]) == ("4: the parent's", "9: the parent's")
+    assert why["target_modules"] == "q_proj: the parent's"
+    assert why["max_length"].startswith(f"{recipe.max_length}: ")
+    assert "max_length" not in chosen(Wish(max_length=512))[1]
     with pytest.raises(WishRefused, match="parent has 4"):
         chosen(Wish(lora_rank=8), parent=parent)
     with pytest.raises(WishRefused, match="parent has q_proj"):

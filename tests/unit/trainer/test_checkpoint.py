@@ -129,3 +129,52 @@ def test_the_evaluation_is_the_mean_over_tokens_not_over_batches(
     assert together.tokens == tokens == sum(sum(row.trained) for row in sequences)
     assert together.loss == pytest.approx(sum(part.loss * part.tokens for part in one_by_one) / tokens, rel=1e-4)
     assert together.accuracy == pytest.approx(sum(part.accuracy * part.tokens for part in one_by_one) / tokens)
+
+
+@pytest.mark.parametrize("stop_at", [1, 6])
+def test_one_that_is_interrupted_while_it_looks_at_the_held_out_looks_again(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path, stop_at: int
+) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 3, "dropout": 0.0})
+
+    def go(checkpoints: Checkpoints | None, between: Any, told: list[Progress]) -> Training:
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, attn_implementation="eager")
+            model = attach_lora(base, recipe)
+            return train(
+                model, sequences, recipe, on_progress=told.append, between=between, held_out=sequences,
+                checkpoints=checkpoints,
+            )  # fmt: skip
+
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise Stopped
+
+    told: list[Progress] = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", key="k", every_s=1e9)
+    with pytest.raises(Stopped):
+        go(checkpoints, stop, told)
+    at = len(told)
+    again = go(checkpoints, lambda: None, told)
+    straight: list[Progress] = []
+    whole = go(None, lambda: None, straight)
+    assert (again.losses, again.evaluations) == (whole.losses, whole.evaluations)
+    assert [now.step for now in told] == [now.step for now in straight]
+    first = told[at]
+    assert (first.step, first.evaluation) == (straight[at].step, straight[at].evaluation)
+    assert (first.learning_rate, first.accuracy) == (straight[at].learning_rate, straight[at].accuracy)
+    assert first.tokens_per_s > 0
+
+
+def test_an_epochs_end_is_kept_though_nothing_is_held_out(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 2})
+    base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, attn_implementation="eager")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", key="k", every_s=1e9)
+    train(attach_lora(base, recipe), sequences, recipe, on_progress=lambda _: None, checkpoints=checkpoints)
+    assert [place.name for place in sorted(checkpoints.directory.iterdir())] == ["step-00000002", "step-00000004"]

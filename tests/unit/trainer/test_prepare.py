@@ -130,3 +130,35 @@ def test_lines_that_cannot_be_rendered_are_refused_by_number() -> None:
 def test_fewer_than_ten_examples_are_too_few() -> None:
     with pytest.raises(DataTooSmall):
         look(questions(9))
+
+
+@pytest.mark.parametrize("fault", [b'{"prompt": 1}\n', source([pair("say <|im_end|>", "no")]).content, b""])
+def test_faults_of_the_validation_file_are_its_own(fault: bytes) -> None:
+    with pytest.raises(DataInvalid) as caught:
+        inspect(source(questions(20)), Source("h.jsonl", fault), renderer(), Rules())
+    assert caught.value.param == "validation_file"
+    assert caught.value.message.startswith("h.jsonl: line 1: ")
+
+
+def test_faults_of_the_training_file_are_its_own() -> None:
+    with pytest.raises(DataInvalid) as caught:
+        look([*questions(20), pair("say <|im_end|>", "no")], held=questions(40)[30:])
+    assert (caught.value.param, caught.value.message[:8]) == ("training_file", "line 21:")
+
+
+def test_a_refusal_blames_the_file_that_is_at_fault() -> None:
+    long = pair("why " * 100, "because")
+    for rows, held, blamed in (
+        (questions(30), [*questions(40)[30:], long], "validation_file"),
+        ([*questions(30), long], questions(40)[30:], "training_file"),
+        ([*questions(30), long], [*questions(40)[30:], pair("who " * 100, "me")], "training_file"),
+    ):
+        with pytest.raises(DataRefused) as caught:
+            prepare(source(rows), source(held), renderer(), Rules())
+        assert caught.value.param == blamed
+        assert ("the validation file: 1 examples are longer" in caught.value.message) is (len(held) == 11)
+
+
+def test_too_few_held_out_for_a_verdict_are_told() -> None:
+    assert "10 examples are held out, and under 30" in look(questions(60), min_held_out=30).report.size
+    assert "are held out" not in look(questions(60), min_held_out=10).report.size

@@ -12,9 +12,11 @@ from adapters.base import BaseDescription, describe
 from tests.unit.trainer.conftest import make_base
 from trainer.data.render import TokenSequence
 from trainer.errors import NothingTrainable, OutOfMemory
+from trainer.tune.export import cast_parameters
 from trainer.tune.lineage import WEIGHTS_FILE, Lineage, Metadata, packages
 from trainer.tune.loss import batch_loss, collate
-from trainer.tune.model import attach_lora, load_base
+from trainer.tune.model import attach_lora, load_base, load_tokenizer
+from trainer.tune.proof import measure
 from trainer.tune.recipe import Recipe
 from trainer.tune.run import Material, _load, train_adapter
 from trainer.tune.train import evaluate
@@ -81,6 +83,28 @@ def test_in_four_bits_it_learns_and_is_proven_on_the_whole_base(sequences: list[
     # the base's part of the proof is that of the whole base, to the bit; a four-bit copy would differ
     assert [probe.base for probe in quantized.proof.probes] == [probe.base for probe in plain.proof.probes]
     assert [probe.adapter for probe in quantized.proof.probes] != [probe.base for probe in quantized.proof.probes]
+
+
+@pytest.mark.parametrize(("dtype", "compute"), [("float32", torch.bfloat16), ("float16", torch.float32)])
+def test_adapter_and_proof_are_in_the_dtype_that_the_engine_computes_in(
+    base_dir: Path,
+    sequences: list[TokenSequence],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    compute: Any,
+) -> None:
+    monkeypatch.setattr("trainer.tune.model.compute_dtype", lambda _device: compute)
+    serves = describe(base_dir, served_name="tiny", dtype=dtype, quantization=None, engine_version="none")
+    found = made(base_dir, serves, sequences, tmp_path / "made", RECIPE.model_copy(update={"epochs": 1}), None)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "made" / WEIGHTS_FILE).values()} == {getattr(torch, dtype)}
+    assert found.proof.stack.endswith(dtype)
+    # the base as the engine loads it, not what is left of it after the training's shorter numbers
+    base = load_base(base_dir, dtype=torch.float32, device=torch.device("cpu"), longest=256)
+    model = attach_lora(base, RECIPE)
+    cast_parameters(model, getattr(torch, dtype))
+    plain = measure(model, load_tokenizer(base_dir))
+    assert [probe.base for probe in found.proof.probes] == [probe.base for probe in plain.probes]
 
 
 def test_the_four_bit_base_is_gone_before_the_whole_one_is_loaded(

@@ -17,6 +17,7 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
+from adapters.store import Store
 from service.admission.gate import Gate
 from service.admission.policy import Policy
 from service.config import Settings
@@ -111,8 +112,9 @@ class House(Cabinet):
         secret = AdapterEntry("secret", 1, MappingProxyType({1: versions[1]}), MappingProxyType({"live": 1}))
         entries = {("default", "voice"): voice, ("other", "secret"): secret, ("default", "hidden"): voice}
         self.catalog.replace(Snapshot(MappingProxyType(entries)))
+        self.store = Store(home / "store")
         self.client = TrainerClient(socket=str(self.trainer_socket), secret="s" * 16)
-        self.training = Training(self.client, self.database, self.keys, self.files, self.catalog)
+        self.training = Training(self.client, self.database, self.keys, self.files, self.catalog, self.store)
         self.gate = Gate(Policy.from_settings(Settings(home=home)))
 
     def app(self) -> FastAPI:

@@ -273,3 +273,10 @@ async def test_the_load_counts_callers_and_not_jobs(house: House) -> None:
     for place in places:
         place.leave(1)
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_the_trainer_is_told_which_adapters_the_key_may_use(house: House) -> None:
+    narrow = await house.key("train", adapters=["v*", "new-?"])
+    for key, told in ((narrow, "v*,new-?"), (None, None)):
+        await house.http.get("/v1/fine_tuning/jobs", headers=bearer(key) if key else {})
+        assert house.trainer.asked[-1].headers.get("x-hatrack-adapters") == told

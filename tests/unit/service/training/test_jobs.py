@@ -7,13 +7,17 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from aiohttp import web
+from safetensors.numpy import save_file
 
+from adapters.store import WEIGHTS_FILE
 from service.access.caller import Caller
 from tests.unit.service.files.cabinet import LINE, bearer, error_of
 from tests.unit.service.files.test_holds import push, version
+from tests.unit.service.inference.fakes import until
 from tests.unit.service.training.house import BASE, JOB, House
 
 ALL = ("infer", "adapters", "train")
@@ -41,7 +45,9 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
     }
     answer = await house.create(**body, **{"idempotency-key": "once"})
     assert (answer.status_code, answer.json()) == (200, JOB)
-    (asked,) = house.trainer.asked
+    replay, asked = house.trainer.asked
+    assert (replay.path, replay.json, replay.headers["idempotency-key"]) == ("/internal/jobs/replay", body, "once")
+    assert "x-hatrack-job-key" not in replay.headers
     assert (asked.method, asked.path, asked.json) == ("POST", "/v1/fine_tuning/jobs", body)
     assert asked.headers["content-type"] == "application/json"
     assert asked.headers["idempotency-key"] == "once"
@@ -71,12 +77,49 @@ async def test_the_trainer_is_told_the_parents_shape(house: House) -> None:
     await push(house, "voice", draft)
     training = await house.made()
     for model, shape in (
-        ("voice@1", {"rank": 8, "alpha": 12.0, "rslora": True, "target_modules": ["q_proj", "v_proj"]}),
+        (
+            "voice@1",
+            {"rank": 8, "alpha": 12.0, "rslora": True, "target_modules": ["q_proj", "v_proj"], "modules": None},
+        ),
         (BASE, None),
     ):
-        await house.create(model=model, training_file=training)
+        assert (await house.create(model=model, training_file=training)).status_code == 200
         found = house.trainer.asked[-1].context["parent_shape"]
         assert (found and found | {"target_modules": sorted(found["target_modules"])}) == shape
+
+
+def put_weights(house: House, digest: str, *modules: str) -> None:
+    """An adapter of rank 2 on these modules, where the store has it."""
+    directory = house.store.root / digest
+    directory.mkdir(parents=True)
+    tensors = {
+        f"base_model.model.{m}.lora_{side}.weight": np.zeros((2, 2), np.float32) for m in modules for side in "AB"
+    }
+    save_file(tensors, directory / WEIGHTS_FILE)
+
+
+async def test_expressions_of_a_parents_config_are_told_as_what_its_weights_have(house: House) -> None:
+    layers = [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    put_weights(house, "a" * 64, *layers)
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ".*layers.[01].*q_proj", "alpha_pattern": {"k_proj": 9}}
+    await push(house, "voice", replace(version(), config=orjson.dumps(config)))
+    assert (await house.create(model="voice@1", training_file=await house.made())).status_code == 200
+    shape = house.trainer.asked[-1].context["parent_shape"]
+    assert shape == {"rank": 2, "alpha": 4.0, "rslora": False, "target_modules": ["q_proj"], "modules": 2}
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+async def test_a_parent_whose_modules_differ_is_refused_before_anything_is_made(house: House, name: str) -> None:
+    put_weights(house, "a" * 64, *[f"model.layers.{n}.self_attn.q_proj" for n in (0, 1, 2)])
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], name: {"layers.1.self_attn.q_proj": 8}}
+    await push(house, "voice", replace(version(), config=orjson.dumps(config)))
+    answer = await house.create(model="voice@1", training_file=await house.made())
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "model")
+    assert error_of(answer)["code"] == "parent_unsupported"
+    assert f"`{name}`" in error_of(answer)["message"]
+    assert "q_proj 8" in error_of(answer)["message"]
+    assert house.trainer.asked == []
+    assert await house.living_keys() == []
 
 
 async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(house: House) -> None:
@@ -286,13 +329,66 @@ async def test_without_a_trainer_no_key_is_left(house: House) -> None:
     assert await house.living_keys() == []
 
 
-async def test_a_trainer_that_goes_away_in_the_middle_leaves_no_key(house: House) -> None:
-    async def hang_up(request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        request.transport.abort()
-        return web.Response()
+def hanging_up(first: int, found: dict[str, Any] | None) -> Any:
+    """A trainer that cuts its first answers, and then tells which job was made."""
+    asked: list[str] = []
 
-    house.trainer.answer = hang_up
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if len(asked) <= first:
+            assert request.transport is not None
+            request.transport.abort()
+        assert len(asked) <= first or request.path.startswith("/internal/jobs/claim/key_")
+        return web.json_response({"job": found})
+
+    return answer
+
+
+async def until_settled(house: House) -> None:
+    await until(lambda: not house.training._settling)
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.training.service.SETTLE_S", (0.01,))
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("cut", [1, 3])
+async def test_a_trainer_that_goes_away_in_the_middle_leaves_no_key_where_it_made_no_job(
+    house: House, cut: int
+) -> None:
+    house.trainer.answer = hanging_up(cut, None)
     answer = await house.create(model=BASE, training_file=await house.made())
     assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
+    await until_settled(house)
     assert await house.living_keys() == []
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("cut", [1, 3])
+async def test_a_job_whose_answer_was_lost_keeps_its_key(house: House, cut: int) -> None:
+    house.trainer.answer = hanging_up(cut, JOB)
+    answer = await house.create(model=BASE, training_file=await house.made())
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
+    await until_settled(house)
+    (key,) = await house.living_keys()
+    assert house.trainer.asked[-1].path == f"/internal/jobs/claim/{key['id']}"
+    created = (await house.http.get("/v1/audit?action=job.create")).json()["data"][0]
+    assert (created["target"], created["detail"]["key"]) == ("ftjob-1", key["id"])
+
+
+async def test_the_same_request_again_is_the_same_job_though_its_file_has_gone(house: House) -> None:
+    training = await house.made()
+    asked = {"model": BASE, "training_file": training, "idempotency-key": "once"}
+    assert (await house.create(**asked)).status_code == 200
+    before = await house.living_keys()
+    await house.http.delete(f"/v1/files/{training}")
+    assert (await house.create(**asked)).status_code == 404
+    house.trainer.headers = {"x-hatrack-replayed": "true"}
+    again = await house.create(**asked)
+    assert (again.status_code, again.json(), again.headers["x-hatrack-replayed"]) == (200, JOB, "true")
+    assert await house.living_keys() == before
+    house.trainer.status, house.trainer.headers = 409, {}
+    house.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "reused"}}
+    assert (await house.create(**asked)).status_code == 409

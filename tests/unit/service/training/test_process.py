@@ -122,6 +122,7 @@ async def test_it_is_told_what_it_needs_and_none_of_the_gateway_s_keys(
         "--base": str(home / "base" / "tiny"),
         "--base-name": "tiny",
         "--max-rank": "32",
+        "--dtype": "bfloat16",
         "--context": "2048",
         "--engine-device": "cpu",
         "--engine-memory": "0.85",
@@ -265,3 +266,9 @@ def test_a_trainer_beyond_this_machine_s_sockets_needs_a_secret() -> None:
         load_settings(trainer_url="http://trains:9000", trainer_secret="too-short")
     assert "HATRACK_TRAINER_SECRET" in str(refused.value)
     assert "too-short" not in str(refused.value)
+
+
+def test_it_is_told_what_the_engine_computes_in() -> None:
+    arguments = TrainerConfig.from_settings(Settings(engine_dtype="float16")).arguments
+    assert arguments[arguments.index("--dtype") + 1] == "float16"
+    assert "--dtype" not in TrainerConfig.from_settings(Settings(engine_dtype="auto")).arguments

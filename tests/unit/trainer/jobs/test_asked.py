@@ -216,3 +216,13 @@ async def test_a_shape_that_is_not_the_parents_is_refused_at_creation(
     assert "parent" in refused.value.message
     same = hyper(lora_rank=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
     assert (await client.create(**same, headers=from_parent)).status == "validating_files"
+
+
+async def test_a_parent_that_leaves_out_layers_is_refused_at_creation_by_model(client: Client) -> None:
+    shape = {"rank": 8, "alpha": 16.0, "rslora": False, "target_modules": ["v_proj", "q_proj"], "modules": 3}
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.create(headers={"x-hatrack-job-context": context(parent="voice@3", parent_shape=shape)})
+    assert (refused.value.param, refused.value.code) == ("model", "parent_unsupported")
+    assert "on 3 of the base's 4 layers called v_proj, q_proj" in refused.value.message
+    whole = {"x-hatrack-job-context": context(parent="voice@3", parent_shape=shape | {"modules": 4})}
+    assert (await client.create(headers=whole)).status == "validating_files"

@@ -129,3 +129,36 @@ def test_progress_is_what_a_crash_does_not_undo(place: Place) -> None:
     assert place.progress(JOB).endswith(" step-00000010")
     (place.of(JOB) / spec.EVENTS).write_text("more")
     assert place.progress(JOB) in seen
+
+
+def test_of_a_file_that_is_shorter_than_was_read_the_new_lines_are_read_whole(place: Place) -> None:
+    path = place.of(JOB) / spec.EVENTS
+    with Folder(place.of(JOB)) as folder:
+        folder.say("one")
+    kept = path.stat().st_size
+    found, offset = place.tail(JOB, kept + 1000)  # the power went before the rest was on the disk
+    assert (found, offset) == ([], kept)
+    with Folder(place.of(JOB)) as folder:
+        folder.say("two")
+    assert [event.message for event in place.tail(JOB, offset)[0]] == ["two"]
+
+
+def test_events_are_on_the_disk_before_it_is_noted_that_they_were_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(places.os, "fsync", flushed.append)
+    with Folder(place.of(JOB)) as folder:
+        folder.say("one")
+    _, offset = place.tail(JOB, 0)
+    assert len(flushed) == 1
+    place.tail(JOB, offset)
+    assert len(flushed) == 1
+
+
+@pytest.mark.parametrize("book", places.GROWING)
+def test_whatever_is_written_while_it_is_judged_is_progress(place: Place, book: str) -> None:
+    (place.of(JOB) / spec.PUSHED).write_text("{}")
+    before = place.progress(JOB)
+    (place.of(JOB) / book).write_text("more")
+    assert place.progress(JOB) != before

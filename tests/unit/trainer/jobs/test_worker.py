@@ -12,8 +12,7 @@ import pytest
 
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from trainer.data.report import Report
-from trainer.jobs import orders, spec, worker
-from trainer.jobs import work as job_work
+from trainer.jobs import orders, spec, system_prompt, worker
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.spec import Plan, Result, Stage
@@ -50,7 +49,7 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     assert Report.model_validate_json((folder / spec.REPORT).read_bytes()).trained_on == 14
     plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
-    assert set(plan.chosen) == {"lora_alpha", "quantization"}
+    assert set(plan.chosen) == {"lora_alpha", "quantization", "max_length"}
     assert plan.primary is not None
     assert plan.primary.name == "rouge_l"
     assert not (folder / spec.RESULT).exists()
@@ -88,7 +87,7 @@ def test_a_system_prompt_that_all_examples_have_becomes_the_versions(make_job: A
 def test_one_that_no_version_may_hold_is_refused_before_anything_is_trained(
     make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_work, "MAX_PROMPT_CHARS", 8)
+    monkeypatch.setattr(system_prompt, "MAX_PROMPT_CHARS", 8)
     found = [{"messages": [{"role": "system", "content": "Be salty."}, *turns(row)]} for row in rows()]
     folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
     assert run(folder) == DONE
@@ -309,6 +308,31 @@ def test_the_worker_gives_way_to_callers(make_job: Any, gateway: FakeGateway) ->
     callers.join()
     assert gateway.asked.count("GET /v1/load") >= 3
     assert any("for callers" in event["message"] for event in events(folder))
+
+
+def test_short_pauses_are_said_at_the_end(make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.jobs.work.PAUSE_SAID_S", float("inf"))
+    folder = make_job(yield_most_s=0.01, wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    gateway.load = (1, 0)
+    assert run(folder) == DONE
+    (said,) = [event for event in events(folder) if "for callers" in event["message"]]
+    assert said["data"]["paused_s"] >= 0.01
+
+
+def test_an_order_is_heeded_while_the_held_out_are_looked_at(
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_job(wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+
+    def look(*_: Any, between: Any) -> None:
+        (folder / spec.CONTROL).write_text("cancel")
+        between()
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("trainer.tune.train.evaluate", look)
+    assert run(folder) == DONE
+    assert result(folder).status == "cancelled"
+    assert gateway.pushed == []
 
 
 def test_two_workers_are_never_at_one_job(make_job: Any) -> None:
