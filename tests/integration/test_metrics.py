@@ -22,7 +22,7 @@ from tests.unit.service.telemetry.support import Samples, parse, value
 pytestmark = pytest.mark.engine
 
 MARK = "xyzzy-plover-said-the-oracle"
-QUIET = {metrics.FAULTS, metrics.SOURCE_ERRORS}
+QUIET = {metrics.FAULTS, metrics.GROUNDING_UNUSABLE, metrics.SOURCE_ERRORS}
 """Metrics whose every series begins with something that goes wrong."""
 
 
