@@ -136,15 +136,22 @@ class Evaluations:
     # looking
 
     async def get(self, who: Who, evaluation_id: str) -> dict[str, Any]:
-        """One evaluation. Raises Missing."""
+        """One evaluation. Raises Missing: it is not there, or compares an adapter that the key may not use."""
         return await self._shown(await self._row(who, evaluation_id))
 
     async def page(self, who: Who, *, after: str | None, limit: int) -> dict[str, Any]:
-        """The project's evaluations, newest first. Raises Missing."""
+        """The project's evaluations of adapters that the key may use, newest first. Raises Missing."""
 
         def read(db: sa.Connection) -> list[Evaluation]:
             before = _found(db, who, after).number if after is not None else None
-            return records.page(db, who.project, before=before, limit=limit + 1)
+            found: list[Evaluation] = []
+            while len(found) <= limit:  # most keys may use all adapters, and need one round
+                next_ones = records.page(db, who.project, before=before, limit=limit + 1)
+                found += [one for one in next_ones if _may_see(who, one)]
+                if len(next_ones) <= limit:
+                    break
+                before = next_ones[-1].number
+            return found[: limit + 1]
 
         found = await self._database.run(read)
         return list_object([await self._shown(evaluation) for evaluation in found[:limit]], len(found) > limit)
@@ -204,9 +211,15 @@ def _check(body: EvaluationBody, context: Context, settings: Settings) -> None:
 
 def _found(db: sa.Connection, who: Who, evaluation_id: str) -> Evaluation:
     found = records.find(db, who.project, evaluation_id)
-    if found is None:
+    if found is None or not _may_see(who, found):
         raise Missing(f"there is no evaluation {evaluation_id[:64]!r}", param="evaluation_id")
     return found
+
+
+def _may_see(who: Who, evaluation: Evaluation) -> bool:
+    """Whether the key may use every adapter that is compared: a report shows what each of them answers."""
+    named = [str(arm["model"]) for arm in evaluation.arms if arm.get("endpoint") is None]
+    return all(who.may_use(model.partition("@")[0]) for model in named if "@" in model)
 
 
 def _replayed(db: sa.Connection, who: Who, retry: Retry | None) -> Evaluation | None:

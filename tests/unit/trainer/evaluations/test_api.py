@@ -176,6 +176,21 @@ async def test_lists_are_paged_and_another_project_s_evaluation_is_like_none(tra
         assert answers[0].status_code == 404
 
 
+async def test_what_compares_an_adapter_that_the_key_may_not_use_is_like_none(client: Client) -> None:
+    held = {"hold": "1"}
+    made = [await client.create({"candidate": f"{name}@3", "live": f"{name}@2"}, metadata=held) for name in "abab"]
+    mine = [answer.json()["id"] for answer in made]
+    narrow = {"x-hatrack-adapters": "b*,c"}
+    seen = (await client.http.get("/v1/evaluations?limit=1", headers=narrow)).json()
+    assert ([one["id"] for one in seen["data"]], seen["has_more"]) == ([mine[3]], True)
+    seen = (await client.http.get(f"/v1/evaluations?limit=1&after={mine[3]}", headers=narrow)).json()
+    assert ([one["id"] for one in seen["data"]], seen["has_more"]) == ([mine[1]], False)
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/report"), ("GET", "/report.html")):
+        answer = await client.http.request(method, f"/v1/evaluations/{mine[0]}{path}", headers=narrow)
+        assert answer.status_code == 404
+    assert (await client.http.get(f"/v1/evaluations/{mine[1]}", headers=narrow)).status_code == 200
+
+
 async def test_too_many_are_refused(tmp_path: Path, base_dir: Path, world: World) -> None:
     async with running(tmp_path, base_dir, world, max_queued=1) as trainer:
         client = trainer.client()
