@@ -37,7 +37,7 @@ from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
-from trainer.jobs.promotion import promote, where
+from trainer.jobs.promotion import opponent, promote, unread
 from trainer.jobs.spec import Judged
 from trainer.tune.lineage import Lineage
 
@@ -90,12 +90,12 @@ class Evaluating:
             files=tuple(each for each in (kept.report, kept.page) if each is not None),
             seconds=round(seconds, 3),
         )
-        if outcome.verdict is None:
-            return result
-        live, note = self._conclude(plan, outcome.verdict, kept)
-        return result.model_copy(
-            update={"verdict": outcome.verdict.word, "sentence": outcome.verdict.sentence, "live": live, "note": note}
-        )
+        live, note = None, None
+        if outcome.verdict is not None:
+            live, note = self._conclude(plan, outcome.verdict, kept)
+            result = result.model_copy(update={"verdict": outcome.verdict.word, "sentence": outcome.verdict.sentence})
+        notes = [*plan.notes, *([note] if note is not None else [])]
+        return result.model_copy(update={"live": live, "note": ". ".join(notes) or None})
 
     # before anything is asked
 
@@ -116,6 +116,8 @@ class Evaluating:
             plan = make_plan(job, held_out, asked, taught, serving=self._serving(), count=self._count)
             folder.write(spec.PLAN, plan)
             folder.say(f"judged by {plan.evaluation.metric.name}: {plan.why}")
+            for note in plan.notes:
+                folder.say(note, level="warn")
         return plan, asked
 
     def _taught(self) -> tuple[Question, ...]:
@@ -134,14 +136,13 @@ class Evaluating:
 
     def _serving(self) -> Serving:
         context = self._job.context
-        if not context.records or context.candidate is None:
-            return Serving(live=context.live)
-        name, _, number = context.candidate.partition("@")
-        pointer = where(self._gateway, name)
-        if pointer.version is None or pointer.version == int(number):
-            return Serving(pointer)
-        live = f"{name}@{pointer.version}"
-        return Serving(pointer, live if self._gateway.serves(live) else None)
+        if context.records and context.candidate is not None:
+            notes: list[str] = []
+            pointer, live = opponent(self._gateway, context.candidate, notes.append)
+            return Serving(pointer, live, tuple(notes))
+        if context.live is not None and not self._gateway.reads_stores(context.live):
+            return Serving(notes=(unread(context.live),))
+        return Serving(live=context.live)
 
     def _count(self, text: str) -> int:
         return self._gateway.count_tokens(self._job.base_name, text)
@@ -194,6 +195,7 @@ class Evaluating:
             suites=outcome.suites,
             judged=outcome.judged,
             why=plan.why,
+            notes=plan.notes,
             held_out=plan.held_out,
             rules=plan.evaluation.rules,
             lineage=self._lineage(),

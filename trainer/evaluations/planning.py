@@ -34,6 +34,8 @@ class Plan(Frozen):
     pointer: Pointer | None
     began_at: float
     """Unix seconds."""
+    notes: tuple[str, ...] = ()
+    """What one has to know of the comparison, a sentence each, without its full stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Serving:
 
     pointer: Pointer | None = None
     live: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def sample(job: EvaluationJob, found: Sequence[Question]) -> tuple[Question, ...]:
@@ -105,7 +108,14 @@ def make_plan(
         max_tokens=max_tokens,
         judge=body.judge,
     )
-    return Plan(evaluation=evaluation, why=why, held_out=len(held_out), pointer=serving.pointer, began_at=time.time())
+    return Plan(
+        evaluation=evaluation,
+        why=why,
+        held_out=len(held_out),
+        pointer=serving.pointer,
+        began_at=time.time(),
+        notes=serving.notes,
+    )
 
 
 def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, str]:

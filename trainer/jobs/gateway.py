@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Answers that another attempt may better. A push is the same version however often it is sent."""
 DECIDED: Final = PASSING - {409}
 """The same where a conflict is an answer: it stays one."""
+NO_STORE: Final = "vector_store_not_found"
 
 
 class Gateway:
@@ -104,6 +106,24 @@ class Gateway:
         name, _, version = model.partition("@")
         found = self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
         return bool(found["servable"] == "ok")
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """What `name@version` serves with; empty where nothing was set."""
+        name, _, version = model.partition("@")
+        found = self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
+        return {**(found.get("settings") or {})}
+
+    def reads_stores(self, model: str) -> bool:
+        """Whether this key may read what a model is grounded in, if it is: the gateway says so before it answers."""
+        body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1, "temperature": 0}
+        ask = partial(self._http.post, "/v1/chat/completions", json=body, timeout=PUSH_TIMEOUT)
+        try:
+            self._persist(lambda: self._json(ask), DECIDED)
+        except GatewayRefused as refused:
+            if refused.gateway_code != NO_STORE:
+                raise
+            return False
+        return True
 
     def fingerprint(self) -> str:
         """Of the base as it is served now, as one short hash; waits for an engine that is not ready."""

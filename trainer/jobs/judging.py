@@ -37,7 +37,7 @@ from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
-from trainer.jobs.promotion import LIVE, Pointer, promote, where
+from trainer.jobs.promotion import LIVE, Pointer, opponent, promote
 from trainer.jobs.spec import Judged, Plan, Primary
 from trainer.tune.lineage import Metadata
 
@@ -55,6 +55,8 @@ class Fixed(Frozen):
 
     evaluation: EvaluationSpec
     pointer: Pointer
+    notes: tuple[str, ...] = ()
+    """What one has to know of the comparison, a sentence each, without its full stop."""
 
 
 class Kept(Frozen):
@@ -94,8 +96,6 @@ class Judging:
         self._job, self._folder, self._gateway, self._check = job, folder, gateway, check
         self._plan, self._primary, self._prepared = plan, primary, prepared
         self._metadata, self._name = metadata, name
-        self._adapter, _, number = name.partition("@")
-        self._number = int(number)
         self._said = ("", 0.0)
 
     def judge(self) -> tuple[Judged, tuple[str, ...]]:
@@ -137,6 +137,8 @@ class Judging:
         if fixed is None:
             fixed = self._fix()
             self._folder.write(spec.JUDGING, fixed)
+            for note in fixed.notes:
+                self._folder.say(note, level="warn")
         asked = self._questions()
         self._folder.say(
             f"judging {self._name} by {self._primary.name} on {len(asked)} held-out examples that it has not seen"
@@ -151,7 +153,7 @@ class Judging:
         )
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
-        report = self._report(outcome, len(self._prepared.held_out), time.monotonic() - began)
+        report = self._report(outcome, fixed.notes, time.monotonic() - began)
         kept = self._keep(report)
         verdict = outcome.verdict
         judged = Judged(
@@ -175,11 +177,11 @@ class Judging:
         """Which arms: the candidate, the base at its honest best, and what serves now, each by its version."""
         job, primary = self._job, self._primary
         wish = job.judging
-        pointer = where(self._gateway, self._adapter)
+        notes: list[str] = []
+        pointer, serving = opponent(self._gateway, self._name, notes.append)
         bases = base_at_its_best(job.base_name, system=self._plan.system_prompt, answers=primary.answers)
         arms = [Arm(label=self._name, model=self._name), *bases]
-        serving = f"{self._adapter}@{pointer.version}"
-        if pointer.version not in (None, self._number) and self._gateway.serves(serving):
+        if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
         return Fixed(
             evaluation=EvaluationSpec(
@@ -200,6 +202,7 @@ class Judging:
                 judge=wish.judge,
             ),
             pointer=pointer,
+            notes=tuple(notes),
         )
 
     def _questions(self) -> tuple[Question, ...]:
@@ -248,7 +251,7 @@ class Judging:
     def _kept(self) -> Kept:
         return self._folder.read(spec.KEPT, Kept) or Kept()
 
-    def _report(self, outcome: Outcome, there: int, seconds: float) -> EvaluationReport:
+    def _report(self, outcome: Outcome, notes: tuple[str, ...], seconds: float) -> EvaluationReport:
         training = self._metadata.training
         return build(
             outcome.comparison,
@@ -268,7 +271,8 @@ class Judging:
             suites=outcome.suites,
             judged=outcome.judged,
             why=self._primary.why,
-            held_out=there,
+            notes=notes,
+            held_out=len(self._prepared.held_out),
         )
 
     def _keep(self, report: EvaluationReport) -> Kept:

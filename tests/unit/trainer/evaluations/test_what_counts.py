@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.unit.trainer.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluations.test_worker import plan_of, run
 from tests.unit.trainer.evaluations.world import World, jsonl, rows
@@ -69,3 +71,35 @@ def test_one_that_never_comes_to_rest_fails(world: World, make_folder: MakeFolde
     assert result.error is not None
     assert (result.status, result.error.code) == ("failed", "engine_moved")
     assert world.verdicts == []
+
+
+def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
+    world: World, make_folder: MakeFolder
+) -> None:
+    world.live, world.grounded = 2, {2: {"vector_store_ids": ["vs_secret"]}}
+    world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
+    folder = make_folder({"model": "voice@3", "promote": "auto"})
+    result = run(folder)
+    assert (result.verdict, result.live, world.live, world.moves) == ("pass", False, 2, [])
+    assert plan_of(folder).live is None
+    said = "voice@2, which is live, is not compared with: the key that asked may not read a store that it answers from"
+    assert str(result.note).startswith(said)
+    assert "nothing was moved: voice still answers with @2, and could not be compared with" in str(result.note)
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
+
+
+def test_one_that_may_not_write_the_verdict_down_learns_so_without_looking_at_the_version(
+    world: World, make_folder: MakeFolder
+) -> None:
+    world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
+    result = run(make_folder({"model": "voice@3"}, context={"records": False, "live": "voice@2"}))
+    assert result.verdict == "pass"
+    assert str(result.note).startswith("voice@2, which is live, is not compared with")
+    assert not any("/adapters" in line for line in world.control)
+
+
+def test_what_serves_from_a_store_that_the_key_may_read_is_compared_with(world: World, make_folder: MakeFolder) -> None:
+    world.live, world.grounded = 2, {2: {"vector_store_ids": ["vs_shop"]}}
+    folder = make_folder()
+    run(folder)
+    assert plan_of(folder).live == "live"
