@@ -117,7 +117,7 @@ class Evaluating:
             folder.write(spec.PLAN, plan)
             folder.say(f"judged by {plan.evaluation.metric.name}: {plan.why}")
             for note in plan.notes:
-                folder.say(note, level="warn")
+                folder.say(note)
         return plan, asked
 
     def _taught(self) -> tuple[Question, ...]:

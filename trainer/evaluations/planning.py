@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.data.findings import closed_answers
-from trainer.evaluate.arms import TEMPLATE_TOKENS, UNTOLD, Arm, Frozen, Prompt, Question, base_at_its_best, leaves_room
+from trainer.evaluate.arms import (
+    GROUNDED,
+    TEMPLATE_TOKENS,
+    UNTOLD,
+    Arm,
+    Frozen,
+    Prompt,
+    Question,
+    base_at_its_best,
+    leaves_room,
+)
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricWish, common, read_metric
@@ -114,7 +124,7 @@ def make_plan(
         held_out=len(held_out),
         pointer=serving.pointer,
         began_at=time.time(),
-        notes=serving.notes,
+        notes=(*serving.notes, *([GROUNDED] if job.context.grounding and adds_bases(body, job.context) else [])),
     )
 
 
@@ -129,7 +139,7 @@ def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, 
 def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
     """The arms, the bases' labels, and the candidate's. ``closed``: the answers that the base is told."""
     body, context = job.body, job.context
-    best = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed)
+    best = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed, grounding=context.grounding)
     if body.arms is None:
         candidate = str(context.candidate)
         return [Arm(label=candidate, model=candidate), *best], [arm.label for arm in best], candidate

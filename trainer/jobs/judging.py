@@ -21,7 +21,7 @@ from trainer.config import load_settings
 from trainer.data.prepare import Prepared
 from trainer.errors import EvaluationInvalid, GatewayRefused, GatewayUnreachable
 from trainer.evaluate import spec as evaluation
-from trainer.evaluate.arms import Arm, Frozen, Question, base_at_its_best, questions
+from trainer.evaluate.arms import GROUNDED, Arm, Frozen, Question, base_at_its_best, questions
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.likelihood import HttpScorer
@@ -138,7 +138,7 @@ class Judging:
             fixed = self._fix()
             self._folder.write(spec.JUDGING, fixed)
             for note in fixed.notes:
-                self._folder.say(note, level="warn")
+                self._folder.say(note)
         asked = self._questions()
         self._folder.say(
             f"judging {self._name} by {self._primary.name} on {len(asked)} held-out examples that it has not seen"
@@ -179,7 +179,11 @@ class Judging:
         wish = job.judging
         notes: list[str] = []
         pointer, serving = opponent(self._gateway, self._name, notes.append)
-        bases = base_at_its_best(job.base_name, system=self._plan.system_prompt, answers=primary.answers)
+        plan = self._plan
+        bases = base_at_its_best(
+            job.base_name, system=plan.system_prompt, answers=primary.answers, grounding=plan.grounding
+        )
+        notes += [GROUNDED] if plan.grounding else []
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
@@ -293,6 +297,7 @@ class Judging:
         """The body that asks `POST /v1/evaluations` for the same again; None where it would be too large."""
         arms = [
             {"label": arm.label, "model": arm.model, "prompt": arm.prompt.model_dump()}
+            | ({} if arm.grounding is None else {"grounding": arm.grounding})
             for arm in wanted.arms
             if arm.label != LIVE
         ]

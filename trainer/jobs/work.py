@@ -74,7 +74,7 @@ class Work:
     def _push(self, plan: Plan, output: Path, metadata: Metadata) -> Result:
         """Hand the adapter over; from now on the job has succeeded, whatever comes of the judging."""
         self._folder.say("uploading the adapter; it is proven before it serves")
-        settings = {} if plan.system_prompt is None else {"system_prompt": plan.system_prompt}
+        settings = plan.model_dump(include={"system_prompt", "grounding"}, exclude_none=True)
         version = self._gateway.push(
             self._job.adapter, output, alias=ALIAS, settings=settings, metadata=metadata.model_dump_json()
         )
@@ -206,6 +206,7 @@ class Work:
             recipe=recipe,
             chosen=chosen,
             system_prompt=prompt,
+            grounding=None if self._job.parent is None else self._gateway.settings(self._job.parent).get("grounding"),
             tokens_an_epoch=sum(lengths),
             primary=self._primary(prepared),
         )

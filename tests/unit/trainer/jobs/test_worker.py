@@ -212,8 +212,9 @@ def test_an_order_is_heeded_while_the_data_are_looked_at(
 
 @pytest.mark.parametrize("there", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch, there: str
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
+    gateway.grounded = {"/v1/adapters/voice/versions/1": {"vector_store_ids": ["vs_shop"]}}
     first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
     assert run(first) == DONE
 
@@ -226,7 +227,9 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
     (folder / "parent").mkdir()
     shutil.copy(first / spec.OUTPUT / there, folder / "parent" / there)
     assert run(folder, Stage.VALIDATE) == DONE
-    assert (folder / spec.PLAN).exists()
+    # what the parent is grounded in the new version will be
+    plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
+    assert plan.grounding == {"vector_store_ids": ["vs_shop"]}
     assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
