@@ -68,8 +68,8 @@ _object = fields(
 
 
 def check_grounding(value: Any, path: str) -> None:
-    """`false`, or an object with the members that a version's settings have: what a version is grounded in, the base can
-    be asked with, too.
+    """`false`, or an object with the members that a version's settings have: the base can be asked with those of a
+    version.
 
     Raises:
         BadRequest: A value is not allowed.

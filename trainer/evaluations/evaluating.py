@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from pydantic import SecretStr, ValidationError
 
 from trainer.config import Settings
-from trainer.errors import DataError, GatewayRefused
+from trainer.errors import DataError, GatewayRefused, HeldOutTaught
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Question
 from trainer.evaluate.asking import HttpAnswerer
@@ -30,7 +31,7 @@ from trainer.evaluate.verdict import Verdict
 from trainer.evaluate.wire import Endpoint
 from trainer.evaluations.asked import MAX_ARMS
 from trainer.evaluations.held_out import read_held_out, refuse_taught
-from trainer.evaluations.planning import Plan, Serving, make_plan, sample
+from trainer.evaluations.planning import Plan, Serving, make_plan, meets_live, sample
 from trainer.evaluations.spec import PAGE, PROGRESS, QUESTIONS, REPORT, EvaluationJob, EvaluationResult, Kept, Progress
 from trainer.jobs import spec
 from trainer.jobs.folder import Folder
@@ -39,6 +40,7 @@ from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
 from trainer.jobs.promotion import opponent, promote, unread
 from trainer.jobs.spec import Judged
+from trainer.jobs.taught import Memory, left_out
 from trainer.tune.lineage import Lineage
 
 SAID_S: Final = 0.5
@@ -106,14 +108,21 @@ class Evaluating:
         if not path.exists():
             self._gateway.fetch(job.context.held_out, path)
         held_out = read_held_out(job.context.held_out.filename, path.read_bytes())
-        asked = sample(job, held_out)
-        lines = "".join(question.model_dump_json() + "\n" for question in asked)
-        folder.path(QUESTIONS).write_text(lines, "utf-8")
         plan = folder.read(spec.PLAN, Plan)
+        taught: tuple[Question, ...] = ()
         if plan is None:
             taught = self._taught()
-            refuse_taught(job, held_out, taught)
-            plan = make_plan(job, held_out, asked, taught, serving=self._serving(), count=self._count)
+            serving = self._unseen(self._serving(), held_out, taught)
+        else:
+            serving = Serving(left_out=plan.left_out)
+        unseen = [question for question in held_out if question.id not in set(serving.left_out)]
+        if not unseen:
+            raise HeldOutTaught(left_out(serving.left_out, len(held_out)))
+        asked = sample(job, unseen)
+        lines = "".join(question.model_dump_json() + "\n" for question in asked)
+        folder.path(QUESTIONS).write_text(lines, "utf-8")
+        if plan is None:
+            plan = make_plan(job, held_out, asked, taught, serving=serving, count=self._count)
             folder.write(spec.PLAN, plan)
             folder.say(f"judged by {plan.evaluation.metric.name}: {plan.why}")
             for note in plan.notes:
@@ -133,6 +142,19 @@ class Evaluating:
         except (GatewayRefused, DataError) as error:
             self._folder.say(f"what the version was trained on is not looked at: {error.message}", level="warn")
             return ()
+
+    def _unseen(self, serving: Serving, held_out: Sequence[Question], taught: Sequence[Question]) -> Serving:
+        """What serves, with what is left out because it was taught before. Raises HeldOutTaught as `refuse_taught`."""
+        context, notes = self._job.context, list(serving.notes)
+        if context.candidate is None or not context.records:
+            refuse_taught(self._job, held_out, taught, None)
+            return serving
+        memory = Memory(self._gateway, self._folder, notes.append)
+        refuse_taught(self._job, held_out, taught, memory.held_out(context.candidate))
+        met = [serving.live] if serving.live is not None and meets_live(self._job, serving.live) else []
+        before = memory.taught([context.candidate, *met], held_out, but=context.candidate)
+        notes += [left_out(before, len(held_out))] if before else []
+        return replace(serving, notes=tuple(notes), left_out=before)
 
     def _serving(self) -> Serving:
         context = self._job.context

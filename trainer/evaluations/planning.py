@@ -46,15 +46,21 @@ class Plan(Frozen):
     """Unix seconds."""
     notes: tuple[str, ...] = ()
     """What one has to know of the comparison, a sentence each, without its full stop."""
+    left_out: tuple[str, ...] = ()
+    """Ids of held-out questions that were taught to what came before the candidate, or to what serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What serves under the candidate's name now: where `live` points, and the version (`name@3`) to compare with."""
+    """What serves under the candidate's name now: where `live` points, and the version (`name@3`) to compare with.
+
+    ``left_out``: see `Plan`.
+    """
 
     pointer: Pointer | None = None
     live: str | None = None
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def sample(job: EvaluationJob, found: Sequence[Question]) -> tuple[Question, ...]:
@@ -125,6 +131,7 @@ def make_plan(
         pointer=serving.pointer,
         began_at=time.time(),
         notes=(*serving.notes, *([GROUNDED] if job.context.grounding and adds_bases(body, job.context) else [])),
+        left_out=serving.left_out,
     )
 
 
@@ -178,16 +185,24 @@ def _with_live(
     A revalidation asks whether a version still holds, not whether another is better. Of arms that a client named, the
     one that serves is taken; one more is asked only where a pass would replace it.
     """
-    if live is None or candidate is None or job.body.kind == "revalidation":
+    if live is None or candidate is None or not meets_live(job, live):
         return None, arms
     others = [arm for arm in arms if arm.label not in (candidate, *job.body.bases)]
     for arm in others:
         if arm == Arm(label=arm.label, model=live):
             return arm.label, arms
     if job.body.arms is not None and job.body.promote != "auto":
-        return None, arms
+        return None, arms  # it is asked, but as one that the candidate is to beat, or with another prompt
     label = _free(LIVE, arms)
     return label, [*arms, Arm(label=label, model=live)]
+
+
+def meets_live(job: EvaluationJob, live: str) -> bool:
+    """Whether what serves (`name@3`) is asked, too."""
+    body = job.body
+    if body.kind == "revalidation":
+        return False
+    return body.arms is None or body.promote == "auto" or live in job.context.models.values()
 
 
 def _longest_prompt(job: EvaluationJob, asked: Sequence[Question], count: Callable[[str], int]) -> int:

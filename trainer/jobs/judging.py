@@ -39,6 +39,7 @@ from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
 from trainer.jobs.promotion import LIVE, Pointer, opponent, promote
 from trainer.jobs.spec import Judged, Plan, Primary
+from trainer.jobs.taught import Memory, left_out
 from trainer.tune.lineage import Metadata
 
 SAID_S: Final = 10.0
@@ -48,6 +49,9 @@ EVALS: Final = "evals"
 MOST_BODY_BYTES: Final = 60_000
 """Of the evaluation that a verdict carries, so that it can be asked for again."""
 NOTHING_HELD_OUT: Final = "Not enough evidence: nothing was held out, so that there is nothing to judge by."
+ALL_TAUGHT: Final = (
+    "Not enough evidence: all that was held out was taught to a version before this one, or to the one that is live."
+)
 
 
 class Fixed(Frozen):
@@ -57,6 +61,8 @@ class Fixed(Frozen):
     pointer: Pointer
     notes: tuple[str, ...] = ()
     """What one has to know of the comparison, a sentence each, without its full stop."""
+    left_out: tuple[str, ...] = ()
+    """Ids of held-out questions that were taught to what came before the candidate, or to what serves."""
 
 
 class Kept(Frozen):
@@ -139,7 +145,9 @@ class Judging:
             self._folder.write(spec.JUDGING, fixed)
             for note in fixed.notes:
                 self._folder.say(note)
-        asked = self._questions()
+        asked = self._questions(fixed)
+        if not asked:
+            return self._undecided(ALL_TAUGHT)
         self._folder.say(
             f"judging {self._name} by {self._primary.name} on {len(asked)} held-out examples that it has not seen"
             f"{self._of_how_many(len(asked))}, against {', '.join(arm.label for arm in fixed.evaluation.arms[1:])}"
@@ -162,11 +170,11 @@ class Judging:
         self._record(judged, kept, self._again(fixed.evaluation, kept))
         return judged
 
-    def _undecided(self) -> Judged:
+    def _undecided(self, why: str = NOTHING_HELD_OUT) -> Judged:
         """Where nothing is held out nothing is asked."""
         judged = Judged(
             verdict="not_enough_evidence",
-            sentence=f"{NOTHING_HELD_OUT} At least {self._job.judging.min_examples} examples are needed.",
+            sentence=f"{why} At least {self._job.judging.min_examples} examples are needed.",
             metric=self._primary.name,
             examples=0,
         )
@@ -184,6 +192,10 @@ class Judging:
             job.base_name, system=plan.system_prompt, answers=primary.answers, grounding=plan.grounding
         )
         notes += [GROUNDED] if plan.grounding else []
+        there = questions(self._prepared.held_out)
+        memory = Memory(self._gateway, self._folder, notes.append)
+        taught = memory.taught([job.parent, serving], there, but=self._name)
+        notes += [left_out(taught, len(there))] if taught else []
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
@@ -207,17 +219,20 @@ class Judging:
             ),
             pointer=pointer,
             notes=tuple(notes),
+            left_out=taught,
         )
 
-    def _questions(self) -> tuple[Question, ...]:
-        """What is asked: all that is held out, or a sample, in an order drawn with the job's seed."""
-        found = list(questions(self._prepared.held_out))
+    def _questions(self, fixed: Fixed) -> tuple[Question, ...]:
+        """What is asked: all that is held out and was not taught before, or a sample, in an order drawn with the job's
+        seed."""
+        known = set(fixed.left_out)
+        found = [question for question in questions(self._prepared.held_out) if question.id not in known]
         random.Random(f"{self._job.seed}/asked").shuffle(found)  # noqa: S311 - no secret
         asked = tuple(found[: self._job.judging.most_examples])
         lines = "".join(question.model_dump_json() + "\n" for question in asked).encode()
         self._folder.path(evaluation.QUESTIONS).write_bytes(lines)
         kept = self._kept()
-        if kept.held_out is None:
+        if kept.held_out is None and asked:
             name = f"{self._job.id}-{evaluation.QUESTIONS}"
             self._folder.write(spec.KEPT, Kept(held_out=self._gateway.keep(name, lines, EVALS)))
         return asked

@@ -143,7 +143,7 @@ class Work:
                 self._source(spec.TRAINING, job.training_file.filename),
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
-                Rules(drop_long=job.drop_long, strict=job.strict, seed=job.seed),
+                Rules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._split_before()),
                 check=self._check,
             )
         except DataRefused as refused:
@@ -157,6 +157,12 @@ class Work:
         folder.write(spec.PLAN, plan)
         self._tell(prepared.report, plan)
         return plan, prepared
+
+    def _split_before(self) -> tuple[int, ...] | None:
+        """What was held out when the plan was made: it stays so, whichever release goes on with the job."""
+        report = self._folder.read(spec.REPORT, Report)
+        planned = self._folder.path(spec.PLAN).exists() and report is not None
+        return report.held_out.lines if planned and report is not None and report.held_out.source == "split" else None
 
     def _renderer(self, length: int) -> Renderer:
         from trainer.data.render import Renderer, stop_tokens

@@ -20,13 +20,51 @@ def test_what_the_candidate_was_trained_on_is_no_measure_of_it(world: World, mak
     assert (world.asked(), world.verdicts) == ([], [])
 
 
-def test_what_its_own_job_held_out_of_the_file_is(world: World, make_folder: MakeFolder) -> None:
-    """It stands in the training file, and was not trained on."""
+def questions(count: int) -> bytes:
     kept = [
         Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
-        for at, row in enumerate(rows())
+        for at, row in enumerate(rows(count))
     ]
-    content = "".join(question.model_dump_json() + "\n" for question in kept).encode()
+    return "".join(question.model_dump_json() + "\n" for question in kept).encode()
+
+
+def test_what_was_taught_in_another_case_or_under_the_version_s_system_message_is_none_either(
+    world: World, make_folder: MakeFolder
+) -> None:
+    messages = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"{row['prompt'].upper()} "},
+                {"role": "assistant", "content": row["completion"]},
+            ]
+        }
+        for row in rows(12)
+    ]
+    taught = world.add("train", jsonl(messages))
+    found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
+    assert found.error is not None
+    assert "12 of 36 held-out examples (the first: 1)" in found.error.message
+
+
+def test_what_its_own_job_held_out_of_the_file_is(world: World, make_folder: MakeFolder) -> None:
+    """It stands in the training file, and was not trained on; the verdict says which file that is, no file's name."""
+    context = {"lineage": {"job": "ftjob-7"}, "training_files": [world.add("train", jsonl(rows()))]}
+    world.stored["file-mine"] = questions(36)
+    world.verdicts = [{"version": 3, "kind": "training", "files": {"held_out": "file-mine"}}]
+    assert run(make_folder(context=context)).status == "succeeded"
+    world.stored["file-mine"] = questions(30)
+    named = world.add("held", questions(36)).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
+    found = run(make_folder(content=questions(36), context=context | {"held_out": named}, id="eval-2"))
+    assert found.error is not None
+    assert "6 of 36 held-out examples" in found.error.message
+
+
+def test_where_no_verdict_says_what_its_job_held_out_the_file_s_name_does(
+    world: World, make_folder: MakeFolder
+) -> None:
+    """That of a version whose job could not judge it."""
+    content = questions(36)
     file = world.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
     context = {
         "held_out": file,
@@ -36,6 +74,37 @@ def test_what_its_own_job_held_out_of_the_file_is(world: World, make_folder: Mak
     assert run(make_folder(content=content, context=context)).status == "succeeded"
     another = context | {"lineage": {"job": "ftjob-8"}}
     assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
+
+
+def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
+    world: World, make_folder: MakeFolder
+) -> None:
+    world.live = 2
+    world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}, 2: {"files": ["second"]}}
+    world.stored |= {"first": jsonl(rows()[:3]), "second": jsonl(rows()[2:5])}
+    folder = make_folder()
+    result = run(folder)
+    said = (
+        "5 of 36 held-out examples are left out: a version that this one was trained on from, or the one that is live, "
+        "was trained on them"
+    )
+    assert result.examples == 31
+    assert str(result.note).startswith(said)
+    assert {asked for _, asked in world.asked() if asked.startswith("question")} == {
+        row["prompt"] for row in rows()[5:]
+    }
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
+    # a version's own worth is not what serves's affair
+    again = run(make_folder({"model": "voice@3", "suites": [], "kind": "revalidation"}, id="eval-2"))
+    assert again.examples == 33
+
+
+def test_where_all_was_taught_before_there_is_nothing_to_judge_by(world: World, make_folder: MakeFolder) -> None:
+    world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
+    world.stored["first"] = jsonl(rows())
+    found = run(make_folder())
+    assert found.error is not None
+    assert (found.error.code, found.error.message[:8]) == ("held_out_in_training", "36 of 36")
 
 
 def test_what_the_engine_answered_in_another_configuration_is_asked_again(

@@ -50,6 +50,8 @@ class World(Gateway):
     unservable: set[int] = field(default_factory=set)
     grounded: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What versions say of their grounding."""
+    lineages: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What versions say of where they come from."""
     stored: dict[str, bytes] = field(default_factory=dict)
     kept: list[dict[str, bytes]] = field(default_factory=list)
     verdicts: list[dict[str, Any]] = field(default_factory=list)
@@ -104,9 +106,11 @@ class World(Gateway):
             if not found[2]:
                 settings = {"grounding": self.grounded.get(int(found[1]))}
                 servable = "damaged" if int(found[1]) in self.unservable else "ok"
-                return 200, {"servable": servable, "settings": settings}
+                lineage = self.lineages.get(int(found[1]))
+                return 200, {"servable": servable, "settings": settings, "metadata": {"lineage": lineage}}
             if method == "GET":
-                return 200, {"data": self.verdicts[::-1][:1]}
+                mine = [one for one in self.verdicts if one["version"] == int(found[1])]
+                return 200, {"data": mine[::-1], "has_more": False}
             self.verdicts.append(json.loads(body) | {"version": int(found[1])})
             return 201, self.verdicts[-1]
         return 404, error("not_found")

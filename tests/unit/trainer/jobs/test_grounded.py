@@ -56,7 +56,7 @@ def test_the_base_is_asked_with_the_new_version_s_grounding(
     directory = make_job()
     job = JobSpec.model_validate_json((directory / "spec.json").read_bytes())
     way = Gateway(gateway.url, KEY)
-    prepared = SimpleNamespace(training=read_dataset("t", jsonl(rows()))[1])
+    prepared = SimpleNamespace(training=read_dataset("t", jsonl(rows()))[1], held_out=())
     with Folder(directory) as folder:
         judging = Judging(
             job,
