@@ -45,7 +45,9 @@ def train(
     system_prompt: Annotated[str | None, typer.Option(help="Rendered and served with it.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what the data check warns of.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the order, the split and the adapter's beginning.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the order, of what is asked, and of the adapter's beginning.")
+    ] = None,
     promote: Annotated[Promote, typer.Option(help="Whether a version that passes goes live by itself.")] = Promote.AUTO,
     metric: Annotated[
         str | None, typer.Option(help="What it is judged by: exact_match, rouge_l, json_exact … [default: the data's]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,14 @@ def find_held(db: sa.Connection, project: str, file_id: str, holder: str, kind: 
     )
     reachable = sa.or_(is_listed(now()), sa.and_(held, files.c.gone_at.is_(None)))
     return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, reachable))
+
+
+def find_kept(db: sa.Connection, project: str, file_id: str, may_use: Callable[[str], bool]) -> FileRow | None:
+    """The project's file, kept by a version of an adapter that ``may_use`` allows; else None."""
+    holders = sa.select(file_holds.c.holder).where(file_holds.c.file_id == file_id, file_holds.c.kind == "version")
+    if not any(may_use(holder.partition("@")[0]) for holder in db.scalars(holders)):
+        return None
+    return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, files.c.gone_at.is_(None)))
 
 
 def _one(db: sa.Connection, where: sa.ColumnElement[bool]) -> FileRow | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from service.access.audit import Actor, note
-from service.access.caller import Caller
+from service.access.caller import Caller, Scope
 from service.database import Database
 from service.errors import BadRequest, HatrackError, NotFound
 from service.files import holds, records
@@ -102,7 +102,8 @@ class Files:
         }
 
     async def content(self, caller: Caller, file_id: str) -> tuple[FileRow, Path]:
-        """A file and where its bytes are; a job reads what its key holds, on the list or not.
+        """A file and where its bytes are; a job reads what its key, or a version that it may use, holds, on the list or
+        not: what is compared, and what a job trained on from, must be known for what it was taught.
 
         Raises:
             NotFound, Forbidden.
@@ -137,7 +138,14 @@ class Files:
 
     async def _find(self, caller: Caller, file_id: str) -> FileRow:
         purposes = visible(caller)
-        row = await self._database.run(lambda db: records.find_held(db, caller.project, file_id, caller.key_id))
+
+        def read(db: sa.Connection) -> FileRow | None:
+            row = records.find_held(db, caller.project, file_id, caller.key_id)
+            if row is None and caller.background and caller.may(Scope.ADAPTERS):
+                return records.find_kept(db, caller.project, file_id, caller.may_use)
+            return row
+
+        row = await self._database.run(read)
         if row is None or row.purpose not in purposes:
             raise not_found(file_id)
         return row

@@ -16,6 +16,9 @@ MAX_STORES_NAMED: Final = 8
 MAX_RESULTS: Final = 50
 DEFAULT_RESULTS: Final = 4
 DEFAULT_PASSAGE_TOKENS: Final = 1536
+MIN_PASSAGE_TOKENS: Final = 16
+MAX_PASSAGE_TOKENS: Final = 1_000_000
+MAX_TIMEOUT_S: Final = 60
 MAX_FILTER_BYTES: Final = 16 * 1024
 MAX_STORE_ID_CHARS: Final = 64
 PROVIDER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
@@ -48,9 +51,9 @@ class GroundingSettings(BaseModel):
     filters: dict[str, Any] | None = None
     score_threshold: float | None = Field(None, ge=0, le=1)
     template: str | None = None
-    max_passage_tokens: int = Field(DEFAULT_PASSAGE_TOKENS, ge=16, le=1_000_000)
+    max_passage_tokens: int = Field(DEFAULT_PASSAGE_TOKENS, ge=MIN_PASSAGE_TOKENS, le=MAX_PASSAGE_TOKENS)
     on_failure: OnFailure | None = None
-    timeout_s: float | None = Field(None, gt=0, le=60)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
 
     @field_validator("template")
     @classmethod

@@ -9,16 +9,19 @@ from service.errors import BadRequest
 from service.grounding.config import (
     EMBEDDED,
     MAX_FILTER_BYTES,
+    MAX_PASSAGE_TOKENS,
     MAX_RESULTS,
     MAX_STORE_ID_CHARS,
     MAX_STORES_NAMED,
+    MAX_TIMEOUT_S,
+    MIN_PASSAGE_TOKENS,
     PROVIDER_NAME,
     GroundingSettings,
 )
 from service.grounding.embedded.filters import check_filters
 from service.grounding.provider import Filters
-from service.grounding.template import DEFAULT_TEMPLATE
-from service.inference.checks import fields, integer, list_of, number, sized, text, wrong
+from service.grounding.template import DEFAULT_TEMPLATE, check_template
+from service.inference.checks import fields, integer, list_of, number, one_of, sized, text, wrong
 
 FIELD: Final = "grounding"
 STORES_PARAM: Final = "grounding.vector_store_ids"
@@ -35,6 +38,20 @@ def _filters(value: Any, path: str) -> None:
     check_filters(value, path)
 
 
+def _template(value: Any, path: str) -> None:
+    text()(value, path)
+    try:
+        check_template(value)
+    except ValueError as error:
+        raise BadRequest(f"`{path}` {error}", param=path) from None
+
+
+def _timeout(value: Any, path: str) -> None:
+    number(0, MAX_TIMEOUT_S)(value, path)
+    if value == 0:
+        raise wrong(path, value, f"a number above 0 and up to {MAX_TIMEOUT_S:g}")
+
+
 _object = fields(
     {
         "vector_store_ids": list_of(text(MAX_STORE_ID_CHARS), least=1, most=MAX_STORES_NAMED),
@@ -42,12 +59,17 @@ _object = fields(
         "filters": sized(MAX_FILTER_BYTES, _filters),
         "score_threshold": number(0, 1),
         "provider": _provider,
+        "template": _template,
+        "max_passage_tokens": integer(MIN_PASSAGE_TOKENS, MAX_PASSAGE_TOKENS),
+        "on_failure": one_of("fail_open", "fail_closed"),
+        "timeout_s": _timeout,
     }
 )
 
 
 def check_grounding(value: Any, path: str) -> None:
-    """`false`, or an object of `vector_store_ids`, `max_num_results`, `filters`, `score_threshold` and `provider`.
+    """`false`, or an object with the members that a version's settings have: the base can be asked with those of a
+    version.
 
     Raises:
         BadRequest: A value is not allowed.
@@ -113,8 +135,8 @@ def wish_of(asked: Any, settings: GroundingSettings | None) -> Wish | None:
         k=own.get("max_num_results", version.max_num_results),
         filters=own.get("filters", version.filters),
         threshold=own.get("score_threshold", version.score_threshold),
-        template=version.template or DEFAULT_TEMPLATE,
-        max_passage_tokens=version.max_passage_tokens,
-        on_failure=version.on_failure,
-        timeout_s=version.timeout_s,
+        template=own.get("template", version.template) or DEFAULT_TEMPLATE,
+        max_passage_tokens=own.get("max_passage_tokens", version.max_passage_tokens),
+        on_failure=own.get("on_failure", version.on_failure),
+        timeout_s=own.get("timeout_s", version.timeout_s),
     )

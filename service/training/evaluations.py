@@ -27,7 +27,7 @@ from service.files.purposes import Purpose
 from service.files.records import FileRow
 from service.files.service import Files
 from service.registry import records
-from service.registry.catalog import AdapterEntry, Catalog, Servable, VersionEntry
+from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
 from service.registry.split import Aim
 from service.registry.verdict_records import REVALIDATION
 from service.training.jobs import MetadataKey, MetadataValue, reference
@@ -148,11 +148,13 @@ class Evaluations:
         held_out = await self._files.named(caller, request.held_out, HELD_OUT, "held_out", version=version)
         row = await self._row(caller, checked.candidate)
         taught = await self._taught(caller, checked.candidate, row)
+        settings = _settings(checked.candidate).stored()
         context: dict[str, Any] = {
             "held_out": reference(held_out),
             "models": {label: named.name for label, named in checked.models.items()},
             "candidate": None if checked.candidate is None else checked.candidate.name,
-            "system_prompt": _system_prompt(checked.candidate),
+            "system_prompt": settings["system_prompt"],
+            "grounding": settings.get("grounding"),
             "live": checked.live,
             "records": caller.may(Scope.ADAPTERS),
             "training_files": [] if taught is None else [reference(taught)],
@@ -286,8 +288,8 @@ def heaviest(aim: Aim | None) -> int | None:
     return int(max(shares, key=lambda number: shares[number]))
 
 
-def _system_prompt(candidate: Named | None) -> str | None:
-    return None if candidate is None or candidate.version is None else candidate.version.settings.system_prompt
+def _settings(candidate: Named | None) -> VersionSettings:
+    return NO_SETTINGS if candidate is None or candidate.version is None else candidate.version.settings
 
 
 def _lineage(row: records.VersionRow | None) -> dict[str, Any] | None:

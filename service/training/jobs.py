@@ -67,14 +67,15 @@ class Checked:
     parent: str | None
 
     def key(self, caller: Caller) -> KeyDraft:
-        """The key that the job shows the gateway: it reads its parent, pushes its result, and nothing else."""
+        """The key that the job shows the gateway: it reads its parent, pushes its result, and has that judged with the
+        caller's stores."""
         globs = {self.adapter} if self.parent is None else {self.adapter, parse_reference(self.parent).name}
         return KeyDraft(
             name=f"training {self.adapter}",
             project=caller.project,
             scopes=JOB_SCOPES,
             adapters=tuple(sorted(globs)),
-            stores=(),
+            stores=None,  # the caller's: versions are compared with the grounding that they serve with
             background=True,
             parent_key_id=caller.key_id,
         )

@@ -9,8 +9,9 @@ from typing import Final, Literal
 from trainer.data.format import Example
 from trainer.data.personal import Finder
 from trainer.data.report import SHOWN_LINES, Finding
-from trainer.data.similar import groups, normalise
+from trainer.data.similar import groups
 from trainer.data.split import answer, question
+from trainer.data.taught import Said, Taught
 
 DOMINANT: Final = 0.5
 """Share of one answer above which a closed set is called imbalanced."""
@@ -48,15 +49,11 @@ def duplicates(examples: Sequence[Example]) -> list[Finding]:
                 same,
             )
         )
-    asked: dict[str, list[Example]] = defaultdict(list)
+    asked: dict[tuple[str | None, str], list[tuple[str, int]]] = defaultdict(list)
     for example in examples:
-        asked[normalise(question(example))].append(example)
-    against = [
-        example.line
-        for several in asked.values()
-        if len({normalise(answer(example)) for example in several}) > 1
-        for example in several
-    ]
+        said = Said.example(example)
+        asked[said.system, said.question].append((said.answer, example.line))
+    against = [line for several in asked.values() if len({text for text, _ in several}) > 1 for _, line in several]
     if against:
         found.append(
             finding(
@@ -69,12 +66,13 @@ def duplicates(examples: Sequence[Example]) -> list[Finding]:
 
 
 def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> list[Finding]:
-    """The same example on both sides is refused: what was learnt by heart would count as understood.
+    """The same example on both sides is refused: what was learnt by heart would count as understood. Under two system
+    messages it is two examples.
 
     A question that is nearly the same as one trained on is warned of.
     """
-    taught = {_key(example) for example in training}
-    same = [example.line for example in held_out if _key(example) in taught]
+    taught = Taught(Said.example(example) for example in training)
+    same = [example.line for example in held_out if taught.holds(Said.example(example))]
     found: list[Finding] = []
     if same:
         message = f"{len(same)} held-out examples stand in the training file too: take them out of one of the two"
@@ -141,7 +139,3 @@ def common_system_prompt(examples: Sequence[Example]) -> str | None:
     """The system message that every example has; None where one has none or another."""
     prompts = {example.messages[0].content if example.messages[0].role == "system" else None for example in examples}
     return prompts.pop() if len(prompts) == 1 else None
-
-
-def _key(example: Example) -> tuple[str, str]:
-    return normalise(question(example)), normalise(answer(example))

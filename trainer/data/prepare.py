@@ -24,7 +24,7 @@ from trainer.data.report import (
     word_on_held_out,
     word_on_size,
 )
-from trainer.data.split import SHARE, answer, split
+from trainer.data.split import SEED, SHARE, answer, split
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall, ExampleTooLong, Problem
 
 MIN_EXAMPLES = 10
@@ -44,13 +44,15 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How a file is checked. ``drop_long`` leaves out what `max_length` would cut, which is refused otherwise;
-    ``strict`` makes refusals of warnings; ``held_out_share`` of the examples is split off where none is given;
-    ``min_held_out``: so many must be held out for a verdict that is a pass."""
+    ``strict`` makes refusals of warnings; ``held_out_share`` of the examples is split off where none is given, or those
+    of ``held_out_lines``, where that was decided before; ``min_held_out``: so many must be held out for a verdict that
+    is a pass."""
 
     drop_long: bool = False
     strict: bool = False
     held_out_share: float = SHARE
-    seed: int = 0
+    seed: int = SEED
+    held_out_lines: tuple[int, ...] | None = None
     min_held_out: int = 0
 
 
@@ -171,9 +173,13 @@ def _divide(
         with _blamed(held_out):
             _, given = read_dataset(held_out.name, held_out.content)
         return data.examples, given.examples, "given"
-    parts = split(data.examples, seed=rules.seed, share=rules.held_out_share)
-    taught = tuple(data.examples[index] for index in parts.training)
-    unseen = tuple(data.examples[index] for index in parts.held_out)
+    if rules.held_out_lines is not None:
+        chosen = set(rules.held_out_lines)
+    else:
+        parts = split(data.examples, seed=rules.seed, share=rules.held_out_share)
+        chosen = {data.examples[index].line for index in parts.held_out}
+    taught = tuple(example for example in data.examples if example.line not in chosen)
+    unseen = tuple(example for example in data.examples if example.line in chosen)
     return taught, unseen, "split" if unseen else "none"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +13,7 @@ TOLD: Final = "Answer with exactly one of the following and with nothing else:"
 MAX_LABEL_CHARS: Final = 100
 TEMPLATE_TOKENS: Final = 16
 """What a chat template may put around one system message more."""
+GROUNDED: Final = "the base is asked with the candidate's grounding, too; perplexity is measured without passages"
 UNTOLD: Final = (
     "a list of the possible answers would leave no room for the longest question, so the base is not told them"
 )
@@ -116,15 +117,30 @@ class Arm(Frozen):
         return self
 
 
-def base_at_its_best(model: str, *, system: str | None, answers: Sequence[str] = ()) -> tuple[Arm, ...]:
+def base_at_its_best(
+    model: str, *, system: str | None, answers: Sequence[str] = (), grounding: Mapping[str, Any] | None = None
+) -> tuple[Arm, ...]:
     """The base as well as one could have it without training; the verdict is against the strongest of these arms.
 
     Args:
         model: The base's served name.
         system: The candidate version's system prompt, if it has one.
         answers: The closed set of answers, where there is one.
+        grounding: The candidate version's, if it has one: else passages would count as what was learnt.
     """
-    plain = Arm(label="base", model=model, prompt=Prompt(system=system))
+    asked = asked_grounding(grounding)
+    plain = Arm(label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=asked)
     if not answers:
         return (plain,)
-    return plain, Arm(label="base told the answers", model=model, prompt=Prompt(system=system, answers=tuple(answers)))
+    told = Prompt(system=system, answers=tuple(answers))
+    return plain, Arm(label=f"{plain.label} told the answers", model=model, prompt=told, grounding=asked)
+
+
+def base_label(grounding: Mapping[str, Any] | None) -> str:
+    """What the base's first arm is called; one with the candidate's passages says so."""
+    return "base with passages" if grounding else "base"
+
+
+def asked_grounding(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A version's `settings.grounding` as a request's field `grounding`: what stands open there is left out."""
+    return {name: value for name, value in settings.items() if value not in (None, [])} if settings else None

@@ -59,7 +59,7 @@ class Scorer(Protocol):
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
     ) -> list[Row]:
-        """For each question, the reference's tokens as the arm would have to say them."""
+        """For each question, the reference's tokens as the arm would have to say them, without any passages."""
         ...
 
 
@@ -111,7 +111,7 @@ class HttpScorer:
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
     ) -> list[Row]:
-        """For each question, the reference's tokens after the arm's prompt."""
+        """For each question, the reference's tokens after the arm's prompt, without any passages."""
         jobs = [_of_reference(arm, question) for question in held_out]
         return [rows[0] for rows in await self._scored(arm, jobs, on_progress)]
 
@@ -189,6 +189,8 @@ def _of_reference(arm: Arm, question: Question) -> _Job:
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": 0,
+        # passages, marked anew each time, would stand in the one prompt and not in the other
+        "grounding": False,
     }
 
     async def ask(wire: Wire) -> tuple[Row, ...]:

@@ -74,6 +74,8 @@ class EvaluationReport(Frozen):
     metric: str
     why: str = ""
     """Why that metric."""
+    notes: tuple[str, ...] = ()
+    """What one has to know of the comparison: what was left out of it, and what was done to all arms alike."""
     means: tuple[Mean, ...]
     differences: tuple[Difference, ...] = ()
     """Of every other arm against the first, where there is no verdict."""
@@ -112,6 +114,7 @@ def build(
     suites: Sequence[SuiteResult] = (),
     judged: JudgeResult | None = None,
     why: str = "",
+    notes: Sequence[str] = (),
     held_out: int | None = None,
     rules: Rules | None = None,
     loss_curve: Sequence[LossPoint] = (),
@@ -128,6 +131,7 @@ def build(
         created_at: With its time zone.
         suites, judged: What the suites found, and a judge.
         why: Why the metric is what it is.
+        notes: What one has to know of the comparison, a sentence each.
         held_out: Examples that there were, where not all of them were asked.
         rules: How intervals are made where there is no verdict that says it.
         loss_curve: As `loss_curve` makes it from a job's events.
@@ -142,6 +146,7 @@ def build(
         verdict=verdict,
         metric=comparison.metric,
         why=why,
+        notes=tuple(notes),
         means=tuple(mean_of(result, binary=comparison.binary, method=method) for result in results),
         differences=tuple(difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None),
         held_out=len(comparison.questions) if held_out is None else held_out,

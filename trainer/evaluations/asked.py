@@ -81,15 +81,16 @@ class Context(Frozen):
     """What the gateway has resolved and allowed.
 
     ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
-    version that is judged, None where it is none. ``live``: the version that serves under its name now, if that is
-    another. ``records``: the evaluation's key may write the verdict down. ``training_files``: what the candidate was
-    trained on, as far as the project still has it.
+    version that is judged, None where it is none; ``system_prompt`` and ``grounding`` are its settings. ``live``: the
+    version that serves under its name now, if that is another. ``records``: the evaluation's key may write the verdict
+    down. ``training_files``: what the candidate was trained on, as far as the project still has it.
     """
 
     held_out: FileRef
     models: dict[str, str] = Field(default_factory=dict)
     candidate: str | None = None
     system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
     live: str | None = None
     records: bool = False
     training_files: tuple[FileRef, ...] = ()

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from pydantic import SecretStr, ValidationError
 
 from trainer.config import Settings
-from trainer.errors import DataError, GatewayRefused
+from trainer.errors import DataError, GatewayRefused, HeldOutTaught
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Question
 from trainer.evaluate.asking import HttpAnswerer
@@ -30,15 +31,16 @@ from trainer.evaluate.verdict import Verdict
 from trainer.evaluate.wire import Endpoint
 from trainer.evaluations.asked import MAX_ARMS
 from trainer.evaluations.held_out import read_held_out, refuse_taught
-from trainer.evaluations.planning import Plan, Serving, make_plan, sample
+from trainer.evaluations.planning import Plan, Serving, make_plan, meets_live, sample
 from trainer.evaluations.spec import PAGE, PROGRESS, QUESTIONS, REPORT, EvaluationJob, EvaluationResult, Kept, Progress
 from trainer.jobs import spec
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
-from trainer.jobs.promotion import promote, where
+from trainer.jobs.promotion import opponent, promote, unread
 from trainer.jobs.spec import Judged
+from trainer.jobs.taught import Memory, left_out
 from trainer.tune.lineage import Lineage
 
 SAID_S: Final = 0.5
@@ -92,12 +94,12 @@ class Evaluating:
             files=tuple(each for each in (kept.report, kept.page) if each is not None),
             seconds=round(seconds, 3),
         )
-        if outcome.verdict is None:
-            return result
-        live, note = self._conclude(plan, outcome.verdict, kept)
-        return result.model_copy(
-            update={"verdict": outcome.verdict.word, "sentence": outcome.verdict.sentence, "live": live, "note": note}
-        )
+        live, note = None, None
+        if outcome.verdict is not None:
+            live, note = self._conclude(plan, outcome.verdict, kept)
+            result = result.model_copy(update={"verdict": outcome.verdict.word, "sentence": outcome.verdict.sentence})
+        notes = [*plan.notes, *([note] if note is not None else [])]
+        return result.model_copy(update={"live": live, "note": ". ".join(notes) or None})
 
     # before anything is asked
 
@@ -108,16 +110,25 @@ class Evaluating:
         if not path.exists():
             self._gateway.fetch(job.context.held_out, path)
         held_out = read_held_out(job.context.held_out.filename, path.read_bytes())
-        asked = sample(job, held_out)
-        lines = "".join(question.model_dump_json() + "\n" for question in asked)
-        folder.path(QUESTIONS).write_text(lines, "utf-8")
         plan = folder.read(spec.PLAN, Plan)
+        taught: tuple[Question, ...] = ()
         if plan is None:
             taught = self._taught()
-            refuse_taught(job, held_out, taught)
-            plan = make_plan(job, held_out, asked, taught, serving=self._serving(), count=self._count)
+            serving = self._unseen(self._serving(), held_out, taught)
+        else:
+            serving = Serving(left_out=plan.left_out)
+        unseen = [question for question in held_out if question.id not in set(serving.left_out)]
+        if not unseen:
+            raise HeldOutTaught(left_out(serving.left_out, len(held_out)))
+        asked = sample(job, unseen)
+        lines = "".join(question.model_dump_json() + "\n" for question in asked)
+        folder.path(QUESTIONS).write_text(lines, "utf-8")
+        if plan is None:
+            plan = make_plan(job, held_out, asked, taught, serving=serving, count=self._count)
             folder.write(spec.PLAN, plan)
             folder.say(f"judged by {plan.evaluation.metric.name}: {plan.why}")
+            for note in plan.notes:
+                folder.say(note)
         return plan, asked
 
     def _taught(self) -> tuple[Question, ...]:
@@ -134,16 +145,28 @@ class Evaluating:
             self._folder.say(f"what the version was trained on is not looked at: {error.message}", level="warn")
             return ()
 
+    def _unseen(self, serving: Serving, held_out: Sequence[Question], taught: Sequence[Question]) -> Serving:
+        """What serves, with what is left out because it was taught before. Raises HeldOutTaught as `refuse_taught`."""
+        context, notes = self._job.context, list(serving.notes)
+        if context.candidate is None or not context.records:
+            refuse_taught(self._job, held_out, taught, None)
+            return serving
+        memory = Memory(self._gateway, self._folder, notes.append)
+        refuse_taught(self._job, held_out, taught, memory.held_out(context.candidate))
+        met = [serving.live] if serving.live is not None and meets_live(self._job, serving.live) else []
+        before = memory.taught([context.candidate, *met], held_out, but=context.candidate)
+        notes += [left_out(before, len(held_out))] if before else []
+        return replace(serving, notes=tuple(notes), left_out=before)
+
     def _serving(self) -> Serving:
         context = self._job.context
-        if not context.records or context.candidate is None:
-            return Serving(live=context.live)
-        name, _, number = context.candidate.partition("@")
-        pointer = where(self._gateway, name)
-        if pointer.version is None or pointer.version == int(number):
-            return Serving(pointer)
-        live = f"{name}@{pointer.version}"
-        return Serving(pointer, live if self._gateway.serves(live) else None)
+        if context.records and context.candidate is not None:
+            notes: list[str] = []
+            pointer, live = opponent(self._gateway, context.candidate, notes.append)
+            return Serving(pointer, live, tuple(notes))
+        if context.live is not None and not self._gateway.reads_stores(context.live):
+            return Serving(notes=(unread(context.live),))
+        return Serving(live=context.live)
 
     def _count(self, text: str) -> int:
         return self._gateway.count_tokens(self._job.base_name, text)
@@ -196,6 +219,7 @@ class Evaluating:
             suites=outcome.suites,
             judged=outcome.judged,
             why=plan.why,
+            notes=plan.notes,
             held_out=plan.held_out,
             rules=plan.evaluation.rules,
             lineage=self._lineage(),

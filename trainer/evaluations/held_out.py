@@ -9,10 +9,12 @@ from pydantic import ValidationError
 
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
+from trainer.data.taught import Said, Taught
 from trainer.errors import DataInvalid, HeldOutTaught, Problem
 from trainer.evaluate.arms import Question, questions
 from trainer.evaluations.asked import Context
 from trainer.evaluations.spec import QUESTIONS, EvaluationJob
+from trainer.jobs.taught import as_said
 
 
 def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
@@ -44,7 +46,9 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
     return tuple(found.values())
 
 
-def refuse_taught(job: EvaluationJob, held_out: Sequence[Question], taught: Sequence[Question]) -> None:
+def refuse_taught(
+    job: EvaluationJob, held_out: Sequence[Question], taught: Sequence[Question], own: Sequence[Said] | None
+) -> None:
     """Refuse what the candidate was trained on: what it learnt by heart would count as understood.
 
     What its own job held out of the training file stands in that file, too, and was not trained on.
@@ -53,14 +57,15 @@ def refuse_taught(job: EvaluationJob, held_out: Sequence[Question], taught: Sequ
         job: What was asked for.
         held_out: All that it would be judged by.
         taught: The file that it was trained on.
+        own: What its job held out of that, as its verdict says; None where none says it: then the file's name does.
 
     Raises:
         HeldOutTaught: An example stands in both.
     """
-    if job.context.candidate is None or kept_by_its_job(job.context):
+    if job.context.candidate is None or (own is None and kept_by_its_job(job.context)):
         return
-    known = {(question.turns, question.reference) for question in taught}
-    same = [question for question in held_out if (question.turns, question.reference) in known]
+    known = Taught((as_said(question) for question in taught), common=True).without(own or ())
+    same = [question for question in held_out if known.holds(as_said(question))]
     if same:
         raise HeldOutTaught(
             f"{len(same)} of {len(held_out)} held-out examples (the first: {same[0].id[:40]}) stand in the file that "
@@ -69,7 +74,7 @@ def refuse_taught(job: EvaluationJob, held_out: Sequence[Question], taught: Sequ
 
 
 def kept_by_its_job(context: Context) -> bool:
-    """Whether what is held out is the file that the candidate's job kept of what it did not train on."""
+    """Whether what is held out is called as the file that the candidate's job kept of what it did not train on."""
     job = (context.lineage or {}).get("job")
     return isinstance(job, str) and context.held_out.filename == f"{job}-{QUESTIONS}"
 

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.data.findings import closed_answers
-from trainer.evaluate.arms import TEMPLATE_TOKENS, UNTOLD, Arm, Frozen, Prompt, Question, base_at_its_best, leaves_room
+from trainer.evaluate.arms import (
+    GROUNDED,
+    TEMPLATE_TOKENS,
+    UNTOLD,
+    Arm,
+    Frozen,
+    Prompt,
+    Question,
+    base_at_its_best,
+    leaves_room,
+)
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricWish, common, read_metric
@@ -34,14 +44,23 @@ class Plan(Frozen):
     pointer: Pointer | None
     began_at: float
     """Unix seconds."""
+    notes: tuple[str, ...] = ()
+    """What one has to know of the comparison, a sentence each, without its full stop."""
+    left_out: tuple[str, ...] = ()
+    """Ids of held-out questions that were taught to what came before the candidate, or to what serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What serves under the candidate's name now: where `live` points, and the version (`name@3`) to compare with."""
+    """What serves under the candidate's name now: where `live` points, and the version (`name@3`) to compare with.
+
+    ``left_out``: see `Plan`.
+    """
 
     pointer: Pointer | None = None
     live: str | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def sample(job: EvaluationJob, found: Sequence[Question]) -> tuple[Question, ...]:
@@ -105,7 +124,15 @@ def make_plan(
         max_tokens=max_tokens,
         judge=body.judge,
     )
-    return Plan(evaluation=evaluation, why=why, held_out=len(held_out), pointer=serving.pointer, began_at=time.time())
+    return Plan(
+        evaluation=evaluation,
+        why=why,
+        held_out=len(held_out),
+        pointer=serving.pointer,
+        began_at=time.time(),
+        notes=(*serving.notes, *([GROUNDED] if job.context.grounding and adds_bases(body, job.context) else [])),
+        left_out=serving.left_out,
+    )
 
 
 def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, str]:
@@ -119,7 +146,7 @@ def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, 
 def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
     """The arms, the bases' labels, and the candidate's. ``closed``: the answers that the base is told."""
     body, context = job.body, job.context
-    best = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed)
+    best = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed, grounding=context.grounding)
     if body.arms is None:
         candidate = str(context.candidate)
         return [Arm(label=candidate, model=candidate), *best], [arm.label for arm in best], candidate
@@ -158,16 +185,24 @@ def _with_live(
     A revalidation asks whether a version still holds, not whether another is better. Of arms that a client named, the
     one that serves is taken; one more is asked only where a pass would replace it.
     """
-    if live is None or candidate is None or job.body.kind == "revalidation":
+    if live is None or candidate is None or not meets_live(job, live):
         return None, arms
     others = [arm for arm in arms if arm.label not in (candidate, *job.body.bases)]
     for arm in others:
         if arm == Arm(label=arm.label, model=live):
             return arm.label, arms
     if job.body.arms is not None and job.body.promote != "auto":
-        return None, arms
+        return None, arms  # it is asked, but as one that the candidate is to beat, or with another prompt
     label = _free(LIVE, arms)
     return label, [*arms, Arm(label=label, model=live)]
+
+
+def meets_live(job: EvaluationJob, live: str) -> bool:
+    """Whether what serves (`name@3`) is asked, too."""
+    body = job.body
+    if body.kind == "revalidation":
+        return False
+    return body.arms is None or body.promote == "auto" or live in job.context.models.values()
 
 
 def _longest_prompt(job: EvaluationJob, asked: Sequence[Question], count: Callable[[str], int]) -> int:

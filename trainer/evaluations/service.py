@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from trainer.config import Installation, Settings
 from trainer.errors import Broken, Missing, NoSpace, NotFinished, TooMany, WrongState
+from trainer.evaluate.arms import base_label
 from trainer.evaluations import records
 from trainer.evaluations.asked import Context, EvaluationBody, read_request
 from trainer.evaluations.objects import evaluation_object
@@ -232,7 +233,7 @@ def _arms(body: EvaluationBody, context: Context, base: str) -> list[dict[str, A
     if body.arms is None:
         candidate = str(context.candidate)
         arms = [{"label": candidate, "model": candidate, "role": "candidate"}]
-        arms.append({"label": "base", "model": base, "role": "base"})
+        arms.append({"label": base_label(context.grounding), "model": base, "role": "base"})
         return arms + ([{"label": "live", "model": context.live, "role": "live"}] if context.live else [])
     roles = dict.fromkeys(body.bases, "base") | ({body.candidate: "candidate"} if body.candidate else {})
     return [

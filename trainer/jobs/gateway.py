@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Answers that another attempt may better. A push is the same version however often it is sent."""
 DECIDED: Final = PASSING - {409}
 """The same where a conflict is an answer: it stays one."""
+NO_STORE: Final = "vector_store_not_found"
 
 
 class Gateway:
@@ -48,6 +50,10 @@ class Gateway:
     def fetch(self, file: FileRef, target: Path) -> None:
         """Write a file's content to `target`, whole or not at all, and only if it is what its digest says."""
         self._persist(lambda: self._fetch(f"/v1/files/{file.id}/content", target, file.sha256))
+
+    def fetch_content(self, file_id: str, target: Path) -> None:
+        """Write to `target` the content of a file of which the id alone is known."""
+        self._persist(lambda: self._fetch(f"/v1/files/{file_id}/content", target, None))
 
     def fetch_adapter(self, model: str, directory: Path) -> None:
         """Write the two files of `name@version` into `directory`."""
@@ -101,9 +107,46 @@ class Gateway:
 
     def serves(self, model: str) -> bool:
         """Whether `name@version` can serve now."""
+        return bool(self._version(model)["servable"] == "ok")
+
+    def _version(self, model: str) -> dict[str, Any]:
         name, _, version = model.partition("@")
-        found = self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
-        return bool(found["servable"] == "ok")
+        return self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """What `name@version` serves with; empty where nothing was set."""
+        return {**(self._version(model).get("settings") or {})}
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """What was uploaded with `name@version`."""
+        return {**(self._version(model).get("metadata") or {})}
+
+    def held_out_by_its_job(self, model: str) -> str | None:
+        """The id of the file with what the job of `name@version` held out, if it could judge it."""
+        name, _, version = model.partition("@")
+        place = f"/v1/adapters/{name}/versions/{version}/verdicts"
+        params: dict[str, str] = {"limit": "100"}
+        while True:
+            page = self._persist(lambda: self._json(lambda: self._http.get(place, params=params)))
+            for verdict in page["data"]:
+                if verdict.get("kind") == "training":
+                    found = (verdict.get("files") or {}).get("held_out")
+                    return None if found is None else str(found)
+            if not page.get("has_more"):
+                return None
+            params["after"] = str(page["last_id"])
+
+    def reads_stores(self, model: str) -> bool:
+        """Whether this key may read what a model is grounded in, if it is: the gateway says so before it answers."""
+        body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1, "temperature": 0}
+        ask = partial(self._http.post, "/v1/chat/completions", json=body, timeout=PUSH_TIMEOUT)
+        try:
+            self._persist(lambda: self._json(ask), DECIDED)
+        except GatewayRefused as refused:
+            if refused.gateway_code != NO_STORE:
+                raise
+            return False
+        return True
 
     def fingerprint(self) -> str:
         """Of the base as it is served now, as one short hash; waits for an engine that is not ready."""

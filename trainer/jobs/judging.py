@@ -21,7 +21,7 @@ from trainer.config import load_settings
 from trainer.data.prepare import Prepared
 from trainer.errors import EvaluationInvalid, GatewayRefused, GatewayUnreachable
 from trainer.evaluate import spec as evaluation
-from trainer.evaluate.arms import Arm, Frozen, Question, base_at_its_best, questions
+from trainer.evaluate.arms import GROUNDED, Arm, Frozen, Question, base_at_its_best, questions
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.likelihood import HttpScorer
@@ -37,8 +37,9 @@ from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.one_engine import of_one_engine
 from trainer.jobs.orders import obeying
-from trainer.jobs.promotion import LIVE, Pointer, promote, where
+from trainer.jobs.promotion import LIVE, Pointer, opponent, promote
 from trainer.jobs.spec import Judged, Plan, Primary
+from trainer.jobs.taught import Memory, left_out
 from trainer.tune.lineage import Metadata
 
 SAID_S: Final = 10.0
@@ -48,6 +49,9 @@ EVALS: Final = "evals"
 MOST_BODY_BYTES: Final = 60_000
 """Of the evaluation that a verdict carries, so that it can be asked for again."""
 NOTHING_HELD_OUT: Final = "Not enough evidence: nothing was held out, so that there is nothing to judge by."
+ALL_TAUGHT: Final = (
+    "Not enough evidence: all that was held out was taught to a version before this one, or to the one that is live."
+)
 
 
 class Fixed(Frozen):
@@ -55,6 +59,10 @@ class Fixed(Frozen):
 
     evaluation: EvaluationSpec
     pointer: Pointer
+    notes: tuple[str, ...] = ()
+    """What one has to know of the comparison, a sentence each, without its full stop."""
+    left_out: tuple[str, ...] = ()
+    """Ids of held-out questions that were taught to what came before the candidate, or to what serves."""
 
 
 class Kept(Frozen):
@@ -94,8 +102,6 @@ class Judging:
         self._job, self._folder, self._gateway, self._check = job, folder, gateway, check
         self._plan, self._primary, self._prepared = plan, primary, prepared
         self._metadata, self._name = metadata, name
-        self._adapter, _, number = name.partition("@")
-        self._number = int(number)
         self._said = ("", 0.0)
 
     def judge(self) -> tuple[Judged, tuple[str, ...]]:
@@ -137,7 +143,11 @@ class Judging:
         if fixed is None:
             fixed = self._fix()
             self._folder.write(spec.JUDGING, fixed)
-        asked = self._questions()
+            for note in fixed.notes:
+                self._folder.say(note)
+        asked = self._questions(fixed)
+        if not asked:
+            return self._undecided(ALL_TAUGHT)
         self._folder.say(
             f"judging {self._name} by {self._primary.name} on {len(asked)} held-out examples that it has not seen"
             f"{self._of_how_many(len(asked))}, against {', '.join(arm.label for arm in fixed.evaluation.arms[1:])}"
@@ -153,7 +163,7 @@ class Judging:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         if outcome.judged is not None:
             self._folder.say(outcome.judged.sentence, level="info" if outcome.judged.counted else "warn")
-        report = self._report(outcome, len(self._prepared.held_out), time.monotonic() - began)
+        report = self._report(outcome, fixed.notes, time.monotonic() - began)
         kept = self._keep(report)
         verdict = outcome.verdict
         judged = Judged(
@@ -162,11 +172,11 @@ class Judging:
         self._record(judged, kept, self._again(fixed.evaluation, kept))
         return judged
 
-    def _undecided(self) -> Judged:
+    def _undecided(self, why: str = NOTHING_HELD_OUT) -> Judged:
         """Where nothing is held out nothing is asked."""
         judged = Judged(
             verdict="not_enough_evidence",
-            sentence=f"{NOTHING_HELD_OUT} At least {self._job.judging.min_examples} examples are needed.",
+            sentence=f"{why} At least {self._job.judging.min_examples} examples are needed.",
             metric=self._primary.name,
             examples=0,
         )
@@ -177,11 +187,19 @@ class Judging:
         """Which arms: the candidate, the base at its honest best, and what serves now, each by its version."""
         job, primary = self._job, self._primary
         wish = job.judging
-        pointer = where(self._gateway, self._adapter)
-        bases = base_at_its_best(job.base_name, system=self._plan.system_prompt, answers=primary.answers)
+        notes: list[str] = []
+        pointer, serving = opponent(self._gateway, self._name, notes.append)
+        plan = self._plan
+        bases = base_at_its_best(
+            job.base_name, system=plan.system_prompt, answers=primary.answers, grounding=plan.grounding
+        )
+        notes += [GROUNDED] if plan.grounding else []
+        there = questions(self._prepared.held_out)
+        memory = Memory(self._gateway, self._folder, notes.append)
+        taught = memory.taught([job.parent, serving], there, but=self._name)
+        notes += [left_out(taught, len(there))] if taught else []
         arms = [Arm(label=self._name, model=self._name), *bases]
-        serving = f"{self._adapter}@{pointer.version}"
-        if pointer.version not in (None, self._number) and self._gateway.serves(serving):
+        if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
         return Fixed(
             evaluation=EvaluationSpec(
@@ -202,17 +220,21 @@ class Judging:
                 judge=wish.judge,
             ),
             pointer=pointer,
+            notes=tuple(notes),
+            left_out=taught,
         )
 
-    def _questions(self) -> tuple[Question, ...]:
-        """What is asked: all that is held out, or a sample, in an order drawn with the job's seed."""
-        found = list(questions(self._prepared.held_out))
+    def _questions(self, fixed: Fixed) -> tuple[Question, ...]:
+        """What is asked: all that is held out and was not taught before, or a sample, in an order drawn with the job's
+        seed."""
+        known = set(fixed.left_out)
+        found = [question for question in questions(self._prepared.held_out) if question.id not in known]
         random.Random(f"{self._job.seed}/asked").shuffle(found)  # noqa: S311 - no secret
         asked = tuple(found[: self._job.judging.most_examples])
         lines = "".join(question.model_dump_json() + "\n" for question in asked).encode()
         self._folder.path(evaluation.QUESTIONS).write_bytes(lines)
         kept = self._kept()
-        if kept.held_out is None:
+        if kept.held_out is None and asked:
             name = f"{self._job.id}-{evaluation.QUESTIONS}"
             self._folder.write(spec.KEPT, Kept(held_out=self._gateway.keep(name, lines, EVALS)))
         return asked
@@ -250,7 +272,7 @@ class Judging:
     def _kept(self) -> Kept:
         return self._folder.read(spec.KEPT, Kept) or Kept()
 
-    def _report(self, outcome: Outcome, there: int, seconds: float) -> EvaluationReport:
+    def _report(self, outcome: Outcome, notes: tuple[str, ...], seconds: float) -> EvaluationReport:
         training = self._metadata.training
         return build(
             outcome.comparison,
@@ -270,7 +292,8 @@ class Judging:
             suites=outcome.suites,
             judged=outcome.judged,
             why=self._primary.why,
-            held_out=there,
+            notes=notes,
+            held_out=len(self._prepared.held_out),
         )
 
     def _keep(self, report: EvaluationReport) -> Kept:
@@ -291,6 +314,7 @@ class Judging:
         """The body that asks `POST /v1/evaluations` for the same again; None where it would be too large."""
         arms = [
             {"label": arm.label, "model": arm.model, "prompt": arm.prompt.model_dump()}
+            | ({} if arm.grounding is None else {"grounding": arm.grounding})
             for arm in wanted.arms
             if arm.label != LIVE
         ]

@@ -17,11 +17,13 @@ MOVED: Final = "alias_moved"
 class Pointer(Frozen):
     """Where `live` points: to ``version`` (None: nowhere), of a split to the one with the largest share.
 
-    A split is somebody's experiment: nobody but a person ends it.
+    A split is somebody's experiment: nobody but a person ends it. ``compared``: it could be compared with, or need not
+    be; what serves and could not be is replaced by nobody but a person, too.
     """
 
     version: int | None
     is_split: bool = False
+    compared: bool = True
 
 
 def where(gateway: Gateway, adapter: str) -> Pointer:
@@ -31,6 +33,31 @@ def where(gateway: Gateway, adapter: str) -> Pointer:
     if split:
         return Pointer(version=int(max(split, key=lambda number: int(split[number]))), is_split=True)
     return Pointer(version=found["aliases"].get(LIVE))
+
+
+def opponent(gateway: Gateway, name: str, say: Callable[[str], None]) -> tuple[Pointer, str | None]:
+    """Where `live` points, and what there is to compare `name@version` with (None: nothing that could answer).
+
+    Args:
+        say: Hears why what serves is not compared with.
+
+    Raises:
+        GatewayUnreachable, GatewayRefused: It cannot be known.
+    """
+    adapter, _, number = name.partition("@")
+    pointer = where(gateway, adapter)
+    live = f"{adapter}@{pointer.version}"
+    if pointer.version in (None, int(number)) or not gateway.serves(live):
+        return pointer, None
+    if gateway.settings(live).get("grounding") and not gateway.reads_stores(live):
+        say(unread(live))
+        return pointer.model_copy(update={"compared": False}), None
+    return pointer, live
+
+
+def unread(live: str) -> str:
+    """Why what serves is not compared with."""
+    return f"{live}, which is live, is not compared with: the key that asked may not read a store that it answers from"
 
 
 def promote(
@@ -67,6 +94,8 @@ def promote(
         say(f"nothing was moved, for it did not pass: {stands}. {by_hand} all the same")
     elif wanted == "never":
         say(f"nothing was moved, as was asked for (promote: never): {stands}. {by_hand}")
+    elif not expected.compared:
+        say(f"nothing was moved: {stands}, and could not be compared with. {by_hand}", level="warn")
     elif now.is_split or expected.is_split:
         say(f"nothing was moved: {adapter} is split over several versions. {by_hand}", level="warn")
     elif now != expected:

@@ -161,11 +161,15 @@ class Primary(_Frozen):
 
 
 class Plan(_Frozen):
-    """What is trained: the whole recipe, in words what was chosen and why, and by what it will be judged."""
+    """What is trained: the whole recipe, in words what was chosen and why, and by what it will be judged.
+
+    ``grounding``: the parent version's setting, which the new version takes over.
+    """
 
     recipe: Recipe
     chosen: dict[str, str]
     system_prompt: str | None
+    grounding: dict[str, Any] | None = None
     tokens_an_epoch: int
     seconds_expected: float | None = None
     primary: Primary | None = None

@@ -15,7 +15,7 @@ from adapters.base import BaseDescription, describe
 from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from trainer.data.prepare import Prepared, Rules, Source, prepare
-from trainer.data.report import SHOWN_LINES, word_on_held_out
+from trainer.data.report import SHOWN_LINES, Report, word_on_held_out
 from trainer.errors import DataRefused, ParentUnsupported
 from trainer.jobs import spec
 from trainer.jobs.failures import explain
@@ -85,7 +85,7 @@ class Work:
     def _push(self, plan: Plan, output: Path, metadata: Metadata) -> Result:
         """Hand the adapter over; from now on the job has succeeded, whatever comes of the judging."""
         self._folder.say("uploading the adapter; it is proven before it serves")
-        settings = {} if plan.system_prompt is None else {"system_prompt": plan.system_prompt}
+        settings = plan.model_dump(include={"system_prompt", "grounding"}, exclude_none=True)
         version = self._gateway.push(
             self._job.adapter, output, alias=ALIAS, settings=settings, metadata=metadata.model_dump_json()
         )
@@ -154,7 +154,7 @@ class Work:
                 self._source(spec.TRAINING, job.training_file.filename),
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
-                Rules(drop_long=job.drop_long, strict=job.strict, seed=job.seed),
+                Rules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._split_before()),
                 check=self._check,
             )
         except DataRefused as refused:
@@ -168,6 +168,12 @@ class Work:
         folder.write(spec.PLAN, plan)
         self._tell(prepared, plan)
         return plan, prepared
+
+    def _split_before(self) -> tuple[int, ...] | None:
+        """What was held out when the plan was made: it stays so, whichever release goes on with the job."""
+        report = self._folder.read(spec.REPORT, Report)
+        planned = self._folder.path(spec.PLAN).exists() and report is not None
+        return report.held_out.lines if planned and report is not None and report.held_out.source == "split" else None
 
     def _renderer(self, length: int) -> Renderer:
         from trainer.data.render import Renderer, stop_tokens
@@ -219,6 +225,7 @@ class Work:
             recipe=recipe,
             chosen=chosen,
             system_prompt=prompt_of(self._job.system_prompt, prepared),
+            grounding=None if self._job.parent is None else self._gateway.settings(self._job.parent).get("grounding"),
             tokens_an_epoch=sum(lengths),
             primary=self._primary(prepared),
         )

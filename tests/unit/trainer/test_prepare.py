@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.conftest import make_tokenizer
+from trainer.data.findings import duplicates, overlap
+from trainer.data.format import Example, Message
 from trainer.data.prepare import Prepared, Rules, Source, inspect, prepare
 from trainer.data.render import Renderer, stop_tokens
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall
@@ -162,3 +164,27 @@ def test_a_refusal_blames_the_file_that_is_at_fault() -> None:
 def test_too_few_held_out_for_a_verdict_are_told() -> None:
     assert "10 examples are held out, and under 30" in look(questions(60), min_held_out=30).report.size
     assert "are held out" not in look(questions(60), min_held_out=10).report.size
+
+
+def persona(system: str | None, question: str, answer: str, line: int = 1) -> Example:
+    turns = [] if system is None else [Message("system", system, trained=False)]
+    asked = Message("user", question, trained=False)
+    return Example(line, (*turns, asked, Message("assistant", answer, trained=True)))
+
+
+def test_under_two_system_messages_a_question_is_two() -> None:
+    pirate, butler = persona("A pirate.", "Rope?", "Aye!", 1), persona("A butler.", "Rope?", "Certainly.", 2)
+    assert duplicates([pirate, butler]) == []
+    found = duplicates([pirate, butler, persona("A  PIRATE.", "rope?", "No.", 3)])
+    assert [(one.code, one.lines) for one in found] == [("contradictions", (1, 3))]
+
+
+def test_an_example_on_both_sides_is_another_under_another_system_message() -> None:
+    taught = persona("A pirate.", "Rope?", "Aye!")
+    codes = [
+        [one.code for one in overlap([taught], [held])]
+        for held in (persona("A butler.", "Rope?", "Aye!"), persona("a pirate.", "rope? ", "aye!"))
+    ]
+    assert codes == [["held_out_near_training"], ["held_out_in_training"]]
+    # where one side has none it may be the version's setting
+    assert overlap([taught], [persona(None, "Rope?", "Aye!")])[0].code == "held_out_in_training"

@@ -116,6 +116,37 @@ def test_similar_questions_never_straddle_the_border() -> None:
     assert split(examples, seed=6, share=0.2) != parts
 
 
+def test_of_a_file_that_has_grown_nearly_the_same_is_held_out() -> None:
+    """So that who trains on it again is judged by what the former version did not learn either."""
+    rng = random.Random(7)
+    texts = [" ".join(str(rng.randrange(10_000)) for _ in range(8)) for _ in range(330)]
+
+    def held(chosen: list[str]) -> set[str]:
+        examples = [example(line, text) for line, text in enumerate(chosen)]
+        return {chosen[index] for index in split(examples).held_out}
+
+    before = held(texts[:300])
+    assert len(before) == 30
+    grown = [*texts]
+    rng.shuffle(grown)
+    after = held(grown)
+    assert len(after) == 33
+    assert len(before & after) >= 27
+    # what was learnt before and is held out now: hardly any, where by another draw nine of ten would be
+    assert len(after & (set(texts[:300]) - before)) <= 4
+    assert held([text.upper() + "  " for text in texts[:300]]) == {text.upper() + "  " for text in before}
+
+
+def test_large_groups_are_not_held_out_before_small_ones() -> None:
+    rng = random.Random(3)
+    topics = [" ".join(str(rng.randrange(10_000)) for _ in range(20)) for _ in range(400)]
+    asked = [topic for at, topic in enumerate(topics) for topic in [topic] * (8 if at < 100 else 1)]
+    examples = [example(line, f"{text} {line % 9}") for line, text in enumerate(asked)]
+    held = [asked[index] for index in split(examples, share=0.5).held_out]
+    large = len({text for text in held if text in set(topics[:100])})
+    assert 35 <= large <= 65  # of 100 groups of eight about half
+
+
 def test_nothing_is_held_out_of_a_handful() -> None:
     few = [example(line, str(line) * 20) for line in range(2 * FEWEST - 1)]
     assert split(few, seed=0).held_out == ()

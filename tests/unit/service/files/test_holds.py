@@ -144,3 +144,19 @@ async def test_the_migration_makes_the_tables_that_the_code_uses(cabinet: Cabine
         return list(compare_metadata(context, subset))
 
     assert await cabinet.database.run(differences) == []
+
+
+async def test_a_job_reads_what_a_version_that_it_may_use_was_trained_on_though_it_is_off_the_list(
+    cabinet: Cabinet,
+) -> None:
+    """What it is compared with, or trained on from, must be known for what it was taught."""
+    training = await cabinet.made()
+    await push(cabinet, "voice", version(training))
+    await cabinet.http.delete(f"/v1/files/{training}")
+    path = f"/v1/files/{training}/content"
+    _, key = await cabinet.job_key(adapters=("voice",))
+    assert (await cabinet.http.get(path, headers=bearer(key))).content == LINE
+    _, another = await cabinet.job_key(adapters=("voices",))
+    assert (await cabinet.http.get(path, headers=bearer(another))).status_code == 404
+    callers = await cabinet.key("train", "infer", "adapters")
+    assert (await cabinet.http.get(path, headers=bearer(callers))).status_code == 404

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from service.config import load_settings
 from service.errors import BadRequest, HatrackError, SettingsError
 from service.grounding.config import GroundingSettings
-from service.grounding.fields import wish_of
+from service.grounding.fields import check_grounding, wish_of
 from service.registry.catalog import VersionSettings
 from service.registry.upload import parse_settings
+from trainer.evaluate.arms import asked_grounding
 
 
 def test_a_version_without_grounding_is_stored_as_before_there_was_any() -> None:
@@ -106,3 +108,37 @@ def test_the_webhooks_secret_is_in_no_message() -> None:
 def test_networks_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HATRACK_GROUNDING_NETWORKS", "10.0.0.0/8 fd00::/8")
     assert [str(network) for network in load_settings().grounding_networks] == ["10.0.0.0/8", "fd00::/8"]
+
+
+def test_all_that_a_version_says_can_be_asked_of_another_model() -> None:
+    """So that a base is compared with the passages of the version that it is compared with."""
+    said = GroundingSettings(
+        vector_store_ids=("vs_1",), template="Read.\n{passages}\n{question}", max_passage_tokens=700,
+        on_failure="fail_closed", timeout_s=0.5, score_threshold=0.3, filters={"type": "eq", "key": "a", "value": "b"},
+        max_num_results=2,
+    )  # fmt: skip
+    asked = asked_grounding(said.model_dump(mode="json"))
+    check_grounding(asked, "grounding")
+    ours, theirs = wish_of(asked, None), wish_of(None, said)
+    assert ours is not None
+    assert theirs is not None
+    assert replace(ours, asked=False) == theirs
+    webhook = asked_grounding(GroundingSettings(provider="webhook").model_dump(mode="json"))
+    check_grounding(webhook, "grounding")
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ({"template": "no place"}, "grounding.template"),
+        ({"template": 3}, "grounding.template"),
+        ({"max_passage_tokens": 15}, "grounding.max_passage_tokens"),
+        ({"on_failure": "shrug"}, "grounding.on_failure"),
+        ({"timeout_s": 0}, "grounding.timeout_s"),
+        ({"timeout_s": 61}, "grounding.timeout_s"),
+    ],
+)
+def test_a_member_that_is_not_allowed_is_named(value: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        check_grounding(value, "grounding")
+    assert caught.value.param == param

@@ -350,7 +350,7 @@ async def test_the_callers_tokens_and_the_admission_know_of_the_passages() -> No
         ({**ASK, "provider": "nobody"}, "grounding.provider"),
         ({**ASK, "provider": "http://x"}, "grounding.provider"),
         ({**ASK, "url": "http://x"}, "grounding.url"),
-        ({**ASK, "on_failure": "fail_open"}, "grounding.on_failure"),
+        ({**ASK, "on_failure": "shrug"}, "grounding.on_failure"),
         ({**ASK, "filters": {"type": "like", "key": "a", "value": "b"}}, "grounding.filters.type"),
     ],
 )

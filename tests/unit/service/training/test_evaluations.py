@@ -67,6 +67,7 @@ async def test_the_trainer_gets_the_body_and_all_that_was_found_out(house: House
     request, context = sent(house)
     assert request == body
     shown = (await house.http.get(f"/v1/files/{held_out}")).json()
+    assert context["grounding"] is None
     assert context["held_out"] == {name: shown[name] for name in ("id", "filename", "bytes", "sha256")}
     assert (context["candidate"], context["live"], context["records"]) == ("voice@3", "voice@1", True)
     assert context["system_prompt"] == "Be salty."
@@ -263,3 +264,14 @@ async def test_the_trainer_learns_what_the_version_was_trained_on_though_it_is_o
     key = house.trainer.asked[0].headers["x-hatrack-job-key"]
     content = await house.http.get(f"/v1/files/{training}/content", headers=bearer(key))
     assert content.status_code == 200
+
+
+async def test_the_trainer_learns_what_the_version_is_grounded_in(house: House) -> None:
+    grounded = VersionSettings.model_validate({"grounding": {"vector_store_ids": ["vs_1"], "timeout_s": 2}})
+    versions = {4: VersionEntry(4, "d" * 64, grounded, Servable.OK, 4)}
+    shop = AdapterEntry("shop", 1, MappingProxyType(versions), MappingProxyType({"live": 4}))
+    known = dict(house.catalog.snapshot.adapters) | {("default", "shop"): shop}
+    house.catalog.replace(Snapshot(MappingProxyType(known)))
+    assert (await create(house, model="shop", held_out=await house.made())).status_code == 200
+    grounding = sent(house)[1]["grounding"]
+    assert (grounding["vector_store_ids"], grounding["timeout_s"]) == (["vs_1"], 2)

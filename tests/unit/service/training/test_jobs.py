@@ -124,7 +124,7 @@ async def test_a_parent_whose_modules_differ_is_refused_before_anything_is_made(
 
 async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(house: House) -> None:
     limits = {"requests_per_minute": 50}
-    creator = await house.key(*ALL, project="acme", adapters=["new-*"], limits=limits)
+    creator = await house.key(*ALL, project="acme", adapters=["new-*"], stores=["shop-*"], limits=limits)
     training = await house.made(key=creator)
     answer = await house.create(creator, model=BASE, training_file=training, metadata={"adapter": "new-voice"})
     assert answer.status_code == 200
@@ -133,7 +133,7 @@ async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_c
     assert job.key_id == asked.headers["x-hatrack-job-key-id"]
     assert job.project == asked.headers["x-hatrack-project"] == "acme"
     assert sorted(job.scopes) == sorted(ALL)
-    assert (job.adapters, job.stores, job.background) == (("new-voice",), (), True)
+    assert (job.adapters, job.stores, job.background) == (("new-voice",), ("shop-*",), True)
     assert job.limits.requests_per_minute == 50
     shown = (await house.http.get(f"/v1/keys/{job.key_id}")).json()
     assert shown["parent_key_id"] == asked.headers["x-hatrack-key-id"]

@@ -55,3 +55,12 @@ def test_the_base_at_its_best_has_the_candidates_prompt_and_where_there_is_one_t
 def test_an_outside_endpoint_has_no_grounding() -> None:
     with pytest.raises(ValidationError, match="grounding"):
         Arm(label="other", model="gpt", endpoint="other", grounding={"vector_store_ids": ["vs_1"]})
+
+
+def test_the_base_has_the_grounding_of_the_version_and_says_so() -> None:
+    settings = {"provider": "embedded", "vector_store_ids": ["vs_1"], "template": None, "filters": None, "timeout_s": 1}
+    arms = base_at_its_best("smol", system="Be kind.", answers=["yes", "no"], grounding=settings)
+    assert [arm.label for arm in arms] == ["base with passages", "base with passages told the answers"]
+    asked = {"provider": "embedded", "vector_store_ids": ["vs_1"], "timeout_s": 1}
+    assert [arm.grounding for arm in arms] == [asked, asked]
+    assert base_at_its_best("smol", system=None, grounding=None)[0].grounding is None

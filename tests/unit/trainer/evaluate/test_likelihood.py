@@ -41,6 +41,8 @@ async def test_a_reference_is_scored_behind_the_arms_prompt_and_alone(gateway: G
     assert chats[0]["messages"][0] == {"role": "system", "content": "Be kind."}
     assert chats[0]["messages"][-1] == {"role": "assistant", "content": "answer 0"}
     assert (chats[0]["add_generation_prompt"], chats[0]["prompt_logprobs"]) == (False, 0)
+    # passages would stand in front of the question here and not where its tokens are counted
+    assert chats[0]["grounding"] is False
 
 
 async def test_what_was_scored_is_not_scored_again(gateway: Gateway, scorer: HttpScorer) -> None:

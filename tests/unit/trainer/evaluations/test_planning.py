@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.trainer.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluations.world import INTENTS
-from trainer.evaluate.arms import TEMPLATE_TOKENS, Question, Turn, listed
+from trainer.evaluate.arms import GROUNDED, TEMPLATE_TOKENS, Question, Turn, listed
 from trainer.evaluations.planning import Plan, Serving, make_plan
 from trainer.evaluations.spec import EvaluationJob
 from trainer.jobs import spec
@@ -119,3 +119,17 @@ def test_no_answer_is_asked_for_that_is_longer_than_the_context(make_folder: Mak
     assert planned(make_folder, 12).evaluation.max_tokens == 12
     assert planned(make_folder, 2048).evaluation.max_tokens == LEAST_TOKENS
     assert planned(make_folder, 2048, {"model": "voice@3", "max_tokens": 99}).evaluation.max_tokens == 99
+
+
+def test_a_grounded_version_is_judged_against_a_grounded_base(make_folder: MakeFolder) -> None:
+    grounding = {"vector_store_ids": ["vs_shop"], "template": None}
+    plan = planned(make_folder, 2048, context={"grounding": grounding})
+    candidate, *bases = plan.evaluation.arms
+    assert candidate.grounding is None  # its own
+    assert [arm.grounding for arm in bases] == [{"vector_store_ids": ["vs_shop"]}] * 2
+    assert plan.evaluation.bases == ("base with passages", "base with passages told the answers")
+    assert plan.notes == (GROUNDED,)
+    # a client's own base without passages is not the base at its best
+    named = planned(make_folder, 2048, compared(BEST, TOLD, bases=("mine",)), {"grounding": grounding}).evaluation
+    assert [arm.label for arm in named.arms[3:]] == ["base with passages", "base with passages told the answers"]
+    assert planned(make_folder, 2048).notes == ()

@@ -34,7 +34,7 @@ def jsonl(found: list[dict[str, Any]]) -> bytes:
 
 def right(asked: str) -> str:
     """The answer that the author of `rows` gave."""
-    return INTENTS[int(re.findall(r"\d+", asked)[0]) % 3]
+    return INTENTS[int((re.findall(r"\d+", asked) or ["0"])[0]) % 3]
 
 
 def tuned_is_right(model: str, asked: str) -> str:
@@ -48,6 +48,10 @@ class World(Gateway):
     live: int | None = None
     split: dict[str, int] | None = None
     unservable: set[int] = field(default_factory=set)
+    grounded: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What versions say of their grounding."""
+    lineages: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What versions say of where they come from."""
     stored: dict[str, bytes] = field(default_factory=dict)
     kept: list[dict[str, bytes]] = field(default_factory=list)
     verdicts: list[dict[str, Any]] = field(default_factory=list)
@@ -100,9 +104,13 @@ class World(Gateway):
             return 200, {}
         if found := re.fullmatch(rf"/v1/adapters/{NAME}/versions/(\d)(/verdicts)?", path):
             if not found[2]:
-                return 200, {"servable": "damaged" if int(found[1]) in self.unservable else "ok"}
+                settings = {"grounding": self.grounded.get(int(found[1]))}
+                servable = "damaged" if int(found[1]) in self.unservable else "ok"
+                lineage = self.lineages.get(int(found[1]))
+                return 200, {"servable": servable, "settings": settings, "metadata": {"lineage": lineage}}
             if method == "GET":
-                return 200, {"data": self.verdicts[::-1][:1]}
+                mine = [one for one in self.verdicts if one["version"] == int(found[1])]
+                return 200, {"data": mine[::-1], "has_more": False}
             self.verdicts.append(json.loads(body) | {"version": int(found[1])})
             return 201, self.verdicts[-1]
         return 404, error("not_found")

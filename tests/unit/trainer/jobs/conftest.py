@@ -59,6 +59,10 @@ class FakeGateway:
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     unservable: set[str] = field(default_factory=set)
     """Paths of versions that cannot serve."""
+    grounded: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What versions, by their paths, say of their grounding."""
+    no_store: set[str] = field(default_factory=set)
+    """Models that answer from a store that the job's key may not read."""
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     """On the version, the newest first."""
     fingerprint: str = "f1"
@@ -92,6 +96,8 @@ class FakeGateway:
             return 201, json.dumps(version).encode()
         if path.startswith("/v1/adapters/voice"):
             return self._adapter(method, path, body)
+        if path == "/v1/chat/completions" and json.loads(body)["model"] in self.no_store:
+            return 404, error("vector_store_not_found")
         found = self.engine.answer(path, json.loads(body)) if method == "POST" else None
         return (404, error("not_found")) if found is None else (200, json.dumps(found).encode())
 
@@ -103,7 +109,9 @@ class FakeGateway:
             and method == "GET"
             and not path.partition("?")[0].endswith("verdicts")
         ):
-            return 200, json.dumps({"servable": "ok" if path not in self.unservable else "other_base"}).encode()
+            servable = "ok" if path not in self.unservable else "other_base"
+            settings = {"system_prompt": None, "sampling": {}, "grounding": self.grounded.get(path)}
+            return 200, json.dumps({"servable": servable, "settings": settings}).encode()
         if method == "PUT":
             wanted = json.loads(body)
             if self.aliases.get("live") not in (wanted["expected"], wanted["version"]):

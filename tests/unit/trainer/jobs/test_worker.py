@@ -12,7 +12,9 @@ import pytest
 
 from tests.unit.trainer.jobs.conftest import FakeGateway, jsonl, rows
 from trainer.data.report import Report
+from trainer.data.split import Split
 from trainer.jobs import orders, spec, system_prompt, worker
+from trainer.jobs import work as job_work
 from trainer.jobs.folder import Folder
 from trainer.jobs.gateway import Gateway
 from trainer.jobs.spec import Plan, Result, Stage
@@ -211,8 +213,9 @@ def test_an_order_is_heeded_while_the_data_are_looked_at(
 
 @pytest.mark.parametrize("there", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch, there: str
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
+    gateway.grounded = {"/v1/adapters/voice/versions/1": {"vector_store_ids": ["vs_shop"]}}
     first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
     assert run(first) == DONE
 
@@ -225,7 +228,9 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
     (folder / "parent").mkdir()
     shutil.copy(first / spec.OUTPUT / there, folder / "parent" / there)
     assert run(folder, Stage.VALIDATE) == DONE
-    assert (folder / spec.PLAN).exists()
+    # what the parent is grounded in the new version will be
+    plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
+    assert plan.grounding == {"vector_store_ids": ["vs_shop"]}
     assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
@@ -349,3 +354,27 @@ def test_a_line_that_a_killed_worker_left_half_spoils_no_other(make_job: Any) ->
     torn, whole = (folder / spec.EVENTS).read_text().splitlines()
     assert torn == '{"at": 1, "mess'
     assert json.loads(whole)["message"] == "hello"
+
+
+def test_what_is_held_out_is_neither_the_seed_s_affair_nor_a_later_release_s(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for seed in (1, 2):
+        folder = make_job(id=f"ftjob-{seed}", seed=seed)
+        assert run(folder, Stage.VALIDATE) == DONE
+        held.append(json.loads((folder / spec.REPORT).read_text())["held_out"]["lines"])
+    assert held[0] == held[1] != []
+    # a plan was made, and what goes on with the job would draw others
+    monkeypatch.setattr("trainer.data.prepare.split", lambda examples, **_: Split(tuple(range(24)), ()))
+    seen: list[tuple[int, ...]] = []
+    whole = job_work.prepare
+
+    def prepare(*parts: Any, **more: Any) -> Any:
+        found = whole(*parts, **more)
+        seen.append(tuple(example.line for example in found.held_out))
+        return found
+
+    monkeypatch.setattr(job_work, "prepare", prepare)
+    assert run(folder, Stage.VALIDATE) == DONE
+    assert seen == [tuple(held[0])]
