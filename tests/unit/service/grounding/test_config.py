@@ -122,7 +122,7 @@ def test_all_that_a_version_says_can_be_asked_of_another_model() -> None:
     ours, theirs = wish_of(asked, None), wish_of(None, said)
     assert ours is not None
     assert theirs is not None
-    assert replace(ours, asked=False) == theirs
+    assert replace(ours, asked=False, provider_asked=False) == theirs
     webhook = asked_grounding(GroundingSettings(provider="webhook").model_dump(mode="json"))
     check_grounding(webhook, "grounding")
 
