@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,18 +146,17 @@ def inspect(
         ),
         distinct_answers=len({answer(example).strip() for example in data.examples}),
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
-        size=" ".join(
-            word
-            for word in (
-                word_on_size(len(sequences), len(counts or ()), counts is not None),
-                word_on_held_out(len(unseen), rules.min_held_out),
-            )
-            if word is not None
-        ),
+        size=_on_size(len(sequences), len(unseen), counts, rules),
     )
     kept = {sequence.line for sequence in sequences}
     trained_on = Dataset(data.name, data.sha256, tuple(example for example in taught if example.line in kept))
     return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
+
+
+def _on_size(trained_on: int, unseen: int, counts: Counter[str] | None, rules: Rules) -> str:
+    few = word_on_held_out(unseen, rules.min_held_out)
+    word = word_on_size(trained_on, len(counts or ()), counts is not None)
+    return word if few is None else f"{word} {few}"
 
 
 def show(sequence: TokenSequence, renderer: Renderer) -> Shown:

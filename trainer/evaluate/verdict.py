@@ -100,8 +100,7 @@ def decide(
         bases: Labels of the base's arms; the strongest one counts.
         live: Label of the arm that serves now, if one does.
         form: The controls over the comparison's questions; every one has to be beaten.
-        forgetting: The general suite's result; where neither it nor another suite's check is there a pass is not
-            possible.
+        forgetting: The general suite's result; without it or another suite's check no pass is possible.
         more_checks: What other suites and a judge that counts have found.
         rules: The operator's settings.
         uncounted: Why the scores count for nothing (of a judge that nobody agrees with yet): whatever they show, the
@@ -117,19 +116,14 @@ def decide(
     against_live = difference(comparison, candidate, live, rules.method) if live is not None else None
     against_form = tuple(_against(control, comparison, candidate, rules.method) for control in form)
     scored = _checks(against_base, against_live, against_form, rules)
-    if uncounted is not None:
-        scored = tuple(check if check.name == "examples" else check.model_copy(update=OPEN) for check in scored)
+    scored = scored if uncounted is None else _opened(scored)
     checks = (*scored, *_kept_up(forgetting, more_checks))
     # more examples do not make scores count
     word, more = _word(checks), _more(checks if uncounted is None else scored[:1], against_base, against_form, rules)
     labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
     return Verdict(
         word=word,
-        sentence=(
-            wording.verdict(word, against_base, comparison, [(c.name, c.state) for c in checks], more)
-            if uncounted is None or word == "fail"
-            else wording.uncounted(uncounted)
-        ),
+        sentence=_sentence(word, against_base, comparison, checks, more, None if word == "fail" else uncounted),
         checks=checks,
         metric=comparison.metric,
         candidate=candidate,
@@ -146,6 +140,24 @@ def decide(
         more=more,
         rules=rules,
     )
+
+
+def _sentence(
+    word: Word,
+    against_base: Difference,
+    comparison: Comparison,
+    checks: Sequence[Check],
+    more: int | None,
+    uncounted: str | None,
+) -> str:
+    if uncounted is not None:
+        return wording.uncounted(uncounted)
+    return wording.verdict(word, against_base, comparison, [(check.name, check.state) for check in checks], more)
+
+
+def _opened(scored: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks as scores leave them that count for nothing: how many examples there are stands all the same."""
+    return tuple(check if check.name == "examples" else check.model_copy(update=OPEN) for check in scored)
 
 
 def _complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
