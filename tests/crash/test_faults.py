@@ -164,8 +164,10 @@ def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_
             for _ in range(4)
         ]
         deadline = time.monotonic() + PATIENCE_S
-        while running(victim) < len(flying):
-            assert time.monotonic() < deadline, "the engine does not work on all of them"
+        while (at_work := running(victim)) < len(flying):
+            early = [job.result().text for job in flying if job.done()]
+            assert not early, f"answered before all of them were at work: {early}"
+            assert time.monotonic() < deadline, f"the engine works on {at_work:g} of them:\n{victim.log()}"
             time.sleep(0.1)
         servers = [p for p in victim.engine_processes() if "vllm.entrypoints.openai.api_server" in p.cmdline()]
         os.kill(min(servers, key=lambda process: process.create_time()).pid, signal.SIGKILL)
