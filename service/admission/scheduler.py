@@ -181,9 +181,13 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When to ask `admit` again although nothing has happened; None: there is no need."""
-        if not self.queued or not self._unstarted:
+        if not self.queued:
             return None
-        return next(iter(self._unstarted.values())) + self._silent_s()
+        # whoever waits for a cold load may go when that counts as over, though its answer in one piece goes on
+        times = [next(iter(self._loading.values())) + COLD_S] if self._loading else []
+        if self._unstarted:
+            times.append(next(iter(self._unstarted.values())) + self._silent_s())
+        return min(times, default=None)
 
     def retry_after(self, ahead: int) -> int:
         """Seconds until ``ahead`` requests have gone, at the pace of late; 1 to 60."""
@@ -267,7 +271,7 @@ class Scheduler:
             return False
         if not self._loading or not self._memory.is_cold(adapter):
             return False
-        self._loading = {name: since for name, since in self._loading.items() if now - since < COLD_S}
+        self._forget_loads(now)
         return bool(self._loading)
 
     # bookkeeping
@@ -310,7 +314,13 @@ class Scheduler:
         """How long a request that shows no token counts as being read: answers in one piece never show a first."""
         return min(SILENT_MOST_S, 2 * self.first_token_s)
 
+    def _forget_loads(self, now: float) -> None:
+        """A load that nobody has seen end counts as over."""
+        if self._loading:
+            self._loading = {name: since for name, since in self._loading.items() if now - since < COLD_S}
+
     def _expire(self, now: float) -> None:
+        self._forget_loads(now)
         limit = now - self._silent_s()
         while self._unstarted:
             entry, since = next(iter(self._unstarted.items()))
