@@ -95,6 +95,9 @@ def test_requests_are_counted_where_they_belong(gateway: Gateway) -> None:
 def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Good morning")
     gateway.chat("nobody", "Hello")
+    with gateway.http() as http:
+        store = http.post("/v1/vector_stores", json={"name": "counted"}).json()["id"]
+    gateway.answer("tidewater", "Good evening", grounding={"vector_store_ids": [store]})
     assert eventually(lambda: any(name == "hatrack_adapter_resident" for name, _ in scrape(gateway)))
     assert eventually(lambda: httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["trainer"] == {"state": "up"})
     assert value(scrape(gateway), "hatrack_trainer_up") == 1
