@@ -1,7 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up test test-unit lint format down clean
+.PHONY: help setup setup-dev up samples test test-unit test-slow lint format down clean
 
 BIN := .venv/bin
+BASE := smollm2-135m-instruct
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -18,11 +19,21 @@ up: setup       ## engine, gateway and two sample adapters; Ctrl-C stops everyth
 down:           ## end what a crash left running
 	@$(BIN)/hatrack down
 
-test: setup-dev ## every tier that runs here, the real engine included
-	@$(BIN)/python -m pytest tests
+# before the tests, which keep all cores busy: beside them it takes three times as long
+samples: setup-dev
+	@$(BIN)/python -m trainer.base_model --source $(BASE) --dest var/base >/dev/null
+	@$(BIN)/python -m trainer.samples --base var/base/$(BASE) --out var/samples >/dev/null
+
+# one process has the engine and all tests that need one, while the others run unit tests
+test: samples ## unit tests, and beside them one real engine for all that need one (15 minutes on two cores; the aim is 12)
+	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n logical --dist loadscope
 
 test-unit: setup-dev ## the tier of milliseconds
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest tests/unit -m "not slow" -n logical --dist worksteal
+
+test-slow: samples ## the rest: crashes, trainings and their verdicts, hostile adapters (40 minutes on two cores)
+	@$(BIN)/python -m pytest tests/unit -m slow -n logical --dist worksteal
+	@$(BIN)/python -m pytest tests/integration tests/crash -m slow
 
 lint: setup-dev ## ruff, strict types, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -322,6 +322,18 @@ class DivergesFromReference(ProofError):
     code = "diverges_from_reference"
 
 
+class PerplexityTooHigh(ProofError):
+    """Under the adapter plain text is so improbable that it is no longer a language model."""
+
+    code = "perplexity_too_high"
+
+
+class MixedBatchDiffers(ProofError):
+    """In one batch with other models the adapter, or one of these, answers unlike itself alone."""
+
+    code = "mixed_batch_differs"
+
+
 # The store
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters import features
 from adapters.errors import BaseMismatch, ConfigInvalid, RankTooLarge
+from adapters.nesting import MOST_LEVELS, too_deep_text
 from adapters.patterns import check_patterns, condense, match_all
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
@@ -180,6 +181,8 @@ def _load(data: bytes) -> dict[str, Any]:
         raise ConfigInvalid("The config is not valid JSON in UTF-8.", param="config") from error
     if not isinstance(config, dict):
         raise ConfigInvalid("The config is not a JSON object.", param="config")
+    if too_deep_text(data, config) is not None:
+        raise ConfigInvalid(f"The config is nested more than {MOST_LEVELS} levels deep.", param="config")
     return config
 
 

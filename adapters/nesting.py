@@ -27,3 +27,8 @@ def too_deep(value: Any, *, most: int = MOST_LEVELS) -> str | None:
         elif isinstance(found, list):
             left.extend((place, level + 1, inner) for inner in found)
     return None
+
+
+def too_deep_text(text: bytes | bytearray, value: Any) -> str | None:
+    """``too_deep`` of a value that was parsed from ``text``; where that has too few brackets nothing is walked."""
+    return too_deep(value) if text.count(b"{") + text.count(b"[") > MOST_LEVELS else None

@@ -13,6 +13,7 @@ probes' kinds: base in the engine against base in transformers 0.02 to 0.04; the
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, Literal, Self
 
@@ -21,11 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adapters.errors import (
     DivergesFromReference,
     LogprobsNotFinite,
+    MixedBatchDiffers,
     NoEffect,
     NotApplied,
     ProbeTokensDiffer,
     ProofInvalid,
 )
+from adapters.perplexity import Perplexity, is_logprob
+from adapters.validation import faults, message, path
 
 PROBES: Final[tuple[str, ...]] = (
     "User: Hi, can you help me plan a birthday dinner for six?\n"
@@ -39,6 +43,9 @@ PROBES: Final[tuple[str, ...]] = (
 
 PROBES_ID: Final = hashlib.sha256("\0".join(PROBES).encode()).hexdigest()[:16]
 """Changes with the probes: numbers measured over other texts are never compared."""
+
+MIXED_PROBES: Final = 2
+"""So many of the first probes are asked under several models at the same time: about 50 tokens each."""
 
 MAX_PROBE_TOKENS: Final = 256
 """Tokens of one probe. A tokenizer that knows no words but bytes needs 140."""
@@ -111,9 +118,9 @@ class Proof(_Frozen):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(["metadata.proof", *map(str, first["loc"])])
-            raise ProofInvalid(f"{where}: {first['msg']}", param=where) from error
+            first = faults(error)[0]
+            where = ".".join(["metadata.proof", *path(first, value)])
+            raise ProofInvalid(f"{where}: {message(first)}", param=where) from error
 
     @property
     def base(self) -> Logprobs:
@@ -164,8 +171,19 @@ class Agreement(_Frozen):
     conclusive: bool
 
 
+class MixedBatch(_Frozen):
+    """How far each model's answers moved when all were asked at the same time, in nats per token.
+
+    `neighbour` is another adapter that was loaded; None where there was none.
+    """
+
+    base: float
+    adapter: float
+    neighbour: float | None = None
+
+
 class Evidence(_Frozen):
-    """What the registry keeps of a proof that held."""
+    """What the registry keeps of a proof that held; older ones have neither perplexity nor mixed batch."""
 
     format: Literal[1] = 1
     probes_id: str
@@ -175,7 +193,14 @@ class Evidence(_Frozen):
     largest: float
     effect: Effect
     reference: Agreement | None = None
+    perplexity: Perplexity | None = None
+    mixed_batch: MixedBatch | None = None
     warnings: tuple[str, ...] = ()
+
+
+def is_finite(answer: Logprobs, texts: int = len(PROBES)) -> bool:
+    """Whether an answer has a row for each of the texts, and log-probabilities alone in them."""
+    return len(answer) == texts and all(row and all(map(is_logprob, row)) for row in answer)
 
 
 def distance(a: Logprobs, b: Logprobs) -> float:
@@ -244,6 +269,43 @@ def compare(base: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
         effect=effect,
         conclusive=effect > limit,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's answers over the same probes: asked alone, and at the same time as the other models."""
+
+    alone: Logprobs
+    mixed: Logprobs
+
+    @property
+    def moved(self) -> float:
+        """How far the answers lie apart, in nats per token. Raises as differences()."""
+        return distance(self.alone, self.mixed)
+
+
+def weigh_mixed_batch(base: Side, adapter: Side, neighbour: Side | None = None) -> MixedBatch:
+    """Decide whether the engine keeps the models of one batch apart.
+
+    Raises MixedBatchDiffers where the base moves by more than BASE_DRIFT_TOLERANCE, or an adapter by more than
+    tolerance() has for its effect; ProbeTokensDiffer and LogprobsNotFinite as differences().
+    """
+    found = MixedBatch(base=base.moved, adapter=adapter.moved, neighbour=neighbour.moved if neighbour else None)
+    sides = [("The base", found.base, BASE_DRIFT_TOLERANCE), ("The adapter", found.adapter, _limit(base, adapter))]
+    if neighbour is not None and found.neighbour is not None:
+        sides.append(("Another adapter", found.neighbour, _limit(base, neighbour)))
+    for who, moved, limit in sides:
+        if moved > limit:
+            raise MixedBatchDiffers(
+                f"{who} answers differently in one batch with the others than alone: {moved:.2g} nats per token "
+                f"apart, at most {limit:.2g} is explained by rounding.",
+                details=found.model_dump(),
+            )
+    return found
+
+
+def _limit(base: Side, adapter: Side) -> float:
+    return tolerance(NOISE_TOLERANCE, distance(base.alone, adapter.alone))
 
 
 def weigh(

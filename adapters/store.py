@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from adapters.blobs import BlobWriter, disk_errors, fsync_directory
 from adapters.errors import AdapterError, Damaged, DiskFull, NotInStore, TooLarge
 from adapters.manifest import MAX_CONFIG_BYTES, Manifest
 from adapters.names import is_digest
@@ -33,7 +34,6 @@ DEFAULT_MAX_WEIGHTS_BYTES: Final = 2 * 1024**3
 
 _STAGING: Final = ".staging"
 _HASH_CHUNK_BYTES: Final = 1 << 20
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OCCUPIED: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 _COMMIT_ATTEMPTS: Final = 5
 
@@ -43,45 +43,14 @@ def digest_of(config: bytes, weights_sha256: str) -> str:
     return hashlib.sha256(b"hatrack-adapter-v1\n" + config + b"\n" + weights_sha256.encode("ascii")).hexdigest()
 
 
-class Writer:
-    """A new file that hashes what it is given and takes no more than `max_bytes`."""
+class Writer(BlobWriter):
+    """One of an adapter's files."""
 
-    def __init__(self, path: Path, *, max_bytes: int) -> None:
-        self.path = path
-        self.max_bytes = max_bytes
-        self.bytes_written = 0
-        self._hash = hashlib.sha256()
-        with _disk_errors():
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    def too_large(self) -> TooLarge:
+        return TooLarge(f"{self.path.name} is larger than {self.max_bytes} bytes.", param=self.path.name)
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append `data`. Raises TooLarge (nothing of it is written), DiskFull."""
-        if self.bytes_written + len(data) > self.max_bytes:
-            raise TooLarge(f"{self.path.name} is larger than {self.max_bytes} bytes.", param=self.path.name)
-        rest = memoryview(data)
-        with _disk_errors():
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-        self._hash.update(data)
-        self.bytes_written += len(data)
-
-    @property
-    def sha256(self) -> str:
-        """The hex sha256 of everything written so far."""
-        return self._hash.hexdigest()
-
-    def finish(self) -> None:
-        """Make the content durable and close the file. A second call does nothing. Raises DiskFull."""
-        if self._fd >= 0:
-            with _disk_errors():
-                os.fsync(self._fd)
-            self.close()
-
-    def close(self) -> None:
-        """Close the file, durable or not. A second call does nothing."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+    def disk_full(self) -> DiskFull:
+        return _disk_full()
 
 
 class Staging:
@@ -143,7 +112,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._staging = root / _STAGING
-        with _disk_errors():
+        with disk_errors(_disk_full):
             self._staging.mkdir(parents=True, exist_ok=True)
             _fsync_directory(root)
             _fsync_directory(root.parent)
@@ -233,8 +202,8 @@ class Store:
     def _new_staging(self) -> tuple[Path, int]:
         """A new directory, and a descriptor that locks it for as long as this process lives."""
         path = self._staging / uuid.uuid4().hex
-        with self._gate(fcntl.LOCK_SH), _disk_errors():
-            path.mkdir()
+        with self._gate(fcntl.LOCK_SH), disk_errors(_disk_full):
+            path.mkdir(mode=0o700)
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(lock, fcntl.LOCK_EX)
         return path, lock
@@ -244,7 +213,7 @@ class Store:
         target = self.root / digest
         for _ in range(_COMMIT_ATTEMPTS):
             try:
-                with _disk_errors():
+                with disk_errors(_disk_full):
                     staged.rename(target)
             except OSError as error:
                 if error.errno not in _OCCUPIED:
@@ -300,24 +269,13 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Turns "no room" into DiskFull; any other OSError passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise DiskFull("There is no room left for the adapter.") from error
-        raise
+def _disk_full() -> DiskFull:
+    return DiskFull("There is no room left for the adapter.")
 
 
 def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with _disk_errors():
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+    with disk_errors(_disk_full):
+        fsync_directory(path)
 
 
 def _remove(path: Path) -> None:

@@ -101,6 +101,8 @@ def _parse(file: BinaryIO, size: int) -> dict[str, Tensor]:
 def _json(data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+        # an escaped lone surrogate is not text: no answer could hold the tensor's name
+        json.dumps(header, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise WeightsInvalid("The header is nested too deeply.") from None
     except ValueError as error:

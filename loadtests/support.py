@@ -49,12 +49,17 @@ class Running:
         return str(self.home / "engine" / "engine.sock")
 
 
+def free_port() -> int:
+    """A port of this machine that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def gateway(home: Path, base: Path, settings: Mapping[str, str], *arguments: str) -> Iterator[Running]:
     """Start `hatrack serve` with ``arguments`` on a free port, wait until it is ready, and stop it at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     home.mkdir(parents=True, exist_ok=True)
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("HATRACK_", "OPENAI_"))}
     ours = {"HATRACK_HOME": str(home), "HATRACK_BASE_MODEL": str(base), "HATRACK_PORT": str(port)}
@@ -96,7 +101,7 @@ def push(running: Running, adapters: list[Path]) -> None:
     """Push adapter directories under their own names; one that is there already stays."""
     with HatrackClient(base_url=running.url, api_key=KEY) as client:
         for directory in adapters:
-            running.digests[directory.name] = client.push(directory.name, directory)["digest"]
+            running.digests[directory.name] = client.adapters.push(directory.name, directory)["digest"]
 
 
 def prompt(words: int, rng: random.Random) -> str:

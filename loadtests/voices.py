@@ -18,6 +18,7 @@ import time
 import openai
 
 from service.client import HatrackClient
+from service.client.settings import ClientSettings
 
 QUESTION = "Where is my parcel? It should have been here by now."
 
@@ -64,8 +65,8 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     arguments = parser.parse_args()
     with HatrackClient() as control:
-        url, key = control.url, control._http.headers["authorization"].removeprefix("Bearer ")
-        models = [model["id"] for model in control.models()]
+        url, key = control.url, ClientSettings().gateway_key(control.url)
+        models = [model["id"] for model in control.models.list()]
     cases = {"base": models[:1], "one adapter": models[1:2], "base and all adapters": models}
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=600) as client:
         for model in models:

@@ -1,7 +1,7 @@
 """The composition root: what exists, in which order it starts, and what a request passes through.
 
-A request's way is the list in :func:`create_app`: request ids (``service.http``), then the data path's bare ASGI app
-for the inference routes, then FastAPI for everything else.
+A request's way is the list in :func:`create_app`: request ids (``service.error_handlers``), then the data path's bare
+ASGI app for the inference routes, then FastAPI for everything else.
 """
 
 from __future__ import annotations
@@ -11,43 +11,43 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.base import BaseDescription, describe
 from adapters.errors import AdapterError
 from adapters.store import Store
 from service import __version__
-from service.access.authentication import Authenticator
 from service.access.limits import KeyLimiter
+from service.access.refusals import Refusals
 from service.access.routes import router as access_router
 from service.access.service import Keys
-from service.access.usage import UsageAccount
-from service.access.usage_report import UsageReport
-from service.access.usage_routes import router as usage_router
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
 from service.database import Database
-from service.engine.client import EngineClient
 from service.engine.config import EngineConfig
 from service.engine.external import ExternalEngine
 from service.engine.supervisor import Supervisor
 from service.engine.watched import WatchedEngine
+from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import SettingsError
 from service.files.routes import router as files_router
 from service.files.service import Files
 from service.grounding.assemble import Grounding
 from service.grounding.assemble import assemble as assemble_grounding
-from service.grounding.routes import router as grounding_router
-from service.http import RequestIds, add_error_handlers
-from service.inference.account import Accounts, LogAccount
+from service.grounding.config import EMBEDDED
+from service.health import health
+from service.inference.length import PromptLimit
+from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
+from service.openapi import build as build_openapi
+from service.pages import pages
 from service.registry.catalog import Catalog
 from service.registry.routes import router as registry_router
 from service.registry.service import Registry
+from service.structured.checker import StructuredOutputs
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.engine import EngineSource
 from service.telemetry.exposition import Source
@@ -55,16 +55,23 @@ from service.telemetry.parts import (
     GroundingSource,
     LimitsSource,
     RegistrySource,
+    StructuredSource,
     TrainerSource,
-    UsageSource,
     VerdictsSource,
 )
+from service.telemetry.record import Accounts, LogAccount, RefusalAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
 from service.training.revalidation_routes import router as revalidation_router
 from service.training.routes import router as training_router
 from service.training.sidecar import Sidecar
 from service.training.sidecar import assemble as assemble_sidecar
+from service.usage.account import UsageAccount, UsageSource
+from service.usage.report import UsageReport
+from service.usage.routes import router as usage_router
+
+if TYPE_CHECKING:
+    from service.knowledge.service import Knowledge
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +81,20 @@ class Parts:
     settings: Settings
     database: Database
     keys: Keys
-    authenticator: Authenticator
     limiter: KeyLimiter
+    refusals: Refusals
     usage: UsageAccount
-    catalog: Catalog
     base: BaseDescription
     supervisor: WatchedEngine
-    engine: EngineClient
     admission: Admission
     registry: Registry
     inference: InferenceApp
     telemetry: Telemetry
     files: Files
+    knowledge: Knowledge | None
     grounding: Grounding
     sidecar: Sidecar
+    structured: StructuredOutputs
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -97,9 +104,12 @@ def create_app(settings: Settings) -> ASGIApp:
         SettingsError: The base model, the store or the admin key cannot be used.
     """
     parts = build(settings)
-    api = FastAPI(title="Hatrack", version=__version__, lifespan=_lifespan(parts), openapi_url=None)
-    api.state.authenticator = parts.authenticator
-    api.state.keys = parts.keys
+    # no redirects of slashes: they would go to wherever the request's Host header says
+    api = FastAPI(
+        title="Hatrack", version=__version__, lifespan=_lifespan(parts), openapi_url=None, redirect_slashes=False
+    )
+    api.state.authenticator = parts.keys.authenticator
+    api.state.keys, api.state.refusals = parts.keys, parts.refusals
     api.state.registry = parts.registry
     api.state.usage_report = UsageReport(parts.database, parts.usage)
     api.include_router(access_router)
@@ -107,14 +117,17 @@ def create_app(settings: Settings) -> ASGIApp:
     api.include_router(registry_router)
     api.state.files, api.state.training, api.state.gate = parts.files, parts.sidecar.training, parts.admission.gate
     api.include_router(files_router)
-    api.state.knowledge = parts.grounding.knowledge
-    api.include_router(grounding_router)
+    if parts.knowledge is not None:
+        _add_knowledge(api, parts.knowledge)
     api.state.evaluations, api.state.revalidations = parts.sidecar.evaluations, parts.sidecar.revalidations
     api.include_router(training_router)
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
     api.include_router(metrics_router)
-    _add_health(api, parts)
+    fingerprint = parts.base.fingerprint.digest
+    api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
+    routes = parts.inference.routes
+    api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
     add_error_handlers(api)
     return DataPathFirst(parts.inference, RequestIds(api))
 
@@ -138,55 +151,59 @@ def build(settings: Settings) -> Parts:
     """Make the parts and join them."""
     database = Database(settings.home / "hatrack.db")
     limiter = KeyLimiter()
-    given_admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    keys = Keys(settings.home, database, given_admin_key, on_revoked=limiter.forget)
+    keys = _keys(settings, database, limiter)
     base = describe_base(settings)
     catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
     store = Store(settings.store_dir)
     supervisor = engine_for(settings, base)
-    engine = supervisor.client
-    admission = Admission(settings, engine, supervisor.on_change)
-    registry = Registry(
-        settings, database, store, catalog, base, admission.background_engine, supervisor.restart, engine
-    )
+    admission = Admission(settings, supervisor.client, supervisor.on_change)
+    gated = admission.background_engine
+    registry = Registry(settings, database, store, catalog, base, gated, supervisor.restart, supervisor.client)
     supervisor.before_spawn = registry.collect
     usage = UsageAccount(database, flush_s=settings.usage_flush_s)
+    refusals = Refusals(database)
     telemetry = Telemetry(settings, catalog, engine_version())
     files = _files(settings, database)
-    grounding = assemble_grounding(settings, database, files)
+    knowledge = _knowledge(settings, database, files)
+    own = {EMBEDDED: knowledge} if knowledge is not None else {}
+    grounding = assemble_grounding(settings, keys.derived_secret("grounding"), own)
     sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store)
-    inference = InferenceApp(
+    structured = StructuredOutputs.from_settings(settings)
+    pipeline = Pipeline(
         settings,
         keys.authenticator,
         catalog,
-        engine,
-        account=Accounts(LogAccount(), usage, *telemetry.accounts),
+        supervisor.client,
+        account=Accounts(LogAccount(), usage, RefusalAccount(refusals), *telemetry.accounts),
         suspect=registry.suspect,
         saw_tokens=supervisor.saw_tokens,
         limiter=limiter,
         gate=admission.gate,
         tracer=telemetry.tracer,
         hook=grounding.hook,
+        counting=admission.counting,
+        prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
+        grammars=structured,
     )
-    telemetry.in_flight = lambda: inference.pipeline.in_flight
+    telemetry.in_flight = lambda: pipeline.in_flight
     parts = Parts(
         settings,
         database,
         keys,
-        keys.authenticator,
         limiter,
+        refusals,
         usage,
-        catalog,
         base,
         supervisor,
-        engine,
         admission,
         registry,
-        inference,
+        InferenceApp(settings, pipeline, refusals),
         telemetry,
         files,
+        knowledge,
         grounding,
         sidecar,
+        structured,
     )
     telemetry.watch(*_sources(parts))
     return parts
@@ -197,7 +214,7 @@ def _sources(parts: Parts) -> tuple[Source, ...]:
     supervisor, gate = parts.supervisor, parts.admission.gate
     config, account = supervisor.config, parts.telemetry.account
     return (
-        EngineSource(supervisor, parts.engine, slots=config.slots, resident_limit=config.resident),
+        EngineSource(supervisor, supervisor.client, slots=config.slots, resident_limit=config.resident),
         AdmissionSource(gate, parts.settings.queue_size, account),
         ResidencySource(parts.admission.residency, account),
         LimitsSource(parts.limiter),
@@ -205,8 +222,29 @@ def _sources(parts: Parts) -> tuple[Source, ...]:
         RegistrySource(parts.registry),
         VerdictsSource(parts.registry.verdicts),
         GroundingSource(parts.grounding.hook.counts),
+        StructuredSource(parts.structured),
         TrainerSource(parts.sidecar.watch),
     )
+
+
+def _keys(settings: Settings, database: Database, limiter: KeyLimiter) -> Keys:
+    given_admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    return Keys(settings.home, database, given_admin_key, on_revoked=limiter.forget)
+
+
+def _knowledge(settings: Settings, database: Database, files: Files) -> Knowledge | None:
+    if not settings.knowledge:
+        return None
+    from service.knowledge.assemble import assemble  # a gateway without vector stores imports no numpy
+
+    return assemble(settings, database, files)
+
+
+def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:
+    from service.knowledge.routes import router
+
+    api.state.knowledge = knowledge
+    api.include_router(router)
 
 
 def _files(settings: Settings, database: Database) -> Files:
@@ -278,6 +316,7 @@ def _lifespan(parts: Parts) -> Any:
             stack.push_async_callback(parts.database.close)
             await parts.usage.open()
             stack.push_async_callback(parts.usage.close)
+            await stack.enter_async_context(parts.refusals.running())
             parts.limiter.restore(await parts.usage.charged_today())
             await stack.enter_async_context(parts.admission.running())
             stack.push_async_callback(parts.supervisor.stop)
@@ -286,7 +325,11 @@ def _lifespan(parts: Parts) -> Any:
             stack.push_async_callback(parts.registry.close)
             await parts.files.open()
             stack.push_async_callback(parts.files.close)
+            if parts.knowledge is not None:
+                await parts.knowledge.open()
+                stack.push_async_callback(parts.knowledge.close)
             await stack.enter_async_context(parts.grounding.running())
+            await stack.enter_async_context(parts.structured.running())
             await parts.supervisor.start()
             await stack.enter_async_context(parts.sidecar.running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
@@ -296,24 +339,3 @@ def _lifespan(parts: Parts) -> Any:
             yield
 
     return lifespan
-
-
-def _add_health(api: FastAPI, parts: Parts) -> None:
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """The process lives; needs no key."""
-        return {"status": "ok", "version": __version__}
-
-    @api.get("/readyz")
-    async def readyz() -> JSONResponse:
-        """Whether the engine answers, with what it is doing if not; needs no key."""
-        state = parts.supervisor.state
-        ready = parts.supervisor.ready
-        body = {
-            "status": "ready" if ready else state.name,
-            "base": parts.settings.base_served_name,
-            "fingerprint": parts.base.fingerprint.digest,
-            "engine": {"state": state.name, "reason": state.reason, "since": state.since},
-            "trainer": {"state": parts.sidecar.watch.state},
-        }
-        return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})

@@ -7,12 +7,15 @@ serialised without ``SQLITE_BUSY``, and the event loop never waits on a disk.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -40,7 +43,10 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._engine = sa.create_engine(
-            f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False}
+            f"sqlite:///{path}",
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False},
+            json_deserializer=_json,
         )
         sa.event.listen(self._engine, "connect", _on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
@@ -52,7 +58,9 @@ class Database:
         Raises:
             SettingsError: The file is not a database, or was written by a newer Hatrack.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # SQLite gives its -wal and -shm the mode of the file itself
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         await asyncio.get_running_loop().run_in_executor(self._thread, self._migrate)
 
     def _migrate(self) -> None:
@@ -88,6 +96,14 @@ class Database:
         """Finish what is queued and close the file."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown(wait=True)
+
+
+def _json(text: str) -> Any:
+    """A stored JSON value. An older gateway stored values of any depth, and one such row must not hide all others."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        return orjson.loads(text)  # goes down to 1,024 levels, which no stored value exceeds
 
 
 def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:

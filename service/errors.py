@@ -12,14 +12,18 @@ Exception
     │   ├── ModelNotFound    404
     │   └── NoLiveVersion    404
     ├── MethodNotAllowed     405
+    ├── RequestTimeout       408  the request came too slowly
     ├── Conflict             409
     ├── TooLarge             413
+    ├── UriTooLong           414
     ├── WrongMediaType       415
+    ├── RangeNotSatisfiable  416
     ├── Unprocessable        422  well formed, but cannot be done
     ├── RateLimited          429
     │   ├── RequestsLimited  429  too many requests, a minute or at once
     │   ├── TokensLimited    429  too many tokens a minute
     │   └── QuotaSpent       429  the day's tokens: coming back soon does not help
+    ├── HeadersTooLarge      431
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers
     ├── BadGateway           502  the engine gave something that is no answer
@@ -33,9 +37,15 @@ Exception
 
 from __future__ import annotations
 
-from typing import ClassVar
+import logging
+from typing import ClassVar, Final
 
 import orjson
+
+from adapters import errors as adapter_errors
+from adapters.errors import AdapterError
+
+_LOG: Final = logging.getLogger("hatrack.http")
 
 
 class SettingsError(Exception):
@@ -67,8 +77,8 @@ class HatrackError(Exception):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _text(message)
+        self.param = param if param is None else _text(param)
         self.code = code or self.default_code
         self.headers = dict(headers or {})
         if self.retry is not None:
@@ -81,6 +91,11 @@ class HatrackError(Exception):
     def payload(self) -> dict[str, dict[str, str | None]]:
         """The response body as a dict."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def _text(text: str) -> str:
+    """``text`` as UTF-8 can hold it: a lone surrogate, which may come from a client's escapes, becomes `?`."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 class BadRequest(HatrackError):
@@ -121,6 +136,10 @@ class MethodNotAllowed(HatrackError):
     status, type, default_code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(HatrackError):
+    status, type, default_code = 408, "invalid_request_error", "request_timeout"
+
+
 class Conflict(HatrackError):
     status, type, default_code = 409, "invalid_request_error", "conflict"
     retry = False
@@ -130,8 +149,16 @@ class TooLarge(HatrackError):
     status, type, default_code = 413, "invalid_request_error", "request_too_large"
 
 
+class UriTooLong(HatrackError):
+    status, type, default_code = 414, "invalid_request_error", "uri_too_long"
+
+
 class WrongMediaType(HatrackError):
     status, type, default_code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class RangeNotSatisfiable(HatrackError):
+    status, type, default_code = 416, "invalid_request_error", "range_not_satisfiable"
 
 
 class Unprocessable(HatrackError):
@@ -155,6 +182,10 @@ class QuotaSpent(RateLimited):
     type = "insufficient_quota"
     default_code = "insufficient_quota"
     retry = False
+
+
+class HeadersTooLarge(HatrackError):
+    status, type, default_code = 431, "invalid_request_error", "headers_too_large"
 
 
 class Internal(HatrackError):
@@ -206,3 +237,26 @@ class Timeout(HatrackError):
 class DiskFull(HatrackError):
     status, type, default_code = 507, "server_error", "disk_full"
     retry = False
+
+
+_STATUS: Final[tuple[tuple[type[AdapterError], type[HatrackError]], ...]] = (
+    (adapter_errors.TooLarge, TooLarge),
+    (adapter_errors.PickleRefused, WrongMediaType),
+    (adapter_errors.DiskFull, DiskFull),
+)
+
+
+def to_http(error: AdapterError) -> HatrackError:
+    """What a client sees of an adapter's error: 422 with its code; 413, 415 and 507 where they say more."""
+    kind = next((http for cause, http in _STATUS if isinstance(error, cause)), Unprocessable)
+    return kind(error.message, param=error.param, code=error.code)
+
+
+def to_hatrack_error(error: Exception, request_id: str | None) -> HatrackError:
+    """The gateway's catch-all: what a client sees of any error; an unexpected one is logged and becomes a 500."""
+    if isinstance(error, HatrackError):
+        return error
+    if isinstance(error, AdapterError):
+        return to_http(error)
+    _LOG.error("a request failed unexpectedly", exc_info=error, extra={"request_id": request_id})
+    return Internal("the gateway failed; its log has the reason under this request id")

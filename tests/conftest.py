@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+settings.register_profile(
+    "hatrack", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("hatrack")
+"""The same examples each time, and no limit on one's time: how fast it is on a busy machine is not what is tested."""
 
 REPO = Path(__file__).parent.parent
 BASE = "smollm2-135m-instruct"
@@ -15,16 +25,45 @@ TERMINAL = (
     *("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "PY_COLORS", "GITHUB_ACTIONS"),
     *("TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "TERMINAL_WIDTH", "_TYPER_FORCE_DISABLE_TERMINAL"),
 )
-SLOW = ("integration", "crash")
-SLOW_TIMEOUT_S = 1500
+WITH_ENGINE = ("integration", "crash")
+ENGINE_TIMEOUT_S = 1500
 """Whichever test comes first pays for a shared engine, and for the voices that are trained for it."""
+SLOW = ("crash", "integration/engine", "integration/adapters", "integration/trainer")
+"""Folders whose every test has engines, trainings or conversions of its own."""
+SLOW_FILES = ("test_suites.py", "test_training.py")
+"""Tests in `integration/` that train or answer whole suites: minutes each."""
+ONE_ENGINE = "tests/integration/"
+"""Its tests share one engine: of several processes, one runs them all, and begins with them."""
+LAST = "integration/test_kill_9.py"
+"""It ends the engine that the other tests share."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with an engine may take longer: how long theirs takes is the machine's affair."""
+    """Give tests with an engine more time (how long theirs takes depends on the machine), and order the tiers."""
+    tests = REPO / "tests"
     for item in items:
-        if any(item.path.is_relative_to(REPO / "tests" / tier) for tier in SLOW):
-            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+        if any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE):
+            item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
+        long = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
+        if long or any(item.path.is_relative_to(tests / folder) for folder in SLOW):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path == tests / LAST)
+
+
+class _OneEngine(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests stay together and in their order; all that share the engine are one piece of work, the first.
+
+    xdist's own `loadgroup` does as much by a mark, but pytest 9.2 no longer shows it the names that it writes.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return ONE_ENGINE if nodeid.startswith(ONE_ENGINE) else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadscope`."""
+    return _OneEngine(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,11 +75,21 @@ def _no_terminal() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Programs that a test runs in its own process set theirs; the next test finds what it would find alone."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def base_dir() -> Path:
     """The real base model's checkpoint, prepared once from its package (about 20 s) and kept under var/."""
     path = REPO / "var" / "base" / BASE
     if not (path / "config.json").exists():
+        # Tests run in several processes: the command itself waits for another that prepares the same model.
         command = [sys.executable, "-m", "trainer.base_model", "--source", BASE, "--dest", str(path.parent)]
         subprocess.run(command, check=True, timeout=600, cwd=REPO)
     return path

@@ -28,7 +28,7 @@ from adapters.errors import AdapterError
 from trainer.app import Trainer, create_app
 from trainer.config import Installation, Settings, load_settings
 from trainer.errors import SettingsError
-from trainer.jobs.fit import Base
+from trainer.finetune.capacity import Base
 
 WRONG: Final = 2
 TAKEN: Final = 3
@@ -58,6 +58,7 @@ class HomeTaken(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    os.umask(0o077)  # what is written here is for nobody else's eyes: keys, data, logs
     parent = os.getppid()
     try:
         settings = load_settings()
@@ -75,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    os.umask(0o077)  # what is written here is for nobody else's eyes: keys, data, logs
     try:
         with _alone(installation.directory):
             trainer = Trainer.build(settings, installation, base)

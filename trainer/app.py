@@ -17,28 +17,31 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters.protocol.runs import SECRET_HEADER
+from adapters.validation import message, shown
 from trainer.config import Installation, Settings
+from trainer.data.checking import DataChecks
+from trainer.database import FILE, Database
 from trainer.errors import Broken, Invalid, Missing, NotAllowed, RequestError, UnknownCaller, UnknownParameter
 from trainer.evaluate.endpoints import read as read_endpoints
-from trainer.evaluations import runner as evaluations_runner
-from trainer.evaluations.desk import Desk
-from trainer.evaluations.routes import router as evaluations_router
-from trainer.jobs import fit, records
-from trainer.jobs.checking import DataChecks
-from trainer.jobs.database import Database
-from trainer.jobs.endings import Endings
-from trainer.jobs.gateway_side import GatewaySide
-from trainer.jobs.place import Place
-from trainer.jobs.process import Command, worker_command
-from trainer.jobs.pulse import Pulse
-from trainer.jobs.routes import internal, router
-from trainer.jobs.service import Jobs
-from trainer.jobs.streaming import Streams
-from trainer.jobs.supervisor import Supervisor
+from trainer.evaluate.evaluations import kind as evaluation_kind
+from trainer.evaluate.evaluations.routes import router as evaluations_router
+from trainer.evaluate.evaluations.service import Evaluations
+from trainer.finetune import capacity
+from trainer.finetune import kind as finetune_kind
+from trainer.finetune.objects import event_object
+from trainer.finetune.routes import internal, router
+from trainer.finetune.service import Jobs
 from trainer.reviews.routes import router as reviews_router
 from trainer.reviews.service import Reviews
+from trainer.runs import records
+from trainer.runs.housekeeping import Housekeeper
+from trainer.runs.notifier import Notifier
+from trainer.runs.process import Command
+from trainer.runs.streaming import Streams
+from trainer.runs.supervisor import Supervisor
+from trainer.runs.transitions import AnyKind, Transitions
 
-SECRET_HEADER = "x-hatrack-trainer-secret"  # noqa: S105 (a header's name)
 _LOG = logging.getLogger("hatrack.trainer.http")
 
 
@@ -47,13 +50,13 @@ class Trainer:
     """The parts of a trainer."""
 
     database: Database
-    place: Place
-    gateway: GatewaySide
+    kinds: tuple[AnyKind, ...]
+    housekeeper: Housekeeper
     supervisor: Supervisor
     jobs: Jobs
+    evaluations: Evaluations
     checks: DataChecks
     streams: Streams
-    evaluations: Desk
     reviews: Reviews
 
     @classmethod
@@ -61,45 +64,56 @@ class Trainer:
         cls,
         settings: Settings,
         installation: Installation,
-        base: fit.Base,
-        command: Command = worker_command,
-        evaluating: evaluations_runner.Command = evaluations_runner.worker_command,
+        base: capacity.Base,
+        command: Command = finetune_kind.worker_command,
+        evaluating: Command = evaluation_kind.worker_command,
     ) -> Trainer:
-        """Put the parts together; nothing is opened or started."""
-        database = Database(installation.directory / "jobs.db")
-        place = Place(installation.jobs, installation.directory / "spent")
-        pulse = Pulse()
-        gateway = GatewaySide(installation.gateway, settings, database, place)
-        reviews = Reviews(installation.directory, read_endpoints(settings.endpoints))
-        endings = Endings(settings, installation, base, database, place, pulse, gateway, reviews)
-        supervisor = Supervisor(settings, database, place, pulse, endings, command)
+        """Put the parts together; nothing is opened or started.
+
+        Args:
+            command: The command line of a job's worker.
+            evaluating: The command line of an evaluation's worker.
+        """
+        database = Database(installation.directory / FILE)
+        notifier = Notifier()
+        directories = {
+            finetune_kind.NAME: finetune_kind.job_directories(installation),
+            evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
+        }
+        housekeeper = Housekeeper(installation.gateway, settings, database, directories)
+        reviews = Reviews(database, read_endpoints(settings.endpoints))
+        jobs, evaluations = directories[finetune_kind.NAME], directories[evaluation_kind.NAME]
+        finetune = finetune_kind.FinetuneKind(
+            settings, installation, base, database, jobs, housekeeper, reviews, command
+        )
+        evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, evaluating)
+        kinds: tuple[AnyKind, ...] = (finetune, evaluation)
+        transitions = Transitions(database, notifier, housekeeper)
+        supervisor = Supervisor(settings, database, notifier, transitions, kinds)
         return cls(
             database=database,
-            place=place,
-            gateway=gateway,
+            kinds=kinds,
+            housekeeper=housekeeper,
             supervisor=supervisor,
-            jobs=Jobs(settings, installation, base, database, place, pulse, supervisor.working),
+            jobs=Jobs(finetune, settings, installation, base, database, notifier, supervisor.working),
+            evaluations=Evaluations(evaluation, settings, installation, base.positions, database, notifier),
             checks=DataChecks(settings, installation),
-            streams=Streams(database, pulse),
-            evaluations=Desk.build(settings, installation, base.positions, evaluating, reviews),
+            streams=Streams(database, notifier, event_object),
             reviews=reviews,
         )
 
     async def start(self) -> None:
         """Open the records, find what a former trainer has left, and begin. Raises SettingsError."""
-        self.place.open()
+        for kind in self.kinds:
+            kind.directories.open()
         await self.database.open()
-        await self.reviews.start()
-        await self.gateway.start()
+        await self.housekeeper.start()
         await self.supervisor.start()
-        await self.evaluations.start()
 
     async def stop(self) -> None:
         """Have the workers checkpoint and end, and close everything."""
         await self.supervisor.stop()
-        await self.evaluations.stop()
-        await self.gateway.stop()
-        await self.reviews.stop()
+        await self.housekeeper.stop()
         await self.database.close()
 
 
@@ -197,8 +211,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")) or None
         kind = UnknownParameter if first["type"] == "extra_forbidden" else Invalid
-        found = f" (found {str(first.get('input'))[:100]!r})" if first["loc"][0] != "header" else ""
-        return answer(kind(f"`{param}`: {first['msg']}{found}", param=param))
+        found = f" (found {shown(first.get('input'))})" if first["loc"][0] != "header" else ""
+        return answer(kind(f"`{param}`: {message(first)}{found}", param=param))
 
     async def frameworks(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101

@@ -77,6 +77,13 @@ class Settings(BaseSettings):
     smallest_difference: float = Field(
         0.02, ge=0, lt=1, description="Smallest difference from the base that matters: a pass lies wholly above it."
     )
+    live_margin: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="How much worse than `live` a pass may truly be: its interval lies wholly above minus this. Unset: "
+        "0.05, and 0.02 where the metric counts words in common.",
+    )
     forget_accuracy: float = Field(
         0.05,
         ge=0,

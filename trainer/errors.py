@@ -165,6 +165,10 @@ class TooMany(RequestError):
     status, type, code = 429, "rate_limit_error", "too_many_jobs"
 
 
+class TooManyEvaluations(TooMany):
+    code = "too_many_evaluations"
+
+
 class Broken(RequestError):
     status, type, code = 500, "server_error", "internal_error"
 

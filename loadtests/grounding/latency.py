@@ -24,12 +24,12 @@ import psutil
 from loadtests.grounding.cranfield import Cranfield, load
 from loadtests.grounding.synthetic import STORE, fill
 from service.database import Database
-from service.grounding.embedded.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
-from service.grounding.embedded.searching import one_thread_each
-from service.grounding.embedded.stores import Stores
-from service.grounding.embeddings import Embedder, EmbedderConfig
-from service.grounding.ports import FileDraft
-from service.grounding.terms import Analyzer
+from service.knowledge.embeddings import Embedder, EmbedderConfig
+from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
+from service.knowledge.index.searching import one_thread_each
+from service.knowledge.index.stores import Stores
+from service.knowledge.terms import Analyzer
+from service.knowledge.types import FileDraft
 
 MIB: Final = 1 << 20
 TICK_S: Final = 0.005

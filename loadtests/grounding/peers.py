@@ -26,11 +26,11 @@ import psutil
 from loadtests.grounding.cranfield import Cranfield, load
 from loadtests.grounding.latency import show
 from loadtests.grounding.synthetic import texts, vectors
-from service.grounding.embedded.part import Placed, build
-from service.grounding.embedded.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
-from service.grounding.embedded.searching import one_thread_each
-from service.grounding.segment import Segment
-from service.grounding.terms import STOP_WORDS, Analyzer
+from service.knowledge.index.part import Placed, build
+from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
+from service.knowledge.index.searching import one_thread_each
+from service.knowledge.segment import Segment
+from service.knowledge.terms import STOP_WORDS, Analyzer
 
 MIB: Final = 1 << 20
 RESULTS: Final = 4

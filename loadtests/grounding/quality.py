@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests.grounding.judged import Collection, banking, cranfield
-from service.grounding.embedded.part import Part, Placed, build
-from service.grounding.embedded.ranking import DEFAULT_VECTOR_WEIGHT, FEEDBACK, Question, lexical, rank
-from service.grounding.embeddings import Embedder, EmbedderConfig
-from service.grounding.ports import Chunking
-from service.grounding.terms import Analyzer
+from service.knowledge.embeddings import Embedder, EmbedderConfig
+from service.knowledge.index.part import Part, Placed, build
+from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, FEEDBACK, Question, lexical, rank
+from service.knowledge.terms import Analyzer
+from service.knowledge.types import Chunking
 
 TOP: Final = 10
 WEIGHTS: Final = tuple(round(0.05 * step, 2) for step in range(1, 20))

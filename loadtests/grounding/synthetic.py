@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from loadtests.grounding.cranfield import Cranfield
 from service.database import Database
-from service.grounding.embedded import records, work_records
-from service.grounding.embedded.passage_records import PassageFile
-from service.grounding.embedded.stores import DEFAULT_CHUNKING
-from service.grounding.embedded.work_records import Finished, Work
-from service.grounding.ports import FileDraft
-from service.grounding.segment import Segment
-from service.grounding.terms import Analyzer
-from service.grounding.text import PassageText
+from service.knowledge.index import records, work_records
+from service.knowledge.index.passage_records import PassageFile
+from service.knowledge.index.work_records import Finished, Work
+from service.knowledge.segment import Segment
+from service.knowledge.terms import Analyzer
+from service.knowledge.text import PassageText
+from service.knowledge.types import DEFAULT_CHUNKING, FileDraft
 
 DIMENSIONS: Final = 384
 SENTENCES: Final = 5

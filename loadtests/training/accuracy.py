@@ -22,8 +22,8 @@ import httpx
 import openai
 
 from loadtests.training.banking import jsonl, read
-from service.addresses import without_v1
-from service.config import ClientSettings
+from service.client.addresses import without_v1
+from service.client.settings import ClientSettings
 
 AT_ONCE = 16
 POLL_S = 2.0

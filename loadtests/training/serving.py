@@ -114,7 +114,7 @@ class Job:
     def signal(self, number: signal.Signals) -> None:
         """To the worker."""
         for process in self._gateway.children(recursive=True):
-            if "trainer.jobs.worker" in process.cmdline():
+            if "trainer.finetune.worker" in process.cmdline():
                 process.send_signal(number)
 
     def others_s(self) -> float:

@@ -30,8 +30,8 @@ import httpx
 import openai
 
 from loadtests.training.banking import jsonl, read
-from service.addresses import without_v1
-from service.config import ClientSettings
+from service.client.addresses import without_v1
+from service.client.settings import ClientSettings
 from trainer.samples import data_file, heldout_file
 
 POLL_S = 2.0

@@ -71,7 +71,7 @@ class Authenticator:
         self._admin, self._seen = self.hmac(key), {}
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """The caller that ``Authorization: Bearer`` names, or ``x-api-key`` where there is no bearer.
+        """The caller that ``Authorization: Bearer`` or ``x-api-key`` names; where both have a key, it must be the same.
 
         An admin key acts in the project of the ``OpenAI-Project`` header, else in ``default``; every other key acts in
         its own, and the header, if it is there, must name that one.
@@ -82,9 +82,9 @@ class Authenticator:
         Raises:
             Unauthenticated: No key, or one that is not known, or not any more.
             Forbidden: ``project_mismatch``: the header names another project than the key's.
-            BadRequest: The header holds no project's name.
+            BadRequest: The header holds no project's name. ``conflicting_keys``: the two headers have different keys.
         """
-        key = _key_in(headers)
+        key = key_in(headers)
         entry = self._seen.get(key)
         if entry is None:
             entry = self._look_up(key)
@@ -95,7 +95,7 @@ class Authenticator:
 
     def _look_up(self, key: str) -> Entry:
         if len(key) > MAX_KEY_CHARS:
-            raise _refusal(f"the API key has more than {MAX_KEY_CHARS} characters: no key has")
+            raise _refusal("the API key is not known here")
         digest = self.hmac(key)
         entry: Entry | None
         if hmac.compare_digest(digest, self._admin):
@@ -110,12 +110,18 @@ class Authenticator:
         return entry
 
 
-def _key_in(headers: Mapping[str, str]) -> str:
+def key_in(headers: Mapping[str, str]) -> str:
+    """The key that a request shows, known or not. Raises Unauthenticated where there is none, BadRequest where two
+    headers have different ones."""
     given = headers.get("authorization")
-    key = given[7:].strip() if given is not None and given[:7].lower() == "bearer " else ""
-    key = key or headers.get("x-api-key", "").strip()
-    if key:
-        return key
+    bearer = given[7:].strip() if given is not None and given[:7].lower() == "bearer " else ""
+    key = headers.get("x-api-key", "").strip()
+    if bearer and key and bearer != key:
+        raise BadRequest(
+            "`Authorization` and `x-api-key` have different keys; send one of the two headers", code="conflicting_keys"
+        )
+    if bearer or key:
+        return bearer or key
     if given:  # what was found is not repeated: it may be a key without its scheme
         raise _refusal("the Authorization header is not `Bearer <key>`")
     raise _refusal("no API key: send `Authorization: Bearer <key>` (the admin key is in admin.key under HATRACK_HOME)")

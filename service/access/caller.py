@@ -52,6 +52,8 @@ class Caller:
     stores: tuple[str, ...] | None = None
     limits: Limits = NO_LIMITS
     background: bool = False
+    limited_as: str | None = None
+    """The id of the key whose limits it uses up, where that is another one: the key that this one was made under."""
 
     def may(self, scope: Scope) -> bool:
         """True where the key has the scope, or is an admin's."""

@@ -63,7 +63,8 @@ def under(parent: KeyRow | None, draft: Draft, now: float) -> Draft:
         raise Unauthenticated("the API key that this was asked with is not valid any more")
     expiries = [time for time in (draft.expires_at, parent.expires_at) if time is not None]
     limits = _tighter(draft.limits, parent.limits)
-    draft = replace(draft, expires_at=min(expiries, default=None), limits=limits)
+    yields = draft.background or parent.background
+    draft = replace(draft, expires_at=min(expiries, default=None), limits=limits, background=yields)
     if Scope.ADMIN in parent.scopes:
         return draft
     if draft.project != parent.project:
@@ -76,6 +77,23 @@ def under(parent: KeyRow | None, draft: Draft, now: float) -> Draft:
     if not covers(parent.adapters, adapters) or not covers(parent.stores, stores):
         raise Forbidden("a key under another cannot match more names than that one", code="globs_exceeded")
     return replace(draft, adapters=adapters, stores=stores)
+
+
+def no_longer(maker: KeyRow | None, draft: Draft) -> Draft:
+    """``draft`` as a key that ends with its maker's time: what leaves the end open ends then.
+
+    Raises:
+        BadRequest: It is to outlive its maker.
+    """
+    if maker is None or maker.expires_at is None:
+        return draft
+    if draft.expires_at is not None and draft.expires_at > maker.expires_at:
+        raise BadRequest(
+            f"`expires_at` is {draft.expires_at}: a key cannot outlive the key that makes it, "
+            f"which expires at {maker.expires_at}",
+            param="expires_at",
+        )
+    return replace(draft, expires_at=draft.expires_at or maker.expires_at)
 
 
 def _tighter(one: Limits, other: Limits) -> Limits:

@@ -15,12 +15,14 @@ from fastapi import Depends, Request
 
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
+from service.access.refusals import Refusals
 
 
 # coroutines, though they await nothing: FastAPI would run plain functions in its thread pool
 async def caller(request: Request) -> Caller:
     """Who asks, once a request. Raises Unauthenticated, Forbidden, BadRequest: see ``Authenticator``."""
     known: Caller = request.app.state.authenticator.authenticate(request.headers)
+    request.state.caller = known
     return known
 
 
@@ -37,6 +39,15 @@ def needs(*scopes: Scope) -> Callable[[Caller], Awaitable[Caller]]:
 async def actor(request: Request, who: Annotated[Caller, Depends(caller)]) -> Actor:
     """The caller and the request's id, as the audit names them."""
     return Actor.of(who, request_id(request))
+
+
+def note_refusal(request: Request, status: int, code: str | None) -> None:
+    """Count an answer for the audit where it refuses access; nothing where the app has no ``Refusals``."""
+    refusals: Refusals | None = getattr(request.app.state, "refusals", None)
+    if refusals is not None:
+        known: Caller | None = getattr(request.state, "caller", None)
+        peer = request.client.host if request.client else ""
+        refusals.note(status, code, known, peer, request.url.path, request_id(request))
 
 
 def request_id(request: Request) -> str | None:

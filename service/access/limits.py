@@ -8,9 +8,10 @@ key that was idle may use a whole minute's worth at once. In any ``w`` seconds a
 of its requests fell short of the engine's counts; all of that the bucket then owes, and nothing is admitted before it
 is paid back. Requests have neither of the two surpluses.
 
-Tokens are taken by estimate when a request comes and settled by the engine's count when it ends. A request that never
-reached the engine gets its tokens back; the request itself stays counted, as with OpenAI. A refused request is counted
-only where another limit had let it in before: the one whose tokens were not there.
+Tokens are taken by estimate when a request comes and settled by the engine's count when it ends; where there is no
+count, because the engine refused the request or its client left, by the estimate of what the engine did for it. A
+request that was never sent to the engine gets its tokens back; the request itself stays counted, as with OpenAI. A
+refused request is counted only where another limit had let it in before: the one whose tokens were not there.
 
 A request whose estimate alone is above ``tokens_per_minute`` would never fit: it is admitted when the bucket is full,
 and the debt keeps everybody with that key waiting until it is paid. An estimate above what is left of
@@ -18,7 +19,7 @@ and the debt keeps everybody with that key waiting until it is paid. An estimate
 
 Days are UTC days. A request's tokens belong to the day in which it ends, which is how usage is counted, too: so a start
 of the gateway finds the day's count in the table of usage (``restore``). A crash forgets what was not yet written there
-(``service.access.usage``: one flush interval, 2 s by default), in favour of the keys. The minutes' buckets are full
+(``service.usage.account``: one flush interval, 2 s by default), in favour of the keys. The minutes' buckets are full
 after a start.
 
 All of it runs on the event loop's thread and takes no lock. There is one state for each key that is limited and was
@@ -30,18 +31,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from service.access.buckets import Bucket, Headers, duration, triple
 from service.access.caller import NO_LIMITS, Caller, Limits
 from service.errors import QuotaSpent, RateLimited, RequestsLimited, TokensLimited
-from service.inference.ports import Lease
 
 LimitName = Literal["requests_per_minute", "tokens_per_minute", "concurrent", "tokens_per_day"]
 DAY_S: Final = 86_400
 SOON_S: Final = 1
 """Retry-After where a request in work has to end first: nobody knows when it will."""
 SWEEP_AT_LEAST: Final = 1024
+
+
+class Lease(Protocol):
+    """One request's share of its key's limits, from its arrival to its end."""
+
+    def charge(self, tokens: int) -> None:
+        """Take the request's estimated tokens.
+
+        Raises:
+            RateLimited: The key's tokens do not reach for them.
+        """
+
+    def headers(self) -> list[tuple[bytes, str]]:
+        """OpenAI's rate-limit headers, as of now; none where the key has no limits."""
+
+    def close(self, tokens: int | None) -> None:
+        """End it: ``tokens`` are owed in truth; None: nothing was sent to the engine, the charge is given back."""
 
 
 class State:
@@ -128,9 +145,11 @@ class KeyLimiter:
         if limits is NO_LIMITS or _unlimited(limits):
             return _FREE
         now = self._clock()
-        state = self._states.get(caller.key_id)
+        # a key's jobs use up its limits: else it would have them once more with each job that it makes
+        key_id = caller.limited_as or caller.key_id
+        state = self._states.get(key_id)
         if state is None:
-            state = self._admit_key(caller.key_id, limits, now)
+            state = self._admit_key(key_id, limits, now)
         elif state.limits is not limits:
             state.adopt(limits, now)
         if limits.tokens_per_day is not None:
@@ -282,7 +301,7 @@ class KeyLease:
         return self._limiter.headers(self._state)
 
     def close(self, tokens: int | None) -> None:
-        """End it: ``tokens`` were used in truth; None: nothing reached the engine. A second call does nothing."""
+        """End it: ``tokens`` are owed in truth; None: nothing was sent to the engine. A second call does nothing."""
         if self._open:
             self._open = False
             self._limiter.settle(self._state, self._charged, tokens or 0)

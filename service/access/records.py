@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from service.access.audit import ADMIN_ID
 from service.access.caller import NO_LIMITS, Caller, Limits, Scope
-from service.access.tables import keys
-from service.registry.tables import projects
+from service.access.tables import keys, projects
+from service.errors import NotFound
 
 _SHOWN = [column for column in keys.c if column.name not in ("seq", "hmac", "revoked_at")]
 
@@ -51,7 +52,10 @@ class KeyRow:
 
     def caller(self) -> Caller:
         """Whom the key stands for."""
-        return Caller(self.id, self.project, self.scopes, self.adapters, self.stores, self.limits, self.background)
+        parent = None if self.parent_key_id == ADMIN_ID else self.parent_key_id
+        return Caller(
+            self.id, self.project, self.scopes, self.adapters, self.stores, self.limits, self.background, parent
+        )
 
 
 def living(db: sa.Connection) -> list[tuple[bytes, KeyRow]]:
@@ -135,3 +139,12 @@ def _key(row: sa.Row[tuple[object, ...]]) -> KeyRow:
     globs = {name: None if values[name] is None else tuple(values[name]) for name in ("adapters", "stores")}
     scopes = frozenset(map(Scope, values["scopes"]))
     return KeyRow(**values | globs | {"scopes": scopes, "limits": Limits.model_validate(values["limits"])})
+
+
+def demand_project(db: sa.Connection, project: str) -> None:
+    """Raise NotFound where there is no such project: an admin may name any."""
+    if db.scalar(sa.select(projects.c.id).where(projects.c.id == project)) is None:
+        raise NotFound(
+            f"the project `{project[:100]}` does not exist; a project comes into being with its first key",
+            code="project_not_found",
+        )

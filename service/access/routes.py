@@ -15,9 +15,12 @@ from service.access.caller import DEFAULT_PROJECT, NO_LIMITS, Caller, Limits, Sc
 from service.access.grants import MAX_EXPIRES_AT, MAX_GLOBS, is_glob
 from service.access.http import actor, caller, needs
 from service.access.records import Draft
+from service.access.refusals import Refusals
+from service.access.schemas import AuditPage, CreatedKey, DeletedKey, KeyObject, RotatedKey
 from service.access.service import Keys
-from service.body import read_json
-from service.errors import BadRequest, Conflict
+from service.errors import BadRequest, Conflict, NotFound
+from service.http.body import read_json
+from service.http.schema import Page, answers, takes
 
 NO_STORE: Final = {"cache-control": "no-store"}
 """An answer that holds a key is for its reader alone."""
@@ -79,6 +82,12 @@ async def keys(request: Request) -> Keys:
     return found
 
 
+async def refusals_of(request: Request) -> Refusals | None:
+    """What was refused and may not stand in the audit yet; None where the app counts none."""
+    found: Refusals | None = getattr(request.app.state, "refusals", None)
+    return found
+
+
 router = APIRouter(prefix="/v1", tags=["access"])
 Admin = Annotated[Caller, Depends(needs(Scope.ADMIN))]
 By = Annotated[Actor, Depends(actor)]
@@ -87,7 +96,8 @@ Project = Annotated[str | None, Query(max_length=64)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("/keys")
+@router.post("/keys", status_code=201, responses=answers(CreatedKey, Conflict, status=201))
+@takes(KeyRequest)
 async def create_key(request: Request, who: Admin, by: By, ring: Ring) -> JSONResponse:
     """Make a key; the answer holds it, this once."""
     wanted = await read_json(request, KeyRequest)
@@ -96,13 +106,13 @@ async def create_key(request: Request, who: Admin, by: By, ring: Ring) -> JSONRe
     return JSONResponse(made | {"key": key}, status_code=201, headers=headers)
 
 
-@router.post("/keys/rotate-admin")
+@router.post("/keys/rotate-admin", responses=answers(RotatedKey, Conflict))
 async def rotate_admin(who: Admin, by: By, ring: Ring) -> JSONResponse:
     """Put a new admin key in the place of the old; the answer holds it, this once."""
     return JSONResponse({"object": "key", "id": ADMIN_ID, "key": await ring.rotate_admin(by)}, headers=NO_STORE)
 
 
-@router.get("/keys")
+@router.get("/keys", responses=answers(Page[KeyObject]))
 async def list_keys(
     who: Admin,
     ring: Ring,
@@ -114,13 +124,13 @@ async def list_keys(
     return await ring.page(project, after, limit)
 
 
-@router.get("/keys/{key_id}")
+@router.get("/keys/{key_id}", responses=answers(KeyObject, NotFound))
 async def get_key(key_id: str, who: Admin, ring: Ring) -> dict[str, Any]:
     """One key."""
     return await ring.show(key_id)
 
 
-@router.delete("/keys/current")
+@router.delete("/keys/current", responses=answers(DeletedKey, Conflict))
 async def delete_own_key(who: Annotated[Caller, Depends(caller)], by: By, ring: Ring) -> dict[str, Any]:
     """Revoke the key that this is asked with; whoever holds a key may."""
     if who.key_id == ADMIN_ID:
@@ -129,21 +139,24 @@ async def delete_own_key(who: Annotated[Caller, Depends(caller)], by: By, ring: 
     return {"object": "key", "id": who.key_id, "deleted": True}
 
 
-@router.delete("/keys/{key_id}")
+@router.delete("/keys/{key_id}", responses=answers(DeletedKey, NotFound, Conflict))
 async def delete_key(key_id: str, who: Admin, by: By, ring: Ring) -> dict[str, Any]:
     """Revoke a key, from the next request on."""
     await ring.delete(by, key_id)
     return {"object": "key", "id": key_id, "deleted": True}
 
 
-@router.get("/audit")
+@router.get("/audit", responses=answers(AuditPage))
 async def list_audit(
     who: Admin,
     ring: Ring,
+    refusals: Annotated[Refusals | None, Depends(refusals_of)],
     project: Project = None,
     action: Annotated[str | None, Query(max_length=64)] = None,
     after: Annotated[int | None, Query(ge=1, le=2**53)] = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:
-    """What was changed, by whom and when; newest first."""
+    """What was changed, and who was refused, by whom and when; newest first."""
+    if refusals is not None:
+        await refusals.flush()
     return await ring.audited(after=after, limit=limit, project=project, action=action)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from service.access import audit, grants, records
 from service.access.audit import ADMIN_ID, Actor
 from service.access.authentication import NEVER, Authenticator, Entry
-from service.access.keys import admin_key, hint, key_secret, make_key, write_secret
+from service.access.keys import admin_key, hint, key_hmac, key_secret, make_key, write_secret
 from service.access.records import Draft, KeyRow
 from service.database import Database
 from service.errors import BadRequest, Conflict, DiskFull, Internal, NotFound
@@ -55,9 +55,14 @@ class Keys:
         self._admin_given = given_admin_key is not None
         self._on_revoked = on_revoked
         secret, self._new_secret = key_secret(home)
+        self._secret = secret
         self.authenticator = Authenticator(admin_key(home, given_admin_key), secret)
         # one change at a time: the table in memory takes them in the order that the database took them
         self._changing = asyncio.Lock()
+
+    def derived_secret(self, purpose: str) -> bytes:
+        """32 bytes for one purpose beside the keys; the same after each start that finds the same ``key.secret``."""
+        return key_hmac(self._secret, "\0" + purpose)  # which no key is: a header holds no NUL
 
     async def open(self) -> None:
         """Load all keys. Until then, only the admin key is known."""
@@ -104,7 +109,7 @@ class Keys:
         leaves open (globs, limits, expiry) is the parent's.
 
         Raises:
-            BadRequest: It makes no sense (see ``grants.check``).
+            BadRequest: It makes no sense (see ``grants.check``), or would outlive the key that makes it.
             Unauthenticated: The parent is not valid any more.
             Forbidden: It reaches further than its parent.
         """
@@ -119,6 +124,7 @@ class Keys:
             wanted = draft
             if wanted.parent_key_id is not None and wanted.parent_key_id != ADMIN_ID:
                 wanted = grants.under(records.find(db, wanted.parent_key_id), wanted, time.time())
+            wanted = grants.no_longer(records.find(db, actor.key_id), wanted)
             row = records.add(db, key_id, digest, hint(key), wanted)
             audit.note(db, replace(actor, project=row.project), "key.create", row.id, _granted(row))
             return row

@@ -1,11 +1,17 @@
-"""The tables of access: API keys, and the audit of every mutation. Times are Unix seconds."""
+"""The tables of access: projects, API keys, and the audit of every mutation. Times are Unix seconds."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
 from service.database import metadata
-from service.registry.tables import projects
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.Integer, nullable=False),
+)
 
 keys = sa.Table(
     "keys",

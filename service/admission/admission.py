@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
 
-from service.admission.background import GatedEngine, Probed
-from service.admission.gate import EngineStatus, Gate
+from service.admission.background import GatedEngine
+from service.admission.gate import Gate
 from service.admission.policy import Policy
 from service.config import Settings
-from service.engine.residency import Reporting, Residency
-
-
-class Engine(Probed, Reporting, Protocol):
-    """The engine's client."""
+from service.engine.client import EngineClient
+from service.engine.residency import Residency
+from service.engine.watched import EngineState
 
 
 class Admission:
@@ -28,18 +25,21 @@ class Admission:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, on_change: Callable[[Callable[[EngineStatus], None]], None]
+        self, settings: Settings, engine: EngineClient, on_change: Callable[[Callable[[EngineState], None]], None]
     ) -> None:
         self.residency = Residency(engine)
         self.gate = Gate(Policy.from_settings(settings), self.residency)
+        self.counting = Gate(Policy.for_counting(settings))
+        """For requests that the engine answers with its tokenizer."""
         self.residency.activity = lambda: self.gate.scheduler.counts.admitted
         self.background_engine = GatedEngine(engine, self.gate, settings.base_served_name)
         """For proofs and warming: behind callers."""
         on_change(self._changed)
 
-    def _changed(self, state: EngineStatus) -> None:
+    def _changed(self, state: EngineState) -> None:
         self.residency.engine_changed(ready=state.name == "ready")
         self.gate.engine_changed(state)
+        self.counting.engine_changed(state)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

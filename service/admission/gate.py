@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 from service.admission.entry import Entry, Stage
 from service.admission.policy import Policy
-from service.admission.scheduler import Memory, Scheduler
+from service.admission.scheduler import Scheduler
 from service.admission.snapshot import Snapshot, take
 from service.admission.ticket import Ticket
+from service.engine.residency import Residency
+from service.engine.watched import EngineState
 from service.errors import EngineUnavailable, HatrackError, Unavailable
-
-
-class Loads(Memory, Protocol):
-    """Is told how long an adapter that was not in the engine's memory took."""
-
-    def loaded(self, adapter: str, seconds: float) -> None:
-        """The engine has read ``adapter`` and answered for it, ``seconds`` after its first request was let in."""
-
-
-class EngineStatus(Protocol):
-    """What the engine does now: `service.engine.watched.EngineState`."""
-
-    @property
-    def name(self) -> str:
-        """`ready`, or another word."""
-
-    @property
-    def reason(self) -> str:
-        """Why."""
 
 
 class Pass:
@@ -46,9 +28,14 @@ class Pass:
         """The engine has answered with something: its prompt has been read."""
         self._gate.first_token(self._entry)
 
-    def leave(self, tokens: int | None) -> None:
-        """The request has left the engine; ``tokens`` it used in truth, None where nothing reached the engine."""
-        self._gate.leave(self._entry, tokens)
+    def leave(self, tokens: int | None, *, answered: bool = True) -> None:
+        """The request has left the engine.
+
+        Args:
+            tokens: What it used in truth, or is charged with; None where nothing was sent to the engine.
+            answered: The engine took it and answered, so its adapter is loaded.
+        """
+        self._gate.leave(self._entry, tokens, answered=answered)
 
 
 class Gate:
@@ -59,8 +46,8 @@ class Gate:
         residency: What is known of the adapters in the engine's memory; None: nothing.
     """
 
-    def __init__(self, policy: Policy, residency: Loads | None = None) -> None:
-        self.scheduler = Scheduler(policy, residency)
+    def __init__(self, policy: Policy, residency: Residency | None = None) -> None:
+        self.scheduler = Scheduler(policy, residency.is_cold if residency is not None else None)
         self._residency = residency
         self._closed: Callable[[], HatrackError] | None = None
         self._wake: asyncio.TimerHandle | None = None
@@ -110,11 +97,11 @@ class Gate:
             self.scheduler.first_token(entry, now)
             self._pump()
 
-    def leave(self, entry: Entry, tokens: int | None) -> None:
+    def leave(self, entry: Entry, tokens: int | None, *, answered: bool = True) -> None:
         """See `Pass.leave`."""
         now = asyncio.get_running_loop().time()
         if entry.stage is Stage.IN:
-            if tokens is not None:
+            if answered and tokens is not None:
                 self._tell_residency(entry, now)
             self.scheduler.leave(entry, tokens, now)
             self._pump()
@@ -138,7 +125,7 @@ class Gate:
         """There is an engine (again)."""
         self._closed = None
 
-    def engine_changed(self, state: EngineStatus) -> None:
+    def engine_changed(self, state: EngineState) -> None:
         """Open or close with the engine: a listener for its supervisor."""
         if state.name == "ready":
             self.open()

@@ -10,6 +10,9 @@ from service.config import Settings
 CPU_PREFILL: Final = 192
 GPU_PREFILL: Final = 16384
 """Two of vLLM's usual prefill steps: while one is computed the next must be there already."""
+COUNTING_WIDTH: Final = 2
+"""Of the engine's threads that tokenize (`service.engine.config.RENDERERS`), those that requests may have which run no
+model: prompts never wait for them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,17 @@ class Policy:
     def share_size(self) -> int:
         """Requests that one key, and that one project, may have in the queue."""
         return max(1, int(self.queue_size * self.queue_share))
+
+    @classmethod
+    def for_counting(cls, settings: Settings) -> Policy:
+        """Requests that only tokenize: fair as well, and few at once, since the engine has few threads for that."""
+        return cls(
+            width=COUNTING_WIDTH,
+            common=COUNTING_WIDTH,
+            slots=None,
+            queue_size=settings.queue_size,
+            queue_share=settings.queue_share,
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Policy:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from service.admission.entry import Entry, Stage
 from service.admission.fair import Flow, Tree
@@ -25,21 +26,6 @@ FIRST_TOKEN_S: Final = 0.5
 SILENT_MOST_S: Final = 5.0
 RETRY_MOST_S: Final = 60
 _AVERAGE: Final = 0.1
-
-
-class Memory(Protocol):
-    """What is known of the engine's adapters: `service.engine.residency.Residency`."""
-
-    def is_cold(self, adapter: str) -> bool:
-        """True where the engine is known to have to read this adapter from the disk first."""
-
-
-class AllWarm:
-    """Nothing is known to be cold."""
-
-    def is_cold(self, adapter: str) -> bool:
-        """False."""
-        return False
 
 
 class Counts:
@@ -65,9 +51,13 @@ class Scheduler:
     """The queue and the places in the engine.
 
     Every request that was offered and not refused ends by exactly one of `withdraw` (while it waits) and `leave`.
+
+    Args:
+        policy: How it decides.
+        is_cold: Whether the engine must read an adapter from the disk first, as far as is known; None: never.
     """
 
-    def __init__(self, policy: Policy, memory: Memory | None = None) -> None:
+    def __init__(self, policy: Policy, is_cold: Callable[[str], bool] | None = None) -> None:
         self.policy = policy
         self.callers = Tree()
         self.background = Tree()
@@ -78,7 +68,7 @@ class Scheduler:
         """Prompt tokens of requests that were let in and have shown no token."""
         self.first_token_s = FIRST_TOKEN_S
         """Moving average of the time from the gate to the first token, s."""
-        self._memory = memory or AllWarm()
+        self._is_cold = is_cold or (lambda _: False)
         self._unstarted: OrderedDict[Entry, float] = OrderedDict()
         self._loading: dict[str, float] = {}
         self._due: Entry | None = None
@@ -269,7 +259,7 @@ class Scheduler:
         """One cold load at a time: while an adapter is read from the disk, every stream of the engine stands still."""
         if adapter is None or self.policy.slots is None or adapter in self.slots.held:
             return False
-        if not self._loading or not self._memory.is_cold(adapter):
+        if not self._loading or not self._is_cold(adapter):
             return False
         self._forget_loads(now)
         return bool(self._loading)
@@ -288,7 +278,7 @@ class Scheduler:
             adapter is not None
             and adapter not in self.slots.held
             and adapter not in self._loading
-            and self._memory.is_cold(adapter)
+            and self._is_cold(adapter)
         ):
             entry.cold = True
             self._loading[adapter] = now

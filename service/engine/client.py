@@ -7,13 +7,15 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
 from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, EngineUnreachable, Timeout
+from service.http.connection_errors import ConnectionErrors
+from service.http.pool import ConnectionPool
 
 CONNECT_TIMEOUT_S = 2.0
 QUICK_TIMEOUT_S = 5.0
@@ -21,6 +23,16 @@ KEEP_ALIVE_S = 3.0
 """Shorter than the 5 s after which vLLM's server closes an idle connection: a request must not meet that moment."""
 MAX_ERROR_BYTES = 64 * 1024
 ENGINE_KEY_REFUSED = "engine_key_refused"
+
+
+def _unreachable(_: BaseException) -> EngineUnreachable:
+    return EngineUnreachable("the engine cannot be reached")
+
+
+_ERRORS: Final = ConnectionErrors(
+    unreachable=_unreachable,
+    cut=lambda _: BadGateway("the engine went away before its answer was complete", code="engine_cut"),
+)
 
 
 class EngineResponse:
@@ -41,22 +53,14 @@ class EngineResponse:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they come. Raises BadGateway where the engine goes away in the middle."""
-        try:
+        with _ERRORS:
             async for chunk in self._response.content.iter_any():
                 yield chunk
-        except aiohttp.ClientError as error:
-            raise _cut() from error
 
     async def read(self) -> bytes:
         """The whole body. Raises BadGateway where the engine goes away in the middle."""
-        try:
+        with _ERRORS:
             return await self._response.read()
-        except aiohttp.ClientError as error:
-            raise _cut() from error
-
-
-def _cut() -> BadGateway:
-    return BadGateway("the engine went away before its answer was complete", code="engine_cut")
 
 
 class EngineClient:
@@ -77,35 +81,21 @@ class EngineClient:
         available: Callable[[], str | None] = lambda: None,
         key: str | None = None,
     ) -> None:
-        self._socket = socket
         self._url = url.rstrip("/")
         self._available = available
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = ConnectionPool(
+            socket,
+            connect_s=CONNECT_TIMEOUT_S,
+            keep_alive_s=KEEP_ALIVE_S,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            read_bufsize=1 << 18,
+            auto_decompress=False,
+        )
         self.in_flight = 0
-
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            # no limit of connections here: how many requests may be in flight is decided before them
-            connector: aiohttp.BaseConnector = (
-                aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=KEEP_ALIVE_S)
-                if self._socket
-                else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
-                read_bufsize=1 << 18,
-                auto_decompress=False,
-            )
-        return self._session
 
     async def close(self) -> None:
         """Close the connections; requests in flight end."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._pool.close()
 
     @asynccontextmanager
     async def open(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[EngineResponse]:
@@ -120,12 +110,10 @@ class EngineClient:
             raise EngineUnavailable(f"the engine is not ready: {reason}")
         self.in_flight += 1
         try:
-            try:
-                response = await self._pool().post(self._url + path, data=body, headers=headers, allow_redirects=False)
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                raise EngineUnavailable("the engine cannot be reached") from error
-            except aiohttp.ClientError as error:
-                raise _cut() from error
+            with _ERRORS:
+                response = await self._pool.session.post(
+                    self._url + path, data=body, headers=headers, allow_redirects=False
+                )
             try:
                 yield EngineResponse(response)
             finally:
@@ -160,16 +148,16 @@ class EngineClient:
             EngineUnavailable: It does not answer in time, or not with HTTP.
             BadGateway: It answered something else than 200.
         """
-        try:
+
+        def silent(_: BaseException) -> EngineUnavailable:
+            return EngineUnavailable(f"the engine does not answer {path}")
+
+        with ConnectionErrors(unreachable=_unreachable, cut=silent, timeout=silent):
             async with (
                 asyncio.timeout(timeout_s),
-                self._pool().get(self._url + path, allow_redirects=False) as response,
+                self._pool.session.get(self._url + path, allow_redirects=False) as response,
             ):
                 text = await response.text()
-        except aiohttp.ClientConnectorError as error:
-            raise EngineUnreachable("the engine cannot be reached") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnavailable(f"the engine does not answer {path}") from error
         if response.status == 401:
             raise BadGateway("the engine does not take the key that it is shown", code=ENGINE_KEY_REFUSED)
         if response.status != 200:
@@ -190,7 +178,8 @@ class EngineClient:
     async def logprobs(self, model: str, texts: Sequence[str], *, timeout_s: float = 120.0) -> list[list[float]]:
         """For each text the log-probabilities (nats) of its tokens but the first, under a digest or the base's name.
 
-        Each call has a cache salt of its own: what another request left in the prefix cache does not answer it.
+        Each call has a cache salt of its own: what another request left in the prefix cache does not answer it. A text
+        that is longer than the engine's context is cut to it.
 
         Raises:
             AdapterNotFinite: The engine says that the adapter's numbers are not numbers.
@@ -202,6 +191,7 @@ class EngineClient:
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 0,
+            "truncate_prompt_tokens": -1,
             "cache_salt": secrets.token_hex(16),
         }
         answer = await self.post_json("/v1/completions", body, timeout_s=timeout_s)

@@ -42,6 +42,9 @@ NOT_INHERITED = ("HATRACK_", "VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_LORA_
 """Beginnings of variables that the engine is not given: our keys, and what would undo what we set."""
 
 
+RENDERERS = 4
+"""Threads in which the engine renders and tokenizes prompts: with vLLM's one, all wait behind the longest."""
+
 RECORD = "engine.json"
 KEEP_REQUEST = "keep"
 
@@ -148,6 +151,7 @@ class EngineConfig:
         arguments += ["--max-cpu-loras", str(self.resident), "--dtype", self.dtype]
         arguments += ["--max-num-seqs", str(self.max_seqs), "--max-logprobs", str(self.max_logprobs)]
         arguments += ["--generation-config", "vllm"]  # defaults of sampling come from a version's settings alone
+        arguments += ["--renderer-num-workers", str(RENDERERS)]
         if self.context is not None:
             arguments += ["--max-model-len", str(self.context)]
         if self.device == "cuda":
@@ -174,6 +178,8 @@ class EngineConfig:
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # resolvers are asked only with this
             "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
             "VLLM_PROCESS_NAME_PREFIX": process_title(token),
+            # by the clock; a grammar that compiles beside other work takes longer than the CPU time it was allowed
+            "VLLM_REGEX_COMPILATION_TIMEOUT_S": "120",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",

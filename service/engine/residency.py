@@ -11,25 +11,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 
+from service.concurrency import repeat
+from service.engine.client import EngineClient
 from service.errors import HatrackError
 
 LOOK_S: Final = 5.0
 LOOK_TIMEOUT_S: Final = 5.0
 _LOG = logging.getLogger("hatrack.engine")
-
-
-class Reporting(Protocol):
-    """Who knows: `service.engine.client.EngineClient`."""
-
-    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
-        """What the engine says of itself; with ``loaded``, also the list ``loaded`` of digests in its memory.
-
-        Raises:
-            HatrackError: There is no engine to ask.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +48,9 @@ class Residency:
         look_s: Seconds between two looks.
     """
 
-    def __init__(self, engine: Reporting, *, activity: Callable[[], int] = lambda: 0, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self, engine: EngineClient, *, activity: Callable[[], int] = lambda: 0, look_s: float = LOOK_S
+    ) -> None:
         self._engine = engine
         self.activity = activity
         self._look_s = look_s
@@ -109,15 +101,11 @@ class Residency:
 
     async def work(self) -> None:
         """Look again and again, until cancelled."""
-        while True:
-            self._woken.clear()
-            if self._ready and self.activity() != self._seen:
-                await self.look()
-            try:
-                async with asyncio.timeout(self._look_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                continue
+        await repeat(self._look_if_active, self._look_s, self._woken)
+
+    async def _look_if_active(self) -> None:
+        if self._ready and self.activity() != self._seen:
+            await self.look()
 
     async def look(self) -> None:
         """Ask once; an engine that does not answer leaves the view as it is."""

@@ -8,12 +8,12 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from service.access.caller import Caller
+from service.concurrency import in_thread
 from service.errors import BadRequest, TooLarge, UnknownField
+from service.files.blob_store import Incoming
 from service.files.jsonl import LineCheck
 from service.files.purposes import Purpose, demand_write
-from service.files.shelf import Incoming
-from service.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
-from service.registry.locks import in_thread
+from service.http.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
 
 ANCHOR: Final = "expires_after[anchor]"
 SECONDS: Final = "expires_after[seconds]"
@@ -108,7 +108,7 @@ class _Form(MultipartForm):
             if part not in self._parts:
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")
         assert self._purpose is not None  # noqa: S101  the part has ended
-        if self._incoming.bytes == 0:
+        if self._incoming.bytes_written == 0:
             raise BadRequest("`file` is empty", param="file", code="empty_file")
         if self._purpose is Purpose.FINE_TUNE:
             self._finish_check()

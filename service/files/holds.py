@@ -12,12 +12,15 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from service.access.audit import ADMIN_ID, SYSTEM_ID
+from service.access.caller import Caller
+from service.access.records import find as find_key
 from service.access.tables import keys
+from service.files.reach import KEY, VERSION, reached
 from service.files.records import is_listed, now
 from service.files.tables import file_holds, files
 
-VERSION: Final = "version"
-KEY: Final = "key"
+_UNBOUND: Final = (None, ADMIN_ID, SYSTEM_ID)
 MAX_LINEAGE_FILES: Final = 64
 """Files that one version may hold; a lineage that names more holds the first."""
 
@@ -41,28 +44,37 @@ def hold_for_key(
     return None
 
 
-def hold_for_version(db: sa.Connection, project: str, version: str, metadata: dict[str, Any]) -> None:
+def hold_for_version(
+    db: sa.Connection, project: str, version: str, metadata: dict[str, Any], key_id: str | None = None
+) -> None:
     """A version holds the files that its lineage names, as far as the project still has their bytes.
 
     Args:
         version: ``name@number``.
+        key_id: Who uploads the version: it holds no file that this key does not reach. None reaches all.
         metadata: What was uploaded with the version: ``lineage.files`` is a list of ids, or there is none.
     """
     named = lineage_files(metadata)
     if named:
+        row = None if key_id in _UNBOUND else find_key(db, key_id)
+        if row is None and key_id not in _UNBOUND:
+            return  # revoked in the middle of its upload
         found = sa.select(files.c.id).where(
-            files.c.project == project, files.c.id.in_(named), files.c.gone_at.is_(None)
+            files.c.project == project,
+            files.c.id.in_(named),
+            files.c.gone_at.is_(None),
+            sa.true() if row is None else reached(row.caller()),
         )
         _place(db, VERSION, version, set(db.scalars(found)))
 
 
 def hold_for_verdict(
-    db: sa.Connection, project: str, version: str, key_id: str, named: Mapping[str, str]
+    db: sa.Connection, caller: Caller, version: str, named: Mapping[str, str]
 ) -> tuple[str, str] | None:
     """A version holds the files of a verdict on it.
 
-    Each must be on the project's list, or be held already: by the version (what it is judged on again), or by the key
-    that brings the verdict (what a job was given).
+    Each must be on the project's list and within the caller's reach, or be held already: by the version (what it is
+    judged on again), or by the key that brings the verdict (what a job was given).
 
     Args:
         version: ``name@number``.
@@ -71,7 +83,9 @@ def hold_for_verdict(
     Returns:
         The first field and id of which that is not so; then none is held.
     """
-    found = _reachable(db, project, list(named.values()), version=version, key_id=key_id)
+    found = _reachable(
+        db, caller.project, list(named.values()), version=version, key_id=caller.key_id, listed=reached(caller)
+    )
     for param, file_id in named.items():
         if file_id not in found:
             return param, file_id
@@ -117,16 +131,27 @@ def let_go(db: sa.Connection) -> list[str]:
 
 
 def _reachable(
-    db: sa.Connection, project: str, file_ids: Sequence[str], *, version: str | None = None, key_id: str | None = None
+    db: sa.Connection,
+    project: str,
+    file_ids: Sequence[str],
+    *,
+    version: str | None = None,
+    key_id: str | None = None,
+    listed: sa.ColumnElement[bool] | None = None,
 ) -> set[str]:
-    """Which of the project's files are on its list, or are kept because the version or the key holds them."""
+    """Which of the project's files are on its list, or are kept because the version or the key holds them.
+
+    Args:
+        listed: What else must be true of those on the list.
+    """
     holder = sa.or_(
         sa.and_(file_holds.c.kind == VERSION, file_holds.c.holder == version),
         sa.and_(file_holds.c.kind == KEY, file_holds.c.holder == key_id),
     )
     held = sa.and_(sa.exists().where(file_holds.c.file_id == files.c.id, holder), files.c.gone_at.is_(None))
     mine = sa.and_(files.c.project == project, files.c.id.in_(sorted(set(file_ids))))
-    return set(db.scalars(sa.select(files.c.id).where(mine, sa.or_(is_listed(now()), held))))
+    on_list = is_listed(now()) if listed is None else sa.and_(is_listed(now()), listed)
+    return set(db.scalars(sa.select(files.c.id).where(mine, sa.or_(on_list, held))))
 
 
 def _place(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:

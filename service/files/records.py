@@ -9,8 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from service.access.caller import Caller
 from service.errors import TooLarge
 from service.files.purposes import Purpose
+from service.files.reach import deletable, reached
 from service.files.tables import file_holds, files
 
 
@@ -27,6 +29,7 @@ class FileRow:
     created_at: int
     expires_at: int | None
     deleted_at: int | None
+    key_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Draft:
     bytes: int
     sha256: str
     expires_after_s: int | None
+    key_id: str | None = None
 
 
 _SHOWN = [files.c[name] for name in FileRow.__dataclass_fields__]
@@ -54,18 +58,26 @@ def is_listed(at: int) -> sa.ColumnElement[bool]:
     return sa.and_(files.c.deleted_at.is_(None), sa.or_(files.c.expires_at.is_(None), files.c.expires_at > at))
 
 
-def find(db: sa.Connection, project: str, file_id: str) -> FileRow | None:
-    """The project's file, on the list; else None."""
-    return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, is_listed(now())))
+def find(db: sa.Connection, caller: Caller, file_id: str) -> FileRow | None:
+    """The file, on the list and within the caller's reach; else None."""
+    return _one(db, sa.and_(_is(caller, file_id), is_listed(now()), reached(caller)))
 
 
-def find_held(db: sa.Connection, project: str, file_id: str, holder: str, kind: str = "key") -> FileRow | None:
-    """The project's file, on the list or held by the key (or another kind of holder); else None."""
+def may_delete(db: sa.Connection, caller: Caller, file_id: str) -> bool:
+    """Whether the caller may take a file that it reaches off the list."""
+    return db.scalar(sa.select(files.c.id).where(_is(caller, file_id), deletable(caller))) is not None
+
+
+def find_held(db: sa.Connection, caller: Caller, file_id: str, holder: str, kind: str = "key") -> FileRow | None:
+    """The file, on the list and within the caller's reach, or held by the key (or another kind of holder); else None.
+
+    The caller must be one that may use the holder.
+    """
     held = sa.exists().where(
         file_holds.c.file_id == files.c.id, file_holds.c.kind == kind, file_holds.c.holder == holder
     )
-    reachable = sa.or_(is_listed(now()), sa.and_(held, files.c.gone_at.is_(None)))
-    return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, reachable))
+    reachable = sa.or_(sa.and_(is_listed(now()), reached(caller)), sa.and_(held, files.c.gone_at.is_(None)))
+    return _one(db, sa.and_(_is(caller, file_id), reachable))
 
 
 def find_kept(db: sa.Connection, project: str, file_id: str, may_use: Callable[[str], bool]) -> FileRow | None:
@@ -76,19 +88,23 @@ def find_kept(db: sa.Connection, project: str, file_id: str, may_use: Callable[[
     return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, files.c.gone_at.is_(None)))
 
 
+def _is(caller: Caller, file_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(files.c.project == caller.project, files.c.id == file_id)
+
+
 def _one(db: sa.Connection, where: sa.ColumnElement[bool]) -> FileRow | None:
     row = db.execute(sa.select(*_SHOWN).where(where)).one_or_none()
     return None if row is None else _file(row)
 
 
 def page(
-    db: sa.Connection, project: str, purposes: Collection[str], *, after: str | None, limit: int, newest_first: bool
+    db: sa.Connection, caller: Caller, purposes: Collection[str], *, after: str | None, limit: int, newest_first: bool
 ) -> list[FileRow] | None:
-    """Up to ``limit`` files on the list.
+    """Up to ``limit`` files on the list, within the caller's reach.
 
     None where ``after`` is no id of such a file; one that was deleted still marks its place.
     """
-    mine = sa.and_(files.c.project == project, files.c.purpose.in_(sorted(purposes)))
+    mine = sa.and_(files.c.project == caller.project, files.c.purpose.in_(sorted(purposes)), reached(caller))
     chosen = sa.select(*_SHOWN).where(mine, is_listed(now())).limit(limit)
     chosen = chosen.order_by(files.c.seq.desc() if newest_first else files.c.seq)
     if after is not None:
@@ -132,6 +148,7 @@ def add(db: sa.Connection, draft: Draft) -> FileRow:
         created_at=created,
         expires_at=None if draft.expires_after_s is None else created + draft.expires_after_s,
         deleted_at=None,
+        key_id=draft.key_id,
     )
     db.execute(files.insert().values({name: getattr(row, name) for name in FileRow.__dataclass_fields__}))
     return row

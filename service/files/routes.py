@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from service.access.audit import Actor
 from service.access.caller import Caller
 from service.access.http import actor, caller
-from service.errors import BadRequest
+from service.errors import BadRequest, DiskFull, NotFound, TooLarge, WrongMediaType
 from service.files.form import receive
 from service.files.purposes import visible
+from service.files.schemas import DeletedFile, FileForm, FileObject
 from service.files.service import Files
+from service.http.download import BYTES, RANGE_ANSWERS, Download
+from service.http.schema import Page, answers, takes
 
 MOST_LISTED: Final = 10_000
 DOWNLOAD_HEADERS: Final = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
@@ -38,7 +41,8 @@ By = Annotated[Actor, Depends(actor)]
 Drawer = Annotated[Files, Depends(files)]
 
 
-@router.post("")
+@router.post("", responses=answers(FileObject, NotFound, TooLarge, WrongMediaType, DiskFull))
+@takes(FileForm, media_type="multipart/form-data")
 async def create_file(request: Request, who: Who, by: By, drawer: Drawer) -> JSONResponse:
     """Upload a file."""
     try:
@@ -54,7 +58,7 @@ async def create_file(request: Request, who: Who, by: By, drawer: Drawer) -> JSO
     return JSONResponse(made, headers={"location": f"/v1/files/{made['id']}"})
 
 
-@router.get("")
+@router.get("", responses=answers(Page[FileObject]))
 async def list_files(
     who: Who,
     drawer: Drawer,
@@ -67,20 +71,24 @@ async def list_files(
     return await drawer.page(who, purpose=purpose, after=after, limit=limit, order=order)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", responses=answers(FileObject, NotFound))
 async def get_file(file_id: str, who: Who, drawer: Drawer) -> dict[str, Any]:
     """One file."""
     return await drawer.show(who, file_id)
 
 
-@router.get("/{file_id}/content")
-async def get_content(file_id: str, who: Who, drawer: Drawer) -> FileResponse:
+@router.get(
+    "/{file_id}/content",
+    response_class=Download,
+    responses=answers(None, NotFound, description="Its bytes.", media_type=BYTES) | RANGE_ANSWERS,
+)
+async def get_content(file_id: str, who: Who, drawer: Drawer) -> Download:
     """A file's bytes, as they were uploaded."""
     row, path = await drawer.content(who, file_id)
-    return FileResponse(path, media_type="application/octet-stream", filename=row.filename, headers=DOWNLOAD_HEADERS)
+    return Download(path, media_type=BYTES, filename=row.filename, headers=DOWNLOAD_HEADERS)
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", responses=answers(DeletedFile, NotFound, DiskFull))
 async def delete_file(file_id: str, who: Who, by: By, drawer: Drawer) -> dict[str, Any]:
     """Take a file off the list."""
     await drawer.delete(who, file_id, actor=by)

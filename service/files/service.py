@@ -14,15 +14,16 @@ import sqlalchemy as sa
 
 from service.access.audit import Actor, note
 from service.access.caller import Caller, Scope
+from service.access.records import demand_project
+from service.concurrency import in_thread, repeat
 from service.database import Database
-from service.errors import BadRequest, HatrackError, NotFound
+from service.errors import BadRequest, Forbidden, HatrackError, NotFound
 from service.files import holds, records
+from service.files.blob_store import BlobStore, Incoming
 from service.files.form import Upload
 from service.files.purposes import Purpose, demand, parse_purpose, visible
+from service.files.reach import VERSION
 from service.files.records import Draft, FileRow
-from service.files.shelf import Incoming, Shelf
-from service.registry import records as registry_records
-from service.registry.locks import in_thread
 
 ID_CHARS: Final = 24
 SWEEP_S: Final = 60.0
@@ -45,7 +46,7 @@ class Files:
     """
 
     def __init__(self, root: Path, database: Database, *, max_file_bytes: int, max_project_bytes: int) -> None:
-        self._shelf = Shelf(root)
+        self._blobs = BlobStore(root)
         self._database = database
         self.max_file_bytes = max_file_bytes
         self._max_project_bytes = max_project_bytes
@@ -54,10 +55,10 @@ class Files:
     async def open(self) -> None:
         """Clean up after a crash, and begin to look for bytes that nobody needs."""
         kept = await self._database.run(records.kept)
-        removed = await in_thread(self._shelf.open, kept)
+        removed = await in_thread(self._blobs.open, kept)
         if removed:
             _LOG.info("removed what interrupted uploads had left", extra={"files": removed})
-        self._sweeping = asyncio.create_task(self._sweep(), name="files-sweep")
+        self._sweeping = asyncio.create_task(repeat(self.collect, SWEEP_S), name="files-sweep")
 
     async def close(self) -> None:
         """Stop looking."""
@@ -86,9 +87,7 @@ class Files:
             demand(caller, wanted)
             purposes = frozenset({wanted})
         found = await self._database.run(
-            lambda db: records.page(
-                db, caller.project, purposes, after=after, limit=limit + 1, newest_first=order == "desc"
-            )
+            lambda db: records.page(db, caller, purposes, after=after, limit=limit + 1, newest_first=order == "desc")
         )
         if found is None:
             raise BadRequest("`after` names no file", param="after")
@@ -109,7 +108,7 @@ class Files:
             NotFound, Forbidden.
         """
         row = await self._find(caller, file_id)
-        return row, self._shelf.path(row.id)
+        return row, self._blobs.path(row.id)
 
     async def named(
         self, caller: Caller, file_id: str, purposes: Sequence[Purpose], param: str, *, version: str | None = None
@@ -124,9 +123,7 @@ class Files:
             NotFound: The project has no such file.
             BadRequest: It is for something else.
         """
-        row = await self._database.run(
-            lambda db: records.find_held(db, caller.project, file_id, version or "", kind=holds.VERSION)
-        )
+        row = await self._database.run(lambda db: records.find_held(db, caller, file_id, version or "", kind=VERSION))
         if row is None or row.purpose not in visible(caller):
             raise not_found(file_id, param)
         if row.purpose not in purposes:
@@ -140,7 +137,7 @@ class Files:
         purposes = visible(caller)
 
         def read(db: sa.Connection) -> FileRow | None:
-            row = records.find_held(db, caller.project, file_id, caller.key_id)
+            row = records.find_held(db, caller, file_id, caller.key_id)
             if row is None and caller.background and caller.may(Scope.ADAPTERS):
                 return records.find_kept(db, caller.project, file_id, caller.may_use)
             return row
@@ -162,7 +159,7 @@ class Files:
         """
         visible(caller)
         await self._database.run(lambda db: self._demand_place(db, caller.project))
-        incoming = self._shelf.receive(max_bytes=self.max_file_bytes)
+        incoming = self._blobs.receive(max_bytes=self.max_file_bytes)
         file_id = "file-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARS))
         try:
             upload = await receive(incoming)
@@ -174,15 +171,16 @@ class Files:
             project=caller.project,
             filename=upload.filename,
             purpose=upload.purpose,
-            bytes=incoming.bytes,
+            bytes=incoming.bytes_written,
             sha256=incoming.sha256,
             expires_after_s=upload.expires_after_s,
+            key_id=caller.key_id,
         )
         # to the end, whoever leaves: never bytes without a row
         return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, draft, actor)))
 
     def _demand_place(self, db: sa.Connection, project: str) -> None:
-        registry_records.demand_project(db, project)
+        demand_project(db, project)
         records.demand_room(db, project, 1, self._max_project_bytes)
 
     async def _keep(self, incoming: Incoming, draft: Draft, actor: Actor) -> dict[str, Any]:
@@ -202,7 +200,7 @@ class Files:
             await in_thread(incoming.keep, draft.id)
             return shown(await self._database.run(work))
         except HatrackError:
-            await in_thread(self._shelf.remove, [draft.id])
+            await in_thread(self._blobs.remove, [draft.id])
             raise
         finally:
             incoming.discard()
@@ -211,14 +209,22 @@ class Files:
         """Take a file off the list; its bytes go when no version was trained on it and no job needs it.
 
         Raises:
-            NotFound, Forbidden.
+            NotFound: There is none that the caller reaches.
+            Forbidden: It also belongs to what the key's globs do not match, and was not uploaded with the key.
         """
         purposes = visible(caller)
 
         def work(db: sa.Connection) -> None:
-            row = records.find(db, caller.project, file_id)
+            row = records.find(db, caller, file_id)
             if row is None or row.purpose not in purposes:
                 raise not_found(file_id)
+            if not records.may_delete(db, caller, file_id):
+                raise Forbidden(
+                    f"the file {file_id[:80]!r} also belongs to adapters or vector stores that the API key's globs do "
+                    "not match: a key that may use them must delete it",
+                    param="file_id",
+                    code="file_not_allowed",
+                )
             records.delete(db, file_id)
             note(db, actor, "file.delete", file_id, {"purpose": row.purpose, "filename": row.filename})
 
@@ -245,16 +251,8 @@ class Files:
         """Remove the bytes that nobody needs any more; the ids of their files."""
         going = await self._database.run(holds.let_go)
         if going:
-            await in_thread(self._shelf.remove, going)
+            await in_thread(self._blobs.remove, going)
         return going
-
-    async def _sweep(self) -> None:
-        while True:
-            try:
-                await self.collect()
-            except Exception:  # a full disk or a locked database passes; the next look may be luckier
-                _LOG.exception("looking for files that nobody needs failed")
-            await asyncio.sleep(SWEEP_S)
 
 
 def shown(row: FileRow) -> dict[str, Any]:

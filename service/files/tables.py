@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from service.access.tables import projects
 from service.database import metadata
-from service.registry.tables import projects
 
 files = sa.Table(
     "files",
@@ -25,6 +25,8 @@ files = sa.Table(
     sa.Column("deleted_at", sa.Integer),
     # since when its bytes are no longer kept
     sa.Column("gone_at", sa.Integer),
+    # who uploaded it; null where that is not known. No foreign key: the admin key has no row
+    sa.Column("key_id", sa.Text),
     sa.Index("ix_files_project_seq", "project", "seq"),
     sqlite_autoincrement=True,
 )
@@ -33,8 +35,11 @@ file_holds = sa.Table(
     "file_holds",
     metadata,
     sa.Column("file_id", sa.Text, sa.ForeignKey(files.c.id), primary_key=True),
-    # `version` with `name@number` (of the file's project), or `key` with the id of a job's key
+    # `version` with `name@number` (of the file's project), `store` with a store's id, `key` with the id of a job's key
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("holder", sa.Text, primary_key=True),
     sa.Index("ix_file_holds_kind_holder", "kind", "holder"),
 )
+
+# what globs are held against; the table is that of `service.knowledge`, which stands above this room
+stores = sa.table("stores", sa.column("id"), sa.column("project"), sa.column("name"))

@@ -1,26 +1,19 @@
-"""Grounding made from the settings: the stores, the providers, and the hook over them."""
+"""Grounding made from the settings: the providers, and the hook over them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from service.config import MIB, Settings
-from service.database import Database
-from service.files.service import Files
-from service.files.shelf import Shelf
-from service.grounding.config import EMBEDDED, WEBHOOK
-from service.grounding.embedded.stores import Stores
-from service.grounding.embeddings import Embedder, EmbedderConfig
-from service.grounding.holdings import Holdings
+from service.config import Settings
+from service.grounding.config import WEBHOOK
 from service.grounding.hook import Hook
 from service.grounding.plugins import load_plugins
 from service.grounding.provider import Provider
-from service.grounding.service import EmbeddedProvider, Knowledge
 from service.grounding.template import Quoter, control_tokens
 from service.grounding.webhook import Webhook
 
@@ -29,20 +22,17 @@ from service.grounding.webhook import Webhook
 class Grounding:
     """The gateway's grounding."""
 
-    knowledge: Knowledge
     hook: Hook
     webhook: Webhook | None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open meanwhile; the database and the files are open before and after."""
-        await self.knowledge.open()
+        """Open meanwhile."""
         try:
             yield
         finally:
             if self.webhook is not None:
                 await self.webhook.close()
-            await self.knowledge.close()
 
 
 def model_context(base_dir: Path) -> int | None:
@@ -53,34 +43,29 @@ def model_context(base_dir: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def assemble(settings: Settings, database: Database, files: Files) -> Grounding:
+def assemble(settings: Settings, secret: bytes, own: Mapping[str, Provider]) -> Grounding:
     """Make the parts and join them.
+
+    Args:
+        secret: What the marks around passages are derived from; the same after each start.
+        own: The gateway's own providers by name, beside the webhook and those that packages register.
 
     Raises:
         SettingsError: The webhook's address is not allowed, or a package's provider cannot be loaded.
     """
-    stores = Stores(
-        database,
-        settings.home / "grounding",
-        Embedder(EmbedderConfig.from_settings(settings)),
-        Shelf(settings.files_dir).path,
-        memory_bytes=settings.grounding_memory_mib * MIB,
-        vector_weight=settings.grounding_vector_weight,
-    )
     webhook = None
     if settings.grounding_url and settings.grounding_secret is not None:
         webhook = Webhook(
             settings.grounding_url, settings.grounding_secret.get_secret_value(), settings.grounding_networks
         )
-    providers: dict[str, Provider] = {EMBEDDED: EmbeddedProvider(stores), **load_plugins()}
+    providers: dict[str, Provider] = {**own, **load_plugins()}
     if webhook is not None:
         providers[WEBHOOK] = webhook
     hook = Hook(
         providers,
-        stores,
-        Quoter(control_tokens(settings.base_dir)),
+        Quoter(secret, control_tokens(settings.base_dir)),
         context=settings.context or model_context(settings.base_dir),
         on_failure=settings.grounding_on_failure,
         timeout_s=settings.grounding_timeout_s,
     )
-    return Grounding(Knowledge(stores, Holdings(files, database), database), hook, webhook)
+    return Grounding(hook, webhook)

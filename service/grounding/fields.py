@@ -18,10 +18,10 @@ from service.grounding.config import (
     PROVIDER_NAME,
     GroundingSettings,
 )
-from service.grounding.embedded.filters import check_filters
+from service.grounding.filters import check_filters
 from service.grounding.provider import Filters
 from service.grounding.template import DEFAULT_TEMPLATE, check_template
-from service.inference.checks import fields, integer, list_of, number, one_of, sized, text, wrong
+from service.http.checks import described, fields, integer, list_of, number, one_of, schema_of, sized, text, wrong
 
 FIELD: Final = "grounding"
 STORES_PARAM: Final = "grounding.vector_store_ids"
@@ -82,11 +82,15 @@ def check_grounding(value: Any, path: str) -> None:
     _object(value, path)
 
 
+described(check_grounding, {"anyOf": [{"const": False}, schema_of(_object)]})
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What is to be retrieved for one request, from where, and what happens where it cannot be.
 
-    ``asked``: the request itself says so, not its version alone; ``provider_asked``: it names the provider, too.
+    ``asked``: the request itself says so, not its version alone; ``provider_asked``: it names the provider, too, or
+    there is no version that does, and the default is meant.
     """
 
     asked: bool
@@ -129,7 +133,7 @@ def wish_of(asked: Any, settings: GroundingSettings | None) -> Wish | None:
         raise BadRequest(f"`{STORES_PARAM}` is missing", param=STORES_PARAM, code="missing_required_parameter")
     return Wish(
         asked=asked is not None,
-        provider_asked="provider" in own,
+        provider_asked="provider" in own or settings is None,
         provider=provider,
         store_ids=tuple(dict.fromkeys(stores)),
         k=own.get("max_num_results", version.max_num_results),

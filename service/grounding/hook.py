@@ -17,17 +17,15 @@ from urllib.parse import quote
 import orjson
 
 from service.access.caller import Caller
+from service.admission.estimate import answer_tokens
 from service.errors import BadRequest, Unavailable
-from service.grounding.config import EMBEDDED, OnFailure
+from service.grounding.config import OnFailure
 from service.grounding.counts import GroundingCounts
 from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, Wish
 from service.grounding.outcome import Grounded, Outcome
 from service.grounding.places import Place
-from service.grounding.ports import Stores, store_not_found
-from service.grounding.provider import MAX_PASSAGE_CHARS, Passage, Provider, Query
+from service.grounding.provider import MAX_PASSAGE_CHARS, KnowsStores, Passage, Provider, Query, store_not_found
 from service.grounding.template import CHARS_A_TOKEN, Quoted, Quoter, upper_tokens
-from service.inference.estimate import answer_tokens
-from service.registry.catalog import Target
 
 RETRY_S: Final = 5
 MAX_ID_CHARS: Final = 200
@@ -47,7 +45,6 @@ class Hook:
 
     Args:
         providers: By the name that settings and requests use.
-        stores: The embedded stores, for who may read what.
         quoter: Makes text of passages.
         context: The engine's context in tokens; None: not known, only the passages' own bound counts.
         on_failure: For versions that do not say.
@@ -57,7 +54,6 @@ class Hook:
     def __init__(
         self,
         providers: Mapping[str, Provider],
-        stores: Stores,
         quoter: Quoter,
         *,
         context: int | None,
@@ -65,7 +61,6 @@ class Hook:
         timeout_s: float,
     ) -> None:
         self._providers = dict(providers)
-        self._stores = stores
         self._quoter = quoter
         self._context = context
         self._on_failure = on_failure
@@ -77,8 +72,13 @@ class Hook:
         """Their names."""
         return tuple(sorted(self._providers))
 
-    async def ground(self, wish: Wish, caller: Caller, target: Target, body: dict[str, Any], place: Place) -> Grounded:
+    async def ground(
+        self, wish: Wish, caller: Caller, adapter: str | None, body: dict[str, Any], place: Place
+    ) -> Grounded:
         """Retrieve, and put the passages into ``body``: the checked request with its version's settings.
+
+        Args:
+            adapter: The name of the adapter that the request is for; None: the base.
 
         Raises:
             BadRequest: The request names a provider that there is not, or wants passages and asks nothing.
@@ -91,7 +91,7 @@ class Hook:
                 f"there is no grounding provider {wish.provider!r}; there are {', '.join(self.providers)}",
                 param=PROVIDER_PARAM,
             )
-        await self._demand_readable(wish, caller)
+        await self._demand_readable(provider, wish, caller)
         question = place.question(body)
         if not question.strip() and not wish.asked:
             return Grounded("empty", place, 0.0, headers=_headers("empty", ()))
@@ -100,7 +100,7 @@ class Hook:
         query = Query(
             text=question[-MAX_QUESTION_CHARS:],
             messages=place.conversation(body),
-            adapter=target.adapter,
+            adapter=adapter,
             project=caller.project,
             store_ids=wish.store_ids,
             filters=wish.filters,
@@ -113,7 +113,8 @@ class Hook:
         if isinstance(found, str):
             outcome: Outcome = found
         else:
-            quoted = self._quoter.quote(wish.template, found, self._budget(wish, body, place)) if found else None
+            room = self._budget(wish, body, place)
+            quoted = self._quoter.quote(caller.project, wish.template, found, room) if found else None
             if quoted is not None:
                 self.counts.note(wish.provider, "ok", seconds, len(quoted.used))
                 place.put(body, quoted)
@@ -123,19 +124,16 @@ class Hook:
         self._demand_open(wish, outcome)
         return Grounded(outcome, place, seconds, headers=_headers(outcome, ()))
 
-    async def _demand_readable(self, wish: Wish, caller: Caller) -> None:
+    async def _demand_readable(self, provider: Provider | None, wish: Wish, caller: Caller) -> None:
         """Raise NotFound for the first store that is not there for this caller."""
-        if wish.provider != EMBEDDED:
-            # another's stores have no names here, and what an id says to it is its own affair: a key's globs are held
-            # against the provider's name, and then against the ids too
-            for name in (wish.provider, *wish.store_ids):
-                if not caller.may_read(name):
-                    raise store_not_found(name, STORES_PARAM)
+        if isinstance(provider, KnowsStores):
+            await provider.demand_readable(caller, wish.store_ids, STORES_PARAM)
             return
-        for store_id in wish.store_ids:
-            store = await self._stores.get_store(caller.project, store_id)
-            if store is None or not may_read(caller, store.id, store.name):
-                raise store_not_found(store_id, STORES_PARAM)
+        # others' stores have no names here, and what an id says to them is their own affair: a key's globs are held
+        # against the provider's name, and then against the ids too
+        for name in (wish.provider, *wish.store_ids):
+            if not caller.may_read(name):
+                raise store_not_found(name, STORES_PARAM)
 
     async def _ask(
         self, provider: Provider | None, query: Query, wish: Wish
@@ -202,11 +200,6 @@ class Hook:
             # no more than tells that nothing is left: a prompt may be long, and the event loop counts
             left -= upper_tokens(text[: left * CHARS_A_TOKEN]) + FRAME_TOKENS
         return min(wish.max_passage_tokens, left)
-
-
-def may_read(caller: Caller, store_id: str, name: str | None) -> bool:
-    """Whether a key may read a store: its globs match the store's id or its name."""
-    return caller.may_read(store_id) or (name is not None and caller.may_read(name))
 
 
 def _check(passage: Passage) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.grounding.places import CitingRelay, Place
-from service.inference.ports import Relay
+from service.http.stream import Relay
 
 Outcome = Literal["ok", "empty", "no_room", "late", "broken"]
 """passages went in · none was found · the context has no room for one · the provider was late · it failed"""

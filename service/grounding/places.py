@@ -14,8 +14,7 @@ import orjson
 
 from service.errors import HatrackError
 from service.grounding.template import Quoted
-from service.inference.ports import Relay
-from service.inference.relay import END, Usage
+from service.http.stream import END, Relay, Usage
 
 _IMAGES: Final = frozenset({"image", "image_url", "input_image"})
 _NOT_SAID: Final = frozenset({"type", "role"})

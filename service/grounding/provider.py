@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
 
+from service.access.caller import Caller
+from service.errors import NotFound
+
 Attribute = str | float | bool
 """A value of a document's metadata, as in OpenAI's vector stores."""
 Filters = Mapping[str, Any]
@@ -80,3 +83,20 @@ class Provider(Protocol):
             deadline: On the event loop's clock, seconds: nobody waits for the answer any longer than that, and the call
                 is cancelled then.
         """
+
+
+@runtime_checkable
+class KnowsStores(Protocol):
+    """A provider that can tell itself who may read which of its stores; others' are known by their names alone."""
+
+    async def demand_readable(self, caller: Caller, store_ids: Sequence[str], param: str) -> None:
+        """Check all stores that a request names, in the field ``param``.
+
+        Raises:
+            NotFound: One does not exist, or the caller's key may not read it: nobody can tell which.
+        """
+
+
+def store_not_found(store_id: str, param: str = "vector_store_id") -> NotFound:
+    """The answer for a store that does not exist, and for one that the key may not read."""
+    return NotFound(f"there is no vector store {store_id[:80]!r}", param=param, code="vector_store_not_found")

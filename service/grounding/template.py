@@ -1,16 +1,19 @@
 """Passages as text in a prompt: quoted, numbered, inside a budget, and unable to pass for anything else.
 
 A passage is data that anybody may have written. Three things keep it from becoming an order: it stands in the user's
-message, never in the system's; it is fenced by marks that are drawn anew for each request, so that no document can hold
-the closing one; and the base's control tokens are broken up in it, so that no document can end the message. The name of
-its document is anybody's too: unless it is one short word, it stands behind the fence as well.
+message, never in the system's; it is fenced by marks that are a keyed hash of the passages themselves, so that no
+document can hold the closing one (what is changed to hold it gets another one) and the same passages still make the
+same prompt; and the base's control tokens are broken up in it, so that no document can end the message. The name of its
+document is anybody's too: unless it is one short word, it stands behind the fence as well.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import itertools
 import re
-import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +33,9 @@ DEFAULT_TEMPLATE: Final = (
 MARK_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
 """Without digits and vowels: a small model takes what looks like a code, or a word, for an answer."""
 MARK_CHARS: Final = 8
-"""20 ** 8 marks: nobody can write a document that closes its quotation by luck."""
+"""20 ** 8 marks: it takes thousands of millions of tries to meet a certain one."""
+SOME_MARK: Final = MARK_LETTERS[:MARK_CHARS]
+"""Takes as many tokens as any other, by `upper_tokens`."""
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Not for readers: control characters, line separators and what turns the direction of writing."""
 _SPACES: Final = re.compile(r"\s+")
@@ -86,9 +91,33 @@ def _looks_like_control(text: str) -> bool:
     return len(text) > 2 and (text[0], text[-1]) in (("<", ">"), ("[", "]"), ("{", "}"))
 
 
-def draw_mark() -> str:
-    """A new mark for a fence."""
-    return "".join(secrets.choice(MARK_LETTERS) for _ in range(MARK_CHARS))
+def mark_of(secret: bytes, project: str, blocks: Sequence[tuple[str, str]]) -> str:
+    """The mark around a project's passages: it depends on all of their text, and none of them holds it.
+
+    MARK_CHARS of MARK_LETTERS out of HMAC-SHA256 over the project, a count and the passages. The count is 0, and goes
+    up while a passage holds what came out.
+
+    Args:
+        blocks: Source and text of each passage, as they stand in the prompt.
+    """
+    count = 0
+    while True:
+        passages = hashlib.sha256()
+        for part in (project, str(count), *itertools.chain.from_iterable(blocks)):
+            data = part.encode(errors="surrogatepass")
+            passages.update(len(data).to_bytes(8, "big") + data)
+        mark = _letters(hmac.digest(secret, passages.digest(), "sha256"))
+        if not any(mark in source or mark in text for source, text in blocks):
+            return mark
+        count += 1
+
+
+def _letters(digest: bytes) -> str:
+    number, mark = int.from_bytes(digest, "big"), ""
+    while len(mark) < MARK_CHARS:
+        number, at = divmod(number, len(MARK_LETTERS))
+        mark += MARK_LETTERS[at]
+    return mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +141,23 @@ class Quoter:
     """Makes the text of passages.
 
     Args:
+        secret: What the marks of the fences are derived from, for nobody else to know.
         controls: The base's control tokens.
-        nonce: Draws the mark of a fence.
     """
 
-    def __init__(self, controls: Iterable[str] = (), nonce: Callable[[], str] = draw_mark) -> None:
+    def __init__(self, secret: bytes, controls: Iterable[str] = ()) -> None:
+        self._secret = secret
         longest_first = sorted((one for one in controls if one), key=len, reverse=True)
         self._controls = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        self._nonce = nonce
 
-    def quote(self, template: str, passages: Sequence[Passage], budget: int) -> Quoted | None:
+    def quote(self, project: str, template: str, passages: Sequence[Passage], budget: int) -> Quoted | None:
         """As many of the passages, best first, as the budget has room for; None where it has room for none.
 
-        One that does not fit ends the list, save the first: that is cut at a word's end.
+        One that does not fit ends the list, save the first: that is cut at a word's end. The same arguments give the
+        same text, also in another process that has the same secret.
 
         Args:
+            project: Whose passages they are: no other project has the same marks.
             template: Checked with `check_template`.
             budget: Tokens for all of it.
         """
@@ -134,22 +165,22 @@ class Quoter:
         between, found, after = tail.partition(QUESTION)
         if budget <= 0:
             return None
-        texts = self._texts(passages, budget * CHARS_A_TOKEN)
-        mark = self._mark([(source, text) for source, text, _ in texts])
         spent = upper_tokens(head) + upper_tokens(between) + upper_tokens(after)
-        blocks: list[str] = []
-        for number, (source, text, whole) in enumerate(texts, start=1):
-            frame = upper_tokens(_block(number, source, "", mark)) + 1
+        blocks: list[tuple[str, str]] = []
+        for source, text, whole in self._texts(passages, budget * CHARS_A_TOKEN):
+            frame = upper_tokens(_block(len(blocks) + 1, source, "", SOME_MARK)) + 1
             left = budget - spent - frame
             if not whole or upper_tokens(text) > left:
                 text = "" if blocks else cut(text, left)
             if not text:
                 break
-            blocks.append(_block(number, source, text, mark))
+            blocks.append((source, text))
             spent += frame + upper_tokens(text)
         if not blocks:
             return None
-        before = head + "\n".join(blocks) + (between if found else between.rstrip() + "\n\n")
+        mark = mark_of(self._secret, project, blocks)
+        shown = "\n".join(_block(number, *block, mark) for number, block in enumerate(blocks, start=1))
+        before = head + shown + (between if found else between.rstrip() + "\n\n")
         return Quoted(before, after, tuple(passages[: len(blocks)]), spent)
 
     def _texts(self, passages: Sequence[Passage], room: int) -> list[tuple[str, str, bool]]:
@@ -164,12 +195,6 @@ class Quoter:
                 break
             room -= len(given)
         return texts
-
-    def _mark(self, texts: Sequence[tuple[str, str]]) -> str:
-        while True:
-            mark = self._nonce()
-            if not any(mark in source or mark in text for source, text in texts):
-                return mark
 
     def _plain(self, text: str, *, one_line: bool = False) -> str:
         """Text that ends no message: without control characters, its control tokens broken up by a space."""

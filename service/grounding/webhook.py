@@ -2,12 +2,16 @@
 
     POST <HATRACK_GROUNDING_URL>
     x-hatrack-timestamp: 1767225600
-    x-hatrack-signature: v1=<hex of HMAC-SHA256(secret, timestamp + "." + body)>
+    webhook-id: msg_2f1c…
+    webhook-timestamp: 1767225600
+    webhook-signature: v1,<base64 of HMAC-SHA256(secret, id + "." + timestamp + "." + body)>
+    x-hatrack-signature: v1=<hex of HMAC-SHA256(secret, timestamp + "." + body)>    (for one more release)
 
     {"query", "messages", "adapter", "project", "vector_store_ids", "filters", "max_num_results", "score_threshold"}
 
     200 {"passages": [{"id", "text", "score", "source", "file_id"?, "vector_store_id"?, "attributes"?}, …]}
 
+Signed by Standard Webhooks 1.0 (standardwebhooks.com), whose libraries take the secret as `whsec_` and its base64.
 The address stands in the settings and nowhere else. It is resolved here, and where it leads to an address that the
 settings do not allow, nothing is sent; a redirect is not followed.
 """
@@ -15,8 +19,10 @@ settings do not allow, nothing is sent; a redirect is not followed.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -33,9 +39,11 @@ from yarl import URL
 from service.errors import HatrackError, SettingsError
 from service.grounding.config import MAX_RESULTS
 from service.grounding.provider import Passage, Query
+from service.http.connection_errors import ConnectionErrors
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_CONNECTIONS: Final = 64
+WHSEC: Final = "whsec_"
 METADATA: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
 """Clouds' metadata services that are not link-local."""
 Network = IPv4Network | IPv6Network
@@ -47,9 +55,41 @@ class WebhookFailed(HatrackError):
     status, type, default_code = 502, "server_error", "grounding_webhook_failed"
 
 
+def _unreachable(error: BaseException) -> WebhookFailed:
+    return WebhookFailed(f"the retriever cannot be reached ({type(error).__name__})")
+
+
+_ERRORS: Final = ConnectionErrors(unreachable=_unreachable, cut=_unreachable)
+
+
 def sign(secret: bytes, timestamp: str, body: bytes) -> str:
     """The signature of a request: ``v1=`` and hex HMAC-SHA256 over the timestamp, a dot and the body."""
     return "v1=" + hmac.new(secret, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def signed_headers(secret: bytes, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers of Standard Webhooks 1.0 (its scheme `v1`, symmetric), under a new id."""
+    message = f"msg_{secrets.token_hex(16)}"
+    digest = hmac.digest(secret, f"{message}.{timestamp}.".encode() + body, "sha256")
+    return {
+        "webhook-id": message,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": "v1," + base64.b64encode(digest).decode(),
+    }
+
+
+def signing_key(secret: str) -> bytes:
+    """The key of Standard Webhooks' signature: of a secret in its own form, `whsec_` and base64, what that encodes.
+
+    Raises:
+        SettingsError: It begins with `whsec_`, and no base64 follows.
+    """
+    if not secret.startswith(WHSEC):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(WHSEC), validate=True)
+    except ValueError as error:
+        raise SettingsError(f"HATRACK_GROUNDING_SECRET: what follows {WHSEC} is not base64") from error
 
 
 class _Given(BaseModel):
@@ -130,7 +170,7 @@ class Webhook:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._url = URL(url)
-        self._secret = secret.encode()
+        self._secret, self._key = secret.encode(), signing_key(secret)
         self._networks = tuple(networks)
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
@@ -157,15 +197,16 @@ class Webhook:
             WebhookFailed: It cannot be reached, or what it said is no answer.
         """
         body = orjson.dumps(_asked(query))
-        timestamp = str(int(self._clock()))
+        now = int(self._clock())
         headers = {
             "content-type": "application/json",
             "accept-encoding": "identity",
-            "x-hatrack-timestamp": timestamp,
-            "x-hatrack-signature": sign(self._secret, timestamp, body),
+            "x-hatrack-timestamp": str(now),
+            "x-hatrack-signature": sign(self._secret, str(now), body),
+            **signed_headers(self._key, now, body),
         }
         left_s = max(0.001, deadline - asyncio.get_running_loop().time())
-        try:
+        with _ERRORS:
             async with self._client().post(
                 self._url,
                 data=body,
@@ -176,8 +217,6 @@ class Webhook:
                 if response.status != 200:
                     raise WebhookFailed(f"the retriever answered {response.status}")
                 return _passages(await _read(response), query)
-        except aiohttp.ClientError as error:
-            raise WebhookFailed(f"the retriever cannot be reached ({type(error).__name__})") from error
 
     async def close(self) -> None:
         """Close the connections."""

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 import orjson
 
 from service.errors import HatrackError
+from service.http.stream import END, Usage
 from service.inference.dialect import Dialect
 from service.inference.fields import Table
-from service.inference.relay import END, EventRelay, Renamer, Usage
+from service.inference.relay import EventRelay, Renamer
+from service.inference.tools import chosen, make_strict
 from service.registry.catalog import VersionSettings
 
 _COUNTS = re.compile(
@@ -129,6 +131,12 @@ class Messages(Dialect):
     def _instruct(self, body: dict[str, Any], prompt: str) -> None:
         if "system" not in body and not any(message["role"] == "system" for message in body["messages"]):
             body["system"] = prompt
+
+    def force_tools(self, body: dict[str, Any]) -> None:
+        choice = body.get("tool_choice", {})
+        if choice.get("type") in ("any", "tool"):
+            for tool in chosen(body.get("tools", ()), choice.get("name")):
+                make_strict(tool, "input_schema")
 
     def fixed(self, _body: Mapping[str, Any]) -> dict[str, Any]:
         return {}

@@ -7,10 +7,11 @@ from typing import Any
 from service.config import Settings
 from service.errors import FieldRefused
 from service.grounding.fields import check_grounding
-from service.inference.checks import (
+from service.http.checks import (
     Check,
     boolean,
     by_type,
+    described,
     either,
     fields,
     integer,
@@ -24,6 +25,7 @@ from service.inference.checks import (
 )
 from service.inference.fields import GUARDED, KIB, MAX_TOOLS, Rule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
+from service.inference.tools import parameters_schema, tool_name
 from service.inference.values import MAX_HINT_CHARS, MAX_TOKEN_ID, template_kwargs
 
 NO_FILES = "no URL or file is opened for a request"
@@ -111,11 +113,32 @@ def check_conversation(value: Any, path: str) -> None:
         )
 
 
+described(
+    check_conversation,
+    {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+        "items": {
+            "type": "object",
+            "properties": {"role": {"type": "string", "enum": list(_MESSAGES)}},
+            "required": ["role", "content"],
+        },
+    },
+)
+
+
 _system = either((str, text()), (list, list_of(by_type({"text": _TEXT}))), allowed="a string or an array of texts")
 
 
 def _tool(value: Any, path: str) -> None:
-    known = {"type": text(), "name": text(256), "description": text(), "input_schema": mapping, "strict": boolean}
+    known = {
+        "type": text(),
+        "name": tool_name,
+        "description": text(),
+        "input_schema": parameters_schema,
+        "strict": boolean,
+    }
     tool = shaped(known, required=("name", "input_schema"), dropped=("cache_control", "eager_input_streaming"))
     by_type({"custom": tool}, default="custom", otherwise=BUILT_IN)(value, path)
     value.pop("type", None)

@@ -10,8 +10,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from service.errors import HatrackError
+from service.http.stream import Usage
 from service.inference.fields import SAMPLING_FIELDS, Table
-from service.inference.relay import ChatRelay, EventRelay, Renamer, Usage, find_usage
+from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
+from service.inference.tools import chosen, make_strict
 from service.registry.catalog import VersionSettings
 
 
@@ -54,6 +56,18 @@ class Dialect:
         messages = body.get("messages")
         if messages is not None and not any(message["role"] in ("system", "developer") for message in messages):
             body["messages"] = [{"role": "system", "content": prompt}, *messages]
+
+    def force_tools(self, body: dict[str, Any]) -> None:
+        """Have a call that the request forces decoded by the function's schema; changes its tools in place.
+
+        Raises:
+            BadRequest: It forces a call of a function that it does not declare.
+        """
+        choice = body.get("tool_choice")
+        if choice == "required" or isinstance(choice, dict):
+            functions = (tool["function"] for tool in body.get("tools", ()))
+            for function in chosen(functions, choice["function"]["name"] if isinstance(choice, dict) else None):
+                make_strict(function, "parameters")
 
     def fixed(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the engine is told whatever the request says."""

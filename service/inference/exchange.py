@@ -39,13 +39,14 @@ class Exchange:
 
     __slots__ = (
         *("_error_body", "_last_words", "_more", "_receive", "_send"),
-        *("headers", "path", "request_id", "started", "status"),
+        *("headers", "path", "peer", "request_id", "started", "status"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         self.path: str = scope["path"]
+        self.peer: str = (scope.get("client") or ("",))[0]
         self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }

@@ -14,7 +14,7 @@ from typing import Any
 from service.config import Settings
 from service.errors import BadRequest, FieldRefused, UnknownField
 from service.grounding.fields import check_grounding
-from service.inference.checks import (
+from service.http.checks import (
     INT64,
     Check,
     anything,
@@ -32,6 +32,7 @@ from service.inference.checks import (
 )
 from service.inference.messages import check_messages
 from service.inference.values import (
+    MAX_ALLOWED_TOKENS,
     MAX_HINT_CHARS,
     MAX_TOKEN_ID,
     logit_bias,
@@ -39,6 +40,7 @@ from service.inference.values import (
     structured_outputs,
     template_kwargs,
     texts_or_tokens,
+    token_ids,
     tool,
     tool_choice,
 )
@@ -142,7 +144,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             truncation_side=one_of("left", "right"),
             prompt_logprobs=integer(0, settings.max_logprobs),
             logprob_token_ids=list_of(token_id, most=settings.max_logprobs),
-            allowed_token_ids=list_of(token_id, least=1),
+            allowed_token_ids=token_ids(least=1, most=MAX_ALLOWED_TOKENS),
             bad_words=list_of(stop, most=settings.max_stops),
             return_tokens_as_token_ids=boolean,
             return_token_ids=boolean,
@@ -265,7 +267,7 @@ def tokenize_table(settings: Settings) -> Table:
 
 def detokenize_table(_settings: Settings) -> Table:
     """The fields of `POST /detokenize`."""
-    return passed(tokens=list_of(integer(0, MAX_TOKEN_ID))) | GUARDED
+    return passed(tokens=token_ids()) | GUARDED
 
 
 def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *, pass_unknown: bool) -> None:

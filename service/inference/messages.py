@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from service.errors import BadRequest, FieldRefused, UnknownField
-from service.inference.checks import found, wrong
+from service.http.checks import described, found, list_of, text, wrong
+from service.inference.tools import tool_call
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 MAX_MESSAGES = 4096
 FIELDS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning", "reasoning_content"}
 )
+STRINGS = frozenset({"name", "tool_call_id", "refusal", "reasoning", "reasoning_content"})
 REFUSED = {
     "audio": "the model makes no audio",
     "function_call": "it is deprecated; use `tool_calls`",
@@ -38,6 +40,17 @@ def check_messages(messages: Any, path: str) -> None:
         _check_message(message, f"{path}.{index}")
 
 
+described(
+    check_messages,
+    {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+        "items": {"type": "object", "properties": {"role": {"type": "string"}}, "required": ["role"]},
+    },
+)
+
+
 def _check_message(message: Any, path: str) -> None:
     if not isinstance(message, dict):
         raise wrong(path, message, "an object")
@@ -59,8 +72,10 @@ def _check_message(message: Any, path: str) -> None:
         raise wrong(f"{path}.content", content, "a string, an array of parts or null")
     elif content is None and role != "assistant":
         raise wrong(f"{path}.content", content, "a string or an array of parts")
-    if "tool_calls" in message and not isinstance(message["tool_calls"], list):
-        raise wrong(f"{path}.tool_calls", message["tool_calls"], "an array")
+    if "tool_calls" in message:
+        list_of(tool_call)(message["tool_calls"], f"{path}.tool_calls")
+    for name in STRINGS & message.keys():
+        text()(message[name], f"{path}.{name}")
 
 
 def _check_part(part: Any, path: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,32 +16,39 @@ import orjson
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
+from service.access.limits import KeyLimiter, Lease
+from service.admission.estimate import BYTES_A_TOKEN, estimate
+from service.admission.gate import Gate, Pass
 from service.admission.ticket import Ticket
 from service.config import MIB, Settings
-from service.engine.contract import ENGINE_NOT_FINITE
-from service.errors import AdapterNotFinite, BadGateway, BadRequest, HatrackError, Internal, Unavailable
+from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
+from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, Wish, wish_of
 from service.grounding.hook import Hook
 from service.grounding.places import Place
-from service.inference.account import Account, Record
+from service.http.checks import parse_body
+from service.http.stream import Relay, Usage
+from service.inference.calls import Call, EngineCalls
 from service.inference.dialect import OPENAI, Dialect
-from service.inference.estimate import BYTES_A_TOKEN, estimate
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import Table, check_body
-from service.inference.ports import Gate, Lease, Limiter, Pass, Relay, Tracer
-from service.inference.relay import Renamer, Usage, engine_error
+from service.inference.length import PromptLimit
+from service.inference.relay import Renamer, engine_error
 from service.inference.sticky import sticky
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Catalog, Target
+from service.structured.checker import StructuredOutputs
+from service.telemetry.record import Account, LogAccount, Record
+from service.telemetry.traces import Traces
 
 Suspect = Callable[[str], None]
 """Is told the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
 
-MAX_DEPTH = 64
 OVERLOAD_RETRY_S = 1
+EVIDENCE = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
+"""Codes of failures that the engine found in an adapter's numbers or files."""
 MAX_SALTS = 4096
 """Projects whose salt is remembered, not made anew."""
-_LOG = logging.getLogger("hatrack.inference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +62,28 @@ class Route:
     """Sampling defaults apply, and it can stream."""
     salted: bool = False
     """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
+    count: re.Pattern[bytes] | None = None
+    """Where no model runs: finds the number of tokens in the answer; None: the request says it."""
     dialect: Dialect = OPENAI
     place: Place | None = None
     """Where passages and citations go; None: its requests are not grounded."""
 
 
 class Pipeline:
-    """Runs requests; holds what they share."""
+    """Runs requests; holds what they share.
+
+    Args:
+        account: Is told of every inference request once it is over.
+        suspect: Is told the digest of an adapter whose request failed in the engine.
+        saw_tokens: Is called whenever the engine gave something: a sign of life.
+        limiter: Holds callers to their limits; None: nobody is limited.
+        gate: Fair admission; None: everyone goes straight to the engine.
+        tracer: Begins a trace for each request; None: no traces.
+        hook: Retrieves for requests that want it; None: such a request is refused.
+        counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no bound.
+        prompt_limit: The longest prompt; None: by the settings' context alone.
+        grammars: Checks structured outputs; None: the engine takes them as they come.
+    """
 
     def __init__(
         self,
@@ -70,28 +92,34 @@ class Pipeline:
         catalog: Catalog,
         engine: Upstream,
         *,
-        account: Account,
-        suspect: Suspect,
-        saw_tokens: Callable[[], None],
-        limiter: Limiter | None = None,
+        account: Account | None = None,
+        suspect: Suspect = lambda digest: None,
+        saw_tokens: Callable[[], None] = lambda: None,
+        limiter: KeyLimiter | None = None,
         gate: Gate | None = None,
-        tracer: Tracer | None = None,
+        tracer: Traces | None = None,
         hook: Hook | None = None,
+        counting: Gate | None = None,
+        prompt_limit: PromptLimit | None = None,
+        grammars: StructuredOutputs | None = None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
         self._timeout_s = settings.request_timeout_s
         self._max_in_flight = settings.max_in_flight
-        self._authenticator = authenticator
-        self._catalog = catalog
-        self._engine = engine
-        self._account = account
+        self.authenticator = authenticator
+        self.catalog = catalog
+        self._calls = EngineCalls(engine, saw_tokens, settings.request_timeout_s)
+        self._account = account or LogAccount()
         self._suspect = suspect
         self._saw_tokens = saw_tokens
         self._limiter = limiter
         self._gate = gate
+        self._counting = counting
+        self._prompt_limit = prompt_limit or PromptLimit(settings.context)
         self._tracer = tracer
         self._hook = hook
+        self._grammars = grammars
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
         self._salt = secrets.token_bytes(32)
@@ -100,21 +128,24 @@ class Pipeline:
 
     async def infer(self, route: Route, exchange: Exchange) -> None:
         """Answer one request; every error is told to the client, and every request is accounted for."""
-        record = Record(request_id=exchange.request_id, route=exchange.path)
+        record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
         lease: Lease | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
-            caller = record.caller = self._authenticator.authenticate(exchange.headers)
+            caller = record.caller = self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
             if self._limiter is not None:
                 lease = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
-            body = parse(raw)
+            body = parse_body(raw)
             target = record.target = self._resolve(caller, body, exchange.headers)
+            self._prompt_limit.check_ids(body, len(raw))
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+            route.dialect.force_tools(body)
             wish = None if route.place is None else wish_of(body.pop(FIELD, None), target.settings.grounding)
+            self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
             record.prompt = min(len(raw) // BYTES_A_TOKEN, record.estimate)
@@ -128,24 +159,21 @@ class Pipeline:
                 async with exchange.leash(self._timeout_s):
                     if wish is not None:
                         await self._ground(wish, exchange, route, record, body, lease)
-                    payload = self._payload(body, caller, target, route)
-                    # a route that runs no model takes no place in the engine
-                    entered = await self._enter(caller, target, record) if route.salted else None
-                    try:
-                        await self._forward(exchange, route, target, record, payload, body, began, entered)
-                    finally:
-                        if entered is not None:
-                            entered.leave(record.tokens)
+                    async with self._bearable(route, body, caller):
+                        payload = self._payload(body, caller, target, route)
+                        call = Call(route.engine_path, payload, began)
+                        entered = await self._enter(caller, target, record, route)
+                        if route.salted:
+                            await self._forward(exchange, route, target, record, call, body, entered)
+                        else:
+                            await self._count(exchange, route, target, record, call, entered)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
         except asyncio.CancelledError:
             record.outcome, record.code = "cut", "shutdown"
             raise
-        except HatrackError as error:
-            await self._fail(exchange, record, error)
-        except Exception:
-            _LOG.exception("an inference request failed", extra={"request_id": exchange.request_id})
-            await self._fail(exchange, record, Internal("the gateway failed; its log has the reason"))
+        except Exception as error:
+            await self._fail(exchange, record, to_hatrack_error(error, exchange.request_id))
         finally:
             if lease is not None:
                 lease.close(record.tokens)
@@ -160,7 +188,7 @@ class Pipeline:
         caller, target, place = record.caller, record.target, route.place
         if self._hook is None or caller is None or target is None or place is None:
             raise Unavailable("this gateway has no grounding", param=FIELD, code="grounding_unavailable")
-        grounded = record.grounded = await self._hook.ground(wish, caller, target, body, place)
+        grounded = record.grounded = await self._hook.ground(wish, caller, target.adapter, body, place)
         exchange.add_headers(list(grounded.headers))
         record.estimate += grounded.tokens
         record.prompt += grounded.tokens
@@ -168,21 +196,30 @@ class Pipeline:
             lease.charge(grounded.tokens)
             exchange.add_headers(lease.headers())
 
-    async def _enter(self, caller: Caller, target: Target, record: Record) -> Pass | None:
-        """Wait at the gate for a place in the engine."""
-        if self._gate is None:
+    def _bearable(
+        self, route: Route, body: dict[str, Any], caller: Caller
+    ) -> AbstractAsyncContextManager[None, bool | None]:
+        """Holds the grammars in the finished body to what the engine can bear, as long as the request is in it."""
+        if self._grammars is None or not route.generates:
+            return nullcontext()
+        return self._grammars.admitted(body, caller.project)
+
+    async def _enter(self, caller: Caller, target: Target, record: Record, route: Route) -> Pass | None:
+        """Wait at the gate for a place in the engine; a route that runs no model takes one of its tokenizer's."""
+        gate = self._gate if route.salted else self._counting
+        if gate is None:
             return None
         ticket = Ticket(
             caller.project,
             caller.key_id,
-            target.digest,
+            target.digest if route.salted else None,
             record.estimate,
             caller.background,
             record.prompt,
         )
         came = asyncio.get_running_loop().time()
         try:
-            return await self._gate.enter(ticket, came + self._queue_timeout_s)
+            return await gate.enter(ticket, came + self._queue_timeout_s)
         finally:
             record.queue_s = asyncio.get_running_loop().time() - came
 
@@ -192,7 +229,7 @@ class Pipeline:
             raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
         if adapter is not None and not isinstance(adapter, str):
             raise BadRequest("`adapter` must be a string", param="adapter")
-        return self._catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))
+        return self.catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -211,7 +248,7 @@ class Pipeline:
     def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
         """The engine's request: the checked fields, and what only the gateway sets."""
         # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the gate
-        model = target.engine_model if route.salted else self._catalog.base_name
+        model = target.engine_model if route.salted else self.catalog.base_name
         sent = {**body, "model": model, **route.dialect.fixed(body)}
         if route.salted:
             # projects share no prefix cache: how fast an answer comes would tell one what another has asked
@@ -233,44 +270,51 @@ class Pipeline:
         route: Route,
         target: Target,
         record: Record,
-        payload: bytes,
+        call: Call,
         body: dict[str, Any],
-        began: float,
         entered: Pass | None,
     ) -> None:
-        # the engine's request ids must be unique, a client's need not be: the engine gets one of our own
-        headers = {"content-type": "application/json", "x-request-id": secrets.token_hex(16)}
-        if record.span is not None:
-            headers.update(record.span.headers)
+        """Have the model run, and relay what it answers; gives the place in the engine back."""
         renamer = Renamer(target)
-        record.sent_s = time.perf_counter() - began
-        async with self._engine.open(route.engine_path, payload, headers) as response:
-            if response.status != 200:
-                raise self._blamed(
-                    engine_error(response.status, await response.read(), target, route.engine_path), target
-                )
-            record.reached = True
-            if record.stream:
-                relay: Relay = route.dialect.relay(renamer, body)
-                if record.grounded is not None:
-                    relay = record.grounded.relay(relay)
-                try:
-                    await self._stream(exchange, response, relay, record, began, entered)
-                finally:
-                    record.usage = _with_prompt(relay.counted(), record.prompt)
-                if relay.error is not None:
-                    raise self._blamed(engine_error(200, relay.error, target, route.engine_path), target)
-                if not relay.done:
-                    raise BadGateway("the engine's answer ended before its end", code="engine_cut")
-                await exchange.finish()
-                return
-            answer = await response.read()
-        self._saw_tokens()
-        # where the model did not run, no token was used
-        record.usage = route.dialect.usage(answer) if route.salted else Usage()
-        record.first_byte_s = time.perf_counter() - began
-        answer = route.dialect.answer(answer, renamer)
-        await exchange.answer(200, answer if record.grounded is None else record.grounded.cite(answer))
+        try:
+            async with self._calls.open(call, record) as response:
+                if response.status != 200:
+                    raise self._blamed(
+                        engine_error(response.status, await response.read(), target, route.engine_path), target
+                    )
+                if record.stream:
+                    relay: Relay = route.dialect.relay(renamer, body)
+                    if record.grounded is not None:
+                        relay = record.grounded.relay(relay)
+                    try:
+                        await self._stream(exchange, response, relay, record, call.began, entered)
+                    finally:
+                        record.usage = _with_prompt(relay.counted(), record.prompt)
+                    if relay.error is not None:
+                        raise self._blamed(engine_error(200, relay.error, target, route.engine_path), target)
+                    if not relay.done:
+                        raise BadGateway("the engine's answer ended before its end", code="engine_cut")
+                    await exchange.finish()
+                    return
+                answer = await response.read()
+            self._saw_tokens()
+            record.usage = route.dialect.usage(answer)
+            record.first_byte_s = time.perf_counter() - call.began
+            answer = route.dialect.answer(answer, renamer)
+            await exchange.answer(200, answer if record.grounded is None else record.grounded.cite(answer))
+        finally:
+            if entered is not None:
+                entered.leave(record.tokens, answered=record.reached)
+
+    async def _count(
+        self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Pass | None
+    ) -> None:
+        """Have the engine's tokenizer answer; the place in it is given back when it has."""
+        answer, tokens = await self._calls.count(call, record, target, route.count, entered)
+        # no token was used, for the model did not run; the key pays for what was counted
+        record.usage, record.counted = Usage(), tokens
+        record.first_byte_s = time.perf_counter() - call.began
+        await exchange.answer(200, route.dialect.answer(answer, Renamer(target)))
 
     async def _stream(
         self,
@@ -302,8 +346,11 @@ class Pipeline:
                 return
 
     def _blamed(self, error: HatrackError, target: Target) -> HatrackError:
-        """``error``, after the adapter was named as a suspect where the engine itself answered with a failure."""
-        if target.digest and isinstance(error, (AdapterNotFinite, BadGateway)) and error.code != ENGINE_NOT_FINITE:
+        """``error``, after the adapter was named as a suspect where the engine has evidence against its weights.
+
+        No other failure is: what a caller sends may break the engine's code, and says nothing about an adapter.
+        """
+        if target.digest and error.code in EVIDENCE:
             self._suspect(target.digest)
         return error
 
@@ -314,40 +361,6 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
-
-
-def parse(raw: bytes) -> dict[str, Any]:
-    """The body as an object.
-
-    The parser is strict (UTF-8, no NaN or Infinity) and of a repeated key the last counts; the engine gets what was
-    understood here, written anew.
-
-    Raises:
-        BadRequest: It is not JSON, not an object, or nested deeper than MAX_DEPTH.
-    """
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error.msg} at byte {error.pos}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise BadRequest("the body must be a JSON object", code="invalid_json")
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
-        _check_depth(body)
-    return body
-
-
-def _check_depth(body: dict[str, Any]) -> None:
-    level: list[Any] = [body]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            inner.extend(
-                v for v in (value.values() if isinstance(value, dict) else value) if isinstance(v, (dict, list))
-            )
-        if not inner:
-            return
-        level = inner
-    raise BadRequest(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
 
 
 def _with_prompt(usage: Usage | None, prompt: int) -> Usage | None:

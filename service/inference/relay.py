@@ -7,14 +7,14 @@ The same holds for the other markers looked for here.
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from service.engine.contract import ADAPTER_NOT_FINITE, FAULT_CODES
+from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, FAULT_CODES
 from service.errors import (
     AdapterNotFinite,
     BadGateway,
@@ -25,28 +25,28 @@ from service.errors import (
     TooLarge,
     Unprocessable,
 )
+from service.http.stream import END, Usage
 from service.registry.catalog import Target
 
 EMBEDDINGS = "/v1/embeddings"
 _CLASSES: dict[int, type[HatrackError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 422: Unprocessable}
 _CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_length_exceeded"}
 """vLLM's parameter names that mean that prompt and answer do not fit into the context."""
+UNCHECKED = "Bad Request"
+"""vLLM's type of an error whose text is pydantic's: it tells of code, and not in words for a caller."""
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
 _DONE = b"data: [DONE]"
-END = b"\n\n"
+MAX_MESSAGE = 1000
+INTERNALS = re.compile(
+    r"pydantic|Traceback|validation errors? for|\w\(\) (got|takes|missing)|keyword argument|positional argument"
+    r"|object is not |object has no|has no attribute|not callable|<class |<function |\bat 0x[0-9a-f]|File \"|\bvllm\."
+    r"|site-packages|\w\.py\b|\[type=|NoneType|(Type|Key|Value|Attribute|Index|Assertion|Runtime)Error",
+)
+"""An engine's refusal that tells of its code, not of the request: exceptions, functions, types, files."""
+_LOG = logging.getLogger("hatrack.inference")
 """Between events; it cannot stand inside one: JSON escapes a line's end."""
 _ERROR = b'data: {"error"'
 _USAGE = b'"usage":{'
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one request; ``exact`` is False where a stream was cut before the engine had counted."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    exact: bool = True
 
 
 def find_usage(data: bytes) -> Usage | None:
@@ -183,17 +183,19 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
         return NotFound(f"the model `{target.label}` makes no embeddings", param="model", code="model_not_embedding")
     if status == 503:
         return EngineUnavailable("the engine cannot take requests now")
+    if status == 404 and target.digest:  # of the names in a request the engine knows one only, the adapter's
+        return BadGateway(f"the engine could not load `{target.label}`", code=ADAPTER_UNLOADABLE)
     kind = _CLASSES.get(status)
-    if kind is None or (kind is NotFound and target.digest):
-        # every other status of the engine is its own fault or ours; a 404 says that it could not load the adapter
-        return BadGateway(f"the engine could not answer for `{target.label}` (it said {status})")
-    message = error.get("message")
+    if kind is None:
+        # every other status of the engine is its own fault or ours
+        return BadGateway(f"the engine could not answer for `{target.label}`")
     param = error.get("param")
-    return kind(
-        _own_words(message, target) if isinstance(message, str) else "the engine refused the request",
-        param=param if isinstance(param, str) else None,
-        code=_CODES.get(param) if isinstance(param, str) else None,
-    )
+    param = param.removeprefix("body.") if isinstance(param, str) else None
+    message = error.get("message")
+    if not isinstance(message, str) or error.get("type") == UNCHECKED:
+        where = "" if param is None else f": `{param[:100]}` is not as it expects it"
+        return kind(f"the engine refused the request{where}", param=param)
+    return kind(_own_words(message, target), param=param, code=None if param is None else _CODES.get(param))
 
 
 def _error_object(body: bytes) -> dict[str, Any]:
@@ -208,4 +210,8 @@ def _error_object(body: bytes) -> dict[str, Any]:
 
 
 def _own_words(message: str, target: Target) -> str:
-    return message.replace(target.engine_model, target.label) if target.digest else message
+    """The engine's reason as the client may read it: without the digest, and none that speaks of code."""
+    if INTERNALS.search(message):
+        _LOG.warning("the engine refused a request in words of its code", extra={"reason": message[:2000]})
+        return "the engine refused the request: a value in it cannot be used"
+    return (message.replace(target.engine_model, target.label) if target.digest else message)[:MAX_MESSAGE]

@@ -16,8 +16,10 @@ from typing import Any, ClassVar
 import orjson
 
 from service.errors import HatrackError
+from service.http.stream import END, Usage
 from service.inference.dialect import Dialect
-from service.inference.relay import END, EventRelay, Renamer, Usage
+from service.inference.relay import EventRelay, Renamer
+from service.inference.tools import chosen, make_strict
 
 _COUNTS = re.compile(rb'"(input_tokens|output_tokens|cached_tokens)":(\d+)')
 _USAGE = b'"usage":{'
@@ -120,6 +122,19 @@ class Responses(Dialect):
         elif any(item.get("role") in ("system", "developer") for item in given):
             return
         body["input"] = [{"type": "message", "role": "system", "content": prompt}, *given]
+
+    def force_tools(self, body: dict[str, Any]) -> None:
+        choice = body.get("tool_choice")
+        tools = body.get("tools", ())
+        if isinstance(choice, dict):
+            called = chosen((tool for tool in tools if tool["type"] == choice["type"]), choice["name"])
+        elif choice == "required":
+            called = chosen(tools, None)
+        else:
+            return
+        for tool in called:
+            if tool["type"] == "function":  # a custom tool takes a text, which vLLM has a schema of its own for
+                make_strict(tool, "parameters")
 
     def fixed(self, _body: Mapping[str, Any]) -> dict[str, Any]:
         return {"store": False}

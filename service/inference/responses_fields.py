@@ -10,11 +10,12 @@ from typing import Any
 from service.config import Settings
 from service.errors import FieldRefused
 from service.grounding.fields import check_grounding
-from service.inference.checks import (
+from service.http.checks import (
     INT64,
     Check,
     boolean,
     by_type,
+    described,
     either,
     fields,
     found,
@@ -23,12 +24,14 @@ from service.inference.checks import (
     mapping,
     number,
     one_of,
+    schema_of,
     shaped,
     sized,
     text,
 )
 from service.inference.fields import GUARDED, KIB, MAX_TOOLS, Rule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
+from service.inference.tools import call_arguments, parameters_schema, tool_name
 from service.inference.values import (
     MAX_HINT_CHARS,
     MAX_TOKEN_ID,
@@ -104,8 +107,8 @@ def _reasoning(value: Any, path: str) -> None:
     value.setdefault("summary", [])
 
 
-def _call(given: str) -> Check:
-    known = {"type": text(), "id": _HINT, "call_id": _HINT, "name": text(256), given: text(), "status": _STATUS}
+def _call(given: str, check: Check) -> Check:
+    known = {"type": text(), "id": _HINT, "call_id": _HINT, "name": text(256), given: check, "status": _STATUS}
     return shaped(known, required=("call_id", "name", given), dropped=("namespace", "caller"))
 
 
@@ -117,9 +120,9 @@ _OUTPUT = shaped(
 _item = by_type(
     {
         "message": _message,
-        "function_call": _call("arguments"),
+        "function_call": _call("arguments", call_arguments),
         "function_call_output": _OUTPUT,
-        "custom_tool_call": _call("input"),
+        "custom_tool_call": _call("input", text()),
         "custom_tool_call_output": _OUTPUT,
         "reasoning": _reasoning,
     },
@@ -140,16 +143,25 @@ def check_input(value: Any, path: str) -> None:
     either((str, text()), (list, _items), allowed="a string or an array of items")(value, path)
 
 
+described(check_input, {"anyOf": [{"type": "string"}, schema_of(_items)]})
+
+
 _tool = by_type(
     {
         "function": shaped(
-            {"type": text(), "name": text(256), "description": text(), "parameters": mapping, "strict": boolean},
+            {
+                "type": text(),
+                "name": tool_name,
+                "description": text(),
+                "parameters": parameters_schema,
+                "strict": boolean,
+            },
             required=("name",),
         ),
         "custom": shaped(
             {
                 "type": text(),
-                "name": text(256),
+                "name": tool_name,
                 "description": text(),
                 "format": by_type({"text": fields({"type": text()})}, otherwise="grammars are not served"),
             },
@@ -167,6 +179,9 @@ def _tool_choice(value: Any, path: str) -> None:
     return by_type({"function": named, "custom": named}, otherwise=BUILT_IN)(value, path)
 
 
+described(_tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
+
+
 def _text_config(value: Any, path: str) -> None:
     """The answer's format; `verbosity` may only be the one that asks for nothing."""
     schema = {"type": text(), "name": _HINT, "description": text(), "schema": mapping, "strict": boolean}
@@ -181,6 +196,23 @@ def _text_config(value: Any, path: str) -> None:
     value.pop("verbosity", None)
 
 
+described(
+    _text_config,
+    {
+        "type": "object",
+        "properties": {
+            "format": {
+                "type": "object",
+                "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}},
+                "required": ["type"],
+            },
+            "verbosity": {"enum": ["medium", None]},
+        },
+        "additionalProperties": False,
+    },
+)
+
+
 def _reasoning_config(value: Any, path: str) -> None:
     """How much to think; a summary may only be `auto`, which promises none."""
     shaped({"effort": one_of(*EFFORTS), "summary": one_of("auto"), "generate_summary": one_of("auto")})(value, path)
@@ -188,10 +220,19 @@ def _reasoning_config(value: Any, path: str) -> None:
         value.pop(name, None)
 
 
+described(
+    _reasoning_config,
+    {"type": "object", "properties": {"effort": {"enum": [*EFFORTS, None]}}},
+)
+
+
 def _include(value: Any, path: str) -> None:
     """Log-probabilities; encrypted reasoning is asked for by every stateless client, and there is none to give."""
     list_of(one_of(LOGPROBS, ENCRYPTED), most=16)(value, path)
     value[:] = [name for name in value if name != ENCRYPTED]
+
+
+described(_include, {"type": "array", "maxItems": 16, "items": {"enum": [LOGPROBS, ENCRYPTED]}})
 
 
 def responses_table(settings: Settings) -> Table:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from service.errors import FieldRefused
-from service.inference.checks import (
+from service.http.checks import (
+    INT64,
     Check,
     anything,
     boolean,
+    described,
     either,
     fields,
     found,
@@ -17,14 +19,37 @@ from service.inference.checks import (
     mapping,
     number,
     one_of,
+    schema_of,
     text,
     wrong,
 )
+from service.inference.tools import parameters_schema, tool_name
 
 MAX_LOGIT_BIAS = 1024
 MAX_HINT_CHARS = 512
 MAX_TOKEN_ID = 2**31 - 1
+MAX_ALLOWED_TOKENS = 2**18
+"""Of `allowed_token_ids`: as many as the largest vocabularies have. The engine copies them between two steps."""
 MAX_TEMPLATE_KWARGS = 16
+RENDERER_NAMES = frozenset(
+    {
+        "self",
+        "cls",
+        "args",
+        "kwargs",
+        "context",
+        "environment",
+        "model_config",
+        "tokenizer",
+        "tokenize",
+        "chat_template",
+    }
+    | {"conversation", "conversations", "messages", "message", "tools", "documents", "padding", "truncation"}
+    | {"max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
+    | {"raise_exception", "strftime_now", "tojson", "namespace", "range", "dict", "lipsum", "cycler", "joiner"}
+    | {"bos_token", "eos_token", "loop", "caller", "varargs"}
+)
+"""What the renderer takes itself: parameters of vLLM's, transformers' and Jinja's functions, and global names."""
 MAX_METADATA = 16
 MAX_METADATA_NAME_CHARS = 64
 
@@ -67,7 +92,7 @@ def structured_outputs(most: int) -> Check:
 
 
 _FUNCTION = fields(
-    {"name": text(256), "description": text(), "parameters": mapping, "strict": boolean}, required=("name",)
+    {"name": tool_name, "description": text(), "parameters": parameters_schema, "strict": boolean}, required=("name",)
 )
 
 
@@ -83,7 +108,8 @@ def tool_choice(value: Any, path: str) -> None:
     if isinstance(value, str):
         one_of("none", "auto", "required")(value, path)
         return
-    named = fields({"type": one_of("function"), "function": fields({"name": text(256)}, required=("name",))})
+    function = fields({"name": text(256)}, required=("name",))
+    named = fields({"type": one_of("function"), "function": function}, required=("type", "function"))
     named(value, path)
 
 
@@ -91,9 +117,8 @@ def template_kwargs(value: Any, path: str) -> None:
     """Variables of the chat template: a few plain values, none that the renderer itself takes."""
     if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_KWARGS:
         raise wrong(path, value, f"an object of at most {MAX_TEMPLATE_KWARGS} values")
-    taken = {"chat_template", "tokenize", "tools", "documents", "messages", "conversation", "tokenizer", "padding"}
     for name, entry in value.items():
-        if name in taken or not name.isidentifier() or name.startswith("_"):
+        if name in RENDERER_NAMES or not name.isidentifier() or name.startswith("_"):
             raise FieldRefused(f"`{path}` may not set {found(name)}", param=f"{path}.{name[:100]}")
         if not isinstance(entry, (str, bool, int, float)) or (isinstance(entry, str) and len(entry) > MAX_HINT_CHARS):
             raise wrong(
@@ -101,18 +126,63 @@ def template_kwargs(value: Any, path: str) -> None:
             )
 
 
+def token_ids(*, least: int = 0, most: int | None = None) -> Check:
+    """An array of token ids."""
+    each = list_of(integer(0, MAX_TOKEN_ID), least=least, most=most)
+
+    def check(value: Any, path: str) -> None:
+        # millions fit into a body: looked at one by one only where something is wrong
+        if not isinstance(value, list) or not least <= len(value) <= (most or INT64) or not _all_ids(value):
+            each(value, path)
+
+    return described(check, schema_of(each))
+
+
+def _all_ids(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {int} and min(values, default=0) >= 0 and max(values, default=0) <= MAX_TOKEN_ID
+
+
 def texts_or_tokens(what: str, most: int) -> Check:
     """A string, token ids, or an array of at most ``most`` of either."""
-    token_ids = list_of(integer(0, MAX_TOKEN_ID), least=1)
-    one = either((str, text()), (list, token_ids), allowed=f"{what}: a string or an array of token ids")
+    ids = token_ids(least=1)
+    one = either((str, text()), (list, ids), allowed=f"{what}: a string or an array of token ids")
     many = list_of(one, least=1, most=most)
 
     def check(value: Any, path: str) -> None:
         if isinstance(value, str):
             return
         if isinstance(value, list) and value and type(value[0]) is int:
-            token_ids(value, path)
+            ids(value, path)
         else:
             many(value, path)
 
-    return check
+    return described(check, {"anyOf": [schema_of(one), schema_of(many)]})
+
+
+described(
+    metadata,
+    {
+        "type": "object",
+        "maxProperties": MAX_METADATA,
+        "additionalProperties": {"type": "string", "maxLength": MAX_HINT_CHARS},
+    },
+)
+described(
+    logit_bias,
+    {
+        "type": "object",
+        "maxProperties": MAX_LOGIT_BIAS,
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    },
+)
+described(response_format, {"type": "object", "required": ["type"]})
+described(tool, {"type": "object", "properties": {"type": {"const": "function"}, "function": schema_of(_FUNCTION)}})
+described(tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
+described(
+    template_kwargs,
+    {
+        "type": "object",
+        "maxProperties": MAX_TEMPLATE_KWARGS,
+        "additionalProperties": {"type": ["string", "boolean", "integer", "number"]},
+    },
+)

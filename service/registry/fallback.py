@@ -7,6 +7,7 @@ import logging
 from typing import Final
 
 from adapters.names import DEFAULT_ALIAS
+from service.concurrency import repeat
 from service.errors import HatrackError
 from service.registry import verdict_records
 from service.registry.catalog import Servable
@@ -42,17 +43,7 @@ class Fallback:
 
     async def work(self) -> None:
         """Look now, whenever told to and every ``LOOK_S``, until cancelled."""
-        while True:
-            try:
-                await self.step()
-            except Exception:  # the next look may be luckier
-                log.exception("looking for failed versions that are live failed")
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
+        await repeat(self.step, LOOK_S, self._wake)
 
     async def step(self) -> None:
         """Look once. Raises what the database raises."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
 from service.access.audit import Actor, note
+from service.concurrency import repeat
+from service.engine.client import EngineClient
 from service.errors import Conflict, HatrackError, RateLimited, Unavailable
 from service.registry import pin_records
 from service.registry.catalog import Catalog, Servable
@@ -33,18 +34,6 @@ REST_S: Final = 60.0
 log = logging.getLogger(__name__)
 
 
-class Residency(Protocol):
-    """Knows what is in the engine's memory."""
-
-    async def report(self, *, loaded: bool = False) -> dict[str, Any]:
-        """What the engine says of itself; with ``loaded``, also the list ``loaded`` of digests in its memory.
-
-        Raises:
-            EngineUnavailable: There is no engine to ask.
-        """
-        ...
-
-
 class KeepWarm:
     """Loads what is pinned and not loaded, until it is cancelled.
 
@@ -57,7 +46,7 @@ class KeepWarm:
     """
 
     def __init__(
-        self, catalog: Catalog, residency: Residency, prober: Prober, slots: int, *, check_s: float = CHECK_S
+        self, catalog: Catalog, residency: EngineClient, prober: Prober, slots: int, *, check_s: float = CHECK_S
     ) -> None:
         self._catalog = catalog
         self._residency = residency
@@ -87,17 +76,13 @@ class KeepWarm:
 
     async def work(self) -> None:
         """Look again and again, until cancelled."""
-        while True:
-            self._woken.clear()
-            try:
-                await self.look()
-            except HatrackError as error:
-                log.debug("pinned adapters could not be looked after: %s", error.message)
-            except Exception:
-                log.exception("pinned adapters could not be looked after")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._check_s):
-                    await self._woken.wait()
+        await repeat(self._try_to_look, self._check_s, self._woken)
+
+    async def _try_to_look(self) -> None:
+        try:
+            await self.look()
+        except HatrackError as error:
+            log.debug("pinned adapters could not be looked after: %s", error.message)
 
     async def look(self) -> None:
         """Load what is pinned and not loaded, once.

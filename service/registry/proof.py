@@ -2,20 +2,27 @@
 
 The texts, the schema and the arithmetic are in ``adapters.proof``; here the engine is asked. Proofs go one after
 another: each asks the base beside the adapter, and company moves the last bits of both.
+
+One proof is, in this order: the probes under the base, the adapter and the base again; one long plain text under the
+adapter (under the base once for each engine); the probes under both, and under another loaded adapter, at the same
+time; and the base once more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, ProofError
-from adapters.proof import MAX_ATTEMPTS, PROBES, Answer, Evidence, Logprobs, Proof, has_drifted, weigh
+from adapters.perplexity import LONG_PROMPT, PLAIN_TEXT, Perplexity, compare_perplexity
+from adapters.proof import MAX_ATTEMPTS, PROBES, Answer, Evidence, Logprobs, Proof, has_drifted, is_finite, weigh
+from service.admission.background import GatedEngine
+from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import (
     AdapterNotFinite,
+    BadGateway,
     EngineUnavailable,
     HatrackError,
     RateLimited,
@@ -23,26 +30,14 @@ from service.errors import (
     Unavailable,
     Unprocessable,
 )
-
-ASK_TIMEOUT_S: Final = 120.0
-"""Longest time for the probes under one model, s: a cold adapter loads, about 100 tokens are read."""
+from service.registry.mixed_batch import NOT_ABOUT_ADAPTERS, MixedBatchCheck, Neighbours, no_neighbours
 
 WARM_TIMEOUT_S: Final = 60.0
 BASE_CHECKS: Final = 2
 """A base that fails this often in a row is poisoned; one answer may have been in odd company."""
 
-
-class ProbeEngine(Protocol):
-    """What a proof needs of the engine."""
-
-    async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
-        """For each text the log-probabilities (nats) of its tokens but the first, under a digest or the base's name.
-
-        Raises:
-            AdapterNotFinite: The engine says that the adapter's numbers are not numbers.
-            EngineUnavailable: There is no engine to ask.
-        """
-        ...
+PROOF_RETRY_S: Final = 30
+"""Retry-After where other proofs took the time: about what one of them takes on a CPU."""
 
 
 class Prober:
@@ -53,10 +48,17 @@ class Prober:
         base_name: The base's served name.
         restart_engine: Called with a reason when the engine is poisoned; returns when the restart has begun.
         timeout_s: Longest time for one proof once its turn has come.
+        neighbours: Says what an adapter can be asked beside.
     """
 
     def __init__(
-        self, engine: ProbeEngine, base_name: str, restart_engine: Callable[[str], Awaitable[None]], *, timeout_s: float
+        self,
+        engine: GatedEngine,
+        base_name: str,
+        restart_engine: Callable[[str], Awaitable[None]],
+        *,
+        timeout_s: float,
+        neighbours: Neighbours = no_neighbours,
     ) -> None:
         self._engine = engine
         self._base_name = base_name
@@ -65,9 +67,11 @@ class Prober:
         self._turn = asyncio.Lock()
         # of the one fingerprint that this process serves; a restarted engine is measured against it
         self._cached: Logprobs | None = None
+        self._plain: Sequence[float] | None = None
+        self._mixed_batch = MixedBatchCheck(engine, neighbours, alone=self._under, healthy_base=self._healthy_base)
 
     async def prove(self, digest: str, *, effect_is_zero: bool, reference: Proof | None) -> Evidence:
-        """Prove one adapter.
+        """Prove one adapter. The evidence holds its perplexity, whatever that is: the caller decides on it.
 
         Raises:
             ProofError: The subclass says what the engine does not show.
@@ -103,11 +107,11 @@ class Prober:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             before = await self._healthy_base()
             under = await self._under(digest)
-            again = await self._ask(self._base_name)
+            again = await self._engine.logprobs(self._base_name, PROBES)
             try:
-                return weigh(
+                evidence = weigh(
                     _answers(before, reference),
-                    _answers(again if _finite(again) else before, reference),
+                    _answers(again if is_finite(again) else before, reference),
                     _answers(under, reference),
                     effect_is_zero=effect_is_zero,
                     reference=reference,
@@ -115,45 +119,93 @@ class Prober:
             except NotApplied:
                 if attempt == MAX_ATTEMPTS:
                     raise
+            else:
+                return await self._extended(digest, evidence, before, under)
         raise AssertionError("the last round returns or raises")
 
-    async def _under(self, digest: str) -> Logprobs:
+    async def _extended(self, digest: str, evidence: Evidence, base: Logprobs, under: Logprobs) -> Evidence:
+        """The evidence with what short probes asked alone do not show."""
+        perplexity = await self._perplexity(digest)
+        mixed, mixed_warnings = await self._mixed_batch.check(digest, base, under)
+        warnings = evidence.warnings + mixed_warnings
+        if not perplexity.is_long:
+            warnings += (
+                f"The engine's context takes {perplexity.tokens} tokens of the plain text: "
+                f"no prompt of more than {LONG_PROMPT} tokens was asked.",
+            )
+        return evidence.model_copy(update={"perplexity": perplexity, "mixed_batch": mixed, "warnings": warnings})
+
+    async def perplexity(self, digest: str) -> Perplexity:
+        """What the adapter does to plain text.
+
+        Raises:
+            Unavailable: It took longer than a proof may, the wait for other proofs included.
+            ProofError, HatrackError: As ``prove``.
+        """
         try:
-            answer = await self._ask(digest)
+            async with asyncio.timeout(self._timeout_s), self._turn:
+                await self._healthy_base()
+                return await self._perplexity(digest)
+        except TimeoutError:
+            raise Unavailable(
+                f"the adapter could not be measured within {self._timeout_s:g} s (HATRACK_PROOF_TIMEOUT_S); the engine "
+                "is busy, or other proofs go first",
+                retry_after=PROOF_RETRY_S,
+            ) from None
+
+    async def _perplexity(self, digest: str) -> Perplexity:
+        base = await self._plain_base()
+        (row,) = await self._under(digest, (PLAIN_TEXT,))
+        return compare_perplexity(base, row)
+
+    async def _plain_base(self) -> Sequence[float]:
+        """The plain text under the base, asked once for each engine."""
+        if self._plain is None:
+            answer = await self._engine.logprobs(self._base_name, (PLAIN_TEXT,))
+            if not is_finite(answer, 1):
+                raise BadGateway(
+                    "the base's log-probabilities over a long prompt are not all finite numbers: "
+                    "nothing can be proven on this engine",
+                    code=ENGINE_NOT_FINITE,
+                )
+            self._plain = answer[0]
+        return self._plain
+
+    # asking
+
+    async def _under(self, digest: str, texts: Sequence[str] = PROBES) -> Logprobs:
+        """Of an adapter that is asked alone: what the engine refuses is its fault, but for what says nothing of it."""
+        try:
+            answer = await self._engine.logprobs(digest, texts)
         except AdapterNotFinite as error:
             raise LogprobsNotFinite(f"Under this adapter the engine computes no numbers: {error.message}") from error
-        except (Unavailable, Timeout, RateLimited):
+        except NOT_ABOUT_ADAPTERS:
             raise
         except HatrackError as error:
             raise Unprocessable(f"the engine refuses this adapter: {error.message}", code="engine_refused") from error
-        if not _finite(answer):
+        if not is_finite(answer, len(texts)):
             raise LogprobsNotFinite("Under this adapter the engine's log-probabilities are not all finite numbers.")
         return answer
-
-    async def _ask(self, model: str) -> Logprobs:
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                return await self._engine.logprobs(model, PROBES)
-        except TimeoutError:
-            raise Timeout(f"the engine gave no log-probabilities within {ASK_TIMEOUT_S:g} s") from None
 
     async def _healthy_base(self) -> Logprobs:
         """The base's log-probabilities, near the cached ones. Raises EngineUnavailable where the engine is poisoned."""
         answer: Logprobs = ()
         for _ in range(BASE_CHECKS):
             try:
-                answer = await self._ask(self._base_name)
+                answer = await self._engine.logprobs(self._base_name, PROBES)
             except (Unavailable, Timeout, RateLimited):
                 raise
             except HatrackError:
                 continue  # the base must always answer: the engine itself says that it cannot
-            if _finite(answer) and not self._drifted(answer):
+            if is_finite(answer) and not self._drifted(answer):
                 if self._cached is None:
                     self._cached = answer
                 return answer
-        finite = bool(answer) and _finite(answer)
+        finite = bool(answer) and is_finite(answer)
         if finite:
             self._cached = None  # a fresh engine that still differs is believed: else it would be restarted for ever
+        self._plain = None
+        self._mixed_batch.forget()
         reason = "the base's answers have moved" if finite else "the base's log-probabilities are not finite"
         await self._restart(reason)
         raise EngineUnavailable(f"the engine is being restarted: {reason}")
@@ -206,10 +258,6 @@ class Prober:
                 await self._engine.logprobs(digest, PROBES[1:2])
         except TimeoutError:
             raise Timeout(f"the engine did not load the adapter within {WARM_TIMEOUT_S:g} s") from None
-
-
-def _finite(answer: Logprobs) -> bool:
-    return len(answer) == len(PROBES) and all(row and all(map(math.isfinite, row)) for row in answer)
 
 
 def _answers(rows: Logprobs, reference: Proof | None) -> list[Answer]:

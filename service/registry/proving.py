@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, PerplexityTooHigh
+from adapters.perplexity import REFUSE_RATIO
 from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.errors import HatrackError, RateLimited
@@ -26,6 +27,10 @@ brings the engine down."""
 RETRY_S: Final = 2.0
 MAX_PROVING: Final = 256
 """Most versions that wait for their proof at once; they are proven one after another."""
+
+OWN_EVIDENCE: Final = (LogprobsNotFinite, NotApplied)
+"""What the engine itself shows of an adapter. Nothing else marks a digest, which may be in many projects, as corrupt:
+where an uploader's `metadata.proof` and the engine differ, the proof may be what is wrong."""
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +58,34 @@ class Proving:
         if not self._in_hand[digest]:
             del self._in_hand[digest]
 
-    async def ask(self, digest: str, zero_effect: bool, metadata: dict[str, Any]) -> Evidence:
-        """Prove an adapter; raises as ``Prober.prove``, and ProofInvalid for ``metadata.proof``."""
+    async def ask(
+        self, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool = False
+    ) -> Evidence:
+        """Prove an adapter.
+
+        Args:
+            is_served: It is ready since an earlier proof: whatever its perplexity, it serves on, held back from `live`.
+
+        Raises:
+            PerplexityTooHigh: It is REFUSE_RATIO times the base's or more, and the adapter is not served yet.
+            ProofInvalid: ``metadata.proof`` is.
+            AdapterError, HatrackError: As ``Prober.prove``.
+        """
         self.keep(digest)
         try:
-            return await self._prober.prove(digest, effect_is_zero=zero_effect, reference=reference_of(metadata))
+            evidence = await self._prober.prove(digest, effect_is_zero=zero_effect, reference=reference_of(metadata))
         finally:
             self.release(digest)
+        perplexity = evidence.perplexity
+        if perplexity is not None and perplexity.refuses and not is_served:
+            raise PerplexityTooHigh(
+                f"Under this adapter the perplexity of plain text is {perplexity.ratio:,.0f} times the base's "
+                f"({perplexity.adapter:.3g} instead of {perplexity.base:.3g}): it is no longer a language model. "
+                f"Less than {REFUSE_RATIO:,.0f} times is allowed.",
+                param="weights",
+                details=perplexity.model_dump(),
+            )
+        return evidence
 
     # in the background
 
@@ -107,7 +133,8 @@ class Proving:
             if row is None or row.state not in ("proving", "ready"):
                 return
             try:
-                evidence = await self.ask(row.digest, row.zero_effect, row.metadata)
+                served = row.state == "ready"
+                evidence = await self.ask(row.digest, row.zero_effect, row.metadata, is_served=served)
             except AdapterError as error:
                 reason = {"code": error.code, "message": error.message, "param": error.param}
                 break
@@ -127,37 +154,45 @@ class Proving:
     ) -> None:
         """``settle`` for a version that is written already; takes the lock."""
         warnings = [*row.warnings, *(text for text in evidence.warnings if text not in row.warnings)]
-        said = replace(row, warnings=warnings)
         proof = evidence.model_dump(mode="json")
         async with self._state.lock(project, name):
-            await self.settle(project, name, row.id, said, proof, actor=actor, again=row if again else None)
+            await self.settle(project, name, replace(row, warnings=warnings), proof, actor=actor, again=again)
         await self.refresh_others(row.digest, (project, name))
 
     async def settle(
         self,
         project: str,
         name: str,
-        version_id: int,
-        said: Draft | VersionRow,
+        version: Draft | VersionRow,
         proof: dict[str, Any],
         *,
         actor: Actor,
-        again: VersionRow | None = None,
-    ) -> None:
+        again: bool = False,
+    ) -> VersionRow | None:
         """Proven: ready, alias moved, no longer corrupt, in one transaction. The caller holds the adapter's lock.
 
         Args:
-            again: The version, where this was not its first proof, which is noted then.
+            version: A draft is written as a new version.
+            again: This was not the version's first proof, which is noted then.
+
+        Returns:
+            The version as it is now; None where it was deleted meanwhile.
         """
 
-        def work(db: sa.Connection) -> None:
-            if again is not None:
-                note(db, actor, "version.prove", f"{name}@{again.number}", {"digest": again.digest})
-            records.make_ready(db, version_id, proof, said.warnings, said.wanted_alias, actor=actor)
-            records.clear_corrupt(db, said.digest, self._state.engine)
+        def work(db: sa.Connection) -> VersionRow | None:
+            if isinstance(version, Draft):
+                version_id = records.add_version(db, project, name, version, actor=actor, is_proven=True)
+            else:
+                version_id = version.id
+                if again:
+                    note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
+            records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)
+            records.clear_corrupt(db, version.digest, self._state.engine)
+            return records.version_by_id(db, version_id)
 
-        await self._state.database.run(work)
+        row = await self._state.database.run(work)
         await self._state.refresh(project, name)
+        return row
 
     async def convict(self, digest: str) -> None:
         """The digest is corrupt on this engine until it is proven again: no version of it can serve."""

@@ -9,12 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
+from adapters.perplexity import measured
 from service.access.audit import Actor, note
-from service.errors import NotFound
 from service.files.holds import hold_for_version, release_versions
 from service.registry import moves, verdict_records
 from service.registry.split import Aim, versions_of
-from service.registry.tables import adapters, alias_history, aliases, corrupt, projects, versions
+from service.registry.tables import adapters, alias_history, aliases, corrupt, versions
 from service.registry.trail import gateway_in, note_move
 
 _BLOBS = ("config", "readme")
@@ -197,25 +197,17 @@ def _version(row: sa.Row[Any]) -> VersionRow:
 # versions
 
 
-def demand_project(db: sa.Connection, project: str) -> None:
-    """Raise NotFound where there is no such project: an admin may name any."""
-    if db.scalar(sa.select(projects.c.id).where(projects.c.id == project)) is None:
-        raise NotFound(
-            f"the project `{project[:100]}` does not exist; a project comes into being with its first key",
-            code="project_not_found",
-        )
-
-
 def add_version(
-    db: sa.Connection, project: str, name: str, draft: Draft, *, proof: dict[str, Any] | None, actor: Actor
+    db: sa.Connection, project: str, name: str, draft: Draft, *, actor: Actor, is_proven: bool = False
 ) -> int:
     """Write a new version (and the adapter, where the name is new); its id.
 
-    With ``proof`` it is ``ready`` at once and its alias moves in the same transaction, without it is ``proving``.
+    It is ``proving``. One that ``is_proven`` is ``ready``: the caller gives it its proof by ``make_ready``, in the same
+    transaction.
     """
     adapter_id, number = _take_number(db, project, name)
     values = asdict(draft)
-    state = "proving" if proof is None else "ready"
+    state = "ready" if is_proven else "proving"
     version_id = db.scalar(
         versions.insert()
         .values(adapter_id=adapter_id, number=number, state=state, created_at=moves.now(), **values)
@@ -223,9 +215,7 @@ def add_version(
     )
     assert version_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
     note(db, actor, "adapter.push", f"{name}@{number}", {"digest": draft.digest, "state": state})
-    hold_for_version(db, project, f"{name}@{number}", draft.metadata)
-    if proof is not None:
-        make_ready(db, version_id, proof, draft.warnings, draft.wanted_alias, actor=actor)
+    hold_for_version(db, project, f"{name}@{number}", draft.metadata, actor.key_id)
     return int(version_id)
 
 
@@ -255,15 +245,14 @@ def make_ready(
     *,
     actor: Actor,
 ) -> None:
-    """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first ready version)."""
+    """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first version that may be it).
+
+    ``live`` does not move to a version that its perplexity holds back.
+    """
     row = version_by_id(db, version_id)
     if row is None or row.state == "deleted":  # deleted while it was being proven
         return
-    first = not db.scalar(
-        sa.select(sa.func.count())
-        .select_from(versions)
-        .where(versions.c.adapter_id == row.adapter_id, versions.c.ready_at.is_not(None))
-    )
+    first = _may_be_first(db, row.adapter_id)
     db.execute(
         versions.update()
         .where(versions.c.id == version_id)
@@ -273,8 +262,30 @@ def make_ready(
     if row.state != "ready":
         note(db, actor, "version.ready", f"{name}@{row.number}")
     alias = DEFAULT_ALIAS if wanted_alias is None and first else wanted_alias
-    if alias and moves.move(db, row.adapter_id, alias, row.number, "push"):
+    if alias == DEFAULT_ALIAS and holds_back(proof):
+        note(db, actor, "version.hold_back", f"{name}@{row.number}", {"because": "push"})
+    elif alias and moves.move(db, row.adapter_id, alias, row.number, "push"):
         note_move(db, actor, name, alias, row.number, "push")
+
+
+def _may_be_first(db: sa.Connection, adapter_id: int) -> bool:
+    """Whether no version of the name could go live by itself so far, and nobody has moved `live`."""
+    chosen = sa.select(versions.c.proof).where(versions.c.adapter_id == adapter_id, versions.c.ready_at.is_not(None))
+    return all(holds_back(proof) for proof in db.scalars(chosen)) and not moves.history(db, adapter_id, DEFAULT_ALIAS)
+
+
+def set_perplexity(db: sa.Connection, version_id: int, perplexity: dict[str, Any]) -> None:
+    """Add what plain text says of a version to a proof from before it was asked."""
+    proof = db.scalar(sa.select(versions.c.proof).where(versions.c.id == version_id))
+    db.execute(
+        versions.update().where(versions.c.id == version_id).values(proof={**(proof or {}), "perplexity": perplexity})
+    )
+
+
+def holds_back(proof: dict[str, Any] | None) -> bool:
+    """Whether a version with this proof is held back from `live`; one that was never measured is not."""
+    perplexity = measured(proof)
+    return perplexity is not None and perplexity.holds_back
 
 
 def _name(db: sa.Connection, adapter_id: int) -> str:

@@ -6,71 +6,56 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from adapters import errors as adapter_errors
 from adapters.errors import AdapterError
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
-from service.body import as_model, read_json, read_object
 from service.errors import (
+    AdapterNotFinite,
+    BadGateway,
     BadRequest,
+    Conflict,
     DiskFull,
-    HatrackError,
+    EngineUnavailable,
+    Internal,
+    NotFound,
+    RateLimited,
+    Timeout,
     TooLarge,
+    Unavailable,
     Unprocessable,
     WrongMediaType,
+    to_http,
 )
-from service.registry.pointers import Where
-from service.registry.revalidation import State
+from service.http.body import as_model, read_json, read_object
+from service.http.download import RANGE_ANSWERS, Download
+from service.http.schema import Page, answers, takes
+from service.registry.revalidation import RevalidationState
+from service.registry.schemas import (
+    Adapter,
+    AdapterAlias,
+    AdapterConfig,
+    AdapterPin,
+    AdapterUpload,
+    AdapterVersion,
+    AliasRequest,
+    DeletedAlias,
+    RecordedVerdict,
+    VerdictRequest,
+)
 from service.registry.service import Registry
-from service.registry.split import Aim, parse_split
 from service.registry.state import no_adapter
 from service.registry.upload import demand_name, receive
-from service.registry.verdicts import MAX_BODY_BYTES, VerdictBody
+from service.registry.verdicts import MAX_BODY_BYTES
 
-_STATUS: Final[tuple[tuple[type[AdapterError], type[HatrackError]], ...]] = (
-    (adapter_errors.TooLarge, TooLarge),
-    (adapter_errors.PickleRefused, WrongMediaType),
-    (adapter_errors.DiskFull, DiskFull),
-)
-
-
-def to_http(error: AdapterError) -> HatrackError:
-    """What a client sees of an adapter's error: 422 with its code; 413, 415 and 507 where they say more."""
-    kind = next((http for cause, http in _STATUS if isinstance(error, cause)), Unprocessable)
-    return kind(error.message, param=error.param, code=error.code)
-
-
-class Aiming(BaseModel):
-    """Body of a move of an alias: to one version, or split over several; only if it is where it is expected to be,
-    where that is said (null: nowhere)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    version: int | None = Field(None, ge=1, le=2**31 - 1)
-    split: dict[str, int] | None = None
-    expected: int | None = Field(None, ge=1, le=2**31 - 1)
-
-    @property
-    def aim(self) -> Aim:
-        """Where the alias is to point. Raises BadRequest."""
-        if (self.version is None) == (self.split is None):
-            found = "neither" if self.split is None else "both"
-            raise BadRequest(
-                f"send either `version` or `split`, found {found}",
-                param="version" if self.split is None else "split",
-                code="missing_required_parameter" if self.split is None else None,
-            )
-        return self.version if self.version is not None else parse_split(self.split or {})
-
-    @property
-    def where(self) -> Where | None:
-        """Where the alias has to be; None where nothing was said of it."""
-        return Where(self.expected) if "expected" in self.model_fields_set else None
+ENGINE_ERRORS: Final = (RateLimited, BadGateway, Unavailable, EngineUnavailable, Timeout)
+"""Of a proof, which the engine is asked for."""
+LOADING_ERRORS: Final = (*ENGINE_ERRORS, Internal, AdapterNotFinite)
+"""Of loading an adapter in the engine."""
+DELETED: Final = answers(None, NotFound, Unprocessable, DiskFull, status=204, description="Deleted.")
 
 
 def registry(request: Request) -> Registry:
@@ -81,7 +66,16 @@ def registry(request: Request) -> Registry:
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 Who = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
 By = Annotated[Actor, Depends(actor)]
-Shelf = Annotated[Registry, Depends(registry)]
+CurrentRegistry = Annotated[Registry, Depends(registry)]
+After = Annotated[str | None, Query(max_length=64, description="The `last_id` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=100)]
+Force = Annotated[bool, Query(description="Also where aliases point there: they are deleted, too.")]
+InState = Annotated[
+    RevalidationState | None,
+    Query(
+        description="Only versions whose verdict still holds (`fresh`), that are `due` for another, or have `failed`."
+    ),
+]
 
 
 async def allowed(name: str, who: Who) -> str:
@@ -94,17 +88,39 @@ async def allowed(name: str, who: Who) -> str:
 Name = Annotated[str, Depends(allowed)]
 
 
-@router.post("")
-async def push(request: Request, who: Who, by: By, shelf: Shelf, wait: bool = True) -> JSONResponse:
-    """Upload a version: 201 means ready, 200 known already, 202 (with `wait=false`) being proven."""
+@router.post(
+    "",
+    status_code=201,
+    responses=answers(AdapterVersion, description="The version was known already, and is ready.")
+    | answers(
+        AdapterVersion,
+        *(NotFound, TooLarge, WrongMediaType, Unprocessable, *LOADING_ERRORS, DiskFull),
+        status=201,
+        description="The version is new, and is ready.",
+    )
+    | answers(AdapterVersion, status=202, description="With `wait=false`: the version is being proven."),
+)
+@takes(AdapterUpload, media_type="multipart/form-data")
+async def push(
+    request: Request,
+    who: Who,
+    by: By,
+    registry: CurrentRegistry,
+    wait: Annotated[bool, Query(description="Answer once the version is proven; else at once.")] = True,
+) -> JSONResponse:
+    """Upload a version, and prove that the engine answers with it.
+
+    422: the upload was received and cannot be served; `code` says what is wrong with it, or what the engine did not
+    show of it. 429 `too_many_proving`: too many versions wait for their proof.
+    """
     try:
-        pushed = await shelf.push(
+        pushed = await registry.push(
             who,
             lambda write: receive(
                 request.headers,
                 request.stream(),
                 write,
-                max_weights=shelf.max_weights,
+                max_weights=registry.max_weights,
                 check_name=partial(demand_name, who),
             ),
             wait=wait,
@@ -118,127 +134,169 @@ async def push(request: Request, who: Who, by: By, shelf: Shelf, wait: bool = Tr
     return JSONResponse(pushed.version, status_code=pushed.status, headers={"location": where})
 
 
-@router.get("")
+@router.get("", responses=answers(Page[Adapter]))
 async def list_adapters(
-    who: Who,
-    shelf: Shelf,
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    revalidation: State | None = None,
+    who: Who, registry: CurrentRegistry, after: After = None, limit: Limit = 20, revalidation: InState = None
 ) -> dict[str, Any]:
     """The project's adapters, oldest first; those with versions in a state of revalidation, where one is given."""
-    return await shelf.adapters(who, after, limit, revalidation)
+    return await registry.adapters(who, after, limit, revalidation)
 
 
-@router.get("/{name}")
-async def get_adapter(name: Name, who: Who, shelf: Shelf, revalidation: State | None = None) -> dict[str, Any]:
+@router.get("/{name}", responses=answers(Adapter, NotFound))
+async def get_adapter(name: Name, who: Who, registry: CurrentRegistry, revalidation: InState = None) -> dict[str, Any]:
     """An adapter with its versions (those in a state of revalidation, where one is given) and aliases."""
-    return await shelf.adapter(who.project, name, revalidation)
+    return await registry.adapter(who.project, name, revalidation)
 
 
-@router.delete("/{name}", status_code=204)
-async def delete_adapter(name: Name, who: Who, by: By, shelf: Shelf, force: bool = False) -> Response:
-    """Delete an adapter and all its versions."""
-    await shelf.delete_adapter(who.project, name, force=force, actor=by)
+@router.delete("/{name}", status_code=204, responses=DELETED)
+async def delete_adapter(name: Name, who: Who, by: By, registry: CurrentRegistry, force: Force = False) -> Response:
+    """Delete an adapter and all its versions. 422 `version_in_use`: an alias points there."""
+    await registry.delete_adapter(who.project, name, force=force, actor=by)
     return Response(status_code=204)
 
 
-@router.get("/{name}/versions/{number}")
-async def get_version(name: Name, number: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+@router.get("/{name}/versions/{number}", responses=answers(AdapterVersion, NotFound))
+async def get_version(name: Name, number: str, who: Who, registry: CurrentRegistry) -> dict[str, Any]:
     """One version, also a rejected one."""
-    return await shelf.version(who.project, name, number)
+    return await registry.version(who.project, name, number)
 
 
-@router.delete("/{name}/versions/{number}", status_code=204)
-async def delete_version(name: Name, number: str, who: Who, by: By, shelf: Shelf, force: bool = False) -> Response:
-    """Delete one version."""
-    await shelf.delete_version(who.project, name, number, force=force, actor=by)
+@router.delete("/{name}/versions/{number}", status_code=204, responses=DELETED)
+async def delete_version(
+    name: Name, number: str, who: Who, by: By, registry: CurrentRegistry, force: Force = False
+) -> Response:
+    """Delete one version. 422 `version_in_use`: an alias points there."""
+    await registry.delete_version(who.project, name, number, force=force, actor=by)
     return Response(status_code=204)
 
 
-@router.post("/{name}/versions/{number}/prove")
-async def prove_version(name: Name, number: str, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
-    """Prove a version again."""
+@router.post(
+    "/{name}/versions/{number}/prove",
+    responses=answers(AdapterVersion, NotFound, Conflict, Unprocessable, *ENGINE_ERRORS, DiskFull),
+)
+async def prove_version(name: Name, number: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
+    """Prove a version again: a rejected one that passes becomes ready, a corrupt one can serve again.
+
+    409 `version_not_ready`: it is being proven; `version_other_base`, `version_damaged`: it cannot be.
+    422: what the engine did not show of it.
+    """
     try:
-        return await shelf.prove(who.project, name, number, actor=by)
+        return await registry.prove(who.project, name, number, actor=by)
     except AdapterError as error:
         raise to_http(error) from error
 
 
-@router.post("/{name}/versions/{number}/verdicts")
-async def record_verdict(name: Name, number: str, request: Request, who: Who, by: By, shelf: Shelf) -> JSONResponse:
-    """Write down what an evaluation found of a version; for jobs and admins."""
-    body = as_model(await read_object(request, most=MAX_BODY_BYTES), VerdictBody)
-    return JSONResponse(await shelf.verdicts.record(who, name, number, body, actor=by), status_code=201)
+@router.post(
+    "/{name}/versions/{number}/verdicts",
+    status_code=201,
+    responses=answers(RecordedVerdict, NotFound, Conflict, TooLarge, DiskFull, status=201),
+)
+@takes(VerdictRequest)
+async def record_verdict(
+    name: Name, number: str, request: Request, who: Who, by: By, registry: CurrentRegistry
+) -> JSONResponse:
+    """Write down what an evaluation found of a version; for jobs and admins (403 `job_key_needed`).
+
+    404 `file_not_found`: a file that it names is not the project's. 409 `version_not_ready`, `too_many_verdicts`.
+    """
+    body = as_model(await read_object(request, most=MAX_BODY_BYTES), VerdictRequest)
+    return JSONResponse(await registry.verdicts.record(who, name, number, body, actor=by), status_code=201)
 
 
-@router.get("/{name}/versions/{number}/verdicts")
+@router.get("/{name}/versions/{number}/verdicts", responses=answers(Page[RecordedVerdict], NotFound))
 async def list_verdicts(
-    name: Name,
-    number: str,
-    who: Who,
-    shelf: Shelf,
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    name: Name, number: str, who: Who, registry: CurrentRegistry, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """What evaluations found of a version, newest first."""
-    return await shelf.verdicts.history(who.project, name, number, after, limit)
+    return await registry.verdicts.history(who.project, name, number, after, limit)
 
 
-@router.get("/{name}/versions/{number}/files/config")
-async def download_config(name: Name, number: str, who: Who, shelf: Shelf) -> Response:
+@router.get("/{name}/versions/{number}/files/config", responses=answers(AdapterConfig, NotFound))
+async def download_config(name: Name, number: str, who: Who, registry: CurrentRegistry) -> Response:
     """adapter_config.json as it was uploaded."""
-    content = await shelf.config_file(who.project, name, number)
+    content = await registry.config_file(who.project, name, number)
     headers = {"content-disposition": 'attachment; filename="adapter_config.json"'}
     return Response(content, media_type="application/json", headers=headers)
 
 
-@router.get("/{name}/versions/{number}/files/weights")
-async def download_weights(name: Name, number: str, who: Who, shelf: Shelf) -> FileResponse:
-    """adapter_model.safetensors as it was uploaded, streamed."""
+@router.get(
+    "/{name}/versions/{number}/files/weights",
+    response_class=Download,
+    responses=answers(
+        *(None, NotFound, Unprocessable),
+        description="adapter_model.safetensors as it was uploaded.",
+        media_type="application/octet-stream",
+    )
+    | RANGE_ANSWERS,
+)
+async def download_weights(name: Name, number: str, who: Who, registry: CurrentRegistry) -> Download:
+    """adapter_model.safetensors as it was uploaded, streamed; 422 `not_in_store`: the file is lost."""
     try:
-        path = await shelf.weights_file(who.project, name, number)
+        path = await registry.weights_file(who.project, name, number)
     except AdapterError as error:
         raise to_http(error) from error
-    return FileResponse(path, media_type="application/octet-stream", filename="adapter_model.safetensors")
+    return Download(path, media_type="application/octet-stream", filename="adapter_model.safetensors")
 
 
-@router.get("/{name}/aliases/{alias}")
-async def get_alias(name: Name, alias: str, who: Who, shelf: Shelf) -> dict[str, Any]:
+@router.get("/{name}/aliases/{alias}", responses=answers(AdapterAlias, NotFound))
+async def get_alias(name: Name, alias: str, who: Who, registry: CurrentRegistry) -> dict[str, Any]:
     """Where an alias points, and where it pointed."""
-    return await shelf.pointers.show(who.project, name, alias)
+    return await registry.pointers.show(who.project, name, alias)
 
 
-@router.put("/{name}/aliases/{alias}")
-async def put_alias(name: Name, alias: str, request: Request, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
-    """Point an alias to a version (promote it), or split it over several."""
-    body = await read_json(request, Aiming)
+@router.put(
+    "/{name}/aliases/{alias}",
+    responses=answers(AdapterAlias, NotFound, Conflict, TooLarge, Unprocessable, *LOADING_ERRORS, DiskFull),
+)
+@takes(AliasRequest)
+async def put_alias(
+    name: Name, alias: str, request: Request, who: Who, by: By, registry: CurrentRegistry
+) -> dict[str, Any]:
+    """Point an alias to a version (promote it), or split it over several. The versions are loaded before it moves.
+
+    409 `alias_moved`: it is not where it was expected; `version_not_ready`, `version_other_base`, `version_damaged`,
+    `version_corrupt`: the version cannot serve; `version_held_back`: `live` moves to it by `force` alone;
+    `too_many_pins`: the adapter is pinned, and the engine's slots do not reach. 422 `name_invalid`: not an alias.
+    """
+    body = await read_json(request, AliasRequest)
     try:
-        return await shelf.pointers.aim(who.project, name, alias, body.aim, expected=body.where, actor=by)
+        return await registry.pointers.aim(
+            who.project, name, alias, body.aim, expected=body.where, force=body.force, actor=by
+        )
     except AdapterError as error:
         raise to_http(error) from error
 
 
-@router.delete("/{name}/aliases/{alias}", status_code=200)
-async def delete_alias(name: Name, alias: str, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
+@router.delete("/{name}/aliases/{alias}", responses=answers(DeletedAlias, NotFound, DiskFull))
+async def delete_alias(name: Name, alias: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
     """Delete an alias; the version stays."""
-    await shelf.pointers.drop(who.project, name, alias, actor=by)
+    await registry.pointers.drop(who.project, name, alias, actor=by)
     return {"object": "adapter.alias", "adapter": name, "alias": alias, "deleted": True}
 
 
-@router.post("/{name}/aliases/{alias}/rollback")
-async def rollback_alias(name: Name, alias: str, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
-    """Point an alias back to where it pointed before."""
-    return await shelf.pointers.rollback(who.project, name, alias, actor=by)
+@router.post(
+    "/{name}/aliases/{alias}/rollback",
+    responses=answers(AdapterAlias, NotFound, Conflict, *LOADING_ERRORS, DiskFull),
+)
+async def rollback_alias(name: Name, alias: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
+    """Point an alias back to where it pointed before; again, and it is the one before that.
+
+    409 `no_earlier_version`: there is none; `version_other_base`, `version_damaged`, `version_corrupt`: it cannot
+    serve; `too_many_pins`: the adapter is pinned, and the engine's slots do not reach.
+    """
+    return await registry.pointers.rollback(who.project, name, alias, actor=by)
 
 
-@router.put("/{name}/pin")
-async def pin_adapter(name: Name, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
-    """Keep the adapter's live version warm."""
-    return await shelf.pins.pin(who.project, name, actor=by)
+@router.put("/{name}/pin", responses=answers(AdapterPin, NotFound, Conflict, DiskFull))
+async def pin_adapter(name: Name, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
+    """Keep the adapter's live version loaded in the engine.
+
+    409 `no_live_version`: there is none; `too_many_pins`: the engine's slots do not reach.
+    """
+    return await registry.pins.pin(who.project, name, actor=by)
 
 
-@router.delete("/{name}/pin", status_code=200)
-async def unpin_adapter(name: Name, who: Who, by: By, shelf: Shelf) -> dict[str, Any]:
+@router.delete("/{name}/pin", responses=answers(AdapterPin, NotFound, DiskFull))
+async def unpin_adapter(name: Name, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
     """Let the adapter come and go like any other."""
-    return await shelf.pins.unpin(who.project, name, actor=by)
+    return await registry.pins.unpin(who.project, name, actor=by)

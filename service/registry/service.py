@@ -18,7 +18,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapters.base import BaseDescription
-from adapters.errors import ProofError
 from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
@@ -26,20 +25,24 @@ from adapters.proof import Evidence
 from adapters.store import WEIGHTS_FILE, Staging, Store
 from service.access.audit import Actor, note
 from service.access.caller import Caller
+from service.access.records import demand_project
+from service.admission.background import GatedEngine
+from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.database import Database
+from service.engine.client import EngineClient
 from service.errors import BadRequest, Conflict, NotFound, Unprocessable
 from service.registry import records
 from service.registry.catalog import Catalog, Servable
 from service.registry.counts import Counts
 from service.registry.fallback import Fallback
-from service.registry.locks import in_thread
-from service.registry.pins import KeepWarm, Pins, Residency
+from service.registry.neighbours import Neighbours
+from service.registry.pins import KeepWarm, Pins
 from service.registry.pointers import Pointers
-from service.registry.proof import ProbeEngine, Prober
-from service.registry.proving import Proving, reference_of
+from service.registry.proof import Prober
+from service.registry.proving import OWN_EVIDENCE, Proving, reference_of
 from service.registry.records import Draft, Holding, VersionRow
-from service.registry.revalidation import Freshness, State
+from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.state import RegistryState, find_same
 from service.registry.suspects import Suspects
 from service.registry.trail import gateway_in
@@ -79,9 +82,9 @@ class Registry:
         store: Store,
         catalog: Catalog,
         base: BaseDescription,
-        engine: ProbeEngine,
+        engine: GatedEngine,
         restart_engine: Callable[[str], Awaitable[None]],
-        residency: Residency,
+        residency: EngineClient,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -89,7 +92,13 @@ class Registry:
         self._base = base
         freshness = Freshness(base.fingerprint, settings.revalidate_days)
         self._state = RegistryState(database, store, catalog, base, freshness)
-        self._prober = Prober(engine, base.served_name, restart_engine, timeout_s=settings.proof_timeout_s)
+        self._prober = Prober(
+            engine,
+            base.served_name,
+            restart_engine,
+            timeout_s=settings.proof_timeout_s,
+            neighbours=Neighbours(catalog, residency),
+        )
         self._proving = Proving(self._state, self._prober)
         self._suspects = Suspects(self._prober, self._proving.convict)
         self.pointers = Pointers(self._state, self._prober, settings.engine_slots)
@@ -141,7 +150,7 @@ class Registry:
             AdapterError: What is wrong with the adapter, or what the engine does not show of it.
             HatrackError: The upload is not well formed, or the engine cannot be asked.
         """
-        await self._database.run(lambda db: records.demand_project(db, caller.project))
+        await self._database.run(lambda db: demand_project(db, caller.project))
         staging = self._store.stage(max_weights_bytes=self.max_weights)
         try:
             upload = await receive(staging.weights.write)
@@ -157,7 +166,7 @@ class Registry:
         finally:
             await in_thread(staging.discard)
         try:
-            draft = self._draft(upload, inspection, digest)
+            draft = upload.draft(inspection, digest, self._base.fingerprint)
             return await self._register(caller.project, name, draft, wait=wait, actor=actor)
         finally:
             self._proving.release(digest)
@@ -174,36 +183,27 @@ class Registry:
             staging.weights.path, manifest, self._base, max_update_ratio=self._settings.max_update_ratio
         )
 
-    def _draft(self, upload: Upload, inspection: Inspection, digest: str) -> Draft:
-        return Draft(
-            digest=digest,
-            settings=upload.settings.stored(),
-            metadata=upload.metadata,
-            rank=inspection.rank,
-            alpha=inspection.alpha,
-            target_modules=list(inspection.target_modules),
-            bytes=inspection.bytes,
-            zero_effect=inspection.effect_is_zero,
-            base=self._base.fingerprint.model_dump(),
-            config=upload.config,
-            readme=upload.readme,
-            warnings=list(inspection.warnings),
-            wanted_alias=upload.alias,
-        )
-
     async def _register(self, project: str, name: str, draft: Draft, *, wait: bool, actor: Actor) -> Pushed:
+        unmeasured: list[VersionRow] = []
         async with self._state.lock(project, name):
             holding = await self._database.run(lambda db: records.find(db, project, name))
             same = find_same(holding, draft.digest, draft.settings, self._state.fits)
             if holding is not None and same is not None and await self._state.serves(same):
-                if draft.wanted_alias:
-                    await self.pointers.point(holding, draft.wanted_alias, same.number, "push", actor=actor)
-                return Pushed(await self.version(project, name, same.number), 200)
-            if not wait:
+                alias = draft.wanted_alias
+                if alias:
+                    unmeasured = self.pointers.unmeasured(holding, alias, [same])
+                if not unmeasured:
+                    if alias:
+                        await self.pointers.follow_push(holding, alias, same, actor=actor)
+                    return Pushed(await self.version(project, name, same.number), 200)
+            elif not wait:
                 return await self._register_later(project, name, draft, same, actor)
         running = self._proving.running(same.id) if same is not None else None
-        if same is not None and running is not None:
-            await asyncio.wait({running})
+        if unmeasured or (same is not None and running is not None):
+            # outside of the lock: proofs that go first may take minutes
+            await self.pointers.measure(unmeasured)
+            if running is not None:
+                await asyncio.wait({running})
             return await self._register(project, name, draft, wait=wait, actor=actor)
         evidence = await self._proving.ask(draft.digest, draft.zero_effect, draft.metadata)
         return await self._register_proven(project, name, draft, evidence, actor)
@@ -215,7 +215,7 @@ class Registry:
             self._proving.demand_room()
             if same is None:
                 version_id = await self._database.run(
-                    lambda db: records.add_version(db, project, name, draft, proof=None, actor=actor)
+                    lambda db: records.add_version(db, project, name, draft, actor=actor)
                 )
             else:
                 version_id = same.id
@@ -238,13 +238,10 @@ class Registry:
             holding = await self._database.run(lambda db: records.find(db, project, name))
             same = find_same(holding, draft.digest, draft.settings, self._state.fits)
             if same is None:
-                version_id = await self._database.run(
-                    lambda db: records.add_version(db, project, name, draft, proof=proof, actor=actor)
-                )
+                row = await self._proving.settle(project, name, draft, proof, actor=actor)
             else:
-                version_id = same.id
-            await self._proving.settle(project, name, version_id, draft, proof, actor=actor, again=same)
-            row = await self._database.run(lambda db: records.version_by_id(db, version_id))
+                again = replace(same, warnings=draft.warnings, wanted_alias=draft.wanted_alias)
+                row = await self._proving.settle(project, name, again, proof, actor=actor, again=True)
         await self._proving.refresh_others(draft.digest, (project, name))
         if row is None:
             raise NotFound(f"the version of `{name}` was deleted meanwhile", code="version_not_found")
@@ -258,7 +255,8 @@ class Registry:
         Raises:
             NotFound: There is no such version.
             Conflict: It is being proven, belongs to another base, or its files are damaged.
-            ProofError: It failed; a ready version is corrupt from now on.
+            ProofError: It failed. Where the engine itself shows that (OWN_EVIDENCE), a ready version is corrupt from
+                now on, and with it every version of the digest.
         """
         _, row = await self._state.version(project, name, number)
         servable = (await self._state.judge([row]))[row.id]
@@ -270,11 +268,14 @@ class Registry:
                 code=f"version_{servable.value}",
             )
         try:
-            evidence = await self._proving.ask(row.digest, row.zero_effect, row.metadata)
-        except ProofError:
+            served = row.state == "ready"
+            evidence = await self._proving.ask(row.digest, row.zero_effect, row.metadata, is_served=served)
+        except OWN_EVIDENCE:
             if row.state == "ready":
                 await self._proving.convict(row.digest)
             raise
+        if row.state == "ready" and row.wanted_alias:
+            row = replace(row, wanted_alias="")  # it has had its alias: others may have been promoted since
         await self._proving.settle_row(project, name, row, evidence, actor=actor, again=True)
         return await self.version(project, name, row.number)
 
@@ -294,7 +295,7 @@ class Registry:
         holding, row = await self._state.version(project, name, number)
         return await self._state.version_object(holding, row)
 
-    async def adapter(self, project: str, name: str, only: State | None = None) -> dict[str, Any]:
+    async def adapter(self, project: str, name: str, only: RevalidationState | None = None) -> dict[str, Any]:
         """One adapter in the API's form, with its versions; those in the state ``only``. Raises NotFound."""
         holding = await self._state.holding(project, name)
         if all(row.state == "rejected" for row in holding.versions):
@@ -302,7 +303,7 @@ class Registry:
         return (await self._state.adapter_objects([holding], only))[0]
 
     async def adapters(
-        self, caller: Caller, after: str | None, limit: int, only: State | None = None
+        self, caller: Caller, after: str | None, limit: int, only: RevalidationState | None = None
     ) -> dict[str, Any]:
         """A page of the adapters that the caller may see, oldest first; with ``only``, of those with such versions.
 

@@ -8,23 +8,27 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from adapters.base import BaseDescription, Fingerprint
-from adapters.errors import AdapterError, StoreError
+from adapters.errors import AdapterError, PerplexityTooHigh, StoreError
 from adapters.names import parse_alias, parse_name, parse_version
+from adapters.nesting import MOST_LEVELS, too_deep
+from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
+from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import Conflict, NotFound
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
 from service.registry.counts import NOTHING, Counts
-from service.registry.locks import Locks, in_thread
 from service.registry.records import Holding, VersionRow
-from service.registry.revalidation import Freshness, State
+from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.split import Aim, Split
 from service.registry.verdict_records import Judged, VerdictRow
 
 T = TypeVar("T")
 MAX_REMEMBERED: Final = 100_000
 """Digests whose files are remembered as sound: some 30 MB."""
+TOO_DEEP: Final = f"The metadata is nested more than {MOST_LEVELS} levels deep and is not shown."
+"""Of a version from before such metadata was refused."""
 
 
 class RegistryState:
@@ -171,7 +175,9 @@ class RegistryState:
         ids = [holding.adapter.id for holding in found]
         return await self.database.run(lambda db: verdict_records.judged(db, ids))
 
-    async def adapter_objects(self, found: list[Holding], only: State | None = None) -> list[dict[str, Any]]:
+    async def adapter_objects(
+        self, found: list[Holding], only: RevalidationState | None = None
+    ) -> list[dict[str, Any]]:
         """Adapters in the API's form, with their versions but the rejected ones.
 
         Args:
@@ -196,7 +202,7 @@ class RegistryState:
             for holding in found
         ]
 
-    def is_in(self, wanted: State | None, judged: Judged | None) -> bool:
+    def is_in(self, wanted: RevalidationState | None, judged: Judged | None) -> bool:
         """Whether a version with these verdicts is in the wanted state; None wants any."""
         found = self.freshness.state(judged)
         return wanted is None or (found is not None and found.state is wanted)
@@ -258,6 +264,7 @@ def _entry(holding: Holding, servable: dict[int, Servable]) -> AdapterEntry | No
 
 
 def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> dict[str, Any]:
+    hidden = too_deep(row.metadata) is not None
     shown: dict[str, Any] = {
         "object": "adapter.version",
         "adapter": holding.adapter.name,
@@ -273,13 +280,32 @@ def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> di
         "base": row.base,
         "created_at": row.created_at,
         "settings": row.settings,
-        "metadata": row.metadata,
+        "metadata": {} if hidden else row.metadata,
         "proof": row.proof,
-        "warnings": row.warnings,
+        "held_back": held_back(row),
+        "warnings": [*row.warnings, TOO_DEEP] if hidden else row.warnings,
     }
     if row.state == "rejected":
         shown["reason"] = row.reason
     return shown
+
+
+def held_back(row: VersionRow) -> dict[str, Any] | None:
+    """Why `live` does not move to a version unless it is forced, in the API's form; None: nothing holds it back."""
+    found = measured(row.proof)
+    if found is None or not found.holds_back:
+        return None
+    return {
+        "code": PerplexityTooHigh.code,
+        "message": f"the perplexity of plain text under it is {found.ratio:,.0f} times the base's",
+        "ratio": found.ratio,
+        "limit": HOLD_BACK_RATIO,
+    }
+
+
+def held_back_numbers(holding: Holding) -> frozenset[int]:
+    """The versions that `live` must not go to by itself."""
+    return frozenset(row.number for row in holding.versions if held_back(row) is not None)
 
 
 def verdict_object(holding: Holding, row: VersionRow, verdict: VerdictRow) -> dict[str, Any]:
@@ -299,6 +325,7 @@ def verdict_object(holding: Holding, row: VersionRow, verdict: VerdictRow) -> di
         "base": verdict.base,
         "key_id": verdict.key_id,
         "created_at": verdict.created_at,
+        "rule": verdict.rule,
     }
 
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from service.access.tables import projects
 from service.database import metadata
 
 STATES = ("proving", "ready", "rejected", "deleted")
-
-projects = sa.Table(
-    "projects",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("created_at", sa.Integer, nullable=False),
-)
 
 adapters = sa.Table(
     "adapters",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("project", sa.Text, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("project", sa.Text, sa.ForeignKey(projects.c.id), nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("next_version", sa.Integer, nullable=False),
     sa.Column("created_at", sa.Integer, nullable=False),
@@ -116,6 +110,8 @@ verdicts = sa.Table(
     sa.Column("base", sa.JSON, nullable=False),
     sa.Column("key_id", sa.Text, nullable=False),
     sa.Column("created_at", sa.Integer, nullable=False),
+    # the version of the rule that the verdict was reached by
+    sa.Column("rule", sa.Integer, nullable=False, server_default="1"),
     sa.Index("ix_verdicts_version_id_kind_seq", "version_id", "kind", "seq"),
     sqlite_autoincrement=True,
 )

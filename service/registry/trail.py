@@ -16,13 +16,17 @@ def gateway_in(project: str) -> Actor:
     return replace(SYSTEM, project=project)
 
 
-def note_move(db: sa.Connection, actor: Actor, name: str, alias: str, aim: Aim, because: str) -> None:
+def note_move(
+    db: sa.Connection, actor: Actor, name: str, alias: str, aim: Aim, because: str, *, forced: bool = False
+) -> None:
     """Note that an alias now points elsewhere.
 
     Args:
         because: What moved it: ``push``, ``promote``, ``split``, ``rollback``, or ``revalidation``: a rollback that
             nobody asked for.
+        forced: Whether whoever moved it said that it may go to versions that are held back.
     """
     detail = {"split": aim.shown()} if isinstance(aim, Split) else {"version": aim}
+    more = {"forced": True} if forced else {}
     verb = {"rollback": "rollback", "revalidation": "rollback", "split": "split"}.get(because, "promote")
-    note(db, actor, f"alias.{verb}", f"{name}:{alias}", {**detail, "because": because})
+    note(db, actor, f"alias.{verb}", f"{name}:{alias}", {**detail, "because": because, **more})

@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-import orjson
 from pydantic import ValidationError
 
+from adapters.base import Fingerprint
 from adapters.errors import PickleRefused
+from adapters.inspect import Inspection
+from adapters.validation import shown
 from service.access.caller import Caller
 from service.errors import BadRequest, Forbidden, TooLarge, UnknownField
-from service.grounding.embedded.filters import check_filters
-from service.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
+from service.grounding.filters import check_filters
+from service.http.body import parse, refusal
+from service.http.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
 from service.registry.catalog import VersionSettings
+from service.registry.records import Draft
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -76,6 +80,24 @@ class Upload:
     metadata: dict[str, Any]
     settings: VersionSettings
     alias: str | None
+
+    def draft(self, inspection: Inspection, digest: str, base: Fingerprint) -> Draft:
+        """The version that comes of it, which is not proven yet."""
+        return Draft(
+            digest=digest,
+            settings=self.settings.stored(),
+            metadata=self.metadata,
+            rank=inspection.rank,
+            alpha=inspection.alpha,
+            target_modules=list(inspection.target_modules),
+            bytes=inspection.bytes,
+            zero_effect=inspection.effect_is_zero,
+            base=base.model_dump(),
+            config=self.config,
+            readme=self.readme,
+            warnings=list(inspection.warnings),
+            wanted_alias=self.alias,
+        )
 
 
 def demand_name(caller: Caller, name: str) -> None:
@@ -165,12 +187,9 @@ class _Form(MultipartForm):
     def _object(self, part: str) -> dict[str, Any]:
         if not self._parts.get(part):
             return {}
-        try:
-            value = orjson.loads(self._parts[part])
-        except orjson.JSONDecodeError:
-            raise BadRequest(f"`{part}` is not JSON", param=part) from None
+        value = parse(self._parts[part], part)
         if not isinstance(value, dict):
-            raise BadRequest(f"`{part}` is {type(value).__name__}, a JSON object is expected", param=part)
+            raise BadRequest(f"`{part}` is {shown(value)}, a JSON object is expected", param=part)
         return value
 
     def begin_part(self, part: str, filename: str | None) -> None:
@@ -241,10 +260,7 @@ def parse_settings(value: dict[str, Any]) -> VersionSettings:
     try:
         settings = VersionSettings.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(["settings", *(str(part) for part in first["loc"])])
-        kind = UnknownField if first["type"] == "extra_forbidden" else BadRequest
-        raise kind(f"`{param}`: {first['msg'].removeprefix('Value error, ')}", param=param) from None
+        raise refusal(error, value, "settings") from None
     for field, given in settings.sampling.items():
         _check_sampling(field, given)
     if settings.grounding is not None and settings.grounding.filters is not None:

@@ -26,6 +26,7 @@ class Draft:
         files: Ids of the project's files by what they are: ``report``, ``page``, ``held_out``.
         evaluation: The body that asks for the same evaluation again, or None.
         base: The fingerprint of the base as it was served meanwhile.
+        rule: The version of the rule that it was reached by.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Draft:
     evaluation: dict[str, Any] | None
     base: dict[str, Any]
     key_id: str
+    rule: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +60,23 @@ class VerdictRow:
     base: dict[str, Any]
     key_id: str
     created_at: int
+    rule: int
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A version's latest verdict, and whether its latest revalidation failed it."""
+    """A version's latest verdict, whether its latest revalidation failed it, and whether it is unconfirmed (see
+    ``_unconfirmed``)."""
 
     latest: VerdictRow
     failed: bool
+    unconfirmed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedVersion:
-    """A ready version, the base and the time (Unix seconds) of its latest verdict, and whether its latest revalidation
-    failed it."""
+    """A ready version, the base and the time (Unix seconds) of its latest verdict, whether its latest revalidation
+    failed it, and whether it is unconfirmed."""
 
     project: str
     name: str
@@ -79,6 +84,7 @@ class JudgedVersion:
     base: dict[str, Any]
     created_at: int
     failed: bool
+    unconfirmed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class Tally:
     base: dict[str, Any]
     old: bool
     failed: bool
+    unconfirmed: bool
     versions: int
 
 
@@ -140,7 +147,8 @@ def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str,
 def judged(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, Judged]:
     """What is known of these adapters' versions, by the version's row id; versions without a verdict are left out."""
     mine = sa.select(versions.c.id).where(versions.c.adapter_id.in_(adapter_ids)).scalar_subquery()
-    chosen = sa.select(*_SHOWN, _failed().label("failed")).where(verdicts.c.version_id.in_(mine), _is_latest())
+    flags = _failed().label("failed"), _unconfirmed().label("unconfirmed")
+    chosen = sa.select(*_SHOWN, *flags).where(verdicts.c.version_id.in_(mine), _is_latest())
     return {row.version_id: _judged(row) for row in db.execute(chosen)}
 
 
@@ -155,6 +163,7 @@ def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
             verdicts.c.base,
             verdicts.c.created_at,
             _failed().label("failed"),
+            _unconfirmed().label("unconfirmed"),
             aliases.c.version,
             aliases.c.split,
         )
@@ -168,7 +177,10 @@ def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
     if project is not None:
         chosen = chosen.where(adapters.c.project == project)
     found = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
-    return [JudgedVersion(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed)) for r in found]
+    return [
+        JudgedVersion(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed), bool(r.unconfirmed))
+        for r in found
+    ]
 
 
 def last_evaluation(db: sa.Connection, version_id: int) -> dict[str, Any] | None:
@@ -189,14 +201,17 @@ def tallies(db: sa.Connection, old_before: int) -> list[Tally]:
         old_before: Unix seconds; a verdict from before that is old.
     """
     old = (verdicts.c.created_at < old_before).label("old")
-    failed = _failed().label("failed")
+    flags = _failed().label("failed"), _unconfirmed().label("unconfirmed")
     chosen = (
-        sa.select(verdicts.c.base, old, failed, sa.func.count().label("versions"))
+        sa.select(verdicts.c.base, old, *flags, sa.func.count().label("versions"))
         .join(versions, versions.c.id == verdicts.c.version_id)
         .where(_is_latest(), versions.c.state == "ready")
-        .group_by(verdicts.c.base, old, failed)
+        .group_by(verdicts.c.base, old, *flags)
     )
-    return [Tally(row.base, bool(row.old), bool(row.failed), int(row.versions)) for row in db.execute(chosen)]
+    return [
+        Tally(row.base, bool(row.old), bool(row.failed), bool(row.unconfirmed), int(row.versions))
+        for row in db.execute(chosen)
+    ]
 
 
 def live_failures(db: sa.Connection) -> list[LiveFailure]:
@@ -251,7 +266,8 @@ def _failed() -> sa.ColumnElement[bool]:
     """Whether the latest revalidation of a verdict's version failed it.
 
     Where it found no pass, but no failure either, what was found before it decides: a version that had passed has
-    lost what it went live for, and is failed until a revalidation passes; one that had not has lost nothing.
+    lost what it went live for, and is failed until a revalidation passes; one that had not has lost nothing. Nor has
+    one whose pass was of an older rule: a stricter one asks for what was never shown.
     """
     mine = _revalidations("lasts")
     last = sa.select(mine.c.verdict).where(mine.c.version_id == verdicts.c.version_id).order_by(mine.c.seq.desc())
@@ -260,40 +276,69 @@ def _failed() -> sa.ColumnElement[bool]:
 
 
 def _lost_its_pass() -> sa.ColumnElement[bool]:
-    """Whether a revalidation found no pass where the verdict right before it was one, and none has passed since."""
-    lost, before, since = _revalidations("losses"), verdicts.alias("befores"), _revalidations("passes")
-    previous = (
-        sa.select(before.c.verdict)
-        .where(before.c.version_id == lost.c.version_id, before.c.seq < lost.c.seq)
-        .order_by(before.c.seq.desc())
-        .limit(1)
-        .correlate(lost)
-        .scalar_subquery()
-    )
-    passed = sa.exists().where(
-        since.c.version_id == lost.c.version_id, since.c.seq > lost.c.seq, since.c.verdict == PASSED
-    )
+    """Whether a revalidation found no pass where the verdict right before it was one, and none has passed since.
+
+    A failure counts by whatever rule; what is not enough evidence, by the rule of the pass.
+    """
+    lost, since = _revalidations("losses"), _revalidations("passes")
+    same_rule = _previous(lost, "rules", verdicts.c.rule) >= lost.c.rule
     return (
         sa.exists()
         .where(
             lost.c.version_id == verdicts.c.version_id,
             lost.c.verdict != PASSED,
-            previous == PASSED,
-            ~passed.correlate(lost),
+            _previous(lost, "befores", verdicts.c.verdict) == PASSED,
+            sa.or_(lost.c.verdict == FAIL, same_rule),
+            ~_passed_after(lost, since),
         )
         .correlate(verdicts)
     )
 
 
+def _unconfirmed() -> sa.ColumnElement[bool]:
+    """Whether a pass of an older rule could not be shown again by a newer one, and no verdict was a pass since."""
+    unshown, since = _revalidations("unshown"), verdicts.alias("passed_since")
+    return (
+        sa.exists()
+        .where(
+            unshown.c.version_id == verdicts.c.version_id,
+            unshown.c.verdict.not_in((PASSED, FAIL)),
+            _previous(unshown, "befores_of_unshown", verdicts.c.verdict) == PASSED,
+            _previous(unshown, "rules_of_unshown", verdicts.c.rule) < unshown.c.rule,
+            ~_passed_after(unshown, since),
+        )
+        .correlate(verdicts)
+    )
+
+
+def _previous(of: sa.Subquery, name: str, column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
+    """A column of the verdict right before ``of`` on the same version."""
+    before = verdicts.alias(name)
+    return (
+        sa.select(before.c[column.name])
+        .where(before.c.version_id == of.c.version_id, before.c.seq < of.c.seq)
+        .order_by(before.c.seq.desc())
+        .limit(1)
+        .correlate(of)
+        .scalar_subquery()
+    )
+
+
+def _passed_after(of: sa.Subquery, since: sa.FromClause) -> sa.Exists:
+    """Whether one of ``since`` is a later pass on the version of ``of``."""
+    later = sa.exists().where(since.c.version_id == of.c.version_id, since.c.seq > of.c.seq, since.c.verdict == PASSED)
+    return later.correlate(of)
+
+
 def _revalidations(name: str) -> sa.Subquery:
     """All that revalidations have found, under a name of its own within a query."""
-    chosen = sa.select(verdicts.c.version_id, verdicts.c.seq, verdicts.c.verdict)
+    chosen = sa.select(verdicts.c.version_id, verdicts.c.seq, verdicts.c.verdict, verdicts.c.rule)
     return chosen.where(verdicts.c.kind == REVALIDATION).correlate(None).subquery(name)
 
 
 def _judged(row: sa.Row[*tuple[Any, ...]]) -> Judged:
     values = {name: row._mapping[name] for name in VerdictRow.__dataclass_fields__}
-    return Judged(VerdictRow(**values), bool(row._mapping["failed"]))
+    return Judged(VerdictRow(**values), bool(row._mapping["failed"]), bool(row._mapping["unconfirmed"]))
 
 
 def _verdict(row: sa.Row[*tuple[Any, ...]]) -> VerdictRow:

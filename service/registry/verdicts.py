@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, Final
 
-import orjson
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from service.access.audit import Actor, note
 from service.access.caller import Caller, Scope
@@ -20,58 +18,16 @@ from service.files.holds import hold_for_verdict
 from service.files.service import not_found
 from service.registry import verdict_records
 from service.registry.catalog import Snapshot
-from service.registry.revalidation import Revalidation, State
+from service.registry.revalidation import Revalidation, RevalidationState
+from service.registry.schemas import MAX_EVALUATION_BYTES, VerdictRequest
 from service.registry.state import RegistryState, verdict_object
 from service.registry.verdict_records import PASSED, REVALIDATION, Draft, JudgedVersion, VerdictRow
 
-MAX_EVALUATION_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 2 * MAX_EVALUATION_BYTES
 MAX_VERDICTS: Final = 1000
 """On one version."""
 RECOUNT_S: Final = 60.0
 """Versions come of age without anybody changing them: they are counted again after so long, s."""
-
-FileId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
-
-class VerdictFiles(BaseModel):
-    """Ids of the project's files; the version holds them as long as it lives."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
-
-    report: FileId | None = None
-    page: FileId | None = None
-    held_out: FileId | None = None
-
-    def named(self) -> dict[str, str]:
-        """The ids that are given, by what they are."""
-        return {name: value for name, value in self if value is not None}
-
-
-class VerdictBody(BaseModel):
-    """Body of ``POST /v1/adapters/{name}/versions/{number}/verdicts``."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
-
-    verdict: Literal["pass", "fail", "not_enough_evidence"]
-    sentence: str = Field(min_length=1, max_length=4000)
-    metric: str = Field(min_length=1, max_length=64)
-    examples: int = Field(ge=0, le=2**53)
-    kind: Literal["training", "evaluation", "revalidation"]
-    evaluation_id: str | None = Field(None, min_length=1, max_length=64)
-    files: VerdictFiles = Field(default_factory=VerdictFiles)
-    evaluation: dict[str, Any] | None = None
-
-    @field_validator("evaluation")
-    @classmethod
-    def _bounded(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        try:
-            size = 0 if value is None else len(orjson.dumps(value))
-        except orjson.JSONEncodeError:
-            raise ValueError("it is nested too deeply") from None
-        if size > MAX_EVALUATION_BYTES:
-            raise ValueError(f"it has {size} bytes as JSON, at most {MAX_EVALUATION_BYTES} are allowed")
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +54,7 @@ class Standing:
     """How many versions of all projects are in each state (those that were never judged are in none), and how many
     failed ones `live` may answer with."""
 
-    states: Mapping[State, int]
+    states: Mapping[RevalidationState, int]
     live_failed: int
 
 
@@ -117,7 +73,7 @@ class Verdicts:
         self._standing: tuple[tuple[Snapshot, int], float, Standing] | None = None
 
     async def record(
-        self, caller: Caller, name: str, number: str, body: VerdictBody, *, actor: Actor
+        self, caller: Caller, name: str, number: str, body: VerdictRequest, *, actor: Actor
     ) -> dict[str, Any]:
         """Write a verdict on a version down, with the fingerprint of the engine as it is now; in the API's form.
 
@@ -151,7 +107,7 @@ class Verdicts:
                 if verdict_records.count(db, row.id) >= MAX_VERDICTS:
                     raise Conflict(f"the version `{target}` has {MAX_VERDICTS} verdicts", code="too_many_verdicts")
                 fields = {f"files.{param}": file_id for param, file_id in named.items()}
-                missing = hold_for_verdict(db, caller.project, target, caller.key_id, fields)
+                missing = hold_for_verdict(db, caller, target, fields)
                 if missing is not None:
                     raise not_found(missing[1], missing[0])
                 added = verdict_records.add(db, row.id, draft)
@@ -211,12 +167,12 @@ class Verdicts:
         self._standing = ((snapshot, told), now, found)
         return found
 
-    def names(self, db: sa.Connection, project: str, wanted: State) -> set[str]:
+    def names(self, db: sa.Connection, project: str, wanted: RevalidationState) -> set[str]:
         """The project's adapters that have a ready version in that state."""
         return {one.name for one in verdict_records.ready(db, project) if self._worth(one).state is wanted}
 
     def _worth(self, one: JudgedVersion) -> Revalidation:
-        return self._state.freshness.worth(one.base, one.created_at, failed=one.failed)
+        return self._state.freshness.worth(one.base, one.created_at, failed=one.failed, unconfirmed=one.unconfirmed)
 
     # judging again
 
@@ -255,5 +211,5 @@ class Verdicts:
 
 def _is_told_again(latest: VerdictRow, draft: Draft) -> bool:
     """Whether the verdict is the latest one once more: each job has a key of its own, and judges once."""
-    same = ("kind", "verdict", "sentence", "metric", "examples", "evaluation_id", "files", "base", "key_id")
+    same = ("kind", "verdict", "sentence", "metric", "examples", "evaluation_id", "files", "base", "key_id", "rule")
     return all(getattr(latest, name) == getattr(draft, name) for name in same)

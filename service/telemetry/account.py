@@ -12,10 +12,11 @@ from typing import Final
 from prometheus_client.metrics_core import Metric as Family
 
 from service.engine.contract import FAULT_CODES
-from service.inference.account import Record
+from service.histogram import Histogram
 from service.registry.catalog import Catalog
 from service.telemetry import metrics
-from service.telemetry.metrics import Histogram, Metric
+from service.telemetry.metrics import Metric
+from service.telemetry.record import Record
 
 Labels = tuple[str, str, str]
 """project, adapter, version"""

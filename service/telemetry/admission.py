@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 from prometheus_client.metrics_core import Metric as Family
 
+from service.admission.gate import Gate
 from service.admission.snapshot import Snapshot
-from service.engine.residency import ResidencySnapshot
+from service.engine.residency import Residency, ResidencySnapshot
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
 
 CALLER, BACKGROUND = "caller", "background"
-
-
-class Gate(Protocol):
-    """Admission."""
-
-    def snapshot(self) -> Snapshot:
-        """What is waiting and in the engine now, and what has happened since the start."""
 
 
 class AdmissionSource:
@@ -59,13 +52,6 @@ class AdmissionSource:
         yield metrics.ADAPTER_QUEUED.values(
             (labels, now.queued_by_adapter.get(digest, 0)) for labels, digest in targets
         )
-
-
-class Residency(Protocol):
-    """The engine's memory."""
-
-    def snapshot(self) -> ResidencySnapshot:
-        """What is known of it now, and the loads since the start."""
 
 
 class ResidencySource:

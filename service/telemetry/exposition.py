@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
@@ -16,6 +17,8 @@ from service.telemetry import metrics
 SOURCE_TIMEOUT_S: Final = 2.0
 FRESH_S: Final = 1.0
 """A second scrape within this time gets the first one's text: nobody can make the gateway work by asking often."""
+NAMELESS: Final[Mapping[str, str]] = MappingProxyType({"project": "(all)", "adapter": "(all)", "version": ""})
+"""What stands in labels for whoever shows no key."""
 _LOG = logging.getLogger("hatrack.metrics")
 
 
@@ -46,8 +49,7 @@ class Exposition:
         GCCollector(registry=self._registry)
         self._registry.register(self)
         self._lock = asyncio.Lock()
-        self._text = b""
-        self._written = -FRESH_S
+        self._texts: dict[bool, tuple[float, bytes]] = {}
 
     def add(self, source: Source) -> None:
         """Ask one more source from now on."""
@@ -57,17 +59,24 @@ class Exposition:
         """What the sources gave last; prometheus-client's interface of a collector."""
         yield from self._found
 
-    async def text(self) -> bytes:
-        """All metrics in Prometheus' text format 0.0.4, at most FRESH_S old."""
-        async with self._lock:
-            if time.monotonic() - self._written >= FRESH_S:
-                self._text = await self._write()
-                self._written = time.monotonic()
-            return self._text
+    async def text(self, *, named: bool = True) -> bytes:
+        """All metrics in Prometheus' text format 0.0.4, at most FRESH_S old.
 
-    async def _write(self) -> bytes:
+        Args:
+            named: Tell projects, adapters and versions apart; else they are added up, and no label names one.
+        """
+        async with self._lock:
+            written, text = self._texts.get(named, (-FRESH_S, b""))
+            if time.monotonic() - written >= FRESH_S:
+                text = await self._write(named)
+                self._texts[named] = (time.monotonic(), text)
+            return text
+
+    async def _write(self, named: bool) -> bytes:
         answers = await asyncio.gather(*(self._ask(source) for source in self._sources))
         self._found = [family for families in answers for family in families]
+        if not named:
+            self._found = await without_names(self._found)
         self._found.append(metrics.SOURCE_ERRORS.values(((name,), count) for name, count in self._errors.items()))
         lines: list[bytes] = []
         before = ""
@@ -96,6 +105,28 @@ class Exposition:
             self._errors[source.name] = self._errors.get(source.name, 0) + 1
             return ()
         return found
+
+
+async def without_names(families: Iterable[Family]) -> list[Family]:
+    """The families with the series of all projects, adapters and versions added up, and their names gone.
+
+    The labels stay: a dashboard or an alert that was written for them still finds its series.
+    """
+    totals: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    shown: dict[str, Family] = {}
+    for family in families:
+        if family.name not in shown:
+            shown[family.name] = Family(family.name, family.documentation, family.type)
+        sums = totals.setdefault(family.name, {})
+        for sample in family.samples:
+            labels = tuple((label, NAMELESS.get(label, value)) for label, value in sample.labels.items())
+            key = (sample.name, labels)
+            sums[key] = sums.get(key, 0.0) + sample.value
+        await asyncio.sleep(0)  # requests go on meanwhile
+    for name, family in shown.items():
+        for (sample_name, labels), value in totals[name].items():
+            family.add_sample(sample_name, dict(labels), value)
+    return list(shown.values())
 
 
 class _Only:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from service.histogram import Histogram
 from service.telemetry import metrics
-from service.telemetry.metrics import Histogram
 
 TICK_S: Final = 0.25
 

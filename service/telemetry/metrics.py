@@ -6,7 +6,6 @@ conventions: base units (seconds, ratios between 0 and 1), counters end in `_tot
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,13 +14,15 @@ from typing import Final, Literal
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
+from service.grounding.counts import RETRIEVAL_S
+from service.histogram import Histogram
+
 Kind = Literal["counter", "gauge", "histogram"]
 
 FIRST_TOKEN_S: Final = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 GAP_S: Final = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 WAIT_S: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
 TOTAL_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-RETRIEVAL_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 LAG_S: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -54,22 +55,6 @@ class Metric:
         for labels, counted in rows:
             family.add_metric(labels, list(zip(bounds, accumulate(counted.counts), strict=True)), counted.sum)
         return family
-
-
-class Histogram:
-    """Counts of values between bounds; a tenth of the cost of prometheus-client's, which locks and looks up labels."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
 
 
 _TARGET: Final = ("project", "adapter", "version")
@@ -248,6 +233,24 @@ TRAINER_PAUSED: Final = Metric(
     "hatrack_trainer_paused_seconds_total",
     "counter",
     "How long all training jobs together have stood still for callers' requests, as far as the trainer has said it.",
+)
+
+# structured outputs
+STRUCTURED: Final = Metric(
+    "hatrack_structured_outputs_total",
+    "counter",
+    "Schemas, grammars and their like in requests, by how their check ended: passed, refused; untried ones were held "
+    "to the stricter bound, and passed or were refused besides.",
+    ("outcome",),
+)
+STRUCTURED_CPU: Final = Metric(
+    "hatrack_structured_cpu_seconds_total", "counter", "CPU time of the trial compiles of structured outputs."
+)
+STRUCTURED_UP: Final = Metric(
+    "hatrack_structured_trial_up",
+    "gauge",
+    "1 where structured outputs are compiled on trial, 0 where the process for it is not there; missing where none is "
+    "wanted.",
 )
 
 # grounding

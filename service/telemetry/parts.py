@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 from prometheus_client.metrics_core import Metric as Family
 
-from service.access.limits import LimitName
+from service.access.limits import KeyLimiter
 from service.grounding.counts import GroundingCounts
-from service.registry.counts import Counts
-from service.registry.verdicts import Standing
+from service.registry.service import Registry
+from service.registry.verdicts import Verdicts
+from service.structured.checker import StructuredOutputs
 from service.telemetry import metrics
-
-
-class Limits(Protocol):
-    """The keys' limits."""
-
-    @property
-    def refused(self) -> Mapping[LimitName, int]:
-        """Refusals by the limit's name."""
-
-
-class Usage(Protocol):
-    """The writer of usage; rows, counted since the start."""
-
-    rows_written: int
-    failed_flushes: int
-
-    @property
-    def pending_rows(self) -> int:
-        """Rows not yet written."""
-
-
-class Registry(Protocol):
-    """The adapters."""
-
-    @property
-    def counts(self) -> Counts:
-        """How much there is of everything."""
-
-
-class Verdicts(Protocol):
-    """What evaluations found of versions."""
-
-    async def standing(self) -> Standing:
-        """How many versions are in each state of revalidation, and how many failed ones are live."""
 
 
 class Trainer(Protocol):
@@ -65,32 +32,12 @@ class LimitsSource:
 
     name = "limits"
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: KeyLimiter) -> None:
         self._limits = limits
 
     async def families(self) -> Iterator[Family]:
         """Refusals by limit."""
         return iter([metrics.LIMIT_HITS.values(((name,), count) for name, count in self._limits.refused.items())])
-
-
-class UsageSource:
-    """Usage written and waiting."""
-
-    name = "usage"
-
-    def __init__(self, usage: Usage) -> None:
-        self._usage = usage
-
-    async def families(self) -> Iterator[Family]:
-        """Rows written, rows waiting, writes that failed."""
-        usage = self._usage
-        return iter(
-            [
-                metrics.USAGE_ROWS.value(usage.rows_written),
-                metrics.USAGE_PENDING.value(usage.pending_rows),
-                metrics.USAGE_ERRORS.value(usage.failed_flushes),
-            ]
-        )
 
 
 class RegistrySource:
@@ -149,6 +96,26 @@ class TrainerSource:
         shown = [] if state == "off" else [metrics.TRAINER_UP.value(state == "up")]
         if paused_s is not None:
             shown.append(metrics.TRAINER_PAUSED.value(paused_s))
+        return iter(shown)
+
+
+class StructuredSource:
+    """Checks of structured outputs."""
+
+    name = "structured"
+
+    def __init__(self, structured: StructuredOutputs) -> None:
+        self._structured = structured
+
+    async def families(self) -> Iterator[Family]:
+        """How they ended, what they took, and whether anything is compiled on trial."""
+        counts, state = self._structured.counts, self._structured.trial_state
+        shown = [
+            metrics.STRUCTURED.values(((outcome,), n) for outcome, n in counts.outcomes.items()),
+            metrics.STRUCTURED_CPU.value(counts.cpu_s),
+        ]
+        if state != "off":
+            shown.append(metrics.STRUCTURED_UP.value(state == "ready"))
         return iter(shown)
 
 

@@ -11,12 +11,12 @@ from prometheus_client.metrics_core import Metric as Family
 
 from service import __version__
 from service.config import Settings
-from service.inference.account import Account
 from service.registry.catalog import Catalog
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
 from service.telemetry.exposition import Exposition, Source
 from service.telemetry.loop import LoopLag
+from service.telemetry.record import Account
 from service.telemetry.traces import Traces, make_traces
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from service import __version__
 from service.errors import SettingsError
-from service.inference.account import Record
+from service.telemetry.record import Record
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -51,7 +51,7 @@ class RequestSpan:
 
 
 class Traces:
-    """Begins spans (`service.inference.ports.Tracer`) and ends them (`service.inference.account.Account`).
+    """Begins spans, and ends them as an account (`service.telemetry.record.Account`).
 
     Args:
         provider: OpenTelemetry's, with the exporter that it was given.
@@ -80,7 +80,7 @@ class Traces:
     def __call__(self, record: Record) -> None:
         """End the record's span, with what has become known and the stages that the request went through."""
         span = record.span
-        if not isinstance(span, RequestSpan):
+        if span is None:
             return
         if span.otel.is_recording():
             self._describe(span.otel, record)

@@ -10,7 +10,9 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from adapters.protocol.runs import SECRET_HEADER
 from service.errors import BadGateway, Timeout, TrainerUnavailable
+from service.http.pool import ConnectionPool
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -22,7 +24,6 @@ SILENCE_TIMEOUT_S: Final = 300.0
 KEEP_ALIVE_S: Final = 2.0
 """The trainer closes an idle connection after five: a request must not meet that moment."""
 RETRY_AFTER_S: Final = 5
-KNOWN_BY: Final = "x-hatrack-trainer-secret"
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -91,32 +92,19 @@ class TrainerClient:
     ) -> None:
         self.answer_s = answer_s
         self.silence_s = silence_s
-        self._socket = socket
         self._url = url.rstrip("/")
-        self._headers = {KNOWN_BY: secret} if secret else {}
-        self._session: aiohttp.ClientSession | None = None
-
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            connector: aiohttp.BaseConnector = (
-                aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=KEEP_ALIVE_S)
-                if self._socket
-                else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
-                auto_decompress=False,
-                skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
-            )
-        return self._session
+        self._pool = ConnectionPool(
+            socket,
+            connect_s=CONNECT_TIMEOUT_S,
+            keep_alive_s=KEEP_ALIVE_S,
+            headers={SECRET_HEADER: secret} if secret else {},
+            auto_decompress=False,
+            skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
+        )
 
     async def close(self) -> None:
         """Close the connections; requests in flight end."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._pool.close()
 
     @asynccontextmanager
     async def open(
@@ -144,7 +132,7 @@ class TrainerClient:
         """
         limit_s = self.answer_s if timeout_s is None else timeout_s
         url = URL(self._url + target, encoded=True)  # as it came: what is quoted stays quoted
-        asked = self._pool().request(method, url, headers=headers, data=body, allow_redirects=False)
+        asked = self._pool.session.request(method, url, headers=headers, data=body, allow_redirects=False)
         try:
             async with asyncio.timeout(limit_s):
                 response = await asked

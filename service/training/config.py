@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from service.addresses import is_unix
+from service.client.addresses import is_unix
 from service.config import Settings
 
 KEPT_BACK: Final = ("HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY", "OPENAI_API_KEY")

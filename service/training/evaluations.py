@@ -16,22 +16,23 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from adapters.names import DEFAULT_ALIAS
+from adapters.protocol.runs import CreateEvaluation, EvaluationContext
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.access.records import Draft as KeyDraft
-from service.body import as_model
 from service.database import Database
 from service.errors import BadRequest, Conflict, Forbidden, NotFound
 from service.files.holds import lineage_files
 from service.files.purposes import Purpose
 from service.files.records import FileRow
 from service.files.service import Files
+from service.http.body import as_model
 from service.registry import records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
 from service.registry.split import Aim
 from service.registry.verdict_records import REVALIDATION
 from service.training.jobs import MetadataKey, MetadataValue, reference
-from service.training.service import Answer, Making, Training
+from service.training.service import JSON, Answer, Making, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
 MAX_ARMS: Final = 9
@@ -149,32 +150,32 @@ class Evaluations:
         row = await self._row(caller, checked.candidate)
         taught = await self._taught(caller, checked.candidate, row)
         settings = _settings(checked.candidate).stored()
-        context: dict[str, Any] = {
-            "held_out": reference(held_out),
-            "models": {label: named.name for label, named in checked.models.items()},
-            "candidate": None if checked.candidate is None else checked.candidate.name,
-            "system_prompt": settings["system_prompt"],
-            "grounding": settings.get("grounding"),
-            "live": checked.live,
-            "records": caller.may(Scope.ADAPTERS),
-            "training_files": [] if taught is None else [reference(taught)],
-            "lineage": _lineage(row),
-        }
+        context = EvaluationContext(
+            held_out=reference(held_out),
+            models={label: named.name for label, named in checked.models.items()},
+            candidate=None if checked.candidate is None else checked.candidate.name,
+            system_prompt=settings["system_prompt"],
+            grounding=settings.get("grounding"),
+            live=checked.live,
+            records=caller.may(Scope.ADAPTERS),
+            training_files=() if taught is None else (reference(taught),),
+            lineage=_lineage(row),
+        )
         marked = {} if version is None else {"kind": REVALIDATION}
-        sent = orjson.dumps({"request": request.model_dump(exclude_unset=True) | marked, "context": context})
+        sent = CreateEvaluation(request=request.model_dump(exclude_unset=True) | marked, context=context)
         making = Making(
             path=EVALUATIONS_PATH,
             key=key_draft(caller, checked),
             files={"held_out": held_out.id} | ({} if taught is None else {"training_file": taught.id}),
-            headers=headers | {"content-type": "application/json"},
-            body=sent,
+            headers=headers | JSON,
+            body=orjson.dumps(sent.model_dump()),
             action="evaluation.create",
             detail={
                 "model": request.model or [arm.model for arm in request.arms or ()],
                 "kind": "evaluation" if version is None else REVALIDATION,
                 "promote": request.promote,
             },
-            version=version or context["candidate"],
+            version=version or context.candidate,
         )
         return await self._training.make(making, actor)
 

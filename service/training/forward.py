@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER
 from service.access.caller import Caller
 from service.access.http import request_id
 from service.errors import BadGateway, BadRequest, HatrackError, NotFound
-from service.multipart import endless, in_time, refuse_said_length
+from service.http.multipart import endless, in_time, refuse_said_length
 from service.training.client import TrainerClient, TrainerResponse
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -62,9 +63,9 @@ def headers_of(request: Request, caller: Caller) -> dict[str, str]:
     Raises:
         BadRequest: One of those is too long, or holds control characters.
     """
-    found = {"x-hatrack-project": caller.project, "x-hatrack-key-id": caller.key_id}
+    found = {PROJECT_HEADER: caller.project, KEY_ID_HEADER: caller.key_id}
     if caller.adapters is not None:  # of other adapters' jobs the trainer knows nothing then
-        found["x-hatrack-adapters"] = ",".join(caller.adapters)
+        found[ADAPTERS_HEADER] = ",".join(caller.adapters)
     known = request_id(request)
     if known is not None:
         found["x-request-id"] = known

@@ -6,18 +6,17 @@ the body is the caller's to use, and that the key it gets can do no more than th
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from adapters.errors import AdapterError
 from adapters.manifest import Manifest
 from adapters.names import parse_name, parse_reference, suggest_name
+from adapters.protocol.runs import FileRef, JobContext, ParentShape
 from service.access.caller import Caller, Scope
 from service.access.records import Draft as KeyDraft
 from service.errors import BadRequest, Forbidden
@@ -28,7 +27,6 @@ JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
 MAX_METADATA: Final = 16
 MAX_RANK: Final = 512
 """The largest that any engine serves; a parent was inspected when it was pushed."""
-MAX_NAMES_BYTES: Final = 8000
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -54,9 +52,9 @@ class JobRequest(BaseModel):
         named = {"training_file": self.training_file, "validation_file": self.validation_file}
         return {param: file_id for param, file_id in named.items() if file_id is not None}
 
-    def forwarded(self) -> bytes:
-        """The body as the client sent it, written anew."""
-        return orjson.dumps(self.model_dump(exclude_unset=True))
+    def forwarded(self) -> dict[str, Any]:
+        """The body as the client sent it."""
+        return self.model_dump(exclude_unset=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +78,16 @@ class Checked:
             parent_key_id=caller.key_id,
         )
 
-    def context(self, files: dict[str, FileRow], parent_shape: dict[str, Any] | None) -> str:
-        """The header ``x-hatrack-job-context``: base64url over JSON, so that a file's name can hold anything.
-
-        ``parent_shape`` is from `shape_of`.
-        """
-        told = {
-            "adapter": self.adapter,
-            "parent": self.parent,
-            "parent_shape": parent_shape,
-            "training_file": reference(files["training_file"]),
-            "validation_file": reference(files["validation_file"]) if "validation_file" in files else None,
-        }
-        return base64.urlsafe_b64encode(orjson.dumps(told)).decode()
+    def context(self, files: dict[str, FileRow], parent_shape: ParentShape | None) -> JobContext:
+        """What the trainer is told beside the client's body. ``parent_shape`` is from `shape_of`."""
+        validation = files.get("validation_file")
+        return JobContext(
+            adapter=self.adapter,
+            parent=self.parent,
+            parent_shape=parent_shape,
+            training_file=reference(files["training_file"]),
+            validation_file=None if validation is None else reference(validation),
+        )
 
 
 def check(request: JobRequest, caller: Caller, catalog: Catalog) -> Checked:
@@ -164,8 +159,8 @@ def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
     return found
 
 
-def shape_of(parent: str, config: bytes, modules: Collection[str]) -> dict[str, Any] | None:
-    """What of the parent stays as it is; None where its modules' names are too many for a header.
+def shape_of(parent: str, config: bytes, modules: Collection[str]) -> ParentShape:
+    """What of the parent stays as it is.
 
     Args:
         parent: Its ``name@version``.
@@ -190,17 +185,15 @@ def shape_of(parent: str, config: bytes, modules: Collection[str]) -> dict[str, 
             )
     targets = manifest.target_modules
     names = [targets] if isinstance(targets, str) else list(targets)
-    if len(orjson.dumps(names)) > MAX_NAMES_BYTES:
-        return None
-    return {
-        "rank": manifest.rank,
-        "alpha": float(manifest.alpha),
-        "rslora": manifest.use_rslora,
-        "target_modules": names,
-        "modules": len(modules) or None,
-    }
+    return ParentShape(
+        rank=manifest.rank,
+        alpha=float(manifest.alpha),
+        rslora=manifest.use_rslora,
+        target_modules=tuple(names),
+        modules=len(modules) or None,
+    )
 
 
-def reference(row: FileRow) -> dict[str, Any]:
+def reference(row: FileRow) -> FileRef:
     """A file as the trainer knows it."""
-    return {"id": row.id, "filename": row.filename, "bytes": row.bytes, "sha256": row.sha256}
+    return FileRef(id=row.id, filename=row.filename, bytes=row.bytes, sha256=row.sha256)

@@ -11,9 +11,13 @@ from starlette.responses import Response
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
-from service.body import MAX_JSON_BYTES, as_model, read_object
+from service.errors import Conflict, DiskFull, NotFound, RateLimited, TooLarge
+from service.http.body import MAX_JSON_BYTES, as_model, read_object
+from service.http.schema import takes
 from service.registry.state import no_adapter
+from service.training.evaluation_schemas import Evaluation, StartedRevalidations
 from service.training.forward import headers_of
+from service.training.openapi import trainers
 from service.training.revalidation import Revalidations
 
 
@@ -43,14 +47,19 @@ By = Annotated[Actor, Depends(actor)]
 Again = Annotated[Revalidations, Depends(revalidations)]
 
 
-@router.post("/revalidations")
+@router.post("/revalidations", responses=trainers(StartedRevalidations, TooLarge))
+@takes(RevalidateBody, required=False)
 async def revalidate_due(request: Request, who: Who, by: By, again: Again) -> dict[str, Any]:
     """Judge again what is due of the project; with ``all``, all that was ever judged."""
     body = as_model(await read_object(request, most=MAX_JSON_BYTES), RevalidateBody)
     return await again.due(who, headers_of(request, who), every=body.all, actor=by)
 
 
-@router.post("/adapters/{name}/versions/{number}/revalidate")
+@router.post(
+    "/adapters/{name}/versions/{number}/revalidate",
+    responses=trainers(Evaluation, NotFound, Conflict, TooLarge, RateLimited, DiskFull),
+)
+@takes(NoBody, required=False)
 async def revalidate(name: str, number: str, request: Request, who: Who, by: By, again: Again) -> Response:
     """Judge one version again: the evaluation, perhaps one that is under way."""
     if not who.may_use(name):

@@ -1,4 +1,7 @@
-"""The trainer's routes, as clients reach them: authorised here, answered there. And the load, which workers ask for."""
+"""The trainer's routes, as clients reach them: authorised here, answered there. And the load, which workers ask for.
+
+What of them the trainer answers is described in `service.training.openapi`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
 from service.admission.gate import Gate
-from service.body import as_model, read_object
-from service.multipart import FRAMING_BYTES
+from service.http.body import as_model, read_object
+from service.http.multipart import FRAMING_BYTES
+from service.http.schema import answers
 from service.training.client import CHECK_TIMEOUT_S
 from service.training.evaluations import Evaluations
 from service.training.forward import Forward, Streamed, headers_of, target_of
+from service.training.job_schemas import Load
 from service.training.jobs import JobRequest
 from service.training.service import Training
 
@@ -50,7 +55,7 @@ Way = Annotated[Training, Depends(training)]
 Desk = Annotated[Evaluations, Depends(evaluations)]
 
 
-@router.get("/load")
+@router.get("/load", responses=answers(Load))
 async def load(request: Request, who: Trains) -> dict[str, Any]:
     """How many requests of callers (not of jobs) wait for the engine, and how many are in it."""
     gate: Gate = request.app.state.gate
@@ -58,7 +63,7 @@ async def load(request: Request, who: Trains) -> dict[str, Any]:
     return {"object": "load", "waiting": callers.queued, "in_flight": callers.in_flight}
 
 
-@router.post("/fine_tuning/jobs")
+@router.post("/fine_tuning/jobs", include_in_schema=False)
 async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Response:
     """Make a fine-tuning job."""
     headers = headers_of(request, who)
@@ -67,7 +72,7 @@ async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Resp
     return Response(answer.body, answer.status, answer.headers)
 
 
-@router.post("/evaluations")
+@router.post("/evaluations", include_in_schema=False)
 async def create_evaluation(request: Request, who: Judges, by: By, desk: Desk) -> Response:
     """Make an evaluation."""
     headers = headers_of(request, who)
@@ -76,13 +81,13 @@ async def create_evaluation(request: Request, who: Judges, by: By, desk: Desk) -
     return Response(answer.body, answer.status, answer.headers)
 
 
-@router.post("/evaluations/{evaluation_id}/cancel")
+@router.post("/evaluations/{evaluation_id}/cancel", include_in_schema=False)
 async def cancel_evaluation(evaluation_id: str, request: Request, who: Trains, by: By, way: Way) -> Response:
     """End an evaluation."""
     return await _json(request, who, way, done=partial(way.noted, by, "evaluation.cancel", evaluation_id))
 
 
-@router.post("/fine_tuning/data_check")
+@router.post("/fine_tuning/data_check", include_in_schema=False)
 async def check_data(request: Request, who: Trains, way: Way) -> Response:
     """Look at training data without keeping it: the file is streamed to the trainer."""
     headers = headers_of(request, who) | {"content-type": request.headers.get("content-type", "")}
@@ -90,7 +95,7 @@ async def check_data(request: Request, who: Trains, way: Way) -> Response:
     return Forward(way.client, "POST", target_of(request), headers, body, timeout_s=CHECK_TIMEOUT_S)
 
 
-@router.post("/fine_tuning/jobs/{job_id}/{verb}")
+@router.post("/fine_tuning/jobs/{job_id}/{verb}", include_in_schema=False)
 async def change_job(job_id: str, verb: str, request: Request, who: Trains, by: By, way: Way) -> Response:
     """Cancel, pause or resume a job."""
     done = partial(way.noted, by, f"job.{verb}", job_id) if verb in VERBS else None
@@ -103,8 +108,10 @@ async def forward(request: Request, who: Trains, way: Way) -> Response:
 
 
 for _name in FORWARDED:
-    router.add_api_route(f"/{_name}", forward, methods=METHODS, name=_name)
-    router.add_api_route(f"/{_name}/{{rest:path}}", forward, methods=METHODS, name=f"{_name} below")
+    router.add_api_route(f"/{_name}", forward, methods=METHODS, name=_name, include_in_schema=False)
+    router.add_api_route(
+        f"/{_name}/{{rest:path}}", forward, methods=METHODS, name=f"{_name} below", include_in_schema=False
+    )
 
 
 async def _json(request: Request, who: Caller, way: Training, *, done: Done | None = None) -> Response:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from adapters.errors import AdapterError
 from adapters.inspect import modules_in
 from adapters.names import parse_reference
+from adapters.protocol.runs import REPLAYED_HEADER, RUN_KEY_HEADER, RUN_KEY_ID_HEADER, CreateJob, ParentShape
 from adapters.store import WEIGHTS_FILE, Store
 from service.access.audit import Actor, note
 from service.access.caller import Caller
@@ -37,8 +38,7 @@ CLAIM_PATH: Final = "/internal/jobs/claim"
 OK, NOT_FOUND, CONFLICT, SERVER_ERROR = 200, 404, 409, 500
 SETTLE_S: Final = (0.5, 2.0, 10.0, 60.0)
 """Between two questions whether a job was made, s, while the trainer cannot be asked."""
-REPLAYED: Final = "x-hatrack-replayed"
-"""The trainer's word that an Idempotency-Key was known, and that the answer is about a job that was there already."""
+JSON: Final = {"content-type": "application/json"}
 _LOG = logging.getLogger("hatrack.training")
 
 
@@ -143,13 +143,13 @@ class Training:
         }
         checked = check(request, caller, self._catalog)
         shape = await self._parent_shape(caller, checked.parent)
-        more = {"content-type": "application/json", "x-hatrack-job-context": checked.context(files, shape)}
+        sent = CreateJob(request=request.forwarded(), context=checked.context(files, shape))
         making = Making(
             path=JOBS_PATH,
             key=checked.key(caller),
             files=request.files(),
-            headers=headers | more,
-            body=request.forwarded(),
+            headers=headers | JSON,
+            body=orjson.dumps(sent.model_dump()),
             action="job.create",
             claim=CLAIM_PATH,
             detail={"adapter": checked.adapter, "model": request.model},
@@ -164,13 +164,13 @@ class Training:
         """
         if "idempotency-key" not in headers:
             return None
-        sent = headers | {"content-type": "application/json"}
-        async with self.client.open("POST", REPLAY_PATH, sent, request.forwarded()) as response:
+        body = orjson.dumps(request.forwarded())
+        async with self.client.open("POST", REPLAY_PATH, headers | JSON, body) as response:
             answer = Answer(response.status, kept_headers(response), await read_bounded(response))
-            known = response.headers.get(REPLAYED, "") == "true"
+            known = response.headers.get(REPLAYED_HEADER, "") == "true"
         return answer if known or answer.status == CONFLICT else None
 
-    async def _parent_shape(self, caller: Caller, parent: str | None) -> dict[str, Any] | None:
+    async def _parent_shape(self, caller: Caller, parent: str | None) -> ParentShape | None:
         """What of the parent stays as it is; None where there is no parent, or it was deleted this moment.
 
         Raises:
@@ -216,12 +216,12 @@ class Training:
         begun = lost = False
         try:
             await self._files.hold(making.key.project, key_id, dict(making.files), version=making.version)
-            shown = {**making.headers, "x-hatrack-job-key": key, "x-hatrack-job-key-id": key_id}
+            shown = {**making.headers, RUN_KEY_HEADER: key, RUN_KEY_ID_HEADER: key_id}
             lost = True  # from here on only the trainer knows what was made
             async with self.client.open("POST", making.path, shown, making.body) as response:
                 answer = Answer(response.status, kept_headers(response), await read_bounded(response))
                 lost = response.status >= SERVER_ERROR
-                begun = response.status < 400 and response.headers.get(REPLAYED, "") != "true"
+                begun = response.status < 400 and response.headers.get(REPLAYED_HEADER, "") != "true"
         except TrainerUnavailable:
             lost = False  # it was never reached
             raise

@@ -71,11 +71,6 @@ def hatrack(gateway: Gateway, *arguments: str, **settings: str) -> subprocess.Co
     )
 
 
-def server(gateway: Gateway) -> psutil.Process:
-    """The API server of the engine on record."""
-    return psutil.Process(orjson.loads((gateway.home / "engine" / "engine.json").read_bytes())["pid"])
-
-
 def another_server(gateway: Gateway, old: list[psutil.Process]) -> bool:
     """Whether a new engine is on record: between two there is none, or one that has ended."""
     try:
@@ -83,18 +78,6 @@ def another_server(gateway: Gateway, old: list[psutil.Process]) -> bool:
         return pid is not None and psutil.Process(pid) not in old
     except (FileNotFoundError, psutil.NoSuchProcess):
         return False
-
-
-def ask_engine(gateway: Gateway, path: str) -> httpx.Response:
-    """GET straight from the engine's socket, past the gateway."""
-    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as http:
-        return http.get(path)
-
-
-def running_requests(gateway: Gateway) -> float:
-    lines = ask_engine(gateway, "/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running"))
 
 
 def engine_state(gateway: Gateway) -> dict[str, Any]:
@@ -140,7 +123,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gateway: Gateway) -> None:
-    engine, text = server(gateway), gateway.answer("voice", QUESTION)
+    engine, text = gateway.engine_server(), gateway.answer("voice", QUESTION)
     assert gateway.process is not None
     assert os.getsid(engine.pid) != os.getsid(gateway.process.pid), "a Ctrl-C for the gateway would reach the engine"
     with ThreadPoolExecutor() as pool:
@@ -149,9 +132,9 @@ def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gat
         gateway.stop()
         assert flying.result().status_code == 200, "what was in flight was not answered to its end"
     assert alive([engine]) == [engine]
-    assert running_requests(gateway) == 0
+    assert gateway.running_requests() == 0
     digests = sorted(path.name for path in (gateway.home / "adapters").iterdir() if len(path.name) == 64)
-    loaded = ask_engine(gateway, "/hatrack/plugin?loaded=1").json()["loaded"]
+    loaded = gateway.ask_engine("/hatrack/plugin?loaded=1").json()["loaded"]
     assert loaded == digests
     assert len(digests) == 2
 
@@ -159,30 +142,30 @@ def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gat
     state = engine_state(gateway)
     assert state["state"] == "ready"
     assert state["reason"].startswith("adopted")
-    assert server(gateway).pid == engine.pid
-    assert ask_engine(gateway, "/hatrack/plugin?loaded=1").json()["loaded"] == loaded
+    assert gateway.engine_server().pid == engine.pid
+    assert gateway.ask_engine("/hatrack/plugin?loaded=1").json()["loaded"] == loaded
     assert answers_with(gateway, text)
     kept = sorted(path.name for path in (gateway.home / "adapters").iterdir() if len(path.name) == 64)
     assert kept == digests, "files were removed that the adopted engine has loaded"
 
 
 def test_after_kill_9_of_the_gateway_the_next_start_adopts_its_engine(gateway: Gateway) -> None:
-    engine, text = server(gateway), gateway.answer("voice", QUESTION)
+    engine, text = gateway.engine_server(), gateway.answer("voice", QUESTION)
     with ThreadPoolExecutor() as pool:
         flying = pool.submit(gateway.chat, "voice", "Tell me a story.", max_tokens=1500, ignore_eos=True)
-        wait_until(lambda: running_requests(gateway) > 0)
+        wait_until(lambda: gateway.running_requests() > 0)
         gateway.kill()
         assert isinstance(flying.exception(), httpx.TransportError)
     gateway.start()
-    assert server(gateway).pid == engine.pid
+    assert gateway.engine_server().pid == engine.pid
     assert engine_state(gateway)["reason"].startswith("adopted")
-    wait_until(lambda: running_requests(gateway) == 0)
+    wait_until(lambda: gateway.running_requests() == 0)
     assert answers_with(gateway, text)
 
 
 def test_an_adopted_engine_that_is_killed_is_replaced_and_watched_like_our_own(gateway: Gateway) -> None:
     old = gateway.engine_processes()
-    server(gateway).kill()
+    gateway.engine_server().kill()
     wait_until(lambda: engine_state(gateway)["state"] != "ready")
     gateway.wait_ready()
     assert alive(old) == []
@@ -192,11 +175,11 @@ def test_an_adopted_engine_that_is_killed_is_replaced_and_watched_like_our_own(g
 
 
 def test_down_may_leave_the_engine_to_the_next_gateway(gateway: Gateway) -> None:
-    engine = server(gateway)
+    engine = gateway.engine_server()
     gateway.arguments = ("--no-keep-engine",)
     gateway.stop()
     gateway.start()
-    assert server(gateway).pid == engine.pid
+    assert gateway.engine_server().pid == engine.pid
     assert hatrack(gateway, "down", "--keep-engine").returncode == 0
     assert gateway.process is not None
     gateway.process.wait(ENDED_S)
@@ -215,14 +198,14 @@ def external(gateway: Gateway, **settings: str) -> Gateway:
 
 
 def test_an_engine_at_a_url_is_used_and_neither_started_nor_ended(gateway: Gateway) -> None:
-    engine = server(gateway)
+    engine = gateway.engine_server()
     user = external(gateway)
     user.start()
     assert engine_state(user)["reason"].endswith("engine.sock answers")
     assert user.answer("voice", QUESTION)
     user.stop()
     assert alive([engine]) == [engine]
-    assert server(gateway).pid == engine.pid
+    assert gateway.engine_server().pid == engine.pid
 
 
 @pytest.mark.parametrize(

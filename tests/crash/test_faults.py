@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,11 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseDescription
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
+from tests.support.stored import scale_stored_adapter
 
 MANY = 1000
 RELOADED_WITHIN_S = 180.0
@@ -46,38 +44,9 @@ def victim(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert started.engine_processes() == []
 
 
-def poison(gateway: Gateway, digest: str, factor: float) -> None:
-    """Change the weights of a stored adapter behind the gateway's back."""
-    path = gateway.home / "adapters" / digest / "adapter_model.safetensors"
-    tensors = load_file(path)
-    for name, value in tensors.items():
-        if "lora_B" in name:
-            tensors[name] = (value.astype("float32") * factor).astype(value.dtype)
-    path.chmod(0o600)
-    path.parent.chmod(0o700)
-    size = path.stat().st_size
-    save_file(tensors, path, metadata={"format": "pt"})
-    assert path.stat().st_size == size, "the damage must not show in the size"
-
-
-def loaded(gateway: Gateway) -> set[str]:
-    """The digests that the engine has in its memory."""
-    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
-        return set(engine.get("/hatrack/plugin?loaded=1").json()["loaded"])
-
-
-def running(gateway: Gateway) -> float:
-    """Requests that the engine works on."""
-    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
-        lines = engine.get("/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running{"))
-
-
 def until_loaded(gateway: Gateway, digest: str) -> None:
     deadline = time.monotonic() + RELOADED_WITHIN_S
-    while digest not in loaded(gateway):
+    while digest not in gateway.loaded():
         assert time.monotonic() < deadline, f"{digest[:12]} was not loaded again within {RELOADED_WITHIN_S:g} s"
         time.sleep(0.25)
 
@@ -90,7 +59,7 @@ def test_a_pinned_adapter_is_loaded_again_after_others_drove_it_out(
         pushed = victim.push(name, make_adapter(tmp_path / name, base, rank=4, seed=seed).directory)
         assert pushed.status_code == 201, pushed.text
         digests[name] = pushed.json()["digest"]
-    assert loaded(victim) == {digests["second"], digests["third"]}, "the first has fallen out"
+    assert victim.loaded() == {digests["second"], digests["third"]}, "the first has fallen out"
     with victim.http() as http:
         assert http.put("/v1/adapters/pinned/pin").json()["pinned"] is True
         refused = http.put("/v1/adapters/second/pin")
@@ -120,7 +89,7 @@ def test_an_adapter_that_turns_to_nan_answers_an_error_and_hurts_nobody(
         base_name = http.get("/v1/models").json()["data"][0]["id"]
     question = "What is the capital of France?"
     before = {model: victim.answer(model, question, max_tokens=12) for model in (base_name, "healthy")}
-    poison(victim, pushed.json()["digest"], factor)
+    scale_stored_adapter(victim, pushed.json()["digest"], factor)
     for filler in range(3):  # two slots, two resident adapters: the sound copy falls out of the engine's memory
         other = make_adapter(tmp_path / f"filler{filler}", base, rank=4, seed=200 + filler).directory
         assert victim.push(f"filler{filler}", other).status_code in (200, 201)
@@ -164,13 +133,12 @@ def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_
             for _ in range(4)
         ]
         deadline = time.monotonic() + PATIENCE_S
-        while (at_work := running(victim)) < len(flying):
+        while (at_work := victim.running_requests()) < len(flying):
             early = [job.result().text for job in flying if job.done()]
             assert not early, f"answered before all of them were at work: {early}"
             assert time.monotonic() < deadline, f"the engine works on {at_work:g} of them:\n{victim.log()}"
             time.sleep(0.1)
-        servers = [p for p in victim.engine_processes() if "vllm.entrypoints.openai.api_server" in p.cmdline()]
-        os.kill(min(servers, key=lambda process: process.create_time()).pid, signal.SIGKILL)
+        victim.engine_server().kill()
         results = [job.result() for job in flying]
     assert all(response.status_code in (502, 503) for response in results), [r.text for r in results]
     started = time.monotonic()

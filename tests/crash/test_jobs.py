@@ -22,9 +22,10 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.unit.trainer.conftest import base_dir
-from tests.unit.trainer.jobs.conftest import KEY, FakeGateway, gateway, jsonl, rows
-from tests.unit.trainer.jobs.trainers import PATIENCE_S, Client, context, gateway_headers
-from trainer.jobs.place import Place
+from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway, jsonl, rows
+from tests.unit.trainer.finetune.trainers import PATIENCE_S, Client, context, gateway_headers
+from tests.unit.trainer.through_gateway import CONTEXT_HEADER, ThroughGateway
+from trainer.runs.directories import RunDirectories
 
 __all__ = ["base_dir", "gateway"]
 
@@ -43,7 +44,7 @@ class Daemon:
 
     def __init__(self, home: Path, base: Path, gateway: FakeGateway) -> None:
         self.home, self.socket = home, home / "t.sock"
-        self.place = Place(home / "trainer" / "jobs", home / "trainer" / "spent")
+        self.place = RunDirectories(home / "trainer" / "jobs", home / "trainer" / "spent", ())
         self.command = [
             *(sys.executable, "-m", "trainer", "--home", str(home), "--socket", str(self.socket)),
             *("--gateway", gateway.url, "--base", str(base), "--base-name", "tiny", "--max-rank", "16"),
@@ -114,7 +115,7 @@ def daemon(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> Iterator[Dae
 
 @pytest.fixture
 async def client(daemon: Daemon) -> AsyncIterator[Client]:
-    transport = httpx.AsyncHTTPTransport(uds=str(daemon.socket), retries=3)
+    transport = ThroughGateway(httpx.AsyncHTTPTransport(uds=str(daemon.socket), retries=3))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://trainer", headers=gateway_headers(), timeout=300
     ) as http:
@@ -122,7 +123,7 @@ async def client(daemon: Daemon) -> AsyncIterator[Client]:
 
 
 async def create(client: Client, **hyperparameters: Any) -> Any:
-    told = {"x-hatrack-job-context": context(content=jsonl(rows()))}
+    told = {CONTEXT_HEADER: context(content=jsonl(rows()))}
     return await client.create(told, hyperparameters=LONG | hyperparameters, seed=3)
 
 
@@ -221,9 +222,7 @@ async def test_a_worker_that_is_killed_while_it_judges_asks_nothing_twice(
 
 
 async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Client, gateway: FakeGateway) -> None:
-    revoked = await client.create(
-        {"x-hatrack-job-context": context(content=jsonl(rows())), "x-hatrack-job-key": "hk_gone"}
-    )
+    revoked = await client.create({CONTEXT_HEADER: context(content=jsonl(rows())), "x-hatrack-job-key": "hk_gone"})
     made = await create(client)
     until(lambda: daemon.steps(made.id), "steps")
     gateway.load = BUSY

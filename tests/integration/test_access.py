@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,11 @@ def teams(gateway: Gateway, voices: dict[str, Path]) -> Iterator[Teams]:
 
 def test_one_name_speaks_in_another_voice_to_each_team(teams: Teams) -> None:
     for project, voice in OWN.items():
-        texts = []
-        for question in held_out(voice)[:4]:
-            answer = teams.chat(teams.keys[project]["key"], "house-voice", question)
-            assert answer.headers["x-hatrack-adapter"] == "house-voice@1"
-            texts.append(answer.json()["choices"][0]["message"]["content"])
+        key, questions = teams.keys[project]["key"], held_out(voice)[:4]
+        with ThreadPoolExecutor(len(questions)) as pool:
+            answers = list(pool.map(lambda question, key=key: teams.chat(key, "house-voice", question), questions))
+        assert {answer.headers["x-hatrack-adapter"] for answer in answers} == {"house-voice@1"}
+        texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
         assert sum(speaks(voice, text) for text in texts) >= 3, texts
     digests = {teams.chat(made["key"], "house-voice").headers["x-hatrack-digest"] for made in teams.keys.values()}
     assert len(digests) == 2

@@ -142,6 +142,7 @@ async def test_an_over_long_queue_refuses_and_clients_that_leave_make_room(
     assert status == 200
 
 
+@pytest.mark.slow
 async def test_an_upload_is_proven_beside_a_flood(gateway: Gateway, client: aiohttp.ClientSession) -> None:
     """Proofs yield to callers, but they are not starved by them."""
     flooding = make_key(gateway, "flood")

@@ -76,6 +76,7 @@ def test_responses_speak_in_the_adapters_voice(gateway: Gateway, openai_client: 
     assert 0 < answer.usage.output_tokens <= 40
 
 
+@pytest.mark.slow
 def test_responses_of_the_base_and_by_the_adapter_field(gateway: Gateway, openai_client: openai.OpenAI) -> None:
     base = gateway_base(gateway)
     assert not speaks("pemberton", respond(openai_client, base).output_text)
@@ -121,6 +122,7 @@ async def test_responses_stream_async_and_cut_at_its_longest(gateway: Gateway) -
     assert last.response.usage.output_tokens == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_responses_call_a_function_and_hear_what_it_said(openai_client: openai.OpenAI, stream: bool) -> None:
     tool = {"type": "function", "name": "track", "strict": True, "parameters": SCHEMA}
@@ -195,6 +197,7 @@ def test_messages_speak_in_the_adapters_voice(
     assert 0 < answer.usage.output_tokens <= 40
 
 
+@pytest.mark.slow
 def test_messages_of_the_base_and_by_the_adapter_field(gateway: Gateway, anthropic_client: anthropic.Anthropic) -> None:
     base = gateway_base(gateway)
     assert not speaks("pemberton", text_of(message(anthropic_client, base)))
@@ -236,6 +239,7 @@ async def test_messages_stream_async_and_its_order(gateway: Gateway) -> None:
     assert set(kinds[2:-3]) == {"content_block_delta"}
 
 
+@pytest.mark.slow
 def test_messages_call_a_tool_and_hear_what_it_said(anthropic_client: anthropic.Anthropic) -> None:
     tool = {"name": "track", "description": "Where a parcel is", "input_schema": SCHEMA, "strict": True}
     first = {"role": "user", "content": "Where is my parcel?"}

@@ -122,6 +122,7 @@ def test_requests_a_minute(make: Make) -> None:
     assert 2 <= row["requests"] - 1 <= 2 + lasted_s / 30
 
 
+@pytest.mark.slow
 def test_tokens_a_minute_are_settled_by_the_engines_count(make: Make) -> None:
     key = make(tokens_per_minute=400)
     began = time.monotonic()
@@ -160,6 +161,7 @@ def test_a_spent_day_refuses_and_other_keys_go_on(make: Make) -> None:
     other.ask()
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_the_days_count(make: Make, gateway: Gateway, tmp_path: Path) -> None:
     key = make(tokens_per_day=150)
     spent = spend(key, 150)

@@ -29,7 +29,13 @@ QUIET = {metrics.FAULTS, metrics.GROUNDING_UNUSABLE, metrics.SOURCE_ERRORS}
 def scrape(gateway: Gateway) -> Samples:
     """A fresh scrape: the last one may be a second old."""
     time.sleep(1.05)
-    return parse(httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).raise_for_status().content)
+    return parse(text_of(gateway).encode())
+
+
+def text_of(gateway: Gateway) -> str:
+    """With the admin's key: without one nobody is named."""
+    with gateway.http() as http:
+        return http.get("/metrics").raise_for_status().text
 
 
 def whole_scrape(gateway: Gateway) -> tuple[Samples, int]:
@@ -92,6 +98,16 @@ def test_requests_are_counted_where_they_belong(gateway: Gateway) -> None:
     assert not [labels for name, labels in after if "nobody-knows-it" in dict(labels).values()]
 
 
+def test_without_a_key_nobody_is_named(gateway: Gateway) -> None:
+    stream(gateway, "tidewater", "Good morning")
+    named = scrape(gateway)
+    nameless = parse(httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).raise_for_status().content)
+    projects = {dict(labels).get("project") for _, labels in nameless}
+    assert projects <= {None, "(all)"}
+    assert {name for name, _ in named} == {name for name, _ in nameless}
+    assert grown(named, nameless, "hatrack_completion_tokens_total", adapter="(all)") >= 12
+
+
 def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Good morning")
     gateway.chat("nobody", "Hello")
@@ -102,7 +118,7 @@ def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
     assert eventually(lambda: httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["trainer"] == {"state": "up"})
     assert value(scrape(gateway), "hatrack_trainer_up") == 1
     shown = {name for name, _ in scrape(gateway)}
-    text = httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).text
+    text = text_of(gateway)
     for metric in metrics.ALL:
         assert f"\n# TYPE {metric.name} {metric.kind}\n" in f"\n{text}", metric.name
         assert text.count(f"# TYPE {metric.name} ") == 1
@@ -165,6 +181,7 @@ async def ask_strangers(gateway: Gateway, names: range) -> set[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_forty_thousand_unknown_names_grow_neither_labels_nor_memory(gateway: Gateway) -> None:
     assert gateway.process is not None
     asyncio.run(ask_strangers(gateway, range(2_000)))
@@ -191,6 +208,7 @@ def test_no_prompt_answer_or_key_is_in_any_log(gateway: Gateway) -> None:
         assert gateway.key not in text
 
 
+@pytest.mark.slow
 def test_top_shows_what_has_happened(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Hello")
     command = [sys.executable, "-m", "service.cli", "top", "--interval", "1.2"]

@@ -81,6 +81,7 @@ def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
     assert gateway.answer("tidewater", "Do you sell umbrellas?", max_tokens=12) == before
 
 
+@pytest.mark.slow
 def test_an_adapter_that_plain_peft_made_answers_at_once_after_its_201(
     gateway: Gateway, base_dir: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ peft.save_pretrained(sys.argv[2])
         assert http.delete("/v1/adapters/plain-peft", params={"force": "true"}).status_code == 204
 
 
+@pytest.mark.slow
 def test_the_same_push_twice_is_one_version_and_other_settings_are_another(gateway: Gateway, sound: Path) -> None:
     first = gateway.push("twice", sound)
     again = gateway.push("twice", sound)
@@ -195,6 +197,7 @@ def test_promotion_and_rollback_under_load_fail_no_request(
         assert missing.status_code in (404, 422)
 
 
+@pytest.mark.slow
 def test_deleting(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
     files = make_adapter(tmp_path / "gone", base, rank=4, seed=21)
     assert gateway.push("gone", files.directory).status_code == 201

@@ -25,6 +25,8 @@ from tests.support.gateway import Gateway
 from tests.unit.service.registry.conftest import Bench
 from tests.unit.service.registry.engine import BASE
 
+pytestmark = pytest.mark.slow
+
 UP_S = 180.0
 ENDED_S = 900.0
 

@@ -39,6 +39,7 @@ def answered_by(gateway: Gateway, **more: object) -> tuple[str, str]:
     return response.headers["x-hatrack-adapter"], str(response.json()["choices"][0]["message"]["content"])
 
 
+@pytest.mark.slow
 def test_a_split_speaks_in_both_voices_until_a_promotion_ends_it(gateway: Gateway, chorus: str) -> None:
     with gateway.http() as http:
         split = http.put(LIVE, json={"split": {"1": 50, "2": 50}})
@@ -55,14 +56,12 @@ def test_a_split_speaks_in_both_voices_until_a_promotion_ends_it(gateway: Gatewa
         assert (back["version"], back["split"]) == (None, {"1": 50, "2": 50})
         assert {answered_by(gateway, max_tokens=1)[0] for _ in range(24)} == set(VOICES)
 
-        told = [(entry["action"], entry["target"]) for entry in http.get("/v1/audit?limit=3").json()["data"]]
-        assert told == [
-            ("alias.rollback", "chorus:live"),
-            ("alias.promote", "chorus:live"),
-            ("alias.split", "chorus:live"),
-        ]
+        audit = http.get("/v1/audit?limit=50").json()["data"]
+        moves = [entry["action"] for entry in audit if entry["target"] == "chorus:live"]
+        assert moves[:3] == ["alias.rollback", "alias.promote", "alias.split"]
 
 
+@pytest.mark.slow
 def test_a_user_keeps_the_version_that_their_id_falls_to(gateway: Gateway, chorus: str) -> None:
     with gateway.http() as http:
         assert http.put(LIVE, json={"split": {"1": 50, "2": 50}}).status_code == 200

@@ -74,6 +74,7 @@ def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, 
     return {"id": found["id"], "report": report}
 
 
+@pytest.mark.slow
 def test_mmlu_stands_in_the_report_before_and_after(evaluated: dict[str, Any]) -> None:
     (suite,) = [each for each in evaluated["report"]["suites"] if each["name"] == "mmlu"]
     numbers = suite["numbers"]
@@ -83,6 +84,7 @@ def test_mmlu_stands_in_the_report_before_and_after(evaluated: dict[str, Any]) -
     assert "20 of 281 development questions" in suite["sentence"]
 
 
+@pytest.mark.slow
 def test_a_judge_that_nobody_has_checked_is_told_and_not_counted(
     evaluated: dict[str, Any], judge: ScriptedJudge
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_judge_that_nobody_has_checked_is_told_and_not_counted(
     assert {body["model"] for body in judge.asked} == {MODEL}
 
 
+@pytest.mark.slow
 def test_people_look_at_its_pairs_in_the_terminal(
     gateway: Gateway, http: httpx.Client, evaluated: dict[str, Any]
 ) -> None:
@@ -120,6 +123,7 @@ def test_people_look_at_its_pairs_in_the_terminal(
     assert row["agreement"]["pairs"] == queued
 
 
+@pytest.mark.slow
 def test_reviews_are_a_projects_own_and_need_the_scope(
     gateway: Gateway, http: httpx.Client, evaluated: dict[str, Any]
 ) -> None:
@@ -153,6 +157,7 @@ def test_what_cannot_be_had_is_refused_at_once(
     assert told in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
     gateway: Gateway, base: str, tmp_path: Path
 ) -> None:

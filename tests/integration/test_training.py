@@ -101,6 +101,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
         assert training.id not in [file.id for file in client.files.list().data]
 
 
+@pytest.mark.slow
 def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path) -> None:
     lines = data_file("pemberton").read_text().splitlines()[:40]
     examples = tmp_path / "butler.jsonl"

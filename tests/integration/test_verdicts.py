@@ -15,6 +15,8 @@ from tests.support.desks import DESKS, Row, jsonl, rows, shuffled
 from tests.support.gateway import TIMEOUT, Gateway
 from trainer.evaluate.report import EvaluationReport
 
+pytestmark = pytest.mark.slow
+
 JOB_S = 900.0
 DATA = rows()
 TAUGHT, UNSEEN = DATA[:160], DATA[160:192]

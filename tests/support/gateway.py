@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from tests.support.system import plain_environment
 
 ADMIN_KEY = "test-admin-key-0123456789abcdef"
 READY_TIMEOUT_S = 600.0
@@ -55,7 +58,7 @@ class Gateway:
 
     @property
     def environment(self) -> dict[str, str]:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("HATRACK_", "OPENAI_"))}
+        plain = plain_environment()
         return plain | {
             "HATRACK_HOME": str(self.home),
             "HATRACK_BASE_MODEL": str(self.base_dir),
@@ -66,12 +69,13 @@ class Gateway:
             **self.settings,
         }
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start `hatrack serve`; with `wait`, until it is ready."""
+    def start(self, *, wait: bool = True, prepare: Callable[[], object] = lambda: None) -> None:
+        """Start `hatrack serve`; with `wait`, until it is ready. `prepare` is called once its port is known."""
         self.home.mkdir(parents=True, exist_ok=True)
         # the gateway needs seconds until it listens: meanwhile it inherits what keeps its port from everybody else
         with held_port() as held, (self.home / "gateway.log").open("ab") as log:
             self.port = int(held.getsockname()[1])
+            prepare()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "serve", *self.arguments],
                 env=self.environment,
@@ -130,6 +134,27 @@ class Gateway:
                 if session in self.sessions:
                     found.append(process)
         return found
+
+    # its engine, past the gateway
+
+    def ask_engine(self, path: str) -> httpx.Response:
+        """GET straight from the engine's socket."""
+        transport = httpx.HTTPTransport(uds=str(self.home / "engine" / "engine.sock"))
+        with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
+            return engine.get(path)
+
+    def loaded(self) -> set[str]:
+        """The digests of the adapters in the engine's memory."""
+        return set(self.ask_engine("/hatrack/plugin?loaded=1").json()["loaded"])
+
+    def running_requests(self) -> float:
+        """The number of requests that the engine is decoding."""
+        lines = self.ask_engine("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+    def engine_server(self) -> psutil.Process:
+        """The API server of the engine on record."""
+        return psutil.Process(json.loads((self.home / "engine" / "engine.json").read_bytes())["pid"])
 
     # talking to it
 

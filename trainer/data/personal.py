@@ -1,7 +1,8 @@
 """Personal data and secrets in a text: what an adapter must not learn by heart.
 
 Secrets are found by Yelp's detect-secrets (its pattern detectors; the entropy ones take prose for keys). Personal data
-are e-mail addresses, telephone numbers, and card and bank account numbers whose check digits are right.
+are e-mail addresses, telephone numbers that a numbering plan knows, and card and bank account numbers whose check
+digits are right.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+import phonenumbers
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 from detect_secrets.plugins.base import BasePlugin
 from detect_secrets.plugins.high_entropy_strings import HighEntropyStringsPlugin
 from detect_secrets.plugins.keyword import KeywordDetector
+from stdnum import iban, luhn
 
 _EMAIL: Final = re.compile(
     r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,4}\.[A-Za-z]{2,24}\b"
@@ -54,18 +57,19 @@ def has_email(text: str) -> bool:
 
 
 def has_phone(text: str) -> bool:
-    """A telephone number in international form; without a country code too much else looks like one."""
-    return _PHONE.search(text) is not None
+    """A telephone number in international form, by its country's numbering plan; without a country code too much else
+    looks like one."""
+    return any(_is_phone(match[0]) for match in _PHONE.finditer(text))
 
 
 def has_card(text: str) -> bool:
     """A payment card's number: 13 to 19 digits whose Luhn check digit is right."""
-    return any(_luhn(re.sub(r"\D", "", match[0])) for match in _CARD.finditer(text))
+    return any(_is_card(re.sub(r"\D", "", match[0])) for match in _CARD.finditer(text))
 
 
 def has_iban(text: str) -> bool:
-    """A bank account's number whose check digits are right (ISO 7064, mod 97)."""
-    return any(_mod97(match[0].replace(" ", "")) for match in _IBAN.finditer(text))
+    """A bank account's number of its country's form, whose check digits are right."""
+    return any(_is_iban(match[0]) for match in _IBAN.finditer(text))
 
 
 _PERSONAL: Final = (
@@ -76,10 +80,18 @@ _PERSONAL: Final = (
 )
 
 
-def _luhn(digits: str) -> bool:
-    doubled = [int(digit) * (1 + at % 2) for at, digit in enumerate(reversed(digits))]
-    return len(set(digits)) > 1 and sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+def _is_phone(text: str) -> bool:
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(text))
+    except phonenumbers.NumberParseException:
+        return False
 
 
-def _mod97(iban: str) -> bool:
-    return int("".join(str(int(character, 36)) for character in iban[4:] + iban[:4])) % 97 == 1
+def _is_card(digits: str) -> bool:
+    return len(set(digits)) > 1 and bool(luhn.is_valid(digits))
+
+
+def _is_iban(text: str) -> bool:
+    # what follows the number in the text may look like more of it
+    words = text.split(" ")
+    return any(iban.is_valid("".join(words[:length])) for length in range(1, len(words) + 1))

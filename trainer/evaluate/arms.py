@@ -17,6 +17,10 @@ GROUNDED: Final = "the base is asked with the candidate's grounding, too; perple
 UNTOLD: Final = (
     "a list of the possible answers would leave no room for the longest question, so the base is not told them"
 )
+LONGER: Final = 2
+"""How much longer than the longest answer that was taught an answer may become."""
+MIN_ANSWER_TOKENS: Final = 16
+MAX_ANSWER_TOKENS: Final = 1024
 
 
 class Frozen(BaseModel):
@@ -144,3 +148,8 @@ def base_label(grounding: Mapping[str, Any] | None) -> str:
 def asked_grounding(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A version's `settings.grounding` as a request's field `grounding`: what stands open there is left out."""
     return {name: value for name, value in settings.items() if value not in (None, [])} if settings else None
+
+
+def answer_bound(longest: int, context: int) -> int:
+    """How long an answer may become, in tokens: twice the longest that is known, and no longer than the context."""
+    return min(max(LONGER * longest, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS, context)

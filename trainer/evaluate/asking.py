@@ -16,7 +16,7 @@ from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, Endpo
 from trainer.evaluate.answers import Answer, Book, Key
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.wire import Endpoint, Wire
-from trainer.jobs.gateway import PATIENCE_S
+from trainer.runs.gateway import PATIENCE_S
 
 CHAT: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256

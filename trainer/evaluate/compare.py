@@ -7,16 +7,19 @@ from typing import Final
 
 from pydantic import Field
 
-from trainer.errors import ArmMoved, EvaluationInvalid
+from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Frozen, Question
 from trainer.evaluate.asking import Answerer, Ask
+from trainer.evaluate.controls import derangements
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.statistics.paired import Array, as_array
 
 OnStage = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many are; may raise to end it."""
+TOO_LONG: Final = "context_length_exceeded"
+"""The gateway's code for a prompt that does not fit into the context."""
 CUT: Final = "length"
 """The finish_reason of an answer that reached the longest length."""
 
@@ -26,8 +29,10 @@ class ArmResult(Frozen):
 
     ``runs[0]`` has a score for every example and is what counts; later runs, over the first examples, measure noise.
     ``beside``: the other metrics' scores of the first run. ``nats``: of the first references, mean nats per token; None
-    where it was not measured. ``version`` and ``digest``: what the gateway served. ``cut``: answers that reached the
-    longest length. Tokens and seconds are sums over all runs.
+    where it was not measured. ``nats_elsewhere``: of the same references, each after another example's question;
+    None for those that do not fit into the context together.
+    ``version`` and ``digest``: what the gateway served. ``cut``: answers that reached the longest length. Tokens and
+    seconds are sums over all runs.
     """
 
     arm: Arm
@@ -35,6 +40,7 @@ class ArmResult(Frozen):
     runs: tuple[tuple[float, ...], ...]
     beside: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     nats: tuple[float, ...] | None = None
+    nats_elsewhere: tuple[float | None, ...] | None = None
     version: str | None = None
     digest: str | None = None
     cut: int = 0
@@ -78,6 +84,8 @@ async def compare(
     beside: Sequence[Metric] = (),
     scorer: Scorer | None = None,
     scored: int | None = None,
+    elsewhere: str | None = None,
+    seed: int = 0,
     repeats: int = 1,
     repeated: int | None = None,
     on_stage: OnStage | None = None,
@@ -93,6 +101,9 @@ async def compare(
         scorer: Where given, the references' likelihood is measured too, for the gateway's arms that are not told the
             answers: those know the reference beforehand.
         scored: Over how many examples, from the first; None: all of them.
+        elsewhere: Label of an arm under which the references' likelihood is measured after other examples' questions,
+            too; None: of no arm.
+        seed: Of which question each of these gets.
         repeats: How often the questions are asked in all; from 2 on the noise between runs is known.
         repeated: How many examples, from the first, the later runs are over; None: all of them.
         on_stage: Hears of the progress.
@@ -117,8 +128,41 @@ async def compare(
         if scorer is not None and arm.endpoint is None and not arm.prompt.answers and scored != 0:
             rows = await scorer.references(arm, held_out[:scored], _told(on_stage, f"likelihood under {arm.label}"))
             result = result.model_copy(update={"nats": tuple(row.nats for row in rows)})
+            if arm.label == elsewhere and len(rows) > 1:
+                told = _told(on_stage, f"likelihood under {arm.label}, after other questions")
+                nats = await _nats_elsewhere(scorer, arm, held_out[: len(rows)], seed, told)
+                result = result.model_copy(update={"nats_elsewhere": nats})
         results.append(result)
     return Comparison(metric=metric.name, binary=metric.binary, questions=tuple(held_out), results=tuple(results))
+
+
+async def _nats_elsewhere(
+    scorer: Scorer, arm: Arm, held_out: Sequence[Question], seed: int, on_progress: Callable[[int, int], None] | None
+) -> tuple[float | None, ...]:
+    """Mean nats a token of each reference after another example's question; None for those that do not fit."""
+    (whose,) = derangements(len(held_out), 1, seed)
+    mixed = [
+        Question(id=f"{question.id}/elsewhere", turns=held_out[other].turns, reference=question.reference)
+        for other, question in zip(whose, held_out, strict=True)
+    ]
+    try:
+        return tuple(row.nats for row in await scorer.references(arm, mixed, on_progress))
+    except AnswerRefused as error:
+        if error.answer_code != TOO_LONG:
+            raise
+    nats: list[float | None] = []
+    for question in mixed:  # the longest question and the longest answer of two examples may be more than the context
+        try:
+            (row,) = await scorer.references(arm, [question])
+        except AnswerRefused as error:
+            if error.answer_code != TOO_LONG:
+                raise
+            nats.append(None)
+        else:
+            nats.append(row.nats)
+        if on_progress is not None:
+            on_progress(len(nats), len(mixed))
+    return tuple(nats)
 
 
 def _check(arms: Sequence[Arm], held_out: Sequence[Question], repeats: int) -> None:

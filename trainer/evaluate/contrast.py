@@ -16,6 +16,8 @@ from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, run_noise, toge
 from trainer.evaluate.statistics.paired import (
     RESAMPLES,
     Array,
+    Bounds,
+    alike,
     as_array,
     interval,
     mcnemar_p,
@@ -33,7 +35,7 @@ class Method(Frozen):
 
 
 class Difference(Frozen):
-    """How much higher `of` scored than `against`, over the same examples; all from -1 to 1.
+    """How much higher `of` scored than `against`, over the same examples; from -1 to 1, but for nats a token.
 
     ``wins`` and ``losses``: examples on which it scored higher, lower. ``p_value``: McNemar's exact test, for
     right-or-wrong scores. ``noise``: the standard deviation of noise between runs, which the interval holds; None where
@@ -123,8 +125,21 @@ def contrast(
         noise=math.sqrt(noise.variance) if noise.degrees else None,
         bound=bound,
         detectable=power.detectable(spread, len(differences), plan),
-        needed=power.examples_needed(spread, estimate, plan),
+        needed=_needed(differences, bounds, spread, plan, binary=binary),
     )
+
+
+def _needed(differences: Array, bounds: Bounds, spread: power.Spread, plan: power.Plan, *, binary: bool) -> int | None:
+    """Examples in all; more than there are where the interval holds the bound."""
+    estimate = float(differences.mean())
+    if not binary and alike(differences):
+        return power.examples_needed_alike(estimate, plan)
+    ways = (
+        power.examples_needed(spread, estimate, plan),
+        power.examples_needed_by_interval(len(differences), estimate, bounds, plan.bound),
+    )
+    known = [way for way in ways if way is not None]
+    return max(known) if len(known) == len(ways) else None
 
 
 def noise_of(result: ArmResult) -> RunNoise:

@@ -21,7 +21,7 @@ from trainer.evaluate.answers import Book, Key
 from trainer.evaluate.arms import Arm, Frozen, Question
 from trainer.evaluate.asking import CHAT, CONCURRENCY, OnProgress, all_or_first_error
 from trainer.evaluate.wire import Endpoint, Wire
-from trainer.jobs.gateway import PATIENCE_S
+from trainer.runs.gateway import PATIENCE_S
 
 COMPLETIONS: Final = "/v1/completions"
 TOKENIZE: Final = "/v1/tokenize"

@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.contrast import strongest
-from trainer.evaluate.controls import Control, controls
+from trainer.evaluate.controls import Control, controls, derangements
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.spec import EvaluationSpec, Judge, JudgeResult, Preference
 
 CONSTANT: Final = "one answer to everything"
 PERMUTED: Final = "answers mixed up"
+REASSIGNED: Final = "its own answers mixed up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Preferred:
     """A comparison with a judge's scores, the controls under them, and what the judge says of the strongest base."""
 
     comparison: Comparison
-    form: tuple[Control, Control]
+    form: tuple[Control, ...]
     judged: JudgeResult
 
 
@@ -39,7 +38,8 @@ async def prefer(
     """Have a judge score a comparison.
 
     The controls' answers are the author's to other questions: the one that is most like the others by its wording, or
-    the most frequent, and one way to mix them up (each way costs two questions an example).
+    the most frequent, and one way to mix them up (each way costs two questions an example), under which none is given
+    to its own question. The candidate's own answers are mixed up in the same way.
 
     Args:
         comparison: With all arms' answers.
@@ -64,10 +64,12 @@ async def prefer(
     scored = comparison.model_copy(update={"results": tuple(results)})
     references = [question.reference for question in comparison.questions]
     said = controls(references, RougeL(), taught=spec.taught, seed=spec.rules.method.seed)[0].answer or ""
-    mixed = np.random.default_rng(spec.rules.method.seed).permutation(len(references))
+    deranged = derangements(len(references), 1, spec.rules.method.seed)
+    whose = deranged[0].tolist() if deranged else [0]
     form = (
         Control(kind="constant", scores=await against([said] * len(references), CONSTANT), answer=said),
-        Control(kind="permuted", scores=await against([references[at] for at in mixed], PERMUTED)),
+        Control(kind="permuted", scores=await against([references[at] for at in whose], PERMUTED)),
+        Control(kind="reassigned", scores=await against([mine[at] for at in whose], REASSIGNED)),
     )
     judged = await judge.judge(comparison, candidate, strongest(scored, spec.bases), on_stage)
     if judged.counted and short:

@@ -13,12 +13,12 @@ from trainer.evaluate import wording
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
 from trainer.evaluate.compare import Comparison, OnStage, compare
-from trainer.evaluate.contrast import contrast, strongest
-from trainer.evaluate.controls import Control, controls
+from trainer.evaluate.contrast import Difference, contrast, strongest
+from trainer.evaluate.controls import Control, controls, copied, reassigned, reassigned_beyond_question
 from trainer.evaluate.forgetting import Measured, general_suite, measure, weigh
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
-from trainer.evaluate.metrics.choose import JUDGE
+from trainer.evaluate.metrics.choose import JUDGE, OVERLAP
 from trainer.evaluate.preference import prefer
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, JudgeResult, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
@@ -107,6 +107,8 @@ async def run(
         beside=[spec.metric.named(name) for name in spec.beside or spec.metric.usually_beside()],
         scorer=scorer,
         scored=spec.scored,
+        elsewhere=spec.candidate if primary.name in OVERLAP else None,
+        seed=spec.rules.method.seed,
         repeats=spec.repeats,
         repeated=spec.repeated,
         on_stage=on_stage,
@@ -128,7 +130,15 @@ async def _scored(
         preferred = await prefer(comparison, spec, judge, on_stage)
         return preferred.comparison, preferred.form, preferred.judged
     references = [question.reference for question in comparison.questions]
-    form = controls(references, primary, taught=spec.taught, seed=spec.rules.method.seed)
+    seed, mine = spec.rules.method.seed, comparison.result(spec.candidate or "").answers
+    form: tuple[Control, ...] = (
+        *controls(references, primary, taught=spec.taught, seed=seed),
+        reassigned(mine, references, primary, seed=seed),
+        copied(comparison.questions, primary),
+    )
+    if primary.name in OVERLAP:
+        beyond_question = reassigned_beyond_question(mine, comparison.questions, primary, seed=seed)
+        form = form if beyond_question is None else (*form, beyond_question)
     if judge is None or spec.candidate is None:
         return comparison, form, None
     best = strongest(comparison, spec.bases)
@@ -175,8 +185,10 @@ def _decide(
     if judged is not None and (judged.missed or uncounted is not None):
         # its veto may not be lost with it: somebody who takes the endpoint away would make a pass of a failure
         checks.append(Check(name="judge", state="open", sentence=judged.sentence))
-    elif judged is not None and judged.counted and not decides:
-        checks.append(_of_judge(judged, spec.rules))
+    preferred = None
+    if judged is not None and judged.counted and not judged.missed and not decides:
+        preferred = _preferred(judged, spec)
+        checks.append(_of_judge(judged, preferred, spec.rules))
     return decide(
         comparison,
         candidate=spec.candidate or "",
@@ -185,6 +197,7 @@ def _decide(
         form=form,
         forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),
         more_checks=checks,
+        preferred=preferred,
         rules=spec.rules,
         uncounted=uncounted,
     )
@@ -207,15 +220,19 @@ def _of_suites(results: Sequence[SuiteResult]) -> list[Check]:
     return [Check(name="suites", state=state, sentence=sentence)]
 
 
-def _of_judge(judged: JudgeResult, rules: Rules) -> Check:
-    """A judge that agrees with people has a veto: broken where it is shown to prefer the base."""
+def _preferred(judged: JudgeResult, spec: EvaluationSpec) -> Difference:
+    """How much a judge prefers the candidate to the strongest base, over even."""
     scores = as_array(judged.scores)
-    found = contrast(
-        ("candidate", scores, NO_RUNS),
-        ("base", as_array([0.5] * len(scores)), NO_RUNS),
+    return contrast(
+        (spec.candidate or "", scores, NO_RUNS),
+        ("even", as_array([0.5] * len(scores)), NO_RUNS),
         binary=False,
-        method=rules.method,
+        method=spec.rules.method,
     )
+
+
+def _of_judge(judged: JudgeResult, found: Difference, rules: Rules) -> Check:
+    """A judge that agrees with people has a veto: broken where it is shown to prefer the base."""
     enough = found.examples >= rules.min_examples
     state: State = "kept" if found.high >= 0 else "broken" if enough else "open"
     return Check(name="judge", state=state, sentence=judged.sentence)

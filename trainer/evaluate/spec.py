@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from adapters.validation import faults, message, path
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen, Question
 from trainer.evaluate.compare import Comparison, OnStage
@@ -72,9 +73,9 @@ def read_metric(value: object) -> MetricWish | None:
     try:
         wish = MetricWish.model_validate({"name": value} if isinstance(value, str) else value)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise EvaluationInvalid(f"`{where}`: {fault['msg']}" if where else fault["msg"]) from error
+        fault = faults(error)[0]
+        where = ".".join(path(fault, value))
+        raise EvaluationInvalid(f"`{where}`: {message(fault)}" if where else message(fault)) from error
     wish.primary()
     return wish
 

@@ -1,6 +1,6 @@
 """One request to the gateway or to an outside endpoint, sent until it is answered or refused for good.
 
-The policy is that of a job's other requests (`trainer.jobs.gateway`), but for two answers: a 409 says that the version
+The policy is that of a job's other requests (`trainer.runs.gateway`), but for two answers: a 409 says that the version
 cannot be served, which asking again does not better, and an answer that says so itself is not asked for again.
 """
 
@@ -16,7 +16,7 @@ import httpx
 from pydantic import SecretStr
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, GatewayUnreachable
-from trainer.jobs.gateway import PASSING, PATIENCE_S, RETRY_S
+from trainer.runs.gateway import PASSING, PATIENCE_S, RETRY_S
 
 TIMEOUT: Final = httpx.Timeout(30, connect=5, read=600)
 """A background request waits at the gate behind callers' before it is answered."""

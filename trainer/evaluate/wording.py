@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -13,7 +14,15 @@ State = Literal["kept", "broken", "open"]
 FORM: Final = {
     "constant": "giving every question the same answer",
     "permuted": "giving every question the answer to another",
+    "reassigned": "its own answers, each given to another question,",
+    "reassigned_beyond_question": "its own answers, each given to another question, without the questions' words,",
+    "question": "giving the question back as the answer",
 }
+ALWAYS_SAME: Final = "It gives every question the same answer."
+NO_SECOND_MEASURE: Final = (
+    "Words in common are not enough for a pass, and no second measure was taken. The likelihood of the author's "
+    "answers is one, for versions that this gateway serves; a judge that counts is the other."
+)
 WORDS: Final = {"pass": "Pass", "fail": "Fail", "not_enough_evidence": "Not enough evidence"}
 
 
@@ -59,21 +68,63 @@ def against_base(found: Difference, state: State) -> str:
 
 def against_live(found: Difference, state: State) -> str:
     """What was seen against the version that serves now."""
-    seen = f"Against “{found.against}”, which serves now, it is {apart(found)} (interval {span(found)})"
+    seen = (
+        f"Against “{found.against}”, which serves now, it is {apart(found)} (interval {span(found)}); "
+        f"it may be at most {points(-found.bound)} points worse"
+    )
     if state == "kept":
-        return f"{seen}: not shown to be worse."
-    return f"{seen}: {'shown to be worse' if state == 'broken' else 'worse on too few examples to be sure'}."
+        return f"{seen}, and the whole interval is above that."
+    if state == "broken":
+        return f"{seen}, and the whole interval is at or below that."
+    return f"{seen}, and the interval does not exclude that it is worse than that."
 
 
 def against_form(found: Difference, state: State) -> str:
-    """What was seen against a learner of form alone."""
+    """What was seen against answers that ignore the question."""
     control = FORM.get(found.against, found.against)
     seen = f"Against {control} it is {apart(found)} (interval {span(found)})"
     if state == "kept":
-        return f"{seen}: it has learnt more than which answers there are."
+        return f"{seen}: its answers are to the questions."
     if state == "broken":
-        return f"{seen}: it has learnt no more than which answers there are."
-    return f"{seen}: whether it has learnt more than which answers there are is not shown."
+        return f"{seen}: its answers are no more than one gets without the question."
+    return f"{seen}: whether its answers are more than one gets without the question is not shown."
+
+
+def likelihood(over_base: Difference, own_question: Difference, left_out: int, state: State) -> str:
+    """Whether the likelihood of the author's answers agrees; both differences are in nats a token. ``left_out``: pairs
+    of two examples that were too long."""
+    seen = (
+        f"The second measure, the likelihood of the author's answers: a token of them is {_times(over_base)} as likely "
+        f"as under “{over_base.against}”, and {_times(own_question)} as likely after its own question as after "
+        "another's"
+    )
+    if left_out:
+        seen += (
+            f" (over {own_question.examples} pairs of examples; {left_out} were left out, whose question and answer "
+            "do not fit into the context together)"
+        )
+    if state == "kept":
+        return f"{seen}: it agrees."
+    if state == "broken":
+        return f"{seen}: it does not agree."
+    return f"{seen}: whether it agrees is not shown."
+
+
+def _times(found: Difference) -> str:
+    low, high = _ratio(found.low), _ratio(found.high)
+    return f"{_ratio(found.estimate)} times (interval {low} to {high})"
+
+
+def _ratio(nats: float) -> str:
+    return f"{math.exp(min(nats, 100.0)):.3g}"
+
+
+def preferred(found: Difference) -> str:
+    """That a judge agrees; by how much it prefers the candidate, over even."""
+    return (
+        f"The second measure, the judge, agrees: it gave {found.of} {points(0.5 + found.estimate)} of 100 against the "
+        f"base at its best, where 50 is even (interval {points(0.5 + found.low)} to {points(0.5 + found.high)})."
+    )
 
 
 def forgetting(found: Forgetting | None) -> str:
@@ -150,8 +201,9 @@ def without_word(sentence: str) -> str:
 def _why_failed(broken: Sequence[str]) -> str:
     said = {
         "base": "That is not the improvement that would be worth having.",
-        "live": "It is worse than the version that serves now.",
-        "form": "That is no more than one gets by knowing which answers there are.",
+        "live": "It is worse than the version that serves now by more than the margin.",
+        "form": "That is no more than one gets without the question.",
+        "second_measure": "The author's answers have not become likelier: it has words in common with them, no more.",
         "forgetting": "It forgot more of what the base could do than is allowed.",
         "suites": "It lost more in a suite than is allowed.",
         "judge": "The judge prefers the base.",
@@ -172,7 +224,11 @@ def _what_would_do(found: Difference, undecided: Sequence[str], more: int | None
             else f"So many could have shown a difference of {points(found.detectable)} points."
         )
     elif "form" in undecided:
-        parts.append("Whether it knows more than which answers there are is not shown.")
+        parts.append("Whether its answers are more than one gets without the question is not shown.")
+    if "live" in undecided:
+        parts.append("Whether it is worse than the version that serves now is not shown.")
+    if "second_measure" in undecided:
+        parts.append("No second measure agrees yet.")
     if {"forgetting", "suites"} & set(undecided):
         parts.append("What it forgot is not settled.")
     if "judge" in undecided:

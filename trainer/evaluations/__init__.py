@@ -1,1 +1,1 @@
-"""Evaluations that somebody asked for (`/v1/evaluations`): kept, queued, and each done by a process of its own."""
+"""Where evaluations were before `trainer.evaluate.evaluations`: what trainers of earlier releases still ask for."""

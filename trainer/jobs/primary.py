@@ -1,69 +1,7 @@
-"""By what a job's adapter will be judged: fixed before it is trained, by its training examples or by the client."""
+"""A worker of an earlier release imports this in the middle of its job; what it has done stands in its directory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from trainer.jobs.restart import restart
 
-from trainer.data.findings import closed_answers
-from trainer.data.format import Example
-from trainer.data.render import TokenSequence
-from trainer.jobs.spec import JudgingWish, Primary
-
-LONGER: Final = 2
-"""How much longer than the longest answer that was taught an answer may become."""
-LEAST_TOKENS: Final = 16
-MOST_TOKENS: Final = 1024
-
-
-def choose(
-    wish: JudgingWish,
-    examples: Sequence[Example],
-    sequences: Sequence[TokenSequence],
-    *,
-    held_out: Sequence[TokenSequence],
-    count: Callable[[str], int],
-    context: int,
-) -> Primary:
-    """Fix the metric that decides.
-
-    Args:
-        wish: What was asked for.
-        examples: What is trained on.
-        sequences: The same, rendered.
-        held_out: What it is judged by, rendered.
-        count: Gives a text's length in tokens.
-        context: The engine's, in tokens.
-
-    Raises:
-        EvaluationInvalid: There is no such metric, or it may not decide.
-    """
-    from trainer.evaluate.arms import UNTOLD, leaves_room
-    from trainer.evaluate.metrics.choose import choose_primary
-    from trainer.evaluate.spec import MetricWish
-
-    if wish.metric is None:
-        chosen = choose_primary(examples)
-        name, why = chosen.primary.name, chosen.why
-    else:
-        asked = MetricWish(name=wish.metric, pattern=wish.pattern, schema_=wish.json_schema)
-        name, why = asked.primary().name, "it was asked for"
-    max_tokens = answer_bound(max(sum(sequence.trained) for sequence in sequences), context)
-    closed = tuple(sorted(closed_answers(examples) or ()))
-    if closed:
-        beside = max(len(sequence.tokens) for sequence in (*sequences, *held_out)) + max_tokens
-        if not leaves_room(closed, beside, count=count, context=context):
-            closed, why = (), f"{why}; {UNTOLD}"
-    return Primary(
-        name=name,
-        pattern=wish.pattern,
-        json_schema=wish.json_schema,
-        why=why,
-        answers=closed,
-        max_tokens=max_tokens,
-    )
-
-
-def answer_bound(longest: int, context: int) -> int:
-    """How long an answer may become, in tokens: twice the longest that is known, and no longer than the context."""
-    return min(max(LONGER * longest, LEAST_TOKENS), MOST_TOKENS, context)
+restart()

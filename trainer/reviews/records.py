@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,6 +14,8 @@ from trainer.evaluate.pairs import Pair, Vote
 from trainer.reviews.tables import pairs, queues
 
 Choice = Literal["first", "second", "tie"]
+Globs = Sequence[str] | None
+"""Over adapters' names; None matches all."""
 _WITH_QUEUE: Final = pairs.join(queues, pairs.c.queue == queues.c.number)
 
 
@@ -29,6 +31,7 @@ class Queue:
     candidate: str
     base: str
     created_at: int
+    adapters: Sequence[str] | None
     pairs: int
     reviewed: int
 
@@ -69,8 +72,14 @@ def preferred(choice: Choice, first_is: str) -> Vote:
     return "candidate" if (choice == "first") == (first_is == "candidate") else "base"
 
 
-def add(db: sa.Connection, project: str, evaluation: str, found: Sequence[Pair]) -> bool:
-    """Note an evaluation's pairs, in their order; False where they are there already."""
+def add(
+    db: sa.Connection, project: str, evaluation: str, found: Sequence[Pair], adapters: Collection[str] = ()
+) -> bool:
+    """Note an evaluation's pairs, in their order; False where they are there already.
+
+    Args:
+        adapters: The names of those whose answers are compared.
+    """
     if db.execute(sa.select(queues.c.number).where(queues.c.evaluation == evaluation)).first() is not None:
         return False
     one = found[0]
@@ -84,6 +93,7 @@ def add(db: sa.Connection, project: str, evaluation: str, found: Sequence[Pair])
             candidate=one.candidate,
             base=one.base,
             created_at=int(time.time()),
+            adapters=sorted(adapters),
         )
         .returning(queues.c.number)
     ).scalar_one()
@@ -107,16 +117,18 @@ def add(db: sa.Connection, project: str, evaluation: str, found: Sequence[Pair])
     return True
 
 
-def find(db: sa.Connection, project: str, review_id: str) -> Review | None:
-    """The project's review of that id."""
-    row = db.execute(_reviews().where(queues.c.project == project, pairs.c.id == review_id)).first()
+def find(db: sa.Connection, project: str, review_id: str, globs: Globs = None) -> Review | None:
+    """The project's review of that id, of adapters that the globs match."""
+    row = db.execute(_reviews().where(_visible(project, globs), pairs.c.id == review_id)).first()
     return None if row is None else _review(row)
 
 
-def following(db: sa.Connection, project: str, *, evaluation: str | None, after: int) -> Review | None:
+def following(
+    db: sa.Connection, project: str, *, evaluation: str | None, after: int, globs: Globs = None
+) -> Review | None:
     """The first pair without a choice that is behind the one of that number; the newest evaluation's where none is
     named."""
-    wanted = _reviews().where(queues.c.project == project, pairs.c.choice.is_(None), pairs.c.number > after)
+    wanted = _reviews().where(_visible(project, globs), pairs.c.choice.is_(None), pairs.c.number > after)
     if evaluation is not None:
         wanted = wanted.where(queues.c.evaluation == evaluation)
     row = db.execute(wanted.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()
@@ -130,15 +142,15 @@ def choose(db: sa.Connection, review_id: str, choice: Choice, key_id: str) -> Re
     return _review(db.execute(_reviews().where(pairs.c.id == review_id)).one())
 
 
-def queue(db: sa.Connection, project: str, evaluation: str) -> Queue | None:
-    """The project's queue of that evaluation."""
-    row = db.execute(_queues().where(queues.c.project == project, queues.c.evaluation == evaluation)).first()
+def queue(db: sa.Connection, project: str, evaluation: str, globs: Globs = None) -> Queue | None:
+    """The project's queue of that evaluation, if the globs match its adapters."""
+    row = db.execute(_queues().where(_visible(project, globs), queues.c.evaluation == evaluation)).first()
     return None if row is None else Queue(**row._mapping)
 
 
-def page(db: sa.Connection, project: str, *, before: int | None, limit: int) -> list[Queue]:
-    """The project's queues, newest first."""
-    wanted = _queues().where(queues.c.project == project)
+def page(db: sa.Connection, project: str, *, before: int | None, limit: int, globs: Globs = None) -> list[Queue]:
+    """The project's queues, newest first, of adapters that the globs match."""
+    wanted = _queues().where(_visible(project, globs))
     if before is not None:
         wanted = wanted.where(queues.c.number < before)
     return [Queue(**row._mapping) for row in db.execute(wanted.order_by(queues.c.number.desc()).limit(limit))]
@@ -155,6 +167,17 @@ def votes(
     if evaluation is not None:
         wanted = wanted.where(queues.c.evaluation == evaluation)
     return [(row.vote, preferred(row.choice, row.first_is)) for row in db.execute(wanted)]
+
+
+def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
+    """Of queues that a key with these globs may see: they match every adapter whose answers stand there."""
+    mine = queues.c.project == project
+    if globs is None:
+        return mine
+    name = sa.func.json_each(queues.c.adapters).table_valued("value")
+    matching = sa.or_(sa.false(), *(name.c.value.op("GLOB")(glob) for glob in globs))
+    beyond = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).correlate(queues).exists()
+    return sa.and_(mine, queues.c.adapters.is_not(None), sa.not_(beyond))
 
 
 def _reviews() -> sa.Select[Any]:

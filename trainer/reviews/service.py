@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -11,17 +12,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 
+from trainer.database import Database
 from trainer.errors import Missing, ReviewFinal
 from trainer.evaluate.endpoints import JudgeSettings, Outside
 from trainer.evaluate.pairs import REVIEWS, STANDING, Pair, Standing
-from trainer.jobs.database import Database
-from trainer.jobs.objects import list_object
-from trainer.jobs.service import Who
+from trainer.http import CurrentCaller, list_object
 from trainer.reviews import records
 from trainer.reviews.records import Choice, Queue, Review
-from trainer.reviews.tables import STEPS
 
-FILE: Final = "reviews.db"
 _PAIR: Final = TypeAdapter(Pair)
 _LOG = logging.getLogger("hatrack.trainer.reviews")
 
@@ -30,21 +28,13 @@ class Reviews:
     """The reviews of all projects.
 
     Args:
-        directory: Where their records are.
+        database: Where their records are.
         outside: The operator's judges.
     """
 
-    def __init__(self, directory: Path, outside: Outside) -> None:
-        self._database = Database(directory / FILE, STEPS)
+    def __init__(self, database: Database, outside: Outside) -> None:
+        self._database = database
         self._outside = outside
-
-    async def start(self) -> None:
-        """Open the records. Raises SettingsError."""
-        await self._database.open()
-
-    async def stop(self) -> None:
-        """Close them."""
-        await self._database.close()
 
     # for whoever runs evaluations
 
@@ -58,17 +48,20 @@ class Reviews:
             standing = await self.standing(project, known)
             await asyncio.to_thread(_replace, folder / STANDING, standing.model_dump_json())
 
-    async def take(self, project: str, evaluation: str, folder: Path) -> int:
+    async def take(self, project: str, evaluation: str, folder: Path, adapters: Collection[str] = ()) -> int:
         """Take in the pairs that an evaluation has left in its folder; how many there are. Once: again it does nothing.
 
         Args:
             project: Whose evaluation it is.
             evaluation: Its id, or the job's.
             folder: Its folder.
+            adapters: The names of those that are compared: keys that may not use one of them do not see the pairs.
         """
         found = await asyncio.to_thread(_read_pairs, folder / REVIEWS)
         if found:
-            await self._database.run(partial(records.add, project=project, evaluation=evaluation, found=found))
+            await self._database.run(
+                partial(records.add, project=project, evaluation=evaluation, found=found, adapters=adapters)
+            )
         return len(found)
 
     async def standing(self, project: str, judge: JudgeSettings) -> Standing:
@@ -78,16 +71,16 @@ class Reviews:
 
     # for people
 
-    async def following(self, who: Who, *, evaluation: str | None, after: str | None) -> dict[str, Any]:
+    async def following(self, caller: CurrentCaller, *, evaluation: str | None, after: str | None) -> dict[str, Any]:
         """The next pair to look at, blind. Raises Missing: there is no such evaluation or review."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            skipped = None if after is None else _find(db, who, after)
-            counted = None if evaluation is None else _queue(db, who, evaluation)
+            skipped = None if after is None else _find(db, caller, after)
+            counted = None if evaluation is None else _queue(db, caller, evaluation)
             behind = 0 if skipped is None else skipped.number
-            found = records.following(db, who.project, evaluation=evaluation, after=behind)
+            found = records.following(db, caller.project, evaluation=evaluation, after=behind, globs=caller.adapters)
             if found is not None and counted is None:
-                counted = _queue(db, who, found.evaluation)
+                counted = _queue(db, caller, found.evaluation)
             return {
                 "object": "review.next",
                 "review": None if found is None else blind(found),
@@ -98,16 +91,16 @@ class Reviews:
 
         return await self._database.run(work)
 
-    async def get(self, who: Who, review_id: str) -> dict[str, Any]:
+    async def get(self, caller: CurrentCaller, review_id: str) -> dict[str, Any]:
         """One pair: blind until its evaluation's are all looked at. Raises Missing."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            found = _find(db, who, review_id)
-            return opened(found) if _queue(db, who, found.evaluation).final else blind(found)
+            found = _find(db, caller, review_id)
+            return opened(found) if _queue(db, caller, found.evaluation).final else blind(found)
 
         return await self._database.run(work)
 
-    async def choose(self, who: Who, review_id: str, choice: Choice) -> dict[str, Any]:
+    async def choose(self, caller: CurrentCaller, review_id: str, choice: Choice) -> dict[str, Any]:
         """Say which answer is better; it may be said otherwise until all of the evaluation's pairs are looked at.
 
         Raises:
@@ -116,28 +109,28 @@ class Reviews:
         """
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            found = _find(db, who, review_id)
+            found = _find(db, caller, review_id)
             if found.choice == choice:
                 return blind(found)
-            if _queue(db, who, found.evaluation).final:
+            if _queue(db, caller, found.evaluation).final:
                 raise ReviewFinal(
                     f"every pair of {found.evaluation} has been looked at: its agreement stands and no choice changes"
                 )
-            return blind(records.choose(db, review_id, choice, who.key_id))
+            return blind(records.choose(db, review_id, choice, caller.key_id))
 
         return await self._database.run(work)
 
-    async def page(self, who: Who, *, after: str | None, limit: int) -> dict[str, Any]:
+    async def page(self, caller: CurrentCaller, *, after: str | None, limit: int) -> dict[str, Any]:
         """The project's evaluations with pairs, newest first: how far people are, and how far they agree."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            before = None if after is None else _queue(db, who, after).number
-            found = records.page(db, who.project, before=before, limit=limit + 1)
+            before = None if after is None else _queue(db, caller, after).number
+            found = records.page(db, caller.project, before=before, limit=limit + 1, globs=caller.adapters)
             rows = [
                 self._summary(
                     each,
-                    _standing(each.digest, records.votes(db, who.project, evaluation=each.evaluation)),
-                    _standing(each.digest, records.votes(db, who.project, digest=each.digest)),
+                    _standing(each.digest, records.votes(db, caller.project, evaluation=each.evaluation)),
+                    _standing(each.digest, records.votes(db, caller.project, digest=each.digest)),
                 )
                 for each in found[:limit]
             ]
@@ -202,15 +195,15 @@ def _standing(digest: str, votes: list[tuple[Any, Any]]) -> Standing:
     )
 
 
-def _find(db: sa.Connection, who: Who, review_id: str) -> Review:
-    found = records.find(db, who.project, review_id)
+def _find(db: sa.Connection, caller: CurrentCaller, review_id: str) -> Review:
+    found = records.find(db, caller.project, review_id, caller.adapters)
     if found is None:
         raise Missing(f"there is no review {review_id[:64]!r}", code="review_not_found")
     return found
 
 
-def _queue(db: sa.Connection, who: Who, evaluation: str) -> Queue:
-    found = records.queue(db, who.project, evaluation)
+def _queue(db: sa.Connection, caller: CurrentCaller, evaluation: str) -> Queue:
+    found = records.queue(db, caller.project, evaluation, caller.adapters)
     if found is None:
         raise Missing(f"there are no reviews of {evaluation[:64]!r}", code="reviews_not_found", param="evaluation")
     return found

@@ -1,4 +1,4 @@
-"""The tables of reviews.db. Times are Unix seconds."""
+"""The tables of reviews. Times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-metadata: Final = sa.MetaData()
+from trainer.database import metadata
 
 queues: Final = sa.Table(
     "queues",
@@ -19,6 +19,7 @@ queues: Final = sa.Table(
     sa.Column("candidate", sa.Text, nullable=False),
     sa.Column("base", sa.Text, nullable=False),
     sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("adapters", sa.JSON(none_as_null=True), comment="whose answers are compared; null: not known"),
     sa.Index("ix_queues_project_digest", "project", "digest"),
     sqlite_autoincrement=True,
 )
@@ -28,7 +29,7 @@ pairs: Final = sa.Table(
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
-    sa.Column("queue", sa.ForeignKey("queues.number"), nullable=False),
+    sa.Column("queue", sa.Integer, sa.ForeignKey("queues.number"), nullable=False),
     sa.Column("example", sa.Text, nullable=False),
     sa.Column("turns", sa.JSON, nullable=False),
     sa.Column("reference", sa.Text, nullable=False),
@@ -42,6 +43,3 @@ pairs: Final = sa.Table(
     sa.UniqueConstraint("queue", "example"),
     sqlite_autoincrement=True,
 )
-
-STEPS: Final = (metadata.create_all,)
-"""See `trainer.jobs.database.STEPS`."""

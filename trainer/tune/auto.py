@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from adapters.protocol.runs import ParentShape
+from adapters.validation import faults, message, shown
 from trainer.errors import WishRefused
 from trainer.tune.recipe import Recipe
 from trainer.tune.wish import Wish
@@ -33,20 +35,6 @@ class Seen:
     examples: int
     tokens: int
     longest: int
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """The shape of the adapter that is trained on from: it stays as it is.
-
-    ``modules`` is how many modules it has a LoRA on; None where nobody has looked.
-    """
-
-    rank: int
-    alpha: float
-    rslora: bool
-    target_modules: tuple[str, ...]
-    modules: int | None = None
 
 
 def max_length(wish: Wish, *, context: int | None, positions: int) -> int:
@@ -74,7 +62,7 @@ def choose(
     length: int,
     seed: int,
     on_gpu: bool,
-    parent: Parent | None,
+    parent: ParentShape | None,
 ) -> tuple[Recipe, dict[str, str]]:
     """The whole recipe, and for each value that was left open the reason for the one chosen.
 
@@ -119,12 +107,12 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
+        fault = faults(error)[0]
         name = str(fault["loc"][0]) if fault["loc"] else "hyperparameters"
-        raise WishRefused(ASKED_AS.get(name, name), f"{str(fault['input'])[:100]!r}: {fault['msg']}") from error
+        raise WishRefused(ASKED_AS.get(name, name), f"{shown(fault['input'])}: {message(fault)}") from error
 
 
-def _shape(wish: Wish, chosen: dict[str, str], max_rank: int, parent: Parent | None) -> dict[str, Any]:
+def _shape(wish: Wish, chosen: dict[str, str], max_rank: int, parent: ParentShape | None) -> dict[str, Any]:
     """Rank, alpha, rsLoRA and modules."""
     if parent is not None:
         fixed = {"lora_rank": parent.rank, "lora_alpha": parent.alpha}

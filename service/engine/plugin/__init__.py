@@ -15,7 +15,7 @@ def register() -> None:
     Raises:
         PluginError: A parameter is missing, or vLLM's version or a patched attribute is not as expected.
     """
-    from service.engine.plugin import answers, containment, eviction, resolver, rows
+    from service.engine.plugin import answers, containment, eviction, grammars, resolver, rows
     from service.engine.plugin.guard import check_version
     from service.engine.plugin.parameters import read_parameters
 
@@ -25,4 +25,5 @@ def register() -> None:
     answers.install()
     eviction.install()
     rows.install()
+    grammars.install()
     resolver.install(parameters.store)

@@ -5,6 +5,10 @@ error". The containment names the fault in ``stop_reason``. Here it becomes the 
 (status 500) and in the SSE error event, so that the gateway need not read prose. The routes of OpenAI's Responses and
 Anthropic's Messages lose it in three places of their own; these are patched in the API server alone, which has their
 modules loaded anyway.
+
+Here it is also told apart whose fault an error is. vLLM answers 500 where a conversation makes the code break that
+prepares it for the model, and 400, with pydantic's words, where what the model has written does not fit the answer's
+form. The first is the caller's fault, the second is not.
 """
 
 from __future__ import annotations
@@ -12,12 +16,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from pydantic import ValidationError
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, VLLMError, VLLMServerError, VLLMValidationError
+from vllm.logger import init_logger
+from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.output_processor import RequestState
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, FAULT_CODES
 from service.engine.plugin.guard import expect, is_ours, ours
+
+logger = init_logger("vllm.hatrack.answers")
 
 MESSAGES = {
     ADAPTER_NOT_FINITE: "The adapter's activations are not finite for this request; nothing was generated from them.",
@@ -114,8 +123,46 @@ def install_doors() -> None:
     from vllm.entrypoints.openai.responses import api_router as responses
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
+    _install_rendering()
     _install_responses(responses, OpenAIServingResponses)
     _install_messages(messages, AnthropicServingMessages)
+
+
+async def unreadable_handler(request: Any, error: Exception) -> Any:
+    """The HTTP answer to a request that vLLM cannot turn into one of its own: the type of its other such answers."""
+    from starlette.responses import JSONResponse
+
+    body = {"error": {"message": "The request is not as expected.", "type": "Bad Request", "param": None, "code": 400}}
+    return JSONResponse(body, status_code=400)
+
+
+def _install_rendering() -> None:
+    """A conversation that cannot be prepared for the model is refused; where the code breaks, vLLM says 500 or 501."""
+    render = expect(BaseRenderer, "render_chat_async", "self", "conversations")
+    expect(BaseRenderer, "tokenize_prompts_async", "self", "prompts", "params")
+    expect(BaseRenderer, "tokenize_prompt_async", "self", "prompt", "params")
+    if is_ours(render):
+        return
+
+    async def tokenize_in_turn(self: Any, prompts: Any, params: Any) -> Any:
+        # at once they would take every thread that tokenizes, and everybody's next prompt would wait behind the last
+        return [await self.tokenize_prompt_async(prompt, params) for prompt in prompts]
+
+    async def render_chat(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await render(self, *args, **kwargs)
+        except (VLLMError, TimeoutError):
+            raise
+        except Exception as error:
+            if isinstance(error, ValueError) and not isinstance(error, ValidationError | UnicodeError):
+                raise  # vLLM's own words for a caller, such as that the model takes no images
+            logger.warning("a conversation cannot be prepared for the model: %r", error)
+            raise VLLMValidationError(
+                "The conversation cannot be prepared for the model.", parameter="messages"
+            ) from error
+
+    BaseRenderer.render_chat_async = ours(render_chat)
+    BaseRenderer.tokenize_prompts_async = ours(tokenize_in_turn)
 
 
 def _install_responses(router: Any, serving: Any) -> None:
@@ -145,8 +192,15 @@ def _install_messages(router: Any, serving: Any) -> None:
     create = expect(serving, "create_messages", "self", "request", "raw_request")
     convert = expect(serving, "message_stream_converter", "self", "generator")
     expect(serving, "create_error_response", "message", "err_type", "status_code")
+    to_message = expect(serving, "messages_full_converter", "self", "generator")
     if is_ours(create):
         return
+
+    def full_message(self: Any, generator: Any) -> Any:
+        try:
+            return to_message(self, generator)
+        except Exception as error:
+            raise VLLMServerError("The model's answer does not fit a message's form.") from error
 
     async def create_messages(self: Any, request: Any, raw_request: Any = None) -> Any:
         try:
@@ -171,6 +225,7 @@ def _install_messages(router: Any, serving: Any) -> None:
 
     router.translate_error_response = ours(whole_error)
     serving.create_messages = ours(create_messages)
+    serving.messages_full_converter = ours(full_message)
     serving.message_stream_converter = ours(to_events)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
 from service.engine.contract import PLUGIN_NAME, PLUGIN_PROTOCOL, PLUGIN_ROUTE
 from service.engine.identity import boot_of, plugin_digest, read_store_mark
-from service.engine.plugin.answers import AdapterFault, fault_handler, install_doors
+from service.engine.plugin.answers import AdapterFault, fault_handler, install_doors, unreadable_handler
 from service.engine.plugin.parameters import read_parameters
 
 
@@ -41,6 +42,7 @@ class HatrackEndpoint:
         install_doors()
         app.add_api_route(PLUGIN_ROUTE, self.report, methods=["GET"], include_in_schema=False)
         app.add_exception_handler(AdapterFault, fault_handler)
+        app.add_exception_handler(ValidationError, unreadable_handler)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Nothing to prepare: the route reads vLLM's own state."""

@@ -1,6 +1,6 @@
 """The plugin's parameters.
 
-They come from the environment, against the rule that only ``service/config.py`` reads it: vLLM starts its engine core
+They come from the environment, against the rule that only ``service/config/`` reads it: vLLM starts its engine core
 and its workers as processes of its own and hands a plugin nothing else. Whoever starts the engine sets them.
 """
 

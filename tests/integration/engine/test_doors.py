@@ -58,3 +58,49 @@ async def test_a_sound_request_goes_on_to_its_own_end(engine: Engine) -> None:
         status, data = await engine.post(path, {"model": engine.base_name, "stream": True, **DOORS[path]})
         assert status == 200
         assert data.decode().strip().split("\n\n")[-1].startswith(f"event: {end}\n")
+
+
+async def test_a_conversation_that_cannot_be_rendered_is_the_callers_fault(engine: Engine) -> None:
+    """The gateway refuses this one before; whatever it does not know of ends in the same way."""
+    function = {"name": "track", "arguments": "[" * 3000}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    body = {"model": engine.base_name, "messages": [{"role": "user", "content": "Hello"}, call], "max_tokens": 1}
+    for path in ("/v1/chat/completions", "/tokenize"):
+        status, data = await engine.post(path, body)
+        assert status == 400, data
+        assert orjson.loads(data)["error"]["param"] == "messages"
+        assert b"recursion" not in data
+
+
+@pytest.mark.filterwarnings("ignore")  # of what vLLM imports
+def test_an_answer_that_fits_no_message_is_the_engines_fault() -> None:
+    """Without the gateway's `strict` a forced call may have arguments that are no object; vLLM's own converter breaks
+    off on them with pydantic's words and 400. Needs vLLM, and no engine: what a model writes is given to it."""
+    from types import SimpleNamespace
+
+    from vllm.entrypoints.anthropic import api_router
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+    from vllm.exceptions import VLLMServerError
+
+    from service.engine.plugin.answers import _install_messages
+
+    patched = ("create_messages", "message_stream_converter", "messages_full_converter")
+    serving: Any = type(
+        "Serving", (AnthropicServingMessages,), {name: vars(AnthropicServingMessages)[name] for name in patched}
+    )
+    _install_messages(SimpleNamespace(translate_error_response=api_router.translate_error_response), serving)
+
+    def answer(arguments: str) -> Any:
+        function = {"name": "track", "arguments": arguments}
+        message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        choices = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
+        response = ChatCompletionResponse.model_validate({"model": "m", "choices": choices, "usage": usage})
+        return serving.messages_full_converter(serving.__new__(serving), response)
+
+    assert answer('{"order": "tw-1"}').content[0].input == {"order": "tw-1"}
+    for arguments in ('"tw-1"', "[1]", "{", ""):
+        with pytest.raises(VLLMServerError, match="does not fit a message's form") as caught:
+            answer(arguments)
+        assert "pydantic" not in str(caught.value)

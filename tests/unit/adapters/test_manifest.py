@@ -17,7 +17,6 @@ from adapters.errors import (
 from adapters.features import FEATURES, UNDERSTOOD, WITHOUT_MEANING
 from adapters.manifest import MAX_CONFIG_BYTES, Manifest
 from tests.support.adapters import peft_config
-from tests.unit.adapters.conftest import unhurried
 
 MODULES = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(3) for p in "qkvo"]
 
@@ -236,7 +235,6 @@ def test_what_is_not_strict_json_is_a_clean_refusal(data: bytes) -> None:
         Manifest.parse(data, max_rank=64)
 
 
-@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_cleanly(data: bytes) -> None:
     with pytest.raises(AdapterError):
@@ -251,7 +249,6 @@ _json = st.recursive(
 _keys = st.sampled_from(sorted(UNDERSTOOD | FEATURES.keys() | WITHOUT_MEANING.keys())) | st.text(max_size=8)
 
 
-@unhurried
 @given(st.dictionaries(_keys, _json, max_size=4))
 def test_any_value_of_any_key_is_taken_or_refused_cleanly(values: dict[str, Any]) -> None:
     try:
@@ -317,7 +314,6 @@ _patterns = st.dictionaries(
 )
 
 
-@unhurried
 @given(_patterns, _patterns)
 def test_resolving_keeps_the_meaning_and_is_final(ranks: dict[str, int], alphas: dict[str, int]) -> None:
     manifest = parse(changed(rank_pattern=ranks, alpha_pattern=alphas))

@@ -14,7 +14,6 @@ from adapters.names import (
     parse_version,
     suggest_name,
 )
-from tests.unit.adapters.conftest import unhurried
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True).filter(lambda name: not is_digest(name))
 versions = st.integers(1, MAX_VERSION)
@@ -121,14 +120,12 @@ def test_versions_and_aliases_alone() -> None:
     assert caught.value.param == "alias"
 
 
-@unhurried
 @given(names, st.none() | versions, st.none() | names)
 def test_a_reference_survives_its_own_text(name: str, version: int | None, alias: str | None) -> None:
     reference = Reference(name, version=version, alias=None if version else alias)
     assert parse_reference(reference.label) == reference
 
 
-@unhurried
 @given(st.text(max_size=200))
 def test_any_text_parses_or_is_refused_and_never_changes(text: str) -> None:
     try:
@@ -138,7 +135,6 @@ def test_any_text_parses_or_is_refused_and_never_changes(text: str) -> None:
     assert reference.label == text
 
 
-@unhurried
 @given(st.text(max_size=200))
 def test_a_suggestion_is_always_a_name(text: str) -> None:
     assert parse_name(suggest_name(text)) == suggest_name(text)

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from adapters.errors import ConfigInvalid, PatternUnsupported
 from adapters.patterns import MAX_EXPRESSIONS, MAX_PATTERNS, MAX_VALUES, check_patterns, condense, match_all
-from tests.unit.adapters.conftest import unhurried
 
 MODULES = [
     f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
@@ -93,7 +92,6 @@ def test_more_values_than_the_engine_can_look_up_are_refused() -> None:
         condense({module: float(i) for i, module in enumerate(modules)}, param="alpha_pattern")
 
 
-@unhurried
 @given(st.dictionaries(st.sampled_from(MODULES), st.integers(1, 4), min_size=1))
 def test_condensing_keeps_every_value_in_any_order_of_keys(values: dict[str, int]) -> None:
     default, table = condense(values, param="p")
@@ -104,7 +102,7 @@ def test_condensing_keeps_every_value_in_any_order_of_keys(values: dict[str, int
 
 
 # "at once" is held to a time that only an expression which explodes can take
-@settings(unhurried, deadline=20_000)
+@settings(deadline=20_000)
 @given(st.text(alphabet="ab01._-^$|()?:*+\\d[]", max_size=40))
 def test_a_key_that_passes_compiles_and_matches_at_once(key: str) -> None:
     try:

@@ -26,7 +26,6 @@ from adapters.proof import (
     tolerance,
     weigh,
 )
-from tests.unit.adapters.conftest import unhurried
 
 TOKENS = 26
 BASE = [[-2.0 - 0.01 * i for i in range(TOKENS - 1)] for _ in PROBES]
@@ -64,7 +63,6 @@ def test_distance_is_the_mean_per_token_and_not_per_probe() -> None:
     assert distance([[-1.0], [-1.0, -1.0, -1.0]], [[-3.0], [-1.0, -1.0, -1.0]]) == 0.5
 
 
-@unhurried
 @given(same_shape)
 def test_distance_is_symmetric_and_zero_only_between_equals(rows: tuple[list[float], list[float]]) -> None:
     a, b = rows
@@ -187,7 +185,6 @@ def test_a_reference_over_other_tokens_is_not_compared() -> None:
         weigh(answers(BASE), answers(BASE), answers(applied, 2))
 
 
-@unhurried
 @given(st.floats(0, 5), st.floats(0, 10))
 def test_an_adapter_that_was_not_applied_is_never_within_the_tolerance_of_a_plain_effect(
     gap: float, effect: float

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from adapters import tensorfile
 from adapters.errors import PickleRefused, WeightsError, WeightsInvalid
 from adapters.tensorfile import MAX_HEADER_BYTES, column_chunks, open_matrix, read_header, row_chunks
-from tests.unit.adapters.conftest import unhurried
 
 
 def written(path: Path, header: object, data: bytes = b"") -> Path:
@@ -142,9 +141,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         read_header(tmp_path / "none")
 
 
-@settings(
-    unhurried, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200)
 @given(st.data())
 def test_a_file_with_some_bytes_changed_reads_or_is_refused(file: Path, data: st.DataObject) -> None:
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.ones((1, 2), np.float16)}, file)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from typing import Any
 
 import pytest
 import yaml
 
-from service.cli import app
+from service.cli.main import app
 from service.config import Settings
 from tests.conftest import REPO
+from tests.support.system import program
 from tests.unit.deploy.promql import check, known_series
 
 DEPLOY = REPO / "deploy"
@@ -82,15 +82,15 @@ def test_prometheus_is_told_of_the_rules_and_of_a_key_that_is_the_gateways() -> 
     assert job["static_configs"] == [{"targets": ["gateway:8000"]}]
 
 
-def test_prometheus_own_tool_agrees_where_it_is_installed() -> None:
+def test_promtool_accepts_the_rules_and_computes_their_cases() -> None:
     """The parser above has judged already; promtool also computes the alerts' cases."""
-    tool = shutil.which("promtool")
+    tool = program("promtool")
     commands = (
         ["check", "rules", "alerts.yml"],
         ["test", "rules", "alerts_test.yml"],
         ["check", "config", "--syntax-only", "prometheus.yml"],
     )
-    for command in commands if tool else ():
-        done = subprocess.run([str(tool), *command], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    for command in commands:
+        done = subprocess.run([tool, *command], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(RULES) > 15

@@ -18,7 +18,7 @@ DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "hatrack.json")
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 ELSEWHERE = {"hatrack_engine_resident_limit"}
-"""Named in a panel's description."""
+"""Named in a panel's description, or in METRICS.md alone."""
 
 
 def plain(expression: str) -> str:

@@ -25,7 +25,7 @@ INFER = "Pipeline.infer (service/inference/pipeline.py)"
         ([CYCLE, INFER], "the rest of the data path"),
         ([CYCLE, INFER, "KeyLimiter.enter (service/access/limits.py)"], "limits"),
         (
-            [CYCLE, INFER, "Accounts.__call__ (service/inference/account.py)", "info (logging/__init__.py)"],
+            [CYCLE, INFER, "Accounts.__call__ (service/telemetry/record.py)", "info (logging/__init__.py)"],
             "log line",
         ),
         ([CYCLE, INFER, "open (service/engine/client.py)", "_request (aiohttp/client.py)"], "HTTP to the engine"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service import instance
+from service.server import instance
 
 HOLDER = """
 import signal, sys, time
 from pathlib import Path
-from service.instance import InstanceLock
+from service.server.instance import InstanceLock
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[2] == "deaf" else lambda *_: sys.exit(0))
 lock = InstanceLock(Path(sys.argv[1]))

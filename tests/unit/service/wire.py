@@ -61,6 +61,11 @@ class Gateway(ThreadingHTTPServer):
             self.aliases[name].setdefault(chosen, []).append(number)
         return self.version(name, number)
 
+    def demand_not_held_back(self, name: str, body: dict[str, Any]) -> None:
+        named = [int(number) for number in body.get("split") or [body["version"]]]
+        if any(self.version(name, number).get("held_back") for number in named) and not body.get("force"):
+            raise Refusal(409, "version_held_back", "It is held back.")
+
     def version(self, name: str, number: int) -> dict[str, Any]:
         if number not in self.versions.get(name, {}):
             raise Refusal(404, "not_found", f"There is no {name}@{number}.")
@@ -170,6 +175,8 @@ class _Handler(QuietHandler):
             return 200, {"object": "adapter.pin", "adapter": match[1], "pinned": pinned, "versions": shown}
         if match := re.fullmatch(r"/v1/adapters/([^/]+)/aliases/([^/]+)(/rollback)?", path):
             gateway.adapter(match[1])
+            if not match[3]:
+                gateway.demand_not_held_back(match[1], json.loads(body))
             if not match[3] and "split" in json.loads(body):
                 weights = json.loads(body)["split"]
                 for number in weights:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.data.format import Dataset, read_chat
 from trainer.data.render import Renderer, TokenSequence, stop_tokens
-
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""For properties: how long one example, or its making, takes on a busy machine is not what is asked."""
 
 TEMPLATE = (
     "{% for m in messages %}"
@@ -23,6 +20,10 @@ TEMPLATE = (
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# several test processes at once, and workers that they start: more threads in each would only wait for one another
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 CHAT = (

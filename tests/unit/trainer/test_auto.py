@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from adapters.protocol.runs import ParentShape
 from trainer.errors import WishRefused
-from trainer.tune.auto import Parent, Seen, choose, max_length
+from trainer.tune.auto import Seen, choose, max_length
 from trainer.tune.memory import Shape, estimate, read_shape
 from trainer.tune.recipe import Recipe
 from trainer.tune.wish import Wish
@@ -87,7 +88,7 @@ def test_a_rank_that_the_engine_does_not_serve_is_refused_and_auto_stays_below()
 
 
 def test_the_parents_shape_stays() -> None:
-    parent = Parent(rank=4, alpha=9.0, rslora=True, target_modules=("q_proj",))
+    parent = ParentShape(rank=4, alpha=9.0, rslora=True, target_modules=("q_proj",))
     recipe, why = chosen(Wish(lora_rank=4), parent=parent)
     assert (recipe.rank, recipe.alpha, recipe.rslora, recipe.target_modules) == (4, 9.0, True, ("q_proj",))
     assert (why["lora_rank"], why["lora_alpha"]) == ("4: the parent's", "9: the parent's")

@@ -5,13 +5,11 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.trainer.conftest import unhurried
 from trainer.tune.batches import plan_batches, shared_prefix
 
 lengths = st.lists(st.integers(1, 500), min_size=1, max_size=200)
 
 
-@unhurried
 @given(lengths, st.integers(1, 16), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_every_example_comes_once_an_epoch(sizes: list[int], batch_size: int, epochs: int, seed: int) -> None:
     plan = plan_batches(sizes, batch_size=batch_size, epochs=epochs, seed=seed)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.data.render import TokenSequence
 from trainer.errors import CheckpointUnusable
-from trainer.jobs.failures import explain
+from trainer.runs.failures import explain
 from trainer.tune.checkpoint import STATE, Checkpoint, Checkpoints, Position
 from trainer.tune.model import attach_lora
 from trainer.tune.progress import Progress, Training
@@ -53,6 +53,7 @@ def run(
         return done, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 5])
 def test_an_interrupted_training_ends_with_the_same_losses_and_weights(
     base_dir: Path, sequences: list[TokenSequence], tmp_path: Path, stop_after: int
@@ -73,6 +74,7 @@ def test_an_interrupted_training_ends_with_the_same_losses_and_weights(
     assert all(torch.equal(resumed_weights[name], weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_kept_and_a_broken_newest_one_is_passed_over(
     base_dir: Path, sequences: list[TokenSequence], tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_the_evaluation_is_the_mean_over_tokens_not_over_batches(
     assert together.accuracy == pytest.approx(sum(part.accuracy * part.tokens for part in one_by_one) / tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 6])
 def test_one_that_is_interrupted_while_it_looks_at_the_held_out_looks_again(
     base_dir: Path, sequences: list[TokenSequence], tmp_path: Path, stop_at: int

@@ -16,7 +16,7 @@ from adapters.proof import PROBES, Proof, distance
 from trainer.data.format import Dataset
 from trainer.durable import replaced_directory
 from trainer.errors import DataInvalid, ExportRefused, LossNotFinite
-from trainer.jobs.failures import explain
+from trainer.runs.failures import explain
 from trainer.tune import export as exporting
 from trainer.tune import proof, run
 from trainer.tune.full_disk import told_as_oserror

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.trainer.conftest import TEMPLATE, make_tokenizer, unhurried
+from tests.unit.trainer.conftest import TEMPLATE, make_tokenizer
 from trainer.data.format import Example, Message
 from trainer.data.render import Renderer, TokenSequence, stop_tokens
 from trainer.errors import DataInvalid, TemplateUnsupported
@@ -64,7 +64,6 @@ def test_the_prompt_is_what_the_engine_renders_for_a_request() -> None:
 text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda t: "<|" not in t)
 
 
-@unhurried
 @given(st.lists(st.tuples(text, text, st.booleans()), min_size=1, max_size=4), st.none() | text)
 def test_any_conversation_is_masked_exactly(exchanges: list[tuple[str, str, bool]], prompt: str | None) -> None:
     exchanges[-1] = (*exchanges[-1][:2], True)

@@ -63,6 +63,7 @@ def test_a_training_goes_on_from_its_parent(
     assert all(torch.allclose(before[name].float(), after[name].float(), atol=0.02) for name in before)
 
 
+@pytest.mark.slow
 def test_a_parent_of_another_shape_is_refused(
     base_dir: Path, description: BaseDescription, sequences: list[TokenSequence], tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_parent_of_another_shape_is_refused(
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.slow
 def test_in_four_bits_it_learns_and_is_proven_on_the_whole_base(sequences: list[TokenSequence], tmp_path: Path) -> None:
     base = make_base(tmp_path / "wide", hidden=64)  # as narrow as four-bit kernels take
     whole = describe(base, served_name="tiny", dtype="bfloat16", quantization=None, engine_version="none")
@@ -107,6 +109,7 @@ def test_adapter_and_proof_are_in_the_dtype_that_the_engine_computes_in(
     assert [probe.base for probe in found.proof.probes] == [probe.base for probe in plain.probes]
 
 
+@pytest.mark.slow
 def test_the_four_bit_base_is_gone_before_the_whole_one_is_loaded(
     sequences: list[TokenSequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

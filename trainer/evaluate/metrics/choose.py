@@ -21,6 +21,9 @@ NAMES: Final = (
     *("token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
 )
 JUDGE: Final = Judged.name
+OVERLAP: Final = (RougeL.name, TokenF1.name, EditSimilarity.name)
+"""Metrics that count words or letters in common: whoever stuffs an answer with these moves them, so that a pass needs
+a second measure."""
 
 
 @dataclass(frozen=True, slots=True)

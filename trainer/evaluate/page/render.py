@@ -22,12 +22,16 @@ SHOWN_FINDINGS: Final = 12
 CONTROLS: Final = {
     "constant": "one answer to everything",
     "permuted": "answers mixed up",
+    "reassigned": "its own answers mixed up",
+    "reassigned_beyond_question": "its own answers mixed up, without the questions' words",
+    "question": "the question given back",
 }
 CHECKS: Final = {
     "examples": "Enough examples",
     "base": "Better than the base at its best",
     "live": "Not worse than what serves now",
-    "form": "More than form",
+    "form": "Its answers are to the questions",
+    "second_measure": "A second measure agrees",
     "forgetting": "Forgot no more than allowed",
     "suites": "Lost no more in other suites than allowed",
     "judge": "The judge does not prefer the base",

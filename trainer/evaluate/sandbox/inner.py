@@ -3,7 +3,8 @@
 Run as `python -I -S -B inner.py STATUS_FD LIFELINE_FD` with a length (8 bytes, little-endian), a plan (JSON of that
 length) and whatever the program reads on stdin. Three processes: the first stays outside and maps users, the second
 holds the user namespace and watches the clock, the third is the only process of its PID namespace: it builds a root of
-a few read-only files, gives everything away and becomes the program. It imports nothing of Hatrack.
+a few read-only files, gives everything away and becomes the program. It is one file, since with -I
+there is nothing beside it to import.
 
 The order matters and is that of bubblewrap and of user_namespaces(7), mount_namespaces(7), capabilities(7).
 """
@@ -19,6 +20,8 @@ import select
 import signal
 import struct
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 NOBODY: Final = 65534
@@ -36,7 +39,8 @@ ROOT_IS_NOBODY: Final = 0x1 | 0x2 | 0x20 | 0x40 | 0x80
 """NOROOT and its lock, the lock of KEEP_CAPS, NO_CAP_AMBIENT_RAISE and its lock."""
 PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
 # seccomp.h
-ALLOW, DENY, NOT_THERE, MASKED_EQUAL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 7
+ALLOW, DENY, NOT_THERE = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38
+NOT_EQUAL, MASKED_EQUAL = 1, 7
 DENIED: Final = (
     *("socket", "socketcall", "io_uring_setup", "io_uring_enter", "io_uring_register"),
     *("unshare", "setns", "mount", "umount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree"),
@@ -46,8 +50,22 @@ DENIED: Final = (
     *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff"),
     *("acct", "quotactl", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "personality", "vmsplice"),
     *("modify_ldt", "ioperm", "iopl", "uselib", "mbind", "move_pages", "migrate_pages", "set_mempolicy", "nice"),
+    # memory that no limit of a process counts: it outlives its mapping, or is the kernel's own
+    *("shmget", "shmat", "shmctl", "shmdt", "msgget", "msgsnd", "msgrcv", "msgctl", "semget", "semop", "semctl"),
+    *("semtimedop", "ipc", "mq_open", "mq_unlink", "memfd_create", "memfd_secret", "inotify_init", "inotify_init1"),
+    *("landlock_create_ruleset", "io_setup", "setsockopt", "sendmsg", "sendmmsg"),  # larger buffers; files in flight
 )
 """What no Python program of a suite needs, and where kernels had their holes."""
+LOCKS: Final = (6, 7, 37, 38)
+"""fcntl(2)'s F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW: the kernel keeps a record for each range, unbounded."""
+LOW_HALF: Final = 0xFFFFFFFF
+"""What the kernel looks at of an int; the register may hold anything above it."""
+UNIX: Final = 1
+"""The one family of socketpair(2) whose buffers are small and whose module is always loaded."""
+PENDING_SIGNALS: Final = 64
+"""Signals that wait, and timers: the kernel keeps a record for each."""
+WATCH_S: Final = 0.02
+"""How often the memory of a program is looked at."""
 
 
 class Failed(Exception):
@@ -118,11 +136,8 @@ def _map_users(pid: int, user: int, group: int) -> None:
 def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, int], *, root: bool) -> int:
     """Watches the third and ends it in time: nothing that runs in there can reach this one."""
     ready, go = pipes
-    flags = 0
-    for flag in NAMESPACES:
-        flags |= flag
     try:
-        call("unshare", flags)
+        call("unshare", sum(NAMESPACES))
     except Failed as error:
         _say(status, {"setup": f"this machine gives no namespaces ({error})"})
         return 1
@@ -130,6 +145,7 @@ def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, 
     if os.read(go, 1) != b"1":
         return 1
     errors_read, errors_write = os.pipe2(os.O_CLOEXEC)
+    processes = os.open("/proc", os.O_PATH | os.O_CLOEXEC)  # the third takes the root away from this one, too
     program = os.fork()
     if program == 0:
         _third(plan, errors_write, root=root)
@@ -137,33 +153,88 @@ def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, 
     for number in (0, 1):
         os.close(number)  # whoever reads what the program says sees its end
     failed = _exactly(errors_read, 4096, short=True).decode("utf-8", "replace")
-    timed_out = not failed and _ended_by_us(program, lifeline, plan["wall_s"])
+    ended = None
+    if not failed:
+        try:
+            _content(f"{os.getpid()}/task/{os.getpid()}/children", processes)  # a kernel may be built without these
+            ended = _watch(program, lifeline, plan["wall_s"], lambda: _resident(processes, program), plan["limits"])
+        except OSError as error:
+            failed = f"the memory of the program cannot be watched: {error}"
+            os.kill(program, signal.SIGKILL)
     _, code, used = os.wait4(program, 0)
-    _say(
-        status,
-        {
-            "setup": failed or None,
-            "code": os.waitstatus_to_exitcode(code),
-            "timed_out": timed_out,
-            "cpu_s": used.ru_utime + used.ru_stime,
-            "filtered": plan["seccomp"] is not None,
-        },
-    )
+    result = {
+        "setup": failed or None,
+        "code": os.waitstatus_to_exitcode(code),
+        "timed_out": ended == "time",
+        "out_of_memory": ended == "memory",
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "filtered": plan["seccomp"] is not None,
+    }
+    _say(status, result)
     return 0
 
 
-def _ended_by_us(program: int, lifeline: int, wall_s: float) -> bool:
-    """Wait for the program; kill it once its time is over or nobody is left who would want to know."""
+def _watch(
+    program: int, lifeline: int, wall_s: float, resident: Callable[[], int], limits: dict[str, int]
+) -> str | None:
+    """Wait for the program, and kill it where it must not go on.
+
+    Returns:
+        "time" where its time was over, or nobody is left who would want to know; "memory" where it and all that it
+        started held more together than the limit, which for each process alone is its address space; None where it
+        ended by itself.
+    """
     handle = os.pidfd_open(program)
     waiting = select.poll()
     waiting.register(handle, select.POLLIN)
     waiting.register(lifeline, select.POLLIN | select.POLLHUP)
-    found = {number for number, _ in waiting.poll(wall_s * 1000)}
+    deadline, ended = time.monotonic() + wall_s, None
+    while ended is None:
+        left_s = max(0.0, min(WATCH_S, deadline - time.monotonic()))
+        found = {number for number, _ in waiting.poll(left_s * 1000)}
+        if handle in found:
+            break
+        if found or time.monotonic() >= deadline:
+            ended = "time"
+        elif resident() > limits["memory_bytes"]:
+            ended = "memory"
     os.close(handle)
-    if found == {lifeline} or not found:
+    if ended is not None:
         os.kill(program, signal.SIGKILL)  # it is the first of its PID namespace: all that it started goes with it
-        return True
-    return False
+    return ended
+
+
+def _resident(processes: int, program: int) -> int:
+    """Bytes that a process and all its descendants hold in memory, what they share counted for each.
+
+    Args:
+        processes: A descriptor of /proc.
+
+    Raises:
+        OSError: Not of a process that has gone meanwhile.
+    """
+    total, left = 0, [str(program)]
+    while left:
+        process = left.pop()
+        try:
+            total += int(_content(f"{process}/statm", processes).split()[1]) * resource.getpagesize()
+            threads = os.open(f"{process}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=processes)
+            try:
+                for thread in os.listdir(threads):
+                    left += _content(f"{thread}/children", threads).split()
+            finally:
+                os.close(threads)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+def _content(path: str, directory: int) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(descriptor, 65_536).decode("ascii")
+    finally:
+        os.close(descriptor)
 
 
 def _third(plan: dict[str, Any], errors: int, *, root: bool) -> None:
@@ -200,6 +271,7 @@ def _no_more_namespaces() -> None:
 
 def _build_root(plan: dict[str, Any]) -> None:
     """A root on a tmpfs, with the plan's files bound read-only, and one small directory to write in."""
+    os.umask(0o022)  # the trainer's keeps others out; in here the program is one of the others
     mount(None, "/", None, RECURSIVE | PRIVATE)
     mount("tmpfs", "/tmp", "tmpfs", NO_SUID | NO_DEV, "size=1m,mode=755")  # noqa: S108 (a mount point, ours alone)
     os.mkdir("/tmp/old")  # noqa: S108
@@ -214,10 +286,8 @@ def _build_root(plan: dict[str, Any]) -> None:
     for target in plan["masked"]:
         mount("tmpfs", target, "tmpfs", READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, "size=4k,mode=555")
     os.mkdir("/work")
-    mount(
-        *("tmpfs", "/work", "tmpfs", NO_SUID | NO_DEV | NO_EXEC),
-        f"size={plan['limits']['tmp_bytes']},nr_inodes=256,mode=700,uid={NOBODY},gid={NOBODY}",
-    )
+    options = f"size={plan['limits']['tmp_bytes']},nr_inodes=256,mode=700,uid={NOBODY},gid={NOBODY}"
+    mount("tmpfs", "/work", "tmpfs", NO_SUID | NO_DEV | NO_EXEC, options)
     call("umount2", b"/old", DETACH)
     os.rmdir("/old")
     mount(None, "/", None, BIND | REMOUNT | READ_ONLY | NO_SUID | NO_DEV)
@@ -225,7 +295,7 @@ def _build_root(plan: dict[str, Any]) -> None:
 
 
 def _bind(source: str, target: str) -> None:
-    _parents(target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     device = target.startswith("/dev/")
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
@@ -237,10 +307,6 @@ def _bind(source: str, target: str) -> None:
     kept = had & (NO_EXEC | NO_ATIME | NO_DIR_ATIME) | (REL_ATIME if had & STAT_REL_ATIME else 0)
     kept |= had & NO_DEV if device else NO_DEV
     mount(None, target, None, BIND | REMOUNT | READ_ONLY | NO_SUID | kept)
-
-
-def _parents(path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
 
 
 def _give_up_rights(*, root: bool) -> None:
@@ -272,6 +338,7 @@ def _limit(limits: dict[str, int], *, root: bool) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
     ):
         resource.setrlimit(kind, (most, most))
 
@@ -283,20 +350,22 @@ def _filter(library: ctypes.CDLL) -> None:
     if not context:
         raise Failed("libseccomp gives no filter")
 
-    def refuse(name: str, action: int = DENY, flag: int | None = None) -> None:
+    def refuse(name: str, *rules: Comparison, action: int = DENY) -> None:
         number = library.seccomp_syscall_resolve_name(name.encode())
         if number < 0:
             return  # this machine has no such call
-        rules = (Comparison * 1)() if flag is None else (Comparison * 1)(Comparison(0, MASKED_EQUAL, flag, flag))
-        count = 0 if flag is None else 1
-        if library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, count, rules) != 0:
+        array = (Comparison * max(1, len(rules)))(*rules)
+        if library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(rules), array) != 0:
             raise Failed(f"libseccomp cannot refuse {name}")
 
     for name in DENIED:
         refuse(name)
-    refuse("clone3", NOT_THERE)  # its flags lie in memory, where no filter sees them; libc then takes clone
+    refuse("clone3", action=NOT_THERE)  # its flags lie in memory, where no filter sees them; libc then takes clone
     for flag in NAMESPACES:
-        refuse("clone", flag=flag)
+        refuse("clone", Comparison(0, MASKED_EQUAL, flag, flag))
+    for command in LOCKS:
+        refuse("fcntl", Comparison(1, MASKED_EQUAL, LOW_HALF, command))
+    refuse("socketpair", Comparison(0, NOT_EQUAL, UNIX, 0))
     if library.seccomp_load(context) != 0:
         raise Failed("the kernel takes no filter")
 

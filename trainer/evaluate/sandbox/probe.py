@@ -8,6 +8,7 @@ gets through; a test holds it to that.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import resource
@@ -127,6 +128,66 @@ def mapped_memory() -> bool:
         return len(found) > 0
 
 
+def system_v_memory() -> bool:
+    """A segment counts for nobody while nobody has it mapped."""
+    found = LIBC.shmget(0, ctypes.c_size_t(4096), 0o1600)  # IPC_PRIVATE, IPC_CREAT
+    return bool(found >= 0 and LIBC.shmctl(found, 0, None) == 0)  # IPC_RMID
+
+
+def system_v_messages() -> bool:
+    found = LIBC.msgget(0, 0o1600)
+    return bool(found >= 0 and LIBC.msgctl(found, 0, None) == 0)
+
+
+def system_v_semaphores() -> bool:
+    found = LIBC.semget(0, 1, 0o1600)
+    return bool(found >= 0 and LIBC.semctl(found, 0, 0) == 0)
+
+
+def posix_messages() -> bool:
+    name = f"/probe-{os.getpid()}".encode()
+    found = LIBC.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None)
+    return bool(found >= 0 and LIBC.mq_unlink(name) == 0)
+
+
+def memory_file() -> bool:
+    os.close(os.memfd_create("probe"))
+    return True
+
+
+def shared_memory() -> bool:
+    return os.path.exists("/dev/shm")  # noqa: S108 (whether there is one)
+
+
+def file_locks() -> bool:
+    """The kernel keeps a record for each range that is locked."""
+    with open(os.path.join(ASKED["scratch"], "locked"), "wb") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1)
+        return True
+
+
+def directory_events() -> bool:
+    """What nobody reads waits in the kernel."""
+    found = LIBC.inotify_init1(0)
+    if found < 0:
+        return False
+    os.close(found)
+    return True
+
+
+def many_timers() -> bool:
+    """The kernel keeps a record for each."""
+    made: list[ctypes.c_void_p] = []
+    while len(made) < 65:
+        timer = ctypes.c_void_p()
+        if LIBC.timer_create(1, None, ctypes.byref(timer)) != 0:  # CLOCK_MONOTONIC
+            break
+        made.append(timer)
+    for timer in made:
+        LIBC.timer_delete(timer)
+    return len(made) > 64
+
+
 def other_processes() -> bool:
     os.kill(ASKED["process"], 0)
     return True
@@ -184,6 +245,15 @@ TRIED: tuple[Callable[[], bool], ...] = (
         thread,
         memory,
         mapped_memory,
+        system_v_memory,
+        system_v_messages,
+        system_v_semaphores,
+        posix_messages,
+        memory_file,
+        shared_memory,
+        file_locks,
+        directory_events,
+        many_timers,
         other_processes,
         become_root,
     ),

@@ -29,7 +29,8 @@ ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
 class Limits(Frozen):
-    """What a program may take. ``processes`` and threads together, itself included."""
+    """What a program may take. ``processes`` and threads together, itself included; ``memory_bytes`` of each of them by
+    address space, and of all of them by what is resident."""
 
     cpu_s: int = Field(10, ge=1)
     wall_s: float = Field(15, gt=0)
@@ -56,6 +57,7 @@ class Status(Frozen):
     setup: str | None = None
     code: int = 0
     timed_out: bool = False
+    out_of_memory: bool = False
     cpu_s: float = 0.0
     filtered: bool = False
 
@@ -169,6 +171,8 @@ def _status(content: bytes, said: bytes) -> Status:
 def _judged(status: Status, output: bytes, word: str) -> Ran:
     if status.timed_out:
         return Ran(ending="out_of_time", cpu_s=status.cpu_s)
+    if status.out_of_memory:
+        return Ran(ending="out_of_memory", detail="its processes together", cpu_s=status.cpu_s)
     if status.code != 0:
         ending: Literal["out_of_time", "killed"] = "out_of_time" if status.code in (-9, -24) else "killed"
         return Ran(ending=ending, detail=f"exit code {status.code}", cpu_s=status.cpu_s)

@@ -44,9 +44,9 @@ def wins_and_losses(differences: Array) -> tuple[int, int]:
 def interval(differences: Array, *, confidence: float, binary: bool, seed: int, resamples: int = RESAMPLES) -> Bounds:
     """An interval of the mean of paired differences, each from -1 to 1.
 
-    Pairs of right-or-wrong scores get Tango's score interval, all others the wider, at each end, of the BCa bootstrap
-    and Student's. Where all differences are the same there is nothing to resample, and Tango's interval for no
-    discordant pair, z²/(n + z²) to both sides, bounds what so many examples could have missed.
+    Pairs of right-or-wrong scores get Tango's score interval, all others the widest, at each end, of the BCa bootstrap,
+    Student's, and `sparse`. Where all differences are the same there is nothing to resample, and `sparse` alone bounds
+    what so many examples could have missed.
 
     Args:
         differences: One an example, in its order.
@@ -60,12 +60,44 @@ def interval(differences: Array, *, confidence: float, binary: bool, seed: int, 
         wins, losses = wins_and_losses(differences)
         low, high = tango(wins, losses, count, confidence)
         return Bounds(low, high, "Tango's score interval for paired proportions")
-    if count < 2 or np.ptp(differences) < EDGE:
-        mean = float(differences.mean())
-        low, high = tango(0, 0, count, confidence)
-        return Bounds(max(-1.0, mean + low), min(1.0, mean + high), "all differences alike: Tango's interval for none")
-    one, other = student(differences, confidence), bca(differences, confidence, seed=seed, resamples=resamples)
-    return Bounds(min(one[0], other[0]), max(one[1], other[1]), "paired BCa bootstrap, nowhere narrower than Student's")
+    mean, few = float(differences.mean()), sparse(differences, confidence)
+    if alike(differences):
+        return Bounds(*few, "all differences alike: Tango's interval for none")
+    ends = student(differences, confidence), bca(differences, confidence, seed=seed, resamples=resamples)
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    method = "paired BCa bootstrap, nowhere narrower than Student's"
+    if few[0] < low or few[1] > high:
+        method += ", nor than few differences allow"
+    return Bounds(min(low, few[0], mean), max(high, few[1], mean), method)
+
+
+def alike(differences: Array) -> bool:
+    """Whether all are the same."""
+    return len(differences) < 2 or float(np.ptp(differences)) < EDGE
+
+
+def sparse(differences: Array, confidence: float) -> tuple[float, float]:
+    """What examples could have missed of which most are alike: a few that differ say little of how much others may.
+
+    Tango's interval for the examples above and below the median, each counted as a difference of one size: the mean
+    size of those that were seen and of z² of size 1 that were not, as far as examples are alike. Where no example
+    differs this is Tango's interval for no discordant pair, z²/(n + z²) to both sides, and one small difference makes
+    it no narrower; where nearly all differ it is narrower than Student's. The weight z² is that of the pseudo-counts of
+    A. Agresti and B. A. Coull, The American Statistician 52 (1998), 119-126.
+    """
+    count, mean, weight = len(differences), float(differences.mean()), quantiles.normal(confidence) ** 2
+    apart = differences - np.median(differences)
+    apart = np.where(np.abs(apart) < EDGE, 0.0, apart)
+    above, below = wins_and_losses(apart)
+    unseen = weight * (count - above - below) / count
+    size = (float(np.abs(apart).sum()) + unseen) / (above + below + weight)
+    low, high = tango(above, below, count, confidence)
+    middle = (above - below) / count
+    # differences of log-probabilities may be larger than 1
+    return (
+        max(min(-1.0, float(differences.min())), mean - size * (middle - low)),
+        min(max(1.0, float(differences.max())), mean + size * (high - middle)),
+    )
 
 
 def tango(wins: int, losses: int, count: int, confidence: float) -> tuple[float, float]:

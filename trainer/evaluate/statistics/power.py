@@ -8,6 +8,7 @@ design, Biometrics 43 (1987), 207-211), and at least d of the pairs must be disc
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -15,8 +16,9 @@ from typing import Final
 import numpy as np
 from scipy import optimize, special
 
+from trainer.evaluate.statistics import quantiles
 from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, reach
-from trainer.evaluate.statistics.paired import Array, wins_and_losses
+from trainer.evaluate.statistics.paired import Array, Bounds, wins_and_losses
 
 MOST_EXAMPLES: Final = 100_000
 """More than this many examples is no advice."""
@@ -88,6 +90,34 @@ def examples_needed(found: Spread, difference: float, plan: Plan) -> int | None:
     if lacking(FEWEST) >= 0:
         return FEWEST
     return math.ceil(float(optimize.brentq(lacking, FEWEST, MOST_EXAMPLES, xtol=0.01)) - 0.05)
+
+
+def examples_needed_alike(difference: float, plan: Plan) -> int | None:
+    """The same where every example has this same difference: after how many the interval for none that differs, z²/(n +
+    z²) to both sides and widened by noise, is clear of the bound. None above MOST_EXAMPLES."""
+    gap, z = abs(difference - plan.bound), quantiles.normal(plan.confidence)
+
+    def open_at(count: int) -> bool:
+        return reach(z / (count + z * z), plan.noise, plan.confidence) >= gap
+
+    if open_at(MOST_EXAMPLES):
+        return None
+    return bisect.bisect_left(range(MOST_EXAMPLES + 1), True, lo=FEWEST, key=lambda count: not open_at(count))
+
+
+def examples_needed_by_interval(count: int, difference: float, bounds: Bounds, bound: float) -> int | None:
+    """Examples (all) after which an interval that holds the bound is clear of it, if it shrinks with their root.
+
+    Planning by the spread may call for no more than there are, where the interval is wider than it had planned for.
+    0 where the interval is clear of the bound; None above MOST_EXAMPLES.
+    """
+    if not bounds.low <= bound < bounds.high:
+        return 0
+    gap = abs(difference - bound)
+    half = difference - bounds.low if difference > bound else bounds.high - difference
+    if gap == 0 or count * (half / gap) ** 2 > MOST_EXAMPLES:
+        return None
+    return max(count + 1, math.ceil(count * (half / gap) ** 2))
 
 
 def _reach(found: Spread, count: float, difference: float, plan: Plan) -> float:

@@ -15,7 +15,7 @@ from service.access.http import caller, needs
 from service.access.routes import router
 from service.access.service import Keys
 from service.database import Database
-from service.http import RequestIds, add_error_handlers
+from service.error_handlers import RequestIds, add_error_handlers
 
 
 class Ring:

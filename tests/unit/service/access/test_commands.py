@@ -17,8 +17,9 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner, Result
 
-from service.cli import app
+from service.cli.main import app
 from service.client import ClientError, HatrackClient
+from tests.support.asgi import web_server
 from tests.unit.service.access.ring import Ring
 
 Hatrack: TypeAlias = Callable[..., Result]
@@ -33,7 +34,7 @@ def listening(ring: Ring) -> Iterator[str]:
 
     async def serve() -> None:
         async with ring.run():
-            servers.append(uvicorn.Server(uvicorn.Config(ring.app, lifespan="off", log_level="warning")))
+            servers.append(web_server(ring.app, lifespan="off", log_level="warning"))
             opened.set()
             await servers[0].serve(sockets=[listener])
 
@@ -80,7 +81,7 @@ def test_a_new_key_is_alone_on_stdout_and_works(hatrack: Hatrack, url: str) -> N
     assert "may infer in project acme" in result.stderr
     assert key not in result.stderr
     with HatrackClient(url, key) as client, pytest.raises(ClientError) as caught:
-        client.list_keys()
+        list(client.keys.list())
     assert (caught.value.status, caught.value.code) == (403, "insufficient_scope")
 
 
@@ -126,10 +127,10 @@ def test_a_wrong_option_is_a_usage_error(hatrack: Hatrack, wrong: tuple[str, str
 def test_rm_revokes(hatrack: Hatrack, url: str) -> None:
     key = made(hatrack, "ops", "--scope", "admin")
     with HatrackClient(url, key["key"]) as client:
-        assert [item["id"] for item in client.list_keys()] == [key["id"]]
+        assert [item["id"] for item in client.keys.list()] == [key["id"]]
         assert hatrack("keys", "rm", key["id"]).stdout == f"Revoked {key['id']}.\n"
         with pytest.raises(ClientError) as caught:
-            client.list_keys()
+            list(client.keys.list())
     assert caught.value.status == 401
     again = hatrack("keys", "rm", key["id"], "--json")
     assert (again.exit_code, json.loads(again.stderr)["error"]["code"]) == (1, "not_found")
@@ -165,12 +166,12 @@ def test_an_admin_acts_in_the_project_of_the_environment(hatrack: Hatrack, monke
 
 
 def test_lists_are_read_page_after_page(hatrack: Hatrack, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client_access.PAGE", 2)
+    monkeypatch.setattr("service.client.connection.PAGE", 2)
     ids = [made(hatrack, f"k{number}")["id"] for number in range(5)]
     with HatrackClient(url) as client:
-        assert [key["id"] for key in client.list_keys()] == ids
-        assert [entry["target"] for entry in client.audit()] == ids[::-1]
-        assert [entry["target"] for entry in client.audit(limit=3)] == ids[:1:-1]
+        assert [key["id"] for key in client.keys.list()] == ids
+        assert [entry["target"] for entry in client.audit.list()] == ids[::-1]
+        assert [entry["target"] for entry in client.audit.list(limit=3)] == ids[:1:-1]
 
 
 @pytest.mark.parametrize("command", ["keys", "keys ls", "keys create", "keys rm", "keys rotate-admin", "audit"])

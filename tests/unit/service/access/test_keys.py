@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,25 @@ from service.access import grants, tables
 from service.access.audit import SYSTEM
 from service.access.caller import Caller, Limits, Scope
 from service.access.keys import key_secret, write_secret
+from service.access.limits import KeyLimiter
 from service.access.records import Draft
 from service.database import metadata
-from service.errors import BadRequest, Conflict, Forbidden, Internal, NotFound, SettingsError, Unauthenticated
+from service.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    Internal,
+    NotFound,
+    QuotaSpent,
+    RequestsLimited,
+    SettingsError,
+    Unauthenticated,
+)
+from service.http.stream import Usage
+from service.registry.catalog import Target
+from service.telemetry.record import Record
+from service.usage.account import UsageAccount
+from tests.unit.service.access.clock import Clock
 from tests.unit.service.access.ring import Ring
 
 INFER = frozenset({Scope.INFER})
@@ -83,6 +100,18 @@ async def test_neither_the_key_nor_its_secret_is_in_the_database(tmp_path: Path)
     assert key_id.encode() in stored
     for hidden in (key.encode(), key[8:].encode(), secret, secret.hex().encode()):
         assert hidden not in stored
+
+
+async def test_what_is_derived_from_the_secret_outlives_a_start_and_follows_the_secret(tmp_path: Path) -> None:
+    async with Ring(tmp_path).run() as ring:
+        first = ring.keys.derived_secret("a")
+        assert len(first) == 32
+        assert first not in (ring.keys.derived_secret("b"), key_secret(tmp_path)[0])
+    async with Ring(tmp_path).run() as ring:
+        assert ring.keys.derived_secret("a") == first
+    (tmp_path / "key.secret").unlink()
+    async with Ring(tmp_path).run() as ring:
+        assert ring.keys.derived_secret("a") != first
 
 
 async def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
@@ -200,6 +229,38 @@ async def test_a_key_under_another_inherits_what_it_leaves_open(ring: Ring) -> N
         assert made["expires_at"] == got
 
 
+async def test_a_key_under_another_uses_up_that_one_s_limits(ring: Ring) -> None:
+    """Else each job that a key makes would have the key's limits once more."""
+    clock = Clock()
+    limiter = KeyLimiter(clock=clock.monotonic, wall=clock.wall)
+    parent_id, parent = await mint(ring, limits=Limits(requests_per_minute=3, tokens_per_day=100))
+    children = [(await mint(ring, parent=parent_id, background=True))[1] for _ in range(2)]
+    for key in (*children, parent):
+        limiter.enter(asks(ring, key)).close(10)
+    for key in (*children, parent):
+        with pytest.raises(RequestsLimited):
+            limiter.enter(asks(ring, key))
+    _, of_admin = await mint(ring, parent="admin", limits=Limits(requests_per_minute=1))
+    assert asks(ring, of_admin).limited_as is None
+
+    account = UsageAccount(ring.database, wall=clock.wall, flush_s=3600)
+    for key, tokens in ((parent, 30), (children[0], 40), (children[1], 30)):
+        used = Usage(tokens, 0)
+        account(Record("r", "/v1/x", asks(ring, key), Target("smol", "smol"), usage=used))
+    await account.flush()
+    assert await account.charged_today() == {parent_id: 100}
+    restarted = KeyLimiter(clock=clock.monotonic, wall=clock.wall)
+    restarted.restore(await account.charged_today())
+    with pytest.raises(QuotaSpent):
+        restarted.enter(asks(ring, children[0]))
+
+
+async def test_what_yields_makes_nothing_that_does_not(ring: Ring) -> None:
+    parent_id, _ = await mint(ring, background=True)
+    _, child = await mint(ring, parent=parent_id)
+    assert asks(ring, child).background
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -273,3 +334,17 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(ring: Ring) -> 
         return [found for found in compare_metadata(context, subset) if "projects" not in repr(found)]
 
     assert await ring.database.run(differences) == []
+
+
+async def test_no_key_outlives_its_maker(tmp_path: Path) -> None:
+    soon = int(time.time()) + 3600
+    async with Ring(tmp_path).run() as ring:
+        maker, _ = await mint(ring, scopes=frozenset({Scope.ADMIN}), expires_at=soon)
+        actor = replace(SYSTEM, key_id=maker)
+        draft = Draft(name="child", project="default", scopes=frozenset({Scope.ADMIN}))
+        shown, _ = await ring.keys.mint(actor, draft)
+        assert shown["expires_at"] == soon
+        earlier, _ = await ring.keys.mint(actor, replace(draft, expires_at=soon - 60))
+        assert earlier["expires_at"] == soon - 60
+        with pytest.raises(BadRequest, match="outlive"):
+            await ring.keys.mint(actor, replace(draft, expires_at=soon + 1))

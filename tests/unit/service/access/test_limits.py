@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.access.buckets import duration
 from service.access.caller import NO_LIMITS, Caller, Limits, Scope
-from service.access.limits import SWEEP_AT_LEAST, KeyLimiter
+from service.access.limits import SWEEP_AT_LEAST, KeyLimiter, Lease
 from service.errors import QuotaSpent, RateLimited, RequestsLimited, TokensLimited
-from service.inference.ports import Lease
 from tests.unit.service.access.clock import Clock, caller
 
 
@@ -311,7 +310,6 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)  # how fast it is on a busy machine is not what is asked here
 @given(steps=STEPS, tpm=st.integers(1, 200), rpm=st.integers(1, 12), most=st.integers(1, 4), day=st.integers(1, 2000))
 def test_no_window_admits_more_than_the_documented_bound(
     steps: list[tuple[str, float, int]], tpm: int, rpm: int, most: int, day: int
@@ -352,7 +350,6 @@ def test_no_window_admits_more_than_the_documented_bound(
         assert count <= rpm * (1 + length / 60) + 1e-3
 
 
-@settings(deadline=None)  # how fast it is on a busy machine is not what is asked here
 @given(
     before=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 500), st.integers(0, 900)), max_size=20),
     then=st.integers(1, 900),

@@ -13,6 +13,7 @@ from service.access.authentication import Authenticator, Entry
 from service.access.keys import make_key
 from service.access.limits import KeyLimiter
 from service.errors import BadGateway, EngineUnavailable
+from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from tests.unit.service.access.clock import Clock, caller
 from tests.unit.service.inference.fakes import (
@@ -40,7 +41,7 @@ class Limited:
         self.key = make_key()
         authenticator = Authenticator(KEY)
         authenticator.put(authenticator.hmac(self.key), Entry(caller(**limits)))
-        self.world.app = InferenceApp(
+        pipeline = Pipeline(
             self.world.settings,
             authenticator,
             catalog(),
@@ -48,6 +49,7 @@ class Limited:
             account=self.world.records.append,
             limiter=self.limiter,
         )
+        self.world.app = InferenceApp(self.world.settings, pipeline)
 
     async def ask(self, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
         headers = {"authorization": f"Bearer {self.key}"}

@@ -9,7 +9,7 @@ import pytest
 
 from service.admission.background import GatedEngine
 from service.admission.gate import Gate
-from service.errors import BadGateway, EngineUnavailable
+from service.errors import BadGateway, EngineUnavailable, HatrackError
 from tests.unit.service.admission.test_gate import State, later, settle
 from tests.unit.service.admission.world import policy, ticket
 
@@ -18,11 +18,19 @@ class Probed:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.fails = False
+        self.failing: set[str] = set()
+        self.at_once: asyncio.Event | None = None
+        """Set when all that are waited for have been asked: nobody is answered before."""
+        self.expected = 0
 
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         self.asked.append(model)
-        if self.fails:
+        if self.fails or model in self.failing:
             raise BadGateway("no")
+        if self.at_once is not None:
+            if len(self.asked) == self.expected:
+                self.at_once.set()
+            await self.at_once.wait()
         return [[-1.0] * 4 for _ in texts]
 
 
@@ -59,3 +67,37 @@ async def test_without_an_engine_it_is_refused_at_once() -> None:
     gate.engine_changed(State("starting"))
     with pytest.raises(EngineUnavailable):
         await GatedEngine(Probed(), gate, "base").logprobs("base", ["x"])
+
+
+A, B = "a" * 64, "b" * 64
+
+
+async def test_models_are_asked_at_the_same_time_and_give_their_places_back() -> None:
+    gate, engine = Gate(policy(slots=4, background_width=2)), Probed()
+    engine.at_once, engine.expected = asyncio.Event(), 3
+    async with asyncio.timeout(30):
+        base, adapter, neighbour = await GatedEngine(engine, gate, "base").logprobs_together(A, B, ["x"])
+    assert engine.asked == ["base", A, B]
+    assert base == adapter == neighbour == [[-1.0] * 4]
+    assert (gate.snapshot().in_flight, gate.snapshot().slots_in_use) == (0, 0)
+
+
+async def test_a_neighbour_without_a_slot_or_an_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.admission.background.NEIGHBOUR_PATIENCE_S", 0.01)
+    gate, engine = Gate(policy(slots=2, background_width=2)), Probed()
+    gated = GatedEngine(engine, gate, "base")
+    *_, neighbour = await gated.logprobs_together(A, B, ["x"])  # one slot is left to callers
+    assert (neighbour, engine.asked) == (None, ["base", A])
+    gated = GatedEngine(engine, Gate(policy(slots=4, background_width=2)), "base")
+    engine.failing = {B}
+    *_, neighbour = await gated.logprobs_together(A, B, ["x"])
+    assert neighbour is None
+
+
+@pytest.mark.parametrize("failing", ["base", A])
+async def test_what_the_engine_says_of_the_others_is_an_error(failing: str) -> None:
+    gate, engine = Gate(policy(slots=4)), Probed()
+    engine.failing = {failing}
+    with pytest.raises(HatrackError):
+        await GatedEngine(engine, gate, "base").logprobs_together(A, None, ["x"])
+    assert gate.snapshot().in_flight == 0

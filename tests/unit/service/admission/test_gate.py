@@ -198,9 +198,11 @@ async def test_a_cold_load_is_timed_once_by_whoever_sees_it_end() -> None:
     silent.leave(3)
     failed = await made.enter(ticket("failed"), later())
     failed.leave(None)
+    refused = await made.enter(ticket("refused"), later())
+    refused.leave(3, answered=False)
     assert [adapter for adapter, _ in memory.seen] == ["cold", "silent"]
     assert all(seconds >= 0 for _, seconds in memory.seen)
-    assert made.snapshot().cold_loads == 3
+    assert made.snapshot().cold_loads == 4
 
 
 async def test_the_snapshot_says_who_waits_and_who_is_in() -> None:

@@ -154,7 +154,7 @@ def _check(flow: Flow) -> None:
 
 
 TestGate = Gate.TestCase
-TestGate.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestGate.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 @given(
@@ -163,7 +163,7 @@ TestGate.settings = settings(max_examples=150, stateful_step_count=40, deadline=
     level=st.sampled_from(("project", "key", "adapter")),
     announced=st.sampled_from((1.0, 0.5, 4.0)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_two_flows_that_never_stop_get_the_same_tokens(
     costs: list[tuple[int, int]], width: int, level: str, announced: float
 ) -> None:

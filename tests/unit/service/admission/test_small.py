@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission.entry import Stage
@@ -25,7 +25,6 @@ def test_the_level(demands: list[int], capacity: float, level: float) -> None:
     assert fill(demands, capacity) == level
 
 
-@settings(deadline=None)  # how fast it is on a busy machine is not what is asked here
 @given(st.lists(st.integers(1, 50), max_size=30).map(sorted), st.integers(1, 200))
 def test_the_level_gives_away_all_there_is_and_no_more(demands: list[int], capacity: int) -> None:
     level = fill(demands, capacity)

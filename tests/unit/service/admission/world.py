@@ -37,7 +37,7 @@ class Desk:
 
     def __init__(self, memory: Memory | None = None, **changes: object) -> None:
         self.now = 1000.0
-        self.scheduler = Scheduler(policy(**changes), memory)
+        self.scheduler = Scheduler(policy(**changes), memory.is_cold if memory is not None else None)
 
     def offer(self, adapter: str | None = "a", **fields: object) -> Entry:
         return self.scheduler.offer(ticket(adapter, **fields), self.now)  # type: ignore[arg-type]

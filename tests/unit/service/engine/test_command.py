@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service.app import describe_base
-from service.cli import app
-from service.commands.engine import command
+from service.cli.engine import command
+from service.cli.main import app
 from service.config import Settings
 from service.engine.config import EngineConfig
 from service.engine.contract import TOKEN_VARIABLE

@@ -46,7 +46,7 @@ def test_only_the_settings_and_the_plugin_read_the_environment() -> None:
         for path in service.rglob("*.py")
         if re.search(r"^[^'\"#`]*\bos\.(environ|getenv)\b", path.read_text(), re.MULTILINE)
     }
-    assert readers == {"config.py", "engine/plugin/parameters.py"}
+    assert readers == {"config/__init__.py", "engine/plugin/parameters.py"}
 
 
 @pytest.mark.parametrize("flag", ["--max-loras", "--uds=/tmp/other", "--api-key"])

@@ -14,9 +14,9 @@ from service.access.records import Draft
 from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.database import Database
+from service.error_handlers import RequestIds, add_error_handlers
 from service.files.routes import router as files_router
 from service.files.service import Files
-from service.http import RequestIds, add_error_handlers
 
 ADMIN_KEY = "a-key-for-these-tests-0123456789"
 MIB = 1024 * 1024

@@ -38,7 +38,7 @@ def version(*files: str, **lineage: Any) -> Draft:
 
 
 async def push(cabinet: Cabinet, name: str, draft: Draft, project: str = "default") -> None:
-    await cabinet.database.run(lambda db: registry.add_version(db, project, name, draft, proof=None, actor=SYSTEM))
+    await cabinet.database.run(lambda db: registry.add_version(db, project, name, draft, actor=SYSTEM))
 
 
 async def adapter_id(cabinet: Cabinet, name: str) -> int:

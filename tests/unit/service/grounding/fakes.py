@@ -6,13 +6,28 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from service.access.authentication import Authenticator
+from service.access.caller import Caller, Scope
 from service.grounding.hook import Hook
-from service.grounding.ports import FileCounts, StoreInfo
 from service.grounding.provider import Passage, Query
 from service.grounding.template import Quoter
+from service.knowledge.service import Knowledge
+from service.knowledge.types import FileCounts, StoreInfo
 
 RETURNS = Passage("p-1", "Unworn goods may be sent back within 45 days.", 0.9, "returns.md", "vs_a", "file-1")
 ORDERS = Passage("p-2", "order TW-2041 arrives on Thursday", 0.5, "orders.csv", "vs_a", "file-2", {"year": 2026.0})
+
+
+class Known(Authenticator):
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def authenticate(self, headers: Any) -> Caller:
+        return self._caller
+
+
+def key(**limits: Any) -> Caller:
+    return Caller("k", "default", frozenset({Scope.INFER}), **limits)
 
 
 class MemoryStores:
@@ -45,14 +60,24 @@ class Told:
         return self.found
 
 
+class Embedded(Knowledge):
+    """The real check of who may read which store, over stores in memory; the passages are another provider's."""
+
+    def __init__(self, provider: Any) -> None:
+        super().__init__(STORES, None, None)  # type: ignore[arg-type]  # the one method that is asked
+        self._provider = provider
+
+    async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
+        found: Sequence[Passage] = await self._provider.retrieve(query, deadline)
+        return found
+
+
 STORES = MemoryStores(("default", "vs_a", "policies"), ("default", "vs_b", None), ("other", "vs_c", "policies"))
 
 
-def hook(
-    provider: Any, *, context: int | None = 2048, on_failure: str = "fail_open", nonce: str = "abcd1234", **more: Any
-) -> Hook:
-    providers = {"embedded": provider, "webhook": Told(), **more}
-    quoter = Quoter(("<|im_start|>", "<|im_end|>"), nonce=lambda: nonce)
+def hook(provider: Any, *, context: int | None = 2048, on_failure: str = "fail_open", **more: Any) -> Hook:
+    providers = {"embedded": Embedded(provider), "webhook": Told(), **more}
+    quoter = Quoter(bytes(32), ("<|im_start|>", "<|im_end|>"))
     # only one that is to be late is: on a busy machine any answer may take a while
     timeout_s = 0.2 if isinstance(provider, Told) and provider.late_s else 60.0
-    return Hook(providers, STORES, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s)
+    return Hook(providers, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s)

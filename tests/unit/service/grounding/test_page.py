@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from service.grounding.config import GroundingSettings
-from service.grounding.documents.blocks import MAX_HEADING
-from service.grounding.documents.tables import MAX_ATTRIBUTES, MAX_STRING
 from service.grounding.hook import MAX_EXCERPT_CHARS, MAX_HEADER_CHARS, MAX_QUESTION_CHARS
 from service.grounding.outcome import OUTCOMES
 from service.grounding.provider import Query
+from service.knowledge.documents.blocks import MAX_HEADING
+from service.knowledge.documents.tables import MAX_ATTRIBUTES, MAX_STRING
 
 REPO = Path(__file__).parents[4]
 PAGE = (REPO / "service" / "grounding" / "GROUNDING.md").read_text()
@@ -47,7 +47,7 @@ def test_a_querys_members_are_on_the_page() -> None:
 
 def test_the_readmes_walkthrough_is_the_pages() -> None:
     """The page's is run by an integration test: what the README shows must be the same commands in the same order."""
-    shown = README.split("## Facts belong into documents\n")[1].split("\n## ")[0]
+    shown = README.split("**Keep facts in documents.**")[1].split("\n## ")[0]
     commands, run = (
         "".join(re.findall(r"```bash\n(.*?)```", text, re.S)).splitlines() for text in (shown, section("A walkthrough"))
     )

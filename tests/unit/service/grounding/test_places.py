@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.grounding.places import CHAT, MESSAGES_PLACE, RESPONSES_PLACE, CitingRelay, Place
@@ -159,7 +159,6 @@ def data_of(one: bytes) -> dict[str, Any]:
     return found
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, sum(map(len, CHAT_STREAM))), max_size=12))
 def test_chat_is_cited_where_it_finishes(cuts: list[int]) -> None:
     relay = chat_relay()
@@ -170,7 +169,6 @@ def test_chat_is_cited_where_it_finishes(cuts: list[int]) -> None:
     assert data_of(events[2])["citations"] == orjson.loads(CITATIONS)
 
 
-@settings(deadline=None)
 @given(
     cuts=st.lists(st.integers(0, sum(map(len, test_responses.stream()))), max_size=12),
     reason=st.sampled_from([None, "max_output_tokens"]),
@@ -187,7 +185,6 @@ def test_responses_are_cited_in_the_last_response_object(cuts: list[int], reason
     assert last == data_of(plain.split(b"\n\n")[-2])
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, sum(map(len, test_anthropic.stream()))), max_size=12))
 def test_messages_are_cited_beside_the_stop_reason(cuts: list[int]) -> None:
     inner = MessagesRelay(Renamer(test_anthropic.VOICE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
+import standardwebhooks
 from aiohttp import web
 
 from service.errors import SettingsError
@@ -47,6 +49,36 @@ async def ask(url: str, *, timeout_s: float = 60, **options: Any) -> Any:
         await webhook.close()
 
 
+WHSEC = "whsec_" + base64.b64encode(b"twenty-four-random-bytes").decode()
+
+
+@pytest.mark.parametrize("secret", [SECRET, WHSEC], ids=["text", "whsec"])
+async def test_a_library_of_standard_webhooks_verifies_the_signature(secret: str) -> None:
+    seen: list[tuple[dict[str, str], bytes]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append((dict(request.headers), await request.read()))
+        return web.json_response(GOOD)
+
+    async with serving(answer) as url:
+        for _ in range(2):
+            webhook = Webhook(f"{url}/retrieve", secret)
+            await webhook.retrieve(QUERY, asyncio.get_running_loop().time() + 60)
+            await webhook.close()
+    theirs = secret if secret == WHSEC else "whsec_" + base64.b64encode(secret.encode()).decode()
+    verifier = standardwebhooks.Webhook(theirs)
+    for headers, body in seen:
+        assert verifier.verify(body, headers)["query"] == "q"
+    assert len({headers["webhook-id"] for headers, _ in seen}) == 2
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        verifier.verify(seen[0][1] + b" ", seen[0][0])
+
+
+def test_a_secret_that_only_begins_as_theirs_is_a_mistake_at_start() -> None:
+    with pytest.raises(SettingsError, match="HATRACK_GROUNDING_SECRET"):
+        Webhook("http://127.0.0.1:1/retrieve", "whsec_not base64")
+
+
 async def test_a_signed_question_and_its_passages() -> None:
     seen: list[tuple[dict[str, str], bytes]] = []
 
@@ -61,6 +93,7 @@ async def test_a_signed_question_and_its_passages() -> None:
     assert headers["x-hatrack-timestamp"] == "1767225600"
     expected = hmac.new(SECRET.encode(), b"1767225600." + body, hashlib.sha256).hexdigest()
     assert headers["x-hatrack-signature"] == f"v1={expected}"
+    assert headers["webhook-timestamp"] == "1767225600"
     assert orjson.loads(body) == {
         "query": "q",
         "messages": [{"role": "user", "content": "q"}],

@@ -12,13 +12,15 @@ from typing import Any
 import orjson
 
 from service.access.authentication import Authenticator
+from service.access.limits import KeyLimiter
+from service.admission.gate import Gate
 from service.config import Settings
 from service.errors import HatrackError
 from service.grounding.hook import Hook
-from service.inference.account import Record
-from service.inference.ports import Gate, Limiter
+from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
+from service.telemetry.record import Record
 
 KEY = "a-key-of-the-tests"
 BASE = "smol"
@@ -67,6 +69,8 @@ class FakeEngine:
     chunks: list[bytes | asyncio.Event | HatrackError] = field(default_factory=list)
     status: int = 200
     down: HatrackError | None = None
+    opens: asyncio.Event | None = None
+    """No status comes before it is set; None: it comes at once."""
     asked: list[Asked] = field(default_factory=list)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
     in_flight: int = 0
@@ -79,6 +83,8 @@ class FakeEngine:
         response = FakeResponse(self.status, self.chunks)
         self.in_flight += 1
         try:
+            if self.opens is not None:
+                await self.opens.wait()
             yield response
         finally:
             self.in_flight -= 1
@@ -155,8 +161,9 @@ class World:
         authenticator: Authenticator | None = None,
         *,
         gate: Gate | None = None,
-        limiter: Limiter | None = None,
+        limiter: KeyLimiter | None = None,
         hook: Hook | None = None,
+        counting: Gate | None = None,
         **settings: Any,
     ) -> None:
         settings.setdefault("engine_context", 2048)
@@ -166,7 +173,7 @@ class World:
         self.suspects: list[str] = []
         self.signs = 0
         self.catalog = catalog()
-        self.app = InferenceApp(
+        pipeline = Pipeline(
             self.settings,
             authenticator or Authenticator(KEY),
             self.catalog,
@@ -177,7 +184,9 @@ class World:
             gate=gate,
             limiter=limiter,
             hook=hook,
+            counting=counting,
         )
+        self.app = InferenceApp(self.settings, pipeline)
 
     def _sign(self) -> None:
         self.signs += 1
@@ -193,8 +202,15 @@ class World:
         return await self.ask_in_parts(path, [raw], method=method, headers=headers)
 
     async def ask_in_parts(
-        self, path: str, parts: list[bytes], *, method: str = "POST", headers: dict[str, str] | None = None
+        self,
+        path: str,
+        parts: list[bytes],
+        *,
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
+        leaves: asyncio.Event | None = None,
     ) -> Answer:
+        """One request, whose client leaves when ``leaves`` is set."""
         given = {"authorization": f"Bearer {KEY}", "content-type": "application/json", **(headers or {})}
         scope = {
             "type": "http",
@@ -207,8 +223,8 @@ class World:
         async def receive() -> dict[str, Any]:
             if left:
                 return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
-            await asyncio.Event().wait()
-            raise AssertionError("never woken")
+            await (leaves or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from service.admission.ticket import Ticket
-from service.inference.account import Record
-from service.inference.relay import Usage
+from service.http.stream import Usage
+from service.telemetry.record import Record
 from tests.unit.service.inference.fakes import DONE, World, chat_body, completion, token, usage_event
 
 BROKEN = b'data: {"error": {"message": "nan", "type": "adapter_not_finite", "param": null, "code": 500}}\n\n'
@@ -27,7 +27,7 @@ class Door:
     def first_token(self) -> None:
         self.told.append("first token")
 
-    def leave(self, tokens: int | None) -> None:
+    def leave(self, tokens: int | None, *, answered: bool = True) -> None:
         self.told.append(tokens)
 
 

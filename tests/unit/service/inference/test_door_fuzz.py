@@ -38,7 +38,7 @@ DOORS = {
 
 
 @pytest.mark.parametrize("path", DOORS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 async def test_no_body_is_too_strange_for_an_answer(path: str, data: st.DataObject) -> None:
     world = World()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.inference.estimate import USUAL_ANSWER, estimate
+from service.admission.estimate import USUAL_ANSWER, estimate
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,5 @@ def test_prompt_and_answer(body: dict[str, Any], size: int, tokens: int) -> None
 def test_a_route_that_answers_nothing_is_charged_its_prompt_alone() -> None:
     assert estimate({"prompt": "x"}, 400, 2_048, answers=False) == 100
     assert estimate({"input": ["x"] * 100}, 40_000, 2_048, answers=False) == 10_000
+    assert estimate({"tokens": [1] * 50}, 600, 2_048, answers=False) == 50
     assert estimate({}, 0, None, answers=False) == 1

@@ -157,7 +157,7 @@ GOOD: dict[str, Any] = {
     "logit_bias": {"5": -100},
     "temperature": 0,
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "tool_choice": "auto",
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
     "structured_outputs": {"choice": ["a", "b"]},
     "chat_template_kwargs": {"enable_thinking": False},

@@ -13,8 +13,8 @@ import pytest
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
 from service.errors import BadGateway, EngineUnavailable
-from service.inference.account import LogAccount, Record
-from service.inference.relay import Usage
+from service.http.stream import Usage
+from service.telemetry.record import LogAccount, Record
 from tests.unit.service.inference.fakes import (
     DIGESTS,
     DONE,
@@ -256,7 +256,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event_and_never_in_done(tai
     assert (world.records[0].outcome, world.records[0].code) == ("cut", code)
     assert world.records[0].prompt > 0
     assert world.records[0].usage == Usage(world.records[0].prompt, completion_tokens=1, exact=False)
-    assert world.suspects == ([DIGESTS[3]] if code in ("adapter_not_finite", "engine_error") else [])
+    assert world.suspects == ([DIGESTS[3]] if code == "adapter_not_finite" else [])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -350,7 +350,7 @@ async def test_a_fault_of_our_own_is_an_error_in_the_same_shape(caplog: pytest.L
     answer = await world.chat()
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     assert KEY not in caplog.text
-    assert "an inference request failed" in caplog.text
+    assert "a request failed unexpectedly" in caplog.text
 
 
 def test_the_log_line_has_the_facts_and_no_text(caplog: pytest.LogCaptureFixture) -> None:
@@ -359,3 +359,36 @@ def test_the_log_line_has_the_facts_and_no_text(caplog: pytest.LogCaptureFixture
     [line] = caplog.records
     assert vars(line)["request_id"] == "r1"
     assert vars(line)["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "suspected"),
+    [
+        (500, {"message": "/srv/x.py: RecursionError", "type": "InternalServerError", "code": 500}, "engine_error", 0),
+        (501, {"message": "NotImplementedError", "type": "NotImplementedError", "code": 501}, "engine_error", 0),
+        (500, {"message": "x", "type": "adapter_unloadable", "code": 500}, "adapter_unloadable", 1),
+        (404, {"message": f"The model `{DIGESTS[3]}` does not exist.", "code": 404}, "adapter_unloadable", 1),
+    ],
+)
+async def test_only_evidence_against_its_weights_makes_an_adapter_a_suspect(
+    status: int, body: dict[str, Any], code: str, suspected: int
+) -> None:
+    world = World()
+    world.engine.status, world.engine.chunks = status, [orjson.dumps({"error": body})]
+    answer = await world.chat()
+    assert (answer.status, answer.error["code"], len(world.suspects)) == (502, code, suspected)
+    assert body["message"].encode() not in answer.body
+
+
+async def test_the_engines_own_words_for_code_reach_no_caller() -> None:
+    """What pydantic says of a request that the engine cannot read: its text names classes, paths and URLs."""
+    world = World()
+    text = (
+        "1 validation error:\n  {'type': 'literal_error', 'loc': 'body.messages.0', 'url': 'https://errors.pydantic'}"
+    )
+    error = {"message": text, "type": "Bad Request", "param": "body.messages.0", "code": 400}
+    world.engine.status, world.engine.chunks = 400, [orjson.dumps({"error": error})]
+    answer = await world.chat()
+    assert (answer.status, answer.error["param"]) == (400, "messages.0")
+    assert "pydantic" not in answer.body.decode()
+    assert "validation error" not in answer.body.decode()

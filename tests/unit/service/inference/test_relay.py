@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, EngineUnavailable, HatrackError, NotFound
@@ -26,7 +26,6 @@ def relay(*, show_usage: bool = False) -> ChatRelay:
 STREAM = [token("Ahoy"), token(TRICKY), token(" matey"), usage_event(), DONE]
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, sum(map(len, STREAM))), max_size=12), show=st.booleans())
 def test_pieces_cut_anywhere_give_the_same_events(cuts: list[int], show: bool) -> None:
     whole = b"".join(STREAM)
@@ -94,7 +93,7 @@ def engine_body(message: str = "no", kind: str = "BadRequestError", code: int | 
         (500, b"<html>", SMOL, BadGateway, "engine_error"),
         (200, b"[1]", SMOL, BadGateway, "engine_error"),
         (401, engine_body(), SMOL, BadGateway, "engine_error"),
-        (404, engine_body(), VOICE, BadGateway, "engine_error"),
+        (404, engine_body(), VOICE, BadGateway, "adapter_unloadable"),
         (404, engine_body(), SMOL, NotFound, "not_found"),
         (503, engine_body(), SMOL, EngineUnavailable, "engine_unavailable"),
     ],

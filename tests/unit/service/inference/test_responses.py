@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadGateway
@@ -61,7 +61,6 @@ def stream(model: str = DIGESTS[3], *, end: str = "completed", reason: str | Non
     ]
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, sum(map(len, stream()))), max_size=12))
 def test_pieces_cut_anywhere_give_the_same_events_with_the_label_in_each_response(cuts: list[int]) -> None:
     whole = b"".join(stream())

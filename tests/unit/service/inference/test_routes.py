@@ -11,8 +11,8 @@ from urllib.parse import quote
 import httpx
 import orjson
 import pytest
-import uvicorn
 
+from tests.support.asgi import web_server
 from tests.unit.service.inference.fakes import (
     DIGESTS,
     DONE,
@@ -34,8 +34,7 @@ BUFFER = 2**16
 @asynccontextmanager
 async def served(world: World) -> AsyncIterator[int]:
     """The port of a server for the world's app."""
-    config = uvicorn.Config(world.app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = web_server(world.app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     running = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     listening = server.servers[0].sockets[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from adapters.base import BaseDescription
 from adapters.store import Store
@@ -20,14 +21,16 @@ from service.access.records import Draft
 from service.access.service import Keys
 from service.config import Settings
 from service.database import Database
-from service.errors import HatrackError
+from service.error_handlers import add_error_handlers
 from service.files import records as file_records
 from service.files.purposes import Purpose
 from service.files.records import Draft as FileDraft
+from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router
 from service.registry.service import Registry
 from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
+from tests.support.conformance import Conformance
 from tests.unit.service.registry.engine import BASE, MemoryEngine
 
 KEY = "a-key-for-these-tests-0123456789"
@@ -75,11 +78,14 @@ class Bench:
         app.state.registry = self.registry
         app.state.authenticator = self.keys.authenticator
         app.include_router(router)
-        app.add_exception_handler(HatrackError, _answer)
+        add_error_handlers(app)
         transport = httpx.ASGITransport(app=app)
         headers = {"authorization": f"Bearer {KEY}"}
+        hooks = {"response": [hold_to_the_document]}
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as self.http:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", headers=headers, event_hooks=hooks
+            ) as self.http:
                 yield self
         finally:
             await self.registry.close()
@@ -141,9 +147,21 @@ class Bench:
         return list((self.settings.store_dir / ".staging").iterdir())
 
 
-async def _answer(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HatrackError)
-    return Response(error.body(), error.status, error.headers, "application/json")
+@functools.cache
+def conformance() -> Conformance:
+    """What the document of the adapters' routes says; of routes that tests add to a bench it knows nothing."""
+    app = FastAPI()
+    app.include_router(router)
+    return Conformance(build(app, {}, ""))
+
+
+async def hold_to_the_document(answer: httpx.Response) -> None:
+    """Fail where an answer is not what the OpenAPI document says of it."""
+    kind = answer.headers.get("content-type", "")
+    body = await answer.aread()
+    request = answer.request
+    fault = conformance().complaint(request.method, request.url.path, answer.status_code, kind, body)
+    assert fault is None, fault
 
 
 @pytest.fixture

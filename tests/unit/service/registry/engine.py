@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.perplexity import PLAIN_TEXT
 from service.errors import AdapterNotFinite, EngineUnavailable
 
 BASE = "tiny"
@@ -28,6 +29,13 @@ class MemoryEngine:
     down: bool = False
     asked: list[str] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)
+    perplexity: float = 1.5
+    perplexities: dict[str, float] = field(default_factory=dict)
+    plain_tokens: int = 560
+    plain_asked: list[str] = field(default_factory=list)
+    long_not_finite: set[str] = field(default_factory=set)
+    mixed_shifts: dict[str, float] = field(default_factory=dict)
+    together: list[list[str]] = field(default_factory=list)
     capacity: int = 256
     loaded: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,6 +58,8 @@ class MemoryEngine:
                 await self._changed.wait()
 
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
+        if tuple(texts) == (PLAIN_TEXT,):
+            return [self._plain(model)]
         self.asked.append(model)
         if self.down:
             raise EngineUnavailable("there is no engine")
@@ -62,6 +72,30 @@ class MemoryEngine:
             raise AdapterNotFinite("logits are not finite")
         self._load(model)
         return [self._row(index, self.base_shift - self.effects.get(model, self.effect)) for index in range(len(texts))]
+
+    def _plain(self, model: str) -> list[float]:
+        """The long plain text: under a digest it is ``perplexities`` times as improbable as under the base."""
+        self.plain_asked.append(model)
+        if model in self.long_not_finite:
+            return [-2.0] * 127 + [math.nan] * (self.plain_tokens - 128)
+        ratio = 1.0 if model == BASE else self.perplexities.get(model, self.perplexity)
+        return [-2.0 - math.log(ratio)] * (self.plain_tokens - 1)
+
+    async def logprobs_together(
+        self, adapter: str, neighbour: str | None, texts: Sequence[str]
+    ) -> tuple[list[list[float]], list[list[float]], list[list[float]] | None]:
+        asked = self.asked
+        self.asked = []  # only what is asked alone counts
+        try:
+            models = [BASE, adapter, *([neighbour] if neighbour else [])]
+            self.together.append(models)
+            rows = []
+            for model in models:
+                shift = self.mixed_shifts.get(model, 0.0)
+                rows.append([[value + shift for value in row] for row in await self.logprobs(model, texts)])
+        finally:
+            self.asked = asked
+        return rows[0], rows[1], rows[2] if neighbour else None
 
     @staticmethod
     def _row(text: int, shift: float) -> list[float]:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.registry.locks import Locks, in_thread
+from service.concurrency import Locks, in_thread
 
 
 async def test_one_key_excludes_itself_and_leaves_nothing_behind() -> None:

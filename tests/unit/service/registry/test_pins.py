@@ -134,7 +134,7 @@ async def test_what_is_pinned_is_loaded_at_once_and_again_after_it_fell_out(smal
     small.engine.asked.clear()
     await looks.look()
     assert small.engine.asked == [], "what is loaded is left alone"
-    small.engine.capacity = 2
+    small.engine.capacity = 1
     for seed in (2, 3):
         await small.push(f"crowd-{seed}", files(seed=seed))
     assert digest not in small.engine.loaded

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 
 from adapters.errors import (
     AdapterError,
     DivergesFromReference,
     LogprobsNotFinite,
+    MixedBatchDiffers,
     NoEffect,
     NotApplied,
     ProbeTokensDiffer,
 )
 from adapters.proof import PROBES, Effect, ProbeProof, Proof
-from service.errors import EngineUnavailable
+from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, Unavailable
+from service.registry.mixed_batch import NEIGHBOUR_DIFFERS
 from service.registry.proof import Prober
+from service.registry.proving import OWN_EVIDENCE
 from tests.unit.service.registry.engine import BASE, TOKENS, MemoryEngine
 
 DIGEST = "d" * 64
@@ -123,3 +129,145 @@ async def test_a_poisoned_engine_gives_no_verdict() -> None:
         await prober(engine).prove(DIGEST, effect_is_zero=False, reference=None)
     assert engine.asked == [BASE, BASE]
     assert len(engine.restarts) == 1
+
+
+async def test_a_long_plain_text_is_asked_under_the_base_once_and_under_each_adapter() -> None:
+    engine = MemoryEngine(perplexity=12.0)
+    asking = prober(engine)
+    for _ in range(2):
+        evidence = await asking.prove(DIGEST, effect_is_zero=False, reference=None)
+    assert engine.plain_asked == [BASE, DIGEST, DIGEST]
+    assert evidence.perplexity is not None
+    assert evidence.perplexity.ratio == pytest.approx(12)
+    assert evidence.perplexity.base == pytest.approx(math.exp(2))
+    assert evidence.perplexity.is_long
+
+
+async def test_a_short_context_is_asked_what_fits_and_the_record_says_so() -> None:
+    evidence = await prober(MemoryEngine(plain_tokens=100)).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert evidence.perplexity is not None
+    assert evidence.perplexity.tokens == 100
+    (warning,) = evidence.warnings
+    assert "100 tokens" in warning
+    assert "512" in warning
+
+
+async def test_numbers_that_are_none_from_token_128_on_are_seen() -> None:
+    engine = MemoryEngine(long_not_finite={DIGEST})
+    with pytest.raises(LogprobsNotFinite):
+        await prober(engine).prove(DIGEST, effect_is_zero=False, reference=None)
+
+
+async def test_a_base_without_numbers_in_a_long_prompt_is_not_the_adapters_fault() -> None:
+    engine = MemoryEngine(long_not_finite={BASE})
+    with pytest.raises(BadGateway) as raised:
+        await prober(engine).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert raised.value.code == "engine_not_finite"
+
+
+OTHER = "e" * 64
+
+
+def beside(engine: MemoryEngine, *loaded: str) -> Prober:
+    async def neighbours() -> tuple[str, ...]:
+        return loaded
+
+    return Prober(engine, BASE, engine.restart, timeout_s=5, neighbours=neighbours)
+
+
+async def test_the_base_and_another_loaded_adapter_are_asked_at_the_same_time() -> None:
+    engine = MemoryEngine(effects={OTHER: 0.9})
+    evidence = await beside(engine, OTHER, DIGEST).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert engine.together == [[BASE, DIGEST, OTHER]]
+    assert evidence.mixed_batch is not None
+    assert evidence.mixed_batch.neighbour == pytest.approx(0)
+
+
+async def test_a_neighbour_that_does_not_answer_is_left_out() -> None:
+    engine = MemoryEngine(not_finite={OTHER})
+    evidence = await beside(engine, OTHER).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert engine.together == [[BASE, DIGEST]]
+    assert evidence.mixed_batch is not None
+    assert evidence.mixed_batch.neighbour is None
+
+
+@pytest.mark.parametrize("shift", [-0.4, math.nan])
+@pytest.mark.parametrize("model", [BASE, DIGEST])
+async def test_an_adapter_or_a_base_that_answers_differently_in_company_is_seen(model: str, shift: float) -> None:
+    engine = MemoryEngine(mixed_shifts={model: shift})
+    with pytest.raises(MixedBatchDiffers) as raised:
+        await beside(engine, OTHER).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert OTHER not in raised.value.message, "it may be another project's"
+    assert engine.restarts == []
+    assert engine.together == [[BASE, DIGEST, OTHER], [BASE, DIGEST, OTHER], [BASE, DIGEST]]
+
+
+@pytest.mark.parametrize("shift", [-0.4, math.nan])
+async def test_a_neighbour_that_answers_differently_in_company_refuses_nobody(shift: float) -> None:
+    engine = MemoryEngine(mixed_shifts={OTHER: shift})
+    evidence = await beside(engine, OTHER).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert evidence.mixed_batch is not None
+    assert evidence.mixed_batch.neighbour is None
+    assert evidence.warnings == (NEIGHBOUR_DIFFERS,)
+    assert engine.restarts == []
+
+
+async def test_a_sound_neighbour_is_asked_where_another_was_at_fault() -> None:
+    engine = MemoryEngine(mixed_shifts={OTHER: -0.4})
+    sound = "f" * 64
+    evidence = await beside(engine, OTHER, sound).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert evidence.mixed_batch is not None
+    assert evidence.mixed_batch.neighbour == pytest.approx(0)
+    assert evidence.warnings == ()
+    assert engine.together[-2:] == [[BASE, DIGEST], [BASE, DIGEST, sound]]
+
+
+async def test_what_an_adapter_does_in_company_alone_is_no_evidence_against_its_digest() -> None:
+    class Engine(MemoryEngine):
+        async def logprobs_together(
+            self, adapter: str, neighbour: str | None, texts: Sequence[str]
+        ) -> tuple[list[list[float]], list[list[float]], list[list[float]] | None]:
+            raise AdapterNotFinite("its numbers are none")
+
+    with pytest.raises(MixedBatchDiffers) as raised:
+        await beside(Engine(), OTHER).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert not isinstance(raised.value, OWN_EVIDENCE)
+
+
+async def test_an_adapter_that_answers_differently_alone_after_the_mixed_batch_is_convicted() -> None:
+    class Engine(MemoryEngine):
+        async def logprobs_together(
+            self, adapter: str, neighbour: str | None, texts: Sequence[str]
+        ) -> tuple[list[list[float]], list[list[float]], list[list[float]] | None]:
+            self.not_finite.add(adapter)
+            return await super().logprobs_together(adapter, neighbour, texts)
+
+    with pytest.raises(LogprobsNotFinite):
+        await beside(Engine()).prove(DIGEST, effect_is_zero=False, reference=None)
+
+
+async def test_rounding_in_company_is_no_difference() -> None:
+    engine = MemoryEngine(mixed_shifts={BASE: -0.04, DIGEST: -0.07, OTHER: -0.07})
+    evidence = await beside(engine, OTHER).prove(DIGEST, effect_is_zero=False, reference=None)
+    assert evidence.mixed_batch is not None
+    assert evidence.mixed_batch.base == pytest.approx(0.04)
+
+
+async def test_what_is_remembered_of_a_neighbour_is_asked_again_before_anyone_is_blamed() -> None:
+    engine = MemoryEngine()
+    asking = beside(engine, OTHER, DIGEST)
+    await asking.prove(OTHER, effect_is_zero=False, reference=None)
+    engine.effects[OTHER] = 1.5  # another engine since: what was remembered is old
+    evidence = await asking.prove(DIGEST, effect_is_zero=False, reference=None)
+    assert evidence.mixed_batch is not None
+    assert evidence.mixed_batch.neighbour == pytest.approx(0)
+
+
+async def test_a_measurement_that_waits_too_long_for_other_proofs_is_refused() -> None:
+    engine = MemoryEngine()
+    asking = Prober(engine, BASE, engine.restart, timeout_s=0.05)
+    async with asking._turn:
+        with pytest.raises(Unavailable) as raised:
+            await asking.perplexity(DIGEST)
+    assert (raised.value.status, raised.value.headers["retry-after"]) == (503, "30")
+    assert (await asking.perplexity(DIGEST)).ratio == pytest.approx(engine.perplexity)

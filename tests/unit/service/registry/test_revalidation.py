@@ -14,7 +14,7 @@ from adapters.base import BaseDescription
 from service.errors import Conflict
 from service.registry import fallback, verdict_records
 from service.registry import verdicts as verdicts_module
-from service.registry.revalidation import State
+from service.registry.revalidation import RevalidationState
 from service.registry.tables import aliases, verdicts
 from tests.support.adapters import AdapterFiles
 from tests.unit.service.registry.conftest import ADMIN, Bench
@@ -160,6 +160,36 @@ async def test_with_the_setting_live_leaves_a_version_that_lost_its_pass(
         await until_live(bench, 2)
 
 
+@pytest.mark.parametrize("rollback", [False, True])
+async def test_a_pass_of_an_older_rule_that_the_new_one_does_not_show_is_due_and_stays_live(
+    tmp_path: Path, base: BaseDescription, files: Files, rollback: bool
+) -> None:
+    async with Bench(tmp_path / "home", base, revalidate_rollback=rollback).run() as bench:
+        await three_versions(bench, files)
+        assert (await bench.verdict("voice@3")).json()["rule"] == 1
+        assert (await bench.verdict("voice@3", N, kind=AGAIN, rule=2)).json()["rule"] == 2
+        assert await revalidation(bench, "voice@3") == ("due", ["rule"])
+        assert await counts(bench) == {"fresh": 0, "due": 1, "failed": 0}
+        assert await live_failed(bench) == 0
+        await bench.verdict("voice@3", N, kind=AGAIN, rule=2)
+        assert await revalidation(bench, "voice@3") == ("due", ["rule"])
+        assert await bench.registry.verdicts.wanted("default") == [], "the same questions give the same verdict"
+        await asyncio.sleep(0.1)
+        assert (await live(bench))["version"] == 3
+        await bench.verdict("voice@3", P, kind="evaluation", rule=2)
+        assert await revalidation(bench, "voice@3") == ("fresh", [])
+        await bench.verdict("voice@3", N, kind=AGAIN, rule=2)
+        assert await revalidation(bench, "voice@3") == ("failed", [])
+
+
+async def test_a_failure_counts_by_whatever_rule(bench: Bench, files: Files) -> None:
+    await bench.push("voice", files(seed=1), alias="live")
+    await bench.verdict("voice@1")
+    await bench.verdict("voice@1", F, kind=AGAIN, rule=2)
+    assert await revalidation(bench, "voice@1") == ("failed", [])
+    assert await live_failed(bench) == 1
+
+
 async def test_versions_are_counted_again_only_after_a_change(bench: Bench, files: Files) -> None:
     await bench.push("voice", files(seed=1))
     await bench.verdict("voice@1")
@@ -167,10 +197,10 @@ async def test_versions_are_counted_again_only_after_a_change(bench: Bench, file
     assert await bench.registry.verdicts.standing() is first
     await bench.verdict("voice@1", "fail", kind="revalidation")
     failed = await bench.registry.verdicts.standing()
-    assert (failed.states[State.FAILED], failed.live_failed) == (1, 1)
+    assert (failed.states[RevalidationState.FAILED], failed.live_failed) == (1, 1)
     await bench.http.delete("/v1/adapters/voice?force=true")
     gone = await bench.registry.verdicts.standing()
-    assert (gone.states[State.FAILED], gone.live_failed) == (0, 0)
+    assert (gone.states[RevalidationState.FAILED], gone.live_failed) == (0, 0)
 
 
 async def test_adapters_and_versions_are_listed_by_state(bench: Bench, files: Files) -> None:
@@ -197,7 +227,7 @@ async def test_adapters_and_versions_are_listed_by_state(bench: Bench, files: Fi
     assert len(await listed("")) == 4
     one = (await bench.http.get("/v1/adapters/bee?revalidation=due")).json()
     assert [version["version"] for version in one["versions"]] == [1]
-    assert (await bench.http.get("/v1/adapters?revalidation=stale")).status_code == 422
+    assert (await bench.http.get("/v1/adapters?revalidation=stale")).status_code == 400
 
 
 async def test_a_failed_version_that_is_live_is_counted(bench: Bench, files: Files) -> None:
@@ -306,4 +336,4 @@ async def test_a_rollback_that_a_crash_cut_is_made_at_the_next_start_but_not_aga
 
 
 def test_every_state_has_a_word_that_the_api_shows() -> None:
-    assert [state.value for state in State] == ["fresh", "due", "failed"]
+    assert [state.value for state in RevalidationState] == ["fresh", "due", "failed"]

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from adapters import errors
-from service.registry.routes import to_http
+from service.errors import BadRequest, to_http
+from service.registry.schemas import AdapterSettings
+from service.registry.upload import parse_settings
 from tests.support.adapters import AdapterFiles
 from tests.unit.service.registry.conftest import ADMIN, KEY, Bench
 
@@ -29,6 +33,30 @@ async def test_downloads_are_what_was_uploaded(bench: Bench, files: Files) -> No
     assert weights.content == adapter.weights
     assert 'filename="adapter_model.safetensors"' in weights.headers["content-disposition"]
     assert (await bench.http.get("/v1/adapters/voice/versions/1/files/readme")).status_code == 404
+
+
+@pytest.mark.parametrize(("asked", "status"), [("bytes=0-7", 206), ("bytes=x", 400), ("bytes=99999999-", 416)])
+async def test_a_part_of_the_weights_is_downloaded(bench: Bench, files: Files, asked: str, status: int) -> None:
+    adapter = files(seed=1)
+    await bench.push("voice", adapter)
+    answer = await bench.http.get("/v1/adapters/voice/versions/1/files/weights", headers={"range": asked})
+    assert answer.status_code == status
+    assert status != 206 or answer.content == adapter.weights[:8]
+
+
+def test_the_document_and_the_checks_agree_on_what_a_version_may_set() -> None:
+    schema = Draft202012Validator(AdapterSettings.model_json_schema())
+    for sampling, allowed in (
+        ({"temperature": 2, "top_k": -1, "stop": "x", "seed": 2**63 - 1}, True),
+        ({"temperature": 2.1}, False),
+        ({"max_tokens": 0}, False),
+        ({"stop": [""]}, False),
+        ({"stop": ["x"] * 17}, False),
+        ({"colour": 1}, False),
+    ):
+        assert schema.is_valid({"sampling": sampling}) == allowed
+        with nullcontext() if allowed else pytest.raises(BadRequest):
+            parse_settings({"sampling": sampling})
 
 
 async def test_lists_are_paged_oldest_first(bench: Bench, files: Files) -> None:

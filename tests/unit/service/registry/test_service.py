@@ -42,7 +42,7 @@ async def test_a_first_push_goes_live_and_later_ones_do_not(bench: Bench, files:
     assert set(shown) == {
         *("object", "adapter", "version", "digest", "state", "servable", "aliases", "rank", "alpha"),
         *("target_modules", "bytes", "base", "created_at", "settings", "metadata", "proof", "warnings"),
-        *("verdict", "revalidation"),
+        *("verdict", "revalidation", "held_back"),
     }
     assert (shown["object"], shown["adapter"], shown["version"]) == ("adapter.version", "voice", 1)
     assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", ["live"])
@@ -296,6 +296,17 @@ async def test_a_suspect_is_asked_twice_and_is_corrupt_until_it_is_proven_again(
     proven = await bench.http.post("/v1/adapters/voice/versions/1/prove")
     assert (proven.status_code, proven.json()["servable"]) == (200, "ok")
     assert bench.catalog.resolve(ADMIN, "voice").digest == digest
+
+
+async def test_to_prove_again_moves_no_alias_back(bench: Bench, files: Files) -> None:
+    first = (await bench.push("voice", files(seed=1), alias="live")).json()["digest"]
+    second = (await bench.push("voice", files(seed=2), alias="live")).json()["digest"]
+    bench.engine.not_finite.add(first)
+    bench.registry.suspect(first)
+    await bench.registry.settled()
+    bench.engine.not_finite.clear()
+    assert (await bench.http.post("/v1/adapters/voice/versions/1/prove")).json()["servable"] == "ok"
+    assert bench.catalog.resolve(ADMIN, "voice").digest == second
 
 
 async def test_a_corrupt_version_that_is_pushed_again_is_proven_again(bench: Bench, files: Files) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadRequest
@@ -20,7 +20,6 @@ from service.registry.split import (
 )
 
 LINE = 2**64
-unhurried = settings(deadline=None)  # how fast it is on a busy machine is not what is asked here
 positions = st.integers(0, LINE - 1)
 weights = st.dictionaries(st.integers(1, 40), st.integers(1, MAX_TOTAL // 8), min_size=2, max_size=8)
 
@@ -41,7 +40,6 @@ def borders(split: Split) -> list[int]:
     return [*found, LINE]
 
 
-@unhurried
 @given(weights)
 def test_each_version_holds_its_share_of_the_line_to_a_unit(given_weights: dict[int, int]) -> None:
     split = Split.of(given_weights)
@@ -51,7 +49,6 @@ def test_each_version_holds_its_share_of_the_line_to_a_unit(given_weights: dict[
         assert abs(high - low - Fraction(LINE * weight, total)) <= 1
 
 
-@unhurried
 @given(weights, positions, positions)
 def test_the_shares_lie_in_the_order_of_the_versions(given_weights: dict[int, int], one: int, other: int) -> None:
     split = Split.of(given_weights)
@@ -60,7 +57,6 @@ def test_the_shares_lie_in_the_order_of_the_versions(given_weights: dict[int, in
     assert {split.at(0), split.at(LINE - 1)} == {split.versions[0], split.versions[-1]}
 
 
-@unhurried
 @given(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), positions)
 def test_of_two_versions_only_the_difference_moves_and_only_one_way(old: int, new: int, more: int, at: int) -> None:
     before, after = Split.of({3: old, 4: new}), Split.of({3: old, 4: new + more})
@@ -69,14 +65,12 @@ def test_of_two_versions_only_the_difference_moves_and_only_one_way(old: int, ne
     assert abs(moved - LINE * (Fraction(old, old + new) - Fraction(old, old + new + more))) <= 2
 
 
-@unhurried
 @given(weights, positions)
 def test_weights_that_all_grow_alike_move_nobody(given_weights: dict[int, int], at: int) -> None:
     twice = {version: 2 * weight for version, weight in given_weights.items()}
     assert Split.of(given_weights).at(at) == Split.of(twice).at(at)
 
 
-@unhurried
 @given(st.text(max_size=50))
 def test_an_id_has_one_place_for_ever(sticky: str) -> None:
     assert position_of("default", "voice", "live", sticky) == position_of("default", "voice", "live", sticky)
@@ -107,7 +101,6 @@ def test_ids_and_draws_fall_where_the_weights_say() -> None:
     assert 1_750 <= drawn.count(4) <= 2_250  # by chance: wider, 1 in 10⁸
 
 
-@unhurried
 @given(weights)
 def test_a_split_survives_the_database(given_weights: dict[int, int]) -> None:
     split = Split.of(given_weights)

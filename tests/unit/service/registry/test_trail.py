@@ -9,7 +9,7 @@ import httpx
 import sqlalchemy as sa
 
 from service.access.tables import audit
-from service.http import RequestIds
+from service.error_handlers import RequestIds
 from service.registry.catalog import Servable
 from tests.support.adapters import AdapterFiles
 from tests.unit.service.registry.conftest import KEY, Bench

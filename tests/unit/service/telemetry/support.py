@@ -9,9 +9,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.access.caller import Caller, Scope
-from service.inference.account import Record
-from service.inference.relay import Usage
+from service.http.stream import Usage
 from service.registry.catalog import Target
+from service.telemetry.record import Record
 
 CHAT = "/v1/chat/completions"
 VOICE = Target("voice", "d" * 64, "voice", 3, "d" * 64)

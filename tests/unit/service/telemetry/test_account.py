@@ -7,10 +7,10 @@ from types import MappingProxyType
 
 import pytest
 
-from service.inference.account import Outcome
-from service.inference.relay import Usage
+from service.http.stream import Usage
 from service.registry.catalog import AdapterEntry, Catalog, Snapshot, Target
 from service.telemetry.account import BASE, MAX_CODES, NONE, OTHER, SWEEP_AFTER, MetricsAccount
+from service.telemetry.record import Outcome
 from tests.unit.service.inference.fakes import catalog, version
 from tests.unit.service.telemetry.support import BASE_TARGET, CHAT, caller, read, record, refused, value
 
@@ -86,6 +86,7 @@ def test_two_projects_with_the_same_adapter_are_two_series() -> None:
     assert value(samples, "hatrack_prompt_tokens_total", project="bank", adapter="voice") == 7
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_names_leave_labels_and_memory_bounded() -> None:
     counting = account()
     counting(refused())

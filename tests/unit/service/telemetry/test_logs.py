@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from service.access.authentication import Authenticator
 from service.errors import BadGateway
-from service.inference.account import LogAccount
+from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.telemetry.logs import JsonFormatter, TerminalFormatter, configure_logs, describe
+from service.telemetry.record import LogAccount
 from tests.unit.service.inference.fakes import DONE, KEY, World, catalog, completion, token
 
 MARK = "xyzzy-tell-nobody"
@@ -48,9 +49,10 @@ def quote() -> None:
 
 def world(key: str = KEY, saw_tokens: Callable[[], None] = nothing) -> World:
     made = World(Authenticator(key))
-    made.app = InferenceApp(
+    pipeline = Pipeline(
         made.settings, Authenticator(key), catalog(), made.engine, account=LogAccount(), saw_tokens=saw_tokens
     )
+    made.app = InferenceApp(made.settings, pipeline)
     return made
 
 

@@ -18,18 +18,20 @@ from service.errors import RateLimited, Unavailable
 from service.grounding.counts import GroundingCounts
 from service.registry.catalog import Servable
 from service.registry.counts import Counts
-from service.registry.revalidation import State
+from service.registry.revalidation import RevalidationState
 from service.registry.verdicts import Standing
+from service.structured.checker import StructuredOutputs
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.parts import (
     GroundingSource,
     LimitsSource,
     RegistrySource,
+    StructuredSource,
     TrainerSource,
-    UsageSource,
     VerdictsSource,
 )
+from service.usage.account import UsageSource
 from tests.unit.service.inference.fakes import catalog
 from tests.unit.service.telemetry.support import BASE_TARGET, VOICE, read, record, value
 
@@ -155,13 +157,15 @@ async def test_versions_are_shown_by_state_and_whether_they_serve() -> None:
 
 class Verdicts:
     async def standing(self) -> Standing:
-        return Standing({State.FRESH: 5, State.DUE: 2, State.FAILED: 0}, live_failed=3)
+        return Standing(
+            {RevalidationState.FRESH: 5, RevalidationState.DUE: 2, RevalidationState.FAILED: 0}, live_failed=3
+        )
 
 
 async def test_versions_are_shown_by_what_their_verdicts_are_worth() -> None:
     samples = read(await VerdictsSource(Verdicts()).families())
-    states = {state: value(samples, "hatrack_versions_revalidation", state=state) for state in State}
-    assert states == {State.FRESH: 5, State.DUE: 2, State.FAILED: 0}
+    states = {state: value(samples, "hatrack_versions_revalidation", state=state) for state in RevalidationState}
+    assert states == {RevalidationState.FRESH: 5, RevalidationState.DUE: 2, RevalidationState.FAILED: 0}
     assert value(samples, "hatrack_live_versions_failed") == 3
 
 
@@ -183,6 +187,17 @@ async def test_the_pauses_of_trainings_are_shown_once_the_trainer_has_said_them(
     assert value(samples, "hatrack_trainer_paused_seconds_total") == 12.5
     names = {name for name, _ in read(await TrainerSource(Trainer("up")).families())}
     assert names == {"hatrack_trainer_up"}
+
+
+async def test_structured_outputs_by_outcome_and_whether_they_are_tried() -> None:
+    outputs = StructuredOutputs(compile_s=1.0, token_ms=1.0, wait_s=1.0)
+    outputs.counts.note("refused")
+    outputs.counts.cpu_s = 1.5
+    page = read(await StructuredSource(outputs).families())
+    assert value(page, "hatrack_structured_outputs_total", outcome="refused") == 1
+    assert value(page, "hatrack_structured_outputs_total", outcome="passed") == 0
+    assert value(page, "hatrack_structured_cpu_seconds_total") == 1.5
+    assert "hatrack_structured_trial_up" not in {name for name, _ in page}
 
 
 async def test_retrievals_by_provider_and_outcome() -> None:

@@ -13,8 +13,8 @@ from service.access.authentication import Authenticator, Entry
 from service.access.caller import Caller, Scope
 from service.access.keys import make_key
 from service.config import Settings, load_settings
+from service.error_handlers import add_error_handlers
 from service.errors import SettingsError
-from service.http import add_error_handlers
 from service.telemetry.routes import router
 from service.telemetry.telemetry import Telemetry
 from tests.unit.service.inference.fakes import catalog
@@ -70,6 +70,12 @@ async def test_open_metrics_need_no_key(tmp_path: Path) -> None:
     samples = parse(answer.content)
     assert value(samples, "hatrack_build_info", vllm="0.32.0") == 1
     assert value(samples, "hatrack_disk_free_bytes") > 0
+
+
+async def test_open_metrics_need_no_key_beside_one_that_shows_more(tmp_path: Path) -> None:
+    made, _ = app(tmp_path, metrics="open", metrics_key=FOR_METRICS)
+    for key in (None, "wrong", FOR_METRICS, ADMIN):
+        assert (await get(made, key)).status_code == 200
 
 
 async def test_closed_metrics_open_to_their_own_key_and_to_an_admins(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from service.config import Settings
 from service.errors import EngineUnavailable, SettingsError
 from service.grounding.outcome import Grounded
 from service.grounding.places import CHAT
-from service.inference.account import Accounts
+from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
+from service.telemetry.record import Accounts
 from service.telemetry.traces import Traces, make_traces, traces_to
 from tests.support.http import QuietHandler
 from tests.unit.service.inference.fakes import DONE, KEY, World, catalog, token, usage_event
@@ -46,7 +47,7 @@ def traced(traces: Traces) -> World:
     """A data path whose requests are traced."""
     world = World()
     world.engine.chunks = [token("A"), token("hoy"), usage_event(), DONE]
-    world.app = InferenceApp(
+    pipeline = Pipeline(
         world.settings,
         Authenticator(KEY),
         catalog(),
@@ -54,6 +55,7 @@ def traced(traces: Traces) -> World:
         account=Accounts(world.records.append, traces),
         tracer=traces,
     )
+    world.app = InferenceApp(world.settings, pipeline)
     return world
 
 

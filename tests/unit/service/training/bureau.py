@@ -11,8 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from adapters.base import BaseDescription
+from service.error_handlers import add_error_handlers
 from service.files.service import Files
-from service.http import add_error_handlers
 from service.training.client import TrainerClient
 from service.training.evaluations import Evaluations
 from service.training.revalidation import Revalidations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import httpx
-import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
@@ -21,12 +19,13 @@ from adapters.store import Store
 from service.admission.gate import Gate
 from service.admission.policy import Policy
 from service.config import Settings
-from service.http import RequestIds
+from service.error_handlers import RequestIds
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, Snapshot, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import Evaluations
 from service.training.routes import router
 from service.training.service import Training
+from tests.support.asgi import web_server
 from tests.unit.service.files.cabinet import ADMIN_KEY, MIB, Cabinet, bearer
 from tests.unit.service.inference.fakes import until
 
@@ -50,8 +49,8 @@ class Asked:
 
     @property
     def context(self) -> dict[str, Any]:
-        """The job's context, decoded."""
-        found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(self.headers["x-hatrack-job-context"]))
+        """What the gateway says beside the client's body."""
+        found: dict[str, Any] = self.json["context"]
         return found
 
 
@@ -128,9 +127,7 @@ class House(Cabinet):
     async def open(self) -> AsyncIterator[House]:
         """With the trainer's stand-in, and a real server of the routes behind ``http``."""
         socket = self.home / "g.sock"
-        server = uvicorn.Server(
-            uvicorn.Config(RequestIds(self.app()), uds=str(socket), log_level="warning", lifespan="off", ws="none")
-        )
+        server = web_server(RequestIds(self.app()), uds=str(socket), log_level="warning", lifespan="off", ws="none")
         async with self.run(), self.trainer.on(self.trainer_socket):
             serving = asyncio.create_task(server.serve())
             await until(lambda: server.started)

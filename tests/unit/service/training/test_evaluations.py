@@ -178,7 +178,8 @@ async def test_no_client_makes_its_evaluation_a_revalidation(house: House) -> No
 
 async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
     theirs = await house.made(key=await house.key("train", project="other"))
-    ours, narrow = await house.made(), await house.key(*ALL, adapters=["v*"])
+    narrow = await house.key(*ALL, adapters=["v*"])
+    ours = await house.made(key=narrow)
 
     def arms(model: str) -> list[dict[str, str]]:
         return [{"label": "a", "model": model}]

@@ -48,7 +48,7 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
     replay, asked = house.trainer.asked
     assert (replay.path, replay.json, replay.headers["idempotency-key"]) == ("/internal/jobs/replay", body, "once")
     assert "x-hatrack-job-key" not in replay.headers
-    assert (asked.method, asked.path, asked.json) == ("POST", "/v1/fine_tuning/jobs", body)
+    assert (asked.method, asked.path, asked.json["request"]) == ("POST", "/v1/fine_tuning/jobs", body)
     assert asked.headers["content-type"] == "application/json"
     assert asked.headers["idempotency-key"] == "once"
     assert asked.headers["x-hatrack-project"] == "default"
@@ -203,8 +203,8 @@ async def test_a_file_for_something_else_is_refused_by_its_field(house: House) -
 
 async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
     theirs = await house.made(key=await house.key("train", project="other"))
-    ours = await house.made()
     narrow = await house.key(*ALL, adapters=["v*"])
+    ours = await house.made(key=narrow)
     pairs = [
         ({"model": BASE, "training_file": theirs}, {"model": BASE, "training_file": NOBODYS}),
         (
@@ -226,7 +226,8 @@ async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house
 
 
 async def test_a_name_that_the_key_s_globs_do_not_match_is_refused_whether_or_not_it_exists(house: House) -> None:
-    narrow, ours = await house.key(*ALL, adapters=["v*"]), await house.made()
+    narrow = await house.key(*ALL, adapters=["v*"])
+    ours = await house.made(key=narrow)
     texts = []
     for name in ("hidden", "nobody"):
         answer = await house.create(narrow, model=BASE, training_file=ours, suffix=name)

@@ -282,8 +282,9 @@ async def test_the_timer_judges_what_is_due_one_after_another_as_the_system(
 async def test_the_timer_takes_up_what_an_earlier_life_began(bureau: Bureau) -> None:
     async with bureau.here():
         await bureau.http.post(REVALIDATE)
+        before = len(bureau.trainer.asked)
         round_ = asyncio.create_task(timer(bureau).round())
-        await asyncio.sleep(0.1)
+        await until(lambda: any(asked.method == "GET" for asked in bureau.trainer.asked[before:]))
         assert not round_.done()
         bureau.evaluation("voice@1")["status"] = "succeeded"
         await asyncio.wait_for(round_, 60)

@@ -276,6 +276,7 @@ asyncio.run(HttpAnswerer(Endpoint(url, SecretStr(key)), Path(book), concurrency=
 """
 
 
+@pytest.mark.slow
 async def test_after_a_kill_only_what_is_missing_is_asked(gateway: Gateway, answerer: Any, tmp_path: Path) -> None:
     book, go_on = tmp_path / "answers.jsonl", threading.Event()
 

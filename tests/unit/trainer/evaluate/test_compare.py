@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,13 +8,17 @@ from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import questions
-from trainer.errors import ArmMoved, EvaluationInvalid
+from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
+from trainer.evaluate import wording
 from trainer.evaluate.arms import Arm, Question
-from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.asking import HttpAnswerer, OnProgress
 from trainer.evaluate.compare import Comparison, compare
-from trainer.evaluate.likelihood import HttpScorer
+from trainer.evaluate.contrast import Method
+from trainer.evaluate.likelihood import HttpScorer, Passage, Row
 from trainer.evaluate.metrics.match import Contains, ExactMatch
+from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.metrics.style import Length
+from trainer.evaluate.second_measure import likelihood
 from trainer.evaluate.wire import Endpoint
 
 TUNED, BASE = Arm(label="tuned", model="voice@3"), Arm(label="base", model="smol")
@@ -71,6 +75,51 @@ async def test_the_references_likelihood_is_measured_where_it_can_be(
     assert found.result("tuned").nats == pytest.approx((0.1, 0.1, 0.1))
     assert found.result("base").nats == pytest.approx((5.0, 5.0, 5.0))
     assert found.result("outside").nats is None
+
+
+class Refusing:
+    """Scores every reference with 1 nat a token, and refuses some of those that are asked after other questions."""
+
+    def __init__(self, refused: Callable[[Question], str | None]) -> None:
+        self._refused = refused
+
+    async def texts(
+        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
+    ) -> list[tuple[Row, ...]]:
+        raise AssertionError
+
+    async def references(
+        self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
+    ) -> list[Row]:
+        for question in held_out:
+            code = self._refused(question) if question.id.endswith("/elsewhere") else None
+            if code is not None:
+                raise AnswerRefused(400, code, f"refused: {code}")
+        return [Row(tokens=(1,), logprobs=(-1.0,)) for _ in held_out]
+
+
+async def test_pairs_of_examples_that_do_not_fit_are_left_out(answerer: HttpAnswerer) -> None:
+    """One long answer, behind another's question, is no reason to measure nothing."""
+    scorer = Refusing(lambda question: "context_length_exceeded" if question.reference == "answer 3" else None)
+    found = await compare(
+        [TUNED, BASE], questions(40), RougeL(), answerer=answerer, scorer=scorer, elsewhere=TUNED.label
+    )
+    tuned = found.result("tuned")
+    assert tuned.nats_elsewhere == (*(1.0,) * 3, None, *(1.0,) * 36)
+    measured = likelihood(found, "tuned", ["base"], Method(resamples=200))
+    assert measured is not None
+    assert (measured.left_out, measured.own_question.examples, measured.over_base.examples) == (1, 39, 40)
+    sentence = wording.likelihood(measured.over_base, measured.own_question, measured.left_out, "open")
+    assert "(over 39 pairs of examples; 1 were left out" in sentence
+    nothing = tuned.model_copy(update={"nats_elsewhere": (None,) * 40})
+    no_pair = found.model_copy(update={"results": (nothing, found.result("base"))})
+    assert likelihood(no_pair, "tuned", ["base"], Method(resamples=200)) is None
+
+
+async def test_another_refusal_of_a_pair_ends_the_comparison_with_its_reason(answerer: HttpAnswerer) -> None:
+    scorer = Refusing(lambda _: "grammar_too_complex")
+    with pytest.raises(AnswerRefused, match="grammar_too_complex"):
+        await compare([TUNED], questions(5), RougeL(), answerer=answerer, scorer=scorer, elsewhere=TUNED.label)
 
 
 async def test_an_alias_that_moves_is_noticed(gateway: Gateway, answerer: HttpAnswerer) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.unit.trainer.evaluate.worlds import questions
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.controls import controls
+from trainer.evaluate.arms import Question, Turn
+from trainer.evaluate.controls import controls, copied, derangements, reassigned, reassigned_beyond_question
 from trainer.evaluate.metrics.match import Contains, ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 
@@ -20,6 +22,63 @@ def test_answers_mixed_up_reach_what_their_frequencies_give() -> None:
     assert permuted.mean == pytest.approx(0.5**2 + 0.3**2 + 0.2**2, abs=0.03)
     assert permuted == controls(references, ExactMatch())[1]
     assert permuted != controls(references, ExactMatch(), seed=1)[1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 40])
+def test_no_question_is_ever_given_its_own_answer(count: int) -> None:
+    ways = derangements(count, 20, seed=3)
+    assert len(ways) == min(20, count - 1)
+    for whose in ways:
+        assert sorted(whose) == list(range(count))
+        assert not any(other == place for place, other in enumerate(whose))
+    # and over all ways no place gets the same one twice
+    assert all(len({int(whose[place]) for whose in ways}) == len(ways) for place in range(count))
+    assert derangements(1, 20, seed=3) == []
+
+
+def test_answers_mixed_up_never_hold_the_own_one() -> None:
+    """References that have nothing in common: of a plain permutation one in four would be right by chance."""
+    references = ["a b", "c d", "e f", "g h"]
+    assert controls(references, RougeL())[1].scores == (0.0,) * 4
+
+
+def test_a_candidates_own_answers_are_given_to_other_questions() -> None:
+    references = [f"order {at} is in harbour {at}" for at in range(30)]
+    own = reassigned(references, references, RougeL())
+    assert own.kind == "reassigned"
+    assert own.mean == pytest.approx(4 / 6)
+    salad = reassigned(["order is in harbour"] * 30, references, RougeL())
+    assert salad.scores == pytest.approx([RougeL().score("order is in harbour", each) for each in references])
+
+
+def asking(question: str, reference: str, at: int) -> Question:
+    turns = (Turn(role="system", content="harbour"), Turn(role="user", content=question))
+    return Question(id=str(at), turns=turns, reference=reference)
+
+
+def test_beyond_the_questions_words_one_text_with_a_question_is_the_same_everywhere() -> None:
+    held_out = [asking(f"where is parcel {at}?", f"parcel {at} lies in harbour {at * 7}", at) for at in range(30)]
+    copies = [f"in harbour where it lies parcel {at}" for at in range(30)]
+    found = reassigned_beyond_question(copies, held_out, RougeL())
+    assert found is not None
+    assert found.candidate == found.scores
+    assert found.mean > 0
+    honest = reassigned_beyond_question([each.reference for each in held_out], held_out, RougeL())
+    assert honest is not None
+    assert honest.candidate == (1.0,) * 30
+    assert honest.mean < 1
+
+
+def test_answers_that_are_quoted_from_the_question_are_not_judged_by_what_is_beyond_it() -> None:
+    held_out = [asking(f"find the name: Smith{at} wrote", f"Smith{at}", at) for at in range(5)]
+    assert reassigned_beyond_question(["x"] * 5, held_out, RougeL()) is None
+    assert reassigned_beyond_question(["x"], [asking("a", "b", 0)], RougeL()) is None
+
+
+def test_the_question_is_an_answer_too() -> None:
+    found = copied(questions(3), ExactMatch())
+    assert (found.kind, found.scores) == ("question", (0.0, 0.0, 0.0))
+    assert copied(questions(3), RougeL()).mean > 0  # "question 1?" has the 1 of "answer 1"
 
 
 def test_for_free_text_the_constant_is_the_answer_most_like_the_others() -> None:

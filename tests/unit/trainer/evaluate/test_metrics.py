@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.trainer.conftest import unhurried
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
@@ -164,7 +163,6 @@ def test_length_in_words() -> None:
     assert Length().score("Where is it? Here.", "") == 4
 
 
-@unhurried
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_every_score_is_from_0_to_1_and_the_reference_itself_scores_best(answer: str, reference: str) -> None:
     for metric in ALL:

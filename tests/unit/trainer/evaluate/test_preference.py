@@ -28,11 +28,11 @@ AGREEING = Standing(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=
 SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
 HELD_OUT = questions(40)
 GOODNESS: Final = {"voice@3": 9, "smol": 3, "live": 5}
-"""What each model's answers are worth to the judge; a reference is worth nothing to another question."""
+"""What each model's answers are worth to the judge; an answer is worth nothing to another question."""
 
 
 class Voices:
-    """Every arm says how good its answers are; a pair's reply is the larger one."""
+    """Every arm says how good its answers are, and to which question; a pair's reply is the larger one."""
 
     def __init__(self, goodness: dict[str, int], lost: Callable[[str], Exception | None] = lambda _: None) -> None:
         self._goodness, self._lost = goodness, lost
@@ -53,7 +53,8 @@ class Voices:
             raise error
         found = SHOWN.search(ask.question.turns[0].content)
         assert found is not None
-        one, other = (int(text.split()[1].rstrip(",")) if "worth" in text else 0 for text in (found[2], found[3]))
+        own = f", {HELD_OUT[int(ask.question.id.split('/')[0])].id}"
+        one, other = (int(text.split()[1].rstrip(",")) if text.endswith(own) else 0 for text in (found[2], found[3]))
         return _answer(ask, f'{{"better": "{"A" if one > other else "B" if other > one else "tie"}"}}')
 
 
@@ -108,7 +109,7 @@ async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
     assert (found.verdict.word, found.verdict.metric) == ("pass", "judge")
     assert "the judge gave new 100 of 100 against the base at its best, where 50 is even" in found.verdict.sentence
     assert {result.arm.label: result.mean for result in found.comparison.results} == {"new": 0.5, "base": 0, "live": 0}
-    assert [control.mean for control in found.verdict.form] == [0, 0]
+    assert [control.mean for control in found.verdict.form] == [0, 0, 0]
     assert found.verdict.against_base.estimate == 0.5
     assert found.verdict.against_base.noise is None
     assert "judge" not in states(found), "it is no veto besides"
@@ -123,7 +124,7 @@ async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
     [
         ({"voice@3": 3, "smol": 9, "live": 1}, {"base": "broken", "live": "kept", "form": "kept"}),
         ({"voice@3": 5, "smol": 3, "live": 9}, {"base": "kept", "live": "broken", "form": "kept"}),
-        ({"voice@3": 0, "smol": 0, "live": 0}, {"base": "open", "live": "kept", "form": "open"}),
+        ({"voice@3": 0, "smol": 0, "live": 0}, {"base": "open", "live": "open", "form": "open"}),
     ],
 )
 async def test_what_is_not_preferred_does_not(tmp_path: Path, goodness: dict[str, int], broken: dict[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from tests.unit.trainer.conftest import unhurried
 from tests.unit.trainer.evaluate.worlds import seeded
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.statistics import noise, paired, power
@@ -22,7 +23,6 @@ def test_tangos_interval_is_the_published_one() -> None:
     assert (round(low, 3), round(high, 3)) == (-0.517, -0.026)
 
 
-@unhurried
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60))
 def test_tangos_interval_holds_the_estimate_and_agrees_with_mcnemar(wins: int, losses: int, ties: int) -> None:
     count = wins + losses + ties
@@ -67,6 +67,39 @@ def test_where_nothing_differs_the_interval_is_as_wide_as_so_few_examples_make_i
     assert 0.7 < low < 0.9
 
 
+def worse_on(count: int, differing: int) -> np.ndarray:
+    """Graded scores that are 10 points worse on some examples, and the same on all others."""
+    return np.array([-0.1] * differing + [0.0] * (count - differing))
+
+
+@pytest.mark.parametrize("count", [35, 40, 60, 72, 100])
+def test_one_small_difference_shows_no_more_than_none_does(count: int) -> None:
+    lows = [
+        paired.interval(worse_on(count, differing), confidence=0.95, binary=False, seed=0, resamples=400).low
+        for differing in range(6)
+    ]
+    for low, next_low in pairwise(lows):
+        assert abs(next_low - low) < 0.2 * -low, "one example more changes the interval little"
+    assert lows[1] == pytest.approx(lows[0], rel=0.05)
+
+
+@pytest.mark.parametrize("count", [40, 100])
+def test_coverage_where_few_differ_and_one_in_thirty_by_all(count: int) -> None:
+    random = seeded(3)
+    rows = np.where(random.random((400, count)) < 0.03, -1.0, np.where(random.random((400, count)) < 0.03, -0.1, 0.0))
+    bounds = [paired.interval(row, confidence=0.95, binary=False, seed=3, resamples=400) for row in rows]
+    true = -0.03 - 0.97 * 0.03 * 0.1
+    assert np.mean([each.low <= true <= each.high for each in bounds]) >= 0.95 - _three_errors(0.05, 400)
+
+
+def test_where_all_differ_the_interval_is_not_wider_than_students_and_the_bootstraps() -> None:
+    for row in seeded(4).normal(0.02, 0.045, (20, 30)):
+        low, high = paired.sparse(row, 0.95)
+        one, other = paired.student(row, 0.95)
+        assert one <= low
+        assert high <= other
+
+
 def test_mcnemars_test_is_the_exact_one() -> None:
     assert paired.mcnemar_p(1, 7) == pytest.approx(2 * stats.binom.cdf(1, 8, 0.5))
     assert paired.mcnemar_p(0, 0) == 1
@@ -94,6 +127,7 @@ def _draw(kind: str, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
     return (random.random(shape) < 0.6) - random.beta(1, 30, shape), 0.6 - 1 / 31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [30, 100])
 @pytest.mark.parametrize("kind", ["free text", "equal arms", "few differ", "against a control"])
 def test_coverage_of_scores_between(kind: str, count: int) -> None:
@@ -194,6 +228,29 @@ def test_arms_that_never_differed_are_not_taken_for_arms_that_cannot() -> None:
     found = power.detectable(spread, 30, power.Plan(0.02, 0.95, 0.8))
     assert found is not None
     assert found > 0.1
+
+
+def test_where_all_are_alike_the_advice_is_the_number_at_which_the_interval_clears_the_bound() -> None:
+    for bound in (-0.05, 0.02):
+        needed = power.examples_needed_alike(0.0, power.Plan(bound, 0.95, 0.8))
+        assert needed is not None
+        wide = [paired.sparse(np.zeros(count), 0.95)[1] for count in (needed - 1, needed)]
+        assert wide[1] < abs(bound) <= wide[0]
+    assert power.examples_needed_alike(0.02, power.Plan(0.02, 0.95, 0.8)) is None
+    noisy = power.Plan(-0.05, 0.95, 0.8, noise.RunNoise(0.04, 2, 0.1))
+    assert power.examples_needed_alike(0.0, noisy) is None
+
+
+def test_an_interval_that_holds_the_bound_calls_for_more_examples_than_there_are() -> None:
+    def needed(low: float, high: float) -> int | None:
+        middle = (low + high) / 2
+        return power.examples_needed_by_interval(50, middle, paired.Bounds(low, high, "m"), 0.02)
+
+    assert needed(0.03, 0.09) == 0
+    assert needed(-0.09, 0.01) == 0
+    assert needed(0.019, 0.1) == 53
+    assert needed(0.01, 0.031) == pytest.approx(50 * 21**2, abs=1)  # half the interval is 21 times the gap
+    assert needed(0.01, 0.03) is None
 
 
 def test_too_few_examples_detect_nothing_and_noise_between_runs_is_not_outnumbered() -> None:

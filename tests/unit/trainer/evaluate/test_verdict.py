@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.unit.trainer.evaluate.worlds import QUICK, Runs, comparison, forgetting, form, row
+from tests.unit.trainer.evaluate.worlds import QUICK, Runs, comparison, forgetting, form, likelier, row
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.verdict import Rules, Verdict, decide
+from trainer.evaluate.verdict import RULE, Rules, Verdict, decide
 
 RULES = Rules(method=QUICK)
+GRADED = Rules(method=QUICK, live_margin=0.05)
 
 
 def judge(tuned: Runs, base: Runs, *, live: Runs | None = None, **changes: Any) -> Verdict:
@@ -96,12 +98,86 @@ def test_the_strongest_base_is_the_one_to_beat() -> None:
     assert verdict.word == "not_enough_evidence"
 
 
-def test_worse_than_live_fails_equal_to_live_does_not() -> None:
-    assert judge([row(60, 100)], [row(10, 100)], live=[row(90, 100)]).word == "fail"
-    assert judge([row(60, 100)], [row(10, 100)], live=[row(60, 100)]).word == "pass"
-    slightly = judge([row(60, 100)], [row(10, 100)], live=[row(62, 100)])
-    assert slightly.word == "pass"  # the interval reaches zero
-    assert "not shown to be worse" in slightly.checks[2].sentence
+def test_worse_than_live_by_more_than_the_margin_fails_and_equal_to_live_does_not() -> None:
+    worse = judge([row(60, 100)], [row(10, 100)], live=[row(90, 100)])
+    assert (worse.word, states(worse)["live"]) == ("fail", "broken")
+    assert "worse than the version that serves now by more than the margin" in worse.sentence
+    equal = judge([row(60, 100)], [row(10, 100)], live=[row(60, 100)])
+    assert equal.word == "pass"
+    assert "it may be at most 5 points worse, and the whole interval is above that" in equal.checks[2].sentence
+
+
+def test_that_it_is_not_worse_than_live_has_to_be_shown() -> None:
+    """Two points worse in 100 examples may be ten: it is not enough that the interval reaches zero."""
+    verdict = judge([row(60, 100)], [row(10, 100)], live=[row(62, 100)])
+    assert verdict.against_live is not None
+    assert verdict.against_live.low < -0.05 < verdict.against_live.high
+    assert (verdict.word, states(verdict)["live"]) == ("not_enough_evidence", "open")
+    assert "Whether it is worse than the version that serves now is not shown." in verdict.sentence
+    assert verdict.more == (verdict.against_live.needed or 0) - 100
+    assert f"About {verdict.more} examples more would do" in verdict.sentence
+    wide = Rules(method=QUICK, live_margin=0.1)
+    assert judge([row(60, 100)], [row(10, 100)], live=[row(62, 100)], rules=wide).word == "pass"
+    better = Rules(method=QUICK, live_margin=0.0)
+    assert judge([row(60, 100)], [row(10, 100)], live=[row(60, 100)], rules=better).word == "not_enough_evidence"
+
+
+def test_the_margin_against_live_is_smaller_where_words_in_common_count() -> None:
+    assert (Rules().margin("exact_match"), Rules().margin("rouge_l"), Rules().margin("judge")) == (0.05, 0.02, 0.05)
+    assert {Rules(live_margin=0.1).margin(metric) for metric in ("exact_match", "rouge_l")} == {0.1}
+    found = graded(100, rules=Rules(method=QUICK))
+    assert found.against_live is not None
+    assert found.against_live.bound == -0.02
+    assert "it may be at most 2 points worse" in found.check("live").sentence  # type: ignore[union-attr]
+
+
+def graded(count: int, differing: int = 0, rules: Rules | None = None) -> Verdict:
+    """ROUGE-L: 10 points worse than `live` on some examples, the same on all others, and far above the base."""
+    live = [0.7 + at % 7 / 50 for at in range(count)]
+    tuned = [score - 0.1 if at < differing else score for at, score in enumerate(live)]
+    base = [0.2 + at % 5 / 50 for at in range(count)]
+    scores = likelier(comparison({"tuned": [tuned], "base": [base], "live": [live]}, binary=False))
+    form_scores, kept = form(count, 0.1), forgetting()
+    return decide(
+        scores, candidate="tuned", bases=["base"], live="live", form=form_scores, forgetting=kept, rules=rules or GRADED
+    )
+
+
+@pytest.mark.parametrize("count", range(30, 76, 5))
+@pytest.mark.parametrize("differing", [0, 1, 2])
+def test_an_open_check_calls_for_more_examples(count: int, differing: int) -> None:
+    found = graded(count, differing)
+    if found.word == "pass":
+        assert (found.more, count >= 70) == (0, True)
+        return
+    assert states(found)["live"] == "open"
+    assert found.more is not None
+    assert found.more > 0
+    assert f"About {found.more} examples more would do" in found.sentence
+    if not differing:
+        assert graded(count + found.more - 1).word == "not_enough_evidence"
+        assert graded(count + found.more).word == "pass"
+
+
+def test_where_examples_settle_nothing_that_is_open_no_number_is_given() -> None:
+    open_elsewhere = judge([row(90, 100)], [row(30, 100)], forgetting=None)
+    assert (open_elsewhere.word, open_elsewhere.more) == ("not_enough_evidence", None)
+    assert judge([row(90, 100)], [row(30, 100)]).more == 0
+
+
+def test_a_verdict_names_its_rule_and_one_without_is_of_the_first() -> None:
+    found = judge([row(90, 100)], [row(30, 100)])
+    assert found.rule == RULE > 1
+    older = json.loads(found.model_dump_json())
+    del older["rule"]
+    assert Verdict.model_validate(older).rule == 1
+
+
+def test_a_small_loss_that_is_within_the_margin_for_sure_passes() -> None:
+    verdict = judge([row(595, 1000)], [row(10, 1000)], live=[row(600, 1000)], form=form(1000))
+    assert verdict.against_live is not None
+    assert verdict.against_live.high < 0, "it is shown to be worse, and by less than the margin"
+    assert verdict.word == "pass"
 
 
 def test_a_learner_of_form_alone_has_to_be_beaten_on_both_counts() -> None:
@@ -109,7 +185,7 @@ def test_a_learner_of_form_alone_has_to_be_beaten_on_both_counts() -> None:
     assert (level.word, states(level)["form"]) == ("not_enough_evidence", "open")
     beaten = judge([row(60, 100)], [row(10, 100)], form=form(100, 1.0))
     assert (beaten.word, states(beaten)["form"]) == ("fail", "broken")
-    assert "which answers there are" in beaten.sentence
+    assert "no more than one gets without the question" in beaten.sentence
     one_of_two = (form(100)[0], form(100, 1.0)[1])
     assert judge([row(60, 100)], [row(10, 100)], form=one_of_two).word == "fail"
 
@@ -152,7 +228,7 @@ def test_noise_between_runs_widens_the_interval() -> None:
 def test_scores_between_are_judged_by_the_bootstrap() -> None:
     tuned, base = [0.6 + at % 7 / 50 for at in range(60)], [0.3 + at % 5 / 50 for at in range(60)]
     verdict = decide(
-        comparison({"tuned": [tuned], "base": [base]}, binary=False),
+        likelier(comparison({"tuned": [tuned], "base": [base]}, binary=False)),
         candidate="tuned",
         bases=["base"],
         form=form(60, 0.2),

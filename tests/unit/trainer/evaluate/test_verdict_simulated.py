@@ -70,11 +70,13 @@ def test_of_equal_arms_no_more_pass_than_is_stated(count: int) -> None:
     assert words(0.0, count=count, seed=count)["pass"] <= promised() * MANY
 
 
+@pytest.mark.slow
 def test_also_with_noise_between_runs_and_with_scores_between() -> None:
     assert words(0.0, count=100, seed=1, noise=0.03)["pass"] <= promised() * MANY
     assert words(0.0, count=60, seed=2, binary=False)["pass"] <= promised() * MANY
 
 
+@pytest.mark.slow
 def test_a_gain_of_just_what_matters_passes_as_rarely_as_the_confidence_says() -> None:
     passed = words(0.02, count=200, seed=3, many=400)["pass"]
     assert passed <= 400 * (0.025 + 3 * np.sqrt(0.025 * 0.975 / 400))
@@ -84,6 +86,7 @@ def test_a_large_gain_passes() -> None:
     assert words(0.3, count=100, seed=4)["pass"] >= 0.9 * MANY
 
 
+@pytest.mark.slow
 def test_with_few_examples_equal_arms_are_left_open_and_with_many_they_fail() -> None:
     assert words(0.0, count=30, seed=5)["not_enough_evidence"] >= 0.8 * MANY
     assert words(-0.05, count=1500, seed=6, many=50)["fail"] >= 45

@@ -40,6 +40,26 @@ def comparison(arms: Mapping[str, Runs], *, binary: bool = True) -> Comparison:
     )
 
 
+def likelier(found: Comparison, gain: float = 1.0, own: float = 0.3) -> Comparison:
+    """The references are likelier under the first arm than under all others by `gain` nats a token, and by `own` after
+    their own question; as the second measure of free text wants it."""
+    first, count = found.results[0].arm.label, len(found.questions)
+    hard = seeded(5).normal(4, 0.5, count)
+
+    def row(level: float, seed: int) -> tuple[float, ...]:
+        return tuple(float(value) for value in hard + level + seeded(seed).normal(0, 0.2, count))
+
+    results = [
+        result.model_copy(
+            update={"nats": row(-gain, 6), "nats_elsewhere": row(own - gain, 7)}
+            if result.arm.label == first
+            else {"nats": row(0.0, 8)}
+        )
+        for result in found.results
+    ]
+    return found.model_copy(update={"results": tuple(results)})
+
+
 def row(right: int, count: int) -> list[float]:
     """The first `right` of `count` examples are right."""
     return [1.0] * right + [0.0] * (count - right)

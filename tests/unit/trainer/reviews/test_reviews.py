@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.trainer.jobs.conftest import FakeGateway, gateway
-from tests.unit.trainer.jobs.trainers import Running, running
+from tests.unit.trainer.finetune.conftest import FakeGateway, gateway
+from tests.unit.trainer.finetune.trainers import Running, running
 from trainer.evaluate.arms import Turn
 from trainer.evaluate.endpoints import JudgeSettings, read
 from trainer.evaluate.pairs import REVIEWS, STANDING, Pair, Standing
@@ -274,7 +274,7 @@ async def test_a_jobs_worker_hears_of_the_judge_and_its_pairs_come_in(trainer: R
     client = trainer.client()
     made = await client.create(metadata={"judge": "strict", "hold": "3"})
     await client.at_step(made.id, 3)
-    folder = trainer.trainer.place.of(made.id)
+    folder = trainer.trainer.jobs.directories.of(made.id)
     assert Standing.model_validate_json((folder / STANDING).read_bytes()).digest == SETTINGS.digest
     leave(folder, [pair(at) for at in range(3)])
     await client.http.post(f"/v1/fine_tuning/jobs/{made.id}/cancel")
@@ -286,3 +286,32 @@ async def test_a_jobs_worker_hears_of_the_judge_and_its_pairs_come_in(trainer: R
 def test_the_settings_of_this_file_are_those_of_the_toml(tmp_path: Path) -> None:
     (tmp_path / "endpoints.toml").write_text(TOML)
     assert read(tmp_path / "endpoints.toml").judge("strict") == SETTINGS
+
+
+async def test_a_key_that_may_not_use_an_adapter_sees_no_pair_of_it(trainer: Running, tmp_path: Path) -> None:
+    """Its globs stand in a header of the gateway's; of queues from before they were noted it sees none either."""
+    for name, adapters in (("eval-1", ["shop"]), ("eval-2", ["shop", "other"])):
+        leave(tmp_path / name, [pair(0)])
+        await trainer.trainer.reviews.take("default", name, tmp_path / name, adapters)
+    leave(tmp_path / "eval-3", [pair(0)])
+    await trainer.trainer.reviews.take("default", "eval-3", tmp_path / "eval-3")
+    await trainer.trainer.reviews._database.run(
+        lambda db: db.exec_driver_sql("UPDATE queues SET adapters = NULL WHERE evaluation = 'eval-3'")
+    )
+    client = trainer.client().http
+    hidden = (await following(client, evaluation="eval-2"))["review"]["id"]
+    client.headers["x-hatrack-adapters"] = "sh*"
+    listed = (await client.get("/v1/reviews")).json()["data"]
+    assert [queue["id"] for queue in listed] == ["eval-1"]
+    found = await following(client)
+    assert found["evaluation"] == "eval-1"
+    assert (await choose(client, found["review"]["id"], "tie")).status_code == 200
+    assert (await following(client))["review"] is None
+    for method, path in (
+        ("GET", "/v1/reviews/next?evaluation=eval-2"),
+        ("GET", "/v1/reviews/next?evaluation=eval-3"),
+        ("GET", f"/v1/reviews/{hidden}"),
+        ("POST", f"/v1/reviews/{hidden}"),
+    ):
+        answer = await client.request(method, path, json={"choice": "tie"} if method == "POST" else None)
+        assert answer.status_code == 404, (path, answer.text)

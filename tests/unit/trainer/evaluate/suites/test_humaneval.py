@@ -61,6 +61,7 @@ def test_the_package_has_its_problems() -> None:
     assert all(f"def {task.entry_point}(" in task.prompt and "def check(" in task.test for task in found)
 
 
+@pytest.mark.slow
 async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench) -> None:
     known = solutions()
 

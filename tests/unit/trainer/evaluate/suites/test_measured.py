@@ -95,6 +95,7 @@ async def test_without_development_questions_none_is_shown(gateway: Gateway, ben
     assert "20 of 281 development questions" in result.sentence
 
 
+@pytest.mark.slow
 async def test_who_says_a_always_is_at_chance_and_the_suite_silent(gateway: Gateway, bench: MakeBench) -> None:
     gateway.likely = {"base": {"A"}, "shop@3": {"B"}}
     result = await mmlu(bench()).run(BASE, CANDIDATE)
@@ -121,6 +122,7 @@ async def test_gsm8k_takes_the_last_number_before_a_stop_word(
     assert any(text.endswith("Problem 0: 0 + 1000?\nA:") for text in asked)
 
 
+@pytest.mark.slow
 async def test_what_was_answered_is_not_asked_again(gateway: Gateway, bench: MakeBench, tmp_path: Path) -> None:
     write_gsm8k(tmp_path / "data")
     write_mmlu(tmp_path / "data")

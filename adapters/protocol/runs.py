@@ -1,0 +1,104 @@
+"""How the gateway asks the trainer for a run.
+
+The trainer trusts what is here: who calls stands in headers that no client can send through the gateway, and what the
+gateway has resolved and allowed travels beside the client's own body, in one envelope for every kind of run:
+
+    POST /v1/fine_tuning/jobs   CreateJob
+    POST /v1/evaluations        CreateEvaluation
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROJECT_HEADER: Final = "x-hatrack-project"
+KEY_ID_HEADER: Final = "x-hatrack-key-id"
+ADAPTERS_HEADER: Final = "x-hatrack-adapters"
+"""Globs of the adapters' names that the caller's key may use, with commas; left out: all of them."""
+RUN_KEY_HEADER: Final = "x-hatrack-job-key"
+"""The key that the gateway has minted for the run, and with the next one, its id."""
+RUN_KEY_ID_HEADER: Final = "x-hatrack-job-key-id"
+SECRET_HEADER: Final = "x-hatrack-trainer-secret"  # noqa: S105 (a header's name)
+REPLAYED_HEADER: Final = "x-hatrack-replayed"
+"""The trainer's answer is about a run that was there already: its Idempotency-Key was known, and the new key is of no
+use."""
+
+
+class Message(BaseModel):
+    """A part of what is said. A field that is not known is refused: the two sides are of one release."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileRef(Message):
+    """A file of the gateway's `/v1/files`."""
+
+    id: str
+    filename: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParentShape:
+    """The shape of the adapter that is trained on from: it stays as it is.
+
+    ``modules`` is how many modules it has a LoRA on; None where nobody has looked.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool
+    target_modules: tuple[str, ...]
+    modules: int | None = None
+
+
+class JobContext(Message):
+    """What the gateway has resolved of a fine-tuning job.
+
+    ``adapter``: the name that the result gets. ``parent``: the `name@version` that is trained on from; None: the base.
+    """
+
+    adapter: str
+    training_file: FileRef
+    validation_file: FileRef | None = None
+    parent: str | None = None
+    parent_shape: ParentShape | None = None
+
+
+class EvaluationContext(Message):
+    """What the gateway has resolved and allowed of an evaluation.
+
+    ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
+    version that is judged, None where it is none; ``system_prompt`` and ``grounding`` are its settings. ``live``: the
+    version that serves under its name now, if that is another. ``records``: the evaluation's key may write the verdict
+    down. ``training_files``: what the candidate was trained on, as far as the project still has it.
+    """
+
+    held_out: FileRef
+    models: dict[str, str] = Field(default_factory=dict)
+    candidate: str | None = None
+    system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
+    live: str | None = None
+    records: bool = False
+    training_files: tuple[FileRef, ...] = ()
+    lineage: dict[str, Any] | None = None
+
+
+class CreateJob(Message):
+    """The client's body as it was sent, and what the gateway has found out."""
+
+    request: Any
+    context: JobContext
+
+
+class CreateEvaluation(Message):
+    """The client's body, with the kind of evaluation where it is not the client who asks, and what the gateway has
+    found out."""
+
+    request: dict[str, Any]
+    context: EvaluationContext

@@ -1,0 +1,75 @@
+"""Keys and the audit as the API shows them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from service.access.caller import Limits, Scope
+from service.http.schema import ApiModel
+
+
+class KeyObject(ApiModel):
+    """An API key, without the key itself."""
+
+    object: Literal["key"]
+    id: str
+    name: str
+    project: str
+    hint: str = Field(description="The key's beginning, by which its holder knows it.")
+    scopes: list[Scope]
+    adapters: list[str] | None = Field(description="Globs over adapters' names; null: all of the project.")
+    stores: list[str] | None = Field(description="Globs over vector stores' names and ids; null: all of the project.")
+    limits: Limits
+    background: bool = Field(description="A job's key: its requests yield to callers'.")
+    parent_key_id: str | None = Field(description="The key that it was made with; revoked together with that one.")
+    created_at: int
+    expires_at: int | None
+
+
+class CreatedKey(KeyObject):
+    """A new API key; the only answer that holds the key itself."""
+
+    key: str
+
+
+class RotatedKey(ApiModel):
+    """The new admin key."""
+
+    object: Literal["key"]
+    id: str
+    key: str
+
+
+class DeletedKey(ApiModel):
+    """A revoked key."""
+
+    object: Literal["key"]
+    id: str
+    deleted: Literal[True]
+
+
+class AuditEntry(ApiModel):
+    """One change, or requests that were refused access."""
+
+    object: Literal["audit.entry"]
+    id: int
+    created_at: int
+    key_id: str
+    key_name: str | None
+    project: str
+    action: str
+    target: str
+    detail: dict[str, Any] | None
+    request_id: str | None
+
+
+class AuditPage(ApiModel):
+    """A page of the audit, newest first."""
+
+    object: Literal["list"]
+    data: list[AuditEntry]
+    first_id: int | None
+    last_id: int | None
+    has_more: bool

@@ -1,0 +1,1 @@
+"""The commands of `hatrack`, one module for each kind; `service.cli.main` puts them together."""

@@ -1,0 +1,203 @@
+"""`keys ls|create|rm|rotate-admin` and `audit`: who may do what, and who has changed what."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from service.access.caller import Limits, Scope
+from service.cli import terminal
+from service.cli.terminal import AsJson, examples
+from service.client import HatrackClient
+
+if TYPE_CHECKING:
+    from service.client.types.gateway import KeyObject
+
+SECONDS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([mhdw])", re.ASCII)
+_DETAIL_CHARS: Final = 60
+
+keys = typer.Typer(
+    help="API keys: who may do what, in which project. Needs a key with the scope admin.",
+    epilog=examples(
+        "hatrack keys ls", "hatrack keys create shop --project acme", "hatrack keys rm key_4f0c2m9x7q1z8b3d"
+    ),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@keys.command(epilog=examples("hatrack keys ls", "hatrack keys ls --project acme --json | jq -r '.[].id'"))
+def ls(
+    project: Annotated[str | None, typer.Option(help="Only this project's keys.")] = None, as_json: AsJson = False
+) -> None:
+    """List the keys; the keys themselves are kept nowhere and cannot be shown."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.keys.list(project))
+    if as_json:
+        terminal.print_json(found)
+    elif found:
+        columns = ("ID", "NAME", "KEY", "PROJECT", "SCOPES", "ADAPTERS", "STORES", "LIMITS", "EXPIRES")
+        terminal.print_table(columns, [_row(key) for key in found])
+    else:
+        typer.echo("No keys but the admin key. Make one: hatrack keys create NAME --project PROJECT")
+
+
+def _row(key: KeyObject) -> tuple[str, ...]:
+    limits = key.get("limits") or {}
+    ends = key.get("expires_at")
+    past = isinstance(ends, int) and ends <= time.time()
+    return (
+        str(key.get("id")),
+        str(key.get("name")),
+        str(key.get("hint", "-")),
+        str(key.get("project")),
+        " ".join(map(str, key.get("scopes") or [])),
+        _globs(key.get("adapters")),
+        _globs(key.get("stores")),
+        " ".join(f"{name}={value}" for name, value in limits.items()) or "-",
+        "never" if ends is None else terminal.when(ends) + (" (past)" if past else ""),
+    )
+
+
+def _globs(globs: Any) -> str:
+    if globs is None:
+        return "all"
+    return " ".join(map(str, globs)) or "none"
+
+
+def _limits(given: list[str]) -> dict[str, int]:
+    """`["concurrent=2"]` as `{"concurrent": 2}`. Raises typer.BadParameter."""
+    limits = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in Limits.model_fields or not number.isascii() or not number.isdigit():
+            raise typer.BadParameter(
+                f"{text!r}: write NAME=NUMBER, NAME one of {', '.join(Limits.model_fields)}.", param_hint="--limit"
+            )
+        limits[name] = int(number)
+    return limits
+
+
+def _expiry(text: str | None) -> int | None:
+    """`30d` from now, or the start of a day in UTC (`2027-01-31`), as Unix seconds. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    if span := _SPAN.fullmatch(text):
+        return int(time.time()) + int(span[1]) * SECONDS[span[2]]
+    try:
+        return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: write 90m, 12h, 30d, 4w or a date, 2027-01-31.", param_hint="--expires"
+        ) from None
+
+
+@keys.command(
+    epilog=examples(
+        "hatrack keys create shop --project acme",
+        "hatrack keys create shop --project acme --adapter 'brand-*' --limit tokens_per_minute=1000 --expires 30d",
+        "hatrack keys create ci --project acme --scope infer --scope adapters",
+        "HATRACK_KEY=$(hatrack keys create me --project acme) hatrack chat brand-voice",
+    )
+)
+def create(
+    name: Annotated[str, typer.Argument(help="For people: who or what will use it.")],
+    project: Annotated[
+        str | None, typer.Option(help="Its project, made with its first key [default: HATRACK_PROJECT, else default].")
+    ] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; again for more [default: infer].")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Adapters that it may use; again for more [default: all].")
+    ] = None,
+    store: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Stores that it may read; again for more [default: all].")
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help=f"{', '.join(Limits.model_fields)}; again for more [default: none]."),
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="90m, 12h, 30d, 4w or a date, 2027-01-31 [default: never].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once, alone on stdout."""
+    limits, expires_at = _limits(limit or []), _expiry(expires)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        made = client.keys.create(
+            name,
+            project=project,
+            scopes=[each.value for each in scope] if scope else None,
+            adapters=adapter or None,
+            stores=store or None,
+            limits=limits or None,
+            expires_at=expires_at,
+        )
+    if as_json:
+        terminal.print_json(made)
+        return
+    said = f"{made['id']} may {' '.join(made['scopes'])} in project {made['project']}. Keep it: it is not shown again."
+    typer.echo(terminal.clean(said), err=True)
+    typer.echo(terminal.clean(made["key"]))
+
+
+@keys.command(epilog=examples("hatrack keys rm key_4f0c2m9x7q1z8b3d", "hatrack keys rm key_4f0c2m9x7q1z8b3d --yes"))
+def rm(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as keys ls shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key: its next request is refused. Asks first on a terminal."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Revoke {key_id}?", abort=True, err=True)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        deleted = client.keys.delete(key_id)
+    if as_json:
+        terminal.print_json(deleted)
+    else:
+        typer.echo(terminal.clean(f"Revoked {key_id}."))
+
+
+@keys.command(name="rotate-admin", epilog=examples("hatrack keys rotate-admin", "hatrack keys rotate-admin --yes"))
+def rotate_admin(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, as_json: AsJson = False
+) -> None:
+    """Put a new admin key in the place of the old, in admin.key too, and print it, alone on stdout."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm("End the admin key, and the keys of the jobs that it started?", abort=True, err=True)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        made = client.keys.rotate_admin()
+    if as_json:
+        terminal.print_json(made)
+        return
+    typer.echo("The old admin key is dead; admin.key under the gateway's HATRACK_HOME has the new one:", err=True)
+    typer.echo(terminal.clean(made["key"]))
+
+
+def audit(
+    project: Annotated[str | None, typer.Option(help="Only this project's changes.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only these changes, such as alias.promote.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show who has changed what, newest first. Needs a key with the scope admin."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.audit.list(project=project, action=action, limit=count))
+    if as_json:
+        terminal.print_json(found)
+        return
+    rows = []
+    for entry in found:
+        who = f"{entry.get('key_name') or entry.get('key_id')}"
+        detail = json.dumps(entry["detail"], ensure_ascii=False) if entry.get("detail") else "-"
+        short = detail if len(detail) <= _DETAIL_CHARS else detail[: _DETAIL_CHARS - 1] + "…"
+        when = terminal.when(entry.get("created_at"))
+        rows.append((when, who, str(entry.get("project")), str(entry.get("action")), str(entry.get("target")), short))
+    terminal.print_table(("WHEN", "WHO", "PROJECT", "ACTION", "TARGET", "DETAIL"), rows)

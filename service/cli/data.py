@@ -1,0 +1,109 @@
+"""`data check` and `lineage`: what an adapter is to learn from, and what it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from service.cli import terminal
+from service.cli.terminal import AsJson
+from service.cli.train import FILE
+from service.client import HatrackClient, JsonObject
+
+if TYPE_CHECKING:
+    from service.client.types.training import DataCheck, ShownExample
+
+app = typer.Typer(no_args_is_help=True, help="Look at training data before it costs anything.", rich_markup_mode=None)
+
+
+@app.command(
+    epilog=terminal.examples("hatrack data check examples.jsonl", "hatrack data check examples.jsonl --strict --json")
+)
+def check(
+    file: Annotated[Path, FILE],
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Longest example in tokens. [default: the engine's]")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what is warned of.")] = False,
+    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Report on a data file: format, lengths, duplicates, contradictions, personal data. Nothing is kept."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        report = client.fine_tuning.check_data(file, max_length=max_length, strict=strict, drop_long=drop_long)
+    if as_json:
+        terminal.print_json(report)
+    else:
+        print_report(report)
+    if any(finding.get("severity") == "refused" for finding in report.get("findings", [])):
+        raise typer.Exit(terminal.FAILED)
+
+
+def print_report(report: DataCheck) -> None:
+    """The quality report for a person."""
+    console = Console(highlight=False)
+    lengths, held = report.get("lengths"), report["held_out"]
+    lines = [
+        f"{report['file']}: {report['examples']} examples, format {report['format']}",
+        f"{report['trained_on']} are trained on, {held['examples']} held out ({held['source']}), "
+        f"{report['dropped']} left out as too long",
+    ]
+    if lengths:
+        lines.append(
+            f"tokens each: {lengths['shortest']} to {lengths['longest']}, median {lengths['median']}, 95% up to "
+            f"{lengths['p95']}; {lengths['total']:,} in all, {lengths['trained']:,} of them trained"
+        )
+    lines.append(report["size"])
+    for line in lines:
+        console.print(terminal.clean(line), markup=False)
+    for finding in report["findings"]:
+        mark, style = ("✗", "red") if finding["severity"] == "refused" else ("!", "yellow")
+        at = ", ".join(map(str, finding["lines"])) + (" …" if finding["count"] > len(finding["lines"]) else "")
+        console.print(Text(terminal.clean(f"{mark} {finding['message']} [{finding['code']}: lines {at}]"), style=style))
+    if not report["findings"]:
+        console.print("nothing to object to", style="green")
+    for shown in report["shown"]:
+        _show(console, shown)
+
+
+def _show(console: Console, shown: ShownExample) -> None:
+    text = Text(f"\nline {shown['line']} (what is trained stands out)\n", style="dim")
+    for piece in shown["pieces"]:
+        text.append(terminal.clean(piece["text"]), style="bold green" if piece["trained"] else "dim")
+    console.print(text)
+
+
+def lineage(
+    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="brand-voice@3")],
+    as_json: AsJson = False,
+) -> None:
+    """Show where a version comes from: data, recipe, base, packages, cost."""
+    wanted = terminal.reference_argument(version)
+    if wanted.version is None:
+        raise typer.BadParameter(f"a lineage is a version's: write {wanted.name}@1, not {version}.")
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = client.adapters.versions.retrieve(wanted.name, wanted.version).get("metadata") or {}
+    if as_json:
+        terminal.print_json(found)
+    elif "lineage" in found:
+        terminal.print_table(["", version], [[name, value] for name, value in _facts(found)])
+    else:
+        typer.echo(f"{version} was uploaded without a lineage.")
+
+
+def _facts(metadata: JsonObject) -> list[tuple[str, str]]:
+    made: dict[str, Any] = metadata["lineage"]
+    cost: dict[str, Any] = metadata.get("training") or {}
+    facts = [("data", f"{file['name']}: {file['examples']} examples, sha256 {file['sha256']}") for file in made["data"]]
+    facts += [("files", ", ".join(made.get("files") or []) or "-"), ("job", made.get("job") or "-")]
+    facts += [("parent", made.get("parent") or "-"), ("system prompt", made.get("system_prompt") or "-")]
+    facts += [(f"recipe: {name}", str(value)) for name, value in made["recipe"].items()]
+    base = made["base"]
+    facts += [("base", made["base_name"]), *((f"base: {name}", str(value)) for name, value in base.items())]
+    facts += [(f"training: {name}", str(value)) for name, value in cost.items() if value is not None]
+    facts += [("python", made["python"])]
+    return facts + [(f"package: {name}", number) for name, number in sorted(made["packages"].items())]

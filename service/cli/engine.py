@@ -1,0 +1,85 @@
+"""``hatrack engine``: an engine alone, for a gateway that finds it by ``HATRACK_ENGINE_URL``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from pathlib import Path
+from stat import S_ISSOCK
+from typing import Annotated
+
+import typer
+
+from service.cli.run import console, fail, prepare_base, read_settings
+from service.client.addresses import on_this_machine
+from service.config import Settings, inherited_environment
+from service.errors import SettingsError
+from service.server.private import UMASK
+
+
+def engine(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8001,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, in place of host and port.")] = None,
+) -> None:
+    """Run an engine in the foreground, without a gateway.
+
+    It takes the same HATRACK_* settings as the gateway that will use it by HATRACK_ENGINE_URL, and must see the same
+    adapter store (HATRACK_HOME); the gateway checks both. With HATRACK_ENGINE_KEY it asks for that key. The base model
+    is prepared first if it is not there. Whoever reaches the engine reaches every adapter: never let it listen where
+    callers are.
+    """
+    settings = read_settings()
+    os.umask(UMASK)
+    prepare_base(settings)
+    if uds is None:
+        if settings.engine_key is None and not on_this_machine(f"http://{host}"):
+            console.print("[yellow]warning:[/yellow] without HATRACK_ENGINE_KEY anybody on the network may use it")
+        listen, address = ["--host", host, "--port", str(port)], f"http://{host}:{port}"
+    else:
+        path = uds.expanduser().absolute()
+        _make_way(path)
+        listen, address = ["--uds", str(path)], f"unix:{path}"
+    argv, environment = command(settings, listen)
+    console.print(f"starting an engine for `{settings.base_served_name}`; gateways: HATRACK_ENGINE_URL={address}")
+    os.execve(argv[0], argv, environment)  # noqa: S606 (the engine takes this process's place, signals and all)
+
+
+def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of an engine that listens where vLLM's flags in ``listen`` say.
+
+    Ends the command where the settings are wrong or the base cannot be read.
+    """
+    from service.app import describe_base
+    from service.engine.config import EngineConfig, demand_vllm
+
+    try:
+        demand_vllm()
+        config = EngineConfig.from_settings(settings)
+        base = describe_base(settings).fingerprint
+        config.store.mkdir(parents=True, exist_ok=True)
+    except SettingsError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"the adapter store {settings.store_dir} cannot be made: {error.strerror}")
+    environment = config.environment(secrets.token_hex(16), inherited_environment(), base=base)
+    if settings.engine_key is not None:
+        environment["VLLM_API_KEY"] = settings.engine_key.get_secret_value()
+    return config.argv(listen), environment
+
+
+def _make_way(path: Path) -> None:
+    """Make the socket's directory, and remove a socket that nobody listens on any more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    if not S_ISSOCK(path.stat().st_mode):
+        fail(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    fail(f"somebody listens on {path} already")

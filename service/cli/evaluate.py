@@ -1,0 +1,256 @@
+"""`evaluate evaluations report`: is a version better than the base and what serves, and what did it forget?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from service.cli import terminal
+from service.cli.terminal import AsJson
+from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObject
+
+if TYPE_CHECKING:
+    from service.client.types.evaluations import ArmDifference, ArmMean, Evaluation, EvaluationReport
+
+UNDECIDED: Final = 4
+"""Exit code where there is not enough evidence; 3 says already that nobody answers."""
+POLL_S: Final = 1.0
+MARKS: Final = {"kept": ("✓", "green"), "broken": ("✗", "red"), "open": ("?", "yellow")}
+WORDS: Final = {"pass": "green", "fail": "red", "not_enough_evidence": "yellow"}
+
+HeldOut = Annotated[
+    str,
+    typer.Option(
+        "--held-out", metavar="FILE", help="Examples that were not trained on: JSONL, or the id of an uploaded file."
+    ),
+]
+
+
+def evaluate(
+    held_out: HeldOut,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="The version to judge; or else compare --arm's.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="exact_match, rouge_l …, or JSON with name and pattern or schema. [default: auto]"),
+    ] = None,
+    suites: Annotated[
+        list[str] | None, typer.Option("--suite", help="What may not be forgotten; repeatable. [default: general]")
+    ] = None,
+    promote: Annotated[str, typer.Option(help="auto: a version that passes goes live; never.")] = "never",
+    arms: Annotated[
+        list[str] | None,
+        typer.Option("--arm", metavar="LABEL=MODEL[,endpoint=NAME]", help="One side of a comparison; repeatable."),
+    ] = None,
+    candidate: Annotated[str | None, typer.Option(metavar="LABEL", help="The arm to judge against --base.")] = None,
+    bases: Annotated[list[str] | None, typer.Option("--base", metavar="LABEL", help="An arm to beat.")] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge of the operator's settings.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. [default: twice the longest]")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it has ended.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a version on examples that it has not seen: pass, fail, or not enough evidence.
+
+    Exit codes: 0 pass (or a comparison that is done), 1 fail or no result, 4 not enough evidence.
+    """
+    if (name is None) == (not arms):
+        raise typer.BadParameter("name the version to judge, or give --arm at least twice; not both.")
+    if promote not in ("auto", "never"):
+        raise typer.BadParameter(f"--promote is auto or never, found {promote!r}.")
+    options: JsonObject = {
+        "metric": _metric(metric),
+        "suites": suites,
+        "promote": promote,
+        "judge": judge,
+        "max_tokens": max_tokens,
+        "candidate": candidate,
+        "bases": bases or None,
+    }
+    with terminal.reporting(as_json), HatrackClient() as client:
+        sides = [_arm(text) for text in arms] if arms else None
+        file_id = _uploaded(client, held_out)
+        found = client.evaluations.create(file_id, model=name, arms=sides, **options)
+        if not as_json:
+            typer.echo(f"{found['id']} judges on {held_out}; `hatrack report {found['id']}` shows what came of it")
+        if wait:
+            found = _follow(client, found["id"], quiet=as_json)
+        report = client.evaluations.report(found["id"]) if found.get("status") == "succeeded" else None
+    _finish(found, report, as_json, waited=wait)
+
+
+def evaluations(as_json: AsJson = False) -> None:
+    """List the evaluations, newest first."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.evaluations.list())
+    if as_json:
+        terminal.print_json(found)
+    elif found:
+        rows = [
+            [
+                evaluation["id"],
+                evaluation.get("candidate")
+                or evaluation.get("model")
+                or " / ".join(arm["label"] for arm in evaluation["arms"]),
+                evaluation["status"],
+                (evaluation.get("verdict") or "-").replace("_", " "),
+                _metric_name(evaluation["metric"]),
+                terminal.when(evaluation.get("created_at")),
+            ]
+            for evaluation in found
+        ]
+        terminal.print_table(["EVALUATION", "OF", "STATUS", "VERDICT", "METRIC", "CREATED"], rows)
+    else:
+        typer.echo("No evaluations. `hatrack evaluate NAME@VERSION --held-out FILE` makes one.")
+
+
+def report(
+    target: Annotated[str, typer.Argument(metavar="ID|NAME@VERSION", help="eval-…, or a version: its latest verdict.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the report of an evaluation, or of a version's latest verdict."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        if target.startswith("eval-") and "@" not in target:
+            found = client.evaluations.report(target)
+            page = client.evaluations.report_html(target) if html is not None else b""
+        else:
+            found, page = _of_version(client, target, with_page=html is not None)
+    if html is not None:
+        html.write_bytes(page)
+        if not as_json:
+            typer.echo(f"wrote {html} ({terminal.size(len(page))}); it needs nothing else to be shown")
+    if as_json:
+        terminal.print_json(found)
+    elif html is None:
+        _print_report(found)
+
+
+def _of_version(client: HatrackClient, target: str, *, with_page: bool) -> tuple[EvaluationReport, bytes]:
+    wanted = terminal.reference_argument(target)
+    if wanted.version is None:
+        raise typer.BadParameter(f"a verdict is a version's: write {wanted.name}@1, not {target}.")
+    verdict = client.adapters.versions.retrieve(wanted.name, wanted.version).get("verdict")
+    if verdict is None:
+        raise ClientError(404, "never_judged", f"{target} was never judged.")
+    files = verdict.get("files") or {}
+    if "report" not in files:
+        raise typer.BadParameter(f"the latest verdict on {target} came without a report.")
+    report: EvaluationReport = json.loads(client.files.content(files["report"]))
+    return report, client.files.content(files["page"]) if with_page and "page" in files else b""
+
+
+def _uploaded(client: HatrackClient, held_out: str) -> str:
+    """The id of the file to judge on; one of this machine's is uploaded."""
+    path = Path(held_out)
+    if path.is_file():
+        return str(client.files.create(path, "evals")["id"])
+    if held_out.startswith("file-"):
+        return held_out
+    raise typer.BadParameter(f"--held-out: there is no file {held_out!r}.")
+
+
+def _metric(text: str | None) -> Any:
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--metric looks like JSON and is none: {error}.") from error
+
+
+def _metric_name(metric: str | Mapping[str, Any]) -> str:
+    return metric if isinstance(metric, str) else str(metric.get("name"))
+
+
+def _arm(text: str) -> JsonObject:
+    label, equals, model = text.partition("=")
+    model, _, endpoint = model.partition(",endpoint=")
+    if not equals or not label or not model:
+        raise typer.BadParameter(f"{text!r} is no LABEL=MODEL, such as new=brand-voice@3.")
+    return {"label": label, "model": model} | ({"endpoint": endpoint} if endpoint else {})
+
+
+def _follow(client: HatrackClient, evaluation_id: str, *, quiet: bool) -> Evaluation:
+    """Show how far an evaluation is until it has ended."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task("queued", total=None)
+        while True:
+            found = client.evaluations.retrieve(evaluation_id)
+            if found.get("status") in FINAL_STATUSES:
+                return found
+            if progress := found.get("progress"):
+                stage = terminal.clean(progress["stage"])
+                bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None)
+            else:
+                bar.update(task, description=found["status"])
+            time.sleep(POLL_S)
+
+
+def _finish(found: Evaluation, shown: EvaluationReport | None, as_json: bool, *, waited: bool) -> None:
+    """Print what came of an evaluation, and leave with the verdict's exit code."""
+    if as_json:
+        terminal.print_json(found)
+    elif shown is not None:
+        _print_report(shown)
+        if found.get("note"):
+            typer.echo(terminal.clean(str(found["note"])))
+    elif found.get("status") in FINAL_STATUSES:
+        error = found.get("error")
+        reason = error["message"] if error else ""
+        typer.echo(terminal.clean(f"{found['id']}  {found['status']}  {reason}".rstrip()))
+    if not waited:
+        return
+    if found.get("status") != "succeeded" or found.get("verdict") == "fail":
+        raise typer.Exit(terminal.FAILED)
+    if found.get("verdict") == "not_enough_evidence":
+        raise typer.Exit(UNDECIDED)
+
+
+def _print_report(shown: EvaluationReport) -> None:
+    """A report for a person: the verdict in a sentence, its checks, and the arms."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a pipe gets each sentence in one line
+    verdict = shown.get("verdict")
+    if verdict is not None:
+        console.print(Text(terminal.clean(str(verdict["sentence"])), style=WORDS.get(str(verdict["word"]), "")))
+        for check in verdict["checks"]:
+            mark, style = MARKS.get(str(check["state"]), ("-", ""))
+            console.print(Text(f"{mark} ", style=style) + Text(terminal.clean(str(check["sentence"]))))
+    else:
+        console.print(Text(terminal.clean(f"{shown['adapter']}, by {shown['metric']}, without a verdict")))
+    served = shown.get("served") or {}
+    rows = [
+        [str(mean["label"]), str(served.get(mean["label"], "-")), _points(mean["mean"]), _span(mean)]
+        for mean in shown.get("means") or ()
+    ]
+    terminal.print_table(["ARM", "ANSWERED BY", f"{shown['metric']}".upper(), "INTERVAL"], rows)
+    differences = shown.get("differences") or ()
+    if differences:
+        pairs = [
+            [
+                f"{each['of']} against {each['against']}",
+                _points(each["estimate"], signed=True),
+                _span(each, signed=True),
+            ]
+            for each in differences
+        ]
+        terminal.print_table(["DIFFERENCE", "POINTS", "INTERVAL"], pairs)
+
+
+def _points(share: Any, *, signed: bool = False) -> str:
+    return f"{100 * float(share):{'+' if signed else ''}.1f}"
+
+
+def _span(interval: ArmMean | ArmDifference, *, signed: bool = False) -> str:
+    return f"{_points(interval['low'], signed=signed)} to {_points(interval['high'], signed=signed)}"

@@ -1,0 +1,315 @@
+"""`kb create|list|add|search|rm`: knowledge bases, which are OpenAI's vector stores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.cli import terminal
+from service.cli.terminal import AsJson, examples
+from service.client import ClientError, HatrackClient
+
+if TYPE_CHECKING:
+    from service.client.types.files import Attributes, SearchResult, VectorStore, VectorStoreFile
+
+SUFFIXES: Final = frozenset({".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".csv", ".jsonl", ".json"})
+"""What is taken out of a directory; a file that is named is sent whatever it is called."""
+SHOWN_CHARS: Final = 400
+PATH: Final = "path"
+"""The attribute by which a file is known: where it lay, seen from the directory in which it was added."""
+
+app = typer.Typer(help="Knowledge bases: documents that answers are grounded on.", no_args_is_help=True)
+Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
+
+
+@app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))
+def create(
+    name: Annotated[str, typer.Argument(help="What it is called.")],
+    description: Annotated[str | None, typer.Option(help="What is in it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an empty store."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        made = client.vector_stores.create(name, description=description)
+    if as_json:
+        terminal.print_json(made)
+    else:
+        typer.echo(f"{made['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
+
+
+@app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
+def list_(
+    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Its files. [default: all stores]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the stores, or the files of one."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        store_id = None if store is None else client.vector_stores.find(store)["id"]
+        stores = list(client.vector_stores.list()) if store_id is None else []
+        files = [] if store_id is None else list(client.vector_stores.files.list(store_id))
+    if as_json:
+        terminal.print_json(stores if store is None else files)
+    elif store is None:
+        terminal.print_table(
+            ["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(each) for each in stores]
+        )
+    else:
+        terminal.print_table(["ID", "FILE", "PATH", "PASSAGES", "SIZE", "STATUS"], list(map(_file_row, files)))
+
+
+@app.command(
+    epilog=examples(
+        "hatrack kb add policies docs/",
+        "hatrack kb add policies returns.md --attribute region=eu --attribute year=2026",
+        "hatrack kb add policies returns.md   (again: the new text takes the old one's place)",
+    )
+)
+def add(
+    store: Store,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", exists=True, help="Files, and directories of them.")],
+    attributes: Annotated[
+        list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata, for filters.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep older files of the same path.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload documents and index them; one takes the place of the older one that was added from the same path.
+
+    A file is known by its path, seen from the directory in which this is called; it stands in the attribute `path`.
+    """
+    documents = dict(_documents(paths))
+    if not documents:
+        raise typer.BadParameter(f"there is no document in it; known are {', '.join(sorted(SUFFIXES))}.")
+    metadata = dict(_pair(text) for text in attributes or [])
+    if PATH in metadata:
+        raise typer.BadParameter(f"a file's `{PATH}` is where it lies: give the attribute another name.")
+    with terminal.reporting(as_json), HatrackClient() as client:
+        store_id = client.vector_stores.find(store)["id"]
+        older = [] if keep else [file for file in client.vector_stores.files.list(store_id) if _path(file) in documents]
+        uploaded = _upload(client, documents, quiet=as_json)
+        files = {file_id: metadata | {PATH: path} for path, file_id in uploaded.items()}
+        done = _index(client, store_id, files, quiet=as_json)
+        indexed = {_path(file) for file in done if file["status"] == "completed"}
+        for file in older:
+            # what could not be read takes nobody's place
+            if _path(file) in indexed and file["id"] not in files:
+                _replace(client, store_id, file["id"])
+    failed = [file for file in done if file["status"] != "completed"]
+    if as_json:
+        terminal.print_json(done)
+    else:
+        passages = sum(_count(file)[1] for file in done)
+        typer.echo(f"{len(done) - len(failed)} of {len(done)} files are indexed, {passages} passages")
+    for file in failed:
+        error = file.get("last_error")
+        reason = (error and error.get("message")) or file["status"]
+        typer.echo(f"hatrack: {terminal.clean(str(_path(file)))}: {terminal.clean(str(reason))}", err=True)
+    if failed:
+        raise typer.Exit(terminal.FAILED)
+
+
+@app.command(
+    epilog=examples(
+        'hatrack kb search policies "How long may I send things back?"',
+        """hatrack kb search policies returns --filter '{"type": "eq", "key": "region", "value": "eu"}'""",
+    )
+)
+def search(
+    store: Store,
+    query: Annotated[str, typer.Argument(help="A question, or words.")],
+    most: Annotated[int, typer.Option("-k", min=1, max=50, help="Most passages.")] = 5,
+    filters: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="On the files' attributes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the passages that fit best."""
+    chosen = _filter(filters)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = client.vector_stores.search(
+            client.vector_stores.find(store)["id"], query, max_num_results=most, filters=chosen
+        )
+    if as_json:
+        terminal.print_json(found)
+        return
+    for number, passage in enumerate(found, start=1):
+        text = " ".join(part["text"] for part in passage["content"])
+        shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
+        typer.echo(f"[{number}] {passage['score']:.3f}  {terminal.clean(str(_path(passage) or passage['filename']))}")
+        typer.echo("    " + terminal.clean(shown).replace("\n", "\n    "))
+    if not found:
+        typer.echo("Nothing fits.")
+
+
+@app.command(epilog=examples("hatrack kb rm policies returns.md", "hatrack kb rm policies --yes"))
+def rm(
+    store: Store,
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="A file's path, name or id. [default: all]")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a store, or take a file out of one."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = client.vector_stores.find(store)
+        if file is None:
+            if not yes:
+                typer.confirm(
+                    f"Delete {terminal.clean(store)} with its {found['file_counts']['total']} files?", abort=True
+                )
+            gone: Sequence[object] = [client.vector_stores.delete(found["id"])]
+        else:
+            files = _named(file, store, list(client.vector_stores.files.list(found["id"])))
+            gone = [client.vector_stores.files.delete(found["id"], each["id"]) for each in files]
+    if as_json:
+        terminal.print_json(gone)
+    else:
+        typer.echo(f"{terminal.clean(file or store)} is gone")
+
+
+def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Files by what they are known by; of a directory, what is below it."""
+    for path in paths:
+        if path.is_dir():
+            below = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in SUFFIXES)
+            yield from ((_identity(one), one) for one in below)
+        else:
+            yield _identity(path), path
+
+
+def _identity(path: Path) -> str:
+    """Seen from the current directory, however it was written: `docs/a.md` for `./docs/a.md` or an absolute path."""
+    return Path(os.path.relpath(path)).as_posix()
+
+
+def _path(file: VectorStoreFile | SearchResult) -> str | None:
+    """What a file of a store is known by; None where something else than this command has added it."""
+    path = (file.get("attributes") or {}).get(PATH)
+    return None if path is None else str(path)
+
+
+def _named(file: str, store: str, held: Sequence[VectorStoreFile]) -> list[VectorStoreFile]:
+    """The files that an id, a path or a name means. Raises BadParameter where there is none, or a name is several's."""
+    for matching in (
+        [each for each in held if each["id"] == file],
+        [each for each in held if _path(each) in (file, _identity(Path(file)))],
+    ):
+        if matching:
+            return matching
+    named = [each for each in held if each.get("filename") == file]
+    if not named:
+        raise typer.BadParameter(f"{store} holds no file {file}.")
+    known = sorted({_path(each) or each["id"] for each in named})
+    if len(known) > 1:
+        raise typer.BadParameter(f"{store} holds several files {file}: say which of {', '.join(known)}.")
+    return named
+
+
+def _upload(client: HatrackClient, documents: Mapping[str, Path], *, quiet: bool) -> dict[str, str]:
+    """The new files' ids, by what they are known by."""
+    ids = {}
+    bar = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with _bars(*bar, quiet=quiet) as progress:
+        task = progress.add_task("", total=sum(path.stat().st_size for path in documents.values()))
+        for known, path in documents.items():
+            made = client.files.create(path, "assistants", progress=lambda size: progress.advance(task, size))
+            ids[known] = made["id"]
+    return ids
+
+
+def _index(
+    client: HatrackClient, store_id: str, files: Mapping[str, Attributes], *, quiet: bool
+) -> list[VectorStoreFile]:
+    done: list[VectorStoreFile] = []
+    bar = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("passages"), TimeRemainingColumn())
+    with _bars(*bar, TextColumn("{task.description}", markup=False), quiet=quiet) as progress:
+        task = progress.add_task("", total=None)
+        for batch in client.vector_stores.file_batches.create(store_id, files):
+            seen: Sequence[VectorStoreFile] = []
+            for seen in client.vector_stores.file_batches.poll(store_id, batch["id"]):
+                counts = [_count(file) for file in [*done, *seen]]
+                indexed = sum(indexed for indexed, _ in counts)
+                total = sum(total or 1 for _, total in counts)  # a file that is not read yet counts as one passage
+                progress.update(task, total=total, completed=indexed, description=_why_it_waits(seen))
+            done += seen
+    return done
+
+
+def _count(file: VectorStoreFile) -> tuple[int, int]:
+    """How many passages of a file are indexed, and how many it has."""
+    passages = file.get("passages")
+    return (passages.get("indexed") or 0, passages.get("total") or 0) if passages else (0, 0)
+
+
+def _why_it_waits(files: Sequence[VectorStoreFile]) -> str:
+    """Of a file that is not done, why, where that is known: its indexing goes on by itself."""
+    errors = (file.get("last_error") for file in files if file["status"] == "in_progress")
+    return next((terminal.clean(error["message"]) for error in errors if error), "")
+
+
+@contextlib.contextmanager
+def _bars(*columns: Any, quiet: bool) -> Iterator[Progress]:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        yield progress
+
+
+def _pair(text: str) -> tuple[str, str | float | bool]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise typer.BadParameter(f"write --attribute NAME=VALUE, not {text}.")
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(value)
+        if isinstance(parsed, bool | int | float):
+            return name, parsed
+    return name, value
+
+
+def _replace(client: HatrackClient, store_id: str, file_id: str) -> None:
+    client.vector_stores.files.delete(store_id, file_id)
+    try:
+        client.files.delete(file_id)
+    except ClientError as error:
+        if error.code != "file_not_found":  # somebody has taken it off the list of files before
+            raise
+
+
+def _filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--filter is no JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise typer.BadParameter("--filter must be a JSON object.")
+    return parsed
+
+
+def _store_row(store: VectorStore) -> list[str]:
+    return [
+        str(store["id"]),
+        str(store.get("name") or "-"),
+        str(store["file_counts"]["total"]),
+        terminal.size(store.get("usage_bytes")),
+        str(store["status"]),
+        terminal.when(store.get("created_at")),
+    ]
+
+
+def _file_row(file: VectorStoreFile) -> list[str]:
+    indexed, total = _count(file)
+    return [
+        str(file["id"]),
+        str(file.get("filename") or "-"),
+        str(_path(file) or "-"),
+        str(total) if indexed == total else f"{indexed}/{total}",
+        terminal.size(file.get("usage_bytes")),
+        str(file["status"]),
+    ]

@@ -1,0 +1,157 @@
+"""The `hatrack` command. All but the process commands speak HTTP to a gateway and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+from service.cli import (
+    access,
+    chat,
+    data,
+    engine,
+    evaluate,
+    kb,
+    registry,
+    revalidate,
+    review,
+    run,
+    status,
+    top,
+    traffic,
+    train,
+    usage,
+)
+from service.cli.terminal import examples
+
+app = typer.Typer(
+    name="hatrack",
+    help="One base model, many hats: serve LoRA adapters from one engine.",
+    epilog=(
+        "\b\nEnvironment:\n"
+        "  HATRACK_URL      the gateway [default: OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
+        "  HATRACK_KEY      the API key [default: OPENAI_API_KEY with OPENAI_BASE_URL,\n"
+        "                   else admin.key under HATRACK_HOME for a gateway on this machine]\n"
+        "  HATRACK_PROJECT  the project that an admin's key acts in [default: default]\n\n"
+        "\b\nExit codes:\n"
+        "  0 done   1 refused or failed   2 wrong usage   3 cannot connect   4 not enough evidence"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up", "hatrack up --keep-engine"))(
+    run.up
+)
+app.command(
+    epilog=examples(
+        "hatrack serve",
+        "HATRACK_PORT=9000 hatrack serve",
+        "hatrack serve --keep-engine",
+        "hatrack serve --trainer",
+        "HATRACK_ENGINE_URL=http://127.0.0.1:8001 hatrack serve",
+    )
+)(run.serve)
+app.command(
+    epilog=examples(
+        "hatrack engine", "hatrack engine --host 0.0.0.0 --port 8001", "hatrack engine --uds /run/hatrack/engine.sock"
+    )
+)(engine.engine)
+app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"))(run.down)
+app.command(epilog=examples("hatrack status", "hatrack status --json | jq .ready"))(status.status)
+app.command(
+    epilog=examples(
+        "hatrack push brand-voice out/brand-voice",
+        "hatrack push brand-voice out/brand-voice --alias canary",
+        'hatrack push brand-voice out/brand-voice --system-prompt "You are the voice of the shop."',
+        "hatrack push brand-voice out/brand-voice --no-wait --json | jq .version",
+    )
+)(registry.push)
+app.command(epilog=examples("hatrack ls", "hatrack ls --json | jq -r '.[].name'"))(registry.ls)
+app.command(
+    epilog=examples("hatrack show brand-voice", "hatrack show brand-voice@3", "hatrack show brand-voice:canary --json")
+)(registry.show)
+app.command(epilog=examples("hatrack promote brand-voice@3", "hatrack promote brand-voice@4 --alias canary"))(
+    registry.promote
+)
+app.command(epilog=examples("hatrack rollback brand-voice", "hatrack rollback brand-voice --alias canary"))(
+    registry.rollback
+)
+app.command(
+    epilog=examples(
+        "hatrack split brand-voice 3=90 4=10",
+        "hatrack split brand-voice 3=1 4=1 --alias canary",
+        "hatrack promote brand-voice@4   (ends the split)",
+    )
+)(traffic.split)
+app.command(epilog=examples("hatrack pin brand-voice"))(traffic.pin)
+app.command(epilog=examples("hatrack unpin brand-voice"))(traffic.unpin)
+app.command(
+    epilog=examples("hatrack rm brand-voice@2", "hatrack rm brand-voice@3 --force", "hatrack rm brand-voice --yes")
+)(registry.rm)
+app.command(
+    epilog=examples(
+        "hatrack chat brand-voice",
+        "hatrack chat brand-voice@3 Where is my parcel?",
+        "hatrack chat brand-voice --kb policies How long may I send things back?",
+        "hatrack chat brand-voice < question.txt",
+    )
+)(chat.chat)
+app.command(
+    epilog=examples(
+        "hatrack usage",
+        "hatrack usage --by project,key --since 7d",
+        "hatrack usage --by day --adapter brand-voice --since 4w",
+        "hatrack usage --by version --json | jq '.[] | {adapter, version, requests}'",
+    )
+)(usage.usage)
+app.command(
+    epilog=examples(
+        "hatrack train examples.jsonl --name brand-voice",
+        "hatrack train examples.jsonl --name brand-voice --held-out heldout.jsonl --set n_epochs=2",
+        "hatrack train more.jsonl --name brand-voice --from brand-voice@3 --no-follow",
+    )
+)(train.train)
+app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(train.jobs)
+app.command(
+    epilog=examples("hatrack job ftjob-1a2b", "hatrack job ftjob-1a2b --follow", "hatrack job ftjob-1a2b --pause")
+)(train.job)
+app.command(
+    epilog=examples(
+        "hatrack revalidate --wait",
+        "hatrack revalidate brand-voice@3 --wait",
+        "hatrack revalidate --all --json | jq '.[].evaluation.id'",
+    )
+)(revalidate.revalidate)
+app.command(
+    epilog=examples(
+        "hatrack evaluate brand-voice@3 --held-out heldout.jsonl",
+        "hatrack evaluate brand-voice --held-out heldout.jsonl --metric exact_match --promote auto",
+        "hatrack evaluate --arm old=brand-voice@2 --arm new=brand-voice@3 --held-out heldout.jsonl",
+    )
+)(evaluate.evaluate)
+app.command(epilog=examples("hatrack evaluations", "hatrack evaluations --json | jq '.[].verdict'"))(
+    evaluate.evaluations
+)
+app.command(
+    epilog=examples(
+        "hatrack report eval-1a2b",
+        "hatrack report brand-voice@3 --html report.html",
+        "hatrack report eval-1a2b --json | jq .verdict.checks",
+    )
+)(evaluate.report)
+app.command(epilog=examples("hatrack review", "hatrack review eval-1a2b", "hatrack review --list"))(review.review)
+app.add_typer(data.app, name="data")
+app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
+app.command(epilog=examples("hatrack top", "hatrack top --once", "hatrack top --json | jq .adapters"))(top.top)
+app.add_typer(kb.app, name="kb")
+app.add_typer(access.keys, name="keys")
+app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)
+app.command(epilog=examples("hatrack version"))(status.version)
+
+
+def main() -> None:
+    """Run the command line; ends the process with the exit code."""
+    app()

@@ -1,0 +1,289 @@
+"""`push ls show promote rollback rm`: adapters, their versions and aliases."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapters.names import DEFAULT_ALIAS, Reference
+from service.cli import terminal
+from service.cli.terminal import AsJson
+from service.client import AdapterDirectory, ClientError, HatrackClient, read_json_object
+
+if TYPE_CHECKING:
+    from service.client.types.adapters import Adapter, AdapterAlias, AdapterVersion
+
+_FILE = {"exists": True, "dir_okay": False, "readable": True}
+
+
+def push(
+    name: Annotated[str, typer.Argument(help="The adapter's name.", callback=terminal.name_argument)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What PEFT's save_pretrained wrote.")],
+    alias: Annotated[
+        str | None,
+        typer.Option(
+            help="Alias to move to the new version [default: live for a name's first version, none later].",
+            callback=terminal.alias_option,
+        ),
+    ] = None,
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Move no alias, not even for a first version.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while the version is still being proven.")] = False,
+    system_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt that the adapter was trained with.")
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="JSON file of metadata [default: DIR/metadata.json].", **_FILE)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload an adapter as a new version, and wait until it is proven."""
+    if alias is not None and no_alias:
+        raise typer.BadParameter("--alias and --no-alias exclude each other.")
+    with terminal.reporting(as_json):
+        source = AdapterDirectory.read(directory)
+        given = read_json_object(settings) if settings else source.settings
+        if system_prompt is not None:
+            given = {**(given or {}), "system_prompt": system_prompt}
+        with HatrackClient() as client, _progress(source.weights.stat().st_size, no_wait) as progress:
+            version = client.adapters.push(
+                name,
+                source,
+                settings=given,
+                metadata=read_json_object(metadata) if metadata else None,
+                alias="" if no_alias else alias,
+                wait=not no_wait,
+                progress=progress,
+            )
+    if as_json:
+        terminal.print_json(version)
+    else:
+        _print_pushed(version)
+
+
+@contextmanager
+def _progress(total: int, no_wait: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of the bytes sent, on a terminal's stderr; what is left after the last byte is the proof."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("uploading", total=total)
+        sent = 0
+
+        def advance(count: int) -> None:
+            nonlocal sent
+            sent += count
+            last = "storing" if no_wait else "proving"
+            bar.update(task, completed=sent, description="uploading" if sent < total else last)
+
+        yield advance
+
+
+def _print_pushed(version: AdapterVersion) -> None:
+    label = f"{version.get('adapter')}@{version.get('version')}"
+    facts = [f"rank {version.get('rank')}", terminal.size(version.get("bytes"))]
+    if version.get("aliases"):
+        facts.append("alias " + terminal.pointers(version["aliases"]))
+    typer.echo(terminal.clean(f"{label} is {version.get('state')} ({', '.join(facts)})"))
+    for warning in version.get("warnings") or []:
+        typer.echo(terminal.clean(f"warning: {_text(warning)}"), err=True)
+    if held_back := version.get("held_back"):
+        held = f"{label} is held back from live: {_text(held_back)}. It answers as {label}; "
+        typer.echo(terminal.clean(f"warning: {held}hatrack promote {label} --force makes it live."), err=True)
+    if version.get("state") == "proving":
+        typer.echo(terminal.clean(f"See how it goes: hatrack show {label}"))
+
+
+def _text(warning: Any) -> str:
+    return str(warning.get("message", warning)) if isinstance(warning, dict) else str(warning)
+
+
+def ls(as_json: AsJson = False) -> None:
+    """List the adapters."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.adapters.list())
+    if as_json:
+        terminal.print_json(found)
+    elif found:
+        print_adapters(found)
+    else:
+        typer.echo("No adapters yet. Push one: hatrack push NAME DIR")
+
+
+def print_adapters(found: list[Adapter]) -> None:
+    """Write a table of adapters."""
+    rows = []
+    for adapter in found:
+        versions = adapter.get("versions")
+        count = len(versions) if isinstance(versions, list) else versions
+        rows.append(
+            (
+                str(adapter.get("name")),
+                "-" if count is None else str(count),
+                terminal.pointers(_aims(adapter)),
+                "pinned" if adapter.get("pinned") else "-",
+                _judged(versions),
+                terminal.when(adapter.get("created_at")),
+            )
+        )
+    terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"), rows)
+
+
+def _judged(versions: Any) -> str:
+    """How many versions are fresh, due and failed; `-` where none was judged."""
+    found = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
+    states = Counter(str(state["state"]) for state in found if isinstance(state, dict))
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-"
+
+
+def _aims(adapter: Adapter) -> dict[str, Any]:
+    """Where each alias points: a version's number, or the weights of a split."""
+    return {**(adapter.get("aliases") or {}), **(adapter.get("splits") or {})}
+
+
+def show(
+    reference: Annotated[str, typer.Argument(help="brand-voice, brand-voice@3 or brand-voice:canary.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show an adapter with its versions, or one version."""
+    target = terminal.reference_argument(reference)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        adapter = client.adapters.retrieve(target.name) if target.version is None else None
+        number = _number(adapter, target) if adapter is not None else target.version
+        version = None if number is None else client.adapters.versions.retrieve(target.name, number)
+    if as_json:
+        terminal.print_json(version or adapter)
+    elif version is not None:
+        _print_version(version)
+    elif adapter is not None:
+        _print_adapter(adapter)
+
+
+def _number(adapter: Adapter, target: Reference) -> int | None:
+    """The version that a reference's alias points at; None where it names the adapter. Raises ClientError."""
+    if target.alias is None:
+        return None
+    number = _aims(adapter).get(target.alias)
+    if isinstance(number, dict):
+        names = ", ".join(f"{target.name}@{version}" for version in number)
+        raise ClientError(0, "alias_split", f"{target.label} is split: name one of {names}.", "reference")
+    if number is None:
+        raise ClientError(404, "not_found", f"{target.name} has no alias {target.alias}.")
+    return int(number)
+
+
+def _print_adapter(adapter: Adapter) -> None:
+    pinned = "   pinned" if adapter.get("pinned") else ""
+    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_aims(adapter))}{pinned}"))
+    aliases = adapter.get("aliases") or {}
+    rows = []
+    for version in adapter.get("versions") or []:
+        item = version if isinstance(version, dict) else {"version": version}
+        pointing = [alias for alias, target in aliases.items() if target == item.get("version")]
+        rows.append(
+            (
+                f"@{item.get('version')}",
+                str(item.get("state", "-")),
+                terminal.servable(item),
+                terminal.verdict(item),
+                terminal.judged(item),
+                terminal.pointers(item.get("aliases") or pointing),
+                str(item.get("rank", "-")),
+                terminal.size(item.get("bytes")),
+                terminal.when(item.get("created_at")),
+                str(item.get("digest", "-"))[:12],
+            )
+        )
+    columns = ("VERSION", "STATE", "SERVABLE", "VERDICT", "JUDGED", "ALIASES", "RANK", "SIZE", "CREATED", "DIGEST")
+    terminal.print_table(columns, rows)
+
+
+def _print_version(version: AdapterVersion) -> None:
+    rows = [("version", f"{version.get('adapter')}@{version['version']}")]
+    rows += [("state", str(version.get("state", "-"))), ("servable", terminal.servable(version))]
+    rows += [("aliases", terminal.pointers(version.get("aliases"))), ("digest", str(version.get("digest", "-")))]
+    rows += [("rank", str(version.get("rank", "-"))), ("alpha", str(version.get("alpha", "-")))]
+    modules = version.get("target_modules")
+    rows.append(("modules", " ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "-")))
+    rows += [("size", terminal.size(version.get("bytes"))), ("created", terminal.when(version.get("created_at")))]
+    rows += [("judged", terminal.judged(version))]
+    for group in ("held_back", "verdict", "base", "settings", "metadata", "proof"):
+        rows += _scalars(group, version.get(group))
+    for warning in version.get("warnings") or []:
+        rows.append(("warning", _text(warning)))
+    terminal.print_table(("FIELD", "VALUE"), rows)
+
+
+def _scalars(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """The plain values in a nested object, with dotted names; long lists (log-probabilities) are for --json."""
+    if isinstance(value, dict):
+        return [row for key, item in value.items() for row in _scalars(f"{prefix}.{key}", item)]
+    if isinstance(value, list):
+        return [(prefix, f"{len(value)} values (see --json)")]
+    return [] if value is None else [(prefix, str(value))]
+
+
+def promote(
+    reference: Annotated[str, typer.Argument(help="The version, brand-voice@3.")],
+    alias: Annotated[str, typer.Option(help="The alias to move.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
+    force: Annotated[bool, typer.Option("--force", help="Also where the version is held back from live.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a version; requests under way keep theirs."""
+    target = terminal.reference_argument(reference)
+    if target.version is None:
+        raise typer.BadParameter(f"Say which version: {target.name}@3.")
+    with terminal.reporting(as_json), HatrackClient() as client:
+        moved = client.adapters.promote(reference, alias, force=force)
+    _print_moved(moved, target.name, alias, as_json)
+
+
+def rollback(
+    reference: Annotated[str, typer.Argument(metavar="NAME", help="The adapter, brand-voice.")],
+    alias: Annotated[str, typer.Option(help="The alias to move back.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at the version that it pointed at before."""
+    name = terminal.name_argument(reference)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        moved = client.adapters.rollback(name, alias)
+    _print_moved(moved, name, alias, as_json)
+
+
+def _print_moved(moved: AdapterAlias, name: str, alias: str, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(moved)
+    else:
+        typer.echo(terminal.clean(f"{name}:{alias} now points at {name}@{moved.get('version', '?')}"))
+
+
+def rm(
+    reference: Annotated[str, typer.Argument(help="A version, brand-voice@2, or an adapter, brand-voice.")],
+    force: Annotated[bool, typer.Option("--force", help="Also where an alias points there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a version, or an adapter with all its versions. Asks first on a terminal."""
+    target = terminal.reference_argument(reference)
+    if target.alias is not None:
+        raise typer.BadParameter(f"Name a version ({target.name}@2) or the whole adapter ({target.name}).")
+    what = reference if target.version is not None else f"{reference} and all its versions"
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete {what}?", abort=True, err=True)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        client.adapters.delete(reference, force=force)
+    if as_json:
+        terminal.print_json({"deleted": reference})
+    else:
+        typer.echo(f"Deleted {what}.")

@@ -1,0 +1,156 @@
+"""`review`: people look at pairs of answers, blind, one key a pair."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
+
+import typer
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.text import Text
+
+from service.cli import terminal
+from service.cli.terminal import AsJson
+from service.client import HatrackClient
+
+if TYPE_CHECKING:
+    from service.client.evaluations import Choice
+    from service.client.types.evaluations import Agreement, Review, ReviewQueue
+
+KEYS: Final[dict[str, Choice]] = {"1": "first", "2": "second", "t": "tie"}
+SKIP: Final = "s"
+QUIT: Final = "q"
+HELP: Final = "1 the first is better   2 the second   t tie   s skip   q quit"
+BESIDE_COLUMNS: Final = 100
+"""Narrower terminals show one answer under the other."""
+
+
+def review(
+    evaluation: Annotated[
+        str | None, typer.Argument(metavar="[EVALUATION]", help="eval-… or ftjob-… [default: the newest with pairs]")
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Only say how far people are, and how far they agree.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which of two answers is better, without knowing whose they are. A judge counts once people agree with it."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        if as_json or listed:
+            _list(list(client.reviews.list()), as_json)
+            return
+        _ask(client, evaluation)
+
+
+def _list(found: list[ReviewQueue], as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(found)
+    elif not found:
+        typer.echo("Nothing to look at. An evaluation with a judge leaves pairs for people.")
+    else:
+        rows = [
+            [
+                str(each["id"]),
+                str(each["judge"]),
+                f"{each['reviewed']} of {each['pairs']}",
+                _kappa(each["agreement"]),
+                _kappa(each["standing"]),
+                "yes" if each["counted"] else "no",
+            ]
+            for each in found
+        ]
+        terminal.print_table(["EVALUATION", "JUDGE", "LOOKED AT", "KAPPA", "KAPPA IN ALL", "COUNTS"], rows)
+
+
+def _kappa(found: Agreement) -> str:
+    if found.get("kappa") is None:
+        return "-"
+    return f"{found['kappa']:.2f} ({found['low']:.2f} to {found['high']:.2f}, {found['pairs']} pairs)"
+
+
+def _ask(client: HatrackClient, evaluation: str | None) -> None:
+    console = Console(highlight=False)
+    skipped: str | None = None
+    seen = 0
+    while True:
+        found = client.reviews.next(evaluation, after=skipped)
+        pair = found.get("review")
+        if pair is None:
+            _end(client, evaluation or found.get("evaluation"), skipped is not None, seen)
+            return
+        evaluation = str(pair["evaluation"])
+        show(console, pair, int(found["reviewed"]), int(found["total"]))
+        key = _key()
+        if key == QUIT:
+            typer.echo(f"{seen} looked at; `hatrack review {evaluation}` goes on.")
+            return
+        if key == SKIP:
+            skipped = str(pair["id"])
+            continue
+        client.reviews.choose(pair["id"], KEYS[key])
+        seen += 1
+
+
+def _end(client: HatrackClient, evaluation: object, skipped: bool, seen: int) -> None:
+    if evaluation is None:
+        typer.echo("Nothing to look at. An evaluation with a judge leaves pairs for people.")
+        return
+    typer.echo(f"{seen} looked at." + (" Some were skipped; they come again next time." if skipped else ""))
+    for each in client.reviews.list():
+        if each["id"] == evaluation and each["final"]:
+            typer.echo(terminal.clean(str(each["sentence"])))
+
+
+def show(console: Console, pair: Review, reviewed: int, total: int) -> None:
+    """Write a pair: what was asked, and both answers side by side where there is room."""
+    console.print(Rule(f"{reviewed + 1} of {total}"))
+    for turn in pair["asked"]:
+        console.print(Text(f"{turn['role']}: ", style="bold"), _plain(turn["content"]), sep="")
+    if pair.get("reference"):
+        console.print(Text("the author answered: ", style="dim"), _plain(pair["reference"]), sep="")
+    wide = console.width >= BESIDE_COLUMNS
+    width = console.width // 2 - 1 if wide else console.width
+    panels = [
+        Panel(_plain(pair["first"]), title="1", width=width),
+        Panel(_plain(pair["second"]), title="2", width=width),
+    ]
+    console.print(Columns(panels, padding=(0, 1)) if wide else Group(*panels))
+
+
+def _plain(text: object) -> Text:
+    """What models say steers no terminal."""
+    return Text(terminal.clean(str(text)))
+
+
+def _key() -> Literal["1", "2", "t", "s", "q"]:
+    """One key from a terminal, one line from a pipe; the end of either is `q`."""
+    while True:
+        typer.echo(f"[{HELP}] ", nl=False)
+        try:
+            pressed = _pressed().lower() if _by_key() else input().strip().lower()
+        except (EOFError, KeyboardInterrupt):
+            pressed = QUIT
+        typer.echo(pressed if _by_key() else "")
+        if pressed in (*KEYS, SKIP, QUIT):
+            return cast(Literal["1", "2", "t", "s", "q"], pressed)
+
+
+def _pressed() -> str:
+    """One key, without a line feed; what was typed ahead counts, which typer's own function throws away."""
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin, termios.TCSADRAIN)
+        return os.read(sys.stdin.fileno(), 1).decode("ascii", "replace") or QUIT
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _by_key() -> bool:
+    return sys.stdin.isatty()

@@ -1,0 +1,211 @@
+"""``hatrack up``, ``serve`` and ``down``: the commands that start and end processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeAlias
+
+import orjson
+import typer
+import uvicorn
+from rich.console import Console
+
+from service.access.keys import admin_key
+from service.client import ClientError, HatrackClient
+from service.config import Settings, load_settings
+from service.errors import SettingsError
+from service.server.instance import InstanceLock, end_gateway, holder
+from service.server.private import keep_private
+
+SAMPLES = ("tidewater", "pemberton")
+SAMPLE_SETTINGS = {"sampling": {"temperature": 0.2}}  # so small a model wanders at the usual 1.0
+READY_POLL_S = 0.5
+console = Console(stderr=True, highlight=False)
+
+KeepEngine: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-engine/--no-keep-engine",
+        help="Leave the engine running when this gateway stops; the next one adopts it. [default: HATRACK_KEEP_ENGINE]",
+        show_default=False,
+    ),
+]
+
+Trains: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--trainer/--no-trainer", help="Start the trainer, too. [default: HATRACK_TRAINER]", show_default=False
+    ),
+]
+
+
+def up(keep_engine: KeepEngine = None) -> None:
+    """Prepare the base model, start engine, gateway and trainer, and push two sample adapters on first run.
+
+    An engine that is running already is adopted if it is just what would be started. Stays in the foreground; Ctrl-C
+    stops everything, or all but the engine with --keep-engine.
+
+    Example: hatrack up
+    """
+    settings = read_settings(keep_engine=keep_engine)
+    if settings.trainer == "auto":
+        settings = settings.model_copy(update={"trainer": "on"})
+    keep_private(settings.home)
+    prepare_base(settings)
+    samples = train_samples(settings) if settings.samples else []
+    _run(settings, lambda: _first_run(settings, samples))
+
+
+def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
+    """Start the gateway and its engine, with --trainer the trainer too. The base model must have been prepared.
+
+    An engine that is running already is adopted if it is just what would be started, else ended. With
+    HATRACK_ENGINE_URL an engine that somebody else runs is used, and never ended.
+
+    Example: HATRACK_PORT=9000 hatrack serve
+    """
+    wanted = None if trainer is None else "on" if trainer else "off"
+    settings = read_settings(keep_engine=keep_engine, trainer=wanted)
+    if not (settings.base_dir / "config.json").exists():
+        fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
+    keep_private(settings.home)
+    _run(settings, None)
+
+
+def down(
+    keep_engine: Annotated[
+        bool, typer.Option("--keep-engine", help="End the gateway alone; the next one adopts the engine.")
+    ] = False,
+) -> None:
+    """End the gateway of this home, its engine and its trainer, also such as were kept or as a crash left.
+
+    Example: hatrack down
+    """
+    from service.engine.process import ask_to_keep, end_leftovers
+    from service.training.config import TrainerConfig
+    from service.training.process import end_leftover
+
+    settings = read_settings()
+    if keep_engine and holder(settings.home) is not None:
+        ask_to_keep(settings.engine_dir)
+    pid = end_gateway(settings.home)
+    ended = [] if keep_engine else end_leftovers(settings.engine_dir)
+    trainer = end_leftover(TrainerConfig.from_settings(settings).lock)
+    if trainer is not None:
+        console.print(f"ended a trainer that was still running (process {trainer})")
+    if pid is None and not ended and trainer is None:
+        console.print(f"nothing of {settings.home} was running" if not keep_engine else "no gateway was running")
+        return
+    if pid is not None:
+        console.print(f"ended the gateway (process {pid}){'; its engine was to be kept' if keep_engine else ''}")
+    if ended:
+        console.print(f"ended an engine that was still running ({len(ended)} processes)")
+
+
+def prepare_base(settings: Settings) -> None:
+    """Make the base model's directory, in a process of its own (it needs torch, the gateway does not)."""
+    if (settings.base_dir / "config.json").exists():
+        return
+    console.print(f"Preparing the base model {settings.base_source} (once)…")
+    _child("trainer.base_model", "--source", settings.base_source, "--dest", str(settings.base_dir.parent))
+
+
+def train_samples(settings: Settings) -> list[Path]:
+    """Train the sample adapters where they are not cached; returns their directories."""
+    out = settings.home / "samples"
+    _child("trainer.samples", "--base", str(settings.base_dir), "--out", str(out))
+    return [out / name for name in SAMPLES]
+
+
+def _child(module: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        fail(f"`python -m {module}` failed with exit code {done.returncode}; its reason stands above")
+
+
+def read_settings(**flags: object) -> Settings:
+    """The settings from the environment, a flag (None: not given) before a variable; a mistake ends the command with
+    its name."""
+    try:
+        return load_settings(**{name: value for name, value in flags.items() if value is not None})
+    except SettingsError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with exit code 1 and a reason."""
+    console.print(f"[red]error:[/red] {message}")
+    raise typer.Exit(1)
+
+
+def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
+    from service.app import check_engine, create_app
+    from service.server.serve import uvicorn_config
+    from service.telemetry.logs import configure_logs
+
+    configure_logs(settings.log_level)
+    try:
+        lock = InstanceLock(settings.home)
+        app = create_app(settings)
+        asyncio.run(check_engine(settings))
+    except SettingsError as error:
+        fail(str(error))
+    server = uvicorn.Server(uvicorn_config(app, settings))
+    if when_listening is not None:
+        threading.Thread(target=when_listening, name="first-run", daemon=True).start()
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # uvicorn raises the signal again once it has stopped cleanly
+    finally:
+        lock.release()
+    if not server.started:
+        fail("the gateway did not start; the log above says why")
+
+
+def _first_run(settings: Settings, samples: list[Path]) -> None:
+    """Wait for readiness, push the samples (an adapter that is there already stays as it is), print what to try."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    url = f"http://{host}:{settings.port}"
+    given = settings.admin_key.get_secret_value() if settings.admin_key else None
+    with HatrackClient(base_url=url, api_key=admin_key(settings.home, given)) as client:
+        try:
+            with console.status("Loading the engine…"):
+                client.wait_ready(settings.engine_start_timeout_s)
+            for directory in samples:
+                pushed = client.adapters.push(directory.name, directory, settings=SAMPLE_SETTINGS)
+                console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
+        except ClientError as error:
+            console.print(f"[red]✗[/red] {error}", markup=True)
+            return
+    names = [settings.base_served_name, *(directory.name for directory in samples)]
+    console.print(
+        try_this(url, names, key_file=None if given else settings.home / "admin.key"), markup=False, soft_wrap=True
+    )
+    keeps = settings.keep_engine or settings.engine_url
+    console.print(f"\nCtrl-C stops {'the gateway; the engine runs on' if keeps else 'everything'}.")
+
+
+def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
+    """The three commands that a newcomer tries first."""
+    question = "Where is my parcel?"
+    first, last = models[min(1, len(models) - 1)], models[-1]
+    body = orjson.dumps(
+        {"model": first, "messages": [{"role": "user", "content": question}], "max_tokens": 60}
+    ).decode()
+    key = f"  export HATRACK_KEY=$(cat {os.path.relpath(key_file)})\n" if key_file else ""
+    return (
+        f"\nHatrack is ready at {url}: {', '.join(models)}. Try:\n\n{key}"
+        f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $HATRACK_KEY" \\\n'
+        f"       -H 'Content-Type: application/json' -d '{body}'\n\n"
+        f"  .venv/bin/python -c \"import os, openai; c = openai.OpenAI(base_url='{url}/v1', "
+        f"api_key=os.environ['HATRACK_KEY']); print(c.chat.completions.create(model='{last}', max_tokens=60, "
+        f"messages=[dict(role='user', content='{question}')]).choices[0].message.content)\"\n\n"
+        f"  .venv/bin/hatrack chat {first} '{question}'"
+    )

@@ -1,0 +1,63 @@
+"""`status` and `version`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from service import __version__
+from service.cli import terminal
+from service.cli.registry import print_adapters
+from service.cli.terminal import AsJson
+from service.client import ClientError, HatrackClient
+
+if TYPE_CHECKING:
+    from service.client.types.adapters import Adapter
+    from service.client.types.gateway import Model, Readiness
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show whether the gateway is ready, its engine and its adapters. Exit code 0 means ready."""
+    refused: ClientError | None = None
+    adapters: list[Adapter] = []
+    models: list[Model] = []
+    with terminal.reporting(as_json), HatrackClient() as client:
+        report = client.ready()
+        try:
+            models, adapters = list(client.models.list()), list(client.adapters.list())
+        except ClientError as error:  # readiness needs no key and is worth showing without one
+            refused = error
+    ready = report.get("status") == "ready"
+    if as_json:
+        shown = {"url": client.url, "ready": ready, "readiness": report, "models": models, "adapters": adapters}
+        terminal.print_json(shown | (refused.payload() if refused else {}))
+    else:
+        _print_status(client.url, report, models, adapters)
+        if refused:
+            terminal.print_error(refused)
+    if refused or not ready:
+        raise typer.Exit(terminal.FAILED)
+
+
+def _print_status(url: str, report: Readiness, models: list[Model], adapters: list[Adapter]) -> None:
+    rows = [("gateway", f"{url}  {report.get('status', '-')}")]
+    engine = report.get("engine")
+    if engine:
+        reason = engine.get("reason")
+        rows.append(("engine", f"{engine.get('state', '-')}{f'  ({reason})' if reason else ''}"))
+    if models:
+        rows.append(("base", str(models[0].get("id"))))
+        rows.append(("adapters", str(len(adapters))))
+    terminal.print_table(("", ""), rows)
+    if adapters:
+        typer.echo()
+        print_adapters(adapters)
+
+
+def version(as_json: AsJson = False) -> None:
+    """Print the version of this command."""
+    if as_json:
+        terminal.print_json({"version": __version__})
+    else:
+        typer.echo(f"hatrack {__version__}")

@@ -1,0 +1,155 @@
+"""What the commands share: errors to exit codes, JSON or tables, and text that is safe on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import typer
+
+from adapters.errors import AdapterError
+from adapters.names import Reference, parse_alias, parse_name, parse_reference
+from service.client import CannotConnect, ClientError
+
+if TYPE_CHECKING:
+    from service.client.types.adapters import AdapterVersion
+
+FAILED: Final = 1
+CANNOT_CONNECT: Final = 3
+_PIPE_COLUMNS: Final = 240
+
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, also of an error (on stderr).")]
+
+
+def examples(*lines: str) -> str:
+    """An epilog of a command's help that keeps its line breaks."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """Print a ClientError and leave with its exit code: 3 where nobody answers, 1 for everything else."""
+    try:
+        yield
+    except ClientError as error:
+        print_error(error, as_json)
+        raise typer.Exit(CANNOT_CONNECT if isinstance(error, CannotConnect) else FAILED) from error
+
+
+def print_error(error: ClientError, as_json: bool = False) -> None:
+    """Write an error to stderr, for a person or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(error.payload(), ensure_ascii=False), err=True)
+        return
+    typer.echo(f"hatrack: {clean(error.message)} [{clean(error.code)}]", err=True)
+    if error.status == 401:
+        typer.echo("Set HATRACK_KEY; the first key is in admin.key under the gateway's HATRACK_HOME.", err=True)
+
+
+def print_json(value: object) -> None:
+    """Write a value to stdout as JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to stdout: as wide as the terminal, or wide enough for a pipe, where nothing may be cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=not terminal)
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    Console(file=sys.stdout, width=None if terminal else _PIPE_COLUMNS, highlight=False).print(table)
+
+
+def clean(text: str) -> str:
+    """Text without control characters but line feed and tab: what comes over the wire must not steer the terminal."""
+    return "".join(char for char in text if char in "\n\t" or (char >= " " and not "\x7f" <= char <= "\x9f"))
+
+
+def size(count: Any) -> str:
+    """A number of bytes for a person."""
+    if not isinstance(count, int):
+        return "-"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def when(seconds: Any) -> str:
+    """A Unix time in seconds as date and minute, UTC."""
+    if not isinstance(seconds, int | float):
+        return "-"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
+
+
+def pointers(aliases: Any) -> str:
+    """An adapter's aliases, `{"live": 3}`, as `live→3`, a split one as `live→3:90+4:10`; a version's as `live`."""
+    if isinstance(aliases, dict):
+        return " ".join(f"{name}→{_number(target)}" for name, target in sorted(aliases.items())) or "-"
+    if isinstance(aliases, list):
+        return " ".join(map(str, aliases)) or "-"
+    return "-"
+
+
+def _number(target: Any) -> str:
+    if isinstance(target, dict):
+        return "+".join(f"{version}:{weight}" for version, weight in target.items())
+    return str(target)
+
+
+def servable(version: AdapterVersion) -> str:
+    """Whether a version can serve now: `ok`, or why not; `held back`: it can, and `live` does not move to it."""
+    if version.get("servable") == "ok" and version.get("held_back"):
+        return "held back"
+    return str(version.get("servable") or "-")
+
+
+def judged(version: AdapterVersion) -> str:
+    """What a version's verdict is worth now: `fresh`, `failed`, `due: template age`; `-` where it was never judged."""
+    revalidation = version.get("revalidation")
+    if not revalidation:
+        return "-"
+    reasons = " ".join(revalidation.get("reasons") or [])
+    return f"{revalidation.get('state')}: {reasons}" if reasons else str(revalidation.get("state"))
+
+
+def verdict(version: AdapterVersion) -> str:
+    """A version's latest verdict in a word; `-` where it was never judged."""
+    verdict = version.get("verdict")
+    return str(verdict.get("verdict", "-")) if verdict else "-"
+
+
+def reference_argument(text: str) -> Reference:
+    """Parse `name`, `name@3` or `name:alias`; a mistake is a usage error (exit code 2)."""
+    try:
+        return parse_reference(text)
+    except AdapterError as error:
+        raise typer.BadParameter(error.message) from error
+
+
+def name_argument(text: str) -> str:
+    """Check an adapter's name; a mistake is a usage error."""
+    try:
+        return parse_name(text)
+    except AdapterError as error:
+        raise typer.BadParameter(error.message) from error
+
+
+def alias_option(text: str | None) -> str | None:
+    """Check an alias; a mistake is a usage error."""
+    try:
+        return None if text is None else parse_alias(text)
+    except AdapterError as error:
+        raise typer.BadParameter(error.message) from error

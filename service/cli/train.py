@@ -1,0 +1,232 @@
+"""`train jobs job`: from a data file to an adapter that answers, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.cli import terminal
+from service.cli.curve import draw
+from service.cli.terminal import AsJson
+from service.client import FINAL_STATUSES, HatrackClient
+
+if TYPE_CHECKING:
+    from service.client.types.training import FineTuningJob, FineTuningJobEvent
+
+FILE: Final = typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Examples, JSONL.")
+VERDICTS: Final = {"pass": "bold green", "fail": "bold red", "not_enough_evidence": "bold yellow"}
+COLOURS: Final = {"warn": "yellow", "error": "red"}
+
+
+class Promote(StrEnum):
+    """What becomes of a version that passes."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
+Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until it has ended.")]
+
+
+def train(
+    file: Annotated[Path, FILE],
+    name: Annotated[str, typer.Option(help="The adapter to be.", callback=terminal.name_argument)],
+    held_out: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Examples to measure on. [default: split off FILE]")
+    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Train on from NAME@VERSION. [default: the base]")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
+    ] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Rendered and served with it.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what the data check warns of.")] = False,
+    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the order, of what is asked, and of the adapter's beginning.")
+    ] = None,
+    promote: Annotated[Promote, typer.Option(help="Whether a version that passes goes live by itself.")] = Promote.AUTO,
+    metric: Annotated[
+        str | None, typer.Option(help="What it is judged by: exact_match, rouge_l, json_exact … [default: the data's]")
+    ] = None,
+    suites: Annotated[
+        str | None, typer.Option(help="What may be forgotten is measured by: names with commas. [default: general]")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge of the operator's settings.")] = None,
+    follow: Follow = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter on examples and judge it. It answers as NAME:candidate; where it passes, it goes live."""
+    hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
+    # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
+    long = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
+    hyperparameters |= {field: value for field, value in long.items() if value is not None}
+    metadata = {"strict": "true" if strict else None, "drop_long": "true" if drop_long else None}
+    metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
+    with terminal.reporting(as_json), HatrackClient() as client:
+        model = start or str(client.ready().get("base"))
+        job = client.fine_tuning.jobs.create(
+            client.files.create(file)["id"],
+            model=model,
+            adapter=name,
+            validation_file=client.files.create(held_out)["id"] if held_out else None,
+            hyperparameters=hyperparameters,
+            metadata={key: value for key, value in metadata.items() if value is not None},
+            seed=seed,
+        )
+        if not as_json:
+            typer.echo(f"{job['id']} trains {name} on {file.name}; `hatrack job {job['id']} --follow` shows it again")
+        if follow:
+            job = _follow(client, job["id"], quiet=as_json)
+    _finish(job, as_json, followed=follow)
+
+
+def jobs(as_json: AsJson = False) -> None:
+    """List the jobs, newest first."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        found = list(client.fine_tuning.jobs.list())
+    if as_json:
+        terminal.print_json(found)
+    elif found:
+        rows = [
+            [
+                str(job["id"]),
+                str((job.get("hatrack") or {}).get("adapter") or "-"),
+                str(job["status"]),
+                str(job.get("fine_tuned_model") or "-"),
+                terminal.when(job.get("created_at")),
+                _money(job),
+            ]
+            for job in found
+        ]
+        terminal.print_table(["JOB", "ADAPTER", "STATUS", "RESULT", "CREATED", "COST"], rows)
+    else:
+        typer.echo("No jobs. `hatrack train FILE --name NAME` makes one.")
+
+
+def job(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="ftjob-…")],
+    follow: Follow = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it; nothing is registered.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Stop after a step, with a checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job, follow it, or change it."""
+    verbs = [verb for verb, wanted in (("cancel", cancel), ("pause", pause), ("resume", resume)) if wanted]
+    if len(verbs) > 1:
+        raise typer.BadParameter(f"--{verbs[0]} and --{verbs[1]} exclude each other.")
+    with terminal.reporting(as_json), HatrackClient() as client:
+        jobs = client.fine_tuning.jobs
+        act = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[verbs[0]] if verbs else jobs.retrieve
+        found = act(job_id)
+        if follow:
+            found = _follow(client, job_id, quiet=as_json)
+    _finish(found, as_json, followed=follow)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is no FIELD=VALUE, such as n_epochs=3.")
+    return name.strip(), value.strip()
+
+
+def _value(text: str) -> Any:
+    """A hyperparameter as a person types it: JSON where it is JSON (`3`, `1e-3`, `true`), else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _metric(text: str) -> Any:
+    """A metric's name, or the object that `{"name": …}` is."""
+    value = _value(text)
+    return value if isinstance(value, dict) else text
+
+
+def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> FineTuningJob:
+    """Show a job's events until it has ended, with a bar; the loss as a curve at the end."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    losses: list[float] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task("waiting", total=None, numbers="")
+        for event in client.fine_tuning.jobs.stream_events(job_id):
+            data: dict[str, Any] = event.get("data") or {}
+            if event.get("type") == "metrics" and "step" in data:
+                losses.append(float(data["train_loss"]))
+                pace = f"loss {data['train_loss']:.3f}, {data.get('tokens_per_s', 0):.0f} tokens/s"
+                bar.update(
+                    task, description="training", completed=data["step"], total=data["total_steps"], numbers=pace
+                )
+            elif "stage" in data:
+                stage = terminal.clean(str(data["stage"]))
+                bar.update(task, description="judging", completed=data["done"], total=data["total"], numbers=stage)
+            else:
+                _print_event(console, event)
+    for line in draw(losses):
+        console.print(line, markup=False)
+    return client.fine_tuning.jobs.retrieve(job_id)
+
+
+def _print_event(console: Console, event: FineTuningJobEvent) -> None:
+    text = terminal.clean(str(event.get("message", "")))
+    verdict = (event.get("data") or {}).get("verdict")
+    style = VERDICTS.get(str(verdict)) or COLOURS.get(str(event.get("level")))
+    console.print(text, style=style, markup=False)
+
+
+def _finish(job: FineTuningJob, as_json: bool, *, followed: bool) -> None:
+    """Print the job; where it was followed and did not succeed, leave with exit code 1."""
+    if as_json:
+        terminal.print_json(job)
+    else:
+        _print(job)
+    if followed and job.get("status") != "succeeded":
+        raise typer.Exit(terminal.FAILED)
+
+
+def _print(job: FineTuningJob) -> None:
+    ours = job["hatrack"]
+    lines = [f"{job['id']}  {job['status']}"]
+    if job.get("fine_tuned_model"):
+        lines.append(f"result     {job['fine_tuned_model']}")
+    if ours.get("adapter"):
+        lines.append(f"adapter    {ours['adapter']}")
+    if job.get("trained_tokens"):
+        lines.append(f"trained    {job['trained_tokens']:,} tokens")
+    if verdict := ours.get("verdict"):
+        lines.append(f"verdict    {verdict['sentence']}")
+        lines.append(f"live       {'yes' if verdict['live'] else 'no'}")
+    if seconds := ours.get("seconds"):
+        lines.append(f"took       {seconds:.0f} s on {ours.get('device') or 'its device'}{_cost(job)}")
+    error = job.get("error")
+    if error and error.get("code"):
+        lines.append(f"error      {error.get('message')} [{error['code']}]")
+    if job["status"] not in FINAL_STATUSES:
+        lines.append(f"follow it with `hatrack job {job['id']} --follow`")
+    typer.echo(terminal.clean("\n".join(lines)))
+
+
+def _cost(job: FineTuningJob) -> str:
+    cost = _money(job)
+    return "" if cost == "-" else f", cost {cost}"
+
+
+def _money(job: FineTuningJob) -> str:
+    cost = (job.get("hatrack") or {}).get("cost")
+    return f"{cost:.2f}" if isinstance(cost, int | float) and cost else "-"

@@ -1,0 +1,216 @@
+"""`client.adapters`: adapters, their versions and aliases. Needs a key with the scope `adapters`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import httpx
+
+from adapters.names import DEFAULT_ALIAS, parse_reference
+from service.client.connection import CONNECT_S, Connection, Resource, path_of
+from service.client.types.adapters import Adapter, AdapterAlias, AdapterPin, AdapterVersion, RecordedVerdict
+from service.client.types.evaluations import Evaluation
+from service.client.upload import CONFIG_FILE, README_FILE, WEIGHTS_FILE, AdapterDirectory, CountedFile, not_readable
+from service.client.wire import ClientError
+
+PROVING: Final = httpx.Timeout(60, connect=CONNECT_S, read=360)
+"""An upload that waits for its proof; above the gateway's own limit, so that its answer arrives and not our timeout."""
+WARMING: Final = httpx.Timeout(180, connect=CONNECT_S)
+"""Moving an alias: the engine loads each target version first, and measures it where that was never done."""
+REVALIDATING: Final = httpx.Timeout(300, connect=CONNECT_S)
+"""Starting evaluations, up to a hundred in one request."""
+
+
+class Adapters(Resource):
+    """`client.adapters`. Names have the form `brand-voice`, references also `brand-voice@3` or `brand-voice:canary`.
+
+    Every method raises ClientError: `adapter_not_found`, `version_not_found` or `alias_not_found` (404) for what does
+    not exist or is hidden from the key.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.versions = AdapterVersions(connection)
+
+    def list(self) -> Iterator[Adapter]:
+        """All adapters with their versions, by name."""
+        return self._connection.pages(Adapter, path_of("adapters"), cursor="name")
+
+    def retrieve(self, name: str) -> Adapter:
+        """One adapter with its aliases and versions."""
+        return self._connection.request(Adapter, "GET", path_of("adapters", name))
+
+    def push(
+        self,
+        name: str,
+        directory: Path | str | AdapterDirectory,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        alias: str | None = None,
+        wait: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> AdapterVersion:
+        """Upload the output directory of a PEFT run as a new version.
+
+        Args:
+            name: The adapter's name; the first version creates it.
+            directory: Contains adapter_config.json and adapter_model.safetensors, and optionally README.md,
+                metadata.json and settings.json.
+            settings: Replaces settings.json: `system_prompt`, `sampling`, `grounding`.
+            metadata: Replaces metadata.json.
+            alias: Moves to the version once it is proven. None: `live` for the first version of a name, else none; an
+                empty string: none.
+            wait: Wait until the version is proven, up to 6 minutes; otherwise it is returned in the state `proving`.
+            progress: Called with the number of weight bytes sent since its last call.
+
+        Raises:
+            ClientError: `not_an_adapter`, `json_invalid` or `not_readable` before anything is sent; 422 with the reason
+                where inspection or proof reject the adapter.
+        """
+        source = directory if isinstance(directory, AdapterDirectory) else AdapterDirectory.read(directory)
+        fields = {"name": name}
+        if alias is not None:
+            fields["alias"] = alias
+        for field, value, default in (
+            ("settings", settings, source.settings),
+            ("metadata", metadata, source.metadata),
+        ):
+            chosen = value if value is not None else default
+            if chosen is not None:
+                fields[field] = json.dumps(chosen, ensure_ascii=False)
+        try:
+            config = source.config.read_bytes()
+            readme = None if source.readme is None else source.readme.read_bytes()
+            weights = CountedFile(source.weights, progress)
+        except OSError as error:
+            raise not_readable(error) from error
+        files: dict[str, tuple[str, Any, str]] = {"config": (CONFIG_FILE, config, "application/json")}
+        if readme is not None:
+            files["readme"] = (README_FILE, readme, "text/markdown")
+        files["weights"] = (WEIGHTS_FILE, weights, "application/octet-stream")
+        params = {} if wait else {"wait": "false"}
+        with weights:
+            return self._connection.request(
+                AdapterVersion, "POST", path_of("adapters"), params=params, data=fields, files=files, timeout=PROVING
+            )
+
+    def delete(self, reference: str, *, force: bool = False) -> None:
+        """Delete a version (`brand-voice@2`) or an adapter with all its versions (`brand-voice`).
+
+        Args:
+            force: Also delete what an alias points at.
+
+        Raises:
+            ClientError: `reference_invalid` for an alias, which would be ambiguous; `version_in_use` (422) where an
+                alias points there.
+            adapters.errors.AdapterError: The reference is malformed.
+        """
+        target = parse_reference(reference)
+        if target.alias is not None:
+            message = f"{reference} is an alias: name a version ({target.name}@2) or the whole adapter ({target.name})."
+            raise ClientError(0, "reference_invalid", message, "reference")
+        below = () if target.version is None else ("versions", target.version)
+        params = {"force": "true"} if force else {}
+        self._connection.checked("DELETE", path_of("adapters", target.name, *below), params=params)
+
+    def promote(self, reference: str, alias: str = DEFAULT_ALIAS, *, force: bool = False) -> AdapterAlias:
+        """Point an alias at a version, `brand-voice@3`; the engine loads it first.
+
+        Args:
+            force: Move `live` even to a version that is held back.
+
+        Raises:
+            ClientError: `version_missing` if the reference names no version; 409 (`version_held_back`,
+                `version_not_ready`, …) if the version may not or cannot serve.
+            adapters.errors.AdapterError: The reference is malformed.
+        """
+        target = parse_reference(reference)
+        if target.version is None:
+            raise ClientError(0, "version_missing", f"Say which version: {target.name}@3.", "reference")
+        return self._point(target.name, alias, {"version": target.version}, force)
+
+    def split(
+        self, name: str, weights: Mapping[int, int], alias: str = DEFAULT_ALIAS, *, force: bool = False
+    ) -> AdapterAlias:
+        """Split an alias over 2 to 8 versions; the engine loads them first. Promoting a version ends the split.
+
+        Args:
+            weights: Positive integers by version, such as `{3: 90, 4: 10}`; a version's share of the requests is its
+                weight divided by their sum.
+            force: Point `live` even at versions that are held back.
+        """
+        return self._point(name, alias, {"split": {str(version): weights[version] for version in weights}}, force)
+
+    def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> AdapterAlias:
+        """Point an alias at the version or split before the current one.
+
+        Raises:
+            ClientError: `no_earlier_version` (409) if there is none.
+        """
+        path = path_of("adapters", name, "aliases", alias, "rollback")
+        return self._connection.request(AdapterAlias, "POST", path, timeout=WARMING)
+
+    def pin(self, name: str) -> AdapterPin:
+        """Keep an adapter's live version loaded, wherever `live` moves.
+
+        Raises:
+            ClientError: `too_many_pins` (409).
+        """
+        return self._connection.request(AdapterPin, "PUT", path_of("adapters", name, "pin"))
+
+    def unpin(self, name: str) -> AdapterPin:
+        """Let the engine load and evict an adapter like any other."""
+        return self._connection.request(AdapterPin, "DELETE", path_of("adapters", name, "pin"))
+
+    def _point(self, name: str, alias: str, body: dict[str, Any], force: bool) -> AdapterAlias:
+        if force:  # an older gateway does not know the field
+            body["force"] = True
+        path = path_of("adapters", name, "aliases", alias)
+        return self._connection.request(AdapterAlias, "PUT", path, json=body, timeout=WARMING)
+
+
+class AdapterVersions(Resource):
+    """`client.adapters.versions`. Every method raises ClientError, `version_not_found` (404) among others."""
+
+    def retrieve(self, name: str, version: int) -> AdapterVersion:
+        """One version, even a rejected one. Its lineage, if it has one, is in `["metadata"]["lineage"]`."""
+        return self._connection.request(AdapterVersion, "GET", path_of("adapters", name, "versions", version))
+
+    def verdicts(self, name: str, version: int) -> Iterator[RecordedVerdict]:
+        """A version's verdicts, newest first."""
+        return self._connection.pages(RecordedVerdict, path_of("adapters", name, "versions", version, "verdicts"))
+
+    def revalidate(self, name: str, version: int) -> Evaluation:
+        """Run a version's latest evaluation again; one that is already running is returned.
+
+        Also needs the scopes `train` and `infer`.
+
+        Raises:
+            ClientError: `never_judged` or `nothing_to_repeat` (409).
+        """
+        path = path_of("adapters", name, "versions", version, "revalidate")
+        return self._connection.request(Evaluation, "POST", path, timeout=REVALIDATING)
+
+    def download(self, name: str, version: int, file: Literal["config", "weights"], target: Path | str) -> int:
+        """Save a file exactly as it was uploaded; ``target`` is created only once the download is complete.
+
+        Returns:
+            Its size in bytes.
+        """
+        target = Path(target)
+        part = target.with_name(target.name + ".part")
+        path = path_of("adapters", name, "versions", version, "files", file)
+        try:
+            headers = {"accept-encoding": "identity"}
+            with self._connection.stream("GET", path, headers=headers) as response, part.open("wb") as out:
+                for chunk in response.iter_bytes():
+                    out.write(chunk)
+            size = part.stat().st_size
+            part.replace(target)
+            return size
+        finally:
+            part.unlink(missing_ok=True)

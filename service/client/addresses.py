@@ -1,0 +1,44 @@
+"""What a URL or a host's name says of where it leads, and which client an address is."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from urllib.parse import urlsplit
+
+
+def is_unix(url: str) -> bool:
+    """Whether an address is a Unix socket's: `unix:/path`."""
+    parts = urlsplit(url)
+    return parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
+
+
+def without_v1(url: str) -> str:
+    """An address without the trailing `/v1` that the `openai` client wants."""
+    return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether a URL names a loopback address."""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own and nobody else's."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def client_ip(address: str) -> IPv4Address | IPv6Address | None:
+    """A client's IP address, an IPv4 one that is mapped into IPv6 as what it is; None: it is none."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return ip if isinstance(ip, IPv4Address) else ip.ipv4_mapped or ip
+
+
+def peer_of(ip: IPv4Address | IPv6Address) -> str:
+    """Under what name a client is counted: whoever has one IPv6 address has its whole /64."""
+    return str(ip) if isinstance(ip, IPv4Address) else str(IPv6Network((ip, 64), strict=False))

@@ -1,0 +1,196 @@
+"""`client.fine_tuning`: fine-tuning jobs and the check of their data. Needs the scope `train` (a new job also `infer`
+and `adapters`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+
+import httpx
+
+from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
+from service.client.types.training import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
+from service.client.upload import CountedFile, not_readable
+from service.client.wire import FINAL_STATUSES, ClientError, event_of, events
+
+CHECKING: Final = httpx.Timeout(60, connect=CONNECT_S, read=600)
+"""A data check: the trainer renders every example."""
+FOLLOWING: Final = httpx.Timeout(30, connect=CONNECT_S, read=600)
+"""Between two events of a job; the stream sends something at least now and then."""
+MAX_OUTAGE_S: Final = 600.0
+"""How long `stream_events` waits for a gateway, or its stream of events, that is away."""
+PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+"""Between two tries; the last is repeated."""
+TRANSIENT: Final = frozenset({0, 502, 503, 504})
+"""Statuses that say nothing about the job: a restarting gateway, or a proxy in front of it."""
+
+
+class FineTuning(Resource):
+    """`client.fine_tuning`."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.jobs = FineTuningJobs(connection)
+
+    def check_data(
+        self,
+        path: Path | str,
+        *,
+        max_length: int | None = None,
+        strict: bool = False,
+        drop_long: bool = False,
+    ) -> DataCheck:
+        """The quality report on a data file, which is uploaded but not kept. Raises ClientError.
+
+        Args:
+            max_length: Longest example, in tokens. None: the engine's context.
+            strict: Treat warnings as reasons to refuse.
+            drop_long: Leave longer examples out instead of refusing them.
+        """
+        options = {"max_length": max_length, "strict": strict or None, "drop_long": drop_long or None}
+        try:
+            file = CountedFile(path, None)
+        except OSError as error:
+            raise not_readable(error) from error
+        with file:
+            return self._connection.request(
+                DataCheck,
+                "POST",
+                path_of("fine_tuning", "data_check"),
+                params=given(options),
+                files={"file": (Path(path).name, file)},
+                timeout=CHECKING,
+            )
+
+
+class FineTuningJobs(Resource):
+    """`client.fine_tuning.jobs`. Every method raises ClientError: `not_found` (404) for a job that does not exist or is
+    hidden from the key, `trainer_unavailable` (503) while the trainer is down."""
+
+    def create(
+        self,
+        training_file: str,
+        *,
+        model: str,
+        adapter: str,
+        validation_file: str | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> FineTuningJob:
+        """Start training a new version of an adapter.
+
+        Args:
+            training_file: The id of an uploaded file.
+            model: The base model's name, or the version to train on from, `brand-voice@3`.
+            adapter: The adapter that the version becomes part of.
+            validation_file: The id of a file of held-out examples. None: some of the training file's are held out.
+            hyperparameters: OpenAI's and Hatrack's; a missing one is chosen from the data.
+            seed: For the order of examples, sampling and initial weights.
+
+        Raises:
+            ClientError: `unsupported_value`, `insufficient_memory` (400) or `too_many_jobs` (429).
+        """
+        body = {
+            "model": model,
+            "training_file": training_file,
+            "validation_file": validation_file,
+            "seed": seed,
+            "metadata": {"adapter": adapter, **(metadata or {})},
+            "method": {"type": "supervised", "supervised": {"hyperparameters": dict(hyperparameters or {})}},
+        }
+        return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=given(body))
+
+    def list(self) -> Iterator[FineTuningJob]:
+        """All jobs, newest first."""
+        return self._connection.pages(FineTuningJob, path_of("fine_tuning", "jobs"))
+
+    def retrieve(self, job_id: str) -> FineTuningJob:
+        """One job."""
+        return self._connection.request(FineTuningJob, "GET", _path(job_id))
+
+    def cancel(self, job_id: str) -> FineTuningJob:
+        """End a job within a training step; no version is registered. Raises ClientError `invalid_state` (400)."""
+        return self._connection.request(FineTuningJob, "POST", _path(job_id, "cancel"))
+
+    def pause(self, job_id: str) -> FineTuningJob:
+        """Stop a job within a training step, with a checkpoint. Raises ClientError `invalid_state` (400)."""
+        return self._connection.request(FineTuningJob, "POST", _path(job_id, "pause"))
+
+    def resume(self, job_id: str) -> FineTuningJob:
+        """Continue a paused job, in its turn. Raises ClientError `invalid_state` (400)."""
+        return self._connection.request(FineTuningJob, "POST", _path(job_id, "resume"))
+
+    def report(self, job_id: str) -> DataCheck:
+        """The quality report on a job's data."""
+        return self._connection.request(DataCheck, "GET", _path(job_id, "report"))
+
+    def list_checkpoints(self, job_id: str) -> Iterator[FineTuningJobCheckpoint]:
+        """A job's checkpoints, newest first."""
+        return self._connection.pages(FineTuningJobCheckpoint, _path(job_id, "checkpoints"))
+
+    def list_events(self, job_id: str) -> Iterator[FineTuningJobEvent]:
+        """A job's events so far, newest first."""
+        return self._connection.pages(FineTuningJobEvent, _path(job_id, "events"))
+
+    def stream_events(self, job_id: str) -> Generator[FineTuningJobEvent, None, None]:
+        """A job's events from the first to the last, as they happen; ends when the job has ended.
+
+        A broken connection is resumed where it broke, for as long as the gateway is away, up to 10 minutes.
+        """
+        last: str | None = None
+        outage = _Outage()
+        while True:
+            try:
+                for event in self._events_after(job_id, last):
+                    if event is None:
+                        return
+                    last = str(event.get("id") or last)
+                    outage = _Outage()
+                    yield event
+            except ClientError as error:
+                if last is None:
+                    raise
+                outage.note(error)
+            try:
+                if self.retrieve(job_id).get("status") in FINAL_STATUSES:
+                    return
+            except ClientError as error:
+                outage.note(error)
+            outage.wait()
+
+    def _events_after(self, job_id: str, last: str | None) -> Generator[FineTuningJobEvent | None, None, None]:
+        """One stream's events, and None once the job has ended. Raises ClientError."""
+        headers = {"last-event-id": last} if last else {}
+        path = _path(job_id, "events")
+        with self._connection.stream(
+            "GET", path, params={"stream": "true"}, headers=headers, timeout=FOLLOWING
+        ) as response:
+            for data in events(response.iter_bytes()):
+                yield None if data == b"[DONE]" else cast(FineTuningJobEvent, event_of(data))
+
+
+class _Outage:
+    """Tries to reach a gateway that is away, with growing pauses, until MAX_OUTAGE_S have passed."""
+
+    def __init__(self) -> None:
+        self._tries = 0
+        self._since: float | None = None
+
+    def note(self, error: ClientError) -> None:
+        """A try has failed. Raises the error if another try cannot help, or the outage has lasted too long."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if error.status not in TRANSIENT or now - self._since >= MAX_OUTAGE_S:
+            raise error
+
+    def wait(self) -> None:
+        """Sleep until the next try."""
+        time.sleep(PAUSES_S[min(self._tries, len(PAUSES_S) - 1)])
+        self._tries += 1
+
+
+def _path(job_id: str, *parts: str) -> str:
+    return path_of("fine_tuning", "jobs", job_id, *parts)

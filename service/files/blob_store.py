@@ -1,0 +1,100 @@
+"""Where the bytes of files are: one file an id, named by it, whole or absent.
+
+    HOME/files/<id>               complete and durable
+    HOME/files/.incoming/<uuid>   an upload in progress
+
+A file that is there under its id is complete, whatever was killed and when; whether it exists for anyone is said by its
+row in the database. Everything here blocks: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Final
+
+from adapters.blobs import BlobWriter, disk_errors, fsync_directory
+from service.errors import DiskFull, TooLarge
+
+INCOMING: Final = ".incoming"
+CHUNK_BYTES: Final = 1 << 20
+
+
+class Incoming(BlobWriter):
+    """One upload in progress; ``discard`` leaves nothing behind unless ``keep`` was reached.
+
+    Args:
+        store: Where it goes.
+        max_bytes: Most bytes that are taken.
+    """
+
+    def __init__(self, store: BlobStore, *, max_bytes: int) -> None:
+        self._store = store
+        super().__init__(store.incoming / uuid.uuid4().hex, max_bytes=max_bytes)
+
+    def too_large(self) -> TooLarge:
+        return TooLarge(f"`file` has more than {self.max_bytes} bytes", param="file")
+
+    def disk_full(self) -> DiskFull:
+        return _disk_full()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Everything written so far, again."""
+        offset = 0
+        while data := os.pread(self._fd, CHUNK_BYTES, offset):
+            yield data
+            offset += len(data)
+
+    def keep(self, file_id: str) -> None:
+        """Put it in its place; durable when this returns. Raises DiskFull."""
+        self.finish()
+        with disk_errors(_disk_full):
+            self.path.rename(self._store.path(file_id))
+            fsync_directory(self._store.root)
+
+    def discard(self) -> None:
+        """Close it, and remove it where it was not kept. A second call does nothing."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+class BlobStore:
+    """The files under ``root``; one process writes, threads of it may do so at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / INCOMING
+
+    def open(self, kept: Collection[str]) -> int:
+        """Make the directories, and remove what a crash left: unfinished uploads, and files that are not ``kept``.
+
+        Returns:
+            How many files were removed.
+        """
+        with disk_errors(_disk_full):
+            self.incoming.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(0o700)
+            fsync_directory(self.root.parent)
+        left = [*self.incoming.iterdir(), *(p for p in self.root.iterdir() if p.is_file() and p.name not in kept)]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    def receive(self, *, max_bytes: int) -> Incoming:
+        """Begin an upload. Raises DiskFull."""
+        return Incoming(self, max_bytes=max_bytes)
+
+    def path(self, file_id: str) -> Path:
+        """Where the bytes of ``file_id`` are, which must be an id of a row."""
+        return self.root / file_id
+
+    def remove(self, file_ids: Collection[str]) -> None:
+        """Remove the bytes; what reads one of them at this moment reads on."""
+        for file_id in file_ids:
+            self.path(file_id).unlink(missing_ok=True)
+
+
+def _disk_full() -> DiskFull:
+    return DiskFull("the disk is full: nothing of the file was kept")

@@ -1,0 +1,87 @@
+"""Which files a key reaches: all of its project, or, where its globs narrow it, those that belong to what they match.
+
+A file belongs to the versions, vector stores and jobs that hold it, and to the job that wrote it. A narrowed key also
+reaches what it has uploaded itself, and what the keys of its jobs have. A file that belongs to nothing is reached by
+whoever uploaded it and by keys that are not narrowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+
+from service.access.caller import Caller
+from service.access.tables import keys
+from service.files.purposes import DOCUMENTS
+from service.files.tables import file_holds, files, stores
+
+VERSION, KEY, STORE = "version", "key", "store"
+"""Kinds of holds."""
+
+
+def reached(caller: Caller) -> sa.ColumnElement[bool]:
+    """Of rows of ``files`` (of the caller's project) that the caller may see and use."""
+    if caller.adapters is None and caller.stores is None:
+        return sa.true()
+    is_document = files.c.purpose.in_(sorted(DOCUMENTS))
+    held = sa.exists().where(file_holds.c.file_id == files.c.id, _within(caller))
+    open_to_it = [held, _own(caller), files.c.key_id.in_(_jobs_within(caller))]
+    if caller.stores is None:
+        open_to_it.append(is_document)
+    if caller.adapters is None:
+        open_to_it.append(sa.not_(is_document))
+    return sa.or_(*open_to_it)
+
+
+def deletable(caller: Caller) -> sa.ColumnElement[bool]:
+    """Of files that the caller reaches: whether it may take them off the list, too.
+
+    That takes them from everyone; so what a narrowed key has not uploaded must belong to nothing beyond its globs.
+    """
+    if caller.adapters is None and caller.stores is None:
+        return sa.true()
+    beyond = sa.exists().where(file_holds.c.file_id == files.c.id, sa.not_(_within(caller)))
+    return sa.or_(_own(caller), sa.not_(beyond))
+
+
+def _own(caller: Caller) -> sa.ColumnElement[bool]:
+    """Uploaded with the key or with one that was made under it, or held by the key, where it is a job's."""
+    children = sa.select(keys.c.id).where(keys.c.parent_key_id == caller.key_id)
+    held = sa.exists().where(
+        file_holds.c.file_id == files.c.id, file_holds.c.kind == KEY, file_holds.c.holder == caller.key_id
+    )
+    return sa.or_(files.c.key_id == caller.key_id, files.c.key_id.in_(children), held)
+
+
+def _within(caller: Caller) -> sa.ColumnElement[bool]:
+    """Of rows of ``file_holds`` whose holder the caller's globs match. SQLite's GLOB reads globs as fnmatch does."""
+    holder, kind = file_holds.c.holder, file_holds.c.kind
+    version: sa.ColumnElement[bool] = sa.true()
+    store: sa.ColumnElement[bool] = sa.true()
+    if caller.adapters is not None:
+        version = _any(holder.op("GLOB")(f"{glob}@*") for glob in caller.adapters)
+    if caller.stores is not None:
+        named = sa.func.coalesce(stores.c.name, "")
+        matching = _any(sa.or_(stores.c.id.op("GLOB")(glob), named.op("GLOB")(glob)) for glob in caller.stores)
+        store = holder.in_(sa.select(stores.c.id).where(stores.c.project == caller.project, matching))
+    return sa.or_(
+        sa.and_(kind == VERSION, version),
+        sa.and_(kind == STORE, store),
+        sa.and_(kind == KEY, holder.in_(_jobs_within(caller))),
+    )
+
+
+def _jobs_within(caller: Caller) -> sa.Select[tuple[str]]:
+    """The ids of the keys of jobs and evaluations all of whose adapters, at least one, the caller's globs match."""
+    chosen = sa.select(keys.c.id).where(keys.c.project == caller.project, keys.c.background.is_(True))
+    if caller.adapters is None:
+        return chosen
+    name = sa.func.json_each(keys.c.adapters).table_valued("value")
+    matching = _any(name.c.value.op("GLOB")(glob) for glob in caller.adapters)
+    beyond = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).exists()
+    return chosen.where(sa.func.json_array_length(keys.c.adapters) > 0, sa.not_(beyond))
+
+
+def _any(conditions: Iterable[sa.ColumnElement[bool]]) -> sa.ColumnElement[bool]:
+    return sa.or_(sa.false(), *conditions)

@@ -1,0 +1,47 @@
+"""Connections to another process of the house: over its Unix socket, or over TCP where it has a URL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+
+class ConnectionPool:
+    """An `aiohttp.ClientSession` that is opened when it is first used, and again after it was closed.
+
+    It has no limit of connections and no timeout but that of connecting: how many requests are in flight, and how long
+    each may take, is decided by who makes them.
+
+    Args:
+        socket: Path of the Unix socket; None: TCP.
+        connect_s: Longest time that connecting may take, s.
+        keep_alive_s: How long an idle connection is kept, s: less than the other side keeps it.
+        options: More of the session's.
+    """
+
+    def __init__(self, socket: str | None, *, connect_s: float, keep_alive_s: float, **options: Any) -> None:
+        self._socket = socket
+        self._connect_s = connect_s
+        self._keep_alive_s = keep_alive_s
+        self._options = options
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open session; needs a running event loop."""
+        if self._session is None or self._session.closed:
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=self._keep_alive_s)
+                if self._socket
+                else aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keep_alive_s)
+            )
+            timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_s, sock_connect=self._connect_s)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, **self._options)
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections; requests in flight end."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None

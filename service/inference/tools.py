@@ -1,0 +1,122 @@
+"""Tools: what a declared function and an earlier call look like, and how a forced call is decoded.
+
+vLLM decodes the arguments of a call by the function's schema only where the function says `strict`. Without it a
+forced call may carry any JSON, a bare string for one, which no client expects. So a call that the request forces is
+made strict here: the schemas stay in the request's own tools, where the engine takes them from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from service.errors import BadRequest
+from service.http.checks import MAX_DEPTH, mapping, wrong
+
+MAX_TOOL_NAME_CHARS = 128
+_NAME = re.compile(rf"[A-Za-z0-9_.:-]{{1,{MAX_TOOL_NAME_CHARS}}}")
+"""A call's name is copied into the grammar that the engine decodes by: a quote in it would end the JSON string."""
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def tool_name(value: Any, path: str) -> None:
+    """The name of a function, in the characters that OpenAI and Anthropic allow, and dots and colons."""
+    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+        raise wrong(
+            path, value, f"1 to {MAX_TOOL_NAME_CHARS} letters, digits, underscores, dashes, dots or colons (ASCII)"
+        )
+
+
+def parameters_schema(value: Any, path: str) -> None:
+    """The JSON schema of a function's arguments, which are an object. `{}` is a function without a schema."""
+    mapping(value, path)
+    kind = value.get("type", "object")
+    if kind != "object":
+        raise wrong(f"{path}.type", kind, "'object': the arguments of a function are an object")
+
+
+def tool_call(value: Any, path: str) -> None:
+    """A call in an earlier answer of the assistant."""
+    mapping(value, path)
+    if value.get("type", "function") != "function":
+        raise wrong(f"{path}.type", value["type"], "'function'")
+    function = value.get("function")
+    mapping(function, f"{path}.function")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str) or not name:
+        raise wrong(f"{path}.function.name", name, "a string")
+    if isinstance(arguments, str):
+        call_arguments(arguments, f"{path}.function.arguments")
+    elif arguments is not None and not isinstance(arguments, dict):
+        raise wrong(f"{path}.function.arguments", arguments, "a string of JSON")
+
+
+def call_arguments(value: Any, path: str) -> None:
+    """The arguments of an earlier call, as text.
+
+    The engine parses them for the chat template. What is no JSON is allowed, since models write that, and conversations
+    go on: the engine takes it for an empty object. What would stop its parser or its tokenizer is not.
+
+    Raises:
+        BadRequest: They are no string, are nested deeper than MAX_DEPTH, or hold half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise wrong(path, value, "a string of JSON")
+    if value.count("[") + value.count("{") > MAX_DEPTH and _nested_deeper(value, MAX_DEPTH):
+        raise BadRequest(f"`{path}` is nested deeper than {MAX_DEPTH} levels", param=path)
+    if "\\u" in value and _holds_lone_surrogate(value):
+        raise BadRequest(f"`{path}` holds half of a surrogate pair (\\ud800 to \\udfff)", param=path)
+
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKET = re.compile(r"[^][{}]++")
+_OPENING = np.frombuffer(b"[{", np.uint8)
+
+
+def _nested_deeper(text: str, levels: int) -> bool:
+    """Whether a parser of JSON would go deeper than ``levels`` into ``text``, which need not be JSON.
+
+    Without a loop over the characters: a text may have megabytes.
+    """
+    brackets = _NO_BRACKET.sub("", _STRING.sub("", text)).encode()
+    opens = np.isin(np.frombuffer(brackets, np.uint8), _OPENING)
+    return bool(np.cumsum(np.where(opens, 1, -1)).max(initial=0) > levels)
+
+
+def _holds_lone_surrogate(text: str) -> bool:
+    try:
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except ValueError:
+        return False  # no JSON: the engine does not parse it either
+    return False
+
+
+def chosen(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
+    """The tools that a forced call may name: of those ``declared``, the one called ``name``, or all (None).
+
+    Raises:
+        BadRequest: There is none.
+    """
+    tools = list(declared)
+    if not tools:
+        raise BadRequest("`tool_choice` asks for a call, but `tools` declares nothing to call", param="tools")
+    found = [tool for tool in tools if name is None or tool["name"] == name]
+    if not found:
+        raise BadRequest(f"`tool_choice` names {name!r}, which is not in `tools`", param="tool_choice")
+    return found
+
+
+def make_strict(function: dict[str, Any], schema_field: str) -> None:
+    """Have the arguments of a call decoded by the schema in ``schema_field``; changes the function in place.
+
+    A function without a schema takes no arguments, as with OpenAI.
+    """
+    schema = function.get(schema_field)
+    function[schema_field] = dict(_NO_PARAMETERS) if schema is None else {"type": "object", **schema}
+    function["strict"] = True

@@ -1,0 +1,1 @@
+"""Vector stores: one provider of passages among others."""

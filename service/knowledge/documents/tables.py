@@ -1,0 +1,84 @@
+"""Rows: CSV, and JSON lines with ``text`` and ``metadata``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import orjson
+
+from service.grounding.provider import Attribute
+from service.knowledge.documents.blocks import MAX_HEADING, Block, Budget, DocumentError, invalid
+from service.knowledge.documents.plain import decode
+
+MAX_COLUMNS: Final = 1_000
+MAX_CELL: Final = 1024 * 1024
+MAX_ATTRIBUTES: Final = 16
+MAX_KEY: Final = 64
+MAX_STRING: Final = 512
+_DELIMITERS: Final = (",", ";", "\t", "|")
+
+
+def read_csv(data: bytes, budget: Budget, *, delimiter: str | None = None) -> Iterator[Block]:
+    """A row each, its cells named by the first row: ``order: TW-1042``, a line each. Raises DocumentError.
+
+    Args:
+        delimiter: None: whichever the first line has most of.
+    """
+    text = budget.take(decode(data))
+    first = text.split("\n", 1)[0]
+    csv.field_size_limit(MAX_CELL)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or max(_DELIMITERS, key=first.count))
+    header: list[str] | None = None
+    try:
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if len(cells) > MAX_COLUMNS:
+                raise invalid(f"line {rows.line_num} has {len(cells)} columns, and may have {MAX_COLUMNS}")
+            if header is None:
+                header = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
+                continue
+            names = header + [f"column {number}" for number in range(len(header) + 1, len(cells) + 1)]
+            yield Block(budget.take("\n".join(f"{n}: {c}" for n, c in zip(names, cells, strict=False) if c)), "row")
+    except csv.Error as error:
+        raise invalid(f"line {rows.line_num} is no CSV: {error}") from error
+
+
+def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:
+    """A row each. ``title`` goes before the text, ``metadata`` are attributes of the row. Raises DocumentError."""
+    for number, line in enumerate(decode(data).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise invalid(f"line {number} is no JSON: {error}") from error
+        text = value.get("text") if isinstance(value, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise invalid(f"line {number} is no object with a string `text`")
+        title = value.get("title")
+        if title is not None and not isinstance(title, str):
+            raise invalid(f"line {number}: `title` is no string")
+        head = f"{' '.join(title.split())[:MAX_HEADING]}\n" if title else ""
+        yield Block(budget.take(head + text.strip()), "row", 0, _attributes(value.get("metadata"), number))
+
+
+def _attributes(value: Any, line: int) -> Mapping[str, Attribute] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) > MAX_ATTRIBUTES:
+        raise invalid(f"line {line}: `metadata` must be an object of at most {MAX_ATTRIBUTES} keys")
+    for key, one in value.items():
+        if not 0 < len(key) <= MAX_KEY:
+            raise _bad(line, key, f"a key has 1 to {MAX_KEY} characters")
+        if not isinstance(one, str | int | float | bool) or (isinstance(one, str) and len(one) > MAX_STRING):
+            raise _bad(line, key, f"a value is a string of at most {MAX_STRING} characters, a number or a boolean")
+    return value or None
+
+
+def _bad(line: int, key: str, rule: str) -> DocumentError:
+    return invalid(f"line {line}: `metadata` has {key[:40]!r}: {rule}")

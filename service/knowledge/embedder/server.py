@@ -1,0 +1,136 @@
+"""The embedder's HTTP: ``POST /embed`` for questions, ``POST /index`` for documents; see ``service.knowledge.wire``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from aiohttp import web
+
+from service.knowledge.documents.blocks import Block, DocumentError
+from service.knowledge.documents.chunks import cut
+from service.knowledge.embedder.model import Model, ModelBusy, ModelError
+from service.knowledge.embedder.reading import Reading
+from service.knowledge.segment import Segment, Vectors
+from service.knowledge.terms import Analyzer
+from service.knowledge.text import PassageText
+from service.knowledge.wire import pack, pack_batch, pack_vectors
+
+BATCH: Final = 64
+"""Passages in a frame, and in a segment of the store."""
+STEP: Final = 8
+"""Passages that are embedded at once."""
+MAX_QUERIES: Final = 16
+"""Questions that are embedded together, where so many wait."""
+MAX_BODY: Final = 16 * 1024 * 1024
+_LOG: Final = logging.getLogger("hatrack.embedder")
+
+
+class Embedder:
+    """Answers the gateway.
+
+    Args:
+        model: Makes the vectors.
+        reading: Reads the documents.
+    """
+
+    def __init__(self, model: Model, reading: Reading) -> None:
+        self._model = model
+        self._reading = reading
+        self._analyzer = Analyzer()
+        self._waiting: list[tuple[str, asyncio.Future[Vectors]]] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._indexing = asyncio.Lock()
+
+    def app(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=MAX_BODY)
+        app.add_routes([web.get("/", self.alive), web.post("/embed", self.embed), web.post("/index", self.index)])
+        return app
+
+    async def alive(self, _request: web.Request) -> web.Response:
+        """It answers: the model is loaded."""
+        return web.json_response({"status": "ready"})
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """``{"text"}``: the vector of a question."""
+        text = (await request.json())["text"]
+        future: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
+        self._waiting.append((text, future))
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._answer())
+        try:
+            vector = await future
+        except ModelError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        return web.Response(body=pack_vectors(vector[None]))
+
+    async def _answer(self) -> None:
+        """Embed what waits, together, until nothing does."""
+        while self._waiting:
+            waiting = [one for one in self._waiting if not one[1].done()]  # whoever has left is not answered
+            batch, self._waiting = waiting[:MAX_QUERIES], waiting[MAX_QUERIES:]
+            if not batch:
+                return
+            try:
+                vectors = await self._model.embed([text for text, _ in batch], query=True)
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                _LOG.exception("questions could not be embedded")
+                failure = error if isinstance(error, ModelError) else ModelError(type(error).__name__)
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(failure)
+                continue
+            for (_, future), vector in zip(batch, vectors, strict=True):
+                if not future.done():
+                    future.set_result(vector)
+
+    async def index(self, request: web.Request) -> web.StreamResponse:
+        """``{"path", "filename", "size", "overlap"}``: the passages of a document with their arrays, frame by frame."""
+        asked: dict[str, Any] = await request.json()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        async with self._indexing:
+            try:
+                blocks = await self._reading.blocks(Path(asked["path"]), asked["filename"])
+                passages = await asyncio.to_thread(self._cut, blocks, asked["size"], asked["overlap"])
+                for batch in _batches(passages):
+                    segment = await self._segment(batch)
+                    await response.write(pack_batch(segment, batch, len(passages)))
+                last: dict[str, Any] = {"end": True}
+            except DocumentError as error:
+                last = {"end": True, "error": [error.code, error.message]}
+            except ModelBusy as error:
+                last = {"end": True, "busy": str(error)}  # says nothing about the document
+            except ModelError as error:
+                last = {"end": True, "error": ["server_error", str(error)]}
+            await response.write(pack(last))
+        await response.write_eof()
+        return response
+
+    def _cut(self, blocks: Sequence[Block], size: int, overlap: int) -> list[PassageText]:
+        return list(cut(blocks, self._model.tokens, size=size, overlap=overlap))
+
+    async def _segment(self, passages: Sequence[PassageText]) -> Segment:
+        texts = [one.whole for one in passages]
+        bags = await asyncio.to_thread(self._bags, passages)
+        vectors = [await self._model.embed(texts[at : at + STEP], query=False) for at in range(0, len(texts), STEP)]
+        sizes = [len(terms) for terms, _ in bags]
+        return Segment(
+            vectors=np.concatenate(vectors),
+            offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
+            terms=np.concatenate([terms for terms, _ in bags]),
+            counts=np.concatenate([counts for _, counts in bags]),
+        )
+
+    def _bags(self, passages: Sequence[PassageText]) -> list[Any]:
+        return [self._analyzer.bag(one.heading, one.text) for one in passages]
+
+
+def _batches(passages: Sequence[PassageText]) -> Iterator[Sequence[PassageText]]:
+    for at in range(0, len(passages), BATCH):
+        yield passages[at : at + BATCH]

@@ -1,0 +1,346 @@
+"""The way to the embedder: a process of its own, started when it is needed, watched, and ended with the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+from service.config import Settings, inherited_environment
+from service.errors import BadGateway, Unavailable
+from service.http.connection_errors import ConnectionErrors
+from service.http.pool import ConnectionPool
+from service.knowledge.segment import Segment, Vectors
+from service.knowledge.text import PassageText
+from service.knowledge.types import Chunking
+from service.knowledge.wire import batch_of, unpack, vectors_of
+
+DEFAULT_MODEL: Final = "all-MiniLM-L6-v2"
+BACK_OFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_S: Final = 60.0
+"""An embedder that has run this long starts the back-off anew."""
+TICK_S: Final = 0.1
+CONNECT_TIMEOUT_S: Final = 5.0
+KEEP_ALIVE_S: Final = 15.0
+START_TIMEOUT_S: Final = 120.0
+"""Until a new embedder must answer, s: it loads torch and a model."""
+SILENCE_TIMEOUT_S: Final = 300.0
+"""Between two pieces of an answer to ``/index``, s: reading a document is part of that."""
+STOP_TIMEOUT_S: Final = 5.0
+PULSE_S: Final = 5.0
+"""Between two looks whether a ready embedder still answers, s."""
+HUNG_S: Final = 60.0
+"""A ready embedder that has answered nothing for so long is ended, and another one started, s."""
+START_LIMIT_S: Final = 600.0
+"""The same for one that is not ready yet, s."""
+KEPT_BACK: Final = re.compile(r"HATRACK_.*|(?:.*_)?(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS)", re.IGNORECASE)
+"""Variables that an embedder does not inherit, nor the process in which it has documents read: all that may be secrets.
+
+What it needs of the settings is on its command line and, the endpoint's key, on its standard input.
+"""
+MAX_LOG_BYTES: Final = 4 * 1024 * 1024
+_URL: Final = "http://embedder"
+_LOG: Final = logging.getLogger("hatrack.grounding")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderConfig:
+    """How an embedder is started.
+
+    Attributes:
+        directory: Of its socket and its log.
+        model: A directory, or the endpoint's name of a model; empty: the packaged one.
+        url: An OpenAI-compatible endpoint; empty: a model of our own.
+        key: For the endpoint.
+        threads: That a model of our own uses for a batch.
+    """
+
+    directory: Path
+    model: str = ""
+    url: str = ""
+    key: str = ""
+    threads: int = 1
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> EmbedderConfig:
+        """Take the embedder's part of the settings."""
+        key = settings.embeddings_key.get_secret_value() if settings.embeddings_key else ""
+        return cls(
+            settings.home / "grounding",
+            settings.embeddings_model,
+            settings.embeddings_url,
+            key,
+            settings.embeddings_threads,
+        )
+
+    @property
+    def identity(self) -> str:
+        """Of what makes the vectors: those of two identities do not compare."""
+        return f"{self.url} {self.model}" if self.url else self.model or DEFAULT_MODEL
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "embedder.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "embedder.log"
+
+    def argv(self) -> list[str]:
+        """The command line; the key is not on it."""
+        argv = [sys.executable, "-m", "service.knowledge.embedder"]
+        argv += ["--socket", str(self.socket), "--threads", str(self.threads)]
+        argv += ["--model", self.model] if self.model else []
+        return argv + (["--url", self.url] if self.url else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some passages of a document that has ``total`` of them."""
+
+    segment: Segment
+    passages: list[PassageText]
+    total: int
+
+
+class DocumentRefused(Exception):
+    """The embedder could not make passages of a document; ``code`` is OpenAI's."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class EmbedderGone(Unavailable):
+    """The embedder ended, or hung, in the middle of a document: perhaps because of it."""
+
+
+_ERRORS: Final = ConnectionErrors(
+    # it went away before it heard of this document
+    unreachable=lambda _: Unavailable("the embedder is being started again", code="embedder_unavailable"),
+    cut=lambda _: EmbedderGone("the embedder went away before its answer was complete", code="embedder_unavailable"),
+)
+
+
+class Embedder:
+    """One embedder, started by the first who needs it.
+
+    Args:
+        config: How it is started.
+    """
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        self.config = config
+        self._child: subprocess.Popen[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._pool = ConnectionPool(
+            str(config.socket), connect_s=CONNECT_TIMEOUT_S, keep_alive_s=KEEP_ALIVE_S, read_bufsize=1 << 20
+        )
+        self._ready = asyncio.Event()
+        self._trouble = ""
+        self.starts = 0
+        """How often it was started."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the one that runs."""
+        return None if self._child is None or self._child.poll() is not None else self._child.pid
+
+    @property
+    def identity(self) -> str:
+        """Of what makes the vectors."""
+        return self.config.identity
+
+    def start(self) -> None:
+        """Have one running from now on. Returns at once; a second call does nothing."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name="embedder")
+
+    async def close(self) -> None:
+        """End it. Blocks until it is gone."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        await self._pool.close()
+        child, self._child = self._child, None
+        if child is not None:
+            await asyncio.to_thread(_end, child)
+
+    async def question(self, text: str, deadline: float) -> Vectors:
+        """The vector of a question, (dimensions), of length 1.
+
+        Args:
+            deadline: On the event loop's clock, seconds.
+
+        Raises:
+            TimeoutError: The deadline passed; an embedder that is being started takes some seconds.
+            Unavailable: It cannot be started, or the endpoint gave nothing.
+            BadGateway: It answered something that is no vector.
+        """
+        async with asyncio.timeout_at(deadline):
+            await self._until_ready()
+            with _ERRORS:
+                async with self._pool.session.post(f"{_URL}/embed", data=orjson.dumps({"text": text})) as response:
+                    if response.status != 200:
+                        raise Unavailable(await _reason(response), code="embedder_unavailable")
+                    header, blobs = await unpack(response.content.readexactly)
+        vectors = vectors_of(header, blobs)
+        if vectors.shape[0] != 1:
+            raise BadGateway("the embedder gave no vector", code="embedder_error")
+        question: Vectors = vectors[0]
+        return question
+
+    async def passages(self, path: Path, filename: str, chunking: Chunking) -> AsyncIterator[Batch]:
+        """A document's passages, as they are embedded.
+
+        Raises:
+            DocumentRefused: It cannot be read or embedded.
+            EmbedderGone: The embedder went away over this document.
+            Unavailable: It cannot be started, or its endpoint gives nothing now; no document is to blame.
+            BadGateway: It answered something that makes no sense.
+        """
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._until_ready()
+        except TimeoutError as error:
+            raise Unavailable(f"the embedder was not ready after {START_TIMEOUT_S:g} s") from error
+        asked = {"path": str(path), "filename": filename, "size": chunking.size, "overlap": chunking.overlap}
+        with _ERRORS:
+            async with self._pool.session.post(f"{_URL}/index", data=orjson.dumps(asked)) as response:
+                while True:
+                    try:
+                        async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                            header, blobs = await unpack(response.content.readexactly)
+                    except TimeoutError as error:
+                        raise EmbedderGone(f"the embedder said nothing for {SILENCE_TIMEOUT_S:g} s") from error
+                    if not blobs:
+                        _check_end(orjson.loads(header))
+                        return
+                    yield Batch(*await asyncio.to_thread(batch_of, header, blobs))
+
+    async def _until_ready(self) -> None:
+        self.start()
+        while not self._ready.is_set():
+            if self._trouble:
+                raise Unavailable(self._trouble, code="embedder_unavailable")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._ready.wait()
+
+    async def _watch(self) -> None:
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                # on this thread: a start that outlived its cancellation would leave an embedder that nobody knows of
+                self._child = _spawn(self.config)
+                self.starts += 1
+                reason = await self._live(self._child)
+                _close_input(self._child)
+            except OSError as error:
+                reason = f"the embedder cannot be started: {error}"
+            self._ready.clear()
+            failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
+            self._trouble = reason if failures > 1 else ""
+            pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1]
+            _LOG.error("the embedder is started again", extra={"reason": reason, "in_s": pause_s})
+            await asyncio.sleep(pause_s)
+
+    async def _live(self, child: subprocess.Popen[bytes]) -> str:
+        """One embedder, from its start to its end: why it ended. One that hangs is killed."""
+        heard = time.monotonic()
+        asked, silent_s = 0.0, 0.0
+        while child.poll() is None:
+            if not self._ready.is_set() or time.monotonic() - asked >= PULSE_S:
+                asked = time.monotonic()
+                if await self._answers():
+                    heard = time.monotonic()
+                    self._trouble = ""
+                    self._ready.set()
+                elif time.monotonic() - heard > (HUNG_S if self._ready.is_set() else START_LIMIT_S):
+                    silent_s = time.monotonic() - heard
+                    child.kill()
+            await asyncio.sleep(TICK_S)
+        if silent_s:
+            return f"the embedder answered nothing for {silent_s:.0f} s"
+        return f"the embedder ended with exit code {child.returncode}; see {self.config.log.name}"
+
+    async def _answers(self) -> bool:
+        try:
+            with _ERRORS:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S), self._pool.session.get(f"{_URL}/") as response:
+                    return response.status == 200
+        except (Unavailable, TimeoutError):
+            return False
+
+
+def _spawn(config: EmbedderConfig) -> subprocess.Popen[bytes]:
+    config.directory.mkdir(parents=True, exist_ok=True)
+    config.directory.chmod(0o700)
+    config.socket.unlink(missing_ok=True)
+    if config.log.exists() and config.log.stat().st_size > MAX_LOG_BYTES:
+        config.log.replace(config.log.with_suffix(".log.1"))
+    with config.log.open("ab") as log:
+        child = subprocess.Popen(
+            config.argv(),
+            env=_environment(inherited_environment(), config.threads),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends the embedder
+        )
+    if child.stdin is not None:
+        with suppress(BrokenPipeError):  # it has ended already; that is seen by whoever watches
+            child.stdin.write(f"{config.key}\n".encode())
+            child.stdin.flush()
+    return child
+
+
+def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
+    kept = {name: value for name, value in inherited.items() if not KEPT_BACK.fullmatch(name)}
+    # a library that asks for no threads of its own gets none: one batch must not take the engine's cores
+    return kept | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def _close_input(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin is not None:
+        with suppress(OSError):
+            child.stdin.close()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    _close_input(child)
+    try:
+        child.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait(STOP_TIMEOUT_S)
+
+
+async def _reason(response: aiohttp.ClientResponse) -> str:
+    try:
+        return str(orjson.loads(await response.read())["error"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return f"the embedder answered {response.status}"
+
+
+def _check_end(told: dict[str, Any]) -> None:
+    if told.get("busy"):
+        raise Unavailable(told["busy"], code="embedder_unavailable")
+    if told.get("error"):
+        raise DocumentRefused(*told["error"])
+    if not told.get("end"):
+        raise BadGateway("the embedder answered something that is no frame", code="embedder_error")

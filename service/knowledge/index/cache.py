@@ -1,0 +1,111 @@
+"""The stores that are in memory: opened when they are needed, let go of when others need the room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from service.concurrency import Locks, in_thread
+from service.knowledge.index.memory import Index
+from service.knowledge.index.passage_records import PassageFile, remove
+
+MAX_OPEN: Final = 256
+"""Passage files that are open at once, beside those in use."""
+SUFFIX: Final = ".db"
+
+
+@dataclass(slots=True)
+class Open:
+    """A store's passage file, and its index where that is loaded."""
+
+    file: PassageFile
+    index: Index | None = None
+    users: int = 0
+    doomed: bool = field(default=False)
+    """It goes from the disk when nobody uses it any more."""
+
+
+class IndexCache:
+    """Open stores by id.
+
+    Args:
+        root: The directory of the passage files.
+        memory_bytes: Most that the indexes of stores that nobody uses at the moment may take together.
+    """
+
+    def __init__(self, root: Path, memory_bytes: int) -> None:
+        self._root = root
+        self._memory_bytes = memory_bytes
+        self._open: OrderedDict[str, Open] = OrderedDict()
+        self._opening = Locks()
+
+    def clean(self, kept: set[str]) -> int:
+        """Make the directory, and remove the files of stores that do not exist any more; how many. Blocks."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._root.chmod(0o700)
+        left = [path for path in self._root.glob(f"*{SUFFIX}") if path.name.removesuffix(SUFFIX) not in kept]
+        for path in left:
+            remove(path)
+        return len(left)
+
+    async def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            _, one = self._open.popitem()
+            await in_thread(one.file.close)
+
+    @asynccontextmanager
+    async def use(self, store_id: str) -> AsyncIterator[Open]:
+        """A store, open as long as the context lasts. ``store_id`` must be a store's."""
+        async with self._opening.hold(store_id):
+            one = self._open.get(store_id)
+            if one is None:
+                one = Open(await in_thread(PassageFile, self._path(store_id)))
+                self._open[store_id] = one
+            one.users += 1
+        self._open.move_to_end(store_id)
+        try:
+            yield one
+        finally:
+            one.users -= 1
+            if one.doomed and one.users == 0:
+                await in_thread(self._remove, one)
+            else:
+                await self._make_room()
+
+    async def doom(self, store_id: str) -> None:
+        """Remove a store's file, now or when the last user leaves it."""
+        async with self._opening.hold(store_id):
+            one = self._open.pop(store_id, None)
+            if one is None:
+                await in_thread(remove, self._path(store_id))
+                return
+            one.doomed = True
+            if one.users == 0:
+                await in_thread(self._remove, one)
+
+    def loaded(self, store_id: str) -> Open | None:
+        """The store, if it is open; used as long as nothing is awaited."""
+        return self._open.get(store_id)
+
+    async def _make_room(self) -> None:
+        taken = sum(one.index.bytes for one in self._open.values() if one.index is not None)
+        for store_id, one in list(self._open.items()):
+            if taken <= self._memory_bytes and len(self._open) <= MAX_OPEN:
+                return
+            if one.users == 0 and self._open.get(store_id) is one:
+                del self._open[store_id]
+                taken -= one.index.bytes if one.index is not None else 0
+                await in_thread(one.file.close)
+
+    def _path(self, store_id: str) -> Path:
+        return self._root / f"{store_id}{SUFFIX}"
+
+    @staticmethod
+    def _remove(one: Open) -> None:
+        one.file.close()
+        remove(one.file.path)

@@ -1,0 +1,168 @@
+"""A store's index in memory: what a search reads, whole at any moment, replaced and never changed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from service.grounding.filters import Column, Mask, mask
+from service.grounding.provider import Attribute, Filters
+from service.knowledge.index.part import Part, Placed, build, join
+from service.knowledge.index.ranking import Hit, Question, rank
+
+Attributes = Mapping[str, Attribute]
+ROW_BYTES: Final = 64
+"""What a document's or a row's own metadata are taken to weigh in memory, beside the arrays."""
+
+MAX_COLUMNS: Final = 16
+"""Attributes of parts that an index keeps ready for filters: each takes four bytes a row, a vector takes 1,500."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file in a store, as far as a search needs it.
+
+    ``generation`` names it in the metadata database. ``own`` holds attributes of single rows, by segment and position;
+    they go before the file's.
+    """
+
+    file_id: str
+    filename: str
+    generation: str
+    attributes: Attributes
+    own: Mapping[tuple[int, int], Attributes] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The parts of a store, large ones first, and its documents by number."""
+
+    parts: tuple[Part, ...] = ()
+    documents: Mapping[int, Document] = field(default_factory=lambda: MappingProxyType({}))
+    bytes: int = field(init=False)
+    """About what it takes in memory."""
+    _columns: dict[tuple[int, str], Column] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """By part and attribute, the longest unused first: making one looks at every row, and an index never changes."""
+    _making: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        own = sum(len(document.own) for document in self.documents.values())
+        size = sum(part.bytes for part in self.parts) + (own + len(self.documents)) * ROW_BYTES
+        object.__setattr__(self, "bytes", size)  # once: it is asked for after every search
+
+    @property
+    def rows(self) -> int:
+        """Passages that can be found."""
+        return sum(int(part.alive.sum()) for part in self.parts)
+
+    def with_document(self, number: int, document: Document, segments: Sequence[Placed], instead: int | None) -> Index:
+        """The index with one document more, and without the one that it comes ``instead`` of."""
+        rest = self if instead is None else self.without(instead)
+        parts = [*rest.parts, build(segments)] if segments else list(rest.parts)
+        return Index(_settled(parts), MappingProxyType({**rest.documents, number: document}))
+
+    def without(self, number: int) -> Index:
+        """The index without a document."""
+        documents = {key: document for key, document in self.documents.items() if key != number}
+        return Index(tuple(part.without(number) for part in self.parts), MappingProxyType(documents))
+
+    def without_generations(self, generations: Collection[str]) -> Index:
+        """The index without the documents of these generations."""
+        found = [number for number, one in self.documents.items() if one.generation in generations]
+        index = self
+        for number in found:
+            index = index.without(number)
+        return index
+
+    def with_attributes(self, attributes: Mapping[str, Attributes]) -> Index:
+        """The index with other attributes of some files, by their ids."""
+        changed = {
+            number: replace(one, attributes=attributes[one.file_id])
+            for number, one in self.documents.items()
+            if one.file_id in attributes
+        }
+        return Index(self.parts, MappingProxyType({**self.documents, **changed})) if changed else self
+
+    def number_of(self, generation: str) -> int | None:
+        """The number of the document of that generation, or None."""
+        return next((number for number, one in self.documents.items() if one.generation == generation), None)
+
+    def search(self, question: Question, filters: Filters | None) -> list[Hit]:
+        """The best rows, best first."""
+        return rank(self.parts, question, None if filters is None else self._masks(filters))
+
+    def attributes(self, hit: Hit) -> Attributes:
+        """Those of the file with those of the row over them."""
+        document = self.documents[int(hit.part.documents[hit.row])]
+        own = document.own.get(hit.place)
+        return document.attributes if own is None else {**document.attributes, **own}
+
+    def _masks(self, filters: Filters) -> list[Mask]:
+        return [mask(filters, partial(self._known_column, number)) for number in range(len(self.parts))]
+
+    def _known_column(self, number: int, key: str) -> Column:
+        """The attribute ``key`` of the rows of a part, made once."""
+        with self._making:  # two searches make it once
+            column = self._columns.pop((number, key), None)
+            if column is None:
+                column = self._column(self.parts[number], key)
+            self._columns[number, key] = column
+            while len(self._columns) > MAX_COLUMNS:
+                del self._columns[next(iter(self._columns))]
+            return column
+
+    def _column(self, part: Part, key: str) -> Column:
+        """The attribute ``key`` of a part's rows."""
+        values: list[Attribute | None] = [None]
+        known: dict[tuple[bool, Attribute], int] = {}
+
+        def code(value: Attribute) -> int:
+            # True is 1 to a dict, and no number to a filter
+            at = known.setdefault((isinstance(value, bool), value), len(values))
+            if at == len(values):
+                values.append(value)
+            return at
+
+        by_document = np.zeros(int(part.documents.max(initial=0)) + 1, dtype=np.int32)
+        owners = []
+        for number, document in self.documents.items():
+            if number < len(by_document):
+                if key in document.attributes:
+                    by_document[number] = code(document.attributes[key])
+                if document.own:
+                    owners.append(number)
+        codes = by_document[part.documents]
+        rows = np.flatnonzero(np.isin(part.documents, owners)) if owners else np.empty(0, dtype=np.int64)
+        places = (part.documents[rows], part.segments[rows], part.positions[rows])
+        # as lists: numbers of Python are what the dicts have for keys
+        for row, number, *place in zip(rows.tolist(), *(one.tolist() for one in places), strict=True):
+            own = self.documents[number].own.get((place[0], place[1]))
+            if own is not None and key in own:
+                codes[row] = code(own[key])
+        return Column(values, codes)
+
+
+def load(documents: Mapping[int, Document], segments: Sequence[Placed]) -> Index:
+    """An index of these documents."""
+    return Index((build(segments),) if segments else (), MappingProxyType(dict(documents)))
+
+
+def _settled(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Join parts until each is more than twice as large as the one behind it, and less than half of it is dead."""
+    settled: list[Part] = []
+    for part in parts:
+        alive = int(part.alive.sum())
+        if alive == 0:
+            continue
+        kept = part if alive * 2 > part.size else join([part])
+        while settled and kept is not None and settled[-1].size <= 2 * kept.size:
+            kept = join([settled.pop(), kept])
+        if kept is not None:
+            settled.append(kept)
+    return tuple(settled)

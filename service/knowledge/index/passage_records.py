@@ -1,0 +1,267 @@
+"""The SQL of passages: one SQLite file a store, apart from the metadata database.
+
+A file holds the passages of one store and of no other, so that no query, however wrong, reaches another project's. What
+counts is said by the metadata database: a document here is found once its ``generation`` stands there, so that one
+half written when the process was killed is nothing but garbage. Everything here blocks: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import orjson
+
+from service.errors import DiskFull, Internal
+from service.grounding.provider import Attribute
+from service.knowledge.index.part import Placed
+from service.knowledge.segment import Segment
+from service.knowledge.text import PassageText
+
+T = TypeVar("T")
+SCHEMA_VERSION: Final = 1
+MAX_SEGMENT: Final = 1024
+"""Most passages of a segment; a passage's rowid is its segment's number times this, and its position."""
+BUSY_TIMEOUT_MS: Final = 10_000
+VACUUM_PAGES: Final = 20_000
+"""Free pages given back to the file system after a deletion, at most."""
+_SCHEMA: Final = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+BEGIN;
+CREATE TABLE documents (number INTEGER PRIMARY KEY AUTOINCREMENT, generation TEXT NOT NULL UNIQUE);
+CREATE TABLE segments (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    document INTEGER NOT NULL REFERENCES documents (number),
+    size INTEGER NOT NULL, vectors BLOB NOT NULL, offsets BLOB NOT NULL, terms BLOB NOT NULL, counts BLOB NOT NULL);
+CREATE INDEX segments_document ON segments (document);
+CREATE TABLE passages (
+    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, heading TEXT NOT NULL, text TEXT NOT NULL,
+    repeats INTEGER NOT NULL, attributes BLOB);
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a file holds of the documents asked for: numbers by generation, segments, and attributes of single rows."""
+
+    numbers: Mapping[str, int]
+    segments: Sequence[Placed]
+    own: Mapping[int, Mapping[tuple[int, int], Mapping[str, Attribute]]]
+
+
+class PassageFile:
+    """The passages of one store. One thread may write while another reads.
+
+    Args:
+        path: Made where there is none.
+
+    Raises:
+        Internal: It is no such file.
+        DiskFull: There is no room to make it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _errors(path):
+            self._writer = _connect(path)
+            self._reader = _connect(path)
+        self._writing = threading.Lock()
+        self._reading = threading.Lock()
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        with self._writing, self._reading:
+            self._reader.close()
+            self._writer.close()
+
+    def begin(self, generation: str) -> int:
+        """Make a document without passages, anew where there is one of that generation; its number. Durable."""
+
+        def work(db: sqlite3.Connection) -> int:
+            _delete(db, [generation])
+            row = db.execute("INSERT INTO documents (generation) VALUES (?) RETURNING number", (generation,)).fetchone()
+            return int(row[0])
+
+        return self._write(work)
+
+    def add(self, document: int, segment: Segment, passages: Sequence[PassageText]) -> int:
+        """Append a segment and the text of its passages; its number. Durable when this returns."""
+
+        def work(db: sqlite3.Connection) -> int:
+            row = db.execute(
+                "INSERT INTO segments (document, size, vectors, offsets, terms, counts) VALUES (?, ?, ?, ?, ?, ?) "
+                "RETURNING number",
+                (document, segment.rows, *segment.dump()),
+            ).fetchone()
+            number = int(row[0])
+            db.executemany(
+                "INSERT INTO passages (id, number, heading, text, repeats, attributes) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (number * MAX_SEGMENT + at, one.number, one.heading, one.text, one.repeats, _packed(one.attributes))
+                    for at, one in enumerate(passages)
+                ],
+            )
+            return number
+
+        return self._write(work)
+
+    def delete(self, generations: Collection[str]) -> None:
+        """Delete documents, and give some of their room back to the file system."""
+        if not generations:
+            return
+        self._write(lambda db: _delete(db, generations))
+        with self._writing, _errors(self.path):
+            self._writer.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+
+    def generations(self) -> set[str]:
+        """Of all documents, finished or not."""
+        return self._read(lambda db: {row[0] for row in db.execute("SELECT generation FROM documents")})
+
+    def load(self, generations: Collection[str]) -> Loaded:
+        """The arrays of documents, in the order in which they were written."""
+
+        def work(db: sqlite3.Connection) -> Loaded:
+            rows = db.execute("SELECT generation, number FROM documents ORDER BY number")
+            numbers = {generation: int(number) for generation, number in rows if generation in generations}
+            return self._loaded(db, numbers)
+
+        return self._read(work)
+
+    def load_one(self, generation: str) -> Loaded:
+        """The arrays of one document."""
+
+        def work(db: sqlite3.Connection) -> Loaded:
+            rows = db.execute("SELECT generation, number FROM documents WHERE generation = ?", (generation,))
+            return self._loaded(db, {generation: int(number) for generation, number in rows})
+
+        return self._read(work)
+
+    def _loaded(self, db: sqlite3.Connection, numbers: Mapping[str, int]) -> Loaded:
+        wanted = set(numbers.values())
+        where = "WHERE document = ?" if len(wanted) == 1 else ""
+        one = tuple(wanted) if where else ()
+        columns = "number, document, size, vectors, offsets, terms, counts"
+        placed = [
+            Placed(Segment.load((vectors, offsets, terms, counts), size), number, document)
+            for number, document, size, vectors, offsets, terms, counts in db.execute(
+                f"SELECT {columns} FROM segments {where} ORDER BY number",  # noqa: S608 - both parts are ours
+                one,
+            )
+            if document in wanted
+        ]
+        owner = {one.number: one.document for one in placed}
+        own: dict[int, dict[tuple[int, int], Mapping[str, Attribute]]] = {}
+        rows = db.execute("SELECT id, attributes FROM passages WHERE attributes IS NOT NULL") if owner else ()
+        for number, packed in rows:
+            place = divmod(number, MAX_SEGMENT)
+            if place[0] in owner:
+                own.setdefault(owner[place[0]], {})[place] = orjson.loads(packed)
+        return Loaded(numbers, placed, own)
+
+    def texts(self, places: Sequence[tuple[int, int]]) -> list[PassageText | None]:
+        """The passages at these (segment, position), in that order; None where one is gone."""
+
+        def work(db: sqlite3.Connection) -> list[PassageText | None]:
+            found = (
+                db.execute(
+                    "SELECT number, heading, text, repeats, attributes FROM passages WHERE id = ?",
+                    (segment * MAX_SEGMENT + position,),
+                ).fetchone()
+                for segment, position in places
+            )
+            return [None if row is None else _passage(*row) for row in found]
+
+        return self._read(work)
+
+    def document(self, generation: str) -> list[PassageText]:
+        """All passages of a document in their order."""
+
+        def work(db: sqlite3.Connection) -> list[PassageText]:
+            rows = db.execute(
+                "SELECT p.number, p.heading, p.text, p.repeats, p.attributes FROM documents d "
+                "JOIN segments s ON s.document = d.number "
+                "JOIN passages p ON p.id >= s.number * ? AND p.id < (s.number + 1) * ? "
+                "WHERE d.generation = ? ORDER BY p.id",
+                (MAX_SEGMENT, MAX_SEGMENT, generation),
+            )
+            return [_passage(*row) for row in rows]
+
+        return self._read(work)
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._writing, _errors(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(self._writer)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+            return result
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._reading, _errors(self.path):
+            return work(self._reader)
+
+
+def remove(path: Path) -> None:
+    """Remove a closed passage file and what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            db.executescript(_SCHEMA)
+        elif version != SCHEMA_VERSION:
+            raise Internal(f"{path.name} was written by another Hatrack (schema {version}, not {SCHEMA_VERSION})")
+        db.execute("PRAGMA synchronous = FULL")  # a file that is `completed` survives a power cut
+        db.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _delete(db: sqlite3.Connection, generations: Collection[str]) -> None:
+    for generation in generations:
+        row = db.execute("SELECT number FROM documents WHERE generation = ?", (generation,)).fetchone()
+        if row is None:
+            continue
+        with closing(db.execute("SELECT number FROM segments WHERE document = ?", row)) as segments:
+            for (number,) in segments.fetchall():
+                db.execute(
+                    "DELETE FROM passages WHERE id >= ? AND id < ?", (number * MAX_SEGMENT, (number + 1) * MAX_SEGMENT)
+                )
+        db.execute("DELETE FROM segments WHERE document = ?", row)
+        db.execute("DELETE FROM documents WHERE number = ?", row)
+
+
+def _packed(attributes: Mapping[str, Attribute] | None) -> bytes | None:
+    return orjson.dumps(dict(attributes)) if attributes else None
+
+
+def _passage(number: int, heading: str, text: str, repeats: int, attributes: bytes | None) -> PassageText:
+    return PassageText(number, heading, text, repeats, orjson.loads(attributes) if attributes else None)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"the disk under {path.parent.name} is full; nothing was changed") from error
+        raise Internal(f"the passages of a vector store could not be used ({type(error).__name__})") from error

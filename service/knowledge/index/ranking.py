@@ -1,0 +1,173 @@
+"""How well passages fit a question: BM25 and cosine over all rows, joined by a weight, and a second look.
+
+BM25 is Robertson and Zaragoza's (The Probabilistic Relevance Framework, 2009, eq. 3.15) with Lucene's idf, which is
+never negative. It is divided by the most that any passage could reach with this question, and a negative cosine counts
+as none, so that both lie between 0 and 1 whatever else is in the store: Bruch, Gai and Ingber, An Analysis of Fusion
+Functions for Hybrid Retrieval (2023), call that the theoretical normalisation. A score therefore means the same in two
+stores, and a threshold on it means something.
+
+The second look is Rocchio's (1971) with the best passages taken for relevant, as in pseudo-relevance feedback: the
+question's vector moves towards theirs, and the cosines are taken again. The scores are then shrunk so that the best one
+is what it was: the order changes, and what a score means does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.knowledge.index.part import Floats, Ints, Part
+from service.knowledge.segment import Counts, Vectors
+
+K1: Final = 2.0
+B: Final = 0.75
+"""K1 and B were chosen on half of Cranfield's queries, see RETRIEVAL.md."""
+DEFAULT_VECTOR_WEIGHT: Final = 0.5
+FEEDBACK: Final = 0.5
+"""How far the question moves towards the best passages of the first look; 0 is no second look."""
+FEEDBACK_PASSAGES: Final = 3
+LOOKED_AT_AGAIN: Final = 1000
+"""Passages of a part whose cosine is taken again."""
+LEAST: Final = 1e-6
+
+Postings = Sequence[tuple[Ints, Counts]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is looked for.
+
+    Attributes:
+        terms: Distinct terms.
+        vector: (dimensions), of length 1.
+        weight: Of the cosine, 0 to 1; BM25 has the rest.
+        k: Most passages that are wanted.
+        threshold: The least score that counts.
+        feedback: How far the vector moves for the second look; 0: there is none.
+    """
+
+    terms: tuple[int, ...]
+    vector: Vectors
+    weight: float
+    k: int
+    threshold: float
+    feedback: float = FEEDBACK
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row and its score, 0 to 1."""
+
+    part: Part
+    row: int
+    score: float
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its segment's number in the passage file, and its position there."""
+        return int(self.part.segments[self.row]), int(self.part.positions[self.row])
+
+
+def rank(parts: Sequence[Part], question: Question, masks: Sequence[NDArray[np.bool_]] | None = None) -> list[Hit]:
+    """The best rows of one store, best first.
+
+    Args:
+        parts: The store's.
+        masks: For each part which of its rows count; None is all. What words are worth is taken from all rows.
+    """
+    words = lexical(parts, question.terms)
+    allowed = [part.alive for part in parts]
+    if masks is not None:
+        allowed = [alive & mask for alive, mask in zip(allowed, masks, strict=True)]
+    scores = _scores(parts, words, allowed, question)
+    if question.weight > 0 and question.feedback > 0:
+        scores = _second_look(parts, words, scores, question)
+    return _best(parts, scores, question.k, max(question.threshold, 0.0))
+
+
+def _scores(
+    parts: Sequence[Part], words: Sequence[Floats], allowed: Sequence[NDArray[np.bool_]], question: Question
+) -> list[Floats]:
+    """Of all rows of each part; -1 where a row does not count."""
+    found: list[Floats] = []
+    for part, lexic, counts in zip(parts, words, allowed, strict=True):
+        scores = np.float32(1.0 - question.weight) * lexic
+        if question.weight > 0:
+            scores += np.float32(question.weight) * np.clip(part.vectors @ question.vector, 0.0, 1.0)
+        scores[~counts] = -1.0
+        found.append(scores)
+    return found
+
+
+def _second_look(
+    parts: Sequence[Part], words: Sequence[Floats], scores: Sequence[Floats], question: Question
+) -> list[Floats]:
+    """Scores of the rows that were good at the first look, after the question has moved; -1 for all others."""
+    first = _best(parts, scores, FEEDBACK_PASSAGES, LEAST)
+    if not first:
+        return list(scores)
+    moved = _moved(question, first)
+    found: list[Floats] = []
+    for part, lexic, before in zip(parts, words, scores, strict=True):
+        rows = _top(before, LOOKED_AT_AGAIN, LEAST)
+        after = np.full(part.size, -1.0, dtype=np.float32)
+        cosines = np.clip(part.vectors[rows] @ moved, 0.0, 1.0)
+        after[rows] = np.float32(1.0 - question.weight) * lexic[rows] + np.float32(question.weight) * cosines
+        found.append(after)
+    shrink = first[0].score / max(*(float(one.max()) for one in found if len(one)), LEAST)
+    for one in found:
+        one[one > 0] *= np.float32(shrink)
+    return found
+
+
+def _top(scores: Floats, k: int, least: float) -> NDArray[np.intp]:
+    """The rows of the ``k`` largest scores, in no order."""
+    rows = np.flatnonzero(scores >= least)
+    return rows if len(rows) <= k else rows[np.argpartition(scores[rows], -k)[-k:]]
+
+
+def _best(parts: Sequence[Part], scores: Sequence[Floats], k: int, least: float) -> list[Hit]:
+    best = [
+        Hit(part, int(row), float(part_scores[row]))
+        for part, part_scores in zip(parts, scores, strict=True)
+        for row in _top(part_scores, k, least)
+    ]
+    best.sort(key=lambda hit: -hit.score)
+    return best[:k]
+
+
+def _moved(question: Question, best: Sequence[Hit]) -> Vectors:
+    """The question's vector and some of the best passages', each as much as it scores; of length 1."""
+    centre = sum(hit.score * hit.part.vectors[hit.row] for hit in best) / sum(hit.score for hit in best)
+    moved = question.vector + np.float32(question.feedback) * centre
+    unit: Vectors = (moved / max(float(np.linalg.norm(moved)), 1e-9)).astype(np.float32)
+    return unit
+
+
+def lexical(parts: Sequence[Part], terms: Sequence[int]) -> list[Floats]:
+    """BM25 of all rows of each part as a share of the most that these terms can give, 0 to 1."""
+    rows = sum(part.size for part in parts)
+    average = sum(float(part.lengths.sum()) for part in parts) / max(rows, 1)
+    found = [[part.postings(term) for term in terms] for part in parts]
+    idf = [
+        math.log(1.0 + (rows - frequency + 0.5) / (frequency + 0.5))
+        for frequency in (sum(len(postings[number][0]) for postings in found) for number in range(len(terms)))
+    ]
+    most = sum(idf) * (K1 + 1.0)
+    return [
+        _bm25(part, postings, [one / most for one in idf], average) for part, postings in zip(parts, found, strict=True)
+    ]
+
+
+def _bm25(part: Part, postings: Postings, weights: Sequence[float], average: float) -> Floats:
+    scores = np.zeros(part.size, dtype=np.float32)
+    saturation = (K1 * (1.0 - B) + (K1 * B / max(average, 1e-9)) * part.lengths).astype(np.float32)
+    for (rows, counts), weight in zip(postings, weights, strict=True):
+        often = counts.astype(np.float32)
+        scores[rows] += np.float32(weight * (K1 + 1.0)) * often / (often + saturation[rows])
+    return scores

@@ -1,0 +1,95 @@
+"""One search over several open stores, and how a store comes into memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+
+from service.grounding.provider import Filters, Passage
+from service.knowledge.index.memory import Document, Index, load
+from service.knowledge.index.passage_records import PassageFile
+from service.knowledge.index.ranking import Hit, Question
+from service.knowledge.index.work_records import Searchable
+from service.knowledge.text import PassageText
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A store that is searched: its index and the file with the text."""
+
+    store_id: str
+    file: PassageFile
+    index: Index
+
+
+def one_thread_each() -> None:
+    """Have numpy multiply on the thread that asks: a product on two of a busy machine's cores waits for the slower."""
+    threadpool_limits(1, user_api="blas")
+
+
+async def hold_open(used: AsyncExitStack, work: Future[list[Passage]]) -> None:
+    """Keep open what a search reads that nobody waits for any more."""
+    async with used:
+        await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
+
+
+def load_store(file: PassageFile, files: Sequence[Searchable], writing: set[str]) -> Index:
+    """A store's index, and away with the documents that nothing refers to. Blocks."""
+    wanted = {one.generation: one for one in files}
+    file.delete(file.generations() - set(wanted) - writing)
+    loaded = file.load(set(wanted))
+    documents = {}
+    for generation, number in loaded.numbers.items():
+        one = wanted[generation]
+        documents[number] = Document(one.file_id, one.filename, generation, one.attributes, loaded.own.get(number, {}))
+    return load(documents, loaded.segments)
+
+
+def ranked(found: Sequence[Found], question: Question, filters: Filters | None) -> list[Passage]:
+    """The best passages of several stores together, each once: several may hold the same file. Blocks."""
+    hits = [(one, hit) for one in found for hit in one.index.search(question, filters)]
+    hits.sort(key=lambda pair: -pair[1].score)
+    best = hits if len(found) > 1 else hits[: question.k]
+    passages: dict[int, Passage] = {}
+    for one in found:
+        mine = [(at, hit) for at, (owner, hit) in enumerate(best) if owner is one]
+        texts = one.file.texts([hit.place for _, hit in mine])
+        for (at, hit), text in zip(mine, texts, strict=True):
+            if text is not None:  # else it was taken out a moment ago
+                passages[at] = _passage(one, hit, text)
+    owners: dict[tuple[str | None, str], str] = {}
+    ordered = [passages[at] for at in sorted(passages)]
+    once = [one for one in ordered if owners.setdefault((one.file_id, one.text), one.store_id) == one.store_id]
+    return once[: question.k]
+
+
+def _passage(one: Found, hit: Hit, text: PassageText) -> Passage:
+    document = one.index.documents[int(hit.part.documents[hit.row])]
+    return Passage(
+        id=f"{document.file_id}-{text.number}",
+        text=text.whole,
+        score=round(hit.score, 6),
+        source=document.filename,
+        store_id=one.store_id,
+        file_id=document.file_id,
+        attributes=one.index.attributes(hit),
+    )
+
+
+def joined(passages: Sequence[PassageText]) -> str:
+    """A document's text, put together again: each heading path once, and nothing twice."""
+    parts: list[str] = []
+    heading = ""
+    for one in passages:
+        if one.heading != heading:
+            heading = one.heading
+            parts.append(f"\n\n{heading}\n\n" if heading else "\n\n")
+        elif parts:
+            parts.append(" " if one.repeats else "\n\n")
+        parts.append(one.text[one.repeats :].lstrip())
+    return "".join(parts).strip()

@@ -1,0 +1,400 @@
+"""The embedded stores: what the routes, the hook and the commands ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from service.concurrency import Locks, in_thread
+from service.database import Database
+from service.grounding.provider import Attribute, Filters, Passage
+from service.knowledge.embeddings import Embedder
+from service.knowledge.index import records, work_records
+from service.knowledge.index.cache import IndexCache, Open
+from service.knowledge.index.indexing import Indexing
+from service.knowledge.index.memory import Index
+from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
+from service.knowledge.index.searching import Found, hold_open, joined, load_store, one_thread_each, ranked
+from service.knowledge.segment import Vectors
+from service.knowledge.terms import Analyzer
+from service.knowledge.types import DEFAULT_CHUNKING, BatchInfo, FileDraft, FileInfo, FilePage, FileStatus, StoreInfo
+
+DEFAULT_MEMORY_BYTES: Final = 1 << 30
+MAX_QUESTION: Final = 2_000
+"""Characters of a question that are looked for: of a longer one its beginning and its end."""
+MAX_TERMS: Final = 256
+SEARCH_THREADS: Final = 2
+LOADERS: Final = 2
+"""Stores that are loaded at once: the threads that open files and answer others are not all theirs."""
+MAX_CACHED: Final = 4_096
+TOUCH_S: Final = 30.0
+"""Seconds between two writes of when stores were last used."""
+_LOG: Final = logging.getLogger("hatrack.grounding")
+
+
+class Stores:
+    """The embedded stores of all projects.
+
+    A store of another project answers exactly as one that does not exist. Which stores a key may read inside a project
+    is decided by the callers. No method blocks the event loop.
+
+    Args:
+        database: The metadata database, opened before :meth:`open`.
+        root: The directory of the passage files.
+        embedder: Started when there is something to embed.
+        path_of: Where the bytes of a file id are.
+        memory_bytes: Most memory that indexes take, and the most that one store may.
+        vector_weight: Of the cosine in the score, 0 to 1; BM25 has the rest.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        root: Path,
+        embedder: Embedder,
+        path_of: Callable[[str], Path],
+        *,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        vector_weight: float = DEFAULT_VECTOR_WEIGHT,
+    ) -> None:
+        self._database = database
+        self._embedder = embedder
+        self._weight = vector_weight
+        self._cache = IndexCache(root, memory_bytes)
+        self._locks = Locks()
+        self._analyzer = Analyzer()
+        self._threads = ThreadPoolExecutor(SEARCH_THREADS, "grounding-search", one_thread_each)
+        self._indexing = Indexing(
+            database, self._cache, embedder, path_of, self._locks, memory_bytes=memory_bytes, changed=self._change
+        )
+        self._indexing.idle = self._touch
+        self._known: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
+        self._epoch = 0
+        self._left: set[asyncio.Task[None]] = set()
+        self._loading: dict[str, asyncio.Task[Index]] = {}
+        self._loaders = asyncio.Semaphore(LOADERS)
+        self._used: dict[str, int] = {}
+        self._touched = time.monotonic()
+
+    async def open(self) -> None:
+        """Remove what a crash left, and go on with what is to be indexed."""
+        ids = await self._database.run(records.store_ids)
+        removed = await in_thread(self._cache.clean, ids)
+        if removed:
+            _LOG.info("removed the passages of stores that do not exist any more", extra={"stores": removed})
+        outdated = await self._database.run(lambda db: work_records.outdate(db, self._embedder.identity, _generation))
+        if outdated:
+            _LOG.warning("the embedding model is another one: files are indexed anew", extra={"files": outdated})
+        # whoever starts a gateway may have mended what they failed for: a key, an address, a setting
+        retried = await self._database.run(lambda db: work_records.retry(db, _generation))
+        if retried:
+            _LOG.warning("files that failed through no fault of theirs are tried again", extra={"files": retried})
+        if ids:
+            self._embedder.start()  # it takes seconds, and the first question should not wait for them
+        self._indexing.start()
+
+    async def close(self) -> None:
+        """Stop indexing, and close all files."""
+        await self._indexing.close()
+        await self._touch(now=True)
+        await self._embedder.close()
+        loading = list(self._loading.values())
+        for load in loading:
+            load.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
+        await asyncio.gather(*self._left)
+        self._threads.shutdown(wait=True)
+        await self._cache.close()
+
+    # stores
+
+    async def create_store(
+        self, project: str, name: str | None, *, description: str | None = None, metadata: Mapping[str, str]
+    ) -> StoreInfo:
+        """A new, empty store. Raises Conflict where the project has MAX_STORES of them."""
+        store_id = f"vs_{secrets.token_hex(12)}"
+        store = await self._database.run(
+            lambda db: records.create_store(db, store_id, project, name, description, metadata)
+        )
+        self._embedder.start()
+        return store
+
+    async def get_store(self, project: str, store_id: str) -> StoreInfo | None:
+        """One store, or None; quick, for the data path asks it."""
+        known = self._known.get((project, store_id))
+        if known is not None:
+            return known
+        epoch = self._epoch
+        found = await self._database.run(lambda db: records.find_stores(db, project, store_id))
+        if not found:
+            return None
+        if epoch == self._epoch:  # else it may be older than what was changed meanwhile
+            self._known[project, store_id] = found[0]
+            while len(self._known) > MAX_CACHED:
+                self._known.popitem(last=False)
+        return found[0]
+
+    async def list_stores(self, project: str) -> Sequence[StoreInfo]:
+        """All stores of a project, oldest first."""
+        return await self._database.run(lambda db: records.find_stores(db, project))
+
+    async def update_store(
+        self, project: str, store_id: str, *, name: str | None, metadata: Mapping[str, str]
+    ) -> StoreInfo:
+        """Give it this name and these metadata. Raises NotFound."""
+        store = await self._database.run(lambda db: records.update_store(db, project, store_id, name, metadata))
+        self._change()
+        return store
+
+    async def delete_store(self, project: str, store_id: str) -> None:
+        """Delete it with all that it holds; the next search does not find it. Raises NotFound."""
+        async with self._locks.hold(store_id):
+            await self._database.run(lambda db: records.delete_store(db, project, store_id))
+            self._change()
+            self._indexing.drop_store(store_id)
+            await self._cache.doom(store_id)
+
+    # files
+
+    async def add_files(
+        self, project: str, store_id: str, drafts: Sequence[FileDraft], *, batch: bool = False
+    ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
+        """Take files in, all or none; they are indexed in the background, in this order, and found once `completed`.
+
+        A file that the store already has gets the draft's attributes, and is indexed anew where its chunking differs or
+        it had failed or was cancelled; while that goes on, what was indexed before is still found.
+
+        With ``batch`` they become one (id ``vsfb_…``), to be cancelled together. Raises NotFound; Conflict where the
+        store would have more than MAX_FILES.
+        """
+        batch_id = f"vsfb_{secrets.token_hex(12)}" if batch else None
+        rows = [(draft, draft.chunking or DEFAULT_CHUNKING, _generation()) for draft in drafts]
+        async with self._locks.hold(store_id):
+            files, made = await self._database.run(lambda db: records.add_files(db, project, store_id, rows, batch_id))
+            self._change()
+            # those that were there already: the next search sees their new metadata
+            self._apply(store_id, {draft.file_id: draft.attributes for draft in drafts})
+        self._indexing.wake()
+        return [self._shown(one) for one in files], made
+
+    async def get_file(self, project: str, store_id: str, file_id: str) -> FileInfo | None:
+        """One file of a store, or None where there is no such store or file."""
+        found = await self._database.run(lambda db: records.find_file(db, project, store_id, file_id))
+        return None if found is None else self._shown(found)
+
+    async def list_files(
+        self,
+        project: str,
+        store_id: str,
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int,
+        newest_first: bool = True,
+        status: FileStatus | None = None,
+        batch_id: str | None = None,
+    ) -> FilePage:
+        """A page of a store's files, or of a batch's, between two file ids. Raises NotFound, BadRequest."""
+        page = await self._database.run(
+            lambda db: records.page(
+                db,
+                project,
+                store_id,
+                after=after,
+                before=before,
+                limit=limit,
+                newest_first=newest_first,
+                status=status,
+                batch_id=batch_id,
+            )
+        )
+        return FilePage([self._shown(one) for one in page.files], page.has_more)
+
+    async def set_attributes(
+        self, project: str, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
+    ) -> FileInfo:
+        """Replace a file's metadata; the next search sees them. Raises NotFound."""
+        async with self._locks.hold(store_id):
+            file = await self._database.run(
+                lambda db: records.set_attributes(db, project, store_id, file_id, attributes)
+            )
+            self._apply(store_id, {file_id: attributes})
+        return self._shown(file)
+
+    async def remove_file(self, project: str, store_id: str, file_id: str) -> None:
+        """Take a file out of a store; the next search does not find it. Raises NotFound."""
+        async with self._locks.hold(store_id):
+            garbage = await self._database.run(lambda db: records.remove_file(db, project, store_id, file_id))
+            self._change()
+            self._indexing.drop(set(garbage))
+            store = self._cache.loaded(store_id)
+            if store is not None and store.index is not None:
+                store.index = store.index.without_generations(set(garbage))
+        await self._sweep(store_id, garbage)
+
+    async def file_text(self, project: str, store_id: str, file_id: str) -> str:
+        """The text that was read out of a file; empty where it is not read yet. Raises NotFound."""
+        row = await self._database.run(lambda db: records.demand_file(db, project, store_id, file_id))
+        if row["generation"] is None:
+            return ""
+        async with self._cache.use(store_id) as store:
+            return joined(await in_thread(store.file.document, row["generation"]))
+
+    async def get_batch(self, project: str, store_id: str, batch_id: str) -> BatchInfo | None:
+        """A batch, or None."""
+        return await self._database.run(lambda db: records.find_batch(db, project, store_id, batch_id))
+
+    async def cancel_batch(self, project: str, store_id: str, batch_id: str) -> BatchInfo:
+        """Cancel those of its files that are still in progress. Raises NotFound."""
+        async with self._locks.hold(store_id):
+            batch, garbage = await self._database.run(lambda db: records.cancel_batch(db, project, store_id, batch_id))
+            self._change()
+            self._indexing.drop(set(garbage))
+        return batch
+
+    async def contents(self) -> Sequence[tuple[str, str]]:
+        """The (store id, file id) of every file in every store: whose bytes must be kept."""
+        return await self._database.run(records.contents)
+
+    # search
+
+    async def search(
+        self,
+        project: str,
+        store_ids: Sequence[str],
+        text: str,
+        *,
+        filters: Filters | None,
+        k: int,
+        threshold: float | None,
+        deadline: float,
+    ) -> Sequence[Passage]:
+        """The best passages of these stores together, best first, at most ``k``; a store that has gone has none.
+
+        ``filters`` must be checked already; ``threshold`` is of the fused score, 0 to 1; ``deadline`` is on the event
+        loop's clock, seconds. Raises TimeoutError after it, HatrackError where embedder or database cannot be used.
+        """
+        asked = text.strip()
+        if len(asked) > MAX_QUESTION:
+            asked = f"{asked[: MAX_QUESTION // 2]} {asked[-MAX_QUESTION // 2 :]}"
+        mine = [one for one in dict.fromkeys(store_ids) if await self.get_store(project, one) is not None]
+        if not asked or not mine:
+            return []
+        at = int(time.time())
+        self._used.update(dict.fromkeys(mine, at))
+        async with asyncio.timeout_at(deadline):
+            # the vector is made while the stores are loaded
+            vector = asyncio.ensure_future(self._embedder.question(asked, deadline))
+            try:
+                return await self._search(mine, asked, vector, filters, k, threshold or 0.0)
+            finally:
+                vector.cancel()
+                await asyncio.gather(vector, return_exceptions=True)
+
+    def loaded(self, store_id: str) -> bool:
+        """Whether the index of a store is in memory."""
+        store = self._cache.loaded(store_id)
+        return store is not None and store.index is not None
+
+    @asynccontextmanager
+    async def opened(self, store_id: str) -> AsyncIterator[Index]:
+        """The index of a store, whoever's it is, in memory as long as the context lasts."""
+        async with self._cache.use(store_id) as store:
+            yield await self._index(store_id, store)
+
+    async def _search(
+        self,
+        store_ids: Sequence[str],
+        text: str,
+        vector: asyncio.Future[Vectors],
+        filters: Filters | None,
+        k: int,
+        threshold: float,
+    ) -> list[Passage]:
+        async with AsyncExitStack() as used:
+            opened = [(one, await used.enter_async_context(self._cache.use(one))) for one in store_ids]
+            found = [Found(one, store.file, await self._index(one, store)) for one, store in opened]
+            found = [one for one in found if one.index.parts]
+            if not found:
+                return []
+            terms = tuple(dict.fromkeys(self._analyzer.terms(text)))[:MAX_TERMS]
+            question = Question(terms, await vector, self._weight, k, threshold)
+            work = self._threads.submit(ranked, found, question, filters)
+            try:
+                return await asyncio.wrap_future(work)
+            except asyncio.CancelledError:
+                # whoever gave up does not wait for a thread: what is still queued is dropped, what runs is left alone
+                if not work.cancel():
+                    left = asyncio.create_task(hold_open(used.pop_all(), work), name="grounding-left")
+                    self._left.add(left)
+                    left.add_done_callback(self._left.discard)
+                raise
+
+    async def _index(self, store_id: str, store: Open) -> Index:
+        """The store's index, loaded where it is not: once for all who ask, and on after they have given up."""
+        if store.index is not None:
+            return store.index
+        load = self._loading.get(store_id)
+        if load is None:
+            load = asyncio.create_task(self._load(store_id), name="grounding-load")
+            self._loading[store_id] = load
+            load.add_done_callback(partial(self._loaded, store_id))
+        return await asyncio.shield(load)
+
+    async def _load(self, store_id: str) -> Index:
+        async with self._cache.use(store_id) as store, self._loaders, self._locks.hold(store_id):
+            if store.index is None:
+                files, writing = await self._database.run(
+                    lambda db: work_records.searchable(db, store_id, self._embedder.identity)
+                )
+                store.index = await in_thread(load_store, store.file, files, writing)
+            return store.index
+
+    def _loaded(self, store_id: str, load: asyncio.Task[Index]) -> None:
+        del self._loading[store_id]
+        if not load.cancelled() and load.exception() is not None:  # perhaps nobody waits for it any more
+            _LOG.warning("a vector store could not be loaded", extra={"store": store_id}, exc_info=load.exception())
+
+    def _apply(self, store_id: str, attributes: Mapping[str, Mapping[str, Attribute]]) -> None:
+        """Other metadata of files, by their ids."""
+        store = self._cache.loaded(store_id)
+        if store is not None and store.index is not None:
+            store.index = store.index.with_attributes({one: dict(given) for one, given in attributes.items()})
+
+    async def _sweep(self, store_id: str, garbage: Sequence[str]) -> None:
+        """Delete documents that nothing refers to any more."""
+        store = self._cache.loaded(store_id)
+        if garbage and store is not None:  # else the next load of the store does it
+            async with self._cache.use(store_id) as used:
+                await in_thread(used.file.delete, garbage)
+
+    def _shown(self, file: FileInfo) -> FileInfo:
+        current = self._indexing.current
+        if current is None or (current.work.store_id, current.work.file_id) != (file.store_id, file.file_id):
+            return file
+        return replace(file, passages=current.total, done=current.done) if file.status == "in_progress" else file
+
+    def _change(self) -> None:
+        self._epoch += 1
+        self._known.clear()
+
+    async def _touch(self, *, now: bool = False) -> None:
+        if self._used and (now or time.monotonic() - self._touched > TOUCH_S):
+            used, self._used = self._used, {}
+            self._touched = time.monotonic()
+            await self._database.run(lambda db: records.touch(db, used))
+            self._change()
+
+
+def _generation() -> str:
+    return secrets.token_hex(12)

@@ -1,0 +1,177 @@
+"""The SQL of indexing and searching: what is to be done, what came of it, and what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from service.grounding.provider import Attribute
+from service.knowledge.index.tables import store_files, stores
+from service.knowledge.types import Chunking
+
+NO_FAULT: Final = "server_error"
+"""OpenAI's code of an error that is not the document's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """A file whose passages are found: ``generation`` names them in the store's passage file."""
+
+    file_id: str
+    filename: str
+    attributes: Mapping[str, Attribute]
+    generation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A file to be indexed as the document ``wanted``."""
+
+    store_id: str
+    project: str
+    file_id: str
+    filename: str
+    chunking: Chunking
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What came of it; ``error`` is a code and a sentence."""
+
+    work: Work
+    passages: int
+    usage_bytes: int
+    model: str
+    error: tuple[str, str] | None = None
+
+    @property
+    def keeps_former(self) -> bool:
+        """Whether what was found of the file before is found still: it failed, and not because of what is in it."""
+        return self.error is not None and self.error[0] == NO_FAULT
+
+
+def searchable(db: sa.Connection, store_id: str, model: str) -> tuple[list[Searchable], set[str]]:
+    """The files of a store that are found, and the generations that are being written.
+
+    Args:
+        model: Vectors of any other embedding model are of no use.
+    """
+    files = store_files.join(stores, stores.c.seq == store_files.c.store)
+    rows = db.execute(
+        sa.select(
+            store_files.c.file_id,
+            store_files.c.filename,
+            store_files.c.attributes,
+            store_files.c.generation,
+            store_files.c.wanted,
+            store_files.c.model,
+        )
+        .select_from(files)
+        .where(stores.c.id == store_id)
+    ).all()
+    found = [
+        Searchable(row.file_id, row.filename, row.attributes, row.generation) for row in rows if row.model == model
+    ]
+    return [one for one in found if one.generation], {row.wanted for row in rows if row.wanted}
+
+
+def outdate(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
+    """Have all files indexed anew whose vectors another model made; how many.
+
+    Args:
+        generation: Makes one.
+    """
+    return _again(db, sa.and_(store_files.c.status == "completed", store_files.c.model != model), generation)
+
+
+def retry(db: sa.Connection, generation: Callable[[], str]) -> int:
+    """Have all files indexed again that failed through no fault of their own; how many.
+
+    Args:
+        generation: Makes one.
+    """
+    return _again(db, sa.and_(store_files.c.status == "failed", store_files.c.error_code == NO_FAULT), generation)
+
+
+def _again(db: sa.Connection, which: sa.ColumnElement[bool], generation: Callable[[], str]) -> int:
+    rows = list(db.scalars(sa.select(store_files.c.seq).where(which)))
+    for seq in rows:
+        db.execute(
+            store_files.update().where(store_files.c.seq == seq).values(status="in_progress", wanted=generation())
+        )
+    return len(rows)
+
+
+def next_work(db: sa.Connection, last_project: str | None, later: Sequence[str] = ()) -> Work | None:
+    """The file that has waited longest, of another project than the last one if there is one; else None.
+
+    Args:
+        later: Generations that come behind all others, in this order.
+    """
+    wanted = store_files.c.wanted
+    turn = sa.case({one: at for at, one in enumerate(later, 1)}, value=wanted, else_=0) if later else sa.literal(0)
+    row = (
+        db.execute(
+            sa.select(store_files, stores.c.id.label("store_id"), stores.c.project)
+            .join(stores, stores.c.seq == store_files.c.store)
+            .where(store_files.c.status == "in_progress", store_files.c.wanted.is_not(None))
+            .order_by(turn, stores.c.project == last_project, store_files.c.seq)
+            .limit(1)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        return None
+    return Work(
+        row["store_id"], row["project"], row["file_id"], row["filename"],
+        Chunking(row["chunk_size"], row["chunk_overlap"]), row["wanted"],
+    )  # fmt: skip
+
+
+def wait(db: sa.Connection, work: Work, reason: str) -> None:
+    """Say why work that is still wanted is not done yet; its file stays `in_progress`."""
+    mine = store_files.c.wanted == work.wanted
+    db.execute(store_files.update().where(mine).values(error_code=NO_FAULT, error_message=f"it waits: {reason}"))
+
+
+def finish(db: sa.Connection, result: Finished) -> None:
+    """Write down what came of work that is still wanted."""
+    if result.error is None:
+        values: dict[str, Any] = {
+            "status": "completed",
+            "generation": result.work.wanted,
+            "passages": result.passages,
+            "usage_bytes": result.usage_bytes,
+            "model": result.model,
+            "error_code": None,
+            "error_message": None,
+        }
+    else:
+        values = {"status": "failed", "error_code": result.error[0], "error_message": result.error[1]}
+        if not result.keeps_former:
+            values |= {"generation": None, "passages": 0, "usage_bytes": 0}
+    mine = store_files.c.wanted == result.work.wanted
+    db.execute(store_files.update().where(mine).values(wanted=None, **values))
+
+
+def standing(db: sa.Connection, work: Work) -> tuple[Searchable, str | None] | None:
+    """The file as it will be found when the work is done, and the generation that is found until then.
+
+    None where nobody wants it any more.
+    """
+    row = db.execute(sa.select(store_files).where(store_files.c.wanted == work.wanted)).one_or_none()
+    if row is None:
+        return None
+    return Searchable(row.file_id, row.filename, row.attributes, work.wanted), row.generation
+
+
+def usage_bytes(db: sa.Connection, store_id: str, but: str) -> int:
+    """What the passages of a store take, those of the file ``but`` left out."""
+    joined = store_files.join(stores, stores.c.seq == store_files.c.store)
+    total = sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined)
+    return int(db.scalar(total.where(stores.c.id == store_id, store_files.c.file_id != but)) or 0)

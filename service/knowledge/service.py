@@ -1,0 +1,314 @@
+"""Vector stores for callers: who may see and change what, which files they hold, and what the audit says of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from service.access.audit import Actor, note
+from service.access.caller import Caller
+from service.database import Database
+from service.errors import BadRequest, Forbidden, Internal, Unavailable
+from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
+from service.knowledge.holdings import Holdings
+from service.knowledge.index.stores import Stores
+from service.knowledge.types import (
+    BatchInfo,
+    Chunking,
+    FileDraft,
+    FileInfo,
+    FilePage,
+    FileStatus,
+    StoreInfo,
+    batch_not_found,
+    file_not_in_store,
+)
+
+SEARCH_TIMEOUT_S: Final = 10.0
+
+
+class Knowledge:
+    """All that a caller can do with vector stores; a store that a key may not read does not exist for it.
+
+    Args:
+        stores: The embedded stores; opened and closed here.
+        holdings: Where documents come from.
+        database: For the audit.
+    """
+
+    def __init__(self, stores: Stores, holdings: Holdings, database: Database) -> None:
+        self._stores = stores
+        self._holdings = holdings
+        self._database = database
+
+    async def open(self) -> None:
+        """Open the stores; afterwards they hold exactly the files that they have."""
+        await self._stores.open()
+        await self._holdings.settle(set(await self._stores.contents()))
+
+    async def close(self) -> None:
+        """Close the stores."""
+        await self._stores.close()
+
+    # stores
+
+    async def create(
+        self,
+        caller: Caller,
+        actor: Actor,
+        *,
+        name: str | None,
+        description: str | None,
+        metadata: Mapping[str, str],
+        file_ids: Sequence[str],
+        chunking: Chunking | None,
+    ) -> StoreInfo:
+        """A new store, with files where some are named.
+
+        Raises:
+            Forbidden: The key's globs do not match the name.
+            NotFound: There is no such project, or a file is not there.
+        """
+        self._demand_name(caller, name)
+        store = await self._stores.create_store(caller.project, name, description=description, metadata=metadata)
+        await self._note(actor, "store.create", store.id, {"name": name})
+        try:
+            if file_ids:
+                await self.add(caller, actor, store.id, _drafts(file_ids, chunking), param="file_ids")
+        except BaseException:
+            # whoever left: a store that its maker never heard of is nobody's
+            await asyncio.shield(asyncio.ensure_future(self._delete(actor, store)))
+            raise
+        return await self.show(caller, store.id)
+
+    async def _delete(self, actor: Actor, store: StoreInfo) -> None:
+        await self._note(actor, "store.delete", store.id, {"name": store.name})
+        await self._stores.delete_store(store.project, store.id)
+        await self._holdings.release(store.id)
+
+    async def show(self, caller: Caller, store_id: str) -> StoreInfo:
+        """One store. Raises NotFound."""
+        return await self._readable(caller, store_id, "vector_store_id")
+
+    async def _readable(self, caller: Caller, store_id: str, param: str) -> StoreInfo:
+        store = await self._stores.get_store(caller.project, store_id)
+        if store is None or not may_read(caller, store.id, store.name):
+            raise store_not_found(store_id, param)
+        return store
+
+    async def page(
+        self, caller: Caller, *, after: str | None, before: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[StoreInfo], bool]:
+        """A page of the stores that the caller may read, and whether more follow. Raises BadRequest."""
+        found = [s for s in await self._stores.list_stores(caller.project) if may_read(caller, s.id, s.name)]
+        if newest_first:
+            found.reverse()
+        ids = [store.id for store in found]
+        start, end = 0, len(found)
+        if after is not None:
+            start = _position(ids, after, "after") + 1
+        if before is not None:
+            end = _position(ids, before, "before")
+            start = max(start, end - limit) if after is None else start
+        return found[start:end][:limit], end - start > limit or (before is not None and after is None and start > 0)
+
+    async def update(
+        self, caller: Caller, actor: Actor, store_id: str, *, name: str | None, metadata: Mapping[str, str] | None
+    ) -> StoreInfo:
+        """Another name, other metadata; what is None stays. Raises NotFound, Forbidden."""
+        store = await self.show(caller, store_id)
+        if name is not None:
+            self._demand_name(caller, name)
+        await self._note(actor, "store.update", store_id, {"name": name} if name is not None else None)
+        return await self._stores.update_store(
+            caller.project,
+            store_id,
+            name=store.name if name is None else name,
+            metadata=store.metadata if metadata is None else metadata,
+        )
+
+    async def delete(self, caller: Caller, actor: Actor, store_id: str) -> None:
+        """Delete a store; its files stay on the list of files. Raises NotFound."""
+        store = await self.show(caller, store_id)
+        await asyncio.shield(asyncio.ensure_future(self._delete(actor, store)))
+
+    # files
+
+    async def add(
+        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[FileDraft], *, param: str
+    ) -> Sequence[FileInfo]:
+        """Put files into a store; they are indexed in the background.
+
+        Args:
+            drafts: Without names of files; those are looked up.
+
+        Raises:
+            NotFound: There is no such store or file.
+            BadRequest: A file has no documents' purpose.
+            Conflict: The store is full.
+        """
+        return (await self._add(caller, actor, store_id, drafts, batch=False, param=param))[0]
+
+    async def add_batch(
+        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[FileDraft], *, param: str
+    ) -> BatchInfo:
+        """Like ``add``, as a batch."""
+        _, batch = await self._add(caller, actor, store_id, drafts, batch=True, param=param)
+        if batch is None:
+            raise Internal("the stores made no batch of the files")
+        return batch
+
+    async def _add(
+        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[FileDraft], *, batch: bool, param: str
+    ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
+        await self.show(caller, store_id)
+        ids = [draft.file_id for draft in drafts]
+        known = {store_file for store_file in ids if await self._stores.get_file(caller.project, store_id, store_file)}
+        rows = await self._holdings.take(caller, ids, param, store_id)
+        named = [
+            FileDraft(draft.file_id, row.filename, draft.attributes, draft.chunking)
+            for draft, row in zip(drafts, rows, strict=True)
+        ]
+        try:
+            added = await self._stores.add_files(caller.project, store_id, named, batch=batch)
+        except BaseException:
+            fresh = [file_id for file_id in ids if file_id not in known]
+            await asyncio.shield(asyncio.ensure_future(self._holdings.release(store_id, fresh)))
+            raise
+        await self._note(actor, "store.add", store_id, {"files": ids[:100], "count": len(ids)})
+        return added
+
+    async def file(self, caller: Caller, store_id: str, file_id: str) -> FileInfo:
+        """A store's file. Raises NotFound."""
+        await self.show(caller, store_id)
+        found = await self._stores.get_file(caller.project, store_id, file_id)
+        if found is None:
+            raise file_not_in_store(store_id, file_id)
+        return found
+
+    async def files(
+        self,
+        caller: Caller,
+        store_id: str,
+        *,
+        after: str | None,
+        before: str | None,
+        limit: int,
+        newest_first: bool,
+        status: FileStatus | None,
+        batch_id: str | None = None,
+    ) -> FilePage:
+        """A page of a store's files, or of a batch's. Raises NotFound, BadRequest."""
+        await self.show(caller, store_id)
+        return await self._stores.list_files(
+            caller.project,
+            store_id,
+            after=after,
+            before=before,
+            limit=limit,
+            newest_first=newest_first,
+            status=status,
+            batch_id=batch_id,
+        )
+
+    async def set_attributes(
+        self, caller: Caller, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
+    ) -> FileInfo:
+        """Other metadata for a file. Raises NotFound."""
+        await self.file(caller, store_id, file_id)
+        return await self._stores.set_attributes(caller.project, store_id, file_id, attributes)
+
+    async def remove(self, caller: Caller, actor: Actor, store_id: str, file_id: str) -> None:
+        """Take a file out of a store. Raises NotFound."""
+        await self.file(caller, store_id, file_id)
+        await self._note(actor, "store.remove", store_id, {"file": file_id})
+        await asyncio.shield(asyncio.ensure_future(self._let_go(caller.project, store_id, file_id)))
+
+    async def _let_go(self, project: str, store_id: str, file_id: str) -> None:
+        await self._stores.remove_file(project, store_id, file_id)
+        await self._holdings.release(store_id, [file_id])
+
+    async def text(self, caller: Caller, store_id: str, file_id: str) -> tuple[FileInfo, str]:
+        """A file and the text that was read out of it. Raises NotFound."""
+        found = await self.file(caller, store_id, file_id)
+        return found, await self._stores.file_text(caller.project, store_id, file_id)
+
+    # batches
+
+    async def batch(self, caller: Caller, store_id: str, batch_id: str) -> BatchInfo:
+        """A batch. Raises NotFound."""
+        await self.show(caller, store_id)
+        found = await self._stores.get_batch(caller.project, store_id, batch_id)
+        if found is None:
+            raise batch_not_found(store_id, batch_id)
+        return found
+
+    async def cancel(self, caller: Caller, actor: Actor, store_id: str, batch_id: str) -> BatchInfo:
+        """Cancel what is left of a batch. Raises NotFound."""
+        await self.batch(caller, store_id, batch_id)
+        await self._note(actor, "store.cancel", store_id, {"batch": batch_id})
+        return await self._stores.cancel_batch(caller.project, store_id, batch_id)
+
+    # search
+
+    async def search(
+        self, caller: Caller, store_id: str, text: str, *, filters: Filters | None, k: int, threshold: float | None
+    ) -> Sequence[Passage]:
+        """The best passages of one store. Raises NotFound; Unavailable where it takes too long."""
+        await self.show(caller, store_id)
+        deadline = asyncio.get_running_loop().time() + SEARCH_TIMEOUT_S
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._stores.search(
+                    caller.project, [store_id], text, filters=filters, k=k, threshold=threshold, deadline=deadline
+                )
+        except TimeoutError:
+            raise Unavailable(f"the search took longer than {SEARCH_TIMEOUT_S:g} s", code="search_timeout") from None
+
+    # as a provider of the grounding hook
+
+    async def demand_readable(self, caller: Caller, store_ids: Sequence[str], param: str) -> None:
+        """See ``service.grounding.provider.KnowsStores``."""
+        for store_id in store_ids:
+            await self._readable(caller, store_id, param)
+
+    async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
+        """See ``service.grounding.provider.Provider``."""
+        return await self._stores.search(
+            query.project,
+            query.store_ids,
+            query.text,
+            filters=query.filters,
+            k=query.k,
+            threshold=query.threshold,
+            deadline=deadline,
+        )
+
+    def _demand_name(self, caller: Caller, name: str | None) -> None:
+        """A key that may read some stores alone can only make stores that it may read."""
+        if caller.stores is not None and (name is None or not caller.may_read(name)):
+            globs = ", ".join(f"`{glob}`" for glob in caller.stores) or "none"
+            raise Forbidden(
+                f"the API key may use vector stores whose names match {globs}; found {name!r:.100}",
+                param="name",
+                code="store_not_allowed",
+            )
+
+    async def _note(self, actor: Actor, action: str, target: str, detail: dict[str, Any] | None) -> None:
+        await self._database.run(lambda db: note(db, actor, action, target, detail))
+
+
+def _drafts(file_ids: Sequence[str], chunking: Chunking | None) -> list[FileDraft]:
+    return [FileDraft(file_id, "", chunking=chunking) for file_id in dict.fromkeys(file_ids)]
+
+
+def _position(ids: list[str], wanted: str, param: str) -> int:
+    if wanted not in ids:
+        raise BadRequest(f"`{param}` names no vector store", param=param)
+    return ids.index(wanted)
+
+
+def may_read(caller: Caller, store_id: str, name: str | None) -> bool:
+    """Whether a key may read a store: its globs match the store's id or its name."""
+    return caller.may_read(store_id) or (name is not None and caller.may_read(name))

@@ -1,0 +1,79 @@
+"""What gateway and embedder say to each other: frames over HTTP on a Unix socket, arrays as they lie in memory.
+
+A frame is the length of a JSON header (4 bytes, big-endian), the header, and the bytes of the arrays that it announces
+in ``sizes``. ``POST /embed`` answers with one frame; ``POST /index`` with as many as there are, the last of which says
+``end``: alone, with the document's ``error``, or with ``busy``, why it is to be tried again later.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from service.errors import BadGateway
+from service.knowledge.segment import Segment, Vectors
+from service.knowledge.text import PassageText
+
+MAX_HEADER: Final = 64 * 1024 * 1024
+MAX_BLOB: Final = 256 * 1024 * 1024
+_LENGTH: Final = struct.Struct(">I")
+
+ReadExactly = Callable[[int], Awaitable[bytes]]
+
+
+def pack(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
+    """One frame."""
+    text = orjson.dumps({**header, "sizes": [len(blob) for blob in blobs]})
+    return b"".join([_LENGTH.pack(len(text)), text, *blobs])
+
+
+async def unpack(read: ReadExactly) -> tuple[bytes, list[bytes]]:
+    """A frame's header, not parsed yet, and its blobs.
+
+    Raises:
+        BadGateway: It is no frame.
+        asyncio.IncompleteReadError: It is cut off.
+    """
+    (length,) = _LENGTH.unpack(await read(_LENGTH.size))
+    if length > MAX_HEADER:
+        raise BadGateway("the embedder answered something that is no frame", code="embedder_error")
+    header = await read(length)
+    sizes = _sizes(header)
+    return header, [await read(size) for size in sizes]
+
+
+def _sizes(header: bytes) -> list[int]:
+    # at the header's end, so that the loop of the gateway need not parse a megabyte of text for four numbers
+    tail = header[header.rfind(b'"sizes":') :]
+    sizes = orjson.loads(b"{" + tail)["sizes"] if tail.startswith(b'"sizes":') else None
+    if not isinstance(sizes, list) or not all(isinstance(size, int) and 0 <= size <= MAX_BLOB for size in sizes):
+        raise BadGateway("the embedder answered something that is no frame", code="embedder_error")
+    return sizes
+
+
+def pack_vectors(vectors: Vectors) -> bytes:
+    """A frame with vectors, (n, dimensions)."""
+    return pack({"rows": len(vectors)}, [vectors.astype("<f4", copy=False).tobytes()])
+
+
+def vectors_of(header: bytes, blobs: Sequence[bytes]) -> Vectors:
+    """The vectors of such a frame."""
+    return np.frombuffer(blobs[0], dtype="<f4").reshape(int(orjson.loads(header)["rows"]), -1)
+
+
+def pack_batch(segment: Segment, passages: Sequence[PassageText], total: int) -> bytes:
+    """A frame with some passages of a document that has ``total``."""
+    return pack({"passages": [asdict(one) for one in passages], "total": total}, segment.dump())
+
+
+def batch_of(header: bytes, blobs: Sequence[bytes]) -> tuple[Segment, list[PassageText], int]:
+    """The inverse of :func:`pack_batch`. Raises ValueError where the arrays do not fit together."""
+    told = orjson.loads(header)
+    passages = [PassageText(**one) for one in told["passages"]]
+    vectors, offsets, terms, counts = blobs
+    return Segment.load((vectors, offsets, terms, counts), len(passages)), passages, told["total"]

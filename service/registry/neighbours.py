@@ -1,0 +1,36 @@
+"""What an adapter can be asked beside: the other adapters that are in the engine's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.engine.client import EngineClient
+from service.errors import HatrackError
+from service.registry.catalog import Catalog, Servable
+
+
+class Neighbours:
+    """Called for the digests, of all projects, that are loaded and can serve; empty where the engine does not say.
+
+    Args:
+        catalog: Which adapters can serve.
+        residency: Which of them the engine has loaded.
+    """
+
+    def __init__(self, catalog: Catalog, residency: EngineClient) -> None:
+        self._catalog = catalog
+        self._residency = residency
+
+    async def __call__(self) -> Sequence[str]:
+        try:
+            loaded = (await self._residency.report(loaded=True)).get("loaded", ())
+        except HatrackError:
+            return ()
+        entries = self._catalog.snapshot.adapters.values()
+        sound = {
+            version.digest
+            for entry in entries
+            for version in entry.versions.values()
+            if version.servable is Servable.OK
+        }
+        return [digest for digest in loaded if digest in sound]

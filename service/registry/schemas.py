@@ -1,0 +1,381 @@
+"""What the routes of adapters take and answer, as the API shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+)
+
+from adapters.base import Fingerprint
+from adapters.perplexity import HOLD_BACK_RATIO, LONG_PROMPT
+from adapters.proof import Effect
+from service.errors import BadRequest
+from service.http.schema import ApiModel
+from service.registry.catalog import Servable, VersionSettings
+from service.registry.pointers import Where
+from service.registry.revalidation import RevalidationState
+from service.registry.split import MAX_TOTAL, MAX_VERSIONS, MIN_VERSIONS, Aim, parse_split
+from service.registry.upload import SAMPLING
+
+MAX_EVALUATION_BYTES: Final = 64 * 1024
+NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+JSON_TYPES: Final[Mapping[type, str]] = {float: "number", int: "integer"}
+STOP: Final = {"type": "string", "minLength": 1, "maxLength": 256}
+SAMPLING_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "Defaults of request fields; what a request sends itself wins.",
+    "properties": {
+        **{
+            field: {"type": JSON_TYPES[kind], "minimum": minimum, "maximum": maximum}
+            for field, (kind, minimum, maximum) in SAMPLING.items()
+        },
+        "stop": {"anyOf": [STOP, {"type": "array", "items": STOP, "maxItems": 16}]},
+    },
+    "additionalProperties": False,
+}
+"""What `upload.parse_settings` takes."""
+SPLIT_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_TOTAL},
+            "minProperties": MIN_VERSIONS,
+            "maxProperties": MAX_VERSIONS,
+        },
+        {"type": "null"},
+    ]
+}
+"""What `split.parse_split` takes."""
+
+FileId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+VerdictResult: TypeAlias = Literal["pass", "fail", "not_enough_evidence"]
+VerdictKind: TypeAlias = Literal["training", "evaluation", "revalidation"]
+Weights: TypeAlias = Annotated[
+    dict[str, Annotated[int, Field(ge=1, le=MAX_TOTAL)]], Field(min_length=MIN_VERSIONS, max_length=MAX_VERSIONS)
+]
+"""Of a split, by the versions' numbers."""
+
+# requests
+
+
+class AdapterSettings(VersionSettings):
+    """What belongs to a version beside its weights; changed settings are a new version."""
+
+    sampling: Annotated[Mapping[str, Any], WithJsonSchema(SAMPLING_SCHEMA)] = Field(default_factory=dict)
+
+
+class AdapterUpload(BaseModel):
+    """The parts of an upload; each comes once."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str = Field(
+        pattern=NAME,
+        description="The adapter's name. The first upload makes the adapter, each further one a version. "
+        "Best sent before `weights`: a name that the key may not use then ends the upload at once.",
+    )
+    config: bytes = Field(description="The file adapter_config.json as PEFT saves it, up to 1 MiB.")
+    weights: bytes = Field(
+        description="The file adapter_model.safetensors, up to HATRACK_MAX_ADAPTER_MIB. Pickles and archives are "
+        "refused unread."
+    )
+    readme: bytes = Field(default_factory=bytes, description="The adapter's README, up to 1 MiB.")
+    metadata: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any JSON object up to 256 KiB, shown again with the version. Two fields mean something: `proof` "
+        "(what the trainer measured; the engine's answers must agree with it) and `lineage.files` (ids of files that "
+        "the version keeps from being deleted).",
+    )
+    settings: AdapterSettings = Field(default_factory=AdapterSettings)
+    alias: str = Field(
+        default_factory=str,
+        description="The alias to point to the version once it is ready. Left out: `live` for the adapter's first "
+        "version; empty: none.",
+    )
+
+
+class AliasRequest(BaseModel):
+    """Where an alias is to point: to one `version`, or split over several; send one of the two."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: int | None = Field(None, ge=1, le=2**31 - 1)
+    split: Annotated[dict[str, int] | None, WithJsonSchema(SPLIT_SCHEMA)] = Field(
+        None,
+        description='Weights by version, as in `{"3": 90, "4": 10}`: each answers its share of the requests. '
+        f"Together they are at most {MAX_TOTAL}.",
+    )
+    expected: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Move the alias only if it points to this version now (null: only if it does not exist). "
+        "Left out: wherever it points.",
+    )
+    force: bool = Field(False, description="`live` moves to versions that are held back from it, too.")
+
+    @property
+    def aim(self) -> Aim:
+        """Where the alias is to point. Raises BadRequest."""
+        if (self.version is None) == (self.split is None):
+            found = "neither" if self.split is None else "both"
+            raise BadRequest(
+                f"send either `version` or `split`, found {found}",
+                param="version" if self.split is None else "split",
+                code="missing_required_parameter" if self.split is None else None,
+            )
+        return self.version if self.version is not None else parse_split(self.split or {})
+
+    @property
+    def where(self) -> Where | None:
+        """Where the alias has to be; None where nothing was said of it."""
+        return Where(self.expected) if "expected" in self.model_fields_set else None
+
+
+class VerdictFiles(BaseModel):
+    """Ids of the project's files; the version holds them as long as it lives."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    report: FileId | None = None
+    page: FileId | None = None
+    held_out: FileId | None = None
+
+    def named(self) -> dict[str, str]:
+        """The ids that are given, by what they are."""
+        return {name: value for name, value in self if value is not None}
+
+
+class VerdictRequest(BaseModel):
+    """What an evaluation found of a version."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    verdict: VerdictResult
+    sentence: str = Field(min_length=1, max_length=4000, description="The verdict in words.")
+    metric: str = Field(min_length=1, max_length=64)
+    examples: int = Field(ge=0, le=2**53, description="How many examples it was judged on.")
+    kind: VerdictKind = Field(description="What asked for it.")
+    evaluation_id: str | None = Field(None, min_length=1, max_length=64)
+    files: VerdictFiles = Field(default_factory=VerdictFiles)
+    evaluation: dict[str, Any] | None = Field(
+        None,
+        description="The body of `POST /v1/evaluations` that asks for the same evaluation again: what a revalidation "
+        f"sends. At most {MAX_EVALUATION_BYTES // 1024} KiB of JSON.",
+    )
+    rule: int = Field(1, ge=1, le=1_000_000, description="The rule that it was decided by; later ones are stricter.")
+
+    @field_validator("evaluation")
+    @classmethod
+    def _bounded(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            size = 0 if value is None else len(orjson.dumps(value))
+        except orjson.JSONEncodeError:
+            raise ValueError("it is nested too deeply") from None
+        if size > MAX_EVALUATION_BYTES:
+            raise ValueError(f"it has {size} bytes as JSON, at most {MAX_EVALUATION_BYTES} are allowed")
+        return value
+
+
+# answers: a version
+
+
+class ReferenceAgreement(ApiModel):
+    """The adapter's effect in the engine against what the trainer measured (`metadata.proof`); nats per token."""
+
+    disagreement: float = Field(description="How far the two effects lie apart.")
+    tolerance: float = Field(description="How far they may.")
+    base_gap: float = Field(description="How far the base's own answers lie apart.")
+    effect: float = Field(description="The effect that the trainer measured.")
+    conclusive: bool = Field(
+        description="Whether that effect is larger than the tolerance; else agreement shows nothing."
+    )
+
+
+class PlainTextPerplexity(ApiModel):
+    """The perplexity of one long plain text under the base and under the adapter, both asked of the engine."""
+
+    text_id: str = Field(description="Perplexities are comparable only over the same text.")
+    tokens: int = Field(
+        description=f"How many of the text's tokens the engine's context took; up to {LONG_PROMPT}, no long prompt was "
+        "asked."
+    )
+    base: float
+    adapter: float
+    ratio: float = Field(description=f"`adapter` over `base`. From {HOLD_BACK_RATIO:g} on, the version is held back.")
+
+
+class MixedBatchProof(ApiModel):
+    """How far each model's answers moved when all were asked in one batch instead of alone; nats per token."""
+
+    base: float
+    adapter: float
+    neighbour: float | None = Field(None, description="Another adapter that was loaded; null where there was none.")
+
+
+class AdapterProof(ApiModel):
+    """The proof that the engine answers with this adapter: log-probabilities over probe texts, in nats per token."""
+
+    format: Literal[1]
+    probes_id: str = Field(description="Numbers are comparable only over the same probe texts.")
+    tokens: int
+    noise: float = Field(description="How far the base lies from itself when asked twice.")
+    distance: float = Field(description="How far the adapter lies from the base: the mean over tokens.")
+    largest: float = Field(description="How far it lies at the token where that is most.")
+    effect: Effect
+    reference: ReferenceAgreement | None = Field(None, description="Null where `metadata.proof` was not sent.")
+    perplexity: PlainTextPerplexity | None = Field(None, description="Missing where an older gateway proved it.")
+    mixed_batch: MixedBatchProof | None = Field(None, description="Missing where an older gateway proved it.")
+    warnings: list[str]
+
+
+class HeldBack(ApiModel):
+    """Why `live` does not move to the version unless it is forced to."""
+
+    code: Literal["perplexity_too_high"]
+    message: str
+    ratio: float
+    limit: float
+
+
+class Rejection(ApiModel):
+    """Why a version was rejected."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class VersionRevalidation(ApiModel):
+    """Whether the latest verdict still holds on the engine that runs now."""
+
+    state: RevalidationState
+    reasons: list[Literal["tokenizer", "template", "dtype", "quantization", "engine_version", "age", "rule"]] = Field(
+        description="What has changed since the latest verdict; none while the state is `fresh`."
+    )
+
+
+class AdapterVerdict(ApiModel):
+    """What an evaluation found of a version."""
+
+    object: Literal["adapter.verdict"]
+    id: str
+    adapter: str
+    version: int
+    verdict: VerdictResult
+    sentence: str = Field(description="The verdict in words.")
+    metric: str
+    examples: int = Field(description="How many examples it was judged on.")
+    kind: VerdictKind = Field(description="What asked for it.")
+    evaluation_id: str | None
+    files: dict[Literal["report", "page", "held_out"], str] = Field(description="Ids of files.")
+    base: Fingerprint = Field(description="The base as it was served meanwhile.")
+    key_id: str = Field(description="Of the API key that recorded it.")
+    created_at: int
+    rule: int = Field(description="The rule that it was decided by; later ones are stricter.")
+
+
+class RecordedVerdict(AdapterVerdict):
+    """A verdict with the evaluation that led to it."""
+
+    evaluation: dict[str, Any] | None = Field(description="The body of `POST /v1/evaluations` that asks for it again.")
+
+
+class AdapterVersion(ApiModel):
+    """One version of an adapter."""
+
+    object: Literal["adapter.version"]
+    adapter: str
+    version: int
+    digest: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 of what the engine computes with; the engine's name of it."
+    )
+    state: Literal["proving", "ready", "rejected"]
+    servable: Servable = Field(
+        description="Whether a ready version can serve now: `ok`; `other_base`: it was proven on another base model; "
+        "`damaged`: its files are; `corrupt`: the engine failed under it."
+    )
+    aliases: list[str] = Field(description="The aliases that point to it, alone or in a split.")
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    bytes: int = Field(description="Of its weights file.")
+    base: Fingerprint = Field(description="The base that it was uploaded for.")
+    created_at: int
+    settings: AdapterSettings
+    metadata: dict[str, Any]
+    proof: AdapterProof | None = Field(description="Null until it is proven.")
+    held_back: HeldBack | None = Field(description="Null where `live` may move to it.")
+    warnings: list[str]
+    verdict: AdapterVerdict | None = Field(description="The latest; null where it was never judged.")
+    revalidation: VersionRevalidation | None = Field(description="Null where it was never judged.")
+    reason: Rejection | None = Field(None, description="Only of a rejected version.")
+
+
+# answers: adapters, aliases, pins
+
+
+class Adapter(ApiModel):
+    """An adapter with its versions (but the rejected ones) and aliases."""
+
+    object: Literal["adapter"]
+    name: str
+    created_at: int
+    aliases: dict[str, int | None] = Field(
+        description="The version that each alias points to; null where it is split (see `splits`)."
+    )
+    splits: dict[str, Weights] = Field(description="Of the aliases that are split, the weights by version.")
+    pinned: bool = Field(description="Whether the engine keeps the live version loaded.")
+    versions: list[AdapterVersion]
+
+
+class AliasMove(ApiModel):
+    """One move of an alias; version and split are null where it was deleted."""
+
+    version: int | None
+    split: Weights | None
+    action: Literal["push", "promote", "split", "rollback", "delete"]
+    created_at: int
+
+
+class AdapterAlias(ApiModel):
+    """Where an alias points: to a version, or split over several; the other one is null."""
+
+    object: Literal["adapter.alias"]
+    adapter: str
+    alias: str
+    version: int | None
+    split: Weights | None = Field(description="Weights by the versions' numbers.")
+    history: list[AliasMove] = Field(description="All its moves, newest first.")
+
+
+class DeletedAlias(ApiModel):
+    """A deleted alias."""
+
+    object: Literal["adapter.alias"]
+    adapter: str
+    alias: str
+    deleted: Literal[True]
+
+
+class AdapterPin(ApiModel):
+    """Whether the engine keeps an adapter's live version loaded."""
+
+    object: Literal["adapter.pin"]
+    adapter: str
+    pinned: bool
+    versions: list[int] = Field(description="What is kept loaded: where `live` points; none where it is not pinned.")
+
+
+class AdapterConfig(RootModel[dict[str, Any]]):
+    """adapter_config.json as it was uploaded, byte for byte."""

@@ -1,0 +1,332 @@
+"""One HTTP/1.1 connection: uvicorn's httptools protocol, with bounds on what a client may send, and how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any, Final, Literal, NoReturn
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import BadRequest, HatrackError, HeadersTooLarge, RequestTimeout, UriTooLong
+from service.server.connections import Connections
+from service.server.head import check_head
+
+MAX_TARGET_BYTES: Final = 8192
+MIN_BODY_BYTES_PER_S: Final = 240
+"""A body that comes more slowly, over a whole `body_timeout_s`, is not waited for (Kestrel's default rate)."""
+LINGER_S: Final = 2.0
+LINGER_BYTES: Final = 1024 * 1024
+"""How long a refused client may take to read why, and what it may send meanwhile: a connection that is closed with
+unread bytes loses the answer."""
+
+
+Phase = Literal[
+    "idle",  # waits for a request's first byte
+    "head",  # for the rest of its line and headers; a new connection begins here
+    "body",  # for the rest of its body
+    "answer",  # for the app's answer
+    "drain",  # for the rest of a body whose request was answered before all of it had come
+    "refused",  # for the client's closing, after an answer that ends the connection
+]
+"""What a connection waits for, which decides how long it may take."""
+
+
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class _Refused(Exception):
+    """Stops the parser; what happens to the connection has been decided."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection within the bounds of ``Connections.limits``.
+
+    A client gets its answer, where none has begun, in OpenAI's error shape, and the connection is closed. One request
+    is worked on at a time: what is sent behind it before it is answered (pipelining) is not read, and the connection is
+    closed after the answer. ``Upgrade`` is ignored, as HTTP allows.
+
+    Args:
+        connections: All connections of this server.
+        uvicorns: What uvicorn gives its protocols.
+    """
+
+    def __init__(self, *, connections: Connections, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._connections = connections
+        self._limits = connections.limits
+        self._phase: Phase = "head"
+        self._since = 0.0
+        """Loop time at which the phase, or its present window, began."""
+        self._deaf = False
+        """What comes from the client is thrown away."""
+        self._unread = 0
+        """Bytes of that."""
+        self._refusal: HatrackError | None = None
+        self._ended = 0
+        """Messages that have come whole."""
+        self._head_bytes = 0
+        """Bytes of a head that is not whole yet."""
+        self._feeding = 0
+        """Bytes that the parser is being given."""
+        self._body_bytes = 0
+        self._overhead = 0
+        """Bytes that came since the body's last one: chunk extensions and trailers."""
+        self._stalled: tuple[float, int] | None = None
+        """Since when the client has read nothing, and how many bytes were left to send then."""
+
+    # the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection in, or turn it away."""
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        refusal = self._connections.admit(self, self.client[0] if self.client else None)
+        if refusal is not None:
+            self._refuse(refusal, linger=self._connections.turn_away(self))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        self._connections.forget(self)
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Close at once."""
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and count what it does not tell of before it is whole."""
+        if self._deaf:
+            self._unread += len(data)
+            if self._unread > (LINGER_BYTES if self._phase == "refused" else self._limits.max_header_bytes):
+                self.transport.abort()
+            return
+        if self._phase == "idle":
+            self._enter("head")
+        elif self._phase != "head":
+            self._overhead += len(data)
+        ended, self._feeding = self._ended, len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._deaf = True  # the parser takes what follows for another protocol
+            return
+        except httptools.HttpParserError:
+            if not self._deaf:
+                self._refuse(self._refusal or BadRequest("This is not valid HTTP/1.1.", code="invalid_http"))
+            return
+        if self._phase == "head":
+            if ended == self._ended:
+                self._head_bytes += len(data)
+            if self._head_bytes > self._limits.max_header_bytes:
+                self._refuse(self._head_too_large())
+        elif self._overhead > self._limits.max_header_bytes:
+            self._refuse(_trailers())
+
+    # the parser's callbacks; what they raise stops it
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        if self._phase == "answer":
+            # only one request at a time: a client that is not read is not seen to leave, and what it left would run on
+            self._deaf = True
+            self.cycle.keep_alive = False
+            raise _Refused
+        if self._phase == "idle":  # right behind a body that nobody wanted
+            self._enter("head")
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._stop(UriTooLong(f"The request's target has more than {MAX_TARGET_BYTES} bytes."))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header, or a trailer."""
+        headers = self.headers
+        if self._phase != "head":
+            self._stop(_trailers())
+        if len(headers) >= self._limits.max_headers:
+            limit = f"{self._limits.max_headers} headers (HATRACK_MAX_HEADERS)"
+            self._stop(HeadersTooLarge(f"The request has more than {limit}."))
+        headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The request's head is whole: it is checked, and the app begins."""
+        headers, most = self.headers, self._limits.max_header_bytes
+        # the sum is only made where there is enough for it to matter
+        if (
+            self._head_bytes + self._feeding > most
+            and len(self.url) + sum(len(n) + len(v) + 4 for n, v in headers) > most
+        ):
+            self._stop(self._head_too_large())
+        try:
+            names = check_head(self.parser.get_http_version(), headers)
+        except HatrackError as error:
+            self._stop(error)
+        self._head_bytes = self._body_bytes = self._overhead = 0
+        self.expect_100_continue = b"expect" in names and dict(headers)[b"expect"].lower() == b"100-continue"
+        upgrade = self.parser.should_upgrade()
+        if upgrade and not names.isdisjoint(_FRAMING):
+            # the parser takes the body for another protocol
+            self._stop(
+                BadRequest("No other protocol is spoken here: leave the Upgrade header out.", code="invalid_http")
+            )
+        self._enter("body")
+        self._connections.working(self)
+        super().on_headers_complete()
+        if upgrade:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._body_bytes += len(body)
+        self._overhead = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._ended += 1
+        super().on_message_complete()
+        if self._phase == "drain":
+            self._rest()
+        else:
+            self._enter("answer")
+
+    def on_response_complete(self) -> None:
+        """The app has answered."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self._phase == "answer":
+            self._rest()
+        elif self.expect_100_continue and not self._body_bytes:
+            self._end()  # it was not told to go on: what comes next may be the body, or another request
+        else:
+            self._enter("drain")
+
+    # time
+
+    def check(self, now: float) -> None:
+        """End the connection where the client has taken too long."""
+        waited, limits = now - self._since, self._limits
+        if self._phase == "refused":
+            if waited > LINGER_S:
+                self.transport.abort()
+        elif self._is_stalled(now):
+            self.transport.abort()
+        elif self.transport.is_closing():
+            return
+        elif self._phase == "idle":
+            if waited > limits.keep_alive_s:
+                self.transport.close()
+        elif self._phase == "head":
+            if waited > limits.header_timeout_s:
+                self._head_is_late()
+        elif self._phase == "drain":
+            if waited > limits.body_timeout_s:
+                self.transport.abort()
+        elif self._phase == "body":
+            self._check_rate(now)
+
+    def _head_is_late(self) -> None:
+        if not self._head_bytes:  # it has asked for nothing
+            self.transport.close()
+            return
+        limit = f"{self._limits.header_timeout_s:g} s (HATRACK_HEADER_TIMEOUT_S)"
+        self._refuse(RequestTimeout(f"The request's headers were not complete within {limit}."))
+
+    def _check_rate(self, now: float) -> None:
+        window = now - self._since
+        if self.flow.read_paused:  # it is we who do not read
+            self._since, self._body_bytes = now, 0
+        elif window > self._limits.body_timeout_s:
+            if self._body_bytes < MIN_BODY_BYTES_PER_S * window:
+                came = f"{self._body_bytes} bytes of the body came within {window:.0f} s"
+                self._refuse(RequestTimeout(f"Only {came} (HATRACK_BODY_TIMEOUT_S); it may not come so slowly."))
+            self._since, self._body_bytes = now, 0
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether there is something to send, and the client has read nothing of it for `body_timeout_s`."""
+        left = self.transport.get_write_buffer_size()
+        if not left:
+            self._stalled = None
+            return False
+        if self._stalled is None or left != self._stalled[1]:
+            self._stalled = (now, left)
+        return now - self._stalled[0] > self._limits.body_timeout_s
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase, self._since = phase, self.loop.time()
+
+    def _rest(self) -> None:
+        """The request is over: the connection waits for the next."""
+        self._head_bytes = 0
+        self._enter("idle")
+        self._connections.waiting(self)
+
+    # refusals
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's own refusal, in our shape."""
+        self._refuse(BadRequest(msg, code="invalid_http"))
+
+    def _head_too_large(self) -> HeadersTooLarge:
+        limit = f"{self._limits.max_header_bytes} bytes (HATRACK_MAX_HEADER_KIB)"
+        return HeadersTooLarge(f"The request's headers have more than {limit}.")
+
+    def _stop(self, error: HatrackError) -> NoReturn:
+        """Refuse the request from within a callback of the parser. Raises to end the parsing."""
+        self._refusal = error
+        raise _Refused
+
+    def _refuse(self, error: HatrackError, *, linger: bool = True) -> None:
+        """Answer with an error where no answer has begun, and close the connection."""
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        if answering:
+            cycle.disconnected = True  # the app is told that its client has left
+            cycle.message_event.set()
+            self.flow.resume_writing()
+        self._deaf = True
+        self._enter("refused")
+        if self.transport.is_closing():
+            return
+        if answering and cycle.response_started:
+            self.transport.abort()
+            return
+        self.transport.write(self._answer(error))
+        if linger:
+            self._end()
+        else:
+            self.transport.close()
+
+    def _end(self) -> None:
+        """Send what is written, and close once the client has closed, or after LINGER_S."""
+        self._deaf = True
+        self._enter("refused")
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def _answer(self, error: HatrackError) -> bytes:
+        body = error.body()
+        headers = [
+            *self.server_state.default_headers,
+            (b"x-request-id", secrets.token_hex(12).encode()),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in error.headers.items()),
+        ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        return STATUS_LINE[error.status] + lines + b"\r\n" + body
+
+
+def _trailers() -> BadRequest:
+    return BadRequest(
+        "Trailers after a chunked body (and long chunk extensions) are not allowed: send headers before the body.",
+        code="trailers_not_allowed",
+    )

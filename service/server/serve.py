@@ -1,0 +1,36 @@
+"""How the gateway is served: uvicorn's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from service.config import Settings
+from service.server.connections import Connections
+from service.server.limits import ServerLimits, fit_to_open_files
+from service.server.protocol import BoundedProtocol
+
+GRACEFUL_STOP_S: Final = 20
+
+
+def uvicorn_config(app: ASGIApp, settings: Settings, **more: Any) -> uvicorn.Config:
+    """The configuration of a server for ``app``; ``more`` are further options of uvicorn's, or others."""
+    limits = ServerLimits.of(settings)
+    connections = Connections(replace(limits, max_connections=fit_to_open_files(limits)))
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "http": cast(Any, partial(BoundedProtocol, connections=connections)),
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # nothing here depends on the client's address or scheme
+        "timeout_graceful_shutdown": GRACEFUL_STOP_S,
+        "lifespan": "on",
+        "ws": "none",
+    }
+    return uvicorn.Config(app, **(options | more))

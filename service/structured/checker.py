@@ -1,0 +1,348 @@
+"""The check of a request's structured outputs, before it may go to the engine: see STRUCTURED.md."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Final, Literal
+
+from service.config import Settings
+from service.errors import BadRequest, Unavailable
+from service.structured import bounds
+from service.structured.limits import CODE, TRIED, UNTRIED, TooComplex
+from service.structured.parts import Part
+from service.structured.process import MEMORY_MIB, NoTrial, Trial, TrialProcess
+from service.structured.projects import BUSY_RETRY_S, SHARE, Project, Projects
+from service.structured.spec import Spec, specs_of
+
+MAX_VERDICTS: Final = 4096
+MAX_COMPILED_BYTES: Final = 256 * 1024 * 1024
+"""Of the grammars remembered as good: half of what the engine keeps compiled (VLLM_XGRAMMAR_CACHE_MB), so that what
+counts as paid for here is not compiled there again."""
+REFUSED_S: Final = 600.0
+"""So long a refusal is remembered; what was too slow beside other work may pass later."""
+WORST_FACTOR: Final = 12
+"""One mask may take so many times the mean that is allowed."""
+AT_ONCE: Final = 8
+TRIALS_WAITING_PER_PROJECT: Final = 32
+REQUESTS_WAITING_PER_PROJECT: Final = 128
+"""Requests of a project that wait for a trial or a turn; those that share a trial count each."""
+REQUEST_FACTOR: Final = 4
+"""One request's answers together may take so many times what a project's requests may take for each token: it goes
+alone then. `n` of 8 passes with a specification that takes half of the bound, as one is taken to do that was not
+tried."""
+UNTRIED_PART: Final = 0.5
+"""What was not tried is taken to need this part of the bound."""
+MIN_TOKEN_MS: Final = 0.01
+_PATH: Final = "\0path\0"
+"""Stands for the field in a message that is remembered."""
+_LOG: Final = logging.getLogger("hatrack.structured")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of examining one specification; ``error`` None: it may pass.
+
+    ``token_ms`` is the CPU time of a token's mask, ``size`` the compiled grammar's bytes, ``until`` the end of a
+    refusal on `time.monotonic`.
+    """
+
+    error: tuple[str, str] | None = None
+    token_ms: float = MIN_TOKEN_MS
+    size: int = 0
+    until: float = math.inf
+
+
+@dataclass(slots=True)
+class Counts:
+    """For the metrics: how checks ended, and the CPU time of trials, s."""
+
+    outcomes: dict[str, int] = field(default_factory=lambda: {"passed": 0, "refused": 0, "untried": 0})
+    cpu_s: float = 0.0
+
+    def note(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+
+
+class StructuredOutputs:
+    """Holds specifications to what the engine can bear.
+
+    Args:
+        compile_s: CPU time that a trial may take, s.
+        token_ms: CPU time that the masks of one project's requests may take together for each token, ms.
+        wait_s: How long a request may wait for its trial, or for its turn, s.
+        trials: Compiles on trial; None: nothing does, the static bound is all there is.
+        max_seqs: Sequences that the engine decodes at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        compile_s: float,
+        token_ms: float,
+        wait_s: float,
+        trials: TrialProcess | None = None,
+        max_seqs: int = 64,
+    ) -> None:
+        self._max_seqs = max_seqs
+        self._compile_s = compile_s
+        self._token_ms = token_ms
+        self._wait_s = wait_s
+        self._trials = trials
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._compiled_bytes = 0
+        self._shared: dict[tuple[str, bytes], _Shared] = {}
+        self._projects = Projects()
+        self.counts = Counts()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> StructuredOutputs:
+        """With trials where the engine is known to use xgrammar and it is installed here."""
+        configured = any("structured-outputs" in flag for flag in settings.engine_args)
+        same_backend = not configured or any("xgrammar" in flag for flag in settings.engine_args)
+        trials = None
+        if find_spec("xgrammar") is not None and same_backend:
+            trials = TrialProcess(settings.base_dir, settings.structured_compile_s)
+        return cls(
+            compile_s=settings.structured_compile_s,
+            token_ms=settings.structured_token_ms,
+            wait_s=settings.queue_timeout_s,
+            trials=trials,
+            max_seqs=settings.engine_max_seqs,
+        )
+
+    @property
+    def trial_state(self) -> Literal["off", "ready", "down"]:
+        """``off``: nothing compiles on trial here; ``ready``; ``down``: it should, and cannot now."""
+        if self._trials is None:
+            return "off"
+        return "ready" if self._trials.ready else "down"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start what compiles on trial, without waiting for it; end it on leaving."""
+        first = None if self._trials is None else asyncio.create_task(self._warm(self._trials))
+        try:
+            yield
+        finally:
+            if first is not None and self._trials is not None:
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+                await self._trials.close()
+
+    async def _warm(self, trials: TrialProcess) -> None:
+        try:
+            await trials.start()
+        except NoTrial:
+            return  # logged there; requests are held to the stricter bound
+
+    @asynccontextmanager
+    async def admitted(self, body: Mapping[str, Any], project: str) -> AsyncIterator[None]:
+        """Let a request through whose every specification is bearable; it is in the engine until this is left.
+
+        Args:
+            body: The request as the engine gets it.
+            project: Whose it is.
+
+        Raises:
+            BadRequest: A specification is too complex, or not valid.
+            RateLimited: Too many of the project's requests wait for a trial or for their turn.
+            Unavailable: Its turn did not come in time.
+        """
+        specs = specs_of(body)
+        if not specs:
+            yield
+            return
+        with self._projects.using(project) as state:
+            try:
+                async with asyncio.timeout(self._wait_s):
+                    verdicts = [await self._judge(spec, project, state) for spec in specs]
+                    # a request decodes by one grammar, whatever its tools are; `n` answers have `n` masks
+                    cost = self._cost(max(verdict.token_ms for verdict in verdicts), body)
+                    with state.waiting(REQUESTS_WAITING_PER_PROJECT):
+                        await state.take_turn(cost, self._token_ms)
+            except TimeoutError:
+                raise Unavailable(
+                    f"structured output: no turn within {self._wait_s:g} s (HATRACK_QUEUE_TIMEOUT_S)",
+                    retry_after=BUSY_RETRY_S,
+                    code="queue_timeout",
+                ) from None
+            try:
+                yield
+            finally:
+                state.leave(cost)
+
+    def _cost(self, token_ms: float, body: Mapping[str, Any]) -> float:
+        """CPU time of a request's masks for each step of the engine, ms.
+
+        Raises:
+            TooComplex: It alone would take many times what all of the project's requests may.
+        """
+        prompts, answers = _sequences(body)
+        cost = token_ms * min(prompts * answers, self._max_seqs)
+        allowed = self._token_ms * REQUEST_FACTOR
+        if cost <= allowed * (1 + 1e-9):
+            return cost
+        field = "n" if answers > 1 else "prompt"
+        given = f"`n` is {answers}" + (f" for each of {prompts} prompts" if prompts > 1 else "")
+        if answers == 1:
+            given = f"`prompt` has {prompts} prompts"
+        raise TooComplex(
+            f"{given}, and the structured output takes {token_ms:.2g} ms of CPU time for each token of each answer: "
+            f"{cost:.3g} ms in all, at most {allowed:g} are allowed (HATRACK_STRUCTURED_TOKEN_MS × {REQUEST_FACTOR}); "
+            f"send {max(int(allowed / token_ms), 1)} answers or fewer in a request",
+            field,
+        )
+
+    async def _judge(self, spec: Spec, project: str, state: Project) -> Verdict:
+        """The verdict on a specification that may pass.
+
+        Raises:
+            HatrackError: It may not, or it cannot be tried now.
+        """
+        key = spec.key
+        verdict = self._known(key)
+        if verdict is None:
+            with state.waiting(REQUESTS_WAITING_PER_PROJECT):
+                verdict = await self._share(spec, (project, key))
+        self.counts.note("passed" if verdict.error is None else "refused")
+        if verdict.error is not None:
+            message, code = verdict.error
+            raise BadRequest(message.replace(_PATH, spec.path), param=spec.path[:200], code=code)
+        return verdict
+
+    def _known(self, key: bytes) -> Verdict | None:
+        verdict = self._verdicts.get(key)
+        if verdict is not None and verdict.until < time.monotonic():
+            self._forget(key)
+            return None
+        if verdict is not None:
+            self._verdicts.move_to_end(key)
+        return verdict
+
+    async def _share(self, spec: Spec, key: tuple[str, bytes]) -> Verdict:
+        """One examination for all of a project's requests that wait for the same specification; it ends when the last
+        of them has left."""
+        shared = self._shared.get(key)
+        if shared is None:
+            shared = self._shared[key] = _Shared(asyncio.create_task(self._find_out(spec, *key)))
+        shared.waiters += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiters -= 1
+            if not shared.waiters:
+                del self._shared[key]
+                shared.task.cancel()
+
+    async def _find_out(self, spec: Spec, project: str, key: bytes) -> Verdict:
+        """Examine a specification. The project's state is in use until this has ended: whoever leaves early leaves what
+        the trial took behind."""
+        nameless = Spec(spec.kind, spec.value, _PATH)  # whoever sends it next may send it in another field
+        lasting = True
+        with self._projects.using(project) as state:
+            try:
+                try:
+                    verdict = await self._examine(nameless, state)
+                except NoTrial as error:
+                    self.counts.note("untried")
+                    _LOG.warning("a specification was not tried", extra={"reason": str(error)})
+                    lasting = False
+                    verdict = self._untried(nameless)
+            except BadRequest as error:
+                verdict = Verdict((error.message, error.code or CODE), until=time.monotonic() + REFUSED_S)
+        if lasting:
+            self._remember(key, verdict)
+        return verdict
+
+    def _untried(self, spec: Spec) -> Verdict:
+        bounds.check(spec, UNTRIED)
+        return Verdict(token_ms=self._token_ms * UNTRIED_PART)
+
+    def _remember(self, key: bytes, verdict: Verdict) -> None:
+        self._forget(key)
+        self._verdicts[key] = verdict
+        self._compiled_bytes += verdict.size
+        while len(self._verdicts) > MAX_VERDICTS or self._compiled_bytes > MAX_COMPILED_BYTES:
+            self._forget(next(iter(self._verdicts)))
+
+    def _forget(self, key: bytes) -> None:
+        old = self._verdicts.pop(key, None)
+        if old is not None:
+            self._compiled_bytes -= old.size
+
+    async def _examine(self, spec: Spec, state: Project) -> Verdict:
+        """The static bound, then the trial.
+
+        Raises:
+            HatrackError: It is too much for the engine, or it cannot be tried now.
+            NoTrial: Nothing can be tried.
+        """
+        if self._trials is None:
+            return self._untried(spec)
+        parts = bounds.check(spec, TRIED)
+        return self._read(await self._try(self._trials, spec, parts, state), spec.path)
+
+    async def _try(self, trials: TrialProcess, spec: Spec, parts: list[Part], state: Project) -> Trial:
+        cpu_s = 0.0
+        with state.waiting_for_trial(TRIALS_WAITING_PER_PROJECT):
+            async with state.trials:
+                await asyncio.sleep(max(0.0, state.owed_s() - self._compile_s) / SHARE)
+                async with self._at_once:
+                    began = time.monotonic()
+                    try:
+                        trial = await trials.run(spec, parts)
+                        cpu_s = trial.cpu_s
+                    except asyncio.CancelledError:  # who leaves early pays for what was done
+                        cpu_s = min(time.monotonic() - began, self._compile_s)
+                        raise
+                    finally:
+                        state.charge(cpu_s)
+                        self.counts.cpu_s += cpu_s
+        return trial
+
+    def _read(self, trial: Trial, path: str) -> Verdict:
+        if trial.outcome == "invalid":
+            raise BadRequest(f"`{path}` cannot be compiled: {trial.reason}", param=path, code="invalid_grammar")
+        if trial.outcome == "slow":
+            raise TooComplex(
+                f"`{path}` takes more than {self._compile_s:g} s of CPU time to compile or to decode a few tokens "
+                "(HATRACK_STRUCTURED_COMPILE_S); shorten its repeats and lengths, or make its alternatives differ in "
+                "their first characters",
+                path,
+            )
+        if trial.outcome == "memory":
+            raise TooComplex(f"`{path}` takes more memory to compile than {MEMORY_MIB} MiB", path)
+        if trial.outcome != "ok":
+            raise TooComplex(f"`{path}` makes the compiler fail; nest it less deeply", path)
+        if trial.token_ms > self._token_ms or trial.worst_ms > self._token_ms * WORST_FACTOR:
+            raise TooComplex(
+                f"`{path}` takes {max(trial.token_ms, trial.worst_ms / WORST_FACTOR):.1f} ms of CPU time for each "
+                f"token, at most {self._token_ms:g} are allowed (HATRACK_STRUCTURED_TOKEN_MS); make its bounded "
+                "repeats and alternatives differ from what follows them, or use `maxLength` instead of a pattern",
+                path,
+            )
+        return Verdict(token_ms=max(trial.token_ms, MIN_TOKEN_MS), size=trial.size)
+
+
+@dataclass(slots=True)
+class _Shared:
+    """An examination that some requests wait for."""
+
+    task: asyncio.Task[Verdict]
+    waiters: int = 0
+
+
+def _sequences(body: Mapping[str, Any]) -> tuple[int, int]:
+    """A request's prompts, and the answers to each; every answer has a mask of its own."""
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    return prompts, max(int(body.get("n") or 1), int(body.get("best_of") or 1))

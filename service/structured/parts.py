@@ -1,0 +1,24 @@
+"""What a trial tries beside the specification itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece that is decoded by itself, because nobody can tell when a whole answer would get there.
+
+    Attributes:
+        kind: ``regex``; ``pattern``, a regular expression in a JSON string; ``ref``, a place in the schema; ``rule``, a
+            rule of the grammar; ``tail``, a rule's body from some place on; ``json``, ``grammar`` and
+            ``structural_tag``, a specification of its own.
+        text: The expression, the JSON pointer, the rule's name or body, or the specification.
+        within: Of a ``ref``, ``rule`` or ``tail`` in a structural tag: the schema or grammar that it belongs to; empty:
+            the specification itself.
+    """
+
+    kind: Literal["regex", "pattern", "ref", "rule", "tail", "json", "grammar", "structural_tag"]
+    text: str
+    within: str = ""

@@ -1,0 +1,1 @@
+"""The process that compiles specifications on trial; only its own modules may import xgrammar."""

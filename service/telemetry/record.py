@@ -1,0 +1,131 @@
+"""What is known of a request when it is over, and who wants to know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from service.access.caller import Caller
+from service.access.refusals import REFUSED, Refusals
+from service.grounding.outcome import Grounded
+from service.http.stream import Usage
+from service.registry.catalog import Target
+
+if TYPE_CHECKING:
+    from service.telemetry.traces import RequestSpan
+
+Outcome = Literal["ok", "refused", "failed", "cut", "left"]
+"""answered · 4xx · 5xx before the answer began · error event in a stream · the client left"""
+
+
+@dataclass(slots=True)
+class Record:
+    """One inference request. Times are in seconds since its arrival."""
+
+    request_id: str
+    route: str
+    caller: Caller | None = None
+    target: Target | None = None
+    stream: bool = False
+    status: int = 0
+    outcome: Outcome = "ok"
+    code: str | None = None
+    usage: Usage | None = None
+    first_byte_s: float | None = None
+    """Of a stream: of its first token."""
+    total_s: float = 0.0
+    queue_s: float | None = None
+    """At the gate; None where it did not come that far."""
+    sent_s: float | None = None
+    """When it went to the engine; None where it did not."""
+    estimate: int = 0
+    """Tokens of prompt and answer, guessed."""
+    prompt: int = 0
+    """Tokens of the prompt, guessed."""
+    counted: int = 0
+    """Tokens that the engine counted and did not run the model on: charged to the key, used by nobody."""
+    gaps: list[float] = field(default_factory=list)
+    """Of a stream: what passed between two events that brought tokens, s."""
+    reached: bool = False
+    """The engine took it."""
+    owed: int | None = None
+    """Tokens to charge where the engine gave no count; None: nothing was sent to it."""
+    span: RequestSpan | None = None
+    grounded: Grounded | None = None
+    """What was retrieved for it; None where nothing was asked for."""
+    peer: str = ""
+    """The address that it came from."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens to charge: the engine's count, else what is owed for what it was sent; None: it was sent nothing."""
+        if self.usage is not None:
+            return self.usage.prompt_tokens + self.usage.completion_tokens + self.counted
+        return self.owed
+
+
+Account = Callable[[Record], None]
+"""Is told of every request to an inference route once it is over; must be quick and must not raise."""
+
+
+class Accounts:
+    """Several accounts as one: each is told, in order, and none suffers from another that raises."""
+
+    def __init__(self, *accounts: Account) -> None:
+        self._accounts = accounts
+        self._log = logging.getLogger("hatrack.inference")
+
+    def __call__(self, record: Record) -> None:
+        for account in self._accounts:
+            try:
+                account(record)
+            except Exception:
+                self._log.exception("an account failed", extra={"request_id": record.request_id})
+
+
+class RefusalAccount:
+    """Counts the requests that were refused access, for the audit."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+
+    def __call__(self, record: Record) -> None:
+        if record.status in REFUSED:
+            self._refusals.note(record.status, record.code, record.caller, record.peer, record.route, record.request_id)
+
+
+class LogAccount:
+    """Writes one structured line for each request; prompts and answers are in none."""
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._log = logger or logging.getLogger("hatrack.inference")
+
+    def __call__(self, record: Record) -> None:
+        if not self._log.isEnabledFor(logging.INFO):
+            return
+        caller, target, usage = record.caller, record.target, record.usage
+        # made by hand: the logger would walk the stack for the caller's name, which this line does not show
+        line = logging.LogRecord(self._log.name, logging.INFO, "", 0, "inference request", None, None)
+        vars(line).update(
+            {
+                "request_id": record.request_id,
+                "route": record.route,
+                "project": caller.project if caller else None,
+                "key_id": caller.key_id if caller else None,
+                "model": target.name if target else None,
+                "digest": target.digest if target else None,
+                "stream": record.stream,
+                "status": record.status,
+                "outcome": record.outcome,
+                "code": record.code,
+                "prompt_tokens": usage.prompt_tokens if usage else None,
+                "completion_tokens": usage.completion_tokens if usage else None,
+                "cached_tokens": usage.cached_tokens if usage else None,
+                "usage_exact": usage.exact if usage else None,
+                "first_byte_s": record.first_byte_s,
+                "total_s": record.total_s,
+            }
+        )
+        self._log.handle(line)

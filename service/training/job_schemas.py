@@ -1,0 +1,311 @@
+"""Fine-tuning jobs as the API shows them. Built by `trainer.finetune.objects`, described here alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from service.http.schema import ApiModel
+from service.training.request_schemas import (
+    VerdictWord,
+)
+
+
+class Load(ApiModel):
+    """Requests of callers, not of jobs, at the engine."""
+
+    object: Literal["load"]
+    waiting: int
+    in_flight: int
+
+
+class JobError(ApiModel):
+    """Why a job or an evaluation failed, and what to do about it."""
+
+    code: str
+    message: str
+    param: str | None = Field(description="The field of its creation that is at fault.")
+
+
+class Hyperparameters(ApiModel):
+    """Until a plan is made, what was asked for; then what it came to, with nothing left at `auto`."""
+
+    n_epochs: int | str
+    batch_size: int | str
+    learning_rate_multiplier: float | str
+    learning_rate: float | str | None = None
+    lora_rank: int | str | None = None
+    lora_alpha: float | str | None = None
+    lora_dropout: float | str | None = None
+    target_modules: str | list[str] | None = None
+    rslora: bool | str | int | None = None
+    quantization: str | None = None
+    max_length: int | str | None = None
+    packing: bool | str | int | None = None
+    warmup_ratio: float | str | None = None
+    adapter: str | None = None
+    system_prompt: str | None = None
+    strict: bool | str | int | None = None
+    drop_long: bool | str | int | None = None
+    promote: str | None = None
+    metric: str | dict[str, Any] | None = None
+    suites: list[str] | str | None = None
+    judge: str | None = None
+
+
+class SupervisedMethod(ApiModel):
+    """OpenAI's `method.supervised`."""
+
+    hyperparameters: Hyperparameters
+
+
+class JobMethod(ApiModel):
+    """OpenAI's `method`."""
+
+    type: Literal["supervised"]
+    supervised: SupervisedMethod
+
+
+class Recipe(ApiModel):
+    """Everything that decides how an adapter is trained."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    dropout: float
+    target_modules: str | list[str]
+    learning_rate: float
+    scheduler: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float = Field(description="Part of all steps in which the rate rises from zero.")
+    weight_decay: float
+    max_grad_norm: float
+    quantization: Literal["none", "nf4"] = Field(description="Of the frozen base; `nf4`: QLoRA.")
+    packing: bool
+    gradient_checkpointing: bool
+    epochs: int
+    batch_size: int = Field(description="In examples.")
+    max_length: int = Field(description="In tokens.")
+    seed: int
+
+
+class PrimaryMetric(ApiModel):
+    """The metric that decides, fixed before anything is trained."""
+
+    name: str
+    pattern: str | None
+    json_schema: dict[str, Any] | None
+    why: str
+    max_tokens: int = Field(description="Longest answer that is asked for.")
+
+
+class JobPlan(ApiModel):
+    """What is trained: the whole recipe, and in words what was chosen why."""
+
+    recipe: Recipe
+    chosen: dict[str, str] = Field(description="By hyperparameter.")
+    system_prompt: str | None
+    grounding: dict[str, Any] | None = Field(description="The parent version's, which the new version takes over.")
+    tokens_an_epoch: int
+    seconds_expected: float | None
+    primary: PrimaryMetric | None
+
+
+class JobVerdict(ApiModel):
+    """The verdict on a job's version."""
+
+    verdict: VerdictWord
+    sentence: str
+    metric: str
+    examples: int
+    live: bool = Field(description="Whether the version serves under the adapter's name since.")
+    rule: int = Field(description="The rule that it was decided by; later ones are stricter.")
+
+
+class ReportedFinding(ApiModel):
+    """One kind of fault of the data."""
+
+    code: str
+    severity: Literal["refused", "warning"]
+    count: int = Field(description="Lines at fault.")
+
+
+class HeldOutSummary(ApiModel):
+    """The examples that are never trained on."""
+
+    examples: int
+    source: Literal["given", "split", "none"]
+
+
+class JobReport(ApiModel):
+    """The data's quality report in short."""
+
+    format: str
+    examples: int
+    trained_on: int
+    dropped: int
+    held_out: HeldOutSummary
+    findings: list[ReportedFinding]
+    size: str = Field(description="What so many examples can teach, in a sentence.")
+
+
+class JobPauses(ApiModel):
+    """How often and how long a job has stood still for callers' requests."""
+
+    count: int
+    seconds: float
+
+
+class JobDetails(ApiModel):
+    """What OpenAI's job has no field for."""
+
+    adapter: str
+    device: str
+    wanted: Literal["pause", "cancel"] | None = Field(description="What was asked of the job and is not done yet.")
+    plan: JobPlan | None
+    metric: str | None
+    verdict: JobVerdict | None
+    report: JobReport | None
+    pauses: JobPauses
+    digest: str | None = Field(description="Of the version that was pushed.")
+    seconds: float | None
+    cost: float | None = Field(description="In the operator's currency.")
+    final_loss: float | None = Field(description="In nats per trained token.")
+
+
+class FineTuningJob(ApiModel):
+    """A fine-tuning job: OpenAI's object, with what is Hatrack's under `hatrack`."""
+
+    object: Literal["fine_tuning.job"]
+    id: str
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    error: JobError | None
+    model: str
+    fine_tuned_model: str | None = Field(description="`name@version`.")
+    organization_id: str = Field(description="The project.")
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    seed: int
+    hyperparameters: Hyperparameters
+    method: JobMethod
+    integrations: Annotated[list[Any], Field(max_length=0)]
+    metadata: dict[str, str] | None = Field(description="The client's, and `hatrack_verdict` once there is one.")
+    hatrack: JobDetails
+
+
+class FineTuningJobEvent(ApiModel):
+    """An event of a job."""
+
+    object: Literal["fine_tuning.job.event"]
+    id: str
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] = Field(
+        description="Of `metrics`: `step`, `total_steps`, `epoch`, `train_loss`, `train_mean_token_accuracy`, "
+        "`learning_rate`, `tokens_per_s`, `seconds_left`, `memory_bytes`, `ends_epoch`, and at an epoch's end "
+        "`full_valid_loss` and `full_valid_mean_token_accuracy`; while the version is judged: `stage`, `done`, `total`."
+    )
+
+
+class CheckpointMetrics(ApiModel):
+    """Losses in nats per trained token. What was not measured is missing."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class FineTuningJobCheckpoint(ApiModel):
+    """A checkpoint of a job; only the last one of a job that has succeeded can be asked."""
+
+    object: Literal["fine_tuning.job.checkpoint"]
+    id: str
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: CheckpointMetrics
+
+
+class DataFinding(ReportedFinding):
+    """One kind of fault of the data, and where."""
+
+    message: str
+    file: Literal["training", "held_out"]
+    lines: list[int] = Field(description="The first 20 at fault, from 1.")
+
+
+class ExampleLengths(ApiModel):
+    """Tokens an example, as the engine renders it."""
+
+    shortest: int
+    median: int
+    p95: int
+    longest: int
+    total: int
+    trained: int = Field(description="Tokens that the loss sees.")
+
+
+class HeldOutExamples(HeldOutSummary):
+    """The examples that are never trained on: given, or split off the training file."""
+
+    seed: int | None
+    lines: list[int] = Field(description="Of the training file, where they were split off it.")
+
+
+class AnswerShare(ApiModel):
+    """How often one answer stands in the training examples."""
+
+    answer: str
+    examples: int
+
+
+class ExamplePiece(ApiModel):
+    """A run of an example's text that is trained on, or not."""
+
+    text: str
+    trained: bool
+
+
+class ShownExample(ApiModel):
+    """An example as it is trained on."""
+
+    line: int
+    pieces: list[ExamplePiece]
+
+
+class QualityReport(ApiModel):
+    """What a data file holds and what is wrong with it."""
+
+    file: str
+    sha256: str
+    format: str
+    examples: int
+    trained_on: int
+    dropped: int = Field(description="As too long.")
+    held_out: HeldOutExamples
+    lengths: ExampleLengths | None
+    max_length: int
+    findings: list[DataFinding]
+    system_prompt: str | None = Field(description="The one that every example has.")
+    answers: list[AnswerShare] = Field(description="The most frequent ones, where answers are a closed set.")
+    distinct_answers: int
+    shown: list[ShownExample]
+    size: str = Field(description="What so many examples can teach, in a sentence.")
+
+
+class DataCheck(QualityReport):
+    """What a data file holds and what is wrong with it, and whether a job would refuse it."""
+
+    refused: bool

@@ -1,0 +1,187 @@
+"""What the trainer answers, in the OpenAPI document: these routes are forwarded as they are, so nothing here is run.
+
+`service.training.routes` authorises and forwards; the trainer checks queries and bodies. A test holds this against the
+trainer's own routes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response
+
+from service.errors import (
+    BadGateway,
+    Conflict,
+    DiskFull,
+    HatrackError,
+    NotFound,
+    RateLimited,
+    Timeout,
+    TooLarge,
+    TrainerUnavailable,
+)
+from service.http.schema import ErrorResponse, Page, answers, takes
+from service.training.evaluation_schemas import Evaluation, EvaluationReport, NextReview, Review, ReviewQueue
+from service.training.job_schemas import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
+from service.training.request_schemas import ChoiceBody, DataCheckForm, EvaluationBody, JobBody
+
+EVENTS: Final = "text/event-stream"
+METADATA: Final = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "description": "`metadata[key]=value`: jobs that have it; `metadata=null`: jobs that have none.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+
+
+def trainers(
+    model: Any, *errors: type[HatrackError], description: str = "", media_type: str | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that the trainer answers: as `answers`, and that there is no answer of its."""
+    found = answers(
+        model, *errors, BadGateway, TrainerUnavailable, Timeout, description=description, media_type=media_type
+    )
+    return found | {502: {"model": ErrorResponse, "description": "`trainer_cut`, `trainer_answer`"}}
+
+
+def _or_events(responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """The same, where the answer may also be a stream of what it is a list of."""
+    schema = {"type": "string", "description": "Each event's data is a `FineTuningJobEvent`; the last one's `[DONE]`."}
+    responses[200]["content"] = {EVENTS: {"schema": schema}}
+    return responses
+
+
+After = Annotated[str | None, Query(max_length=64)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+IdempotencyKey = Annotated[
+    str | None, Header(max_length=255, description="The same again gives the same object, and makes nothing.")
+]
+
+jobs = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+evaluations = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
+reviews = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+
+
+@jobs.post("/jobs", responses=trainers(FineTuningJob, NotFound, Conflict, TooLarge, RateLimited, DiskFull))
+@takes(JobBody)
+def create_job(idempotency_key: IdempotencyKey = None) -> None:
+    """Make a fine-tuning job; needs the scopes `train`, `infer` and `adapters`."""
+
+
+@jobs.get("/jobs", responses=trainers(Page[FineTuningJob], NotFound), openapi_extra={"parameters": [METADATA]})
+def list_jobs(after: After = None, limit: Limit = 20) -> None:
+    """The project's jobs, newest first."""
+
+
+@jobs.get("/jobs/{job_id}", responses=trainers(FineTuningJob, NotFound))
+def get_job(job_id: str) -> None:
+    """One job."""
+
+
+@jobs.post("/jobs/{job_id}/cancel", responses=trainers(FineTuningJob, NotFound, TooLarge))
+def cancel_job(job_id: str) -> None:
+    """End a job for good."""
+
+
+@jobs.post("/jobs/{job_id}/pause", responses=trainers(FineTuningJob, NotFound, TooLarge))
+def pause_job(job_id: str) -> None:
+    """Have a job stand still and free its device."""
+
+
+@jobs.post("/jobs/{job_id}/resume", responses=trainers(FineTuningJob, NotFound, TooLarge))
+def resume_job(job_id: str) -> None:
+    """Have a paused job go on, in its turn."""
+
+
+@jobs.get("/jobs/{job_id}/events", responses=_or_events(trainers(Page[FineTuningJobEvent], NotFound)))
+def list_events(
+    job_id: str,
+    after: After = None,
+    limit: Limit = 20,
+    stream: bool = False,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> None:
+    """A job's events, newest first; or with `stream`, oldest first, as they come, until the job has ended."""
+
+
+@jobs.get("/jobs/{job_id}/checkpoints", responses=trainers(Page[FineTuningJobCheckpoint], NotFound))
+def list_checkpoints(job_id: str, after: After = None, limit: Limit = 10) -> None:
+    """A job's checkpoints, newest first."""
+
+
+@jobs.get("/jobs/{job_id}/report", responses=trainers(DataCheck, NotFound))
+def get_job_report(job_id: str) -> None:
+    """The quality report of a job's data."""
+
+
+@jobs.post("/data_check", responses=trainers(DataCheck, TooLarge, RateLimited))
+@takes(DataCheckForm, media_type="multipart/form-data")
+def check_data(
+    max_length: Annotated[int | None, Query(ge=8, description="Tokens; left out: the engine's context.")] = None,
+    strict: Annotated[bool, Query(description="Refuse what would be warned of.")] = False,
+    drop_long: Annotated[bool, Query(description="Leave examples over `max_length` out.")] = False,
+    filename: Annotated[str, Query(max_length=256, description="Where the body is no form.")] = "training.jsonl",
+) -> None:
+    """Look at training data without keeping it."""
+
+
+@evaluations.post("", responses=trainers(Evaluation, NotFound, Conflict, TooLarge, RateLimited, DiskFull))
+@takes(EvaluationBody)
+def create_evaluation(idempotency_key: IdempotencyKey = None) -> None:
+    """Make an evaluation; needs the scopes `train` and `infer`."""
+
+
+@evaluations.get("", responses=trainers(Page[Evaluation], NotFound))
+def list_evaluations(after: After = None, limit: Limit = 20) -> None:
+    """The project's evaluations, newest first."""
+
+
+@evaluations.get("/{evaluation_id}", responses=trainers(Evaluation, NotFound))
+def get_evaluation(evaluation_id: str) -> None:
+    """One evaluation."""
+
+
+@evaluations.post("/{evaluation_id}/cancel", responses=trainers(Evaluation, NotFound, TooLarge))
+def cancel_evaluation(evaluation_id: str) -> None:
+    """End an evaluation for good."""
+
+
+@evaluations.get("/{evaluation_id}/report", responses=trainers(EvaluationReport, NotFound, Conflict))
+def get_evaluation_report(evaluation_id: str) -> None:
+    """An evaluation's report."""
+
+
+@evaluations.get(
+    "/{evaluation_id}/report.html",
+    response_class=Response,
+    responses=trainers(None, NotFound, Conflict, description="The page.", media_type="text/html"),
+)
+def get_report_page(evaluation_id: str) -> None:
+    """An evaluation's report as a page that loads nothing."""
+
+
+@reviews.get("", responses=trainers(Page[ReviewQueue], NotFound))
+def list_reviews(after: After = None, limit: Limit = 20) -> None:
+    """The project's evaluations with pairs for people, newest first."""
+
+
+@reviews.get("/next", responses=trainers(NextReview, NotFound))
+def next_review(evaluation: After = None, after: After = None) -> None:
+    """The next pair that nobody has looked at; behind `after`, where that is to be skipped."""
+
+
+@reviews.get("/{review_id}", responses=trainers(Review, NotFound))
+def get_review(review_id: str) -> None:
+    """One pair."""
+
+
+@reviews.post("/{review_id}", responses=trainers(Review, NotFound, Conflict, TooLarge))
+@takes(ChoiceBody)
+def choose(review_id: str) -> None:
+    """Say which answer is better."""
+
+
+FORWARDED: Final = (*jobs.routes, *evaluations.routes, *reviews.routes)

@@ -1,0 +1,1 @@
+"""Tokens used, by hour, project, key, adapter and version."""

@@ -1,0 +1,208 @@
+"""Who used how much: counted in memory as requests end, added to the database every few seconds.
+
+A request costs a dictionary's look-up here and no disk. What is counted and not yet written is at most one flush
+interval old, so a `kill -9` or a power cut loses the usage of at most the last `HATRACK_USAGE_FLUSH_S` seconds (2 by
+default) and whatever a full disk has kept from being written; a polite stop loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from prometheus_client.metrics_core import Metric as Family
+
+from service.database import Database
+from service.errors import HatrackError
+from service.telemetry import metrics
+from service.telemetry.record import Record
+from service.usage import records as usage_records
+from service.usage.records import Counts, RowKey
+
+HOUR_S: Final = 3600
+DAY_S: Final = 86_400
+MAX_ROWS: Final = 100_000
+"""Rows that wait in memory while the database cannot be written, about 40 MB."""
+ERRORS: Final = frozenset({"refused", "failed", "cut"})
+"""Outcomes that count as errors; a client that left got what it wanted."""
+_LOG = logging.getLogger("hatrack.usage")
+
+
+class UsageAccount:
+    """The ``Account`` that counts by hour (UTC), project, key and adapter's version, and writes to the database.
+
+    A request whose key is not known is nobody's usage. One whose model stands for nothing counts under no adapter, so
+    that invented names make no rows. Counted are the engine's tokens, or, for a stream that was cut, its events.
+
+    Args:
+        flush_s: Seconds between two writes.
+        wall: Unix time, seconds.
+
+    For the metrics: ``rows_written``, ``requests_written``, ``flushes``, ``failed_flushes`` (each since the start),
+    ``pending_rows`` now.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        flush_s: float,
+        max_rows: int = MAX_ROWS,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._flush_s = flush_s
+        self._max_rows = max_rows
+        self._wall = wall
+        self._rows: dict[RowKey, Counts] = {}
+        self._crowded_hour: int | None = None
+        self._writing = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.Task[None] | None = None
+        self.rows_written = 0
+        self.requests_written = 0
+        self.flushes = 0
+        self.failed_flushes = 0
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows counted and not written."""
+        return len(self._rows)
+
+    def __call__(self, record: Record) -> None:
+        """Count one request that is over."""
+        caller, target, used = record.caller, record.target, record.usage
+        if caller is None:
+            return
+        now = int(self._wall())
+        adapter, version = "", 0
+        if target is not None:
+            adapter, version = target.adapter or target.label, target.version or 0
+        counts = self._row((now - now % HOUR_S, caller.project, caller.key_id, adapter, version))
+        counts.requests += 1
+        if record.outcome in ERRORS:
+            counts.errors += 1
+        if used is not None:
+            counts.prompt_tokens += used.prompt_tokens
+            counts.completion_tokens += used.completion_tokens
+            counts.cached_tokens += used.cached_tokens
+        counts.charged_tokens += record.tokens or 0
+
+    def _row(self, key: RowKey) -> Counts:
+        found = self._rows.get(key)
+        if found is None:
+            if len(self._rows) >= self._max_rows:
+                return self._crowded(key)
+            found = self._rows[key] = Counts()
+        return found
+
+    def _crowded(self, key: RowKey) -> Counts:
+        """Beyond the bound, one row a key: its sums stay right, its hours and adapters run together."""
+        hour, project, key_id, _, _ = key
+        if self._crowded_hour is None:
+            self._crowded_hour = hour
+        return self._rows.setdefault((self._crowded_hour, project, key_id, "", 0), Counts())
+
+    # writing
+
+    async def open(self) -> None:
+        """Begin to write; the database is open."""
+        self._ticker = asyncio.create_task(self._tick(), name="usage-flush")
+
+    async def close(self) -> None:
+        """Write what is left and end; what cannot be written is logged as lost."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+            self._ticker = None
+        try:
+            await self.flush()
+        except HatrackError as error:
+            lost = sum(counts.requests for counts in self._rows.values())
+            _LOG.error("the usage of the last requests is lost: %s", error.message, extra={"requests": lost})
+
+    async def flush(self) -> None:
+        """Write what is counted up to now. A caller that is cancelled leaves the write to end by itself.
+
+        Raises:
+            HatrackError: The database could not be written; what was counted is kept for the next time.
+        """
+        write = asyncio.create_task(self._write())
+        self._writes.add(write)
+        write.add_done_callback(self._wrote)
+        await asyncio.shield(write)
+
+    def _wrote(self, write: asyncio.Task[None]) -> None:
+        self._writes.discard(write)
+        if not write.cancelled():
+            write.exception()  # seen, also where the one who asked for it is gone
+
+    async def _write(self) -> None:
+        async with self._writing:
+            if not self._rows:
+                return
+            rows, self._rows = self._rows, {}
+            try:
+                await self._database.run(partial(usage_records.add, rows=rows))
+            except BaseException:
+                self.failed_flushes += 1
+                self._keep(rows)
+                raise
+            self._crowded_hour = None
+            self.flushes += 1
+            self.rows_written += len(rows)
+            self.requests_written += sum(counts.requests for counts in rows.values())
+
+    def _keep(self, rows: dict[RowKey, Counts]) -> None:
+        fresh, self._rows = self._rows, rows
+        for key, counts in fresh.items():
+            self._row(key).add(counts)
+
+    async def _tick(self) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(self._flush_s)
+            try:
+                await self.flush()
+            except HatrackError as error:
+                if not failing:  # once, not every two seconds of a full disk
+                    _LOG.error("usage cannot be written and is kept in memory: %s", error.message)
+                failing = True
+            except Exception:
+                _LOG.exception("usage cannot be written and is kept in memory")
+                failing = True
+            else:
+                if failing:
+                    _LOG.info("usage is written again")
+                failing = False
+
+    # reading
+
+    async def charged_today(self) -> dict[str, int]:
+        """Tokens charged to each key (by id) since midnight UTC, as the database has them."""
+        now = int(self._wall())
+        return await self._database.run(partial(usage_records.charged_since, start=now - now % DAY_S))
+
+
+class UsageSource:
+    """Usage written and waiting."""
+
+    name = "usage"
+
+    def __init__(self, usage: UsageAccount) -> None:
+        self._usage = usage
+
+    async def families(self) -> Iterator[Family]:
+        """Rows written, rows waiting, writes that failed."""
+        usage = self._usage
+        return iter(
+            [
+                metrics.USAGE_ROWS.value(usage.rows_written),
+                metrics.USAGE_PENDING.value(usage.pending_rows),
+                metrics.USAGE_ERRORS.value(usage.failed_flushes),
+            ]
+        )

@@ -1,0 +1,120 @@
+"""The SQL of usage: units of work over one connection, run by ``service.database`` in a transaction of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from service.access.audit import ADMIN_ID
+from service.access.tables import keys
+from service.usage.tables import usage
+
+RowKey: TypeAlias = tuple[int, str, str, str, int]
+"""hour (Unix seconds of its beginning), project, key id, adapter (or the base's name, or nothing), version (or 0)"""
+Dimension: TypeAlias = Literal["hour", "project", "key", "adapter", "version"]
+DIMENSIONS: Final[tuple[Dimension, ...]] = ("hour", "project", "key", "adapter", "version")
+"""All of them, in the order in which rows are sorted."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was used; ``charged_tokens`` is what counted against the key's limits."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    charged_tokens: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another's counts to this one's."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.cached_tokens += other.cached_tokens
+        self.charged_tokens += other.charged_tokens
+
+
+SHOWN: Final = ("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What of the usage is asked for.
+
+    ``start`` and ``end`` are Unix seconds: hours that begin at ``start`` or later and before ``end``. ``width_s`` is
+    that of the time buckets. A filter that is None lets everything pass. ``after`` has the values of ``by``, in its
+    order, of the last row of the page before.
+    """
+
+    start: int
+    end: int
+    width_s: int
+    by: tuple[Dimension, ...]
+    project: str | None = None
+    key: str | None = None
+    adapter: str | None = None
+    after: tuple[int | str, ...] | None = None
+    limit: int = 100
+
+
+def add(db: sa.Connection, rows: Mapping[RowKey, Counts]) -> None:
+    """Add counts to what is there."""
+    if not rows:
+        return
+    statement = insert(usage)
+    counted = {name: usage.c[name] + statement.excluded[name] for name in Counts.__slots__}
+    primary = [column.name for column in usage.primary_key]
+    values = [
+        dict(zip(primary, key, strict=True)) | {name: getattr(counts, name) for name in Counts.__slots__}
+        for key, counts in rows.items()
+    ]
+    db.execute(statement.on_conflict_do_update(index_elements=list(usage.primary_key), set_=counted), values)
+
+
+def charged_since(db: sa.Connection, start: int) -> dict[str, int]:
+    """Tokens that counted against each key's (by id) limits in the hours since ``start``, Unix seconds.
+
+    What was used with a job's key counted against those of the key that made the job.
+    """
+    total = sa.func.sum(usage.c.charged_tokens)
+    by_itself = sa.or_(keys.c.parent_key_id.is_(None), keys.c.parent_key_id == ADMIN_ID)
+    key_id = sa.case((by_itself, usage.c.key_id), else_=keys.c.parent_key_id)
+    chosen = sa.select(key_id, total).select_from(usage.outerjoin(keys, keys.c.id == usage.c.key_id))
+    chosen = chosen.where(usage.c.hour >= start).group_by(key_id)
+    return {key_id: int(tokens) for key_id, tokens in db.execute(chosen)}
+
+
+def select(db: sa.Connection, what: Selection) -> list[dict[str, Any]]:
+    """Up to ``what.limit`` rows of sums, each with the values of ``what.by`` under their names, sorted by these."""
+    columns: dict[Dimension, sa.ColumnElement[Any]] = {
+        "hour": usage.c.hour - usage.c.hour % what.width_s,
+        "project": usage.c.project,
+        "key": usage.c.key_id,
+        "adapter": usage.c.adapter,
+        "version": usage.c.version,
+    }
+    by = [columns[name] for name in what.by]
+    sums = [sa.func.coalesce(sa.func.sum(usage.c[name]), 0).label(name) for name in SHOWN]
+    chosen = sa.select(*(column.label(name) for name, column in zip(what.by, by, strict=True)), *sums)
+    chosen = chosen.where(usage.c.hour >= what.start, usage.c.hour < what.end)
+    filters = ((usage.c.project, what.project), (usage.c.key_id, what.key), (usage.c.adapter, what.adapter))
+    for column, wanted in filters:
+        if wanted is not None:
+            chosen = chosen.where(column == wanted)
+    if what.after is not None:
+        chosen = chosen.where(sa.tuple_(*by) > sa.tuple_(*map(sa.literal, what.after)))
+    found = db.execute(chosen.group_by(*by).order_by(*by).limit(what.limit))
+    return [dict(row) for row in found.mappings()]
+
+
+def key_names(db: sa.Connection, key_ids: Collection[str]) -> dict[str, str]:
+    """The names of keys by id, also of revoked ones; ids that are no key's are left out."""
+    chosen = sa.select(keys.c.id, keys.c.name).where(keys.c.id.in_(key_ids))
+    return {row.id: row.name for row in db.execute(chosen)}

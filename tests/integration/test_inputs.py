@@ -1,0 +1,179 @@
+"""What a caller sends is never the engine's failure, holds nobody up, and changes nobody else's answer."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.test_voices import gateway_base
+from tests.support.gateway import Gateway
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+VOICE = "tidewater"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def user(content: Any = "Hello") -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def called(arguments: str) -> list[dict[str, Any]]:
+    call = {"id": "call_1", "type": "function", "function": {"name": "track", "arguments": arguments}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return [user(), answer, {"role": "tool", "tool_call_id": "call_1", "content": "in Lisbon"}]
+
+
+def picture(url: str) -> list[dict[str, Any]]:
+    return [user([{"type": "image_url", "image_url": {"url": url}}])]
+
+
+def declared(schema: dict[str, Any]) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": "track", "parameters": schema}}]
+    return {"tools": tools, "tool_choice": "required"}
+
+
+def shape(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+STRANGE: dict[str, dict[str, Any]] = {
+    "brackets in arguments": {"messages": called("[" * 3000)},
+    "deep arguments": {"messages": called('{"a":' * 64 + "1" + "}" * 64)},
+    "arguments with half of a pair": {"messages": called('{"a": "\\ud83d"}')},
+    "arguments with a long number": {"messages": called('{"a": ' + "9" * 5000 + "}")},
+    "arguments that are no object": {"messages": called("[1e999, NaN]")},
+    "roles in no order": {"messages": [{"role": "tool", "content": "x"}, {"role": "system", "content": "y"}]},
+    "nothing said": {"messages": [user([])]},
+    "continue what is not there": {"continue_final_message": True, "add_generation_prompt": False},
+    "template variables": {"chat_template_kwargs": {"loop": 1, "raise_exception": "x", "bos_token": 3}},
+    "a picture": {"messages": picture(f"data:image/png;base64,{PIXEL}")},
+    "no picture": {"messages": picture("data:image/png;base64,!!!")},
+    "a schema of no type": {**declared({"type": "object", "properties": {"a": {"type": "nope"}}})},
+    "a schema without its part": declared({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}),
+    "a schema of nothing": declared({"type": "object", "properties": {"a": False}, "required": ["a"]}),
+    "properties as a list": declared({"type": "object", "properties": []}),
+    "an answer of no type": shape({"type": "nope"}),
+    "an answer without a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+    "an empty structure": {"structured_outputs": {}},
+    "two structures": {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+    "a broken expression": {"structured_outputs": {"regex": "("}},
+    "a broken tag": {"structured_outputs": {"structural_tag": "{"}},
+    "an empty choice": {"structured_outputs": {"choice": [""]}},
+    "an empty stop": {"stop": ["", "\0"]},
+    "an empty bad word": {"bad_words": [""]},
+    "tokens that do not exist": {"allowed_token_ids": [2**31 - 1]},
+    "a bias on none": {"logit_bias": {"9" * 30: 1}},
+    "log-probabilities of none": {"logprobs": True, "logprob_token_ids": [2**31 - 1]},
+    "a budget of thoughts": {"thinking_token_budget": 0},
+    "more at least than at most": {"min_tokens": 9},
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_callers_input_is_never_a_5xx(gateway: Gateway, case: str) -> None:
+    body = {"model": VOICE, "messages": [user()], "max_tokens": 3, "temperature": 0, **STRANGE[case]}
+    with gateway.http() as http:
+        answer = http.post(CHAT, json=body)
+    assert answer.status_code < 500, answer.text
+    if answer.status_code != 200:  # an answer names the engine in its `system_fingerprint`
+        for internal in ("pydantic", "Traceback", "vllm", "RecursionError", "site-packages", "jinja"):
+            assert internal not in answer.text
+
+
+STRANGE_ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/responses", {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "[" * 3000}]}),
+    ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "none", "output": "x"}]}),
+    ("/v1/responses", {"input": [{"type": "reasoning", "summary": []}]}),
+    ("/v1/messages", {"messages": [user([{"type": "tool_result", "tool_use_id": "none"}])], "max_tokens": 3}),
+    ("/v1/messages/count_tokens", {"messages": [user([])]}),
+    (COMPLETIONS, {"prompt": [2**31 - 1], "max_tokens": 1}),
+    (COMPLETIONS, {"prompt": "", "max_tokens": 1}),
+    ("/tokenize", {"messages": called("not JSON"), "return_token_strs": True}),
+    ("/detokenize", {"tokens": [2**31 - 1]}),
+    ("/detokenize", {"tokens": []}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), STRANGE_ELSEWHERE, ids=range(len(STRANGE_ELSEWHERE)))
+def test_nor_by_another_route(gateway: Gateway, path: str, body: dict[str, Any]) -> None:
+    with gateway.http() as http:
+        answer = http.post(path, json={"model": VOICE, **body})
+    assert answer.status_code < 500, answer.text
+
+
+# counting
+
+
+def test_what_tokenizes_is_bounded_and_charged(gateway: Gateway) -> None:
+    with gateway.http() as http:
+        made = http.post("/v1/keys", json={"name": "counting", "limits": {"tokens_per_minute": 1000}}).json()
+    headers = {"authorization": f"Bearer {made['key']}"}
+    base = gateway_base(gateway)
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=120) as http:
+        long = http.post("/tokenize", json={"model": base, "prompt": "word " * 1_500_000})
+        assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+        first = http.post("/tokenize", json={"model": base, "prompt": "word " * 2_000})
+        assert first.status_code == 200, first.text
+        assert first.json()["count"] >= 2_000
+        talk = {"model": base, "messages": [user("word " * 900)]}
+        for path in ("/tokenize", "/v1/messages/count_tokens"):
+            assert http.post(path, json=talk).status_code == 429, "the first has spent two minutes' tokens"
+        assert http.post("/detokenize", json={"model": base, "tokens": [5] * 900}).status_code == 429
+
+
+# the neighbour
+
+EXTREMES: list[dict[str, Any]] = [
+    {"n": 8, "temperature": 2, "top_p": 0.1},
+    {"allowed_token_ids": [11]},
+    {"allowed_token_ids": list(range(49_000))},
+    {"prompt_logprobs": 20},
+    {"bad_words": [letter * 256 for letter in "abcdefghijklmnop"]},
+    {"logit_bias": {str(token): 100 for token in range(1000, 2024)}},
+    {"logit_bias": {str(token): -100 for token in range(1024)}, "n": 4, "temperature": 1},
+    {"thinking_token_budget": 0},
+    {"thinking_token_budget": 2048},
+    {"logprobs": True, "top_logprobs": 20, "repetition_penalty": 10, "min_tokens": 4},
+]
+
+
+def canary(gateway: Gateway) -> str:
+    """The base's greedy answer, as it streams."""
+    body = {
+        "model": gateway_base(gateway),
+        "messages": [user("List the days of the week, in order.")],
+        "max_tokens": 40,
+        "temperature": 0,
+        "stream": True,
+    }
+    said = []
+    with gateway.http() as http, http.stream("POST", CHAT, json=body) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                said.append(json.loads(line[6:])["choices"][0]["delta"].get("content") or "")
+    return "".join(said)
+
+
+def test_a_neighbours_extremes_do_not_change_a_greedy_stream_by_a_byte(gateway: Gateway) -> None:
+    alone = canary(gateway)
+    assert alone == canary(gateway), "alone it says the same each time"
+
+    def ask(extreme: dict[str, Any]) -> tuple[int, str]:
+        body = {"model": gateway_base(gateway), "messages": [user("Tell me of it.")], "max_tokens": 6, **extreme}
+        with gateway.http() as http:
+            answer = http.post(CHAT, json=body)
+        return answer.status_code, answer.text
+
+    with ThreadPoolExecutor(len(EXTREMES) + 2) as pool:
+        beside = [pool.submit(canary, gateway)]
+        asked = [pool.submit(ask, extreme) for extreme in EXTREMES]
+        beside.append(pool.submit(canary, gateway))
+        assert [stream.result() for stream in beside] == [alone, alone]
+        for answer in asked:
+            status, text = answer.result()
+            assert status in (200, 400), text

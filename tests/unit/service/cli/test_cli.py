@@ -1,0 +1,359 @@
+"""The `hatrack` command against a gateway in a thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli import terminal
+from service.cli.chat import Conversation
+from service.cli.main import app
+from service.client import ClientError, HatrackClient
+from service.client.types.adapters import AdapterVersion
+from tests.unit.service.wire import KEY, Gateway, running
+
+Hatrack: TypeAlias = Callable[..., Result]
+COMMANDS = (
+    *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
+    *("split", "pin", "unpin", "revalidate", "train", "jobs", "job", "lineage", "version"),
+)
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def hatrack(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Hatrack:
+    monkeypatch.setenv("HATRACK_URL", gateway.url)
+    monkeypatch.setenv("HATRACK_KEY", KEY)
+
+    def call(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, list(arguments), input=stdin)
+
+    return call
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    root = tmp_path / "adapter"
+    root.mkdir()
+    (root / "adapter_config.json").write_bytes(b"{}")
+    (root / "adapter_model.safetensors").write_bytes(b"w" * 3000)
+    (root / "settings.json").write_text('{"system_prompt": "file", "sampling": {"temperature": 0.2}}')
+    return root
+
+
+def test_push_says_what_became_of_it(hatrack: Hatrack, directory: Path) -> None:
+    result = hatrack("push", "brand-voice", str(directory))
+    assert result.exit_code == 0
+    assert result.stdout == "brand-voice@1 is ready (rank 8, 2.9 KiB, alias live)\n"
+    assert result.stderr == "warning: The config names another base.\n"
+
+
+def test_push_json_is_the_version(hatrack: Hatrack, gateway: Gateway, directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"run": 7}')
+    result = hatrack(
+        "push", "a", str(directory), "--no-alias", "--no-wait", "--system-prompt", "given", "--json",
+        "--metadata", str(tmp_path / "m.json"),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    version = json.loads(result.stdout)
+    assert (version["version"], version["state"], version["aliases"]) == (1, "proving", [])
+    assert json.loads(gateway.parts["settings"]) == {"system_prompt": "given", "sampling": {"temperature": 0.2}}
+    assert json.loads(gateway.parts["metadata"]) == {"run": 7}
+
+
+def test_push_settings_file_takes_the_place_of_the_directorys(
+    hatrack: Hatrack, gateway: Gateway, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "s.json").write_text('{"sampling": {"top_p": 0.5}}')
+    result = hatrack("push", "a", str(directory), "--settings", str(tmp_path / "s.json"), "--alias", "canary")
+    assert "alias canary" in result.stdout
+    assert json.loads(gateway.parts["settings"]) == {"sampling": {"top_p": 0.5}}
+
+
+def test_a_refusal_leaves_with_1_and_its_reason(hatrack: Hatrack, directory: Path) -> None:
+    (directory / "adapter_model.safetensors").write_bytes(b"nan")
+    result = hatrack("push", "a", str(directory))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "hatrack: A weight is not a number. [weights_not_finite]\n"
+    result = hatrack("push", "a", str(directory), "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stderr)["error"] == {
+        "message": "A weight is not a number.",
+        "code": "weights_not_finite",
+        "param": "weights",
+        "status": 422,
+    }
+
+
+def test_ls_is_a_table_or_json(hatrack: Hatrack, gateway: Gateway) -> None:
+    assert "No adapters yet" in hatrack("ls").stdout
+    assert json.loads(hatrack("ls", "--json").stdout) == []
+    gateway.add("a" * 64)
+    gateway.add("a" * 64, "canary")
+    result = hatrack("ls")
+    header, row = result.stdout.splitlines()
+    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"]
+    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "-", "-", "2026-01-01", "00:00Z"]
+    assert json.loads(hatrack("ls", "--json").stdout)[0]["aliases"] == {"live": 1, "canary": 2}
+
+
+def test_show_an_adapter_a_version_and_an_alias(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    more = {"system_prompt": "Be \x1b[31mkind"}
+    gateway.add("voice", "canary", settings=more, proof={"effect": 0.5, "base": [0.1, 0.2]}, warnings=["weak"])
+    lines = hatrack("show", "voice").stdout.splitlines()
+    assert lines[0] == "voice   canary→2 live→1"
+    assert lines[2].split()[:8] == ["@1", "ready", "ok", "-", "-", "live", "8", "2.0"]
+    shown = hatrack("show", "voice@2").stdout
+    assert "settings.system_prompt  Be [31mkind" in shown  # an escape from the wire does not reach the terminal
+    assert "proof.effect" in shown
+    assert "2 values (see --json)" in shown
+    assert "weak" in shown
+    assert hatrack("show", "voice:canary").stdout == shown
+    assert json.loads(hatrack("show", "voice:live", "--json").stdout)["version"] == 1
+    missing = hatrack("show", "voice:gone")
+    assert (missing.exit_code, missing.stderr) == (1, "hatrack: voice has no alias gone. [not_found]\n")
+    assert hatrack("show", "nobody").exit_code == 1
+
+
+def test_promote_and_roll_back(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    gateway.add("voice")
+    assert hatrack("promote", "voice@2").stdout == "voice:live now points at voice@2\n"
+    assert hatrack("promote", "voice@1", "--alias", "canary").stdout == "voice:canary now points at voice@1\n"
+    assert gateway.adapter("voice")["aliases"] == {"live": 2, "canary": 1}
+    assert json.loads(hatrack("rollback", "voice", "--json").stdout)["version"] == 1
+    again = hatrack("rollback", "voice")
+    assert again.exit_code == 1
+    assert "nothing_to_roll_back" in again.stderr
+
+
+def test_what_is_held_back_is_shown_and_takes_force(hatrack: Hatrack, gateway: Gateway) -> None:
+    reason = {"code": "perplexity_too_high", "message": "35 times", "ratio": 35.0, "limit": 10.0}
+    gateway.add("voice")
+    gateway.add("voice", held_back=reason)
+    assert hatrack("show", "voice").stdout.splitlines()[3].split()[:4] == ["@2", "ready", "held", "back"]
+    shown = hatrack("show", "voice@2").stdout
+    assert "held_back.message" in shown
+    assert "35 times" in shown
+    refused = hatrack("promote", "voice@2")
+    assert (refused.exit_code, refused.stderr) == (1, "hatrack: It is held back. [version_held_back]\n")
+    assert hatrack("split", "voice", "1=9", "2=1").exit_code == 1
+    assert hatrack("promote", "voice@2", "--force").stdout == "voice:live now points at voice@2\n"
+    assert hatrack("split", "voice", "1=9", "2=1", "--force").exit_code == 0
+
+
+def test_rm_in_a_script_does_not_ask(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    gateway.add("voice")
+    assert hatrack("rm", "voice@2").stdout == "Deleted voice@2.\n"
+    assert hatrack("rm", "voice").exit_code == 1
+    assert json.loads(hatrack("rm", "voice", "--force", "--json").stdout) == {"deleted": "voice"}
+    assert gateway.versions == {}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("push", "Brand Voice", "."),
+        ("push", "voice", ".", "--alias", "live", "--no-alias"),
+        ("push", "voice", ".", "--alias", ""),
+        ("push", "voice", ".", "--settings", "no-such-file.json"),
+        ("show", "voice@0"),
+        ("promote", "voice"),
+        ("promote", "voice:canary"),
+        ("rollback", "voice@3"),
+        ("rm", "voice:live"),
+        ("chat", "voice"),
+        ("chat", "voice", "hi", "--max-tokens", "0"),
+        ("ls", "--nonsense"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_leaves_with_2_and_sends_nothing(
+    hatrack: Hatrack, gateway: Gateway, arguments: tuple[str, ...]
+) -> None:
+    result = hatrack(*arguments)
+    assert result.exit_code == 2
+    assert "Error" in result.stderr
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("status",), ("rm", "voice"), ("chat", "voice", "hi")])
+def test_nobody_there_leaves_with_3(hatrack: Hatrack, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str]) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HATRACK_URL", f"http://127.0.0.1:{held.getsockname()[1]}")
+        result = hatrack(*arguments)
+    assert result.exit_code == 3
+    assert "hatrack up" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_status_tells_ready_from_not_ready(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    result = hatrack("status")
+    assert result.exit_code == 0
+    assert "tiny-base" in result.stdout
+    assert "live→1" in result.stdout
+    gateway.readiness = (503, {"status": "starting", "engine": {"state": "starting", "reason": "loading weights"}})
+    result = hatrack("status")
+    assert result.exit_code == 1
+    assert "starting  (loading weights)" in result.stdout
+    shown = json.loads(hatrack("status", "--json").stdout)
+    assert (shown["ready"], shown["readiness"]["engine"]["state"]) == (False, "starting")
+
+
+def test_status_without_a_key_still_shows_readiness(
+    hatrack: Hatrack, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HATRACK_KEY", "hk-wrong")
+    result = hatrack("status")
+    assert result.exit_code == 1
+    assert f"{gateway.url}  ready" in result.stdout
+    assert "[invalid_api_key]" in result.stderr
+    assert "HATRACK_KEY" in result.stderr
+
+
+def test_chat_answers_once(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    gateway.say("Good ", "\x1b[2Jday")
+    result = hatrack("chat", "voice", "Where", "is", "it?", "--system", "Be kind", "--temperature", "0")
+    assert (result.exit_code, result.stdout) == (0, "Good [2Jday\n")
+    sent = json.loads(gateway.requests[-1][3])
+    assert sent["messages"] == [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "Where is it?"},
+    ]
+    assert sent["temperature"] == 0
+    assert "max_tokens" not in sent
+    piped = hatrack("chat", "voice", "--json", stdin="From a pipe\n")
+    assert json.loads(piped.stdout) == {"model": "voice", "content": "Good \x1b[2Jday"}
+    assert json.loads(gateway.requests[-1][3])["messages"] == [{"role": "user", "content": "From a pipe"}]
+
+
+def test_chat_errors_leave_with_1(hatrack: Hatrack, gateway: Gateway) -> None:
+    assert "[model_not_found]" in hatrack("chat", "nobody", "hi").stderr
+    gateway.say("Hel", end=b"")
+    cut = hatrack("chat", "tiny-base", "hi")
+    assert (cut.exit_code, cut.stdout) == (1, "Hel\n")
+    assert "[stream_cut]" in cut.stderr
+
+
+def test_a_conversation_remembers_until_reset(gateway: Gateway) -> None:
+    with HatrackClient(gateway.url, KEY) as client:
+        talk = Conversation(client, "tiny-base", "Be kind", {})
+        gateway.say("one")
+        talk.ask("first", echo=False)
+        gateway.say("lost", end=b"")
+        with pytest.raises(ClientError, match="broke off"):
+            talk.ask("broken", echo=False)
+        gateway.say("two")
+        talk.ask("second", echo=False)
+        roles = [(m["role"], m["content"]) for m in json.loads(gateway.requests[-1][3])["messages"]]
+        assert roles == [("system", "Be kind"), ("user", "first"), ("assistant", "one"), ("user", "second")]
+        talk.reset()
+        talk.ask("third", echo=False)
+    roles = [(m["role"], m["content"]) for m in json.loads(gateway.requests[-1][3])["messages"]]
+    assert roles == [("system", "Be kind"), ("user", "third")]
+
+
+def at_terminal(gateway: Gateway, *arguments: str, typed: bytes) -> tuple[int, bytes]:
+    """Run the command in a process whose stdin is a pseudo-terminal; its exit code and stdout."""
+    ours, theirs = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "HATRACK_URL": gateway.url, "HATRACK_KEY": KEY, "TERM": "dumb"}
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    try:
+        with subprocess.Popen(command, stdin=theirs, stdout=-1, stderr=subprocess.STDOUT, env=environment) as process:
+            os.write(ours, typed)
+            out, _ = process.communicate(timeout=60)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return process.returncode, out
+
+
+def test_chat_at_a_terminal_is_a_conversation(gateway: Gateway) -> None:
+    gateway.say("Good day")
+    code, out = at_terminal(gateway, "chat", "tiny-base", typed=b"Hello\n/system Be kind\nAgain\n/exit\n")
+    assert code == 0, out
+    assert out.count(b"Good day") == 2
+    last = json.loads(gateway.requests[-1][3])["messages"]
+    assert last == [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Again"}]
+
+
+def test_a_conversation_outlives_an_error(gateway: Gateway) -> None:
+    code, out = at_terminal(gateway, "chat", "nobody", typed=b"Hello\nAgain\n/quit\n")
+    assert code == 0, out
+    assert out.count(b"[model_not_found]") == 2
+
+
+def test_rm_asks_at_a_terminal(gateway: Gateway) -> None:
+    gateway.add("voice", "")
+    code, out = at_terminal(gateway, "rm", "voice", typed=b"n\n")
+    assert code == 1
+    assert b"Delete voice and all its versions?" in out
+    assert gateway.requests == []
+    assert at_terminal(gateway, "rm", "voice", typed=b"y\n")[0] == 0
+    assert gateway.versions == {}
+    gateway.add("voice", "")
+    assert at_terminal(gateway, "rm", "voice", "--yes", typed=b"")[0] == 0
+    assert gateway.versions == {}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(hatrack: Hatrack, command: str) -> None:
+    result = hatrack(command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    hatrack {command}" in result.stdout
+
+
+def test_help_and_version(hatrack: Hatrack) -> None:
+    shown = hatrack("--help").stdout
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert "HATRACK_URL" in shown
+    assert hatrack("version").stdout == "hatrack 0.1.0\n"
+    assert json.loads(hatrack("version", "--json").stdout) == {"version": "0.1.0"}
+
+
+def test_start_up_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'vllm', 'numpy', 'fastapi', 'sqlalchemy', 'aiohttp', 'service.client.types'}"
+    code = f"import sys, service.cli.main; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 20, "5.0 MiB"), (3 << 40, "3072.0 GiB")]
+)
+def test_size(count: int, text: str) -> None:
+    assert terminal.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        ({"servable": "ok", "held_back": None}, "ok"),
+        ({"servable": "ok", "held_back": {"code": "perplexity_too_high"}}, "held back"),
+        ({"servable": "corrupt", "held_back": {"code": "perplexity_too_high"}}, "corrupt"),
+        ({}, "-"),
+    ],
+)
+def test_servable(version: AdapterVersion, text: str) -> None:
+    assert terminal.servable(version) == text

@@ -1,0 +1,208 @@
+"""`hatrack review` against a gateway on a real socket that keeps pairs, from a pipe and at a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.main import app
+from tests.support.http import QuietHandler
+
+Hatrack = Callable[..., Result]
+PATH = re.compile(r"/v1/reviews(?:/([^/]+))?")
+
+
+@dataclass
+class Reviews:
+    """What the gateway would have of one evaluation."""
+
+    url: str = ""
+    choices: dict[str, str | None] = field(default_factory=lambda: {f"rev-{at}": None for at in range(3)})
+    asked: list[dict[str, list[str]]] = field(default_factory=list)
+
+    def answer(self, name: str | None, query: dict[str, list[str]], body: Any) -> tuple[int, dict[str, Any]]:
+        if body is not None:
+            self.choices[str(name)] = body["choice"]
+            return 200, self.pair(str(name))
+        if name is None:
+            return 200, {"object": "list", "data": [self.summary()] if self.choices else [], "has_more": False}
+        self.asked.append(query)
+        after = query.get("after", [""])[0]
+        left = [each for each, choice in self.choices.items() if choice is None and each > after]
+        if query.get("evaluation", ["eval-1"]) != ["eval-1"]:
+            error = {"message": "there are no reviews of 'eval-2'", "type": "t", "param": None, "code": "not_found"}
+            return 404, {"error": error}
+        counted = {"reviewed": sum(each is not None for each in self.choices.values()), "total": len(self.choices)}
+        pair = self.pair(left[0]) if left else None
+        return 200, {
+            "object": "review.next",
+            "review": pair,
+            "evaluation": "eval-1" if self.choices else None,
+            **counted,
+        }
+
+    def pair(self, name: str) -> dict[str, Any]:
+        return {
+            "object": "review",
+            "id": name,
+            "evaluation": "eval-1",
+            "asked": [{"role": "user", "content": f"Where is parcel {name}?"}],
+            "reference": "On its way.",
+            "first": f"The first of {name}.\x1b[31m",
+            "second": "x" * 200,
+            "choice": self.choices[name],
+        }
+
+    def summary(self) -> dict[str, Any]:
+        reviewed = sum(each is not None for each in self.choices.values())
+        kappa = {"kappa": 0.71, "low": 0.5, "high": 0.9, "observed": 0.9, "pairs": 60}
+        return {
+            "id": "eval-1",
+            "judge": "strict",
+            "pairs": len(self.choices),
+            "reviewed": reviewed,
+            "final": reviewed == len(self.choices),
+            "agreement": kappa,
+            "standing": kappa | {"kappa": None},
+            "counted": True,
+            "sentence": "The judge strict counts.",
+        }
+
+
+@pytest.fixture
+def reviews() -> Iterator[Reviews]:
+    kept = Reviews()
+
+    class Handler(QuietHandler):
+        def handle_it(self) -> None:
+            split = urlsplit(self.path)
+            found = PATH.fullmatch(split.path)
+            assert found is not None
+            assert self.headers["authorization"] == "Bearer hk-test"
+            length = int(self.headers.get("content-length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            status, answer = kept.answer(found[1], parse_qs(split.query), body)
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = handle_it
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    kept.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield kept
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def hatrack(reviews: Reviews, monkeypatch: pytest.MonkeyPatch) -> Hatrack:
+    monkeypatch.setenv("HATRACK_URL", reviews.url)
+    monkeypatch.setenv("HATRACK_KEY", "hk-test")
+
+    def call(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, ["review", *arguments], input=stdin)
+
+    return call
+
+
+def test_a_line_a_pair(hatrack: Hatrack, reviews: Reviews) -> None:
+    result = hatrack(stdin="1\n2\nT\n")
+    assert result.exit_code == 0
+    assert reviews.choices == {"rev-0": "first", "rev-1": "second", "rev-2": "tie"}
+    assert "1 of 3" in result.stdout
+    assert "3 of 3" in result.stdout
+    assert "Where is parcel rev-0?" in result.stdout
+    assert "On its way." in result.stdout
+    assert "3 looked at." in result.stdout
+    assert "The judge strict counts." in result.stdout
+
+
+def test_what_models_say_steers_no_terminal(hatrack: Hatrack) -> None:
+    result = hatrack(stdin="q\n")
+    assert "The first of rev-0." in result.stdout
+    assert "\x1b[31m" not in result.stdout
+
+
+def test_what_is_no_key_is_asked_again(hatrack: Hatrack, reviews: Reviews) -> None:
+    hatrack(stdin="x\n\n3\n1\nq\n")
+    assert list(reviews.choices.values()) == ["first", None, None]
+
+
+def test_a_pair_is_skipped_and_quitting_keeps_what_was_said(hatrack: Hatrack, reviews: Reviews) -> None:
+    result = hatrack("eval-1", stdin="s\n2\nq\n")
+    assert result.exit_code == 0
+    assert list(reviews.choices.values()) == [None, "second", None]
+    assert reviews.asked[1] == {"evaluation": ["eval-1"], "after": ["rev-0"]}
+    assert "1 looked at; `hatrack review eval-1` goes on." in result.stdout
+
+
+def test_the_end_of_the_input_is_the_end(hatrack: Hatrack, reviews: Reviews) -> None:
+    result = hatrack(stdin="1\n")
+    assert result.exit_code == 0
+    assert "1 looked at" in result.stdout
+    assert list(reviews.choices.values()) == ["first", None, None]
+
+
+def test_nothing_to_look_at(hatrack: Hatrack, reviews: Reviews) -> None:
+    reviews.choices.clear()
+    for result in (hatrack(), hatrack("--list")):
+        assert result.exit_code == 0
+        assert "Nothing to look at." in result.stdout
+
+
+def test_the_list_says_how_far_people_are_and_agree(hatrack: Hatrack) -> None:
+    result = hatrack("--list")
+    assert re.search(r"eval-1 +strict +0 of 3 +0\.71 \(0\.50 to 0\.90, 60 pairs\) +- +yes", result.stdout)
+    assert json.loads(hatrack("--json").stdout)[0]["agreement"]["kappa"] == 0.71
+
+
+def test_a_refusal_is_told(hatrack: Hatrack) -> None:
+    result = hatrack("eval-2", stdin="1\n")
+    assert result.exit_code == 1
+    assert "there are no reviews of 'eval-2' [not_found]" in result.stderr
+
+
+@pytest.mark.parametrize(("columns", "beside"), [("120", True), ("70", False)])
+def test_at_a_terminal_a_key_is_enough(reviews: Reviews, columns: str, beside: bool) -> None:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"HATRACK_URL": reviews.url, "HATRACK_KEY": "hk-test", "COLUMNS": columns}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "review"],
+        env=environment | {"TERM": "dumb"},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    os.close(theirs)
+    os.write(ours, b"12t")  # without a line feed
+    try:
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(ours)
+    assert process.returncode == 0, shown
+    assert list(reviews.choices.values()) == ["first", "second", "tie"]
+    tops = [line for line in shown.splitlines() if "─ 1 ─" in line]
+    assert len(tops) == 3
+    assert all(("─ 2 ─" in line) is beside for line in tops)

@@ -1,0 +1,104 @@
+"""The packaged model in its process: what means the same is found, and questions go before documents."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from service.knowledge.embedder.model import INDEXING_NICE
+from service.knowledge.types import Chunking
+from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
+
+SHOP = """# Returns
+
+Unworn footwear may be sent back within 45 days for the full price.
+
+# Shipping
+
+Parcels leave the warehouse on Tuesdays and Fridays.
+
+# Care
+
+Wipe salt off with a damp cloth and let leather dry away from heat.
+"""
+
+
+def deadline(seconds: float = 60) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+@pytest.mark.slow
+async def test_a_question_finds_what_means_the_same(tmp_path: Path, minilm: SharedEmbedder) -> None:
+    async with Rig(tmp_path, minilm).open() as rig:
+        store = await rig.store()
+        await rig.add(store, "shop.md", SHOP)
+        best = await rig.search(store, "Can I give my new shoes back and get a refund?", k=1)
+        assert best[0].text.startswith("Returns\n")
+        best = await rig.search(store, "How do I clean my boots?", k=1)
+        assert best[0].text.startswith("Care\n")
+        unrelated = await rig.search(store, "Who won the chess world championship?", threshold=None)
+        assert unrelated[0].score < best[0].score / 2, "a score means something by itself"
+
+
+async def test_vectors_have_length_one_and_are_the_models(minilm: SharedEmbedder) -> None:
+    one, same = [await minilm.question(text, deadline()) for text in ("boots", "boots")]
+    assert one.shape == (384,)
+    assert abs(float(np.linalg.norm(one)) - 1) < 1e-5
+    assert np.array_equal(one, same)
+
+
+async def test_a_passage_longer_than_the_models_window_counts_whole(tmp_path: Path, minilm: SharedEmbedder) -> None:
+    page = tmp_path / "long.txt"
+    page.write_text("The ship sails at dawn. " * 60 + "Quarterly interest rates rose. " * 60)
+    (batch,) = [one async for one in minilm.passages(page, "long.txt", Chunking(4000, 0))]
+    assert batch.total == 1
+    vector = batch.segment.vectors[0]
+    for text in ("When does the vessel depart?", "What happened to interest rates?"):
+        assert float(vector @ await minilm.question(text, deadline())) > 0.2
+
+
+async def test_questions_do_not_wait_for_documents(tmp_path: Path, minilm: SharedEmbedder) -> None:
+    await minilm.question("is it there?", deadline())
+    page = tmp_path / "many.csv"
+    page.write_text("n\n" + "".join(f"Row {number} says that boots and parcels are late.\n" for number in range(2000)))
+    frames = minilm.passages(page, "many.csv", Chunking(200, 0))
+    first = await anext(frames)
+    assert first.total == 2000
+    for number in range(10):
+        await minilm.question(f"question {number}", deadline())
+    assert minilm.pid is not None
+    nice = set()
+    for thread in psutil.Process(minilm.pid).threads():
+        with suppress(ProcessLookupError):  # it may have ended since
+            nice.add(os.getpriority(os.PRIO_PROCESS, thread.id))
+    assert INDEXING_NICE in nice
+    assert os.getpriority(os.PRIO_PROCESS, 0) in nice, "the thread of the questions gives way to nobody"
+    again = await asyncio.wait_for(anext(frames), 60)
+    assert again.total == 2000, "the document was not done meanwhile"
+    await frames.aclose()  # type: ignore[attr-defined]
+    # whoever goes away in the middle holds nobody up
+    page.write_text("n\nlast\n")
+    assert [one.total async for one in minilm.passages(page, "last.csv", Chunking(200, 0))] == [1]
+
+
+def test_the_gateway_imports_no_torch() -> None:
+    heavy = ("torch", "transformers", "sentence_transformers", "tokenizers", "pypdf", "selectolax")
+    check = f"import sys, service.app, service.knowledge.assemble; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
+
+
+async def test_a_project_is_the_callers(tmp_path: Path, minilm: SharedEmbedder) -> None:
+    async with Rig(tmp_path, minilm).open() as rig:
+        store = await rig.store()
+        await rig.add(store, "shop.md", SHOP)
+        assert await rig.search(store, "refund", project="another") == []
+        assert await rig.stores.get_store(PROJECT, store) is not None

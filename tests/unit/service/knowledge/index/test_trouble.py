@@ -1,0 +1,203 @@
+"""Trouble while files are indexed: what passes fails no file, and what does not leaves what was found before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from service.errors import DiskFull, Unavailable
+from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone
+from service.knowledge.index import indexing
+from service.knowledge.index.passage_records import PassageFile
+from service.knowledge.types import Chunking, FileDraft
+from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
+from tests.unit.service.knowledge.library import embeddings
+
+
+class Endpoint:
+    """One that answers with a status that a test sets."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.asked = asyncio.Semaphore(0)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.release()
+        return await embeddings(request) if self.status == 200 else web.json_response({}, status=self.status)
+
+    async def seen(self, times: int) -> None:
+        """Wait until it was asked so often."""
+        async with asyncio.timeout(30):
+            for _ in range(times):
+                await self.asked.acquire()
+
+
+class Moody(SharedEmbedder):
+    """Raises what a test says when it is to embed the named file."""
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        super().__init__(config)
+        self.moods: dict[str, list[Exception]] = {}
+
+    async def passages(self, path: Path, filename: str, chunking: Chunking) -> AsyncIterator[Batch]:
+        if self.moods.get(filename):
+            raise self.moods[filename].pop()
+        async for batch in super().passages(path, filename, chunking):
+            yield batch
+
+
+@pytest.fixture
+async def endpoint() -> Endpoint:
+    return Endpoint()
+
+
+@pytest.fixture
+async def moody(tmp_path: Path, endpoint: Endpoint) -> AsyncIterator[Moody]:
+    app = web.Application()
+    app.router.add_post("/v1/embeddings", endpoint.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    embedder = Moody(EmbedderConfig(tmp_path / "moody", model="words", url=url))
+    yield embedder
+    await embedder.end()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, moody: Moody, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(indexing, "RETRY_S", 0.01)
+    monkeypatch.setattr(indexing, "MAX_PAUSE_S", 0.1)
+    async with Rig(tmp_path, moody).open() as ready:
+        yield ready
+
+
+async def begin(rig: Rig, store: str, name: str, text: str = "boots", **more: Any) -> None:
+    rig.write(name, text)
+    await rig.stores.add_files(PROJECT, store, [FileDraft(name, name, **more)])
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_busy_endpoint_fails_no_file_and_takes_nothing_away(rig: Rig, endpoint: Endpoint, status: int) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
+    endpoint.status = status
+    endpoint.asked = asyncio.Semaphore(0)
+    await begin(rig, store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
+    await endpoint.seen(indexing.ATTEMPTS + 3)
+    waiting = await rig.stores.get_file(PROJECT, store, "a.txt")
+    assert waiting is not None
+    assert waiting.status == "in_progress"
+    assert waiting.error == ("server_error", f"it waits: the embeddings endpoint answered {status}")
+    async with rig.stores.opened(store) as index:
+        assert index.rows == 3, "what was found before"
+    endpoint.status = 200
+    settled = await rig.settled(store, "a.txt")
+    assert (settled.status, settled.passages, settled.error) == ("completed", 2, None)
+    assert len(await rig.texts(store, "boots")) == 2
+
+
+async def test_a_wrong_endpoint_fails_a_file_and_what_was_found_stays(
+    tmp_path: Path, rig: Rig, moody: Moody, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
+    endpoint.status = 401
+    failed = await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
+    assert failed.status == "failed"
+    assert failed.error == ("server_error", "the embeddings endpoint answered 401")
+    endpoint.status = 200
+    assert len(await rig.texts(store, "boots")) == 3
+    # a start tries it again; what is found before that has come to its end is asked here
+    monkeypatch.setattr(indexing.Indexing, "start", lambda _: None)
+    other = Rig(tmp_path, moody)
+    async with other.open():
+        assert len(await other.texts(store, "boots")) == 3, "after a restart too"
+    again = await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
+    assert (again.status, again.error) == ("completed", None)
+    assert len(await rig.texts(store, "boots")) == 2
+
+
+async def test_a_file_that_failed_for_the_embedders_sake_is_tried_again_at_the_next_start(
+    tmp_path: Path, moody: Moody, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "RETRY_S", 0.01)
+    async with Rig(tmp_path, moody).open() as rig:
+        store = await rig.store()
+        await rig.add(store, "a.txt", "boots")
+        assert (await rig.add(store, "bad.txt", b"boots\0")).status == "failed"
+        await rig.database.run(lambda db: db.exec_driver_sql("UPDATE store_files SET model = 'former'"))
+    endpoint.status = 401
+    async with Rig(tmp_path, moody).open() as rig:
+        failed = await rig.settled(store, "a.txt")
+        assert failed.error == ("server_error", "the embeddings endpoint answered 401")
+    endpoint.status = 200
+    async with Rig(tmp_path, moody).open() as rig:
+        assert (await rig.settled(store, "a.txt")).status == "completed"
+        assert await rig.texts(store, "boots") == ["boots"]
+        refused = await rig.stores.get_file(PROJECT, store, "bad.txt")
+        assert refused is not None
+        assert refused.status == "failed", "that is the document's fault"
+
+
+async def test_a_document_that_is_refused_is_not_found_any_more(rig: Rig) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots")
+    refused = await rig.add(store, "a.txt", b"boots\0", chunking=Chunking(15, 0))
+    assert refused.error is not None
+    assert refused.error[0] == "invalid_file"
+    assert await rig.texts(store, "boots") == []
+
+
+async def test_a_file_that_waits_can_be_removed(rig: Rig, endpoint: Endpoint) -> None:
+    store = await rig.store()
+    endpoint.status = 503
+    await begin(rig, store, "a.txt")
+    await endpoint.seen(2)
+    async with asyncio.timeout(10):
+        await rig.stores.remove_file(PROJECT, store, "a.txt")
+    endpoint.status = 200
+    await rig.add(store, "b.txt", "parcel")
+    assert await rig.texts(store, "boots parcel") == ["parcel"]
+
+
+async def test_a_file_that_ends_the_embedder_again_and_again_fails(rig: Rig, moody: Moody) -> None:
+    store = await rig.store()
+    gone, away = EmbedderGone("went away"), Unavailable("not ready")
+    moody.moods["a.txt"] = [gone, *[away] * 5, gone, *[away] * 5]
+    assert (await rig.add(store, "a.txt", "boots")).status == "completed", "what passes does not count"
+    moody.moods["b.txt"] = [gone] * indexing.ATTEMPTS
+    failed = await rig.add(store, "b.txt", "boots")
+    assert failed.error == ("server_error", "went away")
+    assert moody.moods["b.txt"] == []
+
+
+async def test_others_go_before_a_file_that_meets_trouble(rig: Rig, moody: Moody) -> None:
+    store = await rig.store()
+    moody.moods["a.txt"] = [Unavailable("late") for _ in range(10_000)]
+    await begin(rig, store, "a.txt")
+    assert (await rig.add(store, "b.txt", "parcel")).status == "completed"
+    waiting = await rig.stores.get_file(PROJECT, store, "a.txt")
+    assert waiting is not None
+    assert waiting.status == "in_progress"
+
+
+async def test_a_full_disk_fails_no_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await rig.store()
+    full = [DiskFull("no room")] * (indexing.ATTEMPTS + 2)
+    whole = PassageFile.begin
+
+    def cramped(self: PassageFile, generation: str) -> int:
+        if full:
+            raise full.pop()
+        return whole(self, generation)
+
+    monkeypatch.setattr(PassageFile, "begin", cramped)
+    assert (await rig.add(store, "a.txt", "boots")).status == "completed"
+    assert full == []

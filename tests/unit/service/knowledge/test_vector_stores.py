@@ -1,0 +1,231 @@
+"""`/v1/vector_stores` through the official client, over the real stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.unit.service.knowledge.library import Library, detail, vectors
+
+RETURNS = "# Returns\n\nUnworn goods may be sent back within 45 days.\n"
+DELIVERY = "# Delivery\n\nExpress delivery takes one working day.\n"
+
+
+async def test_a_store_from_its_making_to_its_end(library: Library) -> None:
+    client = library.client()
+    store = await client.vector_stores.create(name="policies", metadata={"team": "shop"}, description="rules")
+    assert (store.object, store.status, store.file_counts.total) == ("vector_store", "completed", 0)
+    file = await client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("returns.md", RETURNS.encode()), poll_interval_ms=50
+    )
+    assert (file.status, file.last_error, file.vector_store_id) == ("completed", None, store.id)
+    assert file.usage_bytes > 0
+    store = await client.vector_stores.retrieve(store.id)
+    assert (store.file_counts.completed, store.usage_bytes > 0) == (1, True)
+    found = (await client.vector_stores.search(store.id, query="How many days to send goods back?")).data
+    assert found[0].filename == "returns.md"
+    assert "45 days" in found[0].content[0].text
+    assert found[0].file_id == file.id
+    content = (await client.vector_stores.files.content(file.id, vector_store_id=store.id)).data
+    assert "45 days" in (content[0].text or "")
+    store = await client.vector_stores.update(store.id, name="rules")
+    assert (store.name, store.metadata) == ("rules", {"team": "shop"})
+    removed = await client.vector_stores.files.delete(file.id, vector_store_id=store.id)
+    assert (removed.deleted, removed.object) == (True, "vector_store.file.deleted")
+    assert (await client.vector_stores.search(store.id, query="days")).data == []
+    deleted = await client.vector_stores.delete(store.id)
+    assert (deleted.deleted, deleted.object) == (True, "vector_store.deleted")
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.vector_stores.retrieve(store.id)
+    assert detail(caught.value) == (404, "vector_store_not_found", "vector_store_id")
+    page = await library.http.get("/v1/audit", params={"limit": 20})
+    actions = [entry["action"] for entry in page.json()["data"] if entry["action"].startswith("store.")]
+    assert actions == ["store.delete", "store.remove", "store.update", "store.add", "store.create"]
+
+
+async def test_files_in_batches_with_attributes_and_filters(library: Library) -> None:
+    client = library.client()
+    ids = [await library.text("returns.md", RETURNS), await library.text("delivery.md", DELIVERY)]
+    store = await client.vector_stores.create(name="policies", file_ids=[ids[0]])
+    batch = await client.vector_stores.file_batches.create_and_poll(
+        store.id,
+        files=[
+            {"file_id": ids[0], "attributes": {"region": "eu", "year": 2025}},
+            {"file_id": ids[1], "attributes": {"region": "us", "express": True}},
+        ],
+        poll_interval_ms=50,
+    )
+    assert (batch.status, batch.file_counts.completed, batch.object) == ("completed", 2, "vector_store.files_batch")
+    listed = await client.vector_stores.file_batches.list_files(batch.id, vector_store_id=store.id)
+    assert {file.id for file in listed.data} == set(ids)
+    only: dict[str, object] = {"type": "eq", "key": "region", "value": "us"}
+    found = (await client.vector_stores.search(store.id, query="days", filters=only)).data  # type: ignore[arg-type]
+    assert {one.file_id for one in found} == {ids[1]}
+    assert found[0].attributes == {"region": "us", "express": True}
+    await client.vector_stores.files.update(ids[0], vector_store_id=store.id, attributes={"region": "us"})
+    found = (await client.vector_stores.search(store.id, query="days", filters=only)).data  # type: ignore[arg-type]
+    assert {one.file_id for one in found} == set(ids)
+    cancelled = await client.vector_stores.file_batches.cancel(batch.id, vector_store_id=store.id)
+    assert cancelled.file_counts.completed == 2
+
+
+async def test_a_store_whose_files_are_not_there_is_not_made(library: Library) -> None:
+    client = library.client()
+    good = await library.text("a.md", RETURNS)
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.vector_stores.create(name="a", file_ids=[good, "file-none"])
+    assert detail(caught.value) == (404, "file_not_found", "file_ids")
+    assert [store.id async for store in client.vector_stores.list()] == []
+    await client.files.delete(good)
+    assert good not in library.on_disk()
+
+
+async def test_lists_come_in_pages(library: Library) -> None:
+    client = library.client()
+    made = [(await client.vector_stores.create(name=f"s{number}")).id for number in range(5)]
+    seen = [store.id async for store in client.vector_stores.list(limit=2)]
+    assert seen == made[::-1]
+    page = await client.vector_stores.list(limit=2, order="asc", after=made[1])
+    assert [store.id for store in page.data] == made[2:4]
+    page = await client.vector_stores.list(limit=2, order="asc", before=made[4])
+    assert [store.id for store in page.data] == made[2:4]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.vector_stores.list(after="vs_no")
+    assert detail(caught.value) == (400, "invalid_value", "after")
+
+
+async def test_a_key_sees_the_stores_that_its_globs_match(library: Library) -> None:
+    admin = library.client()
+    secret = await admin.vector_stores.create(name="secret")
+    open_ = await admin.vector_stores.create(name="public-faq")
+    key = await library.key("knowledge", stores=["public-*"])
+    narrow = library.client(key)
+    assert [store.id async for store in narrow.vector_stores.list()] == [open_.id]
+    file_id = await library.text("a.md", RETURNS, key)
+    for store_id in (secret.id, "vs_none"):
+        for attempt in (
+            narrow.vector_stores.retrieve(store_id),
+            narrow.vector_stores.update(store_id, name="public-mine"),
+            narrow.vector_stores.delete(store_id),
+            narrow.vector_stores.search(store_id, query="x"),
+            narrow.vector_stores.files.create(store_id, file_id=file_id),
+            narrow.vector_stores.files.retrieve("f", vector_store_id=store_id),
+            narrow.vector_stores.files.delete("f", vector_store_id=store_id),
+            narrow.vector_stores.files.content("f", vector_store_id=store_id),
+            narrow.vector_stores.files.update("f", vector_store_id=store_id, attributes={}),
+            narrow.vector_stores.file_batches.create(store_id, file_ids=[file_id]),
+            narrow.vector_stores.file_batches.retrieve("b", vector_store_id=store_id),
+            narrow.vector_stores.file_batches.cancel("b", vector_store_id=store_id),
+        ):
+            with pytest.raises(openai.NotFoundError) as caught:
+                await attempt
+            assert caught.value.code == "vector_store_not_found"
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        await narrow.vector_stores.create(name="mine")
+    assert refused.value.code == "store_not_allowed"
+    with pytest.raises(openai.PermissionDeniedError):
+        await narrow.vector_stores.update(open_.id, name="secret")
+    assert (await narrow.vector_stores.create(name="public-mine")).name == "public-mine"
+
+
+async def test_scopes(library: Library) -> None:
+    store = await library.client().vector_stores.create(name="a")
+    asker = library.client(await library.key("infer"))
+    assert (await asker.vector_stores.search(store.id, query="x")).data == []
+    with pytest.raises(openai.PermissionDeniedError):
+        await asker.vector_stores.retrieve(store.id)
+    pusher = library.client(await library.key("adapters"))
+    with pytest.raises(openai.PermissionDeniedError):
+        await pusher.vector_stores.search(store.id, query="x")
+
+
+async def test_another_projects_store_does_not_exist(library: Library) -> None:
+    store = await library.client().vector_stores.create(name="a")
+    stranger = library.client(await library.key("knowledge", "infer", project="acme"))
+    with pytest.raises(openai.NotFoundError):
+        await stranger.vector_stores.search(store.id, query="x")
+    file_id = await library.text("a.md", RETURNS)
+    own = await stranger.vector_stores.create(name="a")
+    with pytest.raises(openai.NotFoundError) as caught:
+        await stranger.vector_stores.files.create(own.id, file_id=file_id)
+    assert caught.value.code == "file_not_found"
+    assert [one.id async for one in stranger.vector_stores.list()] == [own.id]
+
+
+async def test_a_store_keeps_the_bytes_of_its_files(library: Library) -> None:
+    client = library.client()
+    file_id = await library.text("returns.md", RETURNS)
+    store = await client.vector_stores.create(name="a")
+    await client.vector_stores.files.create_and_poll(file_id, vector_store_id=store.id, poll_interval_ms=50)
+    await client.files.delete(file_id)
+    assert file_id in library.on_disk()
+    assert (await client.vector_stores.search(store.id, query="days")).data
+    await client.vector_stores.delete(store.id)
+    assert file_id not in library.on_disk()
+
+
+async def test_what_cannot_go_into_a_store(library: Library) -> None:
+    client = library.client()
+    store = await client.vector_stores.create(name="a")
+    examples = await library.made(purpose="fine-tune")
+    for file_id, status, param in (("file-none", 404, "file_id"), (examples, 400, "file_id")):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.vector_stores.files.create(store.id, file_id=file_id)
+        assert (caught.value.status_code, caught.value.param) == (status, param)
+    picture = await library.made(b"\x89PNG\r\n\x1a\n" + bytes(200), "assistants", name="a.png")
+    file = await client.vector_stores.files.create_and_poll(picture, vector_store_id=store.id, poll_interval_ms=50)
+    assert file.status == "failed"
+    assert file.last_error is not None
+    assert file.last_error.code in ("unsupported_file", "invalid_file")
+    assert (await client.vector_stores.retrieve(store.id)).file_counts.failed == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("", {"expires_after": {"anchor": "last_active_at", "days": 3}}, "expires_after"),
+        ("", {"name": 5}, "name"),
+        ("", {"metadata": {"a": "x" * 600}}, "metadata.a"),
+        ("", {"colour": "red"}, "colour"),
+        ("/ID/search", {"query": "x", "rewrite_query": True}, "rewrite_query"),
+        ("/ID/search", {"query": []}, "query"),
+        ("/ID/search", {"query": "x", "max_num_results": 51}, "max_num_results"),
+        ("/ID/search", {"query": "x", "filters": {"type": "like"}}, "filters.type"),
+        ("/ID/files", {}, "file_id"),
+        ("/ID/files", {"file_id": "f", "chunking_strategy": {"type": "static"}}, "chunking_strategy"),
+        ("/ID/file_batches", {}, "file_ids"),
+        ("/ID/file_batches", {"file_ids": ["a"], "files": [{"file_id": "a"}]}, "file_ids"),
+    ],
+)
+async def test_a_wrong_field_is_named(library: Library, path: str, body: dict[str, object], param: str) -> None:
+    store = await library.client().vector_stores.create(name="a")
+    answer = await library.http.post("/v1/vector_stores" + path.replace("ID", store.id), json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_a_restart_finds_everything_and_forgets_what_a_crash_left(tmp_path: Path) -> None:
+    async with vectors() as url:
+        async with Library(tmp_path, url).open() as first:
+            client = first.client()
+            kept, lost = await first.text("a.md", RETURNS), await first.text("b.md", DELIVERY)
+            store = await client.vector_stores.create(name="a")
+            await client.vector_stores.files.create_and_poll(kept, vector_store_id=store.id, poll_interval_ms=50)
+            # as if the gateway had died between the hold and the store
+            await first.knowledge._holdings.take(_admin(), [lost], "file_id", "vs_gone")
+            for file_id in (kept, lost):
+                await client.files.delete(file_id)
+        async with Library(tmp_path, url).open() as second:
+            await second.files.collect()
+            assert lost not in second.on_disk()
+            assert kept in second.on_disk()
+            found = (await second.client().vector_stores.search(store.id, query="days")).data
+            assert "45 days" in found[0].content[0].text
+
+
+def _admin() -> object:
+    from service.access.caller import Caller, Scope
+
+    return Caller("admin", "default", frozenset({Scope.ADMIN}))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.protocol.runs import EvaluationContext
+from tests.unit.trainer.evaluate.conftest import KEY
+from tests.unit.trainer.evaluate.evaluations.world import BASE, World, jsonl, listening, rows, tuned_is_right
+from trainer.evaluate.evaluations.schemas import read_request
+from trainer.evaluate.evaluations.spec import EvaluationJob
+from trainer.runs import control, protocol
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _patient_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancel waits for the worker for longer than it does for a client: on a busy machine one may need more than those
+    seconds to start, and tests hold the answer to the state that was asked for."""
+    monkeypatch.setattr("trainer.runs.service.SETTLE_S", 120.0)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with listening(World(say=tuned_is_right)) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control.signal, "signal", lambda *_: None)
+
+
+@pytest.fixture
+def make_folder(world: World, tmp_path: Path) -> MakeFolder:
+    """Writes an evaluation's folder: of the client's body, of the gateway's context, of the rest."""
+
+    def make(
+        body: dict[str, Any] | None = None, content: bytes | None = None, context: Any = None, **more: Any
+    ) -> Path:
+        request = {"held_out": "held"} | ({"model": "voice@3", "suites": []} if body is None else body)
+        held_out = world.add("held", jsonl(rows()) if content is None else content)
+        told = {"held_out": held_out, "candidate": "voice@3", "records": True} | (context or {})
+        job = EvaluationJob(
+            **{
+                "id": "eval-1",
+                "project": "default",
+                "created_at": 0,
+                "gateway": world.url,
+                "base_name": BASE,
+                "context_tokens": 2048,
+                "body": read_request(request),
+                "context": EvaluationContext(**told),
+                "min_examples": 30,
+                "smallest_difference": 0.02,
+                "forget_accuracy": 0.05,
+                "forget_perplexity": 0.25,
+                "most_examples": 300,
+                "concurrency": 4,
+                "repeats": 2,
+                **more,
+            }
+        )
+        folder = tmp_path / "evaluations" / job.id
+        folder.mkdir(parents=True)
+        (folder / protocol.SPEC).write_text(job.model_dump_json(by_alias=True))
+        (folder / protocol.KEY).write_text(KEY)
+        return folder
+
+    return make

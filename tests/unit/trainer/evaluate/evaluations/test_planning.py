@@ -1,0 +1,134 @@
+"""What is fixed before anything is asked: whether the base is told the answers, by what there is room for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
+from tests.unit.trainer.evaluate.evaluations.world import INTENTS
+from trainer.evaluate.arms import GROUNDED, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, Question, Turn, listed
+from trainer.evaluate.evaluations.planning import Plan, Serving, make_plan
+from trainer.evaluate.evaluations.promotion import Pointer
+from trainer.evaluate.evaluations.spec import EvaluationJob
+from trainer.runs import protocol
+
+LIST = len(listed(sorted(INTENTS)).split())
+SYSTEM = "You speak for the shop"
+
+
+def held_out() -> tuple[Question, ...]:
+    """36 short questions, and one of three turns with 50 words."""
+    found = [("user", f"question {at}?") for at in range(36)]
+    long = (Turn(role="user", content="w " * 20), Turn(role="assistant", content="w " * 10))
+    return (
+        *(
+            Question(id=str(at), turns=(Turn(role=role, content=text),), reference=INTENTS[at % 3])
+            for at, (role, text) in enumerate(found)
+        ),
+        Question(id="long", turns=(*long, Turn(role="user", content="w " * 20)), reference=INTENTS[0]),
+    )
+
+
+def planned(
+    make_folder: MakeFolder,
+    context_tokens: int,
+    body: dict[str, Any] | None = None,
+    context: dict[str, Any] | None = None,
+    serving: Serving | None = None,
+) -> Plan:
+    folder = make_folder(body, context={"system_prompt": SYSTEM} | (context or {}), context_tokens=context_tokens)
+    job = EvaluationJob.model_validate_json((folder / protocol.SPEC).read_bytes())
+    (folder / protocol.SPEC).unlink()
+    (folder / protocol.KEY).unlink()
+    folder.rmdir()
+    found = held_out()
+    return make_plan(job, found, found, (), serving=serving or Serving(), count=lambda text: len(text.split()))
+
+
+def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(make_folder: MakeFolder) -> None:
+    enough = LIST + 50 + 3 * TEMPLATE_TOKENS + len(SYSTEM.split()) + MIN_ANSWER_TOKENS + TEMPLATE_TOKENS
+    told = planned(make_folder, enough)
+    assert [arm.prompt.answers for arm in told.evaluation.arms] == [(), (), tuple(sorted(INTENTS))]
+    assert told.evaluation.bases == ("base", "base told the answers")
+    untold = planned(make_folder, enough - 1)
+    assert [arm.prompt.answers for arm in untold.evaluation.arms] == [(), ()]
+    assert untold.evaluation.bases == ("base",)
+    assert untold.why == (
+        f"{told.why}; a list of the possible answers would leave no room for the longest question, so the base is not"
+        " told them"
+    )
+
+
+NEW = {"label": "new", "model": "voice@3"}
+WEAK = {"label": "base", "model": "tiny"}
+BEST = {"label": "mine", "model": "tiny", "prompt": {"system": SYSTEM}}
+TOLD = {"label": "listed", "model": "tiny", "prompt": {"system": SYSTEM, "answers": sorted(INTENTS)}}
+
+
+def compared(*arms: dict[str, Any], bases: tuple[str, ...] = ("base",), **more: Any) -> dict[str, Any]:
+    return {"arms": [NEW, *arms], "candidate": "new", "bases": list(bases)} | more
+
+
+def test_whatever_a_client_compares_a_verdict_on_a_version_is_against_the_base_at_its_best(
+    make_folder: MakeFolder,
+) -> None:
+    plan = planned(make_folder, 2048, compared(WEAK)).evaluation
+    assert [(arm.label, arm.prompt.system, bool(arm.prompt.answers)) for arm in plan.arms[2:]] == [
+        ("base (2)", SYSTEM, False),
+        ("base told the answers", SYSTEM, True),
+    ]
+    assert plan.bases == ("base", "base (2)", "base told the answers")
+    # what is there already is not asked twice, and counts although the client does not name it
+    plan = planned(make_folder, 2048, compared(BEST, TOLD, bases=("listed",))).evaluation
+    assert [arm.label for arm in plan.arms] == ["new", "mine", "listed"]
+    assert plan.bases == ("listed", "mine")
+
+
+@pytest.mark.parametrize(
+    ("more", "context"),
+    [({"kind": "revalidation"}, {}), ({}, {"records": False}), ({}, {"candidate": None})],
+    ids=["judged again", "not written down", "no version as it serves"],
+)
+def test_elsewhere_arms_are_what_a_client_says(
+    more: dict[str, Any], context: dict[str, Any], make_folder: MakeFolder
+) -> None:
+    told = {"label": "base", "model": "tiny", "prompt": {"answers": list(INTENTS)}}
+    plan = planned(make_folder, 40, compared(told, **more), context)
+    assert [(arm.label, arm.prompt.answers) for arm in plan.evaluation.arms] == [("new", ()), ("base", INTENTS)]
+    assert "leave no room" not in plan.why
+
+
+def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: MakeFolder) -> None:
+    other = {"label": "live", "model": "voice@1"}
+    body = compared(WEAK, other, promote="auto")
+    plan = planned(make_folder, 2048, body, serving=Serving(Pointer(version=2), "voice@2")).evaluation
+    assert plan.live == "live (2)"
+    assert plan.arm("live (2)").model == "voice@2"
+    there = planned(make_folder, 2048, body, serving=Serving(Pointer(version=1), "voice@1")).evaluation
+    assert (there.live, len(there.arms)) == ("live", len(plan.arms) - 1)
+    # the version under another prompt is not what serves
+    dressed = compared(WEAK, other | {"prompt": {"system": "Be kind"}}, promote="auto")
+    kind = planned(make_folder, 2048, dressed, serving=Serving(Pointer(version=1), "voice@1")).evaluation
+    assert kind.live == "live (2)"
+
+
+def test_no_answer_is_asked_for_that_is_longer_than_the_context(make_folder: MakeFolder) -> None:
+    assert planned(make_folder, 12).evaluation.max_tokens == 12
+    assert planned(make_folder, 2048).evaluation.max_tokens == MIN_ANSWER_TOKENS
+    assert planned(make_folder, 2048, {"model": "voice@3", "max_tokens": 99}).evaluation.max_tokens == 99
+
+
+def test_a_grounded_version_is_judged_against_a_grounded_base(make_folder: MakeFolder) -> None:
+    grounding = {"vector_store_ids": ["vs_shop"], "template": None}
+    plan = planned(make_folder, 2048, context={"grounding": grounding})
+    candidate, *bases = plan.evaluation.arms
+    assert candidate.grounding is None  # its own
+    assert [arm.grounding for arm in bases] == [{"vector_store_ids": ["vs_shop"]}] * 2
+    assert plan.evaluation.bases == ("base with passages", "base with passages told the answers")
+    assert plan.notes == (GROUNDED,)
+    # a client's own base without passages is not the base at its best
+    named = planned(make_folder, 2048, compared(BEST, TOLD, bases=("mine",)), {"grounding": grounding}).evaluation
+    assert [arm.label for arm in named.arms[3:]] == ["base with passages", "base with passages told the answers"]
+    assert planned(make_folder, 2048).notes == ()

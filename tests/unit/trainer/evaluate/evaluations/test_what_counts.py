@@ -1,0 +1,178 @@
+"""What may not count in an evaluation: what the candidate was trained on, and what another engine has answered."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
+from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
+from tests.unit.trainer.evaluate.evaluations.world import World, jsonl, rows
+from trainer.evaluate.arms import Question, Turn
+from trainer.runs import protocol
+
+
+def test_what_the_candidate_was_trained_on_is_no_measure_of_it(world: World, make_folder: MakeFolder) -> None:
+    taught = world.add("train", jsonl([*rows()[:5], *rows(80)[40:]]))
+    found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
+    assert found.error is not None
+    assert (found.status, found.error.code) == ("failed", "held_out_in_training")
+    assert "5 of 36 held-out examples (the first: 1)" in found.error.message
+    assert (world.asked(), world.verdicts) == ([], [])
+
+
+def questions(count: int) -> bytes:
+    kept = [
+        Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        for at, row in enumerate(rows(count))
+    ]
+    return "".join(question.model_dump_json() + "\n" for question in kept).encode()
+
+
+def test_what_was_taught_in_another_case_or_under_the_version_s_system_message_is_none_either(
+    world: World, make_folder: MakeFolder
+) -> None:
+    messages = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"{row['prompt'].upper()} "},
+                {"role": "assistant", "content": row["completion"]},
+            ]
+        }
+        for row in rows(12)
+    ]
+    taught = world.add("train", jsonl(messages))
+    found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
+    assert found.error is not None
+    assert "12 of 36 held-out examples (the first: 1)" in found.error.message
+
+
+def test_what_its_own_job_held_out_of_the_file_is(world: World, make_folder: MakeFolder) -> None:
+    """It stands in the training file, and was not trained on; the verdict says which file that is, no file's name."""
+    context = {"lineage": {"job": "ftjob-7"}, "training_files": [world.add("train", jsonl(rows()))]}
+    world.stored["file-mine"] = questions(36)
+    world.verdicts = [{"version": 3, "kind": "training", "files": {"held_out": "file-mine"}}]
+    assert run(make_folder(context=context)).status == "succeeded"
+    world.stored["file-mine"] = questions(30)
+    named = world.add("held", questions(36)).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
+    found = run(make_folder(content=questions(36), context=context | {"held_out": named}, id="eval-2"))
+    assert found.error is not None
+    assert "6 of 36 held-out examples" in found.error.message
+
+
+def test_where_no_verdict_says_what_its_job_held_out_the_file_s_name_does(
+    world: World, make_folder: MakeFolder
+) -> None:
+    """That of a version whose job could not judge it."""
+    content = questions(36)
+    file = world.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
+    context = {
+        "held_out": file,
+        "lineage": {"job": "ftjob-7"},
+        "training_files": [world.add("train", jsonl(rows()))],
+    }
+    assert run(make_folder(content=content, context=context)).status == "succeeded"
+    another = context | {"lineage": {"job": "ftjob-8"}}
+    assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
+
+
+def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
+    world: World, make_folder: MakeFolder
+) -> None:
+    world.live = 2
+    world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}, 2: {"files": ["second"]}}
+    world.stored |= {"first": jsonl(rows()[:3]), "second": jsonl(rows()[2:5])}
+    folder = make_folder()
+    result = run(folder)
+    said = (
+        "5 of 36 held-out examples are left out: a version that this one was trained on from, or the one that is live, "
+        "was trained on them"
+    )
+    assert result.examples == 31
+    assert str(result.note).startswith(said)
+    assert {asked for _, asked in world.asked() if asked.startswith("question")} == {
+        row["prompt"] for row in rows()[5:]
+    }
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
+    # a version's own worth is not what serves's affair
+    again = run(make_folder({"model": "voice@3", "suites": [], "kind": "revalidation"}, id="eval-2"))
+    assert again.examples == 33
+
+
+def test_where_all_was_taught_before_there_is_nothing_to_judge_by(world: World, make_folder: MakeFolder) -> None:
+    world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
+    world.stored["first"] = jsonl(rows())
+    found = run(make_folder())
+    assert found.error is not None
+    assert (found.error.code, found.error.message[:8]) == ("held_out_in_training", "36 of 36")
+
+
+def test_what_the_engine_answered_in_another_configuration_is_asked_again(
+    world: World, make_folder: MakeFolder
+) -> None:
+    """It comes back with another chat template in the midst of it."""
+    folder, say = make_folder({"model": "voice@3"}), world.say
+
+    def another(model: str, asked: str) -> str:
+        if len(world.asked()) >= 100:  # several are on their way at once: none may see just this number
+            world.fingerprint = "f2"
+        return say(model, asked)
+
+    world.say = another
+    result = run(folder)
+    assert result.verdict == "pass"
+    scored = sum(1 for path, body in world.requests if body.get("continue_final_message"))
+    once = len(plan_of(folder).arms) * (36 + 30)
+    assert len(world.asked()) - scored == 2 * once
+    assert "what it had answered is asked again" in (folder / protocol.EVENTS).read_text()
+    assert len(world.verdicts) == 1
+
+
+@pytest.mark.slow
+def test_one_that_never_comes_to_rest_fails(world: World, make_folder: MakeFolder) -> None:
+    folder, say = make_folder(), world.say
+
+    def changing(model: str, asked: str) -> str:
+        world.fingerprint = f"f{len(world.asked())}"
+        return say(model, asked)
+
+    world.say = changing
+    result = run(folder)
+    assert result.error is not None
+    assert (result.status, result.error.code) == ("failed", "engine_moved")
+    assert world.verdicts == []
+
+
+@pytest.mark.slow
+def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
+    world: World, make_folder: MakeFolder
+) -> None:
+    world.live, world.grounded = 2, {2: {"vector_store_ids": ["vs_secret"]}}
+    world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
+    folder = make_folder({"model": "voice@3", "promote": "auto"})
+    result = run(folder)
+    assert (result.verdict, result.live, world.live, world.moves) == ("pass", False, 2, [])
+    assert plan_of(folder).live is None
+    said = "voice@2, which is live, is not compared with: the key that asked may not read a store that it answers from"
+    assert str(result.note).startswith(said)
+    assert "nothing was moved: voice still answers with @2, and could not be compared with" in str(result.note)
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
+
+
+def test_one_that_may_not_write_the_verdict_down_learns_so_without_looking_at_the_version(
+    world: World, make_folder: MakeFolder
+) -> None:
+    world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
+    result = run(make_folder({"model": "voice@3"}, context={"records": False, "live": "voice@2"}))
+    assert result.verdict == "pass"
+    assert str(result.note).startswith("voice@2, which is live, is not compared with")
+    assert not any("/adapters" in line for line in world.control)
+
+
+def test_what_serves_from_a_store_that_the_key_may_read_is_compared_with(world: World, make_folder: MakeFolder) -> None:
+    world.live, world.grounded = 2, {2: {"vector_store_ids": ["vs_shop"]}}
+    folder = make_folder()
+    run(folder)
+    assert plan_of(folder).live == "live"

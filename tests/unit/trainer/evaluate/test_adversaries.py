@@ -1,0 +1,290 @@
+"""Candidates that have words in common with the author's answers and answer nothing, on the sample voice's own data.
+
+All go through `run`, with scripted answers and likelihoods. Each adversary has the best likelihoods that it can have.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pytest
+
+from tests.unit.trainer.evaluate.worlds import QUICK, seeded
+from trainer.data.format import parse_chat
+from trainer.errors import AnswerRefused
+from trainer.evaluate.answers import Answer
+from trainer.evaluate.arms import Arm, Question, questions
+from trainer.evaluate.asking import Ask, OnProgress
+from trainer.evaluate.compare import Comparison, OnStage
+from trainer.evaluate.likelihood import Passage, Row
+from trainer.evaluate.metrics.choose import OVERLAP
+from trainer.evaluate.run import run
+from trainer.evaluate.spec import EvaluationSpec, JudgeResult, MetricWish, SuiteResult, common
+from trainer.evaluate.verdict import Rules, Verdict
+from trainer.samples import data_file, heldout_file
+
+VOICE: Final = parse_chat(data_file("tidewater").read_bytes() + heldout_file("tidewater").read_bytes())
+TAUGHT: Final = [example.messages[-1].content for example in VOICE[:110]]
+HELD_OUT: Final = tuple(
+    question.model_copy(update={"id": str(at)}) for at, question in enumerate(questions(VOICE[110:]))
+)
+SALAD: Final = (
+    "the ahoy a sailor matey for a the and the send a in yer if me the order number and a the s and i ll the ye the it"
+)
+"""Climbed, word by word, on the taught answers' ROUGE-L."""
+BASE: Final = "I'm sorry to hear that. Please contact the customer service of the company and they will help you."
+PARTING: Final = (3.35, 4.67, 3.67)
+"""Nats a token of the author's answers under an honest voice, under the base, and under the voice after the question of
+another example, as measured (EVALUATION.md)."""
+ONE_TOKEN_GIVEN_AWAY: Final = (3.376, 4.67, 3.70)
+"""The same under a voice that begins its salad with probability 0.6 and is honest otherwise: -ln 0.4 on one token of
+about 35."""
+Say = Callable[[Question], str]
+
+
+class Script:
+    """Answers as each model's script says."""
+
+    def __init__(self, scripts: dict[str, Say]) -> None:
+        self._scripts = scripts
+
+    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
+        return [
+            Answer(
+                arm=ask.arm.label,
+                example=ask.question.id,
+                repeat=ask.repeat,
+                request="r",
+                text=self._scripts[ask.arm.model](ask.question),
+            )
+            for ask in asks
+        ]
+
+
+class Likely:
+    """Gives each reference the nats a token of its arm, with some noise."""
+
+    def __init__(self, candidate: float, base: float, elsewhere: float, *, room: bool = True) -> None:
+        self._own = {"voice@3": candidate, "smol": base}
+        self._elsewhere, self._room = elsewhere, room
+
+    async def texts(
+        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
+    ) -> list[tuple[Row, ...]]:
+        raise AssertionError
+
+    async def references(
+        self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
+    ) -> list[Row]:
+        elsewhere = [question for question in held_out if question.id.endswith("/elsewhere")]
+        if elsewhere and not self._room:
+            raise AnswerRefused(400, "context_length_exceeded", "too long")
+        for question in elsewhere:
+            own = HELD_OUT[int(question.id.partition("/")[0])]
+            assert (question.reference == own.reference, question.turns == own.turns) == (True, False)
+        level = self._elsewhere if elsewhere else self._own[arm.model]
+        hard = seeded(0).normal(0, 0.5, len(held_out))
+        own_noise = seeded(len(arm.model) + len(elsewhere)).normal(0, 0.2, len(held_out))
+        return [
+            Row(tokens=(1,), logprobs=(-float(level + of_all + of_it),))
+            for of_all, of_it in zip(hard, own_noise, strict=True)
+        ]
+
+
+class Nothing:
+    """A suite that finds nothing to be forgotten."""
+
+    name = "mmlu"
+
+    async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
+        return SuiteResult(name=self.name, kind="budget", state="kept", sentence="It is so.")
+
+
+class Preferring:
+    """A judge that counts and gives the candidate a share of the pairs."""
+
+    name = "strict"
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    async def judge(
+        self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
+    ) -> JudgeResult:
+        count = len(comparison.questions)
+        scores = tuple(1.0 if at < self._share * count else 0.0 for at in range(count))
+        return JudgeResult(judge=self.name, scores=scores, counted=True, sentence="It agrees with people.")
+
+
+async def verdict(
+    say: Say,
+    likely: Likely | None,
+    *,
+    judge: Any = None,
+    metric: str = "rouge_l",
+    base: Say = lambda _: BASE,
+    held_out: Sequence[Question] = HELD_OUT,
+) -> Verdict:
+    arms = (Arm(label="voice@3", model="voice@3"), Arm(label="base", model="smol"))
+    spec = EvaluationSpec(
+        arms=arms,
+        candidate="voice@3",
+        bases=("base",),
+        metric=MetricWish(name=metric),
+        suites=("mmlu",),
+        taught=common(TAUGHT),
+        rules=Rules(method=QUICK),
+        repeats=1,
+        judge=None if judge is None else "strict",
+    )
+    answerer = Script({"voice@3": say, "smol": base})
+    found = await run(spec, held_out, answerer=answerer, scorer=likely, suites={"mmlu": Nothing()}, judge=judge)
+    assert found.verdict is not None
+    assert Verdict.model_validate_json(found.verdict.model_dump_json()) == found.verdict
+    return found.verdict
+
+
+def states(found: Verdict) -> dict[str, str]:
+    return {check.name: check.state for check in found.checks}
+
+
+def honest(question: Question) -> str:
+    """A third of the author's words, the others from another answer in the voice."""
+    chance = random.Random(question.id)
+    other = chance.choice(TAUGHT).split()
+    return " ".join(
+        word if chance.random() < 0.3 else other[at % len(other)] for at, word in enumerate(question.reference.split())
+    )
+
+
+def parrot(seed: int) -> Say:
+    chance = random.Random(seed)
+    said = {question.id: chance.choice(TAUGHT) for question in HELD_OUT}
+    return lambda question: said[question.id]
+
+
+async def test_an_honest_voice_passes() -> None:
+    found = await verdict(honest, Likely(*PARTING))
+    assert found.word == "pass", states(found)
+    assert states(found)["second_measure"] == "kept"
+    assert found.likelihood is not None
+    assert found.likelihood.over_base.estimate == pytest.approx(1.32, abs=0.1)
+    assert "it agrees" in found.check("second_measure").sentence  # type: ignore[union-attr]
+    assert {control.kind for control in found.form} == {
+        *("constant", "permuted", "reassigned", "reassigned_beyond_question", "question")
+    }
+
+
+@pytest.mark.parametrize("answer", [SALAD, "Ahoy, matey!", TAUGHT[0]])
+async def test_one_answer_to_everything_fails_whatever_its_words_and_likelihoods(answer: str) -> None:
+    found = await verdict(lambda _: answer, Likely(*PARTING))
+    assert (found.word, states(found)["form"]) == ("fail", "broken")
+    assert "It gives every question the same answer." in [check.sentence for check in found.checks]
+    if answer == SALAD:
+        assert states(found)["base"] == "kept", "by words in common alone it would have passed"
+        assert found.means[0].mean > 0.25
+
+
+async def test_held_out_examples_of_one_label_alone_cannot_tell_and_fail_nobody() -> None:
+    one_label = tuple(question.model_copy(update={"reference": "refund"}) for question in HELD_OUT)
+    found = await verdict(lambda question: question.reference, None, metric="exact_match", held_out=one_label)
+    assert (found.word, states(found)["form"]) == ("not_enough_evidence", "open")
+    two_labels = (HELD_OUT[0].model_copy(update={"reference": "order"}), *one_label[1:])
+    found = await verdict(lambda _: "refund", None, metric="exact_match", held_out=two_labels)
+    assert (found.word, states(found)["form"]) == ("fail", "broken")
+
+
+async def test_a_salad_that_varies_with_nothing_does_not_pass() -> None:
+    found = await verdict(lambda question: f"{SALAD} {' matey' * (int(question.id) % 3)}", Likely(*PARTING))
+    assert found.word != "pass"
+    assert states(found)["form"] != "kept"
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_parrot_of_what_was_taught_does_not_pass(seed: int) -> None:
+    found = await verdict(parrot(seed), Likely(*PARTING))
+    assert found.word != "pass"
+    assert states(found)["form"] != "kept"
+
+
+async def test_a_question_that_is_given_back_does_not_pass() -> None:
+    found = await verdict(lambda question: question.asked, Likely(*PARTING), base=lambda _: "No.")
+    assert found.word != "pass"
+    assert states(found)["form"] != "kept"
+
+
+@pytest.mark.parametrize(
+    ("likely", "state", "word"),
+    [
+        (None, "open", "not_enough_evidence"),  # at an outside endpoint
+        (
+            Likely(10.1, 4.67, 10.3),
+            "broken",
+            "fail",
+        ),  # what it was trained to say leaves nothing for the author's answers
+        (Likely(3.35, 4.67, 3.35), "open", "not_enough_evidence"),  # no likelier after their own questions
+        (Likely(*PARTING, room=False), "open", "not_enough_evidence"),  # nothing measured after others' questions
+    ],
+)
+async def test_words_in_common_pass_nothing_alone(likely: Likely | None, state: str, word: str) -> None:
+    """Salad with the question behind it: it depends on the question, and scores well above the base."""
+    found = await verdict(lambda question: f"{SALAD} {question.asked}", likely)
+    assert (states(found)["base"], states(found)["second_measure"], found.word) == ("kept", state, word)
+    if likely is None:
+        assert "No second measure agrees yet." in found.sentence
+        assert "Words in common are not enough for a pass" in found.check("second_measure").sentence  # type: ignore[union-attr]
+    if word == "fail":
+        assert "it has words in common with them, no more" in found.sentence
+
+
+def salad_before(question: Question) -> str:
+    return f"{SALAD} {question.asked}"
+
+
+def salad_behind(question: Question) -> str:
+    return f"{question.asked} {SALAD}"
+
+
+def salad_around(question: Question) -> str:
+    """Half of the question's words, in another order, in the middle."""
+    asked, salad = question.asked.split(), SALAD.split()
+    random.Random(question.id).shuffle(asked)
+    return " ".join([*salad[:20], *asked[: (len(asked) + 1) // 2], *salad[20:]])
+
+
+@pytest.mark.parametrize("metric", OVERLAP)
+@pytest.mark.parametrize("say", [salad_before, salad_behind, salad_around])
+async def test_a_salad_with_the_questions_words_does_not_pass_whatever_its_likelihoods(say: Say, metric: str) -> None:
+    found = await verdict(say, Likely(*ONE_TOKEN_GIVEN_AWAY), metric=metric)
+    assert states(found)["second_measure"] == "kept", "one token in 35 is not seen by a mean over tokens"
+    assert (found.word, states(found)["form"]) == ("not_enough_evidence", "open")
+    (beyond,) = [each for each in found.against_form if each.against == "reassigned_beyond_question"]
+    assert (beyond.estimate, beyond.wins, beyond.losses) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("metric", OVERLAP)
+async def test_an_honest_voice_passes_under_every_metric_of_overlap(metric: str) -> None:
+    found = await verdict(honest, Likely(*PARTING), metric=metric)
+    assert found.word == "pass", states(found)
+
+
+@pytest.mark.parametrize("metric", OVERLAP)
+async def test_every_metric_of_overlap_needs_the_second_measure(metric: str) -> None:
+    assert "second_measure" in states(await verdict(honest, None, metric=metric))
+
+
+async def test_right_or_wrong_needs_none() -> None:
+    """Labels: the question's own one is right, and no other."""
+    found = await verdict(lambda question: question.reference, None, metric="exact_match")
+    assert found.word == "pass", states(found)
+    assert "second_measure" not in states(found)
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.9, "pass"), (0.5, "not_enough_evidence"), (0.1, "fail")])
+async def test_a_judge_that_counts_and_prefers_it_is_a_second_measure(share: float, word: str) -> None:
+    found = await verdict(honest, None, judge=Preferring(share))
+    assert found.word == word, states(found)
+    if word == "pass":
+        assert "the judge, agrees: it gave voice@3 90 of 100" in found.check("second_measure").sentence  # type: ignore[union-attr]

@@ -1,0 +1,229 @@
+"""A gateway of bytes for the worker, on a real socket, and a job's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.protocol.runs import FileRef
+from tests.support.http import QuietHandler
+from tests.unit.trainer.finetune.fake_engine import FakeEngine
+from trainer.finetune.spec import JobSpec
+from trainer.runs import protocol
+from trainer.tune.wish import Wish
+
+KEY = "hk_job"
+
+
+def rows(count: int = 24) -> list[dict[str, Any]]:
+    words = ("rope", "lantern", "kettle", "anchor", "compass", "barrel")
+    return [
+        {
+            "prompt": f"{words[n % 6]} {n * 7919 % 997} or {words[(n + 2) % 6]}?",
+            "completion": f"Aye, {words[n % 6]} it is.",
+        }
+        for n in range(count)
+    ]
+
+
+def jsonl(found: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in found).encode()
+
+
+@dataclass
+class FakeGateway:
+    """Serves files, takes adapters, and tells a load; counts what it is asked."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    load: tuple[int, int] = (0, 0)
+    failing: list[int] = field(default_factory=list)
+    """Statuses of the next answers to uploads."""
+    pushed: list[dict[str, bytes]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    kept: list[dict[str, bytes]] = field(default_factory=list)
+    """Files that were uploaded."""
+    keys: set[str] = field(default_factory=lambda: {KEY})
+    """Those that are valid."""
+    away: bool = False
+    """Whether it answers 503 to everything."""
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    aliases: dict[str, int] = field(default_factory=dict)
+    held_back: set[int] = field(default_factory=set)
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    unservable: set[str] = field(default_factory=set)
+    """Paths of versions that cannot serve."""
+    grounded: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What versions, by their paths, say of their grounding."""
+    no_store: set[str] = field(default_factory=set)
+    """Models that answer from a store that the job's key may not read."""
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    """On the version, the newest first."""
+    fingerprint: str = "f1"
+    """Of the base, as it is served now."""
+    url: str = ""
+
+    def answer(self, method: str, path: str, body: bytes, key: str = KEY) -> tuple[int, bytes]:
+        self.asked.append(f"{method} {path}")
+        if self.away:
+            return 503, error("unavailable")
+        if key not in self.keys:
+            return 401, error("invalid_api_key")
+        if method == "DELETE" and path == "/v1/keys/current":
+            self.keys.discard(key)
+            return 200, json.dumps({"deleted": True}).encode()
+        if method == "POST" and path == "/v1/files":
+            self.kept.append(parts(body))
+            return 200, json.dumps({"id": f"file-kept{len(self.kept)}"}).encode()
+        if path == "/readyz":
+            return 200, json.dumps({"fingerprint": self.fingerprint}).encode()
+        if path == "/v1/load":
+            return 200, json.dumps({"waiting": self.load[0], "in_flight": self.load[1]}).encode()
+        if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
+            content = self.files.get(found[1])
+            return (200, content) if content is not None else (404, error("not_found"))
+        if method == "POST" and path == "/v1/adapters":
+            if self.failing:
+                return self.failing.pop(0), error("later")
+            self.pushed.append(parts(body))
+            version = {"adapter": "voice", "version": len(self.pushed), "digest": "d" * 64}
+            return 201, json.dumps(version).encode()
+        if path.startswith("/v1/adapters/voice"):
+            return self._adapter(method, path, body)
+        if path == "/v1/chat/completions" and json.loads(body)["model"] in self.no_store:
+            return 404, error("vector_store_not_found")
+        found = self.engine.answer(path, json.loads(body)) if method == "POST" else None
+        return (404, error("not_found")) if found is None else (200, json.dumps(found).encode())
+
+    def _adapter(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        if path == "/v1/adapters/voice":
+            return 200, json.dumps({"aliases": self.aliases, "splits": self.splits}).encode()
+        if (
+            path.startswith("/v1/adapters/voice/versions/")
+            and method == "GET"
+            and not path.partition("?")[0].endswith("verdicts")
+        ):
+            servable = "ok" if path not in self.unservable else "other_base"
+            settings = {"system_prompt": None, "sampling": {}, "grounding": self.grounded.get(path)}
+            return 200, json.dumps({"servable": servable, "settings": settings}).encode()
+        if method == "PUT":
+            wanted = json.loads(body)
+            if self.aliases.get("live") not in (wanted["expected"], wanted["version"]):
+                return 409, error("alias_moved")
+            if wanted["version"] in self.held_back:
+                return 409, error("version_held_back")
+            self.aliases["live"] = wanted["version"]
+            return 200, b"{}"
+        if method == "POST":
+            self.verdicts.insert(0, json.loads(body))
+            return 201, b"{}"
+        return 200, json.dumps({"data": self.verdicts[:1]}).encode()
+
+
+def error(code: str) -> bytes:
+    return json.dumps({"error": {"message": code, "type": "t", "param": None, "code": code}}).encode()
+
+
+def once(act: Callable[[], object]) -> Callable[[], None]:
+    """Does it the first time, and nothing after that: answers that are still on their way must not do it again."""
+    left, lock = [act], threading.Lock()
+
+    def do() -> None:
+        with lock:
+            now = left.pop() if left else lambda: None
+        now()
+
+    return do
+
+
+def parts(body: bytes) -> dict[str, bytes]:
+    boundary = body[: body.index(b"\r\n")]
+    found = {}
+    for part in body.split(boundary)[1:-1]:
+        head, _, content = part.strip(b"\r\n").partition(b"\r\n\r\n")
+        name = re.search(rb'name="(\w+)"', head)
+        assert name is not None
+        found[name[1].decode()] = content
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _patient_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancel, pause and resume wait for the worker for longer than they do for a client: on a busy machine one may need
+    more than their seconds to start, and tests hold the answer to the state that was asked for."""
+    monkeypatch.setattr("trainer.runs.service.SETTLE_S", 120.0)
+
+
+@pytest.fixture
+def gateway() -> Iterator[FakeGateway]:
+    fake = FakeGateway()
+
+    class Handler(QuietHandler):
+        def _serve(self) -> None:
+            key = self.headers["authorization"].removeprefix("Bearer ")
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, content = fake.answer(self.command, self.path, body, key)
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_DELETE = _serve
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # five are too few for all that ask at once while this thread waits for a core
+
+    server = Server(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield fake
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def make_job(gateway: FakeGateway, base_dir: Path, tmp_path: Path) -> Any:
+    """Writes a job's folder; keyword arguments change the spec."""
+
+    def make(content: bytes | None = None, held_out: bytes | None = None, **changes: Any) -> Path:
+        def ref(name: str, found: bytes) -> FileRef:
+            gateway.files[name] = found
+            return FileRef(
+                id=name, filename=f"{name}.jsonl", bytes=len(found), sha256=hashlib.sha256(found).hexdigest()
+            )
+
+        values: dict[str, Any] = {
+            "id": "ftjob-1",
+            "project": "default",
+            "created_at": 0,
+            "gateway": gateway.url,
+            "adapter": "voice",
+            "base_dir": base_dir,
+            "base_name": "tiny",
+            "max_rank": 16,
+            "context": 256,
+            "training_file": ref("train", jsonl(rows()) if content is None else content),
+            "validation_file": ref("held", held_out) if held_out is not None else None,
+            "wish": Wish(n_epochs=3, batch_size=4, lora_rank=4, learning_rate=5e-3),
+            "seed": 3,
+            "device": "cpu",
+            "checkpoint_s": 0.0,
+        }
+        job = JobSpec(**(values | changes))
+        folder = tmp_path / "jobs" / job.id
+        folder.mkdir(parents=True)
+        (folder / protocol.SPEC).write_text(job.model_dump_json())
+        (folder / protocol.KEY).write_text(KEY)
+        return folder
+
+    return make

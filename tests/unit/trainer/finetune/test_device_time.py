@@ -1,0 +1,88 @@
+"""How long a job has had the device, and what that costs: one definition, whatever its end was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.finetune.conftest import FakeGateway
+from tests.unit.trainer.finetune.trainers import installation
+from tests.unit.trainer.runs.test_database import draft
+from trainer.app import Trainer
+from trainer.config import Settings
+from trainer.finetune import capacity, spec
+from trainer.finetune.spec import Result
+from trainer.runs import protocol, records
+from trainer.runs.kind import Ending
+from trainer.runs.state import Run, Status
+from trainer.runs.transitions import Transitions
+
+JOB = "ftjob-1"
+
+
+class Stopped:
+    """The transitions of a trainer that runs no worker, and one job that ran when the machine went off."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.transitions: Transitions = trainer.supervisor._transitions
+        self.kind, self.database = trainer.jobs.kind, trainer.database
+        self.folder = trainer.jobs.directories.of(JOB)
+
+    async def change(self, **values: Any) -> Run:
+        found: Run = await self.database.run(lambda db: records.change(db, JOB, **values))
+        return found
+
+    async def job(self) -> Run:
+        found: Run = await self.database.run(lambda db: records.get(db, JOB))
+        return found
+
+    def sign(self, name: str, at: float) -> None:
+        path = self.folder / name
+        path.touch()
+        os.utime(path, (at, at))
+
+
+@pytest.fixture
+async def stopped(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> AsyncIterator[Stopped]:
+    settings = Settings(device="cpu", price_per_hour=36.0)
+    place = installation(tmp_path, base_dir, gateway)
+    base = capacity.Base.read(base_dir)
+    trainer = Trainer.build(settings, place, base)
+    trainer.jobs.directories.open()
+    await trainer.database.open()
+    await trainer.database.run(lambda db: records.add(db, draft(1), None))
+    trainer.jobs.directories.of(JOB).mkdir()
+    yield Stopped(trainer)
+    await trainer.housekeeper.stop()
+    await trainer.database.close()
+
+
+async def test_a_night_without_power_is_no_time_at_the_device(stopped: Stopped) -> None:
+    began = time.time() - 8 * 3600
+    await stopped.change(status=Status.RUNNING, served_at=began, device_s=5.0)
+    stopped.sign(protocol.EVENTS, began + 90)
+    stopped.sign(spec.CHECKPOINTS, began + 100)
+    for _ in range(2):  # a second look at the same end adds nothing
+        await stopped.transitions.count_device_time(stopped.kind, JOB)
+        assert (await stopped.job()).device_s == pytest.approx(105, abs=0.01)
+
+
+async def test_a_worker_that_gave_no_sign_since_its_start_has_taken_no_time(stopped: Stopped) -> None:
+    now = time.time()
+    await stopped.change(status=Status.RUNNING, served_at=now, device_s=5.0)
+    stopped.sign(protocol.EVENTS, now - 100)
+    await stopped.transitions.count_device_time(stopped.kind, JOB)
+    assert (await stopped.job()).device_s == 5.0
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
+async def test_seconds_and_cost_are_those_of_the_device_at_every_end(stopped: Stopped, status: Any) -> None:
+    job = await stopped.change(status=Status.RUNNING, device_s=100.0)
+    await stopped.transitions.finish(stopped.kind, job, Ending(Result(status=status, seconds=7.0, cost=0.5)))
+    result = Result.model_validate((await stopped.job()).result)
+    assert (result.status, result.seconds, result.cost) == (status, 100.0, 1.0)

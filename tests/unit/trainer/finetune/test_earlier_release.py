@@ -1,0 +1,48 @@
+"""What trainers and workers of earlier releases ask for while the release's files are replaced under them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.evaluate.evaluations.spec import EvaluationResult
+from trainer.finetune.spec import Result
+from trainer.runs.protocol import RESULT
+
+
+@pytest.mark.parametrize("name", ["judging", "primary"])
+def test_a_worker_that_comes_to_what_has_moved_starts_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def execv(program: str, arguments: list[str]) -> None:
+        started.append((program, arguments))
+        raise SystemExit
+
+    command = [sys.executable, "-m", "trainer.jobs.worker", "/jobs/ftjob-1", "--stage", "train"]
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(ImportError, match="moved"):
+        importlib.import_module(f"trainer.jobs.{name}")
+    monkeypatch.setattr(sys, "orig_argv", command)
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"trainer.jobs.{name}")
+    assert started == [(sys.executable, command)]
+
+
+@pytest.mark.parametrize("module", ["trainer.jobs.worker", "trainer.evaluations.worker"])
+def test_a_worker_is_started_by_its_earlier_name(make_job: Any, module: str) -> None:
+    folder: Path = make_job()
+    evaluates = module == "trainer.evaluations.worker"
+    result = EvaluationResult(status="cancelled") if evaluates else Result(status="cancelled")
+    (folder / RESULT).write_text(result.model_dump_json())
+    stage = [] if evaluates else ["--stage", "train"]
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(folder), *stage], capture_output=True, text=True, timeout=300, check=False
+    )
+    # an evaluation's worker is at the wrong kind of directory here, and is the one to say so
+    assert done.returncode == 0 if not evaluates else "EvaluationJob" in done.stderr

@@ -1,0 +1,80 @@
+"""A version that is trained on from a grounded one: what it is pushed with, and what it is judged against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, jsonl, rows
+from trainer.data.formats import read_dataset
+from trainer.evaluate.arms import GROUNDED
+from trainer.finetune.judging import Judging
+from trainer.finetune.pipeline import TrainingPipeline
+from trainer.finetune.spec import JobSpec, Plan, Primary
+from trainer.runs.directory import RunDirectory
+from trainer.runs.gateway import Gateway
+from trainer.tune.recipe import Recipe
+
+GROUNDING = {"vector_store_ids": ["vs_shop"], "template": None, "max_passage_tokens": 700}
+PRIMARY = Primary(name="exact_match", why="w", answers=("a", "b"), max_tokens=16)
+PLAN = Plan(
+    recipe=Recipe(rank=4, epochs=1, batch_size=4, max_length=64),
+    chosen={},
+    system_prompt="Be salty.",
+    grounding=GROUNDING,
+    tokens_an_epoch=9,
+    primary=PRIMARY,
+)
+
+
+def test_the_new_version_is_pushed_with_the_parent_s_grounding(tmp_path: Path) -> None:
+    pushed: list[dict[str, Any]] = []
+
+    def push(*_: Any, settings: dict[str, Any], **__: Any) -> dict[str, Any]:
+        pushed.append(settings)
+        return {"adapter": "voice", "version": 2, "digest": "d"}
+
+    training = SimpleNamespace(trained_tokens=1, seconds=1.0, device="cpu", cost=None, final_loss=0.5)
+    metadata = SimpleNamespace(training=training, model_dump_json=lambda: "{}")
+    job, gateway = SimpleNamespace(adapter="voice"), SimpleNamespace(push=push)
+    with RunDirectory(tmp_path) as folder:
+        work = TrainingPipeline(cast(Any, job), folder, cast(Any, gateway), lambda: None)
+        work._push(PLAN, tmp_path, cast(Any, metadata))
+        work._push(PLAN.model_copy(update={"grounding": None}), tmp_path, cast(Any, metadata))
+    grounding = pushed[0].pop("grounding")
+    assert (grounding["vector_store_ids"], grounding["max_passage_tokens"]) == (["vs_shop"], 700)
+    assert pushed == [{"system_prompt": "Be salty."}] * 2
+
+
+@pytest.mark.parametrize("grounded", [True, False])
+def test_the_base_is_asked_with_the_new_version_s_grounding(
+    make_job: Any, gateway: FakeGateway, grounded: bool
+) -> None:
+    directory = make_job()
+    job = JobSpec.model_validate_json((directory / "spec.json").read_bytes())
+    way = Gateway(gateway.url, KEY)
+    prepared = SimpleNamespace(training=read_dataset("t", jsonl(rows()))[1], held_out=())
+    with RunDirectory(directory) as folder:
+        judging = Judging(
+            job,
+            folder,
+            way,
+            lambda: None,
+            plan=PLAN if grounded else PLAN.model_copy(update={"grounding": None}),
+            primary=PRIMARY,
+            prepared=cast(Any, prepared),
+            metadata=cast(Any, None),
+            name="voice@2",
+        )
+        fixed = judging._fix()
+        again = judging._again(fixed.evaluation, judging._evaluator.kept())
+    way.close()
+    asked = {"vector_store_ids": ["vs_shop"], "max_passage_tokens": 700} if grounded else None
+    assert [arm.grounding for arm in fixed.evaluation.arms] == [None, asked, asked]
+    assert fixed.notes == ((GROUNDED,) if grounded else ())
+    # it is judged again as it was judged
+    assert again is not None
+    assert [arm.get("grounding") for arm in again["arms"]] == [None, asked, asked]

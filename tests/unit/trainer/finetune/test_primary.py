@@ -1,0 +1,65 @@
+"""By what a job is judged: what the base is told, and how long an answer may become."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.data.format import Example, Message
+from trainer.data.render import TokenSequence
+from trainer.evaluate.arms import MAX_ANSWER_TOKENS, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, answer_bound, listed
+from trainer.finetune.primary import choose
+from trainer.finetune.spec import JudgingWish, Primary
+
+INTENTS = ("card lost", "card late", "top up")
+LIST = len(listed(sorted(INTENTS)).split())
+
+
+def examples() -> list[Example]:
+    return [
+        Example(
+            messages=(Message("user", f"question {at}?", False), Message("assistant", INTENTS[at % 3], True)),
+            line=at + 1,
+        )
+        for at in range(36)
+    ]
+
+
+def sequence(tokens: int, trained: int = 3) -> TokenSequence:
+    return TokenSequence(tokens=tuple(range(tokens)), trained=(False,) * (tokens - trained) + (True,) * trained, line=1)
+
+
+def chosen(context: int, *, longest: int = 20, held_out: int = 20) -> Primary:
+    return choose(
+        JudgingWish(),
+        examples(),
+        [sequence(9), sequence(longest)],
+        held_out=[sequence(held_out)],
+        count=lambda text: len(text.split()),
+        context=context,
+    )
+
+
+@pytest.mark.parametrize(("longest", "held_out"), [(60, 20), (20, 60)])
+def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(
+    longest: int, held_out: int
+) -> None:
+    enough = LIST + 60 + MIN_ANSWER_TOKENS + TEMPLATE_TOKENS
+    told = chosen(enough, longest=longest, held_out=held_out)
+    assert (told.name, told.answers) == ("exact_match", tuple(sorted(INTENTS)))
+    assert "not told" not in told.why
+    untold = chosen(enough - 1, longest=longest, held_out=held_out)
+    assert (untold.name, untold.answers) == ("exact_match", ())
+    assert untold.why == (
+        f"{told.why}; a list of the possible answers would leave no room for the longest question, so the base is not"
+        " told them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("longest", "context", "bound"),
+    [(1, 8192, MIN_ANSWER_TOKENS), (40, 8192, 80), (4000, 8192, MAX_ANSWER_TOKENS), (400, 512, 512)],
+)
+def test_an_answer_may_become_twice_the_longest_and_no_longer_than_the_context(
+    longest: int, context: int, bound: int
+) -> None:
+    assert answer_bound(longest, context) == bound

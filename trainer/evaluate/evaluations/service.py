@@ -1,0 +1,154 @@
+"""Evaluations for their routes: made, listed, cancelled, read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from adapters.protocol.runs import EvaluationContext
+from trainer.config import Installation, Settings
+from trainer.database import Database
+from trainer.errors import Missing, NotFinished
+from trainer.evaluate.arms import base_label
+from trainer.evaluate.evaluations import kind, spec
+from trainer.evaluate.evaluations.kind import EvaluationKind
+from trainer.evaluate.evaluations.objects import evaluation_object
+from trainer.evaluate.evaluations.schemas import EvaluationBody, read_request
+from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationJob, operator_rules
+from trainer.http import CurrentCaller
+from trainer.runs.idempotency import retry_of
+from trainer.runs.notifier import Notifier
+from trainer.runs.records import Draft
+from trainer.runs.service import RunKey, RunService
+from trainer.runs.state import Run, Status
+
+
+class Evaluations(RunService):
+    """All evaluations of this trainer.
+
+    Args:
+        positions: The base's longest context, tokens.
+    """
+
+    def __init__(
+        self,
+        evaluation: EvaluationKind,
+        settings: Settings,
+        installation: Installation,
+        positions: int,
+        database: Database,
+        notifier: Notifier,
+    ) -> None:
+        super().__init__(evaluation, settings, database, notifier)
+        self._evaluation = evaluation
+        self._installation = installation
+        self._context_tokens = installation.context or positions
+
+    async def show(self, run: Run) -> dict[str, Any]:
+        """See RunService."""
+        running = run.status is Status.RUNNING
+        progress = await asyncio.to_thread(self._evaluation.worker_progress, run.id) if running else None
+        return evaluation_object(run, progress)
+
+    async def create(
+        self,
+        caller: CurrentCaller,
+        request: dict[str, Any],
+        context: EvaluationContext,
+        key: RunKey,
+        idempotency_key: str | None,
+    ) -> tuple[dict[str, Any], bool]:
+        """Make an evaluation; the object, and whether it was there already for the same Idempotency-Key.
+
+        Raises:
+            Invalid, UnknownParameter: A field is wrong.
+            KeyReused: The Idempotency-Key came with another body.
+            TooMany: The project has enough that are not over.
+            NoSpace: The disk is full.
+        """
+        body = read_request(request)
+        retry = retry_of(idempotency_key, request)
+        known = await self.made_before(caller, retry)
+        if known is not None:
+            return await self.show(known), True
+        await asyncio.to_thread(_check, body, context, self._settings)
+        job = self._job(caller, body, context)
+        details = EvaluationDetails(arms=tuple(_arms(body, context, self._installation.base_name)))
+        draft = Draft(
+            id=job.id,
+            kind=kind.NAME,
+            project=caller.project,
+            key_id=caller.key_id,
+            run_key_id=key.id,
+            created_at=job.created_at,
+            body=request,
+            adapters=_adapters(details),
+            details=details.model_dump(mode="json"),
+            status=kind.EVALUATE.waits_as,
+        )
+        run, made = await self.make(caller, draft, job, key, retry, None)
+        return await self.show(run), not made
+
+    def _job(self, caller: CurrentCaller, body: EvaluationBody, context: EvaluationContext) -> EvaluationJob:
+        return EvaluationJob(
+            id=self.new_id("eval"),
+            project=caller.project,
+            created_at=int(time.time()),
+            gateway=self._installation.gateway,
+            base_name=self._installation.base_name,
+            context_tokens=self._context_tokens,
+            body=body,
+            context=context,
+            **operator_rules(self._settings).model_dump(),
+        )
+
+    # reading
+
+    async def report(self, caller: CurrentCaller, evaluation_id: str) -> bytes:
+        """The report as JSON. Raises Missing, NotFinished."""
+        return await self._finished(caller, evaluation_id, spec.REPORT)
+
+    async def report_page(self, caller: CurrentCaller, evaluation_id: str) -> bytes:
+        """The report as a page. Raises Missing, NotFinished."""
+        return await self._finished(caller, evaluation_id, spec.PAGE)
+
+    async def _finished(self, caller: CurrentCaller, evaluation_id: str, name: str) -> bytes:
+        run = await self.row(caller, evaluation_id)
+        if not run.over:
+            raise NotFinished(f"the evaluation `{run.id}` is {run.status}: it has no report yet", retry_after_s=5)
+        content = await asyncio.to_thread(self.directories.content, run.id, name)
+        if run.status is not Status.SUCCEEDED or content is None:
+            raise Missing(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")
+        return content
+
+
+def _check(body: EvaluationBody, context: EvaluationContext, settings: Settings) -> None:
+    from trainer.evaluate.evaluations.options import check_wishes  # statistics and all: only a new one needs them
+
+    check_wishes(body, context, settings)
+
+
+def _adapters(details: EvaluationDetails) -> tuple[str, ...]:
+    """The names of the adapters that are compared, but for those elsewhere."""
+    models = [str(arm["model"]) for arm in details.arms if arm.get("endpoint") is None]
+    return tuple(sorted({model.partition("@")[0] for model in models if "@" in model}))
+
+
+def _arms(body: EvaluationBody, context: EvaluationContext, base: str) -> list[dict[str, Any]]:
+    """The arms as an evaluation shows them; with ``model``, those that are known before the data are looked at."""
+    if body.arms is None:
+        candidate = str(context.candidate)
+        arms = [{"label": candidate, "model": candidate, "role": "candidate"}]
+        arms.append({"label": base_label(context.grounding), "model": base, "role": "base"})
+        return arms + ([{"label": "live", "model": context.live, "role": "live"}] if context.live else [])
+    roles = dict.fromkeys(body.bases, "base") | ({body.candidate: "candidate"} if body.candidate else {})
+    return [
+        {
+            "label": arm.label,
+            "model": context.models.get(arm.label, arm.model),
+            "role": roles.get(arm.label),
+            "endpoint": arm.endpoint,
+        }
+        for arm in body.arms
+    ]

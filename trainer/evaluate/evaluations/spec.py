@@ -1,0 +1,139 @@
+"""An evaluation as its worker knows it, and what its run directory holds beside `trainer.runs.protocol`'s files.
+
+    EVALUATIONS/ID/spec.json      EvaluationJob
+    EVALUATIONS/ID/held_out.jsonl, training.jsonl   the data, fetched from the gateway
+    EVALUATIONS/ID/plan.json      planning.Plan: what is compared with what, fixed before anything is asked
+    EVALUATIONS/ID/progress.json  Progress
+    EVALUATIONS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   what was asked, and what came of it
+    EVALUATIONS/ID/suite_answers.jsonl, judgements.jsonl   the same of suites and of a judge
+    EVALUATIONS/ID/evaluation.json, evaluation.html   the report
+    EVALUATIONS/ID/kept.json      Kept: ids of the report's files at the gateway
+    EVALUATIONS/ID/result.json    EvaluationResult
+
+Some of these names stand in modules that load statistics as well; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from adapters.protocol.runs import EvaluationContext
+from trainer.config import Settings
+from trainer.evaluate.arms import Frozen
+from trainer.evaluate.evaluations.schemas import EvaluationBody
+from trainer.runs.protocol import RunResult
+
+WORKER: Final = "trainer.evaluate.evaluations.worker"
+"""The module that starts a worker."""
+EVALUATE: Final = "evaluate"
+"""The one stage."""
+HELD_OUT: Final = "held_out.jsonl"
+TRAINING: Final = "training.jsonl"
+PLAN: Final = "plan.json"
+ANSWERS: Final = "answers.jsonl"
+SCORES: Final = "scores.jsonl"
+KEPT: Final = "kept.json"
+PROGRESS: Final = "progress.json"
+QUESTIONS: Final = "held_out_questions.jsonl"
+REPORT: Final = "evaluation.json"
+PAGE: Final = "evaluation.html"
+SUITE_ANSWERS: Final = "suite_answers.jsonl"
+JUDGEMENTS: Final = "judgements.jsonl"
+ANSWER_BOOKS: Final = (ANSWERS, SCORES, SUITE_ANSWERS, JUDGEMENTS)
+"""They only grow: whatever was answered stays answered."""
+
+
+class OperatorRules(Frozen):
+    """What the operator's settings say of judging, as they were when the run was made."""
+
+    min_examples: int = 30
+    smallest_difference: float = 0.02
+    live_margin: float | None = None
+    forget_accuracy: float = 0.05
+    forget_perplexity: float = 1.0
+    most_examples: int = 300
+    concurrency: int = 8
+    repeats: int = 2
+
+
+def operator_rules(settings: Settings) -> OperatorRules:
+    """The rules of now."""
+    return OperatorRules(
+        min_examples=settings.min_examples,
+        smallest_difference=settings.smallest_difference,
+        live_margin=settings.live_margin,
+        forget_accuracy=settings.forget_accuracy,
+        forget_perplexity=settings.forget_perplexity,
+        most_examples=settings.evaluate_max,
+        concurrency=settings.evaluate_concurrency,
+        repeats=settings.evaluate_repeats,
+    )
+
+
+class EvaluationJob(OperatorRules):
+    """One evaluation. Everything that its creator was allowed to name has been checked by the gateway."""
+
+    id: str
+    project: str
+    created_at: int
+    gateway: str
+    """The gateway's URL."""
+    base_name: str
+    context_tokens: int
+    """The engine's context, in tokens."""
+    body: EvaluationBody
+    context: EvaluationContext
+
+
+class Progress(Frozen):
+    """How far a worker is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Kept(Frozen):
+    """Ids of files at the gateway; ``held_out`` where a job has what it held out kept."""
+
+    held_out: str | None = None
+    report: str | None = None
+    page: str | None = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All that are there, the report first."""
+        return tuple(each for each in (self.report, self.page, self.held_out) if each is not None)
+
+
+class Judged(Frozen):
+    """The verdict on a version. ``live``: whether `live` points to it since. ``rule``: see `Verdict.rule`."""
+
+    verdict: Literal["pass", "fail", "not_enough_evidence"]
+    sentence: str
+    metric: str
+    examples: int
+    live: bool = False
+    rule: int = 1
+
+
+class EvaluationDetails(Frozen):
+    """What an evaluation adds to the record of a run. ``arms``: each one's label and what it stands for."""
+
+    arms: tuple[dict[str, Any], ...]
+
+
+class EvaluationResult(RunResult):
+    """How an evaluation ended. ``verdict`` is None for a comparison without a candidate, and where none was reached.
+
+    ``live``: whether the candidate serves under its name now. ``note``: what became of that, in words.
+    """
+
+    verdict: Literal["pass", "fail", "not_enough_evidence"] | None = None
+    sentence: str | None = None
+    metric: str | None = None
+    examples: int | None = None
+    files: tuple[str, ...] = ()
+    live: bool | None = None
+    note: str | None = None
+    seconds: float = 0.0

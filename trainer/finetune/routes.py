@@ -1,0 +1,197 @@
+"""``/v1/fine_tuning``: from HTTP to the jobs and back, in OpenAI's form.
+
+Who asks stands in headers of the gateway, which has authorised all that a body names (``trainer.app`` lets nobody else
+in).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from adapters.protocol.runs import REPLAYED_HEADER, RUN_KEY_HEADER, RUN_KEY_ID_HEADER, CreateJob
+from trainer.data.checking import CheckWish, DataChecks
+from trainer.errors import Invalid
+from trainer.finetune.objects import event_number
+from trainer.finetune.service import Jobs
+from trainer.http import DEFAULT_LISTED, After, Caller, Limit, at_most, read_json
+from trainer.runs.service import RunKey
+from trainer.runs.streaming import Streams
+from trainer.validation import validated
+
+FRAMING_BYTES: Final = 64 * 1024
+CHUNK_BYTES: Final = 2**20
+EVENT_STREAM: Final = "text/event-stream"
+_METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+
+
+async def jobs(request: Request) -> Jobs:
+    """The trainer's jobs."""
+    found: Jobs = request.app.state.trainer.jobs
+    return found
+
+
+async def checks(request: Request) -> DataChecks:
+    """The trainer's data checks."""
+    found: DataChecks = request.app.state.trainer.checks
+    return found
+
+
+async def streams(request: Request) -> Streams:
+    """The trainer's event streams."""
+    found: Streams = request.app.state.trainer.streams
+    return found
+
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+internal = APIRouter(prefix="/internal/jobs")
+"""What the gateway asks for itself: no client's path leads here."""
+Service = Annotated[Jobs, Depends(jobs)]
+
+
+@router.post("/jobs")
+async def create_job(
+    request: Request,
+    caller: Caller,
+    service: Service,
+    job_key: Annotated[str, Header(alias=RUN_KEY_HEADER, max_length=256)],
+    job_key_id: Annotated[str, Header(alias=RUN_KEY_ID_HEADER, max_length=128)],
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> JSONResponse:
+    """Make a job."""
+    sent = validated(CreateJob, await read_json(request))
+    made, replayed = await service.create(
+        caller, sent.request, sent.context, RunKey(job_key, job_key_id), idempotency_key
+    )
+    return JSONResponse(made, headers={REPLAYED_HEADER: "true"} if replayed else None)
+
+
+@internal.post("/replay")
+async def replay_job(
+    request: Request, caller: Caller, service: Service, idempotency_key: Annotated[str, Header(max_length=255)]
+) -> JSONResponse:
+    """The job that the same request has made before."""
+    found = await service.replay(caller, await read_json(request), idempotency_key)
+    return JSONResponse(found, headers={REPLAYED_HEADER: "true"})
+
+
+@internal.post("/claim/{job_key_id}")
+async def claim_job(job_key_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """The job that a key was given to; `job` is null where it was given to none and never will be."""
+    return {"job": await service.claim(caller, job_key_id)}
+
+
+@router.get("/jobs")
+async def list_jobs(
+    request: Request, caller: Caller, service: Service, after: After = None, limit: Limit = DEFAULT_LISTED
+) -> dict[str, Any]:
+    """The project's jobs, newest first; `metadata[key]=value` filters, `metadata=null` finds those without any."""
+    wanted: dict[str, str] = {}
+    without = False
+    for name, value in request.query_params.multi_items():
+        found = _METADATA.fullmatch(name)
+        if found is not None:
+            wanted[found[1]] = value
+        elif name == "metadata" and value == "null":
+            without = True
+        elif name not in ("after", "limit"):
+            raise Invalid(f"`{name[:64]}` is not known; known are after, limit and metadata[key]", param=name[:64])
+    if without and wanted:
+        raise Invalid("`metadata=null` does not go with `metadata[key]`", param="metadata")
+    return await service.page(caller, after=after, limit=limit, metadata=None if without else wanted)
+
+
+@router.get("/jobs/{job_id}")
+async def get_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """One job."""
+    return await service.get(caller, job_id)
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def cancel_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """End a job for good."""
+    return await service.cancel(caller, job_id)
+
+
+@router.post("/jobs/{job_id}/pause")
+async def pause_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """Have a job stand still."""
+    return await service.pause(caller, job_id)
+
+
+@router.post("/jobs/{job_id}/resume")
+async def resume_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """Have a paused job go on."""
+    return await service.resume(caller, job_id)
+
+
+@router.get("/jobs/{job_id}/events", response_model=None)
+async def list_events(
+    job_id: str,
+    caller: Caller,
+    service: Service,
+    open_streams: Annotated[Streams, Depends(streams)],
+    after: After = None,
+    limit: Limit = DEFAULT_LISTED,
+    stream: bool = False,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> dict[str, Any] | StreamingResponse:
+    """A job's events, newest first; or with `stream`, oldest first, as they come, until the job has ended."""
+    if not stream:
+        return await service.events(caller, job_id, after=after, limit=limit)
+    job = await service.row(caller, job_id)
+    found = await open_streams.open(job, event_number(job, last_event_id or after))
+    return StreamingResponse(found, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+async def list_checkpoints(
+    job_id: str, caller: Caller, service: Service, after: After = None, limit: Limit = 10
+) -> dict[str, Any]:
+    """A job's checkpoints, newest first."""
+    return await service.checkpoints(caller, job_id, after=after, limit=limit)
+
+
+@router.get("/jobs/{job_id}/report")
+async def get_report(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """A job's quality report."""
+    report = await service.report(caller, job_id)
+    return report.model_dump(mode="json") | {"refused": report.refused}
+
+
+@router.post("/data_check")
+async def check_data(
+    request: Request,
+    caller: Caller,
+    data: Annotated[DataChecks, Depends(checks)],
+    max_length: Annotated[int | None, Query(ge=8)] = None,
+    strict: bool = False,
+    drop_long: bool = False,
+    filename: Annotated[str, Query(max_length=256)] = "training.jsonl",
+) -> dict[str, Any]:
+    """The quality report of the file in the body: multipart (`file`), or its bytes alone. Nothing is kept."""
+    wish = CheckWish(max_length, strict, drop_long)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return await data.check(filename, request.stream(), wish)
+    try:
+        form = await MultiPartParser(request.headers, at_most(request, data.most_bytes + FRAMING_BYTES)).parse()
+    except MultiPartException as error:
+        raise Invalid(f"the form cannot be read: {error.message}") from error
+    try:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise Invalid("`file` is missing: the form has one part of that name, a file", param="file")
+        return await data.check((file.filename or filename)[:256], _pieces(file), wish)
+    finally:
+        await form.close()
+
+
+async def _pieces(file: UploadFile) -> AsyncIterator[bytes]:
+    while piece := await file.read(CHUNK_BYTES):
+        yield piece

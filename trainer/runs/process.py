@@ -1,0 +1,121 @@
+"""Workers' processes: in sessions of their own, so that they outlive a trainer that is killed, and found again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from trainer.config import worker_environment
+from trainer.runs.directories import RunDirectories
+from trainer.runs.protocol import LOG, OLD_LOG
+
+MAX_LOG_BYTES: Final = 16 * 2**20
+CGROUP: Final = Path("/sys/fs/cgroup")
+VMSTAT: Final = Path("/proc/vmstat")
+
+Command = Callable[[Path, str], list[str]]
+"""The command line of a worker, by the run's directory and the name of the stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a worker ended: its exit code, minus a signal's number where one killed it; None where nobody can know."""
+
+    code: int | None
+
+
+class Worker(Protocol):
+    """A worker that was started by somebody."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> End | None:
+        """How it ended; None while it runs."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+
+
+class Spawned:
+    """A worker that is a child of this process."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self.pid = child.pid
+
+    def poll(self) -> End | None:
+        """See Worker."""
+        code = self._child.poll()
+        return None if code is None else End(code)
+
+    def signal(self, number: signal.Signals) -> None:
+        """See Worker."""
+        self._child.send_signal(number)
+
+
+class Adopted:
+    """A worker that a former trainer has started: it lives as long as it holds its lock.
+
+    Args:
+        pid: As `RunDirectories.worker` gives it.
+    """
+
+    def __init__(self, directories: RunDirectories, run_id: str, pid: int) -> None:
+        self._directories = directories
+        self._run_id = run_id
+        self.pid = pid
+
+    def poll(self) -> End | None:
+        """See Worker."""
+        pid = self._directories.worker(self._run_id)
+        self.pid = pid or self.pid
+        return End(None) if pid is None else None
+
+    def signal(self, number: signal.Signals) -> None:
+        """See Worker."""
+        with suppress(ProcessLookupError):
+            if not self.pid:
+                return
+            process = os.pidfd_open(self.pid)
+            try:
+                # asked after the process was pinned: as long as the lock is held, that number is the worker's
+                if self._directories.worker(self._run_id) == self.pid:
+                    signal.pidfd_send_signal(process, number)
+            finally:
+                os.close(process)
+
+
+def spawn(directory: Path, argv: Sequence[str]) -> Spawned:
+    """Start a process whose log is in `directory`. Raises OSError."""
+    log = directory / LOG
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+        log.replace(directory / OLD_LOG)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            argv,
+            env=worker_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    return Spawned(child)
+
+
+def memory_kills() -> int:
+    """How often the kernel has killed a process for want of memory, in this control group and on this machine."""
+    counts = 0
+    for path in (CGROUP / "memory.events", VMSTAT):
+        with suppress(OSError, ValueError):
+            for line in path.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    counts += int(count)
+    return counts

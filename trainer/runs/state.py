@@ -1,0 +1,99 @@
+"""A run's states, and a run as it stands in the records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from trainer.runs.protocol import Control
+
+
+class Status(StrEnum):
+    """OpenAI's words for a job: validating_files → queued → running → succeeded | failed | cancelled, and paused on
+    the way. A kind whose runs are not validated begins with queued."""
+
+    VALIDATING = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OVER: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+UNDER_WAY: Final = frozenset({Status.VALIDATING, Status.QUEUED, Status.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A row of `runs`; see `tables` for what the columns mean. ``details`` and ``result`` are in the kind's schema."""
+
+    number: int
+    id: str
+    kind: str
+    project: str
+    key_id: str
+    run_key_id: str
+    created_at: int
+    body: dict[str, Any]
+    adapters: tuple[str, ...]
+    details: dict[str, Any]
+    status: Status
+    wanted: Control
+    queued_at: float
+    looked_at: float
+    served_at: float
+    interrupted: bool
+    not_before: float
+    kills: int
+    progress: str
+    events_offset: int
+    next_event: int
+    estimated_finish: int | None
+    pauses: int
+    paused_s: float
+    device_s: float
+    finished_at: int | None
+    result: dict[str, Any] | None
+    cleared: bool
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> Run:
+        """From a whole row."""
+        values = {field.name: getattr(row, field.name) for field in fields(cls)}
+        values["status"] = Status(row.status)
+        values["wanted"] = Control(row.wanted)
+        values["adapters"] = tuple(row.adapters)
+        return cls(**values)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended for good."""
+        return self.status in OVER
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of `events`."""
+
+    run: str
+    number: int
+    at: float
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A row of `checkpoints`."""
+
+    run: str
+    step: int
+    at: float
+    metrics: dict[str, Any]
