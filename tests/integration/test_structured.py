@@ -150,7 +150,8 @@ def test_the_attack_is_refused_at_every_door_while_others_are_answered(gateway: 
         ),
         (
             {"json": {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}},
-            r"\[[12], ?[12]\]",
+            # JSON may have blanks anywhere, of which a small model can write more than the answer has room for
+            r"\[\s*([12]\s*(,\s*([12]\s*(\]\s*)?)?)?)?",
         ),
     ],
 )
