@@ -27,6 +27,7 @@ Exception
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers
     ├── BadGateway           502  the engine gave something that is no answer
+    │   └── EngineCut        502  it went away before the answer was complete
     ├── Unavailable          503
     │   ├── EngineUnavailable
     │   │   └── EngineUnreachable
@@ -202,6 +203,12 @@ class AdapterNotFinite(HatrackError):
 class BadGateway(HatrackError):
     status, type, default_code = 502, "server_error", "engine_error"
     retry = False
+
+
+class EngineCut(BadGateway):
+    """The engine went away, or the connection to it was cut, before its answer was complete."""
+
+    default_code = "engine_cut"
 
 
 class Unavailable(HatrackError):

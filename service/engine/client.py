@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
-from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, EngineUnreachable, Timeout
+from service.errors import AdapterNotFinite, BadGateway, EngineCut, EngineUnavailable, EngineUnreachable, Timeout
 from service.http.connection_errors import ConnectionErrors
 from service.http.pool import ConnectionPool
 
@@ -31,7 +31,7 @@ def _unreachable(_: BaseException) -> EngineUnreachable:
 
 _ERRORS: Final = ConnectionErrors(
     unreachable=_unreachable,
-    cut=lambda _: BadGateway("the engine went away before its answer was complete", code="engine_cut"),
+    cut=lambda _: EngineCut("the engine went away before its answer was complete"),
 )
 
 
@@ -52,13 +52,13 @@ class EngineResponse:
         return self._response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes as they come. Raises BadGateway where the engine goes away in the middle."""
+        """The body's bytes as they come. Raises EngineCut where the engine goes away in the middle."""
         with _ERRORS:
             async for chunk in self._response.content.iter_any():
                 yield chunk
 
     async def read(self) -> bytes:
-        """The whole body. Raises BadGateway where the engine goes away in the middle."""
+        """The whole body. Raises EngineCut where the engine goes away in the middle."""
         with _ERRORS:
             return await self._response.read()
 
@@ -103,7 +103,7 @@ class EngineClient:
 
         Raises:
             EngineUnavailable: There is no engine now; at once.
-            BadGateway: It went away before it answered.
+            EngineCut: It went away before it answered.
         """
         reason = self._available()
         if reason is not None:

@@ -13,10 +13,10 @@ from typing import Final
 from adapters.errors import AdapterError, LogprobsNotFinite, MixedBatchDiffers, ProbeTokensDiffer
 from adapters.proof import MIXED_PROBES, PROBES, Logprobs, MixedBatch, Side, is_finite, weigh_mixed_batch
 from service.admission.background import GatedEngine
-from service.errors import HatrackError, RateLimited, Timeout, Unavailable
+from service.errors import EngineCut, HatrackError, RateLimited, Timeout, Unavailable
 
-NOT_ABOUT_ADAPTERS: Final = (Unavailable, Timeout, RateLimited)
-"""Refusals of the engine that say nothing of the adapter that was asked."""
+NOT_ABOUT_ADAPTERS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
+"""What says nothing of the adapter that was asked: the engine is away, goes away, or has no place for the question."""
 MAX_KNOWN: Final = 8
 """Adapters whose answers are remembered, to be asked beside the next one."""
 NEIGHBOUR_DIFFERS: Final = (

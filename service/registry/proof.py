@@ -23,9 +23,9 @@ from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import (
     AdapterNotFinite,
     BadGateway,
+    EngineCut,
     EngineUnavailable,
     HatrackError,
-    RateLimited,
     Timeout,
     Unavailable,
     Unprocessable,
@@ -92,10 +92,10 @@ class Prober:
             evidence = await rounds
         except LogprobsNotFinite:
             # the base was well just before: the adapter is to blame, also where it took the engine along
-            with suppress(Unavailable, Timeout):
+            with suppress(*NOT_ABOUT_ADAPTERS):
                 await self._healthy_base()
             raise
-        except Unavailable:
+        except (Unavailable, EngineCut):
             raise
         except (AdapterError, HatrackError):
             await self._healthy_base()  # a poisoned engine's verdict is none
@@ -193,7 +193,7 @@ class Prober:
         for _ in range(BASE_CHECKS):
             try:
                 answer = await self._engine.logprobs(self._base_name, PROBES)
-            except (Unavailable, Timeout, RateLimited):
+            except NOT_ABOUT_ADAPTERS:
                 raise
             except HatrackError:
                 continue  # the base must always answer: the engine itself says that it cannot
@@ -224,7 +224,7 @@ class Prober:
             try:
                 async with self._turn:
                     await self._healthy_base()
-            except (Unavailable, Timeout, RateLimited):
+            except NOT_ABOUT_ADAPTERS:
                 await asyncio.sleep(delay_s)
             else:
                 return
@@ -232,7 +232,7 @@ class Prober:
     async def answers(self, digest: str) -> bool:
         """Whether the engine gives finite log-probabilities under the adapter.
 
-        Raises EngineUnavailable, Timeout or RateLimited where that says nothing about the adapter.
+        Raises EngineUnavailable, EngineCut, Timeout or RateLimited where that says nothing about the adapter.
         """
         async with self._turn:
             try:

@@ -15,7 +15,7 @@ from adapters.errors import (
     ProbeTokensDiffer,
 )
 from adapters.proof import PROBES, Effect, ProbeProof, Proof
-from service.errors import AdapterNotFinite, BadGateway, EngineUnavailable, Unavailable
+from service.errors import AdapterNotFinite, BadGateway, EngineCut, EngineUnavailable, Unavailable
 from service.registry.mixed_batch import NEIGHBOUR_DIFFERS
 from service.registry.proof import Prober
 from service.registry.proving import OWN_EVIDENCE
@@ -261,6 +261,22 @@ async def test_what_is_remembered_of_a_neighbour_is_asked_again_before_anyone_is
     evidence = await asking.prove(DIGEST, effect_is_zero=False, reference=None)
     assert evidence.mixed_batch is not None
     assert evidence.mixed_batch.neighbour == pytest.approx(0)
+
+
+@pytest.mark.parametrize("cut", [DIGEST, BASE])
+async def test_an_engine_that_goes_away_in_the_midst_says_nothing_of_the_adapter(cut: str) -> None:
+    class Engine(MemoryEngine):
+        async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
+            if model == cut:
+                raise EngineCut("the engine went away before its answer was complete")
+            return await super().logprobs(model, texts)
+
+    engine = Engine()
+    with pytest.raises(EngineCut):
+        await beside(engine).prove(DIGEST, effect_is_zero=False, reference=None)
+    with pytest.raises(EngineCut):
+        await (beside(engine).answers(DIGEST) if cut == DIGEST else beside(engine).check_base())
+    assert engine.restarts == []
 
 
 async def test_a_measurement_that_waits_too_long_for_other_proofs_is_refused() -> None:
