@@ -128,11 +128,9 @@ def decide(
         form: The controls over the comparison's questions; every one has to be beaten.
         forgetting: The general suite's result; without it or another suite's check no pass is possible.
         more_checks: What other suites and a judge that counts have found.
-        preferred: How much a judge that counts prefers the candidate to the strongest base, over even, where another
-            metric decides.
+        preferred: How much a judge that counts prefers the candidate to the strongest base, over even.
         rules: The operator's settings.
-        uncounted: Why the scores count for nothing (of a judge that nobody agrees with yet): whatever they show, the
-            checks that are made of them are open. None: they count.
+        uncounted: Why the scores count for nothing and their checks stay open, whatever they show. None: they count.
 
     Raises:
         EvaluationInvalid: There is no base or no control, a label names no arm, or a control is of other examples.

@@ -143,7 +143,7 @@ class Kind(ABC, Generic[R]):
         Args:
             working: Process ids of the workers that have the device.
         """
-        raise NotImplementedError(f"{self.name} has one stage")
+        raise AssertionError(f"a run of the kind {self.name} has no stage before its last")
 
     @abstractmethod
     def cut_short(self, run: Run, cut: Cut) -> Ending[R]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from threadpoolctl import threadpool_limits
 
@@ -16,6 +17,8 @@ from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.index.ranking import Hit, Question
 from service.knowledge.index.work_records import Searchable
 from service.knowledge.text import PassageText
+
+SEARCH_THREADS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,43 @@ class Found:
     index: Index
 
 
-def one_thread_each() -> None:
+class SearchThreads:
+    """The threads that searches run on."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(SEARCH_THREADS, "knowledge-search", _one_thread_each)
+        self._left: set[asyncio.Task[None]] = set()
+
+    async def ranked(
+        self, used: AsyncExitStack, found: Sequence[Found], question: Question, filters: Filters | None
+    ) -> tuple[list[Passage], bool]:
+        """As ``ranked``, off the loop. Whoever gives up does not wait for a thread: what is still queued is dropped.
+
+        Args:
+            used: Holds open what is read; taken over where nobody waits any more and the search still runs.
+        """
+        work = self._threads.submit(ranked, found, question, filters)
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            if not work.cancel():
+                left = asyncio.create_task(_hold_open(used.pop_all(), work), name="knowledge-search-left")
+                self._left.add(left)
+                left.add_done_callback(self._left.discard)
+            raise
+
+    async def close(self) -> None:
+        """Wait for what runs, and end the threads."""
+        await asyncio.gather(*self._left)
+        self._threads.shutdown(wait=True)
+
+
+def _one_thread_each() -> None:
     """Have numpy multiply on the thread that asks: a product on two of a busy machine's cores waits for the slower."""
     threadpool_limits(1, user_api="blas")
 
 
-async def hold_open(used: AsyncExitStack, work: Future[list[Passage]]) -> None:
-    """Keep open what a search reads that nobody waits for any more."""
+async def _hold_open(used: AsyncExitStack, work: Future[tuple[list[Passage], bool]]) -> None:
     async with used:
         await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
 
@@ -50,8 +83,11 @@ def load_store(file: PassageFile, files: Sequence[Searchable], writing: set[str]
     return load(documents, loaded.segments)
 
 
-def ranked(found: Sequence[Found], question: Question, filters: Filters | None) -> list[Passage]:
-    """The best passages of several stores together, each once: several may hold the same file. Blocks."""
+def ranked(found: Sequence[Found], question: Question, filters: Filters | None) -> tuple[list[Passage], bool]:
+    """The best passages of several stores together, each once: several may hold the same file. Blocks.
+
+    Also says whether the text of each was there: else a document was replaced or taken out since the index was read.
+    """
     hits = [(one, hit) for one in found for hit in one.index.search(question, filters)]
     hits.sort(key=lambda pair: -pair[1].score)
     best = hits if len(found) > 1 else hits[: question.k]
@@ -60,12 +96,12 @@ def ranked(found: Sequence[Found], question: Question, filters: Filters | None) 
         mine = [(at, hit) for at, (owner, hit) in enumerate(best) if owner is one]
         texts = one.file.texts([hit.place for _, hit in mine])
         for (at, hit), text in zip(mine, texts, strict=True):
-            if text is not None:  # else it was taken out a moment ago
+            if text is not None:
                 passages[at] = _passage(one, hit, text)
     owners: dict[tuple[str | None, str], str] = {}
     ordered = [passages[at] for at in sorted(passages)]
     once = [one for one in ordered if owners.setdefault((one.file_id, one.text), one.store_id) == one.store_id]
-    return once[: question.k]
+    return once[: question.k], len(passages) == len(best)
 
 
 def _passage(one: Found, hit: Hit, text: PassageText) -> Passage:

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from service.knowledge.index.cache import IndexCache, Open
 from service.knowledge.index.indexing import Indexing
 from service.knowledge.index.memory import Index
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
-from service.knowledge.index.searching import Found, hold_open, joined, load_store, one_thread_each, ranked
+from service.knowledge.index.searching import Found, SearchThreads, joined, load_store
 from service.knowledge.segment import Vectors
 from service.knowledge.terms import Analyzer
 from service.knowledge.types import DEFAULT_CHUNKING, BatchInfo, FileDraft, FileInfo, FilePage, FileStatus, StoreInfo
@@ -33,7 +32,6 @@ DEFAULT_MEMORY_BYTES: Final = 1 << 30
 MAX_QUESTION: Final = 2_000
 """Characters of a question that are looked for: of a longer one its beginning and its end."""
 MAX_TERMS: Final = 256
-SEARCH_THREADS: Final = 2
 LOADERS: Final = 2
 """Stores that are loaded at once: the threads that open files and answer others are not all theirs."""
 MAX_CACHED: Final = 4_096
@@ -73,14 +71,13 @@ class Stores:
         self._cache = IndexCache(root, memory_bytes)
         self._locks = Locks()
         self._analyzer = Analyzer()
-        self._threads = ThreadPoolExecutor(SEARCH_THREADS, "grounding-search", one_thread_each)
+        self._threads = SearchThreads()
         self._indexing = Indexing(
             database, self._cache, embedder, path_of, self._locks, memory_bytes=memory_bytes, changed=self._change
         )
         self._indexing.idle = self._touch
         self._known: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
         self._epoch = 0
-        self._left: set[asyncio.Task[None]] = set()
         self._loading: dict[str, asyncio.Task[Index]] = {}
         self._loaders = asyncio.Semaphore(LOADERS)
         self._used: dict[str, int] = {}
@@ -112,8 +109,7 @@ class Stores:
         for load in loading:
             load.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
-        await asyncio.gather(*self._left)
-        self._threads.shutdown(wait=True)
+        await self._threads.close()
         await self._cache.close()
 
     # stores
@@ -323,22 +319,17 @@ class Stores:
     ) -> list[Passage]:
         async with AsyncExitStack() as used:
             opened = [(one, await used.enter_async_context(self._cache.use(one))) for one in store_ids]
-            found = [Found(one, store.file, await self._index(one, store)) for one, store in opened]
-            found = [one for one in found if one.index.parts]
-            if not found:
-                return []
             terms = tuple(dict.fromkeys(self._analyzer.terms(text)))[:MAX_TERMS]
-            question = Question(terms, await vector, self._weight, k, threshold)
-            work = self._threads.submit(ranked, found, question, filters)
-            try:
-                return await asyncio.wrap_future(work)
-            except asyncio.CancelledError:
-                # whoever gave up does not wait for a thread: what is still queued is dropped, what runs is left alone
-                if not work.cancel():
-                    left = asyncio.create_task(hold_open(used.pop_all(), work), name="grounding-left")
-                    self._left.add(left)
-                    left.add_done_callback(self._left.discard)
-                raise
+            while True:
+                indexes = [(one, store, await self._index(one, store)) for one, store in opened]
+                found = [Found(one, store.file, index) for one, store, index in indexes if index.parts]
+                if not found:
+                    return []
+                question = Question(terms, await vector, self._weight, k, threshold)
+                passages, complete = await self._threads.ranked(used, found, question, filters)
+                if complete or all(store.index is index for _, store, index in indexes):
+                    return passages
+                # a document was replaced in the midst: its new text is in the index by now, the old one's has gone
 
     async def _index(self, store_id: str, store: Open) -> Index:
         """The store's index, loaded where it is not: once for all who ask, and on after they have given up."""

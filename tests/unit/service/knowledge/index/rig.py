@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,14 @@ class Rig:
                 assert file is not None
                 if file.status != "in_progress":
                     return file
+                await asyncio.sleep(0.01)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once it holds; for what stays so."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                if condition():
+                    return
                 await asyncio.sleep(0.01)
 
     async def search(self, stores: str | list[str], text: str, *, project: str = PROJECT, **more: Any) -> list[Passage]:

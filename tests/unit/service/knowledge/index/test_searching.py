@@ -1,0 +1,133 @@
+"""Searches while documents come and go, and searches that nobody waits for any more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.grounding.provider import Passage
+from service.knowledge.index import searching
+from service.knowledge.index import stores as module
+from service.knowledge.index.memory import Index
+from service.knowledge.index.searching import load_store, ranked
+from service.knowledge.types import Chunking
+from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
+
+
+async def test_a_document_that_is_replaced_during_a_search_is_found(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
+    await rig.texts(store, "boots")
+    began, go, searches = threading.Event(), threading.Event(), 0
+
+    def slow(found: Any, question: Any, filters: Any) -> tuple[list[Passage], bool]:
+        nonlocal searches
+        searches += 1
+        began.set()
+        go.wait(60)
+        return ranked(found, question, filters)
+
+    monkeypatch.setattr(searching, "ranked", slow)
+    try:
+        search = asyncio.create_task(rig.texts(store, "boots"))
+        assert await asyncio.to_thread(began.wait, 60)
+        await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(30, 0))
+        async with rig.stores._cache.use(store) as opened:
+            await rig.until(lambda: len(opened.file.generations()) == 1)
+    finally:
+        go.set()
+    assert await search == [("boots " * 30).strip()]
+    assert searches == 2
+
+
+async def test_a_search_that_nobody_waits_for_ends_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots")
+    asked: list[int] = []
+    began, go = threading.Semaphore(0), threading.Event()
+
+    def slow(found: Any, question: Any, filters: Any) -> tuple[list[Passage], bool]:
+        asked.append(question.k)
+        began.release()
+        go.wait(30)
+        return ranked(found, question, filters)
+
+    monkeypatch.setattr(searching, "ranked", slow)
+    try:
+        running = [asyncio.create_task(rig.search(store, "boots")) for _ in range(searching.SEARCH_THREADS)]
+        for _ in running:
+            assert await asyncio.to_thread(began.acquire, timeout=30)
+        queued = asyncio.create_task(rig.search(store, "boots", k=7))
+        await asyncio.sleep(0.3)
+        for left in (queued, running[0]):
+            left.cancel()
+            done, _ = await asyncio.wait({left}, timeout=5)
+            assert done, "neither what waits for a thread nor what has one holds up whoever gave up"
+        open_store = rig.stores._cache.loaded(store)
+        assert open_store is not None
+        assert open_store.users == 2, "what a thread reads stays open"
+    finally:
+        go.set()
+    assert [one.text for one in await running[1]] == ["boots"]
+    assert await rig.texts(store, "boots") == ["boots"]
+    await rig.until(lambda: open_store.users == 0)
+    assert 7 not in asked, "it was dropped before it began"
+
+
+async def test_closing_waits_for_searches_that_were_left(
+    tmp_path: Path, words: SharedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    ended: list[bool] = []
+
+    def slow(found: Any, question: Any, filters: Any) -> tuple[list[Passage], bool]:
+        go.wait(30)
+        ended.append(found[0].file is not None)
+        return ranked(found, question, filters)
+
+    async with Rig(tmp_path, words).open() as rig:
+        store = await rig.store()
+        await rig.add(store, "a.txt", "boots")
+        await rig.texts(store, "boots")
+        monkeypatch.setattr(searching, "ranked", slow)
+        soon = asyncio.get_running_loop().time() + 1
+        with pytest.raises(TimeoutError):
+            await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=soon)
+        assert not ended
+        asyncio.get_running_loop().call_later(0.2, go.set)
+    assert ended == [True]
+
+
+async def test_a_store_loads_on_when_nobody_waits_and_once_for_all(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await rig.store()
+    await rig.add(store, "a.txt", "boots")
+    loop, began, go, loads = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), 0
+
+    def slow(*args: Any) -> Index:
+        nonlocal loads
+        loads += 1
+        loop.call_soon_threadsafe(began.set)
+        go.wait(30)
+        return load_store(*args)
+
+    monkeypatch.setattr(module, "load_store", slow)
+    try:
+        first = asyncio.create_task(rig.texts(store, "boots"))
+        await began.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        soon = loop.time() + 0.05
+        with pytest.raises(TimeoutError):  # at its deadline: the load waits for this test
+            await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=soon)
+        assert not rig.stores.loaded(store)
+    finally:
+        go.set()
+    await asyncio.gather(*rig.stores._loading.values())
+    assert rig.stores.loaded(store), "it is kept"
+    assert await rig.texts(store, "boots") == ["boots"]
+    assert loads == 1
