@@ -54,6 +54,8 @@ def gateway(
     environment = {"HATRACK_GROUNDING_URL": retriever.url, "HATRACK_GROUNDING_SECRET": SECRET}
     # beside five answers on two cores a search takes its time; versions that shall find it late say so themselves
     environment["HATRACK_GROUNDING_TIMEOUT_S"] = "30"
+    # a flood's last waits for all others, and on a slow machine they take their time, too
+    environment["HATRACK_QUEUE_TIMEOUT_S"] = "600"
     environment["HATRACK_TRAINER_ENDPOINTS"] = str(judge.write_settings(tmp_path_factory.mktemp("settings")))
     environment["HATRACK_TRAINER_SUITES_LIMIT"] = "20"
     environment["HATRACK_TRAINER_EVALUATE_REPEATS"] = "1"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from tests.support.gateway import TIMEOUT, Gateway
 LINE = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
 MIB = 1024 * 1024
 NOBODYS = "file-" + "0" * 24
+PATIENCE_S = 300.0
 
 
 def client_of(gateway: Gateway, key: str) -> openai.OpenAI:
@@ -106,7 +108,7 @@ def test_a_file_over_the_bound_is_refused_before_it_is_sent(gateway: Gateway, ke
         f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
         f"content-type: multipart/form-data; boundary=b\r\ncontent-length: {600 * MIB}\r\n\r\n--b\r\n"
     )
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as wire:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S) as wire:
         wire.sendall(head.encode())
         assert b"413" in wire.recv(64).split(b"\r\n")[0]
 
@@ -121,29 +123,60 @@ def trainer_of(gateway: Gateway) -> psutil.Process:
     raise AssertionError("the gateway has no trainer")
 
 
+@contextmanager
+def no_trainer(gateway: Gateway) -> Iterator[psutil.Process]:
+    """The trainer is killed, and no other is started meanwhile, however long that takes: the gateway starts none while
+    somebody holds the lock."""
+    killed = trainer_of(gateway)
+    deadline = time.monotonic() + PATIENCE_S
+    with (gateway.home / "trainer" / "supervised.lock").open("rb+") as lock:
+        killed.kill()
+        killed.wait(PATIENCE_S)
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            assert time.monotonic() < deadline, "the trainer's lock has outlived it"
+            with suppress(AssertionError, psutil.Error):  # the next one was quicker
+                trainer_of(gateway).kill()
+            time.sleep(0.05)
+        yield killed
+
+
+def background_keys(gateway: Gateway) -> set[str]:
+    with gateway.http() as admin:
+        return {key["id"] for key in admin.get("/v1/keys?limit=100").json()["data"] if key["background"]}
+
+
+def until_training_answers(client: openai.OpenAI) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            client.fine_tuning.jobs.list()
+            return
+        except openai.APIStatusError:
+            assert time.monotonic() < deadline, "the trainer has not come back"
+        time.sleep(0.5)
+
+
 def test_without_a_trainer_training_is_503_answers_go_on_and_it_comes_back(
     gateway: Gateway, client: openai.OpenAI
 ) -> None:
     made = client.files.create(file=LINE * 10, purpose="fine-tune")
     base = client.models.list().data[0].id
-    killed = trainer_of(gateway)
-    killed.kill()
-    killed.wait(60)
-    with pytest.raises(openai.APIStatusError) as down:
-        client.fine_tuning.jobs.create(model=base, training_file=made.id, suffix="my voice")
-    assert (down.value.status_code, down.value.code) == (503, "trainer_unavailable")
-    assert int(down.value.response.headers["retry-after"]) > 0
-    with pytest.raises(openai.APIStatusError, match="trainer"):
-        client.fine_tuning.jobs.list()
-    with gateway.http() as admin:
-        assert all(not made["background"] for made in admin.get("/v1/keys?limit=100").json()["data"])
-        assert set(admin.get("/v1/load").json()) == {"object", "waiting", "in_flight"}
-    assert gateway.answer(base, "Say hello.")
-    client.files.delete(made.id)
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        with suppress(openai.APIStatusError):
+    until_training_answers(client)
+    before = background_keys(gateway)  # of what else is at work
+    with no_trainer(gateway) as killed:
+        with pytest.raises(openai.APIStatusError) as down:
+            client.fine_tuning.jobs.create(model=base, training_file=made.id, suffix="my voice")
+        assert (down.value.status_code, down.value.code) == (503, "trainer_unavailable")
+        assert int(down.value.response.headers["retry-after"]) > 0
+        with pytest.raises(openai.APIStatusError, match="trainer"):
             client.fine_tuning.jobs.list()
-            break
-        time.sleep(0.5)
+        assert background_keys(gateway) <= before
+        with gateway.http() as admin:
+            assert set(admin.get("/v1/load").json()) == {"object", "waiting", "in_flight"}
+        assert gateway.answer(base, "Say hello.")
+    client.files.delete(made.id)
+    until_training_answers(client)
     assert trainer_of(gateway).pid != killed.pid

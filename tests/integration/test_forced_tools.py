@@ -16,6 +16,7 @@ from pydantic import BaseModel, SecretStr
 
 from tests.integration.test_voices import gateway_base
 from tests.support.gateway import Gateway
+from tests.support.whole import ATTEMPTS, first_whole
 
 QUESTION = "Where is my parcel 7? It goes by DHL. Then cancel it."
 
@@ -58,22 +59,29 @@ def check(name: str, arguments: Any) -> None:
     MODELS[name].model_validate(json.loads(arguments) if isinstance(arguments, str) else arguments)
 
 
+def chat_is_cut(answer: Any) -> bool:
+    return bool(answer.choices[0].finish_reason == "length")
+
+
 # chat completions
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "track"}}])
 def test_chat(gateway: Gateway, client: openai.OpenAI, choice: Any, seed: int) -> None:
-    answer = client.chat.completions.create(
-        model=gateway_base(gateway),
-        messages=TALK,
-        tools=CHAT_TOOLS,
-        tool_choice=choice,
-        parallel_tool_calls=False,
-        max_tokens=LONG_ENOUGH,
-        temperature=1,
-        seed=seed,
-    )
+    def attempt(number: int) -> Any:
+        return client.chat.completions.create(
+            model=gateway_base(gateway),
+            messages=TALK,
+            tools=CHAT_TOOLS,
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            max_tokens=LONG_ENOUGH,
+            temperature=1,
+            seed=seed + 10 * number,
+        )
+
+    answer = first_whole(attempt, chat_is_cut)
     [call] = answer.choices[0].message.tool_calls or []
     assert call.type == "function"
     check(call.function.name, call.function.arguments)
@@ -81,15 +89,19 @@ def test_chat(gateway: Gateway, client: openai.OpenAI, choice: Any, seed: int) -
 
 
 def test_chat_in_a_stream(gateway: Gateway, client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(
-        model=gateway_base(gateway),
-        messages=TALK,
-        tools=CHAT_TOOLS,
-        tool_choice={"type": "function", "function": {"name": "track"}},
-        max_tokens=LONG_ENOUGH,
-        temperature=0,
-    ) as stream:
-        [call, *_] = stream.get_final_completion().choices[0].message.tool_calls or []
+    def attempt(number: int) -> Any:
+        with client.chat.completions.stream(
+            model=gateway_base(gateway),
+            messages=TALK,
+            tools=CHAT_TOOLS,
+            tool_choice={"type": "function", "function": {"name": "track"}},
+            max_tokens=LONG_ENOUGH,
+            temperature=min(number, 1),
+            seed=number,
+        ) as stream:
+            return stream.get_final_completion()
+
+    [call, *_] = first_whole(attempt, chat_is_cut).choices[0].message.tool_calls or []
     check("track", call.function.arguments)
 
 
@@ -143,14 +155,17 @@ def test_messages(gateway: Gateway, choice: Any, stream: bool) -> None:
         "tools": MESSAGES_TOOLS,
         "tool_choice": choice,
         "max_tokens": LONG_ENOUGH,
-        "extra_body": {"temperature": 0},
     }
     with anthropic.Anthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0) as client:
-        if stream:
-            with client.messages.stream(**asked) as events:
-                answer = events.get_final_message()
-        else:
-            answer = client.messages.create(**asked)
+
+        def attempt(number: int) -> Any:
+            sampled = {"temperature": min(number, 1)}
+            if not stream:
+                return client.messages.create(**asked, extra_body=sampled)
+            with client.messages.stream(**asked, extra_body=sampled) as events:
+                return events.get_final_message()
+
+        answer = first_whole(attempt, lambda answer: bool(answer.stop_reason == "max_tokens"))
     [used] = [block for block in answer.content if block.type == "tool_use"]
     check(used.name, used.input)
     assert answer.stop_reason == "tool_use"
@@ -182,17 +197,29 @@ def test_langchain(gateway: Gateway, choice: str) -> None:
 
 
 async def test_pydantic_ai(gateway: Gateway) -> None:
-    from pydantic_ai import Agent
+    from pydantic_ai import Agent, capture_run_messages
+    from pydantic_ai.exceptions import UnexpectedModelBehavior
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
     from pydantic_ai.settings import ModelSettings
 
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
         model = OpenAIChatModel(gateway_base(gateway), provider=OpenAIProvider(openai_client=client))
-        settings = ModelSettings(temperature=0, max_tokens=LONG_ENOUGH, parallel_tool_calls=False)
-        agent = Agent(model, output_type=Track, retries=0, model_settings=settings)
-        result = await agent.run(QUESTION)
-    assert isinstance(result.output, Track)
+        agent = Agent(model, output_type=Track, retries=0)
+        for number in range(ATTEMPTS):
+            settings = ModelSettings(
+                temperature=min(number, 1), seed=number, max_tokens=LONG_ENOUGH, parallel_tool_calls=False
+            )
+            with capture_run_messages() as messages:
+                try:
+                    result = await agent.run(QUESTION, model_settings=settings)
+                except UnexpectedModelBehavior:
+                    if not any(getattr(message, "finish_reason", None) == "length" for message in messages):
+                        raise
+                    continue  # blanks to the end: see `first_whole`
+            assert isinstance(result.output, Track)
+            return
+    pytest.fail("no answer was whole")
 
 
 INSTRUCTOR = {
