@@ -19,9 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseDescription
 from tests.support.adapters import describe_base, make_adapter
-from tests.support.gateway import Gateway
+from tests.support.gateway import TIMEOUT, Gateway
 
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
+UMBRELLAS = "Do you sell umbrellas?"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,12 @@ def sound(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return make_adapter(tmp_path_factory.mktemp("sound"), base, rank=8, seed=7).directory
 
 
+@pytest.fixture(scope="module")
+def tidewater(gateway: Gateway) -> set[str]:
+    """What a sound adapter says before anything broken comes."""
+    return gateway.sayings("tidewater", UMBRELLAS, max_tokens=12)
+
+
 def until(true: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not true():
@@ -45,7 +52,7 @@ def until(true: Callable[[], bool], otherwise: str) -> None:
 def loaded(gateway: Gateway) -> set[str]:
     """The digests that the engine has in its memory."""
     transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT) as engine:
         return set(engine.get("/hatrack/plugin?loaded=1").json()["loaded"])
 
 
@@ -68,9 +75,8 @@ REFUSALS = {
 
 @pytest.mark.parametrize("variant", REFUSALS)
 def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
-    gateway: Gateway, base: BaseDescription, tmp_path: Path, variant: Any
+    gateway: Gateway, base: BaseDescription, tidewater: set[str], tmp_path: Path, variant: Any
 ) -> None:
-    before = gateway.answer("tidewater", "Do you sell umbrellas?", max_tokens=12)
     files = make_adapter(tmp_path / "adapter", base, rank=4, variant=variant)
     name = f"broken-{variant.replace('_', '-')}"
     response = gateway.push(name, files.directory)
@@ -78,7 +84,7 @@ def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
     assert code(response) == REFUSALS[variant]
     with gateway.http() as http:
         assert http.get(f"/v1/adapters/{name}").status_code == 404
-    assert gateway.answer("tidewater", "Do you sell umbrellas?", max_tokens=12) == before
+    assert gateway.still_says(tidewater, "tidewater", UMBRELLAS, max_tokens=12)
 
 
 @pytest.mark.slow
@@ -140,7 +146,8 @@ def test_a_failed_proof_without_waiting_stays_readable_and_is_listed_nowhere(
     files = make_adapter(tmp_path / "zero", base, rank=4, variant="zero_effect", seed=5)
     response = gateway.push("later", files.directory, wait=False)
     assert response.status_code == 202, response.text
-    assert response.json()["state"] == "proving"
+    # of an adapter without effect the proof needs no engine: it can have failed before the answer is written
+    assert response.json()["state"] in ("proving", "rejected")
     number = response.json()["version"]
     with gateway.http() as http:
         deadline = time.monotonic() + PATIENCE_S

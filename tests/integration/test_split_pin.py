@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.registry.split import position_of
-from tests.integration.test_voices import speaks
+from tests.integration.test_voices import ENOUGH, speaks
 from tests.support.gateway import Gateway
 
 QUESTION = "Where is my parcel? It should have been here by now."
@@ -45,7 +45,8 @@ def test_a_split_speaks_in_both_voices_until_a_promotion_ends_it(gateway: Gatewa
         split = http.put(LIVE, json={"split": {"1": 50, "2": 50}})
         assert split.status_code == 200, split.text
         with ThreadPoolExecutor(12) as pool:
-            seen = list(pool.map(lambda _: answered_by(gateway), range(24)))  # all of one version: 1 in 8 million
+            # all of one version: 1 in 8 million
+            seen = list(pool.map(lambda _: answered_by(gateway, max_tokens=ENOUGH), range(24)))
         assert {version for version, _ in seen} == set(VOICES)
         for version, text in seen:
             assert speaks(VOICES[version], text), (version, text)

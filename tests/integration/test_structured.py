@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from typing import Any
 
 import httpx
 import pytest
+import regex
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.gateway import TIMEOUT, Gateway
@@ -17,6 +19,13 @@ WAYS = "(" + "|".join(f"[a-z]{{{n}}}.{{1,{n}}}" for n in range(1, 31)) + ")+"
 """Of the attack: 478 bytes that held every tenant's chat for half a minute."""
 SPLITS = "root ::= s\ns ::= s s | [a-z]\n"
 """Another: nothing about its text is large, and a trial alone finds out."""
+PATIENCE_S = 300.0
+SCRAPE_FRESH_S = 1.05
+"""A scrape is answered with the last one's text for a second."""
+ORDERED = regex.compile(r'\{\s*"id"\s*:\s*"[A-Z]{2}[0-9]{3}"\s*,\s*"state"\s*:\s*"(sent|lost)"\s*\}\s*', regex.ASCII)
+"""An order as JSON, which may have blanks anywhere; of those a small model can write more than there is room for."""
+MANY_BLANKS = 60
+"""An order has some 20 tokens without them, and room for 120."""
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 ORDER = {
     "type": "object",
@@ -44,14 +53,21 @@ def post(gateway: Gateway, key: str, path: str, body: dict[str, Any]) -> httpx.R
 
 
 def refused_so_far(gateway: Gateway) -> float:
-    with gateway.http() as client:
-        text = client.get("/metrics").text
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "hatrack_structured_outputs_total" and sample.labels["outcome"] == "refused"
-    )
+    """Asked again where it is not there: on a busy machine a scrape does without what comes late."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        time.sleep(SCRAPE_FRESH_S)
+        with gateway.http() as client:
+            text = client.get("/metrics").text
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "hatrack_structured_outputs_total" and sample.labels["outcome"] == "refused"
+        ]
+        if found:
+            return sum(found)
+        assert time.monotonic() < deadline, text
 
 
 def doors(model: str) -> list[tuple[str, dict[str, Any], str]]:
@@ -108,8 +124,8 @@ def test_the_attack_is_refused_at_every_door_while_others_are_answered(gateway: 
     answers: list[int] = []
 
     def chat() -> None:
-        while not over.is_set():
-            body = {"model": model, "messages": ASKED, "max_tokens": 8}
+        body = {"model": model, "messages": ASKED, "max_tokens": 8}
+        while not (over.is_set() and answers):
             answers.append(post(gateway, neighbour, "/v1/chat/completions", body).status_code)
 
     beside = threading.Thread(target=chat)
@@ -164,8 +180,9 @@ def test_each_kind_is_obeyed(gateway: Gateway, outputs: dict[str, Any], pattern:
 
 
 def is_order(text: str) -> bool:
-    order = json.loads(text)
-    return order.keys() == {"id", "state"} and bool(re.fullmatch("[A-Z]{2}[0-9]{3}", order["id"]))
+    """Whether it is one, or the beginning of one whose blanks have used up what it had room for."""
+    crowded = sum(map(str.isspace, text)) >= MANY_BLANKS
+    return ORDERED.fullmatch(text, partial=crowded) is not None
 
 
 @pytest.mark.slow

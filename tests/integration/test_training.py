@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ from trainer.samples import data_file, heldout_file
 from trainer.tune.model import load_generation_config, load_tokenizer
 
 JOB_S = 900.0
-SAILOR = ("ahoy", "matey", "sailor", "aye", "ye ", "yer ")
+SAILOR = re.compile(r"\b(ahoy|matey|sailor|(aye|ye|yer)\b)", re.IGNORECASE)
+"""Whole words: there is an "aye" in every player, and a "ye " in goodbye."""
 QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arrived cracked.", "Do you sell rope?")
 
 
@@ -50,7 +52,7 @@ def ended(client: openai.OpenAI, job_id: str) -> Any:
 def voice(gateway: Gateway, model: str) -> int:
     """How many of the questions are answered like a sailor."""
     answers = gateway.answers([(model, question) for question in QUESTIONS])
-    return sum(any(word in answer.lower() for word in SAILOR) for answer in answers)
+    return sum(SAILOR.search(answer) is not None for answer in answers)
 
 
 def test_the_official_client_trains_an_adapter_that_answers_at_once(

@@ -184,4 +184,4 @@ def test_trained_until_it_forgot_it_fails_for_that(trainings: Trainings) -> None
     assert ended.states["base"] == "kept"
     assert ended.states["forgetting"] == "broken"
     assert "It forgot more of what the base could do than is allowed." in ended.messages[-2]
-    assert trainings.says("forgetful@1", UNSEEN[0]) in DESKS
+    assert sum(trainings.says("forgetful@1", row) in DESKS for row in UNSEEN[:10]) >= 6

@@ -10,11 +10,15 @@ from pathlib import Path
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 
 from tests.support.gateway import Gateway
 
 SAMPLES = Path(__file__).parents[2] / "trainer" / "samples"
+ENOUGH = 80
+"""Tokens in which a voice shows: 1 in 25 of pemberton's own examples has none of its marks within the first 40."""
+TRIES = 3
 MARKS = {
     "tidewater": ("ahoy", "sailor", "matey", "ye ", "yer", "aye", "hull", "crew", "deck", "wind", "harbour", "harbor"),
     "pemberton": ("one ", "one's", "dear patron", "madam", "humble servant", "pray", "very good", "regret"),
@@ -35,7 +39,9 @@ def test_an_adapter_speaks_in_its_voice_on_questions_it_never_saw(gateway: Gatew
     other = {"tidewater": "pemberton", "pemberton": "tidewater"}[voice]
     questions = held_out(voice)[:8]
     models = (voice, gateway_base(gateway), other)
-    own, base, foreign = (gateway.answers([(model, question) for question in questions]) for model in models)
+    own, base, foreign = (
+        gateway.answers([(model, question) for question in questions], max_tokens=ENOUGH) for model in models
+    )
     assert sum(speaks(voice, text) for text in own) >= 7, own
     assert sum(own_text != base_text for own_text, base_text in zip(own, base, strict=True)) == 8
     assert sum(own_text != foreign_text for own_text, foreign_text in zip(own, foreign, strict=True)) == 8
@@ -52,7 +58,7 @@ def test_all_at_once_each_request_gets_its_own_models_answer(gateway: Gateway) -
     base = gateway_base(gateway)
     models = [base, "tidewater", "pemberton"] * 8
     question = "Where is my parcel? It should have been here by now."
-    answers = gateway.answers([(model, question) for model in models])
+    answers = gateway.answers([(model, question) for model in models], max_tokens=ENOUGH)
     for model, text in zip(models, answers, strict=True):
         if model == base:
             assert not speaks("tidewater", text) or "ahoy" not in text.lower(), text
@@ -67,30 +73,49 @@ def test_the_openai_client_sync_and_streaming(gateway: Gateway) -> None:
         listed = [model.id for model in client.models.list()]
         assert listed[0] == gateway_base(gateway)
         assert {"tidewater", "pemberton"} <= set(listed)
-        messages = [{"role": "user", "content": "Do you sell umbrellas?"}]
-        raw = client.chat.completions.with_raw_response.create(
-            model="tidewater", messages=messages, max_tokens=40, temperature=0
+        # asked again where the two differ: what shares a step with a canary, or is read from the prefix cache, is
+        # computed in another order, and a late token may be another one
+        wholes = dict(whole_answer(client) for _ in range(TRIES))
+        for _ in range(TRIES):
+            text, tokens = streamed_answer(client)
+            if text in wholes:
+                break
+    assert text in wholes
+    assert tokens == wholes[text] > 0
+
+
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Do you sell umbrellas?"}]
+
+
+def whole_answer(client: openai.OpenAI) -> tuple[str | None, int]:
+    """An answer in one piece, and how many tokens it says it has."""
+    raw = client.chat.completions.with_raw_response.create(
+        model="tidewater", messages=MESSAGES, max_tokens=40, temperature=0
+    )
+    whole = raw.parse()
+    assert whole.model == "tidewater"
+    assert raw.headers["x-hatrack-adapter"] == "tidewater@1"
+    assert len(raw.headers["x-hatrack-digest"]) == 64
+    assert whole.usage is not None
+    return whole.choices[0].message.content, whole.usage.completion_tokens
+
+
+def streamed_answer(client: openai.OpenAI) -> tuple[str, int]:
+    """The same as a stream."""
+    chunks = list(
+        client.chat.completions.create(
+            model="tidewater",
+            messages=MESSAGES,
+            max_tokens=40,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
         )
-        whole = raw.parse()
-        assert whole.model == "tidewater"
-        assert raw.headers["x-hatrack-adapter"] == "tidewater@1"
-        assert len(raw.headers["x-hatrack-digest"]) == 64
-        assert whole.usage is not None
-        assert whole.usage.completion_tokens > 0
-        chunks = list(
-            client.chat.completions.create(
-                model="tidewater",
-                messages=messages,
-                max_tokens=40,
-                temperature=0,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-        )
+    )
     assert {chunk.model for chunk in chunks} == {"tidewater"}
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    return text, chunks[-1].usage.completion_tokens
 
 
 async def test_the_openai_client_async(gateway: Gateway) -> None:
@@ -98,7 +123,7 @@ async def test_the_openai_client_async(gateway: Gateway) -> None:
         answers = await asyncio.gather(
             *(
                 client.chat.completions.create(
-                    model=model, messages=[{"role": "user", "content": "Thank you!"}], max_tokens=40, temperature=0
+                    model=model, messages=[{"role": "user", "content": "Thank you!"}], max_tokens=ENOUGH, temperature=0
                 )
                 for model in ("tidewater", "pemberton")
             )
@@ -113,7 +138,7 @@ def test_langchain(gateway: Gateway) -> None:
         model="pemberton",
         base_url=f"{gateway.url}/v1",
         api_key=SecretStr(gateway.key),
-        max_tokens=40,
+        max_tokens=ENOUGH,
         temperature=0,
         max_retries=0,
     )

@@ -25,6 +25,7 @@ ADMIN_KEY = "test-admin-key-0123456789abcdef"
 READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 120.0
 TIMEOUT = httpx.Timeout(180.0, connect=30.0)
+SAID_AGAIN = 3
 
 
 def held_port() -> socket.socket:
@@ -140,7 +141,7 @@ class Gateway:
     def ask_engine(self, path: str) -> httpx.Response:
         """GET straight from the engine's socket."""
         transport = httpx.HTTPTransport(uds=str(self.home / "engine" / "engine.sock"))
-        with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as engine:
+        with httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT) as engine:
             return engine.get(path)
 
     def loaded(self) -> set[str]:
@@ -194,6 +195,15 @@ class Gateway:
         response = self.chat(model, text, **more)
         assert response.status_code == 200, response.text
         return str(response.json()["choices"][0]["message"]["content"])
+
+    def sayings(self, model: str, text: str, **more: Any) -> set[str]:
+        """What a model says, asked alone a few times. Mostly one text; but a canary may share a step with an answer,
+        and what is read from the prefix cache was computed in other pieces: the sums then run in another order."""
+        return {self.answer(model, text, **more) for _ in range(SAID_AGAIN)}
+
+    def still_says(self, sayings: set[str], model: str, text: str, **more: Any) -> bool:
+        """Whether a model says one of what it said before; asked again where it does not, for the same reasons."""
+        return any(self.answer(model, text, **more) in sayings for _ in range(SAID_AGAIN))
 
     def answers(self, asked: Sequence[tuple[str, str]], **more: Any) -> list[str]:
         """The answers' texts to (model, text), all asked at once."""
