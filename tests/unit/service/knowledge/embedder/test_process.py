@@ -69,7 +69,7 @@ def test_it_ends_when_the_gateway_does(tmp_path: Path) -> None:
     assert child.stdin is not None
     child.stdin.write(b"\n")
     child.stdin.close()
-    assert child.wait(60) == 0
+    assert child.wait(240) == 0
 
 
 async def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
