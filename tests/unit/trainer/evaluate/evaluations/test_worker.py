@@ -259,7 +259,8 @@ def test_a_crash_after_the_report_was_kept_keeps_it_once(world: World, make_fold
 
 
 def test_a_cancelled_evaluation_ends_at_once(world: World, make_folder: MakeFolder) -> None:
-    folder, release, answered = make_folder(), threading.Event(), []
+    folder, release = make_folder(), threading.Event()
+    answered: list[bool] = []
     (folder / protocol.CONTROL).write_text(Control.RUN)
 
     def say(*_: str) -> str:
