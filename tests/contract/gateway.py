@@ -148,6 +148,8 @@ async def running(scratch: Path) -> AsyncIterator[ContractGateway]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hc-", dir=SHORT)))
         # cancel waits for the worker for longer than it does for a client: on a busy machine one needs more to start
         stack.enter_context(patch("trainer.runs.service.SETTLE_S", WAIT_S))
+        # a first search starts the embedder's process, for which such a machine needs more than a caller is given
+        stack.enter_context(patch("service.knowledge.service.SEARCH_TIMEOUT_S", WAIT_S))
         stack.enter_context(patch.dict(os.environ, plain_environment(), clear=True))
         held = stack.enter_context(held_port())
         embeddings = await stack.enter_async_context(_embeddings())
@@ -204,7 +206,7 @@ def _trainer(home: Path, base_dir: Path, settings: Settings) -> ASGIApp:
         max_rank=settings.engine_max_rank,
         context=512,
     )
-    chosen = TrainerSettings(device="cpu", stop_s=20.0)
+    chosen = TrainerSettings(device="cpu", stop_s=120.0)
 
     def work(folder: Path, stage: str) -> list[str]:
         return [sys.executable, str(UNIT / "finetune" / "stand_in.py"), str(folder), "--stage", stage]

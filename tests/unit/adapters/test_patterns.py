@@ -1,7 +1,8 @@
 import re
+import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import ConfigInvalid, PatternUnsupported
@@ -101,12 +102,13 @@ def test_condensing_keeps_every_value_in_any_order_of_keys(values: dict[str, int
     assert match_all(backwards, values, default=default) == values
 
 
-# "at once" is held to a time that only an expression which explodes can take
-@settings(deadline=20_000)
 @given(st.text(alphabet="ab01._-^$|()?:*+\\d[]", max_size=40))
 def test_a_key_that_passes_compiles_and_matches_at_once(key: str) -> None:
     try:
         check_patterns([key], param="p")
     except PatternUnsupported:
         return
+    began = time.thread_time()
     assert re.match(rf"(.*\.)?({key})$", "a" * 200 + "!") is None or "." in key
+    # this thread's own time at the cores, however busy they are: only an expression that explodes can take so much
+    assert time.thread_time() - began < 20

@@ -126,5 +126,5 @@ def test_compose_accepts_its_files() -> None:
     tool = program("docker-compose")
     for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
         command = [tool, *(part for file in files for part in ("-f", file)), "config", "--quiet"]
-        done = subprocess.run(command, cwd=DEPLOY, env=SECRETS, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=DEPLOY, env=SECRETS, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr

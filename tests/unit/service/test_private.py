@@ -107,7 +107,7 @@ def test_a_gateway_that_starts_closes_its_home(tmp_path: Path) -> None:
             assert open_to_others(home) == {}
         finally:
             gateway.terminate()
-            gateway.wait(60)
+            gateway.wait(240)
 
 
 def until_it_answers(url: str, gateway: subprocess.Popen[bytes]) -> None:

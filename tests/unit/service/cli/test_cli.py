@@ -282,7 +282,7 @@ def at_terminal(gateway: Gateway, *arguments: str, typed: bytes) -> tuple[int, b
     try:
         with subprocess.Popen(command, stdin=theirs, stdout=-1, stderr=subprocess.STDOUT, env=environment) as process:
             os.write(ours, typed)
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=240)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -335,7 +335,7 @@ def test_help_and_version(hatrack: Hatrack) -> None:
 def test_start_up_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'vllm', 'numpy', 'fastapi', 'sqlalchemy', 'aiohttp', 'service.client.types'}"
     code = f"import sys, service.cli.main; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout == "[]\n"
 
 

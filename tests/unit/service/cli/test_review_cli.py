@@ -197,7 +197,7 @@ def test_at_a_terminal_a_key_is_enough(reviews: Reviews, columns: str, beside: b
     os.close(theirs)
     os.write(ours, b"12t")  # without a line feed
     try:
-        shown, _ = process.communicate(timeout=60)
+        shown, _ = process.communicate(timeout=240)
     finally:
         process.kill()
         os.close(ours)

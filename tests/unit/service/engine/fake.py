@@ -26,8 +26,8 @@ BASE = Fingerprint(
 
 
 def config_for(home: Path, **settings: Any) -> EngineConfig:
-    """The engine of a home, with times that suit a test."""
-    given = {"engine_device": "cpu", "engine_canary_s": 0.3, "engine_stall_s": 2, "base_name": "base", **settings}
+    """The engine of a home: often asked for a sign of life, and given as long for one as a busy machine may need."""
+    given = {"engine_device": "cpu", "engine_canary_s": 0.3, "engine_stall_s": 240, "base_name": "base", **settings}
     return EngineConfig.from_settings(Settings(home=home, base_model=str(home), **given))
 
 

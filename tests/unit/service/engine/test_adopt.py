@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +24,8 @@ from service.engine.record import Record, Signature
 from service.engine.vitals import Vitals
 from tests.unit.service.engine.fake import BASE, FakeEngine, config_for
 
-TOKEN = "fedcba9876543210" * 2
+TOKEN = secrets.token_hex(16)
+"""Its own in each test process: what carries it is looked for on the whole machine, and ended."""
 
 
 @pytest.fixture

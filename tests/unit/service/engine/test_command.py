@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_down_ends_an_engine_that_was_kept_unless_it_is_told_to_leave_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HATRACK_HOME", str(tmp_path))
-    token = "5678" * 8
+    token = secrets.token_hex(16)  # what carries it is looked for on the whole machine
     with subprocess.Popen(
         [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"],
         env={"PATH": os.environ["PATH"], TOKEN_VARIABLE: token},

@@ -1,6 +1,7 @@
 """Processes of an engine are found again and ended, however they look by then."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from service.engine.config import process_title
 from service.engine.contract import TOKEN_VARIABLE
 from service.engine.process import end, end_leftovers, members
 
-TOKEN = "0123456789abcdef" * 2
+TOKEN = secrets.token_hex(16)
+"""Its own in each test process: what carries it is looked for on the whole machine, and ended."""
 SLEEP = "import time; print(flush=True); time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 

@@ -241,7 +241,7 @@ def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "voice", "messages": [{"role": "user", "content": "Hello"}], **fields}
 
 
-async def until(true: Callable[[], object], within_s: float = 60.0) -> None:
+async def until(true: Callable[[], object], within_s: float = 240.0) -> None:
     """Wait until ``true`` says so."""
     end = asyncio.get_running_loop().time() + within_s
     for _ in iter(int, 1):

@@ -110,7 +110,9 @@ async def test_a_client_that_leaves_in_its_body_is_nobody() -> None:
 async def test_connections_are_kept_after_answers_streams_and_errors() -> None:
     world = World()
     world.engine.chunks = [completion("x")]
-    async with served(world) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    kept = httpx.Limits(keepalive_expiry=None)  # the client must not be what gives a connection up, as after 5 s
+    url = "http://127.0.0.1:{}".format
+    async with served(world) as port, httpx.AsyncClient(base_url=url(port), timeout=60, limits=kept) as client:
         client.headers["authorization"] = f"Bearer {KEY}"
         ports = set()
         for body in (chat_body(), chat_body(n=99), chat_body(stream=True), chat_body()):

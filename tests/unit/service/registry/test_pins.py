@@ -39,7 +39,7 @@ async def pin(bench: Bench, name: str, headers: dict[str, str] | None = None) ->
 
 def keeper(bench: Bench, slots: int = SLOTS) -> KeepWarm:
     """One that looks only when it is told to."""
-    prober = Prober(bench.engine, "tiny", bench.engine.restart, timeout_s=5)
+    prober = Prober(bench.engine, "tiny", bench.engine.restart, timeout_s=240)
     return KeepWarm(bench.catalog, bench.engine, prober, slots)
 
 
@@ -198,7 +198,7 @@ async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
 
 async def test_an_engine_that_is_away_is_looked_at_again(small: Bench, files: Files) -> None:
     digest = (await small.push("voice", files(seed=1))).json()["digest"]
-    prober = Prober(small.engine, "tiny", small.engine.restart, timeout_s=5)
+    prober = Prober(small.engine, "tiny", small.engine.restart, timeout_s=240)
     looks = KeepWarm(small.catalog, small.engine, prober, SLOTS, check_s=0.01)
     await pin(small, "voice")
     small.engine.down, small.engine.loaded = True, []

@@ -382,12 +382,8 @@ async def test_an_engine_that_is_away_refuses_to_wait_and_leaves_nothing(bench: 
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(bench: Bench, files: Files) -> None:
-    request = bench.http.build_request(
-        "POST",
-        "/v1/adapters",
-        data={"name": "voice"},
-        files={"config": files(seed=1).config, "weights": ("w.safetensors", files(seed=1).weights)},
-    )
+    parts = {"config": files(seed=1).config, "weights": ("w.safetensors", files(seed=1).weights)}
+    request = bench.http.build_request("POST", "/v1/adapters", data={"name": "voice"}, files=parts)
     whole = await request.aread()
 
     async def half() -> AsyncIterator[bytes]:

@@ -17,8 +17,10 @@ from service.server.protocol import BoundedProtocol
 from service.server.serve import uvicorn_config
 from tests.unit.service.inference.fakes import until
 
-WITHIN_S = 60.0
+WITHIN_S = 240.0
 """What is waited for comes by itself; a slow machine may take its time."""
+PATIENT = {"header_timeout_s": WITHIN_S, "body_timeout_s": WITHIN_S, "keep_alive_s": WITHIN_S}
+"""Nothing ends by its time unless a test says so, by shorter ones or by what it gives a connection's `check`."""
 HEAD = b"GET /x HTTP/1.1\r\nhost: x\r\n"
 
 
@@ -99,7 +101,7 @@ class Served:
 @asynccontextmanager
 async def served(app: ASGIApp, **settings: Any) -> AsyncIterator[Served]:
     """A server as `hatrack serve` has it, with these settings."""
-    given = Settings(**{"engine_device": "cpu", "port": 0, **settings})
+    given = Settings(**{"engine_device": "cpu", "port": 0, **PATIENT, **settings})
     server = uvicorn.Server(uvicorn_config(app, given, lifespan="off", timeout_graceful_shutdown=1))
     running = asyncio.create_task(server.serve())
     await until(lambda: server.started)

@@ -15,6 +15,8 @@ from tests.unit.service.server.served import HEAD, WITHIN_S, Echo, served
 
 POST = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
 MIB = 2**20
+ENOUGH = 60_000
+"""Bytes of a body in `WITHIN_S` and a little more, at a rate that is just waited for."""
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ async def comes(connection: BoundedProtocol, count: int) -> None:
 )
 @pytest.mark.parametrize("used_before", [False, True])
 async def test_a_head_that_does_not_come_is_not_waited_for(part: bytes, more: bytes, used_before: bool) -> None:
-    async with served(Echo(), header_timeout_s=10) as here:
+    async with served(Echo()) as here:
         client = await here.connect()
         if used_before:
             assert (await client.ask(HEAD + b"\r\n")).status == 200
@@ -108,9 +110,9 @@ async def test_a_head_that_does_not_come_is_not_waited_for(part: bytes, more: by
             await client.send(bytes([byte]))
             come += 1
             await comes(connection, come)
-        connection.check(began + 9.9)
+        connection.check(began + WITHIN_S - 0.1)
         assert connection._phase == "head"
-        connection.check(began + 10.1)
+        connection.check(began + WITHIN_S + 0.1)
         assert (await client.answer()).error() == (408, "request_timeout")
         assert await client.closed() == b""
 
@@ -139,48 +141,56 @@ async def test_a_body_that_comes_byte_by_byte_is_not_waited_for() -> None:
 
 async def test_a_body_may_take_its_time_while_it_comes() -> None:
     app = Echo()
-    async with served(app, body_timeout_s=30) as here:
+    async with served(app) as here:
         client = await here.connect()
         await client.send(POST % 10**6)
         await until(lambda: app.asked)
         connection = here.connection()
         now = connection._since
         for number in range(1, 5):
-            await client.send(b"x" * 8000)
-            await app.has_read(number * 8000)
-            now += 31
+            await client.send(b"x" * ENOUGH)
+            await app.has_read(number * ENOUGH)
+            now += WITHIN_S + 1
             connection.check(now)
-        await client.send(b"x" * 7000)
-        await app.has_read(39_000)
-        connection.check(now + 29)
+        await client.send(b"x" * (ENOUGH - 3000))
+        await app.has_read(5 * ENOUGH - 3000)
+        connection.check(now + WITHIN_S - 1)
         assert connection._phase == "body"
-        connection.check(now + 31)
+        connection.check(now + WITHIN_S + 1)
         assert (await client.answer()).error() == (408, "request_timeout")
 
 
 async def test_a_body_that_the_app_does_not_read_yet_is_not_called_slow() -> None:
     app = Echo()
     app.go.clear()
-    async with served(app, body_timeout_s=0.1) as here:
+    async with served(app) as here:
         client = await here.connect()
         await client.send(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 300_000)
-        connection = next(iter(here.server.server_state.connections))
-        await until(lambda: connection.flow.read_paused)  # type: ignore[union-attr]
+        connection = here.connection()
+        await until(lambda: connection.flow.read_paused)
+        now = connection._since
         for _ in range(10):
-            connection.check(asyncio.get_running_loop().time() + 0.5)  # type: ignore[union-attr]
+            now += 2 * WITHIN_S
+            connection.check(now)
         app.go.set()
         assert (await client.answer()).status == 200
 
 
 async def test_the_rest_of_a_body_that_was_answered_is_not_waited_for() -> None:
     """A request without a key is answered before its body has come."""
-    async with served(Echo(), body_timeout_s=1) as here:
+    async with served(Echo()) as here:
         client = await here.connect()
         assert (await client.ask(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")).status == 200
-        ended = asyncio.create_task(client.closed())
-        while not ended.done():
-            client.writer.write(b"x" * 1000)
-            await asyncio.sleep(0.01)
+        connection, sent = here.connection(), 0
+        await until(lambda: connection._phase == "drain")
+        began = connection._since
+        for later in (WITHIN_S / 2, WITHIN_S - 1):
+            await client.send(b"x" * 100_000)  # that more of it comes gives no more time
+            sent += 100_000
+            await until(lambda: connection._body_bytes == sent)  # noqa: B023
+            connection.check(began + later)
+            assert here.connections == 1
+        connection.check(began + WITHIN_S + 1)
         await until(lambda: not here.connections)
 
 

@@ -226,15 +226,16 @@ async def test_a_stop_with_a_full_disk_says_what_is_lost(database: Database, cap
 
 
 async def test_who_leaves_while_it_is_written_breaks_nothing(database: Database) -> None:
-    account = account_of(database)
+    account, left = account_of(database), 0
     for number in range(50):
         account(record(version(f"voice-{number}", 1)))
         waiting = asyncio.create_task(account.flush())
         for _ in range(number % 5):
             await asyncio.sleep(0)
         waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        await asyncio.gather(waiting, return_exceptions=True)
+        left += waiting.cancelled()  # on a busy machine what was to be cut may have been written by then
+    assert left >= 20  # those who left before the write's thread could begin, at the least
     await account.flush()
     assert [row[5] for row in await rows(database)] == [1] * 50
 

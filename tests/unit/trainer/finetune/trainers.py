@@ -116,7 +116,7 @@ def installation(home: Path, base_dir: Path, gateway: FakeGateway) -> Installati
 async def running(
     home: Path, base_dir: Path, gateway: FakeGateway, command: Any = stand_in, **settings: Any
 ) -> AsyncIterator[Running]:
-    chosen = Settings(**({"device": "cpu", "checkpoint_s": 0.0, "stop_s": 20.0} | settings))
+    chosen = Settings(**({"device": "cpu", "checkpoint_s": 0.0, "stop_s": 120.0} | settings))
     place = installation(home, base_dir, gateway)
     trainer = Trainer.build(chosen, place, Base.read(base_dir), command)
     app = create_app(trainer, chosen)

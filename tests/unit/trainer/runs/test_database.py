@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -69,16 +70,20 @@ async def test_a_change_that_fails_changes_nothing_and_one_whose_caller_leaves_i
     with pytest.raises(ZeroDivisionError):
         await database.run(fail)
 
+    halfway, go_on = threading.Event(), threading.Event()
+
     def slow(db: sa.Connection) -> None:
         records.add(db, draft(2), None)
-        time.sleep(0.05)
+        halfway.set()
+        assert go_on.wait(240)
         records.add(db, draft(3), None)
 
     task = asyncio.create_task(database.run(slow))
-    await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(halfway.wait, 240)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    go_on.set()
     assert await database.run(lambda db: [job.id for job in records.with_status(db, [*Status])]) == [
         "ftjob-2",
         "ftjob-3",

@@ -131,7 +131,7 @@ async def test_a_worker_that_runs_during_the_upgrade_goes_on(
 ) -> None:
     place = installation(home, base_dir, gateway)
     trainer = Trainer.build(
-        Settings(device="cpu", stop_s=20.0), place, Base.read(base_dir), stand_in, lambda *_: ["sleep", "60"]
+        Settings(device="cpu", stop_s=120.0), place, Base.read(base_dir), stand_in, lambda *_: ["sleep", "60"]
     )
     await trainer.start()
     try:

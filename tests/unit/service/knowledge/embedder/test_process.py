@@ -27,7 +27,7 @@ from service.knowledge.types import Chunking
 from tests.unit.service.knowledge.library import vectors
 
 
-def deadline(seconds: float = 60) -> float:
+def deadline(seconds: float = 240) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
@@ -51,7 +51,7 @@ async def test_one_that_is_killed_comes_back(tmp_path: Path) -> None:
         first = await embedder.question("boots", deadline())
         assert embedder.pid is not None
         os.kill(embedder.pid, 9)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while True:
                 try:
                     again = await embedder.question("boots", deadline())
@@ -69,7 +69,7 @@ def test_it_ends_when_the_gateway_does(tmp_path: Path) -> None:
     assert child.stdin is not None
     child.stdin.write(b"\n")
     child.stdin.close()
-    assert child.wait(60) == 0
+    assert child.wait(240) == 0
 
 
 async def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from service.knowledge.embeddings import Embedder
 from service.knowledge.index.stores import DEFAULT_MEMORY_BYTES, Stores
 from service.knowledge.types import Chunking, FileDraft, FileInfo
 
-WAIT_S = 60.0
+WAIT_S = 240.0
 PROJECT = "default"
 
 

@@ -111,7 +111,7 @@ class Running:
 
 @asynccontextmanager
 async def running(home: Path, base_dir: Path, world: World, **settings: Any) -> AsyncIterator[Running]:
-    values: dict[str, Any] = {"device": "cpu", "stop_s": 20.0, **settings}
+    values: dict[str, Any] = {"device": "cpu", "stop_s": 120.0, **settings}
     chosen = Settings(**values)
     place = Installation(home=home, gateway=world.url, base=base_dir, base_name=BASE, max_rank=16, context=256)
     trainer = Trainer.build(chosen, place, Base.read(base_dir), evaluating=stand_in)

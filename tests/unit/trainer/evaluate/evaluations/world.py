@@ -58,8 +58,8 @@ class World(Gateway):
     moves: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=lambda: {KEY})
     fingerprint: str = "f1"
-    away: bool = False
-    """Whether it answers 503 to everything."""
+    away: int = 0
+    """So many times more it answers 503, whatever it is asked."""
     control: list[str] = field(default_factory=list)
 
     def add(self, name: str, content: bytes) -> FileRef:
@@ -69,7 +69,8 @@ class World(Gateway):
 
     def handle(self, method: str, path: str, body: bytes, key: str) -> tuple[int, bytes, dict[str, str]]:
         path = path.partition("?")[0]
-        if self.away:
+        if self.away > 0:
+            self.away -= 1
             return 503, error("unavailable"), {}
         if path in ("/v1/chat/completions", "/v1/completions") or (path == "/v1/tokenize" and b'"messages"' in body):
             status, found, headers = self.answer(path, json.loads(body), key)
