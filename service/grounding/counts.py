@@ -23,7 +23,7 @@ class GroundingCounts:
         self.passages: dict[str, int] = {}
         self.unusable: dict[str, int] = {}
 
-    def note(self, provider: str, outcome: Outcome, seconds: float, passages: int) -> None:
+    def record(self, provider: str, outcome: Outcome, seconds: float, passages: int) -> None:
         """Count one retrieval that took ``seconds``."""
         self.outcomes[provider, outcome] = self.outcomes.get((provider, outcome), 0) + 1
         if provider not in self.seconds:
@@ -31,6 +31,6 @@ class GroundingCounts:
         self.seconds[provider].observe(seconds)
         self.passages[provider] = self.passages.get(provider, 0) + passages
 
-    def drop(self, provider: str, passages: int) -> None:
+    def record_unusable(self, provider: str, passages: int) -> None:
         """Count passages that a provider gave and nobody can use."""
         self.unusable[provider] = self.unusable.get(provider, 0) + passages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from service.grounding.places import CitingRelay, Place
+from service.grounding.injectors import CitationRelay, PromptInjector
 from service.http.stream import Relay
 
 Outcome = Literal["ok", "empty", "no_room", "late", "broken"]
@@ -14,7 +14,7 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("ok", "empty", "no_room", "late", "broke
 
 
 @dataclass(frozen=True, slots=True)
-class Grounded:
+class GroundingResult:
     """What a request was given.
 
     Attributes:
@@ -28,7 +28,7 @@ class Grounded:
     """
 
     outcome: Outcome
-    place: Place
+    injector: PromptInjector
     seconds: float
     citations: bytes = b"[]"
     headers: tuple[tuple[bytes, str], ...] = ()
@@ -37,8 +37,8 @@ class Grounded:
 
     def relay(self, inner: Relay) -> Relay:
         """A stream's relay that adds the citations."""
-        return CitingRelay(inner, self.place, self.citations)
+        return CitationRelay(inner, self.injector, self.citations)
 
     def cite(self, answer: bytes) -> bytes:
         """A whole answer with the citations."""
-        return self.place.cite(answer, self.citations)
+        return self.injector.cite(answer, self.citations)

@@ -86,7 +86,7 @@ class Provider(Protocol):
 
 
 @runtime_checkable
-class KnowsStores(Protocol):
+class StoreAwareProvider(Protocol):
     """A provider that can tell itself who may read which of its stores; others' are known by their names alone."""
 
     async def demand_readable(self, caller: Caller, store_ids: Sequence[str], param: str) -> None:

@@ -23,9 +23,9 @@ from service.admission.ticket import Ticket
 from service.config import MIB, Settings
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
-from service.grounding.fields import FIELD, Wish, wish_of
+from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
-from service.grounding.places import Place
+from service.grounding.injectors import PromptInjector
 from service.http.checks import parse_body
 from service.http.stream import Relay, Usage
 from service.inference.calls import Call, EngineCalls
@@ -65,7 +65,7 @@ class Route:
     count: re.Pattern[bytes] | None = None
     """Where no model runs: finds the number of tokens in the answer; None: the request says it."""
     dialect: Dialect = OPENAI
-    place: Place | None = None
+    injector: PromptInjector | None = None
     """Where passages and citations go; None: its requests are not grounded."""
 
 
@@ -144,7 +144,9 @@ class Pipeline:
             self._prompt_limit.check_ids(body, len(raw))
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
             route.dialect.force_tools(body)
-            wish = None if route.place is None else wish_of(body.pop(FIELD, None), target.settings.grounding)
+            options = (
+                None if route.injector is None else retrieval_options(body.pop(FIELD, None), target.settings.grounding)
+            )
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
@@ -152,13 +154,13 @@ class Pipeline:
             _name_adapter(exchange, target)
             if lease is not None:
                 lease.charge(record.estimate)
-                if wish is None:
+                if options is None:
                     exchange.add_headers(lease.headers())
             with self._admitted():
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
                 async with exchange.leash(self._timeout_s):
-                    if wish is not None:
-                        await self._ground(wish, exchange, route, record, body, lease)
+                    if options is not None:
+                        await self._ground(options, exchange, route, record, body, lease)
                     async with self._bearable(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
@@ -182,13 +184,19 @@ class Pipeline:
             self._account(record)
 
     async def _ground(
-        self, wish: Wish, exchange: Exchange, route: Route, record: Record, body: dict[str, Any], lease: Lease | None
+        self,
+        options: RetrievalOptions,
+        exchange: Exchange,
+        route: Route,
+        record: Record,
+        body: dict[str, Any],
+        lease: Lease | None,
     ) -> None:
         """Put passages into the body; the caller pays for them as for the rest of the prompt."""
-        caller, target, place = record.caller, record.target, route.place
-        if self._hook is None or caller is None or target is None or place is None:
+        caller, target, injector = record.caller, record.target, route.injector
+        if self._hook is None or caller is None or target is None or injector is None:
             raise Unavailable("this gateway has no grounding", param=FIELD, code="grounding_unavailable")
-        grounded = record.grounded = await self._hook.ground(wish, caller, target.adapter, body, place)
+        grounded = record.grounded = await self._hook.ground(options, caller, target.adapter, body, injector)
         exchange.add_headers(list(grounded.headers))
         record.estimate += grounded.tokens
         record.prompt += grounded.tokens

@@ -10,7 +10,7 @@ from service.access.caller import Caller
 from service.access.refusals import Refusals
 from service.config import Settings
 from service.errors import MethodNotAllowed, NotFound, to_hatrack_error
-from service.grounding.places import CHAT, MESSAGES_PLACE, RESPONSES_PLACE
+from service.grounding.injectors import CHAT_INJECTOR, MESSAGES_INJECTOR, RESPONSES_INJECTOR
 from service.inference.anthropic import MESSAGES
 from service.inference.anthropic_fields import count_tokens_table, messages_table
 from service.inference.exchange import Exchange, Receive, Scope, Send
@@ -37,7 +37,12 @@ def build_routes(settings: Settings) -> dict[str, Route]:
     detokenize = Route("/detokenize", detokenize_table(settings), ("tokens",))
     return {
         "/v1/chat/completions": Route(
-            "/v1/chat/completions", chat_table(settings), ("messages",), generates=True, salted=True, place=CHAT
+            "/v1/chat/completions",
+            chat_table(settings),
+            ("messages",),
+            generates=True,
+            salted=True,
+            injector=CHAT_INJECTOR,
         ),
         "/v1/completions": Route(
             "/v1/completions", completions_table(settings), ("prompt",), generates=True, salted=True
@@ -49,7 +54,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             generates=True,
             salted=True,
             dialect=RESPONSES,
-            place=RESPONSES_PLACE,
+            injector=RESPONSES_INJECTOR,
         ),
         MESSAGES_PATH: Route(
             MESSAGES_PATH,
@@ -58,7 +63,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             generates=True,
             salted=True,
             dialect=MESSAGES,
-            place=MESSAGES_PLACE,
+            injector=MESSAGES_INJECTOR,
         ),
         "/v1/messages/count_tokens": Route(
             "/v1/messages/count_tokens",

@@ -38,13 +38,13 @@ START_TIMEOUT_S: Final = 120.0
 SILENCE_TIMEOUT_S: Final = 300.0
 """Between two pieces of an answer to ``/index``, s: reading a document is part of that."""
 STOP_TIMEOUT_S: Final = 5.0
-PULSE_S: Final = 5.0
+LIVENESS_INTERVAL_S: Final = 5.0
 """Between two looks whether a ready embedder still answers, s."""
 HUNG_S: Final = 60.0
 """A ready embedder that has answered nothing for so long is ended, and another one started, s."""
 START_LIMIT_S: Final = 600.0
 """The same for one that is not ready yet, s."""
-KEPT_BACK: Final = re.compile(r"HATRACK_.*|(?:.*_)?(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS)", re.IGNORECASE)
+NOT_INHERITED: Final = re.compile(r"HATRACK_.*|(?:.*_)?(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS)", re.IGNORECASE)
 """Variables that an embedder does not inherit, nor the process in which it has documents read: all that may be secrets.
 
 What it needs of the settings is on its command line and, the endpoint's key, on its standard input.
@@ -264,7 +264,7 @@ class Embedder:
         heard = time.monotonic()
         asked, silent_s = 0.0, 0.0
         while child.poll() is None:
-            if not self._ready.is_set() or time.monotonic() - asked >= PULSE_S:
+            if not self._ready.is_set() or time.monotonic() - asked >= LIVENESS_INTERVAL_S:
                 asked = time.monotonic()
                 if await self._answers():
                     heard = time.monotonic()
@@ -310,7 +310,7 @@ def _spawn(config: EmbedderConfig) -> subprocess.Popen[bytes]:
 
 
 def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in inherited.items() if not KEPT_BACK.fullmatch(name)}
+    kept = {name: value for name, value in inherited.items() if not NOT_INHERITED.fullmatch(name)}
     # a library that asks for no threads of its own gets none: one batch must not take the engine's cores
     return kept | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 

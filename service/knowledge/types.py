@@ -60,7 +60,7 @@ class StoreInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class FileDraft:
+class NewStoreFile:
     """A file of `/v1/files` that goes into a store; its bytes stay where they are as long as the store has it."""
 
     file_id: str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from service.access.caller import Caller
 from service.access.refusals import REFUSED, Refusals
-from service.grounding.outcome import Grounded
+from service.grounding.outcome import GroundingResult
 from service.http.stream import Usage
 from service.registry.catalog import Target
 
@@ -53,7 +53,7 @@ class Record:
     owed: int | None = None
     """Tokens to charge where the engine gave no count; None: nothing was sent to it."""
     span: RequestSpan | None = None
-    grounded: Grounded | None = None
+    grounded: GroundingResult | None = None
     """What was retrieved for it; None where nothing was asked for."""
     peer: str = ""
     """The address that it came from."""

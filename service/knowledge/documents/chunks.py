@@ -41,7 +41,7 @@ class _Section:
     attributes: Mapping[str, Attribute] | None = None
 
 
-def cut(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -> Iterator[PassageText]:
+def split(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -> Iterator[PassageText]:
     """The passages of a document.
 
     Args:

@@ -21,9 +21,9 @@ from typing import Final
 
 from aiohttp import web
 
+from service.knowledge.embedder.document_reader import DocumentReader
 from service.knowledge.embedder.model import LocalModel, Model, ModelError, RemoteModel, directory_of
-from service.knowledge.embedder.reading import Reading
-from service.knowledge.embedder.server import Embedder
+from service.knowledge.embedder.server import EmbedderServer
 
 NO_MODEL: Final = 3
 """Exit code: the model cannot be loaded."""
@@ -59,8 +59,8 @@ def _model(url: str, model: str, key: str, threads: int) -> Model:
 
 
 async def _serve(model: Model, path: Path) -> None:
-    reading = Reading()
-    runner = web.AppRunner(Embedder(model, reading).app(), handler_cancellation=True)
+    document_reader = DocumentReader()
+    runner = web.AppRunner(EmbedderServer(model, document_reader).app(), handler_cancellation=True)
     await runner.setup()
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -71,7 +71,7 @@ async def _serve(model: Model, path: Path) -> None:
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
-            await reading.close()
+            await document_reader.close()
             await model.close()
 
 

@@ -72,7 +72,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedSegment:
     """A segment, its number, and its document's number, in the passage file."""
 
     segment: Segment
@@ -80,7 +80,7 @@ class Placed:
     document: int
 
 
-def build(placed: Sequence[Placed]) -> Part:
+def build(placed: Sequence[PlacedSegment]) -> Part:
     """A part of the rows of these segments, at least one, in their order."""
     segments = [one.segment for one in placed]
     sizes = [segment.rows for segment in segments]

@@ -13,7 +13,7 @@ from service.access.caller import Caller, Scope
 from service.grounding import hook as hook_module
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import Passage
-from service.grounding.template import CHARS_A_TOKEN, upper_tokens
+from service.grounding.template import CHARS_A_TOKEN, token_upper_bound
 from service.registry.catalog import AdapterEntry, Snapshot, VersionSettings
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Known, Told, hook, key
 from tests.unit.service.inference.fakes import DONE, World, completion, event, token, usage_event, version
@@ -272,7 +272,7 @@ async def test_a_prompt_is_counted_no_further_than_the_context(monkeypatch: pyte
 
     def counting(text: str) -> int:
         counted.append(len(text))
-        return upper_tokens(text)
+        return token_upper_bound(text)
 
     monkeypatch.setattr(hook_module, "upper_tokens", counting)
     # within the longest prompt of 500 tokens, which the gateway refuses unread, and far more than fits

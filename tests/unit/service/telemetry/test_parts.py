@@ -202,10 +202,10 @@ async def test_structured_outputs_by_outcome_and_whether_they_are_tried() -> Non
 
 async def test_retrievals_by_provider_and_outcome() -> None:
     counts = GroundingCounts()
-    counts.note("embedded", "ok", 0.015, 4)
-    counts.note("embedded", "ok", 0.3, 2)
-    counts.note("webhook", "late", 2.0, 0)
-    counts.drop("webhook", 3)
+    counts.record("embedded", "ok", 0.015, 4)
+    counts.record("embedded", "ok", 0.3, 2)
+    counts.record("webhook", "late", 2.0, 0)
+    counts.record_unusable("webhook", 3)
     page = read(await GroundingSource(counts).families())
     assert value(page, "hatrack_grounding_requests_total", provider="embedded", outcome="ok") == 2
     assert value(page, "hatrack_grounding_requests_total", provider="webhook", outcome="late") == 1

@@ -19,10 +19,10 @@ from aiohttp import web
 
 from service.errors import Unavailable
 from service.knowledge import embeddings
+from service.knowledge.embedder.document_reader import DocumentReader
 from service.knowledge.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of, word_tokens
-from service.knowledge.embedder.reading import Reading
-from service.knowledge.embedder.server import Embedder as Server
-from service.knowledge.embeddings import Embedder, EmbedderConfig, EmbedderGone
+from service.knowledge.embedder.server import EmbedderServer
+from service.knowledge.embeddings import EmbedderConfig, EmbedderGone, Embedder
 from service.knowledge.types import Chunking
 from tests.unit.service.knowledge.library import vectors
 
@@ -222,7 +222,7 @@ async def test_a_question_that_nobody_waits_for_is_not_embedded() -> None:
         async def close(self) -> None:
             pass
 
-    server = Server(Model(), Reading())
+    server = EmbedderServer(Model(), DocumentReader())
     left, waits = (asyncio.get_running_loop().create_future() for _ in range(2))
     server._waiting = [("left", left), ("waits", waits)]
     left.cancel()

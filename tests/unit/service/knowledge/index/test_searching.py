@@ -13,7 +13,7 @@ from service.grounding.provider import Passage
 from service.knowledge.index import searching
 from service.knowledge.index import stores as module
 from service.knowledge.index.memory import Index
-from service.knowledge.index.searching import load_store, ranked
+from service.knowledge.index.searching import load_store, search_stores
 from service.knowledge.types import Chunking
 from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
 
@@ -29,7 +29,7 @@ async def test_a_document_that_is_replaced_during_a_search_is_found(rig: Rig, mo
         searches += 1
         began.set()
         go.wait(60)
-        return ranked(found, question, filters)
+        return search_stores(found, question, filters)
 
     monkeypatch.setattr(searching, "ranked", slow)
     try:
@@ -54,7 +54,7 @@ async def test_a_search_that_nobody_waits_for_ends_at_once(rig: Rig, monkeypatch
         asked.append(question.k)
         began.release()
         go.wait(30)
-        return ranked(found, question, filters)
+        return search_stores(found, question, filters)
 
     monkeypatch.setattr(searching, "ranked", slow)
     try:
@@ -87,7 +87,7 @@ async def test_closing_waits_for_searches_that_were_left(
     def slow(found: Any, question: Any, filters: Any) -> tuple[list[Passage], bool]:
         go.wait(30)
         ended.append(found[0].file is not None)
-        return ranked(found, question, filters)
+        return search_stores(found, question, filters)
 
     async with Rig(tmp_path, words).open() as rig:
         store = await rig.store()

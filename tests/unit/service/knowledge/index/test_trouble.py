@@ -14,7 +14,7 @@ from service.errors import DiskFull, Unavailable
 from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone
 from service.knowledge.index import indexing
 from service.knowledge.index.passage_records import PassageFile
-from service.knowledge.types import Chunking, FileDraft
+from service.knowledge.types import Chunking, NewStoreFile
 from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
 from tests.unit.service.knowledge.library import embeddings
 
@@ -80,7 +80,7 @@ async def rig(tmp_path: Path, moody: Moody, monkeypatch: pytest.MonkeyPatch) -> 
 
 async def begin(rig: Rig, store: str, name: str, text: str = "boots", **more: Any) -> None:
     rig.write(name, text)
-    await rig.stores.add_files(PROJECT, store, [FileDraft(name, name, **more)])
+    await rig.stores.add_files(PROJECT, store, [NewStoreFile(name, name, **more)])
 
 
 @pytest.mark.parametrize("status", [429, 503])

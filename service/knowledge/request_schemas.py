@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from service.errors import BadRequest, FieldRefused
 from service.grounding.config import MAX_FILTER_BYTES, MAX_RESULTS
 from service.grounding.provider import Attribute
-from service.knowledge.types import Chunking, FileDraft
+from service.knowledge.types import Chunking, NewStoreFile
 
 MAX_LABELS: Final = 16
 MAX_LABEL_CHARS: Final = 64
@@ -99,7 +99,7 @@ class AddFile(_Body):
     chunking_strategy: Strategy | None = None
 
     @property
-    def draft(self) -> FileDraft:
+    def draft(self) -> NewStoreFile:
         """The file without its name."""
         return draft(self.file_id, self.attributes, self.chunking_strategy)
 
@@ -119,7 +119,7 @@ class AddBatch(_Body):
     chunking_strategy: Strategy | None = None
 
     @property
-    def drafts(self) -> list[FileDraft]:
+    def drafts(self) -> list[NewStoreFile]:
         """The files without their names, each once. Raises BadRequest."""
         if (self.file_ids is None) == (self.files is None):
             raise BadRequest("send either `file_ids` or `files`", param="file_ids")
@@ -162,11 +162,11 @@ class Search(_Body):
         return [self.query] if isinstance(self.query, str) else self.query
 
 
-def draft(file_id: str, attributes: dict[str, Attribute] | None, strategy: Strategy | None) -> FileDraft:
+def draft(file_id: str, attributes: dict[str, Attribute] | None, strategy: Strategy | None) -> NewStoreFile:
     """A file for a store, without its name."""
-    return FileDraft(file_id, "", attributes or {}, strategy.chunking if strategy else None)
+    return NewStoreFile(file_id, "", attributes or {}, strategy.chunking if strategy else None)
 
 
-MOST_BYTES: Final = MAX_BATCH * 8 * 1024
+MAX_BODY_BYTES: Final = MAX_BATCH * 8 * 1024
 """Of a body: a batch whose files each have attributes."""
-SEARCH_BYTES: Final = MAX_FILTER_BYTES + MAX_QUERIES * MAX_QUERY_CHARS * 6
+MAX_SEARCH_BYTES: Final = MAX_FILTER_BYTES + MAX_QUERIES * MAX_QUERY_CHARS * 6

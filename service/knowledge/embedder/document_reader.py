@@ -18,11 +18,11 @@ from service.knowledge.documents.read import kind_of
 READ_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 30.0
 MAX_ANSWER: Final = 8 * MAX_TEXT
-DOCUMENTS_A_READER: Final = 200
+DOCUMENTS_PER_READER: Final = 200
 """A reader is replaced after so many: what a library leaks goes with it."""
 
 
-class Reading:
+class DocumentReader:
     """Reads documents, one at a time.
 
     Args:
@@ -82,7 +82,7 @@ class Reading:
                 await process.wait()
 
     async def _ask(self, request: bytes) -> bytes:
-        if self._process is None or self._process.returncode is not None or self._documents >= DOCUMENTS_A_READER:
+        if self._process is None or self._process.returncode is not None or self._documents >= DOCUMENTS_PER_READER:
             await self.close()
             self._documents = 0
             self._process = await asyncio.create_subprocess_exec(

@@ -13,63 +13,66 @@ from typing import Any, Final
 import orjson
 
 from service.errors import HatrackError
-from service.grounding.template import Quoted
+from service.grounding.template import FormattedPassages
 from service.http.stream import END, Relay, Usage
 
 _IMAGES: Final = frozenset({"image", "image_url", "input_image"})
-_NOT_SAID: Final = frozenset({"type", "role"})
+_PROTOCOL_FIELDS: Final = frozenset({"type", "role"})
 """Members whose strings are of the protocol: a chat template has its own words for them."""
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 
 
-class Place:
+class PromptInjector:
     """Chat completions; the other dialects change what differs. Holds nothing: one instance serves every request."""
 
     _system = ""
     """A field that holds the system prompt beside the messages."""
     _text_part = "text"
-    _said: tuple[str, ...] = ("messages",)
+    _prompt_fields: tuple[str, ...] = ("messages",)
     """The fields that the prompt is made of, beside the tools."""
-    _mark = b'"finish_reason":"'
+    _marker = b'"finish_reason":"'
     """Stands in the events of a stream that get the citations, and in no other."""
 
     def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
-        found: Sequence[Any] = body["messages"]
-        return found
+        messages: Sequence[Any] = body["messages"]
+        return messages
 
     def conversation(self, body: Mapping[str, Any]) -> list[dict[str, str]]:
         """The request's messages as role and text; those without text are left out."""
-        said = [(message.get("role"), text_of(message.get("content"))) for message in self._messages(body)]
-        above = body.get(self._system) if self._system else None
-        said = [("system", text_of(above)), *said]
-        return [{"role": role, "content": text} for role, text in said if isinstance(role, str) and text]
+        messages = [(message.get("role"), text_of(message.get("content"))) for message in self._messages(body)]
+        system_prompt = body.get(self._system) if self._system else None
+        messages = [("system", text_of(system_prompt)), *messages]
+        return [{"role": role, "content": text} for role, text in messages if isinstance(role, str) and text]
 
     def prompt(self, body: Mapping[str, Any]) -> Iterator[str]:
         """All text that the engine makes its prompt of, piece by piece: what was said, what tools were asked and what
         they answered, and the tools themselves. Pictures are no text."""
-        for name in self._said:
+        for name in self._prompt_fields:
             yield from strings(body.get(name))
         yield from (orjson.dumps(tool).decode() for tool in body.get("tools") or ())
 
     def question(self, body: Mapping[str, Any]) -> str:
         """The text of the user's last message that has any; empty where there is none."""
-        at = self._asked(body)
-        return "" if at is None else text_of(self._messages(body)[at]["content"])
+        index = self._question_index(body)
+        return "" if index is None else text_of(self._messages(body)[index]["content"])
 
-    def _asked(self, body: Mapping[str, Any]) -> int | None:
+    def _question_index(self, body: Mapping[str, Any]) -> int | None:
         messages = self._messages(body)
-        for at in range(len(messages) - 1, -1, -1):
-            if messages[at].get("role") == "user" and text_of(messages[at].get("content")):
-                return at
+        for index in range(len(messages) - 1, -1, -1):
+            if messages[index].get("role") == "user" and text_of(messages[index].get("content")):
+                return index
         return None
 
-    def put(self, body: dict[str, Any], quoted: Quoted) -> None:
+    def inject(self, body: dict[str, Any], formatted: FormattedPassages) -> None:
         """Put the passages around the question; changes ``body``, not its messages."""
-        at = self._asked(body)
-        if at is None:
+        index = self._question_index(body)
+        if index is None:
             return
         messages = list(self._messages(body))
-        messages[at] = {**messages[at], "content": around(messages[at]["content"], quoted, self._text_part)}
+        messages[index] = {
+            **messages[index],
+            "content": wrap_content(messages[index]["content"], formatted, self._text_part),
+        }
         self._replace(body, messages)
 
     def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
@@ -77,25 +80,25 @@ class Place:
 
     def cite(self, answer: bytes, citations: bytes) -> bytes:
         """A whole answer with ``citations`` (a JSON array) at its top."""
-        return at_end(answer, citations)
+        return add_citations(answer, citations)
 
     def cite_event(self, event: bytes, citations: bytes) -> bytes:
         """An event, without its end, with the citations where it is the one that gets them."""
-        return at_end(event, citations) if self._mark in event else event
+        return add_citations(event, citations) if self._marker in event else event
 
 
-class ResponsesPlace(Place):
+class ResponsesInjector(PromptInjector):
     """`/v1/responses`: the citations stand in the response object, which comes once more in a stream's last event."""
 
-    _mark = b'"response":{'
+    _marker = b'"response":{'
     _text_part = "input_text"
-    _said = ("instructions", "input")
+    _prompt_fields = ("instructions", "input")
     _system = "instructions"
     _last = (b"event: response.completed\n", b"event: response.incomplete\n")
 
     def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
-        given = body["input"]
-        return [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
+        items = body["input"]
+        return [{"type": "message", "role": "user", "content": items}] if isinstance(items, str) else items
 
     def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
         body["input"] = messages
@@ -104,33 +107,33 @@ class ResponsesPlace(Place):
         """Inside the last event's response object."""
         if not event.startswith(self._last):
             return event
-        before, mark, after = event.partition(self._mark)
-        return before + mark + b'"citations":' + citations + b"," + after if mark else event
+        before, marker, after = event.partition(self._marker)
+        return before + marker + b'"citations":' + citations + b"," + after if marker else event
 
 
-class MessagesPlace(Place):
+class MessagesInjector(PromptInjector):
     """`/v1/messages`: in a stream, the citations stand in `message_delta`, beside the reason why it stopped."""
 
-    _said = ("system", "messages")
+    _prompt_fields = ("system", "messages")
     _system = "system"
 
     def cite_event(self, event: bytes, citations: bytes) -> bytes:
-        return at_end(event, citations) if event.startswith(b"event: message_delta\n") else event
+        return add_citations(event, citations) if event.startswith(b"event: message_delta\n") else event
 
 
-CHAT: Final = Place()
-RESPONSES_PLACE: Final = ResponsesPlace()
-MESSAGES_PLACE: Final = MessagesPlace()
+CHAT_INJECTOR: Final = PromptInjector()
+RESPONSES_INJECTOR: Final = ResponsesInjector()
+MESSAGES_INJECTOR: Final = MessagesInjector()
 
 
-class CitingRelay:
+class CitationRelay:
     """A relay whose last event with content carries the citations; everything else is the inner relay's."""
 
-    __slots__ = ("_citations", "_inner", "_place")
+    __slots__ = ("_citations", "_injector", "_inner")
 
-    def __init__(self, inner: Relay, place: Place, citations: bytes) -> None:
+    def __init__(self, inner: Relay, injector: PromptInjector, citations: bytes) -> None:
         self._inner = inner
-        self._place = place
+        self._injector = injector
         self._citations = citations
 
     def feed(self, chunk: bytes) -> bytes:
@@ -138,7 +141,7 @@ class CitingRelay:
         block = self._inner.feed(chunk)
         if not block:
             return block
-        cite, citations = self._place.cite_event, self._citations
+        cite, citations = self._injector.cite_event, self._citations
         return b"".join(cite(event, citations) + END for event in block.split(END)[:-1])
 
     @property
@@ -171,28 +174,28 @@ def text_of(content: Any) -> str:
 
 def strings(value: Any) -> Iterator[str]:
     """The strings in a JSON value that may stand in a prompt; what a tool is asked with, as JSON."""
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list):
-            left.extend(one)
-        elif isinstance(one, dict) and one.get("type") == "tool_use":
-            yield orjson.dumps(one).decode()
-        elif isinstance(one, dict) and not (isinstance(one.get("type"), str) and one["type"] in _IMAGES):
-            left.extend(inner for name, inner in one.items() if name not in _NOT_SAID)
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, dict) and item.get("type") == "tool_use":
+            yield orjson.dumps(item).decode()
+        elif isinstance(item, dict) and not (isinstance(item.get("type"), str) and item["type"] in _IMAGES):
+            pending.extend(inner for name, inner in item.items() if name not in _PROTOCOL_FIELDS)
 
 
-def around(content: Any, quoted: Quoted, kind: str) -> Any:
+def wrap_content(content: Any, formatted: FormattedPassages, part_type: str) -> Any:
     """A message's content with text before and behind it; parts that are no text stay where they are."""
     if isinstance(content, str):
-        return f"{quoted.before}{content}{quoted.after}"
-    parts = [{"type": kind, "text": quoted.before}, *content]
-    return [*parts, {"type": kind, "text": quoted.after}] if quoted.after else parts
+        return f"{formatted.before}{content}{formatted.after}"
+    parts = [{"type": part_type, "text": formatted.before}, *content]
+    return [*parts, {"type": part_type, "text": formatted.after}] if formatted.after else parts
 
 
-def at_end(data: bytes, citations: bytes) -> bytes:
+def add_citations(data: bytes, citations: bytes) -> bytes:
     """A JSON object's text with the member `citations` at its end."""
     before, brace, after = data.rpartition(b"}")
     return before + b',"citations":' + citations + brace + after
