@@ -39,12 +39,12 @@ def ls(
 ) -> None:
     """List the keys; the keys themselves are kept nowhere and cannot be shown."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.keys.list(project))
+        listed = list(client.keys.list(project))
     if as_json:
-        terminal.print_json(found)
-    elif found:
+        terminal.print_json(listed)
+    elif listed:
         columns = ("ID", "NAME", "KEY", "PROJECT", "SCOPES", "ADAPTERS", "STORES", "LIMITS", "EXPIRES")
-        terminal.print_table(columns, [_row(key) for key in found])
+        terminal.print_table(columns, [_row(key) for key in listed])
     else:
         typer.echo("No keys but the admin key. Make one: hatrack keys create NAME --project PROJECT")
 
@@ -72,10 +72,10 @@ def _globs(globs: Any) -> str:
     return " ".join(map(str, globs)) or "none"
 
 
-def _limits(given: list[str]) -> dict[str, int]:
+def _limits(options: list[str]) -> dict[str, int]:
     """`["concurrent=2"]` as `{"concurrent": 2}`. Raises typer.BadParameter."""
     limits = {}
-    for text in given:
+    for text in options:
         name, _, number = text.partition("=")
         if name not in Limits.model_fields or not number.isascii() or not number.isdigit():
             raise typer.BadParameter(
@@ -189,12 +189,12 @@ def audit(
 ) -> None:
     """Show who has changed what, newest first. Needs a key with the scope admin."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.audit.list(project=project, action=action, limit=count))
+        entries = list(client.audit.list(project=project, action=action, limit=count))
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(entries)
         return
     rows = []
-    for entry in found:
+    for entry in entries:
         who = f"{entry.get('key_name') or entry.get('key_id')}"
         detail = json.dumps(entry["detail"], ensure_ascii=False) if entry.get("detail") else "-"
         short = detail if len(detail) <= _DETAIL_CHARS else detail[: _DETAIL_CHARS - 1] + "…"

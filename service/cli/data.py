@@ -82,15 +82,15 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Show where a version comes from: data, recipe, base, packages, cost."""
-    wanted = terminal.reference_argument(version)
-    if wanted.version is None:
-        raise typer.BadParameter(f"a lineage is a version's: write {wanted.name}@1, not {version}.")
+    reference = terminal.reference_argument(version)
+    if reference.version is None:
+        raise typer.BadParameter(f"a lineage is a version's: write {reference.name}@1, not {version}.")
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.adapters.versions.retrieve(wanted.name, wanted.version).get("metadata") or {}
+        version_object = client.adapters.versions.retrieve(reference.name, reference.version).get("metadata") or {}
     if as_json:
-        terminal.print_json(found)
-    elif "lineage" in found:
-        terminal.print_table(["", version], [[name, value] for name, value in _facts(found)])
+        terminal.print_json(version_object)
+    elif "lineage" in version_object:
+        terminal.print_table(["", version], [[name, value] for name, value in _facts(version_object)])
     else:
         typer.echo(f"{version} was uploaded without a lineage.")
 

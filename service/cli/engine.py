@@ -52,10 +52,10 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
     Ends the command where the settings are wrong or the base cannot be read.
     """
     from service.app import describe_base
-    from service.engine.config import EngineConfig, demand_vllm
+    from service.engine.config import EngineConfig, require_vllm
 
     try:
-        demand_vllm()
+        require_vllm()
         config = EngineConfig.from_settings(settings)
         base = describe_base(settings).fingerprint
         config.store.mkdir(parents=True, exist_ok=True)

@@ -21,11 +21,11 @@ from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObjec
 if TYPE_CHECKING:
     from service.client.types.evaluations import ArmDifference, ArmMean, Evaluation, EvaluationReport
 
-UNDECIDED: Final = 4
+EXIT_NOT_ENOUGH_EVIDENCE: Final = 4
 """Exit code where there is not enough evidence; 3 says already that nobody answers."""
 POLL_S: Final = 1.0
-MARKS: Final = {"kept": ("✓", "green"), "broken": ("✗", "red"), "open": ("?", "yellow")}
-WORDS: Final = {"pass": "green", "fail": "red", "not_enough_evidence": "yellow"}
+CHECK_MARKS: Final = {"kept": ("✓", "green"), "broken": ("✗", "red"), "open": ("?", "yellow")}
+VERDICT_STYLES: Final = {"pass": "green", "fail": "red", "not_enough_evidence": "yellow"}
 
 HeldOut = Annotated[
     str,
@@ -77,24 +77,26 @@ def evaluate(
         "bases": bases or None,
     }
     with terminal.reporting(as_json), HatrackClient() as client:
-        sides = [_arm(text) for text in arms] if arms else None
-        file_id = _uploaded(client, held_out)
-        found = client.evaluations.create(file_id, model=name, arms=sides, **options)
+        arm_bodies = [_arm(text) for text in arms] if arms else None
+        file_id = _held_out_file(client, held_out)
+        evaluation = client.evaluations.create(file_id, model=name, arms=arm_bodies, **options)
         if not as_json:
-            typer.echo(f"{found['id']} judges on {held_out}; `hatrack report {found['id']}` shows what came of it")
+            typer.echo(
+                f"{evaluation['id']} judges on {held_out}; `hatrack report {evaluation['id']}` shows what came of it"
+            )
         if wait:
-            found = _follow(client, found["id"], quiet=as_json)
-        report = client.evaluations.report(found["id"]) if found.get("status") == "succeeded" else None
-    _finish(found, report, as_json, waited=wait)
+            evaluation = _follow(client, evaluation["id"], quiet=as_json)
+        report = client.evaluations.report(evaluation["id"]) if evaluation.get("status") == "succeeded" else None
+    _finish(evaluation, report, as_json, waited=wait)
 
 
 def evaluations(as_json: AsJson = False) -> None:
     """List the evaluations, newest first."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.evaluations.list())
+        listed = list(client.evaluations.list())
     if as_json:
-        terminal.print_json(found)
-    elif found:
+        terminal.print_json(listed)
+    elif listed:
         rows = [
             [
                 evaluation["id"],
@@ -106,7 +108,7 @@ def evaluations(as_json: AsJson = False) -> None:
                 _metric_name(evaluation["metric"]),
                 terminal.when(evaluation.get("created_at")),
             ]
-            for evaluation in found
+            for evaluation in listed
         ]
         terminal.print_table(["EVALUATION", "OF", "STATUS", "VERDICT", "METRIC", "CREATED"], rows)
     else:
@@ -121,25 +123,25 @@ def report(
     """Show the report of an evaluation, or of a version's latest verdict."""
     with terminal.reporting(as_json), HatrackClient() as client:
         if target.startswith("eval-") and "@" not in target:
-            found = client.evaluations.report(target)
+            shown = client.evaluations.report(target)
             page = client.evaluations.report_html(target) if html is not None else b""
         else:
-            found, page = _of_version(client, target, with_page=html is not None)
+            shown, page = _version_report(client, target, with_page=html is not None)
     if html is not None:
         html.write_bytes(page)
         if not as_json:
             typer.echo(f"wrote {html} ({terminal.size(len(page))}); it needs nothing else to be shown")
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(shown)
     elif html is None:
-        _print_report(found)
+        _print_report(shown)
 
 
-def _of_version(client: HatrackClient, target: str, *, with_page: bool) -> tuple[EvaluationReport, bytes]:
-    wanted = terminal.reference_argument(target)
-    if wanted.version is None:
-        raise typer.BadParameter(f"a verdict is a version's: write {wanted.name}@1, not {target}.")
-    verdict = client.adapters.versions.retrieve(wanted.name, wanted.version).get("verdict")
+def _version_report(client: HatrackClient, target: str, *, with_page: bool) -> tuple[EvaluationReport, bytes]:
+    reference = terminal.reference_argument(target)
+    if reference.version is None:
+        raise typer.BadParameter(f"a verdict is a version's: write {reference.name}@1, not {target}.")
+    verdict = client.adapters.versions.retrieve(reference.name, reference.version).get("verdict")
     if verdict is None:
         raise ClientError(404, "never_judged", f"{target} was never judged.")
     files = verdict.get("files") or {}
@@ -149,7 +151,7 @@ def _of_version(client: HatrackClient, target: str, *, with_page: bool) -> tuple
     return report, client.files.content(files["page"]) if with_page and "page" in files else b""
 
 
-def _uploaded(client: HatrackClient, held_out: str) -> str:
+def _held_out_file(client: HatrackClient, held_out: str) -> str:
     """The id of the file to judge on; one of this machine's is uploaded."""
     path = Path(held_out)
     if path.is_file():
@@ -187,63 +189,65 @@ def _follow(client: HatrackClient, evaluation_id: str, *, quiet: bool) -> Evalua
     with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task("queued", total=None)
         while True:
-            found = client.evaluations.retrieve(evaluation_id)
-            if found.get("status") in FINAL_STATUSES:
-                return found
-            if progress := found.get("progress"):
+            evaluation = client.evaluations.retrieve(evaluation_id)
+            if evaluation.get("status") in FINAL_STATUSES:
+                return evaluation
+            if progress := evaluation.get("progress"):
                 stage = terminal.clean(progress["stage"])
                 bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None)
             else:
-                bar.update(task, description=found["status"])
+                bar.update(task, description=evaluation["status"])
             time.sleep(POLL_S)
 
 
-def _finish(found: Evaluation, shown: EvaluationReport | None, as_json: bool, *, waited: bool) -> None:
+def _finish(evaluation: Evaluation, report: EvaluationReport | None, as_json: bool, *, waited: bool) -> None:
     """Print what came of an evaluation, and leave with the verdict's exit code."""
     if as_json:
-        terminal.print_json(found)
-    elif shown is not None:
-        _print_report(shown)
-        if found.get("note"):
-            typer.echo(terminal.clean(str(found["note"])))
-    elif found.get("status") in FINAL_STATUSES:
-        error = found.get("error")
+        terminal.print_json(evaluation)
+    elif report is not None:
+        _print_report(report)
+        if evaluation.get("note"):
+            typer.echo(terminal.clean(str(evaluation["note"])))
+    elif evaluation.get("status") in FINAL_STATUSES:
+        error = evaluation.get("error")
         reason = error["message"] if error else ""
-        typer.echo(terminal.clean(f"{found['id']}  {found['status']}  {reason}".rstrip()))
+        typer.echo(terminal.clean(f"{evaluation['id']}  {evaluation['status']}  {reason}".rstrip()))
     if not waited:
         return
-    if found.get("status") != "succeeded" or found.get("verdict") == "fail":
+    if evaluation.get("status") != "succeeded" or evaluation.get("verdict") == "fail":
         raise typer.Exit(terminal.FAILED)
-    if found.get("verdict") == "not_enough_evidence":
-        raise typer.Exit(UNDECIDED)
+    if evaluation.get("verdict") == "not_enough_evidence":
+        raise typer.Exit(EXIT_NOT_ENOUGH_EVIDENCE)
 
 
-def _print_report(shown: EvaluationReport) -> None:
+def _print_report(report: EvaluationReport) -> None:
     """A report for a person: the verdict in a sentence, its checks, and the arms."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a pipe gets each sentence in one line
-    verdict = shown.get("verdict")
+    verdict = report.get("verdict")
     if verdict is not None:
-        console.print(Text(terminal.clean(str(verdict["sentence"])), style=WORDS.get(str(verdict["word"]), "")))
+        console.print(
+            Text(terminal.clean(str(verdict["sentence"])), style=VERDICT_STYLES.get(str(verdict["word"]), ""))
+        )
         for check in verdict["checks"]:
-            mark, style = MARKS.get(str(check["state"]), ("-", ""))
+            mark, style = CHECK_MARKS.get(str(check["state"]), ("-", ""))
             console.print(Text(f"{mark} ", style=style) + Text(terminal.clean(str(check["sentence"]))))
     else:
-        console.print(Text(terminal.clean(f"{shown['adapter']}, by {shown['metric']}, without a verdict")))
-    served = shown.get("served") or {}
+        console.print(Text(terminal.clean(f"{report['adapter']}, by {report['metric']}, without a verdict")))
+    served = report.get("served") or {}
     rows = [
         [str(mean["label"]), str(served.get(mean["label"], "-")), _points(mean["mean"]), _span(mean)]
-        for mean in shown.get("means") or ()
+        for mean in report.get("means") or ()
     ]
-    terminal.print_table(["ARM", "ANSWERED BY", f"{shown['metric']}".upper(), "INTERVAL"], rows)
-    differences = shown.get("differences") or ()
+    terminal.print_table(["ARM", "ANSWERED BY", f"{report['metric']}".upper(), "INTERVAL"], rows)
+    differences = report.get("differences") or ()
     if differences:
         pairs = [
             [
-                f"{each['of']} against {each['against']}",
-                _points(each["estimate"], signed=True),
-                _span(each, signed=True),
+                f"{difference['of']} against {difference['against']}",
+                _points(difference["estimate"], signed=True),
+                _span(difference, signed=True),
             ]
-            for each in differences
+            for difference in differences
         ]
         terminal.print_table(["DIFFERENCE", "POINTS", "INTERVAL"], pairs)
 

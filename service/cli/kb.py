@@ -38,11 +38,11 @@ def create(
 ) -> None:
     """Make an empty store."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        made = client.vector_stores.create(name, description=description)
+        store = client.vector_stores.create(name, description=description)
     if as_json:
-        terminal.print_json(made)
+        terminal.print_json(store)
     else:
-        typer.echo(f"{made['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
+        typer.echo(f"{store['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
 
 
 @app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
@@ -58,9 +58,7 @@ def list_(
     if as_json:
         terminal.print_json(stores if store is None else files)
     elif store is None:
-        terminal.print_table(
-            ["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(each) for each in stores]
-        )
+        terminal.print_table(["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(row) for row in stores])
     else:
         terminal.print_table(["ID", "FILE", "PATH", "PASSAGES", "SIZE", "STATUS"], list(map(_file_row, files)))
 
@@ -93,21 +91,23 @@ def add(
         raise typer.BadParameter(f"a file's `{PATH}` is where it lies: give the attribute another name.")
     with terminal.reporting(as_json), HatrackClient() as client:
         store_id = client.vector_stores.find(store)["id"]
-        older = [] if keep else [file for file in client.vector_stores.files.list(store_id) if _path(file) in documents]
+        previous = (
+            [] if keep else [file for file in client.vector_stores.files.list(store_id) if _path(file) in documents]
+        )
         uploaded = _upload(client, documents, quiet=as_json)
         files = {file_id: metadata | {PATH: path} for path, file_id in uploaded.items()}
-        done = _index(client, store_id, files, quiet=as_json)
-        indexed = {_path(file) for file in done if file["status"] == "completed"}
-        for file in older:
+        results = _index(client, store_id, files, quiet=as_json)
+        indexed = {_path(file) for file in results if file["status"] == "completed"}
+        for file in previous:
             # what could not be read takes nobody's place
             if _path(file) in indexed and file["id"] not in files:
                 _replace(client, store_id, file["id"])
-    failed = [file for file in done if file["status"] != "completed"]
+    failed = [file for file in results if file["status"] != "completed"]
     if as_json:
-        terminal.print_json(done)
+        terminal.print_json(results)
     else:
-        passages = sum(_count(file)[1] for file in done)
-        typer.echo(f"{len(done) - len(failed)} of {len(done)} files are indexed, {passages} passages")
+        passages = sum(_count(file)[1] for file in results)
+        typer.echo(f"{len(results) - len(failed)} of {len(results)} files are indexed, {passages} passages")
     for file in failed:
         error = file.get("last_error")
         reason = (error and error.get("message")) or file["status"]
@@ -125,25 +125,25 @@ def add(
 def search(
     store: Store,
     query: Annotated[str, typer.Argument(help="A question, or words.")],
-    most: Annotated[int, typer.Option("-k", min=1, max=50, help="Most passages.")] = 5,
+    max_results: Annotated[int, typer.Option("-k", min=1, max=50, help="Most passages.")] = 5,
     filters: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="On the files' attributes.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the passages that fit best."""
-    chosen = _filter(filters)
+    parsed_filter = _filter(filters)
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.vector_stores.search(
-            client.vector_stores.find(store)["id"], query, max_num_results=most, filters=chosen
+        passages = client.vector_stores.search(
+            client.vector_stores.find(store)["id"], query, max_num_results=max_results, filters=parsed_filter
         )
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(passages)
         return
-    for number, passage in enumerate(found, start=1):
+    for number, passage in enumerate(passages, start=1):
         text = " ".join(part["text"] for part in passage["content"])
-        shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
+        excerpt = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
         typer.echo(f"[{number}] {passage['score']:.3f}  {terminal.clean(str(_path(passage) or passage['filename']))}")
-        typer.echo("    " + terminal.clean(shown).replace("\n", "\n    "))
-    if not found:
+        typer.echo("    " + terminal.clean(excerpt).replace("\n", "\n    "))
+    if not passages:
         typer.echo("Nothing fits.")
 
 
@@ -158,18 +158,18 @@ def rm(
 ) -> None:
     """Delete a store, or take a file out of one."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.vector_stores.find(store)
+        target = client.vector_stores.find(store)
         if file is None:
             if not yes:
                 typer.confirm(
-                    f"Delete {terminal.clean(store)} with its {found['file_counts']['total']} files?", abort=True
+                    f"Delete {terminal.clean(store)} with its {target['file_counts']['total']} files?", abort=True
                 )
-            gone: Sequence[object] = [client.vector_stores.delete(found["id"])]
+            deleted: Sequence[object] = [client.vector_stores.delete(target["id"])]
         else:
-            files = _named(file, store, list(client.vector_stores.files.list(found["id"])))
-            gone = [client.vector_stores.files.delete(found["id"], each["id"]) for each in files]
+            files = _find_files(file, store, list(client.vector_stores.files.list(target["id"])))
+            deleted = [client.vector_stores.files.delete(target["id"], store_file["id"]) for store_file in files]
     if as_json:
-        terminal.print_json(gone)
+        terminal.print_json(deleted)
     else:
         typer.echo(f"{terminal.clean(file or store)} is gone")
 
@@ -178,8 +178,8 @@ def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Files by what they are known by; of a directory, what is below it."""
     for path in paths:
         if path.is_dir():
-            below = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in SUFFIXES)
-            yield from ((_identity(one), one) for one in below)
+            files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+            yield from ((_identity(file), file) for file in files)
         else:
             yield _identity(path), path
 
@@ -195,20 +195,24 @@ def _path(file: VectorStoreFile | SearchResult) -> str | None:
     return None if path is None else str(path)
 
 
-def _named(file: str, store: str, held: Sequence[VectorStoreFile]) -> list[VectorStoreFile]:
-    """The files that an id, a path or a name means. Raises BadParameter where there is none, or a name is several's."""
+def _find_files(reference: str, store: str, files: Sequence[VectorStoreFile]) -> list[VectorStoreFile]:
+    """The files of a store with this id, path or file name.
+
+    Raises:
+        BadParameter: None matches, or files with different paths have this name.
+    """
     for matching in (
-        [each for each in held if each["id"] == file],
-        [each for each in held if _path(each) in (file, _identity(Path(file)))],
+        [file for file in files if file["id"] == reference],
+        [file for file in files if _path(file) in (reference, _identity(Path(reference)))],
     ):
         if matching:
             return matching
-    named = [each for each in held if each.get("filename") == file]
+    named = [file for file in files if file.get("filename") == reference]
     if not named:
-        raise typer.BadParameter(f"{store} holds no file {file}.")
-    known = sorted({_path(each) or each["id"] for each in named})
-    if len(known) > 1:
-        raise typer.BadParameter(f"{store} holds several files {file}: say which of {', '.join(known)}.")
+        raise typer.BadParameter(f"{store} has no file {reference}.")
+    paths = sorted({_path(file) or file["id"] for file in named})
+    if len(paths) > 1:
+        raise typer.BadParameter(f"{store} has several files named {reference}; name one of {', '.join(paths)}.")
     return named
 
 

@@ -50,14 +50,14 @@ def push(
         raise typer.BadParameter("--alias and --no-alias exclude each other.")
     with terminal.reporting(as_json):
         source = AdapterDirectory.read(directory)
-        given = read_json_object(settings) if settings else source.settings
+        version_settings = read_json_object(settings) if settings else source.settings
         if system_prompt is not None:
-            given = {**(given or {}), "system_prompt": system_prompt}
+            version_settings = {**(version_settings or {}), "system_prompt": system_prompt}
         with HatrackClient() as client, _progress(source.weights.stat().st_size, no_wait) as progress:
             version = client.adapters.push(
                 name,
                 source,
-                settings=given,
+                settings=version_settings,
                 metadata=read_json_object(metadata) if metadata else None,
                 alias="" if no_alias else alias,
                 wait=not no_wait,
@@ -112,42 +112,42 @@ def _text(warning: Any) -> str:
 def ls(as_json: AsJson = False) -> None:
     """List the adapters."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.adapters.list())
+        adapters = list(client.adapters.list())
     if as_json:
-        terminal.print_json(found)
-    elif found:
-        print_adapters(found)
+        terminal.print_json(adapters)
+    elif adapters:
+        print_adapters(adapters)
     else:
         typer.echo("No adapters yet. Push one: hatrack push NAME DIR")
 
 
-def print_adapters(found: list[Adapter]) -> None:
+def print_adapters(adapters: list[Adapter]) -> None:
     """Write a table of adapters."""
     rows = []
-    for adapter in found:
+    for adapter in adapters:
         versions = adapter.get("versions")
         count = len(versions) if isinstance(versions, list) else versions
         rows.append(
             (
                 str(adapter.get("name")),
                 "-" if count is None else str(count),
-                terminal.pointers(_aims(adapter)),
+                terminal.pointers(_targets(adapter)),
                 "pinned" if adapter.get("pinned") else "-",
-                _judged(versions),
+                _revalidation_counts(versions),
                 terminal.when(adapter.get("created_at")),
             )
         )
     terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"), rows)
 
 
-def _judged(versions: Any) -> str:
+def _revalidation_counts(versions: Any) -> str:
     """How many versions are fresh, due and failed; `-` where none was judged."""
-    found = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
-    states = Counter(str(state["state"]) for state in found if isinstance(state, dict))
+    revalidations = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
+    states = Counter(str(state["state"]) for state in revalidations if isinstance(state, dict))
     return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-"
 
 
-def _aims(adapter: Adapter) -> dict[str, Any]:
+def _targets(adapter: Adapter) -> dict[str, Any]:
     """Where each alias points: a version's number, or the weights of a split."""
     return {**(adapter.get("aliases") or {}), **(adapter.get("splits") or {})}
 
@@ -174,7 +174,7 @@ def _number(adapter: Adapter, target: Reference) -> int | None:
     """The version that a reference's alias points at; None where it names the adapter. Raises ClientError."""
     if target.alias is None:
         return None
-    number = _aims(adapter).get(target.alias)
+    number = _targets(adapter).get(target.alias)
     if isinstance(number, dict):
         names = ", ".join(f"{target.name}@{version}" for version in number)
         raise ClientError(0, "alias_split", f"{target.label} is split: name one of {names}.", "reference")
@@ -185,7 +185,7 @@ def _number(adapter: Adapter, target: Reference) -> int | None:
 
 def _print_adapter(adapter: Adapter) -> None:
     pinned = "   pinned" if adapter.get("pinned") else ""
-    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_aims(adapter))}{pinned}"))
+    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_targets(adapter))}{pinned}"))
     aliases = adapter.get("aliases") or {}
     rows = []
     for version in adapter.get("versions") or []:

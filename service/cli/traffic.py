@@ -28,9 +28,9 @@ def split(
     """Split an alias over several versions. `hatrack promote` ends it, `hatrack rollback` takes it back."""
     weights = _weights(shares)
     with terminal.reporting(as_json), HatrackClient() as client:
-        moved = client.adapters.split(name, weights, alias, force=force)
+        alias_object = client.adapters.split(name, weights, alias, force=force)
     if as_json:
-        terminal.print_json(moved)
+        terminal.print_json(alias_object)
         return
     total = sum(weights.values())
     parts = [f"{100 * weight / total:.4g}% to {name}@{version}" for version, weight in sorted(weights.items())]
@@ -58,14 +58,14 @@ def pin(name: Name, as_json: AsJson = False) -> None:
     """Keep an adapter's live version loaded in the engine, wherever `live` moves."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.pin(name)
-    _say(shown, f"{name} is pinned: {_kept(name, shown)} kept warm", as_json)
+    _print(shown, f"{name} is pinned: {_kept(name, shown)} kept warm", as_json)
 
 
 def unpin(name: Name, as_json: AsJson = False) -> None:
     """Let an adapter come and go in the engine like any other."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.unpin(name)
-    _say(shown, f"{name} is not pinned", as_json)
+    _print(shown, f"{name} is not pinned", as_json)
 
 
 def _kept(name: str, shown: AdapterPin) -> str:
@@ -73,7 +73,7 @@ def _kept(name: str, shown: AdapterPin) -> str:
     return f"{', '.join(versions)} {'is' if len(versions) == 1 else 'are'}"
 
 
-def _say(shown: AdapterPin, text: str, as_json: bool) -> None:
+def _print(shown: AdapterPin, text: str, as_json: bool) -> None:
     if as_json:
         terminal.print_json(shown)
     else:

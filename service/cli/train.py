@@ -65,8 +65,8 @@ def train(
     """Train an adapter on examples and judge it. It answers as NAME:candidate; where it passes, it goes live."""
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
-    long = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
-    hyperparameters |= {field: value for field, value in long.items() if value is not None}
+    long_values = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
+    hyperparameters |= {field: value for field, value in long_values.items() if value is not None}
     metadata = {"strict": "true" if strict else None, "drop_long": "true" if drop_long else None}
     metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
     with terminal.reporting(as_json), HatrackClient() as client:
@@ -90,10 +90,10 @@ def train(
 def jobs(as_json: AsJson = False) -> None:
     """List the jobs, newest first."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.fine_tuning.jobs.list())
+        listed = list(client.fine_tuning.jobs.list())
     if as_json:
-        terminal.print_json(found)
-    elif found:
+        terminal.print_json(listed)
+    elif listed:
         rows = [
             [
                 str(job["id"]),
@@ -103,7 +103,7 @@ def jobs(as_json: AsJson = False) -> None:
                 terminal.when(job.get("created_at")),
                 _money(job),
             ]
-            for job in found
+            for job in listed
         ]
         terminal.print_table(["JOB", "ADAPTER", "STATUS", "RESULT", "CREATED", "COST"], rows)
     else:
@@ -119,16 +119,16 @@ def job(
     as_json: AsJson = False,
 ) -> None:
     """Show a job, follow it, or change it."""
-    verbs = [verb for verb, wanted in (("cancel", cancel), ("pause", pause), ("resume", resume)) if wanted]
+    verbs = [verb for verb, is_set in (("cancel", cancel), ("pause", pause), ("resume", resume)) if is_set]
     if len(verbs) > 1:
         raise typer.BadParameter(f"--{verbs[0]} and --{verbs[1]} exclude each other.")
     with terminal.reporting(as_json), HatrackClient() as client:
         jobs = client.fine_tuning.jobs
-        act = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[verbs[0]] if verbs else jobs.retrieve
-        found = act(job_id)
+        call = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[verbs[0]] if verbs else jobs.retrieve
+        result = call(job_id)
         if follow:
-            found = _follow(client, job_id, quiet=as_json)
-    _finish(found, as_json, followed=follow)
+            result = _follow(client, job_id, quiet=as_json)
+    _finish(result, as_json, followed=follow)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -201,19 +201,19 @@ def _finish(job: FineTuningJob, as_json: bool, *, followed: bool) -> None:
 
 
 def _print(job: FineTuningJob) -> None:
-    ours = job["hatrack"]
+    details = job["hatrack"]
     lines = [f"{job['id']}  {job['status']}"]
     if job.get("fine_tuned_model"):
         lines.append(f"result     {job['fine_tuned_model']}")
-    if ours.get("adapter"):
-        lines.append(f"adapter    {ours['adapter']}")
+    if details.get("adapter"):
+        lines.append(f"adapter    {details['adapter']}")
     if job.get("trained_tokens"):
         lines.append(f"trained    {job['trained_tokens']:,} tokens")
-    if verdict := ours.get("verdict"):
+    if verdict := details.get("verdict"):
         lines.append(f"verdict    {verdict['sentence']}")
         lines.append(f"live       {'yes' if verdict['live'] else 'no'}")
-    if seconds := ours.get("seconds"):
-        lines.append(f"took       {seconds:.0f} s on {ours.get('device') or 'its device'}{_cost(job)}")
+    if seconds := details.get("seconds"):
+        lines.append(f"took       {seconds:.0f} s on {details.get('device') or 'its device'}{_cost(job)}")
     error = job.get("error")
     if error and error.get("code"):
         lines.append(f"error      {error.get('message')} [{error['code']}]")

@@ -56,8 +56,8 @@ def usage(
         typer.echo("No usage in that time.")
 
 
-def _names(given: list[str]) -> list[str]:
-    names = {name.strip() for item in given for name in item.split(",")}
+def _names(text: list[str]) -> list[str]:
+    names = {name.strip() for item in text for name in item.split(",")}
     unknown = sorted(names - set(BY))
     if unknown:
         raise typer.BadParameter(f"--by takes {', '.join(BY)}; found {unknown[0]!r}.")

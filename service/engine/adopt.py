@@ -9,12 +9,12 @@ import psutil
 from adapters.base import Fingerprint
 from service.config import inherited_environment
 from service.engine.client import EngineClient
+from service.engine.compatibility import IncompatibleEngine, check_compatibility
 from service.engine.config import EngineConfig
-from service.engine.fit import Misfit, check_fit
-from service.engine.identity import boot_of, plugin_digest, read_store_mark
+from service.engine.identity import boot_id, plugin_digest, read_store_id
+from service.engine.liveness import LivenessMonitor
 from service.engine.process import EngineProcess, members
-from service.engine.record import Record, Signature, read_record
-from service.engine.vitals import Vitals
+from service.engine.record import EngineRecord, Signature, read_record
 from service.errors import HatrackError
 
 REPORT_TIMEOUT_S: Final = 5.0
@@ -26,7 +26,7 @@ class NotAdopted(Exception):
 
 
 async def adopt(
-    config: EngineConfig, base: Fingerprint | None, probe: EngineClient, vitals: Vitals
+    config: EngineConfig, base: Fingerprint | None, probe: EngineClient, liveness: LivenessMonitor
 ) -> EngineProcess | None:
     """The engine on record, if there is one and it may go on; takes a second or two.
 
@@ -52,7 +52,7 @@ async def adopt(
     engine = _open(record)
     try:
         await _ask(record, ours, config, base, probe)
-        if not await vitals.canary(CANARY_TIMEOUT_S):
+        if not await liveness.canary(CANARY_TIMEOUT_S):
             raise NotAdopted("its first answer is not finite or did not come")
     except BaseException:
         engine.release()
@@ -60,7 +60,7 @@ async def adopt(
     return engine
 
 
-def _compare(record: Record, ours: Signature) -> None:
+def _compare(record: EngineRecord, ours: Signature) -> None:
     if record.signature is None:
         raise NotAdopted("its record does not say what it was started with")
     differences = ours.differences(record.signature)
@@ -68,7 +68,7 @@ def _compare(record: Record, ours: Signature) -> None:
         raise NotAdopted(f"it was started with something else: {', '.join(differences)}")
 
 
-def _open(record: Record) -> EngineProcess:
+def _open(record: EngineRecord) -> EngineProcess:
     if record.pid is None:
         raise NotAdopted("its start was cut off")
     try:
@@ -82,16 +82,18 @@ def _open(record: Record) -> EngineProcess:
     return engine
 
 
-async def _ask(record: Record, ours: Signature, config: EngineConfig, base: Fingerprint, probe: EngineClient) -> None:
+async def _ask(
+    record: EngineRecord, ours: Signature, config: EngineConfig, base: Fingerprint, probe: EngineClient
+) -> None:
     try:
         report = await probe.report(timeout_s=REPORT_TIMEOUT_S)
     except HatrackError as error:
         raise NotAdopted(f"it does not answer: {error.message}") from error
-    if (report.get("boot"), report.get("signature")) != (boot_of(record.token), ours.digest):
+    if (report.get("boot"), report.get("signature")) != (boot_id(record.token), ours.digest):
         raise NotAdopted("another engine than the one on record listens on its socket")
     if report.get("plugin") != plugin_digest():
         raise NotAdopted("it runs another version of the plugin")
     try:
-        check_fit(report, config, base, read_store_mark(config.store) or "")
-    except Misfit as error:
+        check_compatibility(report, config, base, read_store_id(config.store) or "")
+    except IncompatibleEngine as error:
         raise NotAdopted(str(error)) from error

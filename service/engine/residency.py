@@ -17,8 +17,8 @@ from service.concurrency import repeat
 from service.engine.client import EngineClient
 from service.errors import HatrackError
 
-LOOK_S: Final = 5.0
-LOOK_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 5.0
+POLL_TIMEOUT_S: Final = 5.0
 _LOG = logging.getLogger("hatrack.engine")
 
 
@@ -49,21 +49,21 @@ class Residency:
     """
 
     def __init__(
-        self, engine: EngineClient, *, activity: Callable[[], int] = lambda: 0, look_s: float = LOOK_S
+        self, engine: EngineClient, *, activity: Callable[[], int] = lambda: 0, poll_s: float = POLL_S
     ) -> None:
         self._engine = engine
         self.activity = activity
-        self._look_s = look_s
+        self._poll_s = poll_s
         self._resident: frozenset[str] = frozenset()
         self._known = False
         self._ready = False
         self._epoch = 0
-        self._seen = -1
-        self._woken = asyncio.Event()
+        self._polled_activity = -1
+        self._wake = asyncio.Event()
         self._cold_loads = 0
         self._cold_load_s = 0.0
         self._last_s: float | None = None
-        self._looks = 0
+        self._polls = 0
         self._errors = 0
 
     def is_cold(self, adapter: str) -> bool:
@@ -84,8 +84,8 @@ class Residency:
         self._ready = ready
         self._epoch += 1
         self._resident, self._known = frozenset(), False
-        self._seen = -1
-        self._woken.set()
+        self._polled_activity = -1
+        self._wake.set()
 
     def snapshot(self) -> ResidencySnapshot:
         """What is known now."""
@@ -95,24 +95,24 @@ class Residency:
             cold_loads=self._cold_loads,
             cold_load_s=self._cold_load_s,
             last_cold_load_s=self._last_s,
-            looks=self._looks,
+            looks=self._polls,
             look_errors=self._errors,
         )
 
-    async def work(self) -> None:
+    async def run(self) -> None:
         """Look again and again, until cancelled."""
-        await repeat(self._look_if_active, self._look_s, self._woken)
+        await repeat(self._poll_if_active, self._poll_s, self._wake)
 
-    async def _look_if_active(self) -> None:
-        if self._ready and self.activity() != self._seen:
-            await self.look()
+    async def _poll_if_active(self) -> None:
+        if self._ready and self.activity() != self._polled_activity:
+            await self.poll()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Ask once; an engine that does not answer leaves the view as it is."""
         epoch, activity = self._epoch, self.activity()
-        self._looks += 1
+        self._polls += 1
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(POLL_TIMEOUT_S):
                 answer = await self._engine.report(loaded=True)
         except (HatrackError, TimeoutError) as error:
             self._errors += 1
@@ -123,4 +123,4 @@ class Residency:
             return
         self._resident = frozenset(str(digest) for digest in loaded)
         self._known = True
-        self._seen = activity
+        self._polled_activity = activity

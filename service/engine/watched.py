@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from service.engine.client import EngineClient
 from service.engine.config import EngineConfig
-from service.engine.vitals import Vitals
+from service.engine.liveness import LivenessMonitor
 
 TICK_S: Final = 0.25
 _LOG = logging.getLogger("hatrack.engine")
@@ -48,9 +48,9 @@ class WatchedEngine(ABC):
         self.state = EngineState("down", "not started", time.time())
         self.epoch = 0
         """How many engines have become ready so far."""
-        self.client = EngineClient(url=url, socket=socket, key=key, available=self._why_not)
+        self.client = EngineClient(url=url, socket=socket, key=key, available=self._unavailable_reason)
         self._probe = EngineClient(url=url, socket=socket, key=key)
-        self._vitals = Vitals(
+        self._liveness = LivenessMonitor(
             self.client,
             self._probe,
             base_name=config.base_name,
@@ -63,7 +63,7 @@ class WatchedEngine(ABC):
     @property
     def ready(self) -> bool:
         """Whether requests are taken now; false from the moment that the engine is known to have ended."""
-        return self._why_not() is None
+        return self._unavailable_reason() is None
 
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
         """Have ``listener`` called with each new state."""
@@ -71,7 +71,7 @@ class WatchedEngine(ABC):
 
     def saw_tokens(self) -> None:
         """The engine gave something: it lives."""
-        self._vitals.saw_tokens()
+        self._liveness.saw_tokens()
 
     @abstractmethod
     async def start(self) -> None:
@@ -86,13 +86,13 @@ class WatchedEngine(ABC):
         """This engine's answers are no use: take no more requests until there is another one."""
 
     @abstractmethod
-    async def _live_once(self) -> None:
+    async def _run_once(self) -> None:
         """One engine from its start to the moment that it is no use. Always raises."""
 
-    def _why_not(self) -> str | None:
+    def _unavailable_reason(self) -> str | None:
         return None if self.state.name == "ready" else self.state.reason
 
-    def _become(self, name: StateName, reason: str) -> None:
+    def _set_state(self, name: StateName, reason: str) -> None:
         if (name, reason) == (self.state.name, self.state.reason):
             return
         self.state = EngineState(name, reason, time.time())
@@ -113,20 +113,20 @@ class WatchedEngine(ABC):
         while True:
             await asyncio.sleep(TICK_S)
             await check()
-            doubt = await self._vitals.look()
+            doubt = await self._liveness.check()
             await check()  # what has been asked for meanwhile comes before what was seen
             if doubt is not None:
                 doubtful = True
-                self._become("stalled", doubt)
+                self._set_state("stalled", doubt)
             elif doubtful and self.state.name == "stalled":
                 doubtful = False
-                self._become("ready", "the canary answers again")
+                self._set_state("ready", "the canary answers again")
 
-    async def _leave(self) -> None:
+    async def _shut_down(self) -> None:
         """Stop watching and end what is in flight."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._become("down", "the gateway stops")
+        self._set_state("down", "the gateway stops")
         await self.client.close()
         await self._probe.close()

@@ -54,7 +54,7 @@ def parse_purpose(text: str, allowed: tuple[Purpose, ...] = tuple(Purpose)) -> P
     return found
 
 
-def demand_write(caller: Caller, text: str) -> Purpose:
+def parse_upload_purpose(caller: Caller, text: str) -> Purpose:
     """The purpose that the caller gives to a new file.
 
     Raises:

@@ -19,11 +19,11 @@ from service.concurrency import in_thread, repeat
 from service.database import Database
 from service.errors import BadRequest, Forbidden, HatrackError, NotFound
 from service.files import holds, records
+from service.files.accessible import VERSION
 from service.files.blob_store import BlobStore, Incoming
 from service.files.form import Upload
 from service.files.purposes import Purpose, demand, parse_purpose, visible
-from service.files.reach import VERSION
-from service.files.records import Draft, FileRow
+from service.files.records import FileRow, NewFile
 
 ID_CHARS: Final = 24
 SWEEP_S: Final = 60.0
@@ -54,8 +54,8 @@ class Files:
 
     async def open(self) -> None:
         """Clean up after a crash, and begin to look for bytes that nobody needs."""
-        kept = await self._database.run(records.kept)
-        removed = await in_thread(self._blobs.open, kept)
+        stored_ids = await self._database.run(records.stored_ids)
+        removed = await in_thread(self._blobs.open, stored_ids)
         if removed:
             _LOG.info("removed what interrupted uploads had left", extra={"files": removed})
         self._sweeping = asyncio.create_task(repeat(self.collect, SWEEP_S), name="files-sweep")
@@ -70,7 +70,7 @@ class Files:
 
     async def show(self, caller: Caller, file_id: str) -> dict[str, Any]:
         """One file in the API's form. Raises NotFound, Forbidden."""
-        return shown(await self._find(caller, file_id))
+        return file_object(await self._find(caller, file_id))
 
     async def page(
         self, caller: Caller, *, purpose: str | None, after: str | None, limit: int, order: str
@@ -83,21 +83,21 @@ class Files:
         """
         purposes = visible(caller)
         if purpose is not None:
-            wanted = parse_purpose(purpose)
-            demand(caller, wanted)
-            purposes = frozenset({wanted})
-        found = await self._database.run(
+            requested = parse_purpose(purpose)
+            demand(caller, requested)
+            purposes = frozenset({requested})
+        rows = await self._database.run(
             lambda db: records.page(db, caller, purposes, after=after, limit=limit + 1, newest_first=order == "desc")
         )
-        if found is None:
+        if rows is None:
             raise BadRequest("`after` names no file", param="after")
-        data = [shown(row) for row in found[:limit]]
+        data = [file_object(row) for row in rows[:limit]]
         return {
             "object": "list",
             "data": data,
             "first_id": data[0]["id"] if data else None,
             "last_id": data[-1]["id"] if data else None,
-            "has_more": len(found) > limit,
+            "has_more": len(rows) > limit,
         }
 
     async def content(self, caller: Caller, file_id: str) -> tuple[FileRow, Path]:
@@ -139,7 +139,7 @@ class Files:
         def read(db: sa.Connection) -> FileRow | None:
             row = records.find_held(db, caller, file_id, caller.key_id)
             if row is None and caller.background and caller.may(Scope.ADAPTERS):
-                return records.find_kept(db, caller.project, file_id, caller.may_use)
+                return records.find_held_by_version(db, caller.project, file_id, caller.may_use)
             return row
 
         row = await self._database.run(read)
@@ -158,7 +158,7 @@ class Files:
             DiskFull: There is no room.
         """
         visible(caller)
-        await self._database.run(lambda db: self._demand_place(db, caller.project))
+        await self._database.run(lambda db: self._check_room(db, caller.project))
         incoming = self._blobs.receive(max_bytes=self.max_file_bytes)
         file_id = "file-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARS))
         try:
@@ -166,7 +166,7 @@ class Files:
         except BaseException:
             incoming.discard()
             raise
-        draft = Draft(
+        new_file = NewFile(
             id=file_id,
             project=caller.project,
             filename=upload.filename,
@@ -177,16 +177,16 @@ class Files:
             key_id=caller.key_id,
         )
         # to the end, whoever leaves: never bytes without a row
-        return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, draft, actor)))
+        return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, new_file, actor)))
 
-    def _demand_place(self, db: sa.Connection, project: str) -> None:
+    def _check_room(self, db: sa.Connection, project: str) -> None:
         demand_project(db, project)
         records.demand_room(db, project, 1, self._max_project_bytes)
 
-    async def _keep(self, incoming: Incoming, draft: Draft, actor: Actor) -> dict[str, Any]:
+    async def _keep(self, incoming: Incoming, new_file: NewFile, actor: Actor) -> dict[str, Any]:
         def work(db: sa.Connection) -> FileRow:
-            records.demand_room(db, draft.project, draft.bytes, self._max_project_bytes)
-            row = records.add(db, draft)
+            records.demand_room(db, new_file.project, new_file.bytes, self._max_project_bytes)
+            row = records.add(db, new_file)
             note(
                 db,
                 actor,
@@ -197,10 +197,10 @@ class Files:
             return row
 
         try:
-            await in_thread(incoming.keep, draft.id)
-            return shown(await self._database.run(work))
+            await in_thread(incoming.keep, new_file.id)
+            return file_object(await self._database.run(work))
         except HatrackError:
-            await in_thread(self._blobs.remove, [draft.id])
+            await in_thread(self._blobs.remove, [new_file.id])
             raise
         finally:
             incoming.discard()
@@ -249,13 +249,13 @@ class Files:
 
     async def collect(self) -> list[str]:
         """Remove the bytes that nobody needs any more; the ids of their files."""
-        going = await self._database.run(holds.let_go)
-        if going:
-            await in_thread(self._blobs.remove, going)
-        return going
+        file_ids = await self._database.run(holds.release_unheld)
+        if file_ids:
+            await in_thread(self._blobs.remove, file_ids)
+        return file_ids
 
 
-def shown(row: FileRow) -> dict[str, Any]:
+def file_object(row: FileRow) -> dict[str, Any]:
     """A file as the API shows it: OpenAI's fields, and its digest."""
     return {
         "id": row.id,

@@ -87,10 +87,20 @@ described(check_grounding, {"anyOf": [{"const": False}, schema_of(_object)]})
 
 @dataclass(frozen=True, slots=True)
 class RetrievalOptions:
-    """What is to be retrieved for one request, from where, and what happens where it cannot be.
+    """What to retrieve for one request, and what to do when retrieval fails.
 
-    ``requested``: the request itself says so, not its version alone; ``provider_requested``: it names the provider, too, or
-    there is no version that does, and the default is meant.
+    Attributes:
+        requested: True if the request itself has the field `grounding`, not only its version's settings.
+        provider_requested: True if the request names the provider, or no version's settings do and the default applies.
+        provider: The provider's name.
+        store_ids: Vector stores to search; empty for a provider without stores.
+        k: Maximum number of passages.
+        filters: OpenAI's filter on file attributes; None: no filter.
+        threshold: Minimum score, 0 to 1; None: no minimum.
+        template: The prompt template, see ``service.grounding.template``.
+        max_passage_tokens: Upper bound on the tokens of all passages together.
+        on_failure: `fail_open` or `fail_closed`; None: the gateway's setting.
+        timeout_s: Time limit for the provider, s; None: the gateway's setting.
     """
 
     requested: bool
@@ -110,15 +120,15 @@ _NOTHING: Final = GroundingSettings()
 
 
 def retrieval_options(grounding: Any, settings: GroundingSettings | None) -> RetrievalOptions | None:
-    """The request's checked `grounding` over its version's settings; None: nothing is retrieved.
+    """Merge the request's checked `grounding` with its version's settings; None: nothing is retrieved.
 
     Args:
-        grounding: None where the request says nothing, then the version's settings count alone; where they name no store
-            either, they are for the requests that do.
+        grounding: The request's field. False turns retrieval off; None (absent) leaves the version's settings. If those
+            name no store, requests without the field are not grounded.
+        settings: The version's settings; None: it has none.
 
     Raises:
-        BadRequest: The request says nothing of which stores to look in, nor its version, and the embedded provider
-            needs that.
+        BadRequest: Neither the request nor the version names a store, and the embedded provider needs one.
     """
     if grounding is False or (grounding is None and settings is None):
         return None

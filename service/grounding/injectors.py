@@ -158,9 +158,9 @@ class CitationRelay:
         """The engine's count."""
         return self._inner.counted()
 
-    def last_words(self, error: HatrackError, request_id: str) -> bytes:
+    def error_event(self, error: HatrackError, request_id: str) -> bytes:
         """The event that tells the client of an error."""
-        return self._inner.last_words(error, request_id)
+        return self._inner.error_event(error, request_id)
 
 
 def text_of(content: Any) -> str:

@@ -13,7 +13,7 @@ from service.errors import HatrackError
 from service.http.stream import Usage
 from service.inference.fields import SAMPLING_FIELDS, Table
 from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
-from service.inference.tools import chosen, make_strict
+from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
 
@@ -40,7 +40,7 @@ class Dialect:
             generates: Sampling defaults apply.
         """
         if settings.system_prompt is not None:
-            self._instruct(body, settings.system_prompt)
+            self._add_system_prompt(body, settings.system_prompt)
         if not generates:
             return
         for name, value in settings.sampling.items():
@@ -51,7 +51,7 @@ class Dialect:
                 continue
             body[field] = value
 
-    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
+    def _add_system_prompt(self, body: dict[str, Any], prompt: str) -> None:
         """Put the system prompt first. A text completion has no place for one: it gets none."""
         messages = body.get("messages")
         if messages is not None and not any(message["role"] in ("system", "developer") for message in messages):
@@ -66,10 +66,10 @@ class Dialect:
         choice = body.get("tool_choice")
         if choice == "required" or isinstance(choice, dict):
             functions = (tool["function"] for tool in body.get("tools", ()))
-            for function in chosen(functions, choice["function"]["name"] if isinstance(choice, dict) else None):
+            for function in forced_tools(functions, choice["function"]["name"] if isinstance(choice, dict) else None):
                 make_strict(function, "parameters")
 
-    def fixed(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def gateway_fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the engine is told whatever the request says."""
         if not body.get("stream"):
             return {}

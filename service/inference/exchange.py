@@ -15,11 +15,11 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-SayError = Callable[[HatrackError, str], bytes]
+ErrorFormatter = Callable[[HatrackError, str], bytes]
 """Takes an error and the request's id, gives the bytes for the client."""
 
 BODY_TIMEOUT_S = 60.0
-LAST_WORDS_TIMEOUT_S = 5.0
+ERROR_EVENT_TIMEOUT_S = 5.0
 """For the error event at a stream's end: its client may be the one that reads nothing."""
 CLIENT_LEFT = 499
 """The status in logs and metrics of a request whose client left; nobody receives it."""
@@ -38,7 +38,7 @@ class Exchange:
     """A request and its answer."""
 
     __slots__ = (
-        *("_error_body", "_last_words", "_more", "_receive", "_send"),
+        *("_error_body", "_error_event", "_extra_headers", "_receive", "_send"),
         *("headers", "path", "peer", "request_id", "started", "status"),
     )
 
@@ -50,15 +50,15 @@ class Exchange:
         self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        given = self.headers.get("x-request-id", "")
-        self.request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
-        self._more: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
-        self._error_body: SayError = _openai_error
-        self._last_words: SayError | None = None
+        client_id = self.headers.get("x-request-id", "")
+        self.request_id = client_id if _SANE_ID.fullmatch(client_id) else secrets.token_hex(16)
+        self._extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self._error_body: ErrorFormatter = _openai_error
+        self._error_event: ErrorFormatter | None = None
         self.started = False
         self.status = 0
 
-    def speak(self, error_body: SayError, id_header: bytes | None) -> None:
+    def set_dialect(self, error_body: ErrorFormatter, id_header: bytes | None) -> None:
         """Take on the shape of errors of the route's dialect, and its own header for the request's id."""
         self._error_body = error_body
         if id_header is not None:
@@ -66,14 +66,14 @@ class Exchange:
 
     def add_header(self, name: bytes, value: str) -> None:
         """Put a header on the answer, whatever the answer is."""
-        self._more.append((name, value.encode("latin-1")))
+        self._extra_headers.append((name, value.encode("latin-1")))
 
     def add_headers(self, headers: list[tuple[bytes, str]]) -> None:
         """Put headers on the answer, whatever the answer is."""
-        self._more.extend((name, value.encode("latin-1")) for name, value in headers)
+        self._extra_headers.extend((name, value.encode("latin-1")) for name, value in headers)
 
-    async def read_json_body(self, most: int) -> bytes:
-        """The body, of at most ``most`` bytes, whatever the headers say of its length.
+    async def read_json_body(self, max_bytes: int) -> bytes:
+        """The body, of at most ``max_bytes`` bytes, whatever the headers say of its length.
 
         Raises:
             WrongMediaType: It is not said to be plain JSON.
@@ -87,9 +87,9 @@ class Exchange:
         coding = self.headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
             raise WrongMediaType(f"the body must come without a content-encoding, found {coding[:80]!r}")
-        said = self.headers.get("content-length", "")
-        if said.isascii() and said.isdigit() and int(said[:20]) > most:
-            raise _too_large(most)
+        content_length = self.headers.get("content-length", "")
+        if content_length.isascii() and content_length.isdigit() and int(content_length[:20]) > max_bytes:
+            raise _too_large(max_bytes)
         parts: list[bytes] = []
         size = 0
         try:
@@ -100,17 +100,17 @@ class Exchange:
                         raise ClientLeft
                     part = message.get("body", b"")
                     size += len(part)
-                    if size > most:
-                        raise _too_large(most)
+                    if size > max_bytes:
+                        raise _too_large(max_bytes)
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
 
-    def leash(self, limit_s: float) -> Leash:
+    def cancel_on_disconnect(self, limit_s: float) -> RequestScope:
         """A context that ends when the client leaves or the time is up."""
-        return Leash(self._receive, limit_s)
+        return RequestScope(self._receive, limit_s)
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a whole JSON answer."""
@@ -124,9 +124,9 @@ class Exchange:
         )
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_events(self, last_words: SayError) -> None:
-        """Begin a stream of server-sent events; ``last_words`` makes the event that tells of an error in it."""
-        self._last_words = last_words
+    async def start_events(self, error_event: ErrorFormatter) -> None:
+        """Begin a stream of server-sent events; ``error_event`` makes the event that tells of an error in it."""
+        self._error_event = error_event
         await self._start(
             200,
             [
@@ -138,7 +138,7 @@ class Exchange:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started, self.status = True, status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._more})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._extra_headers})
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body; waits while the client is slow to read."""
@@ -152,28 +152,28 @@ class Exchange:
         """Tell the client of an error: as an answer, or as the last event of a stream that has begun."""
         if not self.started:
             await self.answer(error.status, self._error_body(error, self.request_id), error.headers)
-        elif self._last_words is not None:
+        elif self._error_event is not None:
             try:
-                async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
-                    await self.write(self._last_words(error, self.request_id))
+                async with asyncio.timeout(ERROR_EVENT_TIMEOUT_S):
+                    await self.write(self._error_event(error, self.request_id))
                     await self.finish()
             except TimeoutError:
                 return
 
 
-def _too_large(most: int) -> TooLarge:
-    return TooLarge(f"the body has more than {most} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"})
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the body has more than {max_bytes} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"})
 
 
-class Leash:
+class RequestScope:
     """Cancels what runs in it when the client leaves (ClientLeft) or when its time is up (Timeout)."""
 
-    __slots__ = ("_gone", "_limit_s", "_receive", "_timeout", "_watcher")
+    __slots__ = ("_client_left", "_limit_s", "_receive", "_timeout", "_watcher")
 
     def __init__(self, receive: Receive, limit_s: float) -> None:
         self._receive = receive
         self._limit_s = limit_s
-        self._gone = False
+        self._client_left = False
         self._timeout = asyncio.timeout(limit_s)
 
     async def __aenter__(self) -> None:
@@ -183,17 +183,17 @@ class Leash:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             continue
-        self._gone = True
+        self._client_left = True
         # one deadline serves both: moved to now, it cancels the relay, and whatever that holds open is closed
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._watcher.cancel()
         try:
-            await self._timeout.__aexit__(kind, error, trace)
+            await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            if self._gone:
+            if self._client_left:
                 raise ClientLeft from None
             raise Timeout(f"the request took longer than {self._limit_s:g} s (HATRACK_REQUEST_TIMEOUT_S)") from None

@@ -144,7 +144,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             truncation_side=one_of("left", "right"),
             prompt_logprobs=integer(0, settings.max_logprobs),
             logprob_token_ids=list_of(token_id, most=settings.max_logprobs),
-            allowed_token_ids=token_ids(least=1, most=MAX_ALLOWED_TOKENS),
+            allowed_token_ids=token_ids(min_items=1, max_items=MAX_ALLOWED_TOKENS),
             bad_words=list_of(stop, most=settings.max_stops),
             return_tokens_as_token_ids=boolean,
             return_token_ids=boolean,
@@ -285,11 +285,11 @@ def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *,
         rule = table.get(name)
         if value is None:
             if rule is None and not pass_unknown:
-                raise unknown(name)
+                raise unknown_field(name)
             del body[name]
         elif rule is None:
             if not pass_unknown:
-                raise unknown(name)
+                raise unknown_field(name)
         elif rule.refuse is not None:
             if not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
                 raise FieldRefused(f"`{name}` cannot be used here: {rule.refuse}", param=name)
@@ -298,18 +298,18 @@ def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *,
             rule.check(value, name)
             if not rule.forward and name != "best_of":
                 del body[name]
-    _check_together(body, required)
+    _check_combinations(body, required)
 
 
-def _check_together(body: dict[str, Any], required: tuple[str, ...]) -> None:
+def _check_combinations(body: dict[str, Any], required: tuple[str, ...]) -> None:
     for group in required:
         names = group.split("|")
-        given = [name for name in names if name in body]
-        if len(given) != 1:
-            named = " or ".join(f"`{name}`" for name in names)
-            if given:
-                raise BadRequest(f"only one of {named} is allowed", param=given[1])
-            raise BadRequest(f"{named} is missing", param=names[0], code="missing_required_parameter")
+        present = [name for name in names if name in body]
+        if len(present) != 1:
+            names_list = " or ".join(f"`{name}`" for name in names)
+            if present:
+                raise BadRequest(f"only one of {names_list} is allowed", param=present[1])
+            raise BadRequest(f"{names_list} is missing", param=names[0], code="missing_required_parameter")
     best_of = body.pop("best_of", None)
     if best_of is not None and best_of != body.get("n", 1):
         raise FieldRefused(
@@ -320,7 +320,7 @@ def _check_together(body: dict[str, Any], required: tuple[str, ...]) -> None:
         raise BadRequest("`stream_options` is only allowed with `stream: true`", param="stream_options")
 
 
-def unknown(name: str) -> UnknownField:
+def unknown_field(name: str) -> UnknownField:
     """The error for a field in no table."""
     return UnknownField(f"unknown field {found(name)}", param=name[:100])
 

@@ -23,7 +23,7 @@ MAX_TOKENIZED_CHARS: Final = 2**20
 """Characters in a request that only tokenizes, or whose prompt the engine cuts: about one second of the tokenizer's
 time, and what 262,144 tokens of English have."""
 _LISTS_OF_PROMPTS: Final = ("prompt", "input")
-_AROUND: Final = ("system", "instructions", "tools")
+_CONVERSATION_FIELDS: Final = ("system", "instructions", "tools")
 """What else of a conversation goes into its prompt."""
 _MEDIA: Final = frozenset({"image_url", "audio_url", "video_url", "input_audio", "input_image", "image"})
 """Types of parts without a text."""
@@ -48,7 +48,7 @@ class PromptLimit:
             directory: Its checkpoint.
             context: Length in tokens that the engine is started with; None: the model's own.
         """
-        return cls(context if context is not None else _own_context(directory), _longest_token(directory))
+        return cls(context if context is not None else _model_context(directory), _longest_token(directory))
 
     @property
     def chars(self) -> int | None:
@@ -134,7 +134,7 @@ def _char_counts(body: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield from ((f"{name}.{at}", len(text)) for at, text in enumerate(value) if isinstance(text, str))
             conversation += sum(_chars_of_message(item) for item in value if isinstance(item, dict))
     conversation += sum(_chars_of_message(message) for message in body.get("messages", ()))
-    conversation += sum(_chars(body[name]) for name in _AROUND if name in body)
+    conversation += sum(_chars(body[name]) for name in _CONVERSATION_FIELDS if name in body)
     yield field, conversation
 
 
@@ -158,7 +158,7 @@ def _chars(value: Any) -> int:
     return sum(map(_chars, value)) if isinstance(value, list) else 0
 
 
-def _own_context(directory: Path) -> int | None:
+def _model_context(directory: Path) -> int | None:
     config = _read(directory / "config.json")
     text = config.get("text_config")
     part: dict[str, Any] = text if isinstance(text, dict) and "max_position_embeddings" in text else config

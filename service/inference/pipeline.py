@@ -41,11 +41,11 @@ from service.structured.checker import StructuredOutputs
 from service.telemetry.record import Account, LogAccount, Record
 from service.telemetry.traces import Traces
 
-Suspect = Callable[[str], None]
+ReportSuspect = Callable[[str], None]
 """Is told the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
 
 OVERLOAD_RETRY_S = 1
-EVIDENCE = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
+ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
 """Codes of failures that the engine found in an adapter's numbers or files."""
 MAX_SALTS = 4096
 """Projects whose salt is remembered, not made anew."""
@@ -93,7 +93,7 @@ class Pipeline:
         engine: Upstream,
         *,
         account: Account | None = None,
-        suspect: Suspect = lambda digest: None,
+        suspect: ReportSuspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
         limiter: KeyLimiter | None = None,
         gate: Gate | None = None,
@@ -158,10 +158,10 @@ class Pipeline:
                     exchange.add_headers(lease.headers())
             with self._admitted():
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
-                async with exchange.leash(self._timeout_s):
+                async with exchange.cancel_on_disconnect(self._timeout_s):
                     if options is not None:
                         await self._ground(options, exchange, route, record, body, lease)
-                    async with self._bearable(route, body, caller):
+                    async with self._admit_structured_output(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
                         entered = await self._enter(caller, target, record, route)
@@ -204,7 +204,7 @@ class Pipeline:
             lease.charge(grounded.tokens)
             exchange.add_headers(lease.headers())
 
-    def _bearable(
+    def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
     ) -> AbstractAsyncContextManager[None, bool | None]:
         """Holds the grammars in the finished body to what the engine can bear, as long as the request is in it."""
@@ -225,11 +225,11 @@ class Pipeline:
             caller.background,
             record.prompt,
         )
-        came = asyncio.get_running_loop().time()
+        arrived = asyncio.get_running_loop().time()
         try:
-            return await gate.enter(ticket, came + self._queue_timeout_s)
+            return await gate.enter(ticket, arrived + self._queue_timeout_s)
         finally:
-            record.queue_s = asyncio.get_running_loop().time() - came
+            record.queue_s = asyncio.get_running_loop().time() - arrived
 
     def _resolve(self, caller: Caller, body: dict[str, Any], headers: Mapping[str, str]) -> Target:
         model, adapter = body.pop("model", None), body.pop("adapter", None)
@@ -257,11 +257,11 @@ class Pipeline:
         """The engine's request: the checked fields, and what only the gateway sets."""
         # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the gate
         model = target.engine_model if route.salted else self.catalog.base_name
-        sent = {**body, "model": model, **route.dialect.fixed(body)}
+        payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:
             # projects share no prefix cache: how fast an answer comes would tell one what another has asked
-            sent["cache_salt"] = self._salt_of(caller.project)
-        return orjson.dumps(sent)
+            payload["cache_salt"] = self._salt_of(caller.project)
+        return orjson.dumps(payload)
 
     def _salt_of(self, project: str) -> str:
         salt = self._salts.get(project)
@@ -287,7 +287,7 @@ class Pipeline:
         try:
             async with self._calls.open(call, record) as response:
                 if response.status != 200:
-                    raise self._blamed(
+                    raise self._report_suspect(
                         engine_error(response.status, await response.read(), target, route.engine_path), target
                     )
                 if record.stream:
@@ -299,7 +299,7 @@ class Pipeline:
                     finally:
                         record.usage = _with_prompt(relay.counted(), record.prompt)
                     if relay.error is not None:
-                        raise self._blamed(engine_error(200, relay.error, target, route.engine_path), target)
+                        raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
                         raise BadGateway("the engine's answer ended before its end", code="engine_cut")
                     await exchange.finish()
@@ -347,18 +347,18 @@ class Pipeline:
                     record.first_byte_s = now - began
                     if entered is not None:
                         entered.first_token()
-                    await exchange.start_events(relay.last_words)
+                    await exchange.start_events(relay.error_event)
                 last = now
                 await write(events)
             if relay.error is not None:
                 return
 
-    def _blamed(self, error: HatrackError, target: Target) -> HatrackError:
+    def _report_suspect(self, error: HatrackError, target: Target) -> HatrackError:
         """``error``, after the adapter was named as a suspect where the engine has evidence against its weights.
 
         No other failure is: what a caller sends may break the engine's code, and says nothing about an adapter.
         """
-        if target.digest and error.code in EVIDENCE:
+        if target.digest and error.code in ADAPTER_FAULT_CODES:
             self._suspect(target.digest)
         return error
 

@@ -32,7 +32,7 @@ EMBEDDINGS = "/v1/embeddings"
 _CLASSES: dict[int, type[HatrackError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 422: Unprocessable}
 _CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_length_exceeded"}
 """vLLM's parameter names that mean that prompt and answer do not fit into the context."""
-UNCHECKED = "Bad Request"
+UNCHECKED_ERROR_TYPE = "Bad Request"
 """vLLM's type of an error whose text is pydantic's: it tells of code, and not in words for a caller."""
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
 _DONE = b"data: [DONE]"
@@ -109,10 +109,10 @@ class EventRelay(ABC):
                 return b""
             self._pending = chunk[cut:]
             chunk = chunk[:cut]
-        return self._whole(chunk)
+        return self._process(chunk)
 
     @abstractmethod
-    def _whole(self, block: bytes) -> bytes:
+    def _process(self, block: bytes) -> bytes:
         """What of whole events the client gets."""
 
     def counted(self) -> Usage | None:
@@ -121,7 +121,7 @@ class EventRelay(ABC):
             return self.usage
         return Usage(completion_tokens=self.events, exact=False)
 
-    def last_words(self, error: HatrackError, _request_id: str) -> bytes:
+    def error_event(self, error: HatrackError, _request_id: str) -> bytes:
         """The event that tells the client of an error after the stream has begun."""
         return b"data: " + error.body() + END
 
@@ -135,14 +135,14 @@ class ChatRelay(EventRelay):
         super().__init__(renamer)
         self._show_usage = show_usage
 
-    def _whole(self, block: bytes) -> bytes:
+    def _process(self, block: bytes) -> bytes:
         if _USAGE in block or _ERROR in block or _DONE in block:
-            block = self._look(block)
+            block = self._scan(block)
         self.events += block.count(b'"choices":[{')
         return self._rename(block)
 
-    def _look(self, block: bytes) -> bytes:
-        kept: list[bytes] = []
+    def _scan(self, block: bytes) -> bytes:
+        output: list[bytes] = []
         for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event[len(b"data: ") :]
@@ -151,11 +151,11 @@ class ChatRelay(EventRelay):
                 self.usage = find_usage(event)
                 if not self._show_usage and b'"choices":[]' in event:
                     continue
-            kept.append(event + END)
+            output.append(event + END)
             if event == _DONE:
                 self.done = True
                 break
-        return b"".join(kept)
+        return b"".join(output)
 
 
 def engine_error(status: int, body: bytes, target: Target, path: str) -> HatrackError:
@@ -192,10 +192,10 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
     param = error.get("param")
     param = param.removeprefix("body.") if isinstance(param, str) else None
     message = error.get("message")
-    if not isinstance(message, str) or error.get("type") == UNCHECKED:
+    if not isinstance(message, str) or error.get("type") == UNCHECKED_ERROR_TYPE:
         where = "" if param is None else f": `{param[:100]}` is not as it expects it"
         return kind(f"the engine refused the request{where}", param=param)
-    return kind(_own_words(message, target), param=param, code=None if param is None else _CODES.get(param))
+    return kind(_public_message(message, target), param=param, code=None if param is None else _CODES.get(param))
 
 
 def _error_object(body: bytes) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _error_object(body: bytes) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _own_words(message: str, target: Target) -> str:
+def _public_message(message: str, target: Target) -> str:
     """The engine's reason as the client may read it: without the digest, and none that speaks of code."""
     if INTERNALS.search(message):
         _LOG.warning("the engine refused a request in words of its code", extra={"reason": message[:2000]})

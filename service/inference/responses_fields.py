@@ -59,8 +59,8 @@ def _data_url(value: Any, path: str) -> None:
         )
 
 
-def _part(kind: str, field: str, *unsaid: str) -> Check:
-    return shaped({"type": one_of(kind), field: text()}, required=(field,), dropped=unsaid)
+def _part(kind: str, field: str, *ignored: str) -> Check:
+    return shaped({"type": one_of(kind), field: text()}, required=(field,), dropped=ignored)
 
 
 _INPUT_PARTS: dict[str, Check] = {
@@ -83,15 +83,15 @@ _CONTENT = either(
 
 def _message(value: Any, path: str) -> None:
     one_of("user", "assistant", "system", "developer")(value.get("role"), f"{path}.role")
-    said = value["role"] == "assistant"
+    is_answer = value["role"] == "assistant"
     parts = list_of(by_type(_OUTPUT_PARTS))
-    content = either((str, text()), (list, parts), allowed="a string or an array of parts") if said else _CONTENT
+    content = either((str, text()), (list, parts), allowed="a string or an array of parts") if is_answer else _CONTENT
     known = {"type": text(), "role": text(), "content": content, "id": _HINT, "status": _STATUS}
     shaped(known, required=("content",), dropped=("phase",))(value, path)
-    if said and isinstance(value["content"], list):
+    if is_answer and isinstance(value["content"], list):
         # the engine reads an answer's first part alone
-        whole = "".join(part.get("text") or part.get("refusal") or "" for part in value["content"])
-        value["content"] = [{"type": "output_text", "text": whole, "annotations": []}]
+        joined = "".join(part.get("text") or part.get("refusal") or "" for part in value["content"])
+        value["content"] = [{"type": "output_text", "text": joined, "annotations": []}]
 
 
 def _reasoning(value: Any, path: str) -> None:
@@ -107,9 +107,9 @@ def _reasoning(value: Any, path: str) -> None:
     value.setdefault("summary", [])
 
 
-def _call(given: str, check: Check) -> Check:
-    known = {"type": text(), "id": _HINT, "call_id": _HINT, "name": text(256), given: check, "status": _STATUS}
-    return shaped(known, required=("call_id", "name", given), dropped=("namespace", "caller"))
+def _call(payload_field: str, check: Check) -> Check:
+    known = {"type": text(), "id": _HINT, "call_id": _HINT, "name": text(256), payload_field: check, "status": _STATUS}
+    return shaped(known, required=("call_id", "name", payload_field), dropped=("namespace", "caller"))
 
 
 _OUTPUT = shaped(

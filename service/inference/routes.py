@@ -109,19 +109,19 @@ class InferenceApp:
         try:
             route = self.routes.get(exchange.path)
             if route is not None:
-                exchange.speak(route.dialect.error_body, route.dialect.id_header)
+                exchange.set_dialect(route.dialect.error_body, route.dialect.id_header)
                 if scope["method"] == "POST":
                     return await self.pipeline.infer(route, exchange)
             elif exchange.path.startswith(MESSAGES_PATH):
-                exchange.speak(MESSAGES.error_body, MESSAGES.id_header)
+                exchange.set_dialect(MESSAGES.error_body, MESSAGES.id_header)
             # without a key nobody learns more than that one is needed
             caller = self._authenticator.authenticate(exchange.headers)
             if route is not None:
-                _only(scope, "POST")
+                _require_method(scope, "POST")
             elif exchange.path.startswith(MESSAGES_PATH):
                 raise NotFound("there is nothing here")
             else:
-                _only(scope, "GET")
+                _require_method(scope, "GET")
                 await self._models(exchange, caller)
         except Exception as error:
             refusal = to_hatrack_error(error, exchange.request_id)
@@ -134,14 +134,14 @@ class InferenceApp:
     async def _models(self, exchange: Exchange, caller: Caller) -> None:
         name = exchange.path.removeprefix(MODELS)
         if not name:
-            found = list_models(self._catalog, caller)
+            answer = list_models(self._catalog, caller)
         elif name.startswith("/"):
-            found = show_model(self._catalog, caller, name[1:])
+            answer = show_model(self._catalog, caller, name[1:])
         else:
             raise NotFound("there is nothing here")
-        await exchange.answer(200, orjson.dumps(found))
+        await exchange.answer(200, orjson.dumps(answer))
 
 
-def _only(scope: Scope, method: str) -> None:
+def _require_method(scope: Scope, method: str) -> None:
     if scope["method"] != method:
         raise MethodNotAllowed(f"only {method} is allowed here", headers={"allow": method})

@@ -97,7 +97,7 @@ def _holds_lone_surrogate(text: str) -> bool:
     return False
 
 
-def chosen(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
+def forced_tools(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
     """The tools that a forced call may name: of those ``declared``, the one called ``name``, or all (None).
 
     Raises:
@@ -106,10 +106,10 @@ def chosen(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[st
     tools = list(declared)
     if not tools:
         raise BadRequest("`tool_choice` asks for a call, but `tools` declares nothing to call", param="tools")
-    found = [tool for tool in tools if name is None or tool["name"] == name]
-    if not found:
+    named = [tool for tool in tools if name is None or tool["name"] == name]
+    if not named:
         raise BadRequest(f"`tool_choice` names {name!r}, which is not in `tools`", param="tool_choice")
-    return found
+    return named
 
 
 def make_strict(function: dict[str, Any], schema_field: str) -> None:

@@ -14,8 +14,8 @@ from service.access.caller import Caller
 from service.database import Database
 from service.errors import BadRequest
 from service.files import records
+from service.files.accessible import STORE
 from service.files.purposes import DOCUMENTS, visible
-from service.files.reach import STORE
 from service.files.records import FileRow
 from service.files.service import Files, not_found
 from service.files.tables import file_holds, files

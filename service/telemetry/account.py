@@ -26,7 +26,7 @@ BASE: Final = "(base)"
 OTHER: Final = "(other)"
 """Parentheses stand in no project's, adapter's or error code's name."""
 
-PART: Final = 8
+SERIES_PER_CHUNK: Final = 8
 """Series that are written in one go, a millisecond or so."""
 MAX_CODES: Final = 100
 SWEEP_AFTER: Final = 1000
@@ -68,9 +68,9 @@ class MetricsAccount:
         most: Series of adapters' versions, and as many again of projects whose requests named no model that resolved.
     """
 
-    def __init__(self, catalog: Catalog, most: int) -> None:
+    def __init__(self, catalog: Catalog, max_series: int) -> None:
         self._catalog = catalog
-        self._most = most
+        self._max_series = max_series
         self._targets: dict[Labels, Series] = {}
         self._projects: dict[str, Series] = {}
         self._other = Series((OTHER, OTHER, ""))
@@ -122,21 +122,21 @@ class MetricsAccount:
         caller, target = record.caller, record.target
         project = caller.project if caller else NONE
         if target is None:
-            known = self._projects.get(project)
-            if known is not None:
-                return known
-            if len(self._projects) >= self._most:
+            series = self._projects.get(project)
+            if series is not None:
+                return series
+            if len(self._projects) >= self._max_series:
                 return self._other
             return self._projects.setdefault(project, Series((project, NONE, "")))
         labels = (project, target.adapter or BASE, str(target.version) if target.version else "")
-        found = self._targets.get(labels)
-        if found is not None:
-            return found
-        if len(self._targets) >= self._most and not self._made_room():
+        series = self._targets.get(labels)
+        if series is not None:
+            return series
+        if len(self._targets) >= self._max_series and not self._evict_deleted():
             return self._other
         return self._targets.setdefault(labels, Series(labels, target.digest))
 
-    def _made_room(self) -> bool:
+    def _evict_deleted(self) -> bool:
         self._until_sweep -= 1
         if self._until_sweep >= 0:
             return False
@@ -147,7 +147,7 @@ class MetricsAccount:
             entry = adapters.get((project, adapter))
             if adapter != BASE and (entry is None or int(version) not in entry.versions):
                 del self._targets[labels]
-        return len(self._targets) < self._most
+        return len(self._targets) < self._max_series
 
     def targets(self) -> list[tuple[Labels, str | None]]:
         """The versions that have series, with their digests; the base has none."""
@@ -158,23 +158,23 @@ class MetricsAccount:
 
         Requests may be counted between two parts: each part is read in one go.
         """
-        every = [*self._targets.values(), *self._projects.values(), self._other]
-        parts = [every[start : start + PART] for start in range(0, len(every), PART)]
-        for part in parts:
+        all_series = [*self._targets.values(), *self._projects.values(), self._other]
+        chunks = [all_series[start : start + SERIES_PER_CHUNK] for start in range(0, len(all_series), SERIES_PER_CHUNK)]
+        for chunk in chunks:
             yield metrics.REQUESTS.values(
-                ((*ended, *series.labels), count) for series in part for ended, count in series.requests.items()
+                ((*ended, *series.labels), count) for series in chunk for ended, count in series.requests.items()
             )
         yield metrics.ERRORS.values(self._errors.items())
-        for part in parts:
+        for chunk in chunks:
             yield metrics.FAULTS.values(
-                ((*series.labels, code), count) for series in part for code, count in series.faults.items()
+                ((*series.labels, code), count) for series in chunk for code, count in series.faults.items()
             )
         for metric, count_of in _COUNTS:
-            for part in parts:
-                yield metric.values((series.labels, count_of(series)) for series in part if series.prompt)
+            for chunk in chunks:
+                yield metric.values((series.labels, count_of(series)) for series in chunk if series.prompt)
         for metric, histogram_of in _HISTOGRAMS:
-            for part in parts:
-                rows = ((series.labels, histogram_of(series)) for series in part)
+            for chunk in chunks:
+                rows = ((series.labels, histogram_of(series)) for series in chunk)
                 yield metric.histograms((labels, counted) for labels, counted in rows if counted is not None)
         yield metrics.DURATION.histograms(((route,), counted) for route, counted in self._durations.items())
 

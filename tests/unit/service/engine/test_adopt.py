@@ -17,10 +17,10 @@ from service.engine.adopt import NotAdopted, adopt
 from service.engine.client import EngineClient
 from service.engine.config import EngineConfig
 from service.engine.contract import TOKEN_VARIABLE
-from service.engine.identity import boot_of
+from service.engine.identity import boot_id
+from service.engine.liveness import LivenessMonitor
 from service.engine.process import EngineProcess, members
-from service.engine.record import Record, Signature
-from service.engine.vitals import Vitals
+from service.engine.record import EngineRecord, Signature
 from tests.unit.service.engine.fake import BASE, FakeEngine, config_for
 
 TOKEN = "fedcba9876543210" * 2
@@ -51,8 +51,8 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
 async def engine(config: EngineConfig, server: subprocess.Popen[bytes]) -> AsyncIterator[FakeEngine]:
     """An engine that may be adopted, with its record."""
     signature = Signature.of(config, BASE, inherited_environment())
-    fake = FakeEngine.of(config, boot=boot_of(TOKEN), signature=signature.digest)
-    Record(TOKEN, server.pid, signature).write(config.record)
+    fake = FakeEngine.of(config, boot=boot_id(TOKEN), signature=signature.digest)
+    EngineRecord(TOKEN, server.pid, signature).write(config.record)
     await fake.start()
     yield fake
     await fake.stop()
@@ -60,9 +60,9 @@ async def engine(config: EngineConfig, server: subprocess.Popen[bytes]) -> Async
 
 async def adopted(config: EngineConfig, **more: Any) -> EngineProcess | None:
     probe = EngineClient(socket=str(config.socket))
-    vitals = Vitals(probe, probe, base_name=config.base_name, stall_s=1, canary_s=1)
+    liveness = LivenessMonitor(probe, probe, base_name=config.base_name, stall_s=1, canary_s=1)
     try:
-        return await adopt(config, more.get("base", BASE), probe, vitals)
+        return await adopt(config, more.get("base", BASE), probe, liveness)
     finally:
         await probe.close()
 
@@ -140,7 +140,7 @@ async def test_one_whose_server_has_ended_is_not_adopted(
 async def test_a_process_that_was_given_the_number_again_is_not_taken_for_it(
     config: EngineConfig, engine: FakeEngine
 ) -> None:
-    Record(TOKEN, os.getpid(), Signature.of(config, BASE, inherited_environment())).write(config.record)
+    EngineRecord(TOKEN, os.getpid(), Signature.of(config, BASE, inherited_environment())).write(config.record)
     with pytest.raises(NotAdopted, match="has ended"):
         await adopted(config)
 
@@ -151,11 +151,13 @@ async def test_a_changed_flag_is_named_without_asking_the_engine(tmp_path: Path,
     assert engine.asked == []
 
 
-@pytest.mark.parametrize(("record", "reason"), [(Record(TOKEN), "its record does not say"), (None, "was cut off")])
+@pytest.mark.parametrize(
+    ("record", "reason"), [(EngineRecord(TOKEN), "its record does not say"), (None, "was cut off")]
+)
 async def test_half_a_record_adopts_nothing(
-    config: EngineConfig, engine: FakeEngine, record: Record | None, reason: str
+    config: EngineConfig, engine: FakeEngine, record: EngineRecord | None, reason: str
 ) -> None:
-    (record or Record(TOKEN, None, Signature.of(config, BASE, inherited_environment()))).write(config.record)
+    (record or EngineRecord(TOKEN, None, Signature.of(config, BASE, inherited_environment()))).write(config.record)
     with pytest.raises(NotAdopted, match=reason):
         await adopted(config)
 

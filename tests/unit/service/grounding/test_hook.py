@@ -274,7 +274,7 @@ async def test_a_prompt_is_counted_no_further_than_the_context(monkeypatch: pyte
         counted.append(len(text))
         return token_upper_bound(text)
 
-    monkeypatch.setattr(hook_module, "upper_tokens", counting)
+    monkeypatch.setattr(hook_module, "token_upper_bound", counting)
     # within the longest prompt of 500 tokens, which the gateway refuses unread, and far more than fits
     said = [{"role": "user", "content": "word " * 600} for _ in range(20)]
     answer = await world(Told(RETURNS), context=500).chat(grounding=ASK, max_tokens=50, messages=said)

@@ -24,7 +24,7 @@ from service.database import Database
 from service.error_handlers import add_error_handlers
 from service.files import records as file_records
 from service.files.purposes import Purpose
-from service.files.records import Draft as NewStoreFile
+from service.files.records import NewFile as NewStoreFile
 from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router

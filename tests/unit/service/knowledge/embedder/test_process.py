@@ -22,7 +22,7 @@ from service.knowledge import embeddings
 from service.knowledge.embedder.document_reader import DocumentReader
 from service.knowledge.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of, word_tokens
 from service.knowledge.embedder.server import EmbedderServer
-from service.knowledge.embeddings import EmbedderConfig, EmbedderGone, Embedder
+from service.knowledge.embeddings import Embedder, EmbedderConfig, EmbedderGone
 from service.knowledge.types import Chunking
 from tests.unit.service.knowledge.library import vectors
 

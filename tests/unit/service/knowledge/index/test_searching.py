@@ -31,7 +31,7 @@ async def test_a_document_that_is_replaced_during_a_search_is_found(rig: Rig, mo
         go.wait(60)
         return search_stores(found, question, filters)
 
-    monkeypatch.setattr(searching, "ranked", slow)
+    monkeypatch.setattr(searching, "search_stores", slow)
     try:
         search = asyncio.create_task(rig.texts(store, "boots"))
         assert await asyncio.to_thread(began.wait, 60)
@@ -56,7 +56,7 @@ async def test_a_search_that_nobody_waits_for_ends_at_once(rig: Rig, monkeypatch
         go.wait(30)
         return search_stores(found, question, filters)
 
-    monkeypatch.setattr(searching, "ranked", slow)
+    monkeypatch.setattr(searching, "search_stores", slow)
     try:
         running = [asyncio.create_task(rig.search(store, "boots")) for _ in range(searching.SEARCH_THREADS)]
         for _ in running:
@@ -93,7 +93,7 @@ async def test_closing_waits_for_searches_that_were_left(
         store = await rig.store()
         await rig.add(store, "a.txt", "boots")
         await rig.texts(store, "boots")
-        monkeypatch.setattr(searching, "ranked", slow)
+        monkeypatch.setattr(searching, "search_stores", slow)
         soon = asyncio.get_running_loop().time() + 1
         with pytest.raises(TimeoutError):
             await rig.stores.search(PROJECT, [store], "boots", filters=None, k=1, threshold=None, deadline=soon)

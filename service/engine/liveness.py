@@ -20,7 +20,7 @@ COUNTERS_S: Final = 2.0
 CANARY_TIMEOUT_S: Final = 30.0
 CANARIES_FAILED: Final = 3
 CANARY_TEXT: Final = "The canary sings"
-HURRY: Final = 0.2
+RETRY_SHARE: Final = 0.2
 """After a canary that failed the next comes in this share of the usual time."""
 
 _LOG = logging.getLogger("hatrack.engine")
@@ -30,7 +30,7 @@ class EngineFailed(Exception):
     """This engine is no use any more; the message says why."""
 
 
-class Vitals:
+class LivenessMonitor:
     """Watches one engine after another.
 
     Args:
@@ -49,49 +49,49 @@ class Vitals:
         self._base_name = base_name
         self._stall_s = stall_s
         self._canary_s = canary_s
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Another engine is watched from now on."""
         self._last_sign = time.monotonic()
         self._busy_since: float | None = None
-        self._looked, self._made, self._failed = 0.0, -1.0, 0
+        self._counters_read_at, self._tokens_made, self._failed_canaries = 0.0, -1.0, 0
 
     def saw_tokens(self) -> None:
         """The engine gave something: it lives."""
         self._last_sign = time.monotonic()
 
-    async def look(self) -> str | None:
+    async def check(self) -> str | None:
         """One look, to be taken several times a second: None where all is well, else what is doubtful.
 
         Raises:
             EngineFailed: It is no use any more.
         """
         if self._client.in_flight:
-            await self._look_busy()
+            await self._check_busy()
         else:
-            await self._look_idle()
-        return "the canary had no finite answer" if self._failed else None
+            await self._check_idle()
+        return "the canary had no finite answer" if self._failed_canaries else None
 
-    async def _look_busy(self) -> None:
+    async def _check_busy(self) -> None:
         now = time.monotonic()
         self._busy_since = self._busy_since or now
-        if now - max(self._looked, self._last_sign) > COUNTERS_S:
-            self._looked, before = now, self._made
-            self._made = await self._tokens()
-            if self._made > before >= 0:
+        if now - max(self._counters_read_at, self._last_sign) > COUNTERS_S:
+            self._counters_read_at, before = now, self._tokens_made
+            self._tokens_made = await self._tokens()
+            if self._tokens_made > before >= 0:
                 self.saw_tokens()
         silent_s = time.monotonic() - max(self._last_sign, self._busy_since)
         if silent_s > self._stall_s:
             raise EngineFailed(f"requests are in flight and no token came for {silent_s:.0f} s")
 
-    async def _look_idle(self) -> None:
+    async def _check_idle(self) -> None:
         self._busy_since = None
-        if time.monotonic() - self._last_sign < self._canary_s * (HURRY if self._failed else 1):
+        if time.monotonic() - self._last_sign < self._canary_s * (RETRY_SHARE if self._failed_canaries else 1):
             return
-        self._failed = 0 if await self.canary() else self._failed + 1
-        if self._failed >= CANARIES_FAILED:
-            raise EngineFailed(f"{self._failed} canaries in a row had no finite answer")
+        self._failed_canaries = 0 if await self.canary() else self._failed_canaries + 1
+        if self._failed_canaries >= CANARIES_FAILED:
+            raise EngineFailed(f"{self._failed_canaries} canaries in a row had no finite answer")
 
     async def canary(self, timeout_s: float = CANARY_TIMEOUT_S) -> bool:
         """Ask the base for the log-probabilities of a few tokens: True where they are numbers."""

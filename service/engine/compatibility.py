@@ -12,11 +12,11 @@ from service.engine.contract import PLUGIN_PROTOCOL
 ENGINE_COMMAND = "`hatrack engine`"
 
 
-class Misfit(Exception):
+class IncompatibleEngine(Exception):
     """The engine is not one for this gateway; the message says all that does not fit, and what to do."""
 
 
-def check_fit(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint, store_mark: str) -> None:
+def check_compatibility(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint, store_id: str) -> None:
     """Compare what the engine's plugin says with what the gateway is set to.
 
     Args:
@@ -29,18 +29,18 @@ def check_fit(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint
         Misfit: Something differs.
     """
     if report.get("protocol") != PLUGIN_PROTOCOL:
-        raise Misfit(
+        raise IncompatibleEngine(
             f"its plugin speaks protocol {report.get('protocol')!r}, this gateway {PLUGIN_PROTOCOL}: "
             "run the same version of Hatrack on both sides"
         )
-    found = [
+    problems = [
         *_base(report, config, base),
         *_version(report, base),
-        *_store(report, config, store_mark),
+        *_store(report, config, store_id),
         *_limits(report, config),
     ]
-    if found:
-        raise Misfit("; ".join(found))
+    if problems:
+        raise IncompatibleEngine("; ".join(problems))
 
 
 def _base(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint) -> list[str]:
@@ -49,11 +49,11 @@ def _base(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint) ->
         return [
             f"it serves {_listed(names)}, not the base `{config.base_name}` (HATRACK_BASE_MODEL, HATRACK_BASE_NAME)"
         ]
-    theirs = report.get("base")
-    if not isinstance(theirs, dict):
+    reported = report.get("base")
+    if not isinstance(reported, dict):
         return [f"it does not say which base it was started with: start it with {ENGINE_COMMAND}"]
-    mine = base.model_dump(exclude={"engine_version"})
-    parts = [part for part, value in mine.items() if theirs.get(part) != value]
+    expected = base.model_dump(exclude={"engine_version"})
+    parts = [part for part, value in expected.items() if reported.get(part) != value]
     if parts:
         return [f"its base `{config.base_name}` is another one: {', '.join(parts)} differ (HATRACK_BASE_MODEL)"]
     return []
@@ -61,14 +61,14 @@ def _base(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint) ->
 
 def _version(report: Mapping[str, Any], base: Fingerprint) -> list[str]:
     """A version is judged against the engine's, so both sides must mean the same; "unknown" where none is installed."""
-    theirs = str(report.get("vllm")).split("+")[0]
-    if base.engine_version in ("unknown", theirs):
+    reported = str(report.get("vllm")).split("+")[0]
+    if base.engine_version in ("unknown", reported):
         return []
-    return [f"it is vLLM {theirs}, the one installed here is {base.engine_version}"]
+    return [f"it is vLLM {reported}, the one installed here is {base.engine_version}"]
 
 
-def _store(report: Mapping[str, Any], config: EngineConfig, store_mark: str) -> list[str]:
-    if report.get("store_id") == store_mark:
+def _store(report: Mapping[str, Any], config: EngineConfig, store_id: str) -> list[str]:
+    if report.get("store_id") == store_id:
         return []
     return [
         f"it reads another adapter store ({report.get('store')}) than {config.store}: "
@@ -77,18 +77,18 @@ def _store(report: Mapping[str, Any], config: EngineConfig, store_mark: str) -> 
 
 
 def _limits(report: Mapping[str, Any], config: EngineConfig) -> list[str]:
-    found = []
+    problems = []
     if report.get("slots") != config.slots:
-        found.append(f"it has {report.get('slots')} adapter slots, HATRACK_ENGINE_SLOTS is {config.slots}")
+        problems.append(f"it has {report.get('slots')} adapter slots, HATRACK_ENGINE_SLOTS is {config.slots}")
     if not _at_least(report.get("max_rank"), config.max_rank):
-        found.append(f"it takes ranks up to {report.get('max_rank')}, HATRACK_ENGINE_MAX_RANK is {config.max_rank}")
+        problems.append(f"it takes ranks up to {report.get('max_rank')}, HATRACK_ENGINE_MAX_RANK is {config.max_rank}")
     if config.context is not None and not _at_least(report.get("context"), config.context):
-        found.append(f"its context is {report.get('context')} tokens, HATRACK_ENGINE_CONTEXT is {config.context}")
-    return found
+        problems.append(f"its context is {report.get('context')} tokens, HATRACK_ENGINE_CONTEXT is {config.context}")
+    return problems
 
 
-def _at_least(value: object, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+def _at_least(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and value >= minimum
 
 
 def _listed(names: object) -> str:

@@ -23,7 +23,7 @@ from service.registry.verdicts import Standing
 from service.structured.checker import StructuredOutputs
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
-from service.telemetry.parts import (
+from service.telemetry.component_sources import (
     GroundingSource,
     LimitsSource,
     RegistrySource,
@@ -100,7 +100,7 @@ async def test_residency_is_shown_once_the_engine_was_asked() -> None:
     assert value(samples, "hatrack_engine_cold_loads_total") == 0
     assert not [name for name, _ in samples if "resident" in name]
     residency.engine_changed(ready=True)
-    await residency.look()
+    await residency.poll()
     samples = read(await shown.families())
     assert value(samples, "hatrack_engine_resident_adapters") == 2
     assert value(samples, "hatrack_adapter_resident", **OF_VOICE) == 0
