@@ -30,7 +30,9 @@ VERDICT_STYLES: Final = {"pass": "green", "fail": "red", "not_enough_evidence": 
 HeldOut = Annotated[
     str,
     typer.Option(
-        "--held-out", metavar="FILE", help="Examples that were not trained on: JSONL, or the id of an uploaded file."
+        "--held-out",
+        metavar="FILE",
+        help="Examples not used for training: a JSONL file, or the id of an uploaded file.",
     ),
 ]
 
@@ -38,25 +40,34 @@ HeldOut = Annotated[
 def evaluate(
     held_out: HeldOut,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="The version to judge; or else compare --arm's.")
+        str | None,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="The version to judge; leave out to compare --arm options."),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(help="exact_match, rouge_l …, or JSON with name and pattern or schema. [default: auto]"),
     ] = None,
     suites: Annotated[
-        list[str] | None, typer.Option("--suite", help="What may not be forgotten; repeatable. [default: general]")
+        list[str] | None,
+        typer.Option("--suite", help="A suite that checks for forgetting; repeatable. [default: general]"),
     ] = None,
-    promote: Annotated[str, typer.Option(help="auto: a version that passes goes live; never.")] = "never",
+    promote: Annotated[
+        str, typer.Option(help="auto: make a passing version live; never: leave `live` as it is.")
+    ] = "never",
     arms: Annotated[
         list[str] | None,
-        typer.Option("--arm", metavar="LABEL=MODEL[,endpoint=NAME]", help="One side of a comparison; repeatable."),
+        typer.Option("--arm", metavar="LABEL=MODEL[,endpoint=NAME]", help="One arm of a comparison; repeatable."),
     ] = None,
     candidate: Annotated[str | None, typer.Option(metavar="LABEL", help="The arm to judge against --base.")] = None,
-    bases: Annotated[list[str] | None, typer.Option("--base", metavar="LABEL", help="An arm to beat.")] = None,
-    judge: Annotated[str | None, typer.Option(help="A judge of the operator's settings.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. [default: twice the longest]")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it has ended.")] = True,
+    bases: Annotated[
+        list[str] | None,
+        typer.Option("--base", metavar="LABEL", help="An arm that the candidate must beat; repeatable."),
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens of an answer. [default: twice the longest reference]")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has finished.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Judge a version on examples that it has not seen: pass, fail, or not enough evidence.
@@ -64,9 +75,9 @@ def evaluate(
     Exit codes: 0 pass (or a comparison that is done), 1 fail or no result, 4 not enough evidence.
     """
     if (name is None) == (not arms):
-        raise typer.BadParameter("name the version to judge, or give --arm at least twice; not both.")
+        raise typer.BadParameter("give either a version to judge or at least two --arm options, not both.")
     if promote not in ("auto", "never"):
-        raise typer.BadParameter(f"--promote is auto or never, found {promote!r}.")
+        raise typer.BadParameter(f"--promote must be auto or never; got {promote!r}.")
     options: JsonObject = {
         "metric": _metric(metric),
         "suites": suites,
@@ -112,12 +123,12 @@ def evaluations(as_json: AsJson = False) -> None:
         ]
         terminal.print_table(["EVALUATION", "OF", "STATUS", "VERDICT", "METRIC", "CREATED"], rows)
     else:
-        typer.echo("No evaluations. `hatrack evaluate NAME@VERSION --held-out FILE` makes one.")
+        typer.echo("No evaluations. Run `hatrack evaluate NAME@VERSION --held-out FILE` to start one.")
 
 
 def report(
     target: Annotated[str, typer.Argument(metavar="ID|NAME@VERSION", help="eval-…, or a version: its latest verdict.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page there.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the HTML report to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the report of an evaluation, or of a version's latest verdict."""
@@ -130,7 +141,7 @@ def report(
     if html is not None:
         html.write_bytes(page)
         if not as_json:
-            typer.echo(f"wrote {html} ({terminal.size(len(page))}); it needs nothing else to be shown")
+            typer.echo(f"wrote {html} ({terminal.size(len(page))}); it is self-contained")
     if as_json:
         terminal.print_json(shown)
     elif html is None:
@@ -140,13 +151,13 @@ def report(
 def _version_report(client: HatrackClient, target: str, *, with_page: bool) -> tuple[EvaluationReport, bytes]:
     reference = terminal.reference_argument(target)
     if reference.version is None:
-        raise typer.BadParameter(f"a verdict is a version's: write {reference.name}@1, not {target}.")
+        raise typer.BadParameter(f"name a version, such as {reference.name}@1; got {target}.")
     verdict = client.adapters.versions.retrieve(reference.name, reference.version).get("verdict")
     if verdict is None:
-        raise ClientError(404, "never_judged", f"{target} was never judged.")
+        raise ClientError(404, "never_judged", f"{target} has no verdict yet.")
     files = verdict.get("files") or {}
     if "report" not in files:
-        raise typer.BadParameter(f"the latest verdict on {target} came without a report.")
+        raise typer.BadParameter(f"the latest verdict on {target} has no report.")
     report: EvaluationReport = json.loads(client.files.content(files["report"]))
     return report, client.files.content(files["page"]) if with_page and "page" in files else b""
 
@@ -158,7 +169,7 @@ def _held_out_file(client: HatrackClient, held_out: str) -> str:
         return str(client.files.create(path, "evals")["id"])
     if held_out.startswith("file-"):
         return held_out
-    raise typer.BadParameter(f"--held-out: there is no file {held_out!r}.")
+    raise typer.BadParameter(f"--held-out: no such file: {held_out!r}.")
 
 
 def _metric(text: str | None) -> Any:
@@ -167,7 +178,7 @@ def _metric(text: str | None) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--metric looks like JSON and is none: {error}.") from error
+        raise typer.BadParameter(f"--metric is not valid JSON: {error}.") from error
 
 
 def _metric_name(metric: str | Mapping[str, Any]) -> str:
@@ -178,7 +189,7 @@ def _arm(text: str) -> JsonObject:
     label, equals, model = text.partition("=")
     model, _, endpoint = model.partition(",endpoint=")
     if not equals or not label or not model:
-        raise typer.BadParameter(f"{text!r} is no LABEL=MODEL, such as new=brand-voice@3.")
+        raise typer.BadParameter(f"{text!r}: expected LABEL=MODEL, such as new=brand-voice@3.")
     return {"label": label, "model": model} | ({"endpoint": endpoint} if endpoint else {})
 
 

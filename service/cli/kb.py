@@ -26,17 +26,17 @@ SHOWN_CHARS: Final = 400
 PATH: Final = "path"
 """The attribute by which a file is known: where it lay, seen from the directory in which it was added."""
 
-app = typer.Typer(help="Knowledge bases: documents that answers are grounded on.", no_args_is_help=True)
+app = typer.Typer(help="Knowledge bases: documents that ground answers.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
 
 
 @app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))
 def create(
-    name: Annotated[str, typer.Argument(help="What it is called.")],
-    description: Annotated[str | None, typer.Option(help="What is in it.")] = None,
+    name: Annotated[str, typer.Argument(help="The store's name.")],
+    description: Annotated[str | None, typer.Option(help="What the store contains.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an empty store."""
+    """Create an empty store."""
     with terminal.reporting(as_json), HatrackClient() as client:
         store = client.vector_stores.create(name, description=description)
     if as_json:
@@ -47,7 +47,9 @@ def create(
 
 @app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
 def list_(
-    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Its files. [default: all stores]")] = None,
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="List this store's files. [default: list all stores]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the stores, or the files of one."""
@@ -72,11 +74,11 @@ def list_(
 )
 def add(
     store: Store,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", exists=True, help="Files, and directories of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", exists=True, help="Files or directories.")],
     attributes: Annotated[
-        list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata, for filters.")
+        list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata for filters; repeatable.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep older files of the same path.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep older files with the same path.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload documents and index them; one takes the place of the older one that was added from the same path.
@@ -85,10 +87,10 @@ def add(
     """
     documents = dict(_documents(paths))
     if not documents:
-        raise typer.BadParameter(f"there is no document in it; known are {', '.join(sorted(SUFFIXES))}.")
+        raise typer.BadParameter(f"no documents found; supported are {', '.join(sorted(SUFFIXES))}.")
     metadata = dict(_pair(text) for text in attributes or [])
     if PATH in metadata:
-        raise typer.BadParameter(f"a file's `{PATH}` is where it lies: give the attribute another name.")
+        raise typer.BadParameter(f"the attribute `{PATH}` is reserved for the file's path; choose another name.")
     with terminal.reporting(as_json), HatrackClient() as client:
         store_id = client.vector_stores.find(store)["id"]
         previous = (
@@ -125,11 +127,13 @@ def add(
 def search(
     store: Store,
     query: Annotated[str, typer.Argument(help="A question, or words.")],
-    max_results: Annotated[int, typer.Option("-k", min=1, max=50, help="Most passages.")] = 5,
-    filters: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="On the files' attributes.")] = None,
+    max_results: Annotated[int, typer.Option("-k", min=1, max=50, help="Maximum number of passages.")] = 5,
+    filters: Annotated[
+        str | None, typer.Option("--filter", metavar="JSON", help="Filter on the files' attributes.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the passages that fit best."""
+    """Show the best-matching passages."""
     parsed_filter = _filter(filters)
     with terminal.reporting(as_json), HatrackClient() as client:
         passages = client.vector_stores.search(
@@ -144,7 +148,7 @@ def search(
         typer.echo(f"[{number}] {passage['score']:.3f}  {terminal.clean(str(_path(passage) or passage['filename']))}")
         typer.echo("    " + terminal.clean(excerpt).replace("\n", "\n    "))
     if not passages:
-        typer.echo("Nothing fits.")
+        typer.echo("No passages match.")
 
 
 @app.command(epilog=examples("hatrack kb rm policies returns.md", "hatrack kb rm policies --yes"))
@@ -153,10 +157,10 @@ def rm(
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="A file's path, name or id. [default: all]")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a store, or take a file out of one."""
+    """Delete a store, or remove a file from it."""
     with terminal.reporting(as_json), HatrackClient() as client:
         target = client.vector_stores.find(store)
         if file is None:
@@ -171,7 +175,7 @@ def rm(
     if as_json:
         terminal.print_json(deleted)
     else:
-        typer.echo(f"{terminal.clean(file or store)} is gone")
+        typer.echo(f"{terminal.clean(file or store)} deleted")
 
 
 def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
@@ -265,9 +269,9 @@ def _bars(*columns: Any, quiet: bool) -> Iterator[Progress]:
 
 
 def _pair(text: str) -> tuple[str, str | float | bool]:
-    name, found, value = text.partition("=")
-    if not found or not name:
-        raise typer.BadParameter(f"write --attribute NAME=VALUE, not {text}.")
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"--attribute must be NAME=VALUE; got {text}.")
     with contextlib.suppress(ValueError):
         parsed = json.loads(value)
         if isinstance(parsed, bool | int | float):
@@ -290,7 +294,7 @@ def _filter(text: str | None) -> dict[str, Any] | None:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--filter is no JSON: {error}.") from error
+        raise typer.BadParameter(f"--filter is not valid JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise typer.BadParameter("--filter must be a JSON object.")
     return parsed

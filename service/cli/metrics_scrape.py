@@ -82,9 +82,9 @@ def parse(text: str) -> Samples:
             for sample in family.samples:
                 samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
     except ValueError as error:
-        raise ClientError(200, "not_hatrack", "/metrics is not in Prometheus' text format.") from error
+        raise ClientError(200, "not_hatrack", "/metrics is not in the Prometheus text format.") from error
     if "hatrack_build_info" not in samples:
-        raise ClientError(200, "not_hatrack", "/metrics is not of a Hatrack gateway.")
+        raise ClientError(200, "not_hatrack", "/metrics does not belong to a Hatrack gateway.")
     return samples
 
 

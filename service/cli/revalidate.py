@@ -23,8 +23,10 @@ def revalidate(
         str | None,
         typer.Argument(metavar="[NAME[@VERSION]]", help="An adapter, or one version. [default: all adapters]"),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Also versions of which nothing has changed.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until all have ended; exit code 1 if one failed.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include versions that are not due.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all have finished; exit code 1 if one failed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge versions again that are due: the evaluation of each one's latest verdict is run once more."""
@@ -136,16 +138,16 @@ def _print(started: list[JsonObject], left: int) -> None:
     rows = []
     for item in started:
         evaluation: dict[str, Any] = item["evaluation"] or {}
-        said = (item.get("error") or {}).get("message") or evaluation.get("sentence")
+        message = (item.get("error") or {}).get("message") or evaluation.get("sentence")
         rows.append(
             (
                 str(item["version"]),
                 " ".join(item["reasons"]) or "-",
                 str(evaluation.get("id", "-")),
                 str(evaluation.get("verdict") or evaluation.get("status") or "refused"),
-                str(said or "-"),
+                str(message or "-"),
             )
         )
     terminal.print_table(("VERSION", "CHANGED", "EVALUATION", "STATUS", "SENTENCE"), rows)
     if left:
-        typer.echo(f"{left} more are due; ask again when these have ended.")
+        typer.echo(f"{left} more are due; run this again when these have finished.")

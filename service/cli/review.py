@@ -34,7 +34,7 @@ def review(
         str | None, typer.Argument(metavar="[EVALUATION]", help="eval-… or ftjob-… [default: the newest with pairs]")
     ] = None,
     list_only: Annotated[
-        bool, typer.Option("--list", help="Only say how far people are, and how far they agree.")
+        bool, typer.Option("--list", help="Only show the progress of the reviews and the agreement.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +50,7 @@ def _list(queues: list[ReviewQueue], as_json: bool) -> None:
     if as_json:
         terminal.print_json(queues)
     elif not queues:
-        typer.echo("Nothing to look at. An evaluation with a judge leaves pairs for people.")
+        typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
     else:
         rows = [
             [
@@ -86,7 +86,7 @@ def _ask(client: HatrackClient, evaluation: str | None) -> None:
         show(console, pair, int(answer["reviewed"]), int(answer["total"]))
         key = _key()
         if key == QUIT:
-            typer.echo(f"{seen} looked at; `hatrack review {evaluation}` goes on.")
+            typer.echo(f"{seen} reviewed. Run `hatrack review {evaluation}` to continue.")
             return
         if key == SKIP:
             skipped = str(pair["id"])
@@ -97,9 +97,9 @@ def _ask(client: HatrackClient, evaluation: str | None) -> None:
 
 def _end(client: HatrackClient, evaluation: object, skipped: bool, seen: int) -> None:
     if evaluation is None:
-        typer.echo("Nothing to look at. An evaluation with a judge leaves pairs for people.")
+        typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
         return
-    typer.echo(f"{seen} looked at." + (" Some were skipped; they come again next time." if skipped else ""))
+    typer.echo(f"{seen} reviewed." + (" Skipped pairs will be shown again next time." if skipped else ""))
     for queue in client.reviews.list():
         if queue["id"] == evaluation and queue["final"]:
             typer.echo(terminal.clean(str(queue["sentence"])))

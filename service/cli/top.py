@@ -26,11 +26,11 @@ UNKNOWN: Final = "–"
 
 
 def top(
-    interval: Annotated[float, typer.Option(min=1, max=60, help="Seconds between two looks.")] = 2,
-    once: Annotated[bool, typer.Option("--once", help="Look twice, print one picture and leave.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same, as JSON.")] = False,
+    interval: Annotated[float, typer.Option(min=1, max=60, help="Refresh interval in seconds.")] = 2,
+    once: Annotated[bool, typer.Option("--once", help="Print one snapshot and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON.")] = False,
 ) -> None:
-    """Show adapters, rates, queue and engine, live. Rates are over the last 30 seconds; Ctrl-C ends it."""
+    """Show adapters, rates, queue and engine, live. Rates cover the last 30 seconds; press Ctrl-C to quit."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
     with terminal.reporting(as_json), HatrackClient() as client:
         window = ScrapeWindow()

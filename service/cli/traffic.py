@@ -20,9 +20,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter, brand-vo
 
 def split(
     name: Name,
-    shares: Annotated[list[str], typer.Argument(metavar="VERSION=WEIGHT...", help="Such as 3=90 4=10.")],
+    shares: Annotated[list[str], typer.Argument(metavar="VERSION=WEIGHT...", help="For example 3=90 4=10.")],
     alias: Annotated[str, typer.Option(help="The alias to split.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
-    force: Annotated[bool, typer.Option("--force", help="Also over versions that are held back from live.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Include versions that are held back from live.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Split an alias over several versions. `hatrack promote` ends it, `hatrack rollback` takes it back."""
@@ -43,13 +43,13 @@ def _weights(shares: list[str]) -> dict[int, int]:
     for share in shares:
         version, equals, weight = share.partition("=")
         if not equals or not (weight.isascii() and weight.isdigit()):
-            raise typer.BadParameter(f"{share!r} is no share: write VERSION=WEIGHT, such as 3=90.")
+            raise typer.BadParameter(f"{share!r}: expected VERSION=WEIGHT, such as 3=90.")
         try:
             number = parse_version(version.removeprefix("@"))
         except AdapterError as error:
             raise typer.BadParameter(error.message) from error
         if number in weights:
-            raise typer.BadParameter(f"Version {number} stands there twice.")
+            raise typer.BadParameter(f"Version {number} is given twice.")
         weights[number] = int(weight)
     return weights
 

@@ -1,4 +1,4 @@
-"""Whether an engine that was found is one that this gateway can use, by the engine's own word."""
+"""Checks whether a running engine is compatible with this gateway's settings, using the plugin's report."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ ENGINE_COMMAND = "`hatrack engine`"
 
 
 class IncompatibleEngine(Exception):
-    """The engine is not one for this gateway; the message says all that does not fit, and what to do."""
+    """The engine is incompatible with this gateway; the message lists every difference and its remedy."""
 
 
 def check_compatibility(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint, store_id: str) -> None:
-    """Compare what the engine's plugin says with what the gateway is set to.
+    """Compare the plugin's report with the gateway's settings.
 
     Args:
         report: The plugin's report.
         config: The engine as the gateway's settings have it.
         base: The identity of the base model, as the gateway reads it.
-        store_mark: The mark in the gateway's store.
+        store_id: The id of the gateway's adapter store.
 
     Raises:
         Misfit: Something differs.
     """
     if report.get("protocol") != PLUGIN_PROTOCOL:
         raise IncompatibleEngine(
-            f"its plugin speaks protocol {report.get('protocol')!r}, this gateway {PLUGIN_PROTOCOL}: "
+            f"its plugin uses protocol {report.get('protocol')!r}, this gateway {PLUGIN_PROTOCOL}: "
             "run the same version of Hatrack on both sides"
         )
     problems = [
@@ -51,11 +51,11 @@ def _base(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint) ->
         ]
     reported = report.get("base")
     if not isinstance(reported, dict):
-        return [f"it does not say which base it was started with: start it with {ENGINE_COMMAND}"]
+        return [f"it does not report its base model: start it with {ENGINE_COMMAND}"]
     expected = base.model_dump(exclude={"engine_version"})
     parts = [part for part, value in expected.items() if reported.get(part) != value]
     if parts:
-        return [f"its base `{config.base_name}` is another one: {', '.join(parts)} differ (HATRACK_BASE_MODEL)"]
+        return [f"its base `{config.base_name}` is a different model: {', '.join(parts)} differ (HATRACK_BASE_MODEL)"]
     return []
 
 
@@ -64,15 +64,15 @@ def _version(report: Mapping[str, Any], base: Fingerprint) -> list[str]:
     reported = str(report.get("vllm")).split("+")[0]
     if base.engine_version in ("unknown", reported):
         return []
-    return [f"it is vLLM {reported}, the one installed here is {base.engine_version}"]
+    return [f"it runs vLLM {reported}, but {base.engine_version} is installed here"]
 
 
 def _store(report: Mapping[str, Any], config: EngineConfig, store_id: str) -> list[str]:
     if report.get("store_id") == store_id:
         return []
     return [
-        f"it reads another adapter store ({report.get('store')}) than {config.store}: "
-        "both must see the same directory (HATRACK_HOME)"
+        f"it reads the adapter store {report.get('store')}, not {config.store}: "
+        "both must use the same directory (HATRACK_HOME)"
     ]
 
 

@@ -52,7 +52,7 @@ KEEP_REQUEST = "keep"
 def require_vllm() -> None:
     """Raises SettingsError where no vLLM is installed."""
     if find_spec("vllm") is None:
-        raise SettingsError("no vLLM is installed here: `make setup` installs the one that fits this machine")
+        raise SettingsError("vLLM is not installed; `make setup` installs the build for this machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class EngineConfig:
         """
         for flag in settings.engine_args:
             if flag.split("=", 1)[0] in RESERVED_FLAGS:
-                raise SettingsError(f"HATRACK_ENGINE_ARGS holds {flag!r}, which Hatrack sets itself")
+                raise SettingsError(f"HATRACK_ENGINE_ARGS contains {flag!r}, which Hatrack sets itself; remove it")
         if not settings.engine_url:
             require_vllm()
         return cls(

@@ -81,11 +81,11 @@ class ExternalEngine(WatchedEngine):
         try:
             await self._inspect()
         except IncompatibleEngine as error:
-            raise SettingsError(f"the engine at {self.name} (HATRACK_ENGINE_URL) does not fit: {error}") from error
+            raise SettingsError(f"the engine at {self.name} (HATRACK_ENGINE_URL) is incompatible: {error}") from error
         except OSError as error:
             raise SettingsError(f"the adapter store {self.config.store} cannot be written: {error}") from error
         except HatrackError as error:
-            _LOG.warning("the engine is not there yet; it is waited for", extra={"reason": error.message})
+            _LOG.warning("the engine is not reachable yet; waiting for it", extra={"reason": error.message})
         finally:
             await self._probe.close()
 
@@ -104,7 +104,7 @@ class ExternalEngine(WatchedEngine):
         self._set_state("stalled", self._restart_request(reason))
 
     def _restart_request(self, reason: str) -> str:
-        return f"{reason}; it is for whoever runs the engine at {self.name} to restart it"
+        return f"{reason}; the operator of the engine at {self.name} must restart it"
 
     async def _run(self) -> None:
         while True:
@@ -115,7 +115,7 @@ class ExternalEngine(WatchedEngine):
                 reason = str(error)
                 name = "down" if isinstance(error, EngineUnreachable) else "stalled"
             except IncompatibleEngine as error:
-                name, reason = "down", f"the engine at {self.name} does not fit: {error}"
+                name, reason = "down", f"the engine at {self.name} is incompatible: {error}"
             except OSError as error:
                 reason = f"the adapter store cannot be written: {error}"
             except Exception as error:  # whatever it is, an engine that nobody watches would be worse
@@ -134,7 +134,7 @@ class ExternalEngine(WatchedEngine):
                 raise EngineFailed(self._restart_request(self._rejected[1]))
             self._rejected = None
         if not await self._liveness.canary():
-            raise EngineFailed(f"the canary had no finite answer from the engine at {self.name}")
+            raise EngineFailed(f"the canary request to the engine at {self.name} failed or was not finite")
         if report.get("asked") == 0 and self.before_spawn is not None:
             await self.before_spawn()
         if boot != self._boot:
@@ -162,10 +162,10 @@ class ExternalEngine(WatchedEngine):
         except BadGateway as error:
             if error.code == ENGINE_KEY_REFUSED:
                 raise IncompatibleEngine(
-                    "it refuses the key in HATRACK_ENGINE_KEY, or asks for one that is not set"
+                    "it rejects the key in HATRACK_ENGINE_KEY, or requires one that is not set"
                 ) from error
             raise IncompatibleEngine(
-                f"Hatrack's plugin does not answer there ({error.message}): start the engine with {ENGINE_COMMAND}"
+                f"Hatrack's plugin does not respond ({error.message}): start the engine with {ENGINE_COMMAND}"
             ) from error
         check_compatibility(report, self.config, self._base, store_id)
         return report

@@ -1,4 +1,4 @@
-"""By what an engine is told from another: its start, the plugin's code, and the store that it sees.
+"""Identifies an engine: its boot id, the digest of the plugin's code, and the id of its adapter store.
 
 Imports the standard library only, for the plugin inside the engine reads it too.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 
 STORE_ID_FILE: Final = ".store-id"
-"""File in the adapter store that holds a random text; who reads the same text there sees the same store."""
+"""File in the adapter store with a random id; two processes that read the same id use the same store."""
 
 MAX_STORE_ID_BYTES: Final = 128
 
 
 def boot_id(token: str) -> str:
-    """The public name of one start of an engine: 16 hex digits of a hash of the token of its processes."""
+    """Identifies one start of an engine: 16 hex digits of a hash of its processes' token."""
     return hashlib.sha256(b"hatrack-boot\n" + token.encode()).hexdigest()[:16]
 
 
@@ -33,7 +33,7 @@ def plugin_digest() -> str:
 
 
 def ensure_store_id(store: Path) -> str:
-    """The store's mark, made where there is none. Raises OSError where the store cannot be written."""
+    """The store's id, created if missing. Raises OSError if the store cannot be written."""
     store.mkdir(parents=True, exist_ok=True)
     existing = read_store_id(store)
     if existing is not None:
@@ -45,7 +45,7 @@ def ensure_store_id(store: Path) -> str:
 
 
 def read_store_id(store: Path) -> str | None:
-    """The store's mark, or None where there is none that can be read."""
+    """The store's id, or None if it is missing or unreadable."""
     try:
         with (store / STORE_ID_FILE).open("rb") as file:
             return file.read(MAX_STORE_ID_BYTES).decode("ascii").strip() or None

@@ -1,8 +1,8 @@
-"""Signs of life of an engine: the tokens that it gives, its own counters, and a canary while it is idle.
+"""Liveness of an engine, judged by its output, its token counters, and canary requests while it is idle.
 
-A token that the data path saw is a sign; while requests are in flight and no token was seen, the engine's own counters
-of tokens are looked at; while it is idle, a canary asks the base for the log-probabilities of a few tokens, which must
-be numbers. Being busy is never a fault.
+A token that the data path received is a sign of life. If requests are in flight and no token was received, the engine's
+own token counters are read. While it is idle, a canary asks the base for the log-probabilities of a few tokens, which
+must be finite. A busy engine is never considered faulty for being busy.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CANARY_TIMEOUT_S: Final = 30.0
 CANARIES_FAILED: Final = 3
 CANARY_TEXT: Final = "The canary sings"
 RETRY_SHARE: Final = 0.2
-"""After a canary that failed the next comes in this share of the usual time."""
+"""After a failed canary, the next one follows after this fraction of the usual interval."""
 
 _LOG = logging.getLogger("hatrack.engine")
 
 
 class EngineFailed(Exception):
-    """This engine is no use any more; the message says why."""
+    """The engine is unusable; the message says why."""
 
 
 class LivenessMonitor:
@@ -52,26 +52,26 @@ class LivenessMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Another engine is watched from now on."""
+        """Start watching a new engine."""
         self._last_sign = time.monotonic()
         self._busy_since: float | None = None
         self._counters_read_at, self._tokens_made, self._failed_canaries = 0.0, -1.0, 0
 
     def saw_tokens(self) -> None:
-        """The engine gave something: it lives."""
+        """Record output of the engine as a sign of life."""
         self._last_sign = time.monotonic()
 
     async def check(self) -> str | None:
-        """One look, to be taken several times a second: None where all is well, else what is doubtful.
+        """Check once; call this several times a second. Returns None if all is well, else the reason for doubt.
 
         Raises:
-            EngineFailed: It is no use any more.
+            EngineFailed: The engine is unusable.
         """
         if self._client.in_flight:
             await self._check_busy()
         else:
             await self._check_idle()
-        return "the canary had no finite answer" if self._failed_canaries else None
+        return "the canary request failed or was not finite" if self._failed_canaries else None
 
     async def _check_busy(self) -> None:
         now = time.monotonic()
@@ -83,7 +83,7 @@ class LivenessMonitor:
                 self.saw_tokens()
         silent_s = time.monotonic() - max(self._last_sign, self._busy_since)
         if silent_s > self._stall_s:
-            raise EngineFailed(f"requests are in flight and no token came for {silent_s:.0f} s")
+            raise EngineFailed(f"requests are in flight, but no token was generated for {silent_s:.0f} s")
 
     async def _check_idle(self) -> None:
         self._busy_since = None
@@ -91,14 +91,14 @@ class LivenessMonitor:
             return
         self._failed_canaries = 0 if await self.canary() else self._failed_canaries + 1
         if self._failed_canaries >= CANARIES_FAILED:
-            raise EngineFailed(f"{self._failed_canaries} canaries in a row had no finite answer")
+            raise EngineFailed(f"{self._failed_canaries} canary requests in a row failed or were not finite")
 
     async def canary(self, timeout_s: float = CANARY_TIMEOUT_S) -> bool:
-        """Ask the base for the log-probabilities of a few tokens: True where they are numbers."""
+        """Ask the base for the log-probabilities of a few tokens; True if they are finite."""
         try:
             rows = await self._probe.logprobs(self._base_name, [CANARY_TEXT], timeout_s=timeout_s)
         except HatrackError as error:
-            _LOG.warning("the canary failed", extra={"reason": error.message})
+            _LOG.warning("the canary request failed", extra={"reason": error.message})
             return False
         if not all(math.isfinite(value) for row in rows for value in row):
             return False

@@ -158,14 +158,14 @@ def end(token: str, *, graceful: bool = True) -> list[int]:
         _signal(remaining, signal.SIGKILL)
         remaining = _wait(token, 1.0)
     if remaining:
-        _LOG.error("processes of the engine could not be ended", extra={"pids": [p.pid for p in remaining]})
+        _LOG.error("engine processes could not be killed", extra={"pids": [p.pid for p in remaining]})
     return sorted(pids)
 
 
 def members(token: str) -> list[psutil.Process]:
     """The living processes whose environment or title carries the token."""
     variable, title = f"{TOKEN_VARIABLE}={token}".encode(), process_title(token).encode()
-    found = []
+    matching = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -174,8 +174,8 @@ def members(token: str) -> list[psutil.Process]:
             if marked or (entry / "cmdline").read_bytes().startswith(title):
                 process = psutil.Process(int(entry.name))
                 if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-    return found
+                    matching.append(process)
+    return matching
 
 
 def end_leftovers(directory: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What is on record of a running engine: its mark, its process, and the signature of what it was started with."""
+"""The record of a running engine on disk: its token, its process, and the signature of its configuration."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NOT_SIGNED = frozenset({TOKEN_VARIABLE, BASE_VARIABLE, "VLLM_PROCESS_NAME_PREFIX
 
 
 class Signature(BaseModel):
-    """Everything that two starts of an engine must have in common for one to do in the other's place.
+    """Everything that must be equal for a running engine to be adopted in place of a new one.
 
-    The gateway's own version is no part of it: a newer gateway may go on with the engine that is there.
+    The gateway's version is not part of it: a newer gateway may adopt an existing engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,11 +70,11 @@ class Signature(BaseModel):
 
     @property
     def digest(self) -> str:
-        """64 hex digits: what the engine repeats of it."""
+        """64 hex digits, which the engine's plugin reports back."""
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def differences(self, other: Signature) -> list[str]:
-        """What differs, in words: flags and variables by name, versions and parts of the base with both values."""
+        """The differences as phrases: flags and variables by name, versions and parts of the base with both values."""
         differences = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(other.argv))]
         differences += [f"the variable {name}" for name in _unequal(self.environment, other.environment)]
         differences += [
@@ -97,7 +97,7 @@ class EngineRecord:
     signature: Signature | None = None
 
     def write(self, path: Path) -> None:
-        """Put it on disk, for its owner's eyes only. Raises OSError."""
+        """Write it to a file that only its owner can read. Raises OSError."""
         content = {
             "token": self.token,
             "pid": self.pid,

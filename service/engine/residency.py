@@ -1,8 +1,8 @@
-"""What the engine has in its memory, as far as the gateway knows.
+"""Which adapters are in the engine's memory, as far as the gateway knows.
 
 vLLM keeps adapters in host memory (`max_cpu_loras`, least recently used first out) and some of these in slots. The
-plugin's route tells which; here that is asked now and then, and only where something has gone to the engine since.
-Between two looks, an adapter under which the engine has answered counts as loaded.
+plugin's route reports them; it is polled periodically, and only if requests went to the engine since the last poll.
+Between two polls, an adapter for which the engine has answered counts as loaded.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Residency:
     """A view of the engine's memory, at most a few seconds old while there is traffic.
 
     Args:
-        engine: Who is asked.
-        activity: A number that changes when something has gone to the engine; nothing is asked while it stays.
-        look_s: Seconds between two looks.
+        engine: Client of the engine.
+        activity: A number that changes whenever a request goes to the engine; while it is unchanged, nothing is polled.
+        poll_s: Seconds between two polls.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Residency:
         self._wake.set()
 
     def snapshot(self) -> ResidencySnapshot:
-        """What is known now."""
+        """The current state."""
         return ResidencySnapshot(
             resident=self._resident,
             known=self._known,
@@ -100,7 +100,7 @@ class Residency:
         )
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Poll periodically until cancelled."""
         await repeat(self._poll_if_active, self._poll_s, self._wake)
 
     async def _poll_if_active(self) -> None:
@@ -108,7 +108,7 @@ class Residency:
             await self.poll()
 
     async def poll(self) -> None:
-        """Ask once; an engine that does not answer leaves the view as it is."""
+        """Poll once; if the engine does not answer, the state is unchanged."""
         epoch, activity = self._epoch, self.activity()
         self._polls += 1
         try:
@@ -116,7 +116,7 @@ class Residency:
                 answer = await self._engine.report(loaded=True)
         except (HatrackError, TimeoutError) as error:
             self._errors += 1
-            _LOG.debug("the engine does not say what it has loaded", extra={"reason": type(error).__name__})
+            _LOG.debug("the engine did not report its loaded adapters", extra={"reason": type(error).__name__})
             return
         loaded = answer.get("loaded")
         if not isinstance(loaded, list) or epoch != self._epoch:

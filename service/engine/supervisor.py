@@ -48,7 +48,7 @@ class Supervisor(WatchedEngine):
     async def start(self) -> None:
         """Begin with the engine on record, if it may be adopted, else end it and start one."""
         self.config.keep_request.unlink(missing_ok=True)  # it was meant for a gateway that is gone
-        self._set_state("starting", "the engine is being started")
+        self._set_state("starting", "starting the engine")
         self._task = asyncio.create_task(self._run(), name="engine-supervisor")
 
     async def stop(self) -> None:
@@ -62,7 +62,7 @@ class Supervisor(WatchedEngine):
         self.config.keep_request.unlink(missing_ok=True)
         if keep:
             if self._engine is not None:
-                _LOG.info("the engine is left running", extra={"pid": self._engine.pid})
+                _LOG.info("leaving the engine running", extra={"pid": self._engine.pid})
                 self._engine.release()
                 self._engine = None
             return
@@ -79,7 +79,7 @@ class Supervisor(WatchedEngine):
         if self.state.name != "ready":
             return self.state.reason
         if self._engine is None or not self._engine.alive:
-            return "the engine has just ended"
+            return "the engine has just exited"
         return None
 
     async def _run(self) -> None:
@@ -95,19 +95,19 @@ class Supervisor(WatchedEngine):
             except Exception as error:  # whatever it is, an engine that nobody watches would be worse
                 _LOG.exception("watching the engine failed")
                 reason = f"watching the engine failed: {type(error).__name__}"
-            _LOG.error("the engine is restarted", extra={"reason": reason})
+            _LOG.error("restarting the engine", extra={"reason": reason})
             self._set_state("down", reason)
             await self.client.close()  # what is in flight ends now, not at some timeout
             await self._end_engine()
             failures = 1 if time.monotonic() - started > STABLE_S else failures + 1
             await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1])
-            self._set_state("starting", f"the engine is being restarted: {reason}")
+            self._set_state("starting", f"restarting the engine: {reason}")
 
     async def _run_once(self) -> None:
         """One engine, from its start or its adoption to the moment that it is no use. Always raises."""
         self._restart.clear()
         self._engine = None if self._adoption_tried else await self._adopt()
-        reason = "adopted: the engine that was running is just what would be started"
+        reason = "adopted the running engine, which matches the settings"
         if self._engine is None:
             await self._end_previous()
             if self.before_spawn is not None:
@@ -132,8 +132,8 @@ class Supervisor(WatchedEngine):
         try:
             engine = await adopt(self.config, self._base, self._probe, self._liveness)
         except NotAdopted as error:
-            _LOG.warning("the engine that was running is not adopted", extra={"reason": str(error)})
-            self._set_state("starting", f"a former engine is being ended: {error}")
+            _LOG.warning("the running engine cannot be adopted", extra={"reason": str(error)})
+            self._set_state("starting", f"stopping the previous engine: {error}")
         except Exception:  # a new engine is always as good
             _LOG.exception("looking for a running engine failed")
         self._adoption_tried = True
@@ -143,8 +143,8 @@ class Supervisor(WatchedEngine):
         await self._probe.close()  # its connections may lead to the former engine
         pids = await asyncio.to_thread(end_leftovers, self.config.directory)
         if pids:
-            _LOG.warning("ended what was left of a former engine", extra={"pids": pids})
-            self._set_state("starting", "the engine is being started")
+            _LOG.warning("stopped leftover processes of a previous engine", extra={"pids": pids})
+            self._set_state("starting", "starting the engine")
 
     async def _wait_until_ready(self, engine: EngineProcess) -> None:
         deadline = time.monotonic() + self.config.start_timeout_s
@@ -158,9 +158,11 @@ class Supervisor(WatchedEngine):
             except HatrackError:
                 await asyncio.sleep(TICK_S)
         if report.get("protocol") != PLUGIN_PROTOCOL:
-            raise EngineFailed(f"the engine's plugin speaks protocol {report.get('protocol')}, not {PLUGIN_PROTOCOL}")
+            raise EngineFailed(
+                f"the engine's plugin uses protocol {report.get('protocol')}, this gateway {PLUGIN_PROTOCOL}"
+            )
         if not await self._liveness.canary():
-            raise EngineFailed("the engine's first answer is not finite or did not come")
+            raise EngineFailed("the engine's first response is missing or not finite")
 
     def _check_alive(self, engine: EngineProcess) -> None:
         if self._restart.is_set():
@@ -168,7 +170,7 @@ class Supervisor(WatchedEngine):
         if not engine.alive:
             code = engine.exit_code
             how = "" if code is None else f" with exit code {code}"
-            raise EngineFailed(f"the engine ended{how}; see {self.config.log.name}")
+            raise EngineFailed(f"the engine exited{how}; see {self.config.log.name}")
 
     async def _end_engine(self) -> None:
         engine, self._engine = self._engine, None

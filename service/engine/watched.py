@@ -1,4 +1,4 @@
-"""What the rest of the gateway sees of an engine, whoever runs it: its state, its client, its signs of life."""
+"""The base class of managed and external engines: state, client and liveness."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WatchedEngine(ABC):
     ) -> None:
         self.config = config
         self.before_spawn: Callable[[], Awaitable[object]] | None = None
-        """Awaited where no adapter is in use by an engine, before it takes requests: the moment to remove files."""
+        """Awaited before an engine takes requests, while it uses no adapter: files can be removed safely."""
         self.state = EngineState("down", "not started", time.time())
         self.epoch = 0
         """How many engines have become ready so far."""
@@ -70,24 +70,24 @@ class WatchedEngine(ABC):
         self._listeners.append(listener)
 
     def saw_tokens(self) -> None:
-        """The engine gave something: it lives."""
+        """Record output of the engine as a sign of life."""
         self._liveness.saw_tokens()
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin; returns before the engine is ready."""
+        """Start; returns before the engine is ready."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """End what was begun; requests in flight end."""
+        """Stop; requests in flight are cut."""
 
     @abstractmethod
     async def restart(self, reason: str) -> None:
-        """This engine's answers are no use: take no more requests until there is another one."""
+        """Take no more requests until the engine was replaced, because its answers are wrong."""
 
     @abstractmethod
     async def _run_once(self) -> None:
-        """One engine from its start to the moment that it is no use. Always raises."""
+        """Run one engine until it is unusable. Always raises."""
 
     def _unavailable_reason(self) -> str | None:
         return None if self.state.name == "ready" else self.state.reason
@@ -101,20 +101,20 @@ class WatchedEngine(ABC):
             listener(self.state)
 
     async def _watch(self, check: Callable[[], Awaitable[None]]) -> None:
-        """Look after an engine that is ready. Always raises.
+        """Watch a ready engine. Always raises.
 
         Args:
-            check: What else there is to look at; raises EngineFailed.
+            check: An additional check; raises EngineFailed.
 
         Raises:
-            EngineFailed: It is no use any more.
+            EngineFailed: The engine is unusable.
         """
         doubtful = False
         while True:
             await asyncio.sleep(TICK_S)
             await check()
             doubt = await self._liveness.check()
-            await check()  # what has been asked for meanwhile comes before what was seen
+            await check()  # a restart requested meanwhile takes precedence
             if doubt is not None:
                 doubtful = True
                 self._set_state("stalled", doubt)
@@ -123,7 +123,7 @@ class WatchedEngine(ABC):
                 self._set_state("ready", "the canary answers again")
 
     async def _shut_down(self) -> None:
-        """Stop watching and end what is in flight."""
+        """Stop watching and cut the requests in flight."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,8 +1,8 @@
-"""Which files a key reaches: all of its project, or, where its globs narrow it, those that belong to what they match.
+"""Which files a key may access: all of its project or, if the key has globs, those of the objects that they match.
 
 A file belongs to the versions, vector stores and jobs that hold it, and to the job that wrote it. A narrowed key also
-reaches what it has uploaded itself, and what the keys of its jobs have. A file that belongs to nothing is reached by
-whoever uploaded it and by keys that are not narrowed.
+accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is accessible to
+the key that uploaded it and to keys without globs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSION, KEY, STORE = "version", "key", "store"
 
 
 def accessible(caller: Caller) -> sa.ColumnElement[bool]:
-    """Of rows of ``files`` (of the caller's project) that the caller may see and use."""
+    """SQL condition on ``files`` (of the caller's project): the caller may see and use the file."""
     if caller.adapters is None and caller.stores is None:
         return sa.true()
     is_document = files.c.purpose.in_(sorted(DOCUMENTS))
@@ -35,9 +35,9 @@ def accessible(caller: Caller) -> sa.ColumnElement[bool]:
 
 
 def deletable(caller: Caller) -> sa.ColumnElement[bool]:
-    """Of files that the caller reaches: whether it may take them off the list, too.
+    """SQL condition on accessible ``files``: the caller may also delete the file.
 
-    That takes them from everyone; so what a narrowed key has not uploaded must belong to nothing beyond its globs.
+    Deleting affects everyone, so a key with globs may only delete what it uploaded or what belongs to nothing else.
     """
     if caller.adapters is None and caller.stores is None:
         return sa.true()

@@ -100,4 +100,4 @@ class BlobStore:
 
 
 def _disk_full() -> DiskFull:
-    return DiskFull("the disk is full: nothing of the file was kept")
+    return DiskFull("the disk is full; the file was not stored")

@@ -23,7 +23,7 @@ MAX_FILENAME_CHARS: Final = 255
 DEFAULT_FILENAME: Final = "upload"
 MIN_EXPIRY_S: Final = 3600
 MAX_EXPIRY_S: Final = 2_592_000
-UPLOAD_HINT: Final = "a file is uploaded as multipart/form-data (with a boundary), with the parts `purpose` and `file`"
+UPLOAD_HINT: Final = "send the file as multipart/form-data (with a boundary), with the parts `purpose` and `file`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class _Form(MultipartForm):
 
     def begin_part(self, name: str, filename: str | None) -> None:
         if name not in PARTS:
-            raise UnknownField(f"the part `{name[:100]}` is not known; known are {', '.join(PARTS)}", param=name[:100])
+            raise UnknownField(f"unknown part `{name[:100]}`; allowed are {', '.join(PARTS)}", param=name[:100])
         if name in self._parts:
-            raise BadRequest(f"the part `{name}` comes twice", param=name, code="repeated_parameter")
+            raise BadRequest(f"the part `{name}` appears twice", param=name, code="repeated_parameter")
         self._part = name
         self._parts[name] = bytearray()
         if name == "file":
@@ -127,11 +127,11 @@ class _Form(MultipartForm):
         if anchor is None and seconds is None:
             return None
         if anchor != "created_at":
-            raise BadRequest(f"`{ANCHOR}` is {anchor!r}; allowed is `created_at`", param="expires_after.anchor")
+            raise BadRequest(f"`{ANCHOR}` must be `created_at`; got {anchor!r}", param="expires_after.anchor")
         seconds_given = int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() else -1
         if not MIN_EXPIRY_S <= seconds_given <= MAX_EXPIRY_S:
             raise BadRequest(
-                f"`{SECONDS}` is {seconds!r}; {MIN_EXPIRY_S} to {MAX_EXPIRY_S} are allowed",
+                f"`{SECONDS}` must be from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}; got {seconds!r}",
                 param="expires_after.seconds",
             )
         return seconds_given
@@ -150,7 +150,7 @@ def _plain_name(given: str | None) -> str:
     name = PurePosixPath((given or DEFAULT_FILENAME).replace("\\", "/")).name or DEFAULT_FILENAME
     if len(name) > MAX_FILENAME_CHARS or not name.isprintable():
         raise BadRequest(
-            f"the file's name has {len(name)} characters; up to {MAX_FILENAME_CHARS} printable ones are allowed",
+            f"the file name must have at most {MAX_FILENAME_CHARS} characters, all printable; got {len(name)}",
             param="file",
         )
     return name

@@ -1,4 +1,4 @@
-"""Who keeps the bytes of a file that is off the list: versions that were trained or judged on it, and jobs that run.
+"""Holds on files: versions trained or judged on a file, and running jobs, keep its bytes after it was deleted.
 
 A version's hold is placed in the transaction that adds the version, or a verdict on it, and released in the one that
 deletes the version. A job's hold is its key's: it counts as long as the key lives, so that nobody has to give it back
@@ -22,13 +22,13 @@ from service.files.tables import file_holds, files
 
 _UNBOUND: Final = (None, ADMIN_ID, SYSTEM_ID)
 MAX_LINEAGE_FILES: Final = 64
-"""Files that one version may hold; a lineage that names more holds the first."""
+"""Maximum files that one version may hold; of a longer lineage the first ones are held."""
 
 
 def hold_for_key(
     db: sa.Connection, project: str, key_id: str, file_ids: Sequence[str], version: str | None = None
 ) -> str | None:
-    """A job's key holds the files, which must be on the project's list.
+    """Hold files for a job's key; they must be on the project's list.
 
     Args:
         version: ``name@number``; what it holds may be off the list.
@@ -47,7 +47,7 @@ def hold_for_key(
 def hold_for_version(
     db: sa.Connection, project: str, version: str, metadata: dict[str, Any], key_id: str | None = None
 ) -> None:
-    """A version holds the files that its lineage names, as far as the project still has their bytes.
+    """Hold the files that a version's lineage names, if the project still has their bytes.
 
     Args:
         version: ``name@number``.
@@ -71,14 +71,14 @@ def hold_for_version(
 def hold_for_verdict(
     db: sa.Connection, caller: Caller, version: str, files_by_field: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """A version holds the files of a verdict on it.
+    """Hold the files of a verdict for the version that was judged.
 
     Each must be on the project's list and within the caller's reach, or be held already: by the version (what it is
     judged on again), or by the key that brings the verdict (what a job was given).
 
     Args:
         version: ``name@number``.
-        named: File ids by the field that names them.
+        files_by_field: File ids by the field that names them.
 
     Returns:
         The first field and id of which that is not so; then none is held.
@@ -99,7 +99,7 @@ def hold_for_verdict(
 
 
 def release_versions(db: sa.Connection, project: str, name: str, numbers: Sequence[int]) -> None:
-    """These versions of an adapter are deleted."""
+    """Release the holds of deleted versions of an adapter."""
     of_project = sa.select(files.c.id).where(files.c.project == project)
     for number in numbers:
         db.execute(
@@ -121,9 +121,9 @@ def lineage_files(metadata: dict[str, Any]) -> list[str]:
 
 
 def release_unheld(db: sa.Connection) -> list[str]:
-    """Give up the bytes of all files that are off the list and that nobody holds; their ids.
+    """Mark the bytes of deleted files that nothing holds as gone; returns the files' ids.
 
-    The rows say so from now on: no later hold can count on bytes that are about to go.
+    Their rows are updated first, so that no later hold can rely on bytes that are about to be removed.
     """
     time = now()
     alive = sa.select(keys.c.id).where(

@@ -83,20 +83,18 @@ class LineCheck:
     def _check_object(self, value: object) -> None:
         if not isinstance(value, dict):
             array = isinstance(value, list) and self._number == 1
-            hint = "; one object a line is needed (`jq -c '.[]' FILE` makes that of an array)" if array else ""
+            hint = "; put one object on each line (`jq -c '.[]' FILE` converts an array)" if array else ""
             self._problem(self._number, f"not a JSON object{hint}")
             return
         format_keys = [format_key for format_key in FORMAT_KEYS if format_key in value]
         if self._format_key is None:
             if len(format_keys) != 1:
                 known = ", ".join(f"`{format_key}` ({name})" for format_key, name in FORMAT_KEYS.items())
-                self._problem(
-                    self._number, f"its format cannot be told: exactly one of these keys is looked for: {known}"
-                )
+                self._problem(self._number, f"unknown format: expected exactly one of these keys: {known}")
                 return
             self._format_key = format_keys[0]
         elif self._format_key not in value:
-            self._problem(self._number, f"the key `{self._format_key}` is missing, which the lines before it have")
+            self._problem(self._number, f"the key `{self._format_key}` is missing, but the lines before have it")
 
     def _problem(self, number: int, reason: str) -> None:
         self._problems.append(f"line {number}: {reason}")

@@ -130,8 +130,8 @@ def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int) -> N
     used = stored_bytes(db, project)
     if used + size > max_bytes:
         raise TooLarge(
-            f"the project's files have {used} bytes, and with {size} more they would be over {max_bytes} "
-            "(HATRACK_MAX_FILES_GIB): delete some",
+            f"the project's files take {used} bytes; {size} more would exceed the limit of {max_bytes} "
+            "(HATRACK_MAX_FILES_GIB). Delete files first",
             param="file",
             code="project_storage_full",
         )

@@ -25,8 +25,8 @@ DOWNLOAD_HEADERS: Final = {"x-content-type-options": "nosniff", "cache-control":
 
 async def files(request: Request) -> Files:
     """The files of this gateway."""
-    found: Files = request.app.state.files
-    return found
+    service: Files = request.app.state.files
+    return service
 
 
 async def allowed(caller: Annotated[Caller, Depends(caller)]) -> Caller:
@@ -56,7 +56,7 @@ async def create_file(
             actor=actor,
         )
     except ClientDisconnect:
-        raise BadRequest("the client left in the middle of its upload", code="client_disconnected") from None
+        raise BadRequest("the client disconnected during the upload", code="client_disconnected") from None
     return JSONResponse(made, headers={"location": f"/v1/files/{made['id']}"})
 
 

@@ -1,4 +1,4 @@
-"""Files: taken in, listed, given out, taken off the list; their bytes kept as long as somebody needs them."""
+"""Files: upload, list, download, delete; the bytes are kept as long as an object holds the file."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from service.files.records import FileRow, NewFile
 
 ID_CHARS: Final = 24
 SWEEP_S: Final = 60.0
-"""Seconds between two looks for bytes that nobody needs any more."""
+"""Seconds between two sweeps for bytes that nothing holds any more."""
 _ID_ALPHABET: Final = string.digits + string.ascii_letters
 _LOG = logging.getLogger("hatrack.files")
 
 Receive = Callable[[Incoming], Awaitable[Upload]]
-"""Reads an upload: the file's bytes go to the given place, the rest is returned."""
+"""Reads an upload: writes the file's bytes to the ``Incoming``, and returns the other fields."""
 
 
 class Files:
     """The files of all projects.
 
     Args:
-        root: The directory of their bytes.
+        root: The directory with the files' bytes.
         database: Opened before :meth:`open`.
-        max_file_bytes: Most bytes of one file.
-        max_project_bytes: Most bytes of one project's files together.
+        max_file_bytes: Maximum size of a file.
+        max_project_bytes: Maximum total size of a project's files.
     """
 
     def __init__(self, root: Path, database: Database, *, max_file_bytes: int, max_project_bytes: int) -> None:
@@ -53,15 +53,15 @@ class Files:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Clean up after a crash, and begin to look for bytes that nobody needs."""
+        """Clean up after a crash, and start the periodic sweep."""
         stored_ids = await self._database.run(records.stored_ids)
         removed = await in_thread(self._blobs.open, stored_ids)
         if removed:
-            _LOG.info("removed what interrupted uploads had left", extra={"files": removed})
+            _LOG.info("removed remains of interrupted uploads", extra={"files": removed})
         self._sweeping = asyncio.create_task(repeat(self.collect, SWEEP_S), name="files-sweep")
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop the sweep."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
@@ -90,7 +90,7 @@ class Files:
             lambda db: records.page(db, caller, purposes, after=after, limit=limit + 1, newest_first=order == "desc")
         )
         if rows is None:
-            raise BadRequest("`after` names no file", param="after")
+            raise BadRequest("`after` is not the id of a file in this list", param="after")
         data = [file_object(row) for row in rows[:limit]]
         return {
             "object": "list",
@@ -128,9 +128,7 @@ class Files:
             raise not_found(file_id, param)
         if row.purpose not in purposes:
             needed = " or ".join(f"`{purpose}`" for purpose in purposes)
-            raise BadRequest(
-                f"`{param}` names a file with the purpose `{row.purpose}`; {needed} is needed", param=param
-            )
+            raise BadRequest(f"`{param}` needs a file with the purpose {needed}; got `{row.purpose}`", param=param)
         return row
 
     async def _find(self, caller: Caller, file_id: str) -> FileRow:
@@ -150,7 +148,7 @@ class Files:
     # changing
 
     async def create(self, caller: Caller, receive: Receive, *, actor: Actor) -> dict[str, Any]:
-        """Take a file in: it is listed once all of it is on the disk, and not at all where anything goes wrong.
+        """Store an upload: it is listed once it is completely on disk, and not at all if anything fails.
 
         Raises:
             NotFound: There is no such project.
@@ -206,11 +204,11 @@ class Files:
             incoming.discard()
 
     async def delete(self, caller: Caller, file_id: str, *, actor: Actor) -> None:
-        """Take a file off the list; its bytes go when no version was trained on it and no job needs it.
+        """Delete a file from the list; its bytes are removed once no version, job or store holds it.
 
         Raises:
-            NotFound: There is none that the caller reaches.
-            Forbidden: It also belongs to what the key's globs do not match, and was not uploaded with the key.
+            NotFound: The file does not exist, or the caller may not access it.
+            Forbidden: It also belongs to objects outside the key's globs, and was not uploaded with the key.
         """
         purposes = visible(caller)
 
@@ -221,7 +219,7 @@ class Files:
             if not records.may_delete(db, caller, file_id):
                 raise Forbidden(
                     f"the file {file_id[:80]!r} also belongs to adapters or vector stores that the API key's globs do "
-                    "not match: a key that may use them must delete it",
+                    "not match; delete it with a key that may use them",
                     param="file_id",
                     code="file_not_allowed",
                 )
@@ -232,7 +230,7 @@ class Files:
         await self.collect()
 
     async def hold(self, project: str, key_id: str, file_ids: dict[str, str], *, version: str | None = None) -> None:
-        """A job's key holds files as long as it lives.
+        """Hold files for a job's key, for as long as the key is valid.
 
         Args:
             file_ids: By the field of the request that names them.
@@ -248,7 +246,7 @@ class Files:
             raise not_found(missing, next(param for param, file_id in file_ids.items() if file_id == missing))
 
     async def collect(self) -> list[str]:
-        """Remove the bytes that nobody needs any more; the ids of their files."""
+        """Remove bytes that nothing holds any more; returns the ids of their files."""
         file_ids = await self._database.run(holds.release_unheld)
         if file_ids:
             await in_thread(self._blobs.remove, file_ids)
@@ -272,5 +270,5 @@ def file_object(row: FileRow) -> dict[str, Any]:
 
 
 def not_found(file_id: str, param: str = "file_id") -> NotFound:
-    """The answer for a file that does not exist, and for one that is not the caller's."""
-    return NotFound(f"there is no file {file_id[:80]!r}", param=param, code="file_not_found")
+    """The error for a file that does not exist or that the caller may not access."""
+    return NotFound(f"no such file: {file_id[:80]!r}", param=param, code="file_not_found")

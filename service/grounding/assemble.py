@@ -47,8 +47,8 @@ def assemble(settings: Settings, secret: bytes, builtin_providers: Mapping[str, 
     """Make the parts and join them.
 
     Args:
-        secret: What the marks around passages are derived from; the same after each start.
-        own: The gateway's own providers by name, beside the webhook and those that packages register.
+        secret: Key of the hash that makes the delimiters around passages; must stay the same across restarts.
+        builtin_providers: The gateway's own providers by name, besides the webhook and those that packages register.
 
     Raises:
         SettingsError: The webhook's address is not allowed, or a package's provider cannot be loaded.

@@ -62,12 +62,12 @@ def check_filters(value: Any, path: str = "filters") -> Filters:
 
 def _check(value: Any, path: str, depth: int, comparisons: list[int]) -> None:
     if not isinstance(value, dict):
-        raise BadRequest(f"`{path}` must be an object with `type`, found {_kind(value)}", param=path)
+        raise BadRequest(f"`{path}` must be an object with `type`; got {_kind(value)}", param=path)
     kind = value.get("type")
     allowed = {"type", "filters"} if kind in JOINS else {"type", "key", "value"}
     if kind not in JOINS and kind not in COMPARISONS:
         names = ", ".join(f"`{name}`" for name in (*COMPARISONS, *JOINS))
-        raise BadRequest(f"`{path}.type` is {str(kind)[:40]!r}; allowed are {names}", param=f"{path}.type")
+        raise BadRequest(f"`{path}.type` is {str(kind)[:40]!r}; allowed values are {names}", param=f"{path}.type")
     unknown = next((name for name in value if name not in allowed), None)
     if unknown is not None:
         shown = str(unknown)[:40]
@@ -75,14 +75,14 @@ def _check(value: Any, path: str, depth: int, comparisons: list[int]) -> None:
     if kind in COMPARISONS:
         comparisons[0] += 1
         if comparisons[0] > MAX_COMPARISONS:
-            raise BadRequest(f"`{path}` is one comparison too many: at most {MAX_COMPARISONS}", param=path)
+            raise BadRequest(f"`{path}` exceeds the limit of {MAX_COMPARISONS} comparisons per filter", param=path)
         _check_comparison(str(kind), value, path)
         return
     parts = value.get("filters")
     if not isinstance(parts, list) or not parts:
-        raise BadRequest(f"`{path}.filters` must be a list that is not empty", param=f"{path}.filters")
+        raise BadRequest(f"`{path}.filters` must be a non-empty list", param=f"{path}.filters")
     if depth <= 1:
-        raise BadRequest(f"`{path}` is nested too deep: at most {MAX_DEPTH} levels", param=path)
+        raise BadRequest(f"`{path}` is nested deeper than {MAX_DEPTH} levels", param=path)
     for number, part in enumerate(parts):
         _check(part, f"{path}.filters[{number}]", depth - 1, comparisons)
 
@@ -96,18 +96,18 @@ def _check_comparison(kind: str, value: Mapping[str, Any], path: str) -> None:
     if kind in ("in", "nin"):
         if not isinstance(operand, list) or not 0 < len(operand) <= MAX_VALUES or not all(map(is_attribute, operand)):
             raise BadRequest(
-                f"`{operand_path}` must be a list of 1 to {MAX_VALUES} strings, numbers or booleans with `{kind}`",
+                f"`{operand_path}` must be a list of 1 to {MAX_VALUES} strings, numbers or booleans for `{kind}`",
                 param=operand_path,
             )
     elif kind in _ORDER:
         if not is_attribute(operand) or isinstance(operand, bool):
             raise BadRequest(
-                f"`{operand_path}` must be a number or a string with `{kind}`, found {_kind(operand)}",
+                f"`{operand_path}` must be a number or a string for `{kind}`; got {_kind(operand)}",
                 param=operand_path,
             )
     elif not is_attribute(operand):
         raise BadRequest(
-            f"`{operand_path}` must be a string, a number or a boolean, found {_kind(operand)}", param=operand_path
+            f"`{operand_path}` must be a string, a number or a boolean; got {_kind(operand)}", param=operand_path
         )
 
 

@@ -1,8 +1,8 @@
-"""Where passages stand in a request, and where citations stand in its answer: one place for each dialect.
+"""Inserts passages into requests and citations into answers: one injector for each API dialect.
 
-Passages go into the last message of the user, in front of what it says: the system prompt stays the version's or the
-caller's, and the text that other people wrote has no more authority than a quotation in a question. Answers are not
-parsed: citations are put in at a mark that cannot stand inside a JSON string, as in `service.inference.relay`.
+Passages go into the last user message, before its own text: the system prompt stays the version's or the caller's, and
+text by third parties gets no more authority than a quotation in a question. Answers are not parsed: citations are
+inserted at byte sequences that cannot occur inside a JSON string, as in `service.inference.relay`.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from service.http.stream import END, Relay, Usage
 
 _IMAGES: Final = frozenset({"image", "image_url", "input_image"})
 _PROTOCOL_FIELDS: Final = frozenset({"type", "role"})
-"""Members whose strings are of the protocol: a chat template has its own words for them."""
+"""Fields whose strings belong to the protocol and do not appear in the prompt."""
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 
 
 class PromptInjector:
-    """Chat completions; the other dialects change what differs. Holds nothing: one instance serves every request."""
+    """For chat completions; subclasses override what differs in their dialect. Stateless."""
 
     _system = ""
-    """A field that holds the system prompt beside the messages."""
+    """The field with a system prompt outside the messages; empty: there is none."""
     _text_part = "text"
     _prompt_fields: tuple[str, ...] = ("messages",)
-    """The fields that the prompt is made of, beside the tools."""
+    """The fields that make up the prompt, besides the tools."""
     _marker = b'"finish_reason":"'
-    """Stands in the events of a stream that get the citations, and in no other."""
+    """Occurs in exactly those stream events that get the citations."""
 
     def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
         messages: Sequence[Any] = body["messages"]
         return messages
 
     def conversation(self, body: Mapping[str, Any]) -> list[dict[str, str]]:
-        """The request's messages as role and text; those without text are left out."""
+        """The request's messages as `role` and `content` (text); messages without text are left out."""
         messages = [(message.get("role"), text_of(message.get("content"))) for message in self._messages(body)]
         system_prompt = body.get(self._system) if self._system else None
         messages = [("system", text_of(system_prompt)), *messages]
         return [{"role": role, "content": text} for role, text in messages if isinstance(role, str) and text]
 
     def prompt(self, body: Mapping[str, Any]) -> Iterator[str]:
-        """All text that the engine makes its prompt of, piece by piece: what was said, what tools were asked and what
-        they answered, and the tools themselves. Pictures are no text."""
+        """All texts that become part of the engine's prompt: messages, tool calls and results, and tool definitions;
+        images are left out."""
         for name in self._prompt_fields:
             yield from strings(body.get(name))
         yield from (orjson.dumps(tool).decode() for tool in body.get("tools") or ())
 
     def question(self, body: Mapping[str, Any]) -> str:
-        """The text of the user's last message that has any; empty where there is none."""
+        """The text of the last user message that has text; empty if there is none."""
         index = self._question_index(body)
         return "" if index is None else text_of(self._messages(body)[index]["content"])
 
@@ -64,7 +64,7 @@ class PromptInjector:
         return None
 
     def inject(self, body: dict[str, Any], formatted: FormattedPassages) -> None:
-        """Put the passages around the question; changes ``body``, not its messages."""
+        """Wrap the question in the passages; replaces the list in ``body``, the messages themselves are not changed."""
         index = self._question_index(body)
         if index is None:
             return
@@ -79,16 +79,16 @@ class PromptInjector:
         body["messages"] = messages
 
     def cite(self, answer: bytes, citations: bytes) -> bytes:
-        """A whole answer with ``citations`` (a JSON array) at its top."""
+        """A whole answer with the top-level member `citations` (a JSON array)."""
         return add_citations(answer, citations)
 
     def cite_event(self, event: bytes, citations: bytes) -> bytes:
-        """An event, without its end, with the citations where it is the one that gets them."""
+        """The event (without its terminator), with the citations added if it is one that carries them."""
         return add_citations(event, citations) if self._marker in event else event
 
 
 class ResponsesInjector(PromptInjector):
-    """`/v1/responses`: the citations stand in the response object, which comes once more in a stream's last event."""
+    """For `/v1/responses`: citations go into the response object, in a stream that of the last event."""
 
     _marker = b'"response":{'
     _text_part = "input_text"
@@ -112,7 +112,7 @@ class ResponsesInjector(PromptInjector):
 
 
 class MessagesInjector(PromptInjector):
-    """`/v1/messages`: in a stream, the citations stand in `message_delta`, beside the reason why it stopped."""
+    """For `/v1/messages`: in a stream, citations go into `message_delta`, next to the stop reason."""
 
     _prompt_fields = ("system", "messages")
     _system = "system"
@@ -127,7 +127,7 @@ MESSAGES_INJECTOR: Final = MessagesInjector()
 
 
 class CitationRelay:
-    """A relay whose last event with content carries the citations; everything else is the inner relay's."""
+    """Wraps a relay and adds the citations to its last event with content."""
 
     __slots__ = ("_citations", "_injector", "_inner")
 
@@ -164,7 +164,7 @@ class CitationRelay:
 
 
 def text_of(content: Any) -> str:
-    """The text in a message's content: a string, or the text parts of a list, a line each."""
+    """The text of a message's content: the string itself, or the text parts joined by newlines."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -173,7 +173,7 @@ def text_of(content: Any) -> str:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """The strings in a JSON value that may stand in a prompt; what a tool is asked with, as JSON."""
+    """The strings in a JSON value that may appear in a prompt; a tool call yields its JSON."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -188,7 +188,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def wrap_content(content: Any, formatted: FormattedPassages, part_type: str) -> Any:
-    """A message's content with text before and behind it; parts that are no text stay where they are."""
+    """A message's content between the formatted texts; non-text parts keep their positions."""
     if isinstance(content, str):
         return f"{formatted.before}{content}{formatted.after}"
     parts = [{"type": part_type, "text": formatted.before}, *content]
@@ -196,6 +196,6 @@ def wrap_content(content: Any, formatted: FormattedPassages, part_type: str) -> 
 
 
 def add_citations(data: bytes, citations: bytes) -> bytes:
-    """A JSON object's text with the member `citations` at its end."""
+    """The bytes of a JSON object with the member `citations` appended."""
     before, brace, after = data.rpartition(b"}")
     return before + b',"citations":' + citations + brace + after

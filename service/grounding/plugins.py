@@ -25,7 +25,10 @@ def load_plugins() -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     for point in entry_points(group=GROUP):
         if point.name in (EMBEDDED, WEBHOOK, *providers) or not PROVIDER_NAME.fullmatch(point.name):
-            raise SettingsError(f"the grounding provider {point.value!r} cannot be named {point.name!r}")
+            raise SettingsError(
+                f"the grounding provider {point.value!r} cannot be named {point.name!r}: this name is reserved, "
+                "taken or malformed"
+            )
         providers[point.name] = _load(point)
     return providers
 

@@ -89,7 +89,7 @@ def signing_key(secret: str) -> bytes:
     try:
         return base64.b64decode(secret.removeprefix(WHSEC), validate=True)
     except ValueError as error:
-        raise SettingsError(f"HATRACK_GROUNDING_SECRET: what follows {WHSEC} is not base64") from error
+        raise SettingsError(f"HATRACK_GROUNDING_SECRET: the value after `{WHSEC}` is not valid base64") from error
 
 
 class _WebhookPassage(BaseModel):
@@ -141,7 +141,7 @@ class AllowedResolver(AbstractResolver):
         results = await self._inner.resolve(host, port, family)
         allowed = [result for result in results if is_allowed(result["host"], self._networks)]
         if not allowed:
-            raise OSError(f"{host} leads to addresses that the settings do not allow")
+            raise OSError(f"{host} resolves only to addresses outside HATRACK_GROUNDING_NETWORKS")
         return allowed
 
     async def close(self) -> None:
@@ -215,7 +215,7 @@ class Webhook:
                 timeout=aiohttp.ClientTimeout(total=left_s),
             ) as response:
                 if response.status != 200:
-                    raise WebhookFailed(f"the retriever answered {response.status}")
+                    raise WebhookFailed(f"the retriever returned status {response.status}")
                 return _parse_passages(await _read_response(response), query)
 
     async def close(self) -> None:
@@ -242,7 +242,7 @@ async def _read_response(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            raise WebhookFailed(f"the retriever's answer has more than {MAX_ANSWER_BYTES} bytes")
+            raise WebhookFailed(f"the retriever's response exceeds {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
 
 
@@ -252,7 +252,7 @@ def _parse_passages(body: bytes, query: Query) -> list[Passage]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
-        raise WebhookFailed(f"the retriever's answer is not well formed: {where}: {first['msg']}") from None
+        raise WebhookFailed(f"the retriever's response is malformed: {where}: {first['msg']}") from None
     return [
         Passage(
             id=passage.id,

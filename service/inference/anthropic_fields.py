@@ -28,7 +28,7 @@ from service.inference.messages import MAX_MESSAGES
 from service.inference.tools import parameters_schema, tool_name
 from service.inference.values import MAX_HINT_CHARS, MAX_TOKEN_ID, template_kwargs
 
-NO_FILES = "no URL or file is opened for a request"
+NO_FILES = "the server does not fetch URLs or open files"
 BUILT_IN = "tools that run on the server are not served"
 MIN_THINKING_TOKENS = 1024
 IGNORED_MEMBERS = ("cache_control", "citations")
@@ -108,8 +108,8 @@ def check_conversation(value: Any, path: str) -> None:
     last = len(value) - 1
     if value[last]["role"] == "assistant":
         raise FieldRefused(
-            f"`{path}.{last}.role` is 'assistant': an answer that was begun cannot be continued here; "
-            "end with a message of the user",
+            f"`{path}.{last}.role` is 'assistant': continuing a partial answer is not supported; "
+            "end with a user message",
             param=f"{path}.{last}.role",
         )
 

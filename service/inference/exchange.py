@@ -1,4 +1,4 @@
-"""One HTTP exchange over ASGI: the body in, the answer out, and a watch on the client that leaves."""
+"""One HTTP exchange over ASGI: reads the body, sends the answer, and detects a client that disconnects."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 ErrorFormatter = Callable[[HatrackError, str], bytes]
-"""Takes an error and the request's id, gives the bytes for the client."""
+"""Formats an error for the client, given the request's id."""
 
 BODY_TIMEOUT_S = 60.0
 ERROR_EVENT_TIMEOUT_S = 5.0
-"""For the error event at a stream's end: its client may be the one that reads nothing."""
+"""Time limit for sending the error event at a stream's end, s: the client may not be reading."""
 CLIENT_LEFT = 499
-"""The status in logs and metrics of a request whose client left; nobody receives it."""
+"""Status in logs and metrics of a request whose client disconnected; it is never sent."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 class ClientLeft(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """The client closed its connection."""
 
 
 def _openai_error(error: HatrackError, _request_id: str) -> bytes:
@@ -59,34 +59,34 @@ class Exchange:
         self.status = 0
 
     def set_dialect(self, error_body: ErrorFormatter, id_header: bytes | None) -> None:
-        """Take on the shape of errors of the route's dialect, and its own header for the request's id."""
+        """Set how the route's dialect formats errors, and its own header for the request's id."""
         self._error_body = error_body
         if id_header is not None:
             self.add_header(id_header, self.request_id)
 
     def add_header(self, name: bytes, value: str) -> None:
-        """Put a header on the answer, whatever the answer is."""
+        """Add a response header, also to error responses."""
         self._extra_headers.append((name, value.encode("latin-1")))
 
     def add_headers(self, headers: list[tuple[bytes, str]]) -> None:
-        """Put headers on the answer, whatever the answer is."""
+        """Add response headers, also to error responses."""
         self._extra_headers.extend((name, value.encode("latin-1")) for name, value in headers)
 
     async def read_json_body(self, max_bytes: int) -> bytes:
-        """The body, of at most ``max_bytes`` bytes, whatever the headers say of its length.
+        """Read the body, at most ``max_bytes`` bytes regardless of its content-length.
 
         Raises:
-            WrongMediaType: It is not said to be plain JSON.
+            WrongMediaType: The content type is not JSON, or the body is encoded.
             TooLarge: It has more bytes; the rest is not read.
             BadRequest: It did not arrive in time.
             ClientLeft: The client closed the connection.
         """
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise WrongMediaType(f"the body must be `application/json`, found {kind[:80]!r}")
+            raise WrongMediaType(f"the content type must be `application/json`; got {kind[:80]!r}")
         coding = self.headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
-            raise WrongMediaType(f"the body must come without a content-encoding, found {coding[:80]!r}")
+            raise WrongMediaType(f"the body must not have a content-encoding; got {coding[:80]!r}")
         content_length = self.headers.get("content-length", "")
         if content_length.isascii() and content_length.isdigit() and int(content_length[:20]) > max_bytes:
             raise _too_large(max_bytes)
@@ -109,7 +109,7 @@ class Exchange:
             raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
 
     def cancel_on_disconnect(self, limit_s: float) -> RequestScope:
-        """A context that ends when the client leaves or the time is up."""
+        """A context that is cancelled when the client disconnects or after ``limit_s`` seconds."""
         return RequestScope(self._receive, limit_s)
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -125,7 +125,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def start_events(self, error_event: ErrorFormatter) -> None:
-        """Begin a stream of server-sent events; ``error_event`` makes the event that tells of an error in it."""
+        """Begin a stream of server-sent events; ``error_event`` formats an error that occurs in it."""
         self._error_event = error_event
         await self._start(
             200,
@@ -141,7 +141,7 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._extra_headers})
 
     async def write(self, data: bytes) -> None:
-        """Send a part of the body; waits while the client is slow to read."""
+        """Send a part of the body; waits while the client reads slowly."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self) -> None:
@@ -149,7 +149,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def fail(self, error: HatrackError) -> None:
-        """Tell the client of an error: as an answer, or as the last event of a stream that has begun."""
+        """Send an error to the client: as the response, or as the last event of a stream that has begun."""
         if not self.started:
             await self.answer(error.status, self._error_body(error, self.request_id), error.headers)
         elif self._error_event is not None:
@@ -166,7 +166,7 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 
 class RequestScope:
-    """Cancels what runs in it when the client leaves (ClientLeft) or when its time is up (Timeout)."""
+    """Cancels its body when the client disconnects (raises ClientLeft) or the time is up (raises Timeout)."""
 
     __slots__ = ("_client_left", "_limit_s", "_receive", "_timeout", "_watcher")
 
@@ -184,7 +184,7 @@ class RequestScope:
         while (await self._receive())["type"] != "http.disconnect":
             continue
         self._client_left = True
-        # one deadline serves both: moved to now, it cancels the relay, and whatever that holds open is closed
+        # reuse the deadline: moving it to now cancels the body, which closes the connection to the engine
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def __aexit__(

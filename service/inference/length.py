@@ -94,7 +94,7 @@ class PromptLimit:
             if total > MAX_TOKENIZED_CHARS:
                 purpose = "a prompt that is cut to the context" if is_cut else "a request that only tokenizes"
                 raise BadRequest(
-                    f"the request has {total} characters to tokenize; {purpose} may have {MAX_TOKENIZED_CHARS} at most",
+                    f"the request has {total} characters to tokenize; the limit for {purpose} is {MAX_TOKENIZED_CHARS}",
                     param=longest_field,
                 )
 
@@ -106,7 +106,7 @@ def _is_cut(body: dict[str, Any]) -> bool:
 
 def _too_long(field: str, size: str, max_size: str) -> BadRequest:
     return BadRequest(
-        f"`{field}` has {size}, and the context holds {max_size} at most", param=field, code="context_length_exceeded"
+        f"`{field}` has {size}; the context holds at most {max_size}", param=field, code="context_length_exceeded"
     )
 
 

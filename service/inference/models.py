@@ -44,7 +44,7 @@ def _check_servable(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -
     states = [entry.versions[number].servable for number in numbers]
     if Servable.OK not in states:
         raise Conflict(
-            f"no version of `{model}` can serve now: {', '.join(state.value for state in states)}",
+            f"no version of `{model}` can serve at the moment: {', '.join(state.value for state in states)}",
             param="model",
             code=f"version_{states[0].value}",
         )

@@ -1,4 +1,4 @@
-"""What happens to an inference request, from top to bottom."""
+"""The inference pipeline: everything that happens to one request, in order."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ from service.telemetry.record import Account, LogAccount, Record
 from service.telemetry.traces import Traces
 
 ReportSuspect = Callable[[str], None]
-"""Is told the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
+"""Called with the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
 
 OVERLOAD_RETRY_S = 1
 ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
-"""Codes of failures that the engine found in an adapter's numbers or files."""
+"""Error codes that are evidence of a fault in an adapter's weights or files."""
 MAX_SALTS = 4096
-"""Projects whose salt is remembered, not made anew."""
+"""Number of cached salts, one per project."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One inference route: its path at the engine, its fields, and what it makes of them."""
+    """One inference route: its path at the engine, its fields and its dialect."""
 
     engine_path: str
     table: Table
@@ -63,26 +63,26 @@ class Route:
     salted: bool = False
     """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
     count: re.Pattern[bytes] | None = None
-    """Where no model runs: finds the number of tokens in the answer; None: the request says it."""
+    """For routes that run no model: finds the token count in the answer; None: the estimate is used."""
     dialect: Dialect = OPENAI
     injector: PromptInjector | None = None
-    """Where passages and citations go; None: its requests are not grounded."""
+    """Inserts passages and citations; None: the route does not support grounding."""
 
 
 class Pipeline:
-    """Runs requests; holds what they share.
+    """Runs inference requests.
 
     Args:
-        account: Is told of every inference request once it is over.
-        suspect: Is told the digest of an adapter whose request failed in the engine.
-        saw_tokens: Is called whenever the engine gave something: a sign of life.
-        limiter: Holds callers to their limits; None: nobody is limited.
-        gate: Fair admission; None: everyone goes straight to the engine.
+        account: Called with the record of every inference request once it is over.
+        suspect: Called with the digest of an adapter whose request failed in the engine.
+        saw_tokens: Called whenever the engine sent output: a sign of life.
+        limiter: Enforces the keys' limits; None: no limits.
+        gate: Fair admission; None: requests go straight to the engine.
         tracer: Begins a trace for each request; None: no traces.
-        hook: Retrieves for requests that want it; None: such a request is refused.
-        counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no bound.
-        prompt_limit: The longest prompt; None: by the settings' context alone.
-        grammars: Checks structured outputs; None: the engine takes them as they come.
+        hook: Retrieves passages for grounded requests; None: those are refused.
+        counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
+        prompt_limit: The longest prompt; None: derived from the settings' context only.
+        grammars: Checks structured outputs; None: they go to the engine unchecked.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Pipeline:
         self.in_flight = 0
 
     async def infer(self, route: Route, exchange: Exchange) -> None:
-        """Answer one request; every error is told to the client, and every request is accounted for."""
+        """Answer one request. Every error is sent to the client, and every request is recorded."""
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
         lease: Lease | None = None
@@ -192,10 +192,10 @@ class Pipeline:
         body: dict[str, Any],
         lease: Lease | None,
     ) -> None:
-        """Put passages into the body; the caller pays for them as for the rest of the prompt."""
+        """Add passages to the body, and charge their tokens to the key like the rest of the prompt."""
         caller, target, injector = record.caller, record.target, route.injector
         if self._hook is None or caller is None or target is None or injector is None:
-            raise Unavailable("this gateway has no grounding", param=FIELD, code="grounding_unavailable")
+            raise Unavailable("grounding is not configured on this gateway", param=FIELD, code="grounding_unavailable")
         grounded = record.grounded = await self._hook.ground(options, caller, target.adapter, body, injector)
         exchange.add_headers(list(grounded.headers))
         record.estimate += grounded.tokens
@@ -207,7 +207,7 @@ class Pipeline:
     def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
     ) -> AbstractAsyncContextManager[None, bool | None]:
-        """Holds the grammars in the finished body to what the engine can bear, as long as the request is in it."""
+        """Check the finished body's grammars against the limits, for as long as the request is in the engine."""
         if self._grammars is None or not route.generates:
             return nullcontext()
         return self._grammars.admitted(body, caller.project)
@@ -243,7 +243,7 @@ class Pipeline:
     def _admitted(self) -> Iterator[None]:
         if self.in_flight >= self._max_in_flight:
             raise Unavailable(
-                f"{self._max_in_flight} requests are in work, no more are taken now (HATRACK_MAX_IN_FLIGHT)",
+                f"{self._max_in_flight} requests are in flight, the maximum (HATRACK_MAX_IN_FLIGHT); retry later",
                 retry_after=OVERLOAD_RETRY_S,
                 code="overloaded",
             )
@@ -254,12 +254,12 @@ class Pipeline:
             self.in_flight -= 1
 
     def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
-        """The engine's request: the checked fields, and what only the gateway sets."""
+        """The request body for the engine: the checked fields and those that only the gateway sets."""
         # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the gate
         model = target.engine_model if route.salted else self.catalog.base_name
         payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:
-            # projects share no prefix cache: how fast an answer comes would tell one what another has asked
+            # a prefix cache per project: response times would otherwise reveal other projects' prompts
             payload["cache_salt"] = self._salt_of(caller.project)
         return orjson.dumps(payload)
 
@@ -282,7 +282,7 @@ class Pipeline:
         body: dict[str, Any],
         entered: Pass | None,
     ) -> None:
-        """Have the model run, and relay what it answers; gives the place in the engine back."""
+        """Run the model and relay its answer; releases the admission permit."""
         renamer = Renamer(target)
         try:
             async with self._calls.open(call, record) as response:
@@ -301,7 +301,7 @@ class Pipeline:
                     if relay.error is not None:
                         raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
-                        raise BadGateway("the engine's answer ended before its end", code="engine_cut")
+                        raise BadGateway("the engine's response ended early", code="engine_cut")
                     await exchange.finish()
                     return
                 answer = await response.read()
@@ -317,9 +317,9 @@ class Pipeline:
     async def _count(
         self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Pass | None
     ) -> None:
-        """Have the engine's tokenizer answer; the place in it is given back when it has."""
+        """Answer from the engine's tokenizer; the permit is released when it has answered."""
         answer, tokens = await self._calls.count(call, record, target, route.count, entered)
-        # no token was used, for the model did not run; the key pays for what was counted
+        # the model did not run, so no tokens were used; the key is charged for the counted ones
         record.usage, record.counted = Usage(), tokens
         record.first_byte_s = time.perf_counter() - call.began
         await exchange.answer(200, route.dialect.answer(answer, Renamer(target)))
@@ -333,7 +333,7 @@ class Pipeline:
         began: float,
         entered: Pass | None,
     ) -> None:
-        """Relay until the engine's end or its error event; begins the answer only with the first good event."""
+        """Relay until the engine's last event or its error event; the response starts with the first good event."""
         feed, write, saw_tokens, clock = relay.feed, exchange.write, self._saw_tokens, time.perf_counter
         last, gap = began, record.gaps.append
         async for chunk in response.chunks():
@@ -354,9 +354,9 @@ class Pipeline:
                 return
 
     def _report_suspect(self, error: HatrackError, target: Target) -> HatrackError:
-        """``error``, after the adapter was named as a suspect where the engine has evidence against its weights.
+        """Report the adapter as a suspect if the error code is evidence against its weights; returns ``error``.
 
-        No other failure is: what a caller sends may break the engine's code, and says nothing about an adapter.
+        Other failures are not reported: a caller's input may break the engine's code without a fault in the adapter.
         """
         if target.digest and error.code in ADAPTER_FAULT_CODES:
             self._suspect(target.digest)
@@ -372,7 +372,7 @@ class Pipeline:
 
 
 def _with_prompt(usage: Usage | None, prompt: int) -> Usage | None:
-    """A count that a leaving client cut short, with the prompt's estimate: whoever leaves early pays for it as well."""
+    """Add the prompt's estimate to a count that a disconnecting client cut short: the prompt is charged anyway."""
     if usage is None or usage.exact or usage.prompt_tokens:
         return usage
     return replace(usage, prompt_tokens=prompt)

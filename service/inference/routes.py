@@ -119,7 +119,7 @@ class InferenceApp:
             if route is not None:
                 _require_method(scope, "POST")
             elif exchange.path.startswith(MESSAGES_PATH):
-                raise NotFound("there is nothing here")
+                raise _no_route(scope["method"], exchange.path)
             else:
                 _require_method(scope, "GET")
                 await self._models(exchange, caller)
@@ -138,8 +138,12 @@ class InferenceApp:
         elif name.startswith("/"):
             answer = show_model(self._catalog, caller, name[1:])
         else:
-            raise NotFound("there is nothing here")
+            raise _no_route("GET", exchange.path)
         await exchange.answer(200, orjson.dumps(answer))
+
+
+def _no_route(method: str, path: str) -> NotFound:
+    return NotFound(f"no such route: {method} {path[:200]}; see /docs")
 
 
 def _require_method(scope: Scope, method: str) -> None:

@@ -32,7 +32,7 @@ def sticky(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
     header = headers.get(STICKY_HEADER, "")
     if len(header) > MAX_HINT_CHARS:
         raise BadRequest(
-            f"the header `{STICKY_HEADER}` has {len(header)} characters, at most {MAX_HINT_CHARS} are allowed",
+            f"the header `{STICKY_HEADER}` has {len(header)} characters; the limit is {MAX_HINT_CHARS}",
             param=STICKY_HEADER,
         )
     return header or None

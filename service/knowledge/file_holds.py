@@ -92,5 +92,5 @@ def _insert_hold(db: sa.Connection, store_id: str, file_id: str) -> None:
 def _not_a_document(row: FileRow, param: str) -> BadRequest:
     allowed = " or ".join(f"`{purpose}`" for purpose in sorted(DOCUMENTS))
     return BadRequest(
-        f"`{param}` names the file {row.id!r} with the purpose `{row.purpose}`; documents have {allowed}", param=param
+        f"`{param}`: the file {row.id!r} has the purpose `{row.purpose}`; documents need {allowed}", param=param
     )

@@ -41,7 +41,7 @@ class Static(_Body):
     @model_validator(mode="after")
     def _half(self) -> Static:
         if self.chunk_overlap_tokens > self.max_chunk_size_tokens // 2:
-            raise ValueError("chunk_overlap_tokens must not be above half of max_chunk_size_tokens")
+            raise ValueError("chunk_overlap_tokens must not exceed half of max_chunk_size_tokens")
         return self
 
 
@@ -54,7 +54,7 @@ class Strategy(_Body):
     @model_validator(mode="after")
     def _numbers(self) -> Strategy:
         if (self.type == "static") != (self.static is not None):
-            raise ValueError("`static` stands beside the type `static` and no other")
+            raise ValueError("`static` requires the type `static`, and only that type")
         return self
 
     @property
@@ -74,7 +74,7 @@ class _StoreBody(_Body):
         """Raise FieldRefused where the store is to expire."""
         if self.expires_after is not None:
             raise FieldRefused(
-                "`expires_after` cannot be used here: stores do not expire; delete one that is not needed any more",
+                "`expires_after` cannot be used: vector stores do not expire; delete the store instead",
                 param="expires_after",
             )
 
@@ -158,7 +158,7 @@ class Search(_Body):
     def texts(self) -> Sequence[str]:
         """The queries. Raises FieldRefused where they are to be written anew."""
         if self.rewrite_query:
-            raise FieldRefused("`rewrite_query` cannot be used: a query is taken as it is", param="rewrite_query")
+            raise FieldRefused("`rewrite_query` is not supported: queries are used as given", param="rewrite_query")
         return [self.query] if isinstance(self.query, str) else self.query
 
 

@@ -46,14 +46,14 @@ DEFAULT_LIMIT: Final = 20
 
 async def knowledge(request: Request) -> Knowledge:
     """The stores of this gateway."""
-    found: Knowledge = request.app.state.knowledge
-    return found
+    service: Knowledge = request.app.state.knowledge
+    return service
 
 
 async def reader(caller: Annotated[Caller, Depends(caller)]) -> Caller:
     """The caller, who may search. Raises Forbidden."""
     if not caller.may(Scope.KNOWLEDGE) and not caller.may(Scope.INFER):
-        raise Forbidden("the API key has neither the scope `knowledge` nor the scope `infer`, which a search needs")
+        raise Forbidden("a search needs the scope `knowledge` or `infer`; the API key has neither")
     return caller
 
 
@@ -104,10 +104,10 @@ async def create_store(
 @router.get("", responses=answers(Page[VectorStore]))
 async def list_stores(caller: CurrentCaller, knowledge: CurrentKnowledge, params: CurrentPage) -> dict[str, Any]:
     """The project's stores, as far as the key may read them."""
-    found, has_more = await knowledge.page(
+    stores, has_more = await knowledge.page(
         caller, after=params.after, before=params.before, limit=params.limit, newest_first=params.newest_first
     )
-    return listed([store_object(store) for store in found], has_more=has_more)
+    return listed([store_object(store) for store in stores], has_more=has_more)
 
 
 @router.get("/{store_id}", responses=answers(VectorStore, NotFound))
@@ -215,12 +215,12 @@ async def file_content(
     store_id: str, file_id: str, caller: CurrentCaller, knowledge: CurrentKnowledge
 ) -> dict[str, Any]:
     """The text that was read out of a file."""
-    found, text = await knowledge.text(caller, store_id, file_id)
+    file, text = await knowledge.text(caller, store_id, file_id)
     return {
         "object": "vector_store.file_content.page",
-        "file_id": found.file_id,
-        "filename": found.filename,
-        "attributes": dict(found.attributes),
+        "file_id": file.file_id,
+        "filename": file.filename,
+        "attributes": dict(file.attributes),
         "data": [{"type": "text", "text": text}],
         "has_more": False,
         "next_page": None,

@@ -33,7 +33,7 @@ class Knowledge:
 
     Args:
         stores: The embedded stores; opened and closed here.
-        holdings: Where documents come from.
+        file_holds: Holds of the stores on uploaded files.
         database: For the audit.
     """
 
@@ -158,7 +158,7 @@ class Knowledge:
         """Like ``add``, as a batch."""
         _, batch = await self._add(caller, actor, store_id, drafts, batch=True, param=param)
         if batch is None:
-            raise Internal("the stores made no batch of the files")
+            raise Internal("the batch was not created")
         return batch
 
     async def _add(
@@ -292,7 +292,7 @@ class Knowledge:
         if caller.stores is not None and (name is None or not caller.may_read(name)):
             globs = ", ".join(f"`{glob}`" for glob in caller.stores) or "none"
             raise Forbidden(
-                f"the API key may use vector stores whose names match {globs}; found {name!r:.100}",
+                f"the API key may only use vector stores whose names match {globs}; got {name!r:.100}",
                 param="name",
                 code="store_not_allowed",
             )
@@ -307,7 +307,7 @@ def _new_files(file_ids: Sequence[str], chunking: Chunking | None) -> list[NewSt
 
 def _position(ids: list[str], cursor: str, param: str) -> int:
     if cursor not in ids:
-        raise BadRequest(f"`{param}` names no vector store", param=param)
+        raise BadRequest(f"`{param}` is not the id of a vector store in this list", param=param)
     return ids.index(cursor)
 
 

@@ -1,7 +1,7 @@
-"""What `/metrics` counts of each request, and the bound on what it remembers.
+"""Per-request counters for `/metrics`, with bounded memory.
 
-Every count lives in a series of one (project, adapter, version), and there are never more than a set number of these:
-what clients send makes no series before it has resolved, and past the bound requests are counted under `(other)`.
+Each (project, adapter, version) has a series, up to a maximum number: only resolved names create series, and requests
+beyond the maximum are counted under `(other)`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Labels = tuple[str, str, str]
 NONE: Final = "(none)"
 BASE: Final = "(base)"
 OTHER: Final = "(other)"
-"""Parentheses stand in no project's, adapter's or error code's name."""
+"""Parentheses cannot occur in the name of a project, adapter or error code."""
 
 SERIES_PER_CHUNK: Final = 8
-"""Series that are written in one go, a millisecond or so."""
+"""Series that are written without yielding to the event loop, about a millisecond."""
 MAX_CODES: Final = 100
 SWEEP_AFTER: Final = 1000
-"""Requests under `(other)` between two looks for series of adapters that are gone."""
+"""Requests under `(other)` between two sweeps for series of deleted adapters."""
 
 
 class Series:
@@ -61,11 +61,11 @@ class Series:
 
 
 class MetricsAccount:
-    """Counts every request in a few microseconds; runs on the event loop alone, so it takes no lock.
+    """Counts every request in a few microseconds. Not thread-safe: runs on the event loop only.
 
     Args:
-        catalog: Says which adapters still exist, so that series of those that are gone make room for others.
-        most: Series of adapters' versions, and as many again of projects whose requests named no model that resolved.
+        catalog: Tells which adapters still exist; series of deleted ones are evicted.
+        max_series: Maximum series of adapter versions; also the maximum of per-project series for unresolved models.
     """
 
     def __init__(self, catalog: Catalog, max_series: int) -> None:

@@ -1,4 +1,4 @@
-"""What the rooms around the data path have counted, read at each scrape through the few names needed of them."""
+"""Metrics sources of the components around the data path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.telemetry import metrics
 
 
 class Trainer(Protocol):
-    """What is known of the trainer."""
+    """The trainer's status."""
 
     @property
     def state(self) -> Literal["off", "starting", "up", "down"]:
@@ -24,7 +24,7 @@ class Trainer(Protocol):
 
     @property
     def paused_s(self) -> float | None:
-        """How long its jobs have stood still for callers; None: not known (yet)."""
+        """How long its jobs were paused for live traffic, s; None: unknown."""
 
 
 class LimitsSource:
@@ -64,7 +64,7 @@ class RegistrySource:
 
 
 class VerdictsSource:
-    """Versions by what their verdicts are worth now."""
+    """Versions by the state of their verdicts."""
 
     name = "verdicts"
 
@@ -85,7 +85,7 @@ class VerdictsSource:
 
 
 class TrainerSource:
-    """Whether the trainer answers, and how long it has stood still for callers."""
+    """Whether the trainer answers, and how long it was paused for live traffic."""
 
     name = "trainer"
 
@@ -93,7 +93,7 @@ class TrainerSource:
         self._trainer = trainer
 
     async def families(self) -> Iterator[Family]:
-        """Two numbers, one while the trainer has said nothing yet, none where no trainer is wanted."""
+        """Two metrics; one while the pause time is unknown, none if the trainer is off."""
         state, paused_s = self._trainer.state, self._trainer.paused_s
         families = [] if state == "off" else [metrics.TRAINER_UP.value(state == "up")]
         if paused_s is not None:

@@ -1,4 +1,4 @@
-"""The engine's numbers: its state as the gateway sees it, and a chosen few of vLLM's own metrics.
+"""Engine metrics: its state as seen by the gateway, and a selection of vLLM's own metrics.
 
 Prometheus cannot scrape the engine, which listens on a Unix socket of ours: so the gateway asks and shows them under
 names of its own.
@@ -32,7 +32,7 @@ FORWARDED: Final[dict[str, Metric]] = {
     "vllm:prefix_cache_queries_total": metrics.ENGINE_CACHE_QUERIES,
     "vllm:prefix_cache_hits_total": metrics.ENGINE_CACHE_HITS,
 }
-"""vLLM's samples and what they are called here; of several engine cores the values are added up."""
+"""vLLM's samples and the metrics they are exposed as; values of several engine cores are summed."""
 
 
 class MetricsClient(Protocol):
@@ -43,7 +43,7 @@ class MetricsClient(Protocol):
 
 
 class EngineStatus(Protocol):
-    """An engine's supervisor: what runs, and who is told when that changes."""
+    """The engine's state, and notifications when it changes."""
 
     @property
     def state(self) -> EngineState:
@@ -57,7 +57,7 @@ class EngineSource:
     """Engine state, restarts, limits and vLLM's own numbers.
 
     Args:
-        watched: Its state is shown, and its changes are counted from now on.
+        engine: Its state is exposed, and its changes are counted.
         client: Asked for vLLM's metrics while the engine should answer.
         slots: Adapters in one batch.
         resident_limit: Adapters in the engine's memory.
@@ -89,7 +89,7 @@ class EngineSource:
             self._starting_since = None
 
     async def families(self) -> Iterator[Family]:
-        """Everything of the engine; vLLM's own metrics are missing where it does not give them in a second."""
+        """All engine metrics; vLLM's own are missing if it does not answer within a second."""
         engine_metrics = await self._vllm() if self._engine.state.name in ("ready", "stalled") else {}
         return self._families(engine_metrics)
 

@@ -16,14 +16,14 @@ from service.telemetry import metrics
 
 SOURCE_TIMEOUT_S: Final = 2.0
 FRESH_S: Final = 1.0
-"""A second scrape within this time gets the first one's text: nobody can make the gateway work by asking often."""
+"""A second scrape within this time gets the cached text, so that frequent scrapes cost nothing."""
 NAMELESS: Final[Mapping[str, str]] = MappingProxyType({"project": "(all)", "adapter": "(all)", "version": ""})
-"""What stands in labels for whoever shows no key."""
+"""Label values for callers without a key."""
 _LOG = logging.getLogger("hatrack.metrics")
 
 
 class Source(Protocol):
-    """A part of the gateway that has numbers to show."""
+    """A component that provides metrics."""
 
     @property
     def name(self) -> str:
@@ -99,9 +99,9 @@ class Exposition:
                     await asyncio.sleep(0)
         except Exception as error:  # whatever is wrong with one part, the others' numbers are wanted the more
             if source.name not in self._errors:
-                _LOG.exception("a source of metrics failed; later failures of it are only counted")
+                _LOG.exception("a metrics source failed; later failures are only counted")
             else:
-                _LOG.debug("a source of metrics failed", extra={"source": source.name, "kind": type(error).__name__})
+                _LOG.debug("a metrics source failed", extra={"source": source.name, "kind": type(error).__name__})
             self._errors[source.name] = self._errors.get(source.name, 0) + 1
             return ()
         return families

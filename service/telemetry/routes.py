@@ -40,7 +40,7 @@ async def metrics(request: Request) -> Response:
     telemetry: Telemetry = request.app.state.telemetry
     settings = telemetry.settings
     if settings.metrics_access == "off":
-        raise NotFound("there is nothing here")
+        raise NotFound("metrics are disabled (HATRACK_METRICS=off)")
     metrics_key = settings.metrics_key.get_secret_value() if settings.metrics_key else None
     has_key = metrics_key is not None and _has_metrics_key(request, metrics_key)
     if settings.metrics_access == "key" and not has_key:

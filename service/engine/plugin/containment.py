@@ -116,7 +116,7 @@ def install() -> None:
     from vllm import envs
 
     if not envs.VLLM_COMPUTE_NANS_IN_LOGITS:
-        raise PluginError("VLLM_COMPUTE_NANS_IN_LOGITS=1 must be set: without it no bad logits are looked for")
+        raise PluginError("VLLM_COMPUTE_NANS_IN_LOGITS=1 must be set: otherwise NaN logits go undetected")
     _zero_new_blocks()
     _count_broken_rows()
     _end_in_scheduler()
@@ -124,7 +124,7 @@ def install() -> None:
 
 def _zero_new_blocks() -> None:
     if not isinstance(checked_attribute(KVCacheConfig, "needs_kv_cache_zeroing"), property):
-        raise PluginError("KVCacheConfig.needs_kv_cache_zeroing is no property in this vLLM")
+        raise PluginError("KVCacheConfig.needs_kv_cache_zeroing is not a property in this vLLM")
     checked_attribute(gpu_model_runner.GPUModelRunner, "_zero_block_ids", "self", "block_ids")
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda self: True)
 

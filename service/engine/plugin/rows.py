@@ -345,7 +345,7 @@ def _copy_slot(manager: Any, lora_id: int) -> None:
         if lora_a is None:  # a classification head has none and is selected row by row
             continue
         if not isinstance(module.punica_wrapper, GroupedPunica):
-            raise PluginError(f"{name} has another wrapper; its rows would not be grouped")
+            raise PluginError(f"{name} has a different Punica wrapper; its rows would not be grouped")
         weights = manager._get_lora_layer_weights(model, name)
         ranks = true_ranks(weights, len(lora_a) if isinstance(lora_a, tuple) else 1)
         module.punica_wrapper.loaded(lora_a, module.lora_b_stacked, slot, ranks)

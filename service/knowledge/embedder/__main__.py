@@ -36,19 +36,19 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", default="")
     parser.add_argument("--url", default="")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     key = _first_line()
     # before the model is loaded: a gateway may end meanwhile
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        model = _model(asked.url, asked.model, key, asked.threads)
+        model = _model(arguments.url, arguments.model, key, arguments.threads)
     except ModelError as error:
         logging.getLogger("hatrack.embedder").error("%s", error)
         return NO_MODEL
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(model, asked.socket))
+        asyncio.run(_serve(model, arguments.socket))
     return 0
 
 

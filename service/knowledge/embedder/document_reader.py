@@ -60,13 +60,13 @@ class DocumentReader:
                     line = await self._ask(request)
             except TimeoutError:
                 await self.close()
-                raise invalid(f"reading it took more than {self._timeout_s:g} s") from None
+                raise invalid(f"reading the document took longer than {self._timeout_s:g} s") from None
             except BaseException:
                 await self.close()  # its answer would be taken for that to the next question
                 raise
         if not line:
             await self.close()
-            raise invalid("reading it ended the process that did so")
+            raise invalid("the document crashed the reader process")
         told = await asyncio.to_thread(orjson.loads, line)
         if "error" in told:
             raise DocumentError(*told["error"])
@@ -90,7 +90,7 @@ class DocumentReader:
             )
         self._documents += 1
         if self._process.stdin is None or self._process.stdout is None:
-            raise ConnectionError("a reader without pipes")
+            raise ConnectionError("the reader process has no pipes")
         with suppress(ConnectionError):  # where it ended, its output ends too
             self._process.stdin.write(request)
             await self._process.stdin.drain()

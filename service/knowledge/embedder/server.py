@@ -35,7 +35,7 @@ class EmbedderServer:
 
     Args:
         model: Makes the vectors.
-        reading: Reads the documents.
+        document_reader: Reads the documents.
     """
 
     def __init__(self, model: Model, document_reader: DocumentReader) -> None:
@@ -79,7 +79,7 @@ class EmbedderServer:
             try:
                 vectors = await self._model.embed([text for text, _ in batch], query=True)
             except Exception as error:  # whatever it is, those who wait must hear of it
-                _LOG.exception("questions could not be embedded")
+                _LOG.exception("embedding questions failed")
                 failure = error if isinstance(error, ModelError) else ModelError(type(error).__name__)
                 for _, future in batch:
                     if not future.done():
@@ -91,13 +91,13 @@ class EmbedderServer:
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         """``{"path", "filename", "size", "overlap"}``: the passages of a document with their arrays, frame by frame."""
-        asked: dict[str, Any] = await request.json()
+        body: dict[str, Any] = await request.json()
         response = web.StreamResponse()
         await response.prepare(request)
         async with self._indexing:
             try:
-                blocks = await self._reader.blocks(Path(asked["path"]), asked["filename"])
-                passages = await asyncio.to_thread(self._cut, blocks, asked["size"], asked["overlap"])
+                blocks = await self._reader.blocks(Path(body["path"]), body["filename"])
+                passages = await asyncio.to_thread(self._cut, blocks, body["size"], body["overlap"])
                 for batch in _batches(passages):
                     segment = await self._segment(batch)
                     await response.write(pack_batch(segment, batch, len(passages)))

@@ -1,4 +1,4 @@
-"""The stores that are in memory: opened when they are needed, let go of when others need the room."""
+"""Cache of open stores: opened on demand, evicted when the memory limit is exceeded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CachedStore:
     index: Index | None = None
     users: int = 0
     remove_on_release: bool = field(default=False)
-    """It goes from the disk when nobody uses it any more."""
+    """The file is deleted once there are no users."""
 
 
 class IndexCache:
@@ -34,7 +34,7 @@ class IndexCache:
 
     Args:
         root: The directory of the passage files.
-        memory_bytes: Most that the indexes of stores that nobody uses at the moment may take together.
+        memory_bytes: Memory limit for the indexes; stores in use are never evicted.
     """
 
     def __init__(self, root: Path, memory_bytes: int) -> None:

@@ -167,7 +167,7 @@ class Indexing:
         return True
 
     async def _postpone(self, task: IndexingTask, error: HatrackError) -> None:
-        _LOG.warning("a file waits to be indexed", extra={"file": task.file_id, "reason": error.message})
+        _LOG.warning("indexing of a file is postponed", extra={"file": task.file_id, "reason": error.message})
         self._postponed[task.generation] = self._postponed.pop(task.generation, 0) + isinstance(error, EmbedderGone)
         while len(self._postponed) > MAX_POSTPONED:
             del self._postponed[next(iter(self._postponed))]
@@ -209,7 +209,7 @@ class Indexing:
             if others + usage > self._memory_bytes:
                 raise DocumentRefused(
                     "server_error",
-                    f"the vector store would take more than {self._memory_bytes >> 20} MiB of memory "
+                    f"the vector store would need more than {self._memory_bytes >> 20} MiB of memory "
                     "(HATRACK_GROUNDING_MEMORY_MIB)",
                 )
             await in_thread(file.add, document, batch.segment, batch.passages)
@@ -233,12 +233,12 @@ class Indexing:
                 await self._database.run(lambda db: indexing_records.record_result(db, result))
                 self._changed()
             elif stands is not None:
-                found, former = stands
+                current, former = stands
                 garbage = [] if former is None else [former]
                 before = store.index
                 if before is not None:
-                    found_now = found if result.error is None else None
-                    store.index = await in_thread(_replace_document, store.file, before, former, found_now)
+                    searchable_now = current if result.error is None else None
+                    store.index = await in_thread(_replace_document, store.file, before, former, searchable_now)
                 try:
                     await self._database.run(lambda db: indexing_records.record_result(db, result))
                 except BaseException:
@@ -248,16 +248,20 @@ class Indexing:
         await in_thread(store.file.delete, garbage)
 
 
-def _replace_document(file: PassageFile, index: Index, former: str | None, found: SearchableFile | None) -> Index:
+def _replace_document(file: PassageFile, index: Index, former: str | None, current: SearchableFile | None) -> Index:
     """The index with the document that is found now, and without the former one. Blocks."""
     old = None if former is None else index.number_of(former)
-    if found is None:
+    if current is None:
         return index if old is None else index.without(old)
-    loaded = file.load_one(found.generation)
-    number = loaded.numbers[found.generation]
-    document = Document(found.file_id, found.filename, found.generation, found.attributes, loaded.own.get(number, {}))
+    loaded = file.load_one(current.generation)
+    number = loaded.numbers[current.generation]
+    document = Document(
+        current.file_id, current.filename, current.generation, current.attributes, loaded.own.get(number, {})
+    )
     return index.with_document(number, document, loaded.segments, old)
 
 
 def _bytes(batch: Batch) -> int:
-    return batch.segment.size + sum(len(one.text.encode()) + len(one.heading.encode()) for one in batch.passages)
+    return batch.segment.size + sum(
+        len(passage.text.encode()) + len(passage.heading.encode()) for passage in batch.passages
+    )

@@ -1,4 +1,4 @@
-"""The SQL of indexing and searching: what is to be done, what came of it, and what is found."""
+"""The SQL of indexing and searching: pending files, their results, and searchable files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from service.knowledge.index.tables import store_files, stores
 from service.knowledge.types import Chunking
 
 SERVER_ERROR: Final = "server_error"
-"""OpenAI's code of an error that is not the document's."""
+"""OpenAI's code for an error that the document did not cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchableFile:
-    """A file whose passages are found: ``generation`` names them in the store's passage file."""
+    """A file whose passages are searchable; ``generation`` names them in the store's passage file."""
 
     file_id: str
     filename: str
@@ -40,7 +40,7 @@ class IndexingTask:
 
 @dataclass(frozen=True, slots=True)
 class IndexingResult:
-    """What came of it; ``error`` is a code and a sentence."""
+    """The result of an indexing task; ``error`` is a code and a message."""
 
     task: IndexingTask
     passages: int
@@ -50,7 +50,7 @@ class IndexingResult:
 
     @property
     def keeps_previous(self) -> bool:
-        """Whether what was found of the file before is found still: it failed, and not because of what is in it."""
+        """Whether the file's previous passages stay searchable: indexing failed, but not because of the document."""
         return self.error is not None and self.error[0] == SERVER_ERROR
 
 
@@ -73,10 +73,10 @@ def searchable_files(db: sa.Connection, store_id: str, model: str) -> tuple[list
         .select_from(files)
         .where(stores.c.id == store_id)
     ).all()
-    found = [
+    candidates = [
         SearchableFile(row.file_id, row.filename, row.attributes, row.generation) for row in rows if row.model == model
     ]
-    return [file for file in found if file.generation], {row.wanted for row in rows if row.wanted}
+    return [file for file in candidates if file.generation], {row.wanted for row in rows if row.wanted}
 
 
 def requeue_outdated(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
@@ -112,8 +112,12 @@ def next_task(db: sa.Connection, last_project: str | None, later: Sequence[str] 
     Args:
         later: Generations that come behind all others, in this order.
     """
-    wanted = store_files.c.wanted
-    turn = sa.case({file: at for at, file in enumerate(later, 1)}, value=wanted, else_=0) if later else sa.literal(0)
+    generation = store_files.c.wanted
+    turn = (
+        sa.case({postponed: at for at, postponed in enumerate(later, 1)}, value=generation, else_=0)
+        if later
+        else sa.literal(0)
+    )
     row = (
         db.execute(
             sa.select(store_files, stores.c.id.label("store_id"), stores.c.project)
@@ -134,13 +138,13 @@ def next_task(db: sa.Connection, last_project: str | None, later: Sequence[str] 
 
 
 def record_delay(db: sa.Connection, task: IndexingTask, reason: str) -> None:
-    """Say why work that is still wanted is not done yet; its file stays `in_progress`."""
+    """Record why a task is delayed; its file stays `in_progress`."""
     mine = store_files.c.wanted == task.generation
-    db.execute(store_files.update().where(mine).values(error_code=SERVER_ERROR, error_message=f"it waits: {reason}"))
+    db.execute(store_files.update().where(mine).values(error_code=SERVER_ERROR, error_message=f"waiting: {reason}"))
 
 
 def record_result(db: sa.Connection, result: IndexingResult) -> None:
-    """Write down what came of work that is still wanted."""
+    """Record the result of a task, if its file is still to be indexed."""
     if result.error is None:
         values: dict[str, Any] = {
             "status": "completed",

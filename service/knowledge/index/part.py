@@ -63,8 +63,8 @@ class Part:
         at = int(np.searchsorted(self.terms, np.uint64(term)))
         if at == len(self.terms) or int(self.terms[at]) != term:
             return self.rows[:0], self.counts[:0]
-        found = slice(int(self.starts[at]), int(self.starts[at + 1]))
-        return self.rows[found], self.counts[found]
+        span = slice(int(self.starts[at]), int(self.starts[at + 1]))
+        return self.rows[span], self.counts[span]
 
     def without(self, document: int) -> Part:
         """The same, with the document's rows no longer alive."""

@@ -233,7 +233,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if version == 0:
             db.executescript(_SCHEMA)
         elif version != SCHEMA_VERSION:
-            raise Internal(f"{path.name} was written by another Hatrack (schema {version}, not {SCHEMA_VERSION})")
+            raise Internal(
+                f"{path.name} was written by another version of Hatrack (schema {version}, not {SCHEMA_VERSION})"
+            )
         db.execute("PRAGMA synchronous = FULL")  # a file that is `completed` survives a power cut
         db.execute("PRAGMA foreign_keys = ON")
     except BaseException:
@@ -270,5 +272,5 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise DiskFull(f"the disk under {path.parent.name} is full; nothing was changed") from error
-        raise Internal(f"the passages of a vector store could not be used ({type(error).__name__})") from error
+            raise DiskFull(f"the disk that holds {path.parent.name} is full; nothing was changed") from error
+        raise Internal(f"cannot read or write the passages of a vector store ({type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""How well passages fit a question: BM25 and cosine over all rows, joined by a weight, and a second look.
+"""Ranks passages for a question: a weighted sum of BM25 and cosine over all rows, then reranking with feedback.
 
 BM25 is Robertson and Zaragoza's (The Probabilistic Relevance Framework, 2009, eq. 3.15) with Lucene's idf, which is
 never negative. It is divided by the most that any passage could reach with this question, and a negative cosine counts
@@ -29,10 +29,10 @@ B: Final = 0.75
 """K1 and B were chosen on half of Cranfield's queries, see RETRIEVAL.md."""
 DEFAULT_VECTOR_WEIGHT: Final = 0.5
 FEEDBACK: Final = 0.5
-"""How far the question moves towards the best passages of the first look; 0 is no second look."""
+"""How far the question moves towards the best passages of the first ranking; 0: no reranking."""
 FEEDBACK_PASSAGES: Final = 3
 MAX_RERANKED: Final = 1000
-"""Passages of a part whose cosine is taken again."""
+"""Maximum number of passages of a part that are reranked."""
 MIN_SCORE: Final = 1e-6
 
 Postings = Sequence[tuple[Ints, Counts]]
@@ -40,15 +40,15 @@ Postings = Sequence[tuple[Ints, Counts]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is looked for.
+    """A question in the form that ranking needs.
 
     Attributes:
         terms: Distinct terms.
         vector: (dimensions), of length 1.
         weight: Of the cosine, 0 to 1; BM25 has the rest.
-        k: Most passages that are wanted.
-        threshold: The least score that counts.
-        feedback: How far the vector moves for the second look; 0: there is none.
+        k: Maximum number of hits.
+        threshold: Minimum score.
+        feedback: How far the vector moves for reranking; 0: no reranking.
     """
 
     terms: tuple[int, ...]
@@ -93,7 +93,7 @@ def rank(parts: Sequence[Part], question: Question, masks: Sequence[NDArray[np.b
 def _scores(
     parts: Sequence[Part], lexical_parts: Sequence[Floats], allowed: Sequence[NDArray[np.bool_]], question: Question
 ) -> list[Floats]:
-    """Of all rows of each part; -1 where a row does not count."""
+    """Scores of all rows of each part; -1 for rows that are filtered out."""
     all_scores: list[Floats] = []
     for part, lexical_scores, counts in zip(parts, lexical_parts, allowed, strict=True):
         scores = np.float32(1.0 - question.weight) * lexical_scores
@@ -107,7 +107,7 @@ def _scores(
 def _rerank_with_feedback(
     parts: Sequence[Part], lexical_parts: Sequence[Floats], scores: Sequence[Floats], question: Question
 ) -> list[Floats]:
-    """Scores of the rows that were good at the first look, after the question has moved; -1 for all others."""
+    """Scores of the best rows of the first ranking for the moved question; -1 for all others."""
     first = _best(parts, scores, FEEDBACK_PASSAGES, MIN_SCORE)
     if not first:
         return list(scores)
@@ -144,7 +144,7 @@ def _best(parts: Sequence[Part], scores: Sequence[Floats], k: int, min_score: fl
 
 
 def _move_towards(question: Question, best: Sequence[Hit]) -> Vectors:
-    """The question's vector and some of the best passages', each as much as it scores; of length 1."""
+    """The question's vector moved towards the best passages, weighted by their scores; of length 1."""
     centre = sum(hit.score * hit.part.vectors[hit.row] for hit in best) / sum(hit.score for hit in best)
     moved = question.vector + np.float32(question.feedback) * centre
     unit: Vectors = (moved / max(float(np.linalg.norm(moved)), 1e-9)).astype(np.float32)

@@ -50,7 +50,7 @@ def create_store(
     demand_project(db, project)
     count = db.scalar(sa.select(sa.func.count()).select_from(stores).where(stores.c.project == project)) or 0
     if count >= MAX_STORES:
-        raise Conflict(f"the project has {count} vector stores, and may have {MAX_STORES}: delete one first")
+        raise Conflict(f"the project has {count} vector stores; the limit is {MAX_STORES}. Delete one first")
     created_at = now()
     db.execute(
         stores.insert().values(
@@ -194,7 +194,7 @@ def add_files(
             db.execute(store_files.update().where(this_file).values(values))
     count = db.scalar(sa.select(sa.func.count()).select_from(store_files).where(store_files.c.store == store)) or 0
     if count > MAX_FILES:
-        raise Conflict(f"the vector store would have {count} files, and may have {MAX_FILES}")
+        raise Conflict(f"the vector store would have {count} files; the limit is {MAX_FILES}")
     db.execute(stores.update().where(stores.c.seq == store).values(last_active_at=created_at))
     ids = [draft.file_id for draft, _, _ in drafts]
     rows = db.execute(sa.select(store_files).where(store_files.c.store == store, store_files.c.file_id.in_(ids)))
@@ -231,7 +231,7 @@ def page(
         if cursor is not None:
             position = db.scalar(sa.select(column).where(store_files.c.store == store, store_files.c.file_id == cursor))
             if position is None:
-                raise BadRequest(f"`{param}` names no file of this vector store", param=param)
+                raise BadRequest(f"`{param}` is not the id of a file in this vector store", param=param)
             query = query.where(column < position if newest_first is forwards else column > position)
     if status is not None:
         query = query.where(store_files.c.status == status)

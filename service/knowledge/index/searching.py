@@ -1,4 +1,4 @@
-"""One search over several open stores, and how a store comes into memory."""
+"""Search over several open stores, and loading of a store's index into memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEARCH_THREADS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class OpenStore:
-    """A store that is searched: its index and the file with the text."""
+    """An open store: its index, and the file with the passages' text."""
 
     store_id: str
     file: PassageFile
@@ -31,7 +31,7 @@ class OpenStore:
 
 
 class SearchPool:
-    """The threads that searches run on."""
+    """The thread pool for searches."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(SEARCH_THREADS, "knowledge-search", use_one_blas_thread)
@@ -62,7 +62,7 @@ class SearchPool:
 
 
 def use_one_blas_thread() -> None:
-    """Have numpy multiply on the thread that asks: a product on two of a busy machine's cores waits for the slower."""
+    """Limit BLAS to the calling thread: on a busy machine, a product split over two cores waits for the slower one."""
     threadpool_limits(1, user_api="blas")
 
 
@@ -72,37 +72,42 @@ async def _hold_open(contexts: AsyncExitStack, future: Future[tuple[list[Passage
 
 
 def load_store(file: PassageFile, files: Sequence[SearchableFile], writing: set[str]) -> Index:
-    """A store's index, and away with the documents that nothing refers to. Blocks."""
-    by_generation = {one.generation: one for one in files}
+    """Load a store's index, and delete documents that nothing refers to. Blocks."""
+    by_generation = {searchable.generation: searchable for searchable in files}
     file.delete(file.generations() - set(by_generation) - writing)
     loaded = file.load(set(by_generation))
     documents = {}
     for generation, number in loaded.numbers.items():
-        one = by_generation[generation]
-        documents[number] = Document(one.file_id, one.filename, generation, one.attributes, loaded.own.get(number, {}))
+        searchable = by_generation[generation]
+        documents[number] = Document(
+            searchable.file_id, searchable.filename, generation, searchable.attributes, loaded.own.get(number, {})
+        )
     return load(documents, loaded.segments)
 
 
 def search_stores(
     stores: Sequence[OpenStore], question: Question, filters: Filters | None
 ) -> tuple[list[Passage], bool]:
-    """The best passages of several stores together, each once: several may hold the same file. Blocks.
+    """The best passages of several stores together, without duplicates (stores may share a file). Blocks.
 
-    Also says whether the text of each was there: else a document was replaced or taken out since the index was read.
+    The second value is False if the text of a passage is missing, because its document was replaced or removed since
+    the index was read.
     """
-    hits = [(one, hit) for one in stores for hit in one.index.search(question, filters)]
+    hits = [(store, hit) for store in stores for hit in store.index.search(question, filters)]
     hits.sort(key=lambda pair: -pair[1].score)
     best = hits if len(stores) > 1 else hits[: question.k]
     passages: dict[int, Passage] = {}
-    for one in stores:
-        own_hits = [(index, hit) for index, (owner, hit) in enumerate(best) if owner is one]
-        texts = one.file.texts([hit.place for _, hit in own_hits])
+    for store in stores:
+        own_hits = [(index, hit) for index, (owner, hit) in enumerate(best) if owner is store]
+        texts = store.file.texts([hit.place for _, hit in own_hits])
         for (index, hit), text in zip(own_hits, texts, strict=True):
             if text is not None:
-                passages[index] = _passage(one, hit, text)
+                passages[index] = _passage(store, hit, text)
     owners: dict[tuple[str | None, str], str] = {}
     ordered = [passages[index] for index in sorted(passages)]
-    once = [one for one in ordered if owners.setdefault((one.file_id, one.text), one.store_id) == one.store_id]
+    once = [
+        store for store in ordered if owners.setdefault((store.file_id, store.text), store.store_id) == store.store_id
+    ]
     return once[: question.k], len(passages) == len(best)
 
 
@@ -120,14 +125,14 @@ def _passage(store: OpenStore, hit: Hit, text: PassageText) -> Passage:
 
 
 def join_passages(passages: Sequence[PassageText]) -> str:
-    """A document's text, put together again: each heading path once, and nothing twice."""
+    """Reassemble a document's text from its passages: each heading path once, without overlaps."""
     parts: list[str] = []
     heading = ""
-    for one in passages:
-        if one.heading != heading:
-            heading = one.heading
+    for passage in passages:
+        if passage.heading != heading:
+            heading = passage.heading
             parts.append(f"\n\n{heading}\n\n" if heading else "\n\n")
         elif parts:
-            parts.append(" " if one.repeats else "\n\n")
-        parts.append(one.text[one.repeats :].lstrip())
+            parts.append(" " if passage.repeats else "\n\n")
+        parts.append(passage.text[passage.repeats :].lstrip())
     return "".join(parts).strip()

@@ -88,16 +88,16 @@ class Stores:
         ids = await self._database.run(records.store_ids)
         removed = await in_thread(self._cache.clean, ids)
         if removed:
-            _LOG.info("removed the passages of stores that do not exist any more", extra={"stores": removed})
+            _LOG.info("removed the passages of deleted stores", extra={"stores": removed})
         outdated = await self._database.run(
             lambda db: indexing_records.requeue_outdated(db, self._embedder.identity, _generation)
         )
         if outdated:
-            _LOG.warning("the embedding model is another one: files are indexed anew", extra={"files": outdated})
+            _LOG.warning("the embedding model has changed: reindexing files", extra={"files": outdated})
         # whoever starts a gateway may have mended what they failed for: a key, an address, a setting
         retried = await self._database.run(lambda db: indexing_records.requeue_failed(db, _generation))
         if retried:
-            _LOG.warning("files that failed through no fault of theirs are tried again", extra={"files": retried})
+            _LOG.warning("retrying files that failed because of a server error", extra={"files": retried})
         if ids:
             self._embedder.start()  # it takes seconds, and the first question should not wait for them
         self._indexing.start()

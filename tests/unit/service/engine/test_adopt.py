@@ -96,12 +96,12 @@ async def test_nothing_is_adopted_where_nothing_is_on_record(config: EngineConfi
 @pytest.mark.parametrize(
     ("report", "reason"),
     [
-        ({"boot": "another"}, "another engine than the one on record"),
-        ({"signature": "0" * 64}, "another engine than the one on record"),
-        ({"signature": None}, "another engine than the one on record"),
+        ({"boot": "another"}, "a different engine is listening on its socket"),
+        ({"signature": "0" * 64}, "a different engine is listening on its socket"),
+        ({"signature": None}, "a different engine is listening on its socket"),
         ({"plugin": "old"}, "another version of the plugin"),
-        ({"protocol": 1}, "speaks protocol 1"),
-        ({"store_id": "other"}, "another adapter store"),
+        ({"protocol": 1}, "uses protocol 1"),
+        ({"store_id": "other"}, "it reads the adapter store"),
     ],
 )
 async def test_its_own_word_counts_and_not_the_record_alone(
@@ -123,7 +123,7 @@ async def test_one_that_answers_no_numbers_is_not_adopted(
 
 async def test_one_that_does_not_answer_is_not_adopted(config: EngineConfig, engine: FakeEngine) -> None:
     await engine.stop()
-    with pytest.raises(NotAdopted, match="does not answer"):
+    with pytest.raises(NotAdopted, match="does not respond"):
         await adopted(config)
 
 
@@ -132,7 +132,7 @@ async def test_one_whose_server_has_ended_is_not_adopted(
 ) -> None:
     server.kill()
     server.wait(60)
-    with pytest.raises(NotAdopted, match="has ended"):
+    with pytest.raises(NotAdopted, match="API server has exited"):
         await adopted(config)
     assert engine.asked == []
 
@@ -141,18 +141,18 @@ async def test_a_process_that_was_given_the_number_again_is_not_taken_for_it(
     config: EngineConfig, engine: FakeEngine
 ) -> None:
     EngineRecord(TOKEN, os.getpid(), Signature.of(config, BASE, inherited_environment())).write(config.record)
-    with pytest.raises(NotAdopted, match="has ended"):
+    with pytest.raises(NotAdopted, match="API server has exited"):
         await adopted(config)
 
 
 async def test_a_changed_flag_is_named_without_asking_the_engine(tmp_path: Path, engine: FakeEngine) -> None:
-    with pytest.raises(NotAdopted, match="something else: the flag --max-loras"):
+    with pytest.raises(NotAdopted, match="different settings: the flag --max-loras"):
         await adopted(config_for(tmp_path, engine_slots=4))
     assert engine.asked == []
 
 
 @pytest.mark.parametrize(
-    ("record", "reason"), [(EngineRecord(TOKEN), "its record does not say"), (None, "was cut off")]
+    ("record", "reason"), [(EngineRecord(TOKEN), "its record has no signature"), (None, "was interrupted")]
 )
 async def test_half_a_record_adopts_nothing(
     config: EngineConfig, engine: FakeEngine, record: EngineRecord | None, reason: str

@@ -121,7 +121,7 @@ async def test_a_store_that_the_key_may_not_read_is_one_that_does_not_exist(stor
         assert (answer.status, answer.error["code"]) == (404, "vector_store_not_found")
         said.append(answer.error["message"].replace(store, "X"))
         assert made.engine.asked == []
-    assert said == ["there is no vector store 'X'"] * 2
+    assert said == ["no such vector store: 'X'"] * 2
     assert provider.asked == []
 
 

@@ -178,11 +178,11 @@ def test_braces_of_a_passage_are_text() -> None:
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        ("no place", "found 0 times"),
-        ("{passages}{passages}", "found 2 times"),
-        ("{question}{passages}", "behind"),
+        ("no place", "exactly once; got 0"),
+        ("{passages}{passages}", "exactly once; got 2"),
+        ("{question}{passages}", "after {passages}"),
         ("{passages}{question}{question}", "at most once"),
-        ("{passages}" + "x" * 5000, "at most 4096"),
+        ("{passages}" + "x" * 5000, "the limit is 4096"),
     ],
 )
 def test_a_template_that_cannot_be_used(template: str, why: str) -> None:
