@@ -65,7 +65,7 @@ def evaluate(
     ] = None,
     judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens of an answer. [default: twice the longest reference]")
+        int | None, typer.Option(min=1, help="Longest answer in tokens. [default: automatic]")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has finished.")] = True,
     as_json: AsJson = False,
@@ -92,9 +92,7 @@ def evaluate(
         file_id = _held_out_file(client, held_out)
         evaluation = client.evaluations.create(file_id, model=name, arms=arm_bodies, **options)
         if not as_json:
-            typer.echo(
-                f"{evaluation['id']} judges on {held_out}; `hatrack report {evaluation['id']}` shows what came of it"
-            )
+            typer.echo(f"started {evaluation['id']} on {held_out}; see `hatrack report {evaluation['id']}`")
         if wait:
             evaluation = _follow(client, evaluation["id"], quiet=as_json)
         report = client.evaluations.report(evaluation["id"]) if evaluation.get("status") == "succeeded" else None

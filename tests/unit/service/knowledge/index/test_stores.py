@@ -263,7 +263,7 @@ async def test_a_passage_file_that_is_damaged_is_an_error_and_no_crash(tmp_path:
         await rig.add(store, "a.txt", "boots")
     (tmp_path / "stores" / f"{store}.db").write_bytes(b"damaged" * 1000)
     async with Rig(tmp_path, words).open() as rig:
-        with pytest.raises(HatrackError, match="could not be used"):
+        with pytest.raises(HatrackError, match="cannot read or write the passages"):
             await rig.texts(store, "boots")
         failed = await rig.add(store, "c.txt", "parcel")
         assert failed.error is not None
