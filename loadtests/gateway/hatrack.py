@@ -18,7 +18,7 @@ from loadtests.gateway.peers import ENGINE_MODEL, MODEL
 from service.app import describe_base
 from service.config import Settings
 from service.engine.contract import PLUGIN_PROTOCOL
-from service.engine.identity import make_store_mark
+from service.engine.identity import ensure_store_id
 from tests.support.adapters import describe_base as describe_small
 from tests.support.adapters import make_adapter, make_base
 
@@ -64,7 +64,7 @@ def plugin_report(work: Path) -> dict[str, Any]:
         "vllm": base.fingerprint.engine_version,
         "torch": "0",
         "store": str(chosen.store_dir),
-        "store_id": make_store_mark(chosen.store_dir),
+        "store_id": ensure_store_id(chosen.store_dir),
         "model": str(chosen.base_dir),
         "names": [ENGINE_MODEL],
         "dtype": "bfloat16",

@@ -38,7 +38,7 @@ PARTS: tuple[tuple[str, str], ...] = (
     ("model's name", r"service/registry/|adapters/names|inference/sticky"),
     ("checks of the body", r"service/inference/(fields|checks|messages|values|estimate)|Pipeline\._payload|parse \("),
     ("HTTP to the engine", r"aiohttp/|service/engine/"),
-    ("deadlines and watch on the client", r"asyncio/timeouts|Leash\.|create_task"),
+    ("deadlines and watch on the client", r"asyncio/timeouts|RequestScope\.|create_task"),
     ("HTTP server", r"uvicorn/"),
     ("the rest of the data path", r"service/"),
 )

@@ -26,10 +26,10 @@ from loadtests.grounding.synthetic import STORE, fill
 from service.database import Database
 from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
-from service.knowledge.index.searching import one_thread_each
+from service.knowledge.index.searching import use_one_blas_thread
 from service.knowledge.index.stores import Stores
 from service.knowledge.terms import Analyzer
-from service.knowledge.types import FileDraft
+from service.knowledge.types import NewStoreFile
 
 MIB: Final = 1 << 20
 TICK_S: Final = 0.005
@@ -78,7 +78,7 @@ async def searching(stores: Stores, embedder: Embedder, data: Cranfield) -> None
     show("of it: the question's vector", spent)
     async with stores.opened(STORE) as index:
         analyzer, spent = Analyzer(), []
-        one_thread_each()
+        use_one_blas_thread()
         for text, vector in zip(data.questions, vectors, strict=True):
             terms = tuple(dict.fromkeys(analyzer.terms(text)))
             began = time.perf_counter()
@@ -114,7 +114,7 @@ async def indexing(stores: Stores, data: Cranfield, home: Path, count: int) -> N
     quiet, lags = lags, []
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
-    await stores.add_files("default", store.id, [FileDraft("rows.csv", "rows.csv")])
+    await stores.add_files("default", store.id, [NewStoreFile("rows.csv", "rows.csv")])
     asked = []
     while (info := await stores.get_file("default", store.id, "rows.csv")) and info.status == "in_progress":
         asked.append(await ask(stores, STORE, data.questions[len(asked) % len(data.questions)]))

@@ -26,9 +26,9 @@ import psutil
 from loadtests.grounding.cranfield import Cranfield, load
 from loadtests.grounding.latency import show
 from loadtests.grounding.synthetic import texts, vectors
-from service.knowledge.index.part import Placed, build
+from service.knowledge.index.part import PlacedSegment, build
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
-from service.knowledge.index.searching import one_thread_each
+from service.knowledge.index.searching import use_one_blas_thread
 from service.knowledge.segment import Segment
 from service.knowledge.terms import STOP_WORDS, Analyzer
 
@@ -48,12 +48,12 @@ def words(text: str) -> list[str]:
 
 def ours(data: Cranfield, count: int, _home: Path) -> Search:
     """Our own index."""
-    one_thread_each()
+    use_one_blas_thread()
     analyzer = Analyzer()
     bags = [analyzer.bag("", text) for text in texts(data, count)]
     offsets = np.cumsum([0, *(len(terms) for terms, _ in bags)]).astype(np.uint32)
     arrays = (np.concatenate([terms for terms, _ in bags]), np.concatenate([counts for _, counts in bags]))
-    part = build([Placed(Segment(vectors(count), offsets, *arrays), 1, 1)])
+    part = build([PlacedSegment(Segment(vectors(count), offsets, *arrays), 1, 1)])
 
     def search(text: str, vector: Any) -> int:
         terms = tuple(dict.fromkeys(analyzer.terms(text)))
@@ -73,7 +73,7 @@ def fts5(data: Cranfield, count: int, home: Path) -> Search:
     db.execute("INSERT INTO passages (passages) VALUES ('optimize')")
     db.commit()
     matrix = vectors(count)
-    one_thread_each()
+    use_one_blas_thread()
 
     def search(text: str, vector: Any) -> int:
         match = " OR ".join(f'"{word}"' for word in words(text))

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from loadtests.grounding.judged import Collection, banking, cranfield
 from service.knowledge.embeddings import Embedder, EmbedderConfig
-from service.knowledge.index.part import Part, Placed, build
-from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, FEEDBACK, Question, lexical, rank
+from service.knowledge.index.part import Part, PlacedSegment, build
+from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, FEEDBACK, Question, bm25, rank
 from service.knowledge.terms import Analyzer
 from service.knowledge.types import Chunking
 
@@ -39,13 +39,13 @@ Scores = NDArray[np.float32]
 async def embed(data: Collection, chunking: Chunking, home: Path) -> tuple[Part, Scores]:
     """All passages as one part, and the questions' vectors. A passage's document is its place in the collection."""
     embedder = Embedder(EmbedderConfig(home / "embedder"))
-    placed: list[Placed] = []
+    placed: list[PlacedSegment] = []
     loop = asyncio.get_running_loop()
     try:
         for place, (name, text) in enumerate(data.files):
             (home / name).write_text(text)
             async for batch in embedder.passages(home / name, name, chunking):
-                placed.append(Placed(batch.segment, len(placed), place))
+                placed.append(PlacedSegment(batch.segment, len(placed), place))
         vectors = [await embedder.question(text, loop.time() + WAIT_S) for text in data.questions]
     finally:
         await embedder.close()
@@ -64,7 +64,7 @@ class Bench:
         analyzer = Analyzer()
         self._terms = [tuple(dict.fromkeys(analyzer.terms(text))) for text in data.questions]
         self._vectors = vectors
-        self.words = np.stack([lexical([part], terms)[0] for terms in self._terms])
+        self.words = np.stack([bm25([part], terms)[0] for terms in self._terms])
         self.cosines = vectors @ part.vectors.T
 
     def served(self, weight: float, feedback: float) -> Scores:

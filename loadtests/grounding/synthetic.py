@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from loadtests.grounding.cranfield import Cranfield
 from service.database import Database
-from service.knowledge.index import records, work_records
+from service.knowledge.index import indexing_records, records
+from service.knowledge.index.indexing_records import IndexingResult, IndexingTask
 from service.knowledge.index.passage_records import PassageFile
-from service.knowledge.index.work_records import Finished, Work
 from service.knowledge.segment import Segment
 from service.knowledge.terms import Analyzer
 from service.knowledge.text import PassageText
-from service.knowledge.types import DEFAULT_CHUNKING, FileDraft
+from service.knowledge.types import DEFAULT_CHUNKING, NewStoreFile
 
 DIMENSIONS: Final = 384
 SENTENCES: Final = 5
@@ -49,18 +49,18 @@ def vectors(count: int) -> NDArray[np.float32]:
 async def fill(database: Database, root: Path, data: Cranfield, count: int, model: str) -> None:
     """A store of one file with so many passages, as the indexing would leave it."""
     root.mkdir(parents=True, exist_ok=True)
-    draft = FileDraft("file-synthetic", "synthetic.txt")
+    new_file = NewStoreFile("file-synthetic", "synthetic.txt")
 
     def begin(db: sa.Connection) -> None:
         records.create_store(db, STORE, "default", "synthetic", None, {})
-        records.add_files(db, "default", STORE, [(draft, DEFAULT_CHUNKING, "g")], None)
+        records.add_files(db, "default", STORE, [(new_file, DEFAULT_CHUNKING, "g")], None)
 
     await database.run(begin)
     file = PassageFile(root / f"{STORE}.db")
     size = _write(file, data, count)
     file.close()
-    work = Work(STORE, "default", draft.file_id, draft.filename, DEFAULT_CHUNKING, "g")
-    await database.run(lambda db: work_records.finish(db, Finished(work, count, size, model)))
+    task = IndexingTask(STORE, "default", new_file.file_id, new_file.filename, DEFAULT_CHUNKING, "g")
+    await database.run(lambda db: indexing_records.record_result(db, IndexingResult(task, count, size, model)))
 
 
 def _write(file: PassageFile, data: Cranfield, count: int) -> int:

@@ -44,7 +44,7 @@ class Admission:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the view of the engine's memory fresh."""
-        work = asyncio.create_task(self.residency.work(), name="residency")
+        work = asyncio.create_task(self.residency.run(), name="residency")
         try:
             yield
         finally:

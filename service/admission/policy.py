@@ -11,8 +11,8 @@ CPU_PREFILL: Final = 192
 GPU_PREFILL: Final = 16384
 """Two of vLLM's usual prefill steps: while one is computed the next must be there already."""
 COUNTING_WIDTH: Final = 2
-"""Of the engine's threads that tokenize (`service.engine.config.RENDERERS`), those that requests may have which run no
-model: prompts never wait for them alone."""
+"""Of the engine's threads that tokenize (`service.engine.config.RENDERER_THREADS`), those that requests may have which
+run no model: prompts never wait for them alone."""
 
 
 @dataclass(frozen=True, slots=True)

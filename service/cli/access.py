@@ -37,14 +37,14 @@ keys = typer.Typer(
 def ls(
     project: Annotated[str | None, typer.Option(help="Only this project's keys.")] = None, as_json: AsJson = False
 ) -> None:
-    """List the keys; the keys themselves are kept nowhere and cannot be shown."""
+    """List the API keys by id. The secrets are not stored and cannot be shown."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.keys.list(project))
+        listed = list(client.keys.list(project))
     if as_json:
-        terminal.print_json(found)
-    elif found:
+        terminal.print_json(listed)
+    elif listed:
         columns = ("ID", "NAME", "KEY", "PROJECT", "SCOPES", "ADAPTERS", "STORES", "LIMITS", "EXPIRES")
-        terminal.print_table(columns, [_row(key) for key in found])
+        terminal.print_table(columns, [_row(key) for key in listed])
     else:
         typer.echo("No keys but the admin key. Make one: hatrack keys create NAME --project PROJECT")
 
@@ -72,14 +72,15 @@ def _globs(globs: Any) -> str:
     return " ".join(map(str, globs)) or "none"
 
 
-def _limits(given: list[str]) -> dict[str, int]:
+def _limits(options: list[str]) -> dict[str, int]:
     """`["concurrent=2"]` as `{"concurrent": 2}`. Raises typer.BadParameter."""
     limits = {}
-    for text in given:
+    for text in options:
         name, _, number = text.partition("=")
         if name not in Limits.model_fields or not number.isascii() or not number.isdigit():
             raise typer.BadParameter(
-                f"{text!r}: write NAME=NUMBER, NAME one of {', '.join(Limits.model_fields)}.", param_hint="--limit"
+                f"{text!r}: expected NAME=NUMBER, where NAME is one of {', '.join(Limits.model_fields)}.",
+                param_hint="--limit",
             )
         limits[name] = int(number)
     return limits
@@ -95,7 +96,7 @@ def _expiry(text: str | None) -> int | None:
         return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r}: write 90m, 12h, 30d, 4w or a date, 2027-01-31.", param_hint="--expires"
+            f"{text!r}: expected 90m, 12h, 30d, 4w or a date such as 2027-01-31.", param_hint="--expires"
         ) from None
 
 
@@ -108,23 +109,26 @@ def _expiry(text: str | None) -> int | None:
     )
 )
 def create(
-    name: Annotated[str, typer.Argument(help="For people: who or what will use it.")],
+    name: Annotated[str, typer.Argument(help="Who or what will use the key.")],
     project: Annotated[
-        str | None, typer.Option(help="Its project, made with its first key [default: HATRACK_PROJECT, else default].")
+        str | None,
+        typer.Option(help="The key's project, created with its first key [default: HATRACK_PROJECT, else default]."),
     ] = None,
-    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; again for more [default: infer].")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What the key may do; repeatable [default: infer].")] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Adapters that it may use; again for more [default: all].")
+        list[str] | None, typer.Option(metavar="GLOB", help="Adapters that the key may use; repeatable [default: all].")
     ] = None,
     store: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Stores that it may read; again for more [default: all].")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Vector stores that the key may read; repeatable [default: all]."),
     ] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=N", help=f"{', '.join(Limits.model_fields)}; again for more [default: none]."),
+        typer.Option(metavar="NAME=N", help=f"{', '.join(Limits.model_fields)}; repeatable [default: none]."),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="90m, 12h, 30d, 4w or a date, 2027-01-31 [default: never].")
+        str | None,
+        typer.Option(metavar="WHEN", help="90m, 12h, 30d, 4w or a date such as 2027-01-31 [default: never]."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -143,15 +147,17 @@ def create(
     if as_json:
         terminal.print_json(made)
         return
-    said = f"{made['id']} may {' '.join(made['scopes'])} in project {made['project']}. Keep it: it is not shown again."
-    typer.echo(terminal.clean(said), err=True)
+    summary = (
+        f"{made['id']} may {' '.join(made['scopes'])} in project {made['project']}. Keep it: it is not shown again."
+    )
+    typer.echo(terminal.clean(summary), err=True)
     typer.echo(terminal.clean(made["key"]))
 
 
 @keys.command(epilog=examples("hatrack keys rm key_4f0c2m9x7q1z8b3d", "hatrack keys rm key_4f0c2m9x7q1z8b3d --yes"))
 def rm(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as keys ls shows it.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as shown by `keys ls`.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Revoke a key: its next request is refused. Asks first on a terminal."""
@@ -167,9 +173,9 @@ def rm(
 
 @keys.command(name="rotate-admin", epilog=examples("hatrack keys rotate-admin", "hatrack keys rotate-admin --yes"))
 def rotate_admin(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, as_json: AsJson = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False, as_json: AsJson = False
 ) -> None:
-    """Put a new admin key in the place of the old, in admin.key too, and print it, alone on stdout."""
+    """Replace the admin key, also in admin.key, and print the new one on stdout."""
     if not yes and sys.stdin.isatty():
         typer.confirm("End the admin key, and the keys of the jobs that it started?", abort=True, err=True)
     with terminal.reporting(as_json), HatrackClient() as client:
@@ -177,24 +183,26 @@ def rotate_admin(
     if as_json:
         terminal.print_json(made)
         return
-    typer.echo("The old admin key is dead; admin.key under the gateway's HATRACK_HOME has the new one:", err=True)
+    typer.echo(
+        "The old admin key is revoked; the new one, also in admin.key under the gateway's HATRACK_HOME:", err=True
+    )
     typer.echo(terminal.clean(made["key"]))
 
 
 def audit(
     project: Annotated[str | None, typer.Option(help="Only this project's changes.")] = None,
     action: Annotated[str | None, typer.Option(help="Only these changes, such as alias.promote.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many.")] = 20,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Maximum number of entries.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show who has changed what, newest first. Needs a key with the scope admin."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.audit.list(project=project, action=action, limit=count))
+        entries = list(client.audit.list(project=project, action=action, limit=count))
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(entries)
         return
     rows = []
-    for entry in found:
+    for entry in entries:
         who = f"{entry.get('key_name') or entry.get('key_id')}"
         detail = json.dumps(entry["detail"], ensure_ascii=False) if entry.get("detail") else "-"
         short = detail if len(detail) <= _DETAIL_CHARS else detail[: _DETAIL_CHARS - 1] + "…"

@@ -36,9 +36,9 @@ def chat(
     # A given prompt wins over stdin, which a scheduler may leave open for ever.
     question = " ".join(prompt) if prompt else None if sys.stdin.isatty() else sys.stdin.read().strip()
     if question == "":
-        raise typer.BadParameter("There is no prompt: give one, or pipe it in.", param_hint="PROMPT")
+        raise typer.BadParameter("No prompt: pass one as an argument or pipe it in.", param_hint="PROMPT")
     if question is None and as_json:
-        raise typer.BadParameter("--json needs a PROMPT.", param_hint="--json")
+        raise typer.BadParameter("--json requires a PROMPT.", param_hint="--json")
     with terminal.reporting(as_json), HatrackClient() as client:
         if kb:
             params["grounding"] = {"vector_store_ids": [str(client.vector_stores.find(name)["id"]) for name in kb]}
@@ -48,8 +48,8 @@ def chat(
             return
         answer = talk.ask(question, echo=not as_json)
     if as_json:
-        said: JsonObject = {"model": model, "content": answer}
-        terminal.print_json(said | {"citations": talk.cited} if talk.cited else said)
+        result: JsonObject = {"model": model, "content": answer}
+        terminal.print_json(result | {"citations": talk.cited} if talk.cited else result)
 
 
 class Conversation:

@@ -17,7 +17,7 @@ from service.client import HatrackClient, JsonObject
 if TYPE_CHECKING:
     from service.client.types.training import DataCheck, ShownExample
 
-app = typer.Typer(no_args_is_help=True, help="Look at training data before it costs anything.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Check training data before training.", rich_markup_mode=None)
 
 
 @app.command(
@@ -28,8 +28,8 @@ def check(
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Longest example in tokens. [default: the engine's]")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse what is warned of.")] = False,
-    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Report on a data file: format, lengths, duplicates, contradictions, personal data. Nothing is kept."""
@@ -82,15 +82,15 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Show where a version comes from: data, recipe, base, packages, cost."""
-    wanted = terminal.reference_argument(version)
-    if wanted.version is None:
-        raise typer.BadParameter(f"a lineage is a version's: write {wanted.name}@1, not {version}.")
+    reference = terminal.reference_argument(version)
+    if reference.version is None:
+        raise typer.BadParameter(f"name a version, such as {reference.name}@1; got {version}.")
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.adapters.versions.retrieve(wanted.name, wanted.version).get("metadata") or {}
+        version_object = client.adapters.versions.retrieve(reference.name, reference.version).get("metadata") or {}
     if as_json:
-        terminal.print_json(found)
-    elif "lineage" in found:
-        terminal.print_table(["", version], [[name, value] for name, value in _facts(found)])
+        terminal.print_json(version_object)
+    elif "lineage" in version_object:
+        terminal.print_table(["", version], [[name, value] for name, value in _facts(version_object)])
     else:
         typer.echo(f"{version} was uploaded without a lineage.")
 

@@ -21,7 +21,7 @@ from service.server.private import UMASK
 def engine(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8001,
-    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, in place of host and port.")] = None,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on instead of host and port.")] = None,
 ) -> None:
     """Run an engine in the foreground, without a gateway.
 
@@ -52,10 +52,10 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
     Ends the command where the settings are wrong or the base cannot be read.
     """
     from service.app import describe_base
-    from service.engine.config import EngineConfig, demand_vllm
+    from service.engine.config import EngineConfig, require_vllm
 
     try:
-        demand_vllm()
+        require_vllm()
         config = EngineConfig.from_settings(settings)
         base = describe_base(settings).fingerprint
         config.store.mkdir(parents=True, exist_ok=True)

@@ -21,16 +21,18 @@ from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObjec
 if TYPE_CHECKING:
     from service.client.types.evaluations import ArmDifference, ArmMean, Evaluation, EvaluationReport
 
-UNDECIDED: Final = 4
+EXIT_NOT_ENOUGH_EVIDENCE: Final = 4
 """Exit code where there is not enough evidence; 3 says already that nobody answers."""
 POLL_S: Final = 1.0
-MARKS: Final = {"kept": ("✓", "green"), "broken": ("✗", "red"), "open": ("?", "yellow")}
-WORDS: Final = {"pass": "green", "fail": "red", "not_enough_evidence": "yellow"}
+CHECK_MARKS: Final = {"kept": ("✓", "green"), "broken": ("✗", "red"), "open": ("?", "yellow")}
+VERDICT_STYLES: Final = {"pass": "green", "fail": "red", "not_enough_evidence": "yellow"}
 
 HeldOut = Annotated[
     str,
     typer.Option(
-        "--held-out", metavar="FILE", help="Examples that were not trained on: JSONL, or the id of an uploaded file."
+        "--held-out",
+        metavar="FILE",
+        help="Examples not used for training: a JSONL file, or the id of an uploaded file.",
     ),
 ]
 
@@ -38,25 +40,34 @@ HeldOut = Annotated[
 def evaluate(
     held_out: HeldOut,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="The version to judge; or else compare --arm's.")
+        str | None,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="The version to judge; leave out to compare --arm options."),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(help="exact_match, rouge_l …, or JSON with name and pattern or schema. [default: auto]"),
     ] = None,
     suites: Annotated[
-        list[str] | None, typer.Option("--suite", help="What may not be forgotten; repeatable. [default: general]")
+        list[str] | None,
+        typer.Option("--suite", help="A suite that checks for forgetting; repeatable. [default: general]"),
     ] = None,
-    promote: Annotated[str, typer.Option(help="auto: a version that passes goes live; never.")] = "never",
+    promote: Annotated[
+        str, typer.Option(help="auto: make a passing version live; never: leave `live` as it is.")
+    ] = "never",
     arms: Annotated[
         list[str] | None,
-        typer.Option("--arm", metavar="LABEL=MODEL[,endpoint=NAME]", help="One side of a comparison; repeatable."),
+        typer.Option("--arm", metavar="LABEL=MODEL[,endpoint=NAME]", help="One arm of a comparison; repeatable."),
     ] = None,
     candidate: Annotated[str | None, typer.Option(metavar="LABEL", help="The arm to judge against --base.")] = None,
-    bases: Annotated[list[str] | None, typer.Option("--base", metavar="LABEL", help="An arm to beat.")] = None,
-    judge: Annotated[str | None, typer.Option(help="A judge of the operator's settings.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. [default: twice the longest]")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it has ended.")] = True,
+    bases: Annotated[
+        list[str] | None,
+        typer.Option("--base", metavar="LABEL", help="An arm that the candidate must beat; repeatable."),
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens. [default: automatic]")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has finished.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Judge a version on examples that it has not seen: pass, fail, or not enough evidence.
@@ -64,9 +75,9 @@ def evaluate(
     Exit codes: 0 pass (or a comparison that is done), 1 fail or no result, 4 not enough evidence.
     """
     if (name is None) == (not arms):
-        raise typer.BadParameter("name the version to judge, or give --arm at least twice; not both.")
+        raise typer.BadParameter("give either a version to judge or at least two --arm options, not both.")
     if promote not in ("auto", "never"):
-        raise typer.BadParameter(f"--promote is auto or never, found {promote!r}.")
+        raise typer.BadParameter(f"--promote must be auto or never; got {promote!r}.")
     options: JsonObject = {
         "metric": _metric(metric),
         "suites": suites,
@@ -77,24 +88,24 @@ def evaluate(
         "bases": bases or None,
     }
     with terminal.reporting(as_json), HatrackClient() as client:
-        sides = [_arm(text) for text in arms] if arms else None
-        file_id = _uploaded(client, held_out)
-        found = client.evaluations.create(file_id, model=name, arms=sides, **options)
+        arm_bodies = [_arm(text) for text in arms] if arms else None
+        file_id = _held_out_file(client, held_out)
+        evaluation = client.evaluations.create(file_id, model=name, arms=arm_bodies, **options)
         if not as_json:
-            typer.echo(f"{found['id']} judges on {held_out}; `hatrack report {found['id']}` shows what came of it")
+            typer.echo(f"started {evaluation['id']} on {held_out}; see `hatrack report {evaluation['id']}`")
         if wait:
-            found = _follow(client, found["id"], quiet=as_json)
-        report = client.evaluations.report(found["id"]) if found.get("status") == "succeeded" else None
-    _finish(found, report, as_json, waited=wait)
+            evaluation = _follow(client, evaluation["id"], quiet=as_json)
+        report = client.evaluations.report(evaluation["id"]) if evaluation.get("status") == "succeeded" else None
+    _finish(evaluation, report, as_json, waited=wait)
 
 
 def evaluations(as_json: AsJson = False) -> None:
     """List the evaluations, newest first."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.evaluations.list())
+        listed = list(client.evaluations.list())
     if as_json:
-        terminal.print_json(found)
-    elif found:
+        terminal.print_json(listed)
+    elif listed:
         rows = [
             [
                 evaluation["id"],
@@ -106,57 +117,57 @@ def evaluations(as_json: AsJson = False) -> None:
                 _metric_name(evaluation["metric"]),
                 terminal.when(evaluation.get("created_at")),
             ]
-            for evaluation in found
+            for evaluation in listed
         ]
         terminal.print_table(["EVALUATION", "OF", "STATUS", "VERDICT", "METRIC", "CREATED"], rows)
     else:
-        typer.echo("No evaluations. `hatrack evaluate NAME@VERSION --held-out FILE` makes one.")
+        typer.echo("No evaluations. Run `hatrack evaluate NAME@VERSION --held-out FILE` to start one.")
 
 
 def report(
     target: Annotated[str, typer.Argument(metavar="ID|NAME@VERSION", help="eval-…, or a version: its latest verdict.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page there.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the HTML report to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the report of an evaluation, or of a version's latest verdict."""
     with terminal.reporting(as_json), HatrackClient() as client:
         if target.startswith("eval-") and "@" not in target:
-            found = client.evaluations.report(target)
+            shown = client.evaluations.report(target)
             page = client.evaluations.report_html(target) if html is not None else b""
         else:
-            found, page = _of_version(client, target, with_page=html is not None)
+            shown, page = _version_report(client, target, with_page=html is not None)
     if html is not None:
         html.write_bytes(page)
         if not as_json:
-            typer.echo(f"wrote {html} ({terminal.size(len(page))}); it needs nothing else to be shown")
+            typer.echo(f"wrote {html} ({terminal.size(len(page))}); it is self-contained")
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(shown)
     elif html is None:
-        _print_report(found)
+        _print_report(shown)
 
 
-def _of_version(client: HatrackClient, target: str, *, with_page: bool) -> tuple[EvaluationReport, bytes]:
-    wanted = terminal.reference_argument(target)
-    if wanted.version is None:
-        raise typer.BadParameter(f"a verdict is a version's: write {wanted.name}@1, not {target}.")
-    verdict = client.adapters.versions.retrieve(wanted.name, wanted.version).get("verdict")
+def _version_report(client: HatrackClient, target: str, *, with_page: bool) -> tuple[EvaluationReport, bytes]:
+    reference = terminal.reference_argument(target)
+    if reference.version is None:
+        raise typer.BadParameter(f"name a version, such as {reference.name}@1; got {target}.")
+    verdict = client.adapters.versions.retrieve(reference.name, reference.version).get("verdict")
     if verdict is None:
-        raise ClientError(404, "never_judged", f"{target} was never judged.")
+        raise ClientError(404, "never_judged", f"{target} has no verdict yet.")
     files = verdict.get("files") or {}
     if "report" not in files:
-        raise typer.BadParameter(f"the latest verdict on {target} came without a report.")
+        raise typer.BadParameter(f"the latest verdict on {target} has no report.")
     report: EvaluationReport = json.loads(client.files.content(files["report"]))
     return report, client.files.content(files["page"]) if with_page and "page" in files else b""
 
 
-def _uploaded(client: HatrackClient, held_out: str) -> str:
+def _held_out_file(client: HatrackClient, held_out: str) -> str:
     """The id of the file to judge on; one of this machine's is uploaded."""
     path = Path(held_out)
     if path.is_file():
         return str(client.files.create(path, "evals")["id"])
     if held_out.startswith("file-"):
         return held_out
-    raise typer.BadParameter(f"--held-out: there is no file {held_out!r}.")
+    raise typer.BadParameter(f"--held-out: no such file: {held_out!r}.")
 
 
 def _metric(text: str | None) -> Any:
@@ -165,7 +176,7 @@ def _metric(text: str | None) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--metric looks like JSON and is none: {error}.") from error
+        raise typer.BadParameter(f"--metric is not valid JSON: {error}.") from error
 
 
 def _metric_name(metric: str | Mapping[str, Any]) -> str:
@@ -176,7 +187,7 @@ def _arm(text: str) -> JsonObject:
     label, equals, model = text.partition("=")
     model, _, endpoint = model.partition(",endpoint=")
     if not equals or not label or not model:
-        raise typer.BadParameter(f"{text!r} is no LABEL=MODEL, such as new=brand-voice@3.")
+        raise typer.BadParameter(f"{text!r}: expected LABEL=MODEL, such as new=brand-voice@3.")
     return {"label": label, "model": model} | ({"endpoint": endpoint} if endpoint else {})
 
 
@@ -187,63 +198,65 @@ def _follow(client: HatrackClient, evaluation_id: str, *, quiet: bool) -> Evalua
     with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task("queued", total=None)
         while True:
-            found = client.evaluations.retrieve(evaluation_id)
-            if found.get("status") in FINAL_STATUSES:
-                return found
-            if progress := found.get("progress"):
+            evaluation = client.evaluations.retrieve(evaluation_id)
+            if evaluation.get("status") in FINAL_STATUSES:
+                return evaluation
+            if progress := evaluation.get("progress"):
                 stage = terminal.clean(progress["stage"])
                 bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None)
             else:
-                bar.update(task, description=found["status"])
+                bar.update(task, description=evaluation["status"])
             time.sleep(POLL_S)
 
 
-def _finish(found: Evaluation, shown: EvaluationReport | None, as_json: bool, *, waited: bool) -> None:
+def _finish(evaluation: Evaluation, report: EvaluationReport | None, as_json: bool, *, waited: bool) -> None:
     """Print what came of an evaluation, and leave with the verdict's exit code."""
     if as_json:
-        terminal.print_json(found)
-    elif shown is not None:
-        _print_report(shown)
-        if found.get("note"):
-            typer.echo(terminal.clean(str(found["note"])))
-    elif found.get("status") in FINAL_STATUSES:
-        error = found.get("error")
+        terminal.print_json(evaluation)
+    elif report is not None:
+        _print_report(report)
+        if evaluation.get("note"):
+            typer.echo(terminal.clean(str(evaluation["note"])))
+    elif evaluation.get("status") in FINAL_STATUSES:
+        error = evaluation.get("error")
         reason = error["message"] if error else ""
-        typer.echo(terminal.clean(f"{found['id']}  {found['status']}  {reason}".rstrip()))
+        typer.echo(terminal.clean(f"{evaluation['id']}  {evaluation['status']}  {reason}".rstrip()))
     if not waited:
         return
-    if found.get("status") != "succeeded" or found.get("verdict") == "fail":
+    if evaluation.get("status") != "succeeded" or evaluation.get("verdict") == "fail":
         raise typer.Exit(terminal.FAILED)
-    if found.get("verdict") == "not_enough_evidence":
-        raise typer.Exit(UNDECIDED)
+    if evaluation.get("verdict") == "not_enough_evidence":
+        raise typer.Exit(EXIT_NOT_ENOUGH_EVIDENCE)
 
 
-def _print_report(shown: EvaluationReport) -> None:
+def _print_report(report: EvaluationReport) -> None:
     """A report for a person: the verdict in a sentence, its checks, and the arms."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a pipe gets each sentence in one line
-    verdict = shown.get("verdict")
+    verdict = report.get("verdict")
     if verdict is not None:
-        console.print(Text(terminal.clean(str(verdict["sentence"])), style=WORDS.get(str(verdict["word"]), "")))
+        console.print(
+            Text(terminal.clean(str(verdict["sentence"])), style=VERDICT_STYLES.get(str(verdict["word"]), ""))
+        )
         for check in verdict["checks"]:
-            mark, style = MARKS.get(str(check["state"]), ("-", ""))
+            mark, style = CHECK_MARKS.get(str(check["state"]), ("-", ""))
             console.print(Text(f"{mark} ", style=style) + Text(terminal.clean(str(check["sentence"]))))
     else:
-        console.print(Text(terminal.clean(f"{shown['adapter']}, by {shown['metric']}, without a verdict")))
-    served = shown.get("served") or {}
+        console.print(Text(terminal.clean(f"{report['adapter']}, by {report['metric']}, without a verdict")))
+    served = report.get("served") or {}
     rows = [
         [str(mean["label"]), str(served.get(mean["label"], "-")), _points(mean["mean"]), _span(mean)]
-        for mean in shown.get("means") or ()
+        for mean in report.get("means") or ()
     ]
-    terminal.print_table(["ARM", "ANSWERED BY", f"{shown['metric']}".upper(), "INTERVAL"], rows)
-    differences = shown.get("differences") or ()
+    terminal.print_table(["ARM", "ANSWERED BY", f"{report['metric']}".upper(), "INTERVAL"], rows)
+    differences = report.get("differences") or ()
     if differences:
         pairs = [
             [
-                f"{each['of']} against {each['against']}",
-                _points(each["estimate"], signed=True),
-                _span(each, signed=True),
+                f"{difference['of']} against {difference['against']}",
+                _points(difference["estimate"], signed=True),
+                _span(difference, signed=True),
             ]
-            for each in differences
+            for difference in differences
         ]
         terminal.print_table(["DIFFERENCE", "POINTS", "INTERVAL"], pairs)
 

@@ -26,28 +26,30 @@ SHOWN_CHARS: Final = 400
 PATH: Final = "path"
 """The attribute by which a file is known: where it lay, seen from the directory in which it was added."""
 
-app = typer.Typer(help="Knowledge bases: documents that answers are grounded on.", no_args_is_help=True)
+app = typer.Typer(help="Knowledge bases: documents that ground answers.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
 
 
 @app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))
 def create(
-    name: Annotated[str, typer.Argument(help="What it is called.")],
-    description: Annotated[str | None, typer.Option(help="What is in it.")] = None,
+    name: Annotated[str, typer.Argument(help="The store's name.")],
+    description: Annotated[str | None, typer.Option(help="What the store contains.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an empty store."""
+    """Create an empty store."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        made = client.vector_stores.create(name, description=description)
+        store = client.vector_stores.create(name, description=description)
     if as_json:
-        terminal.print_json(made)
+        terminal.print_json(store)
     else:
-        typer.echo(f"{made['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
+        typer.echo(f"{store['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
 
 
 @app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
 def list_(
-    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Its files. [default: all stores]")] = None,
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="List this store's files. [default: list all stores]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the stores, or the files of one."""
@@ -58,9 +60,7 @@ def list_(
     if as_json:
         terminal.print_json(stores if store is None else files)
     elif store is None:
-        terminal.print_table(
-            ["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(each) for each in stores]
-        )
+        terminal.print_table(["ID", "NAME", "FILES", "SIZE", "STATUS", "CREATED"], [_store_row(row) for row in stores])
     else:
         terminal.print_table(["ID", "FILE", "PATH", "PASSAGES", "SIZE", "STATUS"], list(map(_file_row, files)))
 
@@ -74,11 +74,11 @@ def list_(
 )
 def add(
     store: Store,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", exists=True, help="Files, and directories of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", exists=True, help="Files or directories.")],
     attributes: Annotated[
-        list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata, for filters.")
+        list[str] | None, typer.Option("--attribute", metavar="NAME=VALUE", help="Metadata for filters; repeatable.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep older files of the same path.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep older files with the same path.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload documents and index them; one takes the place of the older one that was added from the same path.
@@ -87,27 +87,29 @@ def add(
     """
     documents = dict(_documents(paths))
     if not documents:
-        raise typer.BadParameter(f"there is no document in it; known are {', '.join(sorted(SUFFIXES))}.")
+        raise typer.BadParameter(f"no documents found; supported are {', '.join(sorted(SUFFIXES))}.")
     metadata = dict(_pair(text) for text in attributes or [])
     if PATH in metadata:
-        raise typer.BadParameter(f"a file's `{PATH}` is where it lies: give the attribute another name.")
+        raise typer.BadParameter(f"the attribute `{PATH}` is reserved for the file's path; choose another name.")
     with terminal.reporting(as_json), HatrackClient() as client:
         store_id = client.vector_stores.find(store)["id"]
-        older = [] if keep else [file for file in client.vector_stores.files.list(store_id) if _path(file) in documents]
+        previous = (
+            [] if keep else [file for file in client.vector_stores.files.list(store_id) if _path(file) in documents]
+        )
         uploaded = _upload(client, documents, quiet=as_json)
         files = {file_id: metadata | {PATH: path} for path, file_id in uploaded.items()}
-        done = _index(client, store_id, files, quiet=as_json)
-        indexed = {_path(file) for file in done if file["status"] == "completed"}
-        for file in older:
+        results = _index(client, store_id, files, quiet=as_json)
+        indexed = {_path(file) for file in results if file["status"] == "completed"}
+        for file in previous:
             # what could not be read takes nobody's place
             if _path(file) in indexed and file["id"] not in files:
                 _replace(client, store_id, file["id"])
-    failed = [file for file in done if file["status"] != "completed"]
+    failed = [file for file in results if file["status"] != "completed"]
     if as_json:
-        terminal.print_json(done)
+        terminal.print_json(results)
     else:
-        passages = sum(_count(file)[1] for file in done)
-        typer.echo(f"{len(done) - len(failed)} of {len(done)} files are indexed, {passages} passages")
+        passages = sum(_count(file)[1] for file in results)
+        typer.echo(f"{len(results) - len(failed)} of {len(results)} files are indexed, {passages} passages")
     for file in failed:
         error = file.get("last_error")
         reason = (error and error.get("message")) or file["status"]
@@ -125,26 +127,28 @@ def add(
 def search(
     store: Store,
     query: Annotated[str, typer.Argument(help="A question, or words.")],
-    most: Annotated[int, typer.Option("-k", min=1, max=50, help="Most passages.")] = 5,
-    filters: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="On the files' attributes.")] = None,
+    max_results: Annotated[int, typer.Option("-k", min=1, max=50, help="Maximum number of passages.")] = 5,
+    filters: Annotated[
+        str | None, typer.Option("--filter", metavar="JSON", help="Filter on the files' attributes.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the passages that fit best."""
-    chosen = _filter(filters)
+    """Show the best-matching passages."""
+    parsed_filter = _filter(filters)
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.vector_stores.search(
-            client.vector_stores.find(store)["id"], query, max_num_results=most, filters=chosen
+        passages = client.vector_stores.search(
+            client.vector_stores.find(store)["id"], query, max_num_results=max_results, filters=parsed_filter
         )
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(passages)
         return
-    for number, passage in enumerate(found, start=1):
+    for number, passage in enumerate(passages, start=1):
         text = " ".join(part["text"] for part in passage["content"])
-        shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
+        excerpt = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
         typer.echo(f"[{number}] {passage['score']:.3f}  {terminal.clean(str(_path(passage) or passage['filename']))}")
-        typer.echo("    " + terminal.clean(shown).replace("\n", "\n    "))
-    if not found:
-        typer.echo("Nothing fits.")
+        typer.echo("    " + terminal.clean(excerpt).replace("\n", "\n    "))
+    if not passages:
+        typer.echo("No passages match.")
 
 
 @app.command(epilog=examples("hatrack kb rm policies returns.md", "hatrack kb rm policies --yes"))
@@ -153,33 +157,33 @@ def rm(
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="A file's path, name or id. [default: all]")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a store, or take a file out of one."""
+    """Delete a store, or remove a file from it."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.vector_stores.find(store)
+        target = client.vector_stores.find(store)
         if file is None:
             if not yes:
                 typer.confirm(
-                    f"Delete {terminal.clean(store)} with its {found['file_counts']['total']} files?", abort=True
+                    f"Delete {terminal.clean(store)} with its {target['file_counts']['total']} files?", abort=True
                 )
-            gone: Sequence[object] = [client.vector_stores.delete(found["id"])]
+            deleted: Sequence[object] = [client.vector_stores.delete(target["id"])]
         else:
-            files = _named(file, store, list(client.vector_stores.files.list(found["id"])))
-            gone = [client.vector_stores.files.delete(found["id"], each["id"]) for each in files]
+            files = _find_files(file, store, list(client.vector_stores.files.list(target["id"])))
+            deleted = [client.vector_stores.files.delete(target["id"], store_file["id"]) for store_file in files]
     if as_json:
-        terminal.print_json(gone)
+        terminal.print_json(deleted)
     else:
-        typer.echo(f"{terminal.clean(file or store)} is gone")
+        typer.echo(f"{terminal.clean(file or store)} deleted")
 
 
 def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Files by what they are known by; of a directory, what is below it."""
     for path in paths:
         if path.is_dir():
-            below = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in SUFFIXES)
-            yield from ((_identity(one), one) for one in below)
+            files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+            yield from ((_identity(file), file) for file in files)
         else:
             yield _identity(path), path
 
@@ -195,20 +199,24 @@ def _path(file: VectorStoreFile | SearchResult) -> str | None:
     return None if path is None else str(path)
 
 
-def _named(file: str, store: str, held: Sequence[VectorStoreFile]) -> list[VectorStoreFile]:
-    """The files that an id, a path or a name means. Raises BadParameter where there is none, or a name is several's."""
+def _find_files(reference: str, store: str, files: Sequence[VectorStoreFile]) -> list[VectorStoreFile]:
+    """The files of a store with this id, path or file name.
+
+    Raises:
+        BadParameter: None matches, or files with different paths have this name.
+    """
     for matching in (
-        [each for each in held if each["id"] == file],
-        [each for each in held if _path(each) in (file, _identity(Path(file)))],
+        [file for file in files if file["id"] == reference],
+        [file for file in files if _path(file) in (reference, _identity(Path(reference)))],
     ):
         if matching:
             return matching
-    named = [each for each in held if each.get("filename") == file]
+    named = [file for file in files if file.get("filename") == reference]
     if not named:
-        raise typer.BadParameter(f"{store} holds no file {file}.")
-    known = sorted({_path(each) or each["id"] for each in named})
-    if len(known) > 1:
-        raise typer.BadParameter(f"{store} holds several files {file}: say which of {', '.join(known)}.")
+        raise typer.BadParameter(f"{store} has no file {reference}.")
+    paths = sorted({_path(file) or file["id"] for file in named})
+    if len(paths) > 1:
+        raise typer.BadParameter(f"{store} has several files named {reference}; name one of {', '.join(paths)}.")
     return named
 
 
@@ -261,9 +269,9 @@ def _bars(*columns: Any, quiet: bool) -> Iterator[Progress]:
 
 
 def _pair(text: str) -> tuple[str, str | float | bool]:
-    name, found, value = text.partition("=")
-    if not found or not name:
-        raise typer.BadParameter(f"write --attribute NAME=VALUE, not {text}.")
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"--attribute must be NAME=VALUE; got {text}.")
     with contextlib.suppress(ValueError):
         parsed = json.loads(value)
         if isinstance(parsed, bool | int | float):
@@ -286,7 +294,7 @@ def _filter(text: str | None) -> dict[str, Any] | None:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--filter is no JSON: {error}.") from error
+        raise typer.BadParameter(f"--filter is not valid JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise typer.BadParameter("--filter must be a JSON object.")
     return parsed

@@ -24,7 +24,7 @@ _FILE = {"exists": True, "dir_okay": False, "readable": True}
 
 def push(
     name: Annotated[str, typer.Argument(help="The adapter's name.", callback=terminal.name_argument)],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What PEFT's save_pretrained wrote.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory written by PEFT's save_pretrained.")],
     alias: Annotated[
         str | None,
         typer.Option(
@@ -32,10 +32,12 @@ def push(
             callback=terminal.alias_option,
         ),
     ] = None,
-    no_alias: Annotated[bool, typer.Option("--no-alias", help="Move no alias, not even for a first version.")] = False,
+    no_alias: Annotated[
+        bool, typer.Option("--no-alias", help="Do not move any alias, even for a first version.")
+    ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while the version is still being proven.")] = False,
     system_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="System prompt that the adapter was trained with.")
+        str | None, typer.Option(metavar="TEXT", help="The system prompt that the adapter was trained with.")
     ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
@@ -47,17 +49,17 @@ def push(
 ) -> None:
     """Upload an adapter as a new version, and wait until it is proven."""
     if alias is not None and no_alias:
-        raise typer.BadParameter("--alias and --no-alias exclude each other.")
+        raise typer.BadParameter("--alias and --no-alias cannot be combined.")
     with terminal.reporting(as_json):
         source = AdapterDirectory.read(directory)
-        given = read_json_object(settings) if settings else source.settings
+        version_settings = read_json_object(settings) if settings else source.settings
         if system_prompt is not None:
-            given = {**(given or {}), "system_prompt": system_prompt}
+            version_settings = {**(version_settings or {}), "system_prompt": system_prompt}
         with HatrackClient() as client, _progress(source.weights.stat().st_size, no_wait) as progress:
             version = client.adapters.push(
                 name,
                 source,
-                settings=given,
+                settings=version_settings,
                 metadata=read_json_object(metadata) if metadata else None,
                 alias="" if no_alias else alias,
                 wait=not no_wait,
@@ -100,9 +102,9 @@ def _print_pushed(version: AdapterVersion) -> None:
         typer.echo(terminal.clean(f"warning: {_text(warning)}"), err=True)
     if held_back := version.get("held_back"):
         held = f"{label} is held back from live: {_text(held_back)}. It answers as {label}; "
-        typer.echo(terminal.clean(f"warning: {held}hatrack promote {label} --force makes it live."), err=True)
+        typer.echo(terminal.clean(f"warning: {held}run `hatrack promote {label} --force` to make it live."), err=True)
     if version.get("state") == "proving":
-        typer.echo(terminal.clean(f"See how it goes: hatrack show {label}"))
+        typer.echo(terminal.clean(f"To follow the proof, run `hatrack show {label}`."))
 
 
 def _text(warning: Any) -> str:
@@ -112,42 +114,42 @@ def _text(warning: Any) -> str:
 def ls(as_json: AsJson = False) -> None:
     """List the adapters."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.adapters.list())
+        adapters = list(client.adapters.list())
     if as_json:
-        terminal.print_json(found)
-    elif found:
-        print_adapters(found)
+        terminal.print_json(adapters)
+    elif adapters:
+        print_adapters(adapters)
     else:
-        typer.echo("No adapters yet. Push one: hatrack push NAME DIR")
+        typer.echo("No adapters yet. Run `hatrack push NAME DIR` to add one.")
 
 
-def print_adapters(found: list[Adapter]) -> None:
+def print_adapters(adapters: list[Adapter]) -> None:
     """Write a table of adapters."""
     rows = []
-    for adapter in found:
+    for adapter in adapters:
         versions = adapter.get("versions")
         count = len(versions) if isinstance(versions, list) else versions
         rows.append(
             (
                 str(adapter.get("name")),
                 "-" if count is None else str(count),
-                terminal.pointers(_aims(adapter)),
+                terminal.pointers(_targets(adapter)),
                 "pinned" if adapter.get("pinned") else "-",
-                _judged(versions),
+                _revalidation_counts(versions),
                 terminal.when(adapter.get("created_at")),
             )
         )
     terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"), rows)
 
 
-def _judged(versions: Any) -> str:
+def _revalidation_counts(versions: Any) -> str:
     """How many versions are fresh, due and failed; `-` where none was judged."""
-    found = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
-    states = Counter(str(state["state"]) for state in found if isinstance(state, dict))
+    revalidations = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
+    states = Counter(str(state["state"]) for state in revalidations if isinstance(state, dict))
     return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-"
 
 
-def _aims(adapter: Adapter) -> dict[str, Any]:
+def _targets(adapter: Adapter) -> dict[str, Any]:
     """Where each alias points: a version's number, or the weights of a split."""
     return {**(adapter.get("aliases") or {}), **(adapter.get("splits") or {})}
 
@@ -174,10 +176,10 @@ def _number(adapter: Adapter, target: Reference) -> int | None:
     """The version that a reference's alias points at; None where it names the adapter. Raises ClientError."""
     if target.alias is None:
         return None
-    number = _aims(adapter).get(target.alias)
+    number = _targets(adapter).get(target.alias)
     if isinstance(number, dict):
         names = ", ".join(f"{target.name}@{version}" for version in number)
-        raise ClientError(0, "alias_split", f"{target.label} is split: name one of {names}.", "reference")
+        raise ClientError(0, "alias_split", f"{target.label} is a split; name one of {names}.", "reference")
     if number is None:
         raise ClientError(404, "not_found", f"{target.name} has no alias {target.alias}.")
     return int(number)
@@ -185,7 +187,7 @@ def _number(adapter: Adapter, target: Reference) -> int | None:
 
 def _print_adapter(adapter: Adapter) -> None:
     pinned = "   pinned" if adapter.get("pinned") else ""
-    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_aims(adapter))}{pinned}"))
+    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_targets(adapter))}{pinned}"))
     aliases = adapter.get("aliases") or {}
     rows = []
     for version in adapter.get("versions") or []:
@@ -235,22 +237,22 @@ def _scalars(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 
 def promote(
-    reference: Annotated[str, typer.Argument(help="The version, brand-voice@3.")],
+    reference: Annotated[str, typer.Argument(help="The version, such as brand-voice@3.")],
     alias: Annotated[str, typer.Option(help="The alias to move.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
-    force: Annotated[bool, typer.Option("--force", help="Also where the version is held back from live.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Allow versions that are held back from live.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at a version; requests under way keep theirs."""
     target = terminal.reference_argument(reference)
     if target.version is None:
-        raise typer.BadParameter(f"Say which version: {target.name}@3.")
+        raise typer.BadParameter(f"Name a version, such as {target.name}@3.")
     with terminal.reporting(as_json), HatrackClient() as client:
         moved = client.adapters.promote(reference, alias, force=force)
     _print_moved(moved, target.name, alias, as_json)
 
 
 def rollback(
-    reference: Annotated[str, typer.Argument(metavar="NAME", help="The adapter, brand-voice.")],
+    reference: Annotated[str, typer.Argument(metavar="NAME", help="The adapter, such as brand-voice.")],
     alias: Annotated[str, typer.Option(help="The alias to move back.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
     as_json: AsJson = False,
 ) -> None:
@@ -269,9 +271,9 @@ def _print_moved(moved: AdapterAlias, name: str, alias: str, as_json: bool) -> N
 
 
 def rm(
-    reference: Annotated[str, typer.Argument(help="A version, brand-voice@2, or an adapter, brand-voice.")],
-    force: Annotated[bool, typer.Option("--force", help="Also where an alias points there.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    reference: Annotated[str, typer.Argument(help="A version (brand-voice@2) or an adapter (brand-voice).")],
+    force: Annotated[bool, typer.Option("--force", help="Delete it even if an alias points to it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete a version, or an adapter with all its versions. Asks first on a terminal."""

@@ -13,8 +13,8 @@ from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObject
 
 POLL_S: Final = 2.0
-GONE: Final = 404
-ABOUT_ONE: Final = frozenset({400, GONE, 409})
+NOT_FOUND: Final = 404
+VERSION_ERRORS: Final = frozenset({400, NOT_FOUND, 409})
 """Answers that say something of one version and nothing of the next."""
 
 
@@ -23,31 +23,33 @@ def revalidate(
         str | None,
         typer.Argument(metavar="[NAME[@VERSION]]", help="An adapter, or one version. [default: all adapters]"),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Also versions of which nothing has changed.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until all have ended; exit code 1 if one failed.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include versions that are not due.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all have finished; exit code 1 if one failed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge versions again that are due: the evaluation of each one's latest verdict is run once more."""
     target = None if reference is None else terminal.reference_argument(reference)
     with terminal.reporting(as_json), HatrackClient() as client:
-        found, left = _begin(client, target, every)
+        started, left = _begin(client, target, every)
         while wait:
-            _wait(client, found)
-            known = {_what(item) for item in found}
+            _wait(client, started)
+            known = {_what(item) for item in started}
             more, left = _begin(client, target, every) if left else ([], 0)
             more = [item for item in more if _what(item) not in known]
-            found += more
+            started += more
             if not any(item["evaluation"] for item in more):
                 break
         if wait:
-            _look(client, found)
+            _refresh(client, started)
     if as_json:
-        terminal.print_json(found)
-    elif found:
-        _print(found, left)
+        terminal.print_json(started)
+    elif started:
+        _print(started, left)
     else:
         typer.echo("Nothing is due.")
-    if any(_failed(item) for item in found):
+    if any(_failed(item) for item in started):
         raise typer.Exit(terminal.FAILED)
 
 
@@ -83,7 +85,7 @@ def _item_or_error(client: HatrackClient, name: str, number: int, reasons: list[
     try:
         return _item(client, name, number, reasons)
     except ClientError as error:
-        if error.status not in ABOUT_ONE:
+        if error.status not in VERSION_ERRORS:
             raise
         return {"version": f"{name}@{number}", "reasons": reasons, "evaluation": None, **error.payload()}
 
@@ -93,24 +95,24 @@ def _what(item: JsonObject) -> str:
     return str(item["evaluation"]["id"] if item["evaluation"] else item["version"])
 
 
-def _look(client: HatrackClient, found: list[JsonObject]) -> None:
+def _refresh(client: HatrackClient, started: list[JsonObject]) -> None:
     """Ask for each version whose verdict does not say it whether it has failed: it has if it had passed before."""
-    for item in found:
+    for item in started:
         if item["evaluation"] and item["evaluation"].get("verdict") == "not_enough_evidence":
             name, _, number = str(item["version"]).partition("@")
             try:
                 version = client.adapters.versions.retrieve(name, int(number))
             except ClientError as error:
-                if error.status != GONE:
+                if error.status != NOT_FOUND:
                     raise
                 continue
             item["revalidation"] = version.get("revalidation")
 
 
-def _wait(client: HatrackClient, found: list[JsonObject]) -> None:
+def _wait(client: HatrackClient, started: list[JsonObject]) -> None:
     """Ask for each evaluation until all have ended."""
     while True:
-        running = [item for item in found if item["evaluation"] and _is_running(item)]
+        running = [item for item in started if item["evaluation"] and _is_running(item)]
         if not running:
             return
         for item in running:
@@ -132,20 +134,20 @@ def _failed(item: JsonObject) -> bool:
     return evaluation.get("verdict") == "fail" or evaluation.get("status") in ("failed", "cancelled")
 
 
-def _print(found: list[JsonObject], left: int) -> None:
+def _print(started: list[JsonObject], left: int) -> None:
     rows = []
-    for item in found:
+    for item in started:
         evaluation: dict[str, Any] = item["evaluation"] or {}
-        said = (item.get("error") or {}).get("message") or evaluation.get("sentence")
+        message = (item.get("error") or {}).get("message") or evaluation.get("sentence")
         rows.append(
             (
                 str(item["version"]),
                 " ".join(item["reasons"]) or "-",
                 str(evaluation.get("id", "-")),
                 str(evaluation.get("verdict") or evaluation.get("status") or "refused"),
-                str(said or "-"),
+                str(message or "-"),
             )
         )
     terminal.print_table(("VERSION", "CHANGED", "EVALUATION", "STATUS", "SENTENCE"), rows)
     if left:
-        typer.echo(f"{left} more are due; ask again when these have ended.")
+        typer.echo(f"{left} more are due; run this again when these have finished.")

@@ -33,43 +33,43 @@ def review(
     evaluation: Annotated[
         str | None, typer.Argument(metavar="[EVALUATION]", help="eval-… or ftjob-… [default: the newest with pairs]")
     ] = None,
-    listed: Annotated[
-        bool, typer.Option("--list", help="Only say how far people are, and how far they agree.")
+    list_only: Annotated[
+        bool, typer.Option("--list", help="Only show the progress of the reviews and the agreement.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which of two answers is better, without knowing whose they are. A judge counts once people agree with it."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        if as_json or listed:
+        if as_json or list_only:
             _list(list(client.reviews.list()), as_json)
             return
         _ask(client, evaluation)
 
 
-def _list(found: list[ReviewQueue], as_json: bool) -> None:
+def _list(queues: list[ReviewQueue], as_json: bool) -> None:
     if as_json:
-        terminal.print_json(found)
-    elif not found:
-        typer.echo("Nothing to look at. An evaluation with a judge leaves pairs for people.")
+        terminal.print_json(queues)
+    elif not queues:
+        typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
     else:
         rows = [
             [
-                str(each["id"]),
-                str(each["judge"]),
-                f"{each['reviewed']} of {each['pairs']}",
-                _kappa(each["agreement"]),
-                _kappa(each["standing"]),
-                "yes" if each["counted"] else "no",
+                str(queue["id"]),
+                str(queue["judge"]),
+                f"{queue['reviewed']} of {queue['pairs']}",
+                _kappa(queue["agreement"]),
+                _kappa(queue["standing"]),
+                "yes" if queue["counted"] else "no",
             ]
-            for each in found
+            for queue in queues
         ]
         terminal.print_table(["EVALUATION", "JUDGE", "LOOKED AT", "KAPPA", "KAPPA IN ALL", "COUNTS"], rows)
 
 
-def _kappa(found: Agreement) -> str:
-    if found.get("kappa") is None:
+def _kappa(agreement: Agreement) -> str:
+    if agreement.get("kappa") is None:
         return "-"
-    return f"{found['kappa']:.2f} ({found['low']:.2f} to {found['high']:.2f}, {found['pairs']} pairs)"
+    return f"{agreement['kappa']:.2f} ({agreement['low']:.2f} to {agreement['high']:.2f}, {agreement['pairs']} pairs)"
 
 
 def _ask(client: HatrackClient, evaluation: str | None) -> None:
@@ -77,16 +77,16 @@ def _ask(client: HatrackClient, evaluation: str | None) -> None:
     skipped: str | None = None
     seen = 0
     while True:
-        found = client.reviews.next(evaluation, after=skipped)
-        pair = found.get("review")
+        answer = client.reviews.next(evaluation, after=skipped)
+        pair = answer.get("review")
         if pair is None:
-            _end(client, evaluation or found.get("evaluation"), skipped is not None, seen)
+            _end(client, evaluation or answer.get("evaluation"), skipped is not None, seen)
             return
         evaluation = str(pair["evaluation"])
-        show(console, pair, int(found["reviewed"]), int(found["total"]))
+        show(console, pair, int(answer["reviewed"]), int(answer["total"]))
         key = _key()
         if key == QUIT:
-            typer.echo(f"{seen} looked at; `hatrack review {evaluation}` goes on.")
+            typer.echo(f"{seen} reviewed. Run `hatrack review {evaluation}` to continue.")
             return
         if key == SKIP:
             skipped = str(pair["id"])
@@ -97,12 +97,12 @@ def _ask(client: HatrackClient, evaluation: str | None) -> None:
 
 def _end(client: HatrackClient, evaluation: object, skipped: bool, seen: int) -> None:
     if evaluation is None:
-        typer.echo("Nothing to look at. An evaluation with a judge leaves pairs for people.")
+        typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
         return
-    typer.echo(f"{seen} looked at." + (" Some were skipped; they come again next time." if skipped else ""))
-    for each in client.reviews.list():
-        if each["id"] == evaluation and each["final"]:
-            typer.echo(terminal.clean(str(each["sentence"])))
+    typer.echo(f"{seen} reviewed." + (" Skipped pairs will be shown again next time." if skipped else ""))
+    for queue in client.reviews.list():
+        if queue["id"] == evaluation and queue["final"]:
+            typer.echo(terminal.clean(str(queue["sentence"])))
 
 
 def show(console: Console, pair: Review, reviewed: int, total: int) -> None:

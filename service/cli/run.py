@@ -40,7 +40,7 @@ KeepEngine: TypeAlias = Annotated[
 Trains: TypeAlias = Annotated[
     bool | None,
     typer.Option(
-        "--trainer/--no-trainer", help="Start the trainer, too. [default: HATRACK_TRAINER]", show_default=False
+        "--trainer/--no-trainer", help="Also start the trainer. [default: HATRACK_TRAINER]", show_default=False
     ),
 ]
 
@@ -70,8 +70,8 @@ def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
 
     Example: HATRACK_PORT=9000 hatrack serve
     """
-    wanted = None if trainer is None else "on" if trainer else "off"
-    settings = read_settings(keep_engine=keep_engine, trainer=wanted)
+    trainer_setting = None if trainer is None else "on" if trainer else "off"
+    settings = read_settings(keep_engine=keep_engine, trainer=trainer_setting)
     if not (settings.base_dir / "config.json").exists():
         fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
     keep_private(settings.home)
@@ -80,7 +80,7 @@ def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
 
 def down(
     keep_engine: Annotated[
-        bool, typer.Option("--keep-engine", help="End the gateway alone; the next one adopts the engine.")
+        bool, typer.Option("--keep-engine", help="Stop only the gateway; the next one adopts the engine.")
     ] = False,
 ) -> None:
     """End the gateway of this home, its engine and its trainer, also such as were kept or as a crash left.

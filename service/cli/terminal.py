@@ -22,7 +22,7 @@ FAILED: Final = 1
 CANNOT_CONNECT: Final = 3
 _PIPE_COLUMNS: Final = 240
 
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, also of an error (on stderr).")]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.")]
 
 
 def examples(*lines: str) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli import terminal
-from service.cli.readings import AdapterReading, Frame, Window, parse, read_frame
+from service.cli.metrics_scrape import AdapterStats, Frame, ScrapeWindow, parse, read_frame
 from service.client import ClientError, HatrackClient
 
 ENGINE_STYLES: Final = {"ready": "green", "starting": "blue", "stalled": "yellow", "down": "red"}
@@ -26,14 +26,14 @@ UNKNOWN: Final = "–"
 
 
 def top(
-    interval: Annotated[float, typer.Option(min=1, max=60, help="Seconds between two looks.")] = 2,
-    once: Annotated[bool, typer.Option("--once", help="Look twice, print one picture and leave.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same, as JSON.")] = False,
+    interval: Annotated[float, typer.Option(min=1, max=60, help="Refresh interval in seconds.")] = 2,
+    once: Annotated[bool, typer.Option("--once", help="Print one snapshot and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON.")] = False,
 ) -> None:
-    """Show adapters, rates, queue and engine, live. Rates are over the last 30 seconds; Ctrl-C ends it."""
+    """Show adapters, rates, queue and engine, live. Rates cover the last 30 seconds; press Ctrl-C to quit."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
     with terminal.reporting(as_json), HatrackClient() as client:
-        window = Window()
+        window = ScrapeWindow()
         window.add(parse(client.metrics()))
         if as_json or once or not console.is_terminal:
             time.sleep(interval)
@@ -42,17 +42,17 @@ def top(
             if as_json:
                 terminal.print_json(asdict(frame))
             else:
-                console.print(picture(frame, client.url, most=len(frame.adapters)))
+                console.print(picture(frame, client.url, max_lines=len(frame.adapters)))
             return
         _watch(console, client, window, interval)
 
 
-def _watch(console: Console, client: HatrackClient, window: Window, interval: float) -> None:
+def _watch(console: Console, client: HatrackClient, window: ScrapeWindow, interval: float) -> None:
     trouble = ""
 
     def draw() -> RenderableType:
-        most = max(1, console.size.height - LINES_ABOVE)
-        return picture(read_frame(window), client.url, most=most, trouble=trouble)
+        max_lines = max(1, console.size.height - LINES_ABOVE)
+        return picture(read_frame(window), client.url, max_lines=max_lines, trouble=trouble)
 
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -68,19 +68,19 @@ def _watch(console: Console, client: HatrackClient, window: Window, interval: fl
         return
 
 
-def picture(frame: Frame, url: str, *, most: int, trouble: str = "") -> RenderableType:
+def picture(frame: Frame, url: str, *, max_lines: int, trouble: str = "") -> RenderableType:
     """One frame, as something that rich prints.
 
     Args:
-        most: Adapters shown at most.
+        max_lines: Maximum number of adapters shown.
         trouble: Why the frame is not fresh.
     """
     parts: list[RenderableType] = [_head(frame, url), _numbers(frame)]
     if trouble:
         parts.append(Text(f"no fresh numbers: {trouble}", style="bold red"))
-    parts += [Text(), _adapters(frame.adapters[:most])]
-    if len(frame.adapters) > most:
-        parts.append(Text(f"… and {len(frame.adapters) - most} more", style="dim"))
+    parts += [Text(), _adapters(frame.adapters[:max_lines])]
+    if len(frame.adapters) > max_lines:
+        parts.append(Text(f"… and {len(frame.adapters) - max_lines} more", style="dim"))
     if not frame.adapters:
         parts.append(Text("no requests yet", style="dim"))
     return Group(*parts)
@@ -131,32 +131,32 @@ def _worst(frame: Frame) -> Text:
     return Text(shown, style="yellow")
 
 
-def _adapters(adapters: tuple[AdapterReading, ...]) -> Table:
-    columns: tuple[tuple[str, Callable[[AdapterReading], str]], ...] = (
-        ("REQ/S", lambda one: f"{one.requests_per_s:.1f}"),
-        ("FAIL/S", lambda one: f"{one.failed_per_s:.1f}"),
-        ("TOK/S", lambda one: f"{one.tokens_per_s:,.0f}"),
-        ("TTFT p50", lambda one: _seconds(one.first_token_p50_s)),
-        ("p99", lambda one: _seconds(one.first_token_p99_s)),
-        ("WAIT", lambda one: str(one.waiting)),
-        ("RUN", lambda one: str(one.running)),
-        ("LOADED", lambda one: {None: UNKNOWN, True: "yes", False: "no"}[one.loaded]),
+def _adapters(adapters: tuple[AdapterStats, ...]) -> Table:
+    columns: tuple[tuple[str, Callable[[AdapterStats], str]], ...] = (
+        ("REQ/S", lambda adapter: f"{adapter.requests_per_s:.1f}"),
+        ("FAIL/S", lambda adapter: f"{adapter.failed_per_s:.1f}"),
+        ("TOK/S", lambda adapter: f"{adapter.tokens_per_s:,.0f}"),
+        ("TTFT p50", lambda adapter: _seconds(adapter.first_token_p50_s)),
+        ("p99", lambda adapter: _seconds(adapter.first_token_p99_s)),
+        ("WAIT", lambda adapter: str(adapter.waiting)),
+        ("RUN", lambda adapter: str(adapter.running)),
+        ("LOADED", lambda adapter: {None: UNKNOWN, True: "yes", False: "no"}[adapter.loaded]),
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    projects = {one.project for one in adapters}
+    projects = {adapter.project for adapter in adapters}
     # the one column that gives way on a narrow terminal, the project first
     table.add_column("ADAPTER · PROJECT" if len(projects) > 1 else "ADAPTER", overflow="ellipsis")
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(5, len(heading)))
-    for one in adapters:
-        name = one.adapter + (f"@{one.version}" if one.version else "")
-        name += f" · {one.project}" if len(projects) > 1 else ""
-        quiet = not (one.requests_per_s or one.waiting or one.running)
+    for adapter in adapters:
+        name = adapter.adapter + (f"@{adapter.version}" if adapter.version else "")
+        name += f" · {adapter.project}" if len(projects) > 1 else ""
+        quiet = not (adapter.requests_per_s or adapter.waiting or adapter.running)
         cells = [
             Text(terminal.clean(name), no_wrap=True, overflow="ellipsis"),
-            *(Text(show(one)) for _, show in columns),
+            *(Text(show(adapter)) for _, show in columns),
         ]
-        table.add_row(*cells, style="dim" if quiet else ("red" if one.failed_per_s else None))
+        table.add_row(*cells, style="dim" if quiet else ("red" if adapter.failed_per_s else None))
     return table
 
 

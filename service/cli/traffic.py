@@ -20,17 +20,17 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter, brand-vo
 
 def split(
     name: Name,
-    shares: Annotated[list[str], typer.Argument(metavar="VERSION=WEIGHT...", help="Such as 3=90 4=10.")],
+    shares: Annotated[list[str], typer.Argument(metavar="VERSION=WEIGHT...", help="For example 3=90 4=10.")],
     alias: Annotated[str, typer.Option(help="The alias to split.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
-    force: Annotated[bool, typer.Option("--force", help="Also over versions that are held back from live.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Include versions that are held back from live.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Split an alias over several versions. `hatrack promote` ends it, `hatrack rollback` takes it back."""
     weights = _weights(shares)
     with terminal.reporting(as_json), HatrackClient() as client:
-        moved = client.adapters.split(name, weights, alias, force=force)
+        alias_object = client.adapters.split(name, weights, alias, force=force)
     if as_json:
-        terminal.print_json(moved)
+        terminal.print_json(alias_object)
         return
     total = sum(weights.values())
     parts = [f"{100 * weight / total:.4g}% to {name}@{version}" for version, weight in sorted(weights.items())]
@@ -43,13 +43,13 @@ def _weights(shares: list[str]) -> dict[int, int]:
     for share in shares:
         version, equals, weight = share.partition("=")
         if not equals or not (weight.isascii() and weight.isdigit()):
-            raise typer.BadParameter(f"{share!r} is no share: write VERSION=WEIGHT, such as 3=90.")
+            raise typer.BadParameter(f"{share!r}: expected VERSION=WEIGHT, such as 3=90.")
         try:
             number = parse_version(version.removeprefix("@"))
         except AdapterError as error:
             raise typer.BadParameter(error.message) from error
         if number in weights:
-            raise typer.BadParameter(f"Version {number} stands there twice.")
+            raise typer.BadParameter(f"Version {number} is given twice.")
         weights[number] = int(weight)
     return weights
 
@@ -58,14 +58,14 @@ def pin(name: Name, as_json: AsJson = False) -> None:
     """Keep an adapter's live version loaded in the engine, wherever `live` moves."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.pin(name)
-    _say(shown, f"{name} is pinned: {_kept(name, shown)} kept warm", as_json)
+    _print(shown, f"{name} is pinned: {_kept(name, shown)} kept warm", as_json)
 
 
 def unpin(name: Name, as_json: AsJson = False) -> None:
     """Let an adapter come and go in the engine like any other."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.unpin(name)
-    _say(shown, f"{name} is not pinned", as_json)
+    _print(shown, f"{name} is not pinned", as_json)
 
 
 def _kept(name: str, shown: AdapterPin) -> str:
@@ -73,7 +73,7 @@ def _kept(name: str, shown: AdapterPin) -> str:
     return f"{', '.join(versions)} {'is' if len(versions) == 1 else 'are'}"
 
 
-def _say(shown: AdapterPin, text: str, as_json: bool) -> None:
+def _print(shown: AdapterPin, text: str, as_json: bool) -> None:
     if as_json:
         terminal.print_json(shown)
     else:

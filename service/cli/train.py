@@ -31,42 +31,42 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
-Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until it has ended.")]
+Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait until it has finished.")]
 
 
 def train(
     file: Annotated[Path, FILE],
-    name: Annotated[str, typer.Option(help="The adapter to be.", callback=terminal.name_argument)],
+    name: Annotated[str, typer.Option(help="The adapter's name.", callback=terminal.name_argument)],
     held_out: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Examples to measure on. [default: split off FILE]")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out examples. [default: split from FILE]")
     ] = None,
-    start: Annotated[str | None, typer.Option("--from", help="Train on from NAME@VERSION. [default: the base]")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
     ] = None,
-    system_prompt: Annotated[str | None, typer.Option(help="Rendered and served with it.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse what the data check warns of.")] = False,
-    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out what is too long.")] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the order, of what is asked, and of the adapter's beginning.")
-    ] = None,
-    promote: Annotated[Promote, typer.Option(help="Whether a version that passes goes live by itself.")] = Promote.AUTO,
+    system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
+    drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed for example order, sampling and initial weights.")] = None,
+    promote: Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")] = Promote.AUTO,
     metric: Annotated[
-        str | None, typer.Option(help="What it is judged by: exact_match, rouge_l, json_exact … [default: the data's]")
+        str | None, typer.Option(help="Metric: exact_match, rouge_l, json_exact … [default: chosen from the data]")
     ] = None,
     suites: Annotated[
-        str | None, typer.Option(help="What may be forgotten is measured by: names with commas. [default: general]")
+        str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="A judge of the operator's settings.")] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter on examples and judge it. It answers as NAME:candidate; where it passes, it goes live."""
+    """Train an adapter on examples and evaluate it. It serves as NAME:candidate, and goes live if it passes."""
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
-    long = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
-    hyperparameters |= {field: value for field, value in long.items() if value is not None}
+    long_values = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
+    hyperparameters |= {field: value for field, value in long_values.items() if value is not None}
     metadata = {"strict": "true" if strict else None, "drop_long": "true" if drop_long else None}
     metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
     with terminal.reporting(as_json), HatrackClient() as client:
@@ -90,10 +90,10 @@ def train(
 def jobs(as_json: AsJson = False) -> None:
     """List the jobs, newest first."""
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = list(client.fine_tuning.jobs.list())
+        listed = list(client.fine_tuning.jobs.list())
     if as_json:
-        terminal.print_json(found)
-    elif found:
+        terminal.print_json(listed)
+    elif listed:
         rows = [
             [
                 str(job["id"]),
@@ -103,38 +103,38 @@ def jobs(as_json: AsJson = False) -> None:
                 terminal.when(job.get("created_at")),
                 _money(job),
             ]
-            for job in found
+            for job in listed
         ]
         terminal.print_table(["JOB", "ADAPTER", "STATUS", "RESULT", "CREATED", "COST"], rows)
     else:
-        typer.echo("No jobs. `hatrack train FILE --name NAME` makes one.")
+        typer.echo("No jobs. Run `hatrack train FILE --name NAME` to start one.")
 
 
 def job(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="ftjob-…")],
     follow: Follow = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="End it; nothing is registered.")] = False,
-    pause: Annotated[bool, typer.Option("--pause", help="Stop after a step, with a checkpoint.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job; no version is registered.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Pause the job after a step, with a checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the job from its checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a job, follow it, or change it."""
-    verbs = [verb for verb, wanted in (("cancel", cancel), ("pause", pause), ("resume", resume)) if wanted]
+    verbs = [verb for verb, is_set in (("cancel", cancel), ("pause", pause), ("resume", resume)) if is_set]
     if len(verbs) > 1:
-        raise typer.BadParameter(f"--{verbs[0]} and --{verbs[1]} exclude each other.")
+        raise typer.BadParameter(f"--{verbs[0]} and --{verbs[1]} cannot be combined.")
     with terminal.reporting(as_json), HatrackClient() as client:
         jobs = client.fine_tuning.jobs
-        act = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[verbs[0]] if verbs else jobs.retrieve
-        found = act(job_id)
+        call = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[verbs[0]] if verbs else jobs.retrieve
+        result = call(job_id)
         if follow:
-            found = _follow(client, job_id, quiet=as_json)
-    _finish(found, as_json, followed=follow)
+            result = _follow(client, job_id, quiet=as_json)
+    _finish(result, as_json, followed=follow)
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise typer.BadParameter(f"{text!r} is no FIELD=VALUE, such as n_epochs=3.")
+        raise typer.BadParameter(f"{text!r}: expected FIELD=VALUE, such as n_epochs=3.")
     return name.strip(), value.strip()
 
 
@@ -201,19 +201,19 @@ def _finish(job: FineTuningJob, as_json: bool, *, followed: bool) -> None:
 
 
 def _print(job: FineTuningJob) -> None:
-    ours = job["hatrack"]
+    details = job["hatrack"]
     lines = [f"{job['id']}  {job['status']}"]
     if job.get("fine_tuned_model"):
         lines.append(f"result     {job['fine_tuned_model']}")
-    if ours.get("adapter"):
-        lines.append(f"adapter    {ours['adapter']}")
+    if details.get("adapter"):
+        lines.append(f"adapter    {details['adapter']}")
     if job.get("trained_tokens"):
         lines.append(f"trained    {job['trained_tokens']:,} tokens")
-    if verdict := ours.get("verdict"):
+    if verdict := details.get("verdict"):
         lines.append(f"verdict    {verdict['sentence']}")
         lines.append(f"live       {'yes' if verdict['live'] else 'no'}")
-    if seconds := ours.get("seconds"):
-        lines.append(f"took       {seconds:.0f} s on {ours.get('device') or 'its device'}{_cost(job)}")
+    if seconds := details.get("seconds"):
+        lines.append(f"took       {seconds:.0f} s on {details.get('device') or 'its device'}{_cost(job)}")
     error = job.get("error")
     if error and error.get("code"):
         lines.append(f"error      {error.get('message')} [{error['code']}]")

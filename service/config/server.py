@@ -15,42 +15,38 @@ class ServerSettings(BaseSettings):
         2048,
         ge=1,
         description=(
-            "Most open connections; beyond that one that waits for a request is closed for the new one, and where none "
-            "waits the new one gets 503. Lower where the process may not open enough files."
+            "Maximum number of open connections. Beyond it, an idle connection is closed for the new one; if none is "
+            "idle, the new one gets 503. Lowered automatically to fit the process's open-file limit."
         ),
     )
     max_peer_connections: int = Field(
         512,
         ge=1,
-        description="Most open connections of one client address (of one /64 with IPv6); then 429.",
+        description="Maximum number of open connections from one client address (one /64 for IPv6); then 429.",
     )
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
         ("127.0.0.0/8", "::1/128"),
         validate_default=True,
-        description=(
-            "Networks whose addresses `max_peer_connections` does not count, such as a load balancer's, separated by "
-            "spaces."
-        ),
+        description=("Networks exempt from `max_peer_connections`, such as a load balancer's, separated by spaces."),
     )
     max_header_kib: float = Field(
-        32, ge=1, le=1024, description="Most bytes of a request's line and headers, KiB; then 431."
+        32, ge=1, le=1024, description="Maximum size of a request line and headers, KiB; then 431."
     )
-    max_headers: int = Field(100, ge=10, le=10_000, description="Most headers of a request; then 431.")
+    max_headers: int = Field(100, ge=10, le=10_000, description="Maximum number of headers in a request; then 431.")
     header_timeout_s: float = Field(
         15,
         gt=0,
-        description="Longest time from a connection's start or a request's first byte to its headers' end, s.",
+        description="Time limit from a connection's start or a request's first byte to the end of its headers, s.",
     )
     body_timeout_s: float = Field(
         30,
         gt=0,
         description=(
-            "Longest time that a body may come at under 240 bytes/s, and that a client may read nothing of its answer, "
-            "s."
+            "Time limit for a body that arrives below 240 bytes/s, and for a client that does not read its response, s."
         ),
     )
     keep_alive_s: float = Field(
-        75, gt=0, description="How long a connection is kept open for its next request, s; more than a proxy's own."
+        75, gt=0, description="How long an idle connection is kept open, s; should exceed a proxy's own keep-alive."
     )
 
     @field_validator("trusted_proxies", mode="before")

@@ -1,4 +1,4 @@
-"""Going on with an engine that a former gateway left running, where it is just what this one would start."""
+"""Adopts an engine that a previous gateway left running, if it matches the current settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import psutil
 from adapters.base import Fingerprint
 from service.config import inherited_environment
 from service.engine.client import EngineClient
+from service.engine.compatibility import IncompatibleEngine, check_compatibility
 from service.engine.config import EngineConfig
-from service.engine.fit import Misfit, check_fit
-from service.engine.identity import boot_of, plugin_digest, read_store_mark
+from service.engine.identity import boot_id, plugin_digest, read_store_id
+from service.engine.liveness import LivenessMonitor
 from service.engine.process import EngineProcess, members
-from service.engine.record import Record, Signature, read_record
-from service.engine.vitals import Vitals
+from service.engine.record import EngineRecord, Signature, read_record
 from service.errors import HatrackError
 
 REPORT_TIMEOUT_S: Final = 5.0
@@ -22,76 +22,78 @@ CANARY_TIMEOUT_S: Final = 10.0
 
 
 class NotAdopted(Exception):
-    """There is an engine on record, and it cannot be gone on with; the message says why."""
+    """The recorded engine cannot be adopted; the message says why."""
 
 
 async def adopt(
-    config: EngineConfig, base: Fingerprint | None, probe: EngineClient, vitals: Vitals
+    config: EngineConfig, base: Fingerprint | None, probe: EngineClient, liveness: LivenessMonitor
 ) -> EngineProcess | None:
-    """The engine on record, if there is one and it may go on; takes a second or two.
+    """The recorded engine, or None if there is no record; takes a second or two.
 
-    The record alone is not believed: the engine itself repeats the signature that it was started with, names its start,
-    its code, its base and its store, and answers a canary.
+    The record alone is not trusted: the engine must report the same signature, boot id, plugin code, base and store,
+    and answer a canary request.
 
     Args:
-        config: What an engine would be started with now.
+        config: The configuration with which an engine would be started now.
         base: The identity of the base model; without it no engine is adopted.
         probe: A client of the engine's socket.
-        vitals: Asks the canary.
+        liveness: Sends the canary request.
 
     Raises:
-        NotAdopted: There is one that may not; the caller ends it.
+        NotAdopted: The recorded engine does not match; the caller must end it.
     """
     record = read_record(config.record)
     if record is None:
         return None
     if base is None:
-        raise NotAdopted("the base's identity is not known here")
+        raise NotAdopted("the identity of the base model is unknown")
     ours = Signature.of(config, base, inherited_environment())
     _compare(record, ours)
     engine = _open(record)
     try:
         await _ask(record, ours, config, base, probe)
-        if not await vitals.canary(CANARY_TIMEOUT_S):
-            raise NotAdopted("its first answer is not finite or did not come")
+        if not await liveness.canary(CANARY_TIMEOUT_S):
+            raise NotAdopted("its first response is missing or not finite")
     except BaseException:
         engine.release()
         raise
     return engine
 
 
-def _compare(record: Record, ours: Signature) -> None:
+def _compare(record: EngineRecord, ours: Signature) -> None:
     if record.signature is None:
-        raise NotAdopted("its record does not say what it was started with")
+        raise NotAdopted("its record has no signature")
     differences = ours.differences(record.signature)
     if differences:
-        raise NotAdopted(f"it was started with something else: {', '.join(differences)}")
+        raise NotAdopted(f"it was started with different settings: {', '.join(differences)}")
 
 
-def _open(record: Record) -> EngineProcess:
+def _open(record: EngineRecord) -> EngineProcess:
     if record.pid is None:
-        raise NotAdopted("its start was cut off")
+        raise NotAdopted("its start was interrupted")
     try:
         engine = EngineProcess(record.token, record.pid)
     except (OSError, psutil.Error):
-        raise NotAdopted("its API server has ended") from None
-    # only now is the number known to stand for one process: is it the one that carries the mark?
+        raise NotAdopted("its API server has exited") from None
+    # the pid can no longer be reused now: check that its process carries the token
     if record.pid not in {process.pid for process in members(record.token)}:
         engine.release()
-        raise NotAdopted("its API server has ended")
+        raise NotAdopted("its API server has exited")
     return engine
 
 
-async def _ask(record: Record, ours: Signature, config: EngineConfig, base: Fingerprint, probe: EngineClient) -> None:
+async def _ask(
+    record: EngineRecord, ours: Signature, config: EngineConfig, base: Fingerprint, probe: EngineClient
+) -> None:
     try:
         report = await probe.report(timeout_s=REPORT_TIMEOUT_S)
     except HatrackError as error:
-        raise NotAdopted(f"it does not answer: {error.message}") from error
-    if (report.get("boot"), report.get("signature")) != (boot_of(record.token), ours.digest):
-        raise NotAdopted("another engine than the one on record listens on its socket")
+        raise NotAdopted(f"it does not respond: {error.message}") from error
+    if (report.get("boot"), report.get("signature")) != (boot_id(record.token), ours.digest):
+        raise NotAdopted("a different engine is listening on its socket")
     if report.get("plugin") != plugin_digest():
         raise NotAdopted("it runs another version of the plugin")
     try:
-        check_fit(report, config, base, read_store_mark(config.store) or "")
-    except Misfit as error:
+        check_compatibility(report, config, base, read_store_id(config.store) or "")
+    except IncompatibleEngine as error:
         raise NotAdopted(str(error)) from error

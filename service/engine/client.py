@@ -31,7 +31,7 @@ def _unreachable(_: BaseException) -> EngineUnreachable:
 
 _ERRORS: Final = ConnectionErrors(
     unreachable=_unreachable,
-    cut=lambda _: EngineCut("the engine went away before its answer was complete"),
+    cut=lambda _: EngineCut("the engine closed the connection before its response was complete"),
 )
 
 
@@ -159,9 +159,9 @@ class EngineClient:
             ):
                 text = await response.text()
         if response.status == 401:
-            raise BadGateway("the engine does not take the key that it is shown", code=ENGINE_KEY_REFUSED)
+            raise BadGateway("the engine rejects the API key (HATRACK_ENGINE_KEY)", code=ENGINE_KEY_REFUSED)
         if response.status != 200:
-            raise BadGateway(f"the engine answers {path} with {response.status}")
+            raise BadGateway(f"the engine returned status {response.status} for {path}")
         return text
 
     async def report(self, *, loaded: bool = False, timeout_s: float = QUICK_TIMEOUT_S) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class EngineClient:
         except orjson.JSONDecodeError as error:
             raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is not JSON") from error
         if not isinstance(answer, dict):
-            raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is no object")
+            raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is not a JSON object")
         return answer
 
     async def logprobs(self, model: str, texts: Sequence[str], *, timeout_s: float = 120.0) -> list[list[float]]:
@@ -199,7 +199,7 @@ class EngineClient:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             return [[_only(position) for position in choice["prompt_logprobs"][1:]] for choice in choices]
         except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise BadGateway("the engine's answer carries no log-probabilities") from error
+            raise BadGateway("the engine's response has no log-probabilities") from error
 
 
 def _only(position: dict[str, dict[str, float | None]]) -> float:
@@ -223,7 +223,7 @@ def _refusal(status: int, data: bytes) -> AdapterNotFinite | BadGateway | Engine
     if kind == ENGINE_NOT_FINITE:
         return BadGateway("the base model's activations are not finite", code=ENGINE_NOT_FINITE)
     if status == 401:
-        return BadGateway("the engine does not take the key that it is shown", code=ENGINE_KEY_REFUSED)
+        return BadGateway("the engine rejects the API key (HATRACK_ENGINE_KEY)", code=ENGINE_KEY_REFUSED)
     if status == 503:
-        return EngineUnavailable("the engine cannot take requests now")
-    return BadGateway(f"the engine answered {status}: {message[:300]}")
+        return EngineUnavailable("the engine is not accepting requests")
+    return BadGateway(f"the engine returned status {status}: {message[:300]}")

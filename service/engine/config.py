@@ -16,7 +16,7 @@ from service.config import Settings
 from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
 from service.errors import SettingsError
 
-OURS = (
+RESERVED_FLAGS = (
     "--model",
     "--served-model-name",
     "--uds",
@@ -42,17 +42,17 @@ NOT_INHERITED = ("HATRACK_", "VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_LORA_
 """Beginnings of variables that the engine is not given: our keys, and what would undo what we set."""
 
 
-RENDERERS = 4
+RENDERER_THREADS = 4
 """Threads in which the engine renders and tokenizes prompts: with vLLM's one, all wait behind the longest."""
 
 RECORD = "engine.json"
 KEEP_REQUEST = "keep"
 
 
-def demand_vllm() -> None:
+def require_vllm() -> None:
     """Raises SettingsError where no vLLM is installed."""
     if find_spec("vllm") is None:
-        raise SettingsError("no vLLM is installed here: `make setup` installs the one that fits this machine")
+        raise SettingsError("vLLM is not installed; `make setup` installs the build for this machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,10 @@ class EngineConfig:
             SettingsError: An extra flag repeats one that Hatrack sets, or no vLLM is installed to run an engine with.
         """
         for flag in settings.engine_args:
-            if flag.split("=", 1)[0] in OURS:
-                raise SettingsError(f"HATRACK_ENGINE_ARGS holds {flag!r}, which Hatrack sets itself")
+            if flag.split("=", 1)[0] in RESERVED_FLAGS:
+                raise SettingsError(f"HATRACK_ENGINE_ARGS contains {flag!r}, which Hatrack sets itself; remove it")
         if not settings.engine_url:
-            demand_vllm()
+            require_vllm()
         return cls(
             directory=settings.engine_dir,
             store=settings.store_dir,
@@ -151,7 +151,7 @@ class EngineConfig:
         arguments += ["--max-cpu-loras", str(self.resident), "--dtype", self.dtype]
         arguments += ["--max-num-seqs", str(self.max_seqs), "--max-logprobs", str(self.max_logprobs)]
         arguments += ["--generation-config", "vllm"]  # defaults of sampling come from a version's settings alone
-        arguments += ["--renderer-num-workers", str(RENDERERS)]
+        arguments += ["--renderer-num-workers", str(RENDERER_THREADS)]
         if self.context is not None:
             arguments += ["--max-model-len", str(self.context)]
         if self.device == "cuda":
@@ -172,8 +172,8 @@ class EngineConfig:
             inherited: The gateway's own environment.
             base: The base model's identity, for the plugin to repeat.
         """
-        kept = {name: value for name, value in inherited.items() if not name.startswith(NOT_INHERITED)}
-        more = {
+        inherited_kept = {name: value for name, value in inherited.items() if not name.startswith(NOT_INHERITED)}
+        ours = {
             "VLLM_PLUGINS": PLUGIN_NAME,
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # resolvers are asked only with this
             "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
@@ -187,12 +187,12 @@ class EngineConfig:
             TOKEN_VARIABLE: token,
         }
         if self.device == "cpu":
-            more["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_gib)
+            ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_gib)
         if self.otlp_traces:
-            more |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "hatrack-engine"}
+            ours |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "hatrack-engine"}
         if base is not None:
-            more[BASE_VARIABLE] = orjson.dumps(base.model_dump()).decode()
-        return kept | more
+            ours[BASE_VARIABLE] = orjson.dumps(base.model_dump()).decode()
+        return inherited_kept | ours
 
 
 def process_title(token: str) -> str:

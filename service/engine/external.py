@@ -16,17 +16,17 @@ from typing import Any, Final
 from adapters.base import Fingerprint
 from service.config import Settings
 from service.engine.client import ENGINE_KEY_REFUSED, EngineClient
+from service.engine.compatibility import ENGINE_COMMAND, IncompatibleEngine, check_compatibility
 from service.engine.config import EngineConfig
-from service.engine.fit import ENGINE_COMMAND, Misfit, check_fit
-from service.engine.identity import make_store_mark
-from service.engine.vitals import EngineFailed
+from service.engine.identity import ensure_store_id
+from service.engine.liveness import EngineFailed
 from service.engine.watched import EngineState, StateName, WatchedEngine
 from service.errors import BadGateway, EngineUnreachable, HatrackError, SettingsError
 
 __all__ = ["EngineState", "ExternalEngine"]
 
 RECHECK_S: Final = 2.0
-UNREACHED: Final = 2
+MAX_UNREACHED: Final = 2
 """So many looks in a row that find nothing listening, and it counts as down."""
 
 _LOG = logging.getLogger("hatrack.engine")
@@ -61,7 +61,7 @@ class ExternalEngine(WatchedEngine):
         self.name = name
         self._base = base
         self._boot: object = None
-        self._condemned: tuple[object, str] | None = None
+        self._rejected: tuple[object, str] | None = None
         """The start of the engine whose answers were no use, and why."""
 
     @classmethod
@@ -79,72 +79,72 @@ class ExternalEngine(WatchedEngine):
             SettingsError: What answers at its URL is no engine for this gateway, or the store cannot be written.
         """
         try:
-            await self._examine()
-        except Misfit as error:
-            raise SettingsError(f"the engine at {self.name} (HATRACK_ENGINE_URL) does not fit: {error}") from error
+            await self._inspect()
+        except IncompatibleEngine as error:
+            raise SettingsError(f"the engine at {self.name} (HATRACK_ENGINE_URL) is incompatible: {error}") from error
         except OSError as error:
             raise SettingsError(f"the adapter store {self.config.store} cannot be written: {error}") from error
         except HatrackError as error:
-            _LOG.warning("the engine is not there yet; it is waited for", extra={"reason": error.message})
+            _LOG.warning("the engine is not reachable yet; waiting for it", extra={"reason": error.message})
         finally:
             await self._probe.close()
 
     async def start(self) -> None:
         """Begin to look for it; returns before it is ready."""
-        self._become("starting", f"looking for the engine at {self.name}")
+        self._set_state("starting", f"looking for the engine at {self.name}")
         self._task = asyncio.create_task(self._run(), name="engine-watch")
 
     async def stop(self) -> None:
         """Let go of it; it runs on."""
-        await self._leave()
+        await self._shut_down()
 
     async def restart(self, reason: str) -> None:
         """Take no more requests until somebody has restarted it, for that is not ours to do."""
-        self._condemned = (self._boot, reason)
-        self._become("stalled", self._please_restart(reason))
+        self._rejected = (self._boot, reason)
+        self._set_state("stalled", self._restart_request(reason))
 
-    def _please_restart(self, reason: str) -> str:
-        return f"{reason}; it is for whoever runs the engine at {self.name} to restart it"
+    def _restart_request(self, reason: str) -> str:
+        return f"{reason}; the operator of the engine at {self.name} must restart it"
 
     async def _run(self) -> None:
         while True:
             name: StateName = "stalled"
             try:
-                await self._live_once()
+                await self._run_once()
             except (EngineFailed, HatrackError) as error:
                 reason = str(error)
                 name = "down" if isinstance(error, EngineUnreachable) else "stalled"
-            except Misfit as error:
-                name, reason = "down", f"the engine at {self.name} does not fit: {error}"
+            except IncompatibleEngine as error:
+                name, reason = "down", f"the engine at {self.name} is incompatible: {error}"
             except OSError as error:
                 reason = f"the adapter store cannot be written: {error}"
             except Exception as error:  # whatever it is, an engine that nobody watches would be worse
                 _LOG.exception("watching the engine failed")
                 reason = f"watching the engine failed: {type(error).__name__}"
-            self._become(name, reason)
+            self._set_state(name, reason)
             await self.client.close()  # what is in flight ends now, not at some timeout
             await asyncio.sleep(RECHECK_S)
 
-    async def _live_once(self) -> None:
+    async def _run_once(self) -> None:
         """The engine from the moment that it is found well to the moment that it is no use. Always raises."""
-        report = await self._examine()
+        report = await self._inspect()
         boot = report.get("boot")
-        if self._condemned is not None:
-            if self._condemned[0] == boot:
-                raise EngineFailed(self._please_restart(self._condemned[1]))
-            self._condemned = None
-        if not await self._vitals.canary():
-            raise EngineFailed(f"the canary had no finite answer from the engine at {self.name}")
+        if self._rejected is not None:
+            if self._rejected[0] == boot:
+                raise EngineFailed(self._restart_request(self._rejected[1]))
+            self._rejected = None
+        if not await self._liveness.canary():
+            raise EngineFailed(f"the canary request to the engine at {self.name} failed or was not finite")
         if report.get("asked") == 0 and self.before_spawn is not None:
             await self.before_spawn()
         if boot != self._boot:
             self.epoch += 1
             self._boot = boot
-        self._vitals.begin()
-        self._become("ready", f"the engine at {self.name} answers")
-        await self._watch(_Presence(self._probe, self.name, boot, self._check_condemned).check)
+        self._liveness.reset()
+        self._set_state("ready", f"the engine at {self.name} answers")
+        await self._watch(_BootMonitor(self._probe, self.name, boot, self._raise_if_rejected).check)
 
-    async def _examine(self) -> dict[str, Any]:
+    async def _inspect(self) -> dict[str, Any]:
         """Ask the engine what it is; returns its plugin's report.
 
         Raises:
@@ -153,7 +153,7 @@ class ExternalEngine(WatchedEngine):
             EngineUnavailable: It does not answer in time.
             OSError: The store cannot be written.
         """
-        mark = await asyncio.to_thread(make_store_mark, self.config.store)
+        store_id = await asyncio.to_thread(ensure_store_id, self.config.store)
         try:
             report = await self._probe.report()
             await self._probe.get_text("/v1/models")  # unlike the report, this asks for the key
@@ -161,39 +161,41 @@ class ExternalEngine(WatchedEngine):
             raise EngineUnreachable(f"the engine at {self.name} cannot be reached") from None
         except BadGateway as error:
             if error.code == ENGINE_KEY_REFUSED:
-                raise Misfit("it refuses the key in HATRACK_ENGINE_KEY, or asks for one that is not set") from error
-            raise Misfit(
-                f"Hatrack's plugin does not answer there ({error.message}): start the engine with {ENGINE_COMMAND}"
+                raise IncompatibleEngine(
+                    "it rejects the key in HATRACK_ENGINE_KEY, or requires one that is not set"
+                ) from error
+            raise IncompatibleEngine(
+                f"Hatrack's plugin does not respond ({error.message}): start the engine with {ENGINE_COMMAND}"
             ) from error
-        check_fit(report, self.config, self._base, mark)
+        check_compatibility(report, self.config, self._base, store_id)
         return report
 
-    def _check_condemned(self) -> None:
-        if self._condemned is not None:
-            raise EngineFailed(self._please_restart(self._condemned[1]))
+    def _raise_if_rejected(self) -> None:
+        if self._rejected is not None:
+            raise EngineFailed(self._restart_request(self._rejected[1]))
 
 
-class _Presence:
+class _BootMonitor:
     """Asks now and then whether the same engine still listens."""
 
-    def __init__(self, probe: EngineClient, name: str, boot: object, and_also: Callable[[], None]) -> None:
+    def __init__(self, probe: EngineClient, name: str, boot: object, also_check: Callable[[], None]) -> None:
         self._probe = probe
         self._name = name
         self._boot = boot
-        self._and_also = and_also
+        self._also_check = also_check
         self._asked = time.monotonic()
         self._unreached = 0
 
     async def check(self) -> None:
         """Raises EngineFailed, EngineUnreachable. One that is too busy to answer is judged by its tokens, not here."""
-        self._and_also()
+        self._also_check()
         if time.monotonic() - self._asked < RECHECK_S:
             return
         try:
             boot = (await self._probe.report()).get("boot")
         except EngineUnreachable:
             self._unreached += 1
-            if self._unreached >= UNREACHED:
+            if self._unreached >= MAX_UNREACHED:
                 raise EngineUnreachable(f"the engine at {self._name} cannot be reached") from None
         except HatrackError:
             pass

@@ -26,8 +26,8 @@ from adapters.base import Fingerprint
 from service.config import inherited_environment
 from service.engine.config import KEEP_REQUEST, RECORD, EngineConfig, process_title
 from service.engine.contract import SIGNATURE_VARIABLE, TOKEN_VARIABLE
-from service.engine.identity import make_store_mark
-from service.engine.record import Record, Signature, read_record
+from service.engine.identity import ensure_store_id
+from service.engine.record import EngineRecord, Signature, read_record
 
 TERM_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 10.0
@@ -109,7 +109,7 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
     """
     config.directory.mkdir(parents=True, exist_ok=True)
     config.directory.chmod(0o700)  # whoever reaches the socket reaches the engine, without a key
-    make_store_mark(config.store)
+    ensure_store_id(config.store)
     config.socket.unlink(missing_ok=True)
     _rotate(config.log)
     token = secrets.token_hex(16)
@@ -119,7 +119,7 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
     if signature is not None:
         environment[SIGNATURE_VARIABLE] = signature.digest
     # written before the start, so that nothing can be running that is on no record
-    Record(token, None, signature).write(config.record)
+    EngineRecord(token, None, signature).write(config.record)
     with config.log.open("ab") as log:
         child = subprocess.Popen(
             config.argv(),
@@ -130,7 +130,7 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
             start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends the engine or keeps it
         )
     try:
-        Record(token, child.pid, signature).write(config.record)
+        EngineRecord(token, child.pid, signature).write(config.record)
         return EngineProcess(token, child.pid, child)
     except BaseException:
         end(token)  # nobody would know of it
@@ -142,30 +142,30 @@ def _rotate(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-def end(token: str, *, politely: bool = True) -> list[int]:
+def end(token: str, *, graceful: bool = True) -> list[int]:
     """End every process that carries the token; returns the process ids that there were.
 
-    Blocks until they are gone: SIGTERM first (if ``politely``), SIGKILL for what remains after ten seconds.
+    Blocks until they are gone: SIGTERM first (if ``graceful``), SIGKILL for what remains after ten seconds.
     """
-    found = members(token)
-    first = {process.pid for process in found}
-    if politely and found:
-        _signal(found, signal.SIGTERM)
-        _signal(found, signal.SIGCONT)  # a frozen one hears nothing
-        found = _wait(token, TERM_TIMEOUT_S)
+    remaining = members(token)
+    pids = {process.pid for process in remaining}
+    if graceful and remaining:
+        _signal(remaining, signal.SIGTERM)
+        _signal(remaining, signal.SIGCONT)  # a frozen one hears nothing
+        remaining = _wait(token, TERM_TIMEOUT_S)
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while found and time.monotonic() < deadline:
-        _signal(found, signal.SIGKILL)
-        found = _wait(token, 1.0)
-    if found:
-        _LOG.error("processes of the engine could not be ended", extra={"pids": [p.pid for p in found]})
-    return sorted(first)
+    while remaining and time.monotonic() < deadline:
+        _signal(remaining, signal.SIGKILL)
+        remaining = _wait(token, 1.0)
+    if remaining:
+        _LOG.error("engine processes could not be killed", extra={"pids": [p.pid for p in remaining]})
+    return sorted(pids)
 
 
 def members(token: str) -> list[psutil.Process]:
     """The living processes whose environment or title carries the token."""
     variable, title = f"{TOKEN_VARIABLE}={token}".encode(), process_title(token).encode()
-    found = []
+    matching = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -174,8 +174,8 @@ def members(token: str) -> list[psutil.Process]:
             if marked or (entry / "cmdline").read_bytes().startswith(title):
                 process = psutil.Process(int(entry.name))
                 if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-    return found
+                    matching.append(process)
+    return matching
 
 
 def end_leftovers(directory: Path) -> list[int]:

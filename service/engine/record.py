@@ -1,4 +1,4 @@
-"""What is on record of a running engine: its mark, its process, and the signature of what it was started with."""
+"""The record of a running engine on disk: its token, its process, and the signature of its configuration."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NOT_SIGNED = frozenset({TOKEN_VARIABLE, BASE_VARIABLE, "VLLM_PROCESS_NAME_PREFIX
 
 
 class Signature(BaseModel):
-    """Everything that two starts of an engine must have in common for one to do in the other's place.
+    """Everything that must be equal for a running engine to be adopted in place of a new one.
 
-    The gateway's own version is no part of it: a newer gateway may go on with the engine that is there.
+    The gateway's version is not part of it: a newer gateway may adopt an existing engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,22 +70,26 @@ class Signature(BaseModel):
 
     @property
     def digest(self) -> str:
-        """64 hex digits: what the engine repeats of it."""
+        """64 hex digits, which the engine's plugin reports back."""
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def differences(self, other: Signature) -> list[str]:
-        """What differs, in words: flags and variables by name, versions and parts of the base with both values."""
-        found = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(other.argv))]
-        found += [f"the variable {name}" for name in _unequal(self.environment, other.environment)]
-        found += [
+        """The differences as phrases: flags and variables by name, versions and parts of the base with both values."""
+        differences = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(other.argv))]
+        differences += [f"the variable {name}" for name in _unequal(self.environment, other.environment)]
+        differences += [
             f"{part} {_both(part, self.versions, other.versions)}" for part in _unequal(self.versions, other.versions)
         ]
-        found += [f"the base's {part} {_both(part, self.base, other.base)}" for part in _unequal(self.base, other.base)]
-        return found if self.store == other.store else [*found, f"the store ({self.store}, was {other.store})"]
+        differences += [
+            f"the base's {part} {_both(part, self.base, other.base)}" for part in _unequal(self.base, other.base)
+        ]
+        return (
+            differences if self.store == other.store else [*differences, f"the store ({self.store}, was {other.store})"]
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class EngineRecord:
     """One engine. ``pid`` is its API server's; None where the start was cut off before there was one."""
 
     token: str
@@ -93,7 +97,7 @@ class Record:
     signature: Signature | None = None
 
     def write(self, path: Path) -> None:
-        """Put it on disk, for its owner's eyes only. Raises OSError."""
+        """Write it to a file that only its owner can read. Raises OSError."""
         content = {
             "token": self.token,
             "pid": self.pid,
@@ -102,7 +106,7 @@ class Record:
         write_secret(path, orjson.dumps(content).decode())
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> EngineRecord | None:
     """The record, or None where there is none or it names no engine.
 
     One that another version of Hatrack wrote still names its engine, so that it can be ended; its signature is None.
@@ -116,28 +120,28 @@ def read_record(path: Path) -> Record | None:
         signature = Signature.model_validate(signed)
     except ValidationError:
         signature = None
-    return Record(token, pid if isinstance(pid, int) else None, signature)
+    return EngineRecord(token, pid if isinstance(pid, int) else None, signature)
 
 
 def _versions() -> dict[str, str]:
-    found = {"the plugin": plugin_digest(), "the plugin's protocol": str(PLUGIN_PROTOCOL)}
+    versions = {"the plugin": plugin_digest(), "the plugin's protocol": str(PLUGIN_PROTOCOL)}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _flags(argv: tuple[str, ...]) -> dict[str, str]:
     """The arguments by the flag that they follow; what comes before the first flag is the program's."""
-    found: dict[str, list[str]] = {}
+    by_flag: dict[str, list[str]] = {}
     flag = "program"
     for argument in argv:
         if argument.startswith("--"):
             flag, _, argument = argument.partition("=")
-        found.setdefault(flag, []).append(argument)
-    return {name: " ".join(values) for name, values in found.items()}
+        by_flag.setdefault(flag, []).append(argument)
+    return {name: " ".join(values) for name, values in by_flag.items()}
 
 
 def _unequal(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:

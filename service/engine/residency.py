@@ -1,8 +1,8 @@
-"""What the engine has in its memory, as far as the gateway knows.
+"""Which adapters are in the engine's memory, as far as the gateway knows.
 
 vLLM keeps adapters in host memory (`max_cpu_loras`, least recently used first out) and some of these in slots. The
-plugin's route tells which; here that is asked now and then, and only where something has gone to the engine since.
-Between two looks, an adapter under which the engine has answered counts as loaded.
+plugin's route reports them; it is polled periodically, and only if requests went to the engine since the last poll.
+Between two polls, an adapter for which the engine has answered counts as loaded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from service.concurrency import repeat
 from service.engine.client import EngineClient
 from service.errors import HatrackError
 
-LOOK_S: Final = 5.0
-LOOK_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 5.0
+POLL_TIMEOUT_S: Final = 5.0
 _LOG = logging.getLogger("hatrack.engine")
 
 
@@ -43,27 +43,27 @@ class Residency:
     """A view of the engine's memory, at most a few seconds old while there is traffic.
 
     Args:
-        engine: Who is asked.
-        activity: A number that changes when something has gone to the engine; nothing is asked while it stays.
-        look_s: Seconds between two looks.
+        engine: Client of the engine.
+        activity: A number that changes whenever a request goes to the engine; while it is unchanged, nothing is polled.
+        poll_s: Seconds between two polls.
     """
 
     def __init__(
-        self, engine: EngineClient, *, activity: Callable[[], int] = lambda: 0, look_s: float = LOOK_S
+        self, engine: EngineClient, *, activity: Callable[[], int] = lambda: 0, poll_s: float = POLL_S
     ) -> None:
         self._engine = engine
         self.activity = activity
-        self._look_s = look_s
+        self._poll_s = poll_s
         self._resident: frozenset[str] = frozenset()
         self._known = False
         self._ready = False
         self._epoch = 0
-        self._seen = -1
-        self._woken = asyncio.Event()
+        self._polled_activity = -1
+        self._wake = asyncio.Event()
         self._cold_loads = 0
         self._cold_load_s = 0.0
         self._last_s: float | None = None
-        self._looks = 0
+        self._polls = 0
         self._errors = 0
 
     def is_cold(self, adapter: str) -> bool:
@@ -84,43 +84,43 @@ class Residency:
         self._ready = ready
         self._epoch += 1
         self._resident, self._known = frozenset(), False
-        self._seen = -1
-        self._woken.set()
+        self._polled_activity = -1
+        self._wake.set()
 
     def snapshot(self) -> ResidencySnapshot:
-        """What is known now."""
+        """The current state."""
         return ResidencySnapshot(
             resident=self._resident,
             known=self._known,
             cold_loads=self._cold_loads,
             cold_load_s=self._cold_load_s,
             last_cold_load_s=self._last_s,
-            looks=self._looks,
+            looks=self._polls,
             look_errors=self._errors,
         )
 
-    async def work(self) -> None:
-        """Look again and again, until cancelled."""
-        await repeat(self._look_if_active, self._look_s, self._woken)
+    async def run(self) -> None:
+        """Poll periodically until cancelled."""
+        await repeat(self._poll_if_active, self._poll_s, self._wake)
 
-    async def _look_if_active(self) -> None:
-        if self._ready and self.activity() != self._seen:
-            await self.look()
+    async def _poll_if_active(self) -> None:
+        if self._ready and self.activity() != self._polled_activity:
+            await self.poll()
 
-    async def look(self) -> None:
-        """Ask once; an engine that does not answer leaves the view as it is."""
+    async def poll(self) -> None:
+        """Poll once; if the engine does not answer, the state is unchanged."""
         epoch, activity = self._epoch, self.activity()
-        self._looks += 1
+        self._polls += 1
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(POLL_TIMEOUT_S):
                 answer = await self._engine.report(loaded=True)
         except (HatrackError, TimeoutError) as error:
             self._errors += 1
-            _LOG.debug("the engine does not say what it has loaded", extra={"reason": type(error).__name__})
+            _LOG.debug("the engine did not report its loaded adapters", extra={"reason": type(error).__name__})
             return
         loaded = answer.get("loaded")
         if not isinstance(loaded, list) or epoch != self._epoch:
             return
         self._resident = frozenset(str(digest) for digest in loaded)
         self._known = True
-        self._seen = activity
+        self._polled_activity = activity

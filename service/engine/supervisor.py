@@ -15,8 +15,8 @@ from adapters.base import Fingerprint
 from service.engine.adopt import NotAdopted, adopt
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL
+from service.engine.liveness import EngineFailed
 from service.engine.process import EngineProcess, end_leftovers, spawn
-from service.engine.vitals import EngineFailed
 from service.engine.watched import TICK_S, EngineState, WatchedEngine
 from service.errors import HatrackError
 
@@ -42,13 +42,13 @@ class Supervisor(WatchedEngine):
         self._keep = keep
         self._restart = asyncio.Event()
         self._restart_reason = ""
-        self._looked_for_one = False
+        self._adoption_tried = False
         self._engine: EngineProcess | None = None
 
     async def start(self) -> None:
         """Begin with the engine on record, if it may be adopted, else end it and start one."""
         self.config.keep_request.unlink(missing_ok=True)  # it was meant for a gateway that is gone
-        self._become("starting", "the engine is being started")
+        self._set_state("starting", "starting the engine")
         self._task = asyncio.create_task(self._run(), name="engine-supervisor")
 
     async def stop(self) -> None:
@@ -56,13 +56,13 @@ class Supervisor(WatchedEngine):
 
         Only a sound engine is left: nobody would adopt another.
         """
-        asked = self._keep or self.config.keep_request.exists()
-        keep = asked and (self.ready or not self._looked_for_one)
-        await self._leave()
+        requested = self._keep or self.config.keep_request.exists()
+        keep = requested and (self.ready or not self._adoption_tried)
+        await self._shut_down()
         self.config.keep_request.unlink(missing_ok=True)
         if keep:
             if self._engine is not None:
-                _LOG.info("the engine is left running", extra={"pid": self._engine.pid})
+                _LOG.info("leaving the engine running", extra={"pid": self._engine.pid})
                 self._engine.release()
                 self._engine = None
             return
@@ -71,15 +71,15 @@ class Supervisor(WatchedEngine):
 
     async def restart(self, reason: str) -> None:
         """Have the engine replaced by a new one; from now on requests answer 503 until that is ready."""
-        self._become("stalled", reason)
+        self._set_state("stalled", reason)
         self._restart_reason = reason
         self._restart.set()
 
-    def _why_not(self) -> str | None:
+    def _unavailable_reason(self) -> str | None:
         if self.state.name != "ready":
             return self.state.reason
         if self._engine is None or not self._engine.alive:
-            return "the engine has just ended"
+            return "the engine has just exited"
         return None
 
     async def _run(self) -> None:
@@ -87,7 +87,7 @@ class Supervisor(WatchedEngine):
         while True:
             started = time.monotonic()
             try:
-                await self._live_once()
+                await self._run_once()
             except EngineFailed as error:
                 reason = str(error)
             except OSError as error:
@@ -95,30 +95,30 @@ class Supervisor(WatchedEngine):
             except Exception as error:  # whatever it is, an engine that nobody watches would be worse
                 _LOG.exception("watching the engine failed")
                 reason = f"watching the engine failed: {type(error).__name__}"
-            _LOG.error("the engine is restarted", extra={"reason": reason})
-            self._become("down", reason)
+            _LOG.error("restarting the engine", extra={"reason": reason})
+            self._set_state("down", reason)
             await self.client.close()  # what is in flight ends now, not at some timeout
             await self._end_engine()
             failures = 1 if time.monotonic() - started > STABLE_S else failures + 1
             await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1])
-            self._become("starting", f"the engine is being restarted: {reason}")
+            self._set_state("starting", f"restarting the engine: {reason}")
 
-    async def _live_once(self) -> None:
+    async def _run_once(self) -> None:
         """One engine, from its start or its adoption to the moment that it is no use. Always raises."""
         self._restart.clear()
-        self._engine = None if self._looked_for_one else await self._adopt()
-        reason = "adopted: the engine that was running is just what would be started"
+        self._engine = None if self._adoption_tried else await self._adopt()
+        reason = "adopted the running engine, which matches the settings"
         if self._engine is None:
-            await self._end_former()
+            await self._end_previous()
             if self.before_spawn is not None:
                 await self.before_spawn()
             # on this thread: a start that outlived its cancellation would leave an engine that nobody knows of
             self._engine = spawn(self.config, self._base)
-            await self._come_up(self._engine)
+            await self._wait_until_ready(self._engine)
             reason = "the engine answers"
         self.epoch += 1
-        self._vitals.begin()
-        self._become("ready", reason)
+        self._liveness.reset()
+        self._set_state("ready", reason)
         engine = self._engine
 
         async def check() -> None:
@@ -130,23 +130,23 @@ class Supervisor(WatchedEngine):
         """The engine that is running, where it is as good as a new one; else None."""
         engine = None
         try:
-            engine = await adopt(self.config, self._base, self._probe, self._vitals)
+            engine = await adopt(self.config, self._base, self._probe, self._liveness)
         except NotAdopted as error:
-            _LOG.warning("the engine that was running is not adopted", extra={"reason": str(error)})
-            self._become("starting", f"a former engine is being ended: {error}")
+            _LOG.warning("the running engine cannot be adopted", extra={"reason": str(error)})
+            self._set_state("starting", f"stopping the previous engine: {error}")
         except Exception:  # a new engine is always as good
             _LOG.exception("looking for a running engine failed")
-        self._looked_for_one = True
+        self._adoption_tried = True
         return engine
 
-    async def _end_former(self) -> None:
+    async def _end_previous(self) -> None:
         await self._probe.close()  # its connections may lead to the former engine
-        left = await asyncio.to_thread(end_leftovers, self.config.directory)
-        if left:
-            _LOG.warning("ended what was left of a former engine", extra={"pids": left})
-            self._become("starting", "the engine is being started")
+        pids = await asyncio.to_thread(end_leftovers, self.config.directory)
+        if pids:
+            _LOG.warning("stopped leftover processes of a previous engine", extra={"pids": pids})
+            self._set_state("starting", "starting the engine")
 
-    async def _come_up(self, engine: EngineProcess) -> None:
+    async def _wait_until_ready(self, engine: EngineProcess) -> None:
         deadline = time.monotonic() + self.config.start_timeout_s
         while True:
             self._check_alive(engine)
@@ -158,9 +158,11 @@ class Supervisor(WatchedEngine):
             except HatrackError:
                 await asyncio.sleep(TICK_S)
         if report.get("protocol") != PLUGIN_PROTOCOL:
-            raise EngineFailed(f"the engine's plugin speaks protocol {report.get('protocol')}, not {PLUGIN_PROTOCOL}")
-        if not await self._vitals.canary():
-            raise EngineFailed("the engine's first answer is not finite or did not come")
+            raise EngineFailed(
+                f"the engine's plugin uses protocol {report.get('protocol')}, this gateway {PLUGIN_PROTOCOL}"
+            )
+        if not await self._liveness.canary():
+            raise EngineFailed("the engine's first response is missing or not finite")
 
     def _check_alive(self, engine: EngineProcess) -> None:
         if self._restart.is_set():
@@ -168,7 +170,7 @@ class Supervisor(WatchedEngine):
         if not engine.alive:
             code = engine.exit_code
             how = "" if code is None else f" with exit code {code}"
-            raise EngineFailed(f"the engine ended{how}; see {self.config.log.name}")
+            raise EngineFailed(f"the engine exited{how}; see {self.config.log.name}")
 
     async def _end_engine(self) -> None:
         engine, self._engine = self._engine, None

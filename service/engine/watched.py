@@ -1,4 +1,4 @@
-"""What the rest of the gateway sees of an engine, whoever runs it: its state, its client, its signs of life."""
+"""The base class of managed and external engines: state, client and liveness."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from service.engine.client import EngineClient
 from service.engine.config import EngineConfig
-from service.engine.vitals import Vitals
+from service.engine.liveness import LivenessMonitor
 
 TICK_S: Final = 0.25
 _LOG = logging.getLogger("hatrack.engine")
@@ -44,13 +44,13 @@ class WatchedEngine(ABC):
     ) -> None:
         self.config = config
         self.before_spawn: Callable[[], Awaitable[object]] | None = None
-        """Awaited where no adapter is in use by an engine, before it takes requests: the moment to remove files."""
+        """Awaited before an engine takes requests, while it uses no adapter: files can be removed safely."""
         self.state = EngineState("down", "not started", time.time())
         self.epoch = 0
         """How many engines have become ready so far."""
-        self.client = EngineClient(url=url, socket=socket, key=key, available=self._why_not)
+        self.client = EngineClient(url=url, socket=socket, key=key, available=self._unavailable_reason)
         self._probe = EngineClient(url=url, socket=socket, key=key)
-        self._vitals = Vitals(
+        self._liveness = LivenessMonitor(
             self.client,
             self._probe,
             base_name=config.base_name,
@@ -63,36 +63,36 @@ class WatchedEngine(ABC):
     @property
     def ready(self) -> bool:
         """Whether requests are taken now; false from the moment that the engine is known to have ended."""
-        return self._why_not() is None
+        return self._unavailable_reason() is None
 
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
         """Have ``listener`` called with each new state."""
         self._listeners.append(listener)
 
     def saw_tokens(self) -> None:
-        """The engine gave something: it lives."""
-        self._vitals.saw_tokens()
+        """Record output of the engine as a sign of life."""
+        self._liveness.saw_tokens()
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin; returns before the engine is ready."""
+        """Start; returns before the engine is ready."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """End what was begun; requests in flight end."""
+        """Stop; requests in flight are cut."""
 
     @abstractmethod
     async def restart(self, reason: str) -> None:
-        """This engine's answers are no use: take no more requests until there is another one."""
+        """Take no more requests until the engine was replaced, because its answers are wrong."""
 
     @abstractmethod
-    async def _live_once(self) -> None:
-        """One engine from its start to the moment that it is no use. Always raises."""
+    async def _run_once(self) -> None:
+        """Run one engine until it is unusable. Always raises."""
 
-    def _why_not(self) -> str | None:
+    def _unavailable_reason(self) -> str | None:
         return None if self.state.name == "ready" else self.state.reason
 
-    def _become(self, name: StateName, reason: str) -> None:
+    def _set_state(self, name: StateName, reason: str) -> None:
         if (name, reason) == (self.state.name, self.state.reason):
             return
         self.state = EngineState(name, reason, time.time())
@@ -101,32 +101,32 @@ class WatchedEngine(ABC):
             listener(self.state)
 
     async def _watch(self, check: Callable[[], Awaitable[None]]) -> None:
-        """Look after an engine that is ready. Always raises.
+        """Watch a ready engine. Always raises.
 
         Args:
-            check: What else there is to look at; raises EngineFailed.
+            check: An additional check; raises EngineFailed.
 
         Raises:
-            EngineFailed: It is no use any more.
+            EngineFailed: The engine is unusable.
         """
         doubtful = False
         while True:
             await asyncio.sleep(TICK_S)
             await check()
-            doubt = await self._vitals.look()
-            await check()  # what has been asked for meanwhile comes before what was seen
+            doubt = await self._liveness.check()
+            await check()  # a restart requested meanwhile takes precedence
             if doubt is not None:
                 doubtful = True
-                self._become("stalled", doubt)
+                self._set_state("stalled", doubt)
             elif doubtful and self.state.name == "stalled":
                 doubtful = False
-                self._become("ready", "the canary answers again")
+                self._set_state("ready", "the canary answers again")
 
-    async def _leave(self) -> None:
-        """Stop watching and end what is in flight."""
+    async def _shut_down(self) -> None:
+        """Stop watching and cut the requests in flight."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._become("down", "the gateway stops")
+        self._set_state("down", "the gateway stops")
         await self.client.close()
         await self._probe.close()

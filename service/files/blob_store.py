@@ -67,8 +67,8 @@ class BlobStore:
         self.root = root
         self.incoming = root / INCOMING
 
-    def open(self, kept: Collection[str]) -> int:
-        """Make the directories, and remove what a crash left: unfinished uploads, and files that are not ``kept``.
+    def open(self, stored_ids: Collection[str]) -> int:
+        """Create the directories; remove unfinished uploads and files whose id is not in ``stored_ids``.
 
         Returns:
             How many files were removed.
@@ -77,10 +77,13 @@ class BlobStore:
             self.incoming.mkdir(parents=True, exist_ok=True)
             self.root.chmod(0o700)
             fsync_directory(self.root.parent)
-        left = [*self.incoming.iterdir(), *(p for p in self.root.iterdir() if p.is_file() and p.name not in kept)]
-        for path in left:
+        orphans = [
+            *self.incoming.iterdir(),
+            *(path for path in self.root.iterdir() if path.is_file() and path.name not in stored_ids),
+        ]
+        for path in orphans:
             path.unlink(missing_ok=True)
-        return len(left)
+        return len(orphans)
 
     def receive(self, *, max_bytes: int) -> Incoming:
         """Begin an upload. Raises DiskFull."""
@@ -97,4 +100,4 @@ class BlobStore:
 
 
 def _disk_full() -> DiskFull:
-    return DiskFull("the disk is full: nothing of the file was kept")
+    return DiskFull("the disk is full; the file was not stored")

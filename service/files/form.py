@@ -12,7 +12,7 @@ from service.concurrency import in_thread
 from service.errors import BadRequest, TooLarge, UnknownField
 from service.files.blob_store import Incoming
 from service.files.jsonl import LineCheck
-from service.files.purposes import Purpose, demand_write
+from service.files.purposes import Purpose, parse_upload_purpose
 from service.http.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
 
 ANCHOR: Final = "expires_after[anchor]"
@@ -21,9 +21,9 @@ PARTS: Final = ("purpose", ANCHOR, SECONDS, "file")
 MAX_FIELD_BYTES: Final = 1024
 MAX_FILENAME_CHARS: Final = 255
 DEFAULT_FILENAME: Final = "upload"
-LEAST_EXPIRY_S: Final = 3600
-MOST_EXPIRY_S: Final = 2_592_000
-WANTED: Final = "a file is uploaded as multipart/form-data (with a boundary), with the parts `purpose` and `file`"
+MIN_EXPIRY_S: Final = 3600
+MAX_EXPIRY_S: Final = 2_592_000
+UPLOAD_HINT: Final = "send the file as multipart/form-data (with a boundary), with the parts `purpose` and `file`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ async def receive(
         Forbidden: The key's scopes do not cover the purpose.
         DiskFull: There is no room.
     """
-    form = _Form(boundary(headers.get("content-type", ""), WANTED), incoming, caller)
-    most = max_bytes + len(PARTS) * MAX_FIELD_BYTES + FRAMING_BYTES
-    await feed_body(headers, body, form.feed, most=most)
+    form = _Form(boundary(headers.get("content-type", ""), UPLOAD_HINT), incoming, caller)
+    max_body_bytes = max_bytes + len(PARTS) * MAX_FIELD_BYTES + FRAMING_BYTES
+    await feed_body(headers, body, form.feed, most=max_body_bytes)
     return await in_thread(form.upload)
 
 
@@ -76,9 +76,9 @@ class _Form(MultipartForm):
 
     def begin_part(self, name: str, filename: str | None) -> None:
         if name not in PARTS:
-            raise UnknownField(f"the part `{name[:100]}` is not known; known are {', '.join(PARTS)}", param=name[:100])
+            raise UnknownField(f"unknown part `{name[:100]}`; allowed are {', '.join(PARTS)}", param=name[:100])
         if name in self._parts:
-            raise BadRequest(f"the part `{name}` comes twice", param=name, code="repeated_parameter")
+            raise BadRequest(f"the part `{name}` appears twice", param=name, code="repeated_parameter")
         self._part = name
         self._parts[name] = bytearray()
         if name == "file":
@@ -91,14 +91,14 @@ class _Form(MultipartForm):
             if self._check is not None:
                 self._check.feed(data)
             return
-        kept = self._parts[self._part]
-        if len(kept) + len(data) > MAX_FIELD_BYTES:
+        field = self._parts[self._part]
+        if len(field) + len(data) > MAX_FIELD_BYTES:
             raise TooLarge(f"`{self._part}` has more than {MAX_FIELD_BYTES} bytes", param=self._part)
-        kept += data
+        field += data
 
     def end_part(self) -> None:
         if self._part == "purpose":
-            self._purpose = demand_write(self._caller, self._text("purpose") or "")
+            self._purpose = parse_upload_purpose(self._caller, self._text("purpose") or "")
         self._part = ""
 
     def upload(self) -> Upload:
@@ -127,14 +127,14 @@ class _Form(MultipartForm):
         if anchor is None and seconds is None:
             return None
         if anchor != "created_at":
-            raise BadRequest(f"`{ANCHOR}` is {anchor!r}; allowed is `created_at`", param="expires_after.anchor")
-        given = int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() else -1
-        if not LEAST_EXPIRY_S <= given <= MOST_EXPIRY_S:
+            raise BadRequest(f"`{ANCHOR}` must be `created_at`; got {anchor!r}", param="expires_after.anchor")
+        seconds_given = int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() else -1
+        if not MIN_EXPIRY_S <= seconds_given <= MAX_EXPIRY_S:
             raise BadRequest(
-                f"`{SECONDS}` is {seconds!r}; {LEAST_EXPIRY_S} to {MOST_EXPIRY_S} are allowed",
+                f"`{SECONDS}` must be from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}; got {seconds!r}",
                 param="expires_after.seconds",
             )
-        return given
+        return seconds_given
 
     def _text(self, part: str) -> str | None:
         if part not in self._parts:
@@ -150,7 +150,7 @@ def _plain_name(given: str | None) -> str:
     name = PurePosixPath((given or DEFAULT_FILENAME).replace("\\", "/")).name or DEFAULT_FILENAME
     if len(name) > MAX_FILENAME_CHARS or not name.isprintable():
         raise BadRequest(
-            f"the file's name has {len(name)} characters; up to {MAX_FILENAME_CHARS} printable ones are allowed",
+            f"the file name must have at most {MAX_FILENAME_CHARS} characters, all printable; got {len(name)}",
             param="file",
         )
     return name

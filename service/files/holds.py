@@ -1,4 +1,4 @@
-"""Who keeps the bytes of a file that is off the list: versions that were trained or judged on it, and jobs that run.
+"""Holds on files: versions trained or judged on a file, and running jobs, keep its bytes after it was deleted.
 
 A version's hold is placed in the transaction that adds the version, or a verdict on it, and released in the one that
 deletes the version. A job's hold is its key's: it counts as long as the key lives, so that nobody has to give it back
@@ -16,19 +16,19 @@ from service.access.audit import ADMIN_ID, SYSTEM_ID
 from service.access.caller import Caller
 from service.access.records import find as find_key
 from service.access.tables import keys
-from service.files.reach import KEY, VERSION, reached
+from service.files.accessible import KEY, VERSION, accessible
 from service.files.records import is_listed, now
 from service.files.tables import file_holds, files
 
 _UNBOUND: Final = (None, ADMIN_ID, SYSTEM_ID)
 MAX_LINEAGE_FILES: Final = 64
-"""Files that one version may hold; a lineage that names more holds the first."""
+"""Maximum files that one version may hold; of a longer lineage the first ones are held."""
 
 
 def hold_for_key(
     db: sa.Connection, project: str, key_id: str, file_ids: Sequence[str], version: str | None = None
 ) -> str | None:
-    """A job's key holds the files, which must be on the project's list.
+    """Hold files for a job's key; they must be on the project's list.
 
     Args:
         version: ``name@number``; what it holds may be off the list.
@@ -36,72 +36,77 @@ def hold_for_key(
     Returns:
         The first of them that is not; then none is held.
     """
-    found = _reachable(db, project, file_ids, version=version)
+    held = _reachable(db, project, file_ids, version=version)
     for file_id in file_ids:
-        if file_id not in found:
+        if file_id not in held:
             return file_id
-    _place(db, KEY, key_id, found)
+    _insert_holds(db, KEY, key_id, held)
     return None
 
 
 def hold_for_version(
     db: sa.Connection, project: str, version: str, metadata: dict[str, Any], key_id: str | None = None
 ) -> None:
-    """A version holds the files that its lineage names, as far as the project still has their bytes.
+    """Hold the files that a version's lineage names, if the project still has their bytes.
 
     Args:
         version: ``name@number``.
         key_id: Who uploads the version: it holds no file that this key does not reach. None reaches all.
         metadata: What was uploaded with the version: ``lineage.files`` is a list of ids, or there is none.
     """
-    named = lineage_files(metadata)
-    if named:
+    file_ids = lineage_files(metadata)
+    if file_ids:
         row = None if key_id in _UNBOUND else find_key(db, key_id)
         if row is None and key_id not in _UNBOUND:
             return  # revoked in the middle of its upload
-        found = sa.select(files.c.id).where(
+        query = sa.select(files.c.id).where(
             files.c.project == project,
-            files.c.id.in_(named),
+            files.c.id.in_(file_ids),
             files.c.gone_at.is_(None),
-            sa.true() if row is None else reached(row.caller()),
+            sa.true() if row is None else accessible(row.caller()),
         )
-        _place(db, VERSION, version, set(db.scalars(found)))
+        _insert_holds(db, VERSION, version, set(db.scalars(query)))
 
 
 def hold_for_verdict(
-    db: sa.Connection, caller: Caller, version: str, named: Mapping[str, str]
+    db: sa.Connection, caller: Caller, version: str, files_by_field: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """A version holds the files of a verdict on it.
+    """Hold the files of a verdict for the version that was judged.
 
     Each must be on the project's list and within the caller's reach, or be held already: by the version (what it is
     judged on again), or by the key that brings the verdict (what a job was given).
 
     Args:
         version: ``name@number``.
-        named: File ids by the field that names them.
+        files_by_field: File ids by the field that names them.
 
     Returns:
         The first field and id of which that is not so; then none is held.
     """
-    found = _reachable(
-        db, caller.project, list(named.values()), version=version, key_id=caller.key_id, listed=reached(caller)
+    held = _reachable(
+        db,
+        caller.project,
+        list(files_by_field.values()),
+        version=version,
+        key_id=caller.key_id,
+        listed=accessible(caller),
     )
-    for param, file_id in named.items():
-        if file_id not in found:
+    for param, file_id in files_by_field.items():
+        if file_id not in held:
             return param, file_id
-    _place(db, VERSION, version, found)
+    _insert_holds(db, VERSION, version, held)
     return None
 
 
 def release_versions(db: sa.Connection, project: str, name: str, numbers: Sequence[int]) -> None:
-    """These versions of an adapter are deleted."""
-    mine = sa.select(files.c.id).where(files.c.project == project)
+    """Release the holds of deleted versions of an adapter."""
+    of_project = sa.select(files.c.id).where(files.c.project == project)
     for number in numbers:
         db.execute(
             file_holds.delete().where(
                 file_holds.c.kind == VERSION,
                 file_holds.c.holder == f"{name}@{number}",
-                file_holds.c.file_id.in_(mine),
+                file_holds.c.file_id.in_(of_project),
             )
         )
 
@@ -109,25 +114,25 @@ def release_versions(db: sa.Connection, project: str, name: str, numbers: Sequen
 def lineage_files(metadata: dict[str, Any]) -> list[str]:
     """The ids of the files that a version was trained on, as its metadata says."""
     lineage = metadata.get("lineage")
-    named = lineage.get("files") if isinstance(lineage, dict) else None
-    if not isinstance(named, list):
+    file_ids = lineage.get("files") if isinstance(lineage, dict) else None
+    if not isinstance(file_ids, list):
         return []
-    return [file_id for file_id in named if isinstance(file_id, str)][:MAX_LINEAGE_FILES]
+    return [file_id for file_id in file_ids if isinstance(file_id, str)][:MAX_LINEAGE_FILES]
 
 
-def let_go(db: sa.Connection) -> list[str]:
-    """Give up the bytes of all files that are off the list and that nobody holds; their ids.
+def release_unheld(db: sa.Connection) -> list[str]:
+    """Mark the bytes of deleted files that nothing holds as gone; returns the files' ids.
 
-    The rows say so from now on: no later hold can count on bytes that are about to go.
+    Their rows are updated first, so that no later hold can rely on bytes that are about to be removed.
     """
-    at = now()
+    time = now()
     alive = sa.select(keys.c.id).where(
-        keys.c.revoked_at.is_(None), sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > at)
+        keys.c.revoked_at.is_(None), sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > time)
     )
     db.execute(file_holds.delete().where(file_holds.c.kind == KEY, file_holds.c.holder.not_in(alive)))
     held = sa.exists().where(file_holds.c.file_id == files.c.id)
-    going = sa.and_(sa.not_(is_listed(at)), files.c.gone_at.is_(None), sa.not_(held))
-    return list(db.scalars(files.update().where(going).values(gone_at=at).returning(files.c.id)))
+    unheld = sa.and_(sa.not_(is_listed(time)), files.c.gone_at.is_(None), sa.not_(held))
+    return list(db.scalars(files.update().where(unheld).values(gone_at=time).returning(files.c.id)))
 
 
 def _reachable(
@@ -149,12 +154,12 @@ def _reachable(
         sa.and_(file_holds.c.kind == KEY, file_holds.c.holder == key_id),
     )
     held = sa.and_(sa.exists().where(file_holds.c.file_id == files.c.id, holder), files.c.gone_at.is_(None))
-    mine = sa.and_(files.c.project == project, files.c.id.in_(sorted(set(file_ids))))
+    requested = sa.and_(files.c.project == project, files.c.id.in_(sorted(set(file_ids))))
     on_list = is_listed(now()) if listed is None else sa.and_(is_listed(now()), listed)
-    return set(db.scalars(sa.select(files.c.id).where(mine, sa.or_(on_list, held))))
+    return set(db.scalars(sa.select(files.c.id).where(requested, sa.or_(on_list, held))))
 
 
-def _place(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:
+def _insert_holds(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:
     for file_id in sorted(file_ids):
-        place = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
-        db.execute(place.values(file_id=file_id, kind=kind, holder=holder))
+        insert = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
+        db.execute(insert.values(file_id=file_id, kind=kind, holder=holder))

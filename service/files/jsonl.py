@@ -16,9 +16,9 @@ from adapters.nesting import MOST_LEVELS, too_deep_text
 from service.errors import BadRequest
 
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024
-SHOWN_PROBLEMS: Final = 5
+MAX_PROBLEMS: Final = 5
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-SIGNS: Final[Mapping[str, str]] = MappingProxyType(
+FORMAT_KEYS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "messages": "OpenAI chat",
         "prompt": "prompt and completion",
@@ -35,7 +35,7 @@ class LineCheck:
     def __init__(self) -> None:
         self._rest = bytearray()
         self._number = 0
-        self._sign: str | None = None
+        self._format_key: str | None = None
         self._problems: list[str] = []
 
     def feed(self, data: bytes) -> None:
@@ -73,34 +73,32 @@ class LineCheck:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            self._problem(self._number, _why(line, error))
+            self._problem(self._number, _json_error(line, error))
             return
         if too_deep_text(line, value) is not None:
             self._problem(self._number, f"nested more than {MOST_LEVELS} levels deep")
             return
-        self._look(value)
+        self._check_object(value)
 
-    def _look(self, value: object) -> None:
+    def _check_object(self, value: object) -> None:
         if not isinstance(value, dict):
             array = isinstance(value, list) and self._number == 1
-            hint = "; one object a line is needed (`jq -c '.[]' FILE` makes that of an array)" if array else ""
+            hint = "; put one object on each line (`jq -c '.[]' FILE` converts an array)" if array else ""
             self._problem(self._number, f"not a JSON object{hint}")
             return
-        signs = [sign for sign in SIGNS if sign in value]
-        if self._sign is None:
-            if len(signs) != 1:
-                known = ", ".join(f"`{sign}` ({name})" for sign, name in SIGNS.items())
-                self._problem(
-                    self._number, f"its format cannot be told: exactly one of these keys is looked for: {known}"
-                )
+        format_keys = [format_key for format_key in FORMAT_KEYS if format_key in value]
+        if self._format_key is None:
+            if len(format_keys) != 1:
+                known = ", ".join(f"`{format_key}` ({name})" for format_key, name in FORMAT_KEYS.items())
+                self._problem(self._number, f"unknown format: expected exactly one of these keys: {known}")
                 return
-            self._sign = signs[0]
-        elif self._sign not in value:
-            self._problem(self._number, f"the key `{self._sign}` is missing, which the lines before it have")
+            self._format_key = format_keys[0]
+        elif self._format_key not in value:
+            self._problem(self._number, f"the key `{self._format_key}` is missing, but the lines before have it")
 
     def _problem(self, number: int, reason: str) -> None:
         self._problems.append(f"line {number}: {reason}")
-        if len(self._problems) >= SHOWN_PROBLEMS:
+        if len(self._problems) >= MAX_PROBLEMS:
             raise self._refusal()
 
     def _refusal(self) -> BadRequest:
@@ -111,7 +109,7 @@ class LineCheck:
         )
 
 
-def _why(line: bytes, error: orjson.JSONDecodeError) -> str:
+def _json_error(line: bytes, error: orjson.JSONDecodeError) -> str:
     try:
         line.decode()
     except UnicodeDecodeError as wrong:

@@ -34,27 +34,27 @@ def visible(caller: Caller) -> frozenset[Purpose]:
         return frozenset(Purpose)
     if caller.may(Scope.KNOWLEDGE):
         return DOCUMENTS
-    raise Forbidden("the API key has neither the scope `train` nor the scope `knowledge`, which files need")
+    raise Forbidden("files need the scope `train` or `knowledge`; the API key has neither")
 
 
 def demand(caller: Caller, purpose: Purpose) -> None:
     """Raise Forbidden, naming the scope, where the caller may not see files of this purpose."""
     if purpose not in visible(caller):
-        raise Forbidden(f"the API key has not the scope `train`, which files with the purpose `{purpose}` need")
+        raise Forbidden(f"the API key is missing the scope `train`, which files with the purpose `{purpose}` need")
 
 
 def parse_purpose(text: str, allowed: tuple[Purpose, ...] = tuple(Purpose)) -> Purpose:
     """The purpose of that name. Raises BadRequest where it is none of ``allowed``."""
-    found = next((purpose for purpose in allowed if purpose == text), None)
-    if found is None:
+    parsed = next((purpose for purpose in allowed if purpose == text), None)
+    if parsed is None:
         raise BadRequest(
-            f"`purpose` is {text[:64]!r}; allowed are {', '.join(f'`{purpose}`' for purpose in allowed)}",
+            f"`purpose` must be one of {', '.join(f'`{purpose}`' for purpose in allowed)}; got {text[:64]!r}",
             param="purpose",
         )
-    return found
+    return parsed
 
 
-def demand_write(caller: Caller, text: str) -> Purpose:
+def parse_upload_purpose(caller: Caller, text: str) -> Purpose:
     """The purpose that the caller gives to a new file.
 
     Raises:
@@ -65,7 +65,7 @@ def demand_write(caller: Caller, text: str) -> Purpose:
         demand(caller, Purpose.RESULTS)
         if not caller.background:
             raise Forbidden(
-                f"files with the purpose `{Purpose.RESULTS}` are written by jobs alone",
+                f"files with the purpose `{Purpose.RESULTS}` can only be created by jobs",
                 param="purpose",
                 code="purpose_not_allowed",
             )

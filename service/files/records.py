@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from service.access.caller import Caller
 from service.errors import TooLarge
+from service.files.accessible import accessible, deletable
 from service.files.purposes import Purpose
-from service.files.reach import deletable, reached
 from service.files.tables import file_holds, files
 
 
@@ -33,7 +33,7 @@ class FileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class NewFile:
     """A file before it is written down."""
 
     id: str
@@ -46,7 +46,7 @@ class Draft:
     key_id: str | None = None
 
 
-_SHOWN = [files.c[name] for name in FileRow.__dataclass_fields__]
+_COLUMNS = [files.c[name] for name in FileRow.__dataclass_fields__]
 
 
 def now() -> int:
@@ -60,12 +60,12 @@ def is_listed(at: int) -> sa.ColumnElement[bool]:
 
 def find(db: sa.Connection, caller: Caller, file_id: str) -> FileRow | None:
     """The file, on the list and within the caller's reach; else None."""
-    return _one(db, sa.and_(_is(caller, file_id), is_listed(now()), reached(caller)))
+    return _fetch(db, sa.and_(_has_id(caller, file_id), is_listed(now()), accessible(caller)))
 
 
 def may_delete(db: sa.Connection, caller: Caller, file_id: str) -> bool:
     """Whether the caller may take a file that it reaches off the list."""
-    return db.scalar(sa.select(files.c.id).where(_is(caller, file_id), deletable(caller))) is not None
+    return db.scalar(sa.select(files.c.id).where(_has_id(caller, file_id), deletable(caller))) is not None
 
 
 def find_held(db: sa.Connection, caller: Caller, file_id: str, holder: str, kind: str = "key") -> FileRow | None:
@@ -76,24 +76,26 @@ def find_held(db: sa.Connection, caller: Caller, file_id: str, holder: str, kind
     held = sa.exists().where(
         file_holds.c.file_id == files.c.id, file_holds.c.kind == kind, file_holds.c.holder == holder
     )
-    reachable = sa.or_(sa.and_(is_listed(now()), reached(caller)), sa.and_(held, files.c.gone_at.is_(None)))
-    return _one(db, sa.and_(_is(caller, file_id), reachable))
+    reachable = sa.or_(sa.and_(is_listed(now()), accessible(caller)), sa.and_(held, files.c.gone_at.is_(None)))
+    return _fetch(db, sa.and_(_has_id(caller, file_id), reachable))
 
 
-def find_kept(db: sa.Connection, project: str, file_id: str, may_use: Callable[[str], bool]) -> FileRow | None:
+def find_held_by_version(
+    db: sa.Connection, project: str, file_id: str, may_use: Callable[[str], bool]
+) -> FileRow | None:
     """The project's file, kept by a version of an adapter that ``may_use`` allows; else None."""
     holders = sa.select(file_holds.c.holder).where(file_holds.c.file_id == file_id, file_holds.c.kind == "version")
     if not any(may_use(holder.partition("@")[0]) for holder in db.scalars(holders)):
         return None
-    return _one(db, sa.and_(files.c.project == project, files.c.id == file_id, files.c.gone_at.is_(None)))
+    return _fetch(db, sa.and_(files.c.project == project, files.c.id == file_id, files.c.gone_at.is_(None)))
 
 
-def _is(caller: Caller, file_id: str) -> sa.ColumnElement[bool]:
+def _has_id(caller: Caller, file_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(files.c.project == caller.project, files.c.id == file_id)
 
 
-def _one(db: sa.Connection, where: sa.ColumnElement[bool]) -> FileRow | None:
-    row = db.execute(sa.select(*_SHOWN).where(where)).one_or_none()
+def _fetch(db: sa.Connection, where: sa.ColumnElement[bool]) -> FileRow | None:
+    row = db.execute(sa.select(*_COLUMNS).where(where)).one_or_none()
     return None if row is None else _file(row)
 
 
@@ -104,18 +106,18 @@ def page(
 
     None where ``after`` is no id of such a file; one that was deleted still marks its place.
     """
-    mine = sa.and_(files.c.project == caller.project, files.c.purpose.in_(sorted(purposes)), reached(caller))
-    chosen = sa.select(*_SHOWN).where(mine, is_listed(now())).limit(limit)
-    chosen = chosen.order_by(files.c.seq.desc() if newest_first else files.c.seq)
+    visible = sa.and_(files.c.project == caller.project, files.c.purpose.in_(sorted(purposes)), accessible(caller))
+    query = sa.select(*_COLUMNS).where(visible, is_listed(now())).limit(limit)
+    query = query.order_by(files.c.seq.desc() if newest_first else files.c.seq)
     if after is not None:
-        cursor = db.scalar(sa.select(files.c.seq).where(mine, files.c.id == after))
+        cursor = db.scalar(sa.select(files.c.seq).where(visible, files.c.id == after))
         if cursor is None:
             return None
-        chosen = chosen.where(files.c.seq < cursor if newest_first else files.c.seq > cursor)
-    return [_file(row) for row in db.execute(chosen)]
+        query = query.where(files.c.seq < cursor if newest_first else files.c.seq > cursor)
+    return [_file(row) for row in db.execute(query)]
 
 
-def kept_bytes(db: sa.Connection, project: str) -> int:
+def stored_bytes(db: sa.Connection, project: str) -> int:
     """Bytes that the project's files take, those that are only held too."""
     total = db.scalar(
         sa.select(sa.func.sum(files.c.bytes)).where(files.c.project == project, files.c.gone_at.is_(None))
@@ -123,32 +125,32 @@ def kept_bytes(db: sa.Connection, project: str) -> int:
     return int(total or 0)
 
 
-def demand_room(db: sa.Connection, project: str, size: int, most: int) -> None:
-    """Raise TooLarge where ``size`` more bytes of the project would be more than ``most``."""
-    taken = kept_bytes(db, project)
-    if taken + size > most:
+def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int) -> None:
+    """Raise TooLarge where ``size`` more bytes of the project would be more than ``max_bytes``."""
+    used = stored_bytes(db, project)
+    if used + size > max_bytes:
         raise TooLarge(
-            f"the project's files have {taken} bytes, and with {size} more they would be over {most} "
-            "(HATRACK_MAX_FILES_GIB): delete some",
+            f"the project's files take {used} bytes; {size} more would exceed the limit of {max_bytes} "
+            "(HATRACK_MAX_FILES_GIB). Delete files first",
             param="file",
             code="project_storage_full",
         )
 
 
-def add(db: sa.Connection, draft: Draft) -> FileRow:
+def add(db: sa.Connection, new_file: NewFile) -> FileRow:
     """Write a file down: from now on it is listed."""
-    created = now()
+    created_at = now()
     row = FileRow(
-        id=draft.id,
-        project=draft.project,
-        filename=draft.filename,
-        purpose=draft.purpose.value,
-        bytes=draft.bytes,
-        sha256=draft.sha256,
-        created_at=created,
-        expires_at=None if draft.expires_after_s is None else created + draft.expires_after_s,
+        id=new_file.id,
+        project=new_file.project,
+        filename=new_file.filename,
+        purpose=new_file.purpose.value,
+        bytes=new_file.bytes,
+        sha256=new_file.sha256,
+        created_at=created_at,
+        expires_at=None if new_file.expires_after_s is None else created_at + new_file.expires_after_s,
         deleted_at=None,
-        key_id=draft.key_id,
+        key_id=new_file.key_id,
     )
     db.execute(files.insert().values({name: getattr(row, name) for name in FileRow.__dataclass_fields__}))
     return row
@@ -159,7 +161,7 @@ def delete(db: sa.Connection, file_id: str) -> None:
     db.execute(files.update().where(files.c.id == file_id).values(deleted_at=now()))
 
 
-def kept(db: sa.Connection) -> set[str]:
+def stored_ids(db: sa.Connection) -> set[str]:
     """The ids of all files whose bytes are kept."""
     return set(db.scalars(sa.select(files.c.id).where(files.c.gone_at.is_(None))))
 

@@ -19,62 +19,64 @@ from service.files.service import Files
 from service.http.download import BYTES, RANGE_ANSWERS, Download
 from service.http.schema import Page, answers, takes
 
-MOST_LISTED: Final = 10_000
+MAX_LIMIT: Final = 10_000
 DOWNLOAD_HEADERS: Final = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 
 async def files(request: Request) -> Files:
     """The files of this gateway."""
-    found: Files = request.app.state.files
-    return found
+    service: Files = request.app.state.files
+    return service
 
 
-async def allowed(who: Annotated[Caller, Depends(caller)]) -> Caller:
+async def allowed(caller: Annotated[Caller, Depends(caller)]) -> Caller:
     """The caller, who may see files of some purpose. Raises Forbidden."""
-    visible(who)
-    return who
+    visible(caller)
+    return caller
 
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
-Who = Annotated[Caller, Depends(allowed)]
-By = Annotated[Actor, Depends(actor)]
-Drawer = Annotated[Files, Depends(files)]
+CurrentCaller = Annotated[Caller, Depends(allowed)]
+CurrentActor = Annotated[Actor, Depends(actor)]
+CurrentFiles = Annotated[Files, Depends(files)]
 
 
 @router.post("", responses=answers(FileObject, NotFound, TooLarge, WrongMediaType, DiskFull))
 @takes(FileForm, media_type="multipart/form-data")
-async def create_file(request: Request, who: Who, by: By, drawer: Drawer) -> JSONResponse:
+async def create_file(
+    request: Request, caller: CurrentCaller, actor: CurrentActor, service: CurrentFiles
+) -> JSONResponse:
     """Upload a file."""
     try:
-        made = await drawer.create(
-            who,
+        made = await service.create(
+            caller,
             lambda incoming: receive(
-                request.headers, request.stream(), incoming, caller=who, max_bytes=drawer.max_file_bytes
+                request.headers, request.stream(), incoming, caller=caller, max_bytes=service.max_file_bytes
             ),
-            actor=by,
+            actor=actor,
         )
     except ClientDisconnect:
-        raise BadRequest("the client left in the middle of its upload", code="client_disconnected") from None
+        raise BadRequest("the client disconnected during the upload", code="client_disconnected") from None
     return JSONResponse(made, headers={"location": f"/v1/files/{made['id']}"})
 
 
 @router.get("", responses=answers(Page[FileObject]))
 async def list_files(
-    who: Who,
-    drawer: Drawer,
+    caller: CurrentCaller,
+    service: CurrentFiles,
     purpose: Annotated[str | None, Query(max_length=64)] = None,
     after: Annotated[str | None, Query(max_length=64)] = None,
-    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = MOST_LISTED,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
     """The project's files, newest first."""
-    return await drawer.page(who, purpose=purpose, after=after, limit=limit, order=order)
+    return await service.page(caller, purpose=purpose, after=after, limit=limit, order=order)
 
 
 @router.get("/{file_id}", responses=answers(FileObject, NotFound))
-async def get_file(file_id: str, who: Who, drawer: Drawer) -> dict[str, Any]:
+async def get_file(file_id: str, caller: CurrentCaller, service: CurrentFiles) -> dict[str, Any]:
     """One file."""
-    return await drawer.show(who, file_id)
+    return await service.show(caller, file_id)
 
 
 @router.get(
@@ -82,14 +84,16 @@ async def get_file(file_id: str, who: Who, drawer: Drawer) -> dict[str, Any]:
     response_class=Download,
     responses=answers(None, NotFound, description="Its bytes.", media_type=BYTES) | RANGE_ANSWERS,
 )
-async def get_content(file_id: str, who: Who, drawer: Drawer) -> Download:
+async def get_content(file_id: str, caller: CurrentCaller, service: CurrentFiles) -> Download:
     """A file's bytes, as they were uploaded."""
-    row, path = await drawer.content(who, file_id)
+    row, path = await service.content(caller, file_id)
     return Download(path, media_type=BYTES, filename=row.filename, headers=DOWNLOAD_HEADERS)
 
 
 @router.delete("/{file_id}", responses=answers(DeletedFile, NotFound, DiskFull))
-async def delete_file(file_id: str, who: Who, by: By, drawer: Drawer) -> dict[str, Any]:
+async def delete_file(
+    file_id: str, caller: CurrentCaller, actor: CurrentActor, service: CurrentFiles
+) -> dict[str, Any]:
     """Take a file off the list."""
-    await drawer.delete(who, file_id, actor=by)
+    await service.delete(caller, file_id, actor=actor)
     return {"id": file_id, "object": "file", "deleted": True}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from service.files.form import ANCHOR, LEAST_EXPIRY_S, MOST_EXPIRY_S, SECONDS
+from service.files.form import ANCHOR, MAX_EXPIRY_S, MIN_EXPIRY_S, SECONDS
 from service.files.purposes import Purpose
 from service.http.schema import ApiModel
 
@@ -20,7 +20,7 @@ class FileForm(BaseModel):
 
     purpose: Purpose = Field(description="`fine-tune-results` is for jobs' own keys.")
     expires_after_anchor: Literal["created_at"] | None = Field(None, alias=ANCHOR)
-    expires_after_seconds: int | None = Field(None, alias=SECONDS, ge=LEAST_EXPIRY_S, le=MOST_EXPIRY_S)
+    expires_after_seconds: int | None = Field(None, alias=SECONDS, ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
     file: FileContent
 
 

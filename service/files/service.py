@@ -1,4 +1,4 @@
-"""Files: taken in, listed, given out, taken off the list; their bytes kept as long as somebody needs them."""
+"""Files: upload, list, download, delete; the bytes are kept as long as an object holds the file."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from service.concurrency import in_thread, repeat
 from service.database import Database
 from service.errors import BadRequest, Forbidden, HatrackError, NotFound
 from service.files import holds, records
+from service.files.accessible import VERSION
 from service.files.blob_store import BlobStore, Incoming
 from service.files.form import Upload
 from service.files.purposes import Purpose, demand, parse_purpose, visible
-from service.files.reach import VERSION
-from service.files.records import Draft, FileRow
+from service.files.records import FileRow, NewFile
 
 ID_CHARS: Final = 24
 SWEEP_S: Final = 60.0
-"""Seconds between two looks for bytes that nobody needs any more."""
+"""Seconds between two sweeps for bytes that nothing holds any more."""
 _ID_ALPHABET: Final = string.digits + string.ascii_letters
 _LOG = logging.getLogger("hatrack.files")
 
 Receive = Callable[[Incoming], Awaitable[Upload]]
-"""Reads an upload: the file's bytes go to the given place, the rest is returned."""
+"""Reads an upload: writes the file's bytes to the ``Incoming``, and returns the other fields."""
 
 
 class Files:
     """The files of all projects.
 
     Args:
-        root: The directory of their bytes.
+        root: The directory with the files' bytes.
         database: Opened before :meth:`open`.
-        max_file_bytes: Most bytes of one file.
-        max_project_bytes: Most bytes of one project's files together.
+        max_file_bytes: Maximum size of a file.
+        max_project_bytes: Maximum total size of a project's files.
     """
 
     def __init__(self, root: Path, database: Database, *, max_file_bytes: int, max_project_bytes: int) -> None:
@@ -53,15 +53,15 @@ class Files:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Clean up after a crash, and begin to look for bytes that nobody needs."""
-        kept = await self._database.run(records.kept)
-        removed = await in_thread(self._blobs.open, kept)
+        """Clean up after a crash, and start the periodic sweep."""
+        stored_ids = await self._database.run(records.stored_ids)
+        removed = await in_thread(self._blobs.open, stored_ids)
         if removed:
-            _LOG.info("removed what interrupted uploads had left", extra={"files": removed})
+            _LOG.info("removed remains of interrupted uploads", extra={"files": removed})
         self._sweeping = asyncio.create_task(repeat(self.collect, SWEEP_S), name="files-sweep")
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop the sweep."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
@@ -70,7 +70,7 @@ class Files:
 
     async def show(self, caller: Caller, file_id: str) -> dict[str, Any]:
         """One file in the API's form. Raises NotFound, Forbidden."""
-        return shown(await self._find(caller, file_id))
+        return file_object(await self._find(caller, file_id))
 
     async def page(
         self, caller: Caller, *, purpose: str | None, after: str | None, limit: int, order: str
@@ -83,21 +83,21 @@ class Files:
         """
         purposes = visible(caller)
         if purpose is not None:
-            wanted = parse_purpose(purpose)
-            demand(caller, wanted)
-            purposes = frozenset({wanted})
-        found = await self._database.run(
+            requested = parse_purpose(purpose)
+            demand(caller, requested)
+            purposes = frozenset({requested})
+        rows = await self._database.run(
             lambda db: records.page(db, caller, purposes, after=after, limit=limit + 1, newest_first=order == "desc")
         )
-        if found is None:
-            raise BadRequest("`after` names no file", param="after")
-        data = [shown(row) for row in found[:limit]]
+        if rows is None:
+            raise BadRequest("`after` is not the id of a file in this list", param="after")
+        data = [file_object(row) for row in rows[:limit]]
         return {
             "object": "list",
             "data": data,
             "first_id": data[0]["id"] if data else None,
             "last_id": data[-1]["id"] if data else None,
-            "has_more": len(found) > limit,
+            "has_more": len(rows) > limit,
         }
 
     async def content(self, caller: Caller, file_id: str) -> tuple[FileRow, Path]:
@@ -128,9 +128,7 @@ class Files:
             raise not_found(file_id, param)
         if row.purpose not in purposes:
             needed = " or ".join(f"`{purpose}`" for purpose in purposes)
-            raise BadRequest(
-                f"`{param}` names a file with the purpose `{row.purpose}`; {needed} is needed", param=param
-            )
+            raise BadRequest(f"`{param}` needs a file with the purpose {needed}; got `{row.purpose}`", param=param)
         return row
 
     async def _find(self, caller: Caller, file_id: str) -> FileRow:
@@ -139,7 +137,7 @@ class Files:
         def read(db: sa.Connection) -> FileRow | None:
             row = records.find_held(db, caller, file_id, caller.key_id)
             if row is None and caller.background and caller.may(Scope.ADAPTERS):
-                return records.find_kept(db, caller.project, file_id, caller.may_use)
+                return records.find_held_by_version(db, caller.project, file_id, caller.may_use)
             return row
 
         row = await self._database.run(read)
@@ -150,7 +148,7 @@ class Files:
     # changing
 
     async def create(self, caller: Caller, receive: Receive, *, actor: Actor) -> dict[str, Any]:
-        """Take a file in: it is listed once all of it is on the disk, and not at all where anything goes wrong.
+        """Store an upload: it is listed once it is completely on disk, and not at all if anything fails.
 
         Raises:
             NotFound: There is no such project.
@@ -158,7 +156,7 @@ class Files:
             DiskFull: There is no room.
         """
         visible(caller)
-        await self._database.run(lambda db: self._demand_place(db, caller.project))
+        await self._database.run(lambda db: self._check_room(db, caller.project))
         incoming = self._blobs.receive(max_bytes=self.max_file_bytes)
         file_id = "file-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARS))
         try:
@@ -166,7 +164,7 @@ class Files:
         except BaseException:
             incoming.discard()
             raise
-        draft = Draft(
+        new_file = NewFile(
             id=file_id,
             project=caller.project,
             filename=upload.filename,
@@ -177,16 +175,16 @@ class Files:
             key_id=caller.key_id,
         )
         # to the end, whoever leaves: never bytes without a row
-        return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, draft, actor)))
+        return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, new_file, actor)))
 
-    def _demand_place(self, db: sa.Connection, project: str) -> None:
+    def _check_room(self, db: sa.Connection, project: str) -> None:
         demand_project(db, project)
         records.demand_room(db, project, 1, self._max_project_bytes)
 
-    async def _keep(self, incoming: Incoming, draft: Draft, actor: Actor) -> dict[str, Any]:
+    async def _keep(self, incoming: Incoming, new_file: NewFile, actor: Actor) -> dict[str, Any]:
         def work(db: sa.Connection) -> FileRow:
-            records.demand_room(db, draft.project, draft.bytes, self._max_project_bytes)
-            row = records.add(db, draft)
+            records.demand_room(db, new_file.project, new_file.bytes, self._max_project_bytes)
+            row = records.add(db, new_file)
             note(
                 db,
                 actor,
@@ -197,20 +195,20 @@ class Files:
             return row
 
         try:
-            await in_thread(incoming.keep, draft.id)
-            return shown(await self._database.run(work))
+            await in_thread(incoming.keep, new_file.id)
+            return file_object(await self._database.run(work))
         except HatrackError:
-            await in_thread(self._blobs.remove, [draft.id])
+            await in_thread(self._blobs.remove, [new_file.id])
             raise
         finally:
             incoming.discard()
 
     async def delete(self, caller: Caller, file_id: str, *, actor: Actor) -> None:
-        """Take a file off the list; its bytes go when no version was trained on it and no job needs it.
+        """Delete a file from the list; its bytes are removed once no version, job or store holds it.
 
         Raises:
-            NotFound: There is none that the caller reaches.
-            Forbidden: It also belongs to what the key's globs do not match, and was not uploaded with the key.
+            NotFound: The file does not exist, or the caller may not access it.
+            Forbidden: It also belongs to objects outside the key's globs, and was not uploaded with the key.
         """
         purposes = visible(caller)
 
@@ -221,7 +219,7 @@ class Files:
             if not records.may_delete(db, caller, file_id):
                 raise Forbidden(
                     f"the file {file_id[:80]!r} also belongs to adapters or vector stores that the API key's globs do "
-                    "not match: a key that may use them must delete it",
+                    "not match; delete it with a key that may use them",
                     param="file_id",
                     code="file_not_allowed",
                 )
@@ -232,7 +230,7 @@ class Files:
         await self.collect()
 
     async def hold(self, project: str, key_id: str, file_ids: dict[str, str], *, version: str | None = None) -> None:
-        """A job's key holds files as long as it lives.
+        """Hold files for a job's key, for as long as the key is valid.
 
         Args:
             file_ids: By the field of the request that names them.
@@ -248,14 +246,14 @@ class Files:
             raise not_found(missing, next(param for param, file_id in file_ids.items() if file_id == missing))
 
     async def collect(self) -> list[str]:
-        """Remove the bytes that nobody needs any more; the ids of their files."""
-        going = await self._database.run(holds.let_go)
-        if going:
-            await in_thread(self._blobs.remove, going)
-        return going
+        """Remove bytes that nothing holds any more; returns the ids of their files."""
+        file_ids = await self._database.run(holds.release_unheld)
+        if file_ids:
+            await in_thread(self._blobs.remove, file_ids)
+        return file_ids
 
 
-def shown(row: FileRow) -> dict[str, Any]:
+def file_object(row: FileRow) -> dict[str, Any]:
     """A file as the API shows it: OpenAI's fields, and its digest."""
     return {
         "id": row.id,
@@ -272,5 +270,5 @@ def shown(row: FileRow) -> dict[str, Any]:
 
 
 def not_found(file_id: str, param: str = "file_id") -> NotFound:
-    """The answer for a file that does not exist, and for one that is not the caller's."""
-    return NotFound(f"there is no file {file_id[:80]!r}", param=param, code="file_not_found")
+    """The error for a file that does not exist or that the caller may not access."""
+    return NotFound(f"no such file: {file_id[:80]!r}", param=param, code="file_not_found")

@@ -14,7 +14,7 @@ from service.grounding.config import WEBHOOK
 from service.grounding.hook import Hook
 from service.grounding.plugins import load_plugins
 from service.grounding.provider import Provider
-from service.grounding.template import Quoter, control_tokens
+from service.grounding.template import PassageFormatter, control_tokens
 from service.grounding.webhook import Webhook
 
 
@@ -39,16 +39,16 @@ def model_context(base_dir: Path) -> int | None:
     """The context in tokens that a checkpoint says it has, which is what vLLM takes where no setting names one."""
     path = base_dir / "config.json"
     config = orjson.loads(path.read_bytes()) if path.is_file() else {}
-    found = (config.get("text_config") or config).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    context = (config.get("text_config") or config).get("max_position_embeddings")
+    return context if isinstance(context, int) else None
 
 
-def assemble(settings: Settings, secret: bytes, own: Mapping[str, Provider]) -> Grounding:
+def assemble(settings: Settings, secret: bytes, builtin_providers: Mapping[str, Provider]) -> Grounding:
     """Make the parts and join them.
 
     Args:
-        secret: What the marks around passages are derived from; the same after each start.
-        own: The gateway's own providers by name, beside the webhook and those that packages register.
+        secret: Key of the hash that makes the delimiters around passages; must stay the same across restarts.
+        builtin_providers: The gateway's own providers by name, besides the webhook and those that packages register.
 
     Raises:
         SettingsError: The webhook's address is not allowed, or a package's provider cannot be loaded.
@@ -58,12 +58,12 @@ def assemble(settings: Settings, secret: bytes, own: Mapping[str, Provider]) -> 
         webhook = Webhook(
             settings.grounding_url, settings.grounding_secret.get_secret_value(), settings.grounding_networks
         )
-    providers: dict[str, Provider] = {**own, **load_plugins()}
+    providers: dict[str, Provider] = {**builtin_providers, **load_plugins()}
     if webhook is not None:
         providers[WEBHOOK] = webhook
     hook = Hook(
         providers,
-        Quoter(secret, control_tokens(settings.base_dir)),
+        PassageFormatter(secret, control_tokens(settings.base_dir)),
         context=settings.context or model_context(settings.base_dir),
         on_failure=settings.grounding_on_failure,
         timeout_s=settings.grounding_timeout_s,

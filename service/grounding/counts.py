@@ -1,4 +1,4 @@
-"""What is counted of retrieval; read by `/metrics`."""
+"""Counters of retrieval for `/metrics`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from service.grounding.outcome import Outcome
 from service.histogram import Histogram
 
 RETRIEVAL_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-"""Bounds of the histogram of what a retrieval took, s."""
+"""Bucket bounds of the histogram of retrieval durations, s."""
 
 
 class GroundingCounts:
-    """Retrievals by provider and outcome, what they took, and the passages that they brought, or that were of no use.
+    """Retrievals by provider and outcome, their durations, and the numbers of used and unusable passages.
 
-    Providers are the operator's, so there are few of them; runs on the event loop alone and takes no lock.
+    Not thread-safe: used on the event loop only.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class GroundingCounts:
         self.passages: dict[str, int] = {}
         self.unusable: dict[str, int] = {}
 
-    def note(self, provider: str, outcome: Outcome, seconds: float, passages: int) -> None:
+    def record(self, provider: str, outcome: Outcome, seconds: float, passages: int) -> None:
         """Count one retrieval that took ``seconds``."""
         self.outcomes[provider, outcome] = self.outcomes.get((provider, outcome), 0) + 1
         if provider not in self.seconds:
@@ -31,6 +31,6 @@ class GroundingCounts:
         self.seconds[provider].observe(seconds)
         self.passages[provider] = self.passages.get(provider, 0) + passages
 
-    def drop(self, provider: str, passages: int) -> None:
-        """Count passages that a provider gave and nobody can use."""
+    def record_unusable(self, provider: str, passages: int) -> None:
+        """Count malformed passages of a provider."""
         self.unusable[provider] = self.unusable.get(provider, 0) + passages

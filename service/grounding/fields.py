@@ -86,15 +86,25 @@ described(check_grounding, {"anyOf": [{"const": False}, schema_of(_object)]})
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is to be retrieved for one request, from where, and what happens where it cannot be.
+class RetrievalOptions:
+    """What to retrieve for one request, and what to do when retrieval fails.
 
-    ``asked``: the request itself says so, not its version alone; ``provider_asked``: it names the provider, too, or
-    there is no version that does, and the default is meant.
+    Attributes:
+        requested: True if the request itself has the field `grounding`, not only its version's settings.
+        provider_requested: True if the request names the provider, or no version's settings do and the default applies.
+        provider: The provider's name.
+        store_ids: Vector stores to search; empty for a provider without stores.
+        k: Maximum number of passages.
+        filters: OpenAI's filter on file attributes; None: no filter.
+        threshold: Minimum score, 0 to 1; None: no minimum.
+        template: The prompt template, see ``service.grounding.template``.
+        max_passage_tokens: Upper bound on the tokens of all passages together.
+        on_failure: `fail_open` or `fail_closed`; None: the gateway's setting.
+        timeout_s: Time limit for the provider, s; None: the gateway's setting.
     """
 
-    asked: bool
-    provider_asked: bool
+    requested: bool
+    provider_requested: bool
     provider: str
     store_ids: tuple[str, ...]
     k: int
@@ -109,38 +119,38 @@ class Wish:
 _NOTHING: Final = GroundingSettings()
 
 
-def wish_of(asked: Any, settings: GroundingSettings | None) -> Wish | None:
-    """The request's checked `grounding` over its version's settings; None: nothing is retrieved.
+def retrieval_options(grounding: Any, settings: GroundingSettings | None) -> RetrievalOptions | None:
+    """Merge the request's checked `grounding` with its version's settings; None: nothing is retrieved.
 
     Args:
-        asked: None where the request says nothing, then the version's settings count alone; where they name no store
-            either, they are for the requests that do.
+        grounding: The request's field. False turns retrieval off; None (absent) leaves the version's settings. If those
+            name no store, requests without the field are not grounded.
+        settings: The version's settings; None: it has none.
 
     Raises:
-        BadRequest: The request says nothing of which stores to look in, nor its version, and the embedded provider
-            needs that.
+        BadRequest: Neither the request nor the version names a store, and the embedded provider needs one.
     """
-    if asked is False or (asked is None and settings is None):
+    if grounding is False or (grounding is None and settings is None):
         return None
-    version = settings or _NOTHING
-    own: dict[str, Any] = {name: value for name, value in (asked or {}).items() if value is not None}
-    provider = own.get("provider", version.provider)
-    same = provider == version.provider
-    stores = tuple(own.get("vector_store_ids", version.vector_store_ids if same else ()))
+    defaults = settings or _NOTHING
+    given: dict[str, Any] = {name: value for name, value in (grounding or {}).items() if value is not None}
+    provider = given.get("provider", defaults.provider)
+    same_provider = provider == defaults.provider
+    stores = tuple(given.get("vector_store_ids", defaults.vector_store_ids if same_provider else ()))
     if not stores and provider == EMBEDDED:
-        if asked is None:
+        if grounding is None:
             return None
         raise BadRequest(f"`{STORES_PARAM}` is missing", param=STORES_PARAM, code="missing_required_parameter")
-    return Wish(
-        asked=asked is not None,
-        provider_asked="provider" in own or settings is None,
+    return RetrievalOptions(
+        requested=grounding is not None,
+        provider_requested="provider" in given or settings is None,
         provider=provider,
         store_ids=tuple(dict.fromkeys(stores)),
-        k=own.get("max_num_results", version.max_num_results),
-        filters=own.get("filters", version.filters),
-        threshold=own.get("score_threshold", version.score_threshold),
-        template=own.get("template", version.template) or DEFAULT_TEMPLATE,
-        max_passage_tokens=own.get("max_passage_tokens", version.max_passage_tokens),
-        on_failure=own.get("on_failure", version.on_failure),
-        timeout_s=own.get("timeout_s", version.timeout_s),
+        k=given.get("max_num_results", defaults.max_num_results),
+        filters=given.get("filters", defaults.filters),
+        threshold=given.get("score_threshold", defaults.score_threshold),
+        template=given.get("template", defaults.template) or DEFAULT_TEMPLATE,
+        max_passage_tokens=given.get("max_passage_tokens", defaults.max_passage_tokens),
+        on_failure=given.get("on_failure", defaults.on_failure),
+        timeout_s=given.get("timeout_s", defaults.timeout_s),
     )

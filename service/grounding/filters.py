@@ -60,49 +60,55 @@ def check_filters(value: Any, path: str = "filters") -> Filters:
     return filters
 
 
-def _check(value: Any, path: str, depth: int, seen: list[int]) -> None:
+def _check(value: Any, path: str, depth: int, comparisons: list[int]) -> None:
     if not isinstance(value, dict):
-        raise BadRequest(f"`{path}` must be an object with `type`, found {_kind(value)}", param=path)
+        raise BadRequest(f"`{path}` must be an object with `type`; got {_kind(value)}", param=path)
     kind = value.get("type")
     allowed = {"type", "filters"} if kind in JOINS else {"type", "key", "value"}
     if kind not in JOINS and kind not in COMPARISONS:
         names = ", ".join(f"`{name}`" for name in (*COMPARISONS, *JOINS))
-        raise BadRequest(f"`{path}.type` is {str(kind)[:40]!r}; allowed are {names}", param=f"{path}.type")
+        raise BadRequest(f"`{path}.type` is {str(kind)[:40]!r}; allowed values are {names}", param=f"{path}.type")
     unknown = next((name for name in value if name not in allowed), None)
     if unknown is not None:
         shown = str(unknown)[:40]
         raise BadRequest(f"`{path}` has an unknown field {shown!r}", param=f"{path}.{shown}", code="unknown_parameter")
     if kind in COMPARISONS:
-        seen[0] += 1
-        if seen[0] > MAX_COMPARISONS:
-            raise BadRequest(f"`{path}` is one comparison too many: at most {MAX_COMPARISONS}", param=path)
+        comparisons[0] += 1
+        if comparisons[0] > MAX_COMPARISONS:
+            raise BadRequest(f"`{path}` exceeds the limit of {MAX_COMPARISONS} comparisons per filter", param=path)
         _check_comparison(str(kind), value, path)
         return
     parts = value.get("filters")
     if not isinstance(parts, list) or not parts:
-        raise BadRequest(f"`{path}.filters` must be a list that is not empty", param=f"{path}.filters")
+        raise BadRequest(f"`{path}.filters` must be a non-empty list", param=f"{path}.filters")
     if depth <= 1:
-        raise BadRequest(f"`{path}` is nested too deep: at most {MAX_DEPTH} levels", param=path)
+        raise BadRequest(f"`{path}` is nested deeper than {MAX_DEPTH} levels", param=path)
     for number, part in enumerate(parts):
-        _check(part, f"{path}.filters[{number}]", depth - 1, seen)
+        _check(part, f"{path}.filters[{number}]", depth - 1, comparisons)
 
 
 def _check_comparison(kind: str, value: Mapping[str, Any], path: str) -> None:
     key = value.get("key")
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
         raise BadRequest(f"`{path}.key` must be a string of 1 to {MAX_KEY} characters", param=f"{path}.key")
-    given = value.get("value")
-    where = f"{path}.value"
+    operand = value.get("value")
+    operand_path = f"{path}.value"
     if kind in ("in", "nin"):
-        if not isinstance(given, list) or not 0 < len(given) <= MAX_VALUES or not all(map(is_attribute, given)):
+        if not isinstance(operand, list) or not 0 < len(operand) <= MAX_VALUES or not all(map(is_attribute, operand)):
             raise BadRequest(
-                f"`{where}` must be a list of 1 to {MAX_VALUES} strings, numbers or booleans with `{kind}`", param=where
+                f"`{operand_path}` must be a list of 1 to {MAX_VALUES} strings, numbers or booleans for `{kind}`",
+                param=operand_path,
             )
     elif kind in _ORDER:
-        if not is_attribute(given) or isinstance(given, bool):
-            raise BadRequest(f"`{where}` must be a number or a string with `{kind}`, found {_kind(given)}", param=where)
-    elif not is_attribute(given):
-        raise BadRequest(f"`{where}` must be a string, a number or a boolean, found {_kind(given)}", param=where)
+        if not is_attribute(operand) or isinstance(operand, bool):
+            raise BadRequest(
+                f"`{operand_path}` must be a number or a string for `{kind}`; got {_kind(operand)}",
+                param=operand_path,
+            )
+    elif not is_attribute(operand):
+        raise BadRequest(
+            f"`{operand_path}` must be a string, a number or a boolean; got {_kind(operand)}", param=operand_path
+        )
 
 
 def is_attribute(value: Any) -> bool:
@@ -127,27 +133,27 @@ def mask(filters: Filters, column: Callable[[str], Column]) -> Mask:
     return _compare(str(kind), filters["value"], column(filters["key"]))
 
 
-def _compare(kind: str, wanted: Any, column: Column) -> Mask:
+def _compare(kind: str, operand: Any, column: Column) -> Mask:
     if kind in _NEGATED:
-        return ~_compare(_NEGATED[kind], wanted, column)
-    wish: Callable[[Attribute], bool]
+        return ~_compare(_NEGATED[kind], operand, column)
+    matches: Callable[[Attribute], bool]
     if kind in _ORDER:
-        order, sort = _ORDER[kind], _sort(wanted)
+        order, sort = _ORDER[kind], _type_name(operand)
 
-        def wish(value: Attribute) -> bool:
-            return _sort(value) == sort and order(value, wanted)
+        def matches(value: Attribute) -> bool:
+            return _type_name(value) == sort and order(value, operand)
     else:
-        allowed = {(_sort(value), value) for value in (wanted if kind == "in" else [wanted])}
+        allowed = {(_type_name(value), value) for value in (operand if kind == "in" else [operand])}
 
-        def wish(value: Attribute) -> bool:
-            return (_sort(value), value) in allowed
+        def matches(value: Attribute) -> bool:
+            return (_type_name(value), value) in allowed
 
-    hits = np.fromiter((value is not None and wish(value) for value in column.values), np.bool_, len(column.values))
+    hits = np.fromiter((value is not None and matches(value) for value in column.values), np.bool_, len(column.values))
     hits[0] = False
     return hits[column.codes]
 
 
-def _sort(value: Attribute) -> str:
+def _type_name(value: Attribute) -> str:
     return "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
 
 

@@ -1,8 +1,8 @@
-"""The hook in the data path: retrieve for one request, put the passages into its prompt, and say what was cited.
+"""The grounding hook of the data path: retrieves passages for a request, adds them to its prompt, and cites them.
 
-What a request may read is decided before any provider is asked: a store that the key may not read answers as one that
-does not exist. After that, whatever a provider does wrong ends in one of two ways, by setting: an answer without
-passages that says so, or 503.
+Access is checked before any provider is called: a store that the key may not read looks like one that does not exist.
+A provider that fails after that leads to an answer without passages, marked as such (`fail_open`), or to 503
+(`fail_closed`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from service.admission.estimate import answer_tokens
 from service.errors import BadRequest, Unavailable
 from service.grounding.config import OnFailure
 from service.grounding.counts import GroundingCounts
-from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, Wish
-from service.grounding.outcome import Grounded, Outcome
-from service.grounding.places import Place
-from service.grounding.provider import MAX_PASSAGE_CHARS, KnowsStores, Passage, Provider, Query, store_not_found
-from service.grounding.template import CHARS_A_TOKEN, Quoted, Quoter, upper_tokens
+from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, RetrievalOptions
+from service.grounding.injectors import PromptInjector
+from service.grounding.outcome import GroundingResult, Outcome
+from service.grounding.provider import MAX_PASSAGE_CHARS, Passage, Provider, Query, StoreAwareProvider, store_not_found
+from service.grounding.template import CHARS_A_TOKEN, FormattedPassages, PassageFormatter, token_upper_bound
 
 RETRY_S: Final = 5
 MAX_ID_CHARS: Final = 200
 MAX_EXCERPT_CHARS: Final = 1000
 MAX_HEADER_CHARS: Final = 1024
 FRAME_TOKENS: Final = 8
-"""Tokens around one piece of text in a chat template, and then some."""
+"""Upper bound on the tokens that a chat template adds around one text."""
 SPARE: Final = 0.03
-"""Share of the context that stays free: counts are guesses here."""
+"""Share of the context that is kept free, because token counts are estimates here."""
 MAX_QUESTION_CHARS: Final = 4096
-"""Of a longer question, its end is what is looked up: there people ask."""
+"""Characters of the query; of a longer question the end is used, where the actual question usually is."""
 _LOG = logging.getLogger("hatrack.grounding")
 
 
@@ -45,23 +45,23 @@ class Hook:
 
     Args:
         providers: By the name that settings and requests use.
-        quoter: Makes text of passages.
-        context: The engine's context in tokens; None: not known, only the passages' own bound counts.
-        on_failure: For versions that do not say.
-        timeout_s: For versions that do not say.
+        formatter: Formats passages for the prompt.
+        context: The engine's context in tokens; None: unknown, and only the limit on the passages applies.
+        on_failure: Default for versions that do not set it.
+        timeout_s: Default for versions that do not set it.
     """
 
     def __init__(
         self,
         providers: Mapping[str, Provider],
-        quoter: Quoter,
+        formatter: PassageFormatter,
         *,
         context: int | None,
         on_failure: OnFailure,
         timeout_s: float,
     ) -> None:
         self._providers = dict(providers)
-        self._quoter = quoter
+        self._formatter = formatter
         self._context = context
         self._on_failure = on_failure
         self._timeout_s = timeout_s
@@ -73,147 +73,156 @@ class Hook:
         return tuple(sorted(self._providers))
 
     async def ground(
-        self, wish: Wish, caller: Caller, adapter: str | None, body: dict[str, Any], place: Place
-    ) -> Grounded:
-        """Retrieve, and put the passages into ``body``: the checked request with its version's settings.
+        self,
+        options: RetrievalOptions,
+        caller: Caller,
+        adapter: str | None,
+        body: dict[str, Any],
+        injector: PromptInjector,
+    ) -> GroundingResult:
+        """Retrieve passages and insert them into ``body``, the checked request with its version's settings.
 
         Args:
-            adapter: The name of the adapter that the request is for; None: the base.
+            adapter: The name of the requested adapter; None: the base.
 
         Raises:
-            BadRequest: The request names a provider that there is not, or wants passages and asks nothing.
-            NotFound: A store that does not exist, or that the key may not read.
-            Unavailable: The provider was late or broken, and the version fails closed.
+            BadRequest: The request names an unknown provider, or asks for grounding without a question.
+            NotFound: A store does not exist, or the key may not read it.
+            Unavailable: The provider timed out or failed, and the version fails closed.
         """
-        provider = self._providers.get(wish.provider)
-        if provider is None and wish.provider_asked:
+        provider = self._providers.get(options.provider)
+        if provider is None and options.provider_requested:
             raise BadRequest(
-                f"there is no grounding provider {wish.provider!r}; there are {', '.join(self.providers)}",
+                f"no grounding provider {options.provider!r}; available: {', '.join(self.providers)}",
                 param=PROVIDER_PARAM,
             )
-        await self._demand_readable(provider, wish, caller)
-        question = place.question(body)
-        if not question.strip() and not wish.asked:
-            return Grounded("empty", place, 0.0, headers=_headers("empty", ()))
+        await self._check_stores(provider, options, caller)
+        question = injector.question(body)
+        if not question.strip() and not options.requested:
+            return GroundingResult("empty", injector, 0.0, headers=_headers("empty", ()))
         if not question.strip():
-            raise BadRequest("grounding needs a question: no message of the user has text", param="grounding")
+            raise BadRequest("grounding needs a question, but no user message contains text", param="grounding")
         query = Query(
             text=question[-MAX_QUESTION_CHARS:],
-            messages=place.conversation(body),
+            messages=injector.conversation(body),
             adapter=adapter,
             project=caller.project,
-            store_ids=wish.store_ids,
-            filters=wish.filters,
-            k=wish.k,
-            threshold=wish.threshold,
+            store_ids=options.store_ids,
+            filters=options.filters,
+            k=options.k,
+            threshold=options.threshold,
         )
-        began = time.perf_counter()
-        found = await self._ask(provider, query, wish)
-        seconds = time.perf_counter() - began
-        if isinstance(found, str):
-            outcome: Outcome = found
+        started = time.perf_counter()
+        passages = await self._retrieve(provider, query, options)
+        seconds = time.perf_counter() - started
+        if isinstance(passages, str):
+            outcome: Outcome = passages
         else:
-            room = self._budget(wish, body, place)
-            quoted = self._quoter.quote(caller.project, wish.template, found, room) if found else None
-            if quoted is not None:
-                self.counts.note(wish.provider, "ok", seconds, len(quoted.used))
-                place.put(body, quoted)
-                return _grounded(quoted, place, seconds)
-            outcome = "no_room" if found else "empty"
-        self.counts.note(wish.provider, outcome, seconds, 0)
-        self._demand_open(wish, outcome)
-        return Grounded(outcome, place, seconds, headers=_headers(outcome, ()))
+            room = self._budget(options, body, injector)
+            formatted = self._formatter.format(caller.project, options.template, passages, room) if passages else None
+            if formatted is not None:
+                self.counts.record(options.provider, "ok", seconds, len(formatted.used))
+                injector.inject(body, formatted)
+                return _result(formatted, injector, seconds)
+            outcome = "no_room" if passages else "empty"
+        self.counts.record(options.provider, outcome, seconds, 0)
+        self._raise_if_closed(options, outcome)
+        return GroundingResult(outcome, injector, seconds, headers=_headers(outcome, ()))
 
-    async def _demand_readable(self, provider: Provider | None, wish: Wish, caller: Caller) -> None:
-        """Raise NotFound for the first store that is not there for this caller."""
-        if isinstance(provider, KnowsStores):
-            await provider.demand_readable(caller, wish.store_ids, STORES_PARAM)
+    async def _check_stores(self, provider: Provider | None, options: RetrievalOptions, caller: Caller) -> None:
+        """Raise NotFound for the first store that does not exist or that the caller may not read."""
+        if isinstance(provider, StoreAwareProvider):
+            await provider.demand_readable(caller, options.store_ids, STORES_PARAM)
             return
-        # others' stores have no names here, and what an id says to them is their own affair: a key's globs are held
-        # against the provider's name, and then against the ids too
-        for name in (wish.provider, *wish.store_ids):
+        # stores of other providers have no names here: match the key's globs against the provider's name and the ids
+        for name in (options.provider, *options.store_ids):
             if not caller.may_read(name):
                 raise store_not_found(name, STORES_PARAM)
 
-    async def _ask(
-        self, provider: Provider | None, query: Query, wish: Wish
+    async def _retrieve(
+        self, provider: Provider | None, query: Query, options: RetrievalOptions
     ) -> list[Passage] | Literal["late", "broken"]:
-        if provider is None:  # its version was made where the provider was installed: no fault of the caller's
-            _LOG.error("there is no grounding provider %s, which a version's settings name", wish.provider)
+        if provider is None:  # the version was created where the provider was installed: not the caller's fault
+            _LOG.error("no grounding provider %s, although a version's settings name it", options.provider)
             return "broken"
-        timeout_s = wish.timeout_s or self._timeout_s
+        timeout_s = options.timeout_s or self._timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
-        failed: Literal["late", "broken"]
+        outcome: Literal["late", "broken"]
         try:
             async with asyncio.timeout_at(deadline):
-                given = (await provider.retrieve(query, deadline))[: query.k]
-            return self._usable(given, query, wish.provider)
+                passages = (await provider.retrieve(query, deadline))[: query.k]
+            return self._usable(passages, query, options.provider)
         except TimeoutError:
-            failed = "late"
-            _LOG.warning("grounding provider %s was late", wish.provider, extra={"timeout_s": timeout_s})
+            outcome = "late"
+            _LOG.warning("grounding provider %s timed out", options.provider, extra={"timeout_s": timeout_s})
         except Exception:
-            # a provider may be anybody's code: whatever it raises is its failure, and the request has its own way on
-            failed = "broken"
-            _LOG.exception("grounding provider %s failed", wish.provider)
-        return failed
+            # a provider may be third-party code: any exception counts as its failure
+            outcome = "broken"
+            _LOG.exception("grounding provider %s failed", options.provider)
+        return outcome
 
-    def _usable(self, given: Sequence[Passage], query: Query, name: str) -> list[Passage]:
-        """What fits among a provider's passages; those that cannot be used cost themselves alone.
+    def _usable(self, passages: Sequence[Passage], query: Query, name: str) -> list[Passage]:
+        """The provider's passages without the malformed ones, the empty ones and those below the threshold.
 
         Raises:
-            TypeError, ValueError: None of them can be used.
+            TypeError, ValueError: All of them are malformed.
         """
-        sound, errors = [], []
-        for passage in given:
+        usable, errors = [], []
+        for passage in passages:
             try:
                 _check(passage)
             except (TypeError, ValueError) as error:
                 errors.append(error)
             else:
-                sound.append(passage)
+                usable.append(passage)
         if errors:
-            self.counts.drop(name, len(errors))
-            if not sound:
+            self.counts.record_unusable(name, len(errors))
+            if not usable:
                 raise errors[0]
             extra = {"passages": len(errors), "reason": str(errors[0])}
-            _LOG.warning("grounding provider %s gave passages that cannot be used", name, extra=extra)
-        return [one for one in sound if one.text.strip() and (query.threshold is None or one.score >= query.threshold)]
+            _LOG.warning("grounding provider %s returned unusable passages", name, extra=extra)
+        return [
+            passage
+            for passage in usable
+            if passage.text.strip() and (query.threshold is None or passage.score >= query.threshold)
+        ]
 
-    def _demand_open(self, wish: Wish, outcome: Outcome) -> None:
-        """Raise Unavailable where the provider failed and nothing may be answered without it."""
-        if outcome in ("late", "broken") and (wish.on_failure or self._on_failure) == "fail_closed":
+    def _raise_if_closed(self, options: RetrievalOptions, outcome: Outcome) -> None:
+        """Raise Unavailable if the provider failed and the request fails closed."""
+        if outcome in ("late", "broken") and (options.on_failure or self._on_failure) == "fail_closed":
             raise Unavailable(
-                f"the grounding provider {wish.provider!r} is {outcome}, and this model does not answer without it",
+                f"the grounding provider {options.provider!r} is {outcome}, and this model requires grounding "
+                "(`fail_closed`); retry later",
                 retry_after=RETRY_S,
                 param="grounding",
                 code="grounding_unavailable",
             )
 
-    def _budget(self, wish: Wish, body: Mapping[str, Any], place: Place) -> int:
-        """Tokens that passages may take: their own bound, and what the context leaves beside the prompt and answer."""
+    def _budget(self, options: RetrievalOptions, body: Mapping[str, Any], injector: PromptInjector) -> int:
+        """Tokens available for passages: their limit, or what prompt and answer leave of the context if less."""
         if self._context is None:
-            return wish.max_passage_tokens
-        left = int(self._context * (1 - SPARE)) - answer_tokens(body)
-        for text in place.prompt(body):
-            if left <= 0:
+            return options.max_passage_tokens
+        remaining = int(self._context * (1 - SPARE)) - answer_tokens(body)
+        for text in injector.prompt(body):
+            if remaining <= 0:
                 return 0
-            # no more than tells that nothing is left: a prompt may be long, and the event loop counts
-            left -= upper_tokens(text[: left * CHARS_A_TOKEN]) + FRAME_TOKENS
-        return min(wish.max_passage_tokens, left)
+            # count no further than the remaining budget: prompts may be long, and this runs on the event loop
+            remaining -= token_upper_bound(text[: remaining * CHARS_A_TOKEN]) + FRAME_TOKENS
+        return min(options.max_passage_tokens, remaining)
 
 
 def _check(passage: Passage) -> None:
-    """Raise TypeError, ValueError where what a provider gave is no passage that can be shown and cited."""
-    if not isinstance(passage, Passage) or not _well_typed(passage):
-        raise TypeError("a provider must return passages, each member of the type that Passage says")
+    """Raise TypeError or ValueError if a provider's passage cannot be put into a prompt and cited."""
+    if not isinstance(passage, Passage) or not _is_well_typed(passage):
+        raise TypeError("a provider must return Passage objects whose fields have the documented types")
     if len(passage.text) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
-        raise ValueError(f"a passage has at most {MAX_PASSAGE_CHARS} characters, its id 1 to {MAX_ID_CHARS}")
-    # as JSON will hold it: half a character (a lone surrogate) or an integer of more than 64 bits cannot be sent
+        raise ValueError(f"a passage may have at most {MAX_PASSAGE_CHARS} characters, and its id 1 to {MAX_ID_CHARS}")
+    # fails for what JSON cannot hold: a lone surrogate, or an integer of more than 64 bits
     orjson.dumps((passage.text, _citation(0, passage)))
 
 
-def _well_typed(passage: Passage) -> bool:
-    """Whether a provider's members can be shown: nobody checks a plugin's types before."""
+def _is_well_typed(passage: Passage) -> bool:
+    """Whether the passage's fields have the documented types, which a plugin may violate."""
     if not isinstance(passage.attributes, Mapping):
         return False
     texts = (passage.id, passage.text, passage.source, passage.store_id, passage.file_id or "")
@@ -223,15 +232,15 @@ def _well_typed(passage: Passage) -> bool:
     )
 
 
-def _grounded(quoted: Quoted, place: Place, seconds: float) -> Grounded:
-    return Grounded(
+def _result(formatted: FormattedPassages, injector: PromptInjector, seconds: float) -> GroundingResult:
+    return GroundingResult(
         "ok",
-        place,
+        injector,
         seconds,
-        citations=orjson.dumps([_citation(n, passage) for n, passage in enumerate(quoted.used, start=1)]),
-        headers=_headers("ok", quoted.used),
-        tokens=quoted.tokens,
-        passages=len(quoted.used),
+        citations=orjson.dumps([_citation(n, passage) for n, passage in enumerate(formatted.used, start=1)]),
+        headers=_headers("ok", formatted.used),
+        tokens=formatted.tokens,
+        passages=len(formatted.used),
     )
 
 
@@ -248,15 +257,15 @@ def _citation(number: int, passage: Passage) -> dict[str, Any]:
     }
 
 
-def _headers(outcome: Outcome, used: Sequence[Passage]) -> tuple[tuple[bytes, str], ...]:
-    """How it ended, and the ids of what is cited, as many as fit."""
+def _headers(outcome: Outcome, cited: Sequence[Passage]) -> tuple[tuple[bytes, str], ...]:
+    """The response headers: the outcome, and the ids of the cited passages up to MAX_HEADER_CHARS characters."""
     ids: list[str] = []
     size = 0
-    for passage in used:
+    for passage in cited:
         name = quote(passage.id, safe="-._~:#/@")
         size += len(name) + 1
         if size > MAX_HEADER_CHARS:
             break
         ids.append(name)
-    said = ((b"x-hatrack-grounding", outcome),)
-    return (*said, (b"x-hatrack-citations", ",".join(ids))) if ids else said
+    headers = ((b"x-hatrack-grounding", outcome),)
+    return (*headers, (b"x-hatrack-citations", ",".join(ids))) if ids else headers

@@ -1,34 +1,34 @@
-"""What retrieval for one request came to, as the data path carries it along."""
+"""The result of retrieval for one request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from service.grounding.places import CitingRelay, Place
+from service.grounding.injectors import CitationRelay, PromptInjector
 from service.http.stream import Relay
 
 Outcome = Literal["ok", "empty", "no_room", "late", "broken"]
-"""passages went in · none was found · the context has no room for one · the provider was late · it failed"""
+"""passages were added · none was found · none fits into the context · the provider timed out · it failed"""
 OUTCOMES: Final[tuple[Outcome, ...]] = ("ok", "empty", "no_room", "late", "broken")
 
 
 @dataclass(frozen=True, slots=True)
-class Grounded:
-    """What a request was given.
+class GroundingResult:
+    """The result of grounding one request.
 
     Attributes:
-        outcome: How it ended.
-        place: Where the citations go in the answer.
-        seconds: What retrieval took.
+        outcome: How retrieval ended.
+        injector: Adds the citations to the answer.
+        seconds: Duration of retrieval.
         citations: A JSON array.
-        headers: For the answer.
-        tokens: What the prompt has grown by, an upper guess.
-        passages: How many went in.
+        headers: Response headers.
+        tokens: Upper bound on the tokens added to the prompt.
+        passages: Number of passages added to the prompt.
     """
 
     outcome: Outcome
-    place: Place
+    injector: PromptInjector
     seconds: float
     citations: bytes = b"[]"
     headers: tuple[tuple[bytes, str], ...] = ()
@@ -36,9 +36,9 @@ class Grounded:
     passages: int = 0
 
     def relay(self, inner: Relay) -> Relay:
-        """A stream's relay that adds the citations."""
-        return CitingRelay(inner, self.place, self.citations)
+        """Wrap a stream's relay to add the citations."""
+        return CitationRelay(inner, self.injector, self.citations)
 
     def cite(self, answer: bytes) -> bytes:
-        """A whole answer with the citations."""
-        return self.place.cite(answer, self.citations)
+        """Add the citations to a whole answer."""
+        return self.injector.cite(answer, self.citations)

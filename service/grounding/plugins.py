@@ -22,12 +22,15 @@ def load_plugins() -> dict[str, Provider]:
     Raises:
         SettingsError: One cannot be loaded, is no provider, or has a name that cannot be used.
     """
-    found: dict[str, Provider] = {}
+    providers: dict[str, Provider] = {}
     for point in entry_points(group=GROUP):
-        if point.name in (EMBEDDED, WEBHOOK, *found) or not PROVIDER_NAME.fullmatch(point.name):
-            raise SettingsError(f"the grounding provider {point.value!r} cannot be named {point.name!r}")
-        found[point.name] = _load(point)
-    return found
+        if point.name in (EMBEDDED, WEBHOOK, *providers) or not PROVIDER_NAME.fullmatch(point.name):
+            raise SettingsError(
+                f"the grounding provider {point.value!r} cannot be named {point.name!r}: this name is reserved, "
+                "taken or malformed"
+            )
+        providers[point.name] = _load(point)
+    return providers
 
 
 def _load(point: EntryPoint) -> Provider:

@@ -19,7 +19,7 @@ Attribute = str | float | bool
 Filters = Mapping[str, Any]
 """OpenAI's ComparisonFilter ``{"type", "key", "value"}`` or CompoundFilter ``{"type": "and"|"or", "filters": […]}``."""
 MAX_PASSAGE_CHARS: Final = 32_768
-"""Of a passage's text; a longer one cannot be used."""
+"""Maximum length of a passage's text; longer passages are dropped."""
 NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
 
 
@@ -48,7 +48,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of a provider.
+    """A query to a provider.
 
     Attributes:
         text: The question: the text of the last message of the user.
@@ -57,7 +57,7 @@ class Query:
         project: Whose stores may be read, and no others.
         store_ids: The stores to look in, each of which the caller may read.
         filters: Only passages of documents whose metadata match; None is all.
-        k: Most passages that are wanted, at least 1.
+        k: Maximum number of passages, at least 1.
         threshold: Only passages with at least this score; None is all.
     """
 
@@ -73,30 +73,29 @@ class Query:
 
 @runtime_checkable
 class Provider(Protocol):
-    """Finds passages. What it raises, whatever it is, means that it is broken; nothing of it reaches a client."""
+    """Finds passages. Any exception counts as a failure of the provider; its message never reaches a client."""
 
     async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
         """The passages that fit best, best first, at most ``query.k``.
 
         Args:
-            query: What is asked.
-            deadline: On the event loop's clock, seconds: nobody waits for the answer any longer than that, and the call
-                is cancelled then.
+            query: The question and its constraints.
+            deadline: On the event loop's clock, seconds; the call is cancelled then.
         """
 
 
 @runtime_checkable
-class KnowsStores(Protocol):
-    """A provider that can tell itself who may read which of its stores; others' are known by their names alone."""
+class StoreAwareProvider(Protocol):
+    """A provider that checks access to its stores itself; for others, the key's globs are matched against names."""
 
     async def demand_readable(self, caller: Caller, store_ids: Sequence[str], param: str) -> None:
         """Check all stores that a request names, in the field ``param``.
 
         Raises:
-            NotFound: One does not exist, or the caller's key may not read it: nobody can tell which.
+            NotFound: One does not exist, or the caller's key may not read it; the error is the same.
         """
 
 
 def store_not_found(store_id: str, param: str = "vector_store_id") -> NotFound:
-    """The answer for a store that does not exist, and for one that the key may not read."""
-    return NotFound(f"there is no vector store {store_id[:80]!r}", param=param, code="vector_store_not_found")
+    """The error for a store that does not exist or that the key may not read."""
+    return NotFound(f"no such vector store: {store_id[:80]!r}", param=param, code="vector_store_not_found")

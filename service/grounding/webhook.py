@@ -89,10 +89,10 @@ def signing_key(secret: str) -> bytes:
     try:
         return base64.b64decode(secret.removeprefix(WHSEC), validate=True)
     except ValueError as error:
-        raise SettingsError(f"HATRACK_GROUNDING_SECRET: what follows {WHSEC} is not base64") from error
+        raise SettingsError(f"HATRACK_GROUNDING_SECRET: the value after `{WHSEC}` is not valid base64") from error
 
 
-class _Given(BaseModel):
+class _WebhookPassage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -104,10 +104,10 @@ class _Given(BaseModel):
     attributes: Annotated[dict[str, str | bool | float], Field(max_length=16)] = Field(default_factory=dict)
 
 
-class _Answer(BaseModel):
+class _WebhookResponse(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    passages: Annotated[list[_Given], Field(max_length=4 * MAX_RESULTS)]
+    passages: Annotated[list[_WebhookPassage], Field(max_length=4 * MAX_RESULTS)]
 
 
 def is_allowed(address: str, networks: Sequence[Network]) -> bool:
@@ -116,15 +116,15 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
     Link-local addresses and METADATA are none of these without a network that names them: there, clouds give out
     credentials.
     """
-    found = ip_address(address.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
+    ip = ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
     if networks:
-        return any(found in network for network in networks)
-    if found in METADATA:
+        return any(ip in network for network in networks)
+    if ip in METADATA:
         return False
-    if found.is_loopback:
+    if ip.is_loopback:
         return True  # ::1 lies in a range that counts as reserved
-    return not (found.is_link_local or found.is_multicast or found.is_unspecified or found.is_reserved)
+    return not (ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved)
 
 
 class AllowedResolver(AbstractResolver):
@@ -138,10 +138,10 @@ class AllowedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """The host's allowed addresses. Raises OSError where there is none."""
-        found = await self._inner.resolve(host, port, family)
-        allowed = [one for one in found if is_allowed(one["host"], self._networks)]
+        results = await self._inner.resolve(host, port, family)
+        allowed = [result for result in results if is_allowed(result["host"], self._networks)]
         if not allowed:
-            raise OSError(f"{host} leads to addresses that the settings do not allow")
+            raise OSError(f"{host} resolves only to addresses outside HATRACK_GROUNDING_NETWORKS")
         return allowed
 
     async def close(self) -> None:
@@ -196,7 +196,7 @@ class Webhook:
             TimeoutError: It did not answer in time.
             WebhookFailed: It cannot be reached, or what it said is no answer.
         """
-        body = orjson.dumps(_asked(query))
+        body = orjson.dumps(_request_body(query))
         now = int(self._clock())
         headers = {
             "content-type": "application/json",
@@ -215,8 +215,8 @@ class Webhook:
                 timeout=aiohttp.ClientTimeout(total=left_s),
             ) as response:
                 if response.status != 200:
-                    raise WebhookFailed(f"the retriever answered {response.status}")
-                return _passages(await _read(response), query)
+                    raise WebhookFailed(f"the retriever returned status {response.status}")
+                return _parse_passages(await _read_response(response), query)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -224,7 +224,7 @@ class Webhook:
             await self._session.close()
 
 
-def _asked(query: Query) -> dict[str, Any]:
+def _request_body(query: Query) -> dict[str, Any]:
     return {
         "query": query.text,
         "messages": list(query.messages),
@@ -237,33 +237,33 @@ def _asked(query: Query) -> dict[str, Any]:
     }
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read_response(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            raise WebhookFailed(f"the retriever's answer has more than {MAX_ANSWER_BYTES} bytes")
+            raise WebhookFailed(f"the retriever's response exceeds {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
 
 
-def _passages(body: bytes, query: Query) -> list[Passage]:
+def _parse_passages(body: bytes, query: Query) -> list[Passage]:
     try:
-        given = _Answer.model_validate_json(body).passages
+        passages = _WebhookResponse.model_validate_json(body).passages
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
-        raise WebhookFailed(f"the retriever's answer is not well formed: {where}: {first['msg']}") from None
+        raise WebhookFailed(f"the retriever's response is malformed: {where}: {first['msg']}") from None
     return [
         Passage(
-            id=one.id,
-            text=one.text,
-            score=one.score,
-            source=one.source,
-            store_id=one.vector_store_id or "",
-            file_id=one.file_id,
-            attributes=one.attributes,
+            id=passage.id,
+            text=passage.text,
+            score=passage.score,
+            source=passage.source,
+            store_id=passage.vector_store_id or "",
+            file_id=passage.file_id,
+            attributes=passage.attributes,
         )
-        for one in given
+        for passage in passages
     ]
 
 

@@ -38,5 +38,5 @@ class Relay(Protocol):
     def counted(self) -> Usage | None:
         """The engine's count, or the best guess at it."""
 
-    def last_words(self, error: HatrackError, request_id: str, /) -> bytes:
+    def error_event(self, error: HatrackError, request_id: str, /) -> bytes:
         """The event that tells the client of an error."""

@@ -18,7 +18,7 @@ from service.http.stream import END, Usage
 from service.inference.dialect import Dialect
 from service.inference.fields import Table
 from service.inference.relay import EventRelay, Renamer
-from service.inference.tools import chosen, make_strict
+from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
 _COUNTS = re.compile(
@@ -29,7 +29,7 @@ _MESSAGE = b"event: message_"
 _ERROR = b"event: error\n"
 _DELTA = b"event: content_block_delta\n"
 _START = b"event: message_start\n"
-_COUNTED = b"event: message_delta\n"
+_MESSAGE_DELTA = b"event: message_delta\n"
 _STOP = b"event: message_stop\n"
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _ENGINES_ID, _ID = b'"id":"chatcmpl-', b'"id":"msg_'
@@ -69,47 +69,47 @@ def message_usage(data: bytes) -> Usage | None:
 class MessagesRelay(EventRelay):
     """Begins with `message_start`, ends with `message_stop`."""
 
-    __slots__ = ("_began_with", "_held")
+    __slots__ = ("_held", "_start_usage")
 
     def __init__(self, renamer: Renamer) -> None:
         super().__init__(renamer)
-        self._began_with: Usage | None = None
+        self._start_usage: Usage | None = None
         self._held: list[bytes] = []
 
-    def _whole(self, block: bytes) -> bytes:
+    def _process(self, block: bytes) -> bytes:
         if self._held or _MESSAGE in block or _ERROR in block:
-            block = self._look(block)
+            block = self._scan(block)
         self.events += block.count(_DELTA)
         return block
 
-    def _look(self, block: bytes) -> bytes:
-        kept: list[bytes] = []
+    def _scan(self, block: bytes) -> bytes:
+        output: list[bytes] = []
         for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event.partition(b"\ndata: ")[2]
                 break
             if event.startswith(_START):
-                self._began_with = message_usage(event)
+                self._start_usage = message_usage(event)
                 self._held = [self._rename(event).replace(_ENGINES_ID, _ID, 1), END, _PING]
                 continue
-            kept += self._held
+            output += self._held
             self._held = []
-            if event.startswith(_COUNTED):
+            if event.startswith(_MESSAGE_DELTA):
                 self.usage = message_usage(event)
-            kept += (event, END)
+            output += (event, END)
             if event.startswith(_STOP):
                 self.done = True
                 break
-        return b"".join(kept)
+        return b"".join(output)
 
     def counted(self) -> Usage | None:
         """The engine's count, else the prompt's and the number of events with content."""
-        if self.usage is not None or self._began_with is None:
+        if self.usage is not None or self._start_usage is None:
             return self.usage
-        start = self._began_with
+        start = self._start_usage
         return Usage(start.prompt_tokens, self.events, start.cached_tokens, exact=False)
 
-    def last_words(self, error: HatrackError, request_id: str) -> bytes:
+    def error_event(self, error: HatrackError, request_id: str) -> bytes:
         """Anthropic's error event."""
         return b"event: error\ndata: " + error_payload(error, request_id) + END
 
@@ -128,17 +128,17 @@ class Messages(Dialect):
         if isinstance(body.get("stop_sequences"), str):  # a version's default may be one string
             body["stop_sequences"] = [body["stop_sequences"]]
 
-    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
+    def _add_system_prompt(self, body: dict[str, Any], prompt: str) -> None:
         if "system" not in body and not any(message["role"] == "system" for message in body["messages"]):
             body["system"] = prompt
 
     def force_tools(self, body: dict[str, Any]) -> None:
         choice = body.get("tool_choice", {})
         if choice.get("type") in ("any", "tool"):
-            for tool in chosen(body.get("tools", ()), choice.get("name")):
+            for tool in forced_tools(body.get("tools", ()), choice.get("name")):
                 make_strict(tool, "input_schema")
 
-    def fixed(self, _body: Mapping[str, Any]) -> dict[str, Any]:
+    def gateway_fields(self, _body: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:

@@ -28,17 +28,17 @@ from service.inference.messages import MAX_MESSAGES
 from service.inference.tools import parameters_schema, tool_name
 from service.inference.values import MAX_HINT_CHARS, MAX_TOKEN_ID, template_kwargs
 
-NO_FILES = "no URL or file is opened for a request"
+NO_FILES = "the server does not fetch URLs or open files"
 BUILT_IN = "tools that run on the server are not served"
 MIN_THINKING_TOKENS = 1024
-UNSAID = ("cache_control", "citations")
+IGNORED_MEMBERS = ("cache_control", "citations")
 """Members of a block that ask for nothing here: the engine's prefix cache needs no marks, and cites nothing."""
 
 _HINT = text(MAX_HINT_CHARS)
 
 
-def _block(known: dict[str, Check], *required: str, unsaid: tuple[str, ...] = ()) -> Check:
-    return shaped({"type": text(), **known}, required=required, dropped=UNSAID + unsaid)
+def _block(known: dict[str, Check], *required: str, ignored: tuple[str, ...] = ()) -> Check:
+    return shaped({"type": text(), **known}, required=required, dropped=IGNORED_MEMBERS + ignored)
 
 
 _TEXT = _block({"text": text()}, "text")
@@ -64,13 +64,13 @@ _BLOCKS: dict[str, dict[str, Check]] = {
         "text": _TEXT,
         "image": _IMAGE,
         "tool_result": _block(
-            {"tool_use_id": _HINT, "content": _RESULT, "is_error": boolean}, "tool_use_id", unsaid=("toolset_name",)
+            {"tool_use_id": _HINT, "content": _RESULT, "is_error": boolean}, "tool_use_id", ignored=("toolset_name",)
         ),
     },
     "assistant": {
         "text": _TEXT,
         "tool_use": _block(
-            {"id": _HINT, "name": text(256), "input": mapping}, "id", "name", unsaid=("caller", "toolset_name")
+            {"id": _HINT, "name": text(256), "input": mapping}, "id", "name", ignored=("caller", "toolset_name")
         ),
         "thinking": _block({"thinking": text(), "signature": text()}, "thinking"),
         "redacted_thinking": _block({"data": text()}),
@@ -85,7 +85,8 @@ def _content(role: str) -> Check:
 
 
 _MESSAGES = {
-    role: shaped({"role": text(), "content": _content(role)}, required=("content",), dropped=UNSAID) for role in _BLOCKS
+    role: shaped({"role": text(), "content": _content(role)}, required=("content",), dropped=IGNORED_MEMBERS)
+    for role in _BLOCKS
 }
 
 
@@ -107,8 +108,8 @@ def check_conversation(value: Any, path: str) -> None:
     last = len(value) - 1
     if value[last]["role"] == "assistant":
         raise FieldRefused(
-            f"`{path}.{last}.role` is 'assistant': an answer that was begun cannot be continued here; "
-            "end with a message of the user",
+            f"`{path}.{last}.role` is 'assistant': continuing a partial answer is not supported; "
+            "end with a user message",
             param=f"{path}.{last}.role",
         )
 
@@ -155,14 +156,14 @@ _tool_choice = by_type(
 )
 
 
-def _thinking(most: int | None) -> Check:
-    shown = one_of("summarized", "omitted")
+def _thinking(max_tokens: int | None) -> Check:
+    tokens_bound = one_of("summarized", "omitted")
     return by_type(
         {
             "disabled": shaped({"type": text()}),
-            "adaptive": shaped({"type": text(), "display": shown}),
+            "adaptive": shaped({"type": text(), "display": tokens_bound}),
             "enabled": shaped(
-                {"type": text(), "budget_tokens": integer(MIN_THINKING_TOKENS, most), "display": shown},
+                {"type": text(), "budget_tokens": integer(MIN_THINKING_TOKENS, max_tokens), "display": tokens_bound},
                 required=("budget_tokens",),
             ),
         }

@@ -1,6 +1,6 @@
-"""How a family of routes speaks: its streams, its counts, its errors, and where a version's settings go.
+"""API dialects: how a family of routes formats streams, usage and errors, and applies a version's settings.
 
-What is here is OpenAI's chat and text completions, embeddings and tokens; the other dialects change what differs.
+The base class covers OpenAI's completions, embeddings and tokenizer routes; subclasses override what differs.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from service.errors import HatrackError
 from service.http.stream import Usage
 from service.inference.fields import SAMPLING_FIELDS, Table
 from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
-from service.inference.tools import chosen, make_strict
+from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
 
 class Dialect:
-    """OpenAI's completions. Holds nothing: one instance serves every request."""
+    """OpenAI's completions. Stateless."""
 
     id_header: ClassVar[bytes | None] = None
-    """Another header that this dialect's clients read the request's id from."""
+    """An additional response header for the request's id."""
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Sampling defaults that have another name in this dialect's requests."""
 
@@ -40,7 +40,7 @@ class Dialect:
             generates: Sampling defaults apply.
         """
         if settings.system_prompt is not None:
-            self._instruct(body, settings.system_prompt)
+            self._add_system_prompt(body, settings.system_prompt)
         if not generates:
             return
         for name, value in settings.sampling.items():
@@ -51,26 +51,26 @@ class Dialect:
                 continue
             body[field] = value
 
-    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
-        """Put the system prompt first. A text completion has no place for one: it gets none."""
+    def _add_system_prompt(self, body: dict[str, Any], prompt: str) -> None:
+        """Prepend the system prompt. Text completions have no field for one and get none."""
         messages = body.get("messages")
         if messages is not None and not any(message["role"] in ("system", "developer") for message in messages):
             body["messages"] = [{"role": "system", "content": prompt}, *messages]
 
     def force_tools(self, body: dict[str, Any]) -> None:
-        """Have a call that the request forces decoded by the function's schema; changes its tools in place.
+        """Make forced tool calls follow the function's schema; changes the request's tools in place.
 
         Raises:
-            BadRequest: It forces a call of a function that it does not declare.
+            BadRequest: The forced function is not in `tools`.
         """
         choice = body.get("tool_choice")
         if choice == "required" or isinstance(choice, dict):
             functions = (tool["function"] for tool in body.get("tools", ()))
-            for function in chosen(functions, choice["function"]["name"] if isinstance(choice, dict) else None):
+            for function in forced_tools(functions, choice["function"]["name"] if isinstance(choice, dict) else None):
                 make_strict(function, "parameters")
 
-    def fixed(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What the engine is told whatever the request says."""
+    def gateway_fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields that the gateway sets regardless of the request."""
         if not body.get("stream"):
             return {}
         options = body.get("stream_options") or {}
@@ -78,16 +78,16 @@ class Dialect:
         return {"stream_options": {"include_usage": True, "continuous_usage_stats": continuous}}
 
     def relay(self, renamer: Renamer, body: Mapping[str, Any]) -> EventRelay:
-        """A relay for one stream."""
+        """Create a relay for one stream."""
         options = body.get("stream_options") or {}
         return ChatRelay(renamer, show_usage=bool(options.get("include_usage")))
 
     def usage(self, answer: bytes) -> Usage | None:
-        """The engine's count in a whole answer; None: it has none."""
+        """The usage in a whole answer; None: it has none."""
         return find_usage(answer)
 
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:
-        """A whole answer as the client gets it."""
+        """Convert a whole answer for the client."""
         return renamer.rename(answer)
 
 

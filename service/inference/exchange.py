@@ -1,4 +1,4 @@
-"""One HTTP exchange over ASGI: the body in, the answer out, and a watch on the client that leaves."""
+"""One HTTP exchange over ASGI: reads the body, sends the answer, and detects a client that disconnects."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-SayError = Callable[[HatrackError, str], bytes]
-"""Takes an error and the request's id, gives the bytes for the client."""
+ErrorFormatter = Callable[[HatrackError, str], bytes]
+"""Formats an error for the client, given the request's id."""
 
 BODY_TIMEOUT_S = 60.0
-LAST_WORDS_TIMEOUT_S = 5.0
-"""For the error event at a stream's end: its client may be the one that reads nothing."""
+ERROR_EVENT_TIMEOUT_S = 5.0
+"""Time limit for sending the error event at a stream's end, s: the client may not be reading."""
 CLIENT_LEFT = 499
-"""The status in logs and metrics of a request whose client left; nobody receives it."""
+"""Status in logs and metrics of a request whose client disconnected; it is never sent."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 class ClientLeft(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """The client closed its connection."""
 
 
 def _openai_error(error: HatrackError, _request_id: str) -> bytes:
@@ -38,7 +38,7 @@ class Exchange:
     """A request and its answer."""
 
     __slots__ = (
-        *("_error_body", "_last_words", "_more", "_receive", "_send"),
+        *("_error_body", "_error_event", "_extra_headers", "_receive", "_send"),
         *("headers", "path", "peer", "request_id", "started", "status"),
     )
 
@@ -50,46 +50,46 @@ class Exchange:
         self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        given = self.headers.get("x-request-id", "")
-        self.request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
-        self._more: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
-        self._error_body: SayError = _openai_error
-        self._last_words: SayError | None = None
+        client_id = self.headers.get("x-request-id", "")
+        self.request_id = client_id if _SANE_ID.fullmatch(client_id) else secrets.token_hex(16)
+        self._extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self._error_body: ErrorFormatter = _openai_error
+        self._error_event: ErrorFormatter | None = None
         self.started = False
         self.status = 0
 
-    def speak(self, error_body: SayError, id_header: bytes | None) -> None:
-        """Take on the shape of errors of the route's dialect, and its own header for the request's id."""
+    def set_dialect(self, error_body: ErrorFormatter, id_header: bytes | None) -> None:
+        """Set how the route's dialect formats errors, and its own header for the request's id."""
         self._error_body = error_body
         if id_header is not None:
             self.add_header(id_header, self.request_id)
 
     def add_header(self, name: bytes, value: str) -> None:
-        """Put a header on the answer, whatever the answer is."""
-        self._more.append((name, value.encode("latin-1")))
+        """Add a response header, also to error responses."""
+        self._extra_headers.append((name, value.encode("latin-1")))
 
     def add_headers(self, headers: list[tuple[bytes, str]]) -> None:
-        """Put headers on the answer, whatever the answer is."""
-        self._more.extend((name, value.encode("latin-1")) for name, value in headers)
+        """Add response headers, also to error responses."""
+        self._extra_headers.extend((name, value.encode("latin-1")) for name, value in headers)
 
-    async def read_json_body(self, most: int) -> bytes:
-        """The body, of at most ``most`` bytes, whatever the headers say of its length.
+    async def read_json_body(self, max_bytes: int) -> bytes:
+        """Read the body, at most ``max_bytes`` bytes regardless of its content-length.
 
         Raises:
-            WrongMediaType: It is not said to be plain JSON.
+            WrongMediaType: The content type is not JSON, or the body is encoded.
             TooLarge: It has more bytes; the rest is not read.
             BadRequest: It did not arrive in time.
             ClientLeft: The client closed the connection.
         """
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise WrongMediaType(f"the body must be `application/json`, found {kind[:80]!r}")
+            raise WrongMediaType(f"the content type must be `application/json`; got {kind[:80]!r}")
         coding = self.headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
-            raise WrongMediaType(f"the body must come without a content-encoding, found {coding[:80]!r}")
-        said = self.headers.get("content-length", "")
-        if said.isascii() and said.isdigit() and int(said[:20]) > most:
-            raise _too_large(most)
+            raise WrongMediaType(f"the body must not have a content-encoding; got {coding[:80]!r}")
+        content_length = self.headers.get("content-length", "")
+        if content_length.isascii() and content_length.isdigit() and int(content_length[:20]) > max_bytes:
+            raise _too_large(max_bytes)
         parts: list[bytes] = []
         size = 0
         try:
@@ -100,17 +100,17 @@ class Exchange:
                         raise ClientLeft
                     part = message.get("body", b"")
                     size += len(part)
-                    if size > most:
-                        raise _too_large(most)
+                    if size > max_bytes:
+                        raise _too_large(max_bytes)
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
 
-    def leash(self, limit_s: float) -> Leash:
-        """A context that ends when the client leaves or the time is up."""
-        return Leash(self._receive, limit_s)
+    def cancel_on_disconnect(self, limit_s: float) -> RequestScope:
+        """A context that is cancelled when the client disconnects or after ``limit_s`` seconds."""
+        return RequestScope(self._receive, limit_s)
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a whole JSON answer."""
@@ -124,9 +124,9 @@ class Exchange:
         )
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_events(self, last_words: SayError) -> None:
-        """Begin a stream of server-sent events; ``last_words`` makes the event that tells of an error in it."""
-        self._last_words = last_words
+    async def start_events(self, error_event: ErrorFormatter) -> None:
+        """Begin a stream of server-sent events; ``error_event`` formats an error that occurs in it."""
+        self._error_event = error_event
         await self._start(
             200,
             [
@@ -138,10 +138,10 @@ class Exchange:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started, self.status = True, status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._more})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._extra_headers})
 
     async def write(self, data: bytes) -> None:
-        """Send a part of the body; waits while the client is slow to read."""
+        """Send a part of the body; waits while the client reads slowly."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self) -> None:
@@ -149,31 +149,31 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def fail(self, error: HatrackError) -> None:
-        """Tell the client of an error: as an answer, or as the last event of a stream that has begun."""
+        """Send an error to the client: as the response, or as the last event of a stream that has begun."""
         if not self.started:
             await self.answer(error.status, self._error_body(error, self.request_id), error.headers)
-        elif self._last_words is not None:
+        elif self._error_event is not None:
             try:
-                async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
-                    await self.write(self._last_words(error, self.request_id))
+                async with asyncio.timeout(ERROR_EVENT_TIMEOUT_S):
+                    await self.write(self._error_event(error, self.request_id))
                     await self.finish()
             except TimeoutError:
                 return
 
 
-def _too_large(most: int) -> TooLarge:
-    return TooLarge(f"the body has more than {most} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"})
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the body has more than {max_bytes} bytes (HATRACK_MAX_BODY_MIB)", headers={"connection": "close"})
 
 
-class Leash:
-    """Cancels what runs in it when the client leaves (ClientLeft) or when its time is up (Timeout)."""
+class RequestScope:
+    """Cancels its body when the client disconnects (raises ClientLeft) or the time is up (raises Timeout)."""
 
-    __slots__ = ("_gone", "_limit_s", "_receive", "_timeout", "_watcher")
+    __slots__ = ("_client_left", "_limit_s", "_receive", "_timeout", "_watcher")
 
     def __init__(self, receive: Receive, limit_s: float) -> None:
         self._receive = receive
         self._limit_s = limit_s
-        self._gone = False
+        self._client_left = False
         self._timeout = asyncio.timeout(limit_s)
 
     async def __aenter__(self) -> None:
@@ -183,17 +183,17 @@ class Leash:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             continue
-        self._gone = True
-        # one deadline serves both: moved to now, it cancels the relay, and whatever that holds open is closed
+        self._client_left = True
+        # reuse the deadline: moving it to now cancels the body, which closes the connection to the engine
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._watcher.cancel()
         try:
-            await self._timeout.__aexit__(kind, error, trace)
+            await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            if self._gone:
+            if self._client_left:
                 raise ClientLeft from None
             raise Timeout(f"the request took longer than {self._limit_s:g} s (HATRACK_REQUEST_TIMEOUT_S)") from None

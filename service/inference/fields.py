@@ -85,21 +85,21 @@ def refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str
 
 # what would let a caller point the engine elsewhere, reach into it, or step on another request
 GUARDED = (
-    refused("adapters are named in `model` or `adapter`", "lora_path", "lora_name", "lora_request", "lora_int_id")
+    refused("name the adapter in `model` or `adapter`", "lora_path", "lora_name", "lora_request", "lora_int_id")
     | refused("the chat template belongs to the base model", "chat_template")
     | refused(
-        "it reaches into the engine",
+        "it controls engine internals",
         *("kv_transfer_params", "ec_transfer_params", "mm_processor_kwargs", "media_io_kwargs", "mm_payload"),
         *("return_mm_kwargs", "vllm_xargs", "routed_experts_prompt_start", "return_routed_experts", "session_id"),
     )
-    | refused("it is set by the gateway alone", "cache_salt", "priority")
+    | refused("only the gateway sets it", "cache_salt", "priority")
     | refused("send the header `x-request-id`", "request_id")
-    | refused("prompts come as text or tokens", "prompt_embeds")
-    | refused("grounding belongs to the gateway: use `grounding`", "documents")
-    | refused("chat completions, responses and messages alone are grounded", "grounding", neutral=(False,))
+    | refused("send prompts as text or token ids", "prompt_embeds")
+    | refused("use `grounding`, which the gateway handles", "documents")
+    | refused("only chat completions, responses and messages can be grounded", "grounding", neutral=(False,))
     | refused("the engine's render routes are not served", "return_token_offsets", neutral=(False,))
     | refused(
-        "vLLM dropped it and would ignore it; use `structured_outputs` or `response_format`",
+        "vLLM removed it; use `structured_outputs` or `response_format`",
         *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
         "guided_whitespace_pattern",
     )
@@ -144,7 +144,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             truncation_side=one_of("left", "right"),
             prompt_logprobs=integer(0, settings.max_logprobs),
             logprob_token_ids=list_of(token_id, most=settings.max_logprobs),
-            allowed_token_ids=token_ids(least=1, most=MAX_ALLOWED_TOKENS),
+            allowed_token_ids=token_ids(min_items=1, max_items=MAX_ALLOWED_TOKENS),
             bad_words=list_of(stop, most=settings.max_stops),
             return_tokens_as_token_ids=boolean,
             return_token_ids=boolean,
@@ -199,13 +199,13 @@ def chat_table(settings: Settings) -> Table:
             prompt_cache_retention=hint,
             prediction=mapping,  # it may only make an answer faster, never another one
         )
-        | refused("nothing is stored here", "store", neutral=(False,))
-        | refused("there is one tier", "service_tier", neutral=("auto", "default"))
+        | refused("this server does not store completions", "store", neutral=(False,))
+        | refused("there is only one service tier", "service_tier", neutral=("auto", "default"))
         | refused("answers are text", "modalities", neutral=(["text"],))
         | refused("answers are text", "audio")
-        | refused("the model does not know it; say it in the prompt", "verbosity", neutral=("medium",))
-        | refused("there is no web search", "web_search_options")
-        | refused("there is no moderation", "moderation")
+        | refused("the model does not support it; ask for it in the prompt", "verbosity", neutral=("medium",))
+        | refused("web search is not supported", "web_search_options")
+        | refused("moderation is not supported", "moderation")
         | refused("it is deprecated; use `tools`", "functions", neutral=([],))
         | refused("it is deprecated; use `tool_choice`", "function_call", neutral=("none",))
         | refused("the engine returns every candidate; use `n`", "best_of", neutral=(1,))
@@ -224,7 +224,7 @@ def completions_table(settings: Settings) -> Table:
         )
         # checked against `n` in check_body: the engine cannot choose the best of more candidates than it returns
         | dropped(best_of=integer(1, settings.max_n))
-        | refused("the engine cannot fill a gap", "suffix", neutral=("",))
+        | refused("the engine does not support insertion", "suffix", neutral=("",))
     )
 
 
@@ -241,7 +241,7 @@ def embeddings_table(settings: Settings) -> Table:
             use_activation=boolean,
         )
         | dropped(user=text(MAX_HINT_CHARS))
-        | refused("embeddings are JSON here", "embed_dtype", "endianness", "padding")
+        | refused("embeddings are returned as JSON", "embed_dtype", "endianness", "padding")
         | refused("embeddings take `input`", "messages", "add_generation_prompt", "continue_final_message")
         | refused("embeddings take `input`", "chat_template_kwargs")
         | GUARDED
@@ -285,11 +285,11 @@ def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *,
         rule = table.get(name)
         if value is None:
             if rule is None and not pass_unknown:
-                raise unknown(name)
+                raise unknown_field(name)
             del body[name]
         elif rule is None:
             if not pass_unknown:
-                raise unknown(name)
+                raise unknown_field(name)
         elif rule.refuse is not None:
             if not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
                 raise FieldRefused(f"`{name}` cannot be used here: {rule.refuse}", param=name)
@@ -298,29 +298,29 @@ def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *,
             rule.check(value, name)
             if not rule.forward and name != "best_of":
                 del body[name]
-    _check_together(body, required)
+    _check_combinations(body, required)
 
 
-def _check_together(body: dict[str, Any], required: tuple[str, ...]) -> None:
+def _check_combinations(body: dict[str, Any], required: tuple[str, ...]) -> None:
     for group in required:
         names = group.split("|")
-        given = [name for name in names if name in body]
-        if len(given) != 1:
-            named = " or ".join(f"`{name}`" for name in names)
-            if given:
-                raise BadRequest(f"only one of {named} is allowed", param=given[1])
-            raise BadRequest(f"{named} is missing", param=names[0], code="missing_required_parameter")
+        present = [name for name in names if name in body]
+        if len(present) != 1:
+            names_list = " or ".join(f"`{name}`" for name in names)
+            if present:
+                raise BadRequest(f"only one of {names_list} is allowed", param=present[1])
+            raise BadRequest(f"{names_list} is missing", param=names[0], code="missing_required_parameter")
     best_of = body.pop("best_of", None)
     if best_of is not None and best_of != body.get("n", 1):
         raise FieldRefused(
-            f"`best_of` must be equal to `n` ({body.get('n', 1)}), found {best_of}: the engine returns every candidate",
+            f"`best_of` must equal `n` ({body.get('n', 1)}); got {best_of}. The engine returns every candidate",
             param="best_of",
         )
     if "stream_options" in body and not body.get("stream"):
         raise BadRequest("`stream_options` is only allowed with `stream: true`", param="stream_options")
 
 
-def unknown(name: str) -> UnknownField:
+def unknown_field(name: str) -> UnknownField:
     """The error for a field in no table."""
     return UnknownField(f"unknown field {found(name)}", param=name[:100])
 
@@ -343,5 +343,7 @@ def check_sampling(sampling: Mapping[str, Any], settings: Settings) -> None:
     for name, value in sampling.items():
         path = f"settings.sampling.{name[:100]}"
         if name not in SAMPLING_FIELDS:
-            raise UnknownField(f"{found(name)} is no sampling default; those are {sorted(SAMPLING_FIELDS)}", param=path)
+            raise UnknownField(
+                f"{found(name)} is not a sampling default; allowed are {sorted(SAMPLING_FIELDS)}", param=path
+            )
         table[name].check(value, path)

@@ -23,7 +23,7 @@ MAX_TOKENIZED_CHARS: Final = 2**20
 """Characters in a request that only tokenizes, or whose prompt the engine cuts: about one second of the tokenizer's
 time, and what 262,144 tokens of English have."""
 _LISTS_OF_PROMPTS: Final = ("prompt", "input")
-_AROUND: Final = ("system", "instructions", "tools")
+_CONVERSATION_FIELDS: Final = ("system", "instructions", "tools")
 """What else of a conversation goes into its prompt."""
 _MEDIA: Final = frozenset({"image_url", "audio_url", "video_url", "input_audio", "input_image", "image"})
 """Types of parts without a text."""
@@ -48,7 +48,7 @@ class PromptLimit:
             directory: Its checkpoint.
             context: Length in tokens that the engine is started with; None: the model's own.
         """
-        return cls(context if context is not None else _own_context(directory), _longest_token(directory))
+        return cls(context if context is not None else _model_context(directory), _longest_token(directory))
 
     @property
     def chars(self) -> int | None:
@@ -94,7 +94,7 @@ class PromptLimit:
             if total > MAX_TOKENIZED_CHARS:
                 purpose = "a prompt that is cut to the context" if is_cut else "a request that only tokenizes"
                 raise BadRequest(
-                    f"the request has {total} characters to tokenize; {purpose} may have {MAX_TOKENIZED_CHARS} at most",
+                    f"the request has {total} characters to tokenize; the limit for {purpose} is {MAX_TOKENIZED_CHARS}",
                     param=longest_field,
                 )
 
@@ -106,7 +106,7 @@ def _is_cut(body: dict[str, Any]) -> bool:
 
 def _too_long(field: str, size: str, max_size: str) -> BadRequest:
     return BadRequest(
-        f"`{field}` has {size}, and the context holds {max_size} at most", param=field, code="context_length_exceeded"
+        f"`{field}` has {size}; the context holds at most {max_size}", param=field, code="context_length_exceeded"
     )
 
 
@@ -134,7 +134,7 @@ def _char_counts(body: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield from ((f"{name}.{at}", len(text)) for at, text in enumerate(value) if isinstance(text, str))
             conversation += sum(_chars_of_message(item) for item in value if isinstance(item, dict))
     conversation += sum(_chars_of_message(message) for message in body.get("messages", ()))
-    conversation += sum(_chars(body[name]) for name in _AROUND if name in body)
+    conversation += sum(_chars(body[name]) for name in _CONVERSATION_FIELDS if name in body)
     yield field, conversation
 
 
@@ -158,7 +158,7 @@ def _chars(value: Any) -> int:
     return sum(map(_chars, value)) if isinstance(value, list) else 0
 
 
-def _own_context(directory: Path) -> int | None:
+def _model_context(directory: Path) -> int | None:
     config = _read(directory / "config.json")
     text = config.get("text_config")
     part: dict[str, Any] = text if isinstance(text, dict) and "max_position_embeddings" in text else config

@@ -15,7 +15,7 @@ FIELDS = frozenset(
 )
 STRINGS = frozenset({"name", "tool_call_id", "refusal", "reasoning", "reasoning_content"})
 REFUSED = {
-    "audio": "the model makes no audio",
+    "audio": "the model does not produce audio",
     "function_call": "it is deprecated; use `tool_calls`",
     "tools": "tools belong to the request",
 }
@@ -35,7 +35,7 @@ def check_messages(messages: Any, path: str) -> None:
     if not isinstance(messages, list):
         raise wrong(path, messages, "an array")
     if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise BadRequest(f"`{path}` has {len(messages)} entries, 1 to {MAX_MESSAGES} are allowed", param=path)
+        raise BadRequest(f"`{path}` has {len(messages)} entries; 1 to {MAX_MESSAGES} are allowed", param=path)
     for index, message in enumerate(messages):
         _check_message(message, f"{path}.{index}")
 
@@ -112,7 +112,7 @@ def _check_url(value: Any, path: str) -> None:
     url = value.get("url")
     if not isinstance(url, str) or not url.startswith("data:"):
         raise FieldRefused(
-            f"`{path}.url` must be a `data:` URL, found {found(url)}: no URL or file is opened for a request",
+            f"`{path}.url` must be a `data:` URL; got {found(url)}. The server does not fetch URLs or open files",
             param=f"{path}.url",
         )
     for name in value.keys() - {"url", "detail"}:

@@ -35,16 +35,16 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
         catalog.resolve(caller, model)  # one that cannot serve is refused here as it is there
         created = found.entry.created_at if model == found.entry.name else found.entry.versions[found.aim].created_at
     else:
-        _demand_one(found.entry, found.aim.versions, model)
+        _check_servable(found.entry, found.aim.versions, model)
         created = found.entry.created_at
     return _card(model, created, root=_root(found), parent=catalog.base_name)
 
 
-def _demand_one(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -> None:
+def _check_servable(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -> None:
     states = [entry.versions[number].servable for number in numbers]
     if Servable.OK not in states:
         raise Conflict(
-            f"no version of `{model}` can serve now: {', '.join(state.value for state in states)}",
+            f"no version of `{model}` can serve at the moment: {', '.join(state.value for state in states)}",
             param="model",
             code=f"version_{states[0].value}",
         )

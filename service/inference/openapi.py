@@ -69,7 +69,7 @@ def inference_paths(routes: Mapping[str, Route], schemas: dict[str, Any]) -> dic
     """The paths of the data path; adds to ``schemas`` what they name."""
     schemas |= {"Model": MODEL, "AnthropicErrorResponse": ANTHROPIC_ERROR}
     paths: dict[str, Any] = {path: {"post": _operation(path, route)} for path, route in routes.items()}
-    listed = {
+    list_schema = {
         "type": "object",
         "required": ["object", "data"],
         "properties": {
@@ -78,19 +78,19 @@ def inference_paths(routes: Mapping[str, Route], schemas: dict[str, Any]) -> dic
         },
     }
     paths["/v1/models"] = {
-        "get": _get("list_models", "Models that the key may ask for", listed, "400", "401", "403", "500")
+        "get": _get("list_models", "Models that the key may ask for", list_schema, "400", "401", "403", "500")
     }
-    one = _get(
+    get_operation = _get(
         "get_model", "One model", {"$ref": "#/components/schemas/Model"}, "400", "401", "403", "404", "409", "500"
     )
-    named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    paths["/v1/models/{model}"] = {"get": {**one, "parameters": [named]}}
+    model_parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    paths["/v1/models/{model}"] = {"get": {**get_operation, "parameters": [model_parameter]}}
     return paths
 
 
 def _operation(path: str, route: Route) -> dict[str, Any]:
     """A POST whose body the route's table checks."""
-    said, error = (ANTHROPIC, ANTHROPIC_ERROR_REF) if route.dialect is MESSAGES else (OPENAI, ERROR)
+    description, error = (ANTHROPIC, ANTHROPIC_ERROR_REF) if route.dialect is MESSAGES else (OPENAI, ERROR)
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if route.generates:
         content["text/event-stream"] = {"schema": {"type": "string"}}
@@ -100,7 +100,7 @@ def _operation(path: str, route: Route) -> dict[str, Any]:
         "summary": SUMMARIES[path],
         "security": [{"key": []}],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body_schema(route)}}},
-        "responses": {"200": {"description": said, "content": content}} | _errors(*STATUSES, schema=error),
+        "responses": {"200": {"description": description, "content": content}} | _errors(*STATUSES, schema=error),
     }
 
 
@@ -112,8 +112,8 @@ def body_schema(route: Route) -> dict[str, Any]:
         if rule.refuse is None or rule.neutral:
             properties[name] = _field(rule)
     schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-    alone = [name for name in route.required if "|" not in name]
-    schema["required"] = ["model", *alone]
+    required = [name for name in route.required if "|" not in name]
+    schema["required"] = ["model", *required]
     choices = [name.split("|") for name in route.required if "|" in name]
     if choices:
         schema["anyOf"] = [{"required": [name]} for name in choices[0]]

@@ -1,4 +1,4 @@
-"""What happens to an inference request, from top to bottom."""
+"""The inference pipeline: everything that happens to one request, in order."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from service.admission.ticket import Ticket
 from service.config import MIB, Settings
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
-from service.grounding.fields import FIELD, Wish, wish_of
+from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
-from service.grounding.places import Place
+from service.grounding.injectors import PromptInjector
 from service.http.checks import parse_body
 from service.http.stream import Relay, Usage
 from service.inference.calls import Call, EngineCalls
@@ -41,19 +41,19 @@ from service.structured.checker import StructuredOutputs
 from service.telemetry.record import Account, LogAccount, Record
 from service.telemetry.traces import Traces
 
-Suspect = Callable[[str], None]
-"""Is told the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
+ReportSuspect = Callable[[str], None]
+"""Called with the digest of an adapter whose request failed in the engine; must be quick and must not raise."""
 
 OVERLOAD_RETRY_S = 1
-EVIDENCE = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
-"""Codes of failures that the engine found in an adapter's numbers or files."""
+ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
+"""Error codes that are evidence of a fault in an adapter's weights or files."""
 MAX_SALTS = 4096
-"""Projects whose salt is remembered, not made anew."""
+"""Number of cached salts, one per project."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One inference route: its path at the engine, its fields, and what it makes of them."""
+    """One inference route: its path at the engine, its fields and its dialect."""
 
     engine_path: str
     table: Table
@@ -63,26 +63,26 @@ class Route:
     salted: bool = False
     """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
     count: re.Pattern[bytes] | None = None
-    """Where no model runs: finds the number of tokens in the answer; None: the request says it."""
+    """For routes that run no model: finds the token count in the answer; None: the estimate is used."""
     dialect: Dialect = OPENAI
-    place: Place | None = None
-    """Where passages and citations go; None: its requests are not grounded."""
+    injector: PromptInjector | None = None
+    """Inserts passages and citations; None: the route does not support grounding."""
 
 
 class Pipeline:
-    """Runs requests; holds what they share.
+    """Runs inference requests.
 
     Args:
-        account: Is told of every inference request once it is over.
-        suspect: Is told the digest of an adapter whose request failed in the engine.
-        saw_tokens: Is called whenever the engine gave something: a sign of life.
-        limiter: Holds callers to their limits; None: nobody is limited.
-        gate: Fair admission; None: everyone goes straight to the engine.
+        account: Called with the record of every inference request once it is over.
+        suspect: Called with the digest of an adapter whose request failed in the engine.
+        saw_tokens: Called whenever the engine sent output: a sign of life.
+        limiter: Enforces the keys' limits; None: no limits.
+        gate: Fair admission; None: requests go straight to the engine.
         tracer: Begins a trace for each request; None: no traces.
-        hook: Retrieves for requests that want it; None: such a request is refused.
-        counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no bound.
-        prompt_limit: The longest prompt; None: by the settings' context alone.
-        grammars: Checks structured outputs; None: the engine takes them as they come.
+        hook: Retrieves passages for grounded requests; None: those are refused.
+        counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
+        prompt_limit: The longest prompt; None: derived from the settings' context only.
+        grammars: Checks structured outputs; None: they go to the engine unchecked.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Pipeline:
         engine: Upstream,
         *,
         account: Account | None = None,
-        suspect: Suspect = lambda digest: None,
+        suspect: ReportSuspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
         limiter: KeyLimiter | None = None,
         gate: Gate | None = None,
@@ -127,7 +127,7 @@ class Pipeline:
         self.in_flight = 0
 
     async def infer(self, route: Route, exchange: Exchange) -> None:
-        """Answer one request; every error is told to the client, and every request is accounted for."""
+        """Answer one request. Every error is sent to the client, and every request is recorded."""
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
         lease: Lease | None = None
@@ -144,7 +144,9 @@ class Pipeline:
             self._prompt_limit.check_ids(body, len(raw))
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
             route.dialect.force_tools(body)
-            wish = None if route.place is None else wish_of(body.pop(FIELD, None), target.settings.grounding)
+            options = (
+                None if route.injector is None else retrieval_options(body.pop(FIELD, None), target.settings.grounding)
+            )
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
@@ -152,14 +154,14 @@ class Pipeline:
             _name_adapter(exchange, target)
             if lease is not None:
                 lease.charge(record.estimate)
-                if wish is None:
+                if options is None:
                     exchange.add_headers(lease.headers())
             with self._admitted():
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
-                async with exchange.leash(self._timeout_s):
-                    if wish is not None:
-                        await self._ground(wish, exchange, route, record, body, lease)
-                    async with self._bearable(route, body, caller):
+                async with exchange.cancel_on_disconnect(self._timeout_s):
+                    if options is not None:
+                        await self._ground(options, exchange, route, record, body, lease)
+                    async with self._admit_structured_output(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
                         entered = await self._enter(caller, target, record, route)
@@ -182,13 +184,19 @@ class Pipeline:
             self._account(record)
 
     async def _ground(
-        self, wish: Wish, exchange: Exchange, route: Route, record: Record, body: dict[str, Any], lease: Lease | None
+        self,
+        options: RetrievalOptions,
+        exchange: Exchange,
+        route: Route,
+        record: Record,
+        body: dict[str, Any],
+        lease: Lease | None,
     ) -> None:
-        """Put passages into the body; the caller pays for them as for the rest of the prompt."""
-        caller, target, place = record.caller, record.target, route.place
-        if self._hook is None or caller is None or target is None or place is None:
-            raise Unavailable("this gateway has no grounding", param=FIELD, code="grounding_unavailable")
-        grounded = record.grounded = await self._hook.ground(wish, caller, target.adapter, body, place)
+        """Add passages to the body, and charge their tokens to the key like the rest of the prompt."""
+        caller, target, injector = record.caller, record.target, route.injector
+        if self._hook is None or caller is None or target is None or injector is None:
+            raise Unavailable("grounding is not configured on this gateway", param=FIELD, code="grounding_unavailable")
+        grounded = record.grounded = await self._hook.ground(options, caller, target.adapter, body, injector)
         exchange.add_headers(list(grounded.headers))
         record.estimate += grounded.tokens
         record.prompt += grounded.tokens
@@ -196,10 +204,10 @@ class Pipeline:
             lease.charge(grounded.tokens)
             exchange.add_headers(lease.headers())
 
-    def _bearable(
+    def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
     ) -> AbstractAsyncContextManager[None, bool | None]:
-        """Holds the grammars in the finished body to what the engine can bear, as long as the request is in it."""
+        """Check the finished body's grammars against the limits, for as long as the request is in the engine."""
         if self._grammars is None or not route.generates:
             return nullcontext()
         return self._grammars.admitted(body, caller.project)
@@ -217,11 +225,11 @@ class Pipeline:
             caller.background,
             record.prompt,
         )
-        came = asyncio.get_running_loop().time()
+        arrived = asyncio.get_running_loop().time()
         try:
-            return await gate.enter(ticket, came + self._queue_timeout_s)
+            return await gate.enter(ticket, arrived + self._queue_timeout_s)
         finally:
-            record.queue_s = asyncio.get_running_loop().time() - came
+            record.queue_s = asyncio.get_running_loop().time() - arrived
 
     def _resolve(self, caller: Caller, body: dict[str, Any], headers: Mapping[str, str]) -> Target:
         model, adapter = body.pop("model", None), body.pop("adapter", None)
@@ -235,7 +243,7 @@ class Pipeline:
     def _admitted(self) -> Iterator[None]:
         if self.in_flight >= self._max_in_flight:
             raise Unavailable(
-                f"{self._max_in_flight} requests are in work, no more are taken now (HATRACK_MAX_IN_FLIGHT)",
+                f"{self._max_in_flight} requests are in flight, the maximum (HATRACK_MAX_IN_FLIGHT); retry later",
                 retry_after=OVERLOAD_RETRY_S,
                 code="overloaded",
             )
@@ -246,14 +254,14 @@ class Pipeline:
             self.in_flight -= 1
 
     def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
-        """The engine's request: the checked fields, and what only the gateway sets."""
+        """The request body for the engine: the checked fields and those that only the gateway sets."""
         # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the gate
         model = target.engine_model if route.salted else self.catalog.base_name
-        sent = {**body, "model": model, **route.dialect.fixed(body)}
+        payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:
-            # projects share no prefix cache: how fast an answer comes would tell one what another has asked
-            sent["cache_salt"] = self._salt_of(caller.project)
-        return orjson.dumps(sent)
+            # a prefix cache per project: response times would otherwise reveal other projects' prompts
+            payload["cache_salt"] = self._salt_of(caller.project)
+        return orjson.dumps(payload)
 
     def _salt_of(self, project: str) -> str:
         salt = self._salts.get(project)
@@ -274,12 +282,12 @@ class Pipeline:
         body: dict[str, Any],
         entered: Pass | None,
     ) -> None:
-        """Have the model run, and relay what it answers; gives the place in the engine back."""
+        """Run the model and relay its answer; releases the admission permit."""
         renamer = Renamer(target)
         try:
             async with self._calls.open(call, record) as response:
                 if response.status != 200:
-                    raise self._blamed(
+                    raise self._report_suspect(
                         engine_error(response.status, await response.read(), target, route.engine_path), target
                     )
                 if record.stream:
@@ -291,9 +299,9 @@ class Pipeline:
                     finally:
                         record.usage = _with_prompt(relay.counted(), record.prompt)
                     if relay.error is not None:
-                        raise self._blamed(engine_error(200, relay.error, target, route.engine_path), target)
+                        raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
-                        raise BadGateway("the engine's answer ended before its end", code="engine_cut")
+                        raise BadGateway("the engine's response ended early", code="engine_cut")
                     await exchange.finish()
                     return
                 answer = await response.read()
@@ -309,9 +317,9 @@ class Pipeline:
     async def _count(
         self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Pass | None
     ) -> None:
-        """Have the engine's tokenizer answer; the place in it is given back when it has."""
+        """Answer from the engine's tokenizer; the permit is released when it has answered."""
         answer, tokens = await self._calls.count(call, record, target, route.count, entered)
-        # no token was used, for the model did not run; the key pays for what was counted
+        # the model did not run, so no tokens were used; the key is charged for the counted ones
         record.usage, record.counted = Usage(), tokens
         record.first_byte_s = time.perf_counter() - call.began
         await exchange.answer(200, route.dialect.answer(answer, Renamer(target)))
@@ -325,7 +333,7 @@ class Pipeline:
         began: float,
         entered: Pass | None,
     ) -> None:
-        """Relay until the engine's end or its error event; begins the answer only with the first good event."""
+        """Relay until the engine's last event or its error event; the response starts with the first good event."""
         feed, write, saw_tokens, clock = relay.feed, exchange.write, self._saw_tokens, time.perf_counter
         last, gap = began, record.gaps.append
         async for chunk in response.chunks():
@@ -339,18 +347,18 @@ class Pipeline:
                     record.first_byte_s = now - began
                     if entered is not None:
                         entered.first_token()
-                    await exchange.start_events(relay.last_words)
+                    await exchange.start_events(relay.error_event)
                 last = now
                 await write(events)
             if relay.error is not None:
                 return
 
-    def _blamed(self, error: HatrackError, target: Target) -> HatrackError:
-        """``error``, after the adapter was named as a suspect where the engine has evidence against its weights.
+    def _report_suspect(self, error: HatrackError, target: Target) -> HatrackError:
+        """Report the adapter as a suspect if the error code is evidence against its weights; returns ``error``.
 
-        No other failure is: what a caller sends may break the engine's code, and says nothing about an adapter.
+        Other failures are not reported: a caller's input may break the engine's code without a fault in the adapter.
         """
-        if target.digest and error.code in EVIDENCE:
+        if target.digest and error.code in ADAPTER_FAULT_CODES:
             self._suspect(target.digest)
         return error
 
@@ -364,7 +372,7 @@ class Pipeline:
 
 
 def _with_prompt(usage: Usage | None, prompt: int) -> Usage | None:
-    """A count that a leaving client cut short, with the prompt's estimate: whoever leaves early pays for it as well."""
+    """Add the prompt's estimate to a count that a disconnecting client cut short: the prompt is charged anyway."""
     if usage is None or usage.exact or usage.prompt_tokens:
         return usage
     return replace(usage, prompt_tokens=prompt)

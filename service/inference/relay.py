@@ -32,8 +32,8 @@ EMBEDDINGS = "/v1/embeddings"
 _CLASSES: dict[int, type[HatrackError]] = {400: BadRequest, 404: NotFound, 413: TooLarge, 422: Unprocessable}
 _CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_length_exceeded"}
 """vLLM's parameter names that mean that prompt and answer do not fit into the context."""
-UNCHECKED = "Bad Request"
-"""vLLM's type of an error whose text is pydantic's: it tells of code, and not in words for a caller."""
+UNCHECKED_ERROR_TYPE = "Bad Request"
+"""vLLM's error type for pydantic's messages, which describe its code and are not shown to callers."""
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
 _DONE = b"data: [DONE]"
 MAX_MESSAGE = 1000
@@ -63,7 +63,7 @@ def find_usage(data: bytes) -> Usage | None:
 
 
 class Renamer:
-    """Puts the name that the client asked for in place of the engine's."""
+    """Replaces the engine's model name by the name that the client requested."""
 
     __slots__ = ("_new", "_old")
 
@@ -77,11 +77,10 @@ class Renamer:
 
 
 class EventRelay(ABC):
-    """Server-sent events from the engine, given in pieces cut anywhere, made into those for the client.
+    """Converts server-sent events from the engine, received in arbitrary chunks, to events for the client.
 
-    One class for each way of streaming, so that nothing is asked of a chunk that its route cannot hold. ``done`` is
-    set by the engine's last event, ``error`` by its error event (the JSON), which is not passed on; nothing comes out
-    after either.
+    There is one subclass for each streaming format. ``done`` is set by the engine's last event, ``error`` (JSON) by its
+    error event, which is not passed on; nothing is output after either.
     """
 
     __slots__ = ("_pending", "_rename", "done", "error", "events", "usage")
@@ -96,7 +95,7 @@ class EventRelay(ABC):
         """Events with content so far."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes that the client may have now: whole events only."""
+        """The bytes to send to the client now: complete events only."""
         if self.done or self.error is not None:
             return b""
         if self._pending:
@@ -109,20 +108,20 @@ class EventRelay(ABC):
                 return b""
             self._pending = chunk[cut:]
             chunk = chunk[:cut]
-        return self._whole(chunk)
+        return self._process(chunk)
 
     @abstractmethod
-    def _whole(self, block: bytes) -> bytes:
-        """What of whole events the client gets."""
+    def _process(self, block: bytes) -> bytes:
+        """Convert complete events for the client."""
 
     def counted(self) -> Usage | None:
-        """The engine's count, else that of the events seen, each of one token or more."""
+        """The engine's usage, else the number of events with content, each of at least one token."""
         if self.usage is not None or not self.events:
             return self.usage
         return Usage(completion_tokens=self.events, exact=False)
 
-    def last_words(self, error: HatrackError, _request_id: str) -> bytes:
-        """The event that tells the client of an error after the stream has begun."""
+    def error_event(self, error: HatrackError, _request_id: str) -> bytes:
+        """The event that reports an error after the stream has begun."""
         return b"data: " + error.body() + END
 
 
@@ -135,14 +134,14 @@ class ChatRelay(EventRelay):
         super().__init__(renamer)
         self._show_usage = show_usage
 
-    def _whole(self, block: bytes) -> bytes:
+    def _process(self, block: bytes) -> bytes:
         if _USAGE in block or _ERROR in block or _DONE in block:
-            block = self._look(block)
+            block = self._scan(block)
         self.events += block.count(b'"choices":[{')
         return self._rename(block)
 
-    def _look(self, block: bytes) -> bytes:
-        kept: list[bytes] = []
+    def _scan(self, block: bytes) -> bytes:
+        output: list[bytes] = []
         for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event[len(b"data: ") :]
@@ -151,20 +150,20 @@ class ChatRelay(EventRelay):
                 self.usage = find_usage(event)
                 if not self._show_usage and b'"choices":[]' in event:
                     continue
-            kept.append(event + END)
+            output.append(event + END)
             if event == _DONE:
                 self.done = True
                 break
-        return b"".join(kept)
+        return b"".join(output)
 
 
 def engine_error(status: int, body: bytes, target: Target, path: str) -> HatrackError:
-    """The error for the client that an engine's error stands for.
+    """Convert an engine's error to the error for the client.
 
     Args:
         status: The engine's status; for an error event, any: its own `code` counts.
         body: The engine's JSON, or whatever it sent.
-        target: What was asked; its digest never shows in a message.
+        target: The requested model; its digest never appears in a message.
         path: The engine's route.
     """
     error = _error_object(body)
@@ -174,13 +173,15 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
     fault = next((name for name in (error.get("type"), code) if isinstance(name, str) and name in FAULT_CODES), None)
     if fault == ADAPTER_NOT_FINITE:
         return AdapterNotFinite(
-            f"the numbers of the adapter `{target.name}` are not finite for this prompt: it gives no answer",
+            f"the adapter `{target.name}` produces NaN or infinite values for this prompt; no answer was generated",
             param="model",
         )
     if fault is not None:
         return BadGateway(f"the engine could not answer for `{target.label}`", code=fault)
     if status == 404 and path == EMBEDDINGS:
-        return NotFound(f"the model `{target.label}` makes no embeddings", param="model", code="model_not_embedding")
+        return NotFound(
+            f"the model `{target.label}` does not support embeddings", param="model", code="model_not_embedding"
+        )
     if status == 503:
         return EngineUnavailable("the engine cannot take requests now")
     if status == 404 and target.digest:  # of the names in a request the engine knows one only, the adapter's
@@ -192,10 +193,10 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
     param = error.get("param")
     param = param.removeprefix("body.") if isinstance(param, str) else None
     message = error.get("message")
-    if not isinstance(message, str) or error.get("type") == UNCHECKED:
-        where = "" if param is None else f": `{param[:100]}` is not as it expects it"
-        return kind(f"the engine refused the request{where}", param=param)
-    return kind(_own_words(message, target), param=param, code=None if param is None else _CODES.get(param))
+    if not isinstance(message, str) or error.get("type") == UNCHECKED_ERROR_TYPE:
+        where = "" if param is None else f": invalid value for `{param[:100]}`"
+        return kind(f"the engine rejected the request{where}", param=param)
+    return kind(_public_message(message, target), param=param, code=None if param is None else _CODES.get(param))
 
 
 def _error_object(body: bytes) -> dict[str, Any]:
@@ -209,9 +210,9 @@ def _error_object(body: bytes) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _own_words(message: str, target: Target) -> str:
-    """The engine's reason as the client may read it: without the digest, and none that speaks of code."""
+def _public_message(message: str, target: Target) -> str:
+    """The engine's message for the client: without the digest, and replaced if it describes internals."""
     if INTERNALS.search(message):
-        _LOG.warning("the engine refused a request in words of its code", extra={"reason": message[:2000]})
-        return "the engine refused the request: a value in it cannot be used"
+        _LOG.warning("the engine rejected a request with an internal message", extra={"reason": message[:2000]})
+        return "the engine rejected the request: one of its values is not supported"
     return (message.replace(target.engine_model, target.label) if target.digest else message)[:MAX_MESSAGE]

@@ -19,7 +19,7 @@ from service.errors import HatrackError
 from service.http.stream import END, Usage
 from service.inference.dialect import Dialect
 from service.inference.relay import EventRelay, Renamer
-from service.inference.tools import chosen, make_strict
+from service.inference.tools import forced_tools, make_strict
 
 _COUNTS = re.compile(rb'"(input_tokens|output_tokens|cached_tokens)":(\d+)')
 _USAGE = b'"usage":{'
@@ -56,15 +56,15 @@ class ResponsesRelay(EventRelay):
         self._held: list[bytes] = []
         self._last = b""
 
-    def _whole(self, block: bytes) -> bytes:
+    def _process(self, block: bytes) -> bytes:
         if self._held or _RESPONSE in block or _ERROR in block:
-            block = self._look(block)
+            block = self._scan(block)
         self.events += block.count(_DELTA)
         self._last = block or self._last
         return block
 
-    def _look(self, block: bytes) -> bytes:
-        kept: list[bytes] = []
+    def _scan(self, block: bytes) -> bytes:
+        output: list[bytes] = []
         for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event.partition(b"\ndata: ")[2]
@@ -72,14 +72,14 @@ class ResponsesRelay(EventRelay):
             if event.startswith(_OPENING):
                 self._held.append(self._rename(event) + END)
                 continue
-            kept += self._held
+            output += self._held
             self._held = []
             if event.startswith(_LAST):
-                kept.append(self._rename(self._end(event)) + END)
+                output.append(self._rename(self._end(event)) + END)
                 self.done = True
                 break
-            kept.append(event + END)
-        return b"".join(kept)
+            output.append(event + END)
+        return b"".join(output)
 
     def _end(self, event: bytes) -> bytes:
         """The last event; vLLM calls it `completed` where the answer was cut at its longest, OpenAI `incomplete`."""
@@ -92,7 +92,7 @@ class ResponsesRelay(EventRelay):
         before, _, after = event.rpartition(_COMPLETED_TYPE)
         return _INCOMPLETE + before[len(_COMPLETED) :] + _INCOMPLETE_TYPE + after
 
-    def last_words(self, error: HatrackError, _request_id: str) -> bytes:
+    def error_event(self, error: HatrackError, _request_id: str) -> bytes:
         """OpenAI's error event: its documented fields, and the error object that makes its clients raise."""
         numbers = _SEQUENCE.findall(self._last)
         inner = error.payload()["error"]
@@ -112,31 +112,31 @@ class Responses(Dialect):
 
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"max_tokens": "max_output_tokens"})
 
-    def _instruct(self, body: dict[str, Any], prompt: str) -> None:
+    def _add_system_prompt(self, body: dict[str, Any], prompt: str) -> None:
         """As an item and not as `instructions`, which the answer would repeat to the caller."""
-        given = body["input"]
+        items = body["input"]
         if "instructions" in body:
             return
-        if isinstance(given, str):
-            given = [{"type": "message", "role": "user", "content": given}]
-        elif any(item.get("role") in ("system", "developer") for item in given):
+        if isinstance(items, str):
+            items = [{"type": "message", "role": "user", "content": items}]
+        elif any(item.get("role") in ("system", "developer") for item in items):
             return
-        body["input"] = [{"type": "message", "role": "system", "content": prompt}, *given]
+        body["input"] = [{"type": "message", "role": "system", "content": prompt}, *items]
 
     def force_tools(self, body: dict[str, Any]) -> None:
         choice = body.get("tool_choice")
         tools = body.get("tools", ())
         if isinstance(choice, dict):
-            called = chosen((tool for tool in tools if tool["type"] == choice["type"]), choice["name"])
+            forced = forced_tools((tool for tool in tools if tool["type"] == choice["type"]), choice["name"])
         elif choice == "required":
-            called = chosen(tools, None)
+            forced = forced_tools(tools, None)
         else:
             return
-        for tool in called:
+        for tool in forced:
             if tool["type"] == "function":  # a custom tool takes a text, which vLLM has a schema of its own for
                 make_strict(tool, "parameters")
 
-    def fixed(self, _body: Mapping[str, Any]) -> dict[str, Any]:
+    def gateway_fields(self, _body: Mapping[str, Any]) -> dict[str, Any]:
         return {"store": False}
 
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:

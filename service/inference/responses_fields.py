@@ -41,7 +41,7 @@ from service.inference.values import (
     template_kwargs,
 )
 
-STATELESS = "nothing is stored here"
+STATELESS = "this server does not store responses"
 BUILT_IN = "tools that run on the server are not served"
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
@@ -55,12 +55,13 @@ def _data_url(value: Any, path: str) -> None:
     text()(value, path)
     if not value.startswith("data:"):
         raise FieldRefused(
-            f"`{path}` must be a `data:` URL, found {found(value)}: no URL or file is opened for a request", param=path
+            f"`{path}` must be a `data:` URL; got {found(value)}. The server does not fetch URLs or open files",
+            param=path,
         )
 
 
-def _part(kind: str, field: str, *unsaid: str) -> Check:
-    return shaped({"type": one_of(kind), field: text()}, required=(field,), dropped=unsaid)
+def _part(kind: str, field: str, *ignored: str) -> Check:
+    return shaped({"type": one_of(kind), field: text()}, required=(field,), dropped=ignored)
 
 
 _INPUT_PARTS: dict[str, Check] = {
@@ -83,21 +84,21 @@ _CONTENT = either(
 
 def _message(value: Any, path: str) -> None:
     one_of("user", "assistant", "system", "developer")(value.get("role"), f"{path}.role")
-    said = value["role"] == "assistant"
+    is_answer = value["role"] == "assistant"
     parts = list_of(by_type(_OUTPUT_PARTS))
-    content = either((str, text()), (list, parts), allowed="a string or an array of parts") if said else _CONTENT
+    content = either((str, text()), (list, parts), allowed="a string or an array of parts") if is_answer else _CONTENT
     known = {"type": text(), "role": text(), "content": content, "id": _HINT, "status": _STATUS}
     shaped(known, required=("content",), dropped=("phase",))(value, path)
-    if said and isinstance(value["content"], list):
+    if is_answer and isinstance(value["content"], list):
         # the engine reads an answer's first part alone
-        whole = "".join(part.get("text") or part.get("refusal") or "" for part in value["content"])
-        value["content"] = [{"type": "output_text", "text": whole, "annotations": []}]
+        joined = "".join(part.get("text") or part.get("refusal") or "" for part in value["content"])
+        value["content"] = [{"type": "output_text", "text": joined, "annotations": []}]
 
 
 def _reasoning(value: Any, path: str) -> None:
     if value.get("encrypted_content") is not None:
         name = f"{path}.encrypted_content"
-        raise FieldRefused(f"`{name}` cannot be used: nobody here can decrypt it", param=name)
+        raise FieldRefused(f"`{name}` cannot be used: this server cannot decrypt it", param=name)
     summary, content = by_type({"summary_text": _part("summary_text", "text")}), _part("reasoning_text", "text")
     known = {"type": text(), "id": _HINT, "status": _STATUS}
     shaped(
@@ -107,9 +108,9 @@ def _reasoning(value: Any, path: str) -> None:
     value.setdefault("summary", [])
 
 
-def _call(given: str, check: Check) -> Check:
-    known = {"type": text(), "id": _HINT, "call_id": _HINT, "name": text(256), given: check, "status": _STATUS}
-    return shaped(known, required=("call_id", "name", given), dropped=("namespace", "caller"))
+def _call(payload_field: str, check: Check) -> Check:
+    known = {"type": text(), "id": _HINT, "call_id": _HINT, "name": text(256), payload_field: check, "status": _STATUS}
+    return shaped(known, required=("call_id", "name", payload_field), dropped=("namespace", "caller"))
 
 
 _OUTPUT = shaped(
@@ -268,14 +269,14 @@ def responses_table(settings: Settings) -> Table:
         )
         | refused(STATELESS, "store", "background", neutral=(False,))
         | refused(STATELESS, "previous_response_id", "conversation", "prompt", "background_options")
-        | refused("the engine keeps no messages", "previous_input_messages")
+        | refused("the engine does not keep messages", "previous_input_messages")
         | refused("the engine's own messages are not shown", "enable_response_messages", neutral=(False,))
-        | refused("there is one tier", "service_tier", neutral=("auto", "default"))
+        | refused("there is only one service tier", "service_tier", neutral=("auto", "default"))
         | refused("the context is the caller's to manage", "context_management", neutral=([],))
-        | refused("there is no moderation", "moderation")
+        | refused("moderation is not supported", "moderation")
         | refused("watermarking is not served", "watermarking", neutral=(False,))
         | refused("answers are text", "image", "modalities")
-        | refused("there are no access programs", "access_programs")
+        | refused("access programs are not supported", "access_programs")
         | GUARDED
         | passed(grounding=check_grounding)
     )

@@ -10,7 +10,7 @@ from service.access.caller import Caller
 from service.access.refusals import Refusals
 from service.config import Settings
 from service.errors import MethodNotAllowed, NotFound, to_hatrack_error
-from service.grounding.places import CHAT, MESSAGES_PLACE, RESPONSES_PLACE
+from service.grounding.injectors import CHAT_INJECTOR, MESSAGES_INJECTOR, RESPONSES_INJECTOR
 from service.inference.anthropic import MESSAGES
 from service.inference.anthropic_fields import count_tokens_table, messages_table
 from service.inference.exchange import Exchange, Receive, Scope, Send
@@ -37,7 +37,12 @@ def build_routes(settings: Settings) -> dict[str, Route]:
     detokenize = Route("/detokenize", detokenize_table(settings), ("tokens",))
     return {
         "/v1/chat/completions": Route(
-            "/v1/chat/completions", chat_table(settings), ("messages",), generates=True, salted=True, place=CHAT
+            "/v1/chat/completions",
+            chat_table(settings),
+            ("messages",),
+            generates=True,
+            salted=True,
+            injector=CHAT_INJECTOR,
         ),
         "/v1/completions": Route(
             "/v1/completions", completions_table(settings), ("prompt",), generates=True, salted=True
@@ -49,7 +54,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             generates=True,
             salted=True,
             dialect=RESPONSES,
-            place=RESPONSES_PLACE,
+            injector=RESPONSES_INJECTOR,
         ),
         MESSAGES_PATH: Route(
             MESSAGES_PATH,
@@ -58,7 +63,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             generates=True,
             salted=True,
             dialect=MESSAGES,
-            place=MESSAGES_PLACE,
+            injector=MESSAGES_INJECTOR,
         ),
         "/v1/messages/count_tokens": Route(
             "/v1/messages/count_tokens",
@@ -104,19 +109,19 @@ class InferenceApp:
         try:
             route = self.routes.get(exchange.path)
             if route is not None:
-                exchange.speak(route.dialect.error_body, route.dialect.id_header)
+                exchange.set_dialect(route.dialect.error_body, route.dialect.id_header)
                 if scope["method"] == "POST":
                     return await self.pipeline.infer(route, exchange)
             elif exchange.path.startswith(MESSAGES_PATH):
-                exchange.speak(MESSAGES.error_body, MESSAGES.id_header)
+                exchange.set_dialect(MESSAGES.error_body, MESSAGES.id_header)
             # without a key nobody learns more than that one is needed
             caller = self._authenticator.authenticate(exchange.headers)
             if route is not None:
-                _only(scope, "POST")
+                _require_method(scope, "POST")
             elif exchange.path.startswith(MESSAGES_PATH):
-                raise NotFound("there is nothing here")
+                raise _no_route(scope["method"], exchange.path)
             else:
-                _only(scope, "GET")
+                _require_method(scope, "GET")
                 await self._models(exchange, caller)
         except Exception as error:
             refusal = to_hatrack_error(error, exchange.request_id)
@@ -129,14 +134,18 @@ class InferenceApp:
     async def _models(self, exchange: Exchange, caller: Caller) -> None:
         name = exchange.path.removeprefix(MODELS)
         if not name:
-            found = list_models(self._catalog, caller)
+            answer = list_models(self._catalog, caller)
         elif name.startswith("/"):
-            found = show_model(self._catalog, caller, name[1:])
+            answer = show_model(self._catalog, caller, name[1:])
         else:
-            raise NotFound("there is nothing here")
-        await exchange.answer(200, orjson.dumps(found))
+            raise _no_route("GET", exchange.path)
+        await exchange.answer(200, orjson.dumps(answer))
 
 
-def _only(scope: Scope, method: str) -> None:
+def _no_route(method: str, path: str) -> NotFound:
+    return NotFound(f"no such route: {method} {path[:200]}; see /docs")
+
+
+def _require_method(scope: Scope, method: str) -> None:
     if scope["method"] != method:
         raise MethodNotAllowed(f"only {method} is allowed here", headers={"allow": method})

@@ -26,13 +26,13 @@ def sticky(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
     """
     metadata = body.get("metadata")
     user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
-    for given in (body.get("safety_identifier"), body.get("user"), user_id):
-        if isinstance(given, str) and given:
-            return given
+    for value in (body.get("safety_identifier"), body.get("user"), user_id):
+        if isinstance(value, str) and value:
+            return value
     header = headers.get(STICKY_HEADER, "")
     if len(header) > MAX_HINT_CHARS:
         raise BadRequest(
-            f"the header `{STICKY_HEADER}` has {len(header)} characters, at most {MAX_HINT_CHARS} are allowed",
+            f"the header `{STICKY_HEADER}` has {len(header)} characters; the limit is {MAX_HINT_CHARS}",
             param=STICKY_HEADER,
         )
     return header or None

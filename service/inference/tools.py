@@ -36,7 +36,7 @@ def parameters_schema(value: Any, path: str) -> None:
     mapping(value, path)
     kind = value.get("type", "object")
     if kind != "object":
-        raise wrong(f"{path}.type", kind, "'object': the arguments of a function are an object")
+        raise wrong(f"{path}.type", kind, "'object', because a function's arguments are an object")
 
 
 def tool_call(value: Any, path: str) -> None:
@@ -69,7 +69,7 @@ def call_arguments(value: Any, path: str) -> None:
     if value.count("[") + value.count("{") > MAX_DEPTH and _nested_deeper(value, MAX_DEPTH):
         raise BadRequest(f"`{path}` is nested deeper than {MAX_DEPTH} levels", param=path)
     if "\\u" in value and _holds_lone_surrogate(value):
-        raise BadRequest(f"`{path}` holds half of a surrogate pair (\\ud800 to \\udfff)", param=path)
+        raise BadRequest(f"`{path}` contains an unpaired surrogate (\\ud800 to \\udfff)", param=path)
 
 
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -97,7 +97,7 @@ def _holds_lone_surrogate(text: str) -> bool:
     return False
 
 
-def chosen(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
+def forced_tools(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
     """The tools that a forced call may name: of those ``declared``, the one called ``name``, or all (None).
 
     Raises:
@@ -105,11 +105,11 @@ def chosen(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[st
     """
     tools = list(declared)
     if not tools:
-        raise BadRequest("`tool_choice` asks for a call, but `tools` declares nothing to call", param="tools")
-    found = [tool for tool in tools if name is None or tool["name"] == name]
-    if not found:
+        raise BadRequest("`tool_choice` requires a tool call, but `tools` is missing or empty", param="tools")
+    named = [tool for tool in tools if name is None or tool["name"] == name]
+    if not named:
         raise BadRequest(f"`tool_choice` names {name!r}, which is not in `tools`", param="tool_choice")
-    return found
+    return named
 
 
 def make_strict(function: dict[str, Any], schema_field: str) -> None:

@@ -83,10 +83,12 @@ def response_format(value: Any, path: str) -> None:
         mapping(value.get("json_schema"), f"{path}.json_schema")
 
 
-def structured_outputs(most: int) -> Check:
-    """vLLM's structured outputs; its grammars and schemas have at most ``most`` bytes."""
-    choices = list_of(text(most), least=1)
-    known: dict[str, Check] = dict.fromkeys(("regex", "grammar", "whitespace_pattern", "structural_tag"), text(most))
+def structured_outputs(max_bytes: int) -> Check:
+    """vLLM's structured outputs; its grammars and schemas have at most ``max_bytes`` bytes."""
+    choices = list_of(text(max_bytes), least=1)
+    known: dict[str, Check] = dict.fromkeys(
+        ("regex", "grammar", "whitespace_pattern", "structural_tag"), text(max_bytes)
+    )
     known |= dict.fromkeys(("json_object", "disable_any_whitespace", "disable_additional_properties"), boolean)
     return fields(known | {"choice": choices, "json": anything})
 
@@ -126,27 +128,27 @@ def template_kwargs(value: Any, path: str) -> None:
             )
 
 
-def token_ids(*, least: int = 0, most: int | None = None) -> Check:
+def token_ids(*, min_items: int = 0, max_items: int | None = None) -> Check:
     """An array of token ids."""
-    each = list_of(integer(0, MAX_TOKEN_ID), least=least, most=most)
+    check_each = list_of(integer(0, MAX_TOKEN_ID), least=min_items, most=max_items)
 
     def check(value: Any, path: str) -> None:
         # millions fit into a body: looked at one by one only where something is wrong
-        if not isinstance(value, list) or not least <= len(value) <= (most or INT64) or not _all_ids(value):
-            each(value, path)
+        if not isinstance(value, list) or not min_items <= len(value) <= (max_items or INT64) or not _all_ids(value):
+            check_each(value, path)
 
-    return described(check, schema_of(each))
+    return described(check, schema_of(check_each))
 
 
 def _all_ids(values: list[Any]) -> bool:
     return set(map(type, values)) <= {int} and min(values, default=0) >= 0 and max(values, default=0) <= MAX_TOKEN_ID
 
 
-def texts_or_tokens(what: str, most: int) -> Check:
-    """A string, token ids, or an array of at most ``most`` of either."""
-    ids = token_ids(least=1)
-    one = either((str, text()), (list, ids), allowed=f"{what}: a string or an array of token ids")
-    many = list_of(one, least=1, most=most)
+def texts_or_tokens(what: str, max_items: int) -> Check:
+    """A string, token ids, or an array of at most ``max_items`` of either."""
+    ids = token_ids(min_items=1)
+    single = either((str, text()), (list, ids), allowed=f"{what}: a string or an array of token ids")
+    many = list_of(single, least=1, most=max_items)
 
     def check(value: Any, path: str) -> None:
         if isinstance(value, str):
@@ -156,7 +158,7 @@ def texts_or_tokens(what: str, most: int) -> Check:
         else:
             many(value, path)
 
-    return described(check, {"anyOf": [schema_of(one), schema_of(many)]})
+    return described(check, {"anyOf": [schema_of(single), schema_of(many)]})
 
 
 described(

@@ -7,7 +7,7 @@ from service.database import Database
 from service.files.blob_store import BlobStore
 from service.files.service import Files
 from service.knowledge.embeddings import Embedder, EmbedderConfig
-from service.knowledge.holdings import Holdings
+from service.knowledge.file_holds import FileHolds
 from service.knowledge.index.stores import Stores
 from service.knowledge.service import Knowledge
 
@@ -22,4 +22,4 @@ def assemble(settings: Settings, database: Database, files: Files) -> Knowledge:
         memory_bytes=settings.grounding_memory_mib * MIB,
         vector_weight=settings.grounding_vector_weight,
     )
-    return Knowledge(stores, Holdings(files, database), database)
+    return Knowledge(stores, FileHolds(files, database), database)

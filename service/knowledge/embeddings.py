@@ -38,13 +38,13 @@ START_TIMEOUT_S: Final = 120.0
 SILENCE_TIMEOUT_S: Final = 300.0
 """Between two pieces of an answer to ``/index``, s: reading a document is part of that."""
 STOP_TIMEOUT_S: Final = 5.0
-PULSE_S: Final = 5.0
+LIVENESS_INTERVAL_S: Final = 5.0
 """Between two looks whether a ready embedder still answers, s."""
 HUNG_S: Final = 60.0
 """A ready embedder that has answered nothing for so long is ended, and another one started, s."""
 START_LIMIT_S: Final = 600.0
 """The same for one that is not ready yet, s."""
-KEPT_BACK: Final = re.compile(r"HATRACK_.*|(?:.*_)?(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS)", re.IGNORECASE)
+NOT_INHERITED: Final = re.compile(r"HATRACK_.*|(?:.*_)?(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIALS)", re.IGNORECASE)
 """Variables that an embedder does not inherit, nor the process in which it has documents read: all that may be secrets.
 
 What it needs of the settings is on its command line and, the endpoint's key, on its standard input.
@@ -129,8 +129,8 @@ class EmbedderGone(Unavailable):
 
 _ERRORS: Final = ConnectionErrors(
     # it went away before it heard of this document
-    unreachable=lambda _: Unavailable("the embedder is being started again", code="embedder_unavailable"),
-    cut=lambda _: EmbedderGone("the embedder went away before its answer was complete", code="embedder_unavailable"),
+    unreachable=lambda _: Unavailable("the embedder is restarting", code="embedder_unavailable"),
+    cut=lambda _: EmbedderGone("the embedder ended before its response was complete", code="embedder_unavailable"),
 )
 
 
@@ -199,7 +199,7 @@ class Embedder:
                     header, blobs = await unpack(response.content.readexactly)
         vectors = vectors_of(header, blobs)
         if vectors.shape[0] != 1:
-            raise BadGateway("the embedder gave no vector", code="embedder_error")
+            raise BadGateway("the embedder returned no vector", code="embedder_error")
         question: Vectors = vectors[0]
         return question
 
@@ -217,15 +217,15 @@ class Embedder:
                 await self._until_ready()
         except TimeoutError as error:
             raise Unavailable(f"the embedder was not ready after {START_TIMEOUT_S:g} s") from error
-        asked = {"path": str(path), "filename": filename, "size": chunking.size, "overlap": chunking.overlap}
+        body = {"path": str(path), "filename": filename, "size": chunking.size, "overlap": chunking.overlap}
         with _ERRORS:
-            async with self._pool.session.post(f"{_URL}/index", data=orjson.dumps(asked)) as response:
+            async with self._pool.session.post(f"{_URL}/index", data=orjson.dumps(body)) as response:
                 while True:
                     try:
                         async with asyncio.timeout(SILENCE_TIMEOUT_S):
                             header, blobs = await unpack(response.content.readexactly)
                     except TimeoutError as error:
-                        raise EmbedderGone(f"the embedder said nothing for {SILENCE_TIMEOUT_S:g} s") from error
+                        raise EmbedderGone(f"the embedder sent nothing for {SILENCE_TIMEOUT_S:g} s") from error
                     if not blobs:
                         _check_end(orjson.loads(header))
                         return
@@ -256,16 +256,16 @@ class Embedder:
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
             self._trouble = reason if failures > 1 else ""
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1]
-            _LOG.error("the embedder is started again", extra={"reason": reason, "in_s": pause_s})
+            _LOG.error("restarting the embedder", extra={"reason": reason, "in_s": pause_s})
             await asyncio.sleep(pause_s)
 
     async def _live(self, child: subprocess.Popen[bytes]) -> str:
         """One embedder, from its start to its end: why it ended. One that hangs is killed."""
         heard = time.monotonic()
-        asked, silent_s = 0.0, 0.0
+        asked_at, silent_s = 0.0, 0.0
         while child.poll() is None:
-            if not self._ready.is_set() or time.monotonic() - asked >= PULSE_S:
-                asked = time.monotonic()
+            if not self._ready.is_set() or time.monotonic() - asked_at >= LIVENESS_INTERVAL_S:
+                asked_at = time.monotonic()
                 if await self._answers():
                     heard = time.monotonic()
                     self._trouble = ""
@@ -310,7 +310,7 @@ def _spawn(config: EmbedderConfig) -> subprocess.Popen[bytes]:
 
 
 def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in inherited.items() if not KEPT_BACK.fullmatch(name)}
+    kept = {name: value for name, value in inherited.items() if not NOT_INHERITED.fullmatch(name)}
     # a library that asks for no threads of its own gets none: one batch must not take the engine's cores
     return kept | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -343,4 +343,4 @@ def _check_end(told: dict[str, Any]) -> None:
     if told.get("error"):
         raise DocumentRefused(*told["error"])
     if not told.get("end"):
-        raise BadGateway("the embedder answered something that is no frame", code="embedder_error")
+        raise BadGateway("the embedder sent an invalid frame", code="embedder_error")

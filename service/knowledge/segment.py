@@ -65,5 +65,5 @@ class Segment:
         terms = np.frombuffer(parts[2], dtype=_TERMS)
         counts = np.frombuffer(parts[3], dtype=_COUNTS)
         if rows < 1 or len(offsets) != rows + 1 or len(terms) != len(counts) or int(offsets[-1]) != len(terms):
-            raise ValueError(f"a segment of {rows} passages whose arrays do not fit together")
+            raise ValueError(f"inconsistent array lengths in a segment of {rows} passages")
         return cls(vectors.reshape(rows, -1), offsets, terms, counts)

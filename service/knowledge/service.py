@@ -11,15 +11,15 @@ from service.access.caller import Caller
 from service.database import Database
 from service.errors import BadRequest, Forbidden, Internal, Unavailable
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
-from service.knowledge.holdings import Holdings
+from service.knowledge.file_holds import FileHolds
 from service.knowledge.index.stores import Stores
 from service.knowledge.types import (
     BatchInfo,
     Chunking,
-    FileDraft,
     FileInfo,
     FilePage,
     FileStatus,
+    NewStoreFile,
     StoreInfo,
     batch_not_found,
     file_not_in_store,
@@ -33,19 +33,19 @@ class Knowledge:
 
     Args:
         stores: The embedded stores; opened and closed here.
-        holdings: Where documents come from.
+        file_holds: Holds of the stores on uploaded files.
         database: For the audit.
     """
 
-    def __init__(self, stores: Stores, holdings: Holdings, database: Database) -> None:
+    def __init__(self, stores: Stores, file_holds: FileHolds, database: Database) -> None:
         self._stores = stores
-        self._holdings = holdings
+        self._file_holds = file_holds
         self._database = database
 
     async def open(self) -> None:
         """Open the stores; afterwards they hold exactly the files that they have."""
         await self._stores.open()
-        await self._holdings.settle(set(await self._stores.contents()))
+        await self._file_holds.reconcile(set(await self._stores.contents()))
 
     async def close(self) -> None:
         """Close the stores."""
@@ -70,12 +70,12 @@ class Knowledge:
             Forbidden: The key's globs do not match the name.
             NotFound: There is no such project, or a file is not there.
         """
-        self._demand_name(caller, name)
+        self._check_name(caller, name)
         store = await self._stores.create_store(caller.project, name, description=description, metadata=metadata)
         await self._note(actor, "store.create", store.id, {"name": name})
         try:
             if file_ids:
-                await self.add(caller, actor, store.id, _drafts(file_ids, chunking), param="file_ids")
+                await self.add(caller, actor, store.id, _new_files(file_ids, chunking), param="file_ids")
         except BaseException:
             # whoever left: a store that its maker never heard of is nobody's
             await asyncio.shield(asyncio.ensure_future(self._delete(actor, store)))
@@ -85,7 +85,7 @@ class Knowledge:
     async def _delete(self, actor: Actor, store: StoreInfo) -> None:
         await self._note(actor, "store.delete", store.id, {"name": store.name})
         await self._stores.delete_store(store.project, store.id)
-        await self._holdings.release(store.id)
+        await self._file_holds.release(store.id)
 
     async def show(self, caller: Caller, store_id: str) -> StoreInfo:
         """One store. Raises NotFound."""
@@ -101,17 +101,19 @@ class Knowledge:
         self, caller: Caller, *, after: str | None, before: str | None, limit: int, newest_first: bool
     ) -> tuple[list[StoreInfo], bool]:
         """A page of the stores that the caller may read, and whether more follow. Raises BadRequest."""
-        found = [s for s in await self._stores.list_stores(caller.project) if may_read(caller, s.id, s.name)]
+        stores = [
+            store for store in await self._stores.list_stores(caller.project) if may_read(caller, store.id, store.name)
+        ]
         if newest_first:
-            found.reverse()
-        ids = [store.id for store in found]
-        start, end = 0, len(found)
+            stores.reverse()
+        ids = [store.id for store in stores]
+        start, end = 0, len(stores)
         if after is not None:
             start = _position(ids, after, "after") + 1
         if before is not None:
             end = _position(ids, before, "before")
             start = max(start, end - limit) if after is None else start
-        return found[start:end][:limit], end - start > limit or (before is not None and after is None and start > 0)
+        return stores[start:end][:limit], end - start > limit or (before is not None and after is None and start > 0)
 
     async def update(
         self, caller: Caller, actor: Actor, store_id: str, *, name: str | None, metadata: Mapping[str, str] | None
@@ -119,7 +121,7 @@ class Knowledge:
         """Another name, other metadata; what is None stays. Raises NotFound, Forbidden."""
         store = await self.show(caller, store_id)
         if name is not None:
-            self._demand_name(caller, name)
+            self._check_name(caller, name)
         await self._note(actor, "store.update", store_id, {"name": name} if name is not None else None)
         return await self._stores.update_store(
             caller.project,
@@ -136,7 +138,7 @@ class Knowledge:
     # files
 
     async def add(
-        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[FileDraft], *, param: str
+        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, param: str
     ) -> Sequence[FileInfo]:
         """Put files into a store; they are indexed in the background.
 
@@ -151,30 +153,30 @@ class Knowledge:
         return (await self._add(caller, actor, store_id, drafts, batch=False, param=param))[0]
 
     async def add_batch(
-        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[FileDraft], *, param: str
+        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, param: str
     ) -> BatchInfo:
         """Like ``add``, as a batch."""
         _, batch = await self._add(caller, actor, store_id, drafts, batch=True, param=param)
         if batch is None:
-            raise Internal("the stores made no batch of the files")
+            raise Internal("the batch was not created")
         return batch
 
     async def _add(
-        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[FileDraft], *, batch: bool, param: str
+        self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, batch: bool, param: str
     ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
         await self.show(caller, store_id)
         ids = [draft.file_id for draft in drafts]
-        known = {store_file for store_file in ids if await self._stores.get_file(caller.project, store_id, store_file)}
-        rows = await self._holdings.take(caller, ids, param, store_id)
+        known = {file_id for file_id in ids if await self._stores.get_file(caller.project, store_id, file_id)}
+        rows = await self._file_holds.hold(caller, ids, param, store_id)
         named = [
-            FileDraft(draft.file_id, row.filename, draft.attributes, draft.chunking)
+            NewStoreFile(draft.file_id, row.filename, draft.attributes, draft.chunking)
             for draft, row in zip(drafts, rows, strict=True)
         ]
         try:
             added = await self._stores.add_files(caller.project, store_id, named, batch=batch)
         except BaseException:
-            fresh = [file_id for file_id in ids if file_id not in known]
-            await asyncio.shield(asyncio.ensure_future(self._holdings.release(store_id, fresh)))
+            new_ids = [file_id for file_id in ids if file_id not in known]
+            await asyncio.shield(asyncio.ensure_future(self._file_holds.release(store_id, new_ids)))
             raise
         await self._note(actor, "store.add", store_id, {"files": ids[:100], "count": len(ids)})
         return added
@@ -182,10 +184,10 @@ class Knowledge:
     async def file(self, caller: Caller, store_id: str, file_id: str) -> FileInfo:
         """A store's file. Raises NotFound."""
         await self.show(caller, store_id)
-        found = await self._stores.get_file(caller.project, store_id, file_id)
-        if found is None:
+        file = await self._stores.get_file(caller.project, store_id, file_id)
+        if file is None:
             raise file_not_in_store(store_id, file_id)
-        return found
+        return file
 
     async def files(
         self,
@@ -223,26 +225,26 @@ class Knowledge:
         """Take a file out of a store. Raises NotFound."""
         await self.file(caller, store_id, file_id)
         await self._note(actor, "store.remove", store_id, {"file": file_id})
-        await asyncio.shield(asyncio.ensure_future(self._let_go(caller.project, store_id, file_id)))
+        await asyncio.shield(asyncio.ensure_future(self._remove_and_release(caller.project, store_id, file_id)))
 
-    async def _let_go(self, project: str, store_id: str, file_id: str) -> None:
+    async def _remove_and_release(self, project: str, store_id: str, file_id: str) -> None:
         await self._stores.remove_file(project, store_id, file_id)
-        await self._holdings.release(store_id, [file_id])
+        await self._file_holds.release(store_id, [file_id])
 
     async def text(self, caller: Caller, store_id: str, file_id: str) -> tuple[FileInfo, str]:
         """A file and the text that was read out of it. Raises NotFound."""
-        found = await self.file(caller, store_id, file_id)
-        return found, await self._stores.file_text(caller.project, store_id, file_id)
+        file = await self.file(caller, store_id, file_id)
+        return file, await self._stores.file_text(caller.project, store_id, file_id)
 
     # batches
 
     async def batch(self, caller: Caller, store_id: str, batch_id: str) -> BatchInfo:
         """A batch. Raises NotFound."""
         await self.show(caller, store_id)
-        found = await self._stores.get_batch(caller.project, store_id, batch_id)
-        if found is None:
+        batch = await self._stores.get_batch(caller.project, store_id, batch_id)
+        if batch is None:
             raise batch_not_found(store_id, batch_id)
-        return found
+        return batch
 
     async def cancel(self, caller: Caller, actor: Actor, store_id: str, batch_id: str) -> BatchInfo:
         """Cancel what is left of a batch. Raises NotFound."""
@@ -269,7 +271,7 @@ class Knowledge:
     # as a provider of the grounding hook
 
     async def demand_readable(self, caller: Caller, store_ids: Sequence[str], param: str) -> None:
-        """See ``service.grounding.provider.KnowsStores``."""
+        """See ``service.grounding.provider.StoreAwareProvider``."""
         for store_id in store_ids:
             await self._readable(caller, store_id, param)
 
@@ -285,12 +287,12 @@ class Knowledge:
             deadline=deadline,
         )
 
-    def _demand_name(self, caller: Caller, name: str | None) -> None:
+    def _check_name(self, caller: Caller, name: str | None) -> None:
         """A key that may read some stores alone can only make stores that it may read."""
         if caller.stores is not None and (name is None or not caller.may_read(name)):
             globs = ", ".join(f"`{glob}`" for glob in caller.stores) or "none"
             raise Forbidden(
-                f"the API key may use vector stores whose names match {globs}; found {name!r:.100}",
+                f"the API key may only use vector stores whose names match {globs}; got {name!r:.100}",
                 param="name",
                 code="store_not_allowed",
             )
@@ -299,14 +301,14 @@ class Knowledge:
         await self._database.run(lambda db: note(db, actor, action, target, detail))
 
 
-def _drafts(file_ids: Sequence[str], chunking: Chunking | None) -> list[FileDraft]:
-    return [FileDraft(file_id, "", chunking=chunking) for file_id in dict.fromkeys(file_ids)]
+def _new_files(file_ids: Sequence[str], chunking: Chunking | None) -> list[NewStoreFile]:
+    return [NewStoreFile(file_id, "", chunking=chunking) for file_id in dict.fromkeys(file_ids)]
 
 
-def _position(ids: list[str], wanted: str, param: str) -> int:
-    if wanted not in ids:
-        raise BadRequest(f"`{param}` names no vector store", param=param)
-    return ids.index(wanted)
+def _position(ids: list[str], cursor: str, param: str) -> int:
+    if cursor not in ids:
+        raise BadRequest(f"`{param}` is not the id of a vector store in this list", param=param)
+    return ids.index(cursor)
 
 
 def may_read(caller: Caller, store_id: str, name: str | None) -> bool:

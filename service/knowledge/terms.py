@@ -123,8 +123,8 @@ class Analyzer:
 
     def terms(self, text: str) -> list[int]:
         """The terms of a text in their order, stop words left out."""
-        found = (self._term(word) for word in words(text))
-        return [term for term in found if term is not None]
+        candidates = (self._term(word) for word in words(text))
+        return [term for term in candidates if term is not None]
 
     def bag(self, heading: str, text: str) -> tuple[Terms, Counts]:
         """The distinct terms of a passage, ascending, and how often each counts."""

@@ -60,7 +60,7 @@ class StoreInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class FileDraft:
+class NewStoreFile:
     """A file of `/v1/files` that goes into a store; its bytes stay where they are as long as the store has it."""
 
     file_id: str
@@ -110,7 +110,7 @@ class FilePage:
 def file_not_in_store(store_id: str, file_id: str, param: str = "file_id") -> NotFound:
     """The answer for a file that a store does not hold."""
     return NotFound(
-        f"the vector store {store_id[:80]!r} holds no file {file_id[:80]!r}",
+        f"the vector store {store_id[:80]!r} has no file {file_id[:80]!r}",
         param=param,
         code="vector_store_file_not_found",
     )

@@ -41,7 +41,7 @@ async def unpack(read: ReadExactly) -> tuple[bytes, list[bytes]]:
     """
     (length,) = _LENGTH.unpack(await read(_LENGTH.size))
     if length > MAX_HEADER:
-        raise BadGateway("the embedder answered something that is no frame", code="embedder_error")
+        raise BadGateway("the embedder sent an invalid frame", code="embedder_error")
     header = await read(length)
     sizes = _sizes(header)
     return header, [await read(size) for size in sizes]
@@ -52,7 +52,7 @@ def _sizes(header: bytes) -> list[int]:
     tail = header[header.rfind(b'"sizes":') :]
     sizes = orjson.loads(b"{" + tail)["sizes"] if tail.startswith(b'"sizes":') else None
     if not isinstance(sizes, list) or not all(isinstance(size, int) and 0 <= size <= MAX_BLOB for size in sizes):
-        raise BadGateway("the embedder answered something that is no frame", code="embedder_error")
+        raise BadGateway("the embedder sent an invalid frame", code="embedder_error")
     return sizes
 
 

@@ -1,7 +1,7 @@
-"""What `/metrics` counts of each request, and the bound on what it remembers.
+"""Per-request counters for `/metrics`, with bounded memory.
 
-Every count lives in a series of one (project, adapter, version), and there are never more than a set number of these:
-what clients send makes no series before it has resolved, and past the bound requests are counted under `(other)`.
+Each (project, adapter, version) has a series, up to a maximum number: only resolved names create series, and requests
+beyond the maximum are counted under `(other)`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Labels = tuple[str, str, str]
 NONE: Final = "(none)"
 BASE: Final = "(base)"
 OTHER: Final = "(other)"
-"""Parentheses stand in no project's, adapter's or error code's name."""
+"""Parentheses cannot occur in the name of a project, adapter or error code."""
 
-PART: Final = 8
-"""Series that are written in one go, a millisecond or so."""
+SERIES_PER_CHUNK: Final = 8
+"""Series that are written without yielding to the event loop, about a millisecond."""
 MAX_CODES: Final = 100
 SWEEP_AFTER: Final = 1000
-"""Requests under `(other)` between two looks for series of adapters that are gone."""
+"""Requests under `(other)` between two sweeps for series of deleted adapters."""
 
 
 class Series:
@@ -61,16 +61,16 @@ class Series:
 
 
 class MetricsAccount:
-    """Counts every request in a few microseconds; runs on the event loop alone, so it takes no lock.
+    """Counts every request in a few microseconds. Not thread-safe: runs on the event loop only.
 
     Args:
-        catalog: Says which adapters still exist, so that series of those that are gone make room for others.
-        most: Series of adapters' versions, and as many again of projects whose requests named no model that resolved.
+        catalog: Tells which adapters still exist; series of deleted ones are evicted.
+        max_series: Maximum series of adapter versions; also the maximum of per-project series for unresolved models.
     """
 
-    def __init__(self, catalog: Catalog, most: int) -> None:
+    def __init__(self, catalog: Catalog, max_series: int) -> None:
         self._catalog = catalog
-        self._most = most
+        self._max_series = max_series
         self._targets: dict[Labels, Series] = {}
         self._projects: dict[str, Series] = {}
         self._other = Series((OTHER, OTHER, ""))
@@ -122,21 +122,21 @@ class MetricsAccount:
         caller, target = record.caller, record.target
         project = caller.project if caller else NONE
         if target is None:
-            known = self._projects.get(project)
-            if known is not None:
-                return known
-            if len(self._projects) >= self._most:
+            series = self._projects.get(project)
+            if series is not None:
+                return series
+            if len(self._projects) >= self._max_series:
                 return self._other
             return self._projects.setdefault(project, Series((project, NONE, "")))
         labels = (project, target.adapter or BASE, str(target.version) if target.version else "")
-        found = self._targets.get(labels)
-        if found is not None:
-            return found
-        if len(self._targets) >= self._most and not self._made_room():
+        series = self._targets.get(labels)
+        if series is not None:
+            return series
+        if len(self._targets) >= self._max_series and not self._evict_deleted():
             return self._other
         return self._targets.setdefault(labels, Series(labels, target.digest))
 
-    def _made_room(self) -> bool:
+    def _evict_deleted(self) -> bool:
         self._until_sweep -= 1
         if self._until_sweep >= 0:
             return False
@@ -147,7 +147,7 @@ class MetricsAccount:
             entry = adapters.get((project, adapter))
             if adapter != BASE and (entry is None or int(version) not in entry.versions):
                 del self._targets[labels]
-        return len(self._targets) < self._most
+        return len(self._targets) < self._max_series
 
     def targets(self) -> list[tuple[Labels, str | None]]:
         """The versions that have series, with their digests; the base has none."""
@@ -158,23 +158,23 @@ class MetricsAccount:
 
         Requests may be counted between two parts: each part is read in one go.
         """
-        every = [*self._targets.values(), *self._projects.values(), self._other]
-        parts = [every[start : start + PART] for start in range(0, len(every), PART)]
-        for part in parts:
+        all_series = [*self._targets.values(), *self._projects.values(), self._other]
+        chunks = [all_series[start : start + SERIES_PER_CHUNK] for start in range(0, len(all_series), SERIES_PER_CHUNK)]
+        for chunk in chunks:
             yield metrics.REQUESTS.values(
-                ((*ended, *series.labels), count) for series in part for ended, count in series.requests.items()
+                ((*ended, *series.labels), count) for series in chunk for ended, count in series.requests.items()
             )
         yield metrics.ERRORS.values(self._errors.items())
-        for part in parts:
+        for chunk in chunks:
             yield metrics.FAULTS.values(
-                ((*series.labels, code), count) for series in part for code, count in series.faults.items()
+                ((*series.labels, code), count) for series in chunk for code, count in series.faults.items()
             )
         for metric, count_of in _COUNTS:
-            for part in parts:
-                yield metric.values((series.labels, count_of(series)) for series in part if series.prompt)
+            for chunk in chunks:
+                yield metric.values((series.labels, count_of(series)) for series in chunk if series.prompt)
         for metric, histogram_of in _HISTOGRAMS:
-            for part in parts:
-                rows = ((series.labels, histogram_of(series)) for series in part)
+            for chunk in chunks:
+                rows = ((series.labels, histogram_of(series)) for series in chunk)
                 yield metric.histograms((labels, counted) for labels, counted in rows if counted is not None)
         yield metrics.DURATION.histograms(((route,), counted) for route, counted in self._durations.items())
 

@@ -1,4 +1,4 @@
-"""The engine's numbers: its state as the gateway sees it, and a chosen few of vLLM's own metrics.
+"""Engine metrics: its state as seen by the gateway, and a selection of vLLM's own metrics.
 
 Prometheus cannot scrape the engine, which listens on a Unix socket of ours: so the gateway asks and shows them under
 names of its own.
@@ -21,7 +21,7 @@ from service.telemetry.metrics import Metric
 STATES: Final = ("starting", "ready", "stalled", "down")
 ENGINE_TIMEOUT_S: Final = 1.0
 
-PASSED: Final[dict[str, Metric]] = {
+FORWARDED: Final[dict[str, Metric]] = {
     "vllm:num_requests_running": metrics.ENGINE_RUNNING,
     "vllm:num_requests_waiting": metrics.ENGINE_WAITING,
     "vllm:kv_cache_usage_perc": metrics.ENGINE_KV,
@@ -32,7 +32,7 @@ PASSED: Final[dict[str, Metric]] = {
     "vllm:prefix_cache_queries_total": metrics.ENGINE_CACHE_QUERIES,
     "vllm:prefix_cache_hits_total": metrics.ENGINE_CACHE_HITS,
 }
-"""vLLM's samples and what they are called here; of several engine cores the values are added up."""
+"""vLLM's samples and the metrics they are exposed as; values of several engine cores are summed."""
 
 
 class MetricsClient(Protocol):
@@ -42,8 +42,8 @@ class MetricsClient(Protocol):
         """The text at ``path``. Raises HatrackError where there is none."""
 
 
-class Watched(Protocol):
-    """An engine's supervisor: what runs, and who is told when that changes."""
+class EngineStatus(Protocol):
+    """The engine's state, and notifications when it changes."""
 
     @property
     def state(self) -> EngineState:
@@ -57,7 +57,7 @@ class EngineSource:
     """Engine state, restarts, limits and vLLM's own numbers.
 
     Args:
-        watched: Its state is shown, and its changes are counted from now on.
+        engine: Its state is exposed, and its changes are counted.
         client: Asked for vLLM's metrics while the engine should answer.
         slots: Adapters in one batch.
         resident_limit: Adapters in the engine's memory.
@@ -65,8 +65,8 @@ class EngineSource:
 
     name = "engine"
 
-    def __init__(self, watched: Watched, client: MetricsClient, *, slots: int, resident_limit: int) -> None:
-        self._watched = watched
+    def __init__(self, engine: EngineStatus, client: MetricsClient, *, slots: int, resident_limit: int) -> None:
+        self._engine = engine
         self._client = client
         self._slots = slots
         self._resident_limit = resident_limit
@@ -75,7 +75,7 @@ class EngineSource:
         self._starting_since: float | None = None
         self._start_s: float | None = None
         self._was_lost = False
-        watched.on_change(self._changed)
+        engine.on_change(self._changed)
 
     def _changed(self, state: EngineState) -> None:
         if state.name == "starting":
@@ -89,12 +89,12 @@ class EngineSource:
             self._starting_since = None
 
     async def families(self) -> Iterator[Family]:
-        """Everything of the engine; vLLM's own metrics are missing where it does not give them in a second."""
-        own = await self._vllm() if self._watched.state.name in ("ready", "stalled") else {}
-        return self._families(own)
+        """All engine metrics; vLLM's own are missing if it does not answer within a second."""
+        engine_metrics = await self._vllm() if self._engine.state.name in ("ready", "stalled") else {}
+        return self._families(engine_metrics)
 
-    def _families(self, own: dict[Metric, float]) -> Iterator[Family]:
-        state = self._watched.state
+    def _families(self, engine_metrics: dict[Metric, float]) -> Iterator[Family]:
+        state = self._engine.state
         yield metrics.ENGINE_STATE.values(((name,), float(name == state.name)) for name in STATES)
         yield metrics.ENGINE_STATE_SINCE.value(state.since)
         yield metrics.ENGINE_RESTARTS.value(self._restarts)
@@ -103,24 +103,24 @@ class EngineSource:
         yield metrics.ENGINE_SCRAPE_ERRORS.value(self._errors)
         if self._start_s is not None:
             yield metrics.ENGINE_START.value(self._start_s)
-        for metric, value in own.items():
+        for metric, value in engine_metrics.items():
             yield metric.value(value)
 
     async def _vllm(self) -> dict[Metric, float]:
         try:
-            return chosen(await self._client.get_text("/metrics", timeout_s=ENGINE_TIMEOUT_S))
+            return forwarded_metrics(await self._client.get_text("/metrics", timeout_s=ENGINE_TIMEOUT_S))
         except (HatrackError, ValueError):  # no answer, or one that is not Prometheus' text
             self._errors += 1
             return {}
 
 
-def chosen(text: str) -> dict[Metric, float]:
+def forwarded_metrics(text: str) -> dict[Metric, float]:
     """The metrics that are passed on, from vLLM's own text. Raises ValueError where it is malformed."""
-    wanted = "\n".join(line for line in text.splitlines() if line.startswith(tuple(PASSED)))
-    found: dict[Metric, float] = {}
-    for family in text_string_to_metric_families(wanted + "\n"):
+    lines = "\n".join(line for line in text.splitlines() if line.startswith(tuple(FORWARDED)))
+    totals: dict[Metric, float] = {}
+    for family in text_string_to_metric_families(lines + "\n"):
         for sample in family.samples:
-            metric = PASSED.get(sample.name)
+            metric = FORWARDED.get(sample.name)
             if metric is not None:
-                found[metric] = found.get(metric, 0.0) + sample.value
-    return found
+                totals[metric] = totals.get(metric, 0.0) + sample.value
+    return totals

@@ -16,14 +16,14 @@ from service.telemetry import metrics
 
 SOURCE_TIMEOUT_S: Final = 2.0
 FRESH_S: Final = 1.0
-"""A second scrape within this time gets the first one's text: nobody can make the gateway work by asking often."""
+"""A second scrape within this time gets the cached text, so that frequent scrapes cost nothing."""
 NAMELESS: Final[Mapping[str, str]] = MappingProxyType({"project": "(all)", "adapter": "(all)", "version": ""})
-"""What stands in labels for whoever shows no key."""
+"""Label values for callers without a key."""
 _LOG = logging.getLogger("hatrack.metrics")
 
 
 class Source(Protocol):
-    """A part of the gateway that has numbers to show."""
+    """A component that provides metrics."""
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Exposition:
 
     def __init__(self, sources: Iterable[Source] = ()) -> None:
         self._sources = list(sources)
-        self._found: list[Family] = []
+        self._families: list[Family] = []
         self._errors: dict[str, int] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
@@ -57,7 +57,7 @@ class Exposition:
 
     def collect(self) -> Iterator[Family]:
         """What the sources gave last; prometheus-client's interface of a collector."""
-        yield from self._found
+        yield from self._families
 
     async def text(self, *, named: bool = True) -> bytes:
         """All metrics in Prometheus' text format 0.0.4, at most FRESH_S old.
@@ -74,10 +74,10 @@ class Exposition:
 
     async def _write(self, named: bool) -> bytes:
         answers = await asyncio.gather(*(self._ask(source) for source in self._sources))
-        self._found = [family for families in answers for family in families]
+        self._families = [family for families in answers for family in families]
         if not named:
-            self._found = await without_names(self._found)
-        self._found.append(metrics.SOURCE_ERRORS.values(((name,), count) for name, count in self._errors.items()))
+            self._families = await without_names(self._families)
+        self._families.append(metrics.SOURCE_ERRORS.values(((name,), count) for name, count in self._errors.items()))
         lines: list[bytes] = []
         before = ""
         for family in self._registry.collect():
@@ -87,24 +87,24 @@ class Exposition:
             lines.append(text)
             before = family.name
             await asyncio.sleep(0)  # requests go on meanwhile
-        self._found = []
+        self._families = []
         return b"".join(lines)
 
     async def _ask(self, source: Source) -> Sequence[Family]:
-        found = []
+        families = []
         try:
             async with asyncio.timeout(SOURCE_TIMEOUT_S):
                 for family in await source.families():
-                    found.append(family)
+                    families.append(family)
                     await asyncio.sleep(0)
         except Exception as error:  # whatever is wrong with one part, the others' numbers are wanted the more
             if source.name not in self._errors:
-                _LOG.exception("a source of metrics failed; later failures of it are only counted")
+                _LOG.exception("a metrics source failed; later failures are only counted")
             else:
-                _LOG.debug("a source of metrics failed", extra={"source": source.name, "kind": type(error).__name__})
+                _LOG.debug("a metrics source failed", extra={"source": source.name, "kind": type(error).__name__})
             self._errors[source.name] = self._errors.get(source.name, 0) + 1
             return ()
-        return found
+        return families
 
 
 async def without_names(families: Iterable[Family]) -> list[Family]:

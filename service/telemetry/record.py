@@ -1,4 +1,4 @@
-"""What is known of a request when it is over, and who wants to know."""
+"""The record of a finished inference request, and the accounts that receive it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from service.access.caller import Caller
 from service.access.refusals import REFUSED, Refusals
-from service.grounding.outcome import Grounded
+from service.grounding.outcome import GroundingResult
 from service.http.stream import Usage
 from service.registry.catalog import Target
 
@@ -37,41 +37,41 @@ class Record:
     """Of a stream: of its first token."""
     total_s: float = 0.0
     queue_s: float | None = None
-    """At the gate; None where it did not come that far."""
+    """Time in the admission queue; None if it was never queued."""
     sent_s: float | None = None
-    """When it went to the engine; None where it did not."""
+    """When it was sent to the engine; None if it was not."""
     estimate: int = 0
-    """Tokens of prompt and answer, guessed."""
+    """Estimated tokens of prompt and answer."""
     prompt: int = 0
-    """Tokens of the prompt, guessed."""
+    """Estimated tokens of the prompt."""
     counted: int = 0
-    """Tokens that the engine counted and did not run the model on: charged to the key, used by nobody."""
+    """Tokens that the engine tokenized without running the model: charged to the key, but not counted as usage."""
     gaps: list[float] = field(default_factory=list)
-    """Of a stream: what passed between two events that brought tokens, s."""
+    """Of a stream: times between events with tokens, s."""
     reached: bool = False
-    """The engine took it."""
+    """The engine accepted it."""
     owed: int | None = None
-    """Tokens to charge where the engine gave no count; None: nothing was sent to it."""
+    """Tokens to charge if the engine gave no count; None: nothing was sent to it."""
     span: RequestSpan | None = None
-    grounded: Grounded | None = None
-    """What was retrieved for it; None where nothing was asked for."""
+    grounded: GroundingResult | None = None
+    """The result of retrieval; None if the request was not grounded."""
     peer: str = ""
-    """The address that it came from."""
+    """The client's address."""
 
     @property
     def tokens(self) -> int | None:
-        """Tokens to charge: the engine's count, else what is owed for what it was sent; None: it was sent nothing."""
+        """Tokens to charge: the engine's count, else ``owed``; None: nothing was sent to the engine."""
         if self.usage is not None:
             return self.usage.prompt_tokens + self.usage.completion_tokens + self.counted
         return self.owed
 
 
 Account = Callable[[Record], None]
-"""Is told of every request to an inference route once it is over; must be quick and must not raise."""
+"""Called with the record of every inference request once it is over; must be quick and must not raise."""
 
 
 class Accounts:
-    """Several accounts as one: each is told, in order, and none suffers from another that raises."""
+    """Calls several accounts in order; an exception in one does not affect the others."""
 
     def __init__(self, *accounts: Account) -> None:
         self._accounts = accounts
@@ -86,7 +86,7 @@ class Accounts:
 
 
 class RefusalAccount:
-    """Counts the requests that were refused access, for the audit."""
+    """Counts requests that were denied access, for the audit log."""
 
     def __init__(self, refusals: Refusals) -> None:
         self._refusals = refusals
@@ -97,7 +97,7 @@ class RefusalAccount:
 
 
 class LogAccount:
-    """Writes one structured line for each request; prompts and answers are in none."""
+    """Logs one structured line per request, without prompts and answers."""
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._log = logger or logging.getLogger("hatrack.inference")

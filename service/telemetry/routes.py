@@ -40,18 +40,18 @@ async def metrics(request: Request) -> Response:
     telemetry: Telemetry = request.app.state.telemetry
     settings = telemetry.settings
     if settings.metrics_access == "off":
-        raise NotFound("there is nothing here")
-    wanted = settings.metrics_key.get_secret_value() if settings.metrics_key else None
-    known = wanted is not None and _shows(request, wanted)
-    if settings.metrics_access == "key" and not known:
+        raise NotFound("metrics are disabled (HATRACK_METRICS=off)")
+    metrics_key = settings.metrics_key.get_secret_value() if settings.metrics_key else None
+    has_key = metrics_key is not None and _has_metrics_key(request, metrics_key)
+    if settings.metrics_access == "key" and not has_key:
         request.app.state.authenticator.authenticate(request.headers).demand(Scope.ADMIN)
-    named = known or settings.metrics_access == "key" or _is_admin(request)
+    named = has_key or settings.metrics_access == "key" or _is_admin(request)
     return Response(await telemetry.exposition.text(named=named), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-def _shows(request: Request, wanted: str) -> bool:
+def _has_metrics_key(request: Request, metrics_key: str) -> bool:
     try:
-        return hmac.compare_digest(key_in(request.headers).encode(), wanted.encode())
+        return hmac.compare_digest(key_in(request.headers).encode(), metrics_key.encode())
     except HatrackError:
         return False
 

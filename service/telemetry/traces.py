@@ -126,12 +126,12 @@ class Traces:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await asyncio.to_thread(self._provider.shutdown)
         except TimeoutError:
-            _LOG.warning("some traces could not be sent before the end")
+            _LOG.warning("some traces were not exported before shutdown")
 
 
 def _attributes(record: Record) -> dict[str, Any]:
     caller, target, usage = record.caller, record.target, record.usage
-    found: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "http.response.status_code": record.status,
         "hatrack.outcome": record.outcome,
         "error.type": record.code,
@@ -139,7 +139,7 @@ def _attributes(record: Record) -> dict[str, Any]:
         "hatrack.key_id": caller.key_id if caller else None,
     }
     if target is not None:
-        found |= {
+        attributes |= {
             "gen_ai.operation.name": OPERATIONS.get(record.route),
             "gen_ai.provider.name": "vllm",
             "gen_ai.request.model": target.label,
@@ -150,14 +150,14 @@ def _attributes(record: Record) -> dict[str, Any]:
             "hatrack.digest": target.digest,
         }
     if usage is not None:
-        found |= {
+        attributes |= {
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
             "gen_ai.usage.output_tokens": usage.completion_tokens,
             "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
         }
     if record.stream and record.first_byte_s is not None:
-        found["gen_ai.response.time_to_first_chunk"] = record.first_byte_s
-    return {name: value for name, value in found.items() if value is not None}
+        attributes["gen_ai.response.time_to_first_chunk"] = record.first_byte_s
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def make_traces(endpoint: str, ratio: float) -> Traces:
@@ -175,7 +175,7 @@ def make_traces(endpoint: str, ratio: float) -> Traces:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingsError(
-            "HATRACK_OTLP_ENDPOINT is set and OpenTelemetry is not installed: install hatrack with the extra `otel`"
+            "HATRACK_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: install hatrack with the extra `otel`"
         ) from error
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S)
     return traces_to(BatchSpanProcessor(exporter), ratio)

@@ -212,9 +212,9 @@ def test_an_engine_at_a_url_is_used_and_neither_started_nor_ended(gateway: Gatew
     ("setting", "value", "reason"),
     [
         ("HATRACK_BASE_NAME", "another", "not the base `another` (HATRACK_BASE_MODEL, HATRACK_BASE_NAME)"),
-        ("HATRACK_HOME", "elsewhere", "both must see the same directory (HATRACK_HOME)"),
+        ("HATRACK_HOME", "elsewhere", "both must use the same directory (HATRACK_HOME)"),
         ("HATRACK_ENGINE_SLOTS", "4", "it has 2 adapter slots, HATRACK_ENGINE_SLOTS is 4"),
-        ("HATRACK_ENGINE_DTYPE", "float16", "is another one: dtype differ"),
+        ("HATRACK_ENGINE_DTYPE", "float16", "is a different model: dtype differ"),
     ],
 )
 def test_an_engine_at_a_url_that_does_not_fit_is_refused_at_start(
@@ -224,7 +224,7 @@ def test_an_engine_at_a_url_that_does_not_fit_is_refused_at_start(
     refused = hatrack(external(gateway, **{setting: given}), "serve")
     assert refused.returncode == 1
     said = " ".join(refused.stderr.split())
-    assert "(HATRACK_ENGINE_URL) does not fit" in said
+    assert "(HATRACK_ENGINE_URL) is incompatible" in said
     assert reason in said
 
 

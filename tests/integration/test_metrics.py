@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from service.telemetry import metrics
-from service.telemetry.engine import PASSED
+from service.telemetry.engine import FORWARDED
 from tests.integration.test_voices import gateway_base
 from tests.support.gateway import TIMEOUT, Gateway
 from tests.unit.service.telemetry.support import Samples, parse, value
@@ -179,7 +179,7 @@ def test_the_engines_own_numbers_pass_through(gateway: Gateway) -> None:
     before, _, _ = whole_scrape(gateway)
     stream(gateway, "pemberton", "Good evening")
     after, told, without = whole_scrape(gateway, value(before, GENERATED) + 12)
-    for metric in PASSED.values():
+    for metric in FORWARDED.values():
         assert value(after, metric.name) >= 0
     assert value(after, "hatrack_engine_state", state="ready") == 1
     assert told <= grown(before, after, SCRAPE_ERRORS) <= without

@@ -24,7 +24,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.output_processor import RequestState
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, FAULT_CODES
-from service.engine.plugin.guard import expect, is_ours, ours
+from service.engine.plugin.guard import checked_attribute, is_patched, mark_patched
 
 logger = init_logger("vllm.hatrack.answers")
 
@@ -84,11 +84,15 @@ def install() -> None:
     Raises:
         PluginError: One of them is not as expected.
     """
-    make_output = expect(RequestState, "_new_completion_output", "self", "token_ids", "finish_reason", "stop_reason")
-    raise_if_error = expect(GenerateBaseServing, "_raise_if_error", "self", "finish_reason", "request_id")
-    convert = expect(GenerateBaseServing, "_convert_generation_error_to_streaming_response", "self", "e")
-    expect(GenerateBaseServing, "create_streaming_error_response", "self", "message", "err_type", "status_code")
-    if is_ours(make_output):
+    make_output = checked_attribute(
+        RequestState, "_new_completion_output", "self", "token_ids", "finish_reason", "stop_reason"
+    )
+    raise_if_error = checked_attribute(GenerateBaseServing, "_raise_if_error", "self", "finish_reason", "request_id")
+    convert = checked_attribute(GenerateBaseServing, "_convert_generation_error_to_streaming_response", "self", "e")
+    checked_attribute(
+        GenerateBaseServing, "create_streaming_error_response", "self", "message", "err_type", "status_code"
+    )
+    if is_patched(make_output):
         return
 
     def new_completion_output(self: Any, token_ids: Any, finish_reason: Any, stop_reason: Any) -> Any:
@@ -107,12 +111,12 @@ def install() -> None:
             return self.create_streaming_error_response(str(e), err_type=e.code, status_code=e.status_code)
         return convert(self, e)
 
-    RequestState._new_completion_output = ours(new_completion_output)
-    GenerateBaseServing._raise_if_error = ours(raise_fault)
-    GenerateBaseServing._convert_generation_error_to_streaming_response = ours(to_event)
+    RequestState._new_completion_output = mark_patched(new_completion_output)
+    GenerateBaseServing._raise_if_error = mark_patched(raise_fault)
+    GenerateBaseServing._convert_generation_error_to_streaming_response = mark_patched(to_event)
 
 
-def install_doors() -> None:
+def install_api_routes() -> None:
     """Patch the routes `/v1/responses` and `/v1/messages`; for the API server alone, which has imported them anyway.
 
     Raises:
@@ -138,10 +142,10 @@ async def unreadable_handler(request: Any, error: Exception) -> Any:
 
 def _install_rendering() -> None:
     """A conversation that cannot be prepared for the model is refused; where the code breaks, vLLM says 500 or 501."""
-    render = expect(BaseRenderer, "render_chat_async", "self", "conversations")
-    expect(BaseRenderer, "tokenize_prompts_async", "self", "prompts", "params")
-    expect(BaseRenderer, "tokenize_prompt_async", "self", "prompt", "params")
-    if is_ours(render):
+    render = checked_attribute(BaseRenderer, "render_chat_async", "self", "conversations")
+    checked_attribute(BaseRenderer, "tokenize_prompts_async", "self", "prompts", "params")
+    checked_attribute(BaseRenderer, "tokenize_prompt_async", "self", "prompt", "params")
+    if is_patched(render):
         return
 
     async def tokenize_in_turn(self: Any, prompts: Any, params: Any) -> Any:
@@ -161,15 +165,15 @@ def _install_rendering() -> None:
                 "The conversation cannot be prepared for the model.", parameter="messages"
             ) from error
 
-    BaseRenderer.render_chat_async = ours(render_chat)
-    BaseRenderer.tokenize_prompts_async = ours(tokenize_in_turn)
+    BaseRenderer.render_chat_async = mark_patched(render_chat)
+    BaseRenderer.tokenize_prompts_async = mark_patched(tokenize_in_turn)
 
 
 def _install_responses(router: Any, serving: Any) -> None:
     """A failed stream ends in an error event; vLLM takes its own error for one of OpenAI's events, and breaks off."""
-    convert = expect(serving, "_convert_generation_error_to_streaming_response", "self", "e")
-    to_events = expect(router, "_convert_stream_to_sse_events", "generator")
-    if is_ours(to_events):
+    convert = checked_attribute(serving, "_convert_generation_error_to_streaming_response", "self", "e")
+    to_events = checked_attribute(router, "_convert_stream_to_sse_events", "generator")
+    if is_patched(to_events):
         return
 
     def pass_on(self: Any, e: Any) -> Any:
@@ -182,18 +186,18 @@ def _install_responses(router: Any, serving: Any) -> None:
         except FailedStream as failed:
             yield error_event(failed.body)
 
-    serving._convert_generation_error_to_streaming_response = ours(pass_on)
-    router._convert_stream_to_sse_events = ours(events)
+    serving._convert_generation_error_to_streaming_response = mark_patched(pass_on)
+    router._convert_stream_to_sse_events = mark_patched(events)
 
 
 def _install_messages(router: Any, serving: Any) -> None:
     """An error keeps its type and its parameter, in an answer as in a stream; vLLM keeps neither."""
-    expect(router, "translate_error_response", "response")
-    create = expect(serving, "create_messages", "self", "request", "raw_request")
-    convert = expect(serving, "message_stream_converter", "self", "generator")
-    expect(serving, "create_error_response", "message", "err_type", "status_code")
-    to_message = expect(serving, "messages_full_converter", "self", "generator")
-    if is_ours(create):
+    checked_attribute(router, "translate_error_response", "response")
+    create = checked_attribute(serving, "create_messages", "self", "request", "raw_request")
+    convert = checked_attribute(serving, "message_stream_converter", "self", "generator")
+    checked_attribute(serving, "create_error_response", "message", "err_type", "status_code")
+    to_message = checked_attribute(serving, "messages_full_converter", "self", "generator")
+    if is_patched(create):
         return
 
     def full_message(self: Any, generator: Any) -> Any:
@@ -223,10 +227,10 @@ def _install_messages(router: Any, serving: Any) -> None:
         if failed:
             yield error_event(failed[0])
 
-    router.translate_error_response = ours(whole_error)
-    serving.create_messages = ours(create_messages)
-    serving.messages_full_converter = ours(full_message)
-    serving.message_stream_converter = ours(to_events)
+    router.translate_error_response = mark_patched(whole_error)
+    serving.create_messages = mark_patched(create_messages)
+    serving.messages_full_converter = mark_patched(full_message)
+    serving.message_stream_converter = mark_patched(to_events)
 
 
 def whole_error(response: Any) -> Any:

@@ -28,7 +28,7 @@ from vllm.v1.request import RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE
-from service.engine.plugin.guard import PluginError, expect, is_ours, ours
+from service.engine.plugin.guard import PluginError, checked_attribute, is_patched, mark_patched
 
 logger = init_logger("vllm.hatrack.containment")
 
@@ -54,12 +54,12 @@ def broken_requests(scheduler: Any, output: Any) -> list[str]:
     for request_id, prompt in (output.prompt_logprobs_dict or {}).items():
         if prompt is not None and bool(torch.isnan(prompt.logprobs).any()):
             suspects.add(request_id)
-    found = []
+    broken = []
     for request_id in suspects:
         request = scheduler.requests.get(request_id)
         if request is not None and not request.is_finished() and request.sampling_params is not None:
-            found.append(request_id)
-    return found
+            broken.append(request_id)
+    return broken
 
 
 def fault_of(request: Any) -> str:
@@ -116,33 +116,33 @@ def install() -> None:
     from vllm import envs
 
     if not envs.VLLM_COMPUTE_NANS_IN_LOGITS:
-        raise PluginError("VLLM_COMPUTE_NANS_IN_LOGITS=1 must be set: without it no bad logits are looked for")
+        raise PluginError("VLLM_COMPUTE_NANS_IN_LOGITS=1 must be set: otherwise NaN logits go undetected")
     _zero_new_blocks()
     _count_broken_rows()
     _end_in_scheduler()
 
 
 def _zero_new_blocks() -> None:
-    if not isinstance(expect(KVCacheConfig, "needs_kv_cache_zeroing"), property):
-        raise PluginError("KVCacheConfig.needs_kv_cache_zeroing is no property in this vLLM")
-    expect(gpu_model_runner.GPUModelRunner, "_zero_block_ids", "self", "block_ids")
+    if not isinstance(checked_attribute(KVCacheConfig, "needs_kv_cache_zeroing"), property):
+        raise PluginError("KVCacheConfig.needs_kv_cache_zeroing is not a property in this vLLM")
+    checked_attribute(gpu_model_runner.GPUModelRunner, "_zero_block_ids", "self", "block_ids")
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda self: True)
 
 
 def _count_broken_rows() -> None:
-    expect(gpu_model_runner, "count_nans_per_row", "logits")
+    checked_attribute(gpu_model_runner, "count_nans_per_row", "logits")
     gpu_model_runner.count_nans_per_row = broken_rows
     from vllm.v1.worker.gpu.sample import sampler
 
     # The second model runner (the default on a GPU) has a sampler and a counter of its own.
-    expect(sampler, "get_num_nans", "logits")
+    checked_attribute(sampler, "get_num_nans", "logits")
     sampler.get_num_nans = broken_rows
 
 
 def _end_in_scheduler() -> None:
-    update = expect(Scheduler, "update_from_output", "self", "scheduler_output", "model_runner_output")
-    expect(Scheduler, "finish_requests", "self", "request_ids", "finished_status")
-    if is_ours(update):
+    update = checked_attribute(Scheduler, "update_from_output", "self", "scheduler_output", "model_runner_output")
+    checked_attribute(Scheduler, "finish_requests", "self", "request_ids", "finished_status")
+    if is_patched(update):
         return
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -160,4 +160,4 @@ def _end_in_scheduler() -> None:
                 outputs[client] = EngineCoreOutputs(outputs=last)
         return outputs
 
-    Scheduler.update_from_output = ours(update_from_output)
+    Scheduler.update_from_output = mark_patched(update_from_output)

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from service.engine.contract import PLUGIN_NAME, PLUGIN_PROTOCOL, PLUGIN_ROUTE
-from service.engine.identity import boot_of, plugin_digest, read_store_mark
-from service.engine.plugin.answers import AdapterFault, fault_handler, install_doors, unreadable_handler
+from service.engine.identity import boot_id, plugin_digest, read_store_id
+from service.engine.plugin.answers import AdapterFault, fault_handler, install_api_routes, unreadable_handler
 from service.engine.plugin.parameters import read_parameters
 
 
@@ -29,7 +29,7 @@ class HatrackEndpoint:
         self._start: dict[str, Any] = {
             "protocol": PLUGIN_PROTOCOL,
             "plugin": plugin_digest(),
-            "boot": boot_of(parameters.token),
+            "boot": boot_id(parameters.token),
             "signature": parameters.signature,
             "base": parameters.base,
             "hatrack": version("hatrack"),
@@ -39,7 +39,7 @@ class HatrackEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the route and the handler to vLLM's API server; without the patches there is no route: no engine."""
-        install_doors()
+        install_api_routes()
         app.add_api_route(PLUGIN_ROUTE, self.report, methods=["GET"], include_in_schema=False)
         app.add_exception_handler(AdapterFault, fault_handler)
         app.add_exception_handler(ValidationError, unreadable_handler)
@@ -62,7 +62,7 @@ class HatrackEndpoint:
             "store": str(self._store),
             "store_device": inode.st_dev,
             "store_inode": inode.st_ino,
-            "store_id": read_store_mark(self._store),
+            "store_id": read_store_id(self._store),
             "model": config.model_config.model,
             "names": names if isinstance(names, list) else [names],
             "dtype": str(config.model_config.dtype).removeprefix("torch."),

@@ -14,16 +14,16 @@ import torch
 from vllm.logger import init_logger
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
-from service.engine.plugin.guard import expect, is_ours, ours
+from service.engine.plugin.guard import checked_attribute, is_patched, mark_patched
 
 logger = init_logger("vllm.hatrack.eviction")
 
-STAND_IN_RANK = 1
+SUBSTITUTE_RANK = 1
 
 
-def poisoned(manager: Any, adapter_id: int, embedding_modules: dict[str, str]) -> Any:
+def nan_adapter(manager: Any, adapter_id: int, embedding_modules: dict[str, str]) -> Any:
     """An adapter of rank 1 for every module, all of whose weights are NaN."""
-    model = manager.create_dummy_lora(adapter_id, STAND_IN_RANK, embedding_modules)
+    model = manager.create_dummy_lora(adapter_id, SUBSTITUTE_RANK, embedding_modules)
     for layer in model.loras.values():
         for weights in (layer.lora_a, layer.lora_b):
             for tensor in weights if isinstance(weights, list) else [weights]:
@@ -32,13 +32,13 @@ def poisoned(manager: Any, adapter_id: int, embedding_modules: dict[str, str]) -
     return model
 
 
-def load_or_stand_in(worker: Any, request: Any) -> None:
+def load_or_substitute(worker: Any, request: Any) -> None:
     """Load and activate one adapter for a step that is about to run; never raises for a bad file."""
     manager = worker._adapter_manager
     # The set of stand-ins lives on the worker's manager, beside the adapters that it speaks of.
-    stand_ins: set[int] = worker.__dict__.setdefault("hatrack_stand_ins", set())
-    if request.lora_int_id in stand_ins:
-        stand_ins.discard(request.lora_int_id)
+    substitutes: set[int] = worker.__dict__.setdefault("hatrack_stand_ins", set())
+    if request.lora_int_id in substitutes:
+        substitutes.discard(request.lora_int_id)
         manager.remove_adapter(request.lora_int_id)
     try:
         worker.add_adapter(request)
@@ -47,9 +47,9 @@ def load_or_stand_in(worker: Any, request: Any) -> None:
         manager.remove_adapter(request.lora_int_id)
         if len(manager) + 1 > manager.capacity:
             manager.remove_oldest_adapter()
-        manager.add_adapter(poisoned(manager, request.lora_int_id, worker.embedding_modules))
+        manager.add_adapter(nan_adapter(manager, request.lora_int_id, worker.embedding_modules))
         manager.activate_adapter(request.lora_int_id)
-        stand_ins.add(request.lora_int_id)
+        substitutes.add(request.lora_int_id)
 
 
 def install() -> None:
@@ -58,17 +58,17 @@ def install() -> None:
     Raises:
         PluginError: vLLM's manager of adapters is not as expected.
     """
-    apply = expect(LRUCacheWorkerLoRAManager, "_apply_adapters", "self", "lora_requests")
-    expect(LRUCacheWorkerLoRAManager, "add_adapter", "self", "lora_request")
-    if is_ours(apply):
+    apply = checked_attribute(LRUCacheWorkerLoRAManager, "_apply_adapters", "self", "lora_requests")
+    checked_attribute(LRUCacheWorkerLoRAManager, "add_adapter", "self", "lora_request")
+    if is_patched(apply):
         return
 
     def apply_adapters(self: Any, lora_requests: Any) -> None:
-        wanted = {request.lora_int_id: request for request in lora_requests if request}
+        requests = {request.lora_int_id: request for request in lora_requests if request}
         slots = self._adapter_manager.lora_slots
-        if len(wanted) > slots:
-            raise RuntimeError(f"{len(wanted)} adapters in one step, but only {slots} slots")
-        for request in wanted.values():
-            load_or_stand_in(self, request)
+        if len(requests) > slots:
+            raise RuntimeError(f"{len(requests)} adapters in one step, but only {slots} slots")
+        for request in requests.values():
+            load_or_substitute(self, request)
 
-    LRUCacheWorkerLoRAManager._apply_adapters = ours(apply_adapters)
+    LRUCacheWorkerLoRAManager._apply_adapters = mark_patched(apply_adapters)

@@ -13,7 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from service.engine.plugin.guard import expect, is_ours, ours
+from service.engine.plugin.guard import checked_attribute, is_patched, mark_patched
 
 LOW: Final = 10
 """The niceness of threads that compile: about a tenth of the weight of one that computes."""
@@ -32,12 +32,12 @@ def install() -> None:
     import xgrammar
     from vllm.v1.structured_output import StructuredOutputManager, backend_xgrammar
 
-    manager_init = expect(StructuredOutputManager, "__init__", "self", "vllm_config")
-    if is_ours(manager_init):
+    manager_init = checked_attribute(StructuredOutputManager, "__init__", "self", "vllm_config")
+    if is_patched(manager_init):
         return
-    compiler_init = expect(xgrammar.GrammarCompiler, "__init__", "self", "tokenizer_info")
-    expect(backend_xgrammar, "has_xgrammar_unsupported_json_features", "schema")
-    expect(backend_xgrammar, "XgrammarBackend")
+    compiler_init = checked_attribute(xgrammar.GrammarCompiler, "__init__", "self", "tokenizer_info")
+    checked_attribute(backend_xgrammar, "has_xgrammar_unsupported_json_features", "schema")
+    checked_attribute(backend_xgrammar, "XgrammarBackend")
     threads = min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 4))
 
     def with_few_threads(self: Any, tokenizer_info: Any, *, max_threads: int = MAX_THREADS, **more: Any) -> None:
@@ -52,9 +52,9 @@ def install() -> None:
         look at the schema, on the API server's loop and without a bound; xgrammar compiles it in any case."""
         return False
 
-    xgrammar.GrammarCompiler.__init__ = ours(with_few_threads)
-    StructuredOutputManager.__init__ = ours(prepared)
-    backend_xgrammar.has_xgrammar_unsupported_json_features = ours(supported)
+    xgrammar.GrammarCompiler.__init__ = mark_patched(with_few_threads)
+    StructuredOutputManager.__init__ = mark_patched(prepared)
+    backend_xgrammar.has_xgrammar_unsupported_json_features = mark_patched(supported)
 
 
 def _prepare(manager: Any, vllm_config: Any, backend: Any) -> None:

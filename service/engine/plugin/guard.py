@@ -29,11 +29,11 @@ def check_version(version: str | None = None) -> None:
         version = str(vllm.__version__)
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None or (int(match[1]), int(match[2])) not in SUPPORTED:
-        wanted = ", ".join(f"{major}.{minor}.x" for major, minor in SUPPORTED)
-        raise PluginError(f"vLLM {version} is not supported by Hatrack's plugin (supported: {wanted})")
+        supported = ", ".join(f"{major}.{minor}.x" for major, minor in SUPPORTED)
+        raise PluginError(f"vLLM {version} is not supported by Hatrack's plugin (supported: {supported})")
 
 
-def expect(owner: Any, name: str, *parameters: str) -> Any:
+def checked_attribute(owner: Any, name: str, *parameters: str) -> Any:
     """The attribute `name` of a class or module, after a look at its signature.
 
     Args:
@@ -47,24 +47,26 @@ def expect(owner: Any, name: str, *parameters: str) -> Any:
     Raises:
         PluginError: It is missing or takes other parameters.
     """
-    where = f"{getattr(owner, '__module__', '')}.{getattr(owner, '__name__', owner)}.{name}".lstrip(".")
-    found = inspect.getattr_static(owner, name, None)
-    if found is None:
-        raise PluginError(f"{where} does not exist in this vLLM; the engine would run without containment")
+    qualified_name = f"{getattr(owner, '__module__', '')}.{getattr(owner, '__name__', owner)}.{name}".lstrip(".")
+    attribute = inspect.getattr_static(owner, name, None)
+    if attribute is None:
+        raise PluginError(f"{qualified_name} does not exist in this vLLM; the engine would run without containment")
     if parameters:
-        function = found.__func__ if isinstance(found, classmethod | staticmethod) else found
+        function = attribute.__func__ if isinstance(attribute, classmethod | staticmethod) else attribute
         actual = tuple(inspect.signature(function).parameters)
         if actual[: len(parameters)] != parameters:
-            raise PluginError(f"{where} takes {actual}, not {parameters}; the engine would run without containment")
-    return found
+            raise PluginError(
+                f"{qualified_name} takes {actual}, not {parameters}; the engine would run without containment"
+            )
+    return attribute
 
 
-def is_ours(function: Any) -> bool:
+def is_patched(function: Any) -> bool:
     """True for a function that this plugin has put in place."""
     return getattr(function, "__hatrack__", False) is True
 
 
-def ours(function: Any) -> Any:
+def mark_patched(function: Any) -> Any:
     """Mark a function as put in place by this plugin, so that a second registration leaves it."""
     function.__hatrack__ = True
     return function

@@ -43,7 +43,7 @@ def read_parameters() -> Parameters:
     value = os.environ.get(STORE_VARIABLE, "")
     store = Path(value)
     if not value or not store.is_dir():
-        raise PluginError(f"{STORE_VARIABLE} must name the adapter store's directory (found {value!r})")
+        raise PluginError(f"{STORE_VARIABLE} must be the adapter store's directory; got {value!r}")
     return Parameters(
         store=store.resolve(),
         token=os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(16),
@@ -58,5 +58,5 @@ def _base(text: str) -> dict[str, Any] | None:
     except ValueError:
         value = text
     if value is not None and not isinstance(value, dict):
-        raise PluginError(f"{BASE_VARIABLE} must hold a JSON object (found {text[:80]!r})")
+        raise PluginError(f"{BASE_VARIABLE} must be a JSON object; got {text[:80]!r}")
     return value

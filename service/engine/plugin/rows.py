@@ -26,7 +26,7 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
-from service.engine.plugin.guard import PluginError, expect, is_ours, ours
+from service.engine.plugin.guard import PluginError, checked_attribute, is_patched, mark_patched
 from service.engine.plugin.kernel import compile_kernel
 
 LARGE_GROUP = 16
@@ -309,13 +309,19 @@ def install() -> None:
     if not current_platform.is_cpu():
         return
     platform = type(current_platform)
-    expect(platform, "get_punica_wrapper")
-    expect(PunicaWrapperCPU, "add_lora_linear", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
-    expect(PunicaWrapperCPU, "add_lora_logits", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
-    expect(PunicaWrapperCPU, "update_metadata", "self", "mapping", "lora_index_to_id", "max_loras", "vocab_size")
-    expect(LoRAModelManager, "_get_lora_layer_weights", "self", "lora_model", "module_name")
-    activate = expect(LoRAModelManager, "activate_adapter", "self", "lora_id")
-    if is_ours(activate):
+    checked_attribute(platform, "get_punica_wrapper")
+    checked_attribute(
+        PunicaWrapperCPU, "add_lora_linear", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"
+    )
+    checked_attribute(
+        PunicaWrapperCPU, "add_lora_logits", "self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"
+    )
+    checked_attribute(
+        PunicaWrapperCPU, "update_metadata", "self", "mapping", "lora_index_to_id", "max_loras", "vocab_size"
+    )
+    checked_attribute(LoRAModelManager, "_get_lora_layer_weights", "self", "lora_model", "module_name")
+    activate = checked_attribute(LoRAModelManager, "activate_adapter", "self", "lora_id")
+    if is_patched(activate):
         return
 
     def get_punica_wrapper(cls: Any) -> str:
@@ -328,7 +334,7 @@ def install() -> None:
         return activated
 
     platform.get_punica_wrapper = classmethod(get_punica_wrapper)
-    LoRAModelManager.activate_adapter = ours(activate_adapter)
+    LoRAModelManager.activate_adapter = mark_patched(activate_adapter)
 
 
 def _copy_slot(manager: Any, lora_id: int) -> None:
@@ -339,7 +345,7 @@ def _copy_slot(manager: Any, lora_id: int) -> None:
         if lora_a is None:  # a classification head has none and is selected row by row
             continue
         if not isinstance(module.punica_wrapper, GroupedPunica):
-            raise PluginError(f"{name} has another wrapper; its rows would not be grouped")
+            raise PluginError(f"{name} has a different Punica wrapper; its rows would not be grouped")
         weights = manager._get_lora_layer_weights(model, name)
         ranks = true_ranks(weights, len(lora_a) if isinstance(lora_a, tuple) else 1)
         module.punica_wrapper.loaded(lora_a, module.lora_b_stacked, slot, ranks)

@@ -55,15 +55,17 @@ class Block:
 class Budget:
     """Counts what was read, so that a small file that unfolds into a huge text is stopped on the way."""
 
-    def __init__(self, most: int = MAX_TEXT) -> None:
-        self._most = most
+    def __init__(self, max_chars: int = MAX_TEXT) -> None:
+        self._max_chars = max_chars
         self._seen = 0
 
     def take(self, text: str) -> str:
         """The text, counted. Raises DocumentError where it is too much."""
         self._seen += len(text)
-        if self._seen > self._most:
-            raise DocumentError("invalid_file", f"it has more than {self._most} characters of text: split it")
+        if self._seen > self._max_chars:
+            raise DocumentError(
+                "invalid_file", f"the document has more than {self._max_chars} characters of text; split it"
+            )
         return text
 
 

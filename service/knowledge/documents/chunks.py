@@ -41,7 +41,7 @@ class _Section:
     attributes: Mapping[str, Attribute] | None = None
 
 
-def cut(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -> Iterator[PassageText]:
+def split(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -> Iterator[PassageText]:
     """The passages of a document.
 
     Args:
@@ -81,7 +81,7 @@ def _sections(blocks: Sequence[Block]) -> Iterator[_Section]:
             continue
         if bare and block.level <= path[-1][0]:
             yield _Section(_shown(path[:-1]), path[-1][1])
-        path = [*(one for one in path if one[0] < block.level), (block.level, block.text)]
+        path = [*(entry for entry in path if entry[0] < block.level), (block.level, block.text)]
         bare = True
     if gathered:
         yield _Section(_shown(path), _PARAGRAPH.join(gathered))
@@ -101,12 +101,12 @@ def _shown(path: Sequence[tuple[int, str]]) -> str:
 def _stretches(text: str) -> Iterator[str]:
     begin = 0  # by places: a long text is not copied for each stretch
     while len(text) - begin > STRETCH:
-        least, most = begin + STRETCH // 2, begin + STRETCH
-        at = max(text.rfind(_PARAGRAPH, least, most), text.rfind(" ", least, most))
-        at = at if at > 0 else most
+        min_end, max_end = begin + STRETCH // 2, begin + STRETCH
+        at = max(text.rfind(_PARAGRAPH, min_end, max_end), text.rfind(" ", min_end, max_end))
+        at = at if at > 0 else max_end
         yield text[begin:at].strip()
-        found = _NO_SPACE.search(text, at)
-        begin = found.start() if found else len(text)
+        match = _NO_SPACE.search(text, at)
+        begin = match.start() if match else len(text)
     if begin < len(text):
         yield text[begin:]
 
@@ -146,24 +146,24 @@ def _trimmed(text: str, begin: int, end: int, former: int) -> tuple[int, int, in
     return begin, end, max(0, min(former, end) - begin)
 
 
-def _last(marks: Sequence[int], least: int, most: int) -> int | None:
-    at = bisect_right(marks, most)
-    return marks[at - 1] if at and marks[at - 1] >= least else None
+def _last(marks: Sequence[int], low: int, high: int) -> int | None:
+    at = bisect_right(marks, high)
+    return marks[at - 1] if at and marks[at - 1] >= low else None
 
 
-def _first(marks: Sequence[int], least: int, before: int) -> int | None:
-    at = bisect_left(marks, least)
+def _first(marks: Sequence[int], low: int, before: int) -> int | None:
+    at = bisect_left(marks, low)
     return marks[at] if at < len(marks) and marks[at] < before else None
 
 
-def _word_end(text: str, least: int, most: int) -> int:
-    """Behind the last space, or where there is none, at ``most``."""
-    for at in range(most, least, -1):
+def _word_end(text: str, low: int, high: int) -> int:
+    """Behind the last space, or where there is none, at ``high``."""
+    for at in range(high, low, -1):
         if text[at - 1].isspace():
             return at
-    return most
+    return high
 
 
-def _first_word(text: str, least: int, before: int) -> int:
-    found = _SPACE.search(text, max(least - 1, 0), before)
-    return found.end() if found and found.end() < before else least
+def _first_word(text: str, low: int, before: int) -> int:
+    space = _SPACE.search(text, max(low - 1, 0), before)
+    return space.end() if space and space.end() < before else low

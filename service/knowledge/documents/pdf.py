@@ -37,7 +37,7 @@ def read_pdf(data: bytes, budget: Budget) -> Iterator[Block]:
             text = reader.pages[number].extract_text()
         except (*_BROKEN, ArithmeticError, RecursionError) as error:
             raise invalid(f"page {number + 1} cannot be read ({type(error).__name__})") from error
-        found = [" ".join(part.split()) for part in _PARAGRAPH.split(_HYPHEN.sub("", budget.take(sound(text))))]
-        if any(found):
+        paragraphs = [" ".join(part.split()) for part in _PARAGRAPH.split(_HYPHEN.sub("", budget.take(sound(text))))]
+        if any(paragraphs):
             yield Block(f"page {number + 1}", "heading", 1)
-            yield from (Block(part) for part in found if part)
+            yield from (Block(part) for part in paragraphs if part)

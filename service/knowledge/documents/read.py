@@ -39,7 +39,7 @@ def kind_of(filename: str) -> str:
     if suffix not in KINDS:
         shown = ", ".join(sorted(set(KINDS) - set(CODE)))
         raise DocumentError(
-            "unsupported_file", f"its name ends in {suffix[:20]!r}; what can be read are {shown}, and source code"
+            "unsupported_file", f"unsupported file extension {suffix[:20]!r}; supported are {shown}, and source code"
         )
     return KINDS[suffix]
 

@@ -21,9 +21,9 @@ from typing import Final
 
 from aiohttp import web
 
+from service.knowledge.embedder.document_reader import DocumentReader
 from service.knowledge.embedder.model import LocalModel, Model, ModelError, RemoteModel, directory_of
-from service.knowledge.embedder.reading import Reading
-from service.knowledge.embedder.server import Embedder
+from service.knowledge.embedder.server import EmbedderServer
 
 NO_MODEL: Final = 3
 """Exit code: the model cannot be loaded."""
@@ -36,19 +36,19 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", default="")
     parser.add_argument("--url", default="")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     key = _first_line()
     # before the model is loaded: a gateway may end meanwhile
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        model = _model(asked.url, asked.model, key, asked.threads)
+        model = _model(arguments.url, arguments.model, key, arguments.threads)
     except ModelError as error:
         logging.getLogger("hatrack.embedder").error("%s", error)
         return NO_MODEL
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(model, asked.socket))
+        asyncio.run(_serve(model, arguments.socket))
     return 0
 
 
@@ -59,8 +59,8 @@ def _model(url: str, model: str, key: str, threads: int) -> Model:
 
 
 async def _serve(model: Model, path: Path) -> None:
-    reading = Reading()
-    runner = web.AppRunner(Embedder(model, reading).app(), handler_cancellation=True)
+    document_reader = DocumentReader()
+    runner = web.AppRunner(EmbedderServer(model, document_reader).app(), handler_cancellation=True)
     await runner.setup()
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -71,7 +71,7 @@ async def _serve(model: Model, path: Path) -> None:
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
-            await reading.close()
+            await document_reader.close()
             await model.close()
 
 

@@ -42,7 +42,7 @@ class ModelBusy(ModelError):
 
 
 def _busy(error: BaseException) -> ModelBusy:
-    return ModelBusy(f"the embeddings endpoint cannot be asked ({type(error).__name__})")
+    return ModelBusy(f"the embeddings endpoint cannot be reached ({type(error).__name__})")
 
 
 _ERRORS: Final = ConnectionErrors(
@@ -50,7 +50,7 @@ _ERRORS: Final = ConnectionErrors(
     cut=_busy,
     timeout=_busy,
     misconfigured=lambda error: ModelError(
-        f"the embeddings endpoint is none that can be asked ({type(error).__name__})"
+        f"the embeddings endpoint is misconfigured ({type(error).__name__}); check HATRACK_EMBEDDINGS_URL"
     ),
 )
 
@@ -71,7 +71,7 @@ def directory_of(model: str) -> str:
     """Where the named model is: a local directory as it stands, else the packaged one. Raises ModelError."""
     if model:
         if not Path(model).is_dir():
-            raise ModelError(f"HATRACK_EMBEDDINGS_MODEL is {model!r}, which is no directory of a model")
+            raise ModelError(f"HATRACK_EMBEDDINGS_MODEL is {model!r}, which is not a directory")
         return model
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -101,7 +101,7 @@ class LocalModel:
         try:
             self._model = SentenceTransformer(directory, device="cpu", local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"no embedding model can be loaded from {directory}: {error}") from error
+            raise ModelError(f"cannot load an embedding model from {directory}: {error}") from error
         self._torch = torch
         self._preparing = threading.Lock()  # a tokenizer of transformers belongs to one thread at a time
         self._window = int(self._model.max_seq_length or 512) - 2
@@ -128,14 +128,14 @@ class LocalModel:
                 weights.append(max(size, 1))
         # the longest first: a batch costs as much as its longest text for each of them
         order = sorted(range(len(pieces)), key=lambda at: -len(pieces[at]))
-        found: dict[int, Any] = {}
+        vectors: dict[int, Any] = {}
         for begin in range(0, len(order), 8):
             batch = order[begin : begin + 8]
             for at, vector in zip(batch, self._forward([pieces[at] for at in batch], prompt), strict=True):
-                found[at] = vector
-        total = np.zeros((len(texts), len(found[0])), dtype=np.float32)
+                vectors[at] = vector
+        total = np.zeros((len(texts), len(vectors[0])), dtype=np.float32)
         for at, (owner, weight) in enumerate(zip(owners, weights, strict=True)):
-            total[owner] += weight * found[at]
+            total[owner] += weight * vectors[at]
         return normalised(total)
 
     def _windows(self, text: str) -> list[tuple[str, int]]:
@@ -193,16 +193,18 @@ class RemoteModel:
             with _ERRORS:
                 async with self._session.post(self._url, json=body, allow_redirects=False) as response:
                     if response.status in PASSING:
-                        raise ModelBusy(f"the embeddings endpoint answered {response.status}")
+                        raise ModelBusy(f"the embeddings endpoint returned status {response.status}")
                     if response.status != 200:
-                        raise ModelError(f"the embeddings endpoint answered {response.status}")
+                        raise ModelError(f"the embeddings endpoint returned status {response.status}")
                     answer = await response.read()
             rows = sorted(orjson.loads(answer)["data"], key=lambda row: row["index"])
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError("the embeddings endpoint gave something that is no list of vectors") from error
+            raise ModelError("the embeddings endpoint's response is not a list of vectors") from error
         if vectors.shape[:1] != (len(texts),) or vectors.ndim != 2 or not np.isfinite(vectors).all():
-            raise ModelError(f"the embeddings endpoint gave {vectors.shape} numbers for {len(texts)} texts")
+            raise ModelError(
+                f"the embeddings endpoint returned an array of shape {vectors.shape} for {len(texts)} texts"
+            )
         return vectors
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from aiohttp import web
 
 from service.knowledge.documents.blocks import Block, DocumentError
-from service.knowledge.documents.chunks import cut
+from service.knowledge.documents.chunks import split
+from service.knowledge.embedder.document_reader import DocumentReader
 from service.knowledge.embedder.model import Model, ModelBusy, ModelError
-from service.knowledge.embedder.reading import Reading
 from service.knowledge.segment import Segment, Vectors
 from service.knowledge.terms import Analyzer
 from service.knowledge.text import PassageText
@@ -30,17 +30,17 @@ MAX_BODY: Final = 16 * 1024 * 1024
 _LOG: Final = logging.getLogger("hatrack.embedder")
 
 
-class Embedder:
+class EmbedderServer:
     """Answers the gateway.
 
     Args:
         model: Makes the vectors.
-        reading: Reads the documents.
+        document_reader: Reads the documents.
     """
 
-    def __init__(self, model: Model, reading: Reading) -> None:
+    def __init__(self, model: Model, document_reader: DocumentReader) -> None:
         self._model = model
-        self._reading = reading
+        self._reader = document_reader
         self._analyzer = Analyzer()
         self._waiting: list[tuple[str, asyncio.Future[Vectors]]] = []
         self._asking: asyncio.Task[None] | None = None
@@ -79,7 +79,7 @@ class Embedder:
             try:
                 vectors = await self._model.embed([text for text, _ in batch], query=True)
             except Exception as error:  # whatever it is, those who wait must hear of it
-                _LOG.exception("questions could not be embedded")
+                _LOG.exception("embedding questions failed")
                 failure = error if isinstance(error, ModelError) else ModelError(type(error).__name__)
                 for _, future in batch:
                     if not future.done():
@@ -91,13 +91,13 @@ class Embedder:
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         """``{"path", "filename", "size", "overlap"}``: the passages of a document with their arrays, frame by frame."""
-        asked: dict[str, Any] = await request.json()
+        body: dict[str, Any] = await request.json()
         response = web.StreamResponse()
         await response.prepare(request)
         async with self._indexing:
             try:
-                blocks = await self._reading.blocks(Path(asked["path"]), asked["filename"])
-                passages = await asyncio.to_thread(self._cut, blocks, asked["size"], asked["overlap"])
+                blocks = await self._reader.blocks(Path(body["path"]), body["filename"])
+                passages = await asyncio.to_thread(self._cut, blocks, body["size"], body["overlap"])
                 for batch in _batches(passages):
                     segment = await self._segment(batch)
                     await response.write(pack_batch(segment, batch, len(passages)))
@@ -113,7 +113,7 @@ class Embedder:
         return response
 
     def _cut(self, blocks: Sequence[Block], size: int, overlap: int) -> list[PassageText]:
-        return list(cut(blocks, self._model.tokens, size=size, overlap=overlap))
+        return list(split(blocks, self._model.tokens, size=size, overlap=overlap))
 
     async def _segment(self, passages: Sequence[PassageText]) -> Segment:
         texts = [one.whole for one in passages]

@@ -1,4 +1,4 @@
-"""The stores that are in memory: opened when they are needed, let go of when others need the room."""
+"""Cache of open stores: opened on demand, evicted when the memory limit is exceeded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SUFFIX: Final = ".db"
 
 
 @dataclass(slots=True)
-class Open:
+class CachedStore:
     """A store's passage file, and its index where that is loaded."""
 
     file: PassageFile
     index: Index | None = None
     users: int = 0
-    doomed: bool = field(default=False)
-    """It goes from the disk when nobody uses it any more."""
+    remove_on_release: bool = field(default=False)
+    """The file is deleted once there are no users."""
 
 
 class IndexCache:
@@ -34,78 +34,78 @@ class IndexCache:
 
     Args:
         root: The directory of the passage files.
-        memory_bytes: Most that the indexes of stores that nobody uses at the moment may take together.
+        memory_bytes: Memory limit for the indexes; stores in use are never evicted.
     """
 
     def __init__(self, root: Path, memory_bytes: int) -> None:
         self._root = root
         self._memory_bytes = memory_bytes
-        self._open: OrderedDict[str, Open] = OrderedDict()
+        self._open: OrderedDict[str, CachedStore] = OrderedDict()
         self._opening = Locks()
 
     def clean(self, kept: set[str]) -> int:
         """Make the directory, and remove the files of stores that do not exist any more; how many. Blocks."""
         self._root.mkdir(parents=True, exist_ok=True)
         self._root.chmod(0o700)
-        left = [path for path in self._root.glob(f"*{SUFFIX}") if path.name.removesuffix(SUFFIX) not in kept]
-        for path in left:
+        orphans = [path for path in self._root.glob(f"*{SUFFIX}") if path.name.removesuffix(SUFFIX) not in kept]
+        for path in orphans:
             remove(path)
-        return len(left)
+        return len(orphans)
 
     async def close(self) -> None:
         """Close all files."""
         while self._open:
-            _, one = self._open.popitem()
-            await in_thread(one.file.close)
+            _, store = self._open.popitem()
+            await in_thread(store.file.close)
 
     @asynccontextmanager
-    async def use(self, store_id: str) -> AsyncIterator[Open]:
+    async def use(self, store_id: str) -> AsyncIterator[CachedStore]:
         """A store, open as long as the context lasts. ``store_id`` must be a store's."""
         async with self._opening.hold(store_id):
-            one = self._open.get(store_id)
-            if one is None:
-                one = Open(await in_thread(PassageFile, self._path(store_id)))
-                self._open[store_id] = one
-            one.users += 1
+            store = self._open.get(store_id)
+            if store is None:
+                store = CachedStore(await in_thread(PassageFile, self._path(store_id)))
+                self._open[store_id] = store
+            store.users += 1
         self._open.move_to_end(store_id)
         try:
-            yield one
+            yield store
         finally:
-            one.users -= 1
-            if one.doomed and one.users == 0:
-                await in_thread(self._remove, one)
+            store.users -= 1
+            if store.remove_on_release and store.users == 0:
+                await in_thread(self._remove, store)
             else:
                 await self._make_room()
 
-    async def doom(self, store_id: str) -> None:
+    async def remove(self, store_id: str) -> None:
         """Remove a store's file, now or when the last user leaves it."""
         async with self._opening.hold(store_id):
-            one = self._open.pop(store_id, None)
-            if one is None:
+            store = self._open.pop(store_id, None)
+            if store is None:
                 await in_thread(remove, self._path(store_id))
                 return
-            one.doomed = True
-            if one.users == 0:
-                await in_thread(self._remove, one)
+            store.remove_on_release = True
+            if store.users == 0:
+                await in_thread(self._remove, store)
 
-    def loaded(self, store_id: str) -> Open | None:
+    def loaded(self, store_id: str) -> CachedStore | None:
         """The store, if it is open; used as long as nothing is awaited."""
         return self._open.get(store_id)
 
     async def _make_room(self) -> None:
-        taken = sum(one.index.bytes for one in self._open.values() if one.index is not None)
-        for store_id, one in list(self._open.items()):
-            if taken <= self._memory_bytes and len(self._open) <= MAX_OPEN:
+        used_bytes = sum(store.index.bytes for store in self._open.values() if store.index is not None)
+        for store_id, store in list(self._open.items()):
+            if used_bytes <= self._memory_bytes and len(self._open) <= MAX_OPEN:
                 return
-            if one.users == 0 and self._open.get(store_id) is one:
+            if store.users == 0 and self._open.get(store_id) is store:
                 del self._open[store_id]
-                taken -= one.index.bytes if one.index is not None else 0
-                await in_thread(one.file.close)
+                used_bytes -= store.index.bytes if store.index is not None else 0
+                await in_thread(store.file.close)
 
     def _path(self, store_id: str) -> Path:
         return self._root / f"{store_id}{SUFFIX}"
 
     @staticmethod
-    def _remove(one: Open) -> None:
-        one.file.close()
-        remove(one.file.path)
+    def _remove(store: CachedStore) -> None:
+        store.file.close()
+        remove(store.file.path)

@@ -22,18 +22,18 @@ from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import DiskFull, HatrackError, Unavailable
 from service.knowledge.embeddings import Batch, DocumentRefused, Embedder, EmbedderGone
-from service.knowledge.index import work_records
-from service.knowledge.index.cache import IndexCache, Open
+from service.knowledge.index import indexing_records
+from service.knowledge.index.cache import CachedStore, IndexCache
+from service.knowledge.index.indexing_records import IndexingResult, IndexingTask, SearchableFile
 from service.knowledge.index.memory import Document, Index
 from service.knowledge.index.passage_records import PassageFile
-from service.knowledge.index.work_records import Finished, Searchable, Work
 
 ATTEMPTS: Final = 3
 """How often a file is tried whose indexing ended the embedder."""
 RETRY_S: Final = 2.0
 """The first pause after trouble that passes; each further one is twice as long."""
 MAX_PAUSE_S: Final = 60.0
-MAX_LATER: Final = 200
+MAX_POSTPONED: Final = 200
 """Files that are remembered to have met such trouble: the others go before them."""
 IDLE_S: Final = 30.0
 """Seconds between two looks for work where nobody tells of any."""
@@ -44,7 +44,7 @@ _LOG: Final = logging.getLogger("hatrack.grounding")
 class Progress:
     """Of the file that is being indexed: ``done`` of ``total`` passages; ``dropped`` when nobody wants it any more."""
 
-    work: Work
+    task: IndexingTask
     done: int = 0
     total: int = 0
     dropped: bool = False
@@ -85,8 +85,10 @@ class Indexing:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last_project: str | None = None
-        self._later: dict[str, int] = {}  # by generation, the longest untried first: how often the embedder went away
-        self._troubles = 0  # since a file was done
+        self._postponed: dict[
+            str, int
+        ] = {}  # by generation, the longest untried first: how often the embedder went away
+        self._consecutive_failures = 0  # since a file was done
         self.current: Progress | None = None
         self.idle: Callable[[], Awaitable[None]] | None = None
         """Called between two files, and when there is nothing to do."""
@@ -108,12 +110,12 @@ class Indexing:
 
     def drop(self, generations: set[str]) -> None:
         """Nobody wants these any more."""
-        if self.current is not None and self.current.work.wanted in generations:
+        if self.current is not None and self.current.task.generation in generations:
             self.current.dropped = True
 
     def drop_store(self, store_id: str) -> None:
         """Nobody wants anything of this store any more."""
-        if self.current is not None and self.current.work.store_id == store_id:
+        if self.current is not None and self.current.task.store_id == store_id:
             self.current.dropped = True
 
     async def _run(self) -> None:
@@ -122,13 +124,13 @@ class Indexing:
             try:
                 if self.idle is not None:
                     await self.idle()
-                last, later = self._last_project, tuple(self._later)
-                work = await self._database.run(partial(work_records.next_work, last_project=last, later=later))
-                if work is not None:
-                    self._last_project = work.project
-                    if not await self._do(work):
+                last, later = self._last_project, tuple(self._postponed)
+                task = await self._database.run(partial(indexing_records.next_task, last_project=last, later=later))
+                if task is not None:
+                    self._last_project = task.project
+                    if not await self._process(task):
                         # nothing is held meanwhile: files that wait may be removed, and their stores too
-                        await asyncio.sleep(min(RETRY_S * 2 ** min(self._troubles - 1, 30), MAX_PAUSE_S))
+                        await asyncio.sleep(min(RETRY_S * 2 ** min(self._consecutive_failures - 1, 30), MAX_PAUSE_S))
                     continue
             except Exception:  # a full disk passes; the next look may be luckier
                 _LOG.exception("indexing failed")
@@ -140,105 +142,105 @@ class Indexing:
             except TimeoutError:
                 continue
 
-    async def _do(self, work: Work) -> bool:
+    async def _process(self, task: IndexingTask) -> bool:
         """Whether something came of it; else it is to be tried again later."""
-        self.current = Progress(work)
+        self.current = Progress(task)
         try:
-            async with self._cache.use(work.store_id) as store:
-                result = await self._try(work, store)
+            async with self._cache.use(task.store_id) as store:
+                result = await self._attempt(task, store)
                 if result is not None:
-                    await self._settle(result, store)
+                    await self._commit(result, store)
         except (Unavailable, DiskFull) as error:
-            await self._postpone(work, error)
+            await self._postpone(task, error)
             return False
         except HatrackError as error:
             # a store whose passages cannot be used must not hold up the others
-            _LOG.exception("a vector store cannot be used", extra={"store": work.store_id})
-            failed = Finished(work, 0, 0, self._embedder.identity, ("server_error", error.message))
-            async with self._locks.hold(work.store_id):
-                await self._database.run(lambda db: work_records.finish(db, failed))
+            _LOG.exception("a vector store cannot be used", extra={"store": task.store_id})
+            failed = IndexingResult(task, 0, 0, self._embedder.identity, ("server_error", error.message))
+            async with self._locks.hold(task.store_id):
+                await self._database.run(lambda db: indexing_records.record_result(db, failed))
                 self._changed()
         finally:
             self.current = None
-        self._later.pop(work.wanted, None)
-        self._troubles = 0
+        self._postponed.pop(task.generation, None)
+        self._consecutive_failures = 0
         return True
 
-    async def _postpone(self, work: Work, error: HatrackError) -> None:
-        _LOG.warning("a file waits to be indexed", extra={"file": work.file_id, "reason": error.message})
-        self._later[work.wanted] = self._later.pop(work.wanted, 0) + isinstance(error, EmbedderGone)
-        while len(self._later) > MAX_LATER:
-            del self._later[next(iter(self._later))]
-        self._troubles += 1
+    async def _postpone(self, task: IndexingTask, error: HatrackError) -> None:
+        _LOG.warning("indexing of a file is postponed", extra={"file": task.file_id, "reason": error.message})
+        self._postponed[task.generation] = self._postponed.pop(task.generation, 0) + isinstance(error, EmbedderGone)
+        while len(self._postponed) > MAX_POSTPONED:
+            del self._postponed[next(iter(self._postponed))]
+        self._consecutive_failures += 1
         with suppress(HatrackError):  # on a full disk it can only be logged
-            await self._database.run(lambda db: work_records.wait(db, work, error.message))
+            await self._database.run(lambda db: indexing_records.record_delay(db, task, error.message))
             self._changed()
 
-    async def _try(self, work: Work, store: Open) -> Finished | None:
+    async def _attempt(self, task: IndexingTask, store: CachedStore) -> IndexingResult | None:
         """What came of it; None where nobody wants it any more. Raises Unavailable, DiskFull: not now."""
         try:
-            passages, usage = await self._write(work, store.file)
-            return Finished(work, passages, usage, self._embedder.identity)
+            passages, usage = await self._write(task, store.file)
+            return IndexingResult(task, passages, usage, self._embedder.identity)
         except Dropped:
-            await in_thread(store.file.delete, [work.wanted])
+            await in_thread(store.file.delete, [task.generation])
             return None
         except DocumentRefused as error:
             failure = (error.code, error.message)
         except (Unavailable, DiskFull) as error:
-            if not isinstance(error, EmbedderGone) or self._later.get(work.wanted, 0) + 1 < ATTEMPTS:
+            if not isinstance(error, EmbedderGone) or self._postponed.get(task.generation, 0) + 1 < ATTEMPTS:
                 with suppress(HatrackError):  # else the next try does it
-                    await in_thread(store.file.delete, [work.wanted])
+                    await in_thread(store.file.delete, [task.generation])
                 raise
             failure = ("server_error", error.message)
         except HatrackError as error:
             failure = ("server_error", error.message)
-        _LOG.warning("a file could not be indexed", extra={"file": work.file_id, "reason": failure[1]})
-        await in_thread(store.file.delete, [work.wanted])
-        return Finished(work, 0, 0, self._embedder.identity, failure)
+        _LOG.warning("a file could not be indexed", extra={"file": task.file_id, "reason": failure[1]})
+        await in_thread(store.file.delete, [task.generation])
+        return IndexingResult(task, 0, 0, self._embedder.identity, failure)
 
-    async def _write(self, work: Work, file: PassageFile) -> tuple[int, int]:
+    async def _write(self, task: IndexingTask, file: PassageFile) -> tuple[int, int]:
         """Write a file's passages: how many, and the bytes that they take. Raises Dropped, DocumentRefused."""
-        others = await self._database.run(lambda db: work_records.usage_bytes(db, work.store_id, work.file_id))
-        document = await in_thread(file.begin, work.wanted)
+        others = await self._database.run(lambda db: indexing_records.usage_bytes(db, task.store_id, task.file_id))
+        document = await in_thread(file.begin, task.generation)
         usage = 0
-        async for batch in self._embedder.passages(self._path_of(work.file_id), work.filename, work.chunking):
-            self._demand_wanted()
+        async for batch in self._embedder.passages(self._path_of(task.file_id), task.filename, task.chunking):
+            self._raise_if_dropped()
             usage += _bytes(batch)
             if others + usage > self._memory_bytes:
                 raise DocumentRefused(
                     "server_error",
-                    f"the vector store would take more than {self._memory_bytes >> 20} MiB of memory "
+                    f"the vector store would need more than {self._memory_bytes >> 20} MiB of memory "
                     "(HATRACK_GROUNDING_MEMORY_MIB)",
                 )
             await in_thread(file.add, document, batch.segment, batch.passages)
             if self.current is not None:
                 self.current.done += len(batch.passages)
                 self.current.total = batch.total
-        self._demand_wanted()
+        self._raise_if_dropped()
         return (self.current.done if self.current is not None else 0), usage
 
-    def _demand_wanted(self) -> None:
+    def _raise_if_dropped(self) -> None:
         if self.current is not None and self.current.dropped:
             raise Dropped
 
-    async def _settle(self, result: Finished, store: Open) -> None:
+    async def _commit(self, result: IndexingResult, store: CachedStore) -> None:
         """Make what came of it known. A search finds the file before anybody hears that it is completed."""
-        work = result.work
-        async with self._locks.hold(work.store_id):
-            stands = await self._database.run(lambda db: work_records.standing(db, work))
-            garbage = [work.wanted]
-            if stands is not None and result.keeps_former:
-                await self._database.run(lambda db: work_records.finish(db, result))
+        task = result.task
+        async with self._locks.hold(task.store_id):
+            stands = await self._database.run(lambda db: indexing_records.pending_file(db, task))
+            garbage = [task.generation]
+            if stands is not None and result.keeps_previous:
+                await self._database.run(lambda db: indexing_records.record_result(db, result))
                 self._changed()
             elif stands is not None:
-                found, former = stands
+                current, former = stands
                 garbage = [] if former is None else [former]
                 before = store.index
                 if before is not None:
-                    found_now = found if result.error is None else None
-                    store.index = await in_thread(_replaced, store.file, before, former, found_now)
+                    searchable_now = current if result.error is None else None
+                    store.index = await in_thread(_replace_document, store.file, before, former, searchable_now)
                 try:
-                    await self._database.run(lambda db: work_records.finish(db, result))
+                    await self._database.run(lambda db: indexing_records.record_result(db, result))
                 except BaseException:
                     store.index = before
                     raise
@@ -246,16 +248,20 @@ class Indexing:
         await in_thread(store.file.delete, garbage)
 
 
-def _replaced(file: PassageFile, index: Index, former: str | None, found: Searchable | None) -> Index:
+def _replace_document(file: PassageFile, index: Index, former: str | None, current: SearchableFile | None) -> Index:
     """The index with the document that is found now, and without the former one. Blocks."""
     old = None if former is None else index.number_of(former)
-    if found is None:
+    if current is None:
         return index if old is None else index.without(old)
-    loaded = file.load_one(found.generation)
-    number = loaded.numbers[found.generation]
-    document = Document(found.file_id, found.filename, found.generation, found.attributes, loaded.own.get(number, {}))
+    loaded = file.load_one(current.generation)
+    number = loaded.numbers[current.generation]
+    document = Document(
+        current.file_id, current.filename, current.generation, current.attributes, loaded.own.get(number, {})
+    )
     return index.with_document(number, document, loaded.segments, old)
 
 
 def _bytes(batch: Batch) -> int:
-    return batch.segment.size + sum(len(one.text.encode()) + len(one.heading.encode()) for one in batch.passages)
+    return batch.segment.size + sum(
+        len(passage.text.encode()) + len(passage.heading.encode()) for passage in batch.passages
+    )

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.grounding.filters import Column, Mask, mask
 from service.grounding.provider import Attribute, Filters
-from service.knowledge.index.part import Part, Placed, build, join
+from service.knowledge.index.part import Part, PlacedSegment, build, join
 from service.knowledge.index.ranking import Hit, Question, rank
 
 Attributes = Mapping[str, Attribute]
@@ -49,7 +49,7 @@ class Index:
     """About what it takes in memory."""
     _columns: dict[tuple[int, str], Column] = field(init=False, repr=False, compare=False, default_factory=dict)
     """By part and attribute, the longest unused first: making one looks at every row, and an index never changes."""
-    _making: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
+    _columns_lock: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         own = sum(len(document.own) for document in self.documents.values())
@@ -61,11 +61,13 @@ class Index:
         """Passages that can be found."""
         return sum(int(part.alive.sum()) for part in self.parts)
 
-    def with_document(self, number: int, document: Document, segments: Sequence[Placed], instead: int | None) -> Index:
-        """The index with one document more, and without the one that it comes ``instead`` of."""
-        rest = self if instead is None else self.without(instead)
+    def with_document(
+        self, number: int, document: Document, segments: Sequence[PlacedSegment], replaces: int | None
+    ) -> Index:
+        """The index with one document more, and without the one that it comes ``replaces`` of."""
+        rest = self if replaces is None else self.without(replaces)
         parts = [*rest.parts, build(segments)] if segments else list(rest.parts)
-        return Index(_settled(parts), MappingProxyType({**rest.documents, number: document}))
+        return Index(_merge_parts(parts), MappingProxyType({**rest.documents, number: document}))
 
     def without(self, number: int) -> Index:
         """The index without a document."""
@@ -74,24 +76,24 @@ class Index:
 
     def without_generations(self, generations: Collection[str]) -> Index:
         """The index without the documents of these generations."""
-        found = [number for number, one in self.documents.items() if one.generation in generations]
+        numbers = [number for number, document in self.documents.items() if document.generation in generations]
         index = self
-        for number in found:
+        for number in numbers:
             index = index.without(number)
         return index
 
     def with_attributes(self, attributes: Mapping[str, Attributes]) -> Index:
         """The index with other attributes of some files, by their ids."""
         changed = {
-            number: replace(one, attributes=attributes[one.file_id])
-            for number, one in self.documents.items()
-            if one.file_id in attributes
+            number: replace(document, attributes=attributes[document.file_id])
+            for number, document in self.documents.items()
+            if document.file_id in attributes
         }
         return Index(self.parts, MappingProxyType({**self.documents, **changed})) if changed else self
 
     def number_of(self, generation: str) -> int | None:
         """The number of the document of that generation, or None."""
-        return next((number for number, one in self.documents.items() if one.generation == generation), None)
+        return next((number for number, document in self.documents.items() if document.generation == generation), None)
 
     def search(self, question: Question, filters: Filters | None) -> list[Hit]:
         """The best rows, best first."""
@@ -104,11 +106,11 @@ class Index:
         return document.attributes if own is None else {**document.attributes, **own}
 
     def _masks(self, filters: Filters) -> list[Mask]:
-        return [mask(filters, partial(self._known_column, number)) for number in range(len(self.parts))]
+        return [mask(filters, partial(self._cached_column, number)) for number in range(len(self.parts))]
 
-    def _known_column(self, number: int, key: str) -> Column:
+    def _cached_column(self, number: int, key: str) -> Column:
         """The attribute ``key`` of the rows of a part, made once."""
-        with self._making:  # two searches make it once
+        with self._columns_lock:  # two searches make it once
             column = self._columns.pop((number, key), None)
             if column is None:
                 column = self._column(self.parts[number], key)
@@ -124,10 +126,10 @@ class Index:
 
         def code(value: Attribute) -> int:
             # True is 1 to a dict, and no number to a filter
-            at = known.setdefault((isinstance(value, bool), value), len(values))
-            if at == len(values):
+            index = known.setdefault((isinstance(value, bool), value), len(values))
+            if index == len(values):
                 values.append(value)
-            return at
+            return index
 
         by_document = np.zeros(int(part.documents.max(initial=0)) + 1, dtype=np.int32)
         owners = []
@@ -141,28 +143,28 @@ class Index:
         rows = np.flatnonzero(np.isin(part.documents, owners)) if owners else np.empty(0, dtype=np.int64)
         places = (part.documents[rows], part.segments[rows], part.positions[rows])
         # as lists: numbers of Python are what the dicts have for keys
-        for row, number, *place in zip(rows.tolist(), *(one.tolist() for one in places), strict=True):
+        for row, number, *place in zip(rows.tolist(), *(column.tolist() for column in places), strict=True):
             own = self.documents[number].own.get((place[0], place[1]))
             if own is not None and key in own:
                 codes[row] = code(own[key])
         return Column(values, codes)
 
 
-def load(documents: Mapping[int, Document], segments: Sequence[Placed]) -> Index:
+def load(documents: Mapping[int, Document], segments: Sequence[PlacedSegment]) -> Index:
     """An index of these documents."""
     return Index((build(segments),) if segments else (), MappingProxyType(dict(documents)))
 
 
-def _settled(parts: Sequence[Part]) -> tuple[Part, ...]:
+def _merge_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Join parts until each is more than twice as large as the one behind it, and less than half of it is dead."""
-    settled: list[Part] = []
+    merged: list[Part] = []
     for part in parts:
         alive = int(part.alive.sum())
         if alive == 0:
             continue
         kept = part if alive * 2 > part.size else join([part])
-        while settled and kept is not None and settled[-1].size <= 2 * kept.size:
-            kept = join([settled.pop(), kept])
+        while merged and kept is not None and merged[-1].size <= 2 * kept.size:
+            kept = join([merged.pop(), kept])
         if kept is not None:
-            settled.append(kept)
-    return tuple(settled)
+            merged.append(kept)
+    return tuple(merged)

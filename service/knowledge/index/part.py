@@ -63,8 +63,8 @@ class Part:
         at = int(np.searchsorted(self.terms, np.uint64(term)))
         if at == len(self.terms) or int(self.terms[at]) != term:
             return self.rows[:0], self.counts[:0]
-        found = slice(int(self.starts[at]), int(self.starts[at + 1]))
-        return self.rows[found], self.counts[found]
+        span = slice(int(self.starts[at]), int(self.starts[at + 1]))
+        return self.rows[span], self.counts[span]
 
     def without(self, document: int) -> Part:
         """The same, with the document's rows no longer alive."""
@@ -72,7 +72,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedSegment:
     """A segment, its number, and its document's number, in the passage file."""
 
     segment: Segment
@@ -80,7 +80,7 @@ class Placed:
     document: int
 
 
-def build(placed: Sequence[Placed]) -> Part:
+def build(placed: Sequence[PlacedSegment]) -> Part:
     """A part of the rows of these segments, at least one, in their order."""
     segments = [one.segment for one in placed]
     sizes = [segment.rows for segment in segments]

@@ -19,7 +19,7 @@ import orjson
 
 from service.errors import DiskFull, Internal
 from service.grounding.provider import Attribute
-from service.knowledge.index.part import Placed
+from service.knowledge.index.part import PlacedSegment
 from service.knowledge.segment import Segment
 from service.knowledge.text import PassageText
 
@@ -49,11 +49,11 @@ COMMIT;
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedPassages:
     """What a file holds of the documents asked for: numbers by generation, segments, and attributes of single rows."""
 
     numbers: Mapping[str, int]
-    segments: Sequence[Placed]
+    segments: Sequence[PlacedSegment]
     own: Mapping[int, Mapping[tuple[int, int], Mapping[str, Attribute]]]
 
 
@@ -105,8 +105,15 @@ class PassageFile:
             db.executemany(
                 "INSERT INTO passages (id, number, heading, text, repeats, attributes) VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (number * MAX_SEGMENT + at, one.number, one.heading, one.text, one.repeats, _packed(one.attributes))
-                    for at, one in enumerate(passages)
+                    (
+                        number * MAX_SEGMENT + position,
+                        passage.number,
+                        passage.heading,
+                        passage.text,
+                        passage.repeats,
+                        _packed(passage.attributes),
+                    )
+                    for position, passage in enumerate(passages)
                 ],
             )
             return number
@@ -125,59 +132,59 @@ class PassageFile:
         """Of all documents, finished or not."""
         return self._read(lambda db: {row[0] for row in db.execute("SELECT generation FROM documents")})
 
-    def load(self, generations: Collection[str]) -> Loaded:
+    def load(self, generations: Collection[str]) -> LoadedPassages:
         """The arrays of documents, in the order in which they were written."""
 
-        def work(db: sqlite3.Connection) -> Loaded:
+        def work(db: sqlite3.Connection) -> LoadedPassages:
             rows = db.execute("SELECT generation, number FROM documents ORDER BY number")
             numbers = {generation: int(number) for generation, number in rows if generation in generations}
             return self._loaded(db, numbers)
 
         return self._read(work)
 
-    def load_one(self, generation: str) -> Loaded:
+    def load_one(self, generation: str) -> LoadedPassages:
         """The arrays of one document."""
 
-        def work(db: sqlite3.Connection) -> Loaded:
+        def work(db: sqlite3.Connection) -> LoadedPassages:
             rows = db.execute("SELECT generation, number FROM documents WHERE generation = ?", (generation,))
             return self._loaded(db, {generation: int(number) for generation, number in rows})
 
         return self._read(work)
 
-    def _loaded(self, db: sqlite3.Connection, numbers: Mapping[str, int]) -> Loaded:
-        wanted = set(numbers.values())
-        where = "WHERE document = ?" if len(wanted) == 1 else ""
-        one = tuple(wanted) if where else ()
+    def _loaded(self, db: sqlite3.Connection, numbers: Mapping[str, int]) -> LoadedPassages:
+        documents = set(numbers.values())
+        where = "WHERE document = ?" if len(documents) == 1 else ""
+        parameters = tuple(documents) if where else ()
         columns = "number, document, size, vectors, offsets, terms, counts"
         placed = [
-            Placed(Segment.load((vectors, offsets, terms, counts), size), number, document)
+            PlacedSegment(Segment.load((vectors, offsets, terms, counts), size), number, document)
             for number, document, size, vectors, offsets, terms, counts in db.execute(
                 f"SELECT {columns} FROM segments {where} ORDER BY number",  # noqa: S608 - both parts are ours
-                one,
+                parameters,
             )
-            if document in wanted
+            if document in documents
         ]
-        owner = {one.number: one.document for one in placed}
+        owner = {parameters.number: parameters.document for parameters in placed}
         own: dict[int, dict[tuple[int, int], Mapping[str, Attribute]]] = {}
         rows = db.execute("SELECT id, attributes FROM passages WHERE attributes IS NOT NULL") if owner else ()
         for number, packed in rows:
             place = divmod(number, MAX_SEGMENT)
             if place[0] in owner:
                 own.setdefault(owner[place[0]], {})[place] = orjson.loads(packed)
-        return Loaded(numbers, placed, own)
+        return LoadedPassages(numbers, placed, own)
 
     def texts(self, places: Sequence[tuple[int, int]]) -> list[PassageText | None]:
         """The passages at these (segment, position), in that order; None where one is gone."""
 
         def work(db: sqlite3.Connection) -> list[PassageText | None]:
-            found = (
+            rows = (
                 db.execute(
                     "SELECT number, heading, text, repeats, attributes FROM passages WHERE id = ?",
                     (segment * MAX_SEGMENT + position,),
                 ).fetchone()
                 for segment, position in places
             )
-            return [None if row is None else _passage(*row) for row in found]
+            return [None if row is None else _passage(*row) for row in rows]
 
         return self._read(work)
 
@@ -226,7 +233,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if version == 0:
             db.executescript(_SCHEMA)
         elif version != SCHEMA_VERSION:
-            raise Internal(f"{path.name} was written by another Hatrack (schema {version}, not {SCHEMA_VERSION})")
+            raise Internal(
+                f"{path.name} was written by another version of Hatrack (schema {version}, not {SCHEMA_VERSION})"
+            )
         db.execute("PRAGMA synchronous = FULL")  # a file that is `completed` survives a power cut
         db.execute("PRAGMA foreign_keys = ON")
     except BaseException:
@@ -263,5 +272,5 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise DiskFull(f"the disk under {path.parent.name} is full; nothing was changed") from error
-        raise Internal(f"the passages of a vector store could not be used ({type(error).__name__})") from error
+            raise DiskFull(f"the disk that holds {path.parent.name} is full; nothing was changed") from error
+        raise Internal(f"cannot read or write the passages of a vector store ({type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""How well passages fit a question: BM25 and cosine over all rows, joined by a weight, and a second look.
+"""Ranks passages for a question: a weighted sum of BM25 and cosine over all rows, then reranking with feedback.
 
 BM25 is Robertson and Zaragoza's (The Probabilistic Relevance Framework, 2009, eq. 3.15) with Lucene's idf, which is
 never negative. It is divided by the most that any passage could reach with this question, and a negative cosine counts
@@ -29,26 +29,26 @@ B: Final = 0.75
 """K1 and B were chosen on half of Cranfield's queries, see RETRIEVAL.md."""
 DEFAULT_VECTOR_WEIGHT: Final = 0.5
 FEEDBACK: Final = 0.5
-"""How far the question moves towards the best passages of the first look; 0 is no second look."""
+"""How far the question moves towards the best passages of the first ranking; 0: no reranking."""
 FEEDBACK_PASSAGES: Final = 3
-LOOKED_AT_AGAIN: Final = 1000
-"""Passages of a part whose cosine is taken again."""
-LEAST: Final = 1e-6
+MAX_RERANKED: Final = 1000
+"""Maximum number of passages of a part that are reranked."""
+MIN_SCORE: Final = 1e-6
 
 Postings = Sequence[tuple[Ints, Counts]]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is looked for.
+    """A question in the form that ranking needs.
 
     Attributes:
         terms: Distinct terms.
         vector: (dimensions), of length 1.
         weight: Of the cosine, 0 to 1; BM25 has the rest.
-        k: Most passages that are wanted.
-        threshold: The least score that counts.
-        feedback: How far the vector moves for the second look; 0: there is none.
+        k: Maximum number of hits.
+        threshold: Minimum score.
+        feedback: How far the vector moves for reranking; 0: no reranking.
     """
 
     terms: tuple[int, ...]
@@ -80,87 +80,92 @@ def rank(parts: Sequence[Part], question: Question, masks: Sequence[NDArray[np.b
         parts: The store's.
         masks: For each part which of its rows count; None is all. What words are worth is taken from all rows.
     """
-    words = lexical(parts, question.terms)
+    lexical_parts = bm25(parts, question.terms)
     allowed = [part.alive for part in parts]
     if masks is not None:
         allowed = [alive & mask for alive, mask in zip(allowed, masks, strict=True)]
-    scores = _scores(parts, words, allowed, question)
+    scores = _scores(parts, lexical_parts, allowed, question)
     if question.weight > 0 and question.feedback > 0:
-        scores = _second_look(parts, words, scores, question)
+        scores = _rerank_with_feedback(parts, lexical_parts, scores, question)
     return _best(parts, scores, question.k, max(question.threshold, 0.0))
 
 
 def _scores(
-    parts: Sequence[Part], words: Sequence[Floats], allowed: Sequence[NDArray[np.bool_]], question: Question
+    parts: Sequence[Part], lexical_parts: Sequence[Floats], allowed: Sequence[NDArray[np.bool_]], question: Question
 ) -> list[Floats]:
-    """Of all rows of each part; -1 where a row does not count."""
-    found: list[Floats] = []
-    for part, lexic, counts in zip(parts, words, allowed, strict=True):
-        scores = np.float32(1.0 - question.weight) * lexic
+    """Scores of all rows of each part; -1 for rows that are filtered out."""
+    all_scores: list[Floats] = []
+    for part, lexical_scores, counts in zip(parts, lexical_parts, allowed, strict=True):
+        scores = np.float32(1.0 - question.weight) * lexical_scores
         if question.weight > 0:
             scores += np.float32(question.weight) * np.clip(part.vectors @ question.vector, 0.0, 1.0)
         scores[~counts] = -1.0
-        found.append(scores)
-    return found
+        all_scores.append(scores)
+    return all_scores
 
 
-def _second_look(
-    parts: Sequence[Part], words: Sequence[Floats], scores: Sequence[Floats], question: Question
+def _rerank_with_feedback(
+    parts: Sequence[Part], lexical_parts: Sequence[Floats], scores: Sequence[Floats], question: Question
 ) -> list[Floats]:
-    """Scores of the rows that were good at the first look, after the question has moved; -1 for all others."""
-    first = _best(parts, scores, FEEDBACK_PASSAGES, LEAST)
+    """Scores of the best rows of the first ranking for the moved question; -1 for all others."""
+    first = _best(parts, scores, FEEDBACK_PASSAGES, MIN_SCORE)
     if not first:
         return list(scores)
-    moved = _moved(question, first)
-    found: list[Floats] = []
-    for part, lexic, before in zip(parts, words, scores, strict=True):
-        rows = _top(before, LOOKED_AT_AGAIN, LEAST)
+    moved = _move_towards(question, first)
+    all_scores: list[Floats] = []
+    for part, lexical_scores, before in zip(parts, lexical_parts, scores, strict=True):
+        rows = _top(before, MAX_RERANKED, MIN_SCORE)
         after = np.full(part.size, -1.0, dtype=np.float32)
         cosines = np.clip(part.vectors[rows] @ moved, 0.0, 1.0)
-        after[rows] = np.float32(1.0 - question.weight) * lexic[rows] + np.float32(question.weight) * cosines
-        found.append(after)
-    shrink = first[0].score / max(*(float(one.max()) for one in found if len(one)), LEAST)
-    for one in found:
-        one[one > 0] *= np.float32(shrink)
-    return found
+        after[rows] = np.float32(1.0 - question.weight) * lexical_scores[rows] + np.float32(question.weight) * cosines
+        all_scores.append(after)
+    shrink = first[0].score / max(
+        *(float(part_scores.max()) for part_scores in all_scores if len(part_scores)), MIN_SCORE
+    )
+    for part_scores in all_scores:
+        part_scores[part_scores > 0] *= np.float32(shrink)
+    return all_scores
 
 
-def _top(scores: Floats, k: int, least: float) -> NDArray[np.intp]:
+def _top(scores: Floats, k: int, min_score: float) -> NDArray[np.intp]:
     """The rows of the ``k`` largest scores, in no order."""
-    rows = np.flatnonzero(scores >= least)
+    rows = np.flatnonzero(scores >= min_score)
     return rows if len(rows) <= k else rows[np.argpartition(scores[rows], -k)[-k:]]
 
 
-def _best(parts: Sequence[Part], scores: Sequence[Floats], k: int, least: float) -> list[Hit]:
+def _best(parts: Sequence[Part], scores: Sequence[Floats], k: int, min_score: float) -> list[Hit]:
     best = [
         Hit(part, int(row), float(part_scores[row]))
         for part, part_scores in zip(parts, scores, strict=True)
-        for row in _top(part_scores, k, least)
+        for row in _top(part_scores, k, min_score)
     ]
     best.sort(key=lambda hit: -hit.score)
     return best[:k]
 
 
-def _moved(question: Question, best: Sequence[Hit]) -> Vectors:
-    """The question's vector and some of the best passages', each as much as it scores; of length 1."""
+def _move_towards(question: Question, best: Sequence[Hit]) -> Vectors:
+    """The question's vector moved towards the best passages, weighted by their scores; of length 1."""
     centre = sum(hit.score * hit.part.vectors[hit.row] for hit in best) / sum(hit.score for hit in best)
     moved = question.vector + np.float32(question.feedback) * centre
     unit: Vectors = (moved / max(float(np.linalg.norm(moved)), 1e-9)).astype(np.float32)
     return unit
 
 
-def lexical(parts: Sequence[Part], terms: Sequence[int]) -> list[Floats]:
+def bm25(parts: Sequence[Part], terms: Sequence[int]) -> list[Floats]:
     """BM25 of all rows of each part as a share of the most that these terms can give, 0 to 1."""
     rows = sum(part.size for part in parts)
     average = sum(float(part.lengths.sum()) for part in parts) / max(rows, 1)
-    found = [[part.postings(term) for term in terms] for part in parts]
+    postings_by_part = [[part.postings(term) for term in terms] for part in parts]
     idf = [
         math.log(1.0 + (rows - frequency + 0.5) / (frequency + 0.5))
-        for frequency in (sum(len(postings[number][0]) for postings in found) for number in range(len(terms)))
+        for frequency in (
+            sum(len(postings[number][0]) for postings in postings_by_part) for number in range(len(terms))
+        )
     ]
-    most = sum(idf) * (K1 + 1.0)
+    max_score = sum(idf) * (K1 + 1.0)
     return [
-        _bm25(part, postings, [one / most for one in idf], average) for part, postings in zip(parts, found, strict=True)
+        _bm25(part, postings, [weight / max_score for weight in idf], average)
+        for part, postings in zip(parts, postings_by_part, strict=True)
     ]
 
 
@@ -168,6 +173,6 @@ def _bm25(part: Part, postings: Postings, weights: Sequence[float], average: flo
     scores = np.zeros(part.size, dtype=np.float32)
     saturation = (K1 * (1.0 - B) + (K1 * B / max(average, 1e-9)) * part.lengths).astype(np.float32)
     for (rows, counts), weight in zip(postings, weights, strict=True):
-        often = counts.astype(np.float32)
-        scores[rows] += np.float32(weight * (K1 + 1.0)) * often / (often + saturation[rows])
+        frequencies = counts.astype(np.float32)
+        scores[rows] += np.float32(weight * (K1 + 1.0)) * frequencies / (frequencies + saturation[rows])
     return scores

@@ -1,6 +1,6 @@
 """The SQL of stores, their files and batches: units of work over one connection, run by ``service.database``.
 
-That of indexing and searching is in ``service.knowledge.index.work_records``.
+That of indexing and searching is in ``service.knowledge.index.indexing_records``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from service.knowledge.types import (
     BatchInfo,
     Chunking,
     FileCounts,
-    FileDraft,
     FileInfo,
     FilePage,
     FileStatus,
+    NewStoreFile,
     StoreInfo,
     batch_not_found,
     file_not_in_store,
@@ -48,10 +48,10 @@ def create_store(
 ) -> StoreInfo:
     """Raises NotFound where there is no such project, Conflict where it has too many stores."""
     demand_project(db, project)
-    have = db.scalar(sa.select(sa.func.count()).select_from(stores).where(stores.c.project == project)) or 0
-    if have >= MAX_STORES:
-        raise Conflict(f"the project has {have} vector stores, and may have {MAX_STORES}: delete one first")
-    at = now()
+    count = db.scalar(sa.select(sa.func.count()).select_from(stores).where(stores.c.project == project)) or 0
+    if count >= MAX_STORES:
+        raise Conflict(f"the project has {count} vector stores; the limit is {MAX_STORES}. Delete one first")
+    created_at = now()
     db.execute(
         stores.insert().values(
             id=store_id,
@@ -59,11 +59,11 @@ def create_store(
             name=name,
             description=description,
             metadata=dict(metadata),
-            created_at=at,
-            last_active_at=at,
+            created_at=created_at,
+            last_active_at=created_at,
         )
     )
-    return StoreInfo(store_id, project, name, description, dict(metadata), at, at, 0, FileCounts())
+    return StoreInfo(store_id, project, name, description, dict(metadata), created_at, created_at, 0, FileCounts())
 
 
 def find_stores(db: sa.Connection, project: str, store_id: str | None = None) -> list[StoreInfo]:
@@ -148,7 +148,7 @@ def add_files(
     db: sa.Connection,
     project: str,
     store_id: str,
-    drafts: Sequence[tuple[FileDraft, Chunking, str]],
+    drafts: Sequence[tuple[NewStoreFile, Chunking, str]],
     batch_id: str | None,
 ) -> tuple[list[FileInfo], BatchInfo | None]:
     """Write files down.
@@ -161,36 +161,46 @@ def add_files(
         Conflict: It would have too many files.
     """
     store = demand_store(db, project, store_id)
-    at = now()
+    created_at = now()
     if batch_id is not None:
-        db.execute(store_batches.insert().values(id=batch_id, store=store, created_at=at, cancelled=False))
+        db.execute(store_batches.insert().values(id=batch_id, store=store, created_at=created_at, cancelled=False))
     for draft, chunking, generation in drafts:
-        mine = sa.and_(store_files.c.store == store, store_files.c.file_id == draft.file_id)
-        had = db.execute(sa.select(store_files).where(mine)).mappings().one_or_none()
-        shape = {"chunk_size": chunking.size, "chunk_overlap": chunking.overlap}
+        this_file = sa.and_(store_files.c.store == store, store_files.c.file_id == draft.file_id)
+        existing = db.execute(sa.select(store_files).where(this_file)).mappings().one_or_none()
+        chunking_columns = {"chunk_size": chunking.size, "chunk_overlap": chunking.overlap}
         values: dict[str, Any] = {
             "filename": draft.filename,
             "attributes": dict(draft.attributes),
-            "batch_id": batch_id if batch_id is not None or had is None else had["batch_id"],
-            **shape,
+            "batch_id": batch_id if batch_id is not None or existing is None else existing["batch_id"],
+            **chunking_columns,
         }
-        sound = had is not None and had["status"] in ("completed", "in_progress")
-        if had is None or not sound or any(had[name] != value for name, value in shape.items()):
+        is_usable = existing is not None and existing["status"] in ("completed", "in_progress")
+        if (
+            existing is None
+            or not is_usable
+            or any(existing[name] != value for name, value in chunking_columns.items())
+        ):
             values |= {"status": "in_progress", "wanted": generation, "error_code": None, "error_message": None}
-        if had is None:
-            fixed = {"store": store, "file_id": draft.file_id, "created_at": at, "passages": 0, "usage_bytes": 0}
-            db.execute(store_files.insert().values(**values, **fixed))
+        if existing is None:
+            initial_values = {
+                "store": store,
+                "file_id": draft.file_id,
+                "created_at": created_at,
+                "passages": 0,
+                "usage_bytes": 0,
+            }
+            db.execute(store_files.insert().values(**values, **initial_values))
         else:
-            db.execute(store_files.update().where(mine).values(values))
-    have = db.scalar(sa.select(sa.func.count()).select_from(store_files).where(store_files.c.store == store)) or 0
-    if have > MAX_FILES:
-        raise Conflict(f"the vector store would have {have} files, and may have {MAX_FILES}")
-    db.execute(stores.update().where(stores.c.seq == store).values(last_active_at=at))
+            db.execute(store_files.update().where(this_file).values(values))
+    count = db.scalar(sa.select(sa.func.count()).select_from(store_files).where(store_files.c.store == store)) or 0
+    if count > MAX_FILES:
+        raise Conflict(f"the vector store would have {count} files; the limit is {MAX_FILES}")
+    db.execute(stores.update().where(stores.c.seq == store).values(last_active_at=created_at))
     ids = [draft.file_id for draft, _, _ in drafts]
     rows = db.execute(sa.select(store_files).where(store_files.c.store == store, store_files.c.file_id.in_(ids)))
-    found = {row["file_id"]: _file(store_id, dict(row)) for row in rows.mappings()}
+    files = {row["file_id"]: _file(store_id, dict(row)) for row in rows.mappings()}
     batch = None if batch_id is None else find_batch(db, project, store_id, batch_id)
-    return [found[file_id] for file_id in ids], batch
+    return [files[file_id] for file_id in ids], batch
 
 
 def find_file(db: sa.Connection, project: str, store_id: str, file_id: str) -> FileInfo | None:
@@ -216,21 +226,21 @@ def page(
     if batch_id is not None and find_batch(db, project, store_id, batch_id) is None:
         raise batch_not_found(store_id, batch_id)
     column = store_files.c.seq
-    chosen = sa.select(store_files).where(store_files.c.store == store)
-    for param, mark, forwards in (("after", after, True), ("before", before, False)):
-        if mark is not None:
-            at = db.scalar(sa.select(column).where(store_files.c.store == store, store_files.c.file_id == mark))
-            if at is None:
-                raise BadRequest(f"`{param}` names no file of this vector store", param=param)
-            chosen = chosen.where(column < at if newest_first is forwards else column > at)
+    query = sa.select(store_files).where(store_files.c.store == store)
+    for param, cursor, forwards in (("after", after, True), ("before", before, False)):
+        if cursor is not None:
+            position = db.scalar(sa.select(column).where(store_files.c.store == store, store_files.c.file_id == cursor))
+            if position is None:
+                raise BadRequest(f"`{param}` is not the id of a file in this vector store", param=param)
+            query = query.where(column < position if newest_first is forwards else column > position)
     if status is not None:
-        chosen = chosen.where(store_files.c.status == status)
+        query = query.where(store_files.c.status == status)
     if batch_id is not None:
-        chosen = chosen.where(store_files.c.batch_id == batch_id)
+        query = query.where(store_files.c.batch_id == batch_id)
     # before a mark alone: those next to it, not those at the list's beginning
     backwards = before is not None and after is None
     order = column.desc() if newest_first is not backwards else column.asc()
-    rows = db.execute(chosen.order_by(order).limit(limit + 1)).mappings().all()
+    rows = db.execute(query.order_by(order).limit(limit + 1)).mappings().all()
     files = [_file(store_id, dict(row)) for row in rows[:limit]]
     return FilePage(files[::-1] if backwards else files, len(rows) > limit)
 
@@ -279,8 +289,8 @@ def find_batch(db: sa.Connection, project: str, store_id: str, batch_id: str) ->
     if row is None:
         return None
     counts = sa.select(store_files.c.status, sa.func.count()).where(store_files.c.batch_id == batch_id)
-    found = {row[0]: row[1] for row in db.execute(counts.group_by(store_files.c.status))}
-    return BatchInfo(row.id, store_id, row.created_at, row.cancelled, FileCounts(**found))
+    by_status = {row[0]: row[1] for row in db.execute(counts.group_by(store_files.c.status))}
+    return BatchInfo(row.id, store_id, row.created_at, row.cancelled, FileCounts(**by_status))
 
 
 def cancel_batch(db: sa.Connection, project: str, store_id: str, batch_id: str) -> tuple[BatchInfo, list[str]]:
@@ -289,15 +299,15 @@ def cancel_batch(db: sa.Connection, project: str, store_id: str, batch_id: str) 
     if find_batch(db, project, store_id, batch_id) is None:
         raise batch_not_found(store_id, batch_id)
     db.execute(store_batches.update().where(store_batches.c.id == batch_id).values(cancelled=True))
-    mine = sa.and_(
+    in_progress = sa.and_(
         store_files.c.store == store, store_files.c.batch_id == batch_id, store_files.c.status == "in_progress"
     )
-    garbage = list(db.scalars(sa.select(store_files.c.wanted).where(mine, store_files.c.wanted.is_not(None))))
-    db.execute(store_files.update().where(mine).values(status="cancelled", wanted=None))
-    found = find_batch(db, project, store_id, batch_id)
-    if found is None:
+    garbage = list(db.scalars(sa.select(store_files.c.wanted).where(in_progress, store_files.c.wanted.is_not(None))))
+    db.execute(store_files.update().where(in_progress).values(status="cancelled", wanted=None))
+    batch = find_batch(db, project, store_id, batch_id)
+    if batch is None:
         raise batch_not_found(store_id, batch_id)
-    return found, garbage
+    return batch, garbage
 
 
 def _find_row(db: sa.Connection, project: str, store_id: str, file_id: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""One search over several open stores, and how a store comes into memory."""
+"""Search over several open stores, and loading of a store's index into memory."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from typing import Final
 from threadpoolctl import threadpool_limits
 
 from service.grounding.provider import Filters, Passage
+from service.knowledge.index.indexing_records import SearchableFile
 from service.knowledge.index.memory import Document, Index, load
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.index.ranking import Hit, Question
-from service.knowledge.index.work_records import Searchable
 from service.knowledge.text import PassageText
 
 SEARCH_THREADS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A store that is searched: its index and the file with the text."""
+class OpenStore:
+    """An open store: its index, and the file with the passages' text."""
 
     store_id: str
     file: PassageFile
     index: Index
 
 
-class SearchThreads:
-    """The threads that searches run on."""
+class SearchPool:
+    """The thread pool for searches."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(SEARCH_THREADS, "knowledge-search", _one_thread_each)
+        self._threads = ThreadPoolExecutor(SEARCH_THREADS, "knowledge-search", use_one_blas_thread)
         self._left: set[asyncio.Task[None]] = set()
 
-    async def ranked(
-        self, used: AsyncExitStack, found: Sequence[Found], question: Question, filters: Filters | None
+    async def search(
+        self, contexts: AsyncExitStack, stores: Sequence[OpenStore], question: Question, filters: Filters | None
     ) -> tuple[list[Passage], bool]:
-        """As ``ranked``, off the loop. Whoever gives up does not wait for a thread: what is still queued is dropped.
+        """As ``search``, off the loop. Whoever gives up does not wait for a thread: what is still queued is dropped.
 
         Args:
-            used: Holds open what is read; taken over where nobody waits any more and the search still runs.
+            contexts: Holds open what is read; taken over where nobody waits any more and the search still runs.
         """
-        work = self._threads.submit(ranked, found, question, filters)
+        future = self._threads.submit(search_stores, stores, question, filters)
         try:
-            return await asyncio.wrap_future(work)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if not work.cancel():
-                left = asyncio.create_task(_hold_open(used.pop_all(), work), name="knowledge-search-left")
+            if not future.cancel():
+                left = asyncio.create_task(_hold_open(contexts.pop_all(), future), name="knowledge-search-left")
                 self._left.add(left)
                 left.add_done_callback(self._left.discard)
             raise
@@ -61,71 +61,78 @@ class SearchThreads:
         self._threads.shutdown(wait=True)
 
 
-def _one_thread_each() -> None:
-    """Have numpy multiply on the thread that asks: a product on two of a busy machine's cores waits for the slower."""
+def use_one_blas_thread() -> None:
+    """Limit BLAS to the calling thread: on a busy machine, a product split over two cores waits for the slower one."""
     threadpool_limits(1, user_api="blas")
 
 
-async def _hold_open(used: AsyncExitStack, work: Future[tuple[list[Passage], bool]]) -> None:
-    async with used:
-        await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
+async def _hold_open(contexts: AsyncExitStack, future: Future[tuple[list[Passage], bool]]) -> None:
+    async with contexts:
+        await asyncio.gather(asyncio.wrap_future(future), return_exceptions=True)
 
 
-def load_store(file: PassageFile, files: Sequence[Searchable], writing: set[str]) -> Index:
-    """A store's index, and away with the documents that nothing refers to. Blocks."""
-    wanted = {one.generation: one for one in files}
-    file.delete(file.generations() - set(wanted) - writing)
-    loaded = file.load(set(wanted))
+def load_store(file: PassageFile, files: Sequence[SearchableFile], writing: set[str]) -> Index:
+    """Load a store's index, and delete documents that nothing refers to. Blocks."""
+    by_generation = {searchable.generation: searchable for searchable in files}
+    file.delete(file.generations() - set(by_generation) - writing)
+    loaded = file.load(set(by_generation))
     documents = {}
     for generation, number in loaded.numbers.items():
-        one = wanted[generation]
-        documents[number] = Document(one.file_id, one.filename, generation, one.attributes, loaded.own.get(number, {}))
+        searchable = by_generation[generation]
+        documents[number] = Document(
+            searchable.file_id, searchable.filename, generation, searchable.attributes, loaded.own.get(number, {})
+        )
     return load(documents, loaded.segments)
 
 
-def ranked(found: Sequence[Found], question: Question, filters: Filters | None) -> tuple[list[Passage], bool]:
-    """The best passages of several stores together, each once: several may hold the same file. Blocks.
+def search_stores(
+    stores: Sequence[OpenStore], question: Question, filters: Filters | None
+) -> tuple[list[Passage], bool]:
+    """The best passages of several stores together, without duplicates (stores may share a file). Blocks.
 
-    Also says whether the text of each was there: else a document was replaced or taken out since the index was read.
+    The second value is False if the text of a passage is missing, because its document was replaced or removed since
+    the index was read.
     """
-    hits = [(one, hit) for one in found for hit in one.index.search(question, filters)]
+    hits = [(store, hit) for store in stores for hit in store.index.search(question, filters)]
     hits.sort(key=lambda pair: -pair[1].score)
-    best = hits if len(found) > 1 else hits[: question.k]
+    best = hits if len(stores) > 1 else hits[: question.k]
     passages: dict[int, Passage] = {}
-    for one in found:
-        mine = [(at, hit) for at, (owner, hit) in enumerate(best) if owner is one]
-        texts = one.file.texts([hit.place for _, hit in mine])
-        for (at, hit), text in zip(mine, texts, strict=True):
+    for store in stores:
+        own_hits = [(index, hit) for index, (owner, hit) in enumerate(best) if owner is store]
+        texts = store.file.texts([hit.place for _, hit in own_hits])
+        for (index, hit), text in zip(own_hits, texts, strict=True):
             if text is not None:
-                passages[at] = _passage(one, hit, text)
+                passages[index] = _passage(store, hit, text)
     owners: dict[tuple[str | None, str], str] = {}
-    ordered = [passages[at] for at in sorted(passages)]
-    once = [one for one in ordered if owners.setdefault((one.file_id, one.text), one.store_id) == one.store_id]
+    ordered = [passages[index] for index in sorted(passages)]
+    once = [
+        store for store in ordered if owners.setdefault((store.file_id, store.text), store.store_id) == store.store_id
+    ]
     return once[: question.k], len(passages) == len(best)
 
 
-def _passage(one: Found, hit: Hit, text: PassageText) -> Passage:
-    document = one.index.documents[int(hit.part.documents[hit.row])]
+def _passage(store: OpenStore, hit: Hit, text: PassageText) -> Passage:
+    document = store.index.documents[int(hit.part.documents[hit.row])]
     return Passage(
         id=f"{document.file_id}-{text.number}",
         text=text.whole,
         score=round(hit.score, 6),
         source=document.filename,
-        store_id=one.store_id,
+        store_id=store.store_id,
         file_id=document.file_id,
-        attributes=one.index.attributes(hit),
+        attributes=store.index.attributes(hit),
     )
 
 
-def joined(passages: Sequence[PassageText]) -> str:
-    """A document's text, put together again: each heading path once, and nothing twice."""
+def join_passages(passages: Sequence[PassageText]) -> str:
+    """Reassemble a document's text from its passages: each heading path once, without overlaps."""
     parts: list[str] = []
     heading = ""
-    for one in passages:
-        if one.heading != heading:
-            heading = one.heading
+    for passage in passages:
+        if passage.heading != heading:
+            heading = passage.heading
             parts.append(f"\n\n{heading}\n\n" if heading else "\n\n")
         elif parts:
-            parts.append(" " if one.repeats else "\n\n")
-        parts.append(one.text[one.repeats :].lstrip())
+            parts.append(" " if passage.repeats else "\n\n")
+        parts.append(passage.text[passage.repeats :].lstrip())
     return "".join(parts).strip()

@@ -18,15 +18,15 @@ from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.grounding.provider import Attribute, Filters, Passage
 from service.knowledge.embeddings import Embedder
-from service.knowledge.index import records, work_records
-from service.knowledge.index.cache import IndexCache, Open
+from service.knowledge.index import indexing_records, records
+from service.knowledge.index.cache import CachedStore, IndexCache
 from service.knowledge.index.indexing import Indexing
 from service.knowledge.index.memory import Index
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
-from service.knowledge.index.searching import Found, SearchThreads, joined, load_store
+from service.knowledge.index.searching import OpenStore, SearchPool, join_passages, load_store
 from service.knowledge.segment import Vectors
 from service.knowledge.terms import Analyzer
-from service.knowledge.types import DEFAULT_CHUNKING, BatchInfo, FileDraft, FileInfo, FilePage, FileStatus, StoreInfo
+from service.knowledge.types import DEFAULT_CHUNKING, BatchInfo, FileInfo, FilePage, FileStatus, NewStoreFile, StoreInfo
 
 DEFAULT_MEMORY_BYTES: Final = 1 << 30
 MAX_QUESTION: Final = 2_000
@@ -71,16 +71,16 @@ class Stores:
         self._cache = IndexCache(root, memory_bytes)
         self._locks = Locks()
         self._analyzer = Analyzer()
-        self._threads = SearchThreads()
+        self._search_pool = SearchPool()
         self._indexing = Indexing(
             database, self._cache, embedder, path_of, self._locks, memory_bytes=memory_bytes, changed=self._change
         )
-        self._indexing.idle = self._touch
-        self._known: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
+        self._indexing.idle = self._write_last_used
+        self._store_cache: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
         self._epoch = 0
         self._loading: dict[str, asyncio.Task[Index]] = {}
         self._loaders = asyncio.Semaphore(LOADERS)
-        self._used: dict[str, int] = {}
+        self._last_used: dict[str, int] = {}
         self._touched = time.monotonic()
 
     async def open(self) -> None:
@@ -88,14 +88,16 @@ class Stores:
         ids = await self._database.run(records.store_ids)
         removed = await in_thread(self._cache.clean, ids)
         if removed:
-            _LOG.info("removed the passages of stores that do not exist any more", extra={"stores": removed})
-        outdated = await self._database.run(lambda db: work_records.outdate(db, self._embedder.identity, _generation))
+            _LOG.info("removed the passages of deleted stores", extra={"stores": removed})
+        outdated = await self._database.run(
+            lambda db: indexing_records.requeue_outdated(db, self._embedder.identity, _generation)
+        )
         if outdated:
-            _LOG.warning("the embedding model is another one: files are indexed anew", extra={"files": outdated})
+            _LOG.warning("the embedding model has changed: reindexing files", extra={"files": outdated})
         # whoever starts a gateway may have mended what they failed for: a key, an address, a setting
-        retried = await self._database.run(lambda db: work_records.retry(db, _generation))
+        retried = await self._database.run(lambda db: indexing_records.requeue_failed(db, _generation))
         if retried:
-            _LOG.warning("files that failed through no fault of theirs are tried again", extra={"files": retried})
+            _LOG.warning("retrying files that failed because of a server error", extra={"files": retried})
         if ids:
             self._embedder.start()  # it takes seconds, and the first question should not wait for them
         self._indexing.start()
@@ -103,13 +105,13 @@ class Stores:
     async def close(self) -> None:
         """Stop indexing, and close all files."""
         await self._indexing.close()
-        await self._touch(now=True)
+        await self._write_last_used(now=True)
         await self._embedder.close()
         loading = list(self._loading.values())
         for load in loading:
             load.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
-        await self._threads.close()
+        await self._search_pool.close()
         await self._cache.close()
 
     # stores
@@ -127,18 +129,18 @@ class Stores:
 
     async def get_store(self, project: str, store_id: str) -> StoreInfo | None:
         """One store, or None; quick, for the data path asks it."""
-        known = self._known.get((project, store_id))
-        if known is not None:
-            return known
+        cached = self._store_cache.get((project, store_id))
+        if cached is not None:
+            return cached
         epoch = self._epoch
-        found = await self._database.run(lambda db: records.find_stores(db, project, store_id))
-        if not found:
+        stores = await self._database.run(lambda db: records.find_stores(db, project, store_id))
+        if not stores:
             return None
         if epoch == self._epoch:  # else it may be older than what was changed meanwhile
-            self._known[project, store_id] = found[0]
-            while len(self._known) > MAX_CACHED:
-                self._known.popitem(last=False)
-        return found[0]
+            self._store_cache[project, store_id] = stores[0]
+            while len(self._store_cache) > MAX_CACHED:
+                self._store_cache.popitem(last=False)
+        return stores[0]
 
     async def list_stores(self, project: str) -> Sequence[StoreInfo]:
         """All stores of a project, oldest first."""
@@ -158,12 +160,12 @@ class Stores:
             await self._database.run(lambda db: records.delete_store(db, project, store_id))
             self._change()
             self._indexing.drop_store(store_id)
-            await self._cache.doom(store_id)
+            await self._cache.remove(store_id)
 
     # files
 
     async def add_files(
-        self, project: str, store_id: str, drafts: Sequence[FileDraft], *, batch: bool = False
+        self, project: str, store_id: str, drafts: Sequence[NewStoreFile], *, batch: bool = False
     ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
         """Take files in, all or none; they are indexed in the background, in this order, and found once `completed`.
 
@@ -179,14 +181,14 @@ class Stores:
             files, made = await self._database.run(lambda db: records.add_files(db, project, store_id, rows, batch_id))
             self._change()
             # those that were there already: the next search sees their new metadata
-            self._apply(store_id, {draft.file_id: draft.attributes for draft in drafts})
+            self._apply_attributes(store_id, {draft.file_id: draft.attributes for draft in drafts})
         self._indexing.wake()
-        return [self._shown(one) for one in files], made
+        return [self._with_progress(file) for file in files], made
 
     async def get_file(self, project: str, store_id: str, file_id: str) -> FileInfo | None:
         """One file of a store, or None where there is no such store or file."""
-        found = await self._database.run(lambda db: records.find_file(db, project, store_id, file_id))
-        return None if found is None else self._shown(found)
+        file = await self._database.run(lambda db: records.find_file(db, project, store_id, file_id))
+        return None if file is None else self._with_progress(file)
 
     async def list_files(
         self,
@@ -214,7 +216,7 @@ class Stores:
                 batch_id=batch_id,
             )
         )
-        return FilePage([self._shown(one) for one in page.files], page.has_more)
+        return FilePage([self._with_progress(file) for file in page.files], page.has_more)
 
     async def set_attributes(
         self, project: str, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
@@ -224,8 +226,8 @@ class Stores:
             file = await self._database.run(
                 lambda db: records.set_attributes(db, project, store_id, file_id, attributes)
             )
-            self._apply(store_id, {file_id: attributes})
-        return self._shown(file)
+            self._apply_attributes(store_id, {file_id: attributes})
+        return self._with_progress(file)
 
     async def remove_file(self, project: str, store_id: str, file_id: str) -> None:
         """Take a file out of a store; the next search does not find it. Raises NotFound."""
@@ -236,7 +238,7 @@ class Stores:
             store = self._cache.loaded(store_id)
             if store is not None and store.index is not None:
                 store.index = store.index.without_generations(set(garbage))
-        await self._sweep(store_id, garbage)
+        await self._delete_documents(store_id, garbage)
 
     async def file_text(self, project: str, store_id: str, file_id: str) -> str:
         """The text that was read out of a file; empty where it is not read yet. Raises NotFound."""
@@ -244,7 +246,7 @@ class Stores:
         if row["generation"] is None:
             return ""
         async with self._cache.use(store_id) as store:
-            return joined(await in_thread(store.file.document, row["generation"]))
+            return join_passages(await in_thread(store.file.document, row["generation"]))
 
     async def get_batch(self, project: str, store_id: str, batch_id: str) -> BatchInfo | None:
         """A batch, or None."""
@@ -280,19 +282,21 @@ class Stores:
         ``filters`` must be checked already; ``threshold`` is of the fused score, 0 to 1; ``deadline`` is on the event
         loop's clock, seconds. Raises TimeoutError after it, HatrackError where embedder or database cannot be used.
         """
-        asked = text.strip()
-        if len(asked) > MAX_QUESTION:
-            asked = f"{asked[: MAX_QUESTION // 2]} {asked[-MAX_QUESTION // 2 :]}"
-        mine = [one for one in dict.fromkeys(store_ids) if await self.get_store(project, one) is not None]
-        if not asked or not mine:
+        question = text.strip()
+        if len(question) > MAX_QUESTION:
+            question = f"{question[: MAX_QUESTION // 2]} {question[-MAX_QUESTION // 2 :]}"
+        readable = [
+            store_id for store_id in dict.fromkeys(store_ids) if await self.get_store(project, store_id) is not None
+        ]
+        if not question or not readable:
             return []
-        at = int(time.time())
-        self._used.update(dict.fromkeys(mine, at))
+        now = int(time.time())
+        self._last_used.update(dict.fromkeys(readable, now))
         async with asyncio.timeout_at(deadline):
             # the vector is made while the stores are loaded
-            vector = asyncio.ensure_future(self._embedder.question(asked, deadline))
+            vector = asyncio.ensure_future(self._embedder.question(question, deadline))
             try:
-                return await self._search(mine, asked, vector, filters, k, threshold or 0.0)
+                return await self._search(readable, question, vector, filters, k, threshold or 0.0)
             finally:
                 vector.cancel()
                 await asyncio.gather(vector, return_exceptions=True)
@@ -317,21 +321,25 @@ class Stores:
         k: int,
         threshold: float,
     ) -> list[Passage]:
-        async with AsyncExitStack() as used:
-            opened = [(one, await used.enter_async_context(self._cache.use(one))) for one in store_ids]
+        async with AsyncExitStack() as contexts:
+            cached = [
+                (store_id, await contexts.enter_async_context(self._cache.use(store_id))) for store_id in store_ids
+            ]
             terms = tuple(dict.fromkeys(self._analyzer.terms(text)))[:MAX_TERMS]
             while True:
-                indexes = [(one, store, await self._index(one, store)) for one, store in opened]
-                found = [Found(one, store.file, index) for one, store, index in indexes if index.parts]
-                if not found:
+                indexes = [(store_id, store, await self._index(store_id, store)) for store_id, store in cached]
+                open_stores = [
+                    OpenStore(store_id, store.file, index) for store_id, store, index in indexes if index.parts
+                ]
+                if not open_stores:
                     return []
                 question = Question(terms, await vector, self._weight, k, threshold)
-                passages, complete = await self._threads.ranked(used, found, question, filters)
+                passages, complete = await self._search_pool.search(contexts, open_stores, question, filters)
                 if complete or all(store.index is index for _, store, index in indexes):
                     return passages
                 # a document was replaced in the midst: its new text is in the index by now, the old one's has gone
 
-    async def _index(self, store_id: str, store: Open) -> Index:
+    async def _index(self, store_id: str, store: CachedStore) -> Index:
         """The store's index, loaded where it is not: once for all who ask, and on after they have given up."""
         if store.index is not None:
             return store.index
@@ -346,7 +354,7 @@ class Stores:
         async with self._cache.use(store_id) as store, self._loaders, self._locks.hold(store_id):
             if store.index is None:
                 files, writing = await self._database.run(
-                    lambda db: work_records.searchable(db, store_id, self._embedder.identity)
+                    lambda db: indexing_records.searchable_files(db, store_id, self._embedder.identity)
                 )
                 store.index = await in_thread(load_store, store.file, files, writing)
             return store.index
@@ -356,32 +364,32 @@ class Stores:
         if not load.cancelled() and load.exception() is not None:  # perhaps nobody waits for it any more
             _LOG.warning("a vector store could not be loaded", extra={"store": store_id}, exc_info=load.exception())
 
-    def _apply(self, store_id: str, attributes: Mapping[str, Mapping[str, Attribute]]) -> None:
+    def _apply_attributes(self, store_id: str, attributes: Mapping[str, Mapping[str, Attribute]]) -> None:
         """Other metadata of files, by their ids."""
         store = self._cache.loaded(store_id)
         if store is not None and store.index is not None:
-            store.index = store.index.with_attributes({one: dict(given) for one, given in attributes.items()})
+            store.index = store.index.with_attributes({file_id: dict(values) for file_id, values in attributes.items()})
 
-    async def _sweep(self, store_id: str, garbage: Sequence[str]) -> None:
+    async def _delete_documents(self, store_id: str, garbage: Sequence[str]) -> None:
         """Delete documents that nothing refers to any more."""
         store = self._cache.loaded(store_id)
         if garbage and store is not None:  # else the next load of the store does it
             async with self._cache.use(store_id) as used:
                 await in_thread(used.file.delete, garbage)
 
-    def _shown(self, file: FileInfo) -> FileInfo:
+    def _with_progress(self, file: FileInfo) -> FileInfo:
         current = self._indexing.current
-        if current is None or (current.work.store_id, current.work.file_id) != (file.store_id, file.file_id):
+        if current is None or (current.task.store_id, current.task.file_id) != (file.store_id, file.file_id):
             return file
         return replace(file, passages=current.total, done=current.done) if file.status == "in_progress" else file
 
     def _change(self) -> None:
         self._epoch += 1
-        self._known.clear()
+        self._store_cache.clear()
 
-    async def _touch(self, *, now: bool = False) -> None:
-        if self._used and (now or time.monotonic() - self._touched > TOUCH_S):
-            used, self._used = self._used, {}
+    async def _write_last_used(self, *, now: bool = False) -> None:
+        if self._last_used and (now or time.monotonic() - self._touched > TOUCH_S):
+            used, self._last_used = self._last_used, {}
             self._touched = time.monotonic()
             await self._database.run(lambda db: records.touch(db, used))
             self._change()

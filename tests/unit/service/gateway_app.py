@@ -18,7 +18,7 @@ from service.app import DataPathFirst, create_app, describe_base
 from service.config import Settings
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL, PLUGIN_ROUTE
-from service.engine.identity import make_store_mark, plugin_digest
+from service.engine.identity import ensure_store_id, plugin_digest
 from service.error_handlers import RequestIds
 from service.inference.routes import InferenceApp
 from service.openapi import build
@@ -175,7 +175,7 @@ def _report(settings: Settings) -> dict[str, Any]:
         "vllm": "0.32.0+cpu",
         "names": [config.base_name],
         "store": str(config.store),
-        "store_id": make_store_mark(config.store),
+        "store_id": ensure_store_id(config.store),
         "slots": config.slots,
         "max_rank": config.max_rank,
         "context": 2048,

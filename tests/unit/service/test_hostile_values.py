@@ -167,7 +167,7 @@ def test_an_engine_that_speaks_of_its_code_is_not_repeated(ran: Ran, said: str) 
     finally:
         ran[1].engine.failure = None
     assert answer.status_code == 400
-    assert error(answer)["message"] == "the engine refused the request: a value in it cannot be used"
+    assert error(answer)["message"] == "the engine rejected the request: one of its values is not supported"
 
 
 @pytest.mark.parametrize(

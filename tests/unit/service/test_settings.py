@@ -49,7 +49,9 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
 def test_fewer_resident_adapters_than_slots_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HATRACK_ENGINE_SLOTS", "8")
     monkeypatch.setenv("HATRACK_ENGINE_RESIDENT", "4")
-    with pytest.raises(SettingsError, match="HATRACK_ENGINE_RESIDENT is 4, below HATRACK_ENGINE_SLOTS"):
+    with pytest.raises(
+        SettingsError, match=r"HATRACK_ENGINE_RESIDENT \(4\) must be at least HATRACK_ENGINE_SLOTS \(8\)"
+    ):
         load_settings()
 
 

@@ -220,7 +220,7 @@ def test_reports_of_evaluations_and_of_versions(server: Server, hatrack: Hatrack
         assert json.loads(hatrack("report", target, "--json").output)["metric"] == "exact_match"
     server.verdict = None
     never = hatrack("report", "voice@3")
-    assert (never.exit_code, "never judged" in never.output) == (1, True)
+    assert (never.exit_code, "has no verdict yet" in never.output) == (1, True)
     assert hatrack("report", "voice").exit_code == 2
 
 

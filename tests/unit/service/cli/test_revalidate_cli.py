@@ -178,7 +178,7 @@ def test_waiting_goes_on_until_nothing_is_left(hatrack: Hatrack, server: Server)
 
 def test_what_is_left_is_said_without_waiting(hatrack: Hatrack, server: Server) -> None:
     server.batches = [["a@1"], ["b@1"]]
-    assert hatrack("revalidate").stdout.endswith("1 more are due; ask again when these have ended.\n")
+    assert hatrack("revalidate").stdout.endswith("1 more are due; run this again when these have finished.\n")
 
 
 def test_waiting_ends_where_the_same_is_begun_again_and_again(hatrack: Hatrack, server: Server) -> None:

@@ -133,7 +133,7 @@ def test_a_line_a_pair(hatrack: Hatrack, reviews: Reviews) -> None:
     assert "3 of 3" in result.stdout
     assert "Where is parcel rev-0?" in result.stdout
     assert "On its way." in result.stdout
-    assert "3 looked at." in result.stdout
+    assert "3 reviewed." in result.stdout
     assert "The judge strict counts." in result.stdout
 
 
@@ -153,13 +153,13 @@ def test_a_pair_is_skipped_and_quitting_keeps_what_was_said(hatrack: Hatrack, re
     assert result.exit_code == 0
     assert list(reviews.choices.values()) == [None, "second", None]
     assert reviews.asked[1] == {"evaluation": ["eval-1"], "after": ["rev-0"]}
-    assert "1 looked at; `hatrack review eval-1` goes on." in result.stdout
+    assert "1 reviewed. Run `hatrack review eval-1` to continue." in result.stdout
 
 
 def test_the_end_of_the_input_is_the_end(hatrack: Hatrack, reviews: Reviews) -> None:
     result = hatrack(stdin="1\n")
     assert result.exit_code == 0
-    assert "1 looked at" in result.stdout
+    assert "1 reviewed" in result.stdout
     assert list(reviews.choices.values()) == ["first", None, None]
 
 
@@ -167,7 +167,7 @@ def test_nothing_to_look_at(hatrack: Hatrack, reviews: Reviews) -> None:
     reviews.choices.clear()
     for result in (hatrack(), hatrack("--list")):
         assert result.exit_code == 0
-        assert "Nothing to look at." in result.stdout
+        assert "Nothing to review." in result.stdout
 
 
 def test_the_list_says_how_far_people_are_and_agree(hatrack: Hatrack) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from service.cli.main import app
-from service.cli.readings import WINDOW_S, Frame, Window, parse, read_frame
+from service.cli.metrics_scrape import WINDOW_S, Frame, ScrapeWindow, parse, read_frame
 from service.cli.top import picture
 from service.client import ClientError
 from service.http.stream import Usage
@@ -61,7 +61,7 @@ def gateway() -> Gateway:
 
 def frame_of(gateway: Gateway, *, seconds: float = 10.0) -> Frame:
     """What is shown after ten seconds in which two good answers, a cut one and a refusal came to an end."""
-    window = Window()
+    window = ScrapeWindow()
     gateway.account(record(first_byte_s=20.0))
     window.add(parse(gateway.text), at=0.0)
     gateway.account(record(first_byte_s=0.3))
@@ -99,7 +99,7 @@ def test_adapters_are_those_that_serve_the_busiest_first(gateway: Gateway) -> No
 
 
 def test_a_gateway_that_started_anew_counts_from_zero() -> None:
-    window = Window()
+    window = ScrapeWindow()
     before, after = Gateway(), Gateway()
     for _ in range(100):
         before.account(record())
@@ -110,7 +110,7 @@ def test_a_gateway_that_started_anew_counts_from_zero() -> None:
 
 
 def test_old_scrapes_are_forgotten(gateway: Gateway) -> None:
-    window = Window()
+    window = ScrapeWindow()
     for number in range(200):
         window.add(parse(gateway.text), at=float(number))
     assert window.seconds <= WINDOW_S + 1
@@ -133,7 +133,7 @@ def test_the_picture_fits_and_shows_what_matters(gateway: Gateway, width: int) -
         gateway.account(record(caller=caller(f"project-{number}")))
     written = io.StringIO()
     console = Console(file=written, width=width, height=24)
-    console.print(picture(frame_of(gateway), "http://127.0.0.1:8000", most=10, trouble="nobody answers"))
+    console.print(picture(frame_of(gateway), "http://127.0.0.1:8000", max_lines=10, trouble="nobody answers"))
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) <= 24
@@ -145,7 +145,7 @@ def test_the_picture_fits_and_shows_what_matters(gateway: Gateway, width: int) -
 def test_control_characters_of_a_name_do_not_reach_the_terminal(gateway: Gateway) -> None:
     gateway.account(record(caller=caller("\x1b[2Jshop")))
     written = io.StringIO()
-    Console(file=written, width=120).print(picture(frame_of(gateway), "http://x", most=9))
+    Console(file=written, width=120).print(picture(frame_of(gateway), "http://x", max_lines=9))
     assert "\x1b" not in written.getvalue()
 
 

@@ -276,7 +276,7 @@ def test_jobs_are_listed_and_changed(hatrack: Hatrack, server: Server) -> None:
     assert hatrack("job", "ftjob-1", "--pause").exit_code == 0
     assert server.asked[-1][:2] == ("POST", "/v1/fine_tuning/jobs/ftjob-1/pause")
     both = hatrack("job", "ftjob-1", "--pause", "--cancel")
-    assert (both.exit_code, "exclude each other" in both.stderr) == (2, True)
+    assert (both.exit_code, "cannot be combined" in both.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("wrong", ["n_epochs", "=3"])

@@ -12,7 +12,7 @@ from adapters.base import Fingerprint
 from service.config import Settings
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL, PLUGIN_ROUTE
-from service.engine.identity import make_store_mark, plugin_digest
+from service.engine.identity import ensure_store_id, plugin_digest
 
 BASE = Fingerprint(
     weights="w" * 16,
@@ -55,7 +55,7 @@ class FakeEngine:
             "vllm": "0.32.0+cpu",
             "names": [config.base_name],
             "store": str(config.store),
-            "store_id": make_store_mark(config.store),
+            "store_id": ensure_store_id(config.store),
             "slots": config.slots,
             "max_rank": config.max_rank,
             "context": 2048,

@@ -18,10 +18,10 @@ from service.engine.adopt import NotAdopted, adopt
 from service.engine.client import EngineClient
 from service.engine.config import EngineConfig
 from service.engine.contract import TOKEN_VARIABLE
-from service.engine.identity import boot_of
+from service.engine.identity import boot_id
+from service.engine.liveness import LivenessMonitor
 from service.engine.process import EngineProcess, members
-from service.engine.record import Record, Signature
-from service.engine.vitals import Vitals
+from service.engine.record import EngineRecord, Signature
 from tests.unit.service.engine.fake import BASE, FakeEngine, config_for
 
 TOKEN = secrets.token_hex(16)
@@ -53,8 +53,8 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
 async def engine(config: EngineConfig, server: subprocess.Popen[bytes]) -> AsyncIterator[FakeEngine]:
     """An engine that may be adopted, with its record."""
     signature = Signature.of(config, BASE, inherited_environment())
-    fake = FakeEngine.of(config, boot=boot_of(TOKEN), signature=signature.digest)
-    Record(TOKEN, server.pid, signature).write(config.record)
+    fake = FakeEngine.of(config, boot=boot_id(TOKEN), signature=signature.digest)
+    EngineRecord(TOKEN, server.pid, signature).write(config.record)
     await fake.start()
     yield fake
     await fake.stop()
@@ -62,9 +62,9 @@ async def engine(config: EngineConfig, server: subprocess.Popen[bytes]) -> Async
 
 async def adopted(config: EngineConfig, **more: Any) -> EngineProcess | None:
     probe = EngineClient(socket=str(config.socket))
-    vitals = Vitals(probe, probe, base_name=config.base_name, stall_s=1, canary_s=1)
+    liveness = LivenessMonitor(probe, probe, base_name=config.base_name, stall_s=1, canary_s=1)
     try:
-        return await adopt(config, more.get("base", BASE), probe, vitals)
+        return await adopt(config, more.get("base", BASE), probe, liveness)
     finally:
         await probe.close()
 
@@ -98,12 +98,12 @@ async def test_nothing_is_adopted_where_nothing_is_on_record(config: EngineConfi
 @pytest.mark.parametrize(
     ("report", "reason"),
     [
-        ({"boot": "another"}, "another engine than the one on record"),
-        ({"signature": "0" * 64}, "another engine than the one on record"),
-        ({"signature": None}, "another engine than the one on record"),
+        ({"boot": "another"}, "a different engine is listening on its socket"),
+        ({"signature": "0" * 64}, "a different engine is listening on its socket"),
+        ({"signature": None}, "a different engine is listening on its socket"),
         ({"plugin": "old"}, "another version of the plugin"),
-        ({"protocol": 1}, "speaks protocol 1"),
-        ({"store_id": "other"}, "another adapter store"),
+        ({"protocol": 1}, "uses protocol 1"),
+        ({"store_id": "other"}, "it reads the adapter store"),
     ],
 )
 async def test_its_own_word_counts_and_not_the_record_alone(
@@ -125,7 +125,7 @@ async def test_one_that_answers_no_numbers_is_not_adopted(
 
 async def test_one_that_does_not_answer_is_not_adopted(config: EngineConfig, engine: FakeEngine) -> None:
     await engine.stop()
-    with pytest.raises(NotAdopted, match="does not answer"):
+    with pytest.raises(NotAdopted, match="does not respond"):
         await adopted(config)
 
 
@@ -134,7 +134,7 @@ async def test_one_whose_server_has_ended_is_not_adopted(
 ) -> None:
     server.kill()
     server.wait(60)
-    with pytest.raises(NotAdopted, match="has ended"):
+    with pytest.raises(NotAdopted, match="API server has exited"):
         await adopted(config)
     assert engine.asked == []
 
@@ -142,22 +142,24 @@ async def test_one_whose_server_has_ended_is_not_adopted(
 async def test_a_process_that_was_given_the_number_again_is_not_taken_for_it(
     config: EngineConfig, engine: FakeEngine
 ) -> None:
-    Record(TOKEN, os.getpid(), Signature.of(config, BASE, inherited_environment())).write(config.record)
-    with pytest.raises(NotAdopted, match="has ended"):
+    EngineRecord(TOKEN, os.getpid(), Signature.of(config, BASE, inherited_environment())).write(config.record)
+    with pytest.raises(NotAdopted, match="API server has exited"):
         await adopted(config)
 
 
 async def test_a_changed_flag_is_named_without_asking_the_engine(tmp_path: Path, engine: FakeEngine) -> None:
-    with pytest.raises(NotAdopted, match="something else: the flag --max-loras"):
+    with pytest.raises(NotAdopted, match="different settings: the flag --max-loras"):
         await adopted(config_for(tmp_path, engine_slots=4))
     assert engine.asked == []
 
 
-@pytest.mark.parametrize(("record", "reason"), [(Record(TOKEN), "its record does not say"), (None, "was cut off")])
+@pytest.mark.parametrize(
+    ("record", "reason"), [(EngineRecord(TOKEN), "its record has no signature"), (None, "was interrupted")]
+)
 async def test_half_a_record_adopts_nothing(
-    config: EngineConfig, engine: FakeEngine, record: Record | None, reason: str
+    config: EngineConfig, engine: FakeEngine, record: EngineRecord | None, reason: str
 ) -> None:
-    (record or Record(TOKEN, None, Signature.of(config, BASE, inherited_environment()))).write(config.record)
+    (record or EngineRecord(TOKEN, None, Signature.of(config, BASE, inherited_environment()))).write(config.record)
     with pytest.raises(NotAdopted, match=reason):
         await adopted(config)
 

@@ -19,7 +19,7 @@ from service.cli.main import app
 from service.config import Settings
 from service.engine.config import EngineConfig
 from service.engine.contract import TOKEN_VARIABLE
-from service.engine.record import Record
+from service.engine.record import EngineRecord
 
 
 def settings_for(home: Path, base_dir: Path) -> Settings:
@@ -80,7 +80,7 @@ def test_down_ends_an_engine_that_was_kept_unless_it_is_told_to_leave_it(
     ) as kept:
         assert kept.stdout is not None
         kept.stdout.readline()
-        Record(token, kept.pid).write(tmp_path / "engine" / "engine.json")
+        EngineRecord(token, kept.pid).write(tmp_path / "engine" / "engine.json")
         left = CliRunner().invoke(app, ["down", "--keep-engine"])
         assert (left.exit_code, kept.poll()) == (0, None)
         assert not (tmp_path / "engine" / "keep").exists(), "there is no gateway that it would be meant for"

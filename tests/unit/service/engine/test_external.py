@@ -124,7 +124,7 @@ async def test_a_poisoned_one_is_left_alone_until_somebody_has_restarted_it(
     await until(lambda: len(fake.asked) > seen + 6)
     assert engine.state.name == "stalled"
     assert engine.state.reason == (
-        "the base's answers have moved; it is for whoever runs the engine at unix:/e.sock to restart it"
+        "the base's answers have moved; the operator of the engine at unix:/e.sock must restart it"
     )
     fake.report["boot"] = "boot-2"
     await until(lambda: engine.ready)
@@ -167,7 +167,7 @@ async def test_stopping_leaves_it_running(fake: FakeEngine, config: EngineConfig
     ("report", "said"),
     [
         ({"names": ["llama"]}, "serves `llama`, not the base `base`"),
-        ({"store_id": "other"}, "another adapter store"),
+        ({"store_id": "other"}, "it reads the adapter store"),
         ({"protocol": None}, "protocol None"),
     ],
 )
@@ -175,7 +175,7 @@ async def test_one_that_does_not_fit_is_refused_at_start(
     fake: FakeEngine, config: EngineConfig, report: dict[str, Any], said: str
 ) -> None:
     fake.report |= report
-    with pytest.raises(SettingsError, match=r"unix:/e.sock \(HATRACK_ENGINE_URL\) does not fit") as caught:
+    with pytest.raises(SettingsError, match=r"unix:/e.sock \(HATRACK_ENGINE_URL\) is incompatible") as caught:
         await external(config).check()
     assert said in str(caught.value)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.engine.plugin.guard import PluginError, check_version, expect, is_ours, ours
+from service.engine.plugin.guard import PluginError, check_version, checked_attribute, is_patched, mark_patched
 
 
 class Patched:
@@ -28,9 +28,9 @@ def test_another_version_is_refused(version: str) -> None:
 
 
 def test_expect_gives_the_attribute_as_it_stands_in_the_class() -> None:
-    assert expect(Patched, "plain", "self", "scheduler_output") is Patched.__dict__["plain"]
-    assert isinstance(expect(Patched, "of_class", "cls", "name"), classmethod)
-    assert isinstance(expect(Patched, "asked"), property)
+    assert checked_attribute(Patched, "plain", "self", "scheduler_output") is Patched.__dict__["plain"]
+    assert isinstance(checked_attribute(Patched, "of_class", "cls", "name"), classmethod)
+    assert isinstance(checked_attribute(Patched, "asked"), property)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_expect_gives_the_attribute_as_it_stands_in_the_class() -> None:
 )
 def test_expect_refuses_what_is_missing_or_takes_other_parameters(name: str, parameters: tuple[str, ...]) -> None:
     with pytest.raises(PluginError, match=name):
-        expect(Patched, name, *parameters)
+        checked_attribute(Patched, name, *parameters)
 
 
 def test_our_own_functions_are_known_again() -> None:
-    assert not is_ours(Patched.plain)
-    assert is_ours(ours(lambda: None))
+    assert not is_patched(Patched.plain)
+    assert is_patched(mark_patched(lambda: None))

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from service.engine.record import Record, Signature, read_record
+from service.engine.record import EngineRecord, Signature, read_record
 from tests.unit.service.engine.fake import BASE, config_for
 
 INHERITED = {"PATH": "/bin", "HF_TOKEN": "secret-token", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "SSH_TTY": "/dev/pts/1"}
@@ -68,7 +68,7 @@ def test_another_version_base_or_store_is_named_with_both_values(tmp_path: Path)
 
 
 def test_a_record_comes_back_as_it_was_written_for_its_owner_alone(tmp_path: Path) -> None:
-    record, path = Record("token", 4711, signature(tmp_path)), tmp_path / "engine.json"
+    record, path = EngineRecord("token", 4711, signature(tmp_path)), tmp_path / "engine.json"
     record.write(path)
     assert read_record(path) == record
     assert path.stat().st_mode & 0o777 == 0o600
@@ -79,4 +79,4 @@ def test_a_record_comes_back_as_it_was_written_for_its_owner_alone(tmp_path: Pat
 def test_a_record_of_another_version_still_names_its_engine(tmp_path: Path, more: dict[str, Any]) -> None:
     path = tmp_path / "engine.json"
     path.write_bytes(orjson.dumps({"token": "token", **more}))
-    assert read_record(path) == Record("token")
+    assert read_record(path) == EngineRecord("token")

@@ -10,7 +10,7 @@ from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
 from service.grounding.hook import Hook
 from service.grounding.provider import Passage, Query
-from service.grounding.template import Quoter
+from service.grounding.template import PassageFormatter
 from service.knowledge.service import Knowledge
 from service.knowledge.types import FileCounts, StoreInfo
 
@@ -77,7 +77,7 @@ STORES = MemoryStores(("default", "vs_a", "policies"), ("default", "vs_b", None)
 
 def hook(provider: Any, *, context: int | None = 2048, on_failure: str = "fail_open", **more: Any) -> Hook:
     providers = {"embedded": Embedded(provider), "webhook": Told(), **more}
-    quoter = Quoter(bytes(32), ("<|im_start|>", "<|im_end|>"))
+    quoter = PassageFormatter(bytes(32), ("<|im_start|>", "<|im_end|>"))
     # only one that is to be late is: on a busy machine any answer may take a while
     timeout_s = 0.2 if isinstance(provider, Told) and provider.late_s else 60.0
     return Hook(providers, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s)

@@ -10,7 +10,7 @@ import pytest
 from service.config import load_settings
 from service.errors import BadRequest, HatrackError, SettingsError
 from service.grounding.config import GroundingSettings
-from service.grounding.fields import check_grounding, wish_of
+from service.grounding.fields import check_grounding, retrieval_options
 from service.registry.catalog import VersionSettings
 from service.registry.upload import parse_settings
 from trainer.evaluate.arms import asked_grounding
@@ -64,24 +64,24 @@ VERSION = GroundingSettings(
 
 
 def test_the_request_wins_member_by_member() -> None:
-    wish = wish_of({"max_num_results": 2, "score_threshold": 0, "filters": None}, VERSION)
-    assert wish is not None
-    assert (wish.store_ids, wish.k, wish.threshold, wish.filters) == (("vs_1",), 2, 0, {"type": "eq"})
-    assert (wish.on_failure, wish.timeout_s) == ("fail_closed", 1)
+    options = retrieval_options({"max_num_results": 2, "score_threshold": 0, "filters": None}, VERSION)
+    assert options is not None
+    assert (options.store_ids, options.k, options.threshold, options.filters) == (("vs_1",), 2, 0, {"type": "eq"})
+    assert (options.on_failure, options.timeout_s) == ("fail_closed", 1)
 
 
 def test_another_providers_stores_are_not_the_versions() -> None:
-    wish = wish_of({"provider": "webhook"}, VERSION)
-    assert wish is not None
-    assert wish.store_ids == ()
+    options = retrieval_options({"provider": "webhook"}, VERSION)
+    assert options is not None
+    assert options.store_ids == ()
     with pytest.raises(BadRequest, match="vector_store_ids"):
-        wish_of({"provider": "embedded"}, GroundingSettings(provider="webhook", vector_store_ids=("kb-1",)))
+        retrieval_options({"provider": "embedded"}, GroundingSettings(provider="webhook", vector_store_ids=("kb-1",)))
 
 
 def test_nothing_is_wished_where_nobody_says_so() -> None:
-    assert wish_of(None, None) is None
-    assert wish_of(False, VERSION) is None
-    assert wish_of(None, VERSION) is not None
+    assert retrieval_options(None, None) is None
+    assert retrieval_options(False, VERSION) is None
+    assert retrieval_options(None, VERSION) is not None
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_all_that_a_version_says_can_be_asked_of_another_model() -> None:
     )  # fmt: skip
     asked = asked_grounding(said.model_dump(mode="json"))
     check_grounding(asked, "grounding")
-    ours, theirs = wish_of(asked, None), wish_of(None, said)
+    ours, theirs = retrieval_options(asked, None), retrieval_options(None, said)
     assert ours is not None
     assert theirs is not None
-    assert replace(ours, asked=False, provider_asked=False) == theirs
+    assert replace(ours, requested=False, provider_requested=False) == theirs
     webhook = asked_grounding(GroundingSettings(provider="webhook").model_dump(mode="json"))
     check_grounding(webhook, "grounding")
 

@@ -13,7 +13,7 @@ from service.access.caller import Caller, Scope
 from service.grounding import hook as hook_module
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import Passage
-from service.grounding.template import CHARS_A_TOKEN, upper_tokens
+from service.grounding.template import CHARS_A_TOKEN, token_upper_bound
 from service.registry.catalog import AdapterEntry, Snapshot, VersionSettings
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Known, Told, hook, key
 from tests.unit.service.inference.fakes import DONE, World, completion, event, token, usage_event, version
@@ -121,7 +121,7 @@ async def test_a_store_that_the_key_may_not_read_is_one_that_does_not_exist(stor
         assert (answer.status, answer.error["code"]) == (404, "vector_store_not_found")
         said.append(answer.error["message"].replace(store, "X"))
         assert made.engine.asked == []
-    assert said == ["there is no vector store 'X'"] * 2
+    assert said == ["no such vector store: 'X'"] * 2
     assert provider.asked == []
 
 
@@ -272,9 +272,9 @@ async def test_a_prompt_is_counted_no_further_than_the_context(monkeypatch: pyte
 
     def counting(text: str) -> int:
         counted.append(len(text))
-        return upper_tokens(text)
+        return token_upper_bound(text)
 
-    monkeypatch.setattr(hook_module, "upper_tokens", counting)
+    monkeypatch.setattr(hook_module, "token_upper_bound", counting)
     # within the longest prompt of 500 tokens, which the gateway refuses unread, and far more than fits
     said = [{"role": "user", "content": "word " * 600} for _ in range(20)]
     answer = await world(Told(RETURNS), context=500).chat(grounding=ASK, max_tokens=50, messages=said)

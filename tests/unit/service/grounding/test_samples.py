@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from service.grounding.template import DEFAULT_TEMPLATE, LABEL, MARK_CHARS, MARK_LETTERS
+from service.grounding.template import DEFAULT_TEMPLATE, DELIMITER_CHARS, DELIMITER_LETTERS, LABEL
 from trainer.data.format import read_chat
 from trainer.samples import NAMES, data_file
 
 HEAD = DEFAULT_TEMPLATE.partition("{passages}")[0]
-BLOCK = re.compile(rf"\[\d\] {LABEL.pattern}\n<<([{MARK_LETTERS}]{{{MARK_CHARS}}})\n.+?\n\1>>", re.S)
+BLOCK = re.compile(rf"\[\d\] {LABEL.pattern}\n<<([{DELIMITER_LETTERS}]{{{DELIMITER_CHARS}}})\n.+?\n\1>>", re.S)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -97,7 +97,7 @@ def test_a_stream_that_was_cut_is_counted_by_its_deltas_and_has_no_end() -> None
     assert not found.done
 
 
-def test_the_last_words_carry_on_the_numbers_and_make_the_client_raise() -> None:
+def test_the_error_event_carries_on_the_numbers_and_make_the_client_raise() -> None:
     found = ResponsesRelay(Renamer(VOICE))
     for piece in stream()[:4]:
         found.feed(piece)
@@ -105,7 +105,7 @@ def test_the_last_words_carry_on_the_numbers_and_make_the_client_raise() -> None
     assert found.error is not None
     assert orjson.loads(found.error)["error"]["type"] == "adapter_not_finite"
     assert found.feed(delta("z", 10)) == b""
-    said = found.last_words(BadGateway("gone", code="engine_cut"), "id")
+    said = found.error_event(BadGateway("gone", code="engine_cut"), "id")
     kind, data, *_ = said.decode().split("\n")
     assert kind == "event: error"
     told = orjson.loads(data.removeprefix("data: "))

@@ -63,7 +63,7 @@ async def test_from_nothing_to_an_answer_and_back(hatrack: Hatrack, docs: Path) 
     assert "returns.md" in found.output
     assert "45 days" in found.output
     none = await hatrack("search", "policies", "days", "--filter", '{"type": "eq", "key": "year", "value": 1999}')
-    assert none.output == "Nothing fits.\n"
+    assert none.output == "No passages match.\n"
     listed = json.loads((await hatrack("list", "policies", "--json")).stdout)
     assert {file["filename"] for file in listed} == {"returns.md", "delivery.md"}
     attributes = {file["attributes"].pop("path"): file["attributes"] for file in listed}
@@ -71,7 +71,7 @@ async def test_from_nothing_to_an_answer_and_back(hatrack: Hatrack, docs: Path) 
     assert "policies" in (await hatrack("list")).output
     assert "returns.md" in (await hatrack("list", "policies")).output
     gone = await hatrack("rm", "policies", "returns.md")
-    assert gone.output == "returns.md is gone\n"
+    assert gone.output == "returns.md deleted\n"
     assert "45 days" not in (await hatrack("search", "policies", "unworn goods")).output
     assert (await hatrack("rm", "policies", "--yes")).exit_code == 0
     missing = await hatrack("search", "policies", "x")

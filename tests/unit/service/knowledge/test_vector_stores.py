@@ -214,7 +214,7 @@ async def test_a_restart_finds_everything_and_forgets_what_a_crash_left(tmp_path
             store = await client.vector_stores.create(name="a")
             await client.vector_stores.files.create_and_poll(kept, vector_store_id=store.id, poll_interval_ms=50)
             # as if the gateway had died between the hold and the store
-            await first.knowledge._holdings.take(_admin(), [lost], "file_id", "vs_gone")
+            await first.knowledge._file_holds.hold(_admin(), [lost], "file_id", "vs_gone")
             for file_id in (kept, lost):
                 await client.files.delete(file_id)
         async with Library(tmp_path, url).open() as second:

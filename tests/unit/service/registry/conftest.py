@@ -24,7 +24,7 @@ from service.database import Database
 from service.error_handlers import add_error_handlers
 from service.files import records as file_records
 from service.files.purposes import Purpose
-from service.files.records import Draft as FileDraft
+from service.files.records import NewFile as NewStoreFile
 from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router
@@ -119,7 +119,7 @@ class Bench:
 
     async def file(self, file_id: str, project: str = DEFAULT_PROJECT) -> str:
         """The id of a file on the project's list, of which only the row is there."""
-        draft = FileDraft(file_id, project, "held.jsonl", Purpose.EVALS, 1, "0" * 64, None)
+        draft = NewStoreFile(file_id, project, "held.jsonl", Purpose.EVALS, 1, "0" * 64, None)
         return (await self.database.run(lambda db: file_records.add(db, draft))).id
 
     async def verdict(self, version: str, verdict: str = "pass", **more: Any) -> httpx.Response:

@@ -268,7 +268,7 @@ async def test_an_engine_that_goes_away_in_the_midst_says_nothing_of_the_adapter
     class Engine(MemoryEngine):
         async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
             if model == cut:
-                raise EngineCut("the engine went away before its answer was complete")
+                raise EngineCut("the engine closed the connection before its response was complete")
             return await super().logprobs(model, texts)
 
     engine = Engine()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from service.files.holds import let_go
+from service.files.holds import release_unheld
 from service.files.tables import file_holds, files
 from service.registry import verdicts as verdicts_module
 from service.registry.tables import verdicts
@@ -102,7 +102,7 @@ async def test_a_version_holds_what_it_was_judged_on_as_long_as_it_lives(bench: 
     assert await held(bench) == [("voice@1", held_out), ("voice@1", report)]
 
     await bench.database.run(lambda db: db.execute(files_off_the_list()))
-    assert await bench.database.run(let_go) == []
+    assert await bench.database.run(release_unheld) == []
     again = await bench.verdict("voice@1", kind="revalidation", files={"held_out": held_out})
     assert again.status_code == 201, "what the version holds can be named again"
     elsewhere = await bench.verdict("voice@2", files={"held_out": held_out})
@@ -110,7 +110,7 @@ async def test_a_version_holds_what_it_was_judged_on_as_long_as_it_lives(bench: 
 
     await bench.http.delete("/v1/adapters/voice/versions/1?force=true")
     assert await held(bench) == []
-    assert sorted(await bench.database.run(let_go)) == [held_out, report]
+    assert sorted(await bench.database.run(release_unheld)) == [held_out, report]
     assert await bench.database.run(lambda db: db.scalar(sa.select(sa.func.count()).select_from(verdicts))) == 0
 
 

@@ -17,8 +17,8 @@ from tests.unit.service.telemetry.support import BASE_TARGET, CHAT, caller, read
 OF_VOICE = {"project": "shop", "adapter": "voice", "version": "3"}
 
 
-def account(most: int = 100) -> MetricsAccount:
-    return MetricsAccount(catalog(), most)
+def account(max_series: int = 100) -> MetricsAccount:
+    return MetricsAccount(catalog(), max_series)
 
 
 def target(name: str, version: int = 1) -> Target:
@@ -107,7 +107,7 @@ def test_past_the_bound_adapters_and_projects_are_counted_as_other() -> None:
     known = catalog()
     entries = {("shop", f"a{number}"): AdapterEntry(f"a{number}", 1, {1: version(1)}, {}) for number in range(40)}
     known.replace(Snapshot(entries))
-    counting = MetricsAccount(known, most=5)
+    counting = MetricsAccount(known, max_series=5)
     for number in range(40):
         counting(record(target=target(f"a{number}")))
         counting(refused(caller=caller(f"p{number}")))
@@ -129,7 +129,7 @@ def test_error_codes_are_bounded() -> None:
 
 def test_versions_that_are_gone_make_room_for_others() -> None:
     known: Catalog = catalog()
-    counting = MetricsAccount(known, most=2)
+    counting = MetricsAccount(known, max_series=2)
     default = caller("default")
     counting(record(caller=default))  # voice@3, which the catalog knows
     counting(record(caller=default, target=target("deleted")))

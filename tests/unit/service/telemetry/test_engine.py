@@ -10,7 +10,7 @@ import pytest
 from service.engine.watched import EngineState, StateName
 from service.errors import EngineUnavailable
 from service.telemetry import metrics
-from service.telemetry.engine import PASSED, STATES, EngineSource, chosen
+from service.telemetry.engine import FORWARDED, STATES, EngineSource, forwarded_metrics
 from tests.unit.service.telemetry.support import Samples, read, value
 
 VLLM = """\
@@ -123,7 +123,7 @@ async def test_an_engine_that_is_not_there_is_not_asked() -> None:
 
 
 def test_counters_stay_counters() -> None:
-    for theirs, ours in PASSED.items():
+    for theirs, ours in FORWARDED.items():
         assert theirs.endswith("_total") == (ours.kind == "counter")
-    assert chosen("") == {}
-    assert chosen(VLLM)[metrics.ENGINE_RUNNING] == 5
+    assert forwarded_metrics("") == {}
+    assert forwarded_metrics(VLLM)[metrics.ENGINE_RUNNING] == 5

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry import exposition, metrics
-from service.telemetry.account import PART, MetricsAccount
+from service.telemetry.account import SERIES_PER_CHUNK, MetricsAccount
 from service.telemetry.exposition import Exposition
 from service.telemetry.telemetry import AccountSource
 from tests.unit.service.inference.fakes import catalog
@@ -69,14 +69,14 @@ async def test_many_who_ask_at_once_cause_one_scrape(monkeypatch: pytest.MonkeyP
 
 async def test_a_metric_that_is_written_in_parts_stands_there_once() -> None:
     account = MetricsAccount(catalog(), 100)
-    for number in range(PART * 2 + 3):
+    for number in range(SERIES_PER_CHUNK * 2 + 3):
         account(record(caller=caller(f"p{number}")))
     text = await Exposition([AccountSource(account)]).text()
     names = [family.name for family in text_string_to_metric_families(text.decode())]
     assert len(names) == len(set(names))
     for metric in (metrics.REQUESTS, metrics.FIRST_TOKEN):
         assert text.count(b"# TYPE " + metric.name.encode() + b" ") == 1
-    assert value(parse(text), "hatrack_requests_total") == PART * 2 + 3
+    assert value(parse(text), "hatrack_requests_total") == SERIES_PER_CHUNK * 2 + 3
 
 
 async def test_other_tasks_run_while_the_text_is_written() -> None:
@@ -94,4 +94,4 @@ async def test_other_tasks_run_while_the_text_is_written() -> None:
     counting = asyncio.create_task(count_turns())
     await Exposition([AccountSource(account)]).text()
     counting.cancel()
-    assert turns > 5 * 200 / PART
+    assert turns > 5 * 200 / SERIES_PER_CHUNK

@@ -19,8 +19,8 @@ from opentelemetry.trace import StatusCode
 from service.access.authentication import Authenticator
 from service.config import Settings
 from service.errors import EngineUnavailable, SettingsError
-from service.grounding.outcome import Grounded
-from service.grounding.places import CHAT
+from service.grounding.injectors import CHAT_INJECTOR
+from service.grounding.outcome import GroundingResult
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.telemetry.record import Accounts
@@ -113,7 +113,7 @@ async def test_the_stages_lie_in_the_request_one_after_another(traces: Traces, e
 
 async def test_retrieval_is_a_stage_of_its_own(traces: Traces, exporter: InMemorySpanExporter) -> None:
     span = traces.begin("/v1/chat/completions", {}, "r1")
-    grounded = Grounded("ok", CHAT, 0.1)
+    grounded = GroundingResult("ok", CHAT_INJECTOR, 0.1)
     traces(record(span=span, grounded=grounded, queue_s=0.5, sent_s=0.75, first_byte_s=1.0, total_s=2.0))
     spans = by_name(exporter)
     began = spans["POST /v1/chat/completions"].start_time or 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from service.grounding.provider import MAX_PASSAGE_CHARS
 from service.knowledge.documents import chunks
 from service.knowledge.documents.blocks import Block, DocumentError
-from service.knowledge.documents.chunks import MAX_PATH, STRETCH, cut
+from service.knowledge.documents.chunks import MAX_PATH, STRETCH, split
 from service.knowledge.embedder.model import directory_of, word_tokens
 from service.knowledge.text import PassageText
 
@@ -24,7 +24,7 @@ def tokens(text: str) -> list[tuple[int, int]]:
 
 
 def passages(*blocks: Block, size: int = 8, overlap: int = 0) -> list[PassageText]:
-    return list(cut(blocks, tokens, size=size, overlap=overlap))
+    return list(split(blocks, tokens, size=size, overlap=overlap))
 
 
 def ended(found: Iterator[PassageText], most: int) -> list[PassageText]:
@@ -95,7 +95,7 @@ def test_a_section_without_end_is_tokenized_in_stretches() -> None:
         longest = max(longest, len(text))
         return tokens(text)
 
-    found = list(cut([Block("word " * 50_000)], counting, size=200, overlap=20))
+    found = list(split([Block("word " * 50_000)], counting, size=200, overlap=20))
     assert longest <= STRETCH
     assert sum(len(one.text[one.repeats :].split()) for one in found) == 50_000
 
@@ -128,7 +128,7 @@ def test_several_tokens_of_one_character_end_too(pieces: list[tuple[str, int]], 
     if not text.strip():
         return
     overlap = data.draw(st.integers(0, size - 1))
-    found = ended(cut([Block(text.strip())], decomposed, size=size, overlap=overlap), len(text))
+    found = ended(split([Block(text.strip())], decomposed, size=size, overlap=overlap), len(text))
     assert "".join("".join(one.text[one.repeats :].split()) for one in found) == "".join(text.split())
 
 
@@ -144,7 +144,7 @@ def test_korean_ends_with_the_models_own_tokens() -> None:
     text = "환불은구매후사십오일이내에가능합니다.\n" * 40
     assert len({start for start, _ in real(text)}) < len(real(text)), "several tokens start at one character"
     for overlap in (0, 1, 20, 40):
-        found = ended(cut([Block(text.strip())], real, size=80, overlap=overlap), len(text))
+        found = ended(split([Block(text.strip())], real, size=80, overlap=overlap), len(text))
         assert "".join("".join(one.text[one.repeats :].split()) for one in found) == "".join(text.split())
         assert all(len(real(one.text)) <= 80 for one in found)
 
@@ -153,7 +153,7 @@ def test_a_character_of_more_tokens_than_a_passage_is_one_passage() -> None:
     def nine_each(text: str) -> list[tuple[int, int]]:
         return [(at, at + 1) for at in range(len(text)) for _ in range(9)]
 
-    found = ended(cut([Block("각각")], nine_each, size=4, overlap=2), 2)
+    found = ended(split([Block("각각")], nine_each, size=4, overlap=2), 2)
     assert [one.text for one in found] == ["각", "각"]
 
 
@@ -167,7 +167,7 @@ def test_no_passage_is_longer_than_its_readers_take(text: str) -> None:
         return [(0, len(given))]
 
     for counted in (whole, word_tokens):
-        found = list(cut([*path, Block(text.strip())], counted, size=4096, overlap=0))
+        found = list(split([*path, Block(text.strip())], counted, size=4096, overlap=0))
         assert max(len(one.whole) for one in found) <= MAX_PASSAGE_CHARS
         assert "".join(one.text for one in found).replace(" ", "") == text.replace(" ", "")
 

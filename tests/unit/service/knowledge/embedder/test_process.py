@@ -19,9 +19,9 @@ from aiohttp import web
 
 from service.errors import Unavailable
 from service.knowledge import embeddings
+from service.knowledge.embedder.document_reader import DocumentReader
 from service.knowledge.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of, word_tokens
-from service.knowledge.embedder.reading import Reading
-from service.knowledge.embedder.server import Embedder as Server
+from service.knowledge.embedder.server import EmbedderServer
 from service.knowledge.embeddings import Embedder, EmbedderConfig, EmbedderGone
 from service.knowledge.types import Chunking
 from tests.unit.service.knowledge.library import vectors
@@ -73,21 +73,21 @@ def test_it_ends_when_the_gateway_does(tmp_path: Path) -> None:
 
 
 async def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no directory"):
+    with pytest.raises(ModelError, match="not a directory"):
         directory_of(str(tmp_path / "absent"))
     embedder = Embedder(EmbedderConfig(tmp_path / "e", model=str(tmp_path / "absent")))
     with pytest.raises(Unavailable, match="exit code 3"):
         await embedder.question("boots", deadline())
-    assert "no directory of a model" in embedder.config.log.read_text()
+    assert "is not a directory" in embedder.config.log.read_text()
     await embedder.close()
 
 
 async def test_an_endpoint_that_is_away_blames_no_document(tmp_path: Path) -> None:
     embedder = Embedder(EmbedderConfig(tmp_path / "e", model="words", url="http://127.0.0.1:9"))
-    with pytest.raises(Unavailable, match="cannot be asked"):
+    with pytest.raises(Unavailable, match="cannot be reached"):
         await embedder.question("boots", deadline())
     (tmp_path / "a.txt").write_text("boots")
-    with pytest.raises(Unavailable, match="cannot be asked") as caught:
+    with pytest.raises(Unavailable, match="cannot be reached") as caught:
         await anext(embedder.passages(tmp_path / "a.txt", "a.txt", Chunking(100, 0)))
     assert not isinstance(caught.value, EmbedderGone)
     await embedder.close()
@@ -222,7 +222,7 @@ async def test_a_question_that_nobody_waits_for_is_not_embedded() -> None:
         async def close(self) -> None:
             pass
 
-    server = Server(Model(), Reading())
+    server = EmbedderServer(Model(), DocumentReader())
     left, waits = (asyncio.get_running_loop().create_future() for _ in range(2))
     server._waiting = [("left", left), ("waits", waits)]
     left.cancel()

@@ -12,7 +12,7 @@ from service.database import Database
 from service.grounding.provider import Passage
 from service.knowledge.embeddings import Embedder
 from service.knowledge.index.stores import DEFAULT_MEMORY_BYTES, Stores
-from service.knowledge.types import Chunking, FileDraft, FileInfo
+from service.knowledge.types import Chunking, FileInfo, NewStoreFile
 
 WAIT_S = 240.0
 PROJECT = "default"
@@ -68,7 +68,7 @@ class Rig:
     ) -> FileInfo:
         """Add a file, and wait for what comes of it."""
         self.write(name, text)
-        await self.stores.add_files(PROJECT, store, [FileDraft(name, name, attributes or {}, chunking)])
+        await self.stores.add_files(PROJECT, store, [NewStoreFile(name, name, attributes or {}, chunking)])
         return await self.settled(store, name)
 
     async def settled(self, store: str, name: str) -> FileInfo:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.grounding.filters import Column
 from service.knowledge.index.memory import MAX_COLUMNS, Document, Index, load
-from service.knowledge.index.part import Part, Placed
+from service.knowledge.index.part import Part, PlacedSegment
 from service.knowledge.index.ranking import Question
 from service.knowledge.terms import Analyzer
 from tests.unit.service.knowledge.index.segments import segment, vector
@@ -24,7 +24,7 @@ def document(number: int, attributes: dict[str, Any] | None = None, own: Own | N
 
 
 def with_texts(index: Index, number: int, texts: list[str], instead: int | None = None) -> Index:
-    return index.with_document(number, document(number), [Placed(segment(texts), number, number)], instead)
+    return index.with_document(number, document(number), [PlacedSegment(segment(texts), number, number)], instead)
 
 
 def found(index: Index, text: str, filters: dict[str, Any] | None = None) -> list[tuple[int, int]]:
@@ -73,7 +73,8 @@ def test_filters_see_the_attributes_of_files_and_of_rows() -> None:
     own: Own = {(1, 1): {"lang": "de", "page": 2}}
     first = document(1, {"lang": "en"}, own)
     index = load(
-        {1: first, 2: document(2)}, [Placed(segment(["boots a", "boots b"]), 1, 1), Placed(segment(["boots"]), 2, 2)]
+        {1: first, 2: document(2)},
+        [PlacedSegment(segment(["boots a", "boots b"]), 1, 1), PlacedSegment(segment(["boots"]), 2, 2)],
     )
     assert found(index, "boots", {"type": "eq", "key": "lang", "value": "en"}) == [(1, 0)]
     assert found(index, "boots", {"type": "eq", "key": "lang", "value": "de"}) == [(1, 1)]
@@ -93,7 +94,9 @@ def test_an_attribute_is_gathered_once_for_all_questions(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Index, "_column", counting)
     own: Own = {(1, row): {"page": row} for row in range(4)}
-    index = load({1: document(1, {"lang": "en"}, own)}, [Placed(segment([f"boots {n}" for n in range(4)]), 1, 1)])
+    index = load(
+        {1: document(1, {"lang": "en"}, own)}, [PlacedSegment(segment([f"boots {n}" for n in range(4)]), 1, 1)]
+    )
     page: dict[str, Any] = {"type": "eq", "key": "page", "value": 2}
     between = {"type": "and", "filters": [{**page, "type": "gt", "value": 0}, {**page, "type": "lt", "value": 3}]}
     for _ in range(2):
@@ -111,7 +114,7 @@ def test_an_attribute_is_gathered_once_for_all_questions(monkeypatch: pytest.Mon
 def test_true_is_no_one_to_a_filter() -> None:
     index = load(
         {1: document(1, {"x": True}), 2: document(2, {"x": 1})},
-        [Placed(segment(["boots"]), 1, 1), Placed(segment(["boots"]), 2, 2)],
+        [PlacedSegment(segment(["boots"]), 1, 1), PlacedSegment(segment(["boots"]), 2, 2)],
     )
     assert found(index, "boots", {"type": "eq", "key": "x", "value": 1}) == [(2, 0)]
     assert found(index, "boots", {"type": "eq", "key": "x", "value": True}) == [(1, 0)]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.knowledge.index.part import Part, Placed, build, join
-from service.knowledge.index.ranking import K1, B, Hit, Question, lexical, rank
+from service.knowledge.index.part import Part, PlacedSegment, build, join
+from service.knowledge.index.ranking import K1, B, Hit, Question, bm25, rank
 from service.knowledge.terms import Analyzer
 from tests.unit.service.knowledge.index.segments import segment, vector
 
@@ -20,7 +20,7 @@ ANALYZER = Analyzer()
 
 
 def part(texts: list[str], document: int = 1) -> Part:
-    return build([Placed(segment(texts), document, document)])
+    return build([PlacedSegment(segment(texts), document, document)])
 
 
 def question(text: str, *, weight: float, k: int = 10, threshold: float = 0.0, feedback: float = 0.0) -> Question:
@@ -45,7 +45,7 @@ def written_out(texts: list[str], asked: str) -> list[float]:
 @pytest.mark.parametrize("asked", ["boots", "boots parcel", "tide rope unheard", "laces laces boots"])
 def test_bm25_is_the_formula(asked: str) -> None:
     terms = tuple(dict.fromkeys(ANALYZER.terms(asked)))
-    (found,) = lexical([part(TEXTS)], terms)
+    (found,) = bm25([part(TEXTS)], terms)
     assert found == pytest.approx(written_out(TEXTS, asked), rel=1e-5)
 
 
@@ -57,13 +57,13 @@ WORDS = st.sampled_from(["boot", "rope", "tide", "wind", "sail"])
 def test_several_parts_score_as_one(passages: list[list[str]]) -> None:
     texts = [" ".join(words) for words in passages]
     terms = ANALYZER.terms("boot tide")
-    whole = lexical([part(texts)], terms)[0]
+    whole = bm25([part(texts)], terms)[0]
     half = len(texts) // 2
     first, second = part(texts[:half], 1), part(texts[half:], 2)
-    assert np.concatenate(lexical([first, second], terms)) == pytest.approx(whole, rel=1e-5)
+    assert np.concatenate(bm25([first, second], terms)) == pytest.approx(whole, rel=1e-5)
     joined = join([first, second])
     assert joined is not None
-    assert lexical([joined], terms)[0] == pytest.approx(whole, rel=1e-5)
+    assert bm25([joined], terms)[0] == pytest.approx(whole, rel=1e-5)
     assert np.array_equal(joined.vectors, part(texts).vectors)
     assert joined.documents.tolist() == [1] * half + [2] * (len(texts) - half)
 
@@ -73,7 +73,7 @@ def test_joining_leaves_out_what_is_dead() -> None:
     joined = join([first.without(1), second])
     assert joined is not None
     assert joined.documents.tolist() == [2, 2, 2]
-    assert lexical([joined], ANALYZER.terms("rope"))[0] == pytest.approx(written_out(TEXTS[2:], "rope"), rel=1e-5)
+    assert bm25([joined], ANALYZER.terms("rope"))[0] == pytest.approx(written_out(TEXTS[2:], "rope"), rel=1e-5)
     assert join([first.without(1)]) is None
 
 

@@ -13,7 +13,7 @@ from service.grounding.provider import Passage
 from service.knowledge.index import searching
 from service.knowledge.index import stores as module
 from service.knowledge.index.memory import Index
-from service.knowledge.index.searching import load_store, ranked
+from service.knowledge.index.searching import load_store, search_stores
 from service.knowledge.types import Chunking
 from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
 
@@ -32,9 +32,9 @@ async def test_a_document_that_is_replaced_during_a_search_is_found(rig: Rig, mo
         searches += 1
         began.set()
         go.wait(HELD_S)
-        return ranked(found, question, filters)
+        return search_stores(found, question, filters)
 
-    monkeypatch.setattr(searching, "ranked", slow)
+    monkeypatch.setattr(searching, "search_stores", slow)
     try:
         search = asyncio.create_task(rig.texts(store, "boots"))
         assert await asyncio.to_thread(began.wait, HELD_S / 2)
@@ -57,9 +57,9 @@ async def test_a_search_that_nobody_waits_for_ends_at_once(rig: Rig, monkeypatch
         asked.append(question.k)
         began.release()
         go.wait(HELD_S)
-        return ranked(found, question, filters)
+        return search_stores(found, question, filters)
 
-    monkeypatch.setattr(searching, "ranked", slow)
+    monkeypatch.setattr(searching, "search_stores", slow)
     try:
         running = [asyncio.create_task(rig.search(store, "boots")) for _ in range(searching.SEARCH_THREADS)]
         for _ in running:
@@ -91,13 +91,13 @@ async def test_closing_waits_for_searches_that_were_left(
         began.set()
         go.wait(HELD_S)
         ended.append(found[0].file is not None)
-        return ranked(found, question, filters)
+        return search_stores(found, question, filters)
 
     async with Rig(tmp_path, words).open() as rig:
         store = await rig.store()
         await rig.add(store, "a.txt", "boots")
         await rig.texts(store, "boots")
-        monkeypatch.setattr(searching, "ranked", slow)
+        monkeypatch.setattr(searching, "search_stores", slow)
         for seconds in (1, 10, 60):  # on a busy machine the time may be over before a thread has begun
             soon = asyncio.get_running_loop().time() + seconds
             with pytest.raises(TimeoutError):

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import BadRequest, Conflict, HatrackError, NotFound
 from service.knowledge.index import records
-from service.knowledge.types import Chunking, FileDraft
+from service.knowledge.types import Chunking, NewStoreFile
 from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
 
 RETURNS = "# Returns\n\nUnworn boots go back within 45 days.\n\n# Parcels\n\nParcels leave on Tuesdays.\n"
@@ -48,7 +48,7 @@ async def test_a_file_that_is_added_again_keeps_its_place_until_the_new_one_is_t
     store = await rig.store()
     await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
     assert len(await rig.texts(store, "boots")) == 3
-    same = await rig.stores.add_files(PROJECT, store, [FileDraft("a.txt", "a.txt", {"n": 1}, Chunking(10, 0))])
+    same = await rig.stores.add_files(PROJECT, store, [NewStoreFile("a.txt", "a.txt", {"n": 1}, Chunking(10, 0))])
     assert same[0][0].status == "completed", "nothing is to be done but the attributes"
     assert (await rig.search(store, "boots"))[0].attributes == {"n": 1}
     again = await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
@@ -81,7 +81,7 @@ async def test_another_projects_store_is_no_store(rig: Rig) -> None:
         rig.stores.remove_file("rival", store, "a.txt"),
         rig.stores.file_text("rival", store, "a.txt"),
         rig.stores.list_files("rival", store, limit=5),
-        rig.stores.add_files("rival", store, [FileDraft("b", "b.txt")]),
+        rig.stores.add_files("rival", store, [NewStoreFile("b", "b.txt")]),
     ):
         with pytest.raises(NotFound) as caught:
             await refused
@@ -165,7 +165,7 @@ async def test_a_batch_is_counted_and_cancelled(rig: Rig) -> None:
     store = await rig.store()
     for number in range(40):
         rig.write(f"{number}.txt", "boots " * 200)
-    drafts = [FileDraft(f"{number}.txt", f"{number}.txt") for number in range(40)]
+    drafts = [NewStoreFile(f"{number}.txt", f"{number}.txt") for number in range(40)]
     _, batch = await rig.stores.add_files(PROJECT, store, drafts, batch=True)
     assert batch is not None
     cancelled = await rig.stores.cancel_batch(PROJECT, store, batch.id)
@@ -187,7 +187,7 @@ async def test_bounds_are_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(Conflict):
         await rig.store()
     with pytest.raises(Conflict):
-        await rig.stores.add_files(PROJECT, store, [FileDraft("a", "a.txt"), FileDraft("b", "b.txt")])
+        await rig.stores.add_files(PROJECT, store, [NewStoreFile("a", "a.txt"), NewStoreFile("b", "b.txt")])
     assert (await rig.stores.list_files(PROJECT, store, limit=5)).files == []
 
 
@@ -263,7 +263,7 @@ async def test_a_passage_file_that_is_damaged_is_an_error_and_no_crash(tmp_path:
         await rig.add(store, "a.txt", "boots")
     (tmp_path / "stores" / f"{store}.db").write_bytes(b"damaged" * 1000)
     async with Rig(tmp_path, words).open() as rig:
-        with pytest.raises(HatrackError, match="could not be used"):
+        with pytest.raises(HatrackError, match="cannot read or write the passages"):
             await rig.texts(store, "boots")
         failed = await rig.add(store, "c.txt", "parcel")
         assert failed.error is not None

@@ -14,7 +14,7 @@ from service.errors import DiskFull, Unavailable
 from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone
 from service.knowledge.index import indexing
 from service.knowledge.index.passage_records import PassageFile
-from service.knowledge.types import Chunking, FileDraft
+from service.knowledge.types import Chunking, NewStoreFile
 from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
 from tests.unit.service.knowledge.library import embeddings
 
@@ -80,7 +80,7 @@ async def rig(tmp_path: Path, moody: Moody, monkeypatch: pytest.MonkeyPatch) -> 
 
 async def begin(rig: Rig, store: str, name: str, text: str = "boots", **more: Any) -> None:
     rig.write(name, text)
-    await rig.stores.add_files(PROJECT, store, [FileDraft(name, name, **more)])
+    await rig.stores.add_files(PROJECT, store, [NewStoreFile(name, name, **more)])
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -94,7 +94,7 @@ async def test_a_busy_endpoint_fails_no_file_and_takes_nothing_away(rig: Rig, en
     waiting = await rig.stores.get_file(PROJECT, store, "a.txt")
     assert waiting is not None
     assert waiting.status == "in_progress"
-    assert waiting.error == ("server_error", f"it waits: the embeddings endpoint answered {status}")
+    assert waiting.error == ("server_error", f"waiting: the embeddings endpoint returned status {status}")
     async with rig.stores.opened(store) as index:
         assert index.rows == 3, "what was found before"
     endpoint.status = 200
@@ -111,7 +111,7 @@ async def test_a_wrong_endpoint_fails_a_file_and_what_was_found_stays(
     endpoint.status = 401
     failed = await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
     assert failed.status == "failed"
-    assert failed.error == ("server_error", "the embeddings endpoint answered 401")
+    assert failed.error == ("server_error", "the embeddings endpoint returned status 401")
     endpoint.status = 200
     assert len(await rig.texts(store, "boots")) == 3
     # a start tries it again; what is found before that has come to its end is asked here
@@ -136,7 +136,7 @@ async def test_a_file_that_failed_for_the_embedders_sake_is_tried_again_at_the_n
     endpoint.status = 401
     async with Rig(tmp_path, moody).open() as rig:
         failed = await rig.settled(store, "a.txt")
-        assert failed.error == ("server_error", "the embeddings endpoint answered 401")
+        assert failed.error == ("server_error", "the embeddings endpoint returned status 401")
     endpoint.status = 200
     async with Rig(tmp_path, moody).open() as rig:
         assert (await rig.settled(store, "a.txt")).status == "completed"

@@ -16,7 +16,7 @@ from typing import Any
 
 from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.index.passage_records import PassageFile
-from service.knowledge.types import FileDraft
+from service.knowledge.types import NewStoreFile
 from tests.unit.service.knowledge.index.rig import PROJECT, Rig
 
 LARGE = "large.csv"
@@ -38,7 +38,7 @@ async def main(home: Path, url: str, store: str, done: int) -> None:
 
     PassageFile.add = write_and_die  # type: ignore[method-assign]
     async with Rig(home, embedder).open() as rig:
-        await rig.stores.add_files(PROJECT, store, [FileDraft(LARGE, LARGE)])
+        await rig.stores.add_files(PROJECT, store, [NewStoreFile(LARGE, LARGE)])
         await rig.settled(store, LARGE)
     sys.exit("it was to be killed before")
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from service.knowledge.documents.blocks import DocumentError
-from service.knowledge.embedder.reading import Reading
+from service.knowledge.embedder.document_reader import DocumentReader
 from tests.unit.service.knowledge.documents.pdfs import make_pdf
 
 HANGS = "import sys, time; sys.stdin.readline(); time.sleep(600)"
@@ -23,46 +23,46 @@ EATS = (
 
 
 @pytest.fixture
-async def reading() -> AsyncIterator[Reading]:
-    one = Reading()
+async def reader() -> AsyncIterator[DocumentReader]:
+    one = DocumentReader()
     yield one
     await one.close()
 
 
-async def test_one_reader_reads_many(reading: Reading, tmp_path: Path) -> None:
+async def test_one_reader_reads_many(reader: DocumentReader, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one\n\ntwo")
     (tmp_path / "b").write_bytes(make_pdf([["Boots."]]))
-    assert [block.text for block in await reading.blocks(tmp_path / "a", "a.txt")] == ["one", "two"]
-    pid = reading.pid
-    assert [block.text for block in await reading.blocks(tmp_path / "b", "b.pdf")] == ["page 1", "Boots."]
+    assert [block.text for block in await reader.blocks(tmp_path / "a", "a.txt")] == ["one", "two"]
+    pid = reader.pid
+    assert [block.text for block in await reader.blocks(tmp_path / "b", "b.pdf")] == ["page 1", "Boots."]
     (tmp_path / "c").write_bytes(b"\xff")
     with pytest.raises(DocumentError, match="not text"):
-        await reading.blocks(tmp_path / "c", "c.txt")
+        await reader.blocks(tmp_path / "c", "c.txt")
     with pytest.raises(DocumentError, match="its bytes cannot be read"):
-        await reading.blocks(tmp_path / "absent", "a.txt")
-    assert reading.pid == pid
+        await reader.blocks(tmp_path / "absent", "a.txt")
+    assert reader.pid == pid
     assert pid is not None
     assert psutil.Process(pid).nice() > 0
 
 
 async def test_one_that_hangs_is_killed(tmp_path: Path) -> None:
-    reading = Reading(timeout_s=0.3, program=(sys.executable, "-c", HANGS))
-    with pytest.raises(DocumentError, match=r"more than 0\.3 s"):
-        await reading.blocks(tmp_path / "a", "a.txt")
-    assert reading.pid is None
+    reader = DocumentReader(timeout_s=0.3, program=(sys.executable, "-c", HANGS))
+    with pytest.raises(DocumentError, match=r"longer than 0\.3 s"):
+        await reader.blocks(tmp_path / "a", "a.txt")
+    assert reader.pid is None
 
 
 async def test_one_that_dies_fails_the_document_alone(tmp_path: Path) -> None:
-    reading = Reading(program=(sys.executable, "-c", DIES))
+    reader = DocumentReader(program=(sys.executable, "-c", DIES))
     for _ in range(2):
-        with pytest.raises(DocumentError, match="ended the process"):
-            await reading.blocks(tmp_path / "a", "a.txt")
-    await reading.close()
+        with pytest.raises(DocumentError, match="crashed the reader process"):
+            await reader.blocks(tmp_path / "a", "a.txt")
+    await reader.close()
 
 
 async def test_memory_is_bounded(tmp_path: Path) -> None:
-    reading = Reading(program=(sys.executable, "-c", EATS))
+    reader = DocumentReader(program=(sys.executable, "-c", EATS))
     (tmp_path / "a").write_text("x")
     with pytest.raises(DocumentError, match="of memory"):
-        await reading.blocks(tmp_path / "a", "a.txt")
-    await reading.close()
+        await reader.blocks(tmp_path / "a", "a.txt")
+    await reader.close()

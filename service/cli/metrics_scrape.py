@@ -20,7 +20,7 @@ Samples = Mapping[str, Mapping[Labels, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterReading:
+class AdapterStats:
     """One version of one adapter; rates are a second, times in seconds, None where nothing was seen."""
 
     project: str
@@ -67,7 +67,7 @@ class Frame:
     kv_cache_ratio: float | None
     limits_hit_per_s: float
     errors: dict[str, float]
-    adapters: tuple[AdapterReading, ...]
+    adapters: tuple[AdapterStats, ...]
 
 
 def parse(text: str) -> Samples:
@@ -76,19 +76,19 @@ def parse(text: str) -> Samples:
     Raises:
         ClientError: It is not Prometheus' text, or not of a gateway.
     """
-    found: dict[str, dict[Labels, float]] = {}
+    samples: dict[str, dict[Labels, float]] = {}
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                found.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+                samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
     except ValueError as error:
-        raise ClientError(200, "not_hatrack", "/metrics is not in Prometheus' text format.") from error
-    if "hatrack_build_info" not in found:
-        raise ClientError(200, "not_hatrack", "/metrics is not of a Hatrack gateway.")
-    return found
+        raise ClientError(200, "not_hatrack", "/metrics is not in the Prometheus text format.") from error
+    if "hatrack_build_info" not in samples:
+        raise ClientError(200, "not_hatrack", "/metrics does not belong to a Hatrack gateway.")
+    return samples
 
 
-class Window:
+class ScrapeWindow:
     """The scrapes of the last WINDOW_S seconds; rates and quantiles are over all of it."""
 
     def __init__(self) -> None:
@@ -108,14 +108,14 @@ class Window:
 
     def now(self, name: str, **labels: str) -> float | None:
         """The sum of the newest values with these labels; None where there are none."""
-        found = [value for _, value in _matching(self._scrapes[-1][1], name, labels)]
-        return sum(found) if found else None
+        values = [value for _, value in _matching(self._scrapes[-1][1], name, labels)]
+        return sum(values) if values else None
 
     def labels(self, name: str) -> list[dict[str, str]]:
         """The label sets that a metric has now."""
         return [dict(labels) for labels in self._scrapes[-1][1].get(name, {})]
 
-    def grown(self, name: str, **labels: str) -> float:
+    def increase(self, name: str, **labels: str) -> float:
         """By how much counters have grown in the window; one that was set back has started anew."""
         before = self._scrapes[0][1].get(name, {})
         total = 0.0
@@ -126,7 +126,7 @@ class Window:
 
     def rate(self, name: str, **labels: str) -> float:
         """How much counters grow, a second; 0 where there is only one scrape."""
-        return self.grown(name, **labels) / self.seconds if self.seconds > 0 else 0.0
+        return self.increase(name, **labels) / self.seconds if self.seconds > 0 else 0.0
 
     def quantile(self, share: float, name: str, **labels: str) -> float | None:
         """Prometheus' histogram_quantile over the window: linear within a bucket. None where nothing was observed."""
@@ -137,25 +137,25 @@ class Window:
         if not counts or counts[-1] <= 0:
             return None
         rank = share * counts[-1]
-        at = next(index for index, count in enumerate(counts) if count >= rank)
-        low, under = (bounds[at - 1], counts[at - 1]) if at else (0.0, 0.0)
-        if bounds[at] == inf:
-            return low
-        inside = counts[at] - under
-        return low + (bounds[at] - low) * ((rank - under) / inside if inside else 1.0)
+        index = next(i for i, count in enumerate(counts) if count >= rank)
+        lower, below = (bounds[index - 1], counts[index - 1]) if index else (0.0, 0.0)
+        if bounds[index] == inf:
+            return lower
+        inside = counts[index] - below
+        return lower + (bounds[index] - lower) * ((rank - below) / inside if inside else 1.0)
 
     def _bucket(self, name: str, bound: float, labels: dict[str, str]) -> float:
-        return self.grown(f"{name}_bucket", le="+Inf" if bound == inf else str(bound), **labels)
+        return self.increase(f"{name}_bucket", le="+Inf" if bound == inf else str(bound), **labels)
 
 
 def _matching(samples: Samples, name: str, labels: dict[str, str]) -> Iterator[tuple[Labels, float]]:
-    wanted = labels.items()
+    required = labels.items()
     for key, value in samples.get(name, {}).items():
-        if wanted <= set(key):
+        if required <= set(key):
             yield key, value
 
 
-def read_frame(window: Window) -> Frame:
+def read_frame(window: ScrapeWindow) -> Frame:
     """What the window has to say."""
     build = (window.labels("hatrack_build_info") or [{}])[0]
     state = next(
@@ -181,15 +181,15 @@ def read_frame(window: Window) -> Frame:
         first_token_p50_s=window.quantile(0.5, first),
         first_token_p99_s=window.quantile(0.99, first),
         in_flight=int(window.now("hatrack_requests_in_flight") or 0),
-        queued=_whole(window, "hatrack_admission_queued"),
-        queue_limit=_whole(window, "hatrack_admission_queue_limit"),
-        in_engine=_whole(window, "hatrack_admission_in_engine"),
-        width=_whole(window, "hatrack_admission_width"),
-        slots_in_use=_whole(window, "hatrack_engine_slots_in_use"),
-        slots=_whole(window, "hatrack_engine_slots"),
-        adapters_waiting=_whole(window, "hatrack_admission_adapters_waiting"),
-        resident=_whole(window, "hatrack_engine_resident_adapters"),
-        resident_limit=_whole(window, "hatrack_engine_resident_limit"),
+        queued=_latest_int(window, "hatrack_admission_queued"),
+        queue_limit=_latest_int(window, "hatrack_admission_queue_limit"),
+        in_engine=_latest_int(window, "hatrack_admission_in_engine"),
+        width=_latest_int(window, "hatrack_admission_width"),
+        slots_in_use=_latest_int(window, "hatrack_engine_slots_in_use"),
+        slots=_latest_int(window, "hatrack_engine_slots"),
+        adapters_waiting=_latest_int(window, "hatrack_admission_adapters_waiting"),
+        resident=_latest_int(window, "hatrack_engine_resident_adapters"),
+        resident_limit=_latest_int(window, "hatrack_engine_resident_limit"),
         cold_loads_per_s=window.rate("hatrack_engine_cold_loads_total"),
         kv_cache_ratio=window.now("hatrack_engine_kv_cache_usage_ratio"),
         limits_hit_per_s=window.rate("hatrack_limit_hits_total"),
@@ -198,22 +198,26 @@ def read_frame(window: Window) -> Frame:
     )
 
 
-def _adapters(window: Window) -> tuple[AdapterReading, ...]:
+def _adapters(window: ScrapeWindow) -> tuple[AdapterStats, ...]:
     """The busiest first, then by name."""
     rows = {
         (row["project"], row["adapter"], row["version"])
         for row in window.labels("hatrack_requests_total")
         if row["adapter"] != "(none)"
     }
-    found = [_adapter(window, *row) for row in rows]
-    return tuple(sorted(found, key=lambda one: (-one.requests_per_s, one.project, one.adapter, one.version)))
+    adapters = [_adapter(window, *row) for row in rows]
+    return tuple(
+        sorted(
+            adapters, key=lambda adapter: (-adapter.requests_per_s, adapter.project, adapter.adapter, adapter.version)
+        )
+    )
 
 
-def _adapter(window: Window, project: str, adapter: str, version: str) -> AdapterReading:
+def _adapter(window: ScrapeWindow, project: str, adapter: str, version: str) -> AdapterStats:
     labels = {"project": project, "adapter": adapter, "version": version}
     first = "hatrack_time_to_first_token_seconds"
     loaded = window.now("hatrack_adapter_resident", **labels)
-    return AdapterReading(
+    return AdapterStats(
         project=project,
         adapter=adapter,
         version=version,
@@ -228,10 +232,10 @@ def _adapter(window: Window, project: str, adapter: str, version: str) -> Adapte
     )
 
 
-def _failed(window: Window, **labels: str) -> float:
+def _failed(window: ScrapeWindow, **labels: str) -> float:
     return sum(window.rate("hatrack_requests_total", outcome=outcome, **labels) for outcome in ("failed", "cut"))
 
 
-def _whole(window: Window, name: str) -> int | None:
+def _latest_int(window: ScrapeWindow, name: str) -> int | None:
     value = window.now(name)
     return None if value is None else int(value)

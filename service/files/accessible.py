@@ -1,8 +1,8 @@
-"""Which files a key reaches: all of its project, or, where its globs narrow it, those that belong to what they match.
+"""Which files a key may access: all of its project or, if the key has globs, those of the objects that they match.
 
 A file belongs to the versions, vector stores and jobs that hold it, and to the job that wrote it. A narrowed key also
-reaches what it has uploaded itself, and what the keys of its jobs have. A file that belongs to nothing is reached by
-whoever uploaded it and by keys that are not narrowed.
+accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is accessible to
+the key that uploaded it and to keys without globs.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ VERSION, KEY, STORE = "version", "key", "store"
 """Kinds of holds."""
 
 
-def reached(caller: Caller) -> sa.ColumnElement[bool]:
-    """Of rows of ``files`` (of the caller's project) that the caller may see and use."""
+def accessible(caller: Caller) -> sa.ColumnElement[bool]:
+    """SQL condition on ``files`` (of the caller's project): the caller may see and use the file."""
     if caller.adapters is None and caller.stores is None:
         return sa.true()
     is_document = files.c.purpose.in_(sorted(DOCUMENTS))
-    held = sa.exists().where(file_holds.c.file_id == files.c.id, _within(caller))
-    open_to_it = [held, _own(caller), files.c.key_id.in_(_jobs_within(caller))]
+    held = sa.exists().where(file_holds.c.file_id == files.c.id, _holder_matches(caller))
+    conditions = [held, _uploaded_or_held_by(caller), files.c.key_id.in_(_matching_jobs(caller))]
     if caller.stores is None:
-        open_to_it.append(is_document)
+        conditions.append(is_document)
     if caller.adapters is None:
-        open_to_it.append(sa.not_(is_document))
-    return sa.or_(*open_to_it)
+        conditions.append(sa.not_(is_document))
+    return sa.or_(*conditions)
 
 
 def deletable(caller: Caller) -> sa.ColumnElement[bool]:
-    """Of files that the caller reaches: whether it may take them off the list, too.
+    """SQL condition on accessible ``files``: the caller may also delete the file.
 
-    That takes them from everyone; so what a narrowed key has not uploaded must belong to nothing beyond its globs.
+    Deleting affects everyone, so a key with globs may only delete what it uploaded or what belongs to nothing else.
     """
     if caller.adapters is None and caller.stores is None:
         return sa.true()
-    beyond = sa.exists().where(file_holds.c.file_id == files.c.id, sa.not_(_within(caller)))
-    return sa.or_(_own(caller), sa.not_(beyond))
+    held_elsewhere = sa.exists().where(file_holds.c.file_id == files.c.id, sa.not_(_holder_matches(caller)))
+    return sa.or_(_uploaded_or_held_by(caller), sa.not_(held_elsewhere))
 
 
-def _own(caller: Caller) -> sa.ColumnElement[bool]:
+def _uploaded_or_held_by(caller: Caller) -> sa.ColumnElement[bool]:
     """Uploaded with the key or with one that was made under it, or held by the key, where it is a job's."""
     children = sa.select(keys.c.id).where(keys.c.parent_key_id == caller.key_id)
     held = sa.exists().where(
@@ -54,7 +54,7 @@ def _own(caller: Caller) -> sa.ColumnElement[bool]:
     return sa.or_(files.c.key_id == caller.key_id, files.c.key_id.in_(children), held)
 
 
-def _within(caller: Caller) -> sa.ColumnElement[bool]:
+def _holder_matches(caller: Caller) -> sa.ColumnElement[bool]:
     """Of rows of ``file_holds`` whose holder the caller's globs match. SQLite's GLOB reads globs as fnmatch does."""
     holder, kind = file_holds.c.holder, file_holds.c.kind
     version: sa.ColumnElement[bool] = sa.true()
@@ -68,19 +68,19 @@ def _within(caller: Caller) -> sa.ColumnElement[bool]:
     return sa.or_(
         sa.and_(kind == VERSION, version),
         sa.and_(kind == STORE, store),
-        sa.and_(kind == KEY, holder.in_(_jobs_within(caller))),
+        sa.and_(kind == KEY, holder.in_(_matching_jobs(caller))),
     )
 
 
-def _jobs_within(caller: Caller) -> sa.Select[tuple[str]]:
+def _matching_jobs(caller: Caller) -> sa.Select[tuple[str]]:
     """The ids of the keys of jobs and evaluations all of whose adapters, at least one, the caller's globs match."""
-    chosen = sa.select(keys.c.id).where(keys.c.project == caller.project, keys.c.background.is_(True))
+    query = sa.select(keys.c.id).where(keys.c.project == caller.project, keys.c.background.is_(True))
     if caller.adapters is None:
-        return chosen
+        return query
     name = sa.func.json_each(keys.c.adapters).table_valued("value")
     matching = _any(name.c.value.op("GLOB")(glob) for glob in caller.adapters)
-    beyond = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).exists()
-    return chosen.where(sa.func.json_array_length(keys.c.adapters) > 0, sa.not_(beyond))
+    not_matching = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).exists()
+    return query.where(sa.func.json_array_length(keys.c.adapters) > 0, sa.not_(not_matching))
 
 
 def _any(conditions: Iterable[sa.ColumnElement[bool]]) -> sa.ColumnElement[bool]:

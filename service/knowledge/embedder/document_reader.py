@@ -18,11 +18,11 @@ from service.knowledge.documents.read import kind_of
 READ_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 30.0
 MAX_ANSWER: Final = 8 * MAX_TEXT
-DOCUMENTS_A_READER: Final = 200
+DOCUMENTS_PER_READER: Final = 200
 """A reader is replaced after so many: what a library leaks goes with it."""
 
 
-class Reading:
+class DocumentReader:
     """Reads documents, one at a time.
 
     Args:
@@ -60,13 +60,13 @@ class Reading:
                     line = await self._ask(request)
             except TimeoutError:
                 await self.close()
-                raise invalid(f"reading it took more than {self._timeout_s:g} s") from None
+                raise invalid(f"reading the document took longer than {self._timeout_s:g} s") from None
             except BaseException:
                 await self.close()  # its answer would be taken for that to the next question
                 raise
         if not line:
             await self.close()
-            raise invalid("reading it ended the process that did so")
+            raise invalid("the document crashed the reader process")
         told = await asyncio.to_thread(orjson.loads, line)
         if "error" in told:
             raise DocumentError(*told["error"])
@@ -82,7 +82,7 @@ class Reading:
                 await process.wait()
 
     async def _ask(self, request: bytes) -> bytes:
-        if self._process is None or self._process.returncode is not None or self._documents >= DOCUMENTS_A_READER:
+        if self._process is None or self._process.returncode is not None or self._documents >= DOCUMENTS_PER_READER:
             await self.close()
             self._documents = 0
             self._process = await asyncio.create_subprocess_exec(
@@ -90,7 +90,7 @@ class Reading:
             )
         self._documents += 1
         if self._process.stdin is None or self._process.stdout is None:
-            raise ConnectionError("a reader without pipes")
+            raise ConnectionError("the reader process has no pipes")
         with suppress(ConnectionError):  # where it ended, its output ends too
             self._process.stdin.write(request)
             await self._process.stdin.drain()

@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.grounding.places import CHAT, MESSAGES_PLACE, RESPONSES_PLACE, CitingRelay, Place
-from service.grounding.template import Quoted
+from service.grounding.injectors import (
+    CHAT_INJECTOR,
+    MESSAGES_INJECTOR,
+    RESPONSES_INJECTOR,
+    CitationRelay,
+    PromptInjector,
+)
+from service.grounding.template import FormattedPassages
 from service.inference.anthropic import MessagesRelay
 from service.inference.relay import ChatRelay, Renamer
 from service.inference.responses import ResponsesRelay
@@ -19,7 +25,7 @@ from tests.unit.service.grounding.fakes import RETURNS, Told, hook
 from tests.unit.service.inference import test_anthropic, test_responses
 from tests.unit.service.inference.fakes import DONE, World, event, token, usage_event
 
-QUOTED = Quoted("Facts.\n\n", "", (RETURNS,), 3)
+FORMATTED = FormattedPassages("Facts.\n\n", "", (RETURNS,), 3)
 CITATIONS = b'[{"id":"p-1","text":"\\"finish_reason\\":\\"stop\\" }"}]'
 CHAT_STREAM = [
     token('a "finish_reason":"x" }'),
@@ -30,27 +36,27 @@ CHAT_STREAM = [
 ]
 
 
-def in_a_user_message(text: str) -> dict[str, Any]:
+def user_message(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
 @pytest.mark.parametrize(
-    ("place", "body", "question", "after"),
+    ("injector", "body", "question", "after"),
     [
         (
-            CHAT,
-            {"messages": [in_a_user_message("old"), {"role": "assistant", "content": "x"}, in_a_user_message("new")]},
+            CHAT_INJECTOR,
+            {"messages": [user_message("old"), {"role": "assistant", "content": "x"}, user_message("new")]},
             "new",
             {
                 "messages": [
-                    in_a_user_message("old"),
+                    user_message("old"),
                     {"role": "assistant", "content": "x"},
-                    in_a_user_message("Facts.\n\nnew"),
+                    user_message("Facts.\n\nnew"),
                 ]
             },
         ),
         (
-            CHAT,
+            CHAT_INJECTOR,
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
             "a",
             {
@@ -67,24 +73,24 @@ def in_a_user_message(text: str) -> dict[str, Any]:
             },
         ),
         (
-            CHAT,
-            {"messages": [in_a_user_message("q"), {"role": "tool", "tool_call_id": "t", "content": "result"}]},
+            CHAT_INJECTOR,
+            {"messages": [user_message("q"), {"role": "tool", "tool_call_id": "t", "content": "result"}]},
             "q",
             {
                 "messages": [
-                    in_a_user_message("Facts.\n\nq"),
+                    user_message("Facts.\n\nq"),
                     {"role": "tool", "tool_call_id": "t", "content": "result"},
                 ]
             },
         ),
         (
-            RESPONSES_PLACE,
+            RESPONSES_INJECTOR,
             {"input": "hello", "instructions": "i"},
             "hello",
             {"input": [{"type": "message", "role": "user", "content": "Facts.\n\nhello"}], "instructions": "i"},
         ),
         (
-            RESPONSES_PLACE,
+            RESPONSES_INJECTOR,
             {
                 "input": [
                     {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
@@ -106,11 +112,11 @@ def in_a_user_message(text: str) -> dict[str, Any]:
             },
         ),
         (
-            MESSAGES_PLACE,
+            MESSAGES_INJECTOR,
             {
                 "system": "s",
                 "messages": [
-                    in_a_user_message("q"),
+                    user_message("q"),
                     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "r"}]},
                 ],
             },
@@ -118,7 +124,7 @@ def in_a_user_message(text: str) -> dict[str, Any]:
             {
                 "system": "s",
                 "messages": [
-                    in_a_user_message("Facts.\n\nq"),
+                    user_message("Facts.\n\nq"),
                     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "r"}]},
                 ],
             },
@@ -126,37 +132,37 @@ def in_a_user_message(text: str) -> dict[str, Any]:
     ],
 )
 def test_passages_go_into_the_last_message_with_text(
-    place: Place, body: dict[str, Any], question: str, after: dict[str, Any]
+    injector: PromptInjector, body: dict[str, Any], question: str, after: dict[str, Any]
 ) -> None:
     before = orjson.dumps(body)
     shown = orjson.loads(before)
-    assert place.question(body) == question
-    place.put(shown, QUOTED)
+    assert injector.question(body) == question
+    injector.inject(shown, FORMATTED)
     assert shown == after
     assert orjson.dumps(body) == before
 
 
 def test_the_conversation_has_its_system_prompt_wherever_that_stands() -> None:
-    said = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    assert CHAT.conversation({"messages": said}) == said
-    assert RESPONSES_PLACE.conversation({"instructions": "s", "input": "q"}) == said
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    assert CHAT_INJECTOR.conversation({"messages": messages}) == messages
+    assert RESPONSES_INJECTOR.conversation({"instructions": "s", "input": "q"}) == messages
     blocks = [{"type": "text", "text": "s"}]
-    assert MESSAGES_PLACE.conversation({"system": blocks, "messages": [in_a_user_message("q")]}) == said
+    assert MESSAGES_INJECTOR.conversation({"system": blocks, "messages": [user_message("q")]}) == messages
 
 
-def chat_relay() -> CitingRelay:
-    return CitingRelay(ChatRelay(Renamer(test_responses.VOICE), show_usage=True), CHAT, CITATIONS)
+def chat_relay() -> CitationRelay:
+    return CitationRelay(ChatRelay(Renamer(test_responses.VOICE), show_usage=True), CHAT_INJECTOR, CITATIONS)
 
 
-def pieces(relay: CitingRelay, whole: bytes, cuts: list[int]) -> list[bytes]:
+def pieces(relay: CitationRelay, whole: bytes, cuts: list[int]) -> list[bytes]:
     out = b"".join(relay.feed(whole[a:b]) for a, b in pairwise([0, *sorted(cuts), len(whole)]))
     assert out.endswith(b"\n\n")
     return out.split(b"\n\n")[:-1]
 
 
-def data_of(one: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = orjson.loads(one.partition(b"data: ")[2])
-    return found
+def data_of(event: bytes) -> dict[str, Any]:
+    parsed: dict[str, Any] = orjson.loads(event.partition(b"data: ")[2])
+    return parsed
 
 
 @given(cuts=st.lists(st.integers(0, sum(map(len, CHAT_STREAM))), max_size=12))
@@ -165,7 +171,7 @@ def test_chat_is_cited_where_it_finishes(cuts: list[int]) -> None:
     events = pieces(relay, b"".join(CHAT_STREAM), cuts)
     assert relay.done
     assert relay.counted() is not None
-    assert ["citations" in data_of(one) for one in events[:-1]] == [False, False, True, False]
+    assert ["citations" in data_of(event) for event in events[:-1]] == [False, False, True, False]
     assert data_of(events[2])["citations"] == orjson.loads(CITATIONS)
 
 
@@ -176,27 +182,27 @@ def test_chat_is_cited_where_it_finishes(cuts: list[int]) -> None:
 def test_responses_are_cited_in_the_last_response_object(cuts: list[int], reason: str | None) -> None:
     inner = ResponsesRelay(Renamer(test_responses.VOICE))
     events = pieces(
-        CitingRelay(inner, RESPONSES_PLACE, CITATIONS), b"".join(test_responses.stream(reason=reason)), cuts
+        CitationRelay(inner, RESPONSES_INJECTOR, CITATIONS), b"".join(test_responses.stream(reason=reason)), cuts
     )
     last = data_of(events[-1])
     assert last["response"].pop("citations") == orjson.loads(CITATIONS)
     plain = ResponsesRelay(Renamer(test_responses.VOICE)).feed(b"".join(test_responses.stream(reason=reason)))
-    assert [data_of(one) for one in events[:-1]] == [data_of(one) for one in plain.split(b"\n\n")[:-2]]
+    assert [data_of(event) for event in events[:-1]] == [data_of(event) for event in plain.split(b"\n\n")[:-2]]
     assert last == data_of(plain.split(b"\n\n")[-2])
 
 
 @given(cuts=st.lists(st.integers(0, sum(map(len, test_anthropic.stream()))), max_size=12))
 def test_messages_are_cited_beside_the_stop_reason(cuts: list[int]) -> None:
     inner = MessagesRelay(Renamer(test_anthropic.VOICE))
-    events = pieces(CitingRelay(inner, MESSAGES_PLACE, CITATIONS), b"".join(test_anthropic.stream()), cuts)
-    assert ["citations" in data_of(one) for one in events] == [b"event: message_delta" in one for one in events]
+    events = pieces(CitationRelay(inner, MESSAGES_INJECTOR, CITATIONS), b"".join(test_anthropic.stream()), cuts)
+    assert ["citations" in data_of(event) for event in events] == [b"event: message_delta" in event for event in events]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "answer"),
     [
         ("/v1/responses", {"input": "q"}, test_responses.response("3" * 64)),
-        ("/v1/messages", {"messages": [in_a_user_message("q")], "max_tokens": 9}, test_anthropic.message("3" * 64)),
+        ("/v1/messages", {"messages": [user_message("q")], "max_tokens": 9}, test_anthropic.message("3" * 64)),
     ],
 )
 async def test_whole_answers_of_the_other_doors(path: str, body: dict[str, Any], answer: dict[str, Any]) -> None:
@@ -204,7 +210,7 @@ async def test_whole_answers_of_the_other_doors(path: str, body: dict[str, Any],
     made.engine.chunks = [orjson.dumps(answer)]
     got = await made.ask(path, {"model": "voice", **body, "grounding": {"vector_store_ids": ["vs_a"]}})
     assert got.status == 200
-    assert [one["id"] for one in got.json()["citations"]] == ["p-1"]
+    assert [event["id"] for event in got.json()["citations"]] == ["p-1"]
     assert got.headers["x-hatrack-citations"] == "p-1"
     assert b"returns.md" in orjson.dumps(made.engine.last.body)
 
@@ -213,10 +219,10 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICT
 
 
 @pytest.mark.parametrize(
-    ("place", "body"),
+    ("injector", "body"),
     [
         (
-            CHAT,
+            CHAT_INJECTOR,
             {
                 "messages": [
                     {"role": "system", "content": "one"},
@@ -228,7 +234,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICT
             },
         ),
         (
-            RESPONSES_PLACE,
+            RESPONSES_INJECTOR,
             {
                 "instructions": "one",
                 "input": [
@@ -246,7 +252,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICT
             },
         ),
         (
-            MESSAGES_PLACE,
+            MESSAGES_INJECTOR,
             {
                 "system": [{"type": "text", "text": "one"}],
                 "messages": [
@@ -260,7 +266,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICT
         ),
     ],
 )
-def test_a_prompt_is_all_that_is_said_and_no_picture(place: Place, body: dict[str, Any]) -> None:
-    said = " ".join(place.prompt(body))
-    assert all(word in said for word in ("one", "two", "three", "four", "five"))
-    assert "PICTURE" not in said
+def test_a_prompt_is_all_that_is_said_and_no_picture(injector: PromptInjector, body: dict[str, Any]) -> None:
+    messages = " ".join(injector.prompt(body))
+    assert all(word in messages for word in ("one", "two", "three", "four", "five"))
+    assert "PICTURE" not in messages

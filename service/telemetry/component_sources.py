@@ -1,4 +1,4 @@
-"""What the rooms around the data path have counted, read at each scrape through the few names needed of them."""
+"""Metrics sources of the components around the data path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.telemetry import metrics
 
 
 class Trainer(Protocol):
-    """What is known of the trainer."""
+    """The trainer's status."""
 
     @property
     def state(self) -> Literal["off", "starting", "up", "down"]:
@@ -24,7 +24,7 @@ class Trainer(Protocol):
 
     @property
     def paused_s(self) -> float | None:
-        """How long its jobs have stood still for callers; None: not known (yet)."""
+        """How long its jobs were paused for live traffic, s; None: unknown."""
 
 
 class LimitsSource:
@@ -64,7 +64,7 @@ class RegistrySource:
 
 
 class VerdictsSource:
-    """Versions by what their verdicts are worth now."""
+    """Versions by the state of their verdicts."""
 
     name = "verdicts"
 
@@ -73,17 +73,19 @@ class VerdictsSource:
 
     async def families(self) -> Iterator[Family]:
         """Fresh, due and failed versions, and the failed ones that are live; all projects together."""
-        standing = await self._verdicts.standing()
+        summary = await self._verdicts.standing()
         return iter(
             [
-                metrics.VERSIONS_REVALIDATION.values(((state.value,), n) for state, n in standing.states.items()),
-                metrics.LIVE_FAILED.value(standing.live_failed),
+                metrics.VERSIONS_REVALIDATION.values(
+                    ((state.value,), count) for state, count in summary.states.items()
+                ),
+                metrics.LIVE_FAILED.value(summary.live_failed),
             ]
         )
 
 
 class TrainerSource:
-    """Whether the trainer answers, and how long it has stood still for callers."""
+    """Whether the trainer answers, and how long it was paused for live traffic."""
 
     name = "trainer"
 
@@ -91,12 +93,12 @@ class TrainerSource:
         self._trainer = trainer
 
     async def families(self) -> Iterator[Family]:
-        """Two numbers, one while the trainer has said nothing yet, none where no trainer is wanted."""
+        """Two metrics; one while the pause time is unknown, none if the trainer is off."""
         state, paused_s = self._trainer.state, self._trainer.paused_s
-        shown = [] if state == "off" else [metrics.TRAINER_UP.value(state == "up")]
+        families = [] if state == "off" else [metrics.TRAINER_UP.value(state == "up")]
         if paused_s is not None:
-            shown.append(metrics.TRAINER_PAUSED.value(paused_s))
-        return iter(shown)
+            families.append(metrics.TRAINER_PAUSED.value(paused_s))
+        return iter(families)
 
 
 class StructuredSource:
@@ -110,13 +112,13 @@ class StructuredSource:
     async def families(self) -> Iterator[Family]:
         """How they ended, what they took, and whether anything is compiled on trial."""
         counts, state = self._structured.counts, self._structured.trial_state
-        shown = [
-            metrics.STRUCTURED.values(((outcome,), n) for outcome, n in counts.outcomes.items()),
+        families = [
+            metrics.STRUCTURED.values(((outcome,), count) for outcome, count in counts.outcomes.items()),
             metrics.STRUCTURED_CPU.value(counts.cpu_s),
         ]
         if state != "off":
-            shown.append(metrics.STRUCTURED_UP.value(state == "ready"))
-        return iter(shown)
+            families.append(metrics.STRUCTURED_UP.value(state == "ready"))
+        return iter(families)
 
 
 class GroundingSource:
@@ -133,7 +135,7 @@ class GroundingSource:
         return iter(
             [
                 metrics.GROUNDING.values(counts.outcomes.items()),
-                metrics.GROUNDING_S.histograms(((name,), taken) for name, taken in counts.seconds.items()),
+                metrics.GROUNDING_S.histograms(((name,), histogram) for name, histogram in counts.seconds.items()),
                 metrics.GROUNDING_PASSAGES.values(((name,), count) for name, count in counts.passages.items()),
                 metrics.GROUNDING_UNUSABLE.values(((name,), count) for name, count in counts.unusable.items()),
             ]

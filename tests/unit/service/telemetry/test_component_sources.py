@@ -23,7 +23,7 @@ from service.registry.verdicts import Standing
 from service.structured.checker import StructuredOutputs
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
-from service.telemetry.parts import (
+from service.telemetry.component_sources import (
     GroundingSource,
     LimitsSource,
     RegistrySource,
@@ -100,7 +100,7 @@ async def test_residency_is_shown_once_the_engine_was_asked() -> None:
     assert value(samples, "hatrack_engine_cold_loads_total") == 0
     assert not [name for name, _ in samples if "resident" in name]
     residency.engine_changed(ready=True)
-    await residency.look()
+    await residency.poll()
     samples = read(await shown.families())
     assert value(samples, "hatrack_engine_resident_adapters") == 2
     assert value(samples, "hatrack_adapter_resident", **OF_VOICE) == 0
@@ -202,10 +202,10 @@ async def test_structured_outputs_by_outcome_and_whether_they_are_tried() -> Non
 
 async def test_retrievals_by_provider_and_outcome() -> None:
     counts = GroundingCounts()
-    counts.note("embedded", "ok", 0.015, 4)
-    counts.note("embedded", "ok", 0.3, 2)
-    counts.note("webhook", "late", 2.0, 0)
-    counts.drop("webhook", 3)
+    counts.record("embedded", "ok", 0.015, 4)
+    counts.record("embedded", "ok", 0.3, 2)
+    counts.record("webhook", "late", 2.0, 0)
+    counts.record_unusable("webhook", 3)
     page = read(await GroundingSource(counts).families())
     assert value(page, "hatrack_grounding_requests_total", provider="embedded", outcome="ok") == 2
     assert value(page, "hatrack_grounding_requests_total", provider="webhook", outcome="late") == 1

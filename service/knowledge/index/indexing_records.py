@@ -1,4 +1,4 @@
-"""The SQL of indexing and searching: what is to be done, what came of it, and what is found."""
+"""The SQL of indexing and searching: pending files, their results, and searchable files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from service.grounding.provider import Attribute
 from service.knowledge.index.tables import store_files, stores
 from service.knowledge.types import Chunking
 
-NO_FAULT: Final = "server_error"
-"""OpenAI's code of an error that is not the document's."""
+SERVER_ERROR: Final = "server_error"
+"""OpenAI's code for an error that the document did not cause."""
 
 
 @dataclass(frozen=True, slots=True)
-class Searchable:
-    """A file whose passages are found: ``generation`` names them in the store's passage file."""
+class SearchableFile:
+    """A file whose passages are searchable; ``generation`` names them in the store's passage file."""
 
     file_id: str
     filename: str
@@ -27,34 +27,34 @@ class Searchable:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A file to be indexed as the document ``wanted``."""
+class IndexingTask:
+    """A file to be indexed as the document ``generation``."""
 
     store_id: str
     project: str
     file_id: str
     filename: str
     chunking: Chunking
-    wanted: str
+    generation: str
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """What came of it; ``error`` is a code and a sentence."""
+class IndexingResult:
+    """The result of an indexing task; ``error`` is a code and a message."""
 
-    work: Work
+    task: IndexingTask
     passages: int
     usage_bytes: int
     model: str
     error: tuple[str, str] | None = None
 
     @property
-    def keeps_former(self) -> bool:
-        """Whether what was found of the file before is found still: it failed, and not because of what is in it."""
-        return self.error is not None and self.error[0] == NO_FAULT
+    def keeps_previous(self) -> bool:
+        """Whether the file's previous passages stay searchable: indexing failed, but not because of the document."""
+        return self.error is not None and self.error[0] == SERVER_ERROR
 
 
-def searchable(db: sa.Connection, store_id: str, model: str) -> tuple[list[Searchable], set[str]]:
+def searchable_files(db: sa.Connection, store_id: str, model: str) -> tuple[list[SearchableFile], set[str]]:
     """The files of a store that are found, and the generations that are being written.
 
     Args:
@@ -73,31 +73,31 @@ def searchable(db: sa.Connection, store_id: str, model: str) -> tuple[list[Searc
         .select_from(files)
         .where(stores.c.id == store_id)
     ).all()
-    found = [
-        Searchable(row.file_id, row.filename, row.attributes, row.generation) for row in rows if row.model == model
+    candidates = [
+        SearchableFile(row.file_id, row.filename, row.attributes, row.generation) for row in rows if row.model == model
     ]
-    return [one for one in found if one.generation], {row.wanted for row in rows if row.wanted}
+    return [file for file in candidates if file.generation], {row.wanted for row in rows if row.wanted}
 
 
-def outdate(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
+def requeue_outdated(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
     """Have all files indexed anew whose vectors another model made; how many.
 
     Args:
         generation: Makes one.
     """
-    return _again(db, sa.and_(store_files.c.status == "completed", store_files.c.model != model), generation)
+    return _requeue(db, sa.and_(store_files.c.status == "completed", store_files.c.model != model), generation)
 
 
-def retry(db: sa.Connection, generation: Callable[[], str]) -> int:
+def requeue_failed(db: sa.Connection, generation: Callable[[], str]) -> int:
     """Have all files indexed again that failed through no fault of their own; how many.
 
     Args:
         generation: Makes one.
     """
-    return _again(db, sa.and_(store_files.c.status == "failed", store_files.c.error_code == NO_FAULT), generation)
+    return _requeue(db, sa.and_(store_files.c.status == "failed", store_files.c.error_code == SERVER_ERROR), generation)
 
 
-def _again(db: sa.Connection, which: sa.ColumnElement[bool], generation: Callable[[], str]) -> int:
+def _requeue(db: sa.Connection, which: sa.ColumnElement[bool], generation: Callable[[], str]) -> int:
     rows = list(db.scalars(sa.select(store_files.c.seq).where(which)))
     for seq in rows:
         db.execute(
@@ -106,14 +106,18 @@ def _again(db: sa.Connection, which: sa.ColumnElement[bool], generation: Callabl
     return len(rows)
 
 
-def next_work(db: sa.Connection, last_project: str | None, later: Sequence[str] = ()) -> Work | None:
+def next_task(db: sa.Connection, last_project: str | None, later: Sequence[str] = ()) -> IndexingTask | None:
     """The file that has waited longest, of another project than the last one if there is one; else None.
 
     Args:
         later: Generations that come behind all others, in this order.
     """
-    wanted = store_files.c.wanted
-    turn = sa.case({one: at for at, one in enumerate(later, 1)}, value=wanted, else_=0) if later else sa.literal(0)
+    generation = store_files.c.wanted
+    turn = (
+        sa.case({postponed: at for at, postponed in enumerate(later, 1)}, value=generation, else_=0)
+        if later
+        else sa.literal(0)
+    )
     row = (
         db.execute(
             sa.select(store_files, stores.c.id.label("store_id"), stores.c.project)
@@ -127,24 +131,24 @@ def next_work(db: sa.Connection, last_project: str | None, later: Sequence[str] 
     )
     if row is None:
         return None
-    return Work(
+    return IndexingTask(
         row["store_id"], row["project"], row["file_id"], row["filename"],
         Chunking(row["chunk_size"], row["chunk_overlap"]), row["wanted"],
     )  # fmt: skip
 
 
-def wait(db: sa.Connection, work: Work, reason: str) -> None:
-    """Say why work that is still wanted is not done yet; its file stays `in_progress`."""
-    mine = store_files.c.wanted == work.wanted
-    db.execute(store_files.update().where(mine).values(error_code=NO_FAULT, error_message=f"it waits: {reason}"))
+def record_delay(db: sa.Connection, task: IndexingTask, reason: str) -> None:
+    """Record why a task is delayed; its file stays `in_progress`."""
+    mine = store_files.c.wanted == task.generation
+    db.execute(store_files.update().where(mine).values(error_code=SERVER_ERROR, error_message=f"waiting: {reason}"))
 
 
-def finish(db: sa.Connection, result: Finished) -> None:
-    """Write down what came of work that is still wanted."""
+def record_result(db: sa.Connection, result: IndexingResult) -> None:
+    """Record the result of a task, if its file is still to be indexed."""
     if result.error is None:
         values: dict[str, Any] = {
             "status": "completed",
-            "generation": result.work.wanted,
+            "generation": result.task.generation,
             "passages": result.passages,
             "usage_bytes": result.usage_bytes,
             "model": result.model,
@@ -153,21 +157,21 @@ def finish(db: sa.Connection, result: Finished) -> None:
         }
     else:
         values = {"status": "failed", "error_code": result.error[0], "error_message": result.error[1]}
-        if not result.keeps_former:
+        if not result.keeps_previous:
             values |= {"generation": None, "passages": 0, "usage_bytes": 0}
-    mine = store_files.c.wanted == result.work.wanted
+    mine = store_files.c.wanted == result.task.generation
     db.execute(store_files.update().where(mine).values(wanted=None, **values))
 
 
-def standing(db: sa.Connection, work: Work) -> tuple[Searchable, str | None] | None:
+def pending_file(db: sa.Connection, task: IndexingTask) -> tuple[SearchableFile, str | None] | None:
     """The file as it will be found when the work is done, and the generation that is found until then.
 
     None where nobody wants it any more.
     """
-    row = db.execute(sa.select(store_files).where(store_files.c.wanted == work.wanted)).one_or_none()
+    row = db.execute(sa.select(store_files).where(store_files.c.wanted == task.generation)).one_or_none()
     if row is None:
         return None
-    return Searchable(row.file_id, row.filename, row.attributes, work.wanted), row.generation
+    return SearchableFile(row.file_id, row.filename, row.attributes, task.generation), row.generation
 
 
 def usage_bytes(db: sa.Connection, store_id: str, but: str) -> int:

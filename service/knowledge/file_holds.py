@@ -1,7 +1,7 @@
 """Which files the vector stores hold: their bytes are kept as long as a store has them, on the list of files or not.
 
 A hold is placed before a store takes a file and released after it has let it go. The two are transactions of
-their own, so whatever a crash left between them is put right at the next start (``settle``).
+their own, so whatever a crash left between them is put right at the next start (``reconcile``).
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from service.access.caller import Caller
 from service.database import Database
 from service.errors import BadRequest
 from service.files import records
+from service.files.accessible import STORE
 from service.files.purposes import DOCUMENTS, visible
-from service.files.reach import STORE
 from service.files.records import FileRow
 from service.files.service import Files, not_found
 from service.files.tables import file_holds, files
 
 
-class Holdings:
+class FileHolds:
     """The stores' holds on files."""
 
-    def __init__(self, drawer: Files, database: Database) -> None:
-        self._files = drawer
+    def __init__(self, file_service: Files, database: Database) -> None:
+        self._files = file_service
         self._database = database
 
-    async def take(self, caller: Caller, file_ids: Sequence[str], param: str, store_id: str) -> list[FileRow]:
+    async def hold(self, caller: Caller, file_ids: Sequence[str], param: str, store_id: str) -> list[FileRow]:
         """The files that a store is to have, held for it from now on.
 
         Raises:
@@ -38,16 +38,16 @@ class Holdings:
         purposes = visible(caller)
 
         def work(db: sa.Connection) -> list[FileRow]:
-            found = []
+            held = []
             for file_id in file_ids:
                 row = records.find(db, caller, file_id)
                 if row is None or row.purpose not in purposes:
                     raise not_found(file_id, param)
                 if row.purpose not in DOCUMENTS:
-                    raise _no_document(row, param)
-                found.append(row)
-                _place(db, store_id, file_id)
-            return found
+                    raise _not_a_document(row, param)
+                held.append(row)
+                _insert_hold(db, store_id, file_id)
+            return held
 
         return await self._database.run(work)
 
@@ -55,16 +55,16 @@ class Holdings:
         """A store has let these files go; None is all of them."""
 
         def work(db: sa.Connection) -> None:
-            mine = sa.and_(file_holds.c.kind == STORE, file_holds.c.holder == store_id)
+            of_store = sa.and_(file_holds.c.kind == STORE, file_holds.c.holder == store_id)
             if file_ids is None:
-                db.execute(file_holds.delete().where(mine))
+                db.execute(file_holds.delete().where(of_store))
             for file_id in file_ids or ():
-                db.execute(file_holds.delete().where(mine, file_holds.c.file_id == file_id))
+                db.execute(file_holds.delete().where(of_store, file_holds.c.file_id == file_id))
 
         await self._database.run(work)
         await self._files.collect()
 
-    async def settle(self, contents: Set[tuple[str, str]]) -> None:
+    async def reconcile(self, contents: Set[tuple[str, str]]) -> None:
         """Make the holds those of the stores' contents, which are pairs of store and file id."""
 
         def work(db: sa.Connection) -> None:
@@ -76,21 +76,21 @@ class Holdings:
                         file_holds.c.kind == STORE, file_holds.c.holder == store_id, file_holds.c.file_id == file_id
                     )
                 )
-            there = set(db.scalars(sa.select(files.c.id).where(files.c.gone_at.is_(None))))
+            existing = set(db.scalars(sa.select(files.c.id).where(files.c.gone_at.is_(None))))
             for store_id, file_id in contents - held:
-                if file_id in there:
-                    _place(db, store_id, file_id)
+                if file_id in existing:
+                    _insert_hold(db, store_id, file_id)
 
         await self._database.run(work)
 
 
-def _place(db: sa.Connection, store_id: str, file_id: str) -> None:
-    place = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
-    db.execute(place.values(file_id=file_id, kind=STORE, holder=store_id))
+def _insert_hold(db: sa.Connection, store_id: str, file_id: str) -> None:
+    insert = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
+    db.execute(insert.values(file_id=file_id, kind=STORE, holder=store_id))
 
 
-def _no_document(row: FileRow, param: str) -> BadRequest:
+def _not_a_document(row: FileRow, param: str) -> BadRequest:
     allowed = " or ".join(f"`{purpose}`" for purpose in sorted(DOCUMENTS))
     return BadRequest(
-        f"`{param}` names the file {row.id!r} with the purpose `{row.purpose}`; documents have {allowed}", param=param
+        f"`{param}`: the file {row.id!r} has the purpose `{row.purpose}`; documents need {allowed}", param=param
     )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from service.errors import BadRequest, FieldRefused
 from service.grounding.config import MAX_FILTER_BYTES, MAX_RESULTS
 from service.grounding.provider import Attribute
-from service.knowledge.types import Chunking, FileDraft
+from service.knowledge.types import Chunking, NewStoreFile
 
 MAX_LABELS: Final = 16
 MAX_LABEL_CHARS: Final = 64
@@ -41,7 +41,7 @@ class Static(_Body):
     @model_validator(mode="after")
     def _half(self) -> Static:
         if self.chunk_overlap_tokens > self.max_chunk_size_tokens // 2:
-            raise ValueError("chunk_overlap_tokens must not be above half of max_chunk_size_tokens")
+            raise ValueError("chunk_overlap_tokens must not exceed half of max_chunk_size_tokens")
         return self
 
 
@@ -54,7 +54,7 @@ class Strategy(_Body):
     @model_validator(mode="after")
     def _numbers(self) -> Strategy:
         if (self.type == "static") != (self.static is not None):
-            raise ValueError("`static` stands beside the type `static` and no other")
+            raise ValueError("`static` requires the type `static`, and only that type")
         return self
 
     @property
@@ -74,7 +74,7 @@ class _StoreBody(_Body):
         """Raise FieldRefused where the store is to expire."""
         if self.expires_after is not None:
             raise FieldRefused(
-                "`expires_after` cannot be used here: stores do not expire; delete one that is not needed any more",
+                "`expires_after` cannot be used: vector stores do not expire; delete the store instead",
                 param="expires_after",
             )
 
@@ -99,7 +99,7 @@ class AddFile(_Body):
     chunking_strategy: Strategy | None = None
 
     @property
-    def draft(self) -> FileDraft:
+    def draft(self) -> NewStoreFile:
         """The file without its name."""
         return draft(self.file_id, self.attributes, self.chunking_strategy)
 
@@ -119,7 +119,7 @@ class AddBatch(_Body):
     chunking_strategy: Strategy | None = None
 
     @property
-    def drafts(self) -> list[FileDraft]:
+    def drafts(self) -> list[NewStoreFile]:
         """The files without their names, each once. Raises BadRequest."""
         if (self.file_ids is None) == (self.files is None):
             raise BadRequest("send either `file_ids` or `files`", param="file_ids")
@@ -158,15 +158,15 @@ class Search(_Body):
     def texts(self) -> Sequence[str]:
         """The queries. Raises FieldRefused where they are to be written anew."""
         if self.rewrite_query:
-            raise FieldRefused("`rewrite_query` cannot be used: a query is taken as it is", param="rewrite_query")
+            raise FieldRefused("`rewrite_query` is not supported: queries are used as given", param="rewrite_query")
         return [self.query] if isinstance(self.query, str) else self.query
 
 
-def draft(file_id: str, attributes: dict[str, Attribute] | None, strategy: Strategy | None) -> FileDraft:
+def draft(file_id: str, attributes: dict[str, Attribute] | None, strategy: Strategy | None) -> NewStoreFile:
     """A file for a store, without its name."""
-    return FileDraft(file_id, "", attributes or {}, strategy.chunking if strategy else None)
+    return NewStoreFile(file_id, "", attributes or {}, strategy.chunking if strategy else None)
 
 
-MOST_BYTES: Final = MAX_BATCH * 8 * 1024
+MAX_BODY_BYTES: Final = MAX_BATCH * 8 * 1024
 """Of a body: a batch whose files each have attributes."""
-SEARCH_BYTES: Final = MAX_FILTER_BYTES + MAX_QUERIES * MAX_QUERY_CHARS * 6
+MAX_SEARCH_BYTES: Final = MAX_FILTER_BYTES + MAX_QUERIES * MAX_QUERY_CHARS * 6

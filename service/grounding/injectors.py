@@ -1,0 +1,201 @@
+"""Inserts passages into requests and citations into answers: one injector for each API dialect.
+
+Passages go into the last user message, before its own text: the system prompt stays the version's or the caller's, and
+text by third parties gets no more authority than a quotation in a question. Answers are not parsed: citations are
+inserted at byte sequences that cannot occur inside a JSON string, as in `service.inference.relay`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from service.errors import HatrackError
+from service.grounding.template import FormattedPassages
+from service.http.stream import END, Relay, Usage
+
+_IMAGES: Final = frozenset({"image", "image_url", "input_image"})
+_PROTOCOL_FIELDS: Final = frozenset({"type", "role"})
+"""Fields whose strings belong to the protocol and do not appear in the prompt."""
+_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+
+
+class PromptInjector:
+    """For chat completions; subclasses override what differs in their dialect. Stateless."""
+
+    _system = ""
+    """The field with a system prompt outside the messages; empty: there is none."""
+    _text_part = "text"
+    _prompt_fields: tuple[str, ...] = ("messages",)
+    """The fields that make up the prompt, besides the tools."""
+    _marker = b'"finish_reason":"'
+    """Occurs in exactly those stream events that get the citations."""
+
+    def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
+        messages: Sequence[Any] = body["messages"]
+        return messages
+
+    def conversation(self, body: Mapping[str, Any]) -> list[dict[str, str]]:
+        """The request's messages as `role` and `content` (text); messages without text are left out."""
+        messages = [(message.get("role"), text_of(message.get("content"))) for message in self._messages(body)]
+        system_prompt = body.get(self._system) if self._system else None
+        messages = [("system", text_of(system_prompt)), *messages]
+        return [{"role": role, "content": text} for role, text in messages if isinstance(role, str) and text]
+
+    def prompt(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """All texts that become part of the engine's prompt: messages, tool calls and results, and tool definitions;
+        images are left out."""
+        for name in self._prompt_fields:
+            yield from strings(body.get(name))
+        yield from (orjson.dumps(tool).decode() for tool in body.get("tools") or ())
+
+    def question(self, body: Mapping[str, Any]) -> str:
+        """The text of the last user message that has text; empty if there is none."""
+        index = self._question_index(body)
+        return "" if index is None else text_of(self._messages(body)[index]["content"])
+
+    def _question_index(self, body: Mapping[str, Any]) -> int | None:
+        messages = self._messages(body)
+        for index in range(len(messages) - 1, -1, -1):
+            if messages[index].get("role") == "user" and text_of(messages[index].get("content")):
+                return index
+        return None
+
+    def inject(self, body: dict[str, Any], formatted: FormattedPassages) -> None:
+        """Wrap the question in the passages; replaces the list in ``body``, the messages themselves are not changed."""
+        index = self._question_index(body)
+        if index is None:
+            return
+        messages = list(self._messages(body))
+        messages[index] = {
+            **messages[index],
+            "content": wrap_content(messages[index]["content"], formatted, self._text_part),
+        }
+        self._replace(body, messages)
+
+    def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
+        body["messages"] = messages
+
+    def cite(self, answer: bytes, citations: bytes) -> bytes:
+        """A whole answer with the top-level member `citations` (a JSON array)."""
+        return add_citations(answer, citations)
+
+    def cite_event(self, event: bytes, citations: bytes) -> bytes:
+        """The event (without its terminator), with the citations added if it is one that carries them."""
+        return add_citations(event, citations) if self._marker in event else event
+
+
+class ResponsesInjector(PromptInjector):
+    """For `/v1/responses`: citations go into the response object, in a stream that of the last event."""
+
+    _marker = b'"response":{'
+    _text_part = "input_text"
+    _prompt_fields = ("instructions", "input")
+    _system = "instructions"
+    _last = (b"event: response.completed\n", b"event: response.incomplete\n")
+
+    def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
+        items = body["input"]
+        return [{"type": "message", "role": "user", "content": items}] if isinstance(items, str) else items
+
+    def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
+        body["input"] = messages
+
+    def cite_event(self, event: bytes, citations: bytes) -> bytes:
+        """Inside the last event's response object."""
+        if not event.startswith(self._last):
+            return event
+        before, marker, after = event.partition(self._marker)
+        return before + marker + b'"citations":' + citations + b"," + after if marker else event
+
+
+class MessagesInjector(PromptInjector):
+    """For `/v1/messages`: in a stream, citations go into `message_delta`, next to the stop reason."""
+
+    _prompt_fields = ("system", "messages")
+    _system = "system"
+
+    def cite_event(self, event: bytes, citations: bytes) -> bytes:
+        return add_citations(event, citations) if event.startswith(b"event: message_delta\n") else event
+
+
+CHAT_INJECTOR: Final = PromptInjector()
+RESPONSES_INJECTOR: Final = ResponsesInjector()
+MESSAGES_INJECTOR: Final = MessagesInjector()
+
+
+class CitationRelay:
+    """Wraps a relay and adds the citations to its last event with content."""
+
+    __slots__ = ("_citations", "_injector", "_inner")
+
+    def __init__(self, inner: Relay, injector: PromptInjector, citations: bytes) -> None:
+        self._inner = inner
+        self._injector = injector
+        self._citations = citations
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes that the client may have now."""
+        block = self._inner.feed(chunk)
+        if not block:
+            return block
+        cite, citations = self._injector.cite_event, self._citations
+        return b"".join(cite(event, citations) + END for event in block.split(END)[:-1])
+
+    @property
+    def done(self) -> bool:
+        """The engine has sent its last event."""
+        return self._inner.done
+
+    @property
+    def error(self) -> bytes | None:
+        """The engine's error event."""
+        return self._inner.error
+
+    def counted(self) -> Usage | None:
+        """The engine's count."""
+        return self._inner.counted()
+
+    def error_event(self, error: HatrackError, request_id: str) -> bytes:
+        """The event that tells the client of an error."""
+        return self._inner.error_event(error, request_id)
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: the string itself, or the text parts joined by newlines."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    return "\n".join(part["text"] for part in content if part.get("type") in _TEXT_PARTS)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The strings in a JSON value that may appear in a prompt; a tool call yields its JSON."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, dict) and item.get("type") == "tool_use":
+            yield orjson.dumps(item).decode()
+        elif isinstance(item, dict) and not (isinstance(item.get("type"), str) and item["type"] in _IMAGES):
+            pending.extend(inner for name, inner in item.items() if name not in _PROTOCOL_FIELDS)
+
+
+def wrap_content(content: Any, formatted: FormattedPassages, part_type: str) -> Any:
+    """A message's content between the formatted texts; non-text parts keep their positions."""
+    if isinstance(content, str):
+        return f"{formatted.before}{content}{formatted.after}"
+    parts = [{"type": part_type, "text": formatted.before}, *content]
+    return [*parts, {"type": part_type, "text": formatted.after}] if formatted.after else parts
+
+
+def add_citations(data: bytes, citations: bytes) -> bytes:
+    """The bytes of a JSON object with the member `citations` appended."""
+    before, brace, after = data.rpartition(b"}")
+    return before + b',"citations":' + citations + brace + after
