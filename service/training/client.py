@@ -12,6 +12,7 @@ from yarl import URL
 
 from adapters.protocol.runs import SECRET_HEADER
 from service.errors import BadGateway, Timeout, TrainerUnavailable
+from service.http.connection_errors import ConnectionErrors
 from service.http.pool import ConnectionPool
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -26,6 +27,20 @@ KEEP_ALIVE_S: Final = 2.0
 RETRY_AFTER_S: Final = 5
 
 Body = bytes | AsyncIterable[bytes]
+
+
+def _unreachable(_: BaseException) -> TrainerUnavailable:
+    return TrainerUnavailable(
+        "the trainer cannot be reached: it is not running, or is being started; inference goes on",
+        retry_after=RETRY_AFTER_S,
+    )
+
+
+# no `timeout`: connecting for too long is unreachable here, while an answer that is late is a Timeout
+_ERRORS: Final = ConnectionErrors(
+    unreachable=_unreachable,
+    cut=lambda _: BadGateway("the trainer went away before its answer was complete", code="trainer_cut"),
+)
 
 
 class TrainerResponse:
@@ -51,23 +66,18 @@ class TrainerResponse:
         pieces = self._response.content.iter_any()
         while True:
             try:
-                async with asyncio.timeout(self._silence_s):
-                    piece = await anext(pieces)
+                with _ERRORS:
+                    async with asyncio.timeout(self._silence_s):
+                        piece = await anext(pieces)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise Timeout(f"the trainer said nothing for {self._silence_s:g} s") from None
-            except aiohttp.ClientError as error:
-                raise _cut() from error
             yield piece
 
     async def read(self) -> bytes:
         """The whole body. Raises BadGateway, Timeout."""
         return b"".join([piece async for piece in self.chunks()])
-
-
-def _cut() -> BadGateway:
-    return BadGateway("the trainer went away before its answer was complete", code="trainer_cut")
 
 
 class TrainerClient:
@@ -134,17 +144,11 @@ class TrainerClient:
         url = URL(self._url + target, encoded=True)  # as it came: what is quoted stays quoted
         asked = self._pool.session.request(method, url, headers=headers, data=body, allow_redirects=False)
         try:
-            async with asyncio.timeout(limit_s):
-                response = await asked
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise TrainerUnavailable(
-                "the trainer cannot be reached: it is not running, or is being started; inference goes on",
-                retry_after=RETRY_AFTER_S,
-            ) from error
+            with _ERRORS:
+                async with asyncio.timeout(limit_s):
+                    response = await asked
         except TimeoutError as error:
             raise Timeout(f"the trainer did not answer within {limit_s:g} s") from error
-        except aiohttp.ClientError as error:
-            raise _cut() from error
         try:
             yield TrainerResponse(response, self.silence_s)
         finally:
