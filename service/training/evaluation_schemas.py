@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from adapters.protocol.requests import VerdictWord
 from service.http.schema import ApiModel, Error
 from service.training.job_schemas import JobError, QualityReport
-from service.training.request_schemas import (
-    VerdictWord,
-)
 
 
 class EvaluationArm(ApiModel):

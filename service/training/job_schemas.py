@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from adapters.protocol.requests import VerdictWord
 from service.http.schema import ApiModel
-from service.training.request_schemas import (
-    VerdictWord,
-)
 
 
 class Load(ApiModel):
