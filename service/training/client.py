@@ -13,7 +13,7 @@ from yarl import URL
 from adapters.protocol.runs import SECRET_HEADER
 from service.errors import BadGateway, Timeout, TrainerUnavailable
 from service.http.connection_errors import ConnectionErrors
-from service.http.pool import ConnectionPool
+from service.http.pool import ConnectionPool, PeerResponse
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -43,23 +43,14 @@ _ERRORS: Final = ConnectionErrors(
 )
 
 
-class TrainerResponse:
+class TrainerResponse(PeerResponse):
     """The trainer's answer to one request."""
 
-    __slots__ = ("_response", "_silence_s")
+    __slots__ = ("_silence_s",)
 
     def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
-        self._response = response
+        super().__init__(response)
         self._silence_s = silence_s
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Names in any case."""
-        return self._response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they come. Raises BadGateway, Timeout."""
