@@ -1,8 +1,8 @@
 """Bodies of fine-tuning jobs, evaluations and reviews, as far as gateway and trainer read them in the same way.
 
 The gateway looks at a body first, strictly, and no further than it needs to authorise it; the trainer looks at the
-rest. Both, and the gateway's OpenAPI document, subclass what is here and add the fields that they read in their own
-way: a ``…Fields`` class is no whole body.
+rest. Both, and the gateway's OpenAPI document, subclass what is here. A field of type ``Any`` is one that each of them
+reads in its own way, and declares again; it stands here for its place, because the first field at fault is reported.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class JobOptionFields(RequestBody):
 
 
 class JobFields(RequestBody):
-    """Body of ``POST /v1/fine_tuning/jobs``, without hyperparameters and method."""
+    """Body of ``POST /v1/fine_tuning/jobs``."""
 
     model: ModelName = Field(description="The base, or a version to train on from: `brand-voice@3`.")
     training_file: FileId
@@ -71,6 +71,8 @@ class JobFields(RequestBody):
     suffix: Suffix | None = Field(None, description="Becomes the adapter's name where `adapter` is not given.")
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] | None = None
     metadata: Metadata | None = None
+    hyperparameters: Any = None
+    method: Any = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
@@ -84,22 +86,27 @@ class ArmPrompt(RequestBody):
 
 
 class ArmFields(RequestBody):
-    """One side of a comparison, without its prompt."""
+    """One side of a comparison."""
 
     label: Label
     model: ModelName
     endpoint: OperatorsName | None = Field(
         None, description="Name of an outside endpoint of the operator's settings; left out: this gateway."
     )
+    prompt: Any = None
     grounding: dict[str, Any] | bool | None = Field(None, description="As `grounding` of a chat completion.")
 
 
 class EvaluationFields(RequestBody):
-    """Body of ``POST /v1/evaluations``, without arms, bases, metric and suites."""
+    """Body of ``POST /v1/evaluations``."""
 
     model: ModelName | None = Field(None, description="The version that is judged, against the base at its best.")
+    arms: Any = None
     candidate: Label | None = Field(None, description="With `arms`: the one that is judged.")
+    bases: Any = None
     held_out: FileId = Field(description="A file with the purpose `evals` or `fine-tune`.")
+    metric: Any = None
+    suites: Any = None
     promote: Literal["auto", "never"] = Field(
         "never", description="Whether a version that passes goes live by itself; needs the scope `adapters`."
     )
