@@ -4,7 +4,7 @@ Pydantic's own words name classes, validators and its web site. None of that is 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -75,3 +75,18 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return "an integer of more than 256 bits"
     return str(value)[:MAX_SHOWN] if isinstance(value, int | float) else "a value"
+
+
+def settings_message(error: ValidationError, *, prefix: str, secrets: Collection[str]) -> str:
+    """A line for each environment variable that is wrong: its name, what is allowed, and what was found.
+
+    Args:
+        prefix: Of the variables' names.
+        secrets: Names of variables whose value is not shown.
+    """
+    lines = []
+    for fault in error.errors():
+        name = prefix + "_".join(str(part) for part in fault["loc"]).upper() if fault["loc"] else ""
+        found = f" (found {fault['input']!r})" if name and name not in secrets else ""
+        lines.append(f"{name}{': ' if name else ''}{fault['msg'].removeprefix('Value error, ')}{found}")
+    return "\n".join(lines)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters.validation import settings_message
 from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
@@ -164,12 +165,7 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = PREFIX + "_".join(str(part) for part in item["loc"]).upper()
-            found = "" if name in SECRETS else f" (found {item['input']!r})"
-            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{found}")
-        raise SettingsError("\n".join(lines)) from error
+        raise SettingsError(settings_message(error, prefix=PREFIX, secrets=SECRETS)) from error
 
 
 def worker_environment() -> dict[str, str]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
@@ -381,9 +382,4 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = "HATRACK_" + "_".join(str(part) for part in item["loc"]).upper() if item["loc"] else ""
-            given = f"; got {item['input']!r}" if item["loc"] and name not in SECRETS else ""
-            lines.append(f"{name}{': ' if name else ''}{item['msg'].removeprefix('Value error, ')}{given}")
-        raise SettingsError("\n".join(lines)) from error
+        raise SettingsError(settings_message(error, prefix="HATRACK_", secrets=SECRETS)) from error

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
 from service.errors import AdapterNotFinite, BadGateway, EngineCut, EngineUnavailable, EngineUnreachable, Timeout
 from service.http.connection_errors import ConnectionErrors
-from service.http.pool import ConnectionPool
+from service.http.pool import ConnectionPool, PeerResponse
 
 CONNECT_TIMEOUT_S = 2.0
 QUICK_TIMEOUT_S = 5.0
@@ -35,21 +34,10 @@ _ERRORS: Final = ConnectionErrors(
 )
 
 
-class EngineResponse:
+class EngineResponse(PeerResponse):
     """The engine's answer to one request."""
 
-    __slots__ = ("_response",)
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._response.headers
+    __slots__ = ()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they come. Raises EngineCut where the engine goes away in the middle."""

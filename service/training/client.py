@@ -12,7 +12,8 @@ from yarl import URL
 
 from adapters.protocol.runs import SECRET_HEADER
 from service.errors import BadGateway, Timeout, TrainerUnavailable
-from service.http.pool import ConnectionPool
+from service.http.connection_errors import ConnectionErrors
+from service.http.pool import ConnectionPool, PeerResponse
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -28,46 +29,46 @@ RETRY_AFTER_S: Final = 5
 Body = bytes | AsyncIterable[bytes]
 
 
-class TrainerResponse:
+def _unreachable(_: BaseException) -> TrainerUnavailable:
+    return TrainerUnavailable(
+        "the trainer cannot be reached: it is not running, or is being started; inference goes on",
+        retry_after=RETRY_AFTER_S,
+    )
+
+
+# no `timeout`: connecting for too long is unreachable here, while an answer that is late is a Timeout
+_ERRORS: Final = ConnectionErrors(
+    unreachable=_unreachable,
+    cut=lambda _: BadGateway("the trainer went away before its answer was complete", code="trainer_cut"),
+)
+
+
+class TrainerResponse(PeerResponse):
     """The trainer's answer to one request."""
 
-    __slots__ = ("_response", "_silence_s")
+    __slots__ = ("_silence_s",)
 
     def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
-        self._response = response
+        super().__init__(response)
         self._silence_s = silence_s
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Names in any case."""
-        return self._response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they come. Raises BadGateway, Timeout."""
         pieces = self._response.content.iter_any()
         while True:
             try:
-                async with asyncio.timeout(self._silence_s):
-                    piece = await anext(pieces)
+                with _ERRORS:
+                    async with asyncio.timeout(self._silence_s):
+                        piece = await anext(pieces)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise Timeout(f"the trainer said nothing for {self._silence_s:g} s") from None
-            except aiohttp.ClientError as error:
-                raise _cut() from error
             yield piece
 
     async def read(self) -> bytes:
         """The whole body. Raises BadGateway, Timeout."""
         return b"".join([piece async for piece in self.chunks()])
-
-
-def _cut() -> BadGateway:
-    return BadGateway("the trainer went away before its answer was complete", code="trainer_cut")
 
 
 class TrainerClient:
@@ -134,17 +135,11 @@ class TrainerClient:
         url = URL(self._url + target, encoded=True)  # as it came: what is quoted stays quoted
         asked = self._pool.session.request(method, url, headers=headers, data=body, allow_redirects=False)
         try:
-            async with asyncio.timeout(limit_s):
-                response = await asked
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise TrainerUnavailable(
-                "the trainer cannot be reached: it is not running, or is being started; inference goes on",
-                retry_after=RETRY_AFTER_S,
-            ) from error
+            with _ERRORS:
+                async with asyncio.timeout(limit_s):
+                    response = await asked
         except TimeoutError as error:
             raise Timeout(f"the trainer did not answer within {limit_s:g} s") from error
-        except aiohttp.ClientError as error:
-            raise _cut() from error
         try:
             yield TrainerResponse(response, self.silence_s)
         finally:

@@ -6,11 +6,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from service.http.schema import ApiModel, Error
-from service.training.job_schemas import JobError, QualityReport
-from service.training.request_schemas import (
-    VerdictWord,
+from adapters.protocol.reports import (
+    ArmDifference,
+    ArmMean,
+    EvaluationProgress,
+    LossPoint,
+    QualityReport,
+    ReportCost,
+    ReportJudge,
+    ReportMeasure,
+    ReportSample,
 )
+from adapters.protocol.requests import VerdictWord
+from service.http.schema import ApiModel, Error
+from service.training.job_schemas import JobError
 
 
 class EvaluationArm(ApiModel):
@@ -20,14 +29,6 @@ class EvaluationArm(ApiModel):
     model: str
     role: Literal["candidate", "base", "live"] | None
     endpoint: str | None = None
-
-
-class EvaluationProgress(ApiModel):
-    """How far an evaluation is."""
-
-    stage: str
-    done: int
-    total: int
 
 
 class Evaluation(ApiModel):
@@ -55,36 +56,6 @@ class Evaluation(ApiModel):
     seconds: float | None
     error: JobError | None
     metadata: dict[str, str] | None
-
-
-class ArmMean(ApiModel):
-    """An arm's mean of a metric, with its interval."""
-
-    label: str
-    mean: float
-    low: float
-    high: float
-    examples: int
-
-
-class ArmDifference(ApiModel):
-    """How much one arm scores above another, with its interval."""
-
-    of: str
-    against: str
-    estimate: float
-    low: float
-    high: float
-    confidence: float
-    method: str
-    examples: int
-    wins: int
-    losses: int
-    p_value: float | None = Field(None, description="McNemar's exact test, for right-or-wrong scores.")
-    noise: float | None = Field(None, description="Standard deviation between runs, where questions were repeated.")
-    bound: float = Field(0.0, description="What the lower end is to be above.")
-    detectable: float | None = Field(None, description="Smallest true difference that so many examples show.")
-    needed: int | None = Field(None, description="Examples after which such a difference would be told.")
 
 
 class VerdictCheck(ApiModel):
@@ -129,55 +100,6 @@ class ReportSuite(ApiModel):
     sentence: str
     numbers: dict[str, Any] = Field(default_factory=dict)
     forgetting: dict[str, Any] | None = None
-
-
-class ReportJudge(ApiModel):
-    """What a judge found; an example's score is 1 where the candidate is preferred, 0 where the base is."""
-
-    judge: str
-    scores: list[float]
-    counted: bool = Field(description="Whether the judge was found to agree with people, so that its word counts.")
-    missed: bool = False
-    sentence: str
-    numbers: dict[str, Any] = Field(default_factory=dict)
-
-
-class ReportMeasure(ApiModel):
-    """A metric beside the primary one: each arm's mean, by label."""
-
-    name: str
-    means: dict[str, float | None]
-
-
-class ReportSample(ApiModel):
-    """One example, answered by both."""
-
-    kind: Literal["best", "worst", "random"]
-    id: str
-    asked: str
-    reference: str
-    base: str
-    candidate: str
-    base_score: float
-    candidate_score: float
-
-
-class LossPoint(ApiModel):
-    """Losses after a step, in nats per trained token."""
-
-    step: int
-    training: float | None = None
-    held_out: float | None = None
-
-
-class ReportCost(ApiModel):
-    """What it took; times in seconds, the price in the operator's currency."""
-
-    training_s: float = 0.0
-    trained_tokens: int = 0
-    device: str = ""
-    price: float = 0.0
-    evaluation_s: float = 0.0
 
 
 class EvaluationReport(ApiModel):

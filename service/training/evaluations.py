@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import orjson
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field
 
 from adapters.names import DEFAULT_ALIAS
+from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, EvaluationFields, Label
 from adapters.protocol.runs import CreateEvaluation, EvaluationContext
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
@@ -31,45 +32,32 @@ from service.registry import records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
 from service.registry.split import Aim
 from service.registry.verdict_records import REVALIDATION
-from service.training.jobs import MetadataKey, MetadataValue, reference
+from service.training.jobs import reference
 from service.training.service import JSON, Answer, Making, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
-MAX_ARMS: Final = 9
-MAX_METADATA: Final = 16
 HELD_OUT: Final = (Purpose.EVALS, Purpose.FINE_TUNE)
-Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
-class Arm(BaseModel):
+class Arm(ArmFields):
     """One side of a comparison, as far as the gateway looks into it."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
-    label: Label
-    model: str = Field(min_length=1, max_length=200)
-    endpoint: str | None = Field(None, min_length=1, max_length=64)
     prompt: dict[str, Any] | None = None
-    grounding: dict[str, Any] | bool | None = None
 
 
-class EvaluationRequest(BaseModel):
+class EvaluationRequest(EvaluationFields):
     """Body of ``POST /v1/evaluations``, as far as the gateway looks into it; the trainer looks at the rest."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
-    model: str | None = Field(None, min_length=1, max_length=200)
     arms: list[Arm] | None = Field(None, min_length=1, max_length=MAX_ARMS)
-    candidate: Label | None = None
     bases: list[Label] | None = Field(None, max_length=MAX_ARMS)
-    held_out: str = Field(min_length=1, max_length=64)
     metric: str | dict[str, Any] | None = None
-    suites: list[str] | None = Field(None, max_length=8)
-    promote: Literal["auto", "never"] = "never"
-    judge: str | None = Field(None, min_length=1, max_length=64)
+    suites: list[str] | None = Field(None, max_length=MAX_SUITES)
     max_tokens: int | None = None
     repeats: int | None = None
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
 
 
 @dataclass(frozen=True, slots=True)

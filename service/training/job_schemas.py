@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from adapters.protocol.reports import HeldOutSummary, QualityReport, ReportedFinding
+from adapters.protocol.requests import VerdictWord
 from service.http.schema import ApiModel
-from service.training.request_schemas import (
-    VerdictWord,
-)
 
 
 class Load(ApiModel):
@@ -122,21 +121,6 @@ class JobVerdict(ApiModel):
     rule: int = Field(description="The rule that it was decided by; later ones are stricter.")
 
 
-class ReportedFinding(ApiModel):
-    """One kind of fault of the data."""
-
-    code: str
-    severity: Literal["refused", "warning"]
-    count: int = Field(description="Lines at fault.")
-
-
-class HeldOutSummary(ApiModel):
-    """The examples that are never trained on."""
-
-    examples: int
-    source: Literal["given", "split", "none"]
-
-
 class JobReport(ApiModel):
     """The data's quality report in short."""
 
@@ -236,73 +220,6 @@ class FineTuningJobCheckpoint(ApiModel):
     fine_tuning_job_id: str
     step_number: int
     metrics: CheckpointMetrics
-
-
-class DataFinding(ReportedFinding):
-    """One kind of fault of the data, and where."""
-
-    message: str
-    file: Literal["training", "held_out"]
-    lines: list[int] = Field(description="The first 20 at fault, from 1.")
-
-
-class ExampleLengths(ApiModel):
-    """Tokens an example, as the engine renders it."""
-
-    shortest: int
-    median: int
-    p95: int
-    longest: int
-    total: int
-    trained: int = Field(description="Tokens that the loss sees.")
-
-
-class HeldOutExamples(HeldOutSummary):
-    """The examples that are never trained on: given, or split off the training file."""
-
-    seed: int | None
-    lines: list[int] = Field(description="Of the training file, where they were split off it.")
-
-
-class AnswerShare(ApiModel):
-    """How often one answer stands in the training examples."""
-
-    answer: str
-    examples: int
-
-
-class ExamplePiece(ApiModel):
-    """A run of an example's text that is trained on, or not."""
-
-    text: str
-    trained: bool
-
-
-class ShownExample(ApiModel):
-    """An example as it is trained on."""
-
-    line: int
-    pieces: list[ExamplePiece]
-
-
-class QualityReport(ApiModel):
-    """What a data file holds and what is wrong with it."""
-
-    file: str
-    sha256: str
-    format: str
-    examples: int
-    trained_on: int
-    dropped: int = Field(description="As too long.")
-    held_out: HeldOutExamples
-    lengths: ExampleLengths | None
-    max_length: int
-    findings: list[DataFinding]
-    system_prompt: str | None = Field(description="The one that every example has.")
-    answers: list[AnswerShare] = Field(description="The most frequent ones, where answers are a closed set.")
-    distinct_answers: int
-    shown: list[ShownExample]
-    size: str = Field(description="What so many examples can teach, in a sentence.")
 
 
 class DataCheck(QualityReport):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field
 
 from adapters.errors import AdapterError
 from adapters.manifest import Manifest
 from adapters.names import parse_name, parse_reference, suggest_name
+from adapters.protocol.requests import JobFields
 from adapters.protocol.runs import FileRef, JobContext, ParentShape
 from service.access.caller import Caller, Scope
 from service.access.records import Draft as KeyDraft
@@ -24,28 +25,18 @@ from service.files.records import FileRow
 from service.registry.catalog import Catalog
 
 JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
-MAX_METADATA: Final = 16
 MAX_RANK: Final = 512
 """The largest that any engine serves; a parent was inspected when it was pushed."""
 
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
-
-class JobRequest(BaseModel):
+class JobRequest(JobFields):
     """Body of ``POST /v1/fine_tuning/jobs``, as far as the gateway looks into it; the trainer looks at the rest."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
-    model: str = Field(min_length=1, max_length=200)
-    training_file: str = Field(min_length=1, max_length=64)
-    validation_file: str | None = Field(None, min_length=1, max_length=64)
-    suffix: str | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
     hyperparameters: dict[str, Any] | None = None
     method: dict[str, Any] | None = None
-    integrations: list[Any] | None = Field(None, max_length=0)
 
     def files(self) -> dict[str, str]:
         """The ids of the files by the field that names them."""

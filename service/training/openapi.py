@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
+from adapters.protocol.requests import ChoiceBody
 from service.errors import (
     BadGateway,
     Conflict,
@@ -25,7 +26,7 @@ from service.errors import (
 from service.http.schema import ErrorResponse, Page, answers, takes
 from service.training.evaluation_schemas import Evaluation, EvaluationReport, NextReview, Review, ReviewQueue
 from service.training.job_schemas import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
-from service.training.request_schemas import ChoiceBody, DataCheckForm, EvaluationBody, JobBody
+from service.training.request_schemas import DataCheckForm, EvaluationBody, JobBody
 
 EVENTS: Final = "text/event-stream"
 METADATA: Final = {

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from adapters.protocol.requests import MAX_METADATA
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.errors import BadGateway, HatrackError, Timeout, TrainerUnavailable
@@ -16,7 +17,6 @@ from service.registry.trail import gateway_in
 from service.registry.verdicts import Verdicts, Wanted
 from service.training.client import TrainerClient
 from service.training.forward import read_bounded
-from service.training.jobs import MAX_METADATA
 from service.training.service import Answer
 
 EVALUATIONS: Final = "/v1/evaluations"

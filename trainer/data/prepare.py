@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from adapters.protocol.reports import AnswerShare, ExampleLengths, ExamplePiece, ShownExample
 from trainer.data import findings
 from trainer.data.format import Dataset, Example
 from trainer.data.formats import read_dataset
 from trainer.data.render import Renderer, TokenSequence
 from trainer.data.report import (
-    AnswerShare,
     Finding,
     HeldOut,
-    Lengths,
-    Piece,
     Report,
-    Shown,
     word_on_held_out,
     word_on_size,
 )
@@ -159,11 +156,11 @@ def _on_size(trained_on: int, unseen: int, counts: Counter[str] | None, rules: R
     return word if few is None else f"{word} {few}"
 
 
-def show(sequence: TokenSequence, renderer: Renderer) -> Shown:
+def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
     """A rendered example as text, in runs of trained and untrained tokens."""
     runs = groupby(zip(sequence.tokens, sequence.trained, strict=True), key=lambda pair: pair[1])
-    pieces = [Piece(text=renderer.text([token for token, _ in run]), trained=trained) for trained, run in runs]
-    return Shown(line=sequence.line, pieces=tuple(pieces))
+    pieces = [ExamplePiece(text=renderer.text([token for token, _ in run]), trained=trained) for trained, run in runs]
+    return ShownExample(line=sequence.line, pieces=tuple(pieces))
 
 
 def _divide(
@@ -235,11 +232,11 @@ def _strict(found: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def _lengths(sequences: Sequence[TokenSequence]) -> Lengths | None:
+def _lengths(sequences: Sequence[TokenSequence]) -> ExampleLengths | None:
     if not sequences:
         return None
     lengths = sorted(len(sequence.tokens) for sequence in sequences)
-    return Lengths(
+    return ExampleLengths(
         shortest=lengths[0],
         median=round(statistics.median(lengths)),
         p95=lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],

@@ -5,92 +5,32 @@ Plain data, so that it travels: over HTTP, into a job's result files, onto the H
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from adapters.protocol.reports import DataFinding, HeldOutExamples, QualityReport
 
 SHOWN_LINES: Final = 20
 
 
-class _Frozen(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
-
-class Finding(_Frozen):
+class Finding(DataFinding):
     """One kind of fault. ``lines`` (from 1, in ``file``) are the first SHOWN_LINES of the ``count`` lines at fault."""
 
-    code: str
-    severity: Literal["refused", "warning"]
-    message: str
     file: Literal["training", "held_out"] = "training"
-    count: int
     lines: tuple[int, ...] = ()
 
 
-class Lengths(_Frozen):
-    """Tokens an example, rendered as the engine renders it; ``trained`` counts the tokens that the loss sees."""
-
-    shortest: int
-    median: int
-    p95: int
-    longest: int
-    total: int
-    trained: int
-
-
-class Piece(_Frozen):
-    """A run of a rendered example's text whose tokens are all trained, or all not."""
-
-    text: str
-    trained: bool
-
-
-class Shown(_Frozen):
-    """An example as it is trained on."""
-
-    line: int
-    pieces: tuple[Piece, ...]
-
-
-class HeldOut(_Frozen):
+class HeldOut(HeldOutExamples):
     """The examples never trained on: given, or split off the training file by ``seed``."""
 
-    examples: int
-    source: Literal["given", "split", "none"]
     seed: int | None = None
     lines: tuple[int, ...] = ()
-    """Of the training file, where they were split off it."""
 
 
-class AnswerShare(_Frozen):
-    """How often one answer stands in the training examples."""
-
-    answer: str
-    examples: int
-
-
-class Report(_Frozen):
+class Report(QualityReport):
     """All that was found. A job trains only where ``refused`` is false."""
 
-    file: str
-    sha256: str
-    format: str
-    examples: int
-    """In the file; of these, ``trained_on`` are left after the held-out part and what was dropped as too long."""
-    trained_on: int
-    dropped: int
     held_out: HeldOut
-    lengths: Lengths | None
-    max_length: int
     findings: tuple[Finding, ...]
-    system_prompt: str | None
-    """The one that every example has, if there is one."""
-    answers: tuple[AnswerShare, ...]
-    """The most frequent answers, where the answers are a closed set; else empty."""
-    distinct_answers: int
-    shown: tuple[Shown, ...]
-    size: str
-    """An honest word on what so many examples can teach."""
 
     @property
     def refused(self) -> bool:

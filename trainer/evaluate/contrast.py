@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 from statsmodels.stats.proportion import proportion_confint
 
+from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.statistics import power
@@ -34,41 +35,9 @@ class Method(Frozen):
     seed: int = 0
 
 
-class Difference(Frozen):
-    """How much higher `of` scored than `against`, over the same examples; from -1 to 1, but for nats a token.
-
-    ``wins`` and ``losses``: examples on which it scored higher, lower. ``p_value``: McNemar's exact test, for
-    right-or-wrong scores. ``noise``: the standard deviation of noise between runs, which the interval holds; None where
-    nothing was asked twice. ``bound``: what the lower end is to be above; ``detectable``: the smallest true difference
-    that so many examples show to be above it, with the planned power; ``needed``: examples in all after which a true
-    difference as large as the estimate would be told from the bound. None: none does.
-    """
-
-    of: str
-    against: str
-    estimate: float
-    low: float
-    high: float
-    confidence: float
-    method: str
-    examples: int
-    wins: int
-    losses: int
-    p_value: float | None = None
-    noise: float | None = None
-    bound: float = 0.0
-    detectable: float | None = None
-    needed: int | None = None
-
-
-class Mean(Frozen):
-    """An arm's mean score and its interval."""
-
-    label: str
-    mean: float
-    low: float
-    high: float
-    examples: int
+Difference = ArmDifference
+"""From -1 to 1, but for nats a token."""
+Mean = ArmMean
 
 
 def difference(comparison: Comparison, of: str, against: str, method: Method, *, bound: float = 0.0) -> Difference:

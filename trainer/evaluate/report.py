@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from adapters.protocol.reports import LossPoint, ReportCost, ReportMeasure, ReportSample
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
@@ -21,45 +22,6 @@ from trainer.tune.lineage import Lineage
 
 SHOWN_EACH: Final = 3
 CURVE_POINTS: Final = 400
-
-
-class LossPoint(Frozen):
-    """Losses after a step, in nats per trained token; `held_out` at an epoch's end alone."""
-
-    step: int
-    training: float | None = None
-    held_out: float | None = None
-
-
-class Cost(Frozen):
-    """What it took. ``price`` is in the operator's currency: of the training; times in seconds."""
-
-    training_s: float = 0.0
-    trained_tokens: int = 0
-    device: str = ""
-    price: float = 0.0
-    evaluation_s: float = 0.0
-    """From the first question to the verdict."""
-
-
-class Sample(Frozen):
-    """One example, answered by both: the strongest base and the candidate, or the first arm and the last."""
-
-    kind: Literal["best", "worst", "random"]
-    id: str
-    asked: str
-    reference: str
-    base: str
-    candidate: str
-    base_score: float
-    candidate_score: float
-
-
-class Measure(Frozen):
-    """A metric beside the primary one: each arm's mean, by label; None where the arm has none."""
-
-    name: str
-    means: dict[str, float | None]
 
 
 class EvaluationReport(Frozen):
@@ -86,12 +48,12 @@ class EvaluationReport(Frozen):
     labels: tuple[str, ...]
     served: dict[str, str]
     """What each arm was served by: `name@3`, or the model it asked for."""
-    measures: tuple[Measure, ...]
-    samples: tuple[Sample, ...]
+    measures: tuple[ReportMeasure, ...]
+    samples: tuple[ReportSample, ...]
     loss_curve: tuple[LossPoint, ...] = ()
     data: DataReport | None = None
     lineage: Lineage | None = None
-    cost: Cost | None = None
+    cost: ReportCost | None = None
     asked_tokens: int = 0
     """Of prompts and answers, over all arms."""
     cut: dict[str, int]
@@ -120,7 +82,7 @@ def build(
     loss_curve: Sequence[LossPoint] = (),
     data: DataReport | None = None,
     lineage: Lineage | None = None,
-    cost: Cost | None = None,
+    cost: ReportCost | None = None,
 ) -> EvaluationReport:
     """Put a report together.
 
@@ -194,11 +156,11 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _measures(comparison: Comparison, labels: Sequence[str]) -> tuple[Measure, ...]:
+def _measures(comparison: Comparison, labels: Sequence[str]) -> tuple[ReportMeasure, ...]:
     results = [comparison.result(label) for label in labels]
     names = dict.fromkeys(name for result in results for name in result.beside)
     measures = [
-        Measure(
+        ReportMeasure(
             name=name,
             means={
                 result.arm.label: float(np.mean(result.beside[name])) if name in result.beside else None
@@ -212,7 +174,7 @@ def _measures(comparison: Comparison, labels: Sequence[str]) -> tuple[Measure, .
             result.arm.label: math.exp(min(float(np.mean(result.nats)), 100.0)) if result.nats is not None else None
             for result in results
         }
-        measures.append(Measure(name="perplexity", means=means))
+        measures.append(ReportMeasure(name="perplexity", means=means))
     return tuple(measures)
 
 
@@ -221,7 +183,7 @@ def _sides(verdict: Verdict | None, labels: Sequence[str]) -> tuple[str, str]:
     return (labels[0], labels[-1]) if verdict is None else (verdict.base, verdict.candidate)
 
 
-def _samples(comparison: Comparison, before: str, after: str, *, seed: int) -> tuple[Sample, ...]:
+def _samples(comparison: Comparison, before: str, after: str, *, seed: int) -> tuple[ReportSample, ...]:
     """The largest gains, the largest losses, and some drawn at random; none stands twice."""
     base, candidate = comparison.result(before), comparison.result(after)
     gains = candidate.scores - base.scores
@@ -235,7 +197,7 @@ def _samples(comparison: Comparison, before: str, after: str, *, seed: int) -> t
     for place in left[:SHOWN_EACH]:
         kinds[place] = "random"
     return tuple(
-        Sample(
+        ReportSample(
             kind=kind,
             id=comparison.questions[place].id,
             asked=comparison.questions[place].asked,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from adapters.protocol.reports import ReportJudge
 from adapters.validation import faults, message, path
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen, Question
@@ -194,21 +195,7 @@ class Suite(Protocol):
         ...
 
 
-class JudgeResult(Frozen):
-    """What a judge found: a score an example, 1 where the candidate is preferred, 0 where the base is, ½ for a tie.
-    Examples that it would not look at are left out; where it was away there are none.
-
-    ``counted``: the judge has been found to agree with people, so that its word counts; ``sentence`` says why or why
-    not. ``missed``: it would have counted, but too few of its votes could be had. ``numbers``: plain JSON for the
-    report.
-    """
-
-    judge: str
-    scores: tuple[float, ...]
-    counted: bool
-    missed: bool = False
-    sentence: str
-    numbers: dict[str, Any] = Field(default_factory=dict)
+JudgeResult = ReportJudge
 
 
 class Preference(Frozen):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from adapters.protocol.reports import ReportCost
 from trainer.config import load_settings
 from trainer.data.prepare import Prepared
 from trainer.errors import EvaluationInvalid, GatewayRefused, GatewayUnreachable
@@ -22,7 +23,7 @@ from trainer.evaluate.evaluations.evaluator import Evaluator, arms_again, body_a
 from trainer.evaluate.evaluations.planning import rules_of
 from trainer.evaluate.evaluations.promotion import LIVE, Pointer, opponent, promote
 from trainer.evaluate.evaluations.spec import Judged, Kept
-from trainer.evaluate.report import Cost, EvaluationReport, build, loss_curve
+from trainer.evaluate.report import EvaluationReport, build, loss_curve
 from trainer.evaluate.spec import EvaluationSpec, MetricWish, Outcome, common
 from trainer.evaluate.verdict import RULE
 from trainer.finetune import spec
@@ -233,7 +234,7 @@ class Judging:
             loss_curve=loss_curve(self._directory.metrics()),
             data=self._prepared.report,
             lineage=self._metadata.lineage,
-            cost=Cost(
+            cost=ReportCost(
                 training_s=training.seconds,
                 trained_tokens=training.trained_tokens,
                 device=training.device,

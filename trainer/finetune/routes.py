@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from adapters.protocol.runs import REPLAYED_HEADER, RUN_KEY_HEADER, RUN_KEY_ID_HEADER, CreateJob
+from adapters.protocol.runs import CreateJob
 from trainer.data.checking import CheckWish, DataChecks
 from trainer.errors import Invalid
 from trainer.finetune.objects import event_number
 from trainer.finetune.service import Jobs
 from trainer.http import DEFAULT_LISTED, After, Caller, Limit, at_most, read_json
-from trainer.runs.service import RunKey
+from trainer.runs.routes import Creation, add_run_routes, created
 from trainer.runs.streaming import Streams
 from trainer.validation import validated
 
@@ -56,20 +56,10 @@ Service = Annotated[Jobs, Depends(jobs)]
 
 
 @router.post("/jobs")
-async def create_job(
-    request: Request,
-    caller: Caller,
-    service: Service,
-    job_key: Annotated[str, Header(alias=RUN_KEY_HEADER, max_length=256)],
-    job_key_id: Annotated[str, Header(alias=RUN_KEY_ID_HEADER, max_length=128)],
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-) -> JSONResponse:
+async def create_job(request: Request, caller: Caller, service: Service, headers: Creation) -> JSONResponse:
     """Make a job."""
     sent = validated(CreateJob, await read_json(request))
-    made, replayed = await service.create(
-        caller, sent.request, sent.context, RunKey(job_key, job_key_id), idempotency_key
-    )
-    return JSONResponse(made, headers={REPLAYED_HEADER: "true"} if replayed else None)
+    return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 
 
 @internal.post("/replay")
@@ -78,7 +68,7 @@ async def replay_job(
 ) -> JSONResponse:
     """The job that the same request has made before."""
     found = await service.replay(caller, await read_json(request), idempotency_key)
-    return JSONResponse(found, headers={REPLAYED_HEADER: "true"})
+    return created(found, replayed=True)
 
 
 @internal.post("/claim/{job_key_id}")
@@ -107,28 +97,7 @@ async def list_jobs(
     return await service.page(caller, after=after, limit=limit, metadata=None if without else wanted)
 
 
-@router.get("/jobs/{job_id}")
-async def get_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """One job."""
-    return await service.get(caller, job_id)
-
-
-@router.post("/jobs/{job_id}/cancel")
-async def cancel_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """End a job for good."""
-    return await service.cancel(caller, job_id)
-
-
-@router.post("/jobs/{job_id}/pause")
-async def pause_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """Have a job stand still."""
-    return await service.pause(caller, job_id)
-
-
-@router.post("/jobs/{job_id}/resume")
-async def resume_job(job_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """Have a paused job go on."""
-    return await service.resume(caller, job_id)
+add_run_routes(router, "/jobs/{job_id}", jobs, "get", "cancel", "pause", "resume")
 
 
 @router.get("/jobs/{job_id}/events", response_model=None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
 
 from adapters.errors import UnsupportedFeature
 from adapters.features import FEATURES, refuse_unsupported, says_nothing
 from adapters.nesting import MOST_LEVELS, too_deep
+from adapters.protocol.requests import MAX_SUITES, JobFields, JobOptionFields, OperatorsName, OptionName, RequestBody
 from trainer.errors import Invalid, UnknownParameter, Unsupported
 from trainer.tune.wish import Wish
 from trainer.validation import validated
@@ -25,72 +26,38 @@ LISTS: Final = frozenset({"target_modules", "suites"})
 TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
 """Values that are text, whatever they look like."""
 
-MAX_PROMPT_CHARS: Final = 32_768
-"""What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
-
-class Options(BaseModel):
+class Options(JobOptionFields):
     """What is asked for beside the hyperparameters."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
-    adapter: str | None = None
-    """Looked at by the gateway, which says what it came to."""
-    system_prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
-    strict: bool = False
-    drop_long: bool = False
-    promote: Literal["auto", "never"] = "auto"
-    """Whether a version that passes its evaluation goes live by itself."""
     metric: Annotated[str, Field(max_length=40)] | dict[str, Any] = "auto"
     """The primary metric: `auto`, a name, or an object with `name` and `pattern` or `schema`."""
-    suites: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=40)], ...], Field(max_length=8)] | None = None
+    suites: Annotated[tuple[OptionName, ...], Field(max_length=MAX_SUITES)] | None = None
     """Names of suites; none: the general one."""
-    judge: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    judge: OperatorsName | None = None
     """Name of a judge of the operator's settings."""
 
 
-class Inner(BaseModel):
+class Inner(RequestBody):
     """OpenAI's `method.supervised`."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
     hyperparameters: dict[str, Any] | None = None
 
 
-class Method(BaseModel):
+class Method(RequestBody):
     """OpenAI's `method`."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
     type: str
     supervised: Inner | None = None
     dpo: dict[str, Any] | None = None
     reinforcement: dict[str, Any] | None = None
 
 
-class CreateBody(BaseModel):
+class CreateBody(JobFields):
     """Body of ``POST /v1/fine_tuning/jobs``."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
-    model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    training_file: Id
-    validation_file: Id | None = None
-    suffix: Id | None = None
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] | None = None
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(min_length=1, max_length=64)],
-                Annotated[str, StringConstraints(max_length=512)],
-            ],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
     hyperparameters: dict[str, Any] | None = None
     method: Method | None = None
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from adapters.protocol.requests import MAX_PROMPT_CHARS
 from trainer.data.prepare import Prepared
 from trainer.errors import WishRefused
-from trainer.finetune.schemas import MAX_PROMPT_CHARS
 
 
 def prompt_of(asked: str | None, prepared: Prepared) -> str | None:

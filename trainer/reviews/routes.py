@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict
 
+from adapters.protocol.requests import ChoiceBody
 from trainer.http import DEFAULT_LISTED, After, Caller, Limit
 from trainer.reviews.service import Reviews
-
-
-class ChoiceBody(BaseModel):
-    """What a person says of a pair."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    choice: Literal["first", "second", "tie"]
 
 
 async def reviews(request: Request) -> Reviews:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-Auto = Literal["auto"]
+from adapters.protocol.requests import Auto, HyperparameterFields
 
 
-class Wish(BaseModel):
+class Wish(HyperparameterFields):
     """The hyperparameters as they were asked for; ``auto`` is chosen from the data."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
-    n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
-    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
-    lora_rank: Annotated[int, Field(ge=1, le=512)] | Auto = "auto"
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = "auto"
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     rslora: bool = False

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from adapters.protocol.requests import MAX_ARMS
 from trainer.config import Settings
 from trainer.errors import EngineMoved
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.schemas import MAX_ARMS
 from trainer.evaluate.evaluations.spec import Judged, Kept
 from trainer.evaluate.likelihood import HttpScorer
 from trainer.evaluate.page.render import render

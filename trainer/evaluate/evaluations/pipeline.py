@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from adapters.protocol.reports import ReportCost
 from trainer.config import Settings
 from trainer.errors import DataError, GatewayRefused, HeldOutTaught, SettingsError
 from trainer.evaluate.arms import Question
@@ -30,7 +31,7 @@ from trainer.evaluate.evaluations.spec import (
     Kept,
     Progress,
 )
-from trainer.evaluate.report import Cost, EvaluationReport, build
+from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.spec import Outcome
 from trainer.evaluate.verdict import Verdict
 from trainer.runs.directory import RunDirectory
@@ -215,7 +216,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             held_out=plan.held_out,
             rules=plan.evaluation.rules,
             lineage=self._lineage(),
-            cost=Cost(evaluation_s=seconds),
+            cost=ReportCost(evaluation_s=seconds),
         )
 
     def _lineage(self) -> Lineage | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from adapters.protocol.runs import REPLAYED_HEADER, RUN_KEY_HEADER, RUN_KEY_ID_HEADER, CreateEvaluation
+from adapters.protocol.runs import CreateEvaluation
 from trainer.evaluate.evaluations.service import Evaluations
 from trainer.http import DEFAULT_LISTED, After, Caller, Limit, read_json
-from trainer.runs.service import RunKey
+from trainer.runs.routes import Creation, add_run_routes, created
 from trainer.validation import validated
 
 PAGE_HEADERS: Final = {
@@ -40,20 +40,10 @@ Service = Annotated[Evaluations, Depends(evaluations)]
 
 
 @router.post("")
-async def create_evaluation(
-    request: Request,
-    caller: Caller,
-    service: Service,
-    job_key: Annotated[str, Header(alias=RUN_KEY_HEADER, max_length=256)],
-    job_key_id: Annotated[str, Header(alias=RUN_KEY_ID_HEADER, max_length=128)],
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-) -> JSONResponse:
+async def create_evaluation(request: Request, caller: Caller, service: Service, headers: Creation) -> JSONResponse:
     """Make an evaluation."""
     sent = validated(CreateEvaluation, await read_json(request))
-    made, replayed = await service.create(
-        caller, sent.request, sent.context, RunKey(job_key, job_key_id), idempotency_key
-    )
-    return JSONResponse(made, headers={REPLAYED_HEADER: "true"} if replayed else None)
+    return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 
 
 @router.get("")
@@ -64,16 +54,7 @@ async def list_evaluations(
     return await service.page(caller, after=after, limit=limit)
 
 
-@router.get("/{evaluation_id}")
-async def get_evaluation(evaluation_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """One evaluation."""
-    return await service.get(caller, evaluation_id)
-
-
-@router.post("/{evaluation_id}/cancel")
-async def cancel_evaluation(evaluation_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """End an evaluation for good."""
-    return await service.cancel(caller, evaluation_id)
+add_run_routes(router, "/{evaluation_id}", evaluations, "get", "cancel")
 
 
 @router.get("/{evaluation_id}/report")

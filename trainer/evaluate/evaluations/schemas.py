@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, ArmPrompt, EvaluationFields, Label, OptionName
 from adapters.protocol.runs import EvaluationContext
 from trainer.errors import Invalid
-from trainer.evaluate.arms import MAX_LABEL_CHARS, Frozen
 from trainer.validation import validated
 
-MAX_ARMS: Final = 9
-"""One less than a comparison takes: what serves now may be put beside them."""
-MAX_SUITES: Final = 8
-MAX_ANSWERS: Final = 1_000
 GENERAL: Final = "general"
 
-Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 
-
-class PromptBody(Frozen):
-    """How an arm's questions become messages; ``answers`` are told to it as all that there are."""
-
-    system: Text | None = None
-    answers: Annotated[
-        tuple[Annotated[str, StringConstraints(min_length=1, max_length=1_000)], ...], Field(max_length=MAX_ANSWERS)
-    ] = ()
-
-
-class ArmBody(Frozen):
+class ArmBody(ArmFields):
     """One side of a comparison, as a client names it."""
 
-    label: Label
-    model: Name
-    endpoint: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    prompt: PromptBody = PromptBody()
-    grounding: dict[str, Any] | bool | None = None
+    model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+    prompt: ArmPrompt = ArmPrompt()
 
     @model_validator(mode="after")
     def _grounded_here(self) -> Self:
@@ -47,32 +28,15 @@ class ArmBody(Frozen):
         return self
 
 
-class EvaluationBody(Frozen):
+class EvaluationBody(EvaluationFields):
     """Body of ``POST /v1/evaluations``: either ``model``, the candidate, or ``arms``."""
 
-    model: Name | None = None
+    model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
     arms: Annotated[tuple[ArmBody, ...], Field(min_length=1, max_length=MAX_ARMS)] | None = None
-    candidate: Label | None = None
     bases: Annotated[tuple[Label, ...], Field(max_length=MAX_ARMS)] = ()
-    held_out: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    metric: Annotated[str, StringConstraints(min_length=1, max_length=40)] | dict[str, Any] = "auto"
-    suites: Annotated[
-        tuple[Annotated[str, StringConstraints(min_length=1, max_length=40)], ...], Field(max_length=MAX_SUITES)
-    ] = (GENERAL,)
-    promote: Literal["auto", "never"] = "never"
-    judge: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    max_tokens: Annotated[int, Field(strict=True, ge=1, le=8_192)] | None = None
-    repeats: Annotated[int, Field(strict=True, ge=1, le=5)] | None = None
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(min_length=1, max_length=64)],
-                Annotated[str, StringConstraints(max_length=512)],
-            ],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    metric: OptionName | dict[str, Any] = "auto"
+    suites: Annotated[tuple[OptionName, ...], Field(max_length=MAX_SUITES)] = (GENERAL,)
     kind: Literal["evaluation", "revalidation"] = "evaluation"
     """The gateway's word: no client's body has it."""
 

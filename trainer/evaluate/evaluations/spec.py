@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from adapters.protocol.reports import EvaluationProgress
 from adapters.protocol.runs import EvaluationContext
 from trainer.config import Settings
 from trainer.evaluate.arms import Frozen
@@ -85,12 +86,7 @@ class EvaluationJob(OperatorRules):
     context: EvaluationContext
 
 
-class Progress(Frozen):
-    """How far a worker is."""
-
-    stage: str
-    done: int
-    total: int
+Progress = EvaluationProgress
 
 
 class Kept(Frozen):

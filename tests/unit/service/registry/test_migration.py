@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -10,6 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from service.database import MIGRATIONS, Database, metadata
+from service.errors import SettingsError
 from service.registry import moves, pin_records, records, tables
 from service.registry.split import Split
 
@@ -34,6 +36,18 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path)
         assert await database.run(lambda db: db.scalar(sa.select(tables.projects.c.id))) == "default"
     finally:
         await database.close()
+
+
+async def test_a_file_that_is_no_database_and_one_of_a_newer_release_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database, however long one looks at it" * 20)
+    with pytest.raises(SettingsError, match="cannot be opened"):
+        await Database(tmp_path / "text.db").open()
+    with sqlite3.connect(tmp_path / "newer.db") as raw:
+        raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        raw.execute("INSERT INTO alembic_version VALUES ('9999')")
+    raw.close()
+    with pytest.raises(SettingsError, match="newer Hatrack"):
+        await Database(tmp_path / "newer.db").open()
 
 
 FIRST_RELEASE = """

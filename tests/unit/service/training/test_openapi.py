@@ -14,8 +14,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.routing import Match
 
+import adapters.protocol.reports as reports
 import trainer.data.report as data
-import trainer.evaluate.contrast as contrast
 import trainer.evaluate.evaluations.schemas as evaluations
 import trainer.evaluate.evaluations.spec as evaluation_spec
 import trainer.evaluate.report as report
@@ -31,7 +31,6 @@ from service.training.jobs import JobRequest
 from service.training.openapi import FORWARDED
 from service.training.routes import router
 from trainer.evaluate.evaluations.routes import router as evaluations_router
-from trainer.evaluate.evaluations.spec import Progress
 from trainer.finetune.routes import router as jobs_router
 from trainer.tune.recipe import Recipe
 from trainer.tune.wish import Wish
@@ -93,33 +92,19 @@ def test_nothing_that_is_described_is_run() -> None:
         (request_schemas.EvaluationBody, EvaluationRequest, set()),
         (request_schemas.ArmBody, evaluations.ArmBody, set()),
         (request_schemas.ArmBody, Arm, set()),
-        (request_schemas.ArmPrompt, evaluations.PromptBody, set()),
         (request_schemas.MetricBody, evaluate.MetricWish, set()),
-        (request_schemas.ChoiceBody, reviews.ChoiceBody, set()),
         (job_schemas.Recipe, Recipe, set()),
         (job_schemas.JobPlan, spec.Plan, set()),
         (job_schemas.PrimaryMetric, spec.Primary, {"answers"}),
         (job_schemas.JobVerdict, evaluation_spec.Judged, set()),
         (job_schemas.JobError, protocol.Failure, set()),
-        (job_schemas.QualityReport, data.Report, set()),
-        (job_schemas.DataFinding, data.Finding, set()),
-        (job_schemas.ExampleLengths, data.Lengths, set()),
-        (job_schemas.HeldOutExamples, data.HeldOut, set()),
-        (job_schemas.AnswerShare, data.AnswerShare, set()),
-        (job_schemas.ShownExample, data.Shown, set()),
-        (job_schemas.ExamplePiece, data.Piece, set()),
-        (evaluation_schemas.EvaluationProgress, Progress, set()),
+        (reports.QualityReport, data.Report, set()),
+        (reports.DataFinding, data.Finding, set()),
+        (reports.HeldOutExamples, data.HeldOut, set()),
         (evaluation_schemas.EvaluationReport, report.EvaluationReport, set()),
-        (evaluation_schemas.ReportSample, report.Sample, set()),
-        (evaluation_schemas.ReportMeasure, report.Measure, set()),
-        (evaluation_schemas.ReportCost, report.Cost, set()),
-        (evaluation_schemas.LossPoint, report.LossPoint, set()),
         (evaluation_schemas.ReportVerdict, verdict.Verdict, set()),
         (evaluation_schemas.VerdictCheck, verdict.Check, set()),
-        (evaluation_schemas.ArmMean, contrast.Mean, set()),
-        (evaluation_schemas.ArmDifference, contrast.Difference, set()),
         (evaluation_schemas.ReportSuite, evaluate.SuiteResult, set()),
-        (evaluation_schemas.ReportJudge, evaluate.JudgeResult, set()),
     ],
 )
 def test_a_described_object_has_the_fields_of_the_trainer_s(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from adapters.base import Fingerprint
+from adapters.protocol.reports import AnswerShare, ExampleLengths, LossPoint, ReportCost
 from tests.unit.trainer.evaluate.worlds import QUICK, forgetting, form, row
-from trainer.data.report import AnswerShare, Finding, HeldOut, Lengths
+from trainer.data.report import Finding, HeldOut
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Arm, Question, Turn
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.report import Cost, EvaluationReport, LossPoint, build
+from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.verdict import Rules, decide
 from trainer.tune.lineage import Lineage
 from trainer.tune.recipe import Recipe
@@ -67,7 +68,7 @@ def report(found: Comparison | None = None, lost: Forgetting | None = None, *, w
         loss_curve=curve,
         data=data_report(),
         lineage=lineage(),
-        cost=Cost(training_s=3725, trained_tokens=123456, device="cpu", price=1.25, evaluation_s=42),
+        cost=ReportCost(training_s=3725, trained_tokens=123456, device="cpu", price=1.25, evaluation_s=42),
     )
 
 
@@ -80,7 +81,7 @@ def data_report() -> DataReport:
         trained_on=340,
         dropped=0,
         held_out=HeldOut(examples=60, source="split", seed=3),
-        lengths=Lengths(shortest=5, median=20, p95=60, longest=90, total=8000, trained=3000),
+        lengths=ExampleLengths(shortest=5, median=20, p95=60, longest=90, total=8000, trained=3000),
         max_length=512,
         findings=(Finding(code="near_duplicates", severity="warning", message=f"4 {HOSTILE}", count=4, lines=(3, 9)),),
         system_prompt=None,

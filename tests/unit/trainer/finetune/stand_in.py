@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.data.report import HeldOut, Lengths, Report
+from adapters.protocol.reports import ExampleLengths
+from trainer.data.report import HeldOut, Report
 from trainer.errors import FolderBusy
 from trainer.evaluate.evaluations.spec import Judged
 from trainer.finetune import spec
@@ -46,7 +47,7 @@ def main() -> int:
 
 
 def validate(folder: RunDirectory, job: JobSpec) -> int:
-    lengths = Lengths(shortest=9, median=9, p95=9, longest=9, total=90, trained=40)
+    lengths = ExampleLengths(shortest=9, median=9, p95=9, longest=9, total=90, trained=40)
     report = Report(
         file="f", sha256="0", format="chat", examples=10, trained_on=10, dropped=0,
         held_out=HeldOut(examples=0, source="none"), lengths=lengths, max_length=64, findings=(), system_prompt=None,

@@ -1,0 +1,185 @@
+"""Parts of reports and of progress, as the trainer writes them and the gateway's OpenAPI document shows them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from adapters.protocol.runs import Message
+
+
+class ExampleLengths(Message):
+    """Tokens an example, as the engine renders it."""
+
+    shortest: int
+    median: int
+    p95: int
+    longest: int
+    total: int
+    trained: int = Field(description="Tokens that the loss sees.")
+
+
+class AnswerShare(Message):
+    """How often one answer stands in the training examples."""
+
+    answer: str
+    examples: int
+
+
+class ExamplePiece(Message):
+    """A run of an example's text that is trained on, or not."""
+
+    text: str
+    trained: bool
+
+
+class ShownExample(Message):
+    """An example as it is trained on."""
+
+    line: int
+    pieces: tuple[ExamplePiece, ...]
+
+
+class ReportedFinding(Message):
+    """One kind of fault of the data."""
+
+    code: str
+    severity: Literal["refused", "warning"]
+    count: int = Field(description="Lines at fault.")
+
+
+class DataFinding(ReportedFinding):
+    """One kind of fault of the data, and where."""
+
+    message: str
+    file: Literal["training", "held_out"]
+    lines: tuple[int, ...] = Field(description="The first 20 at fault, from 1.")
+
+
+class HeldOutSummary(Message):
+    """The examples that are never trained on."""
+
+    examples: int
+    source: Literal["given", "split", "none"]
+
+
+class HeldOutExamples(HeldOutSummary):
+    """The examples that are never trained on: given, or split off the training file."""
+
+    seed: int | None
+    lines: tuple[int, ...] = Field(description="Of the training file, where they were split off it.")
+
+
+class QualityReport(Message):
+    """What a data file holds and what is wrong with it."""
+
+    file: str
+    sha256: str
+    format: str
+    examples: int
+    """In the file; of these, `trained_on` are left after the held-out part and what was dropped as too long."""
+    trained_on: int
+    dropped: int = Field(description="As too long.")
+    held_out: HeldOutExamples
+    lengths: ExampleLengths | None
+    max_length: int
+    findings: tuple[DataFinding, ...]
+    system_prompt: str | None = Field(description="The one that every example has.")
+    answers: tuple[AnswerShare, ...] = Field(description="The most frequent ones, where answers are a closed set.")
+    distinct_answers: int
+    shown: tuple[ShownExample, ...]
+    size: str = Field(description="What so many examples can teach, in a sentence.")
+
+
+class EvaluationProgress(Message):
+    """How far an evaluation is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class ArmMean(Message):
+    """An arm's mean of a metric, with its interval."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    examples: int
+
+
+class ArmDifference(Message):
+    """How much one arm scores above another, with its interval."""
+
+    of: str
+    against: str
+    estimate: float
+    """How much higher `of` scored than `against` over the same examples: -1 to 1, but for nats a token."""
+    low: float
+    high: float
+    confidence: float
+    method: str
+    examples: int
+    wins: int
+    losses: int
+    p_value: float | None = Field(None, description="McNemar's exact test, for right-or-wrong scores.")
+    noise: float | None = Field(None, description="Standard deviation between runs, where questions were repeated.")
+    bound: float = Field(0.0, description="What the lower end is to be above.")
+    detectable: float | None = Field(None, description="Smallest true difference that so many examples show.")
+    needed: int | None = Field(None, description="Examples after which such a difference would be told.")
+
+
+class ReportJudge(Message):
+    """What a judge found; an example's score is 1 where the candidate is preferred, 0 where the base is."""
+
+    judge: str
+    scores: tuple[float, ...]
+    """½ for a tie. Examples that it would not look at are left out; where it was away there are none."""
+    counted: bool = Field(description="Whether the judge was found to agree with people, so that its word counts.")
+    missed: bool = False
+    """It would have counted, but too few of its votes could be had."""
+    sentence: str
+    numbers: dict[str, Any] = Field(default_factory=dict)
+
+
+class ReportMeasure(Message):
+    """A metric beside the primary one: each arm's mean, by label."""
+
+    name: str
+    means: dict[str, float | None]
+    """None where the arm has none."""
+
+
+class ReportSample(Message):
+    """One example, answered by both."""
+
+    kind: Literal["best", "worst", "random"]
+    id: str
+    asked: str
+    reference: str
+    base: str
+    """The strongest of the base's arms, or the first arm; `candidate`: the candidate, or the last arm."""
+    candidate: str
+    base_score: float
+    candidate_score: float
+
+
+class LossPoint(Message):
+    """Losses after a step, in nats per trained token."""
+
+    step: int
+    training: float | None = None
+    held_out: float | None = None
+
+
+class ReportCost(Message):
+    """What it took; times in seconds, the price in the operator's currency."""
+
+    training_s: float = 0.0
+    trained_tokens: int = 0
+    device: str = ""
+    price: float = 0.0
+    evaluation_s: float = 0.0
+    """From the first question to the verdict."""

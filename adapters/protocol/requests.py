@@ -1,0 +1,124 @@
+"""Bodies of fine-tuning jobs, evaluations and reviews, as far as gateway and trainer read them in the same way.
+
+The gateway looks at a body first, strictly, and no further than it needs to authorise it; the trainer looks at the
+rest. Both, and the gateway's OpenAPI document, subclass what is here. A field of type ``Any`` is one that each of them
+reads in its own way, and declares again; it stands here for its place, because the first field at fault is reported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_ARMS: Final = 9
+"""Three less than a comparison takes: the base at its best, and what serves now, may be put beside them."""
+MAX_SUITES: Final = 8
+MAX_ANSWERS: Final = 1_000
+MAX_METADATA: Final = 16
+MAX_PROMPT_CHARS: Final = 32_768
+"""What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
+
+Auto = Literal["auto"]
+VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
+FileId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+OptionName = Annotated[str, StringConstraints(min_length=1, max_length=40)]
+OperatorsName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+"""Of a judge, or of an outside endpoint, in the operator's settings."""
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
+
+
+class RequestBody(BaseModel):
+    """A JSON object of a client's. A field that is not known is refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+
+class HyperparameterFields(RequestBody):
+    """Hyperparameters that are chosen from the data where they are `auto`."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
+    lora_rank: Annotated[int, Field(ge=1, le=512)] | Auto = "auto"
+    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = "auto"
+
+
+class JobOptionFields(RequestBody):
+    """What a job may be told beside the hyperparameters."""
+
+    adapter: str | None = Field(None, description="Name of the adapter that gets the new version.")
+    system_prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
+        None, description="The version's; left out: the one that every example has."
+    )
+    strict: bool = Field(False, description="Refuse data that would be warned of.")
+    drop_long: bool = Field(False, description="Leave examples over `max_length` out; else they are refused.")
+    promote: Literal["auto", "never"] = Field("auto", description="Whether a version that passes goes live by itself.")
+
+
+class JobFields(RequestBody):
+    """Body of ``POST /v1/fine_tuning/jobs``."""
+
+    model: ModelName = Field(description="The base, or a version to train on from: `brand-voice@3`.")
+    training_file: FileId
+    validation_file: FileId | None = Field(None, description="Held out; left out: a part of the training file is.")
+    suffix: Suffix | None = Field(None, description="Becomes the adapter's name where `adapter` is not given.")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] | None = None
+    metadata: Metadata | None = None
+    hyperparameters: Any = None
+    method: Any = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class ArmPrompt(RequestBody):
+    """How an arm's questions become messages."""
+
+    system: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
+    answers: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1_000)], ...] = Field(
+        (), max_length=MAX_ANSWERS, description="Told to the arm as all that there are."
+    )
+
+
+class ArmFields(RequestBody):
+    """One side of a comparison."""
+
+    label: Label
+    model: ModelName
+    endpoint: OperatorsName | None = Field(
+        None, description="Name of an outside endpoint of the operator's settings; left out: this gateway."
+    )
+    prompt: Any = None
+    grounding: dict[str, Any] | bool | None = Field(None, description="As `grounding` of a chat completion.")
+
+
+class EvaluationFields(RequestBody):
+    """Body of ``POST /v1/evaluations``."""
+
+    model: ModelName | None = Field(None, description="The version that is judged, against the base at its best.")
+    arms: Any = None
+    candidate: Label | None = Field(None, description="With `arms`: the one that is judged.")
+    bases: Any = None
+    held_out: FileId = Field(description="A file with the purpose `evals` or `fine-tune`.")
+    metric: Any = None
+    suites: Any = None
+    promote: Literal["auto", "never"] = Field(
+        "never", description="Whether a version that passes goes live by itself; needs the scope `adapters`."
+    )
+    judge: OperatorsName | None = Field(None, description="Name of a judge of the operator's settings.")
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=8_192)] | None = Field(None, description="Longest answer.")
+    repeats: Annotated[int, Field(strict=True, ge=1, le=5)] | None = Field(
+        None, description="How often each question is asked."
+    )
+    metadata: Metadata | None = None
+
+
+class ChoiceBody(RequestBody):
+    """Which answer of a pair is better."""
+
+    choice: Literal["first", "second", "tie"]
