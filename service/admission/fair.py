@@ -15,16 +15,16 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from service.admission.entry import Entry
+    from service.admission.queued import QueuedRequest
 
 LINGER_S: Final = 5.0
 """An idle flow is remembered this long, s: its debt counts, and it counts among those for whom places are kept."""
 MAX_IDLE: Final = 4096
 """Idle flows remembered at most; the longest idle are forgotten first."""
-LEARNING: Final = 0.2
+RATIO_WEIGHT: Final = 0.2
 """Weight of the newest request in a flow's ratio of used to estimated tokens."""
-LEAST_RATIO: Final = 0.01
-MOST_RATIO: Final = 4.0
+MIN_RATIO: Final = 0.01
+MAX_RATIO: Final = 4.0
 
 _tag = attrgetter("tag")
 _settled = attrgetter("settled")
@@ -56,7 +56,7 @@ class Flow:
         self.children: dict[str | None, Flow] = {}
         self.backlog: dict[Flow, None] = {}
         """Children with requests that wait, those that began first in front."""
-        self.queue: OrderedDict[Entry, None] = OrderedDict()
+        self.queue: OrderedDict[QueuedRequest, None] = OrderedDict()
         """A leaf's waiting requests, oldest first."""
         self.queued = 0
         self.in_flight = 0
@@ -70,7 +70,7 @@ class Flow:
         """Tokens used for each token estimated, moving average."""
 
     @property
-    def head(self) -> Entry:
+    def head(self) -> QueuedRequest:
         """A leaf's oldest waiting request. Raises StopIteration where none waits."""
         return next(iter(self.queue))
 
@@ -98,7 +98,7 @@ class Flow:
 LEAF_DEPTH: Final = 3
 
 
-class Tree:
+class FlowTree:
     """The flows of one class of requests."""
 
     def __init__(self) -> None:
@@ -134,10 +134,10 @@ class Tree:
         self._idle.pop(flow, None)
         return flow
 
-    def push(self, leaf: Flow, entry: Entry) -> None:
+    def push(self, leaf: Flow, entry: QueuedRequest) -> None:
         """Let ``entry`` wait at the end of its flow."""
         leaf.queue[entry] = None
-        _lift(leaf)
+        _lift_tag(leaf)
         flow: Flow | None = leaf
         while flow is not None:
             flow.queued += 1
@@ -145,7 +145,7 @@ class Tree:
                 flow.parent.backlog[flow] = None
             flow = flow.parent
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: QueuedRequest) -> None:
         """Take a waiting request out."""
         leaf = entry.leaf
         del leaf.queue[entry]
@@ -156,7 +156,7 @@ class Tree:
                 del flow.parent.backlog[flow]
             flow = flow.parent
 
-    def serve(self, entry: Entry, *, waited: bool) -> None:
+    def serve(self, entry: QueuedRequest, *, waited: bool) -> None:
         """Let a request in: its flow and all above are ahead by what it is expected to use, its charge.
 
         Args:
@@ -164,8 +164,8 @@ class Tree:
         """
         leaf = entry.leaf
         if not waited:
-            _lift(leaf)
-        entry.charge = max(1.0, entry.ticket.tokens * leaf.ratio)
+            _lift_tag(leaf)
+        entry.charge = max(1.0, entry.request.tokens * leaf.ratio)
         flow = leaf
         while flow.parent is not None:
             flow.in_flight += 1
@@ -175,7 +175,7 @@ class Tree:
             flow = flow.parent
         flow.in_flight += 1
 
-    def settle(self, entry: Entry, tokens: int | None) -> None:
+    def settle(self, entry: QueuedRequest, tokens: int | None) -> None:
         """A served request is over: what it used in truth counts, nothing where it used nothing (None)."""
         leaf = entry.leaf
         correction = (tokens or 0) - entry.charge
@@ -187,9 +187,9 @@ class Tree:
             flow = flow.parent
         flow.in_flight -= 1
         if tokens is not None:
-            used = min(MOST_RATIO, max(LEAST_RATIO, tokens / max(1, entry.ticket.tokens)))
-            leaf.ratio += LEARNING * (used - leaf.ratio)
-            self.ratio += LEARNING * LEARNING * (used - self.ratio)
+            used = min(MAX_RATIO, max(MIN_RATIO, tokens / max(1, entry.request.tokens)))
+            leaf.ratio += RATIO_WEIGHT * (used - leaf.ratio)
+            self.ratio += RATIO_WEIGHT * RATIO_WEIGHT * (used - self.ratio)
 
     def first(self, eligible: Callable[[Flow], bool]) -> Flow | None:
         """The leaf whose head goes next: the least tag at each level, among those below which a leaf is eligible.
@@ -208,7 +208,7 @@ class Tree:
             if now - since <= LINGER_S and len(self._idle) <= MAX_IDLE:
                 return
             del self._idle[oldest]
-            _forget(oldest)
+            _remove(oldest)
 
     def leaves(self) -> list[Flow]:
         """Every leaf, idle ones too."""
@@ -228,7 +228,7 @@ def in_turn(flow: Flow) -> Iterable[Flow]:
     return flow.backlog if len(flow.backlog) == 1 else sorted(flow.backlog, key=_turn)
 
 
-def _lift(flow: Flow) -> None:
+def _lift_tag(flow: Flow) -> None:
     """Begin a time of waiting: no credit is left from the time before it (the Virtual Token Counter's lift).
 
     What is in the engine is left out on both sides: its charges are guesses, and a newcomer must not start behind
@@ -257,10 +257,10 @@ def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:
     return None
 
 
-def _forget(flow: Flow) -> None:
+def _remove(flow: Flow) -> None:
     parent = flow.parent
     if parent is None:
         return
     del parent.children[flow.name]
     if not parent.children:
-        _forget(parent)
+        _remove(parent)

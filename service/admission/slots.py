@@ -14,7 +14,7 @@ from itertools import takewhile
 
 
 @dataclass(slots=True)
-class Tenure:
+class SlotTenure:
     """One adapter's time in a slot."""
 
     project: str
@@ -36,7 +36,7 @@ class Slots:
         self._count = count
         self._turn_s = turn_s
         self._draining = draining
-        self.held: dict[str, Tenure] = {}
+        self.held: dict[str, SlotTenure] = {}
         self._queued: Counter[str] = Counter()
         self._waiting: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._claims: frozenset[str] = frozenset()
@@ -93,7 +93,7 @@ class Slots:
         if tenure is None:
             self._waiting.pop(adapter, None)
             self._claims -= {adapter}
-            tenure = self.held[adapter] = Tenure(project, now)
+            tenure = self.held[adapter] = SlotTenure(project, now)
         tenure.in_flight += 1
 
     def leave(self, adapter: str | None, now: float) -> None:
@@ -123,16 +123,16 @@ class Slots:
             return
         wanted = min(len(overdue), self._draining) - running_empty - (self._count - len(self.held))
         for adapter in overdue:
-            victim = self._victim(self._waiting[adapter][1], now) if wanted > 0 else None
-            if victim is None:
+            freed = self._slot_to_free(self._waiting[adapter][1], now) if wanted > 0 else None
+            if freed is None:
                 continue
             wanted -= 1
-            tenure = self.held[victim]
+            tenure = self.held[freed]
             if tenure.in_flight:
                 tenure.draining = True
             else:
-                del self.held[victim]
-                self._waiting[victim] = (now, tenure.project)
+                del self.held[freed]
+                self._waiting[freed] = (now, tenure.project)
         self._claims = frozenset(overdue[: self._count - len(self.held)])
 
     def _overdue(self, now: float) -> list[str]:
@@ -144,7 +144,7 @@ class Slots:
             found.sort(key=lambda one: holds[one[1]])
         return [adapter for adapter, _ in found]
 
-    def _victim(self, project: str, now: float) -> str | None:
+    def _slot_to_free(self, project: str, now: float) -> str | None:
         """Whose slot goes to a waiting adapter of ``project``: one that has had its turn.
 
         It is one of the same project, or of a project that holds more slots, the one with most first. In a project the
@@ -158,11 +158,11 @@ class Slots:
             fresh = now - tenure.since < 2 * self._turn_s
             return (-holds[tenure.project], tenure.project != project, fresh, tenure.in_flight, tenure.since)
 
-        had_turn = [
+        candidates = [
             adapter
             for adapter, tenure in self.held.items()
             if not tenure.draining
             and now - tenure.since >= self._turn_s
             and (tenure.project == project or holds[tenure.project] > holds[project])
         ]
-        return min(had_turn, key=rank, default=None)
+        return min(candidates, key=rank, default=None)

@@ -16,10 +16,10 @@ import orjson
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
-from service.access.limits import KeyLimiter, Lease
-from service.admission.estimate import BYTES_A_TOKEN, estimate
-from service.admission.gate import Gate, Pass
-from service.admission.ticket import Ticket
+from service.access.limits import KeyLimiter, Reservation
+from service.admission.estimate import BYTES_PER_TOKEN, estimate
+from service.admission.queue import AdmissionQueue, Permit
+from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
@@ -96,10 +96,10 @@ class Pipeline:
         suspect: Suspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
         limiter: KeyLimiter | None = None,
-        gate: Gate | None = None,
+        gate: AdmissionQueue | None = None,
         tracer: Traces | None = None,
         hook: Hook | None = None,
-        counting: Gate | None = None,
+        counting: AdmissionQueue | None = None,
         prompt_limit: PromptLimit | None = None,
         grammars: StructuredOutputs | None = None,
     ) -> None:
@@ -130,7 +130,7 @@ class Pipeline:
         """Answer one request; every error is told to the client, and every request is accounted for."""
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
-        lease: Lease | None = None
+        lease: Reservation | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
@@ -148,7 +148,7 @@ class Pipeline:
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
-            record.prompt = min(len(raw) // BYTES_A_TOKEN, record.estimate)
+            record.prompt = min(len(raw) // BYTES_PER_TOKEN, record.estimate)
             _name_adapter(exchange, target)
             if lease is not None:
                 lease.charge(record.estimate)
@@ -182,7 +182,13 @@ class Pipeline:
             self._account(record)
 
     async def _ground(
-        self, wish: Wish, exchange: Exchange, route: Route, record: Record, body: dict[str, Any], lease: Lease | None
+        self,
+        wish: Wish,
+        exchange: Exchange,
+        route: Route,
+        record: Record,
+        body: dict[str, Any],
+        lease: Reservation | None,
     ) -> None:
         """Put passages into the body; the caller pays for them as for the rest of the prompt."""
         caller, target, place = record.caller, record.target, route.place
@@ -204,12 +210,12 @@ class Pipeline:
             return nullcontext()
         return self._grammars.admitted(body, caller.project)
 
-    async def _enter(self, caller: Caller, target: Target, record: Record, route: Route) -> Pass | None:
+    async def _enter(self, caller: Caller, target: Target, record: Record, route: Route) -> Permit | None:
         """Wait at the gate for a place in the engine; a route that runs no model takes one of its tokenizer's."""
         gate = self._gate if route.salted else self._counting
         if gate is None:
             return None
-        ticket = Ticket(
+        ticket = AdmissionRequest(
             caller.project,
             caller.key_id,
             target.digest if route.salted else None,
@@ -272,7 +278,7 @@ class Pipeline:
         record: Record,
         call: Call,
         body: dict[str, Any],
-        entered: Pass | None,
+        entered: Permit | None,
     ) -> None:
         """Have the model run, and relay what it answers; gives the place in the engine back."""
         renamer = Renamer(target)
@@ -307,7 +313,7 @@ class Pipeline:
                 entered.leave(record.tokens, answered=record.reached)
 
     async def _count(
-        self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Pass | None
+        self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Permit | None
     ) -> None:
         """Have the engine's tokenizer answer; the place in it is given back when it has."""
         answer, tokens = await self._calls.count(call, record, target, route.count, entered)
@@ -323,7 +329,7 @@ class Pipeline:
         relay: Relay,
         record: Record,
         began: float,
-        entered: Pass | None,
+        entered: Permit | None,
     ) -> None:
         """Relay until the engine's end or its error event; begins the answer only with the first good event."""
         feed, write, saw_tokens, clock = relay.feed, exchange.write, self._saw_tokens, time.perf_counter

@@ -85,7 +85,7 @@ Part = Annotated[Window, Depends()]
 @takes(CreateStore)
 async def create_store(request: Request, who: Who, by: By, knowledge: CurrentKnowledge) -> dict[str, Any]:
     """Make a store."""
-    body = await read_json(request, CreateStore, most=MOST_BYTES)
+    body = await read_json(request, CreateStore, max_bytes=MOST_BYTES)
     body.demand_lasting()
     made = await knowledge.create(
         who,
@@ -137,7 +137,7 @@ async def delete_store(store_id: str, who: Who, by: By, knowledge: CurrentKnowle
 async def search_store(store_id: str, request: Request, who: Reader, knowledge: CurrentKnowledge) -> dict[str, Any]:
     """The passages that fit best; of several queries, each passage with its best score."""
     await knowledge.show(who, store_id)
-    body = await read_json(request, Search, most=SEARCH_BYTES)
+    body = await read_json(request, Search, max_bytes=SEARCH_BYTES)
     filters = None if body.filters is None else check_filters(body.filters, "filters")
     threshold = body.ranking_options.score_threshold if body.ranking_options else None
     best: dict[str, dict[str, Any]] = {}
@@ -223,7 +223,7 @@ async def create_batch(
     store_id: str, request: Request, who: Who, by: By, knowledge: CurrentKnowledge
 ) -> dict[str, Any]:
     """Put many files into a store."""
-    body = await read_json(request, AddBatch, most=MOST_BYTES)
+    body = await read_json(request, AddBatch, max_bytes=MOST_BYTES)
     param = "file_ids" if body.files is None else "files"
     return batch_object(await knowledge.add_batch(who, by, store_id, body.drafts, param=param))
 

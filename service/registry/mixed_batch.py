@@ -12,10 +12,10 @@ from typing import Final
 
 from adapters.errors import AdapterError, LogprobsNotFinite, MixedBatchDiffers, ProbeTokensDiffer
 from adapters.proof import MIXED_PROBES, PROBES, Logprobs, MixedBatch, Side, is_finite, weigh_mixed_batch
-from service.admission.background import GatedEngine
+from service.admission.background import BackgroundEngine
 from service.errors import EngineCut, HatrackError, RateLimited, Timeout, Unavailable
 
-NOT_ABOUT_ADAPTERS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
+ENGINE_ONLY_ERRORS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
 """What says nothing of the adapter that was asked: the engine is away, goes away, or has no place for the question."""
 MAX_KNOWN: Final = 8
 """Adapters whose answers are remembered, to be asked beside the next one."""
@@ -45,7 +45,7 @@ class MixedBatchCheck:
 
     def __init__(
         self,
-        engine: GatedEngine,
+        engine: BackgroundEngine,
         neighbours: Neighbours,
         *,
         alone: Callable[[str], Awaitable[Logprobs]],
@@ -102,7 +102,7 @@ class MixedBatchCheck:
     async def _ask(self, digest: str, neighbour: str | None, base: Logprobs, under: Logprobs) -> MixedBatch:
         try:
             answers = await self._engine.logprobs_together(digest, neighbour, PROBES[:MIXED_PROBES])
-        except NOT_ABOUT_ADAPTERS:
+        except ENGINE_ONLY_ERRORS:
             raise
         except HatrackError as error:  # of whom it is said is not known
             raise MixedBatchDiffers(

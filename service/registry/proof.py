@@ -18,7 +18,7 @@ from typing import Final
 from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, ProofError
 from adapters.perplexity import LONG_PROMPT, PLAIN_TEXT, Perplexity, compare_perplexity
 from adapters.proof import MAX_ATTEMPTS, PROBES, Answer, Evidence, Logprobs, Proof, has_drifted, is_finite, weigh
-from service.admission.background import GatedEngine
+from service.admission.background import BackgroundEngine
 from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import (
     AdapterNotFinite,
@@ -30,7 +30,7 @@ from service.errors import (
     Unavailable,
     Unprocessable,
 )
-from service.registry.mixed_batch import NOT_ABOUT_ADAPTERS, MixedBatchCheck, Neighbours, no_neighbours
+from service.registry.mixed_batch import ENGINE_ONLY_ERRORS, MixedBatchCheck, Neighbours, no_neighbours
 
 WARM_TIMEOUT_S: Final = 60.0
 BASE_CHECKS: Final = 2
@@ -53,7 +53,7 @@ class Prober:
 
     def __init__(
         self,
-        engine: GatedEngine,
+        engine: BackgroundEngine,
         base_name: str,
         restart_engine: Callable[[str], Awaitable[None]],
         *,
@@ -84,7 +84,9 @@ class Prober:
                 async with asyncio.timeout(self._timeout_s):
                     return await self._then_base(self._rounds(digest, effect_is_zero, reference))
             except TimeoutError:
-                raise Timeout(f"the proof took more than {self._timeout_s:g} s") from None
+                raise Timeout(
+                    f"the proof did not finish within {self._timeout_s:g} s (HATRACK_PROOF_TIMEOUT_S)"
+                ) from None
 
     async def _then_base(self, rounds: Awaitable[Evidence]) -> Evidence:
         """Look at the base once more, however the proof ended: an adapter may leave a poisoned engine behind."""
@@ -92,7 +94,7 @@ class Prober:
             evidence = await rounds
         except LogprobsNotFinite:
             # the base was well just before: the adapter is to blame, also where it took the engine along
-            with suppress(*NOT_ABOUT_ADAPTERS):
+            with suppress(*ENGINE_ONLY_ERRORS):
                 await self._healthy_base()
             raise
         except (Unavailable, EngineCut):
@@ -149,7 +151,7 @@ class Prober:
         except TimeoutError:
             raise Unavailable(
                 f"the adapter could not be measured within {self._timeout_s:g} s (HATRACK_PROOF_TIMEOUT_S); the engine "
-                "is busy, or other proofs go first",
+                "is busy, or other proofs are ahead",
                 retry_after=PROOF_RETRY_S,
             ) from None
 
@@ -179,10 +181,10 @@ class Prober:
             answer = await self._engine.logprobs(digest, texts)
         except AdapterNotFinite as error:
             raise LogprobsNotFinite(f"Under this adapter the engine computes no numbers: {error.message}") from error
-        except NOT_ABOUT_ADAPTERS:
+        except ENGINE_ONLY_ERRORS:
             raise
         except HatrackError as error:
-            raise Unprocessable(f"the engine refuses this adapter: {error.message}", code="engine_refused") from error
+            raise Unprocessable(f"the engine rejects this adapter: {error.message}", code="engine_refused") from error
         if not is_finite(answer, len(texts)):
             raise LogprobsNotFinite("Under this adapter the engine's log-probabilities are not all finite numbers.")
         return answer
@@ -193,7 +195,7 @@ class Prober:
         for _ in range(BASE_CHECKS):
             try:
                 answer = await self._engine.logprobs(self._base_name, PROBES)
-            except NOT_ABOUT_ADAPTERS:
+            except ENGINE_ONLY_ERRORS:
                 raise
             except HatrackError:
                 continue  # the base must always answer: the engine itself says that it cannot
@@ -206,7 +208,11 @@ class Prober:
             self._cached = None  # a fresh engine that still differs is believed: else it would be restarted for ever
         self._plain = None
         self._mixed_batch.forget()
-        reason = "the base's answers have moved" if finite else "the base's log-probabilities are not finite"
+        reason = (
+            "the base model's log-probabilities have drifted"
+            if finite
+            else "the base model's log-probabilities are not finite"
+        )
         await self._restart(reason)
         raise EngineUnavailable(f"the engine is being restarted: {reason}")
 
@@ -224,7 +230,7 @@ class Prober:
             try:
                 async with self._turn:
                     await self._healthy_base()
-            except NOT_ABOUT_ADAPTERS:
+            except ENGINE_ONLY_ERRORS:
                 await asyncio.sleep(delay_s)
             else:
                 return

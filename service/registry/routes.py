@@ -47,8 +47,8 @@ from service.registry.schemas import (
     VerdictRequest,
 )
 from service.registry.service import Registry
-from service.registry.state import no_adapter
-from service.registry.upload import demand_name, receive
+from service.registry.state import adapter_not_found
+from service.registry.upload import receive, require_name_allowed
 from service.registry.verdicts import MAX_BODY_BYTES
 
 ENGINE_ERRORS: Final = (RateLimited, BadGateway, Unavailable, EngineUnavailable, Timeout)
@@ -81,7 +81,7 @@ InState = Annotated[
 async def allowed(name: str, who: Who) -> str:
     """The path's name, which the key's globs must match: else there is no such adapter for it. Raises NotFound."""
     if not who.may_use(name):
-        raise no_adapter(name)
+        raise adapter_not_found(name)
     return name
 
 
@@ -121,7 +121,7 @@ async def push(
                 request.stream(),
                 write,
                 max_weights=registry.max_weights,
-                check_name=partial(demand_name, who),
+                check_name=partial(require_name_allowed, who),
             ),
             wait=wait,
             actor=by,
@@ -199,7 +199,7 @@ async def record_verdict(
 
     404 `file_not_found`: a file that it names is not the project's. 409 `version_not_ready`, `too_many_verdicts`.
     """
-    body = as_model(await read_object(request, most=MAX_BODY_BYTES), VerdictRequest)
+    body = as_model(await read_object(request, max_bytes=MAX_BODY_BYTES), VerdictRequest)
     return JSONResponse(await registry.verdicts.record(who, name, number, body, actor=by), status_code=201)
 
 
@@ -241,7 +241,7 @@ async def download_weights(name: Name, number: str, who: Who, registry: CurrentR
 @router.get("/{name}/aliases/{alias}", responses=answers(AdapterAlias, NotFound))
 async def get_alias(name: Name, alias: str, who: Who, registry: CurrentRegistry) -> dict[str, Any]:
     """Where an alias points, and where it pointed."""
-    return await registry.pointers.show(who.project, name, alias)
+    return await registry.aliases.show(who.project, name, alias)
 
 
 @router.put(
@@ -260,8 +260,8 @@ async def put_alias(
     """
     body = await read_json(request, AliasRequest)
     try:
-        return await registry.pointers.aim(
-            who.project, name, alias, body.aim, expected=body.where, force=body.force, actor=by
+        return await registry.aliases.set_target(
+            who.project, name, alias, body.target, expected=body.where, force=body.force, actor=by
         )
     except AdapterError as error:
         raise to_http(error) from error
@@ -270,7 +270,7 @@ async def put_alias(
 @router.delete("/{name}/aliases/{alias}", responses=answers(DeletedAlias, NotFound, DiskFull))
 async def delete_alias(name: Name, alias: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
     """Delete an alias; the version stays."""
-    await registry.pointers.drop(who.project, name, alias, actor=by)
+    await registry.aliases.drop(who.project, name, alias, actor=by)
     return {"object": "adapter.alias", "adapter": name, "alias": alias, "deleted": True}
 
 
@@ -284,7 +284,7 @@ async def rollback_alias(name: Name, alias: str, who: Who, by: By, registry: Cur
     409 `no_earlier_version`: there is none; `version_other_base`, `version_damaged`, `version_corrupt`: it cannot
     serve; `too_many_pins`: the adapter is pinned, and the engine's slots do not reach.
     """
-    return await registry.pointers.rollback(who.project, name, alias, actor=by)
+    return await registry.aliases.rollback(who.project, name, alias, actor=by)
 
 
 @router.put("/{name}/pin", responses=answers(AdapterPin, NotFound, Conflict, DiskFull))

@@ -18,7 +18,7 @@ from adapters.manifest import Manifest
 from adapters.names import parse_name, parse_reference, suggest_name
 from adapters.protocol.runs import FileRef, JobContext, ParentShape
 from service.access.caller import Caller, Scope
-from service.access.records import Draft as KeyDraft
+from service.access.records import KeyDraft
 from service.errors import BadRequest, Forbidden
 from service.files.records import FileRow
 from service.registry.catalog import Catalog

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from service.admission.ticket import Ticket
+from service.admission.request import AdmissionRequest
 from tests.unit.service.files.cabinet import MIB, bearer, error_of
 from tests.unit.service.training.house import House
 
@@ -260,11 +260,11 @@ async def test_the_load_counts_callers_and_not_jobs(house: House) -> None:
 
     assert await load() == {"object": "load", "waiting": 0, "in_flight": 0}
     deadline = asyncio.get_running_loop().time() + 60
-    places = [await house.gate.enter(Ticket("p", "k", None, 1, background=True), deadline)]
+    places = [await house.gate.enter(AdmissionRequest("p", "k", None, 1, background=True), deadline)]
     assert await load() == {"object": "load", "waiting": 0, "in_flight": 0}
     width = house.gate.scheduler.policy.width
     waiting = [
-        asyncio.ensure_future(house.gate.enter(Ticket("p", "k", None, 1, background=False), deadline))
+        asyncio.ensure_future(house.gate.enter(AdmissionRequest("p", "k", None, 1, background=False), deadline))
         for _ in range(width + 5)
     ]
     await asyncio.sleep(0)
