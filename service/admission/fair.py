@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from service.admission.queued import QueuedRequest
 
 LINGER_S: Final = 5.0
-"""An idle flow is remembered this long, s: its debt counts, and it counts among those for whom places are kept."""
+"""How long an idle flow is kept, s: its debt still counts, and so does it for the reserved places."""
 MAX_IDLE: Final = 4096
-"""Idle flows remembered at most; the longest idle are forgotten first."""
+"""Maximum number of idle flows kept; the longest idle are dropped first."""
 RATIO_WEIGHT: Final = 0.2
 """Weight of the newest request in a flow's ratio of used to estimated tokens."""
 MIN_RATIO: Final = 0.01
@@ -55,19 +55,19 @@ class Flow:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.children: dict[str | None, Flow] = {}
         self.backlog: dict[Flow, None] = {}
-        """Children with requests that wait, those that began first in front."""
+        """Children with waiting requests, the longest waiting first."""
         self.queue: OrderedDict[QueuedRequest, None] = OrderedDict()
         """A leaf's waiting requests, oldest first."""
         self.queued = 0
         self.in_flight = 0
         self.tag = 0.0
-        """Tokens, in the parent's virtual time: those of requests that have left, and the charges of those within."""
+        """Tokens in the parent's virtual time: used by finished requests, and charged for those in the engine."""
         self.pending = 0.0
-        """Tokens in the tag that were charged for requests in the engine."""
+        """The part of the tag charged for requests in the engine."""
         self.virtual = 0.0
-        """The children's virtual time: the most that one of them had been served when a request of it was let in."""
+        """The children's virtual time: the maximum a child had been served when one of its requests was admitted."""
         self.ratio = 1.0
-        """Tokens used for each token estimated, moving average."""
+        """Tokens used per token estimated, moving average."""
 
     @property
     def head(self) -> QueuedRequest:
@@ -76,7 +76,7 @@ class Flow:
 
     @property
     def settled(self) -> float:
-        """The tag without what is in the engine now."""
+        """The tag without the charges for requests in the engine."""
         return self.tag - self.pending
 
     @property
@@ -104,7 +104,7 @@ class FlowTree:
     def __init__(self) -> None:
         self.root = Flow(None, None)
         self.ratio = 1.0
-        """What a flow without a history starts with."""
+        """The initial ratio of new flows."""
         self._idle: OrderedDict[Flow, float] = OrderedDict()
 
     @property
@@ -114,16 +114,16 @@ class FlowTree:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were let in and have not left."""
+        """Requests in the engine."""
         return self.root.in_flight
 
     @property
     def idle(self) -> int:
-        """Leaves that are only remembered."""
+        """Number of idle leaves."""
         return len(self._idle)
 
     def leaf(self, project: str, key: str, adapter: str | None) -> Flow:
-        """The leaf of these, made where there is none; one that gets nothing to do must be handed to `rest`."""
+        """The leaf, created if needed; if it gets no request, it must be passed to `rest`."""
         flow = self.root
         for name in (project, key, adapter):
             child = flow.children.get(name)
@@ -135,7 +135,7 @@ class FlowTree:
         return flow
 
     def push(self, leaf: Flow, entry: QueuedRequest) -> None:
-        """Let ``entry`` wait at the end of its flow."""
+        """Append ``entry`` to its flow's queue."""
         leaf.queue[entry] = None
         _lift_tag(leaf)
         flow: Flow | None = leaf
@@ -146,7 +146,7 @@ class FlowTree:
             flow = flow.parent
 
     def remove(self, entry: QueuedRequest) -> None:
-        """Take a waiting request out."""
+        """Remove a waiting request."""
         leaf = entry.leaf
         del leaf.queue[entry]
         flow: Flow | None = leaf
@@ -157,10 +157,10 @@ class FlowTree:
             flow = flow.parent
 
     def serve(self, entry: QueuedRequest, *, waited: bool) -> None:
-        """Let a request in: its flow and all above are ahead by what it is expected to use, its charge.
+        """Admit a request: its flow and all flows above it are charged for its expected tokens.
 
         Args:
-            waited: It was taken out of the queue just now; its flow's place in the order is what it waited for.
+            waited: Whether it was just taken from the queue, so that its flow's tag must not be lifted.
         """
         leaf = entry.leaf
         if not waited:
@@ -176,7 +176,7 @@ class FlowTree:
         flow.in_flight += 1
 
     def settle(self, entry: QueuedRequest, tokens: int | None) -> None:
-        """A served request is over: what it used in truth counts, nothing where it used nothing (None)."""
+        """Finish an admitted request: replace its charge by the ``tokens`` it used (None: 0)."""
         leaf = entry.leaf
         correction = (tokens or 0) - entry.charge
         flow = leaf
@@ -192,14 +192,14 @@ class FlowTree:
             self.ratio += RATIO_WEIGHT * RATIO_WEIGHT * (used - self.ratio)
 
     def first(self, eligible: Callable[[Flow], bool]) -> Flow | None:
-        """The leaf whose head goes next: the least tag at each level, among those below which a leaf is eligible.
+        """The leaf whose head is next: the smallest tag at each level, among flows with an eligible leaf.
 
-        O(1) where flows do not compete, else O(n log n) in the flows that wait.
+        O(1) without competing flows, else O(n log n) in the number of waiting flows.
         """
         return _first(self.root, eligible)
 
     def rest(self, leaf: Flow, now: float) -> None:
-        """Note that ``leaf`` has nothing to do, if so; forget what has had nothing to do for long."""
+        """Mark ``leaf`` idle if it has no requests, and drop flows that have been idle for long."""
         if not leaf.queued and not leaf.in_flight:
             self._idle[leaf] = now
             self._idle.move_to_end(leaf)
@@ -221,9 +221,9 @@ class FlowTree:
 
 
 def in_turn(flow: Flow) -> Iterable[Flow]:
-    """The children that wait, in the order of their turns.
+    """The waiting children in the order of their turns.
 
-    Of equal tags, the flow with the least in the engine; else, the sort is stable, the one that began to wait first.
+    With equal tags, the flow with the fewest requests in the engine comes first, then the one that has waited longest.
     """
     return flow.backlog if len(flow.backlog) == 1 else sorted(flow.backlog, key=_turn)
 
@@ -247,13 +247,13 @@ def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:
     if not flow.backlog:
         return None
     best = min(flow.backlog, key=_turn)
-    found = _first(best, eligible)
-    if found is not None or len(flow.backlog) == 1:
-        return found
+    leaf = _first(best, eligible)
+    if leaf is not None or len(flow.backlog) == 1:
+        return leaf
     for child in in_turn(flow):
-        found = _first(child, eligible) if child is not best else None
-        if found is not None:
-            return found
+        leaf = _first(child, eligible) if child is not best else None
+        if leaf is not None:
+            return leaf
     return None
 
 

@@ -96,12 +96,12 @@ def drop(db: sa.Connection, adapter_id: int, alias: str) -> bool:
 
 def history(db: sa.Connection, adapter_id: int, alias: str) -> list[AliasMove]:
     """All moves of the alias, newest first."""
-    found = db.execute(
+    rows = db.execute(
         sa.select(alias_history)
         .where(alias_history.c.adapter_id == adapter_id, alias_history.c.alias == alias)
         .order_by(alias_history.c.id.desc())
     )
-    return [AliasMove(row.id, target_of(row), row.action, row.parent_id, row.created_at) for row in found]
+    return [AliasMove(row.id, target_of(row), row.action, row.parent_id, row.created_at) for row in rows]
 
 
 def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | None:

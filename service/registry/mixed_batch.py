@@ -1,7 +1,7 @@
-"""The part of a proof that asks several models at the same time: does the engine keep the models of one batch apart?
+"""The part of a proof that sends several models in one batch: does the engine keep them apart?
 
-Whatever differs in company may be the fault of any of those who were asked. A neighbour belongs to anybody, so what is
-seen beside one never refuses an adapter: what it does beside the base alone does.
+A difference may be the fault of any model in the batch. A neighbour may belong to anybody, so a difference beside a
+neighbour never rejects an adapter; only a difference beside the base alone does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from service.admission.background import BackgroundEngine
 from service.errors import EngineCut, HatrackError, RateLimited, Timeout, Unavailable
 
 ENGINE_ONLY_ERRORS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
-"""What says nothing of the adapter that was asked: the engine is away, goes away, or has no place for the question."""
+"""Errors that say nothing about the adapter: the engine is down, goes down, or has no place for the request."""
 MAX_KNOWN: Final = 8
-"""Adapters whose answers are remembered, to be asked beside the next one."""
+"""Maximum number of adapters whose answers are cached, to be used as neighbours."""
 NEIGHBOUR_DIFFERS: Final = (
     "In one batch with another adapter the answers differ from those alone; beside the base they do not."
 )
@@ -104,7 +104,7 @@ class MixedBatchCheck:
             answers = await self._engine.logprobs_together(digest, neighbour, PROBES[:MIXED_PROBES])
         except ENGINE_ONLY_ERRORS:
             raise
-        except HatrackError as error:  # of whom it is said is not known
+        except HatrackError as error:  # it is not known which model it is about
             raise MixedBatchDiffers(
                 f"In one batch with others the engine computes no answer: {error.message}"
             ) from error

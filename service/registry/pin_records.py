@@ -35,12 +35,12 @@ def needs(db: sa.Connection) -> dict[int, int]:
     One for each version that its `live` may answer with; an adapter without `live` keeps one reserved, so that a
     promotion is never what goes over the limit.
     """
-    found = db.execute(
+    rows = db.execute(
         sa.select(adapters.c.id, aliases.c.version, aliases.c.split)
         .outerjoin(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
         .where(adapters.c.pinned_at.is_not(None))
     )
-    return {row.id: _slots(alias_records.target_of(row)) for row in found}
+    return {row.id: _slots(alias_records.target_of(row)) for row in rows}
 
 
 def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, slots: int) -> None:

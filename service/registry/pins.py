@@ -1,4 +1,4 @@
-"""Pins: an adapter whose live version is kept warm, whatever else comes and goes in the engine.
+"""Pins: adapters whose live version is kept loaded in the engine.
 
 A pin is desired state: it is written down at once, and :class:`PinLoader` loads what is pinned and not loaded,
 after each start of the engine and whenever something pinned has fallen out of its memory. It follows `live`: to where
@@ -102,7 +102,7 @@ class PinLoader:
             try:
                 await self._prober.warm(digest)
             except (Unavailable, RateLimited):
-                raise  # says nothing about the adapter, and the next one would hear the same
+                raise  # says nothing about the adapter, and the next one would fail the same way
             except HatrackError as error:
                 self._retry_at[digest] = now + RETRY_AFTER_S
                 log.warning("the pinned adapter %s could not be loaded: %s", digest[:12], error.message)
@@ -145,7 +145,7 @@ class Pins:
         return _shown(adapter, pinned=True)
 
     async def unpin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
-        """Let the adapter come and go like any other.
+        """Unpin the adapter: the engine may unload it again.
 
         Raises:
             NotFound: There is no such adapter.

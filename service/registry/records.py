@@ -96,8 +96,8 @@ class AdapterWithVersions:
 
 def find(db: sa.Connection, project: str, name: str) -> AdapterWithVersions | None:
     """The adapter, or None where there is none (or it was deleted)."""
-    found = load_adapters(db, sa.and_(adapters.c.project == project, adapters.c.name == name))
-    return found[0] if found else None
+    matches = load_adapters(db, sa.and_(adapters.c.project == project, adapters.c.name == name))
+    return matches[0] if matches else None
 
 
 def load_adapters(
@@ -161,19 +161,19 @@ def version_by_id(db: sa.Connection, version_id: int) -> VersionRow | None:
 
 def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
     """(project, name, version id) of all versions whose proof is not finished."""
-    found = db.execute(
+    rows = db.execute(
         sa.select(adapters.c.project, adapters.c.name, versions.c.id)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
         .where(versions.c.state == "proving")
         .order_by(versions.c.id)
     )
-    return [(row.project, row.name, row.id) for row in found]
+    return [(row.project, row.name, row.id) for row in rows]
 
 
 def states(db: sa.Connection) -> dict[str, int]:
     """How many versions are in each state, all projects together."""
-    found = db.execute(sa.select(versions.c.state, sa.func.count().label("versions")).group_by(versions.c.state))
-    return {row.state: int(row.versions) for row in found}
+    rows = db.execute(sa.select(versions.c.state, sa.func.count().label("versions")).group_by(versions.c.state))
+    return {row.state: int(row.versions) for row in rows}
 
 
 def digests_in_use(db: sa.Connection) -> set[str]:
@@ -183,13 +183,13 @@ def digests_in_use(db: sa.Connection) -> set[str]:
 
 def owners(db: sa.Connection, digest: str) -> set[tuple[str, str]]:
     """(project, name) of the adapters that have a version of this digest."""
-    found = db.execute(
+    rows = db.execute(
         sa.select(adapters.c.project, adapters.c.name)
         .join(versions, versions.c.adapter_id == adapters.c.id)
         .where(versions.c.digest == digest, versions.c.state != "deleted")
         .distinct()
     )
-    return {(row.project, row.name) for row in found}
+    return {(row.project, row.name) for row in rows}
 
 
 def _version(row: sa.Row[Any]) -> VersionRow:

@@ -148,9 +148,9 @@ class RegistryState:
 
     async def refresh_all(self) -> None:
         """Build the catalog anew from the database."""
-        found = await self.database.run(records.load_adapters)
-        built = await self._entries(found)
-        keys = [(adapter.row.project, adapter.row.name) for adapter in found]
+        adapters = await self.database.run(records.load_adapters)
+        built = await self._entries(adapters)
+        keys = [(adapter.row.project, adapter.row.name) for adapter in adapters]
         entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
         self.catalog.replace(Snapshot(MappingProxyType(entries)))
         await self.recount()
@@ -160,10 +160,12 @@ class RegistryState:
         states = await self.database.run(records.states)
         self.counts = Counts.of(self.catalog.snapshot, states)
 
-    async def _entries(self, found: list[AdapterWithVersions]) -> list[AdapterEntry | None]:
+    async def _entries(self, adapters: list[AdapterWithVersions]) -> list[AdapterEntry | None]:
         """Each adapter as the data path sees it; None for one that has no ready version."""
-        servable = await self.servability(row for adapter in found for row in adapter.versions if row.state == "ready")
-        return [_entry(adapter, servable) for adapter in found]
+        servable = await self.servability(
+            row for adapter in adapters for row in adapter.versions if row.state == "ready"
+        )
+        return [_entry(adapter, servable) for adapter in adapters]
 
     # what clients see
 
@@ -172,21 +174,21 @@ class RegistryState:
         verdict_status = await self.verdict_status([adapter])
         return self._version_object(adapter, row, (await self.servability([row]))[row.id], verdict_status.get(row.id))
 
-    async def verdict_status(self, found: list[AdapterWithVersions]) -> dict[int, VerdictStatus]:
+    async def verdict_status(self, adapters: list[AdapterWithVersions]) -> dict[int, VerdictStatus]:
         """The verdicts on these adapters' versions, by row id; versions that were never judged are left out."""
-        ids = [adapter.row.id for adapter in found]
+        ids = [adapter.row.id for adapter in adapters]
         return await self.database.run(lambda db: verdict_records.verdict_status(db, ids))
 
     async def adapter_objects(
-        self, found: list[AdapterWithVersions], only: RevalidationState | None = None
+        self, adapters: list[AdapterWithVersions], only: RevalidationState | None = None
     ) -> list[dict[str, Any]]:
         """Adapters in the API's form, with their versions but the rejected ones.
 
         Args:
             only: Show no versions but those that are in this state.
         """
-        servable = await self.servability(row for adapter in found for row in adapter.versions)
-        verdict_status = await self.verdict_status(found)
+        servable = await self.servability(row for adapter in adapters for row in adapter.versions)
+        verdict_status = await self.verdict_status(adapters)
         return [
             {
                 "object": "adapter",
@@ -203,7 +205,7 @@ class RegistryState:
                     if row.state != "rejected" and self.is_in(only, verdict_status.get(row.id))
                 ],
             }
-            for adapter in found
+            for adapter in adapters
         ]
 
     def is_in(self, state: RevalidationState | None, verdict_status: VerdictStatus | None) -> bool:

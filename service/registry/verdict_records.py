@@ -140,8 +140,8 @@ def page(db: sa.Connection, version_id: int, after: str | None, limit: int) -> l
 
 def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str, Any] | None]:
     """The bodies that ask for the same evaluations again, by the verdicts' ``seq``."""
-    found = db.execute(sa.select(verdicts.c.seq, verdicts.c.evaluation).where(verdicts.c.seq.in_(seqs)))
-    return {row.seq: row.evaluation for row in found}
+    rows = db.execute(sa.select(verdicts.c.seq, verdicts.c.evaluation).where(verdicts.c.seq.in_(seqs)))
+    return {row.seq: row.evaluation for row in rows}
 
 
 def verdict_status(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, VerdictStatus]:
@@ -176,10 +176,10 @@ def ready(db: sa.Connection, project: str | None = None) -> list[VersionVerdict]
     )
     if project is not None:
         chosen = chosen.where(adapters.c.project == project)
-    found = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
+    rows = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
     return [
         VersionVerdict(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed), bool(r.unconfirmed))
-        for r in found
+        for r in rows
     ]
 
 
@@ -235,11 +235,11 @@ def live_failures(db: sa.Connection) -> list[FailedLiveVersion]:
         .where(versions.c.state == "ready")
         .order_by(adapters.c.id, versions.c.number)
     )
-    found = []
+    failures = []
     for row in db.execute(chosen):
         if row.failed and _may_answer(row):
-            found.append(FailedLiveVersion(row.project, row.name, row.number, row.created_at, row.updated_at))
-    return found
+            failures.append(FailedLiveVersion(row.project, row.name, row.number, row.created_at, row.updated_at))
+    return failures
 
 
 def _may_answer(row: Any) -> bool:
