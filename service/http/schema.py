@@ -72,13 +72,13 @@ def answers(
         answer["model"] = model
     elif media_type is not None:
         answer["content"] = {media_type: {"schema": {"type": "string", "format": "binary"}}}
-    said: dict[int | str, dict[str, Any]] = {status: answer}
+    responses: dict[int | str, dict[str, Any]] = {status: answer}
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for error in errors:
         by_status[error.status].append(f"`{error.default_code}`" if error.default_code else error.__name__)
     for code, names in by_status.items():
-        said[code] = {"model": ErrorResponse, "description": ", ".join(dict.fromkeys(names))}
-    return said
+        responses[code] = {"model": ErrorResponse, "description": ", ".join(dict.fromkeys(names))}
+    return responses
 
 
 def takes(

@@ -37,8 +37,8 @@ class MixedBatchCheck:
     """Asks an adapter in one batch with the base and with a neighbour.
 
     Args:
-        engine: Who is asked.
-        neighbours: Says what an adapter can be asked beside.
+        engine: The engine's client for background requests.
+        neighbours: Returns adapters that can share a batch.
         alone: The probes' log-probabilities under an adapter that is asked alone; raises as ``Prober.prove``.
         healthy_base: The same of the base; raises EngineUnavailable where the engine is poisoned.
     """

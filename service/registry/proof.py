@@ -1,4 +1,4 @@
-"""Proof of effect: does the engine really answer with this adapter, and is it still itself afterwards?
+"""Proof of effect: does the engine really apply this adapter, and is the base model intact afterwards?
 
 The texts, the schema and the arithmetic are in ``adapters.proof``; here the engine is asked. Proofs go one after
 another: each asks the base beside the adapter, and company moves the last bits of both.
@@ -34,21 +34,21 @@ from service.registry.mixed_batch import ENGINE_ONLY_ERRORS, MixedBatchCheck, Ne
 
 WARM_TIMEOUT_S: Final = 60.0
 BASE_CHECKS: Final = 2
-"""A base that fails this often in a row is poisoned; one answer may have been in odd company."""
+"""A base model that fails this many times in a row is corrupt; a single answer may be a fluke of its batch."""
 
 PROOF_RETRY_S: Final = 30
 """Retry-After where other proofs took the time: about what one of them takes on a CPU."""
 
 
 class Prober:
-    """Asks the engine about one adapter, and about itself.
+    """Probes adapters, and the base model.
 
     Args:
-        engine: Who is asked.
+        engine: The engine's client for background requests.
         base_name: The base's served name.
         restart_engine: Called with a reason when the engine is poisoned; returns when the restart has begun.
         timeout_s: Longest time for one proof once its turn has come.
-        neighbours: Says what an adapter can be asked beside.
+        neighbours: Returns adapters that can share a batch.
     """
 
     def __init__(
@@ -89,18 +89,18 @@ class Prober:
                 ) from None
 
     async def _then_base(self, rounds: Awaitable[Evidence]) -> Evidence:
-        """Look at the base once more, however the proof ended: an adapter may leave a poisoned engine behind."""
+        """Check the base once more, however the proof ended: an adapter may leave the engine corrupt."""
         try:
             evidence = await rounds
         except LogprobsNotFinite:
-            # the base was well just before: the adapter is to blame, also where it took the engine along
+            # the base was healthy just before, so the adapter is to blame, even if it corrupted the engine
             with suppress(*ENGINE_ONLY_ERRORS):
                 await self._healthy_base()
             raise
         except (Unavailable, EngineCut):
             raise
         except (AdapterError, HatrackError):
-            await self._healthy_base()  # a poisoned engine's verdict is none
+            await self._healthy_base()  # on a corrupt engine the result means nothing
             raise
         await self._healthy_base()
         return evidence
@@ -138,7 +138,7 @@ class Prober:
         return evidence.model_copy(update={"perplexity": perplexity, "mixed_batch": mixed, "warnings": warnings})
 
     async def perplexity(self, digest: str) -> Perplexity:
-        """What the adapter does to plain text.
+        """The adapter's perplexity over plain text.
 
         Raises:
             Unavailable: It took longer than a proof may, the wait for other proofs included.
@@ -161,7 +161,7 @@ class Prober:
         return compare_perplexity(base, row)
 
     async def _plain_base(self) -> Sequence[float]:
-        """The plain text under the base, asked once for each engine."""
+        """The base model's log-probabilities over the plain text; cached per engine."""
         if self._plain is None:
             answer = await self._engine.logprobs(self._base_name, (PLAIN_TEXT,))
             if not is_finite(answer, 1):
@@ -205,7 +205,9 @@ class Prober:
                 return answer
         finite = bool(answer) and is_finite(answer)
         if finite:
-            self._cached = None  # a fresh engine that still differs is believed: else it would be restarted for ever
+            self._cached = (
+                None  # a fresh engine that still differs is trusted, otherwise it would be restarted for ever
+            )
         self._plain = None
         self._mixed_batch.forget()
         reason = (

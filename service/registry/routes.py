@@ -262,9 +262,9 @@ async def put_alias(
 ) -> dict[str, Any]:
     """Point an alias to a version (promote it), or split it over several. The versions are loaded before it moves.
 
-    409 `alias_moved`: it does not point to the expected version; `version_not_ready`, `version_other_base`, `version_damaged`,
-    `version_corrupt`: the version cannot serve; `version_held_back`: `live` moves to it only with `force`;
-    `too_many_pins`: the adapter is pinned, and the engine has too few slots. 422 `name_invalid`: bad alias.
+    409 `alias_moved`: it does not point to the expected version; `version_not_ready`, `version_other_base`,
+    `version_damaged`, `version_corrupt`: the version cannot serve; `version_held_back`: `live` moves to it only with
+    `force`; `too_many_pins`: the adapter is pinned, and the engine has too few slots. 422 `name_invalid`: not an alias.
     """
     body = await read_json(request, AliasRequest)
     try:

@@ -74,8 +74,8 @@ class RegistryState:
         """
         adapter = await self.adapter(project, name)
         message = f"the adapter `{name}` has no version {str(number)[:20]}"
-        wanted = parse_or_404(parse_version, str(number), message, "version_not_found")
-        row = adapter.version(wanted)
+        version_number = parse_or_404(parse_version, str(number), message, "version_not_found")
+        row = adapter.version(version_number)
         if row is None:
             raise NotFound(message, code="version_not_found")
         return adapter, row

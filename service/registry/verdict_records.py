@@ -255,10 +255,10 @@ def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:
 
 def _is_latest(kind: str | None = None) -> sa.ColumnElement[bool]:
     """Of the latest verdict on its version; of that kind, where one is given."""
-    other = verdicts.alias("others")
-    newest = sa.select(sa.func.max(other.c.seq)).where(other.c.version_id == verdicts.c.version_id)
+    same_version = verdicts.alias("others")
+    newest = sa.select(sa.func.max(same_version.c.seq)).where(same_version.c.version_id == verdicts.c.version_id)
     if kind is not None:
-        newest = newest.where(other.c.kind == kind)
+        newest = newest.where(same_version.c.kind == kind)
     return verdicts.c.seq == newest.correlate(verdicts).scalar_subquery()
 
 
