@@ -38,7 +38,7 @@ from service.registry.audit_notes import system_actor
 from service.registry.catalog import Catalog, Servable
 from service.registry.corruption import CorruptionChecker
 from service.registry.counts import Counts
-from service.registry.loaded_adapters import Neighbours
+from service.registry.loaded_adapters import LoadedAdapters
 from service.registry.pins import PinLoader, Pins
 from service.registry.proof import Prober
 from service.registry.proving import ENGINE_EVIDENCE, Proving, reference_of
@@ -97,7 +97,7 @@ class Registry:
             base.served_name,
             restart_engine,
             timeout_s=settings.proof_timeout_s,
-            neighbours=Neighbours(catalog, residency),
+            neighbours=LoadedAdapters(catalog, residency),
         )
         self._proving = Proving(self._state, self._prober)
         self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
@@ -116,11 +116,11 @@ class Registry:
         for project, name, version_id in await self._database.run(records.proving):
             self._proving.spawn(project, name, version_id, system_actor(project))
         self._workers = [
-            asyncio.create_task(self._corruption_checker.work(), name="registry-suspects"),
+            asyncio.create_task(self._corruption_checker.work(), name="registry-corruption"),
             asyncio.create_task(self._pin_loader.work(), name="registry-pins"),
         ]
         if self._settings.revalidate_rollback:
-            self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-fallback"))
+            self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
 
     async def close(self) -> None:
         """Stop what runs in the background; proofs that are cut off are taken up by the next ``open``."""
@@ -263,10 +263,7 @@ class Registry:
         _, row = await self._state.version(project, name, number)
         servable = (await self._state.servability([row]))[row.id]
         if self._proving.running(row.id) is not None:
-            raise Conflict(
-                f"the version `{name}@{row.number}` is being proven; wait until the proof has finished",
-                code="version_not_ready",
-            )
+            raise Conflict(f"the version `{name}@{row.number}` is still being proven", code="version_not_ready")
         if servable in (Servable.OTHER_BASE, Servable.DAMAGED):
             raise Conflict(
                 f"the version `{name}@{row.number}` cannot be proven: {servable.value}",
@@ -326,9 +323,7 @@ class Registry:
 
         page = await self._database.run(work)
         if page is None:
-            raise BadRequest(
-                "`after` must be the name of an adapter; use the `last_id` of the previous page", param="after"
-            )
+            raise BadRequest("`after` must be the name of an adapter: a page's `last_id`", param="after")
         data = await self._state.adapter_objects(page[:limit], only)
         return {
             "object": "list",
