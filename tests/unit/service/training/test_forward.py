@@ -102,7 +102,7 @@ async def test_a_body_is_strict_json_and_bounded_and_written_anew(house: House) 
     assert (await house.http.post(path, content=b" " * (2 * MIB + 1))).status_code == 413
     many = await house.http.post(path, content=b'{"a": [' + b"[]," * 300_000 + b"[]]}")
     assert (many.status_code, error_of(many)["code"]) == (400, "invalid_json")
-    assert "50000 lists" in error_of(many)["message"]
+    assert "50000 arrays" in error_of(many)["message"]
     assert house.trainer.asked == []
     await house.http.post(path, content=b' {"a": 1, "a": 2} ')
     assert house.trainer.asked[0].body == b'{"a":2}'
