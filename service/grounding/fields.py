@@ -26,10 +26,10 @@ from service.http.checks import (
     integer,
     invalid_value,
     list_of,
-    max_json_bytes,
     number,
     one_of,
     schema_of,
+    sized,
     text,
     with_schema,
 )
@@ -67,7 +67,7 @@ _object = fields(
     {
         "vector_store_ids": list_of(text(MAX_STORE_ID_CHARS), min_items=1, max_items=MAX_STORES_NAMED),
         "max_num_results": integer(1, MAX_RESULTS),
-        "filters": max_json_bytes(MAX_FILTER_BYTES, _filters),
+        "filters": sized(MAX_FILTER_BYTES, _filters),
         "score_threshold": number(0, 1),
         "provider": _provider,
         "template": _template,

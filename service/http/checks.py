@@ -129,7 +129,7 @@ def either(*options: tuple[type, Check], allowed: str) -> Check:
     return with_schema(check, {"anyOf": [schema_of(option) for _, option in options]})
 
 
-def max_json_bytes(max_bytes: int, inner: Check) -> Check:
+def sized(max_bytes: int, inner: Check) -> Check:
     """A value that passes ``inner`` and has at most ``max_bytes`` bytes as JSON."""
 
     def check(value: Any, path: str) -> None:

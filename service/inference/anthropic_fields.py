@@ -16,10 +16,10 @@ from service.http.checks import (
     integer,
     list_of,
     mapping,
-    max_json_bytes,
     number,
     one_of,
     shaped,
+    sized,
     text,
     with_schema,
 )
@@ -187,10 +187,10 @@ def _shared(settings: Settings) -> dict[str, Rule]:
         passed(
             messages=check_conversation,
             system=_system,
-            tools=max_json_bytes(schema_bytes, list_of(_tool, max_items=MAX_TOOLS)),
+            tools=sized(schema_bytes, list_of(_tool, max_items=MAX_TOOLS)),
             tool_choice=_tool_choice,
             thinking=_thinking(settings.context),
-            output_config=max_json_bytes(schema_bytes, _output_config),
+            output_config=sized(schema_bytes, _output_config),
             chat_template_kwargs=template_kwargs,
         )
         | dropped(cache_control=mapping)

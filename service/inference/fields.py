@@ -25,9 +25,9 @@ from service.http.checks import (
     integer,
     list_of,
     mapping,
-    max_json_bytes,
     number,
     one_of,
+    sized,
     text,
 )
 from service.inference.messages import check_messages
@@ -152,8 +152,8 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             return_token_ids=boolean,
             thinking_token_budget=integer(-1, context),
             stream_interval=integer(1, context or MAX_TOKEN_ID),
-            response_format=max_json_bytes(schema_bytes, response_format),
-            structured_outputs=max_json_bytes(schema_bytes, structured_outputs(schema_bytes)),
+            response_format=sized(schema_bytes, response_format),
+            structured_outputs=sized(schema_bytes, structured_outputs(schema_bytes)),
             repetition_detection=fields(
                 {
                     "max_pattern_size": integer(0, MAX_PATTERN_TOKENS),
@@ -171,7 +171,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
 
 def chat_table(settings: Settings) -> Table:
     """The fields of `POST /v1/chat/completions`."""
-    tools = max_json_bytes(int(settings.max_schema_kib * KIB), list_of(tool, max_items=MAX_TOOLS))
+    tools = sized(int(settings.max_schema_kib * KIB), list_of(tool, max_items=MAX_TOOLS))
     hint = text(MAX_HINT_CHARS)
     return (
         _generation(settings)
@@ -261,7 +261,7 @@ def tokenize_table(settings: Settings) -> Table:
             add_generation_prompt=boolean,
             continue_final_message=boolean,
             chat_template_kwargs=template_kwargs,
-            tools=max_json_bytes(int(settings.max_schema_kib * KIB), list_of(tool, max_items=MAX_TOOLS)),
+            tools=sized(int(settings.max_schema_kib * KIB), list_of(tool, max_items=MAX_TOOLS)),
         )
         | GUARDED
     )
