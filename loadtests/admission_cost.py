@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from service.admission.gate import Gate
 from service.admission.policy import Policy
-from service.admission.ticket import Ticket
+from service.admission.queue import AdmissionQueue
+from service.admission.request import AdmissionRequest
 
 ROUNDS = 50_000
 DEADLINE_S = 3600.0
@@ -18,9 +18,9 @@ DEADLINE_S = 3600.0
 
 async def empty_queue() -> float:
     """Enter, first token, leave; 16 flows in turn, half of the places taken."""
-    gate = Gate(Policy(width=64, common=60, slots=8, queue_size=1024, prefill=16384))
+    gate = AdmissionQueue(Policy(width=64, common=60, slots=8, queue_size=1024, prefill=16384))
     deadline = asyncio.get_running_loop().time() + DEADLINE_S
-    tickets = [Ticket("p", f"k{number % 4}", f"a{number % 4}", 200, prompt=50) for number in range(16)]
+    tickets = [AdmissionRequest("p", f"k{number % 4}", f"a{number % 4}", 200, prompt=50) for number in range(16)]
     for ticket in tickets * 2:
         (await gate.enter(ticket, deadline)).first_token()
     began = time.perf_counter()
@@ -33,7 +33,7 @@ async def empty_queue() -> float:
 
 async def full_queue(flows: int, waiting: int) -> float:
     """One leaves, the next comes in, another arrives: with ``waiting`` requests of ``flows`` keys in the queue."""
-    gate = Gate(Policy(width=64, common=60, slots=None, queue_size=waiting + 128, queue_share=1.0))
+    gate = AdmissionQueue(Policy(width=64, common=60, slots=None, queue_size=waiting + 128, queue_share=1.0))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + DEADLINE_S
     done = 0
@@ -42,7 +42,7 @@ async def full_queue(flows: int, waiting: int) -> float:
     async def client(number: int) -> None:
         nonlocal done
         while done < ROUNDS // 10:
-            place = await gate.enter(Ticket("p", f"k{number % flows}", None, 200), deadline)
+            place = await gate.enter(AdmissionRequest("p", f"k{number % flows}", None, 200), deadline)
             await asyncio.sleep(0)
             place.leave(180)
             done += 1

@@ -188,7 +188,7 @@ def build(settings: Settings) -> Parts:
         catalog,
         supervisor.client,
         account=Accounts(LogAccount(), usage, RefusalAccount(refusals), *telemetry.accounts),
-        suspect=registry.suspect,
+        suspect=registry.report_failure,
         saw_tokens=supervisor.saw_tokens,
         limiter=limiter,
         gate=admission.gate,

@@ -1,4 +1,4 @@
-"""The audit: who changed what, and when, written in the same transaction as the change itself."""
+"""The audit log: who changed what and when, written in the transaction of the change itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYSTEM_ID: Final = "system"
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who makes a change: a key, the project that it acts in, and the request that asked for it."""
+    """Who makes a change: the key, the project it acts in, and the request."""
 
     key_id: str
     project: str
@@ -36,7 +36,7 @@ SYSTEM: Final = Actor(SYSTEM_ID, DEFAULT_PROJECT)
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One change; ``key_name`` is None where no key of that id was ever made."""
+    """One change; ``key_name`` is None if there never was a key with that id."""
 
     id: int
     created_at: int
@@ -50,14 +50,14 @@ class AuditRow:
 
 
 def note(db: sa.Connection, actor: Actor, action: str, target: str, detail: dict[str, Any] | None = None) -> None:
-    """Write down one change; called inside the transaction that makes it, so that both stand or neither.
+    """Record one change, in the transaction that makes it, so that both are committed or neither.
 
     Args:
         db: The connection of that transaction.
-        actor: Who makes it; the entry belongs to the actor's project.
+        actor: Who makes the change; the entry belongs to the actor's project.
         action: ``noun.verb``, such as ``alias.promote``.
-        target: What was changed, as its users name it: ``brand-voice:live``, a key's id.
-        detail: More, as JSON; never a key and nothing of a prompt.
+        target: What was changed, under the name that users know: ``brand-voice:live``, a key's id.
+        detail: Further JSON; never a key or any part of a prompt.
     """
     db.execute(
         audit.insert().values(
@@ -75,18 +75,18 @@ def note(db: sa.Connection, actor: Actor, action: str, target: str, detail: dict
 def page(
     db: sa.Connection, *, after: int | None, limit: int, project: str | None = None, action: str | None = None
 ) -> list[AuditRow]:
-    """Up to ``limit`` changes, newest first, older than the entry ``after``; filtered where a filter is given."""
+    """Up to ``limit`` changes, newest first, older than the entry ``after``; None: no filter."""
     name = sa.case((audit.c.key_id.in_((ADMIN_ID, SYSTEM_ID)), audit.c.key_id), else_=keys.c.name)
-    chosen = (
+    query = (
         sa.select(*audit.c, name.label("key_name"))
         .outerjoin(keys, keys.c.id == audit.c.key_id)
         .order_by(audit.c.id.desc())
         .limit(limit)
     )
     if after is not None:
-        chosen = chosen.where(audit.c.id < after)
+        query = query.where(audit.c.id < after)
     if project is not None:
-        chosen = chosen.where(audit.c.project == project)
+        query = query.where(audit.c.project == project)
     if action is not None:
-        chosen = chosen.where(audit.c.action == action)
-    return [AuditRow(**row._mapping) for row in db.execute(chosen)]
+        query = query.where(audit.c.action == action)
+    return [AuditRow(**row._mapping) for row in db.execute(query)]

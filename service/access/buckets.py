@@ -58,20 +58,20 @@ class Bucket:
 
     def headers(self, kind: Kind) -> Headers:
         """OpenAI's three headers for it."""
-        return triple(kind, self.capacity, self.remaining, (self.capacity - self.level) / self._rate)
+        return limit_headers(kind, self.capacity, self.remaining, (self.capacity - self.level) / self._rate)
 
 
-def triple(kind: Kind, limit: int, remaining: int, reset_s: float) -> Headers:
+def limit_headers(kind: Kind, limit: int, remaining: int, reset_s: float) -> Headers:
     """`x-ratelimit-{limit,remaining,reset}-<kind>`: how much, what is left, and how long until all of it is there."""
     names = _NAMES[kind]
     return [
         (names[0], str(limit)),
         (names[1], str(remaining if remaining > 0 else 0)),
-        (names[2], duration(reset_s)),
+        (names[2], format_duration(reset_s)),
     ]
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as OpenAI's headers have it: `0s`, `17ms`, `1s`, `6m0s`, `1h0m0s`; rounded up."""
     if seconds < 1:
         whole_ms = math.ceil(seconds * 1000)

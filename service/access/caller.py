@@ -14,7 +14,7 @@ DEFAULT_PROJECT = "default"
 
 
 class Scope(StrEnum):
-    """What a key may do; ``admin`` stands for all of them, in every project."""
+    """What a key may do; ``admin`` includes every scope, in every project."""
 
     INFER = "infer"
     ADAPTERS = "adapters"
@@ -24,7 +24,7 @@ class Scope(StrEnum):
 
 
 class Limits(BaseModel):
-    """What a key may use; None is no limit. A day is a UTC day."""
+    """Usage limits of a key; None: unlimited. A day is a UTC day."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -39,10 +39,10 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request, in whose project it acts, and how far.
+    """Who sends a request, the project it acts in, and its permissions.
 
-    ``adapters`` and ``stores`` are globs over names; None is all of the project. ``background`` callers (evaluations)
-    yield to all others.
+    ``adapters`` and ``stores`` are globs over names; None: everything in the project. ``background`` callers
+    (evaluations) yield to all others.
     """
 
     key_id: str
@@ -53,22 +53,22 @@ class Caller:
     limits: Limits = NO_LIMITS
     background: bool = False
     limited_as: str | None = None
-    """The id of the key whose limits it uses up, where that is another one: the key that this one was made under."""
+    """The id of the key whose limits count, if that is not this key but its parent."""
 
     def may(self, scope: Scope) -> bool:
-        """True where the key has the scope, or is an admin's."""
+        """Whether the key has the scope, or ``admin``."""
         return Scope.ADMIN in self.scopes or scope in self.scopes
 
     def demand(self, *scopes: Scope) -> None:
-        """Raise Forbidden, naming the first of ``scopes`` that the key has not."""
+        """Raise Forbidden if the key is missing one of ``scopes``; the message names the first."""
         for scope in scopes:
             if not self.may(scope):
-                raise Forbidden(f"the API key has not the scope `{scope.value}`")
+                raise Forbidden(f"the API key is missing the scope `{scope.value}`")
 
     def may_use(self, adapter: str) -> bool:
-        """True where the key's globs match the adapter's name."""
+        """Whether the key's globs match the adapter's name."""
         return self.adapters is None or any(fnmatchcase(adapter, glob) for glob in self.adapters)
 
     def may_read(self, store: str) -> bool:
-        """True where the key's globs match the store's name."""
+        """Whether the key's globs match the store's name."""
         return self.stores is None or any(fnmatchcase(store, glob) for glob in self.stores)

@@ -1,4 +1,4 @@
-"""What a key may be given: globs, and a key under another key, which can do no more than that one."""
+"""Checks what a new key may do: its globs, and that it has no more permissions than its parent key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from service.access.caller import Limits, Scope
-from service.access.records import Draft, KeyRow
+from service.access.records import KeyDraft, KeyRow
 from service.errors import BadRequest, Forbidden, Unauthenticated
 
 MAX_GLOBS: Final = 64
@@ -18,16 +18,16 @@ _GLOB: Final = re.compile(r"[a-z0-9._*?-]{1,64}", re.ASCII)
 
 
 def is_glob(text: str) -> bool:
-    """Whether ``text`` is a glob over names: their characters, ``*`` for any run of them and ``?`` for any one."""
+    """Whether ``text`` is a glob over names: their characters, ``*`` for any number of them, ``?`` for exactly one."""
     return _GLOB.fullmatch(text) is not None
 
 
 def covers(wide: tuple[str, ...] | None, narrow: tuple[str, ...] | None) -> bool:
-    """True where all that ``narrow`` matches is surely matched by ``wide``; None is everything.
+    """Whether ``wide`` matches every name that ``narrow`` matches; None matches everything.
 
-    Sure, not complete: a narrow glob must lie within a single wide one (``["a*", "b*"]`` does not cover ``[ab]?``).
-    A narrow glob is read as a name: its ``*`` and ``?`` are in no name, so only a wildcard of the wide glob can take
-    them, and that takes whatever they stand for; but a ``?`` must not take a ``*``.
+    Sound but not complete: each narrow glob must lie within a single wide one (``["a*", "b*"]`` does not cover
+    ``[ab]?``). A narrow glob is matched as if it were a name: no name contains ``*`` or ``?``, so only a wildcard of
+    the wide glob can match them, and it also matches whatever they stand for; but a ``?`` must not match a ``*``.
     """
     if wide is None or narrow is None:
         return wide is None
@@ -35,68 +35,70 @@ def covers(wide: tuple[str, ...] | None, narrow: tuple[str, ...] | None) -> bool
     return all(any(fnmatchcase(glob, pattern) for pattern in patterns) for glob in narrow)
 
 
-def check(draft: Draft, now: float) -> None:
-    """Refuse a key that makes no sense. ``now`` is Unix seconds.
+def check(draft: KeyDraft, now: float) -> None:
+    """Reject an inconsistent key. ``now`` is Unix seconds.
 
     Raises:
-        BadRequest: It expires in the past, or is an admin's and yet narrowed, or in a project.
+        BadRequest: It expires in the past, or has the scope ``admin`` together with globs.
     """
     if draft.expires_at is not None and draft.expires_at <= now:
         raise BadRequest(
-            f"`expires_at` is {draft.expires_at}, which is past: a Unix time in seconds after {int(now)} is allowed",
+            f"`expires_at` must be in the future: a Unix time in seconds after {int(now)}; got {draft.expires_at}",
             param="expires_at",
         )
     if Scope.ADMIN in draft.scopes:
         for param in ("adapters", "stores"):
             if getattr(draft, param) is not None:
-                raise BadRequest(f"`{param}` cannot narrow a key with the scope `admin`: leave it out", param=param)
+                raise BadRequest(f"`{param}` cannot restrict a key with the scope `admin`; omit it", param=param)
 
 
-def under(parent: KeyRow | None, draft: Draft, now: float) -> Draft:
-    """``draft`` as a key under ``parent``: what it leaves open is the parent's, what the parent lacks is refused.
+def restrict_to_parent(parent: KeyRow | None, draft: KeyDraft, now: float) -> KeyDraft:
+    """Return ``draft`` as a child key of ``parent``: what it does not set is inherited from the parent.
 
     Raises:
-        Unauthenticated: There is no such parent (any more).
-        Forbidden: The draft reaches further than the parent.
+        Unauthenticated: The parent does not exist, was revoked or has expired.
+        Forbidden: The draft has permissions that the parent lacks.
     """
     if parent is None or (parent.expires_at is not None and parent.expires_at <= now):
-        raise Unauthenticated("the API key that this was asked with is not valid any more")
+        raise Unauthenticated("the API key of this request is no longer valid: it was revoked or has expired")
     expiries = [time for time in (draft.expires_at, parent.expires_at) if time is not None]
-    limits = _tighter(draft.limits, parent.limits)
+    limits = _stricter(draft.limits, parent.limits)
     yields = draft.background or parent.background
     draft = replace(draft, expires_at=min(expiries, default=None), limits=limits, background=yields)
     if Scope.ADMIN in parent.scopes:
         return draft
     if draft.project != parent.project:
-        raise Forbidden("a key under another belongs to the same project", code="project_mismatch")
+        raise Forbidden("a child key must belong to the project of its parent key", code="project_mismatch")
     missing = sorted(draft.scopes - parent.scopes)
     if missing:
-        raise Forbidden(f"the API key has not the scope `{missing[0]}`")
+        raise Forbidden(f"the API key is missing the scope `{missing[0]}`")
     adapters = parent.adapters if draft.adapters is None else draft.adapters
     stores = parent.stores if draft.stores is None else draft.stores
     if not covers(parent.adapters, adapters) or not covers(parent.stores, stores):
-        raise Forbidden("a key under another cannot match more names than that one", code="globs_exceeded")
+        raise Forbidden(
+            "the globs of a child key must not match more names than those of its parent key", code="globs_exceeded"
+        )
     return replace(draft, adapters=adapters, stores=stores)
 
 
-def no_longer(maker: KeyRow | None, draft: Draft) -> Draft:
-    """``draft`` as a key that ends with its maker's time: what leaves the end open ends then.
+def cap_expiry(creator: KeyRow | None, draft: KeyDraft) -> KeyDraft:
+    """Return ``draft``, expiring no later than the key that creates it.
 
     Raises:
-        BadRequest: It is to outlive its maker.
+        BadRequest: ``expires_at`` is later than that of the key that creates it.
     """
-    if maker is None or maker.expires_at is None:
+    if creator is None or creator.expires_at is None:
         return draft
-    if draft.expires_at is not None and draft.expires_at > maker.expires_at:
+    if draft.expires_at is not None and draft.expires_at > creator.expires_at:
         raise BadRequest(
-            f"`expires_at` is {draft.expires_at}: a key cannot outlive the key that makes it, "
-            f"which expires at {maker.expires_at}",
+            f"`expires_at` must be at most {creator.expires_at}, when the key that creates this one expires: a key "
+            f"cannot outlive its creator; got {draft.expires_at}",
             param="expires_at",
         )
-    return replace(draft, expires_at=draft.expires_at or maker.expires_at)
+    return replace(draft, expires_at=draft.expires_at or creator.expires_at)
 
 
-def _tighter(one: Limits, other: Limits) -> Limits:
-    """Of each limit the smaller; None is none."""
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in Limits.model_fields}
+def _stricter(first: Limits, second: Limits) -> Limits:
+    """The smaller of each limit; None: unlimited."""
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in Limits.model_fields}
     return Limits(**{name: min((v for v in pair if v is not None), default=None) for name, pair in pairs.items()})

@@ -1,9 +1,9 @@
-"""What every room's routes ask of access: who calls, whether they may, and who to name in the audit.
+"""FastAPI dependencies: the caller, the scopes that a route needs, and the actor for the audit.
 
-    Who = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
-    By = Annotated[Actor, Depends(actor)]
+    CurrentCaller = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
+    CurrentActor = Annotated[Actor, Depends(actor)]
 
-Dependencies are solved before a route reads its body, so a key without the scope learns nothing about its body.
+Dependencies run before the route reads its body, so a key without the scope learns nothing about body validation.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from service.access.refusals import Refusals
 
 # coroutines, though they await nothing: FastAPI would run plain functions in its thread pool
 async def caller(request: Request) -> Caller:
-    """Who asks, once a request. Raises Unauthenticated, Forbidden, BadRequest: see ``Authenticator``."""
-    known: Caller = request.app.state.authenticator.authenticate(request.headers)
-    request.state.caller = known
-    return known
+    """The authenticated caller. Raises Unauthenticated, Forbidden, BadRequest: see ``Authenticator``."""
+    authenticated: Caller = request.app.state.authenticator.authenticate(request.headers)
+    request.state.caller = authenticated
+    return authenticated
 
 
 def needs(*scopes: Scope) -> Callable[[Caller], Awaitable[Caller]]:
-    """A dependency: the caller, who must have all of ``scopes``; else Forbidden, naming the first that is missing."""
+    """A dependency that returns the caller, or raises Forbidden, naming the first of ``scopes`` that is missing."""
 
     async def demand(who: Annotated[Caller, Depends(caller)]) -> Caller:
         who.demand(*scopes)
@@ -37,12 +37,12 @@ def needs(*scopes: Scope) -> Callable[[Caller], Awaitable[Caller]]:
 
 
 async def actor(request: Request, who: Annotated[Caller, Depends(caller)]) -> Actor:
-    """The caller and the request's id, as the audit names them."""
+    """The caller and the request's id, for the audit."""
     return Actor.of(who, request_id(request))
 
 
 def note_refusal(request: Request, status: int, code: str | None) -> None:
-    """Count an answer for the audit where it refuses access; nothing where the app has no ``Refusals``."""
+    """Count an answer for the audit if it refuses access and the app has a ``Refusals``."""
     refusals: Refusals | None = getattr(request.app.state, "refusals", None)
     if refusals is not None:
         known: Caller | None = getattr(request.state, "caller", None)
@@ -51,6 +51,6 @@ def note_refusal(request: Request, status: int, code: str | None) -> None:
 
 
 def request_id(request: Request) -> str | None:
-    """The id that the answer will carry; None where no ``RequestIds`` stands before the route."""
-    found: str | None = getattr(request.state, "request_id", None)
-    return found
+    """The id in the answer's x-request-id header; None without the ``RequestIds`` middleware."""
+    identifier: str | None = getattr(request.state, "request_id", None)
+    return identifier

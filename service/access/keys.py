@@ -1,7 +1,7 @@
 """API keys: ``hk_<random><checksum>``, kept as an HMAC only.
 
 A key is 256 random bits in base 62 behind a prefix, with a CRC-32 at the end, so that a scanner can tell a real key
-from a typo without asking us (the form that GitHub's tokens made usual).
+from a typo offline (the format of GitHub's tokens).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_key() -> str:
 
 
 def well_formed(key: str) -> bool:
-    """True where prefix, length and checksum are those of a key that Hatrack made."""
+    """Whether prefix, length and checksum are those of a Hatrack key."""
     body, check = key[len(PREFIX) : -CHECKSUM_CHARS], key[-CHECKSUM_CHARS:]
     return (
         key.startswith(PREFIX)
@@ -55,20 +55,20 @@ def hint(key: str) -> str:
 
 
 def key_hmac(secret: bytes, key: str) -> bytes:
-    """What is stored and compared in place of a key: HMAC-SHA256, 32 bytes."""
+    """The HMAC-SHA256 of a key, 32 bytes; stored and compared instead of the key."""
     return hmac.new(secret, key.encode(), hashlib.sha256).digest()
 
 
 def admin_key(home: Path, given: str | None) -> str:
-    """The admin key: the given one, else the one in ``admin.key`` under home, made there (mode 0600) at first start.
+    """The admin key: ``given``, or else the one in ``admin.key`` in home, created (mode 0600) at first start.
 
     Raises:
-        SettingsError: The given key is too short, or the file holds no key.
+        SettingsError: The given key is too short, or the file does not contain a key.
     """
     if given is not None:
         if len(given) < MIN_GIVEN_KEY_CHARS:
             raise SettingsError(
-                f"HATRACK_ADMIN_KEY has {len(given)} characters, at least {MIN_GIVEN_KEY_CHARS} are needed"
+                f"HATRACK_ADMIN_KEY must have at least {MIN_GIVEN_KEY_CHARS} characters; got {len(given)}"
             )
         return given
     path = home / "admin.key"
@@ -76,17 +76,18 @@ def admin_key(home: Path, given: str | None) -> str:
         write_secret(path, make_key() + "\n")
     key = path.read_text().strip()
     if len(key) < MIN_GIVEN_KEY_CHARS:
-        raise SettingsError(f"{path} holds no key; delete it to have a new one made")
+        raise SettingsError(f"{path} does not contain an API key; delete the file and start again to create a new one")
     return key
 
 
 def key_secret(home: Path) -> tuple[bytes, bool]:
-    """The secret that keys are hashed under, from ``key.secret`` under home, and whether it was made just now.
+    """The HMAC secret of the keys, from ``key.secret`` in home, and whether it was created just now.
 
-    It is made at first start (32 random bytes in hex, mode 0600). Without it no key that was made under it can be told.
+    It is created at first start (32 random bytes in hex, mode 0600).
+    Without it, keys that were made with it cannot be verified.
 
     Raises:
-        SettingsError: The file holds no secret, or cannot be read.
+        SettingsError: The file cannot be read or does not contain a secret.
     """
     path = home / "key.secret"
     if not path.exists():
@@ -96,14 +97,18 @@ def key_secret(home: Path) -> tuple[bytes, bool]:
     try:
         secret = bytes.fromhex(path.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read as the secret of the API keys: {error}") from error
+        raise SettingsError(
+            f"{path} is not a readable API key secret ({SECRET_BYTES} bytes in hex): {error}"
+        ) from error
     if len(secret) != SECRET_BYTES:
-        raise SettingsError(f"{path} holds {len(secret)} bytes, the secret of the API keys has {SECRET_BYTES}")
+        raise SettingsError(
+            f"{path} must contain {SECRET_BYTES} bytes in hex, the secret of the API keys; got {len(secret)}"
+        )
     return secret, False
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read; whole or not at all, also in a power cut. Raises OSError."""
+    """Write a file that only its owner can read, atomically and durably. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -117,6 +122,6 @@ def write_secret(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # or the old file may be back after a power cut, and the old key with it
+        os.fsync(directory)  # otherwise the old file, and the old key, could come back after a power cut
     finally:
         os.close(directory)

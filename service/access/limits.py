@@ -33,36 +33,36 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
-from service.access.buckets import Bucket, Headers, duration, triple
+from service.access.buckets import Bucket, Headers, format_duration, limit_headers
 from service.access.caller import NO_LIMITS, Caller, Limits
 from service.errors import QuotaSpent, RateLimited, RequestsLimited, TokensLimited
 
 LimitName = Literal["requests_per_minute", "tokens_per_minute", "concurrent", "tokens_per_day"]
 DAY_S: Final = 86_400
 SOON_S: Final = 1
-"""Retry-After where a request in work has to end first: nobody knows when it will."""
-SWEEP_AT_LEAST: Final = 1024
+"""Retry-After if a request in progress has to end first, s."""
+MIN_SWEEP_SIZE: Final = 1024
 
 
-class Lease(Protocol):
-    """One request's share of its key's limits, from its arrival to its end."""
+class Reservation(Protocol):
+    """What one request takes of its key's limits, from its arrival to its end."""
 
     def charge(self, tokens: int) -> None:
-        """Take the request's estimated tokens.
+        """Charge the request's estimated tokens.
 
         Raises:
-            RateLimited: The key's tokens do not reach for them.
+            RateLimited: The key has too few tokens left.
         """
 
     def headers(self) -> list[tuple[bytes, str]]:
         """OpenAI's rate-limit headers, as of now; none where the key has no limits."""
 
     def close(self, tokens: int | None) -> None:
-        """End it: ``tokens`` are owed in truth; None: nothing was sent to the engine, the charge is given back."""
+        """End the request with the ``tokens`` it used; None: nothing was sent to the engine, so nothing is charged."""
 
 
-class State:
-    """One key's: its buckets, its requests in work and its day's tokens (settled, and held by requests in work)."""
+class KeyState:
+    """A key's buckets, requests in progress and tokens of the day (settled, and reserved by requests in progress)."""
 
     __slots__ = ("day", "held", "in_flight", "limits", "requests", "settled", "tokens")
 
@@ -76,19 +76,19 @@ class State:
         self.adopt(limits, now)
 
     def adopt(self, limits: Limits, now: float) -> None:
-        """Take the key's limits, also where they are no longer those of its last request."""
+        """Apply the key's limits, which may have changed since its last request."""
         self.limits = limits
         self.requests = _fitted(self.requests, limits.requests_per_minute, now)
         self.tokens = _fitted(self.tokens, limits.tokens_per_minute, now)
 
-    def turn(self, day: int) -> None:
-        """Begin a new day, where it is one; a clock that is set back begins none."""
+    def start_day(self, day: int) -> None:
+        """Begin a new day if ``day`` is later; a clock that is set back does not begin one."""
         if day > self.day:
             self.day = day
             self.settled = 0
 
     def idle(self, now: float, day: int) -> bool:
-        """Whether a state made anew would be the same."""
+        """Whether a fresh state would be equal, so that this one can be dropped."""
         if self.in_flight or (self.settled and self.day >= day):
             return False
         for bucket in (self.requests, self.tokens):
@@ -103,7 +103,7 @@ class KeyLimiter:
     """The ``Limiter`` of the data path.
 
     Args:
-        clock: Seconds that only ever grow.
+        clock: Monotonic seconds.
         wall: Unix time, seconds.
 
     ``refused`` counts the refusals by the name of the limit.
@@ -112,8 +112,8 @@ class KeyLimiter:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._wall = wall
-        self._states: dict[str, State] = {}
-        self._sweep_at = SWEEP_AT_LEAST
+        self._states: dict[str, KeyState] = {}
+        self._sweep_at = MIN_SWEEP_SIZE
         self._restored: dict[str, int] = {}
         self._restored_day = 0
         self.refused: dict[LimitName, int] = dict.fromkeys(
@@ -121,31 +121,31 @@ class KeyLimiter:
         )
 
     def __len__(self) -> int:
-        """How many keys have a state."""
+        """The number of keys with a state."""
         return len(self._states)
 
     def restore(self, spent: Mapping[str, int]) -> None:
-        """Take over what keys (by id) have used today before this start, in tokens."""
+        """Set the tokens that keys (by id) have used today before this start."""
         self._restored = dict(spent)
         self._restored_day = self._day()
 
     def forget(self, key_id: str) -> None:
-        """Drop a deleted key; its requests in work end as they would."""
+        """Drop a deleted key; its requests in progress are not affected."""
         self._states.pop(key_id, None)
         self._restored.pop(key_id, None)
 
-    def enter(self, caller: Caller) -> Lease:
-        """Count a request that has just arrived.
+    def enter(self, caller: Caller) -> Reservation:
+        """Count a request on arrival.
 
         Raises:
-            RequestsLimited: Too many a minute, or at once.
+            RequestsLimited: Too many requests per minute, or at once.
             QuotaSpent: The day's tokens are spent.
         """
         limits = caller.limits
         if limits is NO_LIMITS or _unlimited(limits):
             return _FREE
         now = self._clock()
-        # a key's jobs use up its limits: else it would have them once more with each job that it makes
+        # a job's key uses its parent's limits: otherwise every job would multiply them
         key_id = caller.limited_as or caller.key_id
         state = self._states.get(key_id)
         if state is None:
@@ -153,62 +153,62 @@ class KeyLimiter:
         elif state.limits is not limits:
             state.adopt(limits, now)
         if limits.tokens_per_day is not None:
-            state.turn(self._day())
+            state.start_day(self._day())
             if state.settled >= limits.tokens_per_day:
-                raise self._spent(state, limits.tokens_per_day, None)
+                raise self._budget_spent(state, limits.tokens_per_day, None)
         if limits.concurrent is not None and state.in_flight >= limits.concurrent:
-            raise self._too_many(state, limits.concurrent, now)
+            raise self._over_concurrent(state, limits.concurrent, now)
         bucket = state.requests
         if bucket is not None:
             bucket.fill(now)
             if not bucket.holds(1):
-                raise self._too_often(bucket)
+                raise self._over_requests_per_minute(bucket)
             bucket.level -= 1
         state.in_flight += 1
-        return KeyLease(self, state)
+        return KeyReservation(self, state)
 
-    def charge(self, state: State, tokens: int) -> None:
-        """Take a request's estimated tokens, or none of them. Raises TokensLimited, QuotaSpent."""
+    def charge(self, state: KeyState, tokens: int) -> None:
+        """Charge a request's estimated tokens, all or none. Raises TokensLimited, QuotaSpent."""
         budget = state.limits.tokens_per_day
         if budget is not None:
-            state.turn(self._day())
+            state.start_day(self._day())
             if state.settled + tokens > budget:
-                raise self._spent(state, budget, tokens)
+                raise self._budget_spent(state, budget, tokens)
             if state.settled + state.held + tokens > budget:
-                raise self._held(state, budget, tokens)
+                raise self._budget_reserved(state, budget, tokens)
         bucket = state.tokens
         if bucket is not None:
             bucket.fill(self._clock())
             if not bucket.holds(tokens):
-                raise self._too_much(bucket, tokens)
+                raise self._over_tokens_per_minute(bucket, tokens)
             bucket.level -= tokens
         state.held += tokens
 
-    def settle(self, state: State, charged: int, used: int) -> None:
-        """End a request: ``charged`` tokens were taken, ``used`` in truth."""
+    def settle(self, state: KeyState, charged: int, used: int) -> None:
+        """End a request that was charged ``charged`` tokens and used ``used``."""
         state.in_flight -= 1
         state.held -= charged
         if state.limits.tokens_per_day is not None:
-            state.turn(self._day())
+            state.start_day(self._day())
             state.settled += used
         bucket = state.tokens
         if bucket is not None and used != charged:
             bucket.fill(self._clock())
             bucket.level = min(bucket.level + charged - used, float(bucket.capacity))
 
-    def headers(self, state: State) -> Headers:
-        """OpenAI's rate-limit headers, as of now. The tokens' are the day's where no limit a minute is set."""
-        found: Headers = []
+    def headers(self, state: KeyState) -> Headers:
+        """OpenAI's current rate-limit headers. Those for tokens show the day's limit if there is none per minute."""
+        headers: Headers = []
         now = self._clock()
         if state.requests is not None:
             state.requests.fill(now)
-            found += state.requests.headers("requests")
+            headers += state.requests.headers("requests")
         if state.tokens is not None:
             state.tokens.fill(now)
-            found += state.tokens.headers("tokens")
+            headers += state.tokens.headers("tokens")
         elif state.limits.tokens_per_day is not None:
-            found += self._day_headers(state, state.limits.tokens_per_day)
-        return found
+            headers += self._day_headers(state, state.limits.tokens_per_day)
+        return headers
 
     def _day(self) -> int:
         return int(self._wall() // DAY_S)
@@ -216,83 +216,84 @@ class KeyLimiter:
     def _to_midnight_s(self) -> float:
         return DAY_S - self._wall() % DAY_S
 
-    def _admit_key(self, key_id: str, limits: Limits, now: float) -> State:
+    def _admit_key(self, key_id: str, limits: Limits, now: float) -> KeyState:
         day = self._day()
         if len(self._states) >= self._sweep_at:
             self._states = {key: state for key, state in self._states.items() if not state.idle(now, day)}
-            # twice what is left: sweeping costs each new key the same, however many there are
-            self._sweep_at = max(SWEEP_AT_LEAST, 2 * len(self._states))
+            # doubling keeps the amortised cost of sweeping constant per new key
+            self._sweep_at = max(MIN_SWEEP_SIZE, 2 * len(self._states))
         if day > self._restored_day:
             self._restored = {}
-        state = self._states[key_id] = State(limits, now, day, self._restored.pop(key_id, 0))
+        state = self._states[key_id] = KeyState(limits, now, day, self._restored.pop(key_id, 0))
         return state
 
     # refusals
 
-    def _too_often(self, bucket: Bucket) -> RateLimited:
+    def _over_requests_per_minute(self, bucket: Bucket) -> RateLimited:
         self.refused["requests_per_minute"] += 1
-        wait_s = _whole(bucket.wait_s(1))
+        wait_s = _whole_seconds(bucket.wait_s(1))
         return RequestsLimited(
             f"Rate limit reached on `requests_per_minute`: limit {bucket.capacity}, used {bucket.capacity}, "
-            f"requested 1. Please try again in {duration(wait_s)}.",
-            headers=_told(wait_s, bucket.headers("requests")),
+            f"requested 1. Please try again in {format_duration(wait_s)}.",
+            headers=_refusal_headers(wait_s, bucket.headers("requests")),
         )
 
-    def _too_many(self, state: State, limit: int, now: float) -> RateLimited:
+    def _over_concurrent(self, state: KeyState, limit: int, now: float) -> RateLimited:
         self.refused["concurrent"] += 1
         if state.requests is not None:
             state.requests.fill(now)
         return RequestsLimited(
-            f"Rate limit reached on `concurrent` requests: limit {limit}, in work {state.in_flight}, requested 1. "
-            f"Please try again when one of them has ended.",
-            headers=_told(SOON_S, [] if state.requests is None else state.requests.headers("requests")),
+            f"Rate limit reached on `concurrent` requests: limit {limit}, in progress {state.in_flight}, requested 1. "
+            f"Please try again when one of them has finished.",
+            headers=_refusal_headers(SOON_S, [] if state.requests is None else state.requests.headers("requests")),
         )
 
-    def _too_much(self, bucket: Bucket, tokens: int) -> RateLimited:
+    def _over_tokens_per_minute(self, bucket: Bucket, tokens: int) -> RateLimited:
         self.refused["tokens_per_minute"] += 1
-        wait_s = _whole(bucket.wait_s(tokens))
+        wait_s = _whole_seconds(bucket.wait_s(tokens))
         used = bucket.capacity - bucket.remaining
         return TokensLimited(
             f"Rate limit reached on `tokens_per_minute`: limit {bucket.capacity}, used {used}, requested {tokens} "
-            f"(prompt and answer, estimated). Please try again in {duration(wait_s)}.",
-            headers=_told(wait_s, bucket.headers("tokens")),
+            f"(prompt and answer, estimated). Please try again in {format_duration(wait_s)}.",
+            headers=_refusal_headers(wait_s, bucket.headers("tokens")),
         )
 
-    def _held(self, state: State, budget: int, tokens: int) -> RateLimited:
+    def _budget_reserved(self, state: KeyState, budget: int, tokens: int) -> RateLimited:
         self.refused["tokens_per_day"] += 1
         return TokensLimited(
-            f"Rate limit reached on `tokens_per_day`: limit {budget}, used {state.settled}, held by requests in work "
-            f"{state.held}, requested {tokens} (prompt and answer, estimated). Please try again when they have ended.",
-            headers=_told(SOON_S, self._day_headers(state, budget)),
+            f"Rate limit reached on `tokens_per_day`: limit {budget}, used {state.settled}, "
+            f"reserved by requests in progress {state.held}, requested {tokens} (prompt and answer, estimated). "
+            "Please try again when they have finished.",
+            headers=_refusal_headers(SOON_S, self._day_headers(state, budget)),
         )
 
-    def _spent(self, state: State, budget: int, tokens: int | None) -> RateLimited:
+    def _budget_spent(self, state: KeyState, budget: int, tokens: int | None) -> RateLimited:
         self.refused["tokens_per_day"] += 1
-        wait_s = _whole(self._to_midnight_s())
+        wait_s = _whole_seconds(self._to_midnight_s())
         requested = "" if tokens is None else f", requested {tokens} (prompt and answer, estimated)"
         return QuotaSpent(
             f"You exceeded your current quota, `tokens_per_day`: limit {budget}, used {state.settled}{requested}. "
-            f"A new day begins at midnight UTC, in {duration(wait_s)}.",
-            headers=_told(wait_s, self._day_headers(state, budget)),
+            f"A new day begins at midnight UTC, in {format_duration(wait_s)}.",
+            headers=_refusal_headers(wait_s, self._day_headers(state, budget)),
         )
 
-    def _day_headers(self, state: State, budget: int) -> Headers:
-        return triple("tokens", budget, budget - state.settled - state.held, self._to_midnight_s())
+    def _day_headers(self, state: KeyState, budget: int) -> Headers:
+        return limit_headers("tokens", budget, budget - state.settled - state.held, self._to_midnight_s())
 
 
-class KeyLease:
-    """One request of a key that has limits."""
+class KeyReservation:
+    """A request of a key with limits."""
 
     __slots__ = ("_charged", "_limiter", "_open", "_state")
 
-    def __init__(self, limiter: KeyLimiter, state: State) -> None:
+    def __init__(self, limiter: KeyLimiter, state: KeyState) -> None:
         self._limiter = limiter
         self._state = state
         self._charged = 0
         self._open = True
 
     def charge(self, tokens: int) -> None:
-        """Take the request's estimated tokens. Raises TokensLimited, QuotaSpent; then nothing was taken."""
+        """Charge the request's estimated tokens. Raises TokensLimited, QuotaSpent; then nothing was charged."""
         self._limiter.charge(self._state, tokens)
         self._charged += tokens
 
@@ -301,14 +302,14 @@ class KeyLease:
         return self._limiter.headers(self._state)
 
     def close(self, tokens: int | None) -> None:
-        """End it: ``tokens`` are owed in truth; None: nothing was sent to the engine. A second call does nothing."""
+        """End the request with the ``tokens`` it used; None: nothing reached the engine. A second call does nothing."""
         if self._open:
             self._open = False
             self._limiter.settle(self._state, self._charged, tokens or 0)
 
 
-class FreeLease:
-    """A request without limits: nothing is counted, and nothing is said of limits."""
+class UnlimitedReservation:
+    """A request of a key without limits: nothing is counted, and there are no rate-limit headers."""
 
     __slots__ = ()
 
@@ -323,7 +324,7 @@ class FreeLease:
         """End it."""
 
 
-_FREE: Final = FreeLease()
+_FREE: Final = UnlimitedReservation()
 
 
 def _fitted(bucket: Bucket | None, capacity: int | None, now: float) -> Bucket | None:
@@ -344,9 +345,9 @@ def _unlimited(limits: Limits) -> bool:
     )
 
 
-def _whole(seconds: float) -> int:
+def _whole_seconds(seconds: float) -> int:
     return max(1, math.ceil(seconds))
 
 
-def _told(wait_s: int, headers: Headers) -> dict[str, str]:
+def _refusal_headers(wait_s: int, headers: Headers) -> dict[str, str]:
     return {"retry-after": str(wait_s), **{name.decode(): value for name, value in headers}}

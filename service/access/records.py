@@ -16,8 +16,8 @@ _SHOWN = [column for column in keys.c if column.name not in ("seq", "hmac", "rev
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A key before it is made: what it may do. None for globs is all of the project, an empty tuple is none of it."""
+class KeyDraft:
+    """A key to be created. Globs: None matches everything in the project, an empty tuple nothing."""
 
     name: str
     project: str
@@ -30,7 +30,7 @@ class Draft:
     background: bool = False
     """Its requests yield to all others."""
     parent_key_id: str | None = None
-    """The key that this one dies with, and cannot do more than."""
+    """The parent: revoking it revokes this key, which can have no more permissions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +51,29 @@ class KeyRow:
     expires_at: int | None
 
     def caller(self) -> Caller:
-        """Whom the key stands for."""
+        """The caller that the key authenticates."""
         parent = None if self.parent_key_id == ADMIN_ID else self.parent_key_id
         return Caller(
             self.id, self.project, self.scopes, self.adapters, self.stores, self.limits, self.background, parent
         )
 
 
-def living(db: sa.Connection) -> list[tuple[bytes, KeyRow]]:
-    """(HMAC, key) of all keys that are not revoked, expired ones too: their holders are told why."""
-    found = db.execute(sa.select(keys.c.hmac, *_SHOWN).where(keys.c.revoked_at.is_(None)))
-    return [(row.hmac, _key(row)) for row in found]
+def active_keys(db: sa.Connection) -> list[tuple[bytes, KeyRow]]:
+    """(HMAC, key) of all keys that are not revoked, including expired ones, whose holders are told so."""
+    rows = db.execute(sa.select(keys.c.hmac, *_SHOWN).where(keys.c.revoked_at.is_(None)))
+    return [(row.hmac, _key(row)) for row in rows]
 
 
 def find(db: sa.Connection, key_id: str) -> KeyRow | None:
-    """The key, or None where there is none or it was revoked."""
+    """The key, or None if it does not exist or was revoked."""
     row = db.execute(sa.select(*_SHOWN).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))).one_or_none()
     return None if row is None else _key(row)
 
 
-def listed(db: sa.Connection, project: str | None, after: str | None, limit: int) -> list[KeyRow] | None:
-    """Up to ``limit`` keys that are not revoked, oldest first; of one project, where it is given.
+def list_keys(db: sa.Connection, project: str | None, after: str | None, limit: int) -> list[KeyRow] | None:
+    """Up to ``limit`` keys that are not revoked, oldest first; of one project if it is given.
 
-    None where ``after`` is no key's id; a revoked key's still marks its place.
+    None if ``after`` is not the id of a key; the id of a revoked key is allowed.
     """
     chosen = sa.select(*_SHOWN).where(keys.c.revoked_at.is_(None)).order_by(keys.c.seq).limit(limit)
     if project is not None:
@@ -86,8 +86,8 @@ def listed(db: sa.Connection, project: str | None, after: str | None, limit: int
     return [_key(row) for row in db.execute(chosen)]
 
 
-def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: Draft) -> KeyRow:
-    """Write a new key, and its project where this is the project's first."""
+def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: KeyDraft) -> KeyRow:
+    """Insert a new key, and its project if this is its first key."""
     now = int(time.time())
     if db.scalar(sa.select(projects.c.id).where(projects.c.id == draft.project)) is None:
         db.execute(projects.insert().values(id=draft.project, created_at=now))
@@ -108,30 +108,30 @@ def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: Draft) 
             expires_at=draft.expires_at,
         )
     )
-    written = find(db, key_id)
-    assert written is not None  # noqa: S101  it was written a line above, in this transaction
-    return written
+    created = find(db, key_id)
+    assert created is not None  # noqa: S101  it was inserted above, in this transaction
+    return created
 
 
 def revoke(db: sa.Connection, key_id: str) -> dict[str, bytes]:
-    """The key and all that were made under it die: id → HMAC of each; empty where there is no such living key."""
-    return _kill(db, [key_id])
+    """Revoke the key and its child keys: id → HMAC of each; empty if there is no such active key."""
+    return _revoke_with_children(db, [key_id])
 
 
 def revoke_children(db: sa.Connection, key_id: str) -> dict[str, bytes]:
-    """All keys that were made under the key die, the key itself does not."""
-    return _kill(db, list(db.scalars(sa.select(keys.c.id).where(keys.c.parent_key_id == key_id))))
+    """Revoke the child keys; the parent stays valid."""
+    return _revoke_with_children(db, list(db.scalars(sa.select(keys.c.id).where(keys.c.parent_key_id == key_id))))
 
 
-def _kill(db: sa.Connection, roots: list[str]) -> dict[str, bytes]:
+def _revoke_with_children(db: sa.Connection, roots: list[str]) -> dict[str, bytes]:
     family = sa.select(keys.c.id).where(keys.c.id.in_(roots)).cte("family", recursive=True)
     family = family.union(sa.select(keys.c.id).join(family, keys.c.parent_key_id == family.c.id))
-    found = db.execute(
+    rows = db.execute(
         sa.select(keys.c.id, keys.c.hmac).where(keys.c.id.in_(sa.select(family.c.id)), keys.c.revoked_at.is_(None))
     )
-    dead = {row.id: row.hmac for row in found}
-    db.execute(keys.update().where(keys.c.id.in_(dead)).values(revoked_at=int(time.time()), hmac=None))
-    return dead
+    revoked = {row.id: row.hmac for row in rows}
+    db.execute(keys.update().where(keys.c.id.in_(revoked)).values(revoked_at=int(time.time()), hmac=None))
+    return revoked
 
 
 def _key(row: sa.Row[tuple[object, ...]]) -> KeyRow:
@@ -141,10 +141,10 @@ def _key(row: sa.Row[tuple[object, ...]]) -> KeyRow:
     return KeyRow(**values | globs | {"scopes": scopes, "limits": Limits.model_validate(values["limits"])})
 
 
-def demand_project(db: sa.Connection, project: str) -> None:
-    """Raise NotFound where there is no such project: an admin may name any."""
+def require_project(db: sa.Connection, project: str) -> None:
+    """Raise NotFound if the project does not exist: an admin's request may name any."""
     if db.scalar(sa.select(projects.c.id).where(projects.c.id == project)) is None:
         raise NotFound(
-            f"the project `{project[:100]}` does not exist; a project comes into being with its first key",
+            f"the project `{project[:100]}` does not exist; create its first key (POST /v1/keys) to create it",
             code="project_not_found",
         )

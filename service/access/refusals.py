@@ -1,7 +1,7 @@
-"""Refused requests in the audit: whose key is not known, and who asked for what their key may not do.
+"""Records refused requests (401, 403) in the audit.
 
-They are counted in memory and written once a minute, one entry for each reason, key and peer: a flood of bad keys costs
-neither the disk nor the data path. What is counted apart is bounded, and so is what is kept.
+They are counted in memory and written once a minute, one entry per reason, key and peer, so a flood of bad keys costs
+neither disk writes nor time on the data path. Both the number of counters and the number of kept entries are bounded.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from service.errors import HatrackError
 
 ACTION: Final = "access.refused"
 NOBODY: Final = "anonymous"
-"""In place of a key's id where no key was known."""
+"""Stands for the key's id if the request had no valid key."""
 NO_PROJECT: Final = "(none)"
 OTHER: Final = "(other)"
 REFUSED: Final = frozenset({401, 403})
 FLUSH_S: Final = 60.0
-MAX_APART: Final = 32
-"""Combinations of reason, key and peer told apart between two writes, of those whose key is known and of those whose
-is not; more are counted together by reason and project. So whoever has no key hides nobody who has one."""
+MAX_SEPARATE: Final = 32
+"""Combinations of reason, key and peer counted separately between two writes; with and without a valid key, each. Any
+more are counted together by reason and project. So requests without a key cannot crowd out those with one."""
 MAX_KEPT: Final = 5_000
-"""Entries that are kept, of those whose key is known and of those whose is not; of more, the oldest go."""
+"""Entries kept in the audit, with and without a valid key, each; older ones are deleted."""
 MAX_PATH: Final = 128
 _LOG = logging.getLogger("hatrack.access")
 
 
 @dataclass(slots=True)
-class Counted:
-    """Refusals of one kind: how many, when the first and the last, and what the last asked for."""
+class RefusalCount:
+    """Refusals of one kind: their number, first and last time, and the last one's path and request id."""
 
     since: int
     until: int = 0
@@ -65,15 +65,15 @@ class Refusals:
     def __init__(self, database: Database, *, wall: Callable[[], float] = time.time) -> None:
         self._database = database
         self._wall = wall
-        self._counted: dict[Kind, Counted] = {}
+        self._counted: dict[Kind, RefusalCount] = {}
 
     def note(
         self, status: int, code: str | None, caller: Caller | None, peer: str, path: str, request_id: str | None = None
     ) -> None:
-        """Count a request that was answered with ``status``, where that is a refusal of access; takes microseconds.
+        """Count a request answered with ``status``, if that refuses access; takes microseconds.
 
         Args:
-            peer: The client's address; of an IPv6 address the /64 counts.
+            peer: The client's address; IPv6 addresses are grouped by /64.
         """
         if status not in REFUSED:
             return
@@ -83,17 +83,19 @@ class Refusals:
         kind = (reason, key_id, project, peer if ip is None else peer_of(ip))
         counted = self._counted.get(kind)
         if counted is None:
-            counted = self._counted.setdefault(kind if self._has_room(kind) else _together(kind), Counted(now))
+            counted = self._counted.setdefault(
+                kind if self._has_room(kind) else _overflow_kind(kind), RefusalCount(now)
+            )
         counted.until, counted.path, counted.request_id = now, path[:MAX_PATH], request_id
         counted.count += 1
 
     def _has_room(self, kind: Kind) -> bool:
-        """Whether ``kind`` may be told apart."""
-        known = _has_key(kind)
-        return sum(_has_key(apart) == known for apart in self._counted if apart[1] != OTHER) < MAX_APART
+        """Whether ``kind`` may be counted separately."""
+        has_key = _has_key(kind)
+        return sum(_has_key(counted) == has_key for counted in self._counted if counted[1] != OTHER) < MAX_SEPARATE
 
     async def flush(self) -> None:
-        """Write what was counted. What cannot be written is counted on, and written later."""
+        """Write what was counted. If the write fails, the counts are kept for the next one."""
         if not self._counted:
             return
         counted, self._counted = self._counted, {}
@@ -101,9 +103,9 @@ class Refusals:
             await self._database.run(lambda db: _write(db, counted))
         except HatrackError as error:
             _LOG.warning("refused requests could not be written to the audit", extra={"reason": error.message})
-            self._take_back(counted)
+            self._restore(counted)
 
-    def _take_back(self, counted: dict[Kind, Counted]) -> None:
+    def _restore(self, counted: dict[Kind, RefusalCount]) -> None:
         for kind, earlier in counted.items():
             later = self._counted.get(kind)
             if later is not None:
@@ -111,13 +113,13 @@ class Refusals:
             elif kind[1] == OTHER or self._has_room(kind):
                 self._counted[kind] = earlier
             else:
-                rest = self._counted.setdefault(_together(kind), Counted(earlier.since))
+                rest = self._counted.setdefault(_overflow_kind(kind), RefusalCount(earlier.since))
                 rest.count, rest.until = rest.count + earlier.count, max(rest.until, earlier.until)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Write once a minute meanwhile, and at the end."""
-        writing = asyncio.create_task(self._write_on(), name="access-refusals")
+        """Write once a minute while this is open, and once on leaving."""
+        writing = asyncio.create_task(self._write_periodically(), name="access-refusals")
         try:
             yield
         finally:
@@ -125,23 +127,23 @@ class Refusals:
             await asyncio.gather(writing, return_exceptions=True)
             await self.flush()
 
-    async def _write_on(self) -> None:
+    async def _write_periodically(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
             await self.flush()
 
 
 def _has_key(kind: Kind) -> bool:
-    """Whether the caller's key was known."""
+    """Whether the request had a valid key."""
     return kind[2] != NO_PROJECT
 
 
-def _together(kind: Kind) -> Kind:
-    """What a refusal is counted as where it is not told apart."""
+def _overflow_kind(kind: Kind) -> Kind:
+    """The kind under which a refusal is counted once there are too many separate ones."""
     return (kind[0], OTHER, kind[2], OTHER)
 
 
-def _write(db: sa.Connection, counted: dict[Kind, Counted]) -> None:
+def _write(db: sa.Connection, counted: dict[Kind, RefusalCount]) -> None:
     for (reason, key_id, project, peer), refusals in counted.items():
         detail: dict[str, Any] = {
             "count": refusals.count,
@@ -153,7 +155,7 @@ def _write(db: sa.Connection, counted: dict[Kind, Counted]) -> None:
         note(db, Actor(key_id, project, refusals.request_id), ACTION, reason, detail)
     for kept in (audit.c.project == NO_PROJECT, audit.c.project != NO_PROJECT):
         refused = sa.and_(audit.c.action == ACTION, kept)
-        last_to_go = sa.select(audit.c.id).where(refused).order_by(audit.c.id.desc()).offset(MAX_KEPT).limit(1)
-        last_id = db.scalar(last_to_go)
+        newest_surplus = sa.select(audit.c.id).where(refused).order_by(audit.c.id.desc()).offset(MAX_KEPT).limit(1)
+        last_id = db.scalar(newest_surplus)
         if last_id is not None:
             db.execute(audit.delete().where(refused, audit.c.id <= last_id))

@@ -1,5 +1,4 @@
-"""``/v1/keys`` and ``/v1/audit``: from HTTP to the keys and back; for keys with the scope ``admin``, but that every
-key may revoke itself."""
+"""``/v1/keys`` and ``/v1/audit``. They need the scope ``admin``, but every key may revoke itself."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from service.access.authentication import project_name
 from service.access.caller import DEFAULT_PROJECT, NO_LIMITS, Caller, Limits, Scope
 from service.access.grants import MAX_EXPIRES_AT, MAX_GLOBS, is_glob
 from service.access.http import actor, caller, needs
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from service.access.refusals import Refusals
 from service.access.schemas import AuditPage, CreatedKey, DeletedKey, KeyObject, RotatedKey
 from service.access.service import Keys
@@ -23,7 +22,7 @@ from service.http.body import read_json
 from service.http.schema import Page, answers, takes
 
 NO_STORE: Final = {"cache-control": "no-store"}
-"""An answer that holds a key is for its reader alone."""
+"""For answers that contain a key."""
 
 
 class KeyRequest(BaseModel):
@@ -43,7 +42,7 @@ class KeyRequest(BaseModel):
     @classmethod
     def _printable(cls, value: str) -> str:
         if not value.isprintable():
-            raise ValueError("must hold no control characters")
+            raise ValueError("must not contain control characters")
         return value
 
     @field_validator("adapters", "stores")
@@ -51,23 +50,25 @@ class KeyRequest(BaseModel):
     def _globs(cls, value: list[str] | None) -> list[str] | None:
         for glob in value or ():
             if not is_glob(glob):
-                raise ValueError(f"{glob[:80]!r} is no glob over names: 1 to 64 of a-z, 0-9, '.', '_', '-', '*', '?'")
+                raise ValueError(
+                    f"{glob[:80]!r} is not a glob: use 1 to 64 characters of a-z, 0-9, '.', '_', '-', '*' and '?'"
+                )
         return value
 
-    def draft(self, who: Caller) -> Draft:
-        """What is to be made; in the caller's project where the body names none.
+    def draft(self, caller: Caller) -> KeyDraft:
+        """The key to create; in the caller's project if the body names none.
 
         Raises:
-            BadRequest: The project's name is not valid, or a key with the scope ``admin`` is to belong to a project.
+            BadRequest: The project's name is not valid, or a key with the scope ``admin`` names a project.
         """
         project = self.project
         if Scope.ADMIN in self.scopes:
             if project not in (None, DEFAULT_PROJECT):
-                raise BadRequest("a key with the scope `admin` is in every project: leave this out", param="project")
+                raise BadRequest("a key with the scope `admin` acts in every project; omit `project`", param="project")
             project = DEFAULT_PROJECT
-        return Draft(
+        return KeyDraft(
             name=self.name,
-            project=project_name(who.project if project is None else project, "project"),
+            project=project_name(caller.project if project is None else project, "project"),
             scopes=frozenset(self.scopes),
             adapters=None if self.adapters is None else tuple(self.adapters),
             stores=None if self.stores is None else tuple(self.stores),
@@ -78,85 +79,87 @@ class KeyRequest(BaseModel):
 
 async def keys(request: Request) -> Keys:
     """The keys of this gateway."""
-    found: Keys = request.app.state.keys
-    return found
+    service: Keys = request.app.state.keys
+    return service
 
 
 async def refusals_of(request: Request) -> Refusals | None:
-    """What was refused and may not stand in the audit yet; None where the app counts none."""
-    found: Refusals | None = getattr(request.app.state, "refusals", None)
-    return found
+    """Counts refusals that may not be in the audit yet; None if the app does not count them."""
+    refusals: Refusals | None = getattr(request.app.state, "refusals", None)
+    return refusals
 
 
 router = APIRouter(prefix="/v1", tags=["access"])
 Admin = Annotated[Caller, Depends(needs(Scope.ADMIN))]
-By = Annotated[Actor, Depends(actor)]
-Ring = Annotated[Keys, Depends(keys)]
+CurrentActor = Annotated[Actor, Depends(actor)]
+KeyService = Annotated[Keys, Depends(keys)]
 Project = Annotated[str | None, Query(max_length=64)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 @router.post("/keys", status_code=201, responses=answers(CreatedKey, Conflict, status=201))
 @takes(KeyRequest)
-async def create_key(request: Request, who: Admin, by: By, ring: Ring) -> JSONResponse:
-    """Make a key; the answer holds it, this once."""
-    wanted = await read_json(request, KeyRequest)
-    made, key = await ring.mint(by, wanted.draft(who))
-    headers = NO_STORE | {"location": f"/v1/keys/{made['id']}"}
-    return JSONResponse(made | {"key": key}, status_code=201, headers=headers)
+async def create_key(request: Request, caller: Admin, actor: CurrentActor, keys: KeyService) -> JSONResponse:
+    """Create a key. The key itself is only in this answer and cannot be shown again."""
+    body = await read_json(request, KeyRequest)
+    created, key = await keys.mint(actor, body.draft(caller))
+    headers = NO_STORE | {"location": f"/v1/keys/{created['id']}"}
+    return JSONResponse(created | {"key": key}, status_code=201, headers=headers)
 
 
 @router.post("/keys/rotate-admin", responses=answers(RotatedKey, Conflict))
-async def rotate_admin(who: Admin, by: By, ring: Ring) -> JSONResponse:
-    """Put a new admin key in the place of the old; the answer holds it, this once."""
-    return JSONResponse({"object": "key", "id": ADMIN_ID, "key": await ring.rotate_admin(by)}, headers=NO_STORE)
+async def rotate_admin(caller: Admin, actor: CurrentActor, keys: KeyService) -> JSONResponse:
+    """Replace the admin key. The new key is only in this answer and cannot be shown again."""
+    return JSONResponse({"object": "key", "id": ADMIN_ID, "key": await keys.rotate_admin(actor)}, headers=NO_STORE)
 
 
 @router.get("/keys", responses=answers(Page[KeyObject]))
 async def list_keys(
-    who: Admin,
-    ring: Ring,
+    caller: Admin,
+    keys: KeyService,
     project: Project = None,
     after: Annotated[str | None, Query(max_length=64)] = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:
-    """Keys, oldest first; of all projects where none is named."""
-    return await ring.page(project, after, limit)
+    """Keys, oldest first; of all projects if none is given."""
+    return await keys.page(project, after, limit)
 
 
 @router.get("/keys/{key_id}", responses=answers(KeyObject, NotFound))
-async def get_key(key_id: str, who: Admin, ring: Ring) -> dict[str, Any]:
+async def get_key(key_id: str, caller: Admin, keys: KeyService) -> dict[str, Any]:
     """One key."""
-    return await ring.show(key_id)
+    return await keys.show(key_id)
 
 
 @router.delete("/keys/current", responses=answers(DeletedKey, Conflict))
-async def delete_own_key(who: Annotated[Caller, Depends(caller)], by: By, ring: Ring) -> dict[str, Any]:
-    """Revoke the key that this is asked with; whoever holds a key may."""
+async def delete_own_key(
+    who: Annotated[Caller, Depends(caller)], actor: CurrentActor, keys: KeyService
+) -> dict[str, Any]:
+    """Revoke the key of this request; needs no scope."""
     if who.key_id == ADMIN_ID:
-        raise Conflict("the admin key is not revoked but rotated: POST /v1/keys/rotate-admin", code="admin_key")
-    await ring.delete(by, who.key_id)
+        raise Conflict("the admin key cannot be revoked; rotate it with POST /v1/keys/rotate-admin", code="admin_key")
+    await keys.delete(actor, who.key_id)
     return {"object": "key", "id": who.key_id, "deleted": True}
 
 
 @router.delete("/keys/{key_id}", responses=answers(DeletedKey, NotFound, Conflict))
-async def delete_key(key_id: str, who: Admin, by: By, ring: Ring) -> dict[str, Any]:
-    """Revoke a key, from the next request on."""
-    await ring.delete(by, key_id)
+async def delete_key(key_id: str, caller: Admin, actor: CurrentActor, keys: KeyService) -> dict[str, Any]:
+    """Revoke a key and its child keys, effective from the next request."""
+    await keys.delete(actor, key_id)
     return {"object": "key", "id": key_id, "deleted": True}
 
 
 @router.get("/audit", responses=answers(AuditPage))
 async def list_audit(
-    who: Admin,
-    ring: Ring,
+    caller: Admin,
+    keys: KeyService,
     refusals: Annotated[Refusals | None, Depends(refusals_of)],
     project: Project = None,
     action: Annotated[str | None, Query(max_length=64)] = None,
     after: Annotated[int | None, Query(ge=1, le=2**53)] = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:
-    """What was changed, and who was refused, by whom and when; newest first."""
+    """Changes and refused requests, newest first: who, what and when."""
     if refusals is not None:
         await refusals.flush()
-    return await ring.audited(after=after, limit=limit, project=project, action=action)
+    return await keys.audit_page(after=after, limit=limit, project=project, action=action)

@@ -1,4 +1,4 @@
-"""API keys: made, listed, revoked; the table in memory follows the one on disk before a change is answered."""
+"""Creates, lists and revokes API keys; the table in memory is updated before a change is answered."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from service.access import audit, grants, records
 from service.access.audit import ADMIN_ID, Actor
-from service.access.authentication import NEVER, Authenticator, Entry
+from service.access.authentication import NEVER, Authenticator, KeyEntry
 from service.access.keys import admin_key, hint, key_hmac, key_secret, make_key, write_secret
-from service.access.records import Draft, KeyRow
+from service.access.records import KeyDraft, KeyRow
 from service.database import Database
 from service.errors import BadRequest, Conflict, DiskFull, Internal, NotFound
 
@@ -33,10 +33,10 @@ class Keys:
     """The keys of all projects.
 
     Args:
-        home: Holds ``key.secret`` and, where it is not given, ``admin.key``; both are made at first start.
+        home: Directory of ``key.secret`` and, unless the key is given, ``admin.key``; both are created at first start.
         database: Opened before :meth:`open`.
         given_admin_key: The admin key from the settings, or None.
-        on_revoked: Is told the id of every key that dies; must be quick and must not raise.
+        on_revoked: Called with the id of every revoked key; must be quick and must not raise.
 
     Raises:
         SettingsError: The admin key or the secret cannot be used.
@@ -57,23 +57,23 @@ class Keys:
         secret, self._new_secret = key_secret(home)
         self._secret = secret
         self.authenticator = Authenticator(admin_key(home, given_admin_key), secret)
-        # one change at a time: the table in memory takes them in the order that the database took them
+        # one change at a time, so that memory and database apply changes in the same order
         self._changing = asyncio.Lock()
 
     def derived_secret(self, purpose: str) -> bytes:
-        """32 bytes for one purpose beside the keys; the same after each start that finds the same ``key.secret``."""
-        return key_hmac(self._secret, "\0" + purpose)  # which no key is: a header holds no NUL
+        """32 bytes derived for one purpose; the same as long as ``key.secret`` is the same."""
+        return key_hmac(self._secret, "\0" + purpose)  # cannot equal a key: a header cannot contain NUL
 
     async def open(self) -> None:
-        """Load all keys. Until then, only the admin key is known."""
-        found = await self._database.run(records.living)
-        if found and self._new_secret:
+        """Load all keys. Until then, only the admin key is accepted."""
+        rows = await self._database.run(records.active_keys)
+        if rows and self._new_secret:
             _LOG.warning(
-                "%d API keys can no longer be told: key.secret under HATRACK_HOME was not there, and a new one was "
-                "made; put the old one back and start again, or make new keys",
-                len(found),
+                "%d API keys can no longer be verified: the file key.secret was missing in HATRACK_HOME, and a new one "
+                "was created; restore the old file and restart, or create new keys",
+                len(rows),
             )
-        self.authenticator.load({digest: _entry(row) for digest, row in found})
+        self.authenticator.load({digest: _entry(row) for digest, row in rows})
 
     # reading
 
@@ -85,47 +85,47 @@ class Keys:
         return shown(row)
 
     async def page(self, project: str | None, after: str | None, limit: int) -> dict[str, Any]:
-        """A page of keys, oldest first; of one project or of all. Raises BadRequest where ``after`` names no key."""
-        found = await self._database.run(lambda db: records.listed(db, project, after, limit + 1))
-        if found is None:
-            raise BadRequest("`after` names no key", param="after")
-        return _listed([shown(row) for row in found], limit)
+        """A page of keys, oldest first; of one project or of all. Raises BadRequest if ``after`` is not a key's id."""
+        rows = await self._database.run(lambda db: records.list_keys(db, project, after, limit + 1))
+        if rows is None:
+            raise BadRequest("`after` must be the id of a key; use the `last_id` of the previous page", param="after")
+        return _page([shown(row) for row in rows], limit)
 
-    async def audited(
+    async def audit_page(
         self, *, after: int | None, limit: int, project: str | None = None, action: str | None = None
     ) -> dict[str, Any]:
         """A page of the audit, newest first."""
-        found = await self._database.run(
+        rows = await self._database.run(
             lambda db: audit.page(db, after=after, limit=limit + 1, project=project, action=action)
         )
-        return _listed([{"object": "audit.entry", **asdict(row)} for row in found], limit)
+        return _page([{"object": "audit.entry", **asdict(row)} for row in rows], limit)
 
     # changing
 
-    async def mint(self, actor: Actor, draft: Draft) -> tuple[dict[str, Any], str]:
-        """Make a key: the key object, and the key, which nothing can tell a second time.
+    async def mint(self, actor: Actor, draft: KeyDraft) -> tuple[dict[str, Any], str]:
+        """Create a key: the key object, and the key itself, which cannot be shown again.
 
-        A key with a ``parent_key_id`` can do no more than its parent could when it was made, and dies with it; what it
-        leaves open (globs, limits, expiry) is the parent's.
+        A key with a ``parent_key_id`` can have no more permissions than its parent has now, and is revoked with it;
+        globs, limits and expiry that it does not set are inherited.
 
         Raises:
-            BadRequest: It makes no sense (see ``grants.check``), or would outlive the key that makes it.
-            Unauthenticated: The parent is not valid any more.
-            Forbidden: It reaches further than its parent.
+            BadRequest: It is inconsistent (see ``grants.check``), or would outlive the key that creates it.
+            Unauthenticated: The parent is no longer valid.
+            Forbidden: It has permissions that its parent lacks.
         """
-        return await _to_the_end(self._mint(actor, draft))
+        return await _run_to_completion(self._mint(actor, draft))
 
-    async def _mint(self, actor: Actor, draft: Draft) -> tuple[dict[str, Any], str]:
+    async def _mint(self, actor: Actor, draft: KeyDraft) -> tuple[dict[str, Any], str]:
         grants.check(draft, time.time())
         key, key_id = make_key(), _new_id()
         digest = self.authenticator.hmac(key)
 
         def work(db: sa.Connection) -> KeyRow:
-            wanted = draft
-            if wanted.parent_key_id is not None and wanted.parent_key_id != ADMIN_ID:
-                wanted = grants.under(records.find(db, wanted.parent_key_id), wanted, time.time())
-            wanted = grants.no_longer(records.find(db, actor.key_id), wanted)
-            row = records.add(db, key_id, digest, hint(key), wanted)
+            granted = draft
+            if granted.parent_key_id is not None and granted.parent_key_id != ADMIN_ID:
+                granted = grants.restrict_to_parent(records.find(db, granted.parent_key_id), granted, time.time())
+            granted = grants.cap_expiry(records.find(db, actor.key_id), granted)
+            row = records.add(db, key_id, digest, hint(key), granted)
             audit.note(db, replace(actor, project=row.project), "key.create", row.id, _granted(row))
             return row
 
@@ -135,67 +135,69 @@ class Keys:
         return shown(row), key
 
     async def delete(self, actor: Actor, key_id: str) -> list[str]:
-        """Revoke a key and all that were made under it: the ids of the dead. The next request with one is refused.
+        """Revoke a key and its child keys; returns the revoked ids. The next request with one is refused.
 
         Raises:
-            NotFound: There is no such key (any more).
+            NotFound: The key does not exist or was revoked.
         """
-        return await _to_the_end(self._delete(actor, key_id))
+        return await _run_to_completion(self._delete(actor, key_id))
 
     async def _delete(self, actor: Actor, key_id: str) -> list[str]:
         def work(db: sa.Connection) -> dict[str, bytes]:
             row = records.find(db, key_id)
             if row is None:
                 raise _not_found(key_id)
-            dead = records.revoke(db, key_id)
+            revoked = records.revoke(db, key_id)
             detail: dict[str, Any] = {"name": row.name}
-            if len(dead) > 1:
-                detail["with"] = sorted(set(dead) - {key_id})
+            if len(revoked) > 1:
+                detail["with"] = sorted(set(revoked) - {key_id})
             audit.note(db, replace(actor, project=row.project), "key.delete", key_id, detail)
-            return dead
+            return revoked
 
         return sorted(await self._revoked(work))
 
     async def rotate_admin(self, actor: Actor) -> str:
-        """A new admin key, written to ``admin.key``; the old one, and the keys that were made under it, are dead.
+        """Create a new admin key, written to ``admin.key``; the old one and its child keys are revoked.
 
         Raises:
-            Conflict: ``admin_key_given``: the settings give the admin key, so they must change it.
+            Conflict: ``admin_key_given``: the admin key comes from the settings and must be changed there.
             DiskFull, Internal: The file could not be written; nothing was changed.
         """
         if self._admin_given:
             raise Conflict(
-                "HATRACK_ADMIN_KEY gives the admin key: change it there and start the gateway again",
+                "the admin key is set by HATRACK_ADMIN_KEY; change the setting and restart the gateway",
                 code="admin_key_given",
             )
-        return await _to_the_end(self._rotate_admin(actor))
+        return await _run_to_completion(self._rotate_admin(actor))
 
     async def _rotate_admin(self, actor: Actor) -> str:
         key = make_key()
 
         def work(db: sa.Connection) -> dict[str, bytes]:
-            dead = records.revoke_children(db, ADMIN_ID)
-            audit.note(db, actor, "key.rotate_admin", ADMIN_ID, {"with": sorted(dead)} if dead else None)
+            revoked = records.revoke_children(db, ADMIN_ID)
+            audit.note(db, actor, "key.rotate_admin", ADMIN_ID, {"with": sorted(revoked)} if revoked else None)
             try:
-                write_secret(self._home / "admin.key", key + "\n")  # last: where it fails, nothing was changed
+                write_secret(self._home / "admin.key", key + "\n")  # last, so that a failure changes nothing
             except OSError as error:
                 kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Internal
-                raise kind(f"admin.key could not be written ({error.strerror}); the old key stays") from error
-            return dead
+                raise kind(
+                    f"admin.key could not be written ({error.strerror}); the old admin key stays valid"
+                ) from error
+            return revoked
 
-        await self._revoked(work, lambda: self.authenticator.set_admin(key))
+        await self._revoked(work, lambda: self.authenticator.set_admin_key(key))
         return key
 
     async def _revoked(
         self, work: Callable[[sa.Connection], dict[str, bytes]], also: Callable[[], None] = lambda: None
     ) -> dict[str, bytes]:
         async with self._changing:
-            dead = await self._database.run(work)
-            self.authenticator.drop(frozenset(dead.values()))
+            revoked = await self._database.run(work)
+            self.authenticator.drop(frozenset(revoked.values()))
             also()
-        for key_id in dead:
+        for key_id in revoked:
             self._on_revoked(key_id)
-        return dead
+        return revoked
 
 
 def shown(row: KeyRow) -> dict[str, Any]:
@@ -223,18 +225,18 @@ def _granted(row: KeyRow) -> dict[str, Any]:
     }
 
 
-def _entry(row: KeyRow) -> Entry:
-    return Entry(row.caller(), NEVER if row.expires_at is None else row.expires_at)
+def _entry(row: KeyRow) -> KeyEntry:
+    return KeyEntry(row.caller(), NEVER if row.expires_at is None else row.expires_at)
 
 
-def _listed(data: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """One page of ``data``, which holds one item more than the page where there are more."""
-    shown_now = data[:limit]
+def _page(data: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """One page of ``data``, which has one item more than ``limit`` if there are more pages."""
+    shown_rows = data[:limit]
     return {
         "object": "list",
-        "data": shown_now,
-        "first_id": shown_now[0]["id"] if shown_now else None,
-        "last_id": shown_now[-1]["id"] if shown_now else None,
+        "data": shown_rows,
+        "first_id": shown_rows[0]["id"] if shown_rows else None,
+        "last_id": shown_rows[-1]["id"] if shown_rows else None,
         "has_more": len(data) > limit,
     }
 
@@ -244,9 +246,9 @@ def _new_id() -> str:
 
 
 def _not_found(key_id: str) -> NotFound:
-    return NotFound(f"there is no key {key_id[:80]!r}", param="id")
+    return NotFound(f"the key {key_id[:80]!r} does not exist", param="id")
 
 
-async def _to_the_end(change: Coroutine[Any, Any, T]) -> T:
-    """Run a change that must not be cut between the database and the table in memory, whoever leaves meanwhile."""
+async def _run_to_completion(change: Coroutine[Any, Any, T]) -> T:
+    """Run a change to its end, even if the caller is cancelled: database and memory must not diverge."""
     return await asyncio.shield(asyncio.ensure_future(change))

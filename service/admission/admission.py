@@ -1,4 +1,4 @@
-"""The gate and what belongs to it, joined: one object for the composition root."""
+"""The admission queues and the engine's residency, wired together for the composition root."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from service.admission.background import GatedEngine
-from service.admission.gate import Gate
+from service.admission.background import BackgroundEngine
 from service.admission.policy import Policy
+from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.engine.client import EngineClient
 from service.engine.residency import Residency
@@ -19,21 +19,21 @@ class Admission:
     """Everything between the data path and the engine.
 
     Args:
-        settings: Widths, bounds and times.
+        settings: Limits and timeouts.
         engine: The engine's client.
-        on_change: Takes a listener of the engine's states.
+        on_change: Registers a listener for the engine's state.
     """
 
     def __init__(
         self, settings: Settings, engine: EngineClient, on_change: Callable[[Callable[[EngineState], None]], None]
     ) -> None:
         self.residency = Residency(engine)
-        self.gate = Gate(Policy.from_settings(settings), self.residency)
-        self.counting = Gate(Policy.for_counting(settings))
-        """For requests that the engine answers with its tokenizer."""
+        self.gate = AdmissionQueue(Policy.from_settings(settings), self.residency)
+        self.counting = AdmissionQueue(Policy.for_counting(settings))
+        """For requests that only need the engine's tokenizer."""
         self.residency.activity = lambda: self.gate.scheduler.counts.admitted
-        self.background_engine = GatedEngine(engine, self.gate, settings.base_served_name)
-        """For proofs and warming: behind callers."""
+        self.background_engine = BackgroundEngine(engine, self.gate, settings.base_served_name)
+        """For proofs and warming, which yield to callers."""
         on_change(self._changed)
 
     def _changed(self, state: EngineState) -> None:
@@ -43,7 +43,7 @@ class Admission:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep the view of the engine's memory fresh."""
+        """Keep the view of the engine's loaded adapters up to date while this is open."""
         work = asyncio.create_task(self.residency.run(), name="residency")
         try:
             yield

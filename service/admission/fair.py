@@ -15,16 +15,16 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from service.admission.entry import Entry
+    from service.admission.queued import QueuedRequest
 
 LINGER_S: Final = 5.0
-"""An idle flow is remembered this long, s: its debt counts, and it counts among those for whom places are kept."""
+"""How long an idle flow is kept, s: its debt still counts, and so does it for the reserved places."""
 MAX_IDLE: Final = 4096
-"""Idle flows remembered at most; the longest idle are forgotten first."""
-LEARNING: Final = 0.2
+"""Maximum number of idle flows kept; the longest idle are dropped first."""
+RATIO_WEIGHT: Final = 0.2
 """Weight of the newest request in a flow's ratio of used to estimated tokens."""
-LEAST_RATIO: Final = 0.01
-MOST_RATIO: Final = 4.0
+MIN_RATIO: Final = 0.01
+MAX_RATIO: Final = 4.0
 
 _tag = attrgetter("tag")
 _settled = attrgetter("settled")
@@ -55,28 +55,28 @@ class Flow:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.children: dict[str | None, Flow] = {}
         self.backlog: dict[Flow, None] = {}
-        """Children with requests that wait, those that began first in front."""
-        self.queue: OrderedDict[Entry, None] = OrderedDict()
+        """Children with waiting requests, the longest waiting first."""
+        self.queue: OrderedDict[QueuedRequest, None] = OrderedDict()
         """A leaf's waiting requests, oldest first."""
         self.queued = 0
         self.in_flight = 0
         self.tag = 0.0
-        """Tokens, in the parent's virtual time: those of requests that have left, and the charges of those within."""
+        """Tokens in the parent's virtual time: used by finished requests, and charged for those in the engine."""
         self.pending = 0.0
-        """Tokens in the tag that were charged for requests in the engine."""
+        """The part of the tag charged for requests in the engine."""
         self.virtual = 0.0
-        """The children's virtual time: the most that one of them had been served when a request of it was let in."""
+        """The children's virtual time: the maximum a child had been served when one of its requests was admitted."""
         self.ratio = 1.0
-        """Tokens used for each token estimated, moving average."""
+        """Tokens used per token estimated, moving average."""
 
     @property
-    def head(self) -> Entry:
+    def head(self) -> QueuedRequest:
         """A leaf's oldest waiting request. Raises StopIteration where none waits."""
         return next(iter(self.queue))
 
     @property
     def settled(self) -> float:
-        """The tag without what is in the engine now."""
+        """The tag without the charges for requests in the engine."""
         return self.tag - self.pending
 
     @property
@@ -98,13 +98,13 @@ class Flow:
 LEAF_DEPTH: Final = 3
 
 
-class Tree:
+class FlowTree:
     """The flows of one class of requests."""
 
     def __init__(self) -> None:
         self.root = Flow(None, None)
         self.ratio = 1.0
-        """What a flow without a history starts with."""
+        """The initial ratio of new flows."""
         self._idle: OrderedDict[Flow, float] = OrderedDict()
 
     @property
@@ -114,16 +114,16 @@ class Tree:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were let in and have not left."""
+        """Requests in the engine."""
         return self.root.in_flight
 
     @property
     def idle(self) -> int:
-        """Leaves that are only remembered."""
+        """Number of idle leaves."""
         return len(self._idle)
 
     def leaf(self, project: str, key: str, adapter: str | None) -> Flow:
-        """The leaf of these, made where there is none; one that gets nothing to do must be handed to `rest`."""
+        """The leaf, created if needed; if it gets no request, it must be passed to `rest`."""
         flow = self.root
         for name in (project, key, adapter):
             child = flow.children.get(name)
@@ -134,10 +134,10 @@ class Tree:
         self._idle.pop(flow, None)
         return flow
 
-    def push(self, leaf: Flow, entry: Entry) -> None:
-        """Let ``entry`` wait at the end of its flow."""
+    def push(self, leaf: Flow, entry: QueuedRequest) -> None:
+        """Append ``entry`` to its flow's queue."""
         leaf.queue[entry] = None
-        _lift(leaf)
+        _lift_tag(leaf)
         flow: Flow | None = leaf
         while flow is not None:
             flow.queued += 1
@@ -145,8 +145,8 @@ class Tree:
                 flow.parent.backlog[flow] = None
             flow = flow.parent
 
-    def remove(self, entry: Entry) -> None:
-        """Take a waiting request out."""
+    def remove(self, entry: QueuedRequest) -> None:
+        """Remove a waiting request."""
         leaf = entry.leaf
         del leaf.queue[entry]
         flow: Flow | None = leaf
@@ -156,16 +156,16 @@ class Tree:
                 del flow.parent.backlog[flow]
             flow = flow.parent
 
-    def serve(self, entry: Entry, *, waited: bool) -> None:
-        """Let a request in: its flow and all above are ahead by what it is expected to use, its charge.
+    def serve(self, entry: QueuedRequest, *, waited: bool) -> None:
+        """Admit a request: its flow and all flows above it are charged for its expected tokens.
 
         Args:
-            waited: It was taken out of the queue just now; its flow's place in the order is what it waited for.
+            waited: Whether it was just taken from the queue, so that its flow's tag must not be lifted.
         """
         leaf = entry.leaf
         if not waited:
-            _lift(leaf)
-        entry.charge = max(1.0, entry.ticket.tokens * leaf.ratio)
+            _lift_tag(leaf)
+        entry.charge = max(1.0, entry.request.tokens * leaf.ratio)
         flow = leaf
         while flow.parent is not None:
             flow.in_flight += 1
@@ -175,8 +175,8 @@ class Tree:
             flow = flow.parent
         flow.in_flight += 1
 
-    def settle(self, entry: Entry, tokens: int | None) -> None:
-        """A served request is over: what it used in truth counts, nothing where it used nothing (None)."""
+    def settle(self, entry: QueuedRequest, tokens: int | None) -> None:
+        """Finish an admitted request: replace its charge by the ``tokens`` it used (None: 0)."""
         leaf = entry.leaf
         correction = (tokens or 0) - entry.charge
         flow = leaf
@@ -187,19 +187,19 @@ class Tree:
             flow = flow.parent
         flow.in_flight -= 1
         if tokens is not None:
-            used = min(MOST_RATIO, max(LEAST_RATIO, tokens / max(1, entry.ticket.tokens)))
-            leaf.ratio += LEARNING * (used - leaf.ratio)
-            self.ratio += LEARNING * LEARNING * (used - self.ratio)
+            used = min(MAX_RATIO, max(MIN_RATIO, tokens / max(1, entry.request.tokens)))
+            leaf.ratio += RATIO_WEIGHT * (used - leaf.ratio)
+            self.ratio += RATIO_WEIGHT * RATIO_WEIGHT * (used - self.ratio)
 
     def first(self, eligible: Callable[[Flow], bool]) -> Flow | None:
-        """The leaf whose head goes next: the least tag at each level, among those below which a leaf is eligible.
+        """The leaf whose head is next: the smallest tag at each level, among flows with an eligible leaf.
 
-        O(1) where flows do not compete, else O(n log n) in the flows that wait.
+        O(1) without competing flows, else O(n log n) in the number of waiting flows.
         """
         return _first(self.root, eligible)
 
     def rest(self, leaf: Flow, now: float) -> None:
-        """Note that ``leaf`` has nothing to do, if so; forget what has had nothing to do for long."""
+        """Mark ``leaf`` idle if it has no requests, and drop flows that have been idle for long."""
         if not leaf.queued and not leaf.in_flight:
             self._idle[leaf] = now
             self._idle.move_to_end(leaf)
@@ -208,7 +208,7 @@ class Tree:
             if now - since <= LINGER_S and len(self._idle) <= MAX_IDLE:
                 return
             del self._idle[oldest]
-            _forget(oldest)
+            _remove(oldest)
 
     def leaves(self) -> list[Flow]:
         """Every leaf, idle ones too."""
@@ -221,14 +221,14 @@ class Tree:
 
 
 def in_turn(flow: Flow) -> Iterable[Flow]:
-    """The children that wait, in the order of their turns.
+    """The waiting children in the order of their turns.
 
-    Of equal tags, the flow with the least in the engine; else, the sort is stable, the one that began to wait first.
+    With equal tags, the flow with the fewest requests in the engine comes first, then the one that has waited longest.
     """
     return flow.backlog if len(flow.backlog) == 1 else sorted(flow.backlog, key=_turn)
 
 
-def _lift(flow: Flow) -> None:
+def _lift_tag(flow: Flow) -> None:
     """Begin a time of waiting: no credit is left from the time before it (the Virtual Token Counter's lift).
 
     What is in the engine is left out on both sides: its charges are guesses, and a newcomer must not start behind
@@ -247,20 +247,20 @@ def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:
     if not flow.backlog:
         return None
     best = min(flow.backlog, key=_turn)
-    found = _first(best, eligible)
-    if found is not None or len(flow.backlog) == 1:
-        return found
+    leaf = _first(best, eligible)
+    if leaf is not None or len(flow.backlog) == 1:
+        return leaf
     for child in in_turn(flow):
-        found = _first(child, eligible) if child is not best else None
-        if found is not None:
-            return found
+        leaf = _first(child, eligible) if child is not best else None
+        if leaf is not None:
+            return leaf
     return None
 
 
-def _forget(flow: Flow) -> None:
+def _remove(flow: Flow) -> None:
     parent = flow.parent
     if parent is None:
         return
     del parent.children[flow.name]
     if not parent.children:
-        _forget(parent)
+        _remove(parent)

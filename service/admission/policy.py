@@ -1,4 +1,4 @@
-"""The numbers by which the gate decides."""
+"""The limits of an admission queue."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from service.config import Settings
 
 CPU_PREFILL: Final = 192
 GPU_PREFILL: Final = 16384
-"""Two of vLLM's usual prefill steps: while one is computed the next must be there already."""
+"""Two of vLLM's default prefill steps, so that the next one is ready while one is computed."""
 COUNTING_WIDTH: Final = 2
-"""Of the engine's threads that tokenize (`service.engine.config.RENDERER_THREADS`), those that requests may have which
-run no model: prompts never wait for them alone."""
+"""How many of the engine's tokenizer threads (`service.engine.config.RENDERER_THREADS`) requests that run no model may
+use, so that prompts always find one free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the scheduler may do. Tokens are tokens of prompt and answer unless said otherwise."""
+    """The scheduler's limits. Tokens are tokens of prompt and answer unless stated otherwise."""
 
     width: int
-    """Requests in the engine at once, at most."""
+    """Maximum number of requests in the engine at once."""
     common: int
-    """Of these, the places that everybody may take. The others are for flows that ask for less than their share."""
+    """Of these, the places that any flow may take. The rest are reserved for small flows."""
     slots: int | None
-    """Different adapters in the engine at once; None: it does not matter here."""
+    """Different adapters in the engine at once; None: unlimited."""
     queue_size: int
-    """Requests that may wait."""
+    """Maximum number of requests that wait."""
     queue_share: float = 0.5
-    """Part of the queue that one key, and that one project, may hold."""
+    """Fraction of the queue that one key, and that one project, may hold."""
     prefill: int | None = None
-    """Prompt tokens of requests let in that have shown no token yet; None: no bound."""
+    """Maximum prompt tokens of admitted requests that have no first token yet; None: unlimited."""
     burst: int = 1024
-    """How far ahead of its turn a flow may be, tokens, and still use the reserve."""
+    """How far ahead of its turn a flow may be, in tokens, and still use the reserved places."""
     turn_s: float = 5.0
-    """How long an adapter keeps its slot, s, while another waits for one."""
+    """How long an adapter keeps its slot while another waits for one, s."""
     background_width: int = 1
-    """Places that background requests may hold while no caller waits."""
+    """Maximum number of background requests in the engine while no caller waits."""
     background_patience_s: float = 5.0
-    """A background request that has waited this long goes in beside waiting callers; only one in this time."""
+    """After this wait, s, one background request is admitted ahead of waiting callers; at most one per period."""
 
     @property
     def draining(self) -> int:
-        """Slots that may be running empty at once: an adapter that is not fed leaves places of the batch unused."""
+        """Maximum number of slots that drain at once; a draining adapter leaves places of the batch unused."""
         return max(1, (self.slots or 1) // 4)
 
     @property
     def share_size(self) -> int:
-        """Requests that one key, and that one project, may have in the queue."""
+        """Maximum number of queued requests of one key, and of one project."""
         return max(1, int(self.queue_size * self.queue_share))
 
     @classmethod
     def for_counting(cls, settings: Settings) -> Policy:
-        """Requests that only tokenize: fair as well, and few at once, since the engine has few threads for that."""
+        """For requests that only tokenize: few at once, because the engine has few threads for that."""
         return cls(
             width=COUNTING_WIDTH,
             common=COUNTING_WIDTH,
@@ -63,11 +63,11 @@ class Policy:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Policy:
-        """Fair, or first come, first served: then every request goes on at once, and vLLM's own queue decides."""
+        """Fair queueing; or, with `fifo`, every request goes to vLLM at once and waits in its queue."""
         width = settings.engine_max_seqs
         if settings.admission == "fifo":
-            most = width + settings.queue_size
-            return cls(width=most, common=most, slots=None, queue_size=0, background_width=most)
+            total = width + settings.queue_size
+            return cls(width=total, common=total, slots=None, queue_size=0, background_width=total)
         on_cpu = settings.device == "cpu"
         common = min(width, settings.admission_width or width - width // (8 if on_cpu else 16))
         return cls(

@@ -1,9 +1,9 @@
-"""Who may be in the engine's LoRA slots.
+"""Which adapters may hold the engine's LoRA slots.
 
-vLLM runs at most `max_loras` different adapters in a step. In its own queue a request for one more waits until some
-adapter has no request left, and as long as requests for the adapters in the slots keep coming that never happens. Here
-an adapter's time in a slot has an end: once it has had its turn and another waits, it is not fed any more, runs empty
-and leaves. Until then its requests go before those that would need one more load.
+vLLM runs at most `max_loras` different adapters in a step. A request for another adapter waits in
+vLLM's own queue until one of these has no requests left, which never happens while requests for them keep coming. Here
+an adapter's turn ends: after its turn, if another adapter waits, it gets no more requests, drains and gives up its
+slot. Until then its requests go ahead of those that would need another load.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import takewhile
 
 
 @dataclass(slots=True)
-class Tenure:
+class SlotTenure:
     """One adapter's time in a slot."""
 
     project: str
@@ -24,36 +24,36 @@ class Tenure:
 
 
 class Slots:
-    """The slots and who waits for one.
+    """The slots, and the adapters that wait for one.
 
     Args:
-        count: How many there are; None: as many as anybody wants.
-        turn_s: How long an adapter keeps its slot while another waits, s; also how long that one has waited by then.
-        draining: Slots that may be running empty at once.
+        count: Number of slots; None: unlimited.
+        turn_s: How long an adapter keeps its slot while another waits, s; also how long that one must have waited.
+        draining: Maximum number of slots that drain at once.
     """
 
     def __init__(self, count: int | None, turn_s: float, draining: int) -> None:
         self._count = count
         self._turn_s = turn_s
         self._draining = draining
-        self.held: dict[str, Tenure] = {}
+        self.held: dict[str, SlotTenure] = {}
         self._queued: Counter[str] = Counter()
         self._waiting: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._claims: frozenset[str] = frozenset()
-        """Adapters that have waited a turn and may have the slots that are free now."""
+        """Adapters that have waited a turn and may take the free slots."""
 
     @property
     def free(self) -> int | None:
-        """Slots that nobody holds; None: there is no end of them."""
+        """Number of free slots; None: unlimited."""
         return None if self._count is None else self._count - len(self.held)
 
     @property
     def waiting(self) -> int:
-        """Adapters that wait for a slot."""
+        """Number of adapters that wait for a slot."""
         return len(self._waiting)
 
     def queue(self, adapter: str | None, project: str, now: float) -> None:
-        """A request for ``adapter`` begins to wait."""
+        """A request for ``adapter`` starts to wait."""
         if adapter is None or self._count is None:
             return
         self._queued[adapter] += 1
@@ -61,7 +61,7 @@ class Slots:
             self._waiting[adapter] = (now, project)
 
     def unqueue(self, adapter: str | None) -> None:
-        """A request for ``adapter`` waits no longer."""
+        """A request for ``adapter`` no longer waits."""
         if adapter is None or self._count is None:
             return
         self._queued[adapter] -= 1
@@ -73,9 +73,9 @@ class Slots:
                 del self.held[adapter]
 
     def admits(self, adapter: str | None, *, background: bool = False) -> bool:
-        """Whether a request for ``adapter`` may go in now: the base needs no slot.
+        """Whether a request for ``adapter`` may be admitted now; the base needs no slot.
 
-        Free slots are for those who have waited a turn, where there are such. A background request leaves one free.
+        Adapters that have waited a turn take free slots first. A background request leaves one slot free.
         """
         if adapter is None or self._count is None:
             return True
@@ -86,14 +86,14 @@ class Slots:
         return (adapter in self._claims and free > 0) or free > len(self._claims)
 
     def enter(self, adapter: str | None, project: str, now: float) -> None:
-        """A request for ``adapter`` goes in; `admits` has said that it may."""
+        """A request for ``adapter`` is admitted, which `admits` must have allowed."""
         if adapter is None or self._count is None:
             return
         tenure = self.held.get(adapter)
         if tenure is None:
             self._waiting.pop(adapter, None)
             self._claims -= {adapter}
-            tenure = self.held[adapter] = Tenure(project, now)
+            tenure = self.held[adapter] = SlotTenure(project, now)
         tenure.in_flight += 1
 
     def leave(self, adapter: str | None, now: float) -> None:
@@ -110,7 +110,7 @@ class Slots:
                 self._waiting[adapter] = (now, tenure.project)
 
     def turn(self, now: float) -> None:
-        """See who has waited a turn: they claim the free slots, and end the tenures that have had theirs."""
+        """Let adapters that have waited a turn claim the free slots, and make others drain that have had their turn."""
         if self._count is None:
             return
         overdue = self._overdue(now)
@@ -121,35 +121,35 @@ class Slots:
                 for tenure in self.held.values():
                     tenure.draining = False
             return
-        wanted = min(len(overdue), self._draining) - running_empty - (self._count - len(self.held))
+        needed = min(len(overdue), self._draining) - running_empty - (self._count - len(self.held))
         for adapter in overdue:
-            victim = self._victim(self._waiting[adapter][1], now) if wanted > 0 else None
-            if victim is None:
+            freed = self._slot_to_free(self._waiting[adapter][1], now) if needed > 0 else None
+            if freed is None:
                 continue
-            wanted -= 1
-            tenure = self.held[victim]
+            needed -= 1
+            tenure = self.held[freed]
             if tenure.in_flight:
                 tenure.draining = True
             else:
-                del self.held[victim]
-                self._waiting[victim] = (now, tenure.project)
+                del self.held[freed]
+                self._waiting[freed] = (now, tenure.project)
         self._claims = frozenset(overdue[: self._count - len(self.held)])
 
     def _overdue(self, now: float) -> list[str]:
-        """Adapters that have waited a turn: those of projects with the fewest slots first, then the longest waiting."""
-        waited = takewhile(lambda one: now - one[1][0] >= self._turn_s, self._waiting.items())
-        found = [(adapter, project) for adapter, (_, project) in waited]
-        if len(found) > 1:
+        """Adapters that have waited a turn; those of projects with the fewest slots first, then the longest waiting."""
+        waited = takewhile(lambda item: now - item[1][0] >= self._turn_s, self._waiting.items())
+        overdue = [(adapter, project) for adapter, (_, project) in waited]
+        if len(overdue) > 1:
             holds = Counter(tenure.project for tenure in self.held.values())
-            found.sort(key=lambda one: holds[one[1]])
-        return [adapter for adapter, _ in found]
+            overdue.sort(key=lambda item: holds[item[1]])
+        return [adapter for adapter, _ in overdue]
 
-    def _victim(self, project: str, now: float) -> str | None:
-        """Whose slot goes to a waiting adapter of ``project``: one that has had its turn.
+    def _slot_to_free(self, project: str, now: float) -> str | None:
+        """The adapter that gives up its slot to a waiting adapter of ``project``; it must have had its turn.
 
-        It is one of the same project, or of a project that holds more slots, the one with most first. In a project the
-        adapter with the fewest requests in flight is soonest out and leaves the least of the batch unused; but two
-        turns come before one. None: all that may be taken from have had less than a turn.
+        It belongs to the same project, or to one that holds more slots, the one with the most first. Within a project,
+        adapters that have had two turns come first, then the one with the fewest requests in flight, which drains
+        soonest and leaves the least of the batch unused. None: no candidate has had a full turn.
         """
         holds = Counter(tenure.project for tenure in self.held.values())
 
@@ -158,11 +158,11 @@ class Slots:
             fresh = now - tenure.since < 2 * self._turn_s
             return (-holds[tenure.project], tenure.project != project, fresh, tenure.in_flight, tenure.since)
 
-        had_turn = [
+        candidates = [
             adapter
             for adapter, tenure in self.held.items()
             if not tenure.draining
             and now - tenure.since >= self._turn_s
             and (tenure.project == project or holds[tenure.project] > holds[project])
         ]
-        return min(had_turn, key=rank, default=None)
+        return min(candidates, key=rank, default=None)

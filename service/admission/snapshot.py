@@ -1,4 +1,4 @@
-"""What stands at the gate at one moment, in plain values: for telemetry and `hatrack top`."""
+"""Point-in-time statistics of the queue, for telemetry and `hatrack top`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Gauges are of now, counts since the start. An adapter of None is the base."""
+    """Gauges are current, counts are since the start. The adapter None is the base."""
 
     queued: int
     queued_by_project: dict[str, int]
@@ -22,21 +22,21 @@ class Snapshot:
     background_queued: int
     background_in_flight: int
     width: int
-    """Requests in the engine at once, at most."""
+    """Maximum number of requests in the engine at once."""
     common: int
-    """Of these, the places that any flow may have."""
+    """Of these, the places that any flow may take."""
     slots_in_use: int
     slots_draining: int
     adapters_waiting: int
     """Adapters that wait for a slot."""
     prefill_tokens: int
-    """Prompt tokens that were let in and have shown no first token."""
+    """Prompt tokens of admitted requests without a first token yet."""
     flows: int
-    """Flows remembered, idle ones too."""
+    """Number of flows, including idle ones."""
     admitted: int
     admitted_background: int
     cold_loads: int
-    """Requests let in to load an adapter from the disk."""
+    """Requests admitted to load an adapter from disk."""
     left: int
     overloaded: int
     """Refused with 503: the queue was full."""
@@ -45,28 +45,28 @@ class Snapshot:
     timeouts: int
     """Refused with 503: the deadline passed in the queue."""
     withdrawn: int
-    """Left the queue without a place, for whatever reason; timeouts are among them."""
+    """Left the queue without being admitted, including timeouts."""
 
 
-def take(scheduler: Scheduler) -> Snapshot:
-    """Look at ``scheduler``: O(flows)."""
+def take_snapshot(scheduler: Scheduler) -> Snapshot:
+    """The statistics of ``scheduler``; O(flows)."""
     by_project: Counter[str] = Counter()
     by_adapter: Counter[str | None] = Counter()
-    inside: Counter[str | None] = Counter()
+    in_flight: Counter[str | None] = Counter()
     leaves = [leaf for tree in (scheduler.callers, scheduler.background) for leaf in tree.leaves()]
     for leaf in leaves:
         if leaf.queued:
             by_project[str(leaf.path[0])] += leaf.queued
             by_adapter[leaf.name] += leaf.queued
         if leaf.in_flight:
-            inside[leaf.name] += leaf.in_flight
+            in_flight[leaf.name] += leaf.in_flight
     counts, slots = scheduler.counts, scheduler.slots
     return Snapshot(
         queued=scheduler.queued,
         queued_by_project=dict(by_project),
         queued_by_adapter=dict(by_adapter),
         in_flight=scheduler.in_flight,
-        in_flight_by_adapter=dict(inside),
+        in_flight_by_adapter=dict(in_flight),
         background_queued=scheduler.background.queued,
         background_in_flight=scheduler.background.in_flight,
         width=scheduler.policy.width,

@@ -13,7 +13,7 @@ from service.errors import BadRequest, TooLarge, UnknownField
 from service.files.blob_store import Incoming
 from service.files.jsonl import LineCheck
 from service.files.purposes import Purpose, parse_upload_purpose
-from service.http.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
+from service.http.multipart import FRAMING_BYTES, MultipartForm, feed_body, parse_boundary
 
 ANCHOR: Final = "expires_after[anchor]"
 SECONDS: Final = "expires_after[seconds]"
@@ -55,9 +55,9 @@ async def receive(
         Forbidden: The key's scopes do not cover the purpose.
         DiskFull: There is no room.
     """
-    form = _Form(boundary(headers.get("content-type", ""), UPLOAD_HINT), incoming, caller)
+    form = _Form(parse_boundary(headers.get("content-type", ""), UPLOAD_HINT), incoming, caller)
     max_body_bytes = max_bytes + len(PARTS) * MAX_FIELD_BYTES + FRAMING_BYTES
-    await feed_body(headers, body, form.feed, most=max_body_bytes)
+    await feed_body(headers, body, form.feed, max_bytes=max_body_bytes)
     return await in_thread(form.upload)
 
 
@@ -103,7 +103,7 @@ class _Form(MultipartForm):
 
     def upload(self) -> Upload:
         """What came, checked, once the whole body is fed."""
-        self.demand_end()
+        self.require_complete()
         for part in ("purpose", "file"):
             if part not in self._parts:
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from service.access.audit import Actor, note
 from service.access.caller import Caller, Scope
-from service.access.records import demand_project
+from service.access.records import require_project
 from service.concurrency import in_thread, repeat
 from service.database import Database
 from service.errors import BadRequest, Forbidden, HatrackError, NotFound
@@ -178,7 +178,7 @@ class Files:
         return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, new_file, actor)))
 
     def _check_room(self, db: sa.Connection, project: str) -> None:
-        demand_project(db, project)
+        require_project(db, project)
         records.demand_room(db, project, 1, self._max_project_bytes)
 
     async def _keep(self, incoming: Incoming, new_file: NewFile, actor: Actor) -> dict[str, Any]:

@@ -21,7 +21,18 @@ from service.grounding.config import (
 from service.grounding.filters import check_filters
 from service.grounding.provider import Filters
 from service.grounding.template import DEFAULT_TEMPLATE, check_template
-from service.http.checks import described, fields, integer, list_of, number, one_of, schema_of, sized, text, wrong
+from service.http.checks import (
+    fields,
+    integer,
+    invalid_value,
+    list_of,
+    number,
+    one_of,
+    schema_of,
+    sized,
+    text,
+    with_schema,
+)
 
 FIELD: Final = "grounding"
 STORES_PARAM: Final = "grounding.vector_store_ids"
@@ -31,7 +42,7 @@ PROVIDER_PARAM: Final = "grounding.provider"
 def _provider(value: Any, path: str) -> None:
     text(64)(value, path)
     if not PROVIDER_NAME.fullmatch(value):
-        raise wrong(path, value, "a provider's name")
+        raise invalid_value(path, value, "a provider's name")
 
 
 def _filters(value: Any, path: str) -> None:
@@ -49,12 +60,12 @@ def _template(value: Any, path: str) -> None:
 def _timeout(value: Any, path: str) -> None:
     number(0, MAX_TIMEOUT_S)(value, path)
     if value == 0:
-        raise wrong(path, value, f"a number above 0 and up to {MAX_TIMEOUT_S:g}")
+        raise invalid_value(path, value, f"a number above 0 and up to {MAX_TIMEOUT_S:g}")
 
 
 _object = fields(
     {
-        "vector_store_ids": list_of(text(MAX_STORE_ID_CHARS), least=1, most=MAX_STORES_NAMED),
+        "vector_store_ids": list_of(text(MAX_STORE_ID_CHARS), min_items=1, max_items=MAX_STORES_NAMED),
         "max_num_results": integer(1, MAX_RESULTS),
         "filters": sized(MAX_FILTER_BYTES, _filters),
         "score_threshold": number(0, 1),
@@ -78,11 +89,11 @@ def check_grounding(value: Any, path: str) -> None:
     if value is False:
         return
     if not isinstance(value, dict):
-        raise wrong(path, value, "false or an object")
+        raise invalid_value(path, value, "false or an object")
     _object(value, path)
 
 
-described(check_grounding, {"anyOf": [{"const": False}, schema_of(_object)]})
+with_schema(check_grounding, {"anyOf": [{"const": False}, schema_of(_object)]})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A small JSON body of a control-plane route, read after the caller was authorised."""
+"""Reads the small JSON bodies of control-plane routes, after the caller was authorised."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ BODY_TIMEOUT_S: Final = 60.0
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def read_json(request: Request, model: type[Body], *, most: int = MAX_JSON_BYTES) -> Body:
-    """The request's body, of at most ``most`` bytes, as a ``model``.
+async def read_json(request: Request, model: type[Body], *, max_bytes: int = MAX_JSON_BYTES) -> Body:
+    """Read the body, at most ``max_bytes`` bytes, as a ``model``.
 
     Raises:
-        TooLarge: It has more bytes; the rest is not read.
-        BadRequest: It did not arrive in time, is not JSON, is nested too deeply, or a field's value is not allowed.
-        UnknownField: It has a field that the model has not.
+        TooLarge: The body is larger; the rest is not read.
+        BadRequest: The body is late, is not JSON, is nested too deeply, or a field's value is not allowed.
+        UnknownField: The body has a field that the model does not have.
     """
-    body = await read_bytes(request, most)
+    body = await read_bytes(request, max_bytes)
     content = parse(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise refusal(error, content) from None
+        raise validation_error(error, content) from None
 
 
-async def read_object(request: Request, *, most: int) -> dict[str, Any]:
-    """The request's body, of at most ``most`` bytes, as a JSON object; an empty body is an empty one.
+async def read_object(request: Request, *, max_bytes: int) -> dict[str, Any]:
+    """Read the body, at most ``max_bytes`` bytes, as a JSON object; an empty body is an empty object.
 
-    The parser is strict: UTF-8, no NaN or Infinity; of a repeated key the last counts.
+    The parser is strict: UTF-8, no NaN or Infinity; the last of repeated keys wins.
 
     Raises:
-        TooLarge: It has more bytes; the rest is not read.
-        BadRequest: It did not arrive in time, is no JSON object, or is nested too deeply.
+        TooLarge: The body is larger; the rest is not read.
+        BadRequest: The body is late, is not a JSON object, or is nested too deeply.
     """
-    body = await read_bytes(request, most)
+    body = await read_bytes(request, max_bytes)
     if not body.strip():
         return {}
-    found = parse(body)
-    if not isinstance(found, dict):
+    value = parse(body)
+    if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    return found
+    return value
 
 
 def parse(text: bytes | bytearray, param: str | None = None) -> Any:
@@ -63,7 +63,7 @@ def parse(text: bytes | bytearray, param: str | None = None) -> Any:
     if deep is not None:
         where = ".".join(filter(None, (param, deep))) or None
         raise BadRequest(
-            f"{f'`{where}`' if where else 'the body'} is nested more than {MOST_LEVELS} levels deep", param=where
+            f"{f'`{where}`' if where else 'the body'} must be nested at most {MOST_LEVELS} levels deep", param=where
         )
     return value
 
@@ -73,36 +73,36 @@ def as_model(value: dict[str, Any], model: type[Body]) -> Body:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise refusal(error, value) from None
+        raise validation_error(error, value) from None
 
 
-async def read_bytes(request: Request, most: int) -> bytes:
-    """The request's body. Raises TooLarge, BadRequest where it did not arrive in time."""
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """Read the body. Raises TooLarge, or BadRequest if it is not received in time."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > most:
-                    raise TooLarge(f"the body has more than {most} bytes", headers={"connection": "close"})
+                if len(body) > max_bytes:
+                    raise TooLarge(f"the body must have at most {max_bytes} bytes", headers={"connection": "close"})
     except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
+        raise BadRequest(f"the body was not received within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
     return bytes(body)
 
 
-def refusal(error: ValidationError, content: object, prefix: str = "") -> BadRequest:
-    """The first fault of a body, as a client is told of it.
+def validation_error(error: ValidationError, content: object, prefix: str = "") -> BadRequest:
+    """The error for the first fault of a body.
 
     Args:
         content: What was validated.
-        prefix: Dotted name of what the content is part of, or empty.
+        prefix: Dotted name of the value that contains the content, or empty.
     """
     first = faults(error)[0]
     param = ".".join([*filter(None, (prefix,)), *path(first, content)]) or None
     if first["type"] == "json_invalid":
-        return BadRequest("the body is not JSON", code="invalid_json")
+        return BadRequest("the body is not valid JSON", code="invalid_json")
     if first["type"] == "extra_forbidden":
-        return UnknownField(f"`{param}` is not a field of this request", param=param)
+        return UnknownField(f"unknown field `{param}`", param=param)
     if first["type"] == "missing":
         return BadRequest(f"`{param}` is missing", param=param, code="missing_required_parameter")
-    return BadRequest(f"`{param or 'body'}`: {message(first)} (found {shown(first['input'])})", param=param)
+    return BadRequest(f"`{param or 'body'}`: {message(first)} (got {shown(first['input'])})", param=param)

@@ -1,4 +1,4 @@
-"""Checks of one JSON value each; every message says what was found and what is allowed."""
+"""Checks of single JSON values. Every error message says what is allowed and what was given."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from service.errors import BadRequest, FieldRefused, UnknownField
 from service.http.json_text import load_json
 
 Check = Callable[[Any, str], None]
-"""Takes a value and its dotted path; raises BadRequest where the value is not allowed."""
+"""Takes a value and its dotted path; raises BadRequest if the value is not allowed."""
 
 INT64 = 2**63
 MAX_DEPTH = 64
-"""Levels that the JSON of a request may be nested, and JSON inside its strings that the engine parses."""
+"""Maximum nesting of a request's JSON, and of JSON in its strings that the engine parses."""
 SCHEMA = "__json_schema__"
 TYPES = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "an array", dict: "an object"}
 
 
-def found(value: Any) -> str:
-    """A caller's value for a message: short, and structures by their kind only."""
+def describe(value: Any) -> str:
+    """A caller's value for an error message: shortened; arrays and objects by their type only."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None or isinstance(value, (bool, int, float)):
@@ -29,19 +29,19 @@ def found(value: Any) -> str:
     return f"an array of {len(value)}" if isinstance(value, list) else "an object"
 
 
-def wrong(path: str, value: Any, allowed: str) -> BadRequest:
-    """The error for a value that is not allowed at ``path``."""
-    return BadRequest(f"`{path}` must be {allowed}, found {found(value)}", param=path)
+def invalid_value(path: str, value: Any, allowed: str) -> BadRequest:
+    """The error for a value that is not allowed at ``path``; ``allowed`` completes "must be ..."."""
+    return BadRequest(f"`{path}` must be {allowed}; got {describe(value)}", param=path)
 
 
-def described(check: Check, schema: dict[str, Any]) -> Check:
-    """The check, which from now on knows the JSON schema of what it lets pass, as far as a schema can say it."""
+def with_schema(check: Check, schema: dict[str, Any]) -> Check:
+    """Attach the JSON schema of the values that pass to ``check``, and return it."""
     setattr(check, SCHEMA, schema)
     return check
 
 
 def schema_of(check: Check) -> dict[str, Any]:
-    """The JSON schema of what a check lets pass; empty where it is not described."""
+    """The JSON schema of the values that pass a check; empty if none was attached."""
     return dict(getattr(check, SCHEMA, {}))
 
 
@@ -52,41 +52,41 @@ def _bounds(**bounds: float | None) -> dict[str, Any]:
 def boolean(value: Any, path: str) -> None:
     """True or false."""
     if value is not True and value is not False:
-        raise wrong(path, value, "true or false")
+        raise invalid_value(path, value, "true or false")
 
 
 def integer(low: int, high: int | None = None) -> Check:
-    """An integer from ``low`` to ``high``, both allowed; a number with a fraction point is none."""
+    """An integer from ``low`` to ``high``, inclusive; 1.0 is not an integer."""
     allowed = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
 
     def check(value: Any, path: str) -> None:
         if type(value) is not int or value < low or (high is not None and value > high):
-            raise wrong(path, value, allowed)
+            raise invalid_value(path, value, allowed)
 
-    return described(check, {"type": "integer", **_bounds(minimum=low, maximum=high)})
+    return with_schema(check, {"type": "integer", **_bounds(minimum=low, maximum=high)})
 
 
 def number(low: float, high: float | None = None) -> Check:
-    """A number from ``low`` to ``high``, both allowed."""
+    """A number from ``low`` to ``high``, inclusive."""
     allowed = f"a number from {low:g} to {high:g}" if high is not None else f"a number of at least {low:g}"
 
     def check(value: Any, path: str) -> None:
         if type(value) not in (int, float) or value < low or (high is not None and value > high):
-            raise wrong(path, value, allowed)
+            raise invalid_value(path, value, allowed)
 
-    return described(check, {"type": "number", **_bounds(minimum=low, maximum=high)})
+    return with_schema(check, {"type": "number", **_bounds(minimum=low, maximum=high)})
 
 
-def text(most: int | None = None) -> Check:
-    """A string of at most ``most`` characters."""
+def text(max_chars: int | None = None) -> Check:
+    """A string of at most ``max_chars`` characters."""
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, str):
-            raise wrong(path, value, "a string")
-        if most is not None and len(value) > most:
-            raise BadRequest(f"`{path}` has {len(value)} characters, at most {most} are allowed", param=path)
+            raise invalid_value(path, value, "a string")
+        if max_chars is not None and len(value) > max_chars:
+            raise BadRequest(f"`{path}` must have at most {max_chars} characters; got {len(value)}", param=path)
 
-    return described(check, {"type": "string", **_bounds(maxLength=most)})
+    return with_schema(check, {"type": "string", **_bounds(maxLength=max_chars)})
 
 
 def one_of(*values: str) -> Check:
@@ -95,58 +95,58 @@ def one_of(*values: str) -> Check:
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, str) or value not in values:
-            raise wrong(path, value, allowed)
+            raise invalid_value(path, value, allowed)
 
-    return described(check, {"type": "string", "enum": list(values)})
+    return with_schema(check, {"type": "string", "enum": list(values)})
 
 
-def list_of(item: Check, *, least: int = 0, most: int | None = None) -> Check:
-    """An array whose every entry passes ``item``."""
+def list_of(item: Check, *, min_items: int = 0, max_items: int | None = None) -> Check:
+    """An array whose items all pass ``item``."""
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, list):
-            raise wrong(path, value, "an array")
-        if len(value) < least or (most is not None and len(value) > most):
-            bounds = f"at least {least}" if most is None else f"{least} to {most}"
-            raise BadRequest(f"`{path}` has {len(value)} entries, {bounds} are allowed", param=path)
+            raise invalid_value(path, value, "an array")
+        if len(value) < min_items or (max_items is not None and len(value) > max_items):
+            bounds = f"at least {min_items}" if max_items is None else f"{min_items} to {max_items}"
+            raise BadRequest(f"`{path}` must have {bounds} items; got {len(value)}", param=path)
         for index, entry in enumerate(value):
             item(entry, f"{path}.{index}")
 
-    return described(
-        check, {"type": "array", "items": schema_of(item), **_bounds(minItems=least or None, maxItems=most)}
+    return with_schema(
+        check, {"type": "array", "items": schema_of(item), **_bounds(minItems=min_items or None, maxItems=max_items)}
     )
 
 
 def either(*options: tuple[type, Check], allowed: str) -> Check:
-    """The check that belongs to the value's JSON type."""
+    """The first check whose type the value has."""
 
     def check(value: Any, path: str) -> None:
         for kind, option in options:
             if isinstance(value, kind):
                 return option(value, path)
-        raise wrong(path, value, allowed)
+        raise invalid_value(path, value, allowed)
 
-    return described(check, {"anyOf": [schema_of(option) for _, option in options]})
+    return with_schema(check, {"anyOf": [schema_of(option) for _, option in options]})
 
 
-def sized(most_bytes: int, inner: Check) -> Check:
-    """A value whose JSON text has at most ``most_bytes`` bytes and that passes ``inner``."""
+def sized(max_bytes: int, inner: Check) -> Check:
+    """A value that passes ``inner`` and has at most ``max_bytes`` bytes as JSON."""
 
     def check(value: Any, path: str) -> None:
         size = len(orjson.dumps(value))
-        if size > most_bytes:
-            raise BadRequest(f"`{path}` has {size} bytes, at most {most_bytes} are allowed", param=path)
+        if size > max_bytes:
+            raise BadRequest(f"`{path}` must have at most {max_bytes} bytes as JSON; got {size}", param=path)
         inner(value, path)
 
-    return described(check, schema_of(inner))
+    return with_schema(check, schema_of(inner))
 
 
 def fields(known: dict[str, Check], *, required: tuple[str, ...] = ()) -> Check:
-    """An object with these fields only; null stands for a field that is absent."""
+    """An object with these fields only; null counts as absent."""
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, dict):
-            raise wrong(path, value, "an object")
+            raise invalid_value(path, value, "an object")
         for name in required:
             if value.get(name) is None:
                 raise BadRequest(
@@ -155,11 +155,14 @@ def fields(known: dict[str, Check], *, required: tuple[str, ...] = ()) -> Check:
         for name, entry in value.items():
             inner = known.get(name)
             if inner is None:
-                raise UnknownField(f"`{path}` has no field {found(name)}", param=f"{path}.{name[:100]}")
+                raise UnknownField(
+                    f"`{path}` has the unknown field {describe(name)}; allowed are {', '.join(known) or 'none'}",
+                    param=f"{path}.{name[:100]}",
+                )
             if entry is not None:
                 inner(entry, f"{path}.{name}")
 
-    return described(check, _object(known, required))
+    return with_schema(check, _object(known, required))
 
 
 def _object(known: Mapping[str, Check], required: tuple[str, ...]) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def _typed(name: str, check: Check) -> dict[str, Any]:
 
 
 def shaped(known: dict[str, Check], *, required: tuple[str, ...] = (), dropped: tuple[str, ...] = ()) -> Check:
-    """Like `fields`, and takes out of the object what is null or ``dropped``: changes it in place."""
+    """Like `fields`, but first removes null and ``dropped`` fields from the object, in place."""
     inner = fields(known, required=required)
 
     def check(value: Any, path: str) -> None:
@@ -184,15 +187,15 @@ def shaped(known: dict[str, Check], *, required: tuple[str, ...] = (), dropped: 
             del value[name]
         inner(value, path)
 
-    return described(check, _object(known, required))
+    return with_schema(check, _object(known, required))
 
 
 def by_type(kinds: Mapping[str, Check], *, default: str | None = None, otherwise: str = "") -> Check:
-    """An object whose ``type`` says which check it must pass.
+    """An object whose ``type`` selects the check that it must pass.
 
     Args:
-        default: What an object without a type is; None: it must have one.
-        otherwise: Why no other type is served.
+        default: The type of an object without one; None: the type is required.
+        otherwise: Appended to the error: why no other type is supported.
     """
     allowed = ", ".join(kinds) + (f" ({otherwise})" if otherwise else "")
 
@@ -201,31 +204,31 @@ def by_type(kinds: Mapping[str, Check], *, default: str | None = None, otherwise
         kind = value.get("type") or default
         inner = kinds.get(kind) if isinstance(kind, str) else None
         if inner is None:
-            raise FieldRefused(f"`{path}.type` is {found(kind)}; allowed are {allowed}", param=f"{path}.type")
+            raise FieldRefused(f"`{path}.type` must be one of {allowed}; got {describe(kind)}", param=f"{path}.type")
         inner(value, path)
 
-    return described(check, {"anyOf": [_typed(name, inner) for name, inner in kinds.items()]})
+    return with_schema(check, {"anyOf": [_typed(name, inner) for name, inner in kinds.items()]})
 
 
 def mapping(value: Any, path: str) -> None:
     """Any object."""
     if not isinstance(value, dict):
-        raise wrong(path, value, "an object")
+        raise invalid_value(path, value, "an object")
 
 
 def anything(_value: Any, _path: str) -> None:
-    """Any value: the engine, or an outer bound, decides."""
+    """Any value; the engine or an outer check decides."""
 
 
-described(boolean, {"type": "boolean"})
-described(mapping, {"type": "object"})
+with_schema(boolean, {"type": "boolean"})
+with_schema(mapping, {"type": "object"})
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
-    """A request's body as an object, as ``load_json`` reads it; the engine gets what was understood here, written anew.
+    """Parse a request's body as an object. The engine gets this object serialised again, not the raw bytes.
 
     Raises:
-        BadRequest: It is not JSON, not an object, has too many values, or is nested deeper than MAX_DEPTH.
+        BadRequest: It is not a JSON object, has too many values, or is nested more than MAX_DEPTH levels deep.
     """
     body = load_json(raw)
     if not isinstance(body, dict):
@@ -246,4 +249,4 @@ def _check_depth(body: dict[str, Any]) -> None:
         if not inner:
             return
         level = inner
-    raise BadRequest(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    raise BadRequest(f"the body must be nested at most {MAX_DEPTH} levels deep", code="invalid_json")

@@ -1,4 +1,4 @@
-"""aiohttp's errors, and what is raised in their place: one object for each peer that is asked over HTTP."""
+"""Translates aiohttp's errors into ours: one object per HTTP peer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final
 import aiohttp
 
 MakeError = Callable[[BaseException], Exception]
-"""Makes the error to raise out of aiohttp's, which becomes its cause."""
+"""Makes the error to raise from aiohttp's, which becomes its cause."""
 _MISCONFIGURED: Final = (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError)
 
 
 class ConnectionErrors:
-    """A context manager for requests to one peer, and for reading its answers. It has no state: share it.
+    """A context manager around requests to one peer and the reading of its answers. Stateless, so it can be shared.
 
     Args:
-        unreachable: No connection came about, so nothing was sent.
+        unreachable: The connection failed, so nothing was sent.
         cut: The request may have been sent; its answer did not come, or ended before it was complete.
         timeout: It took too long. None: a TimeoutError passes, and connecting for too long is ``unreachable``.
         misconfigured: The peer's URL or certificate is wrong, so trying again does not help. None: ``unreachable``.
@@ -50,7 +50,7 @@ class ConnectionErrors:
             raise make(error) from error
 
     def _maker(self, error: BaseException) -> MakeError | None:
-        """What makes the error to raise; None: ``error`` is none of aiohttp's and passes."""
+        """The function that makes the error to raise; None: ``error`` is not aiohttp's and passes."""
         if isinstance(error, _MISCONFIGURED):
             return self._misconfigured
         if isinstance(error, aiohttp.ClientConnectorError):

@@ -37,9 +37,11 @@ class Download(FileResponse):
             nonlocal refused
             if message["type"] == "http.response.start" and message["status"] in (400, 416):
                 refused = (
-                    BadRequest("`Range` must be `bytes=FIRST-LAST`, or several such parts", param="Range")
+                    BadRequest(
+                        "`Range` must be `bytes=FIRST-LAST`, or a comma-separated list of such ranges", param="Range"
+                    )
                     if message["status"] == 400
-                    else RangeNotSatisfiable("`Range` asks for bytes that the file does not have", param="Range")
+                    else RangeNotSatisfiable("`Range` is beyond the end of the file", param="Range")
                 )
                 headers = MutableHeaders(raw=list(message.get("headers", ())))
                 headers["content-type"], headers["content-length"] = "application/json", str(len(refused.body()))

@@ -1,6 +1,6 @@
-"""multipart/form-data read as it comes: nothing of the size of a file is ever in memory, and no length is believed.
+"""Streams multipart/form-data: no file is held in memory, and no declared length is trusted.
 
-A form derives from :class:`MultipartForm` and is told of each part's beginning, data and end, in a thread.
+A form derives from :class:`MultipartForm`; its methods are called for each part's start, data and end, in a thread.
 """
 
 from __future__ import annotations
@@ -18,74 +18,74 @@ from service.concurrency import in_thread
 from service.errors import BadRequest, TooLarge, WrongMediaType
 
 FEED_BYTES: Final = 1024 * 1024
-"""Bytes that are collected before a thread parses, hashes and writes them: a hop costs 0.1 ms, a MiB some 3 ms."""
+"""Bytes collected before a thread parses, hashes and writes them: a switch costs 0.1 ms, a MiB about 3 ms."""
 
 IDLE_TIMEOUT_S: Final = 60.0
-"""Longest silence of a client in the middle of its upload, s."""
+"""Longest pause within an upload, s."""
 
 FRAMING_BYTES: Final = 64 * 1024
-"""Boundaries and headers of all parts together stay far below this."""
+"""Upper bound of all boundaries and part headers together."""
 
 
-def boundary(content_type: str, wanted: str) -> bytes:
-    """The boundary that a content type names.
+def parse_boundary(content_type: str, expected: str) -> bytes:
+    """The multipart boundary of a content type.
 
     Args:
         content_type: The request's header.
-        wanted: The error's message: what is uploaded here, and how.
+        expected: The error's message: what to upload, and how.
 
     Raises:
-        WrongMediaType: It is not multipart/form-data, or has no boundary that can be used.
+        WrongMediaType: It is not multipart/form-data, or has no valid boundary.
     """
     kind, options = parse_options_header(content_type)
-    found = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not 0 < len(found) <= 256:
-        raise WrongMediaType(wanted)
-    return found
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 0 < len(boundary) <= 256:
+        raise WrongMediaType(expected)
+    return boundary
 
 
 async def feed_body(
-    headers: Mapping[str, str], body: AsyncIterator[bytes], feed: Callable[[bytes], object], *, most: int
+    headers: Mapping[str, str], body: AsyncIterator[bytes], feed: Callable[[bytes], object], *, max_bytes: int
 ) -> None:
-    """Give the whole body to ``feed`` in a thread, in order, in pieces of about a MiB.
+    """Pass the whole body to ``feed`` in a thread, in order, in chunks of about a MiB.
 
     Args:
         headers: The request's headers, names in lower case.
         body: The body's chunks.
-        feed: What it raises ends the reading.
-        most: Most bytes of the body.
+        feed: An exception from it ends the reading.
+        max_bytes: Maximum size of the body.
 
     Raises:
-        TooLarge: The body has, or is said to have, more bytes.
-        BadRequest: Nothing came for IDLE_TIMEOUT_S.
+        TooLarge: The body has, or declares, more bytes.
+        BadRequest: No data was received for IDLE_TIMEOUT_S.
     """
-    refuse_said_length(headers, most)
-    total, waiting = 0, bytearray()
-    async for chunk in in_time(body):
+    check_content_length(headers, max_bytes)
+    total, pending = 0, bytearray()
+    async for chunk in with_idle_timeout(body):
         total += len(chunk)
-        if total > most:
-            raise endless(most)
-        waiting += chunk
-        if len(waiting) >= FEED_BYTES:
-            await in_thread(feed, bytes(waiting))
-            waiting.clear()
-    await in_thread(feed, bytes(waiting))
+        if total > max_bytes:
+            raise too_large(max_bytes)
+        pending += chunk
+        if len(pending) >= FEED_BYTES:
+            await in_thread(feed, bytes(pending))
+            pending.clear()
+    await in_thread(feed, bytes(pending))
 
 
-def endless(most: int) -> TooLarge:
-    """The error for a body that goes on beyond ``most`` bytes without having said so; nobody reads on to its end."""
-    return TooLarge(f"the upload has more than {most} bytes", headers={"connection": "close"})
+def too_large(max_bytes: int) -> TooLarge:
+    """The error for a body of more than ``max_bytes`` bytes; the rest is not read."""
+    return TooLarge(f"the upload must have at most {max_bytes} bytes", headers={"connection": "close"})
 
 
-def refuse_said_length(headers: Mapping[str, str], most: int) -> None:
-    """Raise TooLarge where the ``content-length`` is more than ``most``; one that lies is found out by counting."""
+def check_content_length(headers: Mapping[str, str], max_bytes: int) -> None:
+    """Raise TooLarge if ``content-length`` exceeds ``max_bytes``. The header may lie, so the body is counted too."""
     declared = headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > most:
-        raise TooLarge(f"the upload has {declared[:20]} bytes, at most {most} are taken")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise TooLarge(f"the upload must have at most {max_bytes} bytes; got {declared[:20]}")
 
 
-async def in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The body's chunks. Raises BadRequest where nothing came for IDLE_TIMEOUT_S."""
+async def with_idle_timeout(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body's chunks. Raises BadRequest if none is received for IDLE_TIMEOUT_S."""
     chunks = aiter(body)
     while True:
         try:
@@ -94,12 +94,14 @@ async def in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise BadRequest(f"nothing came for {IDLE_TIMEOUT_S:.0f} s", code="upload_stalled") from None
+            raise BadRequest(
+                f"the upload stalled: no data was received for {IDLE_TIMEOUT_S:.0f} s", code="upload_stalled"
+            ) from None
         yield chunk
 
 
 class MultipartForm(ABC):
-    """Which part the parser is in; derive and say what is done with it. Not thread-safe: fed by one at a time."""
+    """A multipart parser; subclasses handle the parts. Not thread-safe."""
 
     def __init__(self, boundary: bytes) -> None:
         self._field = bytearray()
@@ -122,7 +124,7 @@ class MultipartForm(ABC):
 
     @abstractmethod
     def begin_part(self, name: str, filename: str | None) -> None:
-        """A part begins; ``filename`` is None where it is a plain field."""
+        """A part begins; ``filename`` is None for a plain field."""
 
     @abstractmethod
     def part_data(self, data: bytes) -> None:
@@ -139,10 +141,10 @@ class MultipartForm(ABC):
         except FormParserError as error:
             raise BadRequest("the body is not well-formed multipart/form-data", code="invalid_multipart") from error
 
-    def demand_end(self) -> None:
-        """Raise BadRequest where the body that was fed is not whole."""
+    def require_complete(self) -> None:
+        """Raise BadRequest if the body fed so far is incomplete."""
         if not self._ended:
-            raise BadRequest("the body ends in the middle of a part", code="invalid_multipart")
+            raise BadRequest("the body ends before its last part is complete", code="invalid_multipart")
 
     # the parser's callbacks
 

@@ -1,4 +1,4 @@
-"""Connections to another process of the house: over its Unix socket, or over TCP where it has a URL."""
+"""Connections to another Hatrack process: over its Unix socket, or over TCP if it has a URL."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ class PeerResponse:
 
 
 class ConnectionPool:
-    """An `aiohttp.ClientSession` that is opened when it is first used, and again after it was closed.
+    """An `aiohttp.ClientSession` that is opened on first use, and again after it was closed.
 
-    It has no limit of connections and no timeout but that of connecting: how many requests are in flight, and how long
-    each may take, is decided by who makes them.
+    It has no connection limit and no timeout except for connecting; callers limit their requests themselves.
 
     Args:
-        socket: Path of the Unix socket; None: TCP.
-        connect_s: Longest time that connecting may take, s.
-        keep_alive_s: How long an idle connection is kept, s: less than the other side keeps it.
-        options: More of the session's.
+        socket: Path of the Unix socket; None: use TCP.
+        connect_s: Connect timeout, s.
+        keep_alive_s: How long an idle connection is kept, s; must be less than on the other side.
+        options: Further options of the session.
     """
 
     def __init__(self, socket: str | None, *, connect_s: float, keep_alive_s: float, **options: Any) -> None:

@@ -1,12 +1,12 @@
-"""How routes describe themselves: what they take, what they answer, which errors they give.
+"""OpenAPI descriptions of routes: their bodies, answers and errors.
 
     @router.post("/keys", status_code=201, responses=answers(CreatedKey, BadRequest, status=201))
     @takes(KeyRequest)
     async def create_key(...)
 
-Bodies are read after the caller was authorised, and answers are written as they are, so FastAPI knows of neither:
-`service.openapi` reads what is declared here. The models are not run when an answer is written; tests hold every
-answer of the gateway against them.
+Bodies are read after the caller was authorised, and answers are written as they are, so FastAPI knows neither;
+`service.openapi` reads the declarations made here. Answers are not validated at run time; the tests validate every
+answer of the gateway against its model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class ApiModel(BaseModel):
-    """A JSON object of an answer."""
+    """A JSON object in an answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,12 +35,12 @@ class Error(ApiModel):
 
     message: str
     type: str
-    param: str | None = Field(description="The field of the request that is at fault, dotted; null where none is.")
+    param: str | None = Field(description="The dotted name of the invalid field of the request; null if there is none.")
     code: str | None
 
 
 class ErrorResponse(ApiModel):
-    """Every error of every route, but Anthropic's."""
+    """The error of every route except Anthropic's."""
 
     error: Error
 
@@ -61,30 +61,30 @@ def answers(
     """The `responses` of a route.
 
     Args:
-        model: Of the JSON that it answers; None: the answer is empty, or of ``media_type``.
-        errors: What it raises itself, beside what every route with a key may answer (400, 401, 403, 500).
-        status: Of the answer.
-        description: Of the answer.
-        media_type: Of an answer that is not JSON.
+        model: The answer's JSON; None: the answer is empty, or of ``media_type``.
+        errors: What it raises, in addition to what every authenticated route may answer (400, 401, 403, 500).
+        status: The answer's status.
+        description: The answer's description.
+        media_type: The media type of an answer that is not JSON.
     """
     answer: dict[str, Any] = {"description": description or (model.__doc__ or "").split("\n")[0] or "Done."}
     if model is not None:
         answer["model"] = model
     elif media_type is not None:
         answer["content"] = {media_type: {"schema": {"type": "string", "format": "binary"}}}
-    said: dict[int | str, dict[str, Any]] = {status: answer}
+    responses: dict[int | str, dict[str, Any]] = {status: answer}
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for error in errors:
         by_status[error.status].append(f"`{error.default_code}`" if error.default_code else error.__name__)
     for code, names in by_status.items():
-        said[code] = {"model": ErrorResponse, "description": ", ".join(dict.fromkeys(names))}
-    return said
+        responses[code] = {"model": ErrorResponse, "description": ", ".join(dict.fromkeys(names))}
+    return responses
 
 
 def takes(
     model: type[BaseModel], *, required: bool = True, media_type: str = "application/json"
 ) -> Callable[[Endpoint], Endpoint]:
-    """A decorator: the endpoint reads a body of this model."""
+    """Decorator that declares the model of an endpoint's body."""
 
     def note(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, BODY, (model, required, media_type))

@@ -1,4 +1,4 @@
-"""Streams of server-sent events: how one ends an event, and what makes the engine's bytes into the client's."""
+"""Server-sent events: the protocol of the relays that turn the engine's stream into the client's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END = b"\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request; ``exact`` is False where a stream was cut before the engine had counted."""
+    """Tokens of one request; ``exact`` is False if the stream was cut before the engine reported its count."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -22,7 +22,7 @@ class Usage:
 
 
 class Relay(Protocol):
-    """Makes a stream's bytes into those for the client; see ``service.inference.relay.EventRelay``."""
+    """Turns the engine's stream into the client's; see ``service.inference.relay.EventRelay``."""
 
     @property
     def done(self) -> bool:
@@ -33,10 +33,10 @@ class Relay(Protocol):
         """The engine's error event."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes that the client may have now: whole events only."""
+        """The bytes to send to the client now; complete events only."""
 
     def counted(self) -> Usage | None:
-        """The engine's count, or the best guess at it."""
+        """The engine's token count, or an estimate of it."""
 
     def error_event(self, error: HatrackError, request_id: str, /) -> bytes:
         """The event that tells the client of an error."""

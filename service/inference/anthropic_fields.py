@@ -11,7 +11,6 @@ from service.http.checks import (
     Check,
     boolean,
     by_type,
-    described,
     either,
     fields,
     integer,
@@ -22,6 +21,7 @@ from service.http.checks import (
     shaped,
     sized,
     text,
+    with_schema,
 )
 from service.inference.fields import GUARDED, KIB, MAX_TOOLS, Rule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
@@ -104,7 +104,7 @@ def check_conversation(value: Any, path: str) -> None:
         FieldRefused: A block names a URL, a file or a tool that runs on the server; or the last message is the
             assistant's: the engine would not go on with it but answer to it.
     """
-    list_of(_message, least=1, most=MAX_MESSAGES)(value, path)
+    list_of(_message, min_items=1, max_items=MAX_MESSAGES)(value, path)
     last = len(value) - 1
     if value[last]["role"] == "assistant":
         raise FieldRefused(
@@ -114,7 +114,7 @@ def check_conversation(value: Any, path: str) -> None:
         )
 
 
-described(
+with_schema(
     check_conversation,
     {
         "type": "array",
@@ -188,7 +188,7 @@ def _shared(settings: Settings) -> dict[str, Rule]:
         passed(
             messages=check_conversation,
             system=_system,
-            tools=sized(schema_bytes, list_of(_tool, most=MAX_TOOLS)),
+            tools=sized(schema_bytes, list_of(_tool, max_items=MAX_TOOLS)),
             tool_choice=_tool_choice,
             thinking=_thinking(settings.context),
             output_config=sized(schema_bytes, _output_config),
@@ -212,7 +212,7 @@ def messages_table(settings: Settings) -> Table:
         | passed(
             max_tokens=integer(1, settings.context),
             stream=boolean,
-            stop_sequences=list_of(stop, most=settings.max_stops),
+            stop_sequences=list_of(stop, max_items=settings.max_stops),
             temperature=number(0, 2),
             top_p=number(0, 1),
             top_k=integer(-1, MAX_TOKEN_ID),

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from service.admission.gate import Pass
+from service.admission.queue import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
 from service.inference.relay import engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
@@ -72,7 +72,7 @@ class EngineCalls:
             yield response
 
     async def count(
-        self, call: Call, record: Record, target: Target, pattern: re.Pattern[bytes] | None, place: Pass | None
+        self, call: Call, record: Record, target: Target, pattern: re.Pattern[bytes] | None, place: Permit | None
     ) -> tuple[bytes, int]:
         """Call the engine's tokenizer; returns the response body and the number of tokens.
 
@@ -91,7 +91,7 @@ class EngineCalls:
         return await asyncio.shield(task)
 
     async def _tokenize(
-        self, call: Call, record: Record, target: Target, pattern: re.Pattern[bytes] | None, place: Pass | None
+        self, call: Call, record: Record, target: Target, pattern: re.Pattern[bytes] | None, place: Permit | None
     ) -> tuple[bytes, int]:
         tokens: int | None = record.estimate
         try:

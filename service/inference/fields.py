@@ -19,9 +19,9 @@ from service.http.checks import (
     Check,
     anything,
     boolean,
+    describe,
     either,
     fields,
-    found,
     integer,
     list_of,
     mapping,
@@ -119,7 +119,9 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             logit_bias=logit_bias,
             n=integer(1, settings.max_n),
             seed=integer(-INT64, INT64 - 1),
-            stop=either((str, stop), (list, list_of(stop, most=settings.max_stops)), allowed="a string or an array"),
+            stop=either(
+                (str, stop), (list, list_of(stop, max_items=settings.max_stops)), allowed="a string or an array"
+            ),
             stream=boolean,
             stream_options=fields(
                 {"include_usage": boolean, "continuous_usage_stats": boolean, "include_obfuscation": boolean}
@@ -133,7 +135,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             min_p=number(0, 1),
             repetition_penalty=number(0, 10),
             length_penalty=number(-10, 10),
-            stop_token_ids=list_of(token_id, most=settings.max_stops),
+            stop_token_ids=list_of(token_id, max_items=settings.max_stops),
             include_stop_str_in_output=boolean,
             ignore_eos=boolean,
             min_tokens=integer(0, context),
@@ -143,9 +145,9 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             truncate_prompt_tokens=integer(-1, context),
             truncation_side=one_of("left", "right"),
             prompt_logprobs=integer(0, settings.max_logprobs),
-            logprob_token_ids=list_of(token_id, most=settings.max_logprobs),
+            logprob_token_ids=list_of(token_id, max_items=settings.max_logprobs),
             allowed_token_ids=token_ids(min_items=1, max_items=MAX_ALLOWED_TOKENS),
-            bad_words=list_of(stop, most=settings.max_stops),
+            bad_words=list_of(stop, max_items=settings.max_stops),
             return_tokens_as_token_ids=boolean,
             return_token_ids=boolean,
             thinking_token_budget=integer(-1, context),
@@ -169,7 +171,7 @@ def _generation(settings: Settings) -> dict[str, Rule]:
 
 def chat_table(settings: Settings) -> Table:
     """The fields of `POST /v1/chat/completions`."""
-    tools = sized(int(settings.max_schema_kib * KIB), list_of(tool, most=MAX_TOOLS))
+    tools = sized(int(settings.max_schema_kib * KIB), list_of(tool, max_items=MAX_TOOLS))
     hint = text(MAX_HINT_CHARS)
     return (
         _generation(settings)
@@ -259,7 +261,7 @@ def tokenize_table(settings: Settings) -> Table:
             add_generation_prompt=boolean,
             continue_final_message=boolean,
             chat_template_kwargs=template_kwargs,
-            tools=sized(int(settings.max_schema_kib * KIB), list_of(tool, most=MAX_TOOLS)),
+            tools=sized(int(settings.max_schema_kib * KIB), list_of(tool, max_items=MAX_TOOLS)),
         )
         | GUARDED
     )
@@ -322,7 +324,7 @@ def _check_combinations(body: dict[str, Any], required: tuple[str, ...]) -> None
 
 def unknown_field(name: str) -> UnknownField:
     """The error for a field in no table."""
-    return UnknownField(f"unknown field {found(name)}", param=name[:100])
+    return UnknownField(f"unknown field {describe(name)}", param=name[:100])
 
 
 SAMPLING_FIELDS = frozenset(
@@ -344,6 +346,6 @@ def check_sampling(sampling: Mapping[str, Any], settings: Settings) -> None:
         path = f"settings.sampling.{name[:100]}"
         if name not in SAMPLING_FIELDS:
             raise UnknownField(
-                f"{found(name)} is not a sampling default; allowed are {sorted(SAMPLING_FIELDS)}", param=path
+                f"{describe(name)} is not a sampling default; allowed are {sorted(SAMPLING_FIELDS)}", param=path
             )
         table[name].check(value, path)

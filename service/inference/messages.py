@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.errors import BadRequest, FieldRefused, UnknownField
-from service.http.checks import described, found, list_of, text, wrong
+from service.http.checks import describe, invalid_value, list_of, text, with_schema
 from service.inference.tools import tool_call
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -33,14 +33,14 @@ def check_messages(messages: Any, path: str) -> None:
         FieldRefused: A part names a URL or a file.
     """
     if not isinstance(messages, list):
-        raise wrong(path, messages, "an array")
+        raise invalid_value(path, messages, "an array")
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise BadRequest(f"`{path}` has {len(messages)} entries; 1 to {MAX_MESSAGES} are allowed", param=path)
     for index, message in enumerate(messages):
         _check_message(message, f"{path}.{index}")
 
 
-described(
+with_schema(
     check_messages,
     {
         "type": "array",
@@ -53,25 +53,25 @@ described(
 
 def _check_message(message: Any, path: str) -> None:
     if not isinstance(message, dict):
-        raise wrong(path, message, "an object")
+        raise invalid_value(path, message, "an object")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise wrong(f"{path}.role", role, "one of " + ", ".join(map(repr, sorted(ROLES))))
+        raise invalid_value(f"{path}.role", role, "one of " + ", ".join(map(repr, sorted(ROLES))))
     for name in [n for n, value in message.items() if n not in FIELDS or (value is None and n != "content")]:
         value = message.pop(name)
         if value is None or name in DROPPED:
             continue
         if name in REFUSED:
             raise FieldRefused(f"`{path}.{name}` cannot be used: {REFUSED[name]}", param=f"{path}.{name}")
-        raise UnknownField(f"a message has no field {found(name)}", param=f"{path}.{name[:100]}")
+        raise UnknownField(f"a message has no field {describe(name)}", param=f"{path}.{name[:100]}")
     content = message.get("content")
     if isinstance(content, list):
         for index, part in enumerate(content):
             _check_part(part, f"{path}.content.{index}")
     elif not isinstance(content, str) and content is not None:
-        raise wrong(f"{path}.content", content, "a string, an array of parts or null")
+        raise invalid_value(f"{path}.content", content, "a string, an array of parts or null")
     elif content is None and role != "assistant":
-        raise wrong(f"{path}.content", content, "a string or an array of parts")
+        raise invalid_value(f"{path}.content", content, "a string or an array of parts")
     if "tool_calls" in message:
         list_of(tool_call)(message["tool_calls"], f"{path}.tool_calls")
     for name in STRINGS & message.keys():
@@ -80,14 +80,14 @@ def _check_message(message: Any, path: str) -> None:
 
 def _check_part(part: Any, path: str) -> None:
     if not isinstance(part, dict):
-        raise wrong(path, part, "an object")
+        raise invalid_value(path, part, "an object")
     for name in DROPPED:
         part.pop(name, None)
     kind = part.get("type")
     if isinstance(kind, str) and kind in TEXT_PARTS:
         field = TEXT_PARTS[kind]
         if not isinstance(part.get(field), str):
-            raise wrong(f"{path}.{field}", part.get(field), "a string")
+            raise invalid_value(f"{path}.{field}", part.get(field), "a string")
         allowed = {"type", field}
     elif kind in URL_PARTS:
         _check_url(part.get(kind), f"{path}.{kind}")
@@ -97,31 +97,31 @@ def _check_part(part: Any, path: str) -> None:
         allowed = {"type", "input_audio"}
     else:
         raise FieldRefused(
-            f"`{path}.type` is {found(kind)}; allowed are text, image_url, audio_url, video_url (each as `data:`) "
+            f"`{path}.type` is {describe(kind)}; allowed are text, image_url, audio_url, video_url (each as `data:`) "
             "and input_audio",
             param=f"{path}.type",
         )
     # vLLM looks at a part's other keys in some cases: one that its type does not have is never passed
     for name in part.keys() - allowed:
-        raise FieldRefused(f"a part of type {kind!r} has no field {found(name)}", param=f"{path}.{name[:100]}")
+        raise FieldRefused(f"a part of type {kind!r} has no field {describe(name)}", param=f"{path}.{name[:100]}")
 
 
 def _check_url(value: Any, path: str) -> None:
     if not isinstance(value, dict):
-        raise wrong(path, value, "an object with `url`")
+        raise invalid_value(path, value, "an object with `url`")
     url = value.get("url")
     if not isinstance(url, str) or not url.startswith("data:"):
         raise FieldRefused(
-            f"`{path}.url` must be a `data:` URL; got {found(url)}. The server does not fetch URLs or open files",
+            f"`{path}.url` must be a `data:` URL; got {describe(url)}. The server does not fetch URLs or open files",
             param=f"{path}.url",
         )
     for name in value.keys() - {"url", "detail"}:
-        raise FieldRefused(f"`{path}` has no field {found(name)}", param=f"{path}.{name[:100]}")
+        raise FieldRefused(f"`{path}` has no field {describe(name)}", param=f"{path}.{name[:100]}")
 
 
 def _check_audio(value: Any, path: str) -> None:
     if not isinstance(value, dict) or value.keys() != {"data", "format"}:
-        raise wrong(path, value, "an object with `data` and `format`")
+        raise invalid_value(path, value, "an object with `data` and `format`")
     kind = value["format"]
     if not isinstance(value["data"], str) or not isinstance(kind, str) or not kind.isalnum():
-        raise wrong(f"{path}.format", kind, "a format's name, with `data` in base64")
+        raise invalid_value(f"{path}.format", kind, "a format's name, with `data` in base64")

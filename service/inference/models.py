@@ -7,7 +7,7 @@ from typing import Any
 from adapters.names import DEFAULT_ALIAS
 from service.access.caller import Caller
 from service.errors import Conflict
-from service.registry.catalog import AdapterEntry, Catalog, Found, Servable
+from service.registry.catalog import AdapterEntry, Catalog, ResolvedName, Servable
 
 OWNER = "hatrack"
 
@@ -16,7 +16,7 @@ def list_models(catalog: Catalog, caller: Caller) -> dict[str, Any]:
     """OpenAI's list: the base first, then an entry for each adapter with a live version, oldest first."""
     cards = [_base(catalog)]
     for entry in catalog.served(caller):
-        root = _root(Found(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS]))
+        root = _root(ResolvedName(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS]))
         cards.append(_card(entry.name, entry.created_at, root=root, parent=catalog.base_name))
     return {"object": "list", "data": cards}
 
@@ -31,11 +31,11 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
     if model == catalog.base_name:
         return _base(catalog)
     found = catalog.find(caller, model)
-    if isinstance(found.aim, int):
+    if isinstance(found.target, int):
         catalog.resolve(caller, model)  # one that cannot serve is refused here as it is there
-        created = found.entry.created_at if model == found.entry.name else found.entry.versions[found.aim].created_at
+        created = found.entry.created_at if model == found.entry.name else found.entry.versions[found.target].created_at
     else:
-        _check_servable(found.entry, found.aim.versions, model)
+        _check_servable(found.entry, found.target.versions, model)
         created = found.entry.created_at
     return _card(model, created, root=_root(found), parent=catalog.base_name)
 
@@ -50,9 +50,11 @@ def _check_servable(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -
         )
 
 
-def _root(found: Found) -> str:
+def _root(found: ResolvedName) -> str:
     """The version behind a name; of a split, which has several, the alias."""
-    return f"{found.entry.name}@{found.aim}" if isinstance(found.aim, int) else f"{found.entry.name}:{found.alias}"
+    return (
+        f"{found.entry.name}@{found.target}" if isinstance(found.target, int) else f"{found.entry.name}:{found.alias}"
+    )
 
 
 def _base(catalog: Catalog) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import orjson
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
-from service.access.limits import KeyLimiter, Lease
-from service.admission.estimate import BYTES_A_TOKEN, estimate
-from service.admission.gate import Gate, Pass
-from service.admission.ticket import Ticket
+from service.access.limits import KeyLimiter, Reservation
+from service.admission.estimate import BYTES_PER_TOKEN, estimate
+from service.admission.queue import AdmissionQueue, Permit
+from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
@@ -96,10 +96,10 @@ class Pipeline:
         suspect: ReportSuspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
         limiter: KeyLimiter | None = None,
-        gate: Gate | None = None,
+        gate: AdmissionQueue | None = None,
         tracer: Traces | None = None,
         hook: Hook | None = None,
-        counting: Gate | None = None,
+        counting: AdmissionQueue | None = None,
         prompt_limit: PromptLimit | None = None,
         grammars: StructuredOutputs | None = None,
     ) -> None:
@@ -130,7 +130,7 @@ class Pipeline:
         """Answer one request. Every error is sent to the client, and every request is recorded."""
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
-        lease: Lease | None = None
+        lease: Reservation | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
@@ -150,7 +150,7 @@ class Pipeline:
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
-            record.prompt = min(len(raw) // BYTES_A_TOKEN, record.estimate)
+            record.prompt = min(len(raw) // BYTES_PER_TOKEN, record.estimate)
             _name_adapter(exchange, target)
             if lease is not None:
                 lease.charge(record.estimate)
@@ -190,7 +190,7 @@ class Pipeline:
         route: Route,
         record: Record,
         body: dict[str, Any],
-        lease: Lease | None,
+        lease: Reservation | None,
     ) -> None:
         """Add passages to the body, and charge their tokens to the key like the rest of the prompt."""
         caller, target, injector = record.caller, record.target, route.injector
@@ -212,12 +212,12 @@ class Pipeline:
             return nullcontext()
         return self._grammars.admitted(body, caller.project)
 
-    async def _enter(self, caller: Caller, target: Target, record: Record, route: Route) -> Pass | None:
+    async def _enter(self, caller: Caller, target: Target, record: Record, route: Route) -> Permit | None:
         """Wait at the gate for a place in the engine; a route that runs no model takes one of its tokenizer's."""
         gate = self._gate if route.salted else self._counting
         if gate is None:
             return None
-        ticket = Ticket(
+        ticket = AdmissionRequest(
             caller.project,
             caller.key_id,
             target.digest if route.salted else None,
@@ -280,7 +280,7 @@ class Pipeline:
         record: Record,
         call: Call,
         body: dict[str, Any],
-        entered: Pass | None,
+        entered: Permit | None,
     ) -> None:
         """Run the model and relay its answer; releases the admission permit."""
         renamer = Renamer(target)
@@ -315,7 +315,7 @@ class Pipeline:
                 entered.leave(record.tokens, answered=record.reached)
 
     async def _count(
-        self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Pass | None
+        self, exchange: Exchange, route: Route, target: Target, record: Record, call: Call, entered: Permit | None
     ) -> None:
         """Answer from the engine's tokenizer; the permit is released when it has answered."""
         answer, tokens = await self._calls.count(call, record, target, route.count, entered)
@@ -331,7 +331,7 @@ class Pipeline:
         relay: Relay,
         record: Record,
         began: float,
-        entered: Pass | None,
+        entered: Permit | None,
     ) -> None:
         """Relay until the engine's last event or its error event; the response starts with the first good event."""
         feed, write, saw_tokens, clock = relay.feed, exchange.write, self._saw_tokens, time.perf_counter

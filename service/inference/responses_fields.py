@@ -15,10 +15,9 @@ from service.http.checks import (
     Check,
     boolean,
     by_type,
-    described,
+    describe,
     either,
     fields,
-    found,
     integer,
     list_of,
     mapping,
@@ -28,6 +27,7 @@ from service.http.checks import (
     shaped,
     sized,
     text,
+    with_schema,
 )
 from service.inference.fields import GUARDED, KIB, MAX_TOOLS, Rule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
@@ -55,7 +55,7 @@ def _data_url(value: Any, path: str) -> None:
     text()(value, path)
     if not value.startswith("data:"):
         raise FieldRefused(
-            f"`{path}` must be a `data:` URL; got {found(value)}. The server does not fetch URLs or open files",
+            f"`{path}` must be a `data:` URL; got {describe(value)}. The server does not fetch URLs or open files",
             param=path,
         )
 
@@ -78,7 +78,7 @@ _OUTPUT_PARTS: dict[str, Check] = {
     "input_text": _INPUT_PARTS["input_text"],
 }
 _CONTENT = either(
-    (str, text()), (list, list_of(by_type(_INPUT_PARTS), least=1)), allowed="a string or an array of parts"
+    (str, text()), (list, list_of(by_type(_INPUT_PARTS), min_items=1)), allowed="a string or an array of parts"
 )
 
 
@@ -130,7 +130,7 @@ _item = by_type(
     default="message",
     otherwise=f"{STATELESS}, and {BUILT_IN}",
 )
-_items = list_of(_item, least=1, most=MAX_MESSAGES)
+_items = list_of(_item, min_items=1, max_items=MAX_MESSAGES)
 
 
 def check_input(value: Any, path: str) -> None:
@@ -144,7 +144,7 @@ def check_input(value: Any, path: str) -> None:
     either((str, text()), (list, _items), allowed="a string or an array of items")(value, path)
 
 
-described(check_input, {"anyOf": [{"type": "string"}, schema_of(_items)]})
+with_schema(check_input, {"anyOf": [{"type": "string"}, schema_of(_items)]})
 
 
 _tool = by_type(
@@ -180,7 +180,7 @@ def _tool_choice(value: Any, path: str) -> None:
     return by_type({"function": named, "custom": named}, otherwise=BUILT_IN)(value, path)
 
 
-described(_tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
+with_schema(_tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
 
 
 def _text_config(value: Any, path: str) -> None:
@@ -197,7 +197,7 @@ def _text_config(value: Any, path: str) -> None:
     value.pop("verbosity", None)
 
 
-described(
+with_schema(
     _text_config,
     {
         "type": "object",
@@ -221,7 +221,7 @@ def _reasoning_config(value: Any, path: str) -> None:
         value.pop(name, None)
 
 
-described(
+with_schema(
     _reasoning_config,
     {"type": "object", "properties": {"effort": {"enum": [*EFFORTS, None]}}},
 )
@@ -229,11 +229,11 @@ described(
 
 def _include(value: Any, path: str) -> None:
     """Log-probabilities; encrypted reasoning is asked for by every stateless client, and there is none to give."""
-    list_of(one_of(LOGPROBS, ENCRYPTED), most=16)(value, path)
+    list_of(one_of(LOGPROBS, ENCRYPTED), max_items=16)(value, path)
     value[:] = [name for name in value if name != ENCRYPTED]
 
 
-described(_include, {"type": "array", "maxItems": 16, "items": {"enum": [LOGPROBS, ENCRYPTED]}})
+with_schema(_include, {"type": "array", "maxItems": 16, "items": {"enum": [LOGPROBS, ENCRYPTED]}})
 
 
 def responses_table(settings: Settings) -> Table:
@@ -250,7 +250,7 @@ def responses_table(settings: Settings) -> Table:
             top_p=number(0, 1),
             top_logprobs=integer(0, settings.max_logprobs),
             text=sized(schema_bytes, _text_config),
-            tools=sized(schema_bytes, list_of(_tool, most=MAX_TOOLS)),
+            tools=sized(schema_bytes, list_of(_tool, max_items=MAX_TOOLS)),
             tool_choice=_tool_choice,
             parallel_tool_calls=boolean,
             reasoning=_reasoning_config,
@@ -292,8 +292,8 @@ def _extensions(settings: Settings, schema_bytes: int) -> dict[str, Rule]:
         frequency_penalty=number(-2, 2),
         repetition_penalty=number(0, 10),
         seed=integer(-INT64, INT64 - 1),
-        stop=either((str, stop), (list, list_of(stop, most=settings.max_stops)), allowed="a string or an array"),
-        stop_token_ids=list_of(integer(0, MAX_TOKEN_ID), most=settings.max_stops),
+        stop=either((str, stop), (list, list_of(stop, max_items=settings.max_stops)), allowed="a string or an array"),
+        stop_token_ids=list_of(integer(0, MAX_TOKEN_ID), max_items=settings.max_stops),
         include_stop_str_in_output=boolean,
         ignore_eos=boolean,
         skip_special_tokens=boolean,

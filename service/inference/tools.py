@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import BadRequest
-from service.http.checks import MAX_DEPTH, mapping, wrong
+from service.http.checks import MAX_DEPTH, invalid_value, mapping
 
 MAX_TOOL_NAME_CHARS = 128
 _NAME = re.compile(rf"[A-Za-z0-9_.:-]{{1,{MAX_TOOL_NAME_CHARS}}}")
@@ -26,7 +26,7 @@ _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fa
 def tool_name(value: Any, path: str) -> None:
     """The name of a function, in the characters that OpenAI and Anthropic allow, and dots and colons."""
     if not isinstance(value, str) or _NAME.fullmatch(value) is None:
-        raise wrong(
+        raise invalid_value(
             path, value, f"1 to {MAX_TOOL_NAME_CHARS} letters, digits, underscores, dashes, dots or colons (ASCII)"
         )
 
@@ -36,23 +36,23 @@ def parameters_schema(value: Any, path: str) -> None:
     mapping(value, path)
     kind = value.get("type", "object")
     if kind != "object":
-        raise wrong(f"{path}.type", kind, "'object', because a function's arguments are an object")
+        raise invalid_value(f"{path}.type", kind, "'object', because a function's arguments are an object")
 
 
 def tool_call(value: Any, path: str) -> None:
     """A call in an earlier answer of the assistant."""
     mapping(value, path)
     if value.get("type", "function") != "function":
-        raise wrong(f"{path}.type", value["type"], "'function'")
+        raise invalid_value(f"{path}.type", value["type"], "'function'")
     function = value.get("function")
     mapping(function, f"{path}.function")
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str) or not name:
-        raise wrong(f"{path}.function.name", name, "a string")
+        raise invalid_value(f"{path}.function.name", name, "a string")
     if isinstance(arguments, str):
         call_arguments(arguments, f"{path}.function.arguments")
     elif arguments is not None and not isinstance(arguments, dict):
-        raise wrong(f"{path}.function.arguments", arguments, "a string of JSON")
+        raise invalid_value(f"{path}.function.arguments", arguments, "a string of JSON")
 
 
 def call_arguments(value: Any, path: str) -> None:
@@ -65,7 +65,7 @@ def call_arguments(value: Any, path: str) -> None:
         BadRequest: They are no string, are nested deeper than MAX_DEPTH, or hold half of a surrogate pair.
     """
     if not isinstance(value, str):
-        raise wrong(path, value, "a string of JSON")
+        raise invalid_value(path, value, "a string of JSON")
     if value.count("[") + value.count("{") > MAX_DEPTH and _nested_deeper(value, MAX_DEPTH):
         raise BadRequest(f"`{path}` is nested deeper than {MAX_DEPTH} levels", param=path)
     if "\\u" in value and _holds_lone_surrogate(value):

@@ -10,18 +10,18 @@ from service.http.checks import (
     Check,
     anything,
     boolean,
-    described,
+    describe,
     either,
     fields,
-    found,
     integer,
+    invalid_value,
     list_of,
     mapping,
     number,
     one_of,
     schema_of,
     text,
-    wrong,
+    with_schema,
 )
 from service.inference.tools import parameters_schema, tool_name
 
@@ -57,21 +57,21 @@ MAX_METADATA_NAME_CHARS = 64
 def metadata(value: Any, path: str) -> None:
     """OpenAI's labels: a few names with short strings."""
     if not isinstance(value, dict) or len(value) > MAX_METADATA:
-        raise wrong(path, value, f"an object of at most {MAX_METADATA} strings")
+        raise invalid_value(path, value, f"an object of at most {MAX_METADATA} strings")
     for name, entry in value.items():
         if len(name) > MAX_METADATA_NAME_CHARS:
-            raise wrong(path, name, f"an object whose names have at most {MAX_METADATA_NAME_CHARS} characters")
+            raise invalid_value(path, name, f"an object whose names have at most {MAX_METADATA_NAME_CHARS} characters")
         text(MAX_HINT_CHARS)(entry, f"{path}.{name}")
 
 
 def logit_bias(value: Any, path: str) -> None:
     """Token ids with a bias of -100 to 100 each."""
     if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
-        raise wrong(path, value, f"an object of at most {MAX_LOGIT_BIAS} token ids")
+        raise invalid_value(path, value, f"an object of at most {MAX_LOGIT_BIAS} token ids")
     bias = number(-100, 100)
     for token, entry in value.items():
         if not (token.isascii() and token.isdigit()):
-            raise wrong(path, token, "an object whose keys are token ids")
+            raise invalid_value(path, token, "an object whose keys are token ids")
         bias(entry, f"{path}.{token}")
 
 
@@ -84,8 +84,8 @@ def response_format(value: Any, path: str) -> None:
 
 
 def structured_outputs(max_bytes: int) -> Check:
-    """vLLM's structured outputs; its grammars and schemas have at most ``max_bytes`` bytes."""
-    choices = list_of(text(max_bytes), least=1)
+    """vLLM's structured outputs; its grammars and schemas have at max_items ``max_bytes`` bytes."""
+    choices = list_of(text(max_bytes), min_items=1)
     known: dict[str, Check] = dict.fromkeys(
         ("regex", "grammar", "whitespace_pattern", "structural_tag"), text(max_bytes)
     )
@@ -118,26 +118,26 @@ def tool_choice(value: Any, path: str) -> None:
 def template_kwargs(value: Any, path: str) -> None:
     """Variables of the chat template: a few plain values, none that the renderer itself takes."""
     if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_KWARGS:
-        raise wrong(path, value, f"an object of at most {MAX_TEMPLATE_KWARGS} values")
+        raise invalid_value(path, value, f"an object of at most {MAX_TEMPLATE_KWARGS} values")
     for name, entry in value.items():
         if name in RENDERER_NAMES or not name.isidentifier() or name.startswith("_"):
-            raise FieldRefused(f"`{path}` may not set {found(name)}", param=f"{path}.{name[:100]}")
+            raise FieldRefused(f"`{path}` may not set {describe(name)}", param=f"{path}.{name[:100]}")
         if not isinstance(entry, (str, bool, int, float)) or (isinstance(entry, str) and len(entry) > MAX_HINT_CHARS):
-            raise wrong(
+            raise invalid_value(
                 f"{path}.{name}", entry, f"a number, a boolean or a string of at most {MAX_HINT_CHARS} characters"
             )
 
 
 def token_ids(*, min_items: int = 0, max_items: int | None = None) -> Check:
     """An array of token ids."""
-    check_each = list_of(integer(0, MAX_TOKEN_ID), least=min_items, most=max_items)
+    check_each = list_of(integer(0, MAX_TOKEN_ID), min_items=min_items, max_items=max_items)
 
     def check(value: Any, path: str) -> None:
         # millions fit into a body: looked at one by one only where something is wrong
         if not isinstance(value, list) or not min_items <= len(value) <= (max_items or INT64) or not _all_ids(value):
             check_each(value, path)
 
-    return described(check, schema_of(check_each))
+    return with_schema(check, schema_of(check_each))
 
 
 def _all_ids(values: list[Any]) -> bool:
@@ -145,10 +145,10 @@ def _all_ids(values: list[Any]) -> bool:
 
 
 def texts_or_tokens(what: str, max_items: int) -> Check:
-    """A string, token ids, or an array of at most ``max_items`` of either."""
+    """A string, token ids, or an array of at max_items ``max_items`` of either."""
     ids = token_ids(min_items=1)
     single = either((str, text()), (list, ids), allowed=f"{what}: a string or an array of token ids")
-    many = list_of(single, least=1, most=max_items)
+    many = list_of(single, min_items=1, max_items=max_items)
 
     def check(value: Any, path: str) -> None:
         if isinstance(value, str):
@@ -158,10 +158,10 @@ def texts_or_tokens(what: str, max_items: int) -> Check:
         else:
             many(value, path)
 
-    return described(check, {"anyOf": [schema_of(single), schema_of(many)]})
+    return with_schema(check, {"anyOf": [schema_of(single), schema_of(many)]})
 
 
-described(
+with_schema(
     metadata,
     {
         "type": "object",
@@ -169,7 +169,7 @@ described(
         "additionalProperties": {"type": "string", "maxLength": MAX_HINT_CHARS},
     },
 )
-described(
+with_schema(
     logit_bias,
     {
         "type": "object",
@@ -177,10 +177,10 @@ described(
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     },
 )
-described(response_format, {"type": "object", "required": ["type"]})
-described(tool, {"type": "object", "properties": {"type": {"const": "function"}, "function": schema_of(_FUNCTION)}})
-described(tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
-described(
+with_schema(response_format, {"type": "object", "required": ["type"]})
+with_schema(tool, {"type": "object", "properties": {"type": {"const": "function"}, "function": schema_of(_FUNCTION)}})
+with_schema(tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
+with_schema(
     template_kwargs,
     {
         "type": "object",

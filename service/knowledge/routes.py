@@ -87,7 +87,7 @@ async def create_store(
     request: Request, caller: CurrentCaller, actor: CurrentActor, knowledge: CurrentKnowledge
 ) -> dict[str, Any]:
     """Make a store."""
-    body = await read_json(request, CreateStore, most=MAX_BODY_BYTES)
+    body = await read_json(request, CreateStore, max_bytes=MAX_BODY_BYTES)
     body.demand_lasting()
     made = await knowledge.create(
         caller,
@@ -143,7 +143,7 @@ async def search_store(
 ) -> dict[str, Any]:
     """The passages that fit best; of several queries, each passage with its best score."""
     await knowledge.show(caller, store_id)
-    body = await read_json(request, Search, most=MAX_SEARCH_BYTES)
+    body = await read_json(request, Search, max_bytes=MAX_SEARCH_BYTES)
     filters = None if body.filters is None else check_filters(body.filters, "filters")
     threshold = body.ranking_options.score_threshold if body.ranking_options else None
     best: dict[str, dict[str, Any]] = {}
@@ -235,7 +235,7 @@ async def create_batch(
     store_id: str, request: Request, caller: CurrentCaller, actor: CurrentActor, knowledge: CurrentKnowledge
 ) -> dict[str, Any]:
     """Put many files into a store."""
-    body = await read_json(request, AddBatch, most=MAX_BODY_BYTES)
+    body = await read_json(request, AddBatch, max_bytes=MAX_BODY_BYTES)
     param = "file_ids" if body.files is None else "files"
     return batch_object(await knowledge.add_batch(caller, actor, store_id, body.drafts, param=param))
 

@@ -1,7 +1,6 @@
-"""What the data path knows of the registry: an immutable snapshot in memory, replaced whole at every change.
+"""The data path's view of the registry: an immutable snapshot in memory, replaced as a whole on every change.
 
-Resolving a model's name reads no disk and takes no lock: a request sees one state of the registry, whatever moves
-meanwhile.
+Resolving a model name reads no disk and takes no lock, and a request sees one consistent state of the registry.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from adapters.names import DEFAULT_ALIAS, parse_reference
 from service.access.caller import Caller
 from service.errors import BadRequest, Conflict, ModelNotFound, NoLiveVersion
 from service.grounding.config import GroundingSettings
-from service.registry.split import Aim, position_of, share_of
+from service.registry.split import AliasTarget, position_of, share_of
 
 
 class Servable(StrEnum):
-    """Whether a ready version can serve now, and if not, why; computed, never stored."""
+    """Whether a ready version can serve now, or why not; computed, never stored."""
 
     OK = "ok"
     OTHER_BASE = "other_base"
@@ -32,7 +31,7 @@ class Servable(StrEnum):
 
 
 class VersionSettings(BaseModel):
-    """What belongs to a version beside its weights; changed settings are a new version."""
+    """Settings of a version beside its weights; changed settings make a new version."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,10 +39,10 @@ class VersionSettings(BaseModel):
     sampling: Mapping[str, Any] = Field(default_factory=dict)
     """Defaults of request fields (temperature, top_p …); the request's own values win."""
     grounding: GroundingSettings | None = None
-    """What is retrieved for each request that does not say otherwise."""
+    """The default retrieval for requests without their own grounding field."""
 
     def stored(self) -> dict[str, Any]:
-        """As JSON; a version without grounding says nothing of it, as those did that are older than grounding."""
+        """As JSON; without grounding the field is left out, as in versions older than it."""
         return self.model_dump(mode="json", exclude=None if self.grounding is not None else {"grounding"})
 
 
@@ -65,21 +64,21 @@ class VersionEntry:
 class AdapterEntry:
     """An adapter's name with its ready versions and its aliases (alias → version number, or a split over several).
 
-    ``pinned_at`` (Unix seconds) says since when its live version is kept warm; None: it is not.
+    ``pinned_at`` is the Unix time since which its live version is kept loaded; None: it is not pinned.
     """
 
     name: str
     created_at: int
     versions: Mapping[int, VersionEntry]
-    aliases: Mapping[str, Aim]
+    aliases: Mapping[str, AliasTarget]
     pinned_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a request's model name stands for.
+    """What a request's model name resolves to.
 
-    ``engine_model`` is what the engine is asked for: the digest, or the base's served name.
+    ``engine_model`` is the model name sent to the engine: the digest, or the base's served name.
     """
 
     label: str
@@ -96,12 +95,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An adapter and what a name of it points to; ``alias`` is empty where a version was named."""
+class ResolvedName:
+    """An adapter and what the requested name points to; ``alias`` is empty if a version was named."""
 
     entry: AdapterEntry
     alias: str
-    aim: Aim
+    target: AliasTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Snapshot:
 
 
 class Catalog:
-    """Holds the current snapshot; the registry replaces it, the data path reads it."""
+    """Holds the current snapshot: the registry replaces it, the data path reads it."""
 
     def __init__(self, base_name: str, base_created_at: int) -> None:
         self.base_name = base_name
@@ -120,69 +119,69 @@ class Catalog:
         self.snapshot = Snapshot()
 
     def replace(self, snapshot: Snapshot) -> None:
-        """Make ``snapshot`` what the next request sees."""
+        """Replace the snapshot, from the next request on."""
         self.snapshot = snapshot
 
     def resolve(self, caller: Caller, model: str, adapter: str | None = None, *, sticky: str | None = None) -> Target:
-        """The target that a request's ``model`` (and ``adapter``) names.
+        """Resolve a request's ``model`` (and ``adapter``).
 
-        The base needs no glob: a key that is bound to some adapters may ask what they stand on.
+        Globs do not restrict the base: every key may use it.
 
         Args:
-            caller: Whose project and whose globs count.
-            sticky: An id that keeps its version while an alias is split; None: the version is drawn.
+            caller: Its project and globs apply.
+            sticky: An id that always gets the same version of a split alias; None: a random one.
 
         Raises:
-            BadRequest: ``adapter`` stands beside a model that is not the base.
-            ModelNotFound: There is no such model for this caller.
+            BadRequest: ``adapter`` is given with a model that is not the base.
+            ModelNotFound: The model does not exist or the caller may not use it.
             NoLiveVersion: The adapter has no ``live`` alias.
-            Conflict: The version (of a split: the one that was drawn) cannot serve now; the message says why.
+            Conflict: The version (of a split, the chosen one) cannot serve now; the message says why.
         """
-        param, wanted = "model", model
+        param, name = "model", model
         if adapter is not None:
             if model != self.base_name:
                 raise BadRequest(
-                    f"`adapter` goes with the base's name in `model` ({self.base_name!r}), found {model[:100]!r}",
+                    f"with `adapter`, `model` must be the base model {self.base_name!r}; got {model[:100]!r}",
                     param="adapter",
                 )
-            param, wanted = "adapter", adapter
+            param, name = "adapter", adapter
         elif model == self.base_name:
             return Target(label=model, engine_model=self.base_name)
-        found = self.find(caller, wanted, param=param)
-        number = found.aim
+        resolved = self.find(caller, name, param=param)
+        number = resolved.target
         if not isinstance(number, int):
-            number = share_of(number, position_of(caller.project, found.entry.name, found.alias, sticky))
-        return self._target(found.entry, number, label=wanted, param=param)
+            number = share_of(number, position_of(caller.project, resolved.entry.name, resolved.alias, sticky))
+        return self._target(resolved.entry, number, label=name, param=param)
 
-    def find(self, caller: Caller, wanted: str, *, param: str = "model") -> Found:
-        """The adapter that a name means to this caller, and what it points to.
+    def find(self, caller: Caller, name: str, *, param: str = "model") -> ResolvedName:
+        """The adapter that a name refers to for this caller, and what it points to.
 
         Raises:
-            ModelNotFound: There is none, or the key's globs do not match it: nobody can tell which.
+            ModelNotFound: It does not exist, or the key's globs do not match it; the error does not reveal which.
             NoLiveVersion: It has no ``live`` alias.
         """
         try:
-            reference = parse_reference(wanted)
+            reference = parse_reference(name)
         except AdapterError:
-            raise _missing(wanted, param) from None
+            raise _missing(name, param) from None
         entry = self.snapshot.adapters.get((caller.project, reference.name))
         if entry is None or not caller.may_use(reference.name):
-            raise _missing(wanted, param)
+            raise _missing(name, param)
         if reference.version is not None:
             if reference.version not in entry.versions:
-                raise _missing(wanted, param)
-            return Found(entry, "", reference.version)
+                raise _missing(name, param)
+            return ResolvedName(entry, "", reference.version)
         alias = reference.alias or DEFAULT_ALIAS
-        aim = entry.aliases.get(alias)
-        if aim is not None:
-            return Found(entry, alias, aim)
+        target = entry.aliases.get(alias)
+        if target is not None:
+            return ResolvedName(entry, alias, target)
         if alias == DEFAULT_ALIAS:
             raise NoLiveVersion(
-                f"the adapter `{entry.name}` has no live version; ask for one as `{entry.name}@<number>` "
+                f"the adapter `{entry.name}` has no live version; request a version as `{entry.name}@<number>`, "
                 "or promote one",
                 param=param,
             )
-        raise _missing(wanted, param)
+        raise _missing(name, param)
 
     def _target(self, entry: AdapterEntry, number: int, *, label: str, param: str) -> Target:
         version = entry.versions.get(number)
@@ -205,13 +204,13 @@ class Catalog:
 
     def served(self, caller: Caller) -> list[AdapterEntry]:
         """The adapters with a live version that the caller may use, oldest first."""
-        found = [
+        entries = [
             entry
             for (owner, name), entry in self.snapshot.adapters.items()
             if owner == caller.project and DEFAULT_ALIAS in entry.aliases and caller.may_use(name)
         ]
-        return sorted(found, key=lambda entry: (entry.created_at, entry.name))
+        return sorted(entries, key=lambda entry: (entry.created_at, entry.name))
 
 
-def _missing(wanted: str, param: str) -> ModelNotFound:
-    return ModelNotFound(f"the model `{wanted[:100]}` does not exist or you may not use it", param=param)
+def _missing(name: str, param: str) -> ModelNotFound:
+    return ModelNotFound(f"the model `{name[:100]}` does not exist, or the API key may not use it", param=param)

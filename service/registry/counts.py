@@ -41,8 +41,8 @@ class Counts:
             ready=MappingProxyType({servable: ready[servable] for servable in Servable}),
             unready=MappingProxyType({state: states.get(state, 0) for state in UNREADY}),
             pins=sum(entry.pinned_at is not None for entry in entries),
-            splits=sum(not isinstance(aim, int) for entry in entries for aim in entry.aliases.values()),
+            splits=sum(not isinstance(target, int) for entry in entries for target in entry.aliases.values()),
         )
 
 
-NOTHING: Final = Counts.of(Snapshot(), {})
+NO_COUNTS: Final = Counts.of(Snapshot(), {})

@@ -1,7 +1,7 @@
-"""The part of a proof that asks several models at the same time: does the engine keep the models of one batch apart?
+"""The part of a proof that sends several models in one batch: does the engine keep them apart?
 
-Whatever differs in company may be the fault of any of those who were asked. A neighbour belongs to anybody, so what is
-seen beside one never refuses an adapter: what it does beside the base alone does.
+A difference may be the fault of any model in the batch. A neighbour may belong to anybody, so a difference beside a
+neighbour never rejects an adapter; only a difference beside the base alone does.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Final
 
 from adapters.errors import AdapterError, LogprobsNotFinite, MixedBatchDiffers, ProbeTokensDiffer
 from adapters.proof import MIXED_PROBES, PROBES, Logprobs, MixedBatch, Side, is_finite, weigh_mixed_batch
-from service.admission.background import GatedEngine
+from service.admission.background import BackgroundEngine
 from service.errors import EngineCut, HatrackError, RateLimited, Timeout, Unavailable
 
-NOT_ABOUT_ADAPTERS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
-"""What says nothing of the adapter that was asked: the engine is away, goes away, or has no place for the question."""
+ENGINE_ONLY_ERRORS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
+"""Errors that say nothing about the adapter: the engine is down, goes down, or has no place for the request."""
 MAX_KNOWN: Final = 8
-"""Adapters whose answers are remembered, to be asked beside the next one."""
+"""Maximum number of adapters whose answers are cached, to be used as neighbours."""
 NEIGHBOUR_DIFFERS: Final = (
     "In one batch with another adapter the answers differ from those alone; beside the base they do not."
 )
@@ -37,15 +37,15 @@ class MixedBatchCheck:
     """Asks an adapter in one batch with the base and with a neighbour.
 
     Args:
-        engine: Who is asked.
-        neighbours: Says what an adapter can be asked beside.
+        engine: The engine's client for background requests.
+        neighbours: Returns adapters that can share a batch.
         alone: The probes' log-probabilities under an adapter that is asked alone; raises as ``Prober.prove``.
         healthy_base: The same of the base; raises EngineUnavailable where the engine is poisoned.
     """
 
     def __init__(
         self,
-        engine: GatedEngine,
+        engine: BackgroundEngine,
         neighbours: Neighbours,
         *,
         alone: Callable[[str], Awaitable[Logprobs]],
@@ -102,9 +102,9 @@ class MixedBatchCheck:
     async def _ask(self, digest: str, neighbour: str | None, base: Logprobs, under: Logprobs) -> MixedBatch:
         try:
             answers = await self._engine.logprobs_together(digest, neighbour, PROBES[:MIXED_PROBES])
-        except NOT_ABOUT_ADAPTERS:
+        except ENGINE_ONLY_ERRORS:
             raise
-        except HatrackError as error:  # of whom it is said is not known
+        except HatrackError as error:  # it is not known which model it is about
             raise MixedBatchDiffers(
                 f"In one batch with others the engine computes no answer: {error.message}"
             ) from error

@@ -6,18 +6,18 @@ import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
 from service.errors import Conflict
-from service.registry import moves
-from service.registry.split import Aim, versions_of
+from service.registry import alias_records
+from service.registry.split import AliasTarget, versions_of
 from service.registry.tables import adapters, aliases
 
 
 def set_pin(db: sa.Connection, adapter_id: int) -> None:
     """Pin an adapter as of now."""
-    db.execute(adapters.update().where(adapters.c.id == adapter_id).values(pinned_at=moves.now()))
+    db.execute(adapters.update().where(adapters.c.id == adapter_id).values(pinned_at=alias_records.now()))
 
 
 def clear_pin(db: sa.Connection, adapter_id: int) -> bool:
-    """Take an adapter's pin away; False where it had none."""
+    """Unpin an adapter; False if it was not pinned."""
     changed = db.execute(
         adapters.update().where(adapters.c.id == adapter_id, adapters.c.pinned_at.is_not(None)).values(pinned_at=None)
     )
@@ -25,7 +25,7 @@ def clear_pin(db: sa.Connection, adapter_id: int) -> bool:
 
 
 def is_pinned(db: sa.Connection, adapter_id: int) -> bool:
-    """True where the adapter is pinned."""
+    """Whether the adapter is pinned."""
     return db.scalar(sa.select(adapters.c.pinned_at).where(adapters.c.id == adapter_id)) is not None
 
 
@@ -35,30 +35,30 @@ def needs(db: sa.Connection) -> dict[int, int]:
     One for each version that its `live` may answer with; an adapter without `live` keeps one reserved, so that a
     promotion is never what goes over the limit.
     """
-    found = db.execute(
+    rows = db.execute(
         sa.select(adapters.c.id, aliases.c.version, aliases.c.split)
         .outerjoin(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
         .where(adapters.c.pinned_at.is_not(None))
     )
-    return {row.id: _slots(moves.aim_of(row)) for row in found}
+    return {row.id: _slots(alias_records.target_of(row)) for row in rows}
 
 
-def demand_room(db: sa.Connection, adapter_id: int, aim: Aim, slots: int) -> None:
-    """Refuse that a pinned adapter's `live` moves to ``aim`` where that would pin more than ``slots`` less one.
+def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, slots: int) -> None:
+    """Refuse that a pinned adapter's `live` moves to ``target`` where that would pin more than ``slots`` less one.
 
     Raises:
         Conflict: It would; the message has the numbers.
     """
     taken = needs(db)
-    before, wanted = taken.pop(adapter_id, 0), _slots(aim)
+    before, needed = taken.pop(adapter_id, 0), _slots(target)
     others = sum(taken.values())
-    if wanted > before and others + wanted > slots - 1:
+    if needed > before and others + needed > slots - 1:
         raise Conflict(
-            f"this would pin {others + wanted} versions; the engine has {slots} slots, and at most {slots - 1} "
-            "can be pinned, so that one is left for everything else",
+            f"this would pin {others + needed} versions; at most {slots - 1} can be pinned, because the engine "
+            f"has {slots} slots (HATRACK_ENGINE_SLOTS) and one must stay free for other adapters",
             code="too_many_pins",
         )
 
 
-def _slots(aim: Aim | None) -> int:
-    return 1 if aim is None else len(versions_of(aim))
+def _slots(target: AliasTarget | None) -> int:
+    return 1 if target is None else len(versions_of(target))

@@ -1,6 +1,6 @@
-"""Pins: an adapter whose live version is kept warm, whatever else comes and goes in the engine.
+"""Pins: adapters whose live version is kept loaded in the engine.
 
-A pin is desired state: it is written down at once, and :class:`KeepWarm` sees to it that the engine has what is pinned,
+A pin is desired state: it is written down at once, and :class:`PinLoader` loads what is pinned and not loaded,
 after each start of the engine and whenever something pinned has fallen out of its memory. It follows `live`: to where
 the alias moves, and over all versions of a split.
 """
@@ -21,20 +21,20 @@ from service.errors import Conflict, HatrackError, RateLimited, Unavailable
 from service.registry import pin_records
 from service.registry.catalog import Catalog, Servable
 from service.registry.proof import Prober
-from service.registry.records import Holding
+from service.registry.records import AdapterWithVersions
 from service.registry.split import versions_of
 from service.registry.state import RegistryState
 
 CHECK_S: Final = 5.0
 """Seconds between two looks at what the engine has loaded, while anything is pinned."""
 
-REST_S: Final = 60.0
+RETRY_AFTER_S: Final = 60.0
 """A pinned adapter that the engine failed to load is left alone for this long, s."""
 
 log = logging.getLogger(__name__)
 
 
-class KeepWarm:
+class PinLoader:
     """Loads what is pinned and not loaded, until it is cancelled.
 
     Args:
@@ -54,14 +54,14 @@ class KeepWarm:
         self._slots = slots
         self._check_s = check_s
         self._woken = asyncio.Event()
-        self._resting: dict[str, float] = {}  # digest → when it is tried again; pinned ones only
+        self._retry_at: dict[str, float] = {}  # digest → when it is tried again; pinned ones only
 
     def wake(self) -> None:
         """Something was pinned or moved: look now."""
         self._woken.set()
 
     @property
-    def wanted(self) -> list[str]:
+    def digests_to_keep(self) -> list[str]:
         """Digests to keep warm, the oldest pin's first; what cannot serve is left out."""
         pinned = [entry for entry in self._catalog.snapshot.adapters.values() if entry.pinned_at is not None]
         pinned.sort(key=lambda entry: (entry.pinned_at or 0, entry.created_at, entry.name))
@@ -76,44 +76,44 @@ class KeepWarm:
 
     async def work(self) -> None:
         """Look again and again, until cancelled."""
-        await repeat(self._try_to_look, self._check_s, self._woken)
+        await repeat(self._try_load_missing, self._check_s, self._woken)
 
-    async def _try_to_look(self) -> None:
+    async def _try_load_missing(self) -> None:
         try:
-            await self.look()
+            await self.load_missing()
         except HatrackError as error:
-            log.debug("pinned adapters could not be looked after: %s", error.message)
+            log.debug("pinned adapters could not be checked: %s", error.message)
 
-    async def look(self) -> None:
+    async def load_missing(self) -> None:
         """Load what is pinned and not loaded, once.
 
         Raises:
             HatrackError: The engine cannot say what it has, or cannot load anything now.
         """
-        wanted = self.wanted
-        self._resting = {digest: until for digest, until in self._resting.items() if digest in wanted}
-        if not wanted:
+        digests_to_keep = self.digests_to_keep
+        self._retry_at = {digest: until for digest, until in self._retry_at.items() if digest in digests_to_keep}
+        if not digests_to_keep:
             return
         loaded = set((await self._residency.report(loaded=True)).get("loaded", ()))
         now = asyncio.get_running_loop().time()
-        for digest in wanted:
-            if digest in loaded or self._resting.get(digest, now) > now:
+        for digest in digests_to_keep:
+            if digest in loaded or self._retry_at.get(digest, now) > now:
                 continue
             try:
                 await self._prober.warm(digest)
             except (Unavailable, RateLimited):
-                raise  # says nothing about the adapter, and the next one would hear the same
+                raise  # says nothing about the adapter, and the next one would fail the same way
             except HatrackError as error:
-                self._resting[digest] = now + REST_S
+                self._retry_at[digest] = now + RETRY_AFTER_S
                 log.warning("the pinned adapter %s could not be loaded: %s", digest[:12], error.message)
 
 
 class Pins:
     """Pins and unpins adapters."""
 
-    def __init__(self, state: RegistryState, keeper: KeepWarm, slots: int) -> None:
+    def __init__(self, state: RegistryState, loader: PinLoader, slots: int) -> None:
         self._state = state
-        self._keeper = keeper
+        self._loader = loader
         self._slots = slots
 
     async def pin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
@@ -124,50 +124,50 @@ class Pins:
             Conflict: It has no live version, or too much is pinned already.
         """
         async with self._state.lock(project, name):
-            holding = await self._state.holding(project, name)
-            live = holding.aliases.get(DEFAULT_ALIAS)
+            adapter = await self._state.adapter(project, name)
+            live = adapter.aliases.get(DEFAULT_ALIAS)
             if live is None:
                 raise Conflict(
-                    f"the adapter `{name}` has no live version that could be kept warm; promote one",
+                    f"the adapter `{name}` has no live version to pin; promote one first",
                     code="no_live_version",
                 )
-            adapter_id = holding.adapter.id
+            adapter_id = adapter.row.id
 
             def work(db: sa.Connection) -> None:
                 if not pin_records.is_pinned(db, adapter_id):
-                    pin_records.demand_room(db, adapter_id, live, self._slots)
+                    pin_records.require_room(db, adapter_id, live, self._slots)
                     pin_records.set_pin(db, adapter_id)
                     note(db, actor, "adapter.pin", name)
 
             await self._state.database.run(work)
             await self._state.refresh(project, name)
-        self._keeper.wake()
-        return _shown(holding, pinned=True)
+        self._loader.wake()
+        return _shown(adapter, pinned=True)
 
     async def unpin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
-        """Let the adapter come and go like any other.
+        """Unpin the adapter: the engine may unload it again.
 
         Raises:
             NotFound: There is no such adapter.
         """
         async with self._state.lock(project, name):
-            holding = await self._state.holding(project, name)
+            adapter = await self._state.adapter(project, name)
 
             def work(db: sa.Connection) -> None:
-                if pin_records.clear_pin(db, holding.adapter.id):
+                if pin_records.clear_pin(db, adapter.row.id):
                     note(db, actor, "adapter.unpin", name)
 
             await self._state.database.run(work)
             await self._state.refresh(project, name)
-        return _shown(holding, pinned=False)
+        return _shown(adapter, pinned=False)
 
 
-def _shown(holding: Holding, *, pinned: bool) -> dict[str, Any]:
+def _shown(adapter: AdapterWithVersions, *, pinned: bool) -> dict[str, Any]:
     """A pin in the API's form, with the versions that are kept warm."""
-    live = holding.aliases.get(DEFAULT_ALIAS)
+    live = adapter.aliases.get(DEFAULT_ALIAS)
     return {
         "object": "adapter.pin",
-        "adapter": holding.adapter.name,
+        "adapter": adapter.row.name,
         "pinned": pinned,
         "versions": list(versions_of(live)) if pinned and live is not None else [],
     }

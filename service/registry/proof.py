@@ -1,4 +1,4 @@
-"""Proof of effect: does the engine really answer with this adapter, and is it still itself afterwards?
+"""Proof of effect: does the engine really apply this adapter, and is the base model intact afterwards?
 
 The texts, the schema and the arithmetic are in ``adapters.proof``; here the engine is asked. Proofs go one after
 another: each asks the base beside the adapter, and company moves the last bits of both.
@@ -18,7 +18,7 @@ from typing import Final
 from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, ProofError
 from adapters.perplexity import LONG_PROMPT, PLAIN_TEXT, Perplexity, compare_perplexity
 from adapters.proof import MAX_ATTEMPTS, PROBES, Answer, Evidence, Logprobs, Proof, has_drifted, is_finite, weigh
-from service.admission.background import GatedEngine
+from service.admission.background import BackgroundEngine
 from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import (
     AdapterNotFinite,
@@ -30,30 +30,30 @@ from service.errors import (
     Unavailable,
     Unprocessable,
 )
-from service.registry.mixed_batch import NOT_ABOUT_ADAPTERS, MixedBatchCheck, Neighbours, no_neighbours
+from service.registry.mixed_batch import ENGINE_ONLY_ERRORS, MixedBatchCheck, Neighbours, no_neighbours
 
 WARM_TIMEOUT_S: Final = 60.0
 BASE_CHECKS: Final = 2
-"""A base that fails this often in a row is poisoned; one answer may have been in odd company."""
+"""A base model that fails this many times in a row is corrupt; a single answer may be a fluke of its batch."""
 
 PROOF_RETRY_S: Final = 30
 """Retry-After where other proofs took the time: about what one of them takes on a CPU."""
 
 
 class Prober:
-    """Asks the engine about one adapter, and about itself.
+    """Probes adapters, and the base model.
 
     Args:
-        engine: Who is asked.
+        engine: The engine's client for background requests.
         base_name: The base's served name.
         restart_engine: Called with a reason when the engine is poisoned; returns when the restart has begun.
         timeout_s: Longest time for one proof once its turn has come.
-        neighbours: Says what an adapter can be asked beside.
+        neighbours: Returns adapters that can share a batch.
     """
 
     def __init__(
         self,
-        engine: GatedEngine,
+        engine: BackgroundEngine,
         base_name: str,
         restart_engine: Callable[[str], Awaitable[None]],
         *,
@@ -84,21 +84,23 @@ class Prober:
                 async with asyncio.timeout(self._timeout_s):
                     return await self._then_base(self._rounds(digest, effect_is_zero, reference))
             except TimeoutError:
-                raise Timeout(f"the proof took more than {self._timeout_s:g} s") from None
+                raise Timeout(
+                    f"the proof did not finish within {self._timeout_s:g} s (HATRACK_PROOF_TIMEOUT_S)"
+                ) from None
 
     async def _then_base(self, rounds: Awaitable[Evidence]) -> Evidence:
-        """Look at the base once more, however the proof ended: an adapter may leave a poisoned engine behind."""
+        """Check the base once more, however the proof ended: an adapter may leave the engine corrupt."""
         try:
             evidence = await rounds
         except LogprobsNotFinite:
-            # the base was well just before: the adapter is to blame, also where it took the engine along
-            with suppress(*NOT_ABOUT_ADAPTERS):
+            # the base was healthy just before, so the adapter is to blame, even if it corrupted the engine
+            with suppress(*ENGINE_ONLY_ERRORS):
                 await self._healthy_base()
             raise
         except (Unavailable, EngineCut):
             raise
         except (AdapterError, HatrackError):
-            await self._healthy_base()  # a poisoned engine's verdict is none
+            await self._healthy_base()  # on a corrupt engine the result means nothing
             raise
         await self._healthy_base()
         return evidence
@@ -136,7 +138,7 @@ class Prober:
         return evidence.model_copy(update={"perplexity": perplexity, "mixed_batch": mixed, "warnings": warnings})
 
     async def perplexity(self, digest: str) -> Perplexity:
-        """What the adapter does to plain text.
+        """The adapter's perplexity over plain text.
 
         Raises:
             Unavailable: It took longer than a proof may, the wait for other proofs included.
@@ -149,7 +151,7 @@ class Prober:
         except TimeoutError:
             raise Unavailable(
                 f"the adapter could not be measured within {self._timeout_s:g} s (HATRACK_PROOF_TIMEOUT_S); the engine "
-                "is busy, or other proofs go first",
+                "is busy, or other proofs are ahead",
                 retry_after=PROOF_RETRY_S,
             ) from None
 
@@ -159,7 +161,7 @@ class Prober:
         return compare_perplexity(base, row)
 
     async def _plain_base(self) -> Sequence[float]:
-        """The plain text under the base, asked once for each engine."""
+        """The base model's log-probabilities over the plain text; cached per engine."""
         if self._plain is None:
             answer = await self._engine.logprobs(self._base_name, (PLAIN_TEXT,))
             if not is_finite(answer, 1):
@@ -179,10 +181,10 @@ class Prober:
             answer = await self._engine.logprobs(digest, texts)
         except AdapterNotFinite as error:
             raise LogprobsNotFinite(f"Under this adapter the engine computes no numbers: {error.message}") from error
-        except NOT_ABOUT_ADAPTERS:
+        except ENGINE_ONLY_ERRORS:
             raise
         except HatrackError as error:
-            raise Unprocessable(f"the engine refuses this adapter: {error.message}", code="engine_refused") from error
+            raise Unprocessable(f"the engine rejects this adapter: {error.message}", code="engine_refused") from error
         if not is_finite(answer, len(texts)):
             raise LogprobsNotFinite("Under this adapter the engine's log-probabilities are not all finite numbers.")
         return answer
@@ -193,7 +195,7 @@ class Prober:
         for _ in range(BASE_CHECKS):
             try:
                 answer = await self._engine.logprobs(self._base_name, PROBES)
-            except NOT_ABOUT_ADAPTERS:
+            except ENGINE_ONLY_ERRORS:
                 raise
             except HatrackError:
                 continue  # the base must always answer: the engine itself says that it cannot
@@ -203,10 +205,16 @@ class Prober:
                 return answer
         finite = bool(answer) and is_finite(answer)
         if finite:
-            self._cached = None  # a fresh engine that still differs is believed: else it would be restarted for ever
+            self._cached = (
+                None  # a fresh engine that still differs is trusted, otherwise it would be restarted for ever
+            )
         self._plain = None
         self._mixed_batch.forget()
-        reason = "the base's answers have moved" if finite else "the base's log-probabilities are not finite"
+        reason = (
+            "the base model's log-probabilities have drifted"
+            if finite
+            else "the base model's log-probabilities are not finite"
+        )
         await self._restart(reason)
         raise EngineUnavailable(f"the engine is being restarted: {reason}")
 
@@ -224,7 +232,7 @@ class Prober:
             try:
                 async with self._turn:
                     await self._healthy_base()
-            except NOT_ABOUT_ADAPTERS:
+            except ENGINE_ONLY_ERRORS:
                 await asyncio.sleep(delay_s)
             else:
                 return

@@ -17,7 +17,7 @@ from service.access.audit import Actor, note
 from service.errors import HatrackError, RateLimited
 from service.registry import records
 from service.registry.proof import Prober
-from service.registry.records import Draft, VersionRow
+from service.registry.records import VersionDraft, VersionRow
 from service.registry.state import RegistryState
 
 ENGINE_FAILURES: Final = 3
@@ -28,7 +28,7 @@ RETRY_S: Final = 2.0
 MAX_PROVING: Final = 256
 """Most versions that wait for their proof at once; they are proven one after another."""
 
-OWN_EVIDENCE: Final = (LogprobsNotFinite, NotApplied)
+ENGINE_EVIDENCE: Final = (LogprobsNotFinite, NotApplied)
 """What the engine itself shows of an adapter. Nothing else marks a digest, which may be in many projects, as corrupt:
 where an uploader's `metadata.proof` and the engine differ, the proof may be what is wrong."""
 
@@ -42,21 +42,21 @@ class Proving:
         self._state = state
         self._prober = prober
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._in_hand: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
 
     # digests that are in the store and perhaps in no row: a collection must not take them
 
     @property
-    def in_hand(self) -> set[str]:
-        return set(self._in_hand)
+    def held_digests(self) -> set[str]:
+        return set(self._held)
 
     def keep(self, digest: str) -> None:
-        self._in_hand[digest] += 1
+        self._held[digest] += 1
 
     def release(self, digest: str) -> None:
-        self._in_hand[digest] -= 1
-        if not self._in_hand[digest]:
-            del self._in_hand[digest]
+        self._held[digest] -= 1
+        if not self._held[digest]:
+            del self._held[digest]
 
     async def ask(
         self, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool = False
@@ -93,10 +93,13 @@ class Proving:
         """The proof of this version that is going on, if any."""
         return self._tasks.get(version_id)
 
-    def demand_room(self) -> None:
+    def require_room(self) -> None:
         """Raise RateLimited where as many versions wait for their proof as may."""
         if len(self._tasks) >= MAX_PROVING:
-            raise RateLimited(f"{MAX_PROVING} versions wait for their proof already", code="too_many_proving")
+            raise RateLimited(
+                f"{MAX_PROVING} versions are already waiting for their proof, the maximum; try again later",
+                code="too_many_proving",
+            )
 
     def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
         """Begin a version's proof in the background; how it ends is noted as the actor's."""
@@ -110,7 +113,11 @@ class Proving:
             del self._tasks[version_id]
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.error("a proof (row %d) broke off; it is taken up at the next start", version_id, exc_info=error)
+            log.error(
+                "the proof of version row %d failed unexpectedly; it is repeated at the next start",
+                version_id,
+                exc_info=error,
+            )
 
     async def idle(self) -> None:
         """Return when no proof runs in the background."""
@@ -163,7 +170,7 @@ class Proving:
         self,
         project: str,
         name: str,
-        version: Draft | VersionRow,
+        version: VersionDraft | VersionRow,
         proof: dict[str, Any],
         *,
         actor: Actor,
@@ -180,7 +187,7 @@ class Proving:
         """
 
         def work(db: sa.Connection) -> VersionRow | None:
-            if isinstance(version, Draft):
+            if isinstance(version, VersionDraft):
                 version_id = records.add_version(db, project, name, version, actor=actor, is_proven=True)
             else:
                 version_id = version.id
@@ -194,11 +201,11 @@ class Proving:
         await self._state.refresh(project, name)
         return row
 
-    async def convict(self, digest: str) -> None:
+    async def mark_corrupt(self, digest: str) -> None:
         """The digest is corrupt on this engine until it is proven again: no version of it can serve."""
         reason = "its probes failed when asked again"
         await self._state.database.run(lambda db: records.mark_corrupt(db, digest, self._state.engine, reason))
-        log.warning("adapter %s is corrupt on this engine until it is proven again", digest[:12])
+        log.warning("the adapter %s is marked corrupt on this engine until it is proven again", digest[:12])
         await self.refresh_others(digest, None)
 
     async def refresh_others(self, digest: str, but: tuple[str, str] | None) -> None:

@@ -12,10 +12,10 @@ from adapters.names import DEFAULT_ALIAS
 from adapters.perplexity import measured
 from service.access.audit import Actor, note
 from service.files.holds import hold_for_version, release_versions
-from service.registry import moves, verdict_records
-from service.registry.split import Aim, versions_of
+from service.registry import alias_records, verdict_records
+from service.registry.audit_notes import note_move, system_actor
+from service.registry.split import AliasTarget, versions_of
 from service.registry.tables import adapters, alias_history, aliases, corrupt, versions
-from service.registry.trail import gateway_in, note_move
 
 _BLOBS = ("config", "readme")
 Blob = bytes  # the class below has a field `bytes`
@@ -23,7 +23,7 @@ _SUMMARY = [column for column in versions.c if column.name not in _BLOBS]
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class VersionDraft:
     """A version before it has a number: what an upload says and its inspection found."""
 
     digest: str
@@ -76,31 +76,33 @@ class VersionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class AdapterWithVersions:
     """An adapter with its versions (deleted ones left out) and aliases (alias → version number or split)."""
 
-    adapter: AdapterRow
+    row: AdapterRow
     versions: list[VersionRow]
-    aliases: dict[str, Aim]
+    aliases: dict[str, AliasTarget]
 
     def version(self, number: int) -> VersionRow | None:
         return next((row for row in self.versions if row.number == number), None)
 
-    def pointing(self, number: int) -> list[str]:
+    def aliases_of(self, number: int) -> list[str]:
         """The aliases that may answer with a version, by name."""
-        return sorted(alias for alias, aim in self.aliases.items() if number in versions_of(aim))
+        return sorted(alias for alias, target in self.aliases.items() if number in versions_of(target))
 
 
 # reading
 
 
-def find(db: sa.Connection, project: str, name: str) -> Holding | None:
+def find(db: sa.Connection, project: str, name: str) -> AdapterWithVersions | None:
     """The adapter, or None where there is none (or it was deleted)."""
-    found = holdings(db, sa.and_(adapters.c.project == project, adapters.c.name == name))
-    return found[0] if found else None
+    matches = load_adapters(db, sa.and_(adapters.c.project == project, adapters.c.name == name))
+    return matches[0] if matches else None
 
 
-def holdings(db: sa.Connection, where: sa.ColumnElement[bool] | None = None, limit: int | None = None) -> list[Holding]:
+def load_adapters(
+    db: sa.Connection, where: sa.ColumnElement[bool] | None = None, limit: int | None = None
+) -> list[AdapterWithVersions]:
     """Adapters that are not deleted, in the order of their first upload."""
     chosen = sa.select(adapters).where(adapters.c.deleted_at.is_(None)).order_by(adapters.c.id).limit(limit)
     if where is not None:
@@ -114,17 +116,17 @@ def holdings(db: sa.Connection, where: sa.ColumnElement[bool] | None = None, lim
         .order_by(versions.c.number)
     ):
         held[row.adapter_id].append(_version(row))
-    pointers: dict[int, dict[str, Aim]] = {key: {} for key in rows}
+    pointers: dict[int, dict[str, AliasTarget]] = {key: {} for key in rows}
     for row in db.execute(sa.select(aliases).where(aliases.c.adapter_id.in_(in_chosen)).order_by(aliases.c.alias)):
-        aim = moves.aim_of(row)
-        if aim is not None:
-            pointers[row.adapter_id][row.alias] = aim
-    return [Holding(row, held[key], pointers[key]) for key, row in rows.items()]
+        target = alias_records.target_of(row)
+        if target is not None:
+            pointers[row.adapter_id][row.alias] = target
+    return [AdapterWithVersions(row, held[key], pointers[key]) for key, row in rows.items()]
 
 
 def listed(
     db: sa.Connection, project: str, after: str | None, limit: int, visible: Callable[[str], bool]
-) -> list[Holding] | None:
+) -> list[AdapterWithVersions] | None:
     """Up to ``limit`` of the project's adapters that have a version in ``ready`` or ``proving``; oldest first.
 
     Only those whose name is ``visible``. None where ``after`` names no adapter, or one that is not.
@@ -144,7 +146,7 @@ def listed(
                 chosen.append(row.id)
             if len(chosen) == limit:
                 break
-    return holdings(db, adapters.c.id.in_(chosen))
+    return load_adapters(db, adapters.c.id.in_(chosen))
 
 
 def version_file(db: sa.Connection, version_id: int, column: str) -> bytes | None:
@@ -159,19 +161,19 @@ def version_by_id(db: sa.Connection, version_id: int) -> VersionRow | None:
 
 def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
     """(project, name, version id) of all versions whose proof is not finished."""
-    found = db.execute(
+    rows = db.execute(
         sa.select(adapters.c.project, adapters.c.name, versions.c.id)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
         .where(versions.c.state == "proving")
         .order_by(versions.c.id)
     )
-    return [(row.project, row.name, row.id) for row in found]
+    return [(row.project, row.name, row.id) for row in rows]
 
 
 def states(db: sa.Connection) -> dict[str, int]:
     """How many versions are in each state, all projects together."""
-    found = db.execute(sa.select(versions.c.state, sa.func.count().label("versions")).group_by(versions.c.state))
-    return {row.state: int(row.versions) for row in found}
+    rows = db.execute(sa.select(versions.c.state, sa.func.count().label("versions")).group_by(versions.c.state))
+    return {row.state: int(row.versions) for row in rows}
 
 
 def digests_in_use(db: sa.Connection) -> set[str]:
@@ -181,13 +183,13 @@ def digests_in_use(db: sa.Connection) -> set[str]:
 
 def owners(db: sa.Connection, digest: str) -> set[tuple[str, str]]:
     """(project, name) of the adapters that have a version of this digest."""
-    found = db.execute(
+    rows = db.execute(
         sa.select(adapters.c.project, adapters.c.name)
         .join(versions, versions.c.adapter_id == adapters.c.id)
         .where(versions.c.digest == digest, versions.c.state != "deleted")
         .distinct()
     )
-    return {(row.project, row.name) for row in found}
+    return {(row.project, row.name) for row in rows}
 
 
 def _version(row: sa.Row[Any]) -> VersionRow:
@@ -198,7 +200,7 @@ def _version(row: sa.Row[Any]) -> VersionRow:
 
 
 def add_version(
-    db: sa.Connection, project: str, name: str, draft: Draft, *, actor: Actor, is_proven: bool = False
+    db: sa.Connection, project: str, name: str, draft: VersionDraft, *, actor: Actor, is_proven: bool = False
 ) -> int:
     """Write a new version (and the adapter, where the name is new); its id.
 
@@ -210,7 +212,7 @@ def add_version(
     state = "ready" if is_proven else "proving"
     version_id = db.scalar(
         versions.insert()
-        .values(adapter_id=adapter_id, number=number, state=state, created_at=moves.now(), **values)
+        .values(adapter_id=adapter_id, number=number, state=state, created_at=alias_records.now(), **values)
         .returning(versions.c.id)
     )
     assert version_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
@@ -224,14 +226,14 @@ def _take_number(db: sa.Connection, project: str, name: str) -> tuple[int, int]:
     if row is None:
         adapter_id = db.scalar(
             adapters.insert()
-            .values(project=project, name=name, next_version=2, created_at=moves.now())
+            .values(project=project, name=name, next_version=2, created_at=alias_records.now())
             .returning(adapters.c.id)
         )
         assert adapter_id is not None  # noqa: S101  an INSERT … RETURNING of one row gives one
         return adapter_id, 1
     values: dict[str, Any] = {"next_version": row.next_version + 1}
     if row.deleted_at is not None:
-        values |= {"deleted_at": None, "created_at": moves.now()}
+        values |= {"deleted_at": None, "created_at": alias_records.now()}
     db.execute(adapters.update().where(adapters.c.id == row.id).values(values))
     return int(row.id), int(row.next_version)
 
@@ -256,7 +258,9 @@ def make_ready(
     db.execute(
         versions.update()
         .where(versions.c.id == version_id)
-        .values(state="ready", reason=None, proof=proof, warnings=warnings, ready_at=row.ready_at or moves.now())
+        .values(
+            state="ready", reason=None, proof=proof, warnings=warnings, ready_at=row.ready_at or alias_records.now()
+        )
     )
     name = _name(db, row.adapter_id)
     if row.state != "ready":
@@ -264,14 +268,16 @@ def make_ready(
     alias = DEFAULT_ALIAS if wanted_alias is None and first else wanted_alias
     if alias == DEFAULT_ALIAS and holds_back(proof):
         note(db, actor, "version.hold_back", f"{name}@{row.number}", {"because": "push"})
-    elif alias and moves.move(db, row.adapter_id, alias, row.number, "push"):
+    elif alias and alias_records.move(db, row.adapter_id, alias, row.number, "push"):
         note_move(db, actor, name, alias, row.number, "push")
 
 
 def _may_be_first(db: sa.Connection, adapter_id: int) -> bool:
     """Whether no version of the name could go live by itself so far, and nobody has moved `live`."""
     chosen = sa.select(versions.c.proof).where(versions.c.adapter_id == adapter_id, versions.c.ready_at.is_not(None))
-    return all(holds_back(proof) for proof in db.scalars(chosen)) and not moves.history(db, adapter_id, DEFAULT_ALIAS)
+    return all(holds_back(proof) for proof in db.scalars(chosen)) and not alias_records.history(
+        db, adapter_id, DEFAULT_ALIAS
+    )
 
 
 def set_perplexity(db: sa.Connection, version_id: int, perplexity: dict[str, Any]) -> None:
@@ -322,9 +328,9 @@ def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any
 def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
     """The version becomes ``deleted`` and the aliases that point to it go; with its last version goes the name."""
     for row in db.execute(sa.select(aliases).where(aliases.c.adapter_id == adapter_id)).all():
-        aim = moves.aim_of(row)
-        if aim is not None and number in versions_of(aim):
-            moves.drop(db, adapter_id, row.alias)
+        target = alias_records.target_of(row)
+        if target is not None and number in versions_of(target):
+            alias_records.drop(db, adapter_id, row.alias)
     db.execute(
         versions.update()
         .where(versions.c.adapter_id == adapter_id, versions.c.number == number)
@@ -350,7 +356,9 @@ def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
     db.execute(alias_history.delete().where(alias_history.c.adapter_id == adapter_id))
     verdict_records.forget(db, versions.c.adapter_id == adapter_id)
     db.execute(versions.delete().where(versions.c.adapter_id == adapter_id))
-    db.execute(adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=moves.now(), pinned_at=None))
+    db.execute(
+        adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=alias_records.now(), pinned_at=None)
+    )
 
 
 # corrupt
@@ -364,14 +372,14 @@ def corrupt_digests(db: sa.Connection, engine: str) -> set[str]:
 def mark_corrupt(db: sa.Connection, digest: str, engine: str, reason: str) -> None:
     """No version of the digest serves on this engine until it is proven again; noted in each project that has one."""
     clear_corrupt(db, digest, engine)
-    db.execute(corrupt.insert().values(digest=digest, engine=engine, reason=reason, created_at=moves.now()))
+    db.execute(corrupt.insert().values(digest=digest, engine=engine, reason=reason, created_at=alias_records.now()))
     affected = (
         sa.select(adapters.c.project, adapters.c.name, versions.c.number)
         .join(versions, versions.c.adapter_id == adapters.c.id)
         .where(versions.c.digest == digest, versions.c.state == "ready")
     )
     for row in db.execute(affected).all():
-        note(db, gateway_in(row.project), "version.corrupt", f"{row.name}@{row.number}", {"reason": reason})
+        note(db, system_actor(row.project), "version.corrupt", f"{row.name}@{row.number}", {"reason": reason})
 
 
 def clear_corrupt(db: sa.Connection, digest: str, engine: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether what was once found of a version still holds: computed from its verdicts and the engine, never stored."""
+"""Whether a version's verdict still holds: computed from its verdicts and the engine, never stored."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from enum import StrEnum
 from typing import Any, Final
 
 from adapters.base import Fingerprint
-from service.registry.verdict_records import Judged, Tally
+from service.registry.verdict_records import VerdictCount, VerdictStatus
 
 DAY_S: Final = 86_400
 AGE: Final = "age"
 RULE: Final = "rule"
-"""Its pass was of an older rule of verdicts, and could not be shown again by the newer one."""
+"""Its pass was reached by an older rule and could not be confirmed by the newer one."""
 SURROUNDINGS: Final = ("tokenizer", "template", "dtype", "quantization", "engine_version")
-"""The parts of a fingerprint that may change under the same weights: a version serves on, and should be judged again.
-Other weights, or another config, are another base, on which it does not serve at all."""
+"""The parts of a fingerprint that may change while the weights stay the same: versions still serve but should be
+revalidated. With other weights or another config they do not serve at all."""
 
 
 class RevalidationState(StrEnum):
-    """What a judged version's verdict is worth now."""
+    """Whether a version's verdict still holds."""
 
     FRESH = "fresh"
     DUE = "due"
@@ -31,10 +31,10 @@ class RevalidationState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Revalidation:
-    """A judged version's state.
+    """The revalidation state of a version with a verdict.
 
     Attributes:
-        state: Failed where its latest revalidation failed it; due where something has changed since its latest verdict.
+        state: ``failed`` if its latest revalidation failed; ``due`` if something has changed since its latest verdict.
         reasons: What has changed: parts of the fingerprint (see ``SURROUNDINGS``), ``age`` and ``rule``.
     """
 
@@ -42,10 +42,10 @@ class Revalidation:
     reasons: tuple[str, ...]
 
     @property
-    def wanted(self) -> bool:
-        """Whether judging it again could say something new: also of one that failed, once something has changed.
+    def is_useful(self) -> bool:
+        """Whether a revalidation could yield something new; for a failed version, only once something has changed.
 
-        Of one that is due by the rule alone, the latest verdict is of the new rule and this engine already.
+        If only the rule changed, the latest verdict is already by the new rule and on this engine.
         """
         return any(reason != RULE for reason in self.reasons)
 
@@ -55,11 +55,11 @@ class Revalidation:
 
 
 class Freshness:
-    """Tells what verdicts are worth on the engine that runs now.
+    """Tells whether verdicts still hold on the engine that runs now.
 
     Args:
         engine: The fingerprint of the base as it is served.
-        days: After so many days a version is due; may be a fraction.
+        days: A version is due after this many days; may be a fraction.
     """
 
     def __init__(self, engine: Fingerprint, days: float) -> None:
@@ -67,39 +67,43 @@ class Freshness:
         self._age_s = days * DAY_S
 
     def old_before(self) -> int:
-        """A verdict from before that is old; Unix seconds."""
+        """The time before which verdicts are old; Unix seconds."""
         return int(time.time() - self._age_s)
 
-    def state(self, judged: Judged | None) -> Revalidation | None:
-        """What a version's verdicts are worth now; None where it was never judged."""
-        if judged is None:
+    def state(self, verdict_status: VerdictStatus | None) -> Revalidation | None:
+        """The revalidation state of a version; None if it was never judged."""
+        if verdict_status is None:
             return None
-        latest = judged.latest
-        return self.worth(latest.base, latest.created_at, failed=judged.failed, unconfirmed=judged.unconfirmed)
+        latest = verdict_status.latest
+        return self.revalidation_of(
+            latest.base, latest.created_at, failed=verdict_status.failed, unconfirmed=verdict_status.unconfirmed
+        )
 
-    def worth(self, base: dict[str, Any], created_at: int, *, failed: bool, unconfirmed: bool) -> Revalidation:
-        """What a verdict is worth now.
+    def revalidation_of(
+        self, base: dict[str, Any], created_at: int, *, failed: bool, unconfirmed: bool
+    ) -> Revalidation:
+        """The revalidation state that a verdict implies.
 
         Args:
-            base: The fingerprint of the base that it was found on.
+            base: The fingerprint of the base that it was reached on.
             created_at: When; Unix seconds.
-            failed: Whether the version's latest revalidation failed it.
-            unconfirmed: Whether its pass is of an older rule and was not shown again.
+            failed: Whether the version's latest revalidation failed.
+            unconfirmed: Whether its pass is by an older rule and was not confirmed.
         """
         return self._state(base, created_at < self.old_before(), failed=failed, unconfirmed=unconfirmed)
 
-    def fits(self, base: dict[str, Any]) -> bool:
-        """Whether what was judged on that base can serve on the one that runs now."""
+    def is_same_base(self, base: dict[str, Any]) -> bool:
+        """Whether a version judged on ``base`` can serve on the current one."""
         return Fingerprint.model_validate(base).servable_with(self.engine)
 
-    def count(self, tallies: Iterable[Tally]) -> dict[RevalidationState, int]:
-        """How many versions are in each state; those that were judged on another base serve not, and count not."""
-        found: Counter[RevalidationState] = Counter(dict.fromkeys(RevalidationState, 0))
+    def count(self, tallies: Iterable[VerdictCount]) -> dict[RevalidationState, int]:
+        """The number of versions in each state; those judged on another base cannot serve and are left out."""
+        versions: Counter[RevalidationState] = Counter(dict.fromkeys(RevalidationState, 0))
         for tally in tallies:
-            if self.fits(tally.base):
-                worth = self._state(tally.base, tally.old, failed=tally.failed, unconfirmed=tally.unconfirmed)
-                found[worth.state] += tally.versions
-        return dict(found)
+            if self.is_same_base(tally.base):
+                revalidation_of = self._state(tally.base, tally.old, failed=tally.failed, unconfirmed=tally.unconfirmed)
+                versions[revalidation_of.state] += tally.versions
+        return dict(versions)
 
     def _state(self, base: dict[str, Any], old: bool, *, failed: bool, unconfirmed: bool) -> Revalidation:
         changed = Fingerprint.model_validate(base).differences(self.engine)

@@ -1,4 +1,4 @@
-"""``/v1/adapters``: from HTTP to the registry and back, and nothing else."""
+"""The routes ``/v1/adapters``."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ from service.registry.schemas import (
     VerdictRequest,
 )
 from service.registry.service import Registry
-from service.registry.state import no_adapter
-from service.registry.upload import demand_name, receive
+from service.registry.state import adapter_not_found
+from service.registry.upload import receive, require_name_allowed
 from service.registry.verdicts import MAX_BODY_BYTES
 
 ENGINE_ERRORS: Final = (RateLimited, BadGateway, Unavailable, EngineUnavailable, Timeout)
@@ -59,29 +59,27 @@ DELETED: Final = answers(None, NotFound, Unprocessable, DiskFull, status=204, de
 
 
 def registry(request: Request) -> Registry:
-    found: Registry = request.app.state.registry
-    return found
+    service: Registry = request.app.state.registry
+    return service
 
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
-Who = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
-By = Annotated[Actor, Depends(actor)]
+CurrentCaller = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
+CurrentActor = Annotated[Actor, Depends(actor)]
 CurrentRegistry = Annotated[Registry, Depends(registry)]
 After = Annotated[str | None, Query(max_length=64, description="The `last_id` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
-Force = Annotated[bool, Query(description="Also where aliases point there: they are deleted, too.")]
+Force = Annotated[bool, Query(description="Delete even if aliases point there; the aliases are deleted, too.")]
 InState = Annotated[
     RevalidationState | None,
-    Query(
-        description="Only versions whose verdict still holds (`fresh`), that are `due` for another, or have `failed`."
-    ),
+    Query(description="Only versions whose verdict still holds (`fresh`), is `due` for revalidation, or has `failed`."),
 ]
 
 
-async def allowed(name: str, who: Who) -> str:
-    """The path's name, which the key's globs must match: else there is no such adapter for it. Raises NotFound."""
-    if not who.may_use(name):
-        raise no_adapter(name)
+async def allowed(name: str, caller: CurrentCaller) -> str:
+    """The adapter's name in the path. Raises NotFound if the key's globs do not match it."""
+    if not caller.may_use(name):
+        raise adapter_not_found(name)
     return name
 
 
@@ -91,43 +89,43 @@ Name = Annotated[str, Depends(allowed)]
 @router.post(
     "",
     status_code=201,
-    responses=answers(AdapterVersion, description="The version was known already, and is ready.")
+    responses=answers(AdapterVersion, description="The version existed already and is ready.")
     | answers(
         AdapterVersion,
         *(NotFound, TooLarge, WrongMediaType, Unprocessable, *LOADING_ERRORS, DiskFull),
         status=201,
-        description="The version is new, and is ready.",
+        description="The version is new and is ready.",
     )
     | answers(AdapterVersion, status=202, description="With `wait=false`: the version is being proven."),
 )
 @takes(AdapterUpload, media_type="multipart/form-data")
 async def push(
     request: Request,
-    who: Who,
-    by: By,
+    caller: CurrentCaller,
+    actor: CurrentActor,
     registry: CurrentRegistry,
-    wait: Annotated[bool, Query(description="Answer once the version is proven; else at once.")] = True,
+    wait: Annotated[bool, Query(description="Answer only when the version is proven; otherwise at once.")] = True,
 ) -> JSONResponse:
-    """Upload a version, and prove that the engine answers with it.
+    """Upload a version and prove that the engine serves it.
 
-    422: the upload was received and cannot be served; `code` says what is wrong with it, or what the engine did not
-    show of it. 429 `too_many_proving`: too many versions wait for their proof.
+    422: the upload was received but cannot be served; `code` says what is wrong with it, or what the proof did not
+    show. 429 `too_many_proving`: too many versions are waiting for their proof.
     """
     try:
         pushed = await registry.push(
-            who,
+            caller,
             lambda write: receive(
                 request.headers,
                 request.stream(),
                 write,
                 max_weights=registry.max_weights,
-                check_name=partial(demand_name, who),
+                check_name=partial(require_name_allowed, caller),
             ),
             wait=wait,
-            actor=by,
+            actor=actor,
         )
     except ClientDisconnect:
-        raise BadRequest("the client left in the middle of its upload", code="client_disconnected") from None
+        raise BadRequest("the client disconnected during the upload", code="client_disconnected") from None
     except AdapterError as error:
         raise to_http(error) from error
     where = f"/v1/adapters/{pushed.version['adapter']}/versions/{pushed.version['version']}"
@@ -136,37 +134,45 @@ async def push(
 
 @router.get("", responses=answers(Page[Adapter]))
 async def list_adapters(
-    who: Who, registry: CurrentRegistry, after: After = None, limit: Limit = 20, revalidation: InState = None
+    caller: CurrentCaller,
+    registry: CurrentRegistry,
+    after: After = None,
+    limit: Limit = 20,
+    revalidation: InState = None,
 ) -> dict[str, Any]:
-    """The project's adapters, oldest first; those with versions in a state of revalidation, where one is given."""
-    return await registry.adapters(who, after, limit, revalidation)
+    """The project's adapters, oldest first; with `revalidation`, only those with versions in that state."""
+    return await registry.adapters(caller, after, limit, revalidation)
 
 
 @router.get("/{name}", responses=answers(Adapter, NotFound))
-async def get_adapter(name: Name, who: Who, registry: CurrentRegistry, revalidation: InState = None) -> dict[str, Any]:
-    """An adapter with its versions (those in a state of revalidation, where one is given) and aliases."""
-    return await registry.adapter(who.project, name, revalidation)
+async def get_adapter(
+    name: Name, caller: CurrentCaller, registry: CurrentRegistry, revalidation: InState = None
+) -> dict[str, Any]:
+    """An adapter with its aliases and versions; with `revalidation`, only the versions in that state."""
+    return await registry.adapter(caller.project, name, revalidation)
 
 
 @router.delete("/{name}", status_code=204, responses=DELETED)
-async def delete_adapter(name: Name, who: Who, by: By, registry: CurrentRegistry, force: Force = False) -> Response:
+async def delete_adapter(
+    name: Name, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry, force: Force = False
+) -> Response:
     """Delete an adapter and all its versions. 422 `version_in_use`: an alias points there."""
-    await registry.delete_adapter(who.project, name, force=force, actor=by)
+    await registry.delete_adapter(caller.project, name, force=force, actor=actor)
     return Response(status_code=204)
 
 
 @router.get("/{name}/versions/{number}", responses=answers(AdapterVersion, NotFound))
-async def get_version(name: Name, number: str, who: Who, registry: CurrentRegistry) -> dict[str, Any]:
-    """One version, also a rejected one."""
-    return await registry.version(who.project, name, number)
+async def get_version(name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry) -> dict[str, Any]:
+    """One version; it may be rejected."""
+    return await registry.version(caller.project, name, number)
 
 
 @router.delete("/{name}/versions/{number}", status_code=204, responses=DELETED)
 async def delete_version(
-    name: Name, number: str, who: Who, by: By, registry: CurrentRegistry, force: Force = False
+    name: Name, number: str, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry, force: Force = False
 ) -> Response:
     """Delete one version. 422 `version_in_use`: an alias points there."""
-    await registry.delete_version(who.project, name, number, force=force, actor=by)
+    await registry.delete_version(caller.project, name, number, force=force, actor=actor)
     return Response(status_code=204)
 
 
@@ -174,14 +180,16 @@ async def delete_version(
     "/{name}/versions/{number}/prove",
     responses=answers(AdapterVersion, NotFound, Conflict, Unprocessable, *ENGINE_ERRORS, DiskFull),
 )
-async def prove_version(name: Name, number: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
+async def prove_version(
+    name: Name, number: str, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
+) -> dict[str, Any]:
     """Prove a version again: a rejected one that passes becomes ready, a corrupt one can serve again.
 
-    409 `version_not_ready`: it is being proven; `version_other_base`, `version_damaged`: it cannot be.
-    422: what the engine did not show of it.
+    409 `version_not_ready`: it is being proven; `version_other_base`, `version_damaged`: it cannot be proven.
+    422: the proof failed; `code` says what it did not show.
     """
     try:
-        return await registry.prove(who.project, name, number, actor=by)
+        return await registry.prove(caller.project, name, number, actor=actor)
     except AdapterError as error:
         raise to_http(error) from error
 
@@ -193,28 +201,28 @@ async def prove_version(name: Name, number: str, who: Who, by: By, registry: Cur
 )
 @takes(VerdictRequest)
 async def record_verdict(
-    name: Name, number: str, request: Request, who: Who, by: By, registry: CurrentRegistry
+    name: Name, number: str, request: Request, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
 ) -> JSONResponse:
-    """Write down what an evaluation found of a version; for jobs and admins (403 `job_key_needed`).
+    """Record an evaluation's verdict on a version; for jobs and admins (403 `job_key_needed`).
 
-    404 `file_not_found`: a file that it names is not the project's. 409 `version_not_ready`, `too_many_verdicts`.
+    404 `file_not_found`: a file that it names is not in the project. 409 `version_not_ready`, `too_many_verdicts`.
     """
-    body = as_model(await read_object(request, most=MAX_BODY_BYTES), VerdictRequest)
-    return JSONResponse(await registry.verdicts.record(who, name, number, body, actor=by), status_code=201)
+    body = as_model(await read_object(request, max_bytes=MAX_BODY_BYTES), VerdictRequest)
+    return JSONResponse(await registry.verdicts.record(caller, name, number, body, actor=actor), status_code=201)
 
 
 @router.get("/{name}/versions/{number}/verdicts", responses=answers(Page[RecordedVerdict], NotFound))
 async def list_verdicts(
-    name: Name, number: str, who: Who, registry: CurrentRegistry, after: After = None, limit: Limit = 20
+    name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
-    """What evaluations found of a version, newest first."""
-    return await registry.verdicts.history(who.project, name, number, after, limit)
+    """The verdicts on a version, newest first."""
+    return await registry.verdicts.history(caller.project, name, number, after, limit)
 
 
 @router.get("/{name}/versions/{number}/files/config", responses=answers(AdapterConfig, NotFound))
-async def download_config(name: Name, number: str, who: Who, registry: CurrentRegistry) -> Response:
+async def download_config(name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry) -> Response:
     """adapter_config.json as it was uploaded."""
-    content = await registry.config_file(who.project, name, number)
+    content = await registry.config_file(caller.project, name, number)
     headers = {"content-disposition": 'attachment; filename="adapter_config.json"'}
     return Response(content, media_type="application/json", headers=headers)
 
@@ -229,19 +237,19 @@ async def download_config(name: Name, number: str, who: Who, registry: CurrentRe
     )
     | RANGE_ANSWERS,
 )
-async def download_weights(name: Name, number: str, who: Who, registry: CurrentRegistry) -> Download:
+async def download_weights(name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry) -> Download:
     """adapter_model.safetensors as it was uploaded, streamed; 422 `not_in_store`: the file is lost."""
     try:
-        path = await registry.weights_file(who.project, name, number)
+        path = await registry.weights_file(caller.project, name, number)
     except AdapterError as error:
         raise to_http(error) from error
     return Download(path, media_type="application/octet-stream", filename="adapter_model.safetensors")
 
 
 @router.get("/{name}/aliases/{alias}", responses=answers(AdapterAlias, NotFound))
-async def get_alias(name: Name, alias: str, who: Who, registry: CurrentRegistry) -> dict[str, Any]:
-    """Where an alias points, and where it pointed."""
-    return await registry.pointers.show(who.project, name, alias)
+async def get_alias(name: Name, alias: str, caller: CurrentCaller, registry: CurrentRegistry) -> dict[str, Any]:
+    """Where an alias points, and its history."""
+    return await registry.aliases.show(caller.project, name, alias)
 
 
 @router.put(
@@ -250,27 +258,29 @@ async def get_alias(name: Name, alias: str, who: Who, registry: CurrentRegistry)
 )
 @takes(AliasRequest)
 async def put_alias(
-    name: Name, alias: str, request: Request, who: Who, by: By, registry: CurrentRegistry
+    name: Name, alias: str, request: Request, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
 ) -> dict[str, Any]:
     """Point an alias to a version (promote it), or split it over several. The versions are loaded before it moves.
 
-    409 `alias_moved`: it is not where it was expected; `version_not_ready`, `version_other_base`, `version_damaged`,
-    `version_corrupt`: the version cannot serve; `version_held_back`: `live` moves to it by `force` alone;
-    `too_many_pins`: the adapter is pinned, and the engine's slots do not reach. 422 `name_invalid`: not an alias.
+    409 `alias_moved`: it does not point to the expected version; `version_not_ready`, `version_other_base`,
+    `version_damaged`, `version_corrupt`: the version cannot serve; `version_held_back`: `live` moves to it only with
+    `force`; `too_many_pins`: the adapter is pinned, and the engine has too few slots. 422 `name_invalid`: not an alias.
     """
     body = await read_json(request, AliasRequest)
     try:
-        return await registry.pointers.aim(
-            who.project, name, alias, body.aim, expected=body.where, force=body.force, actor=by
+        return await registry.aliases.set_target(
+            caller.project, name, alias, body.target, expected=body.where, force=body.force, actor=actor
         )
     except AdapterError as error:
         raise to_http(error) from error
 
 
 @router.delete("/{name}/aliases/{alias}", responses=answers(DeletedAlias, NotFound, DiskFull))
-async def delete_alias(name: Name, alias: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
+async def delete_alias(
+    name: Name, alias: str, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
+) -> dict[str, Any]:
     """Delete an alias; the version stays."""
-    await registry.pointers.drop(who.project, name, alias, actor=by)
+    await registry.aliases.drop(caller.project, name, alias, actor=actor)
     return {"object": "adapter.alias", "adapter": name, "alias": alias, "deleted": True}
 
 
@@ -278,25 +288,31 @@ async def delete_alias(name: Name, alias: str, who: Who, by: By, registry: Curre
     "/{name}/aliases/{alias}/rollback",
     responses=answers(AdapterAlias, NotFound, Conflict, *LOADING_ERRORS, DiskFull),
 )
-async def rollback_alias(name: Name, alias: str, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
-    """Point an alias back to where it pointed before; again, and it is the one before that.
+async def rollback_alias(
+    name: Name, alias: str, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
+) -> dict[str, Any]:
+    """Point an alias back to its previous target; repeated calls go further back.
 
     409 `no_earlier_version`: there is none; `version_other_base`, `version_damaged`, `version_corrupt`: it cannot
-    serve; `too_many_pins`: the adapter is pinned, and the engine's slots do not reach.
+    serve; `too_many_pins`: the adapter is pinned, and the engine has too few slots.
     """
-    return await registry.pointers.rollback(who.project, name, alias, actor=by)
+    return await registry.aliases.rollback(caller.project, name, alias, actor=actor)
 
 
 @router.put("/{name}/pin", responses=answers(AdapterPin, NotFound, Conflict, DiskFull))
-async def pin_adapter(name: Name, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
+async def pin_adapter(
+    name: Name, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
+) -> dict[str, Any]:
     """Keep the adapter's live version loaded in the engine.
 
-    409 `no_live_version`: there is none; `too_many_pins`: the engine's slots do not reach.
+    409 `no_live_version`: there is none; `too_many_pins`: the engine has too few slots.
     """
-    return await registry.pins.pin(who.project, name, actor=by)
+    return await registry.pins.pin(caller.project, name, actor=actor)
 
 
 @router.delete("/{name}/pin", responses=answers(AdapterPin, NotFound, DiskFull))
-async def unpin_adapter(name: Name, who: Who, by: By, registry: CurrentRegistry) -> dict[str, Any]:
-    """Let the adapter come and go like any other."""
-    return await registry.pins.unpin(who.project, name, actor=by)
+async def unpin_adapter(
+    name: Name, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
+) -> dict[str, Any]:
+    """Unpin the adapter: the engine may unload it again."""
+    return await registry.pins.unpin(caller.project, name, actor=actor)

@@ -21,10 +21,10 @@ from adapters.perplexity import HOLD_BACK_RATIO, LONG_PROMPT
 from adapters.proof import Effect
 from service.errors import BadRequest
 from service.http.schema import ApiModel
+from service.registry.alias_service import ExpectedVersion
 from service.registry.catalog import Servable, VersionSettings
-from service.registry.pointers import Where
 from service.registry.revalidation import RevalidationState
-from service.registry.split import MAX_TOTAL, MAX_VERSIONS, MIN_VERSIONS, Aim, parse_split
+from service.registry.split import MAX_TOTAL, MAX_VERSIONS, MIN_VERSIONS, AliasTarget, parse_split
 from service.registry.upload import SAMPLING
 
 MAX_EVALUATION_BYTES: Final = 64 * 1024
@@ -125,21 +125,21 @@ class AliasRequest(BaseModel):
     force: bool = Field(False, description="`live` moves to versions that are held back from it, too.")
 
     @property
-    def aim(self) -> Aim:
+    def target(self) -> AliasTarget:
         """Where the alias is to point. Raises BadRequest."""
         if (self.version is None) == (self.split is None):
-            found = "neither" if self.split is None else "both"
+            given = "neither" if self.split is None else "both"
             raise BadRequest(
-                f"send either `version` or `split`, found {found}",
+                f"send either `version` or `split`; got {given}",
                 param="version" if self.split is None else "split",
                 code="missing_required_parameter" if self.split is None else None,
             )
         return self.version if self.version is not None else parse_split(self.split or {})
 
     @property
-    def where(self) -> Where | None:
+    def where(self) -> ExpectedVersion | None:
         """Where the alias has to be; None where nothing was said of it."""
-        return Where(self.expected) if "expected" in self.model_fields_set else None
+        return ExpectedVersion(self.expected) if "expected" in self.model_fields_set else None
 
 
 class VerdictFiles(BaseModel):
@@ -181,9 +181,9 @@ class VerdictRequest(BaseModel):
         try:
             size = 0 if value is None else len(orjson.dumps(value))
         except orjson.JSONEncodeError:
-            raise ValueError("it is nested too deeply") from None
+            raise ValueError("must not be nested that deeply") from None
         if size > MAX_EVALUATION_BYTES:
-            raise ValueError(f"it has {size} bytes as JSON, at most {MAX_EVALUATION_BYTES} are allowed")
+            raise ValueError(f"must have at most {MAX_EVALUATION_BYTES} bytes as JSON; got {size}")
         return value
 
 

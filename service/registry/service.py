@@ -25,28 +25,28 @@ from adapters.proof import Evidence
 from adapters.store import WEIGHTS_FILE, Staging, Store
 from service.access.audit import Actor, note
 from service.access.caller import Caller
-from service.access.records import demand_project
-from service.admission.background import GatedEngine
+from service.access.records import require_project
+from service.admission.background import BackgroundEngine
 from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.database import Database
 from service.engine.client import EngineClient
 from service.errors import BadRequest, Conflict, NotFound, Unprocessable
 from service.registry import records
+from service.registry.alias_service import AliasService
+from service.registry.audit_notes import system_actor
 from service.registry.catalog import Catalog, Servable
+from service.registry.corruption import CorruptionChecker
 from service.registry.counts import Counts
-from service.registry.fallback import Fallback
-from service.registry.neighbours import Neighbours
-from service.registry.pins import KeepWarm, Pins
-from service.registry.pointers import Pointers
+from service.registry.loaded_adapters import LoadedAdapters
+from service.registry.pins import PinLoader, Pins
 from service.registry.proof import Prober
-from service.registry.proving import OWN_EVIDENCE, Proving, reference_of
-from service.registry.records import Draft, Holding, VersionRow
+from service.registry.proving import ENGINE_EVIDENCE, Proving, reference_of
+from service.registry.records import AdapterWithVersions, VersionDraft, VersionRow
 from service.registry.revalidation import Freshness, RevalidationState
-from service.registry.state import RegistryState, find_same
-from service.registry.suspects import Suspects
-from service.registry.trail import gateway_in
-from service.registry.upload import Upload, demand_name
+from service.registry.rollback import LiveRollback
+from service.registry.state import RegistryState, find_equal_version
+from service.registry.upload import Upload, require_name_allowed
 from service.registry.verdicts import Verdicts
 
 Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
@@ -54,7 +54,7 @@ Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
+class PushResult:
     """A version in the API's form, and the status that says how it came about (200 known, 201 new, 202 proving)."""
 
     version: dict[str, Any]
@@ -82,7 +82,7 @@ class Registry:
         store: Store,
         catalog: Catalog,
         base: BaseDescription,
-        engine: GatedEngine,
+        engine: BackgroundEngine,
         restart_engine: Callable[[str], Awaitable[None]],
         residency: EngineClient,
     ) -> None:
@@ -97,15 +97,15 @@ class Registry:
             base.served_name,
             restart_engine,
             timeout_s=settings.proof_timeout_s,
-            neighbours=Neighbours(catalog, residency),
+            neighbours=LoadedAdapters(catalog, residency),
         )
         self._proving = Proving(self._state, self._prober)
-        self._suspects = Suspects(self._prober, self._proving.convict)
-        self.pointers = Pointers(self._state, self._prober, settings.engine_slots)
-        self._keeper = KeepWarm(catalog, residency, self._prober, settings.engine_slots)
-        self.pins = Pins(self._state, self._keeper, settings.engine_slots)
-        self._fallback = Fallback(self._state, self.pointers)
-        self.verdicts = Verdicts(self._state, self._fallback.look)
+        self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
+        self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
+        self._pin_loader = PinLoader(catalog, residency, self._prober, settings.engine_slots)
+        self.pins = Pins(self._state, self._pin_loader, settings.engine_slots)
+        self._live_rollback = LiveRollback(self._state, self.aliases)
+        self.verdicts = Verdicts(self._state, self._live_rollback.wake)
         self._store_lock = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
 
@@ -114,13 +114,13 @@ class Registry:
         await in_thread(self._store.recover)
         await self._state.refresh_all()
         for project, name, version_id in await self._database.run(records.proving):
-            self._proving.spawn(project, name, version_id, gateway_in(project))
+            self._proving.spawn(project, name, version_id, system_actor(project))
         self._workers = [
-            asyncio.create_task(self._suspects.work(), name="registry-suspects"),
-            asyncio.create_task(self._keeper.work(), name="registry-pins"),
+            asyncio.create_task(self._corruption_checker.work(), name="registry-corruption"),
+            asyncio.create_task(self._pin_loader.work(), name="registry-pins"),
         ]
         if self._settings.revalidate_rollback:
-            self._workers.append(asyncio.create_task(self._fallback.work(), name="registry-fallback"))
+            self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
 
     async def close(self) -> None:
         """Stop what runs in the background; proofs that are cut off are taken up by the next ``open``."""
@@ -141,7 +141,7 @@ class Registry:
 
     # push
 
-    async def push(self, caller: Caller, receive: Receive, *, wait: bool, actor: Actor) -> Pushed:
+    async def push(self, caller: Caller, receive: Receive, *, wait: bool, actor: Actor) -> PushResult:
         """Take an upload in: receive, inspect, store, prove.
 
         Raises:
@@ -150,11 +150,11 @@ class Registry:
             AdapterError: What is wrong with the adapter, or what the engine does not show of it.
             HatrackError: The upload is not well formed, or the engine cannot be asked.
         """
-        await self._database.run(lambda db: demand_project(db, caller.project))
+        await self._database.run(lambda db: require_project(db, caller.project))
         staging = self._store.stage(max_weights_bytes=self.max_weights)
         try:
             upload = await receive(staging.weights.write)
-            demand_name(caller, upload.name)
+            require_name_allowed(caller, upload.name)
             name = parse_name(upload.name, base_name=self._base.served_name)
             if upload.alias:
                 parse_alias(upload.alias)
@@ -183,25 +183,25 @@ class Registry:
             staging.weights.path, manifest, self._base, max_update_ratio=self._settings.max_update_ratio
         )
 
-    async def _register(self, project: str, name: str, draft: Draft, *, wait: bool, actor: Actor) -> Pushed:
+    async def _register(self, project: str, name: str, draft: VersionDraft, *, wait: bool, actor: Actor) -> PushResult:
         unmeasured: list[VersionRow] = []
         async with self._state.lock(project, name):
-            holding = await self._database.run(lambda db: records.find(db, project, name))
-            same = find_same(holding, draft.digest, draft.settings, self._state.fits)
-            if holding is not None and same is not None and await self._state.serves(same):
+            adapter = await self._database.run(lambda db: records.find(db, project, name))
+            same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
+            if adapter is not None and same is not None and await self._state.is_servable(same):
                 alias = draft.wanted_alias
                 if alias:
-                    unmeasured = self.pointers.unmeasured(holding, alias, [same])
+                    unmeasured = self.aliases.unmeasured(adapter, alias, [same])
                 if not unmeasured:
                     if alias:
-                        await self.pointers.follow_push(holding, alias, same, actor=actor)
-                    return Pushed(await self.version(project, name, same.number), 200)
+                        await self.aliases.follow_push(adapter, alias, same, actor=actor)
+                    return PushResult(await self.version(project, name, same.number), 200)
             elif not wait:
                 return await self._register_later(project, name, draft, same, actor)
         running = self._proving.running(same.id) if same is not None else None
         if unmeasured or (same is not None and running is not None):
             # outside of the lock: proofs that go first may take minutes
-            await self.pointers.measure(unmeasured)
+            await self.aliases.measure(unmeasured)
             if running is not None:
                 await asyncio.wait({running})
             return await self._register(project, name, draft, wait=wait, actor=actor)
@@ -209,10 +209,10 @@ class Registry:
         return await self._register_proven(project, name, draft, evidence, actor)
 
     async def _register_later(
-        self, project: str, name: str, draft: Draft, same: VersionRow | None, actor: Actor
-    ) -> Pushed:
+        self, project: str, name: str, draft: VersionDraft, same: VersionRow | None, actor: Actor
+    ) -> PushResult:
         if same is None or self._proving.running(same.id) is None:
-            self._proving.demand_room()
+            self._proving.require_room()
             if same is None:
                 version_id = await self._database.run(
                     lambda db: records.add_version(db, project, name, draft, actor=actor)
@@ -228,15 +228,17 @@ class Registry:
             version_id = same.id
         row = await self._database.run(lambda db: records.version_by_id(db, version_id))
         if row is None:
-            raise NotFound(f"the version of `{name}` was deleted meanwhile", code="version_not_found")
-        return Pushed(await self.version(project, name, row.number), 202)
+            raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
+        return PushResult(await self.version(project, name, row.number), 202)
 
-    async def _register_proven(self, project: str, name: str, draft: Draft, evidence: Evidence, actor: Actor) -> Pushed:
+    async def _register_proven(
+        self, project: str, name: str, draft: VersionDraft, evidence: Evidence, actor: Actor
+    ) -> PushResult:
         draft = replace(draft, warnings=[*draft.warnings, *evidence.warnings])
         proof = evidence.model_dump(mode="json")
         async with self._state.lock(project, name):
-            holding = await self._database.run(lambda db: records.find(db, project, name))
-            same = find_same(holding, draft.digest, draft.settings, self._state.fits)
+            adapter = await self._database.run(lambda db: records.find(db, project, name))
+            same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
             if same is None:
                 row = await self._proving.settle(project, name, draft, proof, actor=actor)
             else:
@@ -244,8 +246,8 @@ class Registry:
                 row = await self._proving.settle(project, name, again, proof, actor=actor, again=True)
         await self._proving.refresh_others(draft.digest, (project, name))
         if row is None:
-            raise NotFound(f"the version of `{name}` was deleted meanwhile", code="version_not_found")
-        return Pushed(await self.version(project, name, row.number), 201 if same is None else 200)
+            raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
+        return PushResult(await self.version(project, name, row.number), 201 if same is None else 200)
 
     # proofs
 
@@ -259,9 +261,9 @@ class Registry:
                 now on, and with it every version of the digest.
         """
         _, row = await self._state.version(project, name, number)
-        servable = (await self._state.judge([row]))[row.id]
+        servable = (await self._state.servability([row]))[row.id]
         if self._proving.running(row.id) is not None:
-            raise Conflict(f"the version `{name}@{row.number}` is being proven", code="version_not_ready")
+            raise Conflict(f"the version `{name}@{row.number}` is still being proven", code="version_not_ready")
         if servable in (Servable.OTHER_BASE, Servable.DAMAGED):
             raise Conflict(
                 f"the version `{name}@{row.number}` cannot be proven: {servable.value}",
@@ -270,37 +272,37 @@ class Registry:
         try:
             served = row.state == "ready"
             evidence = await self._proving.ask(row.digest, row.zero_effect, row.metadata, is_served=served)
-        except OWN_EVIDENCE:
+        except ENGINE_EVIDENCE:
             if row.state == "ready":
-                await self._proving.convict(row.digest)
+                await self._proving.mark_corrupt(row.digest)
             raise
         if row.state == "ready" and row.wanted_alias:
             row = replace(row, wanted_alias="")  # it has had its alias: others may have been promoted since
         await self._proving.settle_row(project, name, row, evidence, actor=actor, again=True)
         return await self.version(project, name, row.number)
 
-    def suspect(self, digest: str) -> None:
-        """The engine failed under this adapter: ask its probes again in the background. Returns at once."""
-        self._suspects.add(digest)
+    def report_failure(self, digest: str) -> None:
+        """Report that the engine failed under this adapter, to check it in the background. Returns at once."""
+        self._corruption_checker.add(digest)
 
-    async def settled(self) -> None:
-        """Return when no proof and no suspicion is open."""
+    async def wait_idle(self) -> None:
+        """Return when no proof and no corruption check is running."""
         await self._proving.idle()
-        await self._suspects.idle()
+        await self._corruption_checker.idle()
 
     # reading
 
     async def version(self, project: str, name: str, number: str | int) -> dict[str, Any]:
         """One version in the API's form. Raises NotFound."""
-        holding, row = await self._state.version(project, name, number)
-        return await self._state.version_object(holding, row)
+        adapter, row = await self._state.version(project, name, number)
+        return await self._state.version_object(adapter, row)
 
     async def adapter(self, project: str, name: str, only: RevalidationState | None = None) -> dict[str, Any]:
         """One adapter in the API's form, with its versions; those in the state ``only``. Raises NotFound."""
-        holding = await self._state.holding(project, name)
-        if all(row.state == "rejected" for row in holding.versions):
+        adapter = await self._state.adapter(project, name)
+        if all(row.state == "rejected" for row in adapter.versions):
             raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
-        return (await self._state.adapter_objects([holding], only))[0]
+        return (await self._state.adapter_objects([adapter], only))[0]
 
     async def adapters(
         self, caller: Caller, after: str | None, limit: int, only: RevalidationState | None = None
@@ -311,7 +313,7 @@ class Registry:
             BadRequest: ``after`` names none of them.
         """
 
-        def work(db: sa.Connection) -> list[Holding] | None:
+        def work(db: sa.Connection) -> list[AdapterWithVersions] | None:
             chosen = None if only is None else {*self.verdicts.names(db, caller.project, only), after}
 
             def visible(name: str) -> bool:
@@ -319,16 +321,16 @@ class Registry:
 
             return records.listed(db, caller.project, after, limit + 1, visible)
 
-        found = await self._database.run(work)
-        if found is None:
-            raise BadRequest("`after` names no adapter", param="after")
-        data = await self._state.adapter_objects(found[:limit], only)
+        page = await self._database.run(work)
+        if page is None:
+            raise BadRequest("`after` must be the name of an adapter: a page's `last_id`", param="after")
+        data = await self._state.adapter_objects(page[:limit], only)
         return {
             "object": "list",
             "data": data,
             "first_id": data[0]["name"] if data else None,
             "last_id": data[-1]["name"] if data else None,
-            "has_more": len(found) > limit,
+            "has_more": len(page) > limit,
         }
 
     async def config_file(self, project: str, name: str, number: str) -> bytes:
@@ -352,13 +354,13 @@ class Registry:
                 alias goes: no other version takes over requests that nobody gave it.
         """
         async with self._state.lock(project, name):
-            holding, row = await self._state.version(project, name, number)
-            pointing = holding.pointing(row.number)
-            _refuse_in_use(pointing, force)
+            adapter, row = await self._state.version(project, name, number)
+            aliases_of = adapter.aliases_of(row.number)
+            _refuse_in_use(aliases_of, force)
 
             def work(db: sa.Connection) -> None:
                 records.delete_version(db, row.adapter_id, row.number)
-                note(db, actor, "version.delete", f"{name}@{row.number}", {"digest": row.digest, "aliases": pointing})
+                note(db, actor, "version.delete", f"{name}@{row.number}", {"digest": row.digest, "aliases": aliases_of})
 
             await self._database.run(work)
             await self._state.refresh(project, name)
@@ -371,12 +373,12 @@ class Registry:
             Unprocessable: It has an alias, and ``force`` is not given.
         """
         async with self._state.lock(project, name):
-            holding = await self._state.holding(project, name)
-            _refuse_in_use(list(holding.aliases), force)
+            adapter = await self._state.adapter(project, name)
+            _refuse_in_use(list(adapter.aliases), force)
 
             def work(db: sa.Connection) -> None:
-                records.delete_adapter(db, holding.adapter.id)
-                note(db, actor, "adapter.delete", name, {"versions": [row.number for row in holding.versions]})
+                records.delete_adapter(db, adapter.row.id)
+                note(db, actor, "adapter.delete", name, {"versions": [row.number for row in adapter.versions]})
 
             await self._database.run(work)
             await self._state.refresh(project, name)
@@ -386,13 +388,13 @@ class Registry:
         an adapter and no longer finds its files dies of it."""
         async with self._store_lock:
             used = await self._database.run(records.digests_in_use)
-            return await in_thread(self._store.collect, used | self._proving.in_hand)
+            return await in_thread(self._store.collect, used | self._proving.held_digests)
 
 
 def _refuse_in_use(aliases: list[str], force: bool) -> None:
     if aliases and not force:
         raise Unprocessable(
-            f"the alias {', '.join(f'`{alias}`' for alias in sorted(aliases))} points there; "
+            f"still in use by the alias {', '.join(f'`{alias}`' for alias in sorted(aliases))}; "
             "move or delete it first, or use ?force=true",
             code="version_in_use",
         )

@@ -63,18 +63,18 @@ class Split:
         return {str(version): weight for version, weight in self.weights}
 
 
-Aim: TypeAlias = int | Split
+AliasTarget: TypeAlias = int | Split
 """What an alias points to: a version's number, or a split over several."""
 
 
-def versions_of(aim: Aim) -> tuple[int, ...]:
+def versions_of(target: AliasTarget) -> tuple[int, ...]:
     """All versions that an alias with this aim may answer with."""
-    return (aim,) if isinstance(aim, int) else aim.versions
+    return (target,) if isinstance(target, int) else target.versions
 
 
-def share_of(aim: Aim, position: int) -> int:
+def share_of(target: AliasTarget, position: int) -> int:
     """The version that answers a request at ``position`` (see :func:`position_of`)."""
-    return aim if isinstance(aim, int) else aim.at(position)
+    return target if isinstance(target, int) else target.at(position)
 
 
 def position_of(project: str, name: str, alias: str, sticky: str | None) -> int:
@@ -97,8 +97,8 @@ def parse_split(given: Mapping[str, int]) -> Split:
     """
     if not MIN_VERSIONS <= len(given) <= MAX_VERSIONS:
         raise BadRequest(
-            f"`split` names {len(given)} versions, {MIN_VERSIONS} to {MAX_VERSIONS} are allowed; "
-            "send `version` to point to one",
+            f"`split` must have {MIN_VERSIONS} to {MAX_VERSIONS} versions; got {len(given)}. "
+            "To point the alias to a single version, send `version`",
             param="split",
         )
     weights: dict[int, int] = {}
@@ -109,13 +109,13 @@ def parse_split(given: Mapping[str, int]) -> Split:
             raise BadRequest(f"`split`: {error.message}", param="split") from None
         if not 1 <= weight <= MAX_TOTAL:
             raise BadRequest(
-                f"`split.{version}` is {weight}, a whole number from 1 to {MAX_TOTAL} is allowed",
+                f"`split.{version}` must be an integer from 1 to {MAX_TOTAL}; got {weight}",
                 param=f"split.{version}",
             )
         weights[version] = weight
     if sum(weights.values()) > MAX_TOTAL:
         raise BadRequest(
-            f"the weights of `split` add up to {sum(weights.values())}, at most {MAX_TOTAL} is allowed", param="split"
+            f"the weights of `split` must add up to at most {MAX_TOTAL}; got {sum(weights.values())}", param="split"
         )
     return Split.of(weights)
 

@@ -18,11 +18,11 @@ from service.database import Database
 from service.errors import Conflict, NotFound
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
-from service.registry.counts import NOTHING, Counts
-from service.registry.records import Holding, VersionRow
+from service.registry.counts import NO_COUNTS, Counts
+from service.registry.records import AdapterWithVersions, VersionRow
 from service.registry.revalidation import Freshness, RevalidationState
-from service.registry.split import Aim, Split
-from service.registry.verdict_records import Judged, VerdictRow
+from service.registry.split import AliasTarget, Split
+from service.registry.verdict_records import VerdictRow, VerdictStatus
 
 T = TypeVar("T")
 MAX_REMEMBERED: Final = 100_000
@@ -43,7 +43,7 @@ class RegistryState:
         self.base = base
         self.engine = base.fingerprint.digest
         self.freshness = freshness
-        self.counts: Counts = NOTHING
+        self.counts: Counts = NO_COUNTS
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
@@ -51,7 +51,7 @@ class RegistryState:
         """An async context manager: one change at a time of one adapter."""
         return self._locks.hold((project, name))
 
-    async def holding(self, project: str, name: str) -> Holding:
+    async def adapter(self, project: str, name: str) -> AdapterWithVersions:
         """The adapter with its versions.
 
         Raises:
@@ -60,37 +60,37 @@ class RegistryState:
         try:
             name = parse_name(name)
         except AdapterError:
-            raise no_adapter(name) from None
-        found = await self.database.run(lambda db: records.find(db, project, name))
-        if found is None:
-            raise no_adapter(name)
-        return found
+            raise adapter_not_found(name) from None
+        adapter = await self.database.run(lambda db: records.find(db, project, name))
+        if adapter is None:
+            raise adapter_not_found(name)
+        return adapter
 
-    async def version(self, project: str, name: str, number: str | int) -> tuple[Holding, VersionRow]:
+    async def version(self, project: str, name: str, number: str | int) -> tuple[AdapterWithVersions, VersionRow]:
         """The adapter and one of its versions.
 
         Raises:
             NotFound: There is no such adapter, or version of it.
         """
-        holding = await self.holding(project, name)
+        adapter = await self.adapter(project, name)
         message = f"the adapter `{name}` has no version {str(number)[:20]}"
-        wanted = found_or_404(parse_version, str(number), message, "version_not_found")
-        row = holding.version(wanted)
+        version_number = parse_or_404(parse_version, str(number), message, "version_not_found")
+        row = adapter.version(version_number)
         if row is None:
             raise NotFound(message, code="version_not_found")
-        return holding, row
+        return adapter, row
 
-    async def judge(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
+    async def servability(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
         """Whether each version could serve now, by row id: computed from base, disk and what proved corrupt."""
         rows = list(rows)
         corrupt = await self.database.run(lambda db: records.corrupt_digests(db, self.engine))
-        return await in_thread(self._judge, rows, corrupt)
+        return await in_thread(self._servability, rows, corrupt)
 
-    def _judge(self, rows: list[VersionRow], corrupt: set[str]) -> dict[int, Servable]:
-        return {row.id: self._judge_one(row, corrupt) for row in rows}
+    def _servability(self, rows: list[VersionRow], corrupt: set[str]) -> dict[int, Servable]:
+        return {row.id: self._servability_of(row, corrupt) for row in rows}
 
-    def _judge_one(self, row: VersionRow, corrupt: set[str]) -> Servable:
-        if not self.fits(row):
+    def _servability_of(self, row: VersionRow, corrupt: set[str]) -> Servable:
+        if not self.is_same_base(row):
             return Servable.OTHER_BASE
         if not self._is_sound(row.digest):
             return Servable.DAMAGED
@@ -112,19 +112,21 @@ class RegistryState:
             return False
         return True
 
-    def fits(self, row: VersionRow) -> bool:
+    def is_same_base(self, row: VersionRow) -> bool:
         """Whether the version was proven on this base: same weights, same config."""
         return Fingerprint.model_validate(row.base).servable_with(self.base.fingerprint)
 
-    async def serves(self, row: VersionRow) -> bool:
+    async def is_servable(self, row: VersionRow) -> bool:
         """Whether the version is ready and can serve now."""
-        return row.state == "ready" and (await self.judge([row]))[row.id] is Servable.OK
+        return row.state == "ready" and (await self.servability([row]))[row.id] is Servable.OK
 
-    async def demand_servable(self, name: str, row: VersionRow) -> None:
+    async def require_servable(self, name: str, row: VersionRow) -> None:
         """Raise Conflict unless the version is ready and can serve now."""
         if row.state != "ready":
-            raise Conflict(f"the version `{name}@{row.number}` is {row.state}, not ready", code="version_not_ready")
-        servable = (await self.judge([row]))[row.id]
+            raise Conflict(
+                f"the version `{name}@{row.number}` is `{row.state}`, but must be `ready`", code="version_not_ready"
+            )
+        servable = (await self.servability([row]))[row.id]
         if servable is not Servable.OK:
             raise Conflict(
                 f"the version `{name}@{row.number}` cannot serve now: {servable.value}",
@@ -135,8 +137,8 @@ class RegistryState:
 
     async def refresh(self, project: str, name: str) -> None:
         """Bring one adapter's entry in the catalog up to date; the caller holds its lock."""
-        holding = await self.database.run(lambda db: records.find(db, project, name))
-        entry = None if holding is None else (await self._entries([holding]))[0]
+        adapter = await self.database.run(lambda db: records.find(db, project, name))
+        entry = None if adapter is None else (await self._entries([adapter]))[0]
         entries = dict(self.catalog.snapshot.adapters)
         entries.pop((project, name), None)
         if entry is not None:
@@ -146,9 +148,9 @@ class RegistryState:
 
     async def refresh_all(self) -> None:
         """Build the catalog anew from the database."""
-        found = await self.database.run(records.holdings)
-        built = await self._entries(found)
-        keys = [(holding.adapter.project, holding.adapter.name) for holding in found]
+        adapters = await self.database.run(records.load_adapters)
+        built = await self._entries(adapters)
+        keys = [(adapter.row.project, adapter.row.name) for adapter in adapters]
         entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
         self.catalog.replace(Snapshot(MappingProxyType(entries)))
         await self.recount()
@@ -158,76 +160,80 @@ class RegistryState:
         states = await self.database.run(records.states)
         self.counts = Counts.of(self.catalog.snapshot, states)
 
-    async def _entries(self, found: list[Holding]) -> list[AdapterEntry | None]:
+    async def _entries(self, adapters: list[AdapterWithVersions]) -> list[AdapterEntry | None]:
         """Each adapter as the data path sees it; None for one that has no ready version."""
-        servable = await self.judge(row for holding in found for row in holding.versions if row.state == "ready")
-        return [_entry(holding, servable) for holding in found]
+        servable = await self.servability(
+            row for adapter in adapters for row in adapter.versions if row.state == "ready"
+        )
+        return [_entry(adapter, servable) for adapter in adapters]
 
     # what clients see
 
-    async def version_object(self, holding: Holding, row: VersionRow) -> dict[str, Any]:
+    async def version_object(self, adapter: AdapterWithVersions, row: VersionRow) -> dict[str, Any]:
         """One version in the API's form."""
-        judged = await self.judged([holding])
-        return self._version_object(holding, row, (await self.judge([row]))[row.id], judged.get(row.id))
+        verdict_status = await self.verdict_status([adapter])
+        return self._version_object(adapter, row, (await self.servability([row]))[row.id], verdict_status.get(row.id))
 
-    async def judged(self, found: list[Holding]) -> dict[int, Judged]:
+    async def verdict_status(self, adapters: list[AdapterWithVersions]) -> dict[int, VerdictStatus]:
         """The verdicts on these adapters' versions, by row id; versions that were never judged are left out."""
-        ids = [holding.adapter.id for holding in found]
-        return await self.database.run(lambda db: verdict_records.judged(db, ids))
+        ids = [adapter.row.id for adapter in adapters]
+        return await self.database.run(lambda db: verdict_records.verdict_status(db, ids))
 
     async def adapter_objects(
-        self, found: list[Holding], only: RevalidationState | None = None
+        self, adapters: list[AdapterWithVersions], only: RevalidationState | None = None
     ) -> list[dict[str, Any]]:
         """Adapters in the API's form, with their versions but the rejected ones.
 
         Args:
             only: Show no versions but those that are in this state.
         """
-        servable = await self.judge(row for holding in found for row in holding.versions)
-        judged = await self.judged(found)
+        servable = await self.servability(row for adapter in adapters for row in adapter.versions)
+        verdict_status = await self.verdict_status(adapters)
         return [
             {
                 "object": "adapter",
-                "name": holding.adapter.name,
-                "created_at": holding.adapter.created_at,
-                "aliases": {alias: _number(aim) for alias, aim in holding.aliases.items()},
-                "splits": {alias: aim.shown() for alias, aim in holding.aliases.items() if isinstance(aim, Split)},
-                "pinned": holding.adapter.pinned_at is not None,
+                "name": adapter.row.name,
+                "created_at": adapter.row.created_at,
+                "aliases": {alias: _number(target) for alias, target in adapter.aliases.items()},
+                "splits": {
+                    alias: target.shown() for alias, target in adapter.aliases.items() if isinstance(target, Split)
+                },
+                "pinned": adapter.row.pinned_at is not None,
                 "versions": [
-                    self._version_object(holding, row, servable[row.id], judged.get(row.id))
-                    for row in holding.versions
-                    if row.state != "rejected" and self.is_in(only, judged.get(row.id))
+                    self._version_object(adapter, row, servable[row.id], verdict_status.get(row.id))
+                    for row in adapter.versions
+                    if row.state != "rejected" and self.is_in(only, verdict_status.get(row.id))
                 ],
             }
-            for holding in found
+            for adapter in adapters
         ]
 
-    def is_in(self, wanted: RevalidationState | None, judged: Judged | None) -> bool:
-        """Whether a version with these verdicts is in the wanted state; None wants any."""
-        found = self.freshness.state(judged)
-        return wanted is None or (found is not None and found.state is wanted)
+    def is_in(self, state: RevalidationState | None, verdict_status: VerdictStatus | None) -> bool:
+        """Whether a version with these verdicts is in ``state``; True if that is None."""
+        revalidation = self.freshness.state(verdict_status)
+        return state is None or (revalidation is not None and revalidation.state is state)
 
     def _version_object(
-        self, holding: Holding, row: VersionRow, servable: Servable, judged: Judged | None
+        self, adapter: AdapterWithVersions, row: VersionRow, servable: Servable, verdict_status: VerdictStatus | None
     ) -> dict[str, Any]:
-        revalidation = self.freshness.state(judged)
-        shown = _version_object(holding, row, servable)
-        shown["verdict"] = None if judged is None else verdict_object(holding, row, judged.latest)
+        revalidation = self.freshness.state(verdict_status)
+        shown = _version_object(adapter, row, servable)
+        shown["verdict"] = None if verdict_status is None else verdict_object(adapter, row, verdict_status.latest)
         shown["revalidation"] = None if revalidation is None else revalidation.shown()
         return shown
 
 
-def no_adapter(name: str) -> NotFound:
+def adapter_not_found(name: str) -> NotFound:
     """The answer for an adapter that does not exist, and for one that the key may not see."""
     return NotFound(f"the adapter `{name[:100]}` does not exist", code="adapter_not_found")
 
 
-def _number(aim: Aim) -> int | None:
+def _number(target: AliasTarget) -> int | None:
     """An alias's version; None while it is split."""
-    return aim if isinstance(aim, int) else None
+    return target if isinstance(target, int) else None
 
 
-def found_or_404(parse: Callable[[str], T], text: str, message: str, code: str) -> T:
+def parse_or_404(parse: Callable[[str], T], text: str, message: str, code: str) -> T:
     """What ``parse`` makes of a part of the path; what cannot be a name cannot be found."""
     try:
         return parse(text)
@@ -237,10 +243,10 @@ def found_or_404(parse: Callable[[str], T], text: str, message: str, code: str) 
 
 def parse_alias_path(text: str, name: str) -> str:
     """An alias in a path that must exist."""
-    return found_or_404(parse_alias, text, f"the adapter `{name}` has no alias `{text[:100]}`", "alias_not_found")
+    return parse_or_404(parse_alias, text, f"the adapter `{name}` has no alias `{text[:100]}`", "alias_not_found")
 
 
-def _entry(holding: Holding, servable: dict[int, Servable]) -> AdapterEntry | None:
+def _entry(adapter: AdapterWithVersions, servable: dict[int, Servable]) -> AdapterEntry | None:
     ready = {
         row.number: VersionEntry(
             number=row.number,
@@ -249,30 +255,30 @@ def _entry(holding: Holding, servable: dict[int, Servable]) -> AdapterEntry | No
             servable=servable[row.id],
             created_at=row.created_at,
         )
-        for row in holding.versions
+        for row in adapter.versions
         if row.state == "ready"
     }
     if not ready:
         return None
     return AdapterEntry(
-        name=holding.adapter.name,
-        created_at=holding.adapter.created_at,
+        name=adapter.row.name,
+        created_at=adapter.row.created_at,
         versions=MappingProxyType(ready),
-        aliases=MappingProxyType(dict(holding.aliases)),
-        pinned_at=holding.adapter.pinned_at,
+        aliases=MappingProxyType(dict(adapter.aliases)),
+        pinned_at=adapter.row.pinned_at,
     )
 
 
-def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> dict[str, Any]:
+def _version_object(adapter: AdapterWithVersions, row: VersionRow, servable: Servable) -> dict[str, Any]:
     hidden = too_deep(row.metadata) is not None
     shown: dict[str, Any] = {
         "object": "adapter.version",
-        "adapter": holding.adapter.name,
+        "adapter": adapter.row.name,
         "version": row.number,
         "digest": row.digest,
         "state": row.state,
         "servable": servable.value,
-        "aliases": holding.pointing(row.number),
+        "aliases": adapter.aliases_of(row.number),
         "rank": row.rank,
         "alpha": row.alpha,
         "target_modules": row.target_modules,
@@ -292,28 +298,28 @@ def _version_object(holding: Holding, row: VersionRow, servable: Servable) -> di
 
 def held_back(row: VersionRow) -> dict[str, Any] | None:
     """Why `live` does not move to a version unless it is forced, in the API's form; None: nothing holds it back."""
-    found = measured(row.proof)
-    if found is None or not found.holds_back:
+    perplexity = measured(row.proof)
+    if perplexity is None or not perplexity.holds_back:
         return None
     return {
         "code": PerplexityTooHigh.code,
-        "message": f"the perplexity of plain text under it is {found.ratio:,.0f} times the base's",
-        "ratio": found.ratio,
+        "message": f"the perplexity of plain text under it is {perplexity.ratio:,.0f} times the base's",
+        "ratio": perplexity.ratio,
         "limit": HOLD_BACK_RATIO,
     }
 
 
-def held_back_numbers(holding: Holding) -> frozenset[int]:
+def held_back_numbers(adapter: AdapterWithVersions) -> frozenset[int]:
     """The versions that `live` must not go to by itself."""
-    return frozenset(row.number for row in holding.versions if held_back(row) is not None)
+    return frozenset(row.number for row in adapter.versions if held_back(row) is not None)
 
 
-def verdict_object(holding: Holding, row: VersionRow, verdict: VerdictRow) -> dict[str, Any]:
+def verdict_object(adapter: AdapterWithVersions, row: VersionRow, verdict: VerdictRow) -> dict[str, Any]:
     """A verdict in the API's form, without the body of its evaluation."""
     return {
         "object": "adapter.verdict",
         "id": verdict.id,
-        "adapter": holding.adapter.name,
+        "adapter": adapter.row.name,
         "version": row.number,
         "verdict": verdict.verdict,
         "sentence": verdict.sentence,
@@ -329,12 +335,15 @@ def verdict_object(holding: Holding, row: VersionRow, verdict: VerdictRow) -> di
     }
 
 
-def find_same(
-    holding: Holding | None, digest: str, settings: dict[str, Any], fits: Callable[[VersionRow], bool]
+def find_equal_version(
+    adapter: AdapterWithVersions | None,
+    digest: str,
+    settings: dict[str, Any],
+    is_same_base: Callable[[VersionRow], bool],
 ) -> VersionRow | None:
     """The version that an upload of this digest with these settings on this base would be again; the best one."""
-    if holding is None:
+    if adapter is None:
         return None
-    same = [row for row in holding.versions if row.digest == digest and row.settings == settings and fits(row)]
+    same = [row for row in adapter.versions if row.digest == digest and row.settings == settings and is_same_base(row)]
     order = ("ready", "proving", "rejected")
     return min(same, key=lambda row: (order.index(row.state), row.number), default=None)

@@ -20,10 +20,10 @@ from adapters.validation import shown
 from service.access.caller import Caller
 from service.errors import BadRequest, Forbidden, TooLarge, UnknownField
 from service.grounding.filters import check_filters
-from service.http.body import parse, refusal
-from service.http.multipart import FRAMING_BYTES, MultipartForm, boundary, feed_body
+from service.http.body import parse, validation_error
+from service.http.multipart import FRAMING_BYTES, MultipartForm, feed_body, parse_boundary
 from service.registry.catalog import VersionSettings
-from service.registry.records import Draft
+from service.registry.records import VersionDraft
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -38,7 +38,7 @@ BOUNDS: Final[Mapping[str, int]] = {
 """Most bytes of each part but ``weights``, whose bound is a setting."""
 
 PARTS: Final = (*BOUNDS, "weights")
-WANTED: Final = "an adapter is uploaded as multipart/form-data (with a boundary), with the files `config` and `weights`"
+WANTED: Final = "upload an adapter as multipart/form-data (with a boundary), with the files `config` and `weights`"
 
 SNIFFED_BYTES: Final = 16
 UNSAFE_SUFFIXES: Final = frozenset(
@@ -81,9 +81,9 @@ class Upload:
     settings: VersionSettings
     alias: str | None
 
-    def draft(self, inspection: Inspection, digest: str, base: Fingerprint) -> Draft:
+    def draft(self, inspection: Inspection, digest: str, base: Fingerprint) -> VersionDraft:
         """The version that comes of it, which is not proven yet."""
-        return Draft(
+        return VersionDraft(
             digest=digest,
             settings=self.settings.stored(),
             metadata=self.metadata,
@@ -100,12 +100,12 @@ class Upload:
         )
 
 
-def demand_name(caller: Caller, name: str) -> None:
+def require_name_allowed(caller: Caller, name: str) -> None:
     """Raise Forbidden where the key's globs do not match the name, of an adapter that may or may not exist."""
     if not caller.may_use(name):
         globs = ", ".join(f"`{glob}`" for glob in caller.adapters or ()) or "none"
         raise Forbidden(
-            f"the API key may push adapters whose names match {globs}; found `{name[:100]}`",
+            f"the API key may only push adapters whose names match {globs}; got `{name[:100]}`",
             param="name",
             code="adapter_not_allowed",
         )
@@ -135,9 +135,9 @@ async def receive(
         BadRequest: Not well formed, or a part (`param`) is missing, repeated, unknown or not what it should be.
         PickleRefused: The weights are a pickle or an archive.
     """
-    form = _Form(boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
-    most = max_weights + sum(BOUNDS.values()) + FRAMING_BYTES
-    await feed_body(headers, body, form.feed, most=most)
+    form = _Form(parse_boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
+    max_bytes = max_weights + sum(BOUNDS.values()) + FRAMING_BYTES
+    await feed_body(headers, body, form.feed, max_bytes=max_bytes)
     return form.upload()
 
 
@@ -162,7 +162,7 @@ class _Form(MultipartForm):
 
     def upload(self) -> Upload:
         """The parts, checked, once the whole body is fed."""
-        self.demand_end()
+        self.require_complete()
         for part in ("name", "config", "weights"):
             if part not in self._parts:
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")
@@ -182,21 +182,21 @@ class _Form(MultipartForm):
         try:
             return self._parts[part].decode()
         except UnicodeDecodeError:
-            raise BadRequest(f"`{part}` is not UTF-8", param=part) from None
+            raise BadRequest(f"`{part}` must be UTF-8", param=part) from None
 
     def _object(self, part: str) -> dict[str, Any]:
         if not self._parts.get(part):
             return {}
         value = parse(self._parts[part], part)
         if not isinstance(value, dict):
-            raise BadRequest(f"`{part}` is {shown(value)}, a JSON object is expected", param=part)
+            raise BadRequest(f"`{part}` must be a JSON object; got {shown(value)}", param=part)
         return value
 
     def begin_part(self, part: str, filename: str | None) -> None:
         if part not in PARTS:
-            raise UnknownField(f"the part `{part[:100]}` is not known; known are {', '.join(PARTS)}", param=part[:100])
+            raise UnknownField(f"unknown part `{part[:100]}`; allowed are {', '.join(PARTS)}", param=part[:100])
         if part in self._parts:
-            raise BadRequest(f"the part `{part}` comes twice", param=part, code="repeated_parameter")
+            raise BadRequest(f"the part `{part}` was sent twice; send it once", param=part, code="repeated_parameter")
         suffix = PurePosixPath((filename or "").lower()).suffix
         if part == "weights" and suffix in UNSAFE_SUFFIXES:
             raise PickleRefused(
@@ -213,13 +213,15 @@ class _Form(MultipartForm):
             return
         kept, bound = self._parts[self._part], BOUNDS[self._part]
         if len(kept) + len(data) > bound:
-            raise TooLarge(f"`{self._part}` has more than {bound} bytes", param=self._part)
+            raise TooLarge(f"`{self._part}` must have at most {bound} bytes", param=self._part)
         kept += data
 
     def _take_weights(self, data: bytes) -> None:
         self._weights += len(data)
         if self._weights > self._max_weights:
-            raise TooLarge(f"`weights` has more than {self._max_weights} bytes", param="weights")
+            raise TooLarge(
+                f"`weights` must have at most {self._max_weights} bytes (HATRACK_MAX_ADAPTER_MIB)", param="weights"
+            )
         if len(self._head) >= SNIFFED_BYTES:
             self._write(data)
             return
@@ -260,7 +262,7 @@ def parse_settings(value: dict[str, Any]) -> VersionSettings:
     try:
         settings = VersionSettings.model_validate(value)
     except ValidationError as error:
-        raise refusal(error, value, "settings") from None
+        raise validation_error(error, value, "settings") from None
     for field, given in settings.sampling.items():
         _check_sampling(field, given)
     if settings.grounding is not None and settings.grounding.filters is not None:
@@ -273,17 +275,21 @@ def _check_sampling(field: str, value: object) -> None:
     if field == "stop":
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) and 0 < len(text) <= 256 for text in texts):
-            raise BadRequest(f"`{param}` is a string or a list of strings of at most 256 characters", param=param)
+            raise BadRequest(
+                f"`{param}` must be a string, or an array of strings, of 1 to 256 characters each", param=param
+            )
         if len(texts) > 16:
-            raise BadRequest(f"`{param}` has {len(texts)} strings, at most 16 are allowed", param=param)
+            raise BadRequest(f"`{param}` must have at most 16 strings; got {len(texts)}", param=param)
         return
     if field not in SAMPLING:
-        raise UnknownField(f"`{param}` cannot be set; allowed are {', '.join(SAMPLING)} and stop", param=param)
-    kind, least, most = SAMPLING[field]
-    fits = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    if not fits or not isinstance(value, int | float) or not least <= value <= most:
+        raise UnknownField(
+            f"unknown sampling default `{param}`; allowed are {', '.join(SAMPLING)} and stop", param=param
+        )
+    kind, low, high = SAMPLING[field]
+    is_number = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    if not is_number or not isinstance(value, int | float) or not low <= value <= high:
         raise BadRequest(
-            f"`{param}` is {str(value)[:100]}, {'a number' if kind is float else 'a whole number'} "
-            f"from {least:g} to {most:g} is allowed",
+            f"`{param}` must be {'a number' if kind is float else 'an integer'} from {low:g} to {high:g}; "
+            f"got {str(value)[:100]}",
             param=param,
         )

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
-from service.registry import moves
+from service.registry import alias_records
 from service.registry.split import versions_of
 from service.registry.tables import adapters, aliases, verdicts, versions
 
@@ -19,7 +19,7 @@ FAIL: Final = "fail"
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class VerdictDraft:
     """A verdict before it is written down.
 
     Attributes:
@@ -64,7 +64,7 @@ class VerdictRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class VerdictStatus:
     """A version's latest verdict, whether its latest revalidation failed it, and whether it is unconfirmed (see
     ``_unconfirmed``)."""
 
@@ -74,7 +74,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedVersion:
+class VersionVerdict:
     """A ready version, the base and the time (Unix seconds) of its latest verdict, whether its latest revalidation
     failed it, and whether it is unconfirmed."""
 
@@ -88,7 +88,7 @@ class JudgedVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class VerdictCount:
     """How many ready versions of all projects were judged on one base, on one side of an age, with one result."""
 
     base: dict[str, Any]
@@ -99,7 +99,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveFailure:
+class FailedLiveVersion:
     """A version that ``live`` may answer with and that its latest revalidation failed; times are Unix seconds."""
 
     project: str
@@ -113,11 +113,11 @@ class LiveFailure:
 _SHOWN = [verdicts.c[name] for name in VerdictRow.__dataclass_fields__]
 
 
-def add(db: sa.Connection, version_id: int, draft: Draft) -> VerdictRow:
+def add(db: sa.Connection, version_id: int, draft: VerdictDraft) -> VerdictRow:
     """Write a verdict on a version down: it is its latest."""
-    values = {name: getattr(draft, name) for name in Draft.__dataclass_fields__} | {"files": dict(draft.files)}
+    values = {name: getattr(draft, name) for name in VerdictDraft.__dataclass_fields__} | {"files": dict(draft.files)}
     row = db.execute(
-        verdicts.insert().values(version_id=version_id, created_at=moves.now(), **values).returning(*_SHOWN)
+        verdicts.insert().values(version_id=version_id, created_at=alias_records.now(), **values).returning(*_SHOWN)
     ).one()
     return _verdict(row)
 
@@ -140,11 +140,11 @@ def page(db: sa.Connection, version_id: int, after: str | None, limit: int) -> l
 
 def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str, Any] | None]:
     """The bodies that ask for the same evaluations again, by the verdicts' ``seq``."""
-    found = db.execute(sa.select(verdicts.c.seq, verdicts.c.evaluation).where(verdicts.c.seq.in_(seqs)))
-    return {row.seq: row.evaluation for row in found}
+    rows = db.execute(sa.select(verdicts.c.seq, verdicts.c.evaluation).where(verdicts.c.seq.in_(seqs)))
+    return {row.seq: row.evaluation for row in rows}
 
 
-def judged(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, Judged]:
+def verdict_status(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, VerdictStatus]:
     """What is known of these adapters' versions, by the version's row id; versions without a verdict are left out."""
     mine = sa.select(versions.c.id).where(versions.c.adapter_id.in_(adapter_ids)).scalar_subquery()
     flags = _failed().label("failed"), _unconfirmed().label("unconfirmed")
@@ -152,7 +152,7 @@ def judged(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, Judged]
     return {row.version_id: _judged(row) for row in db.execute(chosen)}
 
 
-def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
+def ready(db: sa.Connection, project: str | None = None) -> list[VersionVerdict]:
     """The ready versions that were judged, of one project or of all: first those that ``live`` may answer with, of
     these and of the others the oldest verdict first."""
     chosen = (
@@ -176,10 +176,10 @@ def ready(db: sa.Connection, project: str | None = None) -> list[JudgedVersion]:
     )
     if project is not None:
         chosen = chosen.where(adapters.c.project == project)
-    found = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
+    rows = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
     return [
-        JudgedVersion(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed), bool(r.unconfirmed))
-        for r in found
+        VersionVerdict(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed), bool(r.unconfirmed))
+        for r in rows
     ]
 
 
@@ -194,7 +194,7 @@ def last_evaluation(db: sa.Connection, version_id: int) -> dict[str, Any] | None
     return evaluation
 
 
-def tallies(db: sa.Connection, old_before: int) -> list[Tally]:
+def tallies(db: sa.Connection, old_before: int) -> list[VerdictCount]:
     """The judged ready versions of all projects, counted by base, age and result: a handful of rows.
 
     Args:
@@ -209,12 +209,12 @@ def tallies(db: sa.Connection, old_before: int) -> list[Tally]:
         .group_by(verdicts.c.base, old, *flags)
     )
     return [
-        Tally(row.base, bool(row.old), bool(row.failed), bool(row.unconfirmed), int(row.versions))
+        VerdictCount(row.base, bool(row.old), bool(row.failed), bool(row.unconfirmed), int(row.versions))
         for row in db.execute(chosen)
     ]
 
 
-def live_failures(db: sa.Connection) -> list[LiveFailure]:
+def live_failures(db: sa.Connection) -> list[FailedLiveVersion]:
     """The versions of all projects that ``live`` may answer with and that their latest revalidation failed."""
     chosen = (
         sa.select(
@@ -235,17 +235,17 @@ def live_failures(db: sa.Connection) -> list[LiveFailure]:
         .where(versions.c.state == "ready")
         .order_by(adapters.c.id, versions.c.number)
     )
-    found = []
+    failures = []
     for row in db.execute(chosen):
         if row.failed and _may_answer(row):
-            found.append(LiveFailure(row.project, row.name, row.number, row.created_at, row.updated_at))
-    return found
+            failures.append(FailedLiveVersion(row.project, row.name, row.number, row.created_at, row.updated_at))
+    return failures
 
 
 def _may_answer(row: Any) -> bool:
     """Whether the alias in a row points, alone or as a part of a split, at the version in it."""
-    aim = moves.aim_of(row)
-    return aim is not None and row.number in versions_of(aim)
+    target = alias_records.target_of(row)
+    return target is not None and row.number in versions_of(target)
 
 
 def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:
@@ -255,10 +255,10 @@ def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:
 
 def _is_latest(kind: str | None = None) -> sa.ColumnElement[bool]:
     """Of the latest verdict on its version; of that kind, where one is given."""
-    other = verdicts.alias("others")
-    newest = sa.select(sa.func.max(other.c.seq)).where(other.c.version_id == verdicts.c.version_id)
+    same_version = verdicts.alias("others")
+    newest = sa.select(sa.func.max(same_version.c.seq)).where(same_version.c.version_id == verdicts.c.version_id)
     if kind is not None:
-        newest = newest.where(other.c.kind == kind)
+        newest = newest.where(same_version.c.kind == kind)
     return verdicts.c.seq == newest.correlate(verdicts).scalar_subquery()
 
 
@@ -336,9 +336,9 @@ def _revalidations(name: str) -> sa.Subquery:
     return chosen.where(verdicts.c.kind == REVALIDATION).correlate(None).subquery(name)
 
 
-def _judged(row: sa.Row[*tuple[Any, ...]]) -> Judged:
+def _judged(row: sa.Row[*tuple[Any, ...]]) -> VerdictStatus:
     values = {name: row._mapping[name] for name in VerdictRow.__dataclass_fields__}
-    return Judged(VerdictRow(**values), bool(row._mapping["failed"]), bool(row._mapping["unconfirmed"]))
+    return VerdictStatus(VerdictRow(**values), bool(row._mapping["failed"]), bool(row._mapping["unconfirmed"]))
 
 
 def _verdict(row: sa.Row[*tuple[Any, ...]]) -> VerdictRow:

@@ -1,4 +1,4 @@
-"""Verdicts on versions: what an evaluation found, written down beside the engine that it was found on."""
+"""Records evaluation verdicts on versions, with the fingerprint of the engine they were reached on."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from service.registry.catalog import Snapshot
 from service.registry.revalidation import Revalidation, RevalidationState
 from service.registry.schemas import MAX_EVALUATION_BYTES, VerdictRequest
 from service.registry.state import RegistryState, verdict_object
-from service.registry.verdict_records import PASSED, REVALIDATION, Draft, JudgedVersion, VerdictRow
+from service.registry.verdict_records import PASSED, REVALIDATION, VerdictDraft, VerdictRow, VersionVerdict
 
 MAX_BODY_BYTES: Final = 2 * MAX_EVALUATION_BYTES
 MAX_VERDICTS: Final = 1000
-"""On one version."""
+"""Maximum number of verdicts on one version."""
 RECOUNT_S: Final = 60.0
-"""Versions come of age without anybody changing them: they are counted again after so long, s."""
+"""Verdicts become old without any change, so the summary is recomputed after this long, s."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A version that should be judged again, and what has changed since it was.
+class RevalidationCandidate:
+    """A version that should be revalidated, and what has changed since its last verdict.
 
-    ``fits``: it was judged on the base that is served now; on another one it cannot serve, nor be judged.
+    ``is_same_base``: it was judged on the base that is served now; otherwise it can neither serve nor be judged.
     """
 
     project: str
     name: str
     number: int
     reasons: tuple[str, ...]
-    fits: bool = True
+    is_same_base: bool = True
 
     @property
     def version(self) -> str:
@@ -50,16 +50,16 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How many versions of all projects are in each state (those that were never judged are in none), and how many
-    failed ones `live` may answer with."""
+class VerdictSummary:
+    """Number of versions of all projects in each state (never judged ones are left out), and of failed versions that
+    `live` points to."""
 
     states: Mapping[RevalidationState, int]
     live_failed: int
 
 
 class Verdicts:
-    """Writes verdicts down and gives them out.
+    """Records verdicts and answers queries about them.
 
     Args:
         state: What the registry's parts share.
@@ -69,15 +69,15 @@ class Verdicts:
     def __init__(self, state: RegistryState, on_failed: Callable[[], None]) -> None:
         self._state = state
         self._on_failed = on_failed
-        self._told = 0
-        self._standing: tuple[tuple[Snapshot, int], float, Standing] | None = None
+        self._writes = 0
+        self._summary: tuple[tuple[Snapshot, int], float, VerdictSummary] | None = None
 
     async def record(
         self, caller: Caller, name: str, number: str, body: VerdictRequest, *, actor: Actor
     ) -> dict[str, Any]:
-        """Write a verdict on a version down, with the fingerprint of the engine as it is now; in the API's form.
+        """Record a verdict on a version with the engine's current fingerprint; returns it in the API's form.
 
-        A job that tells its verdict a second time, because a crash kept the answer from it, gets the first one.
+        Idempotent for jobs: a job that repeats its verdict after a crash gets the recorded one.
 
         Raises:
             Forbidden: The caller is neither a job nor an admin.
@@ -85,9 +85,12 @@ class Verdicts:
             Conflict: The version is not ready, or has ``MAX_VERDICTS`` already.
         """
         if not caller.background and not caller.may(Scope.ADMIN):
-            raise Forbidden("verdicts are written down by jobs and by admins alone", code="job_key_needed")
+            raise Forbidden(
+                "only jobs and admins may record verdicts; use a job's key or a key with the scope `admin`",
+                code="job_key_needed",
+            )
         named = body.files.named()
-        draft = Draft(
+        draft = VerdictDraft(
             id=f"verdict-{secrets.token_hex(12)}",
             **body.model_dump(exclude={"files"}),
             files=named,
@@ -95,17 +98,23 @@ class Verdicts:
             key_id=caller.key_id,
         )
         async with self._state.lock(caller.project, name):
-            holding, row = await self._state.version(caller.project, name, number)
-            target = f"{holding.adapter.name}@{row.number}"
+            adapter, row = await self._state.version(caller.project, name, number)
+            target = f"{adapter.row.name}@{row.number}"
             if row.state != "ready":
-                raise Conflict(f"the version `{target}` is {row.state}, not ready", code="version_not_ready")
+                raise Conflict(
+                    f"the version `{target}` is `{row.state}`; only `ready` versions can have verdicts",
+                    code="version_not_ready",
+                )
 
             def work(db: sa.Connection) -> VerdictRow:
-                told = verdict_records.page(db, row.id, None, 1) if caller.background else None
-                if told and _is_told_again(told[0], draft):
-                    return told[0]
+                latest = verdict_records.page(db, row.id, None, 1) if caller.background else None
+                if latest and _is_repeated(latest[0], draft):
+                    return latest[0]
                 if verdict_records.count(db, row.id) >= MAX_VERDICTS:
-                    raise Conflict(f"the version `{target}` has {MAX_VERDICTS} verdicts", code="too_many_verdicts")
+                    raise Conflict(
+                        f"the version `{target}` already has {MAX_VERDICTS} verdicts, the maximum",
+                        code="too_many_verdicts",
+                    )
                 fields = {f"files.{param}": file_id for param, file_id in named.items()}
                 missing = hold_for_verdict(db, caller, target, fields)
                 if missing is not None:
@@ -118,98 +127,104 @@ class Verdicts:
                 return added
 
             added = await self._state.database.run(work)
-        self._told += 1
+        self._writes += 1
         if added.kind == REVALIDATION and added.verdict != PASSED:
             self._on_failed()
-        return {**verdict_object(holding, row, added), "evaluation": draft.evaluation}
+        return {**verdict_object(adapter, row, added), "evaluation": draft.evaluation}
 
     async def history(self, project: str, name: str, number: str, after: str | None, limit: int) -> dict[str, Any]:
         """A page of a version's verdicts, newest first.
 
         Raises:
             NotFound: There is no such version.
-            BadRequest: ``after`` names none of its verdicts.
+            BadRequest: ``after`` is not the id of one of its verdicts.
         """
-        holding, row = await self._state.version(project, name, number)
+        adapter, row = await self._state.version(project, name, number)
 
         def work(db: sa.Connection) -> tuple[list[VerdictRow], dict[int, dict[str, Any] | None]]:
-            found = verdict_records.page(db, row.id, after, limit + 1)
-            if found is None:
-                raise BadRequest("`after` names no verdict on this version", param="after")
-            return found, verdict_records.evaluations(db, [verdict.seq for verdict in found[:limit]])
+            rows = verdict_records.page(db, row.id, after, limit + 1)
+            if rows is None:
+                raise BadRequest("`after` must be the id of a verdict on this version", param="after")
+            return rows, verdict_records.evaluations(db, [verdict.seq for verdict in rows[:limit]])
 
-        found, bodies = await self._state.database.run(work)
+        rows, bodies = await self._state.database.run(work)
         data = [
-            {**verdict_object(holding, row, verdict), "evaluation": bodies[verdict.seq]} for verdict in found[:limit]
+            {**verdict_object(adapter, row, verdict), "evaluation": bodies[verdict.seq]} for verdict in rows[:limit]
         ]
         return {
             "object": "list",
             "data": data,
             "first_id": data[0]["id"] if data else None,
             "last_id": data[-1]["id"] if data else None,
-            "has_more": len(found) > limit,
+            "has_more": len(rows) > limit,
         }
 
-    async def standing(self) -> Standing:
-        """How many versions of all projects are in each state; counted anew after each change, and with the time."""
-        known, now = self._standing, time.monotonic()
-        snapshot, told = self._state.catalog.snapshot, self._told
-        if known is not None and known[0][0] is snapshot and known[0][1] == told and now - known[1] < RECOUNT_S:
-            return known[2]
+    async def standing(self) -> VerdictSummary:
+        """The summary over all projects; cached until something changes, at most RECOUNT_S."""
+        cached, now = self._summary, time.monotonic()
+        snapshot, writes = self._state.catalog.snapshot, self._writes
+        if cached is not None and cached[0][0] is snapshot and cached[0][1] == writes and now - cached[1] < RECOUNT_S:
+            return cached[2]
         freshness = self._state.freshness
         old_before = freshness.old_before()
 
-        def work(db: sa.Connection) -> tuple[list[verdict_records.Tally], int]:
+        def work(db: sa.Connection) -> tuple[list[verdict_records.VerdictCount], int]:
             return verdict_records.tallies(db, old_before), len(verdict_records.live_failures(db))
 
         tallies, live_failed = await self._state.database.run(work)
-        found = Standing(MappingProxyType(freshness.count(tallies)), live_failed)
-        self._standing = ((snapshot, told), now, found)
-        return found
+        summary = VerdictSummary(MappingProxyType(freshness.count(tallies)), live_failed)
+        self._summary = ((snapshot, writes), now, summary)
+        return summary
 
-    def names(self, db: sa.Connection, project: str, wanted: RevalidationState) -> set[str]:
-        """The project's adapters that have a ready version in that state."""
-        return {one.name for one in verdict_records.ready(db, project) if self._worth(one).state is wanted}
+    def names(self, db: sa.Connection, project: str, state: RevalidationState) -> set[str]:
+        """The project's adapters that have a ready version in ``state``."""
+        return {row.name for row in verdict_records.ready(db, project) if self._revalidation(row).state is state}
 
-    def _worth(self, one: JudgedVersion) -> Revalidation:
-        return self._state.freshness.worth(one.base, one.created_at, failed=one.failed, unconfirmed=one.unconfirmed)
+    def _revalidation(self, row: VersionVerdict) -> Revalidation:
+        freshness = self._state.freshness
+        return freshness.revalidation_of(row.base, row.created_at, failed=row.failed, unconfirmed=row.unconfirmed)
 
-    # judging again
+    # revalidation
 
-    async def wanted(self, project: str | None, *, every: bool = False) -> list[Wanted]:
-        """The ready versions of a project (None: of all) that should be judged again: what `live` may answer with
-        first, then the oldest verdict first.
+    async def revalidation_candidates(self, project: str | None, *, every: bool = False) -> list[RevalidationCandidate]:
+        """The ready versions of a project (None: of all) that should be revalidated: those that `live` points to
+        first, then by the age of their verdict, oldest first.
 
         Args:
-            every: All that were ever judged, also those of which nothing has changed.
+            every: Include every version with a verdict, even if nothing has changed.
         """
-        judged = await self._state.database.run(lambda db: verdict_records.ready(db, project))
-        found = [(one, self._worth(one)) for one in judged]
+        rows = await self._state.database.run(lambda db: verdict_records.ready(db, project))
+        judged = [(row, self._revalidation(row)) for row in rows]
         return [
-            Wanted(one.project, one.name, one.number, worth.reasons, self._state.freshness.fits(one.base))
-            for one, worth in found
-            if every or worth.wanted
+            RevalidationCandidate(
+                row.project, row.name, row.number, revalidation.reasons, self._state.freshness.is_same_base(row.base)
+            )
+            for row, revalidation in judged
+            if every or revalidation.is_useful
         ]
 
     async def evaluation(self, project: str, name: str, number: int | str) -> tuple[int, dict[str, Any]]:
-        """A version's number, and the body that asks for its latest evaluation again.
+        """A version's number, and the request body that repeats its latest evaluation.
 
         Raises:
             NotFound: There is no such version.
-            Conflict: It cannot serve now, was never judged, or nobody said how to judge it again.
+            Conflict: The version cannot serve now, has no verdict, or has none with an evaluation to repeat.
         """
-        holding, row = await self._state.version(project, name, number)
-        await self._state.demand_servable(name, row)
+        adapter, row = await self._state.version(project, name, number)
+        await self._state.require_servable(name, row)
         version = f"{name}@{row.number}"
-        if row.id not in await self._state.judged([holding]):
-            raise Conflict(f"the version `{version}` was never judged: evaluate it first", code="never_judged")
+        if row.id not in await self._state.verdict_status([adapter]):
+            raise Conflict(f"the version `{version}` has no verdict yet; evaluate it first", code="never_judged")
         body = await self._state.database.run(lambda db: verdict_records.last_evaluation(db, row.id))
         if body is None:
-            raise Conflict(f"no verdict on `{version}` says how to come to it again", code="nothing_to_repeat")
+            raise Conflict(
+                f"no verdict on `{version}` has an evaluation that can be repeated; evaluate the version",
+                code="nothing_to_repeat",
+            )
         return row.number, body
 
 
-def _is_told_again(latest: VerdictRow, draft: Draft) -> bool:
-    """Whether the verdict is the latest one once more: each job has a key of its own, and judges once."""
+def _is_repeated(latest: VerdictRow, draft: VerdictDraft) -> bool:
+    """Whether the verdict repeats the latest one: each job has its own key and judges once."""
     same = ("kind", "verdict", "sentence", "metric", "examples", "evaluation_id", "files", "base", "key_id", "rule")
     return all(getattr(latest, name) == getattr(draft, name) for name in same)

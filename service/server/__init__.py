@@ -1,1 +1,1 @@
-"""The HTTP server: uvicorn, with bounds on what a client may send before it is authenticated, and how slowly."""
+"""The HTTP server: uvicorn, with limits on what an unauthenticated client may send, and how slowly."""

@@ -1,4 +1,4 @@
-"""All open connections: how many there may be, of whom, and for how long each may wait."""
+"""Limits on open connections: in total, per client, and how long each may be idle."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from service.server.limits import ServerLimits
 if TYPE_CHECKING:
     from service.server.protocol import BoundedProtocol
 
-MAX_TURNED_AWAY: Final = 64
-"""Connections beyond the limits that are kept for a moment, so that their client can read why."""
+MAX_REJECTED: Final = 64
+"""Maximum number of rejected connections kept open briefly, so that their clients can read the error."""
 RETRY_S: Final = 2
 
 
 class Connections:
-    """Counts connections, in all and by client, makes room among those that wait, and ends those that wait too long.
+    """Counts connections in total and per client, closes idle ones to make room, and closes those that time out.
 
-    All of it happens on one event loop. Time is looked at by one timer for all connections, every second or, with short
-    timeouts, four times within the shortest: a timeout may come that much late.
+    Runs on one event loop. One timer checks all connections, every second or, with short timeouts, four times within
+    the shortest, so a timeout may be late by that much.
     """
 
     def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self._open: dict[BoundedProtocol, str | None] = {}
-        self._turned_away: set[BoundedProtocol] = set()
-        self._waiting: dict[BoundedProtocol, None] = {}
+        self._rejected: set[BoundedProtocol] = set()
+        self._idle: dict[BoundedProtocol, None] = {}
         self._of_peer: Counter[str] = Counter()
         self._period_s = min(1.0, min(limits.header_timeout_s, limits.body_timeout_s, limits.keep_alive_s) / 4)
         self._timer: asyncio.TimerHandle | None = None
@@ -38,17 +38,17 @@ class Connections:
         return len(self._open)
 
     def admit(self, connection: BoundedProtocol, address: str | None) -> HatrackError | None:
-        """Take a new connection in, or say why not.
+        """Accept a new connection, or return the error to reject it with.
 
         Args:
-            connection: The connection; it counts as waiting for a request.
-            address: The client's IP address; None (a Unix socket) has no limit of its own.
+            connection: The connection; it counts as idle.
+            address: The client's IP address; None (a Unix socket): no limit per client.
         """
         peer = self._peer(address)
         if peer is not None and self._of_peer[peer] >= self.limits.max_peer_connections:
             return RateLimited(
-                f"This address has {self.limits.max_peer_connections} connections open, and no more are allowed "
-                "(HATRACK_MAX_PEER_CONNECTIONS); reuse connections, or close some.",
+                f"This client address has {self.limits.max_peer_connections} open connections, the maximum "
+                "(HATRACK_MAX_PEER_CONNECTIONS); reuse connections or close some.",
                 code="too_many_connections",
                 headers={"retry-after": str(RETRY_S)},
             )
@@ -59,33 +59,33 @@ class Connections:
                 code="overloaded",
             )
         self._open[connection] = peer
-        self._waiting[connection] = None
+        self._idle[connection] = None
         if peer is not None:
             self._of_peer[peer] += 1
         self._watch()
         return None
 
-    def turn_away(self, connection: BoundedProtocol) -> bool:
-        """Whether a connection that was not taken in may stay for a moment, until its client has read the answer."""
-        if len(self._turned_away) >= MAX_TURNED_AWAY:
+    def keep_rejected(self, connection: BoundedProtocol) -> bool:
+        """Whether a rejected connection may stay open briefly, until its client has read the answer."""
+        if len(self._rejected) >= MAX_REJECTED:
             return False
-        self._turned_away.add(connection)
+        self._rejected.add(connection)
         self._watch()
         return True
 
-    def working(self, connection: BoundedProtocol) -> None:
-        """A request has begun on it: it is not closed to make room."""
-        self._waiting.pop(connection, None)
+    def mark_active(self, connection: BoundedProtocol) -> None:
+        """A request has begun: the connection is not closed to make room."""
+        self._idle.pop(connection, None)
 
-    def waiting(self, connection: BoundedProtocol) -> None:
-        """It waits for its next request."""
+    def mark_idle(self, connection: BoundedProtocol) -> None:
+        """The connection waits for its next request."""
         if connection in self._open:
-            self._waiting[connection] = None
+            self._idle[connection] = None
 
     def forget(self, connection: BoundedProtocol) -> None:
-        """It is closed. May be called twice."""
-        self._turned_away.discard(connection)
-        self._waiting.pop(connection, None)
+        """Remove a closed connection. May be called twice."""
+        self._rejected.discard(connection)
+        self._idle.pop(connection, None)
         peer = self._open.pop(connection, None)
         if peer is not None:
             self._of_peer[peer] -= 1
@@ -93,16 +93,16 @@ class Connections:
                 del self._of_peer[peer]
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest for a request; False where none waits."""
-        longest = next(iter(self._waiting), None)
-        if longest is None:
+        """Close the connection that has been idle longest; False if none is idle."""
+        oldest = next(iter(self._idle), None)
+        if oldest is None:
             return False
-        self.forget(longest)
-        longest.drop()
+        self.forget(oldest)
+        oldest.drop()
         return True
 
     def _peer(self, address: str | None) -> str | None:
-        """Under what name the connections of an address are counted; None: they are not."""
+        """The key under which an address's connections are counted; None: they are not."""
         ip = None if address is None else client_ip(address)
         if ip is None or any(ip in network for network in self.limits.trusted_proxies):
             return None
@@ -115,7 +115,7 @@ class Connections:
     def _check(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for connection in (*self._open, *self._turned_away):
+        for connection in (*self._open, *self._rejected):
             connection.check(now)
-        if self._open or self._turned_away:
+        if self._open or self._rejected:
             self._watch()

@@ -1,6 +1,6 @@
-"""What the head of a request must be, beyond what the parser checks: nothing in it may be read in two ways.
+"""Checks of a request's head beyond the parser's, against request smuggling: nothing in it may be ambiguous.
 
-llhttp, the parser, refuses by itself: line folding, a bare LF or CR, control characters, a space before the colon, a
+llhttp, the parser, already rejects: line folding, a bare LF or CR, control characters, a space before the colon, a
 repeated or malformed Content-Length, and Content-Length beside Transfer-Encoding.
 """
 
@@ -15,15 +15,15 @@ REPEATABLE: Final = frozenset(
     b"cookie forwarded if-match if-none-match keep-alive link openai-beta pragma prefer te trailer tracestate upgrade "
     b"via warning x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto".split()
 )
-"""Headers whose values add up to one list, so that a second line of one changes no meaning. None of them decides who
-a caller is or what it asks for."""
+"""Headers whose values form a list, so that repeating them is harmless. None of them affects authentication or the
+request itself."""
 
 
 def check_head(version: str, headers: list[tuple[bytes, bytes]]) -> set[bytes]:
-    """The names of the headers, which are in lower case; refuses a head that two readers may understand differently.
+    """Reject an ambiguous head; returns the names of the headers, which must be in lower case.
 
     Raises:
-        BadRequest: ``repeated_header``: a header that has one value comes more than once. ``invalid_http``: an
+        BadRequest: ``repeated_header``: a single-valued header is repeated. ``invalid_http``: an
             unknown version, no Host, or a Transfer-Encoding other than `chunked` alone.
     """
     names = {name for name, _ in headers}

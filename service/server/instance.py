@@ -1,4 +1,4 @@
-"""One gateway a home: a lock that dies with its holder, and the way to find and end the holder."""
+"""One gateway per home: a lock that is released with its process, and functions to find and stop that process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from service.errors import SettingsError
 
 LOCK = "gateway.lock"
 STOP_TIMEOUT_S = 90.0
-"""More than a gateway takes at most that stops as it should: 20 s for its callers, then for the engine, the trainer
-and the embedder, one after another."""
+"""Longer than a graceful stop takes: 20 s for requests in progress, then the engine, the trainer and the embedder."""
 KILL_TIMEOUT_S = 10.0
 
 
 class InstanceLock:
-    """Held by the gateway as long as it lives; the file holds its process id.
+    """Held by the gateway as long as it runs; the file contains its process id.
 
     Raises:
         SettingsError: Another gateway holds the home.
@@ -36,19 +35,19 @@ class InstanceLock:
             holder = os.pread(self._descriptor, 32, 0).decode().strip()
             os.close(self._descriptor)
             raise SettingsError(
-                f"another gateway (process {holder or 'unknown'}) already uses {home}; "
+                f"another gateway (process {holder or 'unknown'}) is already running with HATRACK_HOME={home}; "
                 "stop it with `hatrack down`, or set HATRACK_HOME to another directory"
             ) from None
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the home back."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
 def holder(home: Path) -> int | None:
-    """The process id of the gateway that holds the home, or None."""
+    """The process id of the gateway that uses the home; None if there is none."""
     path = home / LOCK
     if not path.exists():
         return None
@@ -62,9 +61,9 @@ def holder(home: Path) -> int | None:
 
 
 def end_gateway(home: Path) -> int | None:
-    """End the gateway that holds the home, and wait until it has ended: SIGTERM, then SIGKILL after a time.
+    """Stop the gateway that uses the home and wait for its exit: SIGTERM, then SIGKILL after STOP_TIMEOUT_S.
 
-    Returns its process id, if any.
+    Returns its process id, or None if there is none.
     """
     pid = holder(home)
     if pid is None:

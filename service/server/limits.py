@@ -1,4 +1,4 @@
-"""The server's bounds in bytes and seconds, and how many connections the process has file descriptors for."""
+"""The server's limits in bytes and seconds, and the number of connections that file descriptors allow."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Final
 from service.config import Settings
 
 OTHER_FILES: Final = 256
-"""File descriptors that are no connection's: database, logs, adapters, the engine's and the trainer's sockets."""
+"""File descriptors reserved for the database, logs, adapters and the engine's and trainer's sockets."""
 _LOG = logging.getLogger("hatrack.server")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """The bounds of ``ServerSettings`` in bytes and seconds."""
+    """The limits of ``ServerSettings`` in bytes and seconds."""
 
     max_connections: int
     max_peer_connections: int
@@ -44,9 +44,9 @@ class ServerLimits:
 
 
 def fit_to_open_files(limits: ServerLimits) -> int:
-    """The most connections that the process has file descriptors for, after its soft limit was raised where it may be.
+    """The maximum number of connections that file descriptors allow, after raising the soft limit if possible.
 
-    A connection may need two: a request in work has one to the engine as well.
+    A connection may need two: a request in progress also has one to the engine.
     """
     needed = 2 * limits.max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -55,12 +55,13 @@ def fit_to_open_files(limits: ServerLimits) -> int:
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if allowed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    most = max(16, (max(allowed, soft) - OTHER_FILES) // 2)
-    if most < limits.max_connections:
+    possible = max(16, (max(allowed, soft) - OTHER_FILES) // 2)
+    if possible < limits.max_connections:
         _LOG.warning(
-            "at most %d connections are taken, not %d (HATRACK_MAX_CONNECTIONS): the process may open %d files",
-            min(most, limits.max_connections),
+            "accepting at most %d connections instead of %d (HATRACK_MAX_CONNECTIONS): the process may open only "
+            "%d files; raise its limit (ulimit -n)",
+            min(possible, limits.max_connections),
             limits.max_connections,
             max(allowed, soft),
         )
-    return min(most, limits.max_connections)
+    return min(possible, limits.max_connections)

@@ -1,4 +1,4 @@
-"""Everything under the home is for its owner alone: what is written from now on, and what an older gateway has left."""
+"""Restricts the home to its owner: existing files, and those written from now on."""
 
 from __future__ import annotations
 
@@ -15,52 +15,54 @@ _LOG = logging.getLogger("hatrack.home")
 
 
 def keep_private(home: Path) -> int:
-    """Make the home where there is none, and take every right that others have under it.
+    """Create the home if needed, and remove all permissions of group and others under it.
 
-    From now on this process, and those that it starts, create files and directories for their owner alone. Symbolic
-    links are not followed, and a file that has other names too (hard links) is left as it is: the home's own mode keeps
-    others out.
+    Sets the umask, so that this process and its children create files for their owner only. Symbolic links are not
+    followed, and files with several hard links are left as they are: the home's own mode protects them.
 
     Returns:
-        How many files and directories were open to others.
+        The number of files and directories whose permissions were changed.
     """
     os.umask(UMASK)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     changed = sum(_tighten(path) for path in _below(home.resolve()))
     if changed:
-        _LOG.info("took the rights of others to files under the home", extra={"files": changed})
+        _LOG.info("removed permissions of group and others from files under HATRACK_HOME", extra={"files": changed})
     return changed
 
 
 def _below(top: Path) -> Iterator[str]:
-    """The directory and all in it, the outer before the inner."""
-    left = [str(top)]
-    while left:
-        path = left.pop()
+    """The directory and everything in it, parents first."""
+    pending = [str(top)]
+    while pending:
+        path = pending.pop()
         yield path
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        left.append(entry.path)
+                        pending.append(entry.path)
                     else:
                         yield entry.path
-        except OSError as error:  # it went away meanwhile, or belongs to somebody else
-            _LOG.debug("a directory under the home cannot be read", extra={"path": path, "reason": error.strerror})
+        except OSError as error:  # it was removed meanwhile, or belongs to another user
+            _LOG.debug("a directory under HATRACK_HOME cannot be read", extra={"path": path, "reason": error.strerror})
 
 
 def _tighten(path: str) -> bool:
     try:
-        found = os.lstat(path)
-        others = found.st_mode & OTHERS
-        shared = S_ISREG(found.st_mode) and found.st_nlink > 1
-        if not others or shared or S_ISLNK(found.st_mode):
+        stat = os.lstat(path)
+        others = stat.st_mode & OTHERS
+        shared = S_ISREG(stat.st_mode) and stat.st_nlink > 1
+        if not others or shared or S_ISLNK(stat.st_mode):
             return False
-        kept = 0o7700 if S_ISDIR(found.st_mode) else 0o700
-        Path(path).chmod(found.st_mode & kept)
+        kept = 0o7700 if S_ISDIR(stat.st_mode) else 0o700
+        Path(path).chmod(stat.st_mode & kept)
     except FileNotFoundError:
         return False
     except OSError as error:
-        _LOG.warning("others have rights to a file under the home", extra={"path": path, "reason": error.strerror})
+        _LOG.warning(
+            "cannot remove the permissions of group and others from a file under HATRACK_HOME",
+            extra={"path": path, "reason": error.strerror},
+        )
         return False
     return True

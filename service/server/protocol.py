@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: uvicorn's httptools protocol, with bounds on what a client may send, and how slowly."""
+"""One HTTP/1.1 connection: uvicorn's httptools protocol, with limits on what a client may send, and how slowly."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from service.server.head import check_head
 
 MAX_TARGET_BYTES: Final = 8192
 MIN_BODY_BYTES_PER_S: Final = 240
-"""A body that comes more slowly, over a whole `body_timeout_s`, is not waited for (Kestrel's default rate)."""
+"""The minimum rate of a body over `body_timeout_s` (Kestrel's default); slower requests are ended."""
 LINGER_S: Final = 2.0
 LINGER_BYTES: Final = 1024 * 1024
-"""How long a refused client may take to read why, and what it may send meanwhile: a connection that is closed with
-unread bytes loses the answer."""
+"""How long a rejected client may take to read the answer, and how many bytes it may send meanwhile: closing a
+connection with unread bytes would lose the answer."""
 
 
 Phase = Literal[
@@ -30,14 +30,14 @@ Phase = Literal[
     "drain",  # for the rest of a body whose request was answered before all of it had come
     "refused",  # for the client's closing, after an answer that ends the connection
 ]
-"""What a connection waits for, which decides how long it may take."""
+"""What a connection waits for; it determines the timeout."""
 
 
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class _Refused(Exception):
-    """Stops the parser; what happens to the connection has been decided."""
+class _StopParsing(Exception):
+    """Stops the parser; the connection's fate is already decided."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -59,32 +59,32 @@ class BoundedProtocol(HttpToolsProtocol):
         self._phase: Phase = "head"
         self._since = 0.0
         """Loop time at which the phase, or its present window, began."""
-        self._deaf = False
-        """What comes from the client is thrown away."""
+        self._discarding = False
+        """Further bytes from the client are discarded."""
         self._unread = 0
-        """Bytes of that."""
+        """Number of discarded bytes."""
         self._refusal: HatrackError | None = None
         self._ended = 0
-        """Messages that have come whole."""
+        """Number of complete messages."""
         self._head_bytes = 0
-        """Bytes of a head that is not whole yet."""
+        """Bytes of the incomplete head."""
         self._feeding = 0
-        """Bytes that the parser is being given."""
+        """Bytes in the current call of the parser."""
         self._body_bytes = 0
         self._overhead = 0
-        """Bytes that came since the body's last one: chunk extensions and trailers."""
+        """Bytes since the last byte of the body: chunk extensions and trailers."""
         self._stalled: tuple[float, int] | None = None
         """Since when the client has read nothing, and how many bytes were left to send then."""
 
     # the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection in, or turn it away."""
+        """Accept or reject the connection."""
         super().connection_made(transport)
         self._since = self.loop.time()
         refusal = self._connections.admit(self, self.client[0] if self.client else None)
         if refusal is not None:
-            self._refuse(refusal, linger=self._connections.turn_away(self))
+            self._refuse(refusal, linger=self._connections.keep_rejected(self))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
@@ -96,8 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, and count what it does not tell of before it is whole."""
-        if self._deaf:
+        """Feed the parser, and count the bytes that it reports only once they are complete."""
+        if self._discarding:
             self._unread += len(data)
             if self._unread > (LINGER_BYTES if self._phase == "refused" else self._limits.max_header_bytes):
                 self.transport.abort()
@@ -110,11 +110,11 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._deaf = True  # the parser takes what follows for another protocol
+            self._discarding = True  # the parser takes what follows for another protocol
             return
         except httptools.HttpParserError:
-            if not self._deaf:
-                self._refuse(self._refusal or BadRequest("This is not valid HTTP/1.1.", code="invalid_http"))
+            if not self._discarding:
+                self._refuse(self._refusal or BadRequest("The request is not valid HTTP/1.1.", code="invalid_http"))
             return
         if self._phase == "head":
             if ended == self._ended:
@@ -129,11 +129,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         if self._phase == "answer":
-            # only one request at a time: a client that is not read is not seen to leave, and what it left would run on
-            self._deaf = True
+            # one request at a time: if nothing is read, a disconnect goes unnoticed and its request would run on
+            self._discarding = True
             self.cycle.keep_alive = False
-            raise _Refused
-        if self._phase == "idle":  # right behind a body that nobody wanted
+            raise _StopParsing
+        if self._phase == "idle":  # right after a body that was not read
             self._enter("head")
         super().on_message_begin()
 
@@ -141,7 +141,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """A piece of the request's target."""
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
-            self._stop(UriTooLong(f"The request's target has more than {MAX_TARGET_BYTES} bytes."))
+            self._stop(UriTooLong(f"The request's target must have at most {MAX_TARGET_BYTES} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A whole header, or a trailer."""
@@ -150,16 +150,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(_trailers())
         if len(headers) >= self._limits.max_headers:
             limit = f"{self._limits.max_headers} headers (HATRACK_MAX_HEADERS)"
-            self._stop(HeadersTooLarge(f"The request has more than {limit}."))
+            self._stop(HeadersTooLarge(f"The request must have at most {limit}."))
         headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The request's head is whole: it is checked, and the app begins."""
-        headers, most = self.headers, self._limits.max_header_bytes
+        """The request's head is complete: check it, and start the app."""
+        headers, max_bytes = self.headers, self._limits.max_header_bytes
         # the sum is only made where there is enough for it to matter
         if (
-            self._head_bytes + self._feeding > most
-            and len(self.url) + sum(len(n) + len(v) + 4 for n, v in headers) > most
+            self._head_bytes + self._feeding > max_bytes
+            and len(self.url) + sum(len(n) + len(v) + 4 for n, v in headers) > max_bytes
         ):
             self._stop(self._head_too_large())
         try:
@@ -171,11 +171,9 @@ class BoundedProtocol(HttpToolsProtocol):
         upgrade = self.parser.should_upgrade()
         if upgrade and not names.isdisjoint(_FRAMING):
             # the parser takes the body for another protocol
-            self._stop(
-                BadRequest("No other protocol is spoken here: leave the Upgrade header out.", code="invalid_http")
-            )
+            self._stop(BadRequest("Protocol upgrades are not supported; omit the Upgrade header.", code="invalid_http"))
         self._enter("body")
-        self._connections.working(self)
+        self._connections.mark_active(self)
         super().on_headers_complete()
         if upgrade:
             self.cycle.keep_alive = False
@@ -187,11 +185,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """The request is complete."""
         self._ended += 1
         super().on_message_complete()
         if self._phase == "drain":
-            self._rest()
+            self._become_idle()
         else:
             self._enter("answer")
 
@@ -202,9 +200,9 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self._phase == "answer":
-            self._rest()
+            self._become_idle()
         elif self.expect_100_continue and not self._body_bytes:
-            self._end()  # it was not told to go on: what comes next may be the body, or another request
+            self._end()  # it got no 100 Continue: what comes next may be the body or another request
         else:
             self._enter("drain")
 
@@ -233,20 +231,25 @@ class BoundedProtocol(HttpToolsProtocol):
             self._check_rate(now)
 
     def _head_is_late(self) -> None:
-        if not self._head_bytes:  # it has asked for nothing
+        if not self._head_bytes:  # it has sent no request
             self.transport.close()
             return
         limit = f"{self._limits.header_timeout_s:g} s (HATRACK_HEADER_TIMEOUT_S)"
-        self._refuse(RequestTimeout(f"The request's headers were not complete within {limit}."))
+        self._refuse(RequestTimeout(f"The request's headers were not received within {limit}."))
 
     def _check_rate(self, now: float) -> None:
         window = now - self._since
-        if self.flow.read_paused:  # it is we who do not read
+        if self.flow.read_paused:  # the server itself has paused reading
             self._since, self._body_bytes = now, 0
         elif window > self._limits.body_timeout_s:
             if self._body_bytes < MIN_BODY_BYTES_PER_S * window:
-                came = f"{self._body_bytes} bytes of the body came within {window:.0f} s"
-                self._refuse(RequestTimeout(f"Only {came} (HATRACK_BODY_TIMEOUT_S); it may not come so slowly."))
+                rate = f"{self._body_bytes} bytes of the body in {window:.0f} s"
+                self._refuse(
+                    RequestTimeout(
+                        f"The request is too slow: got {rate}; the minimum is {MIN_BODY_BYTES_PER_S} bytes per second "
+                        "(HATRACK_BODY_TIMEOUT_S)."
+                    )
+                )
             self._since, self._body_bytes = now, 0
 
     def _is_stalled(self, now: float) -> bool:
@@ -262,11 +265,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, self.loop.time()
 
-    def _rest(self) -> None:
+    def _become_idle(self) -> None:
         """The request is over: the connection waits for the next."""
         self._head_bytes = 0
         self._enter("idle")
-        self._connections.waiting(self)
+        self._connections.mark_idle(self)
 
     # refusals
 
@@ -276,12 +279,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _head_too_large(self) -> HeadersTooLarge:
         limit = f"{self._limits.max_header_bytes} bytes (HATRACK_MAX_HEADER_KIB)"
-        return HeadersTooLarge(f"The request's headers have more than {limit}.")
+        return HeadersTooLarge(f"The request's headers must have at most {limit}.")
 
     def _stop(self, error: HatrackError) -> NoReturn:
         """Refuse the request from within a callback of the parser. Raises to end the parsing."""
         self._refusal = error
-        raise _Refused
+        raise _StopParsing
 
     def _refuse(self, error: HatrackError, *, linger: bool = True) -> None:
         """Answer with an error where no answer has begun, and close the connection."""
@@ -291,7 +294,7 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True  # the app is told that its client has left
             cycle.message_event.set()
             self.flow.resume_writing()
-        self._deaf = True
+        self._discarding = True
         self._enter("refused")
         if self.transport.is_closing():
             return
@@ -306,7 +309,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _end(self) -> None:
         """Send what is written, and close once the client has closed, or after LINGER_S."""
-        self._deaf = True
+        self._discarding = True
         self._enter("refused")
         self.flow.resume_reading()
         self.transport.write_eof()
@@ -327,6 +330,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def _trailers() -> BadRequest:
     return BadRequest(
-        "Trailers after a chunked body (and long chunk extensions) are not allowed: send headers before the body.",
+        "Trailers after a chunked body and long chunk extensions are not allowed; send headers before the body.",
         code="trailers_not_allowed",
     )

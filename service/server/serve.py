@@ -1,4 +1,4 @@
-"""How the gateway is served: uvicorn's configuration."""
+"""The gateway's uvicorn configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACEFUL_STOP_S: Final = 20
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings, **more: Any) -> uvicorn.Config:
-    """The configuration of a server for ``app``; ``more`` are further options of uvicorn's, or others."""
+    """The configuration of a server for ``app``; ``more`` adds or overrides uvicorn's options."""
     limits = ServerLimits.of(settings)
     connections = Connections(replace(limits, max_connections=fit_to_open_files(limits)))
     options: dict[str, Any] = {
@@ -28,7 +28,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings, **more: Any) -> uvicorn.Con
         "log_config": None,
         "access_log": False,
         "server_header": False,
-        "proxy_headers": False,  # nothing here depends on the client's address or scheme
+        "proxy_headers": False,  # nothing depends on the client's address or scheme
         "timeout_graceful_shutdown": GRACEFUL_STOP_S,
         "lifespan": "on",
         "ws": "none",

@@ -1,4 +1,4 @@
-"""The static bound: refuses what is too large by its text alone, and says what else is worth trying."""
+"""The static bounds: reject specifications that are too large by their text alone, and find the parts to try."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check(spec: Spec, limits: Limits) -> list[Part]:
 
 def _bound(path: str, what: str, count: int, allowed: int) -> None:
     if count > allowed:
-        raise TooComplex(f"`{path}` has {count} {what}, at most {allowed} are allowed", path)
+        raise TooComplex(f"`{path}` has {count} {what}; at most {allowed} are allowed", path)
 
 
 def is_lark(grammar: str) -> bool:
@@ -153,7 +153,9 @@ def _check_tags(value: Any, path: str, limits: Limits) -> list[Part]:
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError:
-            raise BadRequest(f"`{path}` is a string that is not JSON", param=path, code="invalid_grammar") from None
+            raise BadRequest(
+                f"`{path}` must be JSON; got a string that is not JSON", param=path, code="invalid_grammar"
+            ) from None
     parts: list[Part] = []
     tags = 0
     level, depth = [value], 0

@@ -1,4 +1,4 @@
-"""The check of a request's structured outputs, before it may go to the engine: see STRUCTURED.md."""
+"""Checks a request's structured outputs before it may go to the engine; see STRUCTURED.md."""
 
 from __future__ import annotations
 
@@ -18,37 +18,36 @@ from service.errors import BadRequest, Unavailable
 from service.structured import bounds
 from service.structured.limits import CODE, TRIED, UNTRIED, TooComplex
 from service.structured.parts import Part
-from service.structured.process import MEMORY_MIB, NoTrial, Trial, TrialProcess
-from service.structured.projects import BUSY_RETRY_S, SHARE, Project, Projects
+from service.structured.process import MEMORY_MIB, Trial, TrialProcess, TrialUnavailable
+from service.structured.projects import BUSY_RETRY_S, CPU_SHARE, Project, Projects
 from service.structured.spec import Spec, specs_of
 
 MAX_VERDICTS: Final = 4096
 MAX_COMPILED_BYTES: Final = 256 * 1024 * 1024
-"""Of the grammars remembered as good: half of what the engine keeps compiled (VLLM_XGRAMMAR_CACHE_MB), so that what
-counts as paid for here is not compiled there again."""
-REFUSED_S: Final = 600.0
-"""So long a refusal is remembered; what was too slow beside other work may pass later."""
-WORST_FACTOR: Final = 12
-"""One mask may take so many times the mean that is allowed."""
-AT_ONCE: Final = 8
+"""Bound on the cached grammars that passed: half of the engine's own cache (VLLM_XGRAMMAR_CACHE_MB), so that a grammar
+cached here need not be compiled there again."""
+REFUSAL_TTL_S: Final = 600.0
+"""How long a refusal is cached, s; what was too slow on a busy machine may pass later."""
+MAX_PEAK_FACTOR: Final = 12
+"""How many times the allowed mean a single mask may take."""
+MAX_CONCURRENT_TRIALS: Final = 8
 TRIALS_WAITING_PER_PROJECT: Final = 32
 REQUESTS_WAITING_PER_PROJECT: Final = 128
-"""Requests of a project that wait for a trial or a turn; those that share a trial count each."""
+"""Maximum number of a project's requests that wait for a trial or a turn, including those that share a trial."""
 REQUEST_FACTOR: Final = 4
-"""One request's answers together may take so many times what a project's requests may take for each token: it goes
-alone then. `n` of 8 passes with a specification that takes half of the bound, as one is taken to do that was not
-tried."""
-UNTRIED_PART: Final = 0.5
-"""What was not tried is taken to need this part of the bound."""
+"""How many times a project's mask budget per token one request's answers may take together; it then runs alone. So
+`n` of 8 passes with a specification that takes half of the bound, which is assumed of untried ones."""
+UNTRIED_COST_FRACTION: Final = 0.5
+"""The fraction of the bound that an untried specification is assumed to take."""
 MIN_TOKEN_MS: Final = 0.01
 _PATH: Final = "\0path\0"
-"""Stands for the field in a message that is remembered."""
+"""Placeholder for the field's name in a cached message."""
 _LOG: Final = logging.getLogger("hatrack.structured")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of examining one specification; ``error`` None: it may pass.
+    """The result of checking one specification; ``error`` is (message, code), None: it passes.
 
     ``token_ms`` is the CPU time of a token's mask, ``size`` the compiled grammar's bytes, ``until`` the end of a
     refusal on `time.monotonic`.
@@ -62,7 +61,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class Counts:
-    """For the metrics: how checks ended, and the CPU time of trials, s."""
+    """For the metrics: outcomes of checks, and the CPU time of trials, s."""
 
     outcomes: dict[str, int] = field(default_factory=lambda: {"passed": 0, "refused": 0, "untried": 0})
     cpu_s: float = 0.0
@@ -72,13 +71,13 @@ class Counts:
 
 
 class StructuredOutputs:
-    """Holds specifications to what the engine can bear.
+    """Rejects specifications that would cost the engine too much.
 
     Args:
-        compile_s: CPU time that a trial may take, s.
-        token_ms: CPU time that the masks of one project's requests may take together for each token, ms.
+        compile_s: CPU time limit of a trial, s.
+        token_ms: CPU time limit of the masks of one project's requests together, per token, ms.
         wait_s: How long a request may wait for its trial, or for its turn, s.
-        trials: Compiles on trial; None: nothing does, the static bound is all there is.
+        trials: The trial process; None: only the static bounds apply.
         max_seqs: Sequences that the engine decodes at once.
     """
 
@@ -96,7 +95,7 @@ class StructuredOutputs:
         self._token_ms = token_ms
         self._wait_s = wait_s
         self._trials = trials
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._at_once = asyncio.Semaphore(MAX_CONCURRENT_TRIALS)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._compiled_bytes = 0
         self._shared: dict[tuple[str, bytes], _Shared] = {}
@@ -105,7 +104,7 @@ class StructuredOutputs:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> StructuredOutputs:
-        """With trials where the engine is known to use xgrammar and it is installed here."""
+        """From settings: with trials if the engine is known to use xgrammar and it is installed here."""
         configured = any("structured-outputs" in flag for flag in settings.engine_args)
         same_backend = not configured or any("xgrammar" in flag for flag in settings.engine_args)
         trials = None
@@ -121,14 +120,14 @@ class StructuredOutputs:
 
     @property
     def trial_state(self) -> Literal["off", "ready", "down"]:
-        """``off``: nothing compiles on trial here; ``ready``; ``down``: it should, and cannot now."""
+        """``off``: there is no trial process; ``ready``; ``down``: there should be one, but it cannot run now."""
         if self._trials is None:
             return "off"
         return "ready" if self._trials.ready else "down"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start what compiles on trial, without waiting for it; end it on leaving."""
+        """Start the trial process without waiting for it; end it on leaving."""
         first = None if self._trials is None else asyncio.create_task(self._warm(self._trials))
         try:
             yield
@@ -141,16 +140,16 @@ class StructuredOutputs:
     async def _warm(self, trials: TrialProcess) -> None:
         try:
             await trials.start()
-        except NoTrial:
-            return  # logged there; requests are held to the stricter bound
+        except TrialUnavailable:
+            return  # already logged; the stricter static bounds apply
 
     @asynccontextmanager
     async def admitted(self, body: Mapping[str, Any], project: str) -> AsyncIterator[None]:
-        """Let a request through whose every specification is bearable; it is in the engine until this is left.
+        """Admit a request if all its specifications pass. It counts as in the engine until this is left.
 
         Args:
             body: The request as the engine gets it.
-            project: Whose it is.
+            project: The project of the request.
 
         Raises:
             BadRequest: A specification is too complex, or not valid.
@@ -171,7 +170,7 @@ class StructuredOutputs:
                         await state.take_turn(cost, self._token_ms)
             except TimeoutError:
                 raise Unavailable(
-                    f"structured output: no turn within {self._wait_s:g} s (HATRACK_QUEUE_TIMEOUT_S)",
+                    f"the structured output waited {self._wait_s:g} s for its turn (HATRACK_QUEUE_TIMEOUT_S)",
                     retry_after=BUSY_RETRY_S,
                     code="queue_timeout",
                 ) from None
@@ -181,10 +180,10 @@ class StructuredOutputs:
                 state.leave(cost)
 
     def _cost(self, token_ms: float, body: Mapping[str, Any]) -> float:
-        """CPU time of a request's masks for each step of the engine, ms.
+        """CPU time of a request's masks per engine step, ms.
 
         Raises:
-            TooComplex: It alone would take many times what all of the project's requests may.
+            TooComplex: The request alone would take REQUEST_FACTOR times the project's budget.
         """
         prompts, answers = _sequences(body)
         cost = token_ms * min(prompts * answers, self._max_seqs)
@@ -197,16 +196,17 @@ class StructuredOutputs:
             given = f"`prompt` has {prompts} prompts"
         raise TooComplex(
             f"{given}, and the structured output takes {token_ms:.2g} ms of CPU time for each token of each answer: "
-            f"{cost:.3g} ms in all, at most {allowed:g} are allowed (HATRACK_STRUCTURED_TOKEN_MS × {REQUEST_FACTOR}); "
-            f"send {max(int(allowed / token_ms), 1)} answers or fewer in a request",
+            f"{cost:.3g} ms in total; at most {allowed:g} ms are allowed "
+            f"(HATRACK_STRUCTURED_TOKEN_MS × {REQUEST_FACTOR}). "
+            f"Request at most {max(int(allowed / token_ms), 1)} answers at a time",
             field,
         )
 
     async def _judge(self, spec: Spec, project: str, state: Project) -> Verdict:
-        """The verdict on a specification that may pass.
+        """Check one specification and return its verdict.
 
         Raises:
-            HatrackError: It may not, or it cannot be tried now.
+            HatrackError: It is rejected, or it cannot be tried now.
         """
         key = spec.key
         verdict = self._known(key)
@@ -229,11 +229,11 @@ class StructuredOutputs:
         return verdict
 
     async def _share(self, spec: Spec, key: tuple[str, bytes]) -> Verdict:
-        """One examination for all of a project's requests that wait for the same specification; it ends when the last
+        """Share one examination among a project's requests with the same specification; it is cancelled when the last
         of them has left."""
         shared = self._shared.get(key)
         if shared is None:
-            shared = self._shared[key] = _Shared(asyncio.create_task(self._find_out(spec, *key)))
+            shared = self._shared[key] = _Shared(asyncio.create_task(self._examine_and_remember(spec, *key)))
         shared.waiters += 1
         try:
             return await asyncio.shield(shared.task)
@@ -243,29 +243,32 @@ class StructuredOutputs:
                 del self._shared[key]
                 shared.task.cancel()
 
-    async def _find_out(self, spec: Spec, project: str, key: bytes) -> Verdict:
-        """Examine a specification. The project's state is in use until this has ended: whoever leaves early leaves what
-        the trial took behind."""
-        nameless = Spec(spec.kind, spec.value, _PATH)  # whoever sends it next may send it in another field
-        lasting = True
+    async def _examine_and_remember(self, spec: Spec, project: str, key: bytes) -> Verdict:
+        """Examine a specification and cache the verdict. The project's state is kept until the end, so that the trial's
+        CPU time is charged even if the request has left."""
+        anonymous = Spec(spec.kind, spec.value, _PATH)  # the next request may have it in another field
+        cacheable = True
         with self._projects.using(project) as state:
             try:
                 try:
-                    verdict = await self._examine(nameless, state)
-                except NoTrial as error:
+                    verdict = await self._examine(anonymous, state)
+                except TrialUnavailable as error:
                     self.counts.note("untried")
-                    _LOG.warning("a specification was not tried", extra={"reason": str(error)})
-                    lasting = False
-                    verdict = self._untried(nameless)
+                    _LOG.warning(
+                        "a structured output specification could not be tried; the stricter static bounds apply",
+                        extra={"reason": str(error)},
+                    )
+                    cacheable = False
+                    verdict = self._untried(anonymous)
             except BadRequest as error:
-                verdict = Verdict((error.message, error.code or CODE), until=time.monotonic() + REFUSED_S)
-        if lasting:
+                verdict = Verdict((error.message, error.code or CODE), until=time.monotonic() + REFUSAL_TTL_S)
+        if cacheable:
             self._remember(key, verdict)
         return verdict
 
     def _untried(self, spec: Spec) -> Verdict:
         bounds.check(spec, UNTRIED)
-        return Verdict(token_ms=self._token_ms * UNTRIED_PART)
+        return Verdict(token_ms=self._token_ms * UNTRIED_COST_FRACTION)
 
     def _remember(self, key: bytes, verdict: Verdict) -> None:
         self._forget(key)
@@ -284,7 +287,7 @@ class StructuredOutputs:
 
         Raises:
             HatrackError: It is too much for the engine, or it cannot be tried now.
-            NoTrial: Nothing can be tried.
+            TrialUnavailable: Nothing can be tried.
         """
         if self._trials is None:
             return self._untried(spec)
@@ -295,13 +298,13 @@ class StructuredOutputs:
         cpu_s = 0.0
         with state.waiting_for_trial(TRIALS_WAITING_PER_PROJECT):
             async with state.trials:
-                await asyncio.sleep(max(0.0, state.owed_s() - self._compile_s) / SHARE)
+                await asyncio.sleep(max(0.0, state.owed_s() - self._compile_s) / CPU_SHARE)
                 async with self._at_once:
                     began = time.monotonic()
                     try:
                         trial = await trials.run(spec, parts)
                         cpu_s = trial.cpu_s
-                    except asyncio.CancelledError:  # who leaves early pays for what was done
+                    except asyncio.CancelledError:  # a cancelled trial is charged for the time it took
                         cpu_s = min(time.monotonic() - began, self._compile_s)
                         raise
                     finally:
@@ -320,13 +323,15 @@ class StructuredOutputs:
                 path,
             )
         if trial.outcome == "memory":
-            raise TooComplex(f"`{path}` takes more memory to compile than {MEMORY_MIB} MiB", path)
-        if trial.outcome != "ok":
-            raise TooComplex(f"`{path}` makes the compiler fail; nest it less deeply", path)
-        if trial.token_ms > self._token_ms or trial.worst_ms > self._token_ms * WORST_FACTOR:
             raise TooComplex(
-                f"`{path}` takes {max(trial.token_ms, trial.worst_ms / WORST_FACTOR):.1f} ms of CPU time for each "
-                f"token, at most {self._token_ms:g} are allowed (HATRACK_STRUCTURED_TOKEN_MS); make its bounded "
+                f"`{path}` takes more memory to compile than the allowed {MEMORY_MIB} MiB; make it smaller", path
+            )
+        if trial.outcome != "ok":
+            raise TooComplex(f"`{path}` makes the grammar compiler crash; nest it less deeply", path)
+        if trial.token_ms > self._token_ms or trial.worst_ms > self._token_ms * MAX_PEAK_FACTOR:
+            raise TooComplex(
+                f"`{path}` takes {max(trial.token_ms, trial.worst_ms / MAX_PEAK_FACTOR):.1f} ms of CPU time for each "
+                f"token; at most {self._token_ms:g} ms are allowed (HATRACK_STRUCTURED_TOKEN_MS). Make its bounded "
                 "repeats and alternatives differ from what follows them, or use `maxLength` instead of a pattern",
                 path,
             )
@@ -335,14 +340,14 @@ class StructuredOutputs:
 
 @dataclass(slots=True)
 class _Shared:
-    """An examination that some requests wait for."""
+    """An examination shared by several requests."""
 
     task: asyncio.Task[Verdict]
     waiters: int = 0
 
 
 def _sequences(body: Mapping[str, Any]) -> tuple[int, int]:
-    """A request's prompts, and the answers to each; every answer has a mask of its own."""
+    """The number of prompts in a request, and of answers to each; every answer has its own mask."""
     prompt = body.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
     return prompts, max(int(body.get("n") or 1), int(body.get("best_of") or 1))

@@ -50,7 +50,8 @@ class Rules:
         self._symbols = 0
         ends = [*(head.start() for head in heads[1:]), len(text)][: len(heads)]
         self.rules = [
-            Rule(head[1], head.end(), end, self._tree(head.end(), end)) for head, end in zip(heads, ends, strict=True)
+            Rule(head[1], head.end(), end, self._parse_body(head.end(), end))
+            for head, end in zip(heads, ends, strict=True)
         ]
 
     def tails(self, whole: set[str]) -> list[str]:
@@ -77,8 +78,8 @@ class Rules:
         recurring = _on_a_cycle(edges)
         if recurring:
             raise TooComplex(
-                f"`{self._path}` has the rule {recurring[:40]!r}, which recurs, and no process is there to try it: put "
-                "what recurs between two different texts in quotation marks, or write it as a repeat",
+                f"`{self._path}` has the rule {recurring[:40]!r}, which is recursive, and no process is there to try "
+                "it: put the recursive part between two different quoted strings, or write it as a repeat",
                 self._path,
             )
         every = {rule.name: {node.name for node in _ends(rule.tree) if node.name} for rule in self.rules}
@@ -89,7 +90,7 @@ class Rules:
                 node.counts_inside, node.loops_inside = node.name in counting, node.name in looping
             check_unambiguous(rule.tree, self._text, self._path, self._limits)
 
-    def _tree(self, start: int, end: int) -> Node:
+    def _parse_body(self, start: int, end: int) -> Node:
         """The body at a place; what cannot be read is left out: whether it is valid is for the engine to say."""
         open_groups: list[tuple[int, list[list[Node]]]] = [(start, [[]])]
         for match in _TOKEN.finditer(self._plain, start, end):

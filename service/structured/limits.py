@@ -54,7 +54,7 @@ class Limits:
 
 
 TRIED: Final = Limits()
-"""For what is also compiled on trial."""
+"""For specifications that are also tried."""
 
 UNTRIED: Final = Limits(
     regex_chars=2048,
@@ -74,11 +74,11 @@ UNTRIED: Final = Limits(
     wide_repeat=20,
     ambiguous=False,
 )
-"""Where nothing compiles on trial: small enough that no specification within it is known to stop an engine."""
+"""Without a trial process: small enough that no specification within these limits is known to stall an engine."""
 
 
 class TooComplex(BadRequest):
-    """A specification that the engine could not bear."""
+    """A specification that would cost the engine too much."""
 
     default_code = CODE
 

@@ -1,4 +1,4 @@
-"""What a trial tries beside the specification itself."""
+"""The parts of a specification that a trial also compiles on their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece that is decoded by itself, because nobody can tell when a whole answer would get there.
+    """A part that is decoded on its own, because a trial of the whole might not reach it.
 
     Attributes:
         kind: ``regex``; ``pattern``, a regular expression in a JSON string; ``ref``, a place in the schema; ``rule``, a

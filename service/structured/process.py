@@ -1,4 +1,4 @@
-"""The way to the trial process: started with the gateway, reached by pipes, killed and replaced where it hangs."""
+"""Client of the trial process: started with the gateway, reached by pipes, killed and replaced if it hangs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from service.structured.parts import Part
 from service.structured.spec import Spec
 
 MEMORY_MIB: Final = 512
-"""Memory of one trial beyond that of the process that it is forked from; it holds the engine's compiler to the same."""
+"""Memory limit of one trial beyond its parent process; the engine's compiler has the same limit."""
 START_TIMEOUT_S: Final = 300.0
 STOP_TIMEOUT_S: Final = 5.0
 RETRY_S: Final = 30.0
-"""After a start that failed, so long nothing is compiled on trial."""
+"""Pause after a failed start, without trials, s."""
 SILENCE_FACTOR: Final = 60.0
-"""Where the oldest trial has not ended after so many times its CPU time by the clock, the process hangs and is killed,
-whether or not a request still waits for it."""
+"""If the oldest trial has not ended after this many times its CPU time limit in wall time, the process is considered
+hung and killed, whether or not a request still waits for it."""
 MAX_ANSWER: Final = 1 << 20
 _LOG: Final = logging.getLogger("hatrack.structured")
 
 
-class NoTrial(Exception):
-    """Nothing can be compiled on trial now; the message says why."""
+class TrialUnavailable(Exception):
+    """No trial can run now; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Trial:
 
     Attributes:
         outcome: ``ok``, ``invalid`` (xgrammar refuses it), ``slow``, ``memory`` or ``crash`` (it ended in another way).
-        cpu_s: CPU time that it took, s.
-        reason: xgrammar's, where it is invalid.
+        cpu_s: Its CPU time, s.
+        reason: xgrammar's message, if it is invalid.
         size: Memory of the compiled grammar, bytes.
         token_ms: Mean CPU time of a token's mask, ms.
-        worst_ms: CPU time of the dearest mask, ms.
+        worst_ms: CPU time of the most expensive mask, ms.
     """
 
     outcome: str
@@ -76,29 +76,29 @@ class TrialProcess:
         self._watch: asyncio.TimerHandle | None = None
         self._jobs = 0
         self._not_before = 0.0
-        self._trouble = ""
+        self._failure = ""
         self.starts = 0
-        """How often it was started."""
+        """How many times the process was started."""
 
     @property
     def pid(self) -> int | None:
-        """Of the one that runs."""
+        """The running process's id; None if it is not running."""
         return None if self._process is None or self._process.returncode is not None else self._process.pid
 
     @property
     def ready(self) -> bool:
-        """It runs, and has loaded what it needs."""
+        """Whether the process runs and has loaded the vocabulary."""
         return self.pid is not None and self._reading is not None and not self._reading.done()
 
     async def run(self, spec: Spec, parts: list[Part]) -> Trial:
-        """Have a specification compiled. Cancelled, it is compiled no further.
+        """Try a specification. Cancelling ends the trial.
 
         Raises:
-            NoTrial: The process cannot be started, or went away.
+            TrialUnavailable: The process cannot be started, or ended.
         """
         await self.start()
         if self._process is None or self._process.stdin is None:
-            raise NoTrial(self._trouble or "it is being started again")
+            raise TrialUnavailable(self._failure or "the trial process is being restarted")
         self._jobs += 1
         job, loop = self._jobs, asyncio.get_running_loop()
         answer: asyncio.Future[Trial] = loop.create_future()
@@ -123,7 +123,7 @@ class TrialProcess:
             self._waiting.pop(job, None)
 
     def _watch_oldest(self) -> None:
-        """Have the process ended when its oldest unanswered job is too old."""
+        """Schedule the kill of the process for when its oldest unanswered job times out."""
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -135,26 +135,29 @@ class TrialProcess:
         self._watch = None
         if self._process is None or self._process.returncode is not None:
             return
-        _LOG.error("the trial process hangs and is killed", extra={"pid": self.pid, "unanswered": len(self._sent_at)})
+        _LOG.error(
+            "the trial process does not respond and is killed",
+            extra={"pid": self.pid, "unanswered": len(self._sent_at)},
+        )
         with suppress(ProcessLookupError):
             self._process.kill()  # its output ends with it, and so does whatever waits for an answer
 
     async def start(self) -> None:
-        """Have it running and ready; those who come while it starts wait for the same start.
+        """Start the process and wait until it is ready; concurrent callers share one start.
 
         Raises:
-            NoTrial: It cannot be started.
+            TrialUnavailable: It cannot be started.
         """
         if self.ready:
             return
         if time.monotonic() < self._not_before:
-            raise NoTrial(self._trouble)
+            raise TrialUnavailable(self._failure)
         if self._starting is None or self._starting.done():
             self._starting = asyncio.create_task(self._start(), name="structured-worker")
         await asyncio.shield(self._starting)
 
     async def close(self) -> None:
-        """End it. Returns when it is gone."""
+        """End the process and wait for its exit."""
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
@@ -175,26 +178,30 @@ class TrialProcess:
                 start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends this
             )
             if process.stdout is None:
-                raise NoTrial("it has no output")
+                raise TrialUnavailable("the trial process has no output pipe")
             async with asyncio.timeout(START_TIMEOUT_S):
                 first = await process.stdout.readline()
-            message = orjson.loads(first) if first else {"error": "it ended at once; its last lines are in the log"}
+            message = (
+                orjson.loads(first)
+                if first
+                else {"error": "the trial process ended at start; see its last lines in the log"}
+            )
             if not message.get("ready"):
-                raise NoTrial(str(message.get("error")))
-        except (OSError, TimeoutError, orjson.JSONDecodeError, NoTrial) as error:
-            self._trouble = str(error) or type(error).__name__
+                raise TrialUnavailable(str(message.get("error")))
+        except (OSError, TimeoutError, orjson.JSONDecodeError, TrialUnavailable) as error:
+            self._failure = str(error) or type(error).__name__
             self._not_before = time.monotonic() + RETRY_S
             _LOG.error(
-                "no trial process: structured outputs are held to a stricter static bound",
-                extra={"reason": self._trouble, "next_start_s": RETRY_S},
+                "the trial process cannot be started; the stricter static bounds apply to structured outputs",
+                extra={"reason": self._failure, "next_start_s": RETRY_S},
             )
             await self._end()
-            raise NoTrial(self._trouble) from error
-        self._trouble = ""
+            raise TrialUnavailable(self._failure) from error
+        self._failure = ""
         self._reading = asyncio.create_task(self._read(process.stdout), name="structured-answers")
 
     async def _read(self, stdout: asyncio.StreamReader) -> None:
-        """Hand out answers until the process ends."""
+        """Dispatch answers until the process ends."""
         with suppress(ValueError, orjson.JSONDecodeError, KeyError):  # none of ours: as good as ended
             while line := await stdout.readline():
                 message: dict[str, Any] = orjson.loads(line)
@@ -205,14 +212,14 @@ class TrialProcess:
                 if waiting is None or waiting.done():
                     continue
                 if message["outcome"] == "unavailable":
-                    waiting.set_exception(NoTrial(message["reason"]))
+                    waiting.set_exception(TrialUnavailable(message["reason"]))
                 else:
                     waiting.set_result(Trial(**message))
         self._sent_at.clear()
         self._watch_oldest()
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(NoTrial("the trial process ended"))
+                answer.set_exception(TrialUnavailable("the trial process ended"))
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
@@ -236,7 +243,7 @@ class TrialProcess:
 
 
 def _environment() -> dict[str, str]:
-    """The gateway's, without its settings and keys; a library that wants threads of its own gets none."""
+    """The gateway's environment without its settings and keys; libraries are limited to one thread."""
     kept = {
         name: value
         for name, value in inherited_environment().items()

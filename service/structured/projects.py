@@ -1,4 +1,4 @@
-"""What each project has running and waiting of structured outputs, and the CPU time that it owes for trials."""
+"""Per project: structured outputs that run or wait, and the CPU time charged for trials."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Final
 
 from service.errors import RateLimited
 
-SHARE: Final = 0.1
-"""Part of one core that a project's trials may take in the long run."""
-AT_ONCE_PER_PROJECT: Final = 2
+CPU_SHARE: Final = 0.1
+"""The fraction of one core that a project's trials may use in the long run."""
+MAX_CONCURRENT_PER_PROJECT: Final = 2
 BUSY_RETRY_S: Final = 5
 
 
 @dataclass(slots=True)
 class Project:
-    """One project.
+    """The state of one project.
 
     Attributes:
-        trials: Held by each trial that runs.
-        users: Requests and examinations of the project; while there are any, its state is kept.
-        masks_ms: CPU time of the masks of its requests in the engine, for each token.
+        trials: Held by each running trial.
+        users: Active requests and examinations; the state is kept while there are any.
+        masks_ms: CPU time per token of the masks of its requests in the engine.
     """
 
-    trials: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE_PER_PROJECT))
+    trials: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_PER_PROJECT))
     users: int = 0
     masks_ms: float = 0.0
     _debt_s: float = 0.0
@@ -37,21 +37,21 @@ class Project:
     _examinations: int = 0
 
     def owed_s(self) -> float:
-        """CPU time of its trials that its share has not paid for yet."""
+        """CPU time of its trials that its share has not covered yet, s."""
         now = time.monotonic()
-        self._debt_s, self._debt_at = max(0.0, self._debt_s - (now - self._debt_at) * SHARE), now
+        self._debt_s, self._debt_at = max(0.0, self._debt_s - (now - self._debt_at) * CPU_SHARE), now
         return self._debt_s
 
     def charge(self, cpu_s: float) -> None:
-        """Owe for a trial."""
+        """Charge the CPU time of a trial."""
         self._debt_s = self.owed_s() + cpu_s
 
     @contextmanager
     def waiting(self, max_requests: int) -> Iterator[None]:
-        """A request that waits, for a trial or for its turn.
+        """Count a request that waits for a trial or its turn.
 
         Raises:
-            RateLimited: So many wait already.
+            RateLimited: ``max_requests`` wait already.
         """
         self._bound(self._requests, max_requests)
         self._requests += 1
@@ -62,10 +62,10 @@ class Project:
 
     @contextmanager
     def waiting_for_trial(self, max_trials: int) -> Iterator[None]:
-        """A specification that is tried, or waits for that.
+        """Count a specification that is tried or waits for its trial.
 
         Raises:
-            RateLimited: So many are already.
+            RateLimited: There are ``max_trials`` already.
         """
         self._bound(self._examinations, max_trials)
         self._examinations += 1
@@ -77,14 +77,14 @@ class Project:
     def _bound(self, count: int, allowed: int) -> None:
         if count >= allowed:
             raise RateLimited(
-                f"{count} structured outputs of this project wait to be checked, or for their turn in the engine; at "
-                f"most {allowed} may",
+                f"this project already has {count} structured outputs waiting for their check or their turn in the "
+                f"engine; at most {allowed} are allowed",
                 code="too_many_grammars",
                 headers={"retry-after": str(BUSY_RETRY_S)},
             )
 
     async def take_turn(self, cost_ms: float, allowed_ms: float) -> None:
-        """Wait until the masks of its requests leave room for one more; a first one always has it."""
+        """Wait until the project's mask budget has room for the request; a single request always has."""
         while self.masks_ms > 1e-6 and self.masks_ms + cost_ms > allowed_ms:
             self._room.clear()
             await self._room.wait()
@@ -97,7 +97,7 @@ class Project:
 
 
 class Projects:
-    """The projects that have something running, waiting or owed."""
+    """The projects with running or waiting structured outputs, or with charged CPU time."""
 
     def __init__(self) -> None:
         self._projects: dict[str, Project] = {}
@@ -123,6 +123,6 @@ class Projects:
             return
         owed_s = project.owed_s()
         if owed_s > 0:
-            asyncio.get_running_loop().call_later(owed_s / SHARE + 0.001, self._drop, name)
+            asyncio.get_running_loop().call_later(owed_s / CPU_SHARE + 0.001, self._drop, name)
         else:
             del self._projects[name]

@@ -34,7 +34,7 @@ def analyse(pattern: str, path: str, limits: Limits) -> Analysis:
     states = root.states()
     if states > limits.regex_states:
         raise TooComplex(
-            f"`{path}` is a regular expression of about {states} states with its repeats written out, "
+            f"`{path}` is a regular expression of about {states} states with its repeats written out; "
             f"at most {limits.regex_states} are allowed",
             path,
         )
@@ -51,7 +51,7 @@ def analyse(pattern: str, path: str, limits: Limits) -> Analysis:
     parts = [part for part in hidden_parts(root, pattern) if part.strip("^$") != pattern.strip("^$")]
     if len(parts) > limits.parts:
         raise TooComplex(
-            f"`{path}` has {len(parts)} long repeats or repeats within repeats, at most {limits.parts} are allowed",
+            f"`{path}` has {len(parts)} long repeats or repeats within repeats; at most {limits.parts} are allowed",
             path,
         )
     return Analysis(states, parts)

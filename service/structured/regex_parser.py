@@ -130,8 +130,8 @@ class Parser:
     def parse(self) -> Node:
         if len(self._text) > self._limits.regex_chars:
             raise TooComplex(
-                f"`{self._path}` has {len(self._text)} characters, "
-                f"a regular expression has at most {self._limits.regex_chars}",
+                f"`{self._path}` has {len(self._text)} characters; "
+                f"a regular expression may have at most {self._limits.regex_chars}",
                 self._path,
             )
         branches = self._alternation()
@@ -221,7 +221,7 @@ class Parser:
         if max(counts) > self._limits.repeat:
             longest = max(low, high, key=lambda digits: (len(digits), digits))
             raise TooComplex(
-                f"`{self._path}` repeats something up to {longest[:20]} times, at most {self._limits.repeat} are "
+                f"`{self._path}` repeats something up to {longest[:20]} times; at most {self._limits.repeat} are "
                 "allowed",
                 self._path,
             )

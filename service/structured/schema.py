@@ -23,7 +23,7 @@ TEXT_BOUNDS: Final = ("pattern", "minLength", "maxLength", "format")
 LONG_ENUM: Final = 64
 """Of more values than this, the choice between them is tried by itself."""
 _CODE: Final = "invalid_grammar"
-Place = tuple[()] | tuple["Place", str]
+SchemaPath = tuple[()] | tuple["SchemaPath", str]
 """A place in a schema: that of what holds it, and the name or index there; empty for the root. Pointers are written for
 the few that need one: with long names, those of all places would take thousands of times the schema's size."""
 
@@ -42,11 +42,11 @@ def check_schema(value: Any, path: str, limits: Limits) -> list[Part]:
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError:
-            raise BadRequest(f"`{path}` is a string that is not JSON", param=path, code=_CODE) from None
-    return _Walk(value, path, limits).check()
+            raise BadRequest(f"`{path}` must be JSON; got a string that is not JSON", param=path, code=_CODE) from None
+    return _SchemaWalk(value, path, limits).check()
 
 
-class _Walk:
+class _SchemaWalk:
     """One pass over all values of a schema, without recursion."""
 
     def __init__(self, root: Any, path: str, limits: Limits) -> None:
@@ -61,23 +61,25 @@ class _Walk:
         self._patterns: dict[str, None] = {}
         self._texts: dict[str, None] = {}
         """Schemas of the strings whose text is bounded."""
-        self._aside: list[tuple[Any, Place]] = []
+        self._aside: list[tuple[Any, SchemaPath]] = []
         """What may be dear whatever its texts are."""
-        self._wide: list[tuple[Any, Place]] = []
+        self._wide: list[tuple[Any, SchemaPath]] = []
         """What has many branches, and each of them."""
 
     def check(self) -> list[Part]:
-        level: list[tuple[Any, Place]] = [(self._root, ())]
+        level: list[tuple[Any, SchemaPath]] = [(self._root, ())]
         depth = 0
         while level:
             depth += 1
             if depth > self._limits.depth:
-                raise TooComplex(f"`{self._path}` is nested deeper than {self._limits.depth} levels", self._path)
+                raise TooComplex(
+                    f"`{self._path}` is nested deeper than {self._limits.depth} levels, the maximum", self._path
+                )
             level = [child for value, place in level for child in self._visit(value, place)]
         self._check_refs()
         return self._check_patterns()
 
-    def _visit(self, value: Any, place: Place) -> Iterator[tuple[Any, Place]]:
+    def _visit(self, value: Any, place: SchemaPath) -> Iterator[tuple[Any, SchemaPath]]:
         """Count a value; its children that have children themselves."""
         if isinstance(value, dict):
             self._look(value, place)
@@ -88,7 +90,7 @@ class _Walk:
             if isinstance(child, (dict, list)):
                 yield child, (place, str(name))
 
-    def _look(self, schema: dict[str, Any], place: Place) -> None:
+    def _look(self, schema: dict[str, Any], place: SchemaPath) -> None:
         values = schema.get("enum")
         if isinstance(values, list):
             self._values += len(values)
@@ -115,7 +117,7 @@ class _Walk:
         if isinstance(schema.get("$ref"), str):
             self._refs.append(schema["$ref"])
 
-    def _note_costs(self, schema: dict[str, Any], place: Place) -> None:
+    def _note_costs(self, schema: dict[str, Any], place: SchemaPath) -> None:
         """Remember what is to be tried by itself: before it, an answer may be of any length."""
         text = {name: schema[name] for name in TEXT_BOUNDS if isinstance(schema.get(name), (str, int, float))}
         if place and text:
@@ -130,7 +132,7 @@ class _Walk:
 
     def _bound(self, what: str, count: float, allowed: int) -> None:
         if count > allowed:
-            raise TooComplex(f"`{self._path}` has {count} {what}, at most {allowed} are allowed", self._path)
+            raise TooComplex(f"`{self._path}` has {count} {what}; at most {allowed} are allowed", self._path)
 
     def _check_refs(self) -> None:
         self._bound("`$ref`s", len(self._refs), self._limits.refs)
@@ -153,7 +155,7 @@ class _Walk:
         target = self._root
         if ref != "#":
             if not ref.startswith("#/"):
-                raise self._lost(ref, "only references within the schema (`#/...`) are resolved")
+                raise self._unresolved(ref, "only references within the schema (`#/...`) are resolved")
             for name in ref[2:].split("/"):
                 name = name.replace("~1", "/").replace("~0", "~")
                 if isinstance(target, dict) and name in target:
@@ -161,10 +163,10 @@ class _Walk:
                 elif isinstance(target, list) and name.isdecimal() and int(name[:9]) < len(target):
                     target = target[int(name)]
                 else:
-                    raise self._lost(ref, "there is nothing at that place")
+                    raise self._unresolved(ref, "the schema has nothing at that place")
         return target
 
-    def _lost(self, ref: str, why: str) -> BadRequest:
+    def _unresolved(self, ref: str, why: str) -> BadRequest:
         return BadRequest(
             f"`{self._path}` has the `$ref` {ref[:60]!r}: {why}", param=self._path[:200], code="invalid_grammar"
         )
@@ -180,12 +182,12 @@ class _Walk:
             parts += [Part("pattern", part) for part in analysis.parts]
         self._bound("states with its lengths and patterns written out", self._expanded, limits.expanded)
         equal = {orjson.dumps(schema): place for schema, place in reversed(self._aside)}
-        places = [place for branch, place in self._wide if self._costly(branch)] + list(equal.values())[::-1]
+        places = [place for branch, place in self._wide if self._may_be_expensive(branch)] + list(equal.values())[::-1]
         refs = [Part("ref", _pointer(place)) for place in dict.fromkeys(places)]
         self._bound("branches, counts and strings that are to be tried", len(refs) + len(self._texts), limits.parts * 4)
         return [*parts, *(Part("json", text) for text in self._texts), *refs]
 
-    def _costly(self, branch: Any) -> bool:
+    def _may_be_expensive(self, branch: Any) -> bool:
         """Whether a branch may cost more than its size tells."""
         text = orjson.dumps(branch)
         return any(f'"{name}"'.encode() in text for name in (*COMBINATORS, "pattern", "patternProperties", "$ref"))
@@ -197,7 +199,7 @@ def _open(branch: Any) -> bool:
     return isinstance(branch, dict) and not ({"const", "enum"} & branch.keys() or branch.get("type") in plain)
 
 
-def _pointer(place: Place) -> str:
+def _pointer(place: SchemaPath) -> str:
     """The JSON pointer of a place."""
     names: list[str] = []
     while place:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric as Family
 
-from service.admission.gate import Gate
+from service.admission.queue import AdmissionQueue
 from service.admission.snapshot import Snapshot
 from service.engine.residency import Residency, ResidencySnapshot
 from service.telemetry import metrics
@@ -25,7 +25,7 @@ class AdmissionSource:
 
     name = "admission"
 
-    def __init__(self, gate: Gate, queue_limit: int, account: MetricsAccount) -> None:
+    def __init__(self, gate: AdmissionQueue, queue_limit: int, account: MetricsAccount) -> None:
         self._gate = gate
         self._queue_limit = queue_limit
         self._account = account

@@ -20,7 +20,7 @@ from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, Evaluati
 from adapters.protocol.runs import CreateEvaluation, EvaluationContext
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
-from service.access.records import Draft as KeyDraft
+from service.access.records import KeyDraft
 from service.database import Database
 from service.errors import BadRequest, Conflict, Forbidden, NotFound
 from service.files.holds import lineage_files
@@ -30,7 +30,7 @@ from service.files.service import Files
 from service.http.body import as_model
 from service.registry import records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
-from service.registry.split import Aim
+from service.registry.split import AliasTarget
 from service.registry.verdict_records import REVALIDATION
 from service.training.jobs import reference
 from service.training.service import JSON, Answer, Making, Training
@@ -236,12 +236,12 @@ def resolve(catalog: Catalog, caller: Caller, wanted: str, param: str) -> Named:
     if wanted == catalog.base_name:
         return Named(wanted)
     found = catalog.find(caller, wanted, param=param)
-    if not isinstance(found.aim, int):
+    if not isinstance(found.target, int):
         raise BadRequest(
             f"`{param}` is {wanted[:100]!r}, which is split over several versions: name one of them", param=param
         )
-    name = f"{found.entry.name}@{found.aim}"
-    version = found.entry.versions.get(found.aim)
+    name = f"{found.entry.name}@{found.target}"
+    version = found.entry.versions.get(found.target)
     if version is None:
         catalog.find(caller, name, param=param)  # an alias that points to what cannot be asked is like none
         raise Conflict(f"the version `{name}` cannot serve now", param=param)
@@ -269,11 +269,11 @@ def key_draft(caller: Caller, checked: Checked) -> KeyDraft:
     )
 
 
-def heaviest(aim: Aim | None) -> int | None:
+def heaviest(target: AliasTarget | None) -> int | None:
     """The version that an alias points to, of a split the one with the largest share."""
-    if aim is None or isinstance(aim, int):
-        return aim
-    shares: Mapping[str, int] = aim.shown()
+    if target is None or isinstance(target, int):
+        return target
+    shares: Mapping[str, int] = target.shown()
     return int(max(shares, key=lambda number: shares[number]))
 
 

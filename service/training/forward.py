@@ -15,7 +15,7 @@ from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADE
 from service.access.caller import Caller
 from service.access.http import request_id
 from service.errors import BadGateway, BadRequest, HatrackError, NotFound
-from service.http.multipart import endless, in_time, refuse_said_length
+from service.http.multipart import check_content_length, too_large, with_idle_timeout
 from service.training.client import TrainerClient, TrainerResponse
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -91,7 +91,7 @@ class Streamed:
     """
 
     def __init__(self, request: Request, most: int) -> None:
-        refuse_said_length(request.headers, most)
+        check_content_length(request.headers, most)
         self._request = request
         self._most = most
         self.error: HatrackError | None = None
@@ -101,10 +101,10 @@ class Streamed:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         total = 0
         try:
-            async for piece in in_time(self._request.stream()):
+            async for piece in with_idle_timeout(self._request.stream()):
                 total += len(piece)
                 if total > self._most:
-                    raise endless(self._most)
+                    raise too_large(self._most)
                 if piece:
                     yield piece
         except ClientDisconnect:

@@ -19,7 +19,7 @@ from adapters.names import parse_name, parse_reference, suggest_name
 from adapters.protocol.requests import JobFields
 from adapters.protocol.runs import FileRef, JobContext, ParentShape
 from service.access.caller import Caller, Scope
-from service.access.records import Draft as KeyDraft
+from service.access.records import KeyDraft
 from service.errors import BadRequest, Forbidden
 from service.files.records import FileRow
 from service.registry.catalog import Catalog

@@ -13,8 +13,8 @@ from adapters.protocol.requests import MAX_METADATA
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.errors import BadGateway, HatrackError, Timeout, TrainerUnavailable
-from service.registry.trail import gateway_in
-from service.registry.verdicts import Verdicts, Wanted
+from service.registry.audit_notes import system_actor
+from service.registry.verdicts import RevalidationCandidate, Verdicts
 from service.training.client import TrainerClient
 from service.training.forward import read_bounded
 from service.training.service import Answer
@@ -88,7 +88,7 @@ class Revalidations:
         """
         wanted = [
             version
-            for version in await self._verdicts.wanted(caller.project, every=every)
+            for version in await self._verdicts.revalidation_candidates(caller.project, every=every)
             if caller.may_use(version.name)
         ]
         running = await self._running(_own(headers))
@@ -101,9 +101,9 @@ class Revalidations:
             made += begun["evaluation"] is not None and version.version not in running
         return {"object": "list", "data": data, "left": len(wanted) - len(data)}
 
-    async def wanted(self) -> list[Wanted]:
+    async def wanted(self) -> list[RevalidationCandidate]:
         """What is due in all projects and can be judged on this base: what serves first, then the oldest verdict."""
-        return [one for one in await self._verdicts.wanted(None) if one.fits]
+        return [one for one in await self._verdicts.revalidation_candidates(None) if one.is_same_base]
 
     async def look(self, project: str, evaluation_id: str) -> dict[str, Any] | None:
         """One evaluation as it is now; None where there is none. Raises TrainerUnavailable, BadGateway, Timeout."""
@@ -113,7 +113,7 @@ class Revalidations:
     async def _begin(
         self,
         caller: Caller,
-        wanted: Wanted,
+        wanted: RevalidationCandidate,
         running: dict[str, dict[str, Any]],
         headers: Mapping[str, str],
         actor: Actor,
@@ -236,9 +236,9 @@ class RevalidationTimer:
             tried.add((wanted.project, wanted.version))
             await self._judge(wanted)
 
-    async def _judge(self, wanted: Wanted) -> None:
+    async def _judge(self, wanted: RevalidationCandidate) -> None:
         said = {"project": wanted.project, "version": wanted.version}
-        caller, actor = system_caller(wanted.project), gateway_in(wanted.project)
+        caller, actor = system_caller(wanted.project), system_actor(wanted.project)
         headers = _headers(wanted.project)
         try:
             answer = await self._revalidations.one(caller, wanted.name, str(wanted.number), headers, actor=actor)

@@ -14,7 +14,7 @@ from service.access.http import actor, needs
 from service.errors import Conflict, DiskFull, NotFound, RateLimited, TooLarge
 from service.http.body import MAX_JSON_BYTES, as_model, read_object
 from service.http.schema import takes
-from service.registry.state import no_adapter
+from service.registry.state import adapter_not_found
 from service.training.evaluation_schemas import Evaluation, StartedRevalidations
 from service.training.forward import headers_of
 from service.training.openapi import trainers
@@ -51,7 +51,7 @@ Again = Annotated[Revalidations, Depends(revalidations)]
 @takes(RevalidateBody, required=False)
 async def revalidate_due(request: Request, who: Who, by: By, again: Again) -> dict[str, Any]:
     """Judge again what is due of the project; with ``all``, all that was ever judged."""
-    body = as_model(await read_object(request, most=MAX_JSON_BYTES), RevalidateBody)
+    body = as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), RevalidateBody)
     return await again.due(who, headers_of(request, who), every=body.all, actor=by)
 
 
@@ -63,7 +63,7 @@ async def revalidate_due(request: Request, who: Who, by: By, again: Again) -> di
 async def revalidate(name: str, number: str, request: Request, who: Who, by: By, again: Again) -> Response:
     """Judge one version again: the evaluation, perhaps one that is under way."""
     if not who.may_use(name):
-        raise no_adapter(name)
-    as_model(await read_object(request, most=MAX_JSON_BYTES), NoBody)
+        raise adapter_not_found(name)
+    as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), NoBody)
     answer = await again.one(who, name, number, headers_of(request, who), actor=by)
     return Response(answer.body, answer.status, answer.headers)

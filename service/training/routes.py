@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
-from service.admission.gate import Gate
+from service.admission.queue import AdmissionQueue
 from service.http.body import as_model, read_object
 from service.http.multipart import FRAMING_BYTES
 from service.http.schema import answers
@@ -58,7 +58,7 @@ Desk = Annotated[Evaluations, Depends(evaluations)]
 @router.get("/load", responses=answers(Load))
 async def load(request: Request, who: Trains) -> dict[str, Any]:
     """How many requests of callers (not of jobs) wait for the engine, and how many are in it."""
-    gate: Gate = request.app.state.gate
+    gate: AdmissionQueue = request.app.state.gate
     callers = gate.scheduler.callers
     return {"object": "load", "waiting": callers.queued, "in_flight": callers.in_flight}
 
@@ -67,7 +67,7 @@ async def load(request: Request, who: Trains) -> dict[str, Any]:
 async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Response:
     """Make a fine-tuning job."""
     headers = headers_of(request, who)
-    body = as_model(await read_object(request, most=MAX_JSON_BYTES), JobRequest)
+    body = as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), JobRequest)
     answer = await way.create_job(who, body, headers, actor=by)
     return Response(answer.body, answer.status, answer.headers)
 
@@ -76,7 +76,7 @@ async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Resp
 async def create_evaluation(request: Request, who: Judges, by: By, desk: Desk) -> Response:
     """Make an evaluation."""
     headers = headers_of(request, who)
-    body = await read_object(request, most=MAX_JSON_BYTES)
+    body = await read_object(request, max_bytes=MAX_JSON_BYTES)
     answer = await desk.create(who, body, headers, actor=by)
     return Response(answer.body, answer.status, answer.headers)
 
@@ -118,7 +118,7 @@ async def _json(request: Request, who: Caller, way: Training, *, done: Done | No
     headers, body = headers_of(request, who), None
     target = target_of(request)
     if request.method != "GET":
-        given = await read_object(request, most=MAX_JSON_BYTES)
+        given = await read_object(request, max_bytes=MAX_JSON_BYTES)
         body = orjson.dumps(given)
         headers["content-type"] = "application/json"
     return Forward(way.client, request.method, target, headers, body, done=done)

@@ -19,7 +19,7 @@ from adapters.protocol.runs import REPLAYED_HEADER, RUN_KEY_HEADER, RUN_KEY_ID_H
 from adapters.store import WEIGHTS_FILE, Store
 from service.access.audit import Actor, note
 from service.access.caller import Caller
-from service.access.records import Draft as KeyDraft
+from service.access.records import KeyDraft
 from service.access.service import Keys
 from service.database import Database
 from service.errors import BadGateway, Forbidden, HatrackError, NotFound, TrainerUnavailable

@@ -1,8 +1,8 @@
-"""Who used how much: counted in memory as requests end, added to the database every few seconds.
+"""Accounts usage in memory as requests end, and adds it to the database every few seconds.
 
-A request costs a dictionary's look-up here and no disk. What is counted and not yet written is at most one flush
-interval old, so a `kill -9` or a power cut loses the usage of at most the last `HATRACK_USAGE_FLUSH_S` seconds (2 by
-default) and whatever a full disk has kept from being written; a polite stop loses nothing.
+A request costs one dictionary lookup and no disk write. Unwritten counts are at most one flush interval old, so
+a `kill -9` or a power cut loses the usage of at most the last `HATRACK_USAGE_FLUSH_S` seconds (2 by default), and
+whatever could not be written to a full disk; a graceful stop loses nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from service.usage.records import Counts, RowKey
 HOUR_S: Final = 3600
 DAY_S: Final = 86_400
 MAX_ROWS: Final = 100_000
-"""Rows that wait in memory while the database cannot be written, about 40 MB."""
+"""Maximum number of rows kept in memory while the database cannot be written; about 40 MB."""
 ERRORS: Final = frozenset({"refused", "failed", "cut"})
-"""Outcomes that count as errors; a client that left got what it wanted."""
+"""Outcomes that count as errors; a client's disconnect does not."""
 _LOG = logging.getLogger("hatrack.usage")
 
 
@@ -70,11 +70,11 @@ class UsageAccount:
 
     @property
     def pending_rows(self) -> int:
-        """Rows counted and not written."""
+        """Number of rows not written yet."""
         return len(self._rows)
 
     def __call__(self, record: Record) -> None:
-        """Count one request that is over."""
+        """Count a finished request."""
         caller, target, used = record.caller, record.target, record.usage
         if caller is None:
             return
@@ -93,15 +93,15 @@ class UsageAccount:
         counts.charged_tokens += record.tokens or 0
 
     def _row(self, key: RowKey) -> Counts:
-        found = self._rows.get(key)
-        if found is None:
+        counts = self._rows.get(key)
+        if counts is None:
             if len(self._rows) >= self._max_rows:
                 return self._crowded(key)
-            found = self._rows[key] = Counts()
-        return found
+            counts = self._rows[key] = Counts()
+        return counts
 
     def _crowded(self, key: RowKey) -> Counts:
-        """Beyond the bound, one row a key: its sums stay right, its hours and adapters run together."""
+        """Beyond the bound, one row per key: its totals stay right, but hours and adapters are merged."""
         hour, project, key_id, _, _ = key
         if self._crowded_hour is None:
             self._crowded_hour = hour
@@ -110,11 +110,11 @@ class UsageAccount:
     # writing
 
     async def open(self) -> None:
-        """Begin to write; the database is open."""
+        """Start writing periodically; the database must be open."""
         self._ticker = asyncio.create_task(self._tick(), name="usage-flush")
 
     async def close(self) -> None:
-        """Write what is left and end; what cannot be written is logged as lost."""
+        """Write what is left and stop; what cannot be written is logged as lost."""
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
@@ -126,10 +126,10 @@ class UsageAccount:
             _LOG.error("the usage of the last requests is lost: %s", error.message, extra={"requests": lost})
 
     async def flush(self) -> None:
-        """Write what is counted up to now. A caller that is cancelled leaves the write to end by itself.
+        """Write the counts so far. If the caller is cancelled, the write still completes.
 
         Raises:
-            HatrackError: The database could not be written; what was counted is kept for the next time.
+            HatrackError: The database could not be written; the counts are kept for the next flush.
         """
         write = asyncio.create_task(self._write())
         self._writes.add(write)
@@ -139,7 +139,7 @@ class UsageAccount:
     def _wrote(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)
         if not write.cancelled():
-            write.exception()  # seen, also where the one who asked for it is gone
+            write.exception()  # retrieve it even if the caller was cancelled, or asyncio would log it
 
     async def _write(self) -> None:
         async with self._writing:
@@ -170,14 +170,14 @@ class UsageAccount:
                 await self.flush()
             except HatrackError as error:
                 if not failing:  # once, not every two seconds of a full disk
-                    _LOG.error("usage cannot be written and is kept in memory: %s", error.message)
+                    _LOG.error("usage could not be written and is kept in memory: %s", error.message)
                 failing = True
             except Exception:
-                _LOG.exception("usage cannot be written and is kept in memory")
+                _LOG.exception("usage could not be written and is kept in memory")
                 failing = True
             else:
                 if failing:
-                    _LOG.info("usage is written again")
+                    _LOG.info("usage can be written again")
                 failing = False
 
     # reading
@@ -189,7 +189,7 @@ class UsageAccount:
 
 
 class UsageSource:
-    """Usage written and waiting."""
+    """Metrics of the usage account."""
 
     name = "usage"
 
@@ -197,7 +197,7 @@ class UsageSource:
         self._usage = usage
 
     async def families(self) -> Iterator[Family]:
-        """Rows written, rows waiting, writes that failed."""
+        """Rows written, rows pending, failed writes."""
         usage = self._usage
         return iter(
             [

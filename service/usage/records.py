@@ -22,7 +22,7 @@ DIMENSIONS: Final[tuple[Dimension, ...]] = ("hour", "project", "key", "adapter",
 
 @dataclass(slots=True)
 class Counts:
-    """What was used; ``charged_tokens`` is what counted against the key's limits."""
+    """Usage sums; ``charged_tokens`` counted against the key's limits."""
 
     requests: int = 0
     errors: int = 0
@@ -31,14 +31,14 @@ class Counts:
     cached_tokens: int = 0
     charged_tokens: int = 0
 
-    def add(self, other: Counts) -> None:
-        """Add another's counts to this one's."""
-        self.requests += other.requests
-        self.errors += other.errors
-        self.prompt_tokens += other.prompt_tokens
-        self.completion_tokens += other.completion_tokens
-        self.cached_tokens += other.cached_tokens
-        self.charged_tokens += other.charged_tokens
+    def add(self, counts: Counts) -> None:
+        """Add ``counts`` to this one."""
+        self.requests += counts.requests
+        self.errors += counts.errors
+        self.prompt_tokens += counts.prompt_tokens
+        self.completion_tokens += counts.completion_tokens
+        self.cached_tokens += counts.cached_tokens
+        self.charged_tokens += counts.charged_tokens
 
 
 SHOWN: Final = ("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens")
@@ -46,7 +46,7 @@ SHOWN: Final = ("requests", "errors", "prompt_tokens", "completion_tokens", "cac
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of the usage is asked for.
+    """A query for usage rows.
 
     ``start`` and ``end`` are Unix seconds: hours that begin at ``start`` or later and before ``end``. ``width_s`` is
     that of the time buckets. A filter that is None lets everything pass. ``after`` has the values of ``by``, in its
@@ -86,35 +86,39 @@ def charged_since(db: sa.Connection, start: int) -> dict[str, int]:
     total = sa.func.sum(usage.c.charged_tokens)
     by_itself = sa.or_(keys.c.parent_key_id.is_(None), keys.c.parent_key_id == ADMIN_ID)
     key_id = sa.case((by_itself, usage.c.key_id), else_=keys.c.parent_key_id)
-    chosen = sa.select(key_id, total).select_from(usage.outerjoin(keys, keys.c.id == usage.c.key_id))
-    chosen = chosen.where(usage.c.hour >= start).group_by(key_id)
-    return {key_id: int(tokens) for key_id, tokens in db.execute(chosen)}
+    query = sa.select(key_id, total).select_from(usage.outerjoin(keys, keys.c.id == usage.c.key_id))
+    query = query.where(usage.c.hour >= start).group_by(key_id)
+    return {key_id: int(tokens) for key_id, tokens in db.execute(query)}
 
 
-def select(db: sa.Connection, what: Selection) -> list[dict[str, Any]]:
-    """Up to ``what.limit`` rows of sums, each with the values of ``what.by`` under their names, sorted by these."""
+def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
+    """Up to ``selection.limit`` rows of sums, grouped and sorted by the dimensions in ``selection.by``."""
     columns: dict[Dimension, sa.ColumnElement[Any]] = {
-        "hour": usage.c.hour - usage.c.hour % what.width_s,
+        "hour": usage.c.hour - usage.c.hour % selection.width_s,
         "project": usage.c.project,
         "key": usage.c.key_id,
         "adapter": usage.c.adapter,
         "version": usage.c.version,
     }
-    by = [columns[name] for name in what.by]
+    by = [columns[name] for name in selection.by]
     sums = [sa.func.coalesce(sa.func.sum(usage.c[name]), 0).label(name) for name in SHOWN]
-    chosen = sa.select(*(column.label(name) for name, column in zip(what.by, by, strict=True)), *sums)
-    chosen = chosen.where(usage.c.hour >= what.start, usage.c.hour < what.end)
-    filters = ((usage.c.project, what.project), (usage.c.key_id, what.key), (usage.c.adapter, what.adapter))
-    for column, wanted in filters:
-        if wanted is not None:
-            chosen = chosen.where(column == wanted)
-    if what.after is not None:
-        chosen = chosen.where(sa.tuple_(*by) > sa.tuple_(*map(sa.literal, what.after)))
-    found = db.execute(chosen.group_by(*by).order_by(*by).limit(what.limit))
-    return [dict(row) for row in found.mappings()]
+    query = sa.select(*(column.label(name) for name, column in zip(selection.by, by, strict=True)), *sums)
+    query = query.where(usage.c.hour >= selection.start, usage.c.hour < selection.end)
+    filters = (
+        (usage.c.project, selection.project),
+        (usage.c.key_id, selection.key),
+        (usage.c.adapter, selection.adapter),
+    )
+    for column, value in filters:
+        if value is not None:
+            query = query.where(column == value)
+    if selection.after is not None:
+        query = query.where(sa.tuple_(*by) > sa.tuple_(*map(sa.literal, selection.after)))
+    rows = db.execute(query.group_by(*by).order_by(*by).limit(selection.limit))
+    return [dict(row) for row in rows.mappings()]
 
 
 def key_names(db: sa.Connection, key_ids: Collection[str]) -> dict[str, str]:
     """The names of keys by id, also of revoked ones; ids that are no key's are left out."""
-    chosen = sa.select(keys.c.id, keys.c.name).where(keys.c.id.in_(key_ids))
-    return {row.id: row.name for row in db.execute(chosen)}
+    query = sa.select(keys.c.id, keys.c.name).where(keys.c.id.in_(key_ids))
+    return {row.id: row.name for row in db.execute(query)}

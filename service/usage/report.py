@@ -1,4 +1,4 @@
-"""``GET /v1/usage``: what is asked for, what of it the caller may see, and the rows as objects."""
+"""``GET /v1/usage``: validates the query, restricts it to what the caller may see, and formats the rows."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Value: TypeAlias = int | str
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """A question about usage; times are Unix seconds, a filter that is None lets everything pass.
+class UsageQuery:
+    """A query for usage; times are Unix seconds, a filter of None matches everything.
 
     ``by`` are the names to group by, as they were given; None is all of them. ``after`` is the ``id`` of a row.
     """
@@ -46,14 +46,14 @@ class Query:
 
 
 class UsageReport:
-    """Answers questions about usage; what is counted and not yet written is written first, so no answer is stale."""
+    """Answers usage queries; pending counts are written first, so no answer is stale."""
 
     def __init__(self, database: Database, account: UsageAccount, *, wall: Callable[[], float] = time.time) -> None:
         self._database = database
         self._account = account
         self._wall = wall
 
-    async def read(self, caller: Caller, query: Query) -> dict[str, Any]:
+    async def read(self, caller: Caller, query: UsageQuery) -> dict[str, Any]:
         """One page: ``{"object": "list", "start", "end", "data": [...], "has_more"}``, oldest first.
 
         An admin's key sees everything, every other its own usage alone: a filter for what it may not see finds
@@ -68,27 +68,28 @@ class UsageReport:
             BadRequest: The time or the grouping makes no sense, or ``after`` is no row's id.
             HatrackError: The database cannot be written.
         """
-        what = self._selection(query)
+        selection = self._selection(query)
         await self._account.flush()
-        seen = what if caller.may(Scope.ADMIN) else _own(what, caller)
-        rows = await self._database.run(partial(_page, what=seen))
-        data = [_row(row, what) for row in rows[: query.limit]]
+        visible = selection if caller.may(Scope.ADMIN) else _own(selection, caller)
+        rows = await self._database.run(partial(_page, selection=visible))
+        data = [_row(row, selection) for row in rows[: query.limit]]
         return {
             "object": "list",
-            "start": what.start,
-            "end": what.end,
+            "start": selection.start,
+            "end": selection.end,
             "data": data,
             "has_more": len(rows) > query.limit,
         }
 
-    def _selection(self, query: Query) -> Selection:
+    def _selection(self, query: UsageQuery) -> Selection:
         end = query.end if query.end is not None else int(self._wall()) + 1
         start = query.start if query.start is not None else end - DAY_S
         if start >= end:
-            raise BadRequest(f"`start` must be before `end` (found {start} and {end})", param="start")
+            raise BadRequest(f"`start` must be before `end`; got {start} and {end}", param="start")
         if end - start > MAX_RANGE_S:
             raise BadRequest(
-                f"from `start` to `end` are at most {MAX_RANGE_S} s, found {end - start}: ask year by year",
+                f"the range from `start` to `end` must be at most {MAX_RANGE_S} s; got {end - start}. "
+                "Query one year at a time",
                 param="start",
             )
         width = WIDTHS[query.bucket]
@@ -112,34 +113,36 @@ def _dimensions(names: Sequence[str] | None) -> tuple[Dimension, ...]:
     unknown = [name for name in names if name not in DIMENSIONS]
     if unknown:
         raise BadRequest(
-            f"`group_by` takes {', '.join(f'`{name}`' for name in DIMENSIONS)}, found {unknown[0][:100]!r}",
+            f"`group_by` must be one of {', '.join(f'`{name}`' for name in DIMENSIONS)}; got {unknown[0][:100]!r}",
             param="group_by",
         )
-    wanted = {*names, "adapter"} if "version" in names else set(names)  # a version's number alone names nothing
-    return tuple(name for name in DIMENSIONS if name in wanted)
+    chosen = (
+        {*names, "adapter"} if "version" in names else set(names)
+    )  # a version number means nothing without its adapter
+    return tuple(name for name in DIMENSIONS if name in chosen)
 
 
-def _own(what: Selection, caller: Caller) -> Selection:
-    if what.project not in (None, caller.project) or what.key not in (None, caller.key_id):
-        return replace(what, key="")  # nobody's id
-    return replace(what, project=caller.project, key=caller.key_id)
+def _own(selection: Selection, caller: Caller) -> Selection:
+    if selection.project not in (None, caller.project) or selection.key not in (None, caller.key_id):
+        return replace(selection, key="")  # nobody's id
+    return replace(selection, project=caller.project, key=caller.key_id)
 
 
-def _page(db: sa.Connection, what: Selection) -> list[dict[str, Any]]:
-    rows = usage_records.select(db, what)
-    if "key" in what.by:
+def _page(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
+    rows = usage_records.select(db, selection)
+    if "key" in selection.by:
         names = {ADMIN_ID: ADMIN_ID} | usage_records.key_names(db, {row["key"] for row in rows})
         for row in rows:
             row["key_name"] = names.get(row["key"])
     return rows
 
 
-def _row(row: dict[str, Any], what: Selection) -> dict[str, Any]:
+def _row(row: dict[str, Any], selection: Selection) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "object": "usage",
-        "id": _id([row[name] for name in what.by]),
-        "start": row.get("hour", what.start),
-        "end": row["hour"] + what.width_s if "hour" in row else what.end,
+        "id": _id([row[name] for name in selection.by]),
+        "start": row.get("hour", selection.start),
+        "end": row["hour"] + selection.width_s if "hour" in row else selection.end,
     }
     for name in ("project", "key", "key_name"):
         if name in row:
@@ -156,14 +159,16 @@ def _id(values: list[Value]) -> str:
 
 def _values(text: str, by: tuple[Dimension, ...]) -> tuple[Value, ...]:
     """What ``_id`` was made of."""
-    wrong = BadRequest("`after` must be the `id` of a row that the same question found", param="after")
+    invalid = BadRequest(
+        "`after` must be the `id` of a row from the same query; use the last row of the previous page", param="after"
+    )
     try:
         values = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except ValueError:
-        raise wrong from None
+        raise invalid from None
     kinds = [int if name in ("hour", "version") else str for name in by]
     if not isinstance(values, list) or [type(value) for value in values] != kinds:
-        raise wrong
+        raise invalid
     if any(isinstance(value, int) and not 0 <= value <= MAX_NUMBER for value in values):
-        raise wrong
+        raise invalid
     return tuple(values)

@@ -1,4 +1,4 @@
-"""``/v1/usage``: from HTTP to the report and back, and nothing else."""
+"""The route ``/v1/usage``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from service.access.caller import Caller
 from service.access.http import caller
 from service.http.schema import answers
-from service.usage.report import Bucket, UsageReport
-from service.usage.report import Query as Question
+from service.usage.report import Bucket, UsageQuery, UsageReport
 from service.usage.schemas import UsagePage
 
 MAX_NAME_CHARS: Final = 256
@@ -24,8 +23,8 @@ Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
 
 async def usage_report(request: Request) -> UsageReport:
     """The report that the composition root put on the app."""
-    found: UsageReport = request.app.state.usage_report
-    return found
+    report: UsageReport = request.app.state.usage_report
+    return report
 
 
 @router.get("", responses=answers(UsagePage))
@@ -48,7 +47,7 @@ async def get_usage(
     whatever its width. Left out it is all of them; empty, everything is added up in one row.
     """
     by = None if group_by is None else [name for given in group_by for name in given.split(",") if name]
-    question = Question(
+    query = UsageQuery(
         start=start,
         end=end,
         bucket=bucket,
@@ -59,4 +58,4 @@ async def get_usage(
         after=after,
         limit=limit,
     )
-    return await report.read(who, question)
+    return await report.read(who, query)

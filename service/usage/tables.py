@@ -1,4 +1,4 @@
-"""The table of usage: one row for each hour, project, key and adapter's version that was asked for."""
+"""The usage table: one row per hour, project, key and adapter version."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_requests_at_once_and_a_place_comes_back_when_the_client_leaves(make: Ma
     key = make(concurrent=1)
     stream = key.ask(max_tokens=1500, stream=True)
     next(iter(stream))
-    with pytest.raises(openai.RateLimitError, match="`concurrent` requests: limit 1, in work 1") as refused:
+    with pytest.raises(openai.RateLimitError, match="`concurrent` requests: limit 1, in progress 1") as refused:
         key.ask()
     assert error_of(refused) == ("rate_limit_exceeded", "requests")
     assert refused.value.response.headers["retry-after"] == "1"

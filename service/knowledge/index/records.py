@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service.access.records import demand_project
+from service.access.records import require_project
 from service.errors import BadRequest, Conflict
 from service.grounding.provider import Attribute, store_not_found
 from service.knowledge.index.tables import store_batches, store_files, stores
@@ -47,7 +47,7 @@ def create_store(
     metadata: Mapping[str, str],
 ) -> StoreInfo:
     """Raises NotFound where there is no such project, Conflict where it has too many stores."""
-    demand_project(db, project)
+    require_project(db, project)
     count = db.scalar(sa.select(sa.func.count()).select_from(stores).where(stores.c.project == project)) or 0
     if count >= MAX_STORES:
         raise Conflict(f"the project has {count} vector stores; the limit is {MAX_STORES}. Delete one first")

@@ -33,9 +33,9 @@ from service.structured.worker.native import NoTokenizer, load_native, load_toke
 from service.structured.worker.trial import Costs, Invalid, Vocabulary, try_out
 
 MIB: Final = 1024 * 1024
-POLITE_AFTER_S: Final = 0.1
-"""A trial that takes longer goes on at a low priority: beside it, an engine on the same cores serves."""
-POLITE_NICE: Final = 10
+LOWER_PRIORITY_AFTER_S: Final = 0.1
+"""A trial that takes longer continues at a lower priority, so that it does not slow an engine on the same cores."""
+BACKGROUND_NICE: Final = 10
 CHUNK: Final = 1 << 20
 
 
@@ -45,12 +45,12 @@ class _Child:
     pid: int
     pipe: int
     began: float
-    polite: bool = False
+    low_priority: bool = False
     output: bytes = b""
 
 
-class Zygote:
-    """Forks a child for each job and reports how it ended."""
+class ForkServer:
+    """Forks a child process for each job and reports its result."""
 
     def __init__(self, native: Any, vocabulary: Vocabulary, cpu_s: float, memory: int) -> None:
         self._native = native
@@ -66,7 +66,7 @@ class Zygote:
     def run(self) -> None:
         """Serve until standard input ends, then end every child."""
         while True:
-            for key, _ in self._selector.select(self._until_polite()):
+            for key, _ in self._selector.select(self._until_next_demotion()):
                 if key.fd == 0:
                     data = os.read(0, CHUNK)
                     if not data:
@@ -75,8 +75,8 @@ class Zygote:
                         return
                     self._take(data)
                 elif key.fd in self._children:
-                    self._hear(self._children[key.fd])
-            self._make_polite()
+                    self._read_child(self._children[key.fd])
+            self._lower_priorities()
 
     def _take(self, data: bytes) -> None:
         *lines, self._input = (self._input + data).split(b"\n")
@@ -101,14 +101,14 @@ class Zygote:
         if pid == 0:
             try:
                 os.close(ours)
-                self._be_child(job, theirs)
+                self._run_trial(job, theirs)
             finally:
                 os._exit(1)
         os.close(theirs)
         self._children[ours] = _Child(job["id"], pid, ours, time.monotonic())
         self._selector.register(ours, selectors.EVENT_READ)
 
-    def _be_child(self, job: dict[str, Any], pipe: int) -> None:
+    def _run_trial(self, job: dict[str, Any], pipe: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
@@ -126,7 +126,7 @@ class Zygote:
         os._exit(0)
 
     def _bound(self) -> None:
-        """Have the kernel end this process where it takes more than a trial may."""
+        """Set the kernel's limits of CPU time and memory for this process."""
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         memory = pages * resource.getpagesize() + self._memory
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -136,7 +136,7 @@ class Zygote:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, self._cpu_s)
 
-    def _hear(self, child: _Child) -> None:
+    def _read_child(self, child: _Child) -> None:
         data = os.read(child.pipe, CHUNK)
         child.output += data
         if data:
@@ -156,18 +156,20 @@ class Zygote:
                 answer["outcome"] = "memory" if ended_by in (signal.SIGKILL, signal.SIGABRT) else "crash"
         _send(answer)
 
-    def _until_polite(self) -> float | None:
+    def _until_next_demotion(self) -> float | None:
         now = time.monotonic()
-        left = [child.began + POLITE_AFTER_S - now for child in self._children.values() if not child.polite]
+        left = [
+            child.began + LOWER_PRIORITY_AFTER_S - now for child in self._children.values() if not child.low_priority
+        ]
         return max(min(left), 0.0) if left else None
 
-    def _make_polite(self) -> None:
+    def _lower_priorities(self) -> None:
         now = time.monotonic()
         for child in self._children.values():
-            if not child.polite and now - child.began >= POLITE_AFTER_S:
-                child.polite = True
+            if not child.low_priority and now - child.began >= LOWER_PRIORITY_AFTER_S:
+                child.low_priority = True
                 with suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, child.pid, POLITE_NICE)
+                    os.setpriority(os.PRIO_PROCESS, child.pid, BACKGROUND_NICE)
 
 
 def _send(answer: dict[str, Any]) -> None:
@@ -176,7 +178,7 @@ def _send(answer: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Load, say so, and serve."""
+    """Load the vocabulary, report that it is ready, and serve."""
     parser = argparse.ArgumentParser(prog="python -m service.structured.worker")
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--cpu-s", type=float, required=True)
@@ -191,7 +193,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it shares with this process
     _send({"ready": True})
-    Zygote(native, vocabulary, arguments.cpu_s, arguments.memory_mib * MIB).run()
+    ForkServer(native, vocabulary, arguments.cpu_s, arguments.memory_mib * MIB).run()
     return 0
 
 

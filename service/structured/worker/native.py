@@ -17,7 +17,7 @@ import orjson
 
 
 class NoTokenizer(Exception):
-    """The base model has no vocabulary that can be read here; the message says why."""
+    """The base model's vocabulary cannot be read; the message says why."""
 
 
 def load_native() -> Any:

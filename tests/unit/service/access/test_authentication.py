@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from service.access.authentication import MAX_KEY_CHARS, MAX_SEEN, Authenticator, Entry
+from service.access.authentication import MAX_CACHED_KEYS, MAX_KEY_CHARS, Authenticator, KeyEntry
 from service.access.caller import Caller, Scope
 from service.access.keys import ALPHABET, make_key, well_formed
 from service.errors import BadRequest, Forbidden, HatrackError, Unauthenticated
@@ -12,12 +12,12 @@ from service.errors import BadRequest, Forbidden, HatrackError, Unauthenticated
 ADMIN = "an-admin-key-that-was-given"
 
 
-class Counted(dict[bytes, Entry]):
+class Counted(dict[bytes, KeyEntry]):
     """A table that counts how often it is looked up."""
 
     looked_up = 0
 
-    def get(self, key: bytes, default: Entry | None = None) -> Entry | None:  # type: ignore[override]
+    def get(self, key: bytes, default: KeyEntry | None = None) -> KeyEntry | None:  # type: ignore[override]
         self.looked_up += 1
         return super().get(key, default)
 
@@ -25,7 +25,7 @@ class Counted(dict[bytes, Entry]):
 def known(*, project: str = "acme", scope: Scope = Scope.INFER, expires_at: float = 2e12) -> tuple[Authenticator, str]:
     """An authenticator that knows one key, and the key."""
     authenticator, key = Authenticator(ADMIN), make_key()
-    authenticator.put(authenticator.hmac(key), Entry(Caller("key_1", project, frozenset({scope})), expires_at))
+    authenticator.put(authenticator.hmac(key), KeyEntry(Caller("key_1", project, frozenset({scope})), expires_at))
     return authenticator, key
 
 
@@ -52,14 +52,14 @@ def test_where_a_key_may_stand(headers: dict[str, str]) -> None:
     [
         ({}, "no API key"),
         ({"authorization": ""}, "no API key"),
-        ({"authorization": "Bearer "}, "not `Bearer <key>`"),
-        ({"authorization": "{}"}, "not `Bearer <key>`"),
-        ({"authorization": "Basic {}"}, "not `Bearer <key>`"),
-        ({"authorization": "Bearer {}x"}, "not known"),
-        ({"authorization": "Bearer Bearer {}"}, "not known"),
-        ({"authorization": "Bearer ké"}, "not known"),
-        ({"x-api-key": "Bearer {}"}, "not known"),
-        ({"x-api-key": "k" * (MAX_KEY_CHARS + 1)}, "not known"),
+        ({"authorization": "Bearer "}, "invalid Authorization header"),
+        ({"authorization": "{}"}, "invalid Authorization header"),
+        ({"authorization": "Basic {}"}, "invalid Authorization header"),
+        ({"authorization": "Bearer {}x"}, "unknown API key"),
+        ({"authorization": "Bearer Bearer {}"}, "unknown API key"),
+        ({"authorization": "Bearer ké"}, "unknown API key"),
+        ({"x-api-key": "Bearer {}"}, "unknown API key"),
+        ({"x-api-key": "k" * (MAX_KEY_CHARS + 1)}, "unknown API key"),
     ],
 )
 def test_what_is_no_key_is_401_with_a_challenge_and_never_repeated(headers: dict[str, str], said: str) -> None:
@@ -112,12 +112,12 @@ def test_changes_count_from_the_next_request_on() -> None:
     authenticator, key = known()
     bearer, admin = {"authorization": f"Bearer {key}"}, {"authorization": f"Bearer {ADMIN}"}
     assert (authenticator.authenticate(bearer).key_id, authenticator.authenticate(admin).key_id) == ("key_1", "admin")
-    authenticator.set_admin("another-admin-key")
-    with pytest.raises(Unauthenticated, match="not known"):
+    authenticator.set_admin_key("another-admin-key")
+    with pytest.raises(Unauthenticated, match="unknown API key"):
         authenticator.authenticate(admin)
     assert authenticator.authenticate(bearer).key_id == "key_1"
     authenticator.drop(frozenset({authenticator.hmac(key)}))
-    with pytest.raises(Unauthenticated, match="not known"):
+    with pytest.raises(Unauthenticated, match="unknown API key"):
         authenticator.authenticate(bearer)
     assert authenticator.authenticate({"authorization": "Bearer another-admin-key"}).key_id == "admin"
 
@@ -157,10 +157,10 @@ def test_strangers_fill_no_memory_and_good_keys_a_bounded_one() -> None:
     for number in range(2000):
         with pytest.raises(Unauthenticated):
             authenticator.authenticate({"authorization": f"Bearer stranger-{number}"})
-    assert len(authenticator._seen) == 0
-    keys = [make_key() for _ in range(MAX_SEEN + 10)]
+    assert len(authenticator._cache) == 0
+    keys = [make_key() for _ in range(MAX_CACHED_KEYS + 10)]
     caller = Caller("key_1", "acme", frozenset({Scope.INFER}))
-    authenticator.load({authenticator.hmac(key): Entry(caller) for key in keys})
+    authenticator.load({authenticator.hmac(key): KeyEntry(caller) for key in keys})
     for key in keys:
         authenticator.authenticate({"authorization": f"Bearer {key}"})
-        assert len(authenticator._seen) <= MAX_SEEN
+        assert len(authenticator._cache) <= MAX_CACHED_KEYS

@@ -8,7 +8,7 @@ import pytest
 
 from service.access.audit import SYSTEM
 from service.access.caller import Scope
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from tests.unit.service.access.ring import Ring
 
 ALL = {"infer", "adapters", "knowledge", "train", "admin"}
@@ -214,7 +214,7 @@ async def test_a_given_admin_key_is_not_rotated_over_http(tmp_path: Path) -> Non
 @pytest.mark.parametrize("scopes", [["infer"], ["train", "adapters"], ["admin"]])
 async def test_every_key_may_revoke_itself_and_those_under_it(ring: Ring, scopes: list[str]) -> None:
     made, other = await ring.make("own", scopes=scopes), await ring.make("other")
-    draft = Draft("child", "default", frozenset({Scope.INFER} & set(scopes)), parent_key_id=made["id"])
+    draft = KeyDraft("child", "default", frozenset({Scope.INFER} & set(scopes)), parent_key_id=made["id"])
     _, child = await ring.keys.mint(SYSTEM, draft)
     answer = await ring.http.delete("/v1/keys/current", headers={"authorization": f"Bearer {made['key']}"})
     assert answer.json() == {"object": "key", "id": made["id"], "deleted": True}

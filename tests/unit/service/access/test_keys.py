@@ -14,7 +14,7 @@ from service.access.audit import SYSTEM
 from service.access.caller import Caller, Limits, Scope
 from service.access.keys import key_secret, write_secret
 from service.access.limits import KeyLimiter
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from service.database import metadata
 from service.errors import (
     BadRequest,
@@ -43,7 +43,7 @@ def asks(ring: Ring, key: str, **headers: str) -> Caller:
 
 async def mint(ring: Ring, parent: str | None = None, **given: object) -> tuple[str, str]:
     """A key's id and the key."""
-    draft = Draft(**({"name": "k", "project": "acme", "scopes": INFER} | given), parent_key_id=parent)  # type: ignore[arg-type]
+    draft = KeyDraft(**({"name": "k", "project": "acme", "scopes": INFER} | given), parent_key_id=parent)  # type: ignore[arg-type]
     made, key = await ring.keys.mint(SYSTEM, draft)
     return made["id"], key
 
@@ -137,7 +137,7 @@ async def test_a_lost_secret_is_said_loudly(tmp_path: Path, caplog: pytest.LogCa
         with pytest.raises(Unauthenticated):
             asks(ring, key)
         assert asks(ring, ring.admin_key).key_id == "admin"
-    assert "1 API keys can no longer be told" in caplog.text
+    assert "1 API keys can no longer be verified" in caplog.text
 
 
 async def test_a_project_comes_into_being_with_its_first_key(ring: Ring) -> None:
@@ -173,11 +173,11 @@ async def test_a_rotation_that_cannot_be_written_changes_nothing(ring: Ring) -> 
     _, child = await mint(ring, parent="admin")
     (ring.home / "admin.key").unlink()
     (ring.home / "admin.key").mkdir()  # a file cannot take the place of a directory
-    with pytest.raises(Internal, match="the old key stays"):
+    with pytest.raises(Internal, match="the old admin key stays valid"):
         await ring.keys.rotate_admin(SYSTEM)
     assert asks(ring, old).key_id == "admin"
     assert asks(ring, child).project == "acme"
-    assert [row["action"] for row in (await ring.keys.audited(after=None, limit=9))["data"]] == ["key.create"]
+    assert [row["action"] for row in (await ring.keys.audit_page(after=None, limit=9))["data"]] == ["key.create"]
     assert [path.name for path in ring.home.glob(".*")] == []
 
 
@@ -212,7 +212,7 @@ async def test_a_key_dies_with_the_key_it_was_made_under(ring: Ring) -> None:
         with pytest.raises(Unauthenticated):
             asks(ring, dead)
     assert asks(ring, stranger).project == "acme"
-    with pytest.raises(Unauthenticated, match="not valid any more"):
+    with pytest.raises(Unauthenticated, match="no longer valid"):
         await mint(ring, parent=parent_id)
 
 
@@ -225,7 +225,7 @@ async def test_a_key_under_another_inherits_what_it_leaves_open(ring: Ring) -> N
     assert (found.adapters, found.stores) == (("a-*",), ("docs",))
     assert found.limits == Limits(concurrent=2, tokens_per_day=100, requests_per_minute=7)
     for wanted, got in ((ends + 1000, ends), (ends - 500, ends - 500), (None, ends)):
-        made, _ = await ring.keys.mint(SYSTEM, Draft("k", "acme", INFER, expires_at=wanted, parent_key_id=parent_id))
+        made, _ = await ring.keys.mint(SYSTEM, KeyDraft("k", "acme", INFER, expires_at=wanted, parent_key_id=parent_id))
         assert made["expires_at"] == got
 
 
@@ -341,7 +341,7 @@ async def test_no_key_outlives_its_maker(tmp_path: Path) -> None:
     async with Ring(tmp_path).run() as ring:
         maker, _ = await mint(ring, scopes=frozenset({Scope.ADMIN}), expires_at=soon)
         actor = replace(SYSTEM, key_id=maker)
-        draft = Draft(name="child", project="default", scopes=frozenset({Scope.ADMIN}))
+        draft = KeyDraft(name="child", project="default", scopes=frozenset({Scope.ADMIN}))
         shown, _ = await ring.keys.mint(actor, draft)
         assert shown["expires_at"] == soon
         earlier, _ = await ring.keys.mint(actor, replace(draft, expires_at=soon - 60))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.access.buckets import duration
+from service.access.buckets import format_duration
 from service.access.caller import NO_LIMITS, Caller, Limits, Scope
-from service.access.limits import SWEEP_AT_LEAST, KeyLimiter, Lease
+from service.access.limits import MIN_SWEEP_SIZE, KeyLimiter, Reservation
 from service.errors import QuotaSpent, RateLimited, RequestsLimited, TokensLimited
 from tests.unit.service.access.clock import Clock, caller
 
@@ -29,7 +29,7 @@ def limiter_of(clock: Clock) -> KeyLimiter:
     return KeyLimiter(clock=clock.monotonic, wall=clock.wall)
 
 
-def told(lease: Lease) -> dict[str, str]:
+def told(lease: Reservation) -> dict[str, str]:
     return {name.decode().removeprefix("x-ratelimit-"): value for name, value in lease.headers()}
 
 
@@ -135,7 +135,7 @@ def test_requests_at_once(limiter: KeyLimiter) -> None:
     who = caller(concurrent=2, requests_per_minute=3)
     first = limiter.enter(who)
     limiter.enter(who)
-    with pytest.raises(RequestsLimited, match="`concurrent` requests: limit 2, in work 2") as refused:
+    with pytest.raises(RequestsLimited, match="`concurrent` requests: limit 2, in progress 2") as refused:
         limiter.enter(who)
     assert refused.value.headers["retry-after"] == "1"
     assert refused.value.headers["x-ratelimit-remaining-requests"] == "1"
@@ -178,7 +178,7 @@ def test_a_budget_held_by_requests_in_work_is_not_spent(limiter: KeyLimiter) -> 
     lease = limiter.enter(who)
     lease.charge(80)
     assert told(lease) == {"limit-tokens": "100", "remaining-tokens": "20", "reset-tokens": "14h0m0s"}
-    with pytest.raises(TokensLimited, match="used 0, held by requests in work 80, requested 30") as refused:
+    with pytest.raises(TokensLimited, match="used 0, reserved by requests in progress 80, requested 30") as refused:
         use(limiter, who, 30)
     assert "x-should-retry" not in refused.value.headers
     assert refused.value.headers["retry-after"] == "1"
@@ -230,11 +230,11 @@ def test_a_forgotten_key_is_gone_and_its_requests_end_in_peace(limiter: KeyLimit
 def test_idle_keys_are_dropped_and_busy_owing_or_spending_ones_are_kept(limiter: KeyLimiter, clock: Clock) -> None:
     busy = limiter.enter(caller("busy", concurrent=1))
     use(limiter, caller("spending", tokens_per_day=100), 100)
-    for number in range(20 * SWEEP_AT_LEAST):
+    for number in range(20 * MIN_SWEEP_SIZE):
         limiter.enter(caller(f"key_{number}", requests_per_minute=60)).close(None)
         clock.pass_s(0.001)
     # a request is made up for within a second, in which 1000 keys came: at most those and what has come since are kept
-    assert len(limiter) <= 2 * SWEEP_AT_LEAST + 2
+    assert len(limiter) <= 2 * MIN_SWEEP_SIZE + 2
     with pytest.raises(RequestsLimited):
         limiter.enter(caller("busy", concurrent=1))
     with pytest.raises(QuotaSpent):
@@ -267,7 +267,7 @@ def test_changed_limits_count_at_once_and_keep_what_is_owed(limiter: KeyLimiter)
     ],
 )
 def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 # whatever happens
@@ -277,7 +277,7 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
 class Sent:
     estimate: int
     used: int
-    lease: Lease
+    lease: Reservation
 
 
 @dataclass

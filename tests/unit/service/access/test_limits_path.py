@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from service.access.authentication import Authenticator, Entry
+from service.access.authentication import Authenticator, KeyEntry
 from service.access.keys import make_key
 from service.access.limits import KeyLimiter
 from service.errors import BadGateway, EngineUnavailable
@@ -40,7 +40,7 @@ class Limited:
         self.limiter = KeyLimiter(clock=self.clock.monotonic, wall=self.clock.wall)
         self.key = make_key()
         authenticator = Authenticator(KEY)
-        authenticator.put(authenticator.hmac(self.key), Entry(caller(**limits)))
+        authenticator.put(authenticator.hmac(self.key), KeyEntry(caller(**limits)))
         pipeline = Pipeline(
             self.world.settings,
             authenticator,

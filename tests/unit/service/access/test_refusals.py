@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from service.access import refusals as module
 from service.access.audit import AuditRow, page
 from service.access.caller import Caller, Scope
-from service.access.refusals import ACTION, MAX_APART, NO_PROJECT, NOBODY, OTHER, Refusals
+from service.access.refusals import ACTION, MAX_SEPARATE, NO_PROJECT, NOBODY, OTHER, Refusals
 from service.access.tables import audit
 from service.database import Database
 from service.errors import DiskFull
@@ -61,12 +61,12 @@ async def test_many_peers_are_added_up(database: Database) -> None:
     counting = Refusals(database)
     for number in range(10_000):
         counting.note(401, "invalid_api_key", None, f"198.51.100.{number}", "/")
-    assert len(counting._counted) <= MAX_APART + 1
+    assert len(counting._counted) <= MAX_SEPARATE + 1
     await counting.flush()
     found = await rows(database)
-    assert len(found) == MAX_APART + 1
+    assert len(found) == MAX_SEPARATE + 1
     counts = {str((row.detail or {})["peer"]): int((row.detail or {})["count"]) for row in found}
-    assert counts[OTHER] == 10_000 - MAX_APART
+    assert counts[OTHER] == 10_000 - MAX_SEPARATE
     assert sum(counts.values()) == 10_000
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.admission.background import GatedEngine
-from service.admission.gate import Gate
+from service.admission.background import BackgroundEngine
+from service.admission.queue import AdmissionQueue
 from service.errors import BadGateway, EngineUnavailable, HatrackError
-from tests.unit.service.admission.test_gate import State, later, settle
-from tests.unit.service.admission.world import policy, ticket
+from tests.unit.service.admission.test_queue import State, later, settle
+from tests.unit.service.admission.world import policy, request
 
 
 class Probed:
@@ -35,11 +35,11 @@ class Probed:
 
 
 async def test_it_asks_behind_callers_and_gives_its_place_back() -> None:
-    gate, engine = Gate(policy(width=1, common=1, background_patience_s=1000)), Probed()
-    gated = GatedEngine(engine, gate, "base")
-    caller = await gate.enter(ticket("a"), later())
+    gate, engine = AdmissionQueue(policy(width=1, common=1, background_patience_s=1000)), Probed()
+    gated = BackgroundEngine(engine, gate, "base")
+    caller = await gate.enter(request("a"), later())
     question = asyncio.create_task(gated.logprobs("d" * 64, ["two words", "three words here"]))
-    second = asyncio.create_task(gate.enter(ticket("a"), later()))
+    second = asyncio.create_task(gate.enter(request("a"), later()))
     await settle()
     caller.leave(5)
     place = await second
@@ -51,9 +51,9 @@ async def test_it_asks_behind_callers_and_gives_its_place_back() -> None:
 
 
 async def test_the_base_needs_no_slot_and_an_error_gives_the_place_back() -> None:
-    gate, engine = Gate(policy(slots=1)), Probed()
-    gated = GatedEngine(engine, gate, "base")
-    holder = await gate.enter(ticket("a"), later())
+    gate, engine = AdmissionQueue(policy(slots=1)), Probed()
+    gated = BackgroundEngine(engine, gate, "base")
+    holder = await gate.enter(request("a"), later())
     assert await gated.logprobs("base", ["x"])
     engine.fails = True
     with pytest.raises(BadGateway):
@@ -63,32 +63,32 @@ async def test_the_base_needs_no_slot_and_an_error_gives_the_place_back() -> Non
 
 
 async def test_without_an_engine_it_is_refused_at_once() -> None:
-    gate = Gate(policy())
+    gate = AdmissionQueue(policy())
     gate.engine_changed(State("starting"))
     with pytest.raises(EngineUnavailable):
-        await GatedEngine(Probed(), gate, "base").logprobs("base", ["x"])
+        await BackgroundEngine(Probed(), gate, "base").logprobs("base", ["x"])
 
 
 A, B = "a" * 64, "b" * 64
 
 
 async def test_models_are_asked_at_the_same_time_and_give_their_places_back() -> None:
-    gate, engine = Gate(policy(slots=4, background_width=2)), Probed()
+    gate, engine = AdmissionQueue(policy(slots=4, background_width=2)), Probed()
     engine.at_once, engine.expected = asyncio.Event(), 3
     async with asyncio.timeout(30):
-        base, adapter, neighbour = await GatedEngine(engine, gate, "base").logprobs_together(A, B, ["x"])
+        base, adapter, neighbour = await BackgroundEngine(engine, gate, "base").logprobs_together(A, B, ["x"])
     assert engine.asked == ["base", A, B]
     assert base == adapter == neighbour == [[-1.0] * 4]
     assert (gate.snapshot().in_flight, gate.snapshot().slots_in_use) == (0, 0)
 
 
 async def test_a_neighbour_without_a_slot_or_an_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.admission.background.NEIGHBOUR_PATIENCE_S", 0.01)
-    gate, engine = Gate(policy(slots=2, background_width=2)), Probed()
-    gated = GatedEngine(engine, gate, "base")
+    monkeypatch.setattr("service.admission.background.NEIGHBOUR_MAX_WAIT_S", 0.01)
+    gate, engine = AdmissionQueue(policy(slots=2, background_width=2)), Probed()
+    gated = BackgroundEngine(engine, gate, "base")
     *_, neighbour = await gated.logprobs_together(A, B, ["x"])  # one slot is left to callers
     assert (neighbour, engine.asked) == (None, ["base", A])
-    gated = GatedEngine(engine, Gate(policy(slots=4, background_width=2)), "base")
+    gated = BackgroundEngine(engine, AdmissionQueue(policy(slots=4, background_width=2)), "base")
     engine.failing = {B}
     *_, neighbour = await gated.logprobs_together(A, B, ["x"])
     assert neighbour is None
@@ -96,8 +96,8 @@ async def test_a_neighbour_without_a_slot_or_an_answer_is_left_out(monkeypatch: 
 
 @pytest.mark.parametrize("failing", ["base", A])
 async def test_what_the_engine_says_of_the_others_is_an_error(failing: str) -> None:
-    gate, engine = Gate(policy(slots=4)), Probed()
+    gate, engine = AdmissionQueue(policy(slots=4)), Probed()
     engine.failing = {failing}
     with pytest.raises(HatrackError):
-        await GatedEngine(engine, gate, "base").logprobs_together(A, None, ["x"])
+        await BackgroundEngine(engine, gate, "base").logprobs_together(A, None, ["x"])
     assert gate.snapshot().in_flight == 0

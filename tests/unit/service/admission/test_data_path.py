@@ -7,17 +7,17 @@ import asyncio
 import orjson
 import pytest
 
-from service.admission.gate import Gate
 from service.admission.policy import Policy
+from service.admission.queue import AdmissionQueue
 from service.config import Settings
-from tests.unit.service.admission.test_gate import State
+from tests.unit.service.admission.test_queue import State
 from tests.unit.service.admission.world import policy
 from tests.unit.service.inference.fakes import KEY, World, chat_body, completion, until
 
 
-def small(**settings: object) -> tuple[World, Gate, asyncio.Event]:
+def small(**settings: object) -> tuple[World, AdmissionQueue, asyncio.Event]:
     """One place, a queue of two; the engine answers once the event is set."""
-    gate = Gate(policy(width=1, common=1, queue_size=2))
+    gate = AdmissionQueue(policy(width=1, common=1, queue_size=2))
     world = World(gate=gate, **settings)
     answer = asyncio.Event()
     world.engine.chunks = [answer, completion("Ahoy")]
@@ -121,7 +121,7 @@ def test_the_policy_of_the_settings(settings: dict[str, object], width: int, com
 
 async def test_first_come_first_served_keeps_nobody_at_the_gate() -> None:
     made = Policy.from_settings(Settings(engine_device="cpu", admission="fifo", engine_max_seqs=2, queue_size=3))
-    gate = Gate(made)
+    gate = AdmissionQueue(made)
     world = World(gate=gate)
     answer = asyncio.Event()
     world.engine.chunks = [answer, completion("Ahoy")]

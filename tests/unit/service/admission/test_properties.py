@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.admission.entry import Entry, Stage
 from service.admission.fair import LINGER_S, Flow
+from service.admission.queued import QueuedRequest, Stage
 from service.admission.scheduler import Scheduler
 from service.errors import RateLimited, Unavailable
-from tests.unit.service.admission.world import Desk, policy, ticket
+from tests.unit.service.admission.world import Desk, policy, request
 
 ADAPTERS = (None, "a", "b", "c", "d", "e")
 
 
-class Gate(RuleBasedStateMachine):
+class AdmissionQueue(RuleBasedStateMachine):
     """A gate under everything that can happen to it."""
 
     @initialize(
@@ -32,8 +32,8 @@ class Gate(RuleBasedStateMachine):
         self.policy = policy(width=width, common=common, slots=slots, prefill=prefill, queue_size=queue)
         self.scheduler = Scheduler(self.policy)
         self.now = 0.0
-        self.waiting: list[Entry] = []
-        self.inside: list[Entry] = []
+        self.waiting: list[QueuedRequest] = []
+        self.inside: list[QueuedRequest] = []
         self.offered = self.refused = self.gone = 0
 
     @rule(
@@ -45,14 +45,14 @@ class Gate(RuleBasedStateMachine):
         prompt=st.integers(0, 200),
     )
     def offer(self, adapter: str | None, project: str, key: str, tokens: int, background: bool, prompt: int) -> None:
-        show = ticket(adapter, project=project, key=key, tokens=tokens, background=background, prompt=prompt)
+        show = request(adapter, project=project, key=key, tokens=tokens, background=background, prompt=prompt)
         self.offered += 1
         try:
             entry = self.scheduler.offer(show, self.now)
         except (RateLimited, Unavailable):
             self.refused += 1
             return
-        (self.inside if entry.stage is Stage.IN else self.waiting).append(entry)
+        (self.inside if entry.stage is Stage.ADMITTED else self.waiting).append(entry)
         self.admit()
 
     @rule(data=st.data(), tokens=st.one_of(st.none(), st.integers(0, 2000)))
@@ -85,7 +85,7 @@ class Gate(RuleBasedStateMachine):
 
     def admit(self) -> None:
         for entry in self.scheduler.admit(self.now):
-            assert entry.stage is Stage.IN
+            assert entry.stage is Stage.ADMITTED
             self.waiting.remove(entry)
             self.inside.append(entry)
 
@@ -93,7 +93,7 @@ class Gate(RuleBasedStateMachine):
     def never_too_many(self) -> None:
         assert self.scheduler.in_flight <= self.policy.width
         assert self.scheduler.queued <= self.policy.queue_size
-        adapters = {entry.ticket.adapter for entry in self.inside} - {None}
+        adapters = {entry.request.adapter for entry in self.inside} - {None}
         assert self.policy.slots is None or len(adapters) <= self.policy.slots
 
     @invariant()
@@ -102,12 +102,12 @@ class Gate(RuleBasedStateMachine):
         assert self.offered == self.refused + self.gone + len(self.waiting) + len(self.inside)
         assert (scheduler.queued, scheduler.in_flight) == (len(self.waiting), len(self.inside))
         for background, tree in ((False, scheduler.callers), (True, scheduler.background)):
-            mine = [entry for entry in self.waiting if entry.ticket.background == background]
+            mine = [entry for entry in self.waiting if entry.request.background == background]
             assert Counter(entry.leaf for entry in mine) == Counter(
                 {leaf: len(leaf.queue) for leaf in tree.leaves() if leaf.queue}
             )
             _check(tree.root)
-        held = Counter(entry.ticket.adapter for entry in self.inside if entry.ticket.adapter is not None)
+        held = Counter(entry.request.adapter for entry in self.inside if entry.request.adapter is not None)
         if self.policy.slots is not None:
             assert held == Counter({name: one.in_flight for name, one in scheduler.slots.held.items() if one.in_flight})
         assert scheduler.prefill >= 0
@@ -123,7 +123,7 @@ class Gate(RuleBasedStateMachine):
         if scheduler.in_flight >= self.policy.common or scheduler.prefill:
             return
         for entry in self.waiting:
-            if not entry.ticket.background:
+            if not entry.request.background:
                 assert not scheduler.has_slot(entry, self.now)
 
     def teardown(self) -> None:
@@ -153,7 +153,7 @@ def _check(flow: Flow) -> None:
         _check(child)
 
 
-TestGate = Gate.TestCase
+TestGate = AdmissionQueue.TestCase
 TestGate.settings = settings(max_examples=150, stateful_step_count=40)
 
 
@@ -170,7 +170,7 @@ def test_two_flows_that_never_stop_get_the_same_tokens(
     """Their services differ by a constant: the largest request and what is in flight, whatever they announce."""
     desk = Desk(width=width, common=width, slots=None, queue_size=10_000)
     served: Counter[str] = Counter()
-    inside: list[tuple[Entry, int]] = []
+    inside: list[tuple[QueuedRequest, int]] = []
     true_cost: dict[int, int] = {}
     for both in costs:
         for side, cost in zip("xy", both, strict=True):
@@ -178,13 +178,13 @@ def test_two_flows_that_never_stop_get_the_same_tokens(
             # one side announces too much or too little
             entry = desk.offer(tokens=max(1, int(cost * (announced if side == "x" else 1.0))), **fields)
             true_cost[id(entry)] = cost
-            if entry.stage is Stage.IN:
+            if entry.stage is Stage.ADMITTED:
                 inside.append((entry, cost))
     largest = max(max(both) for both in costs)
     bound = 2 * largest * (width + 1) * 4
     while True:
         entry, cost = inside.pop(0)
-        side = {"adapter": str(entry.ticket.adapter), "key": entry.ticket.key_id, "project": entry.ticket.project}[
+        side = {"adapter": str(entry.request.adapter), "key": entry.request.key_id, "project": entry.request.project}[
             level
         ]
         served[side] += cost

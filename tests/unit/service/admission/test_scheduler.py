@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from service.admission.entry import Entry, Stage
 from service.admission.fair import LINGER_S, MAX_IDLE
+from service.admission.queued import QueuedRequest, Stage
 from service.errors import RateLimited, Unavailable
 from tests.unit.service.admission.world import Desk, Memory
 
 
-def stages(*entries: Entry) -> list[Stage]:
+def stages(*entries: QueuedRequest) -> list[Stage]:
     return [entry.stage for entry in entries]
 
 
-def adapters(entries: list[Entry]) -> list[str | None]:
-    return [entry.ticket.adapter for entry in entries]
+def adapters(entries: list[QueuedRequest]) -> list[str | None]:
+    return [entry.request.adapter for entry in entries]
 
 
 def test_an_empty_gate_lets_in_at_once_and_no_more_than_the_common_places() -> None:
     desk = Desk()
-    assert stages(desk.offer(), desk.offer(), desk.offer()) == [Stage.IN, Stage.IN, Stage.WAITING]
+    assert stages(desk.offer(), desk.offer(), desk.offer()) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
     assert (desk.scheduler.in_flight, desk.scheduler.queued) == (2, 1)
 
 
@@ -57,7 +57,7 @@ def test_fair_at_each_level_whatever_lies_below(level: str) -> None:
     seen: list[str] = []
     while len(seen) < 6:
         (running,) = desk.leave(running)
-        seen.append(str(getattr(running.ticket, "key_id" if level == "key" else level)))
+        seen.append(str(getattr(running.request, "key_id" if level == "key" else level)))
     assert sorted(seen) == sorted([*[fields[0]] * 3, *[fields[1]] * 3])
 
 
@@ -69,8 +69,8 @@ def test_tokens_count_not_requests() -> None:
         desk.offer("short", tokens=100)
     seen = []
     for _ in range(10):
-        (running,) = desk.leave(running, running.ticket.tokens)
-        seen.append(running.ticket.adapter)
+        (running,) = desk.leave(running, running.request.tokens)
+        seen.append(running.request.adapter)
     assert (seen.count("long"), seen.count("short")) == (2, 8)
 
 
@@ -84,7 +84,7 @@ def test_what_was_used_in_truth_corrects_the_estimate() -> None:
     seen = []
     for _ in range(20):
         (running,) = desk.leave(running, 100)
-        seen.append(running.ticket.adapter)
+        seen.append(running.request.adapter)
     assert abs(seen.count("careless") - seen.count("exact")) <= 2
 
 
@@ -97,9 +97,9 @@ def test_a_flow_that_announces_too_much_keeps_as_many_in_the_engine_as_one_that_
         desk.offer("exact", tokens=100)
     seen = []
     for _ in range(160):
-        entered = desk.leave(inside.pop(0), 100)
-        inside += entered
-        seen += adapters(entered)
+        admitted = desk.leave(inside.pop(0), 100)
+        inside += admitted
+        seen += adapters(admitted)
     assert abs(seen.count("careless") - seen.count("exact")) <= 16
 
 
@@ -116,7 +116,7 @@ def test_an_idle_flow_saves_up_nothing_and_a_new_one_owes_nothing() -> None:
     seen = []
     for _ in range(9):
         (running,) = desk.leave(running)
-        seen.append(running.ticket.adapter)
+        seen.append(running.request.adapter)
     assert {name: seen.count(name) for name in ("early", "new", "busy")} == {"early": 3, "new": 3, "busy": 3}
 
 
@@ -133,7 +133,7 @@ def test_a_request_that_reached_no_engine_costs_its_flow_nothing() -> None:
 def test_small_flows_use_the_reserve_a_flood_does_not() -> None:
     desk = Desk(width=12, common=6, slots=None)
     flood = [desk.offer("flood") for _ in range(14)]
-    assert [entry.stage for entry in flood].count(Stage.IN) == 6
+    assert [entry.stage for entry in flood].count(Stage.ADMITTED) == 6
     small = [desk.offer("small") for _ in range(3)]
     assert desk.admit() == small
     assert desk.scheduler.in_flight == 9
@@ -147,11 +147,11 @@ def test_fifty_keys_with_a_request_each_are_a_flood_of_their_project() -> None:
     desk = Desk(width=12, common=6, slots=None)
     many = [desk.offer(project="many", key=f"k{number}") for number in range(50)]
     desk.admit()
-    inside = [entry for entry in many if entry.stage is Stage.IN]
+    inside = [entry for entry in many if entry.stage is Stage.ADMITTED]
     assert len(inside) <= 12
     single = desk.offer(project="single")
     desk.admit()
-    assert single.stage is Stage.IN or desk.leave(inside[0]) == [single]
+    assert single.stage is Stage.ADMITTED or desk.leave(inside[0]) == [single]
     assert desk.leave(inside[1]) == [], "beside another project they are no small flows any more"
 
 
@@ -163,11 +163,11 @@ def test_the_reserve_is_no_way_round_the_tokens() -> None:
     taken = 0
     for _ in range(20):
         entry = desk.offer("greedy", tokens=400)
-        entered = desk.admit()
-        taken += entry in entered
-        for one in entered:
+        admitted = desk.admit()
+        taken += entry in admitted
+        for one in admitted:
             desk.scheduler.leave(one, 400, desk.now)
-        if not entered:
+        if not admitted:
             break
     assert 1 <= taken <= 4, "one at a time, yet only so far ahead of the flood in tokens"
 
@@ -184,13 +184,13 @@ def test_prompts_wait_while_others_are_read() -> None:
     desk = Desk(width=8, common=8, slots=None, prefill=100)
     first = desk.offer(prompt=60)
     second, third = desk.offer(prompt=60), desk.offer(prompt=30)
-    assert stages(first, second, third) == [Stage.IN, Stage.WAITING, Stage.WAITING]
+    assert stages(first, second, third) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
     assert desk.admit() == [], "nobody goes past a long prompt"
     desk.start(first)
     assert desk.admit() == [second, third]
     desk.start(second, third)
     huge = desk.offer(prompt=5000)
-    assert huge.stage is Stage.IN, "alone, any prompt goes"
+    assert huge.stage is Stage.ADMITTED, "alone, any prompt goes"
 
 
 def test_nobody_goes_past_a_small_flow_with_a_long_prompt() -> None:
@@ -249,9 +249,9 @@ def test_a_small_flow_goes_past_prompts_of_a_flood() -> None:
 def test_background_goes_only_where_no_caller_waits_and_keeps_to_its_width() -> None:
     desk = Desk(width=4, common=4, background_width=2, slots=None)
     entries = [desk.offer(background=True) for _ in range(3)]
-    assert stages(*entries) == [Stage.IN, Stage.IN, Stage.WAITING]
+    assert stages(*entries) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
     callers = [desk.offer() for _ in range(3)]
-    assert stages(*callers) == [Stage.IN, Stage.IN, Stage.WAITING]
+    assert stages(*callers) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
     assert desk.leave(entries[0]) == [callers[2]], "the caller is before the background that waits longer"
     assert desk.leave(entries[1]) == [entries[2]]
 
@@ -278,11 +278,11 @@ def test_patient_background_is_not_passed_over_for_ever() -> None:
     for _ in range(200):
         desk.offer("a", tokens=10) if desk.scheduler.queued < 50 else None
         desk.now += 1
-        entered = desk.leave(running, 10)
-        if back in entered:
+        admitted = desk.leave(running, 10)
+        if back in admitted:
             break
-        (running,) = entered
-    assert back.stage is Stage.IN
+        (running,) = admitted
+    assert back.stage is Stage.ADMITTED
     assert desk.now < 1000 + 60
 
 
@@ -294,7 +294,7 @@ def test_the_queue_is_bounded_for_all_and_for_each() -> None:
         desk.offer(adapter="another of the same key")
     assert (own.value.status, own.value.code) == (429, "queue_share_full")
     assert int(own.value.headers["retry-after"]) >= 1
-    with pytest.raises(RateLimited, match="of this project"):
+    with pytest.raises(RateLimited, match="this project already has"):
         desk.offer(key="another of the same project")
     desk.offer(project="q"), desk.offer(project="q")
     with pytest.raises(Unavailable) as full:
@@ -323,7 +323,7 @@ def test_one_cold_load_at_a_time_and_warm_ones_go_past_it() -> None:
     memory = Memory("cold1", "cold2")
     desk = Desk(memory, width=8, common=8, slots=8)
     first, second, warm = desk.offer("cold1"), desk.offer("cold2"), desk.offer("warm")
-    assert stages(first, second) == [Stage.IN, Stage.WAITING]
+    assert stages(first, second) == [Stage.ADMITTED, Stage.WAITING]
     assert desk.admit() == [warm]
     desk.now += 0.3
     memory.cold.discard("cold1")
@@ -335,7 +335,7 @@ def test_one_cold_load_at_a_time_and_warm_ones_go_past_it() -> None:
 def test_first_come_first_served_waits_for_no_load() -> None:
     desk = Desk(Memory("cold1", "cold2"), width=8, common=8, slots=None, queue_size=0)
     entries = [desk.offer(name) for name in ("cold1", "cold1", "cold2")]
-    assert stages(*entries) == [Stage.IN] * 3
+    assert stages(*entries) == [Stage.ADMITTED] * 3
     assert desk.scheduler.counts.cold == 2, "the second request for an adapter loads nothing"
 
 
@@ -344,12 +344,12 @@ def test_a_cold_load_that_nobody_sees_end_does_not_block_for_ever() -> None:
     desk.offer("cold1")
     second = desk.offer("cold2")
     began = desk.now
-    while not (came := desk.admit()):  # nothing else happens: the answer in one piece goes on
+    while not (arrived := desk.admit()):  # nothing else happens: the answer in one piece goes on
         wake = desk.scheduler.wake_at()
         assert wake is not None
         assert wake > desk.now, "asked again at once, for ever"
         desk.now = wake + 0.001
-    assert came == [second]
+    assert arrived == [second]
     assert desk.now - began < 6
 
 

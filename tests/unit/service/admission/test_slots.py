@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from service.admission.entry import Entry, Stage
+from service.admission.queued import QueuedRequest, Stage
 from service.admission.slots import Slots
 from tests.unit.service.admission.world import Desk
 
 
-def names(entries: list[Entry]) -> list[str | None]:
-    return [entry.ticket.adapter for entry in entries]
+def names(entries: list[QueuedRequest]) -> list[str | None]:
+    return [entry.request.adapter for entry in entries]
 
 
 def test_no_more_adapters_than_slots_and_the_base_needs_none() -> None:
     desk = Desk(width=8, common=8, slots=2)
     entries = [desk.offer(name) for name in ("a", "b", "c", None, "a")]
-    assert [entry.stage for entry in entries[:3]] == [Stage.IN, Stage.IN, Stage.WAITING]
+    assert [entry.stage for entry in entries[:3]] == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
     assert desk.admit() == entries[3:], "who needs no slot, or has one, goes past who needs one more"
     assert set(desk.scheduler.slots.held) == {"a", "b"}
 
@@ -82,12 +82,12 @@ def test_the_slots_are_shared_between_projects() -> None:
     desk.now += 30
     again = desk.offer("only", project="small")
     assert desk.admit() == [again]
-    entered: list[Entry] = []
+    admitted: list[QueuedRequest] = []
     for entry in running:
-        entered += desk.leave(entry)
-    assert {entry.ticket.adapter for entry in entered} <= {entry.ticket.adapter for entry in waiting}
+        admitted += desk.leave(entry)
+    assert {entry.request.adapter for entry in admitted} <= {entry.request.adapter for entry in waiting}
     assert not desk.scheduler.slots.held["only"].draining
-    assert alone.stage is Stage.IN
+    assert alone.stage is Stage.ADMITTED
 
 
 def test_the_project_with_the_fewest_slots_claims_first() -> None:
@@ -119,33 +119,33 @@ def test_a_claim_is_stronger_than_a_turn() -> None:
 def test_background_leaves_a_slot_free() -> None:
     desk = Desk(width=8, common=8, slots=2, background_width=4)
     first, second = desk.offer("a", background=True), desk.offer("b", background=True)
-    assert [first.stage, second.stage] == [Stage.IN, Stage.WAITING]
-    assert desk.offer("c").stage is Stage.IN
+    assert [first.stage, second.stage] == [Stage.ADMITTED, Stage.WAITING]
+    assert desk.offer("c").stage is Stage.ADMITTED
 
 
 def test_nobody_waits_for_ever_for_a_slot() -> None:
     """Sixteen adapters that never stop on four slots: each gets in within (16 / 4) turns and their ends."""
     desk = Desk(width=16, common=16, slots=4, turn_s=10)
-    inside: list[tuple[float, Entry]] = []
+    inside: list[tuple[float, QueuedRequest]] = []
     last_in = {f"a{number}": desk.now for number in range(16)}
     longest = 0.0
 
-    def note(entries: list[Entry]) -> None:
+    def note(entries: list[QueuedRequest]) -> None:
         nonlocal longest
         for entry in entries:
-            name = str(entry.ticket.adapter)
+            name = str(entry.request.adapter)
             longest = max(longest, desk.now - last_in[name])
             last_in[name] = desk.now
             inside.append((desk.now + 3, entry))
 
     for name in last_in:
-        note([entry for entry in [desk.offer(name) for _ in range(4)] if entry.stage is Stage.IN])
+        note([entry for entry in [desk.offer(name) for _ in range(4)] if entry.stage is Stage.ADMITTED])
     note(desk.admit())
     while desk.now < 1600:
         inside.sort(key=lambda one: one[0])
         desk.now, entry = inside.pop(0)
-        replacement = desk.offer(str(entry.ticket.adapter))
-        if replacement.stage is Stage.IN:
+        replacement = desk.offer(str(entry.request.adapter))
+        if replacement.stage is Stage.ADMITTED:
             note([replacement])
         note(desk.leave(entry))
         assert len(desk.scheduler.slots.held) <= 4

@@ -8,10 +8,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import count
 
-from service.admission.entry import Entry, Stage
 from service.admission.policy import Policy
+from service.admission.queued import QueuedRequest, Stage
+from service.admission.request import AdmissionRequest
 from service.admission.scheduler import Scheduler
-from service.admission.ticket import Ticket
 
 
 def policy(**changes: object) -> Policy:
@@ -20,7 +20,7 @@ def policy(**changes: object) -> Policy:
     return Policy(**{**usual, **changes})  # type: ignore[arg-type]
 
 
-def ticket(
+def request(
     adapter: str | None = "a",
     *,
     project: str = "p",
@@ -28,8 +28,8 @@ def ticket(
     tokens: int = 100,
     background: bool = False,
     prompt: int = 0,
-) -> Ticket:
-    return Ticket(project, key, adapter, tokens, background, prompt)
+) -> AdmissionRequest:
+    return AdmissionRequest(project, key, adapter, tokens, background, prompt)
 
 
 class Desk:
@@ -39,17 +39,17 @@ class Desk:
         self.now = 1000.0
         self.scheduler = Scheduler(policy(**changes), memory.is_cold if memory is not None else None)
 
-    def offer(self, adapter: str | None = "a", **fields: object) -> Entry:
-        return self.scheduler.offer(ticket(adapter, **fields), self.now)  # type: ignore[arg-type]
+    def offer(self, adapter: str | None = "a", **fields: object) -> QueuedRequest:
+        return self.scheduler.offer(request(adapter, **fields), self.now)  # type: ignore[arg-type]
 
-    def admit(self) -> list[Entry]:
+    def admit(self) -> list[QueuedRequest]:
         return self.scheduler.admit(self.now)
 
-    def start(self, *entries: Entry) -> None:
+    def start(self, *entries: QueuedRequest) -> None:
         for entry in entries:
             self.scheduler.first_token(entry, self.now)
 
-    def leave(self, entry: Entry, tokens: int | None = 100) -> list[Entry]:
+    def leave(self, entry: QueuedRequest, tokens: int | None = 100) -> list[QueuedRequest]:
         """One leaves; who came in for it."""
         self.scheduler.leave(entry, tokens, self.now)
         return self.admit()
@@ -79,7 +79,7 @@ class Request:
     end: float = 0.0
     ahead: int = 0
     """Requests that were let in between its arrival and its own entrance."""
-    entry: Entry | None = None
+    entry: QueuedRequest | None = None
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Engine:
     most_running: int = 0
     most_adapters: int = 0
     _arrivals: list[tuple[float, int, Request]] = field(default_factory=list)
-    _queued: dict[Entry, Request] = field(default_factory=dict)
+    _queued: dict[QueuedRequest, Request] = field(default_factory=dict)
     _number: count[int] = field(default_factory=count)
     _admitted: int = 0
 
@@ -123,10 +123,12 @@ class Engine:
     def _arrive(self) -> None:
         while self._arrivals and self._arrivals[0][0] <= self.now:
             request = heapq.heappop(self._arrivals)[2]
-            show = Ticket(*request.flow, request.model, request.prompt + request.answer, prompt=request.prompt)
+            show = AdmissionRequest(
+                *request.flow, request.model, request.prompt + request.answer, prompt=request.prompt
+            )
             request.entry = self.scheduler.offer(show, self.now)
             request.ahead = self._admitted
-            if request.entry.stage is Stage.IN:
+            if request.entry.stage is Stage.ADMITTED:
                 self._enter(request)
             else:
                 self._queued[request.entry] = request

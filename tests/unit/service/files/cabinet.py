@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.database import Database
@@ -67,7 +67,7 @@ class Cabinet:
         from service.access.caller import Scope
 
         scopes = frozenset({Scope.TRAIN, Scope.INFER, Scope.ADAPTERS})
-        wanted = Draft("job", "default", scopes, background=True, parent_key_id=parent, **draft)
+        wanted = KeyDraft("job", "default", scopes, background=True, parent_key_id=parent, **draft)
         made, key = await self.keys.mint(SYSTEM, wanted)
         return str(made["id"]), key
 

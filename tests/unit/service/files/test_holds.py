@@ -14,13 +14,13 @@ from service.database import metadata
 from service.errors import NotFound
 from service.files import holds
 from service.registry import records as registry
-from service.registry.records import Draft
+from service.registry.records import VersionDraft
 from tests.unit.service.files.cabinet import LINE, Cabinet, bearer
 
 
-def version(*files: str, **lineage: Any) -> Draft:
+def version(*files: str, **lineage: Any) -> VersionDraft:
     """A version as an upload leaves it, with these files in its lineage."""
-    return Draft(
+    return VersionDraft(
         digest="a" * 64,
         settings={},
         metadata={"lineage": {"files": list(files), **lineage}},
@@ -37,14 +37,14 @@ def version(*files: str, **lineage: Any) -> Draft:
     )
 
 
-async def push(cabinet: Cabinet, name: str, draft: Draft, project: str = "default") -> None:
+async def push(cabinet: Cabinet, name: str, draft: VersionDraft, project: str = "default") -> None:
     await cabinet.database.run(lambda db: registry.add_version(db, project, name, draft, actor=SYSTEM))
 
 
 async def adapter_id(cabinet: Cabinet, name: str) -> int:
     found = await cabinet.database.run(lambda db: registry.find(db, "default", name))
     assert found is not None
-    return found.adapter.id
+    return found.row.id
 
 
 async def test_what_a_version_was_trained_on_is_kept_as_long_as_the_version(cabinet: Cabinet) -> None:

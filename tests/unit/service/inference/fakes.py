@@ -13,7 +13,7 @@ import orjson
 
 from service.access.authentication import Authenticator
 from service.access.limits import KeyLimiter
-from service.admission.gate import Gate
+from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.errors import HatrackError
 from service.grounding.hook import Hook
@@ -160,10 +160,10 @@ class World:
         self,
         authenticator: Authenticator | None = None,
         *,
-        gate: Gate | None = None,
+        gate: AdmissionQueue | None = None,
         limiter: KeyLimiter | None = None,
         hook: Hook | None = None,
-        counting: Gate | None = None,
+        counting: AdmissionQueue | None = None,
         **settings: Any,
     ) -> None:
         settings.setdefault("engine_context", 2048)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.admission.ticket import Ticket
+from service.admission.request import AdmissionRequest
 from service.http.stream import Usage
 from service.telemetry.record import Record
 from tests.unit.service.inference.fakes import DONE, World, chat_body, completion, token, usage_event
@@ -20,7 +20,7 @@ class Door:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    async def enter(self, ticket: Ticket, deadline: float) -> Door:
+    async def enter(self, ticket: AdmissionRequest, deadline: float) -> Door:
         self.told.append("entered")
         return self
 

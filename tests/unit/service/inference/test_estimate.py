@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.admission.estimate import USUAL_ANSWER, estimate
+from service.admission.estimate import DEFAULT_ANSWER_TOKENS, estimate
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from service.admission.estimate import USUAL_ANSWER, estimate
         ({"messages": [], "max_tokens": 10}, 400, 110),
         ({"messages": [], "max_completion_tokens": 10, "n": 3}, 400, 130),
         ({"input": "x", "max_output_tokens": 7}, 40, 17),
-        ({"messages": []}, 400, 100 + USUAL_ANSWER),
+        ({"messages": []}, 400, 100 + DEFAULT_ANSWER_TOKENS),
         ({"prompt": ["a", "b"], "max_tokens": 10}, 800, 220),
         ({"prompt": [[1, 2], [3]], "max_tokens": 1}, 80, 22),
         ({"prompt": [1, 2, 3], "max_tokens": 1}, 4_000, 4),

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 import pytest
 
-from service.access.authentication import Authenticator, Entry
+from service.access.authentication import Authenticator, KeyEntry
 from service.access.keys import make_key
 from service.access.limits import KeyLimiter
-from service.admission.gate import Gate
 from service.admission.policy import COUNTING_WIDTH, Policy
+from service.admission.queue import AdmissionQueue
 from service.errors import BadRequest, EngineUnavailable
 from service.inference.length import MAX_TOKENIZED_CHARS, TOKEN_CHARS, PromptLimit
 from tests.unit.service.access.clock import Clock, caller
@@ -176,7 +176,7 @@ async def test_tokens_that_are_counted_are_charged_to_the_key_and_used_by_nobody
     world, clock, key = World(), Clock(), make_key()
     limiter = KeyLimiter(clock=clock.monotonic, wall=clock.wall)
     authenticator = Authenticator(KEY)
-    authenticator.put(authenticator.hmac(key), Entry(caller(requests_per_minute=10, tokens_per_minute=200)))
+    authenticator.put(authenticator.hmac(key), KeyEntry(caller(requests_per_minute=10, tokens_per_minute=200)))
     limited = World(authenticator, limiter=limiter)
     limited.engine.chunks = [engine_answer]
     headers = {"authorization": f"Bearer {key}"}
@@ -194,7 +194,7 @@ async def test_tokens_that_are_counted_are_charged_to_the_key_and_used_by_nobody
 @pytest.mark.parametrize("path", COUNTING)
 async def test_few_requests_tokenize_at_once_and_a_crowd_of_one_key_waits_behind_itself(path: str) -> None:
     body, engine_answer, _ = COUNTING[path]
-    counting = Gate(Policy.for_counting(World().settings))
+    counting = AdmissionQueue(Policy.for_counting(World().settings))
     world = World(counting=counting)
     held = asyncio.Event()
     world.engine.chunks = [held, engine_answer]
@@ -206,7 +206,7 @@ async def test_few_requests_tokenize_at_once_and_a_crowd_of_one_key_waits_behind
 
 
 async def test_a_generation_does_not_wait_for_those_who_only_tokenize() -> None:
-    counting = Gate(Policy.for_counting(World().settings))
+    counting = AdmissionQueue(Policy.for_counting(World().settings))
     world = World(counting=counting)
     held = asyncio.Event()
     world.engine.chunks = [held, COUNTING["/tokenize"][1]]
@@ -222,7 +222,7 @@ async def test_a_generation_does_not_wait_for_those_who_only_tokenize() -> None:
 @pytest.mark.parametrize("path", COUNTING)
 async def test_a_client_that_leaves_keeps_its_place_until_the_tokenizer_has_answered(path: str) -> None:
     body, engine_answer, _ = COUNTING[path]
-    counting = Gate(Policy.for_counting(World().settings))
+    counting = AdmissionQueue(Policy.for_counting(World().settings))
     world = World(counting=counting)
     world.engine.opens, left = asyncio.Event(), asyncio.Event()
     world.engine.chunks = [engine_answer]
@@ -244,7 +244,7 @@ async def test_a_client_that_leaves_keeps_its_place_until_the_tokenizer_has_answ
 
 
 async def test_a_tokenizer_that_hangs_gives_its_place_back() -> None:
-    counting = Gate(Policy.for_counting(World().settings))
+    counting = AdmissionQueue(Policy.for_counting(World().settings))
     world = World(counting=counting, request_timeout_s=0.05)
     world.engine.opens = asyncio.Event()
     answer = await world.ask("/tokenize", {"model": "voice", "prompt": "a"})

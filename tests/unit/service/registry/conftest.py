@@ -17,7 +17,7 @@ from adapters.base import BaseDescription
 from adapters.store import Store
 from service.access.audit import SYSTEM, AuditRow, page
 from service.access.caller import DEFAULT_PROJECT, Caller, Scope
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from service.access.service import Keys
 from service.config import Settings
 from service.database import Database
@@ -107,14 +107,14 @@ class Bench:
 
     async def key(self, project: str = DEFAULT_PROJECT, adapters: tuple[str, ...] | None = None) -> dict[str, str]:
         """The header of a new key that may look after adapters."""
-        draft = Draft("a key of the tests", project, frozenset({Scope.ADAPTERS}), adapters)
+        draft = KeyDraft("a key of the tests", project, frozenset({Scope.ADAPTERS}), adapters)
         _, key = await self.keys.mint(SYSTEM, draft)
         return {"authorization": f"Bearer {key}"}
 
     async def job_key(self, project: str = DEFAULT_PROJECT, adapters: tuple[str, ...] | None = None) -> dict[str, str]:
         """The header of a new key as jobs have it."""
         scopes = frozenset({Scope.ADAPTERS, Scope.INFER, Scope.TRAIN})
-        _, key = await self.keys.mint(SYSTEM, Draft("a job", project, scopes, adapters, background=True))
+        _, key = await self.keys.mint(SYSTEM, KeyDraft("a job", project, scopes, adapters, background=True))
         return {"authorization": f"Bearer {key}"}
 
     async def file(self, file_id: str, project: str = DEFAULT_PROJECT) -> str:

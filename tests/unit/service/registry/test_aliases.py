@@ -149,8 +149,8 @@ async def test_what_falls_to_a_version_that_cannot_serve_is_refused_and_never_go
     digests = await three_versions(bench, files)
     await split(bench, {"1": 50, "2": 50})
     bench.engine.not_finite.add(digests[1])
-    bench.registry.suspect(digests[1])
-    await bench.registry.settled()
+    bench.registry.report_failure(digests[1])
+    await bench.registry.wait_idle()
     ids = [f"user-{number}" for number in range(50)]
     own = {sticky: 1 if position_of("default", "voice", "live", sticky) < 2**63 else 2 for sticky in ids}
     assert set(own.values()) == {1, 2}
@@ -165,8 +165,8 @@ async def test_what_falls_to_a_version_that_cannot_serve_is_refused_and_never_go
     assert code(await split(bench, {"1": 80, "2": 20})) == (409, "version_corrupt")
 
     bench.engine.not_finite.add(digests[0])
-    bench.registry.suspect(digests[0])
-    await bench.registry.settled()
+    bench.registry.report_failure(digests[0])
+    await bench.registry.wait_idle()
     with pytest.raises(Conflict, match="corrupt, corrupt"):
         show_model(bench.catalog, ADMIN, "voice")
 
@@ -176,7 +176,7 @@ async def test_a_split_needs_versions_that_are_there_ready_and_sound(bench: Benc
     assert code(await split(bench, {"1": 1, "9": 1})) == (404, "version_not_found")
     bench.engine.effect = 0
     await bench.push("voice", files(seed=5), query="?wait=false")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     assert code(await split(bench, {"1": 1, "4": 1})) == (409, "version_not_ready")
     (bench.store.path(digests[2]) / WEIGHTS_FILE).write_bytes(b"short")
     assert code(await split(bench, {"1": 1, "3": 1})) == (409, "version_damaged")

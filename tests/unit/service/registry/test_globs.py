@@ -10,7 +10,7 @@ import pytest
 
 from service.access.audit import SYSTEM
 from service.access.caller import DEFAULT_PROJECT, Caller, Scope
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from service.errors import HatrackError, ModelNotFound
 from service.inference.models import list_models, show_model
 from tests.support.adapters import AdapterFiles
@@ -127,7 +127,7 @@ async def test_a_push_outside_the_globs_is_refused_by_name_whatever_is_there(
     assert refused.status_code == 403
     error = refused.json()["error"]
     assert (error["code"], error["param"]) == ("adapter_not_allowed", "name")
-    assert error["message"] == f"the API key may push adapters whose names match `team-*`, `shared`; found `{name}`"
+    assert error["message"] == f"the API key may only push adapters whose names match `team-*`, `shared`; got `{name}`"
     assert bench.leftovers() == []
     assert (await bench.push("team-a", files(seed=2), headers=key)).status_code == 201
 
@@ -152,7 +152,7 @@ async def test_a_push_outside_the_globs_ends_before_its_weights(bench: Bench, fi
 
 
 async def test_a_key_without_the_scope_learns_nothing_of_its_body(bench: Bench) -> None:
-    _, text = await bench.keys.mint(SYSTEM, Draft("infers", DEFAULT_PROJECT, frozenset({Scope.INFER})))
+    _, text = await bench.keys.mint(SYSTEM, KeyDraft("infers", DEFAULT_PROJECT, frozenset({Scope.INFER})))
     key = {"authorization": f"Bearer {text}"}
     for method, path, body in [
         ("PUT", "/voice/aliases/live", b"{"),

@@ -67,7 +67,7 @@ async def test_a_first_version_that_is_held_back_answers_by_its_number_alone(
     bench.engine.perplexity = HELD
     pushed = await bench.push("voice", files(seed=1), query=f"?wait={wait}")
     assert pushed.status_code in (201, 202)
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     shown = await bench.version("voice@1")
     assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", [])
     assert shown["held_back"] == {
@@ -163,7 +163,7 @@ async def test_what_failed_its_revalidation_is_not_left_for_it(
         await put(bench, version=2, force=True)
         await put(bench, version=3)
         await bench.verdict("voice@3", "fail", kind="revalidation")
-        await bench.registry._fallback.step()
+        await bench.registry._live_rollback.step()
         assert await live(bench) == 1
 
 
@@ -176,7 +176,7 @@ async def test_a_ruined_one_is_refused(bench: Bench, files: Files, wait: str) ->
         assert "40,000 times" in answer.json()["error"]["message"]
         assert (await bench.http.get(VOICE)).status_code == 404
     else:
-        await bench.registry.settled()
+        await bench.registry.wait_idle()
         shown = await bench.version("voice@1")
         assert (shown["state"], shown["reason"]["code"]) == ("rejected", "perplexity_too_high")
         assert (await bench.http.post(VOICE + "/versions/1/prove")).status_code == 422
@@ -237,7 +237,7 @@ async def test_a_fallback_passes_over_a_version_from_before_that_turns_out_to_be
                 await forget_perplexity(bench, seed)
                 bench.engine.perplexities[digest] = HELD
         await bench.verdict("voice@3", "fail", kind="revalidation")
-        await bench.registry._fallback.step()
+        await bench.registry._live_rollback.step()
         assert await live(bench) == 1
 
 

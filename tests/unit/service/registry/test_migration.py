@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 
 from service.database import MIGRATIONS, Database, metadata
 from service.errors import SettingsError
-from service.registry import moves, pin_records, records, tables
+from service.registry import alias_records, pin_records, records, tables
 from service.registry.split import Split
 
 OURS = ("projects", "adapters", "versions", "aliases", "alias_history", "corrupt", "verdicts")
@@ -81,17 +81,17 @@ async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_histo
     try:
         found = await database.run(lambda db: records.find(db, "default", "voice"))
         assert found is not None
-        assert (found.aliases, found.adapter.pinned_at) == ({"live": 2}, None)
+        assert (found.aliases, found.row.pinned_at) == ({"live": 2}, None)
         assert [row.number for row in found.versions] == [1, 2]
-        past = await database.run(lambda db: moves.history(db, 1, "live"))
-        assert [(move.aim, move.action) for move in past] == [(2, "promote"), (1, "push")]
-        assert await database.run(lambda db: moves.rollback_target(db, 1, "live")) == 1
-        gone = await database.run(lambda db: moves.history(db, 1, "old"))
-        assert [(move.aim, move.action) for move in gone] == [(None, "delete"), (1, "promote")]
+        past = await database.run(lambda db: alias_records.history(db, 1, "live"))
+        assert [(move.target, move.action) for move in past] == [(2, "promote"), (1, "push")]
+        assert await database.run(lambda db: alias_records.rollback_target(db, 1, "live")) == 1
+        gone = await database.run(lambda db: alias_records.history(db, 1, "old"))
+        assert [(move.target, move.action) for move in gone] == [(None, "delete"), (1, "promote")]
 
         split = Split.of({1: 90, 2: 10})
-        assert await database.run(lambda db: moves.move(db, 1, "live", split, "split"))
-        assert await database.run(lambda db: moves.rollback_target(db, 1, "live")) == 2
+        assert await database.run(lambda db: alias_records.move(db, 1, "live", split, "split"))
+        assert await database.run(lambda db: alias_records.rollback_target(db, 1, "live")) == 2
         await database.run(lambda db: pin_records.set_pin(db, 1))
         assert await database.run(pin_records.needs) == {1: 2}
         assert await database.run(lambda db: db.exec_driver_sql("PRAGMA foreign_key_check").all()) == []

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.base import BaseDescription
 from service.errors import AdapterNotFinite, EngineUnavailable, HatrackError, Timeout
-from service.registry.pins import KeepWarm
+from service.registry.pins import PinLoader
 from service.registry.proof import Prober
 from tests.support.adapters import AdapterFiles
 from tests.unit.service.registry.conftest import Bench
@@ -23,8 +23,8 @@ SLOTS = 4
 
 @pytest.fixture
 async def small(tmp_path: Path, base: BaseDescription, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    """Four slots: three pins. Its keeper looks when it is woken and not by the clock: a slow test would meet it."""
-    monkeypatch.setattr("service.registry.service.KeepWarm", partial(KeepWarm, check_s=3600.0))
+    """Four slots: three pins. Its loader works when it is woken and not by the clock: a slow test would meet it."""
+    monkeypatch.setattr("service.registry.service.PinLoader", partial(PinLoader, check_s=3600.0))
     async with Bench(tmp_path / "home", base, engine_slots=SLOTS).run() as ready:
         yield ready
 
@@ -37,10 +37,10 @@ async def pin(bench: Bench, name: str, headers: dict[str, str] | None = None) ->
     return await bench.http.put(f"/v1/adapters/{name}/pin", headers=headers)
 
 
-def keeper(bench: Bench, slots: int = SLOTS) -> KeepWarm:
-    """One that looks only when it is told to."""
+def loader(bench: Bench, slots: int = SLOTS) -> PinLoader:
+    """One that loads only when it is told to."""
     prober = Prober(bench.engine, "tiny", bench.engine.restart, timeout_s=240)
-    return KeepWarm(bench.catalog, bench.engine, prober, slots)
+    return PinLoader(bench.catalog, bench.engine, prober, slots)
 
 
 async def test_a_pin_is_shown_and_taken_away(small: Bench, files: Files) -> None:
@@ -130,30 +130,30 @@ async def test_what_is_pinned_is_loaded_at_once_and_again_after_it_fell_out(smal
     await pin(small, "voice")
     await small.engine.until_loaded(digest)
 
-    looks = keeper(small)
+    loads = loader(small)
     small.engine.asked.clear()
-    await looks.look()
+    await loads.load_missing()
     assert small.engine.asked == [], "what is loaded is left alone"
     small.engine.capacity = 1
     for seed in (2, 3):
         await small.push(f"crowd-{seed}", files(seed=seed))
     assert digest not in small.engine.loaded
-    await looks.look()
+    await loads.load_missing()
     assert digest in small.engine.loaded
 
 
 async def test_a_pin_follows_live_and_a_restart_of_the_engine_or_of_the_gateway(small: Bench, files: Files) -> None:
     digests = [(await small.push("voice", files(seed=seed))).json()["digest"] for seed in (1, 2, 3)]
     await pin(small, "voice")
-    looks = keeper(small)
+    loads = loader(small)
     await small.http.put("/v1/adapters/voice/aliases/live", json={"version": 2})
-    assert looks.wanted == [digests[1]]
+    assert loads.digests_to_keep == [digests[1]]
     await small.engine.restart("it died")
-    await looks.look()
+    await loads.load_missing()
     assert small.engine.loaded == [digests[1]]
     await small.http.put("/v1/adapters/voice/aliases/live", json={"split": {"1": 1, "3": 9}})
     await small.engine.restart("it died")
-    await looks.look()
+    await loads.load_missing()
     assert set(small.engine.loaded) == {digests[0], digests[2]}
     again = Bench(small.settings.home, small.base, engine_slots=SLOTS)
     async with again.run():
@@ -166,8 +166,8 @@ async def test_fewer_slots_than_there_were_keep_the_oldest_pins(small: Bench, fi
     for seed, name in enumerate("abc"):
         digests[name] = (await small.push(name, files(seed=seed))).json()["digest"]
         await pin(small, name)
-    assert keeper(small, slots=3).wanted == [digests["a"], digests["b"]]
-    assert keeper(small, slots=1).wanted == []
+    assert loader(small, slots=3).digests_to_keep == [digests["a"], digests["b"]]
+    assert loader(small, slots=1).digests_to_keep == []
 
 
 @pytest.mark.parametrize("why", [AdapterNotFinite, Timeout])
@@ -175,7 +175,7 @@ async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
     small: Bench, files: Files, why: type[HatrackError]
 ) -> None:
     bad, good = [(await small.push(name, files(seed=seed))).json()["digest"] for seed, name in enumerate("ab")]
-    looks = keeper(small)
+    loads = loader(small)
     await pin(small, "a")
     await pin(small, "b")
     ask = small.engine.logprobs
@@ -189,22 +189,22 @@ async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
 
     small.engine.logprobs = refuse  # type: ignore[method-assign]
     small.engine.loaded = []
-    await looks.look()
+    await loads.load_missing()
     assert good in small.engine.loaded
     small.engine.asked.clear()
-    await looks.look()
+    await loads.load_missing()
     assert small.engine.asked == [], "it rests before it is tried again"
 
 
 async def test_an_engine_that_is_away_is_looked_at_again(small: Bench, files: Files) -> None:
     digest = (await small.push("voice", files(seed=1))).json()["digest"]
     prober = Prober(small.engine, "tiny", small.engine.restart, timeout_s=240)
-    looks = KeepWarm(small.catalog, small.engine, prober, SLOTS, check_s=0.01)
+    loads = PinLoader(small.catalog, small.engine, prober, SLOTS, check_s=0.01)
     await pin(small, "voice")
     small.engine.down, small.engine.loaded = True, []
     with pytest.raises(EngineUnavailable):
-        await looks.look()
-    work = asyncio.create_task(looks.work())
+        await loads.load_missing()
+    work = asyncio.create_task(loads.work())
     await asyncio.sleep(0.05)
     small.engine.down = False
     await small.engine.until_loaded(digest)
@@ -216,4 +216,4 @@ async def test_an_engine_that_is_away_is_looked_at_again(small: Bench, files: Fi
 async def test_the_engine_is_not_asked_while_nothing_is_pinned(small: Bench, files: Files) -> None:
     await small.push("voice", files(seed=1))
     small.engine.down = True
-    await keeper(small).look()
+    await loader(small).load_missing()

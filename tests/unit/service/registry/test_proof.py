@@ -18,7 +18,7 @@ from adapters.proof import PROBES, Effect, ProbeProof, Proof
 from service.errors import AdapterNotFinite, BadGateway, EngineCut, EngineUnavailable, Unavailable
 from service.registry.mixed_batch import NEIGHBOUR_DIFFERS
 from service.registry.proof import Prober
-from service.registry.proving import OWN_EVIDENCE
+from service.registry.proving import ENGINE_EVIDENCE
 from tests.unit.service.registry.engine import BASE, TOKENS, MemoryEngine
 
 DIGEST = "d" * 64
@@ -103,7 +103,7 @@ async def test_an_adapter_that_poisons_the_engine_has_it_restarted() -> None:
     asking = prober(engine)
     with pytest.raises(LogprobsNotFinite):
         await asking.prove(DIGEST, effect_is_zero=False, reference=None)
-    assert engine.restarts == ["the base's log-probabilities are not finite"]
+    assert engine.restarts == ["the base model's log-probabilities are not finite"]
     assert engine.asked[-2:] == [BASE, BASE]
     await asking.check_base()
 
@@ -117,7 +117,7 @@ async def test_a_base_that_moved_is_a_poisoned_engine_and_a_fresh_one_that_diffe
     engine.base_shift = 0.2
     with pytest.raises(EngineUnavailable):
         await asking.check_base()
-    assert engine.restarts == ["the base's answers have moved"]
+    assert engine.restarts == ["the base model's log-probabilities have drifted"]
     engine.base_shift = 0.2
     await asking.check_base()
     assert len(engine.restarts) == 1
@@ -231,7 +231,7 @@ async def test_what_an_adapter_does_in_company_alone_is_no_evidence_against_its_
 
     with pytest.raises(MixedBatchDiffers) as raised:
         await beside(Engine(), OTHER).prove(DIGEST, effect_is_zero=False, reference=None)
-    assert not isinstance(raised.value, OWN_EVIDENCE)
+    assert not isinstance(raised.value, ENGINE_EVIDENCE)
 
 
 async def test_an_adapter_that_answers_differently_alone_after_the_mixed_batch_is_convicted() -> None:

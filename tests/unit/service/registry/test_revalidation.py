@@ -12,7 +12,7 @@ import pytest
 
 from adapters.base import BaseDescription
 from service.errors import Conflict
-from service.registry import fallback, verdict_records
+from service.registry import rollback, verdict_records
 from service.registry import verdicts as verdicts_module
 from service.registry.revalidation import RevalidationState
 from service.registry.tables import aliases, verdicts
@@ -173,7 +173,9 @@ async def test_a_pass_of_an_older_rule_that_the_new_one_does_not_show_is_due_and
         assert await live_failed(bench) == 0
         await bench.verdict("voice@3", N, kind=AGAIN, rule=2)
         assert await revalidation(bench, "voice@3") == ("due", ["rule"])
-        assert await bench.registry.verdicts.wanted("default") == [], "the same questions give the same verdict"
+        assert await bench.registry.verdicts.revalidation_candidates("default") == [], (
+            "the same questions give the same verdict"
+        )
         await asyncio.sleep(0.1)
         assert (await live(bench))["version"] == 3
         await bench.verdict("voice@3", P, kind="evaluation", rule=2)
@@ -263,7 +265,7 @@ async def three_versions(bench: Bench, files: Files) -> None:
 
 async def test_what_serves_is_judged_again_first_and_then_the_oldest_verdict(bench: Bench, files: Files) -> None:
     async def order() -> list[int]:
-        return [one.number for one in await bench.registry.verdicts.wanted("default", every=True)]
+        return [one.number for one in await bench.registry.verdicts.revalidation_candidates("default", every=True)]
 
     await three_versions(bench, files)
     for number in (2, 1, 3):
@@ -307,7 +309,7 @@ async def test_with_the_setting_live_goes_back_to_what_has_not_failed(
 async def test_a_rollback_that_the_engine_could_not_follow_is_tried_again(
     tmp_path: Path, base: BaseDescription, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fallback, "LOOK_S", 0.05)
+    monkeypatch.setattr(rollback, "LOOK_S", 0.05)
     async with Bench(tmp_path / "home", base, revalidate_rollback=True).run() as bench:
         await three_versions(bench, files)
         bench.engine.down = True

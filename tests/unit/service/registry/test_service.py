@@ -130,7 +130,7 @@ async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(ben
     adapter = files(seed=1)
     pushed = await bench.push("voice", adapter, query="?wait=false")
     assert (pushed.status_code, pushed.json()["state"]) == (202, "proving")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     rejected = (await bench.http.get("/v1/adapters/voice/versions/1")).json()
     assert (rejected["state"], rejected["reason"]["code"], rejected["aliases"]) == ("rejected", "not_applied", [])
     assert (await bench.http.get("/v1/adapters")).json()["data"] == []
@@ -152,7 +152,7 @@ async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(ben
 
 async def test_without_waiting_it_becomes_ready_and_live(bench: Bench, files: Files) -> None:
     await bench.push("voice", files(seed=1), query="?wait=false")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     assert bench.catalog.resolve(ADMIN, "voice").version == 1
 
 
@@ -164,7 +164,7 @@ async def test_a_proof_that_a_stop_cut_off_is_taken_up_at_the_next_start(
         first.engine.down = True
         assert (await first.push("voice", files(seed=1), query="?wait=false", alias="beta")).status_code == 202
     async with Bench(home, base).run() as second:
-        await second.registry.settled()
+        await second.registry.wait_idle()
         assert second.catalog.resolve(ADMIN, "voice:beta").version == 1
 
 
@@ -277,15 +277,15 @@ async def test_a_collection_spares_what_is_being_proven(bench: Bench, files: Fil
 async def test_a_suspect_is_asked_twice_and_is_corrupt_until_it_is_proven_again(bench: Bench, files: Files) -> None:
     adapter = files(seed=1)
     digest = (await bench.push("voice", adapter)).json()["digest"]
-    bench.registry.suspect(digest)
-    await bench.registry.settled()
+    bench.registry.report_failure(digest)
+    await bench.registry.wait_idle()
     assert bench.catalog.resolve(ADMIN, "voice").digest == digest  # its probes are well
 
     bench.engine.not_finite.add(digest)
     bench.engine.asked.clear()
     for _ in range(10):
-        bench.registry.suspect(digest)
-    await bench.registry.settled()
+        bench.registry.report_failure(digest)
+    await bench.registry.wait_idle()
     assert bench.engine.asked == [digest, digest, BASE]
     with pytest.raises(Conflict) as raised:
         bench.catalog.resolve(ADMIN, "voice")
@@ -302,8 +302,8 @@ async def test_to_prove_again_moves_no_alias_back(bench: Bench, files: Files) ->
     first = (await bench.push("voice", files(seed=1), alias="live")).json()["digest"]
     second = (await bench.push("voice", files(seed=2), alias="live")).json()["digest"]
     bench.engine.not_finite.add(first)
-    bench.registry.suspect(first)
-    await bench.registry.settled()
+    bench.registry.report_failure(first)
+    await bench.registry.wait_idle()
     bench.engine.not_finite.clear()
     assert (await bench.http.post("/v1/adapters/voice/versions/1/prove")).json()["servable"] == "ok"
     assert bench.catalog.resolve(ADMIN, "voice").digest == second
@@ -313,8 +313,8 @@ async def test_a_corrupt_version_that_is_pushed_again_is_proven_again(bench: Ben
     adapter = files(seed=1)
     digest = (await bench.push("voice", adapter)).json()["digest"]
     bench.engine.not_finite.add(digest)
-    bench.registry.suspect(digest)
-    await bench.registry.settled()
+    bench.registry.report_failure(digest)
+    await bench.registry.wait_idle()
     assert code(await bench.push("voice", adapter)) == (422, "logprobs_not_finite")
     bench.engine.not_finite.clear()
     again = await bench.push("voice", adapter)
@@ -327,8 +327,8 @@ async def test_an_engine_that_is_ill_convicts_nobody(bench: Bench, files: Files,
     bench.engine.not_finite.add(digest)
     bench.engine.down = state == "down"
     bench.engine.nan_spreads = True
-    bench.registry.suspect(digest)
-    await bench.registry.settled()
+    bench.registry.report_failure(digest)
+    await bench.registry.wait_idle()
     assert bench.catalog.resolve(ADMIN, "voice").digest == digest
     assert len(bench.engine.restarts) == (state == "poisoned")
 
@@ -361,7 +361,7 @@ async def test_an_adapter_that_the_engine_cannot_answer_for_is_rejected_in_the_e
 
     bench.engine.logprobs = die_of_it  # type: ignore[method-assign, assignment]
     await bench.push("voice", files(seed=1), query="?wait=false")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     shown = (await bench.http.get("/v1/adapters/voice/versions/1")).json()
     assert (shown["state"], shown["reason"]["code"]) == ("rejected", "engine_unavailable")
 

@@ -117,12 +117,12 @@ def test_a_plain_alias_is_a_share_of_all() -> None:
 @pytest.mark.parametrize(
     ("asked", "param", "says"),
     [
-        ({}, "split", "0 versions"),
-        ({"3": 1}, "split", "1 versions"),
-        ({str(n): 1 for n in range(1, 10)}, "split", "9 versions"),
-        ({"3": 0, "4": 1}, "split.3", "is 0"),
-        ({"3": 1, "4": -1}, "split.4", "is -1"),
-        ({"3": 1, "4": MAX_TOTAL}, "split", "add up to 1000001"),
+        ({}, "split", "2 to 8 versions; got 0"),
+        ({"3": 1}, "split", "2 to 8 versions; got 1"),
+        ({str(n): 1 for n in range(1, 10)}, "split", "2 to 8 versions; got 9"),
+        ({"3": 0, "4": 1}, "split.3", "got 0"),
+        ({"3": 1, "4": -1}, "split.4", "got -1"),
+        ({"3": 1, "4": MAX_TOTAL}, "split", "add up to at most 1000000; got 1000001"),
         ({"3": 1, "04": 1}, "split", "'04'"),
         ({"3": 1, "live": 1}, "split", "'live'"),
         ({"3": 1, "0": 1}, "split", "'0'"),

@@ -178,7 +178,7 @@ async def test_only_a_ready_version_is_judged(bench: Bench, files: Files) -> Non
     await bench.push("voice", files(seed=1))
     bench.engine.effect = 0.0
     rejected = await bench.push("voice", files(seed=2), query="?wait=false")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     assert (await bench.version("voice@2"))["state"] == "rejected", rejected.text
     answer = await bench.verdict("voice@2")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "version_not_ready")

@@ -17,7 +17,7 @@ from service.config import Settings
 from service.errors import BadRequest, RateLimited, Unavailable
 from service.structured import checker, projects
 from service.structured.checker import StructuredOutputs
-from service.structured.process import NoTrial, Trial, TrialProcess
+from service.structured.process import Trial, TrialProcess, TrialUnavailable
 from service.structured.spec import Spec
 from tests.unit.service.inference.fakes import until
 
@@ -234,7 +234,7 @@ async def test_a_process_that_cannot_start_leaves_the_stricter_bound(tmp_path: P
         assert outputs.trial_state == "down"
         assert outputs.counts.outcomes == {"untried": 2, "passed": 1, "refused": 1}
         assert broken.starts == 1
-        with pytest.raises(NoTrial):
+        with pytest.raises(TrialUnavailable):
             await broken.start()
 
 
@@ -281,7 +281,7 @@ async def test_a_refusal_is_remembered_for_a_while_and_names_each_callers_field(
             await passes(outputs, body)
         assert caught.value.param == param
     assert len(counting.asked) == 1
-    monkeypatch.setattr(checker, "REFUSED_S", -1.0)
+    monkeypatch.setattr(checker, "REFUSAL_TTL_S", -1.0)
     for _ in range(2):
         with pytest.raises(BadRequest):
             await passes(outputs, regex("b"))
@@ -316,17 +316,17 @@ async def test_who_comes_as_the_last_one_leaves_is_served() -> None:
 async def test_a_project_has_few_trials_at_once_and_others_do_not_wait_for_them() -> None:
     outputs, counting = counted(Trial("ok"))
     async with running(*(passes(outputs, regex("a" * n), "greedy") for n in range(1, 10))):
-        await until(lambda: len(counting.asked) == projects.AT_ONCE_PER_PROJECT)
+        await until(lambda: len(counting.asked) == projects.MAX_CONCURRENT_PER_PROJECT)
         async with running(passes(outputs, regex("b"), "other")):
             await until(lambda: "b" in counting.asked)
-        assert len(counting.asked) == projects.AT_ONCE_PER_PROJECT + 1
+        assert len(counting.asked) == projects.MAX_CONCURRENT_PER_PROJECT + 1
 
 
 async def test_only_so_many_of_a_project_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker, "TRIALS_WAITING_PER_PROJECT", 3)
     outputs, counting = counted(Trial("ok"))
     async with running(*(passes(outputs, regex("a" * n)) for n in range(1, 4))):
-        await until(lambda: len(counting.asked) == projects.AT_ONCE_PER_PROJECT)
+        await until(lambda: len(counting.asked) == projects.MAX_CONCURRENT_PER_PROJECT)
         with pytest.raises(RateLimited) as caught:
             await passes(outputs, regex("b"))
         assert caught.value.code == "too_many_grammars"

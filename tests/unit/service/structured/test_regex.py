@@ -75,7 +75,7 @@ def test_expressions_of_honest_callers_pass(pattern: str) -> None:
         ("a" * 4097, "4097 characters"),
         ("((a{1000}){1000})", "about 1000000 states"),
         ("a{20000}", "up to 20000 times"),
-        ("a{1,99999999999999999999999}", "times, at most 10000"),
+        ("a{1,99999999999999999999999}", "times; at most 10000"),
         ("(" * 40, "deeper than 32 levels"),
         ("|" * 1001, "more than 1000 alternatives"),
         ("a" + "*" * 10, "quantifiers in a row"),

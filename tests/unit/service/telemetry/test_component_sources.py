@@ -10,16 +10,16 @@ import pytest
 
 from service.access.caller import Caller, Limits, Scope
 from service.access.limits import KeyLimiter
-from service.admission.gate import Gate
 from service.admission.policy import Policy
-from service.admission.ticket import Ticket
+from service.admission.queue import AdmissionQueue
+from service.admission.request import AdmissionRequest
 from service.engine.residency import Residency
 from service.errors import RateLimited, Unavailable
 from service.grounding.counts import GroundingCounts
 from service.registry.catalog import Servable
 from service.registry.counts import Counts
 from service.registry.revalidation import RevalidationState
-from service.registry.verdicts import Standing
+from service.registry.verdicts import VerdictSummary
 from service.structured.checker import StructuredOutputs
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
@@ -47,12 +47,12 @@ def counted() -> MetricsAccount:
 
 
 async def test_the_gate_shows_who_waits_who_is_in_and_who_was_refused() -> None:
-    gate = Gate(Policy(width=2, common=2, slots=2, queue_size=2, queue_share=1.0))
+    gate = AdmissionQueue(Policy(width=2, common=2, slots=2, queue_size=2, queue_share=1.0))
     shown = AdmissionSource(gate, 2, counted())
     loop = asyncio.get_running_loop()
 
-    def ticket(background: bool = False) -> Ticket:
-        return Ticket("shop", "key_1", VOICE.digest, 10, background)
+    def ticket(background: bool = False) -> AdmissionRequest:
+        return AdmissionRequest("shop", "key_1", VOICE.digest, 10, background)
 
     inside = [await gate.enter(ticket(), loop.time() + 60) for _ in range(2)]
     waiting = [asyncio.create_task(gate.enter(ticket(), loop.time() + 60)) for _ in range(2)]
@@ -156,8 +156,8 @@ async def test_versions_are_shown_by_state_and_whether_they_serve() -> None:
 
 
 class Verdicts:
-    async def standing(self) -> Standing:
-        return Standing(
+    async def standing(self) -> VerdictSummary:
+        return VerdictSummary(
             {RevalidationState.FRESH: 5, RevalidationState.DUE: 2, RevalidationState.FAILED: 0}, live_failed=3
         )
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.access.authentication import Authenticator, Entry
+from service.access.authentication import Authenticator, KeyEntry
 from service.access.caller import Caller, Scope
 from service.access.keys import make_key
 from service.config import Settings, load_settings
@@ -28,7 +28,7 @@ def app(home: Path, **fields: Any) -> tuple[FastAPI, str]:
     """The route, and a good key without the scope `admin`."""
     made = FastAPI()
     authenticator, key = Authenticator(ADMIN), make_key()
-    entry = Entry(Caller("key_1", "shop", frozenset({Scope.INFER, Scope.ADAPTERS})))
+    entry = KeyEntry(Caller("key_1", "shop", frozenset({Scope.INFER, Scope.ADAPTERS})))
     authenticator.put(authenticator.hmac(key), entry)
     made.state.authenticator = authenticator
     settings = Settings(engine_device="cpu", home=home, **fields)

@@ -16,8 +16,8 @@ from aiohttp import web
 from fastapi import FastAPI
 
 from adapters.store import Store
-from service.admission.gate import Gate
 from service.admission.policy import Policy
+from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.error_handlers import RequestIds
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, Snapshot, VersionEntry
@@ -114,7 +114,7 @@ class House(Cabinet):
         self.store = Store(home / "store")
         self.client = TrainerClient(socket=str(self.trainer_socket), secret="s" * 16)
         self.training = Training(self.client, self.database, self.keys, self.files, self.catalog, self.store)
-        self.gate = Gate(Policy.from_settings(Settings(home=home)))
+        self.gate = AdmissionQueue(Policy.from_settings(Settings(home=home)))
 
     def app(self) -> FastAPI:
         app = super().app()

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from service.admission.ticket import Ticket
+from service.admission.request import AdmissionRequest
 from tests.unit.service.files.cabinet import MIB, bearer, error_of
 from tests.unit.service.training.house import House
 
@@ -102,7 +102,7 @@ async def test_a_body_is_strict_json_and_bounded_and_written_anew(house: House) 
     assert (await house.http.post(path, content=b" " * (2 * MIB + 1))).status_code == 413
     many = await house.http.post(path, content=b'{"a": [' + b"[]," * 300_000 + b"[]]}")
     assert (many.status_code, error_of(many)["code"]) == (400, "invalid_json")
-    assert "50000 lists" in error_of(many)["message"]
+    assert "50000 arrays" in error_of(many)["message"]
     assert house.trainer.asked == []
     await house.http.post(path, content=b' {"a": 1, "a": 2} ')
     assert house.trainer.asked[0].body == b'{"a":2}'
@@ -260,11 +260,11 @@ async def test_the_load_counts_callers_and_not_jobs(house: House) -> None:
 
     assert await load() == {"object": "load", "waiting": 0, "in_flight": 0}
     deadline = asyncio.get_running_loop().time() + 60
-    places = [await house.gate.enter(Ticket("p", "k", None, 1, background=True), deadline)]
+    places = [await house.gate.enter(AdmissionRequest("p", "k", None, 1, background=True), deadline)]
     assert await load() == {"object": "load", "waiting": 0, "in_flight": 0}
     width = house.gate.scheduler.policy.width
     waiting = [
-        asyncio.ensure_future(house.gate.enter(Ticket("p", "k", None, 1, background=False), deadline))
+        asyncio.ensure_future(house.gate.enter(AdmissionRequest("p", "k", None, 1, background=False), deadline))
         for _ in range(width + 5)
     ]
     await asyncio.sleep(0)

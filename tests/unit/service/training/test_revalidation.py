@@ -15,7 +15,7 @@ import pytest
 from adapters.base import BaseDescription
 from service.access.audit import SYSTEM, page
 from service.access.caller import Scope
-from service.access.records import Draft
+from service.access.records import KeyDraft
 from service.errors import TrainerUnavailable
 from service.files.tables import files as file_table
 from service.registry.tables import verdicts
@@ -63,7 +63,7 @@ async def judge(bureau: Bureau, version: str, *, days: float = 0, **more: Any) -
 
 
 async def key_of(bureau: Bureau, *scopes: Scope, project: str = "default", **more: Any) -> dict[str, str]:
-    _, key = await bureau.keys.mint(SYSTEM, Draft("a key", project, frozenset(scopes), **more))
+    _, key = await bureau.keys.mint(SYSTEM, KeyDraft("a key", project, frozenset(scopes), **more))
     return {"authorization": f"Bearer {key}"}
 
 

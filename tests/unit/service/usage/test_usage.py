@@ -202,8 +202,8 @@ async def test_it_writes_by_itself_and_goes_on_after_a_failure(
     finally:
         await account.close()
     messages = [line.getMessage() for line in caplog.records]
-    assert messages[0].startswith("usage cannot be written and is kept in memory: the disk")
-    assert messages[1:] == ["usage is written again"], "a failure is told once, and its end"
+    assert messages[0].startswith("usage could not be written and is kept in memory: the disk")
+    assert messages[1:] == ["usage can be written again"], "a failure is told once, and its end"
 
 
 async def test_a_polite_stop_writes_what_is_left(database: Database) -> None:

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
-from service.access.authentication import Authenticator, Entry
+from service.access.authentication import Authenticator, KeyEntry
 from service.access.caller import Caller, Scope
 from service.access.keys import make_key
 from service.cli.main import app as command
@@ -53,7 +53,7 @@ class Office:
         for key_id, project in (("key_a", "acme"), ("key_b", "acme"), ("key_c", "bolt")):
             self.keys[key_id] = make_key()
             self.callers[key_id] = Caller(key_id, project, frozenset({Scope.INFER}))
-            authenticator.put(authenticator.hmac(self.keys[key_id]), Entry(self.callers[key_id]))
+            authenticator.put(authenticator.hmac(self.keys[key_id]), KeyEntry(self.callers[key_id]))
         api = FastAPI()
         api.state.authenticator = authenticator
         api.state.usage_report = UsageReport(self.database, self.account, wall=self.clock.wall)

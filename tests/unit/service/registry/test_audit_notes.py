@@ -93,10 +93,10 @@ async def test_what_a_proof_in_the_background_does_is_the_pushers_and_after_a_re
     bench: Bench, files: Files
 ) -> None:
     await bench.push("voice", files(seed=1), query="?wait=false")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     bench.engine.effect = 0
     await bench.push("weak", files(seed=2), query="?wait=false")
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     assert [(row.key_id, row.action, row.target) for row in await bench.audit()] == [
         ("admin", "adapter.push", "voice@1"),
         ("admin", "version.ready", "voice@1"),
@@ -112,7 +112,7 @@ async def test_what_a_proof_in_the_background_does_is_the_pushers_and_after_a_re
     await bench.registry.close()
     again = Bench(bench.settings.home, bench.base)
     async with again.run():
-        await again.registry.settled()
+        await again.registry.wait_idle()
         told = [(row.key_id, row.project, row.action, row.target) for row in await again.audit()][-2:]
     assert told == [
         ("system", "acme", "version.ready", "late@1"),
@@ -125,8 +125,8 @@ async def test_a_conviction_is_noted_in_each_project_that_it_touches(bench: Benc
     digest = (await bench.push("voice", adapter)).json()["digest"]
     await bench.push("twin", adapter, headers=key)
     bench.engine.not_finite.add(digest)
-    bench.registry.suspect(digest)
-    await bench.registry.settled()
+    bench.registry.report_failure(digest)
+    await bench.registry.wait_idle()
     told = [(row.key_id, row.project, row.target) for row in await bench.audit() if row.action == "version.corrupt"]
     assert sorted(told) == [("system", "acme", "twin@1"), ("system", "default", "voice@1")]
 
@@ -168,11 +168,11 @@ async def test_counts_follow_each_change(bench: Bench, files: Files) -> None:
     await bench.push("late", files(seed=4), query="?wait=false")
     assert dict(bench.registry.counts.unready) == {"proving": 1, "rejected": 0}
     bench.engine.down, bench.engine.effect = False, 0
-    await bench.registry.settled()
+    await bench.registry.wait_idle()
     assert dict(bench.registry.counts.unready) == {"proving": 0, "rejected": 1}
     bench.engine.not_finite.add(digest)
-    bench.registry.suspect(digest)
-    await bench.registry.settled()
+    bench.registry.report_failure(digest)
+    await bench.registry.wait_idle()
     assert bench.registry.counts.ready[Servable.CORRUPT] == 1
     await bench.http.delete("/v1/adapters/voice?force=true")
     assert (bench.registry.counts.adapters, bench.registry.counts.pins) == (1, 0)

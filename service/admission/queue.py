@@ -1,49 +1,49 @@
-"""The gate on the event loop: waiting, deadlines, and clients that leave while they wait."""
+"""The admission queue on the event loop: waiting, deadlines, and clients that disconnect while they wait."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from service.admission.entry import Entry, Stage
 from service.admission.policy import Policy
+from service.admission.queued import QueuedRequest, Stage
+from service.admission.request import AdmissionRequest
 from service.admission.scheduler import Scheduler
-from service.admission.snapshot import Snapshot, take
-from service.admission.ticket import Ticket
+from service.admission.snapshot import Snapshot, take_snapshot
 from service.engine.residency import Residency
 from service.engine.watched import EngineState
 from service.errors import EngineUnavailable, HatrackError, Unavailable
 
 
-class Pass:
-    """A place in the engine; give it back by `leave`, once or more."""
+class Permit:
+    """A place in the engine. Call `leave` when the request has finished; further calls do nothing."""
 
-    __slots__ = ("_entry", "_gate")
+    __slots__ = ("_entry", "_queue")
 
-    def __init__(self, gate: Gate, entry: Entry) -> None:
-        self._gate = gate
+    def __init__(self, queue: AdmissionQueue, entry: QueuedRequest) -> None:
+        self._queue = queue
         self._entry = entry
 
     def first_token(self) -> None:
-        """The engine has answered with something: its prompt has been read."""
-        self._gate.first_token(self._entry)
+        """The engine has returned the first token, so the prompt has been prefilled."""
+        self._queue.first_token(self._entry)
 
     def leave(self, tokens: int | None, *, answered: bool = True) -> None:
         """The request has left the engine.
 
         Args:
-            tokens: What it used in truth, or is charged with; None where nothing was sent to the engine.
-            answered: The engine took it and answered, so its adapter is loaded.
+            tokens: Tokens that it used or is charged for; None if nothing was sent to the engine.
+            answered: The engine has answered, so the adapter is loaded.
         """
-        self._gate.leave(self._entry, tokens, answered=answered)
+        self._queue.leave(self._entry, tokens, answered=answered)
 
 
-class Gate:
-    """Admission to the engine.
+class AdmissionQueue:
+    """Admits requests to the engine.
 
     Args:
-        policy: How it decides.
-        residency: What is known of the adapters in the engine's memory; None: nothing.
+        policy: Its limits.
+        residency: Which adapters the engine has loaded; None: unknown.
     """
 
     def __init__(self, policy: Policy, residency: Residency | None = None) -> None:
@@ -52,68 +52,68 @@ class Gate:
         self._closed: Callable[[], HatrackError] | None = None
         self._wake: asyncio.TimerHandle | None = None
 
-    async def enter(self, ticket: Ticket, deadline: float) -> Pass:
-        """Wait for a place.
+    async def enter(self, request: AdmissionRequest, deadline: float) -> Permit:
+        """Wait for a place in the engine.
 
         Args:
             deadline: On the event loop's clock, s.
 
         Raises:
-            RateLimited: The caller's own share of the queue is full.
-            Unavailable: The queue is full, or the deadline has passed in it.
-            EngineUnavailable: There is no engine, or it went while the request waited.
+            RateLimited: The caller's share of the queue is full.
+            Unavailable: The queue is full, or the deadline passed.
+            EngineUnavailable: The engine is not running, or stopped while the request waited.
         """
         if self._closed is not None:
             raise self._closed()
         loop = asyncio.get_running_loop()
         now = loop.time()
-        entry = self.scheduler.offer(ticket, now)
+        entry = self.scheduler.offer(request, now)
         if entry.stage is Stage.WAITING:
             await self._wait(entry, deadline, loop)
-        return Pass(self, entry)
+        return Permit(self, entry)
 
-    async def _wait(self, entry: Entry, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait(self, entry: QueuedRequest, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         waiter = entry.waiter = loop.create_future()
-        timer = loop.call_at(deadline, self._too_late, entry)
-        self._pump()
+        timer = loop.call_at(deadline, self._time_out, entry)
+        self._admit_waiting()
         try:
             await waiter
         except asyncio.CancelledError:
-            # the client has left: its place in the queue goes, or the place in the engine that it has just been given
-            if entry.stage is Stage.IN:
+            # the client disconnected: give back its place in the queue, or in the engine if it was just admitted
+            if entry.stage is Stage.ADMITTED:
                 self.leave(entry, None)
             else:
                 self.scheduler.withdraw(entry, loop.time())
-                self._pump()
+                self._admit_waiting()
             raise
         finally:
             timer.cancel()
 
-    def first_token(self, entry: Entry) -> None:
-        """See `Pass.first_token`."""
+    def first_token(self, entry: QueuedRequest) -> None:
+        """See `Permit.first_token`."""
         now = asyncio.get_running_loop().time()
-        if entry.stage is Stage.IN:
-            self._tell_residency(entry, now)
+        if entry.stage is Stage.ADMITTED:
+            self._report_loaded(entry, now)
             self.scheduler.first_token(entry, now)
-            self._pump()
+            self._admit_waiting()
 
-    def leave(self, entry: Entry, tokens: int | None, *, answered: bool = True) -> None:
-        """See `Pass.leave`."""
+    def leave(self, entry: QueuedRequest, tokens: int | None, *, answered: bool = True) -> None:
+        """See `Permit.leave`."""
         now = asyncio.get_running_loop().time()
-        if entry.stage is Stage.IN:
+        if entry.stage is Stage.ADMITTED:
             if answered and tokens is not None:
-                self._tell_residency(entry, now)
+                self._report_loaded(entry, now)
             self.scheduler.leave(entry, tokens, now)
-            self._pump()
+            self._admit_waiting()
 
     def flush(self, error: Callable[[], HatrackError]) -> None:
-        """Refuse everyone who waits with an error of their own."""
+        """Fail every waiting request with a new ``error()``."""
         for entry in self.scheduler.drain(asyncio.get_running_loop().time()):
             if entry.waiter is not None and not entry.waiter.done():
                 entry.waiter.set_exception(error())
 
     def close(self, reason: str) -> None:
-        """There is no engine: refuse everyone who waits, and everyone who comes until `open`."""
+        """Reject all waiting requests, and new ones until `open`, because the engine is not running."""
 
         def error() -> HatrackError:
             return EngineUnavailable(f"the engine is not ready: {reason}")
@@ -122,25 +122,25 @@ class Gate:
         self.flush(error)
 
     def open(self) -> None:
-        """There is an engine (again)."""
+        """Accept requests again: the engine is running."""
         self._closed = None
 
     def engine_changed(self, state: EngineState) -> None:
-        """Open or close with the engine: a listener for its supervisor."""
+        """Open or close with the engine's state; a listener for its supervisor."""
         if state.name == "ready":
             self.open()
         else:
             self.close(state.reason)
 
     def snapshot(self) -> Snapshot:
-        """What is waiting, what is in the engine, and what has happened so far."""
-        return take(self.scheduler)
+        """Point-in-time statistics of the queue."""
+        return take_snapshot(self.scheduler)
 
-    def _tell_residency(self, entry: Entry, now: float) -> None:
-        if entry.cold and self._residency is not None and entry.ticket.adapter is not None:
-            self._residency.loaded(entry.ticket.adapter, now - entry.entered)
+    def _report_loaded(self, entry: QueuedRequest, now: float) -> None:
+        if entry.cold and self._residency is not None and entry.request.adapter is not None:
+            self._residency.loaded(entry.request.adapter, now - entry.admitted_at)
 
-    def _too_late(self, entry: Entry) -> None:
+    def _time_out(self, entry: QueuedRequest) -> None:
         if entry.stage is not Stage.WAITING or entry.waiter is None or entry.waiter.done():
             return
         scheduler, now = self.scheduler, asyncio.get_running_loop().time()
@@ -149,15 +149,16 @@ class Gate:
         scheduler.counts.timeouts += 1
         entry.waiter.set_exception(
             Unavailable(
-                f"no place in the engine came free within {now - entry.came:.0f} s (HATRACK_QUEUE_TIMEOUT_S)",
+                f"the request waited {now - entry.arrived_at:.0f} s in the queue without being admitted "
+                "(HATRACK_QUEUE_TIMEOUT_S)",
                 retry_after=scheduler.retry_after(ahead),
                 code="queue_timeout",
             )
         )
-        self._pump()
+        self._admit_waiting()
 
-    def _pump(self) -> None:
-        """Let in whoever may go in now."""
+    def _admit_waiting(self) -> None:
+        """Admit every request that may enter now."""
         scheduler = self.scheduler
         if not scheduler.queued:
             return
@@ -170,4 +171,4 @@ class Gate:
             self._wake = None
         wake = scheduler.wake_at()
         if wake is not None:
-            self._wake = loop.call_at(wake, self._pump)
+            self._wake = loop.call_at(wake, self._admit_waiting)

@@ -1,4 +1,4 @@
-"""What a request shows at the gate."""
+"""What the admission queue knows of a request."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """One request that wants to go to the engine.
+class AdmissionRequest:
+    """One request for a place in the engine.
 
     ``adapter`` is the digest, None for the base. ``tokens`` is the estimate of prompt and answer together, ``prompt``
-    that of the prompt alone (0: not known). ``background`` requests (proofs, evaluations, warming) yield to callers.
+    that of the prompt alone (0: unknown). ``background`` requests (proofs, evaluations, warming) yield to callers.
     """
 
     project: str

@@ -1,4 +1,4 @@
-"""What an adapter can be asked beside: the other adapters that are in the engine's memory."""
+"""The adapters in the engine's memory, which a proof can use as neighbours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from service.errors import HatrackError
 from service.registry.catalog import Catalog, Servable
 
 
-class Neighbours:
-    """Called for the digests, of all projects, that are loaded and can serve; empty where the engine does not say.
+class LoadedAdapters:
+    """A callable that returns the digests, of all projects, that are loaded and can serve; empty if the engine fails.
 
     Args:
         catalog: Which adapters can serve.
@@ -27,10 +27,10 @@ class Neighbours:
         except HatrackError:
             return ()
         entries = self._catalog.snapshot.adapters.values()
-        sound = {
+        servable = {
             version.digest
             for entry in entries
             for version in entry.versions.values()
             if version.servable is Servable.OK
         }
-        return [digest for digest in loaded if digest in sound]
+        return [digest for digest in loaded if digest in servable]

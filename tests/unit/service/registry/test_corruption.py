@@ -68,6 +68,6 @@ async def test_a_refused_claim_at_push_marks_nothing(bench: Bench, files: Files)
         answer = await bench.push("mine", adapter, headers=attacker, metadata={"proof": proof})
         assert answer.status_code == 422, answer.text
         later = await bench.push("mine", adapter, headers=attacker, query="?wait=false", metadata={"proof": proof})
-        await bench.registry.settled()
+        await bench.registry.wait_idle()
         assert later.status_code in (202, 422), later.text
     assert await servable(bench, victim) == "ok"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission.entry import Stage
-from service.admission.small import fill
+from service.admission.queued import Stage
+from service.admission.small_flows import fill
 from tests.unit.service.admission.world import Desk
 
 
@@ -36,8 +36,8 @@ def test_more_flows_than_places_are_all_no_small_ones() -> None:
     desk = Desk(width=8, common=4, slots=None)
     entries = [desk.offer(f"a{number}") for number in range(20)]
     desk.admit()
-    assert [entry.stage for entry in entries].count(Stage.IN) == 8, "they were few at first"
-    inside = [entry for entry in entries if entry.stage is Stage.IN]
+    assert [entry.stage for entry in entries].count(Stage.ADMITTED) == 8, "they were few at first"
+    inside = [entry for entry in entries if entry.stage is Stage.ADMITTED]
     assert [desk.leave(entry) for entry in inside[:4]] == [[], [], [], []], "beyond the common places nobody comes"
     assert len(desk.leave(inside[4])) == 1
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service.registry.split import Aim, Split, stored_split, versions_of
+from service.registry.split import AliasTarget, Split, stored_split, versions_of
 from service.registry.tables import alias_history, aliases, versions
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """One entry of an alias's history; ``aim`` is None where the alias was deleted."""
+class AliasMove:
+    """One entry of an alias's history; ``target`` is None where the alias was deleted."""
 
     id: int
-    aim: Aim | None
+    target: AliasTarget | None
     action: str
     parent_id: int | None
     created_at: int
@@ -27,58 +27,58 @@ def now() -> int:
     return int(time.time())
 
 
-def aim_of(row: sa.Row[*tuple[Any, ...]]) -> Aim | None:
+def target_of(row: sa.Row[*tuple[Any, ...]]) -> AliasTarget | None:
     """What a row of ``aliases`` or ``alias_history`` points to."""
     number: int | None = row.version
     return number if row.split is None else stored_split(row.split)
 
 
-def move(db: sa.Connection, adapter_id: int, alias: str, aim: Aim, action: str) -> bool:
+def move(db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, action: str) -> bool:
     """Point the alias to a version or split it; False where it points there already."""
     pointer = _pointer(db, adapter_id, alias)
-    if pointer is not None and aim_of(pointer) == aim:
+    if pointer is not None and target_of(pointer) == target:
         return False
     earlier = history(db, adapter_id, alias)
-    _write_move(db, adapter_id, alias, aim, action, earlier[0].id if earlier else None)
+    _write_move(db, adapter_id, alias, target, action, earlier[0].id if earlier else None)
     return True
 
 
 def rollback_target(
     db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int] = frozenset()
-) -> Aim | None:
+) -> AliasTarget | None:
     """Where a rollback would go: the last aim before the current one whose versions all are ready still; else None.
 
     Args:
         without: Versions that it must not go to, nor to a split over them.
     """
     entry = _rollback_entry(db, adapter_id, alias, without)
-    return None if entry is None else entry.aim
+    return None if entry is None else entry.target
 
 
 def move_back(
-    db: sa.Connection, adapter_id: int, alias: str, expected: Aim, without: frozenset[int] = frozenset()
+    db: sa.Connection, adapter_id: int, alias: str, expected: AliasTarget, without: frozenset[int] = frozenset()
 ) -> bool:
     """Do what ``rollback_target`` said; False where the history has moved on since."""
     entry = _rollback_entry(db, adapter_id, alias, without)
-    if entry is None or entry.aim != expected:
+    if entry is None or entry.target != expected:
         return False
     _write_move(db, adapter_id, alias, expected, "rollback", entry.parent_id)
     return True
 
 
-def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int]) -> Move | None:
+def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int]) -> AliasMove | None:
     pointer = _pointer(db, adapter_id, alias)
     if pointer is None:
         return None
-    current = aim_of(pointer)
+    current = target_of(pointer)
     entries = {entry.id: entry for entry in history(db, adapter_id, alias)}
     ready = set(
         db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id, versions.c.state == "ready"))
     )
     ready -= without
-    entry: Move | None = entries[pointer.history_id]
+    entry: AliasMove | None = entries[pointer.history_id]
     while entry is not None and (
-        entry.aim is None or entry.aim == current or not ready.issuperset(versions_of(entry.aim))
+        entry.target is None or entry.target == current or not ready.issuperset(versions_of(entry.target))
     ):
         entry = entries.get(entry.parent_id) if entry.parent_id is not None else None
     return entry
@@ -94,14 +94,14 @@ def drop(db: sa.Connection, adapter_id: int, alias: str) -> bool:
     return True
 
 
-def history(db: sa.Connection, adapter_id: int, alias: str) -> list[Move]:
+def history(db: sa.Connection, adapter_id: int, alias: str) -> list[AliasMove]:
     """All moves of the alias, newest first."""
-    found = db.execute(
+    rows = db.execute(
         sa.select(alias_history)
         .where(alias_history.c.adapter_id == adapter_id, alias_history.c.alias == alias)
         .order_by(alias_history.c.id.desc())
     )
-    return [Move(row.id, aim_of(row), row.action, row.parent_id, row.created_at) for row in found]
+    return [AliasMove(row.id, target_of(row), row.action, row.parent_id, row.created_at) for row in rows]
 
 
 def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | None:
@@ -110,18 +110,20 @@ def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | No
     ).one_or_none()
 
 
-def _write_move(db: sa.Connection, adapter_id: int, alias: str, aim: Aim, action: str, parent_id: int | None) -> None:
-    move_id = _write_history(db, adapter_id, alias, aim, action, parent_id)
+def _write_move(
+    db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, action: str, parent_id: int | None
+) -> None:
+    move_id = _write_history(db, adapter_id, alias, target, action, parent_id)
     db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
     db.execute(
         aliases.insert().values(
-            adapter_id=adapter_id, alias=alias, history_id=move_id, updated_at=now(), **_columns(aim)
+            adapter_id=adapter_id, alias=alias, history_id=move_id, updated_at=now(), **_columns(target)
         )
     )
 
 
 def _write_history(
-    db: sa.Connection, adapter_id: int, alias: str, aim: Aim | None, action: str, parent_id: int | None
+    db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget | None, action: str, parent_id: int | None
 ) -> int | None:
     move_id: int | None = db.scalar(
         alias_history.insert()
@@ -131,14 +133,14 @@ def _write_history(
             action=action,
             parent_id=parent_id,
             created_at=now(),
-            **_columns(aim),
+            **_columns(target),
         )
         .returning(alias_history.c.id)
     )
     return move_id
 
 
-def _columns(aim: Aim | None) -> dict[str, Any]:
-    if isinstance(aim, Split):
-        return {"version": None, "split": aim.shown()}
-    return {"version": aim, "split": None}
+def _columns(target: AliasTarget | None) -> dict[str, Any]:
+    if isinstance(target, Split):
+        return {"version": None, "split": target.shown()}
+    return {"version": target, "split": None}

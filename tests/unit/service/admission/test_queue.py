@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.admission.gate import Gate, Pass
+from service.admission.queue import AdmissionQueue, Permit
 from service.errors import EngineUnavailable, RateLimited, Unavailable
-from tests.unit.service.admission.world import policy, ticket
+from tests.unit.service.admission.world import policy, request
 
 
 @dataclass
@@ -20,16 +20,16 @@ class State:
     reason: str = "it was killed"
 
 
-def gate(**changes: object) -> Gate:
-    return Gate(policy(**{"width": 1, "common": 1, **changes}))
+def gate(**changes: object) -> AdmissionQueue:
+    return AdmissionQueue(policy(**{"width": 1, "common": 1, **changes}))
 
 
 def later(seconds: float = 30.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-def enter(made: Gate, *, within_s: float = 30.0, **fields: object) -> asyncio.Task[Pass]:
-    return asyncio.create_task(made.enter(ticket(**fields), later(within_s)))  # type: ignore[arg-type]
+def enter(made: AdmissionQueue, *, within_s: float = 30.0, **fields: object) -> asyncio.Task[Permit]:
+    return asyncio.create_task(made.enter(request(**fields), later(within_s)))  # type: ignore[arg-type]
 
 
 async def settle() -> None:
@@ -39,7 +39,7 @@ async def settle() -> None:
 
 async def test_one_goes_in_and_the_next_when_it_has_left() -> None:
     made = gate()
-    first = await made.enter(ticket(), later())
+    first = await made.enter(request(), later())
     second = enter(made)
     await settle()
     assert not second.done()
@@ -51,9 +51,9 @@ async def test_one_goes_in_and_the_next_when_it_has_left() -> None:
 
 async def test_the_deadline_passes_in_the_queue() -> None:
     made = gate()
-    await made.enter(ticket(), later())
+    await made.enter(request(), later())
     with pytest.raises(Unavailable) as caught:
-        await made.enter(ticket(), later(0.02))
+        await made.enter(request(), later(0.02))
     assert (caught.value.status, caught.value.code) == (503, "queue_timeout")
     assert int(caught.value.headers["retry-after"]) >= 1
     now = made.snapshot()
@@ -62,7 +62,7 @@ async def test_the_deadline_passes_in_the_queue() -> None:
 
 async def test_a_client_that_leaves_gives_up_its_place_in_the_queue() -> None:
     made = gate()
-    first = await made.enter(ticket(), later())
+    first = await made.enter(request(), later())
     leaver, stayer = enter(made), enter(made)
     await settle()
     leaver.cancel()
@@ -76,7 +76,7 @@ async def test_a_client_that_leaves_gives_up_its_place_in_the_queue() -> None:
 
 async def test_a_place_granted_to_a_client_that_leaves_at_that_moment_is_given_on() -> None:
     made = gate()
-    first = await made.enter(ticket(), later())
+    first = await made.enter(request(), later())
     leaver, stayer = enter(made), enter(made)
     await settle()
     first.leave(1)  # the leaver's place is granted here, and it is cancelled before it has run
@@ -89,7 +89,7 @@ async def test_a_place_granted_to_a_client_that_leaves_at_that_moment_is_given_o
 
 async def test_cancelled_first_and_granted_before_it_has_run() -> None:
     made = gate()
-    first = await made.enter(ticket(), later())
+    first = await made.enter(request(), later())
     leaver, stayer = enter(made), enter(made)
     await settle()
     leaver.cancel()
@@ -101,7 +101,7 @@ async def test_cancelled_first_and_granted_before_it_has_run() -> None:
 
 async def test_an_engine_that_goes_away_refuses_all_who_wait_and_all_who_come() -> None:
     made = gate()
-    first = await made.enter(ticket(), later())
+    first = await made.enter(request(), later())
     waiting = [enter(made) for _ in range(3)]
     await settle()
     made.engine_changed(State("down"))
@@ -109,17 +109,17 @@ async def test_an_engine_that_goes_away_refuses_all_who_wait_and_all_who_come() 
         with pytest.raises(EngineUnavailable, match="it was killed"):
             await task
     with pytest.raises(EngineUnavailable):
-        await made.enter(ticket(), later())
+        await made.enter(request(), later())
     first.leave(None)
     made.engine_changed(State("ready"))
-    (await made.enter(ticket(), later())).leave(1)
+    (await made.enter(request(), later())).leave(1)
     assert (made.snapshot().in_flight, made.snapshot().queued) == (0, 0)
 
 
 async def test_refused_and_cancelled_in_the_same_moment() -> None:
     """Nor does asyncio complain of an error that nobody has looked at."""
     made = gate()
-    await made.enter(ticket(), later())
+    await made.enter(request(), later())
     complaints: list[dict[str, object]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: complaints.append(context))
@@ -140,15 +140,15 @@ async def test_refused_and_cancelled_in_the_same_moment() -> None:
 
 async def test_an_over_long_queue_refuses_at_once() -> None:
     made = gate(queue_size=4, queue_share=0.5)
-    await made.enter(ticket(), later())
+    await made.enter(request(), later())
     waiting = [enter(made, project=project) for project in ("p", "p", "q", "q")]
     await settle()
     began = time.monotonic()
     with pytest.raises(Unavailable) as full:
-        await made.enter(ticket(project="r"), later())
+        await made.enter(request(project="r"), later())
     made.scheduler.withdraw(next(iter(made.scheduler.callers.leaves()[0].queue)), began)
     with pytest.raises(RateLimited):
-        await made.enter(ticket(project="q"), later())
+        await made.enter(request(project="q"), later())
     assert full.value.code == "overloaded"
     assert not any(task.done() for task in waiting[1:])
     for task in waiting:
@@ -160,7 +160,7 @@ async def test_whoever_shows_no_first_token_does_not_hold_the_next_for_ever() ->
     """Nothing happens here but time: the gate wakes by itself."""
     made = gate(width=8, common=8, prefill=100)
     made.scheduler.first_token_s = 0.01
-    await made.enter(ticket(prompt=90), later())
+    await made.enter(request(prompt=90), later())
     second = enter(made, prompt=90)
     async with asyncio.timeout(60):
         (await second).leave(1)
@@ -168,7 +168,7 @@ async def test_whoever_shows_no_first_token_does_not_hold_the_next_for_ever() ->
 
 async def test_a_first_token_lets_the_next_prompt_in() -> None:
     made = gate(width=8, common=8, prefill=100)
-    first = await made.enter(ticket(prompt=90), later())
+    first = await made.enter(request(prompt=90), later())
     second = enter(made, prompt=90)
     await settle()
     assert not second.done()
@@ -189,16 +189,16 @@ async def test_a_cold_load_is_timed_once_by_whoever_sees_it_end() -> None:
             self.seen.append((adapter, seconds))
 
     memory = Memory()
-    made = Gate(policy(), memory)
-    place = await made.enter(ticket("cold"), later())
+    made = AdmissionQueue(policy(), memory)
+    place = await made.enter(request("cold"), later())
     place.first_token()
     place.first_token()
     place.leave(3)
-    silent = await made.enter(ticket("silent"), later())
+    silent = await made.enter(request("silent"), later())
     silent.leave(3)
-    failed = await made.enter(ticket("failed"), later())
+    failed = await made.enter(request("failed"), later())
     failed.leave(None)
-    refused = await made.enter(ticket("refused"), later())
+    refused = await made.enter(request("refused"), later())
     refused.leave(3, answered=False)
     assert [adapter for adapter, _ in memory.seen] == ["cold", "silent"]
     assert all(seconds >= 0 for _, seconds in memory.seen)
@@ -207,7 +207,7 @@ async def test_a_cold_load_is_timed_once_by_whoever_sees_it_end() -> None:
 
 async def test_the_snapshot_says_who_waits_and_who_is_in() -> None:
     made = gate()
-    place = await made.enter(ticket("a", project="p"), later())
+    place = await made.enter(request("a", project="p"), later())
     waiting = [enter(made, adapter="b", project="q"), enter(made, adapter=None, project="q")]
     await settle()
     now = made.snapshot()
@@ -225,7 +225,7 @@ async def test_a_storm_of_clients_that_leave_loses_no_place() -> None:
     made = gate(width=3, common=2, queue_size=1000)
 
     async def client(number: int) -> None:
-        place = await made.enter(ticket(f"a{number % 5}", key=f"k{number % 3}"), later())
+        place = await made.enter(request(f"a{number % 5}", key=f"k{number % 3}"), later())
         try:
             await asyncio.sleep(0.0005 * (number % 4))
             place.first_token()

@@ -8,16 +8,16 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from service.access.audit import SYSTEM, Actor, note
-from service.registry.split import Aim, Split
+from service.registry.split import AliasTarget, Split
 
 
-def gateway_in(project: str) -> Actor:
+def system_actor(project: str) -> Actor:
     """The gateway itself, acting in a project."""
     return replace(SYSTEM, project=project)
 
 
 def note_move(
-    db: sa.Connection, actor: Actor, name: str, alias: str, aim: Aim, because: str, *, forced: bool = False
+    db: sa.Connection, actor: Actor, name: str, alias: str, target: AliasTarget, because: str, *, forced: bool = False
 ) -> None:
     """Note that an alias now points elsewhere.
 
@@ -26,7 +26,7 @@ def note_move(
             nobody asked for.
         forced: Whether whoever moved it said that it may go to versions that are held back.
     """
-    detail = {"split": aim.shown()} if isinstance(aim, Split) else {"version": aim}
+    detail = {"split": target.shown()} if isinstance(target, Split) else {"version": target}
     more = {"forced": True} if forced else {}
     verb = {"rollback": "rollback", "revalidation": "rollback", "split": "split"}.get(because, "promote")
     note(db, actor, f"alias.{verb}", f"{name}:{alias}", {**detail, "because": because, **more})
