@@ -28,7 +28,7 @@ UNDERSTOOD: Final = frozenset(
 )
 """Read by the manifest, or checked below by their value."""
 
-WITHOUT_MEANING: Final[Mapping[str, str]] = {
+IGNORED: Final[Mapping[str, str]] = {
     "peft_version": "who wrote the file",
     "auto_mapping": "which Python class the base was",
     "inference_mode": "whether parameters are frozen when PEFT loads it",
@@ -77,7 +77,7 @@ writes `init_lora_weights: true`. (vLLM lets LoRA-GA pass, and yet PEFT's `lora_
 TASK_TYPES: Final = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
-def says_nothing(value: object) -> bool:
+def is_unset(value: object) -> bool:
     """Whether a value is null, false or empty. Zero is a value."""
     return value is None or value is False or (isinstance(value, str | list | dict) and len(value) == 0)
 
@@ -85,23 +85,23 @@ def says_nothing(value: object) -> bool:
 def refuse_unsupported(config: Mapping[str, Any]) -> None:
     """Raise the error of the first feature (in the order above) that is on."""
     peft_type = config.get("peft_type")
-    if not says_nothing(peft_type) and peft_type != "LORA":
+    if not is_unset(peft_type) and peft_type != "LORA":
         raise errors.PeftTypeUnsupported(f"peft_type {_shown(peft_type)}: only LORA is served.", param="peft_type")
     for key, (error, what) in FEATURES.items():
-        if not says_nothing(config.get(key)):
+        if not is_unset(config.get(key)):
             raise error(f"{key}: the engine does not implement {what}.", param=key)
     bias = config.get("bias")
-    if not says_nothing(bias) and bias != "none":
+    if not is_unset(bias) and bias != "none":
         raise errors.BiasUnsupported(f"bias {_shown(bias)}: the engine serves no trained biases.", param="bias")
     init = config.get("init_lora_weights")
-    if not says_nothing(init) and str(init).lower() not in BASE_KEEPING_INITS:
+    if not is_unset(init) and str(init).lower() not in BASE_KEEPING_INITS:
         raise errors.InitUnsupported(
             f"init_lora_weights {_shown(init)} changes the base's weights; save the adapter with PEFT's "
             "path_initial_model_for_weight_conversion, which makes a plain LoRA of it.",
             param="init_lora_weights",
         )
     task_type = config.get("task_type")
-    if not says_nothing(task_type) and task_type not in TASK_TYPES:
+    if not is_unset(task_type) and task_type not in TASK_TYPES:
         raise errors.TaskTypeUnsupported(
             f"task_type {_shown(task_type)}: only {' and '.join(TASK_TYPES)} are served.", param="task_type"
         )
@@ -112,7 +112,7 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
     unknown = sorted(
         key
         for key, value in config.items()
-        if key not in UNDERSTOOD and key not in WITHOUT_MEANING and key not in FEATURES and not says_nothing(value)
+        if key not in UNDERSTOOD and key not in IGNORED and key not in FEATURES and not is_unset(value)
     )
     if unknown:
         shown = ", ".join(_shown(key) for key in unknown[:5]) + (" …" if len(unknown) > 5 else "")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters import features
 from adapters.errors import BaseMismatch, ConfigInvalid, RankTooLarge
-from adapters.nesting import MOST_LEVELS, too_deep_text
+from adapters.json_depth import MAX_LEVELS, too_deep_text
 from adapters.patterns import check_patterns, condense, match_all
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
@@ -182,7 +182,7 @@ def _load(data: bytes) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigInvalid("The config is not a JSON object.", param="config")
     if too_deep_text(data, config) is not None:
-        raise ConfigInvalid(f"The config is nested more than {MOST_LEVELS} levels deep.", param="config")
+        raise ConfigInvalid(f"The config is nested more than {MAX_LEVELS} levels deep.", param="config")
     return config
 
 
@@ -223,7 +223,7 @@ def _alpha(value: object, param: str) -> float:
 
 
 def _target_modules(value: object) -> tuple[str, ...] | str:
-    if features.says_nothing(value):
+    if features.is_unset(value):
         raise ConfigInvalid("target_modules is missing.", param="target_modules")
     if isinstance(value, str) and len(value) <= MAX_TEXT_LENGTH:
         return value
@@ -241,7 +241,7 @@ def _is_module_name(value: object) -> bool:
 
 def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key)
-    if features.says_nothing(value):
+    if features.is_unset(value):
         return {}
     if not isinstance(value, dict) or "" in value:
         raise ConfigInvalid(f"{key} is an object from module names to numbers.", param=key)
@@ -250,7 +250,7 @@ def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _flag(config: dict[str, Any], key: str) -> bool:
     value = config.get(key)
-    if features.says_nothing(value):
+    if features.is_unset(value):
         return False
     if value is not True:
         raise ConfigInvalid(f"{key} is true or false, not {_shown(value)}.", param=key)
@@ -259,7 +259,7 @@ def _flag(config: dict[str, Any], key: str) -> bool:
 
 def _text(config: dict[str, Any], key: str) -> str | None:
     value = config.get(key)
-    if features.says_nothing(value):
+    if features.is_unset(value):
         return None
     if not isinstance(value, str) or len(value) > 4096:
         raise ConfigInvalid(f"{key} is a short text.", param=key)

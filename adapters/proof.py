@@ -131,14 +131,14 @@ class Proof(_Frozen):
         return [probe.adapter for probe in self.probes]
 
 
-class Answer(_Frozen):
+class ProbeAnswer(_Frozen):
     """What the engine said of one probe under one model: n token ids and n - 1 log-probabilities."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
     @classmethod
-    def of(cls, token_ids: Sequence[int], logprobs: Sequence[float | None]) -> "Answer":
+    def of(cls, token_ids: Sequence[int], logprobs: Sequence[float | None]) -> "ProbeAnswer":
         """Take the engine's lists of equal length, in which the first token has no log-probability.
 
         Raises LogprobsNotFinite where another one is missing, NaN or infinite, or the lists are not of one length.
@@ -157,7 +157,7 @@ class Effect(StrEnum):
     APPLIED = "applied"
 
 
-class Agreement(_Frozen):
+class ReferenceAgreement(_Frozen):
     """The adapter's effect in the engine against the same in the trainer's stack; all in nats per token.
 
     `base_gap` is the base in one against the base in the other, `effect` the effect in the trainer's. Not `conclusive`:
@@ -192,7 +192,7 @@ class Evidence(_Frozen):
     distance: float
     largest: float
     effect: Effect
-    reference: Agreement | None = None
+    reference: ReferenceAgreement | None = None
     perplexity: Perplexity | None = None
     mixed_batch: MixedBatch | None = None
     warnings: tuple[str, ...] = ()
@@ -257,12 +257,12 @@ def has_drifted(base: Logprobs, again: Logprobs) -> bool:
     return distance(base, again) > BASE_DRIFT_TOLERANCE
 
 
-def compare(base: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
+def compare(base: Logprobs, adapter: Logprobs, reference: Proof) -> ReferenceAgreement:
     """The engine's measurements against the trainer's. Raises as differences()."""
     effect = distance(reference.base, reference.adapter)
     gap = distance(base, reference.base)
     limit = tolerance(gap, effect)
-    return Agreement(
+    return ReferenceAgreement(
         disagreement=effect_disagreement(base, adapter, reference),
         tolerance=limit,
         base_gap=gap,
@@ -308,10 +308,10 @@ def _limit(base: Side, adapter: Side) -> float:
     return tolerance(NOISE_TOLERANCE, distance(base.alone, adapter.alone))
 
 
-def weigh(
-    base: Sequence[Answer],
-    base_again: Sequence[Answer],
-    adapter: Sequence[Answer],
+def judge_probes(
+    base: Sequence[ProbeAnswer],
+    base_again: Sequence[ProbeAnswer],
+    adapter: Sequence[ProbeAnswer],
     *,
     effect_is_zero: bool = False,
     reference: Proof | None = None,
@@ -355,7 +355,7 @@ def weigh(
     )
 
 
-def _agree(base: Sequence[Answer], rows: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
+def _agree(base: Sequence[ProbeAnswer], rows: Logprobs, adapter: Logprobs, reference: Proof) -> ReferenceAgreement:
     if [answer.token_ids for answer in base] != [probe.token_ids for probe in reference.probes]:
         raise ProbeTokensDiffer(
             "metadata.proof was measured over other tokens: another tokenizer, or another beginning of text.",

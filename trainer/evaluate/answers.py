@@ -47,21 +47,21 @@ class Record(Protocol):
         """What no two records of one book have in common."""
 
 
-R = TypeVar("R", bound=Record)
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-class Book(Generic[R]):
+class RecordFile(Generic[RecordT]):
     """A JSONL file of records; a context manager, for one writer at a time.
 
     A last line that a crash left torn is cut off. A key that stands there twice counts as it stands last. A line that
     is no such record (of another version of the file) is passed over: what it held is asked again.
     """
 
-    def __init__(self, path: Path, kind: type[R]) -> None:
+    def __init__(self, path: Path, kind: type[RecordT]) -> None:
         self._path = path
         self._adapter = TypeAdapter(kind)
         self._file = -1
-        self.found: dict[Key, R] = {}
+        self.found: dict[Key, RecordT] = {}
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ class Book(Generic[R]):
     ) -> None:
         os.close(self._file)
 
-    def add(self, record: R) -> None:
+    def add(self, record: RecordT) -> None:
         """Append a record; when this returns it outlives the process, whatever becomes of that."""
         line = self._adapter.dump_json(record, exclude_defaults=True) + b"\n"
         while line:

@@ -9,15 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.data.format import Example
 
-TOLD: Final = "Answer with exactly one of the following and with nothing else:"
+ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
 MAX_LABEL_CHARS: Final = 100
 TEMPLATE_TOKENS: Final = 16
 """What a chat template may put around one system message more."""
-GROUNDED: Final = "the base is asked with the candidate's grounding, too; perplexity is measured without passages"
-UNTOLD: Final = (
+GROUNDED_NOTE: Final = "the base is asked with the candidate's grounding, too; perplexity is measured without passages"
+NO_ROOM_FOR_ANSWERS: Final = (
     "a list of the possible answers would leave no room for the longest question, so the base is not told them"
 )
-LONGER: Final = 2
+ANSWER_LENGTH_FACTOR: Final = 2
 """How much longer than the longest answer that was taught an answer may become."""
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
@@ -29,7 +29,7 @@ class Frozen(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Turn(Frozen):
+class ChatMessage(Frozen):
     """A message of a conversation."""
 
     role: str
@@ -40,7 +40,7 @@ class Question(Frozen):
     """A held-out example: what is asked, and the answer that its author gave. ``id`` is unique among the held-out."""
 
     id: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatMessage, ...]
     reference: str
 
     @property
@@ -54,7 +54,7 @@ def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
     return tuple(
         Question(
             id=str(example.line),
-            turns=tuple(Turn(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
+            turns=tuple(ChatMessage(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
             reference=example.messages[-1].content,
         )
         for example in examples
@@ -75,7 +75,7 @@ class Prompt(Frozen):
         """OpenAI's chat messages for a question."""
         turns = [turn.model_dump() for turn in question.turns]
         own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else self.system
-        told = listed(self.answers) if self.answers else None
+        told = answer_list(self.answers) if self.answers else None
         system = "\n\n".join(part for part in (own, told) if part)
         return ([{"role": "system", "content": system}] if system else []) + turns
 
@@ -83,12 +83,12 @@ class Prompt(Frozen):
 PLAIN: Final = Prompt()
 
 
-def listed(answers: Sequence[str]) -> str:
+def answer_list(answers: Sequence[str]) -> str:
     """What stands in the system message of an arm that is told a closed set of answers."""
-    return "\n".join([TOLD, *(f"- {answer}" for answer in answers)])
+    return "\n".join([ANSWER_LIST_INTRO, *(f"- {answer}" for answer in answers)])
 
 
-def leaves_room(answers: Sequence[str], beside: int, *, count: Callable[[str], int], context: int) -> bool:
+def answer_list_fits(answers: Sequence[str], beside: int, *, count: Callable[[str], int], context: int) -> bool:
     """Whether an arm can be told these answers: else its longest question would be refused, and nothing be compared.
 
     Args:
@@ -97,7 +97,7 @@ def leaves_room(answers: Sequence[str], beside: int, *, count: Callable[[str], i
         count: Gives a text's length in tokens.
         context: The engine's, in tokens.
     """
-    return count(listed(answers)) + beside + TEMPLATE_TOKENS <= context
+    return count(answer_list(answers)) + beside + TEMPLATE_TOKENS <= context
 
 
 class Arm(Frozen):
@@ -132,7 +132,7 @@ def base_at_its_best(
         answers: The closed set of answers, where there is one.
         grounding: The candidate version's, if it has one: else passages would count as what was learnt.
     """
-    asked = asked_grounding(grounding)
+    asked = grounding_field(grounding)
     plain = Arm(label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=asked)
     if not answers:
         return (plain,)
@@ -145,11 +145,11 @@ def base_label(grounding: Mapping[str, Any] | None) -> str:
     return "base with passages" if grounding else "base"
 
 
-def asked_grounding(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def grounding_field(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A version's `settings.grounding` as a request's field `grounding`: what stands open there is left out."""
     return {name: value for name, value in settings.items() if value not in (None, [])} if settings else None
 
 
-def answer_bound(longest: int, context: int) -> int:
+def max_answer_tokens(longest: int, context: int) -> int:
     """How long an answer may become, in tokens: twice the longest that is known, and no longer than the context."""
-    return min(max(LONGER * longest, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS, context)
+    return min(max(ANSWER_LENGTH_FACTOR * longest, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS, context)

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
-from trainer.evaluate.answers import Answer, Book, Key
+from trainer.evaluate.answers import Answer, Key, RecordFile
 from trainer.evaluate.arms import Arm, Question
-from trainer.evaluate.wire import Endpoint, Wire
+from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
 
-CHAT: Final = "/v1/chat/completions"
+CHAT_PATH: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
-ONE_QUESTION: Final = frozenset({400, 403, 413, 422, 451})
+PER_QUESTION_STATUSES: Final = frozenset({400, 403, 413, 422, 451})
 """Refusals of what is asked (a filter of contents, a length) and not of who asks, or of the model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ArmRequest:
     """One question to one arm; `repeat` counts from 0."""
 
     arm: Arm
@@ -41,7 +41,7 @@ OnProgress = Callable[[int, int], None]
 class Answerer(Protocol):
     """Gives answers; `HttpAnswerer` is the real one."""
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
+    async def answer(self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         """An answer to every ask, in their order; never fewer.
 
         Raises:
@@ -53,10 +53,12 @@ class Answerer(Protocol):
         ...
 
 
-class Leaving(Protocol):
+class LenientAnswerer(Protocol):
     """Gives what answers it can; `HttpAnswerer` is the real one."""
 
-    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
+    async def answer_or_leave(
+        self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
+    ) -> list[Answer | None]:
         """An answer to every ask, in their order; None where what was asked is refused, or has no text for an answer.
 
         Raises:
@@ -99,20 +101,22 @@ class HttpAnswerer:
         self._wait = wait
         self._patience_s = patience_s
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
+    async def answer(self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         """An answer to every ask, in their order. Raises as `Answerer.answer`, and what `on_progress` raises."""
         found = await self._answers(asks, on_progress, leave=False)
         return [answer for answer in found if answer is not None]
 
-    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
-        """See `Leaving`. Raises what `on_progress` raises, too."""
+    async def answer_or_leave(
+        self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
+    ) -> list[Answer | None]:
+        """See `LenientAnswerer`. Raises what `on_progress` raises, too."""
         return await self._answers(asks, on_progress, leave=True)
 
     async def _answers(
-        self, asks: Sequence[Ask], on_progress: OnProgress | None, *, leave: bool
+        self, asks: Sequence[ArmRequest], on_progress: OnProgress | None, *, leave: bool
     ) -> list[Answer | None]:
         bodies = [self._body(ask) for ask in asks]
-        with Book(self._book, Answer) as book:
+        with RecordFile(self._book, Answer) as book:
             missing = [
                 (ask, body)
                 for ask, body in zip(asks, bodies, strict=True)
@@ -128,7 +132,7 @@ class HttpAnswerer:
                     nonlocal there
                     for ask, body in todo:
                         try:
-                            book.add(await _asked(wires[ask.arm.endpoint], ask, body))
+                            book.add(await _ask(wires[ask.arm.endpoint], ask, body))
                         except (AnswerRefused, AnswerUnreadable) as error:
                             if not (leave and _is_about_the_question(error)):
                                 raise
@@ -140,7 +144,7 @@ class HttpAnswerer:
                 await all_or_first_error(work() for _ in range(min(self._concurrency, len(missing))))
             return [None if _key(ask) in left else book.found[_key(ask)] for ask in asks]
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
+    def _body(self, ask: ArmRequest) -> dict[str, Any]:
         """The request of an ask. Outside endpoints get OpenAI's documented fields alone, and what the settings name."""
         if ask.arm.endpoint is not None and ask.arm.endpoint not in self._endpoints:
             raise EndpointUnknown(f"the settings name no endpoint {ask.arm.endpoint[:60]!r}")
@@ -155,12 +159,12 @@ class HttpAnswerer:
         return body
 
     @asynccontextmanager
-    async def _wires(self, names: set[str | None]) -> AsyncIterator[dict[str | None, Wire]]:
-        wires: dict[str | None, Wire] = {}
+    async def _wires(self, names: set[str | None]) -> AsyncIterator[dict[str | None, EndpointClient]]:
+        wires: dict[str | None, EndpointClient] = {}
         try:
             for name in names:
                 endpoint = self._gateway if name is None else self._endpoints[name]
-                wires[name] = Wire(
+                wires[name] = EndpointClient(
                     endpoint, connections=self._concurrency, wait=self._wait, patience_s=self._patience_s
                 )
             yield wires
@@ -180,10 +184,10 @@ async def all_or_first_error(works: Iterator[Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _asked(wire: Wire, ask: Ask, body: dict[str, Any]) -> Answer:
+async def _ask(wire: EndpointClient, ask: ArmRequest, body: dict[str, Any]) -> Answer:
     began = time.monotonic()
     try:
-        found, headers = await wire.post(CHAT, body)
+        found, headers = await wire.post(CHAT_PATH, body)
     except AnswerRefused as error:
         kind = ArmUnservable if isinstance(error, ArmUnservable) else AnswerRefused
         message = f"{ask.arm.label!r} ({ask.arm.model}) did not answer example {ask.question.id}: {error.message}"
@@ -212,18 +216,18 @@ async def _asked(wire: Wire, ask: Ask, body: dict[str, Any]) -> Answer:
 
 def _is_about_the_question(error: AnswerRefused | AnswerUnreadable) -> bool:
     """Whether another question to the same arm may well be answered."""
-    return isinstance(error, AnswerUnreadable) or error.status in ONE_QUESTION
+    return isinstance(error, AnswerUnreadable) or error.status in PER_QUESTION_STATUSES
 
 
-def _key(ask: Ask) -> Key:
+def _key(ask: ArmRequest) -> Key:
     return ask.arm.label, ask.question.id, ask.repeat
 
 
-def _digest(ask: Ask, body: dict[str, Any]) -> str:
+def _digest(ask: ArmRequest, body: dict[str, Any]) -> str:
     content = json.dumps([ask.arm.endpoint, body], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _answers(found: Answer | None, ask: Ask, body: dict[str, Any]) -> bool:
+def _answers(found: Answer | None, ask: ArmRequest, body: dict[str, Any]) -> bool:
     """Whether an answer on file is one to this very question: a label may have been given to another arm since."""
     return found is not None and found.request == _digest(ask, body)

@@ -10,17 +10,17 @@ from pydantic import Field
 from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Frozen, Question
-from trainer.evaluate.asking import Answerer, Ask
-from trainer.evaluate.controls import derangements
+from trainer.evaluate.asking import Answerer, ArmRequest
+from trainer.evaluate.control_arms import derangements
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.statistics.paired import Array, as_array
 
 OnStage = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many are; may raise to end it."""
-TOO_LONG: Final = "context_length_exceeded"
+CONTEXT_EXCEEDED: Final = "context_length_exceeded"
 """The gateway's code for a prompt that does not fit into the context."""
-CUT: Final = "length"
+LENGTH_REACHED: Final = "length"
 """The finish_reason of an answer that reached the longest length."""
 
 
@@ -115,21 +115,23 @@ async def compare(
     """
     _check(arms, held_out, repeats)
     asks = [
-        Ask(arm, question, repeat)
+        ArmRequest(arm, question, repeat)
         for repeat in range(repeats)
         for question in (held_out if repeat == 0 else held_out[:repeated])
         for arm in arms
     ]
-    answers = await answerer.answer(asks, _told(on_stage, "asking"))
+    answers = await answerer.answer(asks, _progress_of(on_stage, "asking"))
     results = []
     for arm in arms:
         own = [answer for ask, answer in zip(asks, answers, strict=True) if ask.arm.label == arm.label]
         result = _result(arm, own, held_out, metric, beside, repeats)
         if scorer is not None and arm.endpoint is None and not arm.prompt.answers and scored != 0:
-            rows = await scorer.references(arm, held_out[:scored], _told(on_stage, f"likelihood under {arm.label}"))
+            rows = await scorer.references(
+                arm, held_out[:scored], _progress_of(on_stage, f"likelihood under {arm.label}")
+            )
             result = result.model_copy(update={"nats": tuple(row.nats for row in rows)})
             if arm.label == elsewhere and len(rows) > 1:
-                told = _told(on_stage, f"likelihood under {arm.label}, after other questions")
+                told = _progress_of(on_stage, f"likelihood under {arm.label}, after other questions")
                 nats = await _nats_elsewhere(scorer, arm, held_out[: len(rows)], seed, told)
                 result = result.model_copy(update={"nats_elsewhere": nats})
         results.append(result)
@@ -148,14 +150,14 @@ async def _nats_elsewhere(
     try:
         return tuple(row.nats for row in await scorer.references(arm, mixed, on_progress))
     except AnswerRefused as error:
-        if error.answer_code != TOO_LONG:
+        if error.answer_code != CONTEXT_EXCEEDED:
             raise
     nats: list[float | None] = []
     for question in mixed:  # the longest question and the longest answer of two examples may be more than the context
         try:
             (row,) = await scorer.references(arm, [question])
         except AnswerRefused as error:
-            if error.answer_code != TOO_LONG:
+            if error.answer_code != CONTEXT_EXCEEDED:
                 raise
             nats.append(None)
         else:
@@ -205,12 +207,12 @@ def _result(
         },
         version=first[0].version,
         digest=first[0].digest,
-        cut=sum(answer.finish_reason == CUT for answer in first),
+        cut=sum(answer.finish_reason == LENGTH_REACHED for answer in first),
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         seconds=sum(answer.seconds for answer in answers),
     )
 
 
-def _told(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
+def _progress_of(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
     return None if on_stage is None else lambda done, total: on_stage(stage, done, total)

@@ -18,10 +18,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from trainer.config import named_secret
 from trainer.errors import EndpointUnknown, SettingsError
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.endpoint_client import Endpoint
 
-MOST_FILE_BYTES: Final = 1024 * 1024
-OURS: Final = frozenset({"model", "messages", "n", "stream"})
+MAX_FILE_BYTES: Final = 1024 * 1024
+RESERVED_FIELDS: Final = frozenset({"model", "messages", "n", "stream"})
 """Fields of a request that an evaluation stands on."""
 
 
@@ -42,9 +42,11 @@ class EndpointSettings(Frozen):
     @field_validator("fields")
     @classmethod
     def _may_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
-        ours = sorted(OURS & set(value))
+        ours = sorted(RESERVED_FIELDS & set(value))
         if ours:
-            raise ValueError(f"{ours[0]!r} is not the settings' to say; nor are {', '.join(sorted(OURS - {ours[0]}))}")
+            raise ValueError(
+                f"{ours[0]!r} is not the settings' to say; nor are {', '.join(sorted(RESERVED_FIELDS - {ours[0]}))}"
+            )
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -86,7 +88,7 @@ class JudgeSettings(Frozen):
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-class Outside(Frozen):
+class OperatorEndpoints(Frozen):
     """All that the file names."""
 
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)
@@ -179,22 +181,22 @@ def _key(name: str, found: EndpointSettings) -> SecretStr | None:
     return SecretStr(value)
 
 
-def read(path: Path | None) -> Outside:
+def read_endpoints(path: Path | None) -> OperatorEndpoints:
     """What the file names, keys found as well; nothing where no file is named.
 
     Raises:
         SettingsError: The file cannot be read or says something that is not allowed; the message names the place.
     """
     if path is None:
-        return Outside()
+        return OperatorEndpoints()
     try:
-        if path.stat().st_size > MOST_FILE_BYTES:
-            raise SettingsError(f"HATRACK_TRAINER_ENDPOINTS: {path} has more than {MOST_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SettingsError(f"HATRACK_TRAINER_ENDPOINTS: {path} has more than {MAX_FILE_BYTES} bytes")
         found = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"HATRACK_TRAINER_ENDPOINTS: {path} cannot be read as TOML: {error}") from error
     try:
-        outside = Outside.model_validate(found)
+        outside = OperatorEndpoints.model_validate(found)
     except ValidationError as error:
         lines = []
         for item in error.errors():

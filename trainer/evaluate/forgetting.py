@@ -20,13 +20,13 @@ from scipy import stats
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Arm, Frozen
 from trainer.evaluate.asking import OnProgress
-from trainer.evaluate.contrast import Method
-from trainer.evaluate.likelihood import Passage, Row, Scorer, common_prefix
-from trainer.evaluate.statistics.paired import as_array, bca, interval, student
+from trainer.evaluate.likelihood import Scorer, TextBatch, TokenLogprobs, common_prefix
+from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.statistics.paired import as_array, bca_interval, interval, student_interval
 
 GENERAL: Final = "general.jsonl"
-ALMOST: Final = 1e-12
-NATS_MOST: Final = 100.0
+TOLERANCE: Final = 1e-12
+MAX_NATS: Final = 100.0
 """Of a perplexity, so that that of a broken model is still a number."""
 
 
@@ -60,7 +60,7 @@ Item = Annotated[ChoiceItem | TextItem, Field(discriminator="kind")]
 _ITEM: Final[TypeAdapter[ChoiceItem | TextItem]] = TypeAdapter(Item)
 
 
-class Suite(Frozen):
+class SuiteItems(Frozen):
     """A suite's items."""
 
     name: str
@@ -73,7 +73,7 @@ class Suite(Frozen):
         return float(np.mean([1 / len(item.choices) for item in self.choices]))
 
 
-def read_suite(name: str, content: str) -> Suite:
+def read_suite(name: str, content: str) -> SuiteItems:
     """A suite from JSON lines.
 
     Raises:
@@ -91,15 +91,15 @@ def read_suite(name: str, content: str) -> Suite:
     texts = tuple(item for item in items if isinstance(item, TextItem))
     if not choices or len(texts) < 2:
         raise EvaluationInvalid(f"suite {name} needs a multiple-choice item and two texts")
-    return Suite(name=name, choices=choices, texts=texts)
+    return SuiteItems(name=name, choices=choices, texts=texts)
 
 
-def general_suite() -> Suite:
+def general_suite() -> SuiteItems:
     """The suite that ships with this package."""
     return read_suite("general", (files("trainer.evaluate.suites") / GENERAL).read_text("utf-8"))
 
 
-class Measured(Frozen):
+class SuiteMeasurement(Frozen):
     """One arm on a suite: which items it got right, and each text's mean nats per token, in the suite's order."""
 
     label: str
@@ -108,16 +108,18 @@ class Measured(Frozen):
     nats: tuple[float, ...]
 
 
-async def measure(arm: Arm, suite: Suite, scorer: Scorer, on_progress: OnProgress | None = None) -> Measured:
+async def measure(
+    arm: Arm, suite: SuiteItems, scorer: Scorer, on_progress: OnProgress | None = None
+) -> SuiteMeasurement:
     """Put the suite to an arm, as plain text: what is asked is what the weights know, not what a prompt says."""
     passages = [
-        Passage(f"{suite.name}/{item.id}", (item.stem, *(f"{item.stem} {choice}" for choice in item.choices)))
+        TextBatch(f"{suite.name}/{item.id}", (item.stem, *(f"{item.stem} {choice}" for choice in item.choices)))
         for item in suite.choices
     ]
-    passages += [Passage(f"{suite.name}/{item.id}", (item.text,)) for item in suite.texts]
+    passages += [TextBatch(f"{suite.name}/{item.id}", (item.text,)) for item in suite.texts]
     rows = await scorer.texts(arm, passages, on_progress)
     border = len(suite.choices)
-    return Measured(
+    return SuiteMeasurement(
         label=arm.label,
         suite=suite.name,
         right=tuple(
@@ -127,7 +129,7 @@ async def measure(arm: Arm, suite: Suite, scorer: Scorer, on_progress: OnProgres
     )
 
 
-def likeliest(item: ChoiceItem, rows: Sequence[Row]) -> int:
+def likeliest(item: ChoiceItem, rows: Sequence[TokenLogprobs]) -> int:
     """The choice with the highest log-probability a byte; `rows[0]` is the stem alone, the others each a choice."""
     stem, *wholes = rows
     scores = []
@@ -144,10 +146,10 @@ class Budget(Frozen):
     perplexity: float = Field(1.0, ge=0)
 
 
-State = Literal["kept", "broken", "open", "silent"]
+SuiteState = Literal["kept", "broken", "open", "silent"]
 
 
-class Part(Frozen):
+class SuitePart(Frozen):
     """One half of the suite. ``loss`` and its interval: of accuracy as a share, of perplexity as a relative rise.
 
     ``state``: kept within the budget; broken; open (above it, but the loss may be chance); silent (the base is at
@@ -161,10 +163,10 @@ class Part(Frozen):
     high: float
     budget: float
     items: int
-    state: State
+    state: SuiteState
 
 
-class Area(Frozen):
+class AreaResult(Frozen):
     """A part of the multiple-choice items. ``at_chance``: the base is not shown to be above guessing in it."""
 
     area: str
@@ -179,10 +181,10 @@ class Forgetting(Frozen):
 
     suite: str
     against: str
-    accuracy: Part
-    perplexity: Part
+    accuracy: SuitePart
+    perplexity: SuitePart
     chance: float
-    areas: tuple[Area, ...]
+    areas: tuple[AreaResult, ...]
     lost: tuple[str, ...]
     won: tuple[str, ...]
 
@@ -193,7 +195,9 @@ class Forgetting(Frozen):
         return "broken" if "broken" in states else "open" if "open" in states else "kept"
 
 
-def weigh(suite: Suite, base: Measured, candidate: Measured, budget: Budget, method: Method) -> Forgetting:
+def compare_measurements(
+    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: Budget, method: Method
+) -> Forgetting:
     """Compare two measurements of a suite; the base is the arm without the adapter.
 
     Raises:
@@ -213,7 +217,7 @@ def weigh(suite: Suite, base: Measured, candidate: Measured, budget: Budget, met
         perplexity=_perplexity(base, candidate, budget.perplexity, method),
         chance=suite.chance,
         areas=tuple(
-            Area(
+            AreaResult(
                 area=area,
                 items=len(places),
                 base=sum(base.right[place] for place in places),
@@ -236,12 +240,14 @@ def at_chance(items: Sequence[ChoiceItem], right: Sequence[bool], method: Method
     return bool(found.pvalue > (1 - method.confidence) / 2)
 
 
-def _accuracy(suite: Suite, base: Measured, candidate: Measured, budget: float, method: Method) -> Part:
+def _accuracy(
+    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: Method
+) -> SuitePart:
     losses = as_array(base.right) - as_array(candidate.right)
     bounds = interval(losses, confidence=method.confidence, binary=True, seed=method.seed)
     loss = float(losses.mean())
     silent = at_chance(suite.choices, base.right, method)
-    return Part(
+    return SuitePart(
         base=float(np.mean(base.right)),
         candidate=float(np.mean(candidate.right)),
         loss=loss,
@@ -253,14 +259,14 @@ def _accuracy(suite: Suite, base: Measured, candidate: Measured, budget: float, 
     )
 
 
-def _perplexity(base: Measured, candidate: Measured, budget: float, method: Method) -> Part:
+def _perplexity(base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: Method) -> SuitePart:
     rises = as_array(candidate.nats) - as_array(base.nats)
     rise, low, high = (float(rises.mean()),) * 3
-    if np.ptp(rises) > ALMOST:
-        one = student(rises, method.confidence)
-        other = bca(rises, method.confidence, seed=method.seed, resamples=method.resamples)
+    if np.ptp(rises) > TOLERANCE:
+        one = student_interval(rises, method.confidence)
+        other = bca_interval(rises, method.confidence, seed=method.seed, resamples=method.resamples)
         low, high = min(one[0], other[0]), max(one[1], other[1])
-    return Part(
+    return SuitePart(
         base=_exp(float(np.mean(base.nats))),
         candidate=_exp(float(np.mean(candidate.nats))),
         loss=_exp(rise) - 1,
@@ -273,10 +279,10 @@ def _perplexity(base: Measured, candidate: Measured, budget: float, method: Meth
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, NATS_MOST))
+    return math.exp(min(nats, MAX_NATS))
 
 
-def _state(loss: float, low: float, budget: float) -> State:
-    if loss <= budget + ALMOST:
+def _state(loss: float, low: float, budget: float) -> SuiteState:
+    if loss <= budget + TOLERANCE:
         return "kept"
     return "broken" if low > 0 else "open"

@@ -19,23 +19,23 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from trainer.errors import AnswerRefused, GatewayUnreachable
-from trainer.evaluate.arms import Arm, Prompt, Question, Turn
-from trainer.evaluate.asking import Ask, Leaving
+from trainer.evaluate.arms import Arm, ChatMessage, Prompt, Question
+from trainer.evaluate.asking import ArmRequest, LenientAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.contrast import Method
 from trainer.evaluate.endpoints import JudgeSettings
-from trainer.evaluate.pairs import REVIEWS, Pair, Standing, Vote
+from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair, Vote
 from trainer.evaluate.spec import JudgeResult, Preference
 from trainer.evaluate.statistics.paired import as_array, interval
-from trainer.evaluate.wording import points
+from trainer.evaluate.verdict_text import points
 
 JUDGEMENTS: Final = "judgements.jsonl"
 """In an evaluation's folder: the judge's answers, so that nothing is asked twice."""
-MOST_UNREADABLE: Final = 0.1
+MAX_UNREADABLE: Final = 0.1
 """A judge that refuses more than this share of the pairs, or of whose replies more cannot be read, does not count."""
 
 SCORES: Final[Mapping[Vote, float]] = {"candidate": 1.0, "tie": 0.5, "base": 0.0}
-ASKED: Final = """\
+INSTRUCTIONS: Final = """\
 You compare two answers, A and B, to the same question, and say which is better. What counts:
 
 {rubric}
@@ -53,7 +53,7 @@ _LAST_LINE: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class PairVote:
     """What came of one pair. ``alike``: both answers were the same, and nobody was asked. ``refused``: its endpoint
     would not look at it, so that there is no vote: the pair is left out."""
 
@@ -80,15 +80,15 @@ class ModelJudge:
         self,
         name: str,
         settings: JudgeSettings,
-        answerer: Leaving,
+        answerer: LenientAnswerer,
         folder: Path,
         *,
-        standing: Standing | None = None,
+        standing: JudgeAgreement | None = None,
         method: Method | None = None,
     ) -> None:
         self.name = name
         self._settings, self._answerer, self._folder = settings, answerer, folder
-        self._standing = standing or Standing(digest=settings.digest)
+        self._standing = standing or JudgeAgreement(digest=settings.digest)
         self._method = method or Method()
         self._gone: AnswerRefused | GatewayUnreachable | None = None
 
@@ -97,7 +97,7 @@ class ModelJudge:
     ) -> JudgeResult:
         """See `Judge`. Leaves the pairs for people in the folder."""
         mine, other = comparison.result(candidate).answers, comparison.result(base).answers
-        found = await self._votes(comparison.questions, mine, other, base, _told(on_stage, f"judge {self.name}"))
+        found = await self._votes(comparison.questions, mine, other, base, _progress_of(on_stage, f"judge {self.name}"))
         if isinstance(found, AnswerRefused | GatewayUnreachable):
             return self._away(found)
         pairs = self._pairs(comparison, candidate, base, found)
@@ -115,11 +115,11 @@ class ModelJudge:
         on_stage: OnStage | None = None,
     ) -> Preference:
         """See `Judge`."""
-        told = _told(on_stage, f"judge {self.name}, against {name}")
+        told = _progress_of(on_stage, f"judge {self.name}, against {name}")
         found = await self._votes(questions, candidate, other, name, told)
         if isinstance(found, AnswerRefused | GatewayUnreachable):
             return Preference(scores=(SCORES["tie"],) * len(questions), enough=False)
-        return Preference(scores=tuple(SCORES[judged.vote] for judged in found), enough=_lacking(found) is None)
+        return Preference(scores=tuple(SCORES[judged.vote] for judged in found), enough=_too_few_votes(found) is None)
 
     async def _votes(
         self,
@@ -128,7 +128,7 @@ class ModelJudge:
         base: Sequence[str],
         name: str,
         on_progress: Callable[[int, int], None] | None,
-    ) -> list[Judged] | AnswerRefused | GatewayUnreachable:
+    ) -> list[PairVote] | AnswerRefused | GatewayUnreachable:
         """What it prefers, or why it cannot be asked: then it is not asked again, which would be waiting again."""
         if self._gone is None:
             try:
@@ -144,26 +144,26 @@ class ModelJudge:
         base: Sequence[str],
         name: str,
         on_progress: Callable[[int, int], None] | None,
-    ) -> list[Judged]:
+    ) -> list[PairVote]:
         arm = Arm(
             label=f"judge {self.name}",
             model=self._settings.model,
             endpoint=self._settings.endpoint,
-            prompt=Prompt(system=ASKED.format(rubric=self._settings.rubric.strip())),
+            prompt=Prompt(system=INSTRUCTIONS.format(rubric=self._settings.rubric.strip())),
         )
-        asks: list[Ask] = []
+        asks: list[ArmRequest] = []
         for question, one, other in zip(questions, candidate, base, strict=True):
             if one.strip() != other.strip():
-                asks.append(Ask(arm, shown(question, one, other, f"{question.id}/{name}/candidate-first")))
-                asks.append(Ask(arm, shown(question, other, one, f"{question.id}/{name}/base-first")))
+                asks.append(ArmRequest(arm, pair_prompt(question, one, other, f"{question.id}/{name}/candidate-first")))
+                asks.append(ArmRequest(arm, pair_prompt(question, other, one, f"{question.id}/{name}/base-first")))
         found = await self._answerer.answer_or_leave(asks, on_progress)
         replies = iter([None if answer is None else answer.text for answer in found])
         return [
-            Judged("tie", alike=True) if one.strip() == other.strip() else _vote(next(replies), next(replies))
+            PairVote("tie", alike=True) if one.strip() == other.strip() else _vote_of(next(replies), next(replies))
             for one, other in zip(candidate, base, strict=True)
         ]
 
-    def _pairs(self, comparison: Comparison, candidate: str, base: str, found: Sequence[Judged]) -> list[Pair]:
+    def _pairs(self, comparison: Comparison, candidate: str, base: str, found: Sequence[PairVote]) -> list[ReviewPair]:
         """For people: a share of the pairs that the judge has looked at, and no fewer than are needed or all."""
         looked = [place for place, judged in enumerate(found) if not (judged.alike or judged.refused)]
         wanted = max(self._settings.least_reviews, math.ceil(self._settings.review_share * len(looked)))
@@ -177,7 +177,7 @@ class ModelJudge:
             second: Literal["candidate", "base"] = "base" if first == "candidate" else "candidate"
             question = comparison.questions[place]
             pairs.append(
-                Pair(
+                ReviewPair(
                     judge=self.name,
                     digest=self._settings.digest,
                     example=question.id,
@@ -212,7 +212,7 @@ class ModelJudge:
             judge=self.name, scores=scores, counted=False, missed=missed, sentence=sentence, numbers=known | numbers
         )
 
-    def _result(self, found: Sequence[Judged], queued: int, candidate: str) -> JudgeResult:
+    def _result(self, found: Sequence[PairVote], queued: int, candidate: str) -> JudgeResult:
         voted = [judged for judged in found if not judged.refused]
         asked = [judged for judged in found if not judged.alike]
         refused, unreadable = len(found) - len(voted), sum(judged.unreadable for judged in asked)
@@ -246,7 +246,7 @@ class ModelJudge:
                 f"{points(bounds.high)})."
             )
         left_out = f" {refused} of {len(asked)} pairs are left out: its endpoint refused them." if refused else ""
-        lacking = _lacking(found)
+        lacking = _too_few_votes(found)
         if lacking is not None:
             return self._uncounted(scores, f"{lacking}{seen}", numbers)
         why = self._standing.sentence(self.name, self._settings)
@@ -256,58 +256,58 @@ class ModelJudge:
         )
 
 
-def _lacking(found: Sequence[Judged]) -> str | None:
+def _too_few_votes(found: Sequence[PairVote]) -> str | None:
     """Why there are too few votes to go by; None where there are enough."""
     asked = [judged for judged in found if not judged.alike]
     refused, unreadable = sum(judged.refused for judged in asked), sum(judged.unreadable for judged in asked)
     for count, what in ((refused, "the pairs were refused by its endpoint"), (unreadable, "its votes cannot be read")):
-        if count > MOST_UNREADABLE * len(asked):
+        if count > MAX_UNREADABLE * len(asked):
             return f"{count} of {len(asked)} of {what}."
     return None
 
 
-def shown(question: Question, first: str, second: str, name: str) -> Question:
+def pair_prompt(question: Question, first: str, second: str, name: str) -> Question:
     """A pair as the judge is asked it. The tags hold a word that the answers cannot know."""
     said = "\n\n".join(f"[{turn.role}] {turn.content}" for turn in question.turns)
     parts = {"question": said, "reference": question.reference, "answer_A": first, "answer_B": second}
     mark = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:8]
     text = "\n\n".join(f"<{tag}-{mark}>\n{content}\n</{tag}-{mark}>" for tag, content in parts.items() if content)
-    return Question(id=name, turns=(Turn(role="user", content=text),), reference="")
+    return Question(id=name, turns=(ChatMessage(role="user", content=text),), reference="")
 
 
-def better(reply: str) -> Literal["A", "B", "tie"] | None:
+def preferred_answer(reply: str) -> Literal["A", "B", "tie"] | None:
     """What a reply says at its end, as JSON, in double brackets, or as its last line; None where it says nothing."""
     for pattern in (_JSON, _BRACKETS):
         found = pattern.findall(reply)
         if found:
-            return _word(found[-1])
+            return _normalised_vote(found[-1])
     lines = [line for line in reply.splitlines() if line.strip()]
     last = _LAST_LINE.fullmatch(lines[-1].strip()) if lines else None
-    return None if last is None else _word(last[1])
+    return None if last is None else _normalised_vote(last[1])
 
 
-def _word(found: str) -> Literal["A", "B", "tie"]:
+def _normalised_vote(found: str) -> Literal["A", "B", "tie"]:
     upper = found.upper()
     return "A" if upper == "A" else "B" if upper == "B" else "tie"
 
 
-def _vote(candidate_first: str | None, base_first: str | None) -> Judged:
+def _vote_of(candidate_first: str | None, base_first: str | None) -> PairVote:
     if candidate_first is None or base_first is None:
-        return Judged("tie", refused=True)
-    return both_orders(candidate_first, base_first)
+        return PairVote("tie", refused=True)
+    return vote_of_both_orders(candidate_first, base_first)
 
 
-def both_orders(candidate_first: str, base_first: str) -> Judged:
+def vote_of_both_orders(candidate_first: str, base_first: str) -> PairVote:
     """The vote of two replies: what both say, else a tie."""
-    one, other = better(candidate_first), better(base_first)
+    one, other = preferred_answer(candidate_first), preferred_answer(base_first)
     if one is None or other is None:
-        return Judged("tie", unreadable=True)
+        return PairVote("tie", unreadable=True)
     votes: tuple[Vote, Vote] = (
         "candidate" if one == "A" else "base" if one == "B" else "tie",
         "base" if other == "A" else "candidate" if other == "B" else "tie",
     )
-    return Judged(votes[0]) if votes[0] == votes[1] else Judged("tie", agreed=False)
+    return PairVote(votes[0]) if votes[0] == votes[1] else PairVote("tie", agreed=False)
 
 
-def _told(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
+def _progress_of(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
     return None if on_stage is None else lambda done, total: on_stage(stage, done, total)

@@ -17,17 +17,17 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EvaluationInvalid
-from trainer.evaluate.answers import Book, Key
+from trainer.evaluate.answers import Key, RecordFile
 from trainer.evaluate.arms import Arm, Frozen, Question
-from trainer.evaluate.asking import CHAT, CONCURRENCY, OnProgress, all_or_first_error
-from trainer.evaluate.wire import Endpoint, Wire
+from trainer.evaluate.asking import CHAT_PATH, CONCURRENCY, OnProgress, all_or_first_error
+from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
 
-COMPLETIONS: Final = "/v1/completions"
-TOKENIZE: Final = "/v1/tokenize"
+COMPLETIONS_PATH: Final = "/v1/completions"
+TOKENIZE_PATH: Final = "/v1/tokenize"
 
 
-class Row(Frozen):
+class TokenLogprobs(Frozen):
     """Some tokens in a row, and the natural logarithm of each one's probability after all before it, in nats."""
 
     tokens: tuple[int, ...]
@@ -40,7 +40,7 @@ class Row(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class TextBatch:
     """Texts that are scored in one request; `id` is unique among those that are scored together."""
 
     id: str
@@ -51,25 +51,25 @@ class Scorer(Protocol):
     """Gives log-probabilities; `HttpScorer` is the real one. Raises as `Answerer.answer`."""
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
+        self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         """For each passage, each text's tokens but the first. The arm's prompt plays no part."""
         ...
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
+    ) -> list[TokenLogprobs]:
         """For each question, the reference's tokens as the arm would have to say them, without any passages."""
         ...
 
 
-class Scored(BaseModel):
+class ScoredRequest(BaseModel):
     """A request's scores, as they are kept. ``request`` is a digest of all that was asked."""
 
     arm: str
     example: str
     request: str
-    rows: tuple[Row, ...]
+    rows: tuple[TokenLogprobs, ...]
 
     @property
     def key(self) -> Key:
@@ -78,10 +78,10 @@ class Scored(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _ScoreRequest:
     example: str
     body: dict[str, Any]
-    ask: Callable[[Wire], Awaitable[tuple[Row, ...]]]
+    ask: Callable[[EndpointClient], Awaitable[tuple[TokenLogprobs, ...]]]
 
 
 class HttpScorer:
@@ -103,24 +103,26 @@ class HttpScorer:
         self._patience_s = patience_s
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
+        self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         """For each passage, each text's tokens but the first."""
         return await self._scored(arm, [_of_passage(arm, passage) for passage in passages], on_progress)
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
+    ) -> list[TokenLogprobs]:
         """For each question, the reference's tokens after the arm's prompt, without any passages."""
         jobs = [_of_reference(arm, question) for question in held_out]
         return [rows[0] for rows in await self._scored(arm, jobs, on_progress)]
 
-    async def _scored(self, arm: Arm, jobs: Sequence[_Job], on_progress: OnProgress | None) -> list[tuple[Row, ...]]:
+    async def _scored(
+        self, arm: Arm, jobs: Sequence[_ScoreRequest], on_progress: OnProgress | None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         if arm.endpoint is not None:
             raise EvaluationInvalid(
                 f"{arm.label!r} is an outside endpoint: those give no log-probabilities of a prompt"
             )
-        with Book(self._book, Scored) as book:
+        with RecordFile(self._book, ScoredRequest) as book:
             requests = {job.example: _digest(job.body) for job in jobs}
             keys: list[Key] = [(arm.label, job.example, 0) for job in jobs]
             there = [key in book.found and book.found[key].request == requests[key[1]] for key in keys]
@@ -128,13 +130,17 @@ class HttpScorer:
             if on_progress is not None:
                 on_progress(done, len(jobs))
             todo = iter([job for job, known in zip(jobs, there, strict=True) if not known])
-            wire = Wire(self._gateway, connections=self._concurrency, wait=self._wait, patience_s=self._patience_s)
+            wire = EndpointClient(
+                self._gateway, connections=self._concurrency, wait=self._wait, patience_s=self._patience_s
+            )
 
             async def work() -> None:
                 nonlocal done
                 for job in todo:
-                    rows = await _blamed(arm, job, wire)
-                    book.add(Scored(arm=arm.label, example=job.example, request=requests[job.example], rows=rows))
+                    rows = await _score_for_arm(arm, job, wire)
+                    book.add(
+                        ScoredRequest(arm=arm.label, example=job.example, request=requests[job.example], rows=rows)
+                    )
                     done += 1
                     if on_progress is not None:
                         on_progress(done, len(jobs))
@@ -146,7 +152,7 @@ class HttpScorer:
             return [book.found[key].rows for key in keys]
 
 
-async def _blamed(arm: Arm, job: _Job, wire: Wire) -> tuple[Row, ...]:
+async def _score_for_arm(arm: Arm, job: _ScoreRequest, wire: EndpointClient) -> tuple[TokenLogprobs, ...]:
     try:
         return await job.ask(wire)
     except AnswerRefused as error:
@@ -155,7 +161,7 @@ async def _blamed(arm: Arm, job: _Job, wire: Wire) -> tuple[Row, ...]:
         raise kind(error.status, error.answer_code, message) from error
 
 
-def _of_passage(arm: Arm, passage: Passage) -> _Job:
+def _of_passage(arm: Arm, passage: TextBatch) -> _ScoreRequest:
     body = {
         "model": arm.model,
         "prompt": list(passage.texts),
@@ -164,8 +170,8 @@ def _of_passage(arm: Arm, passage: Passage) -> _Job:
         "prompt_logprobs": 0,
     }
 
-    async def ask(wire: Wire) -> tuple[Row, ...]:
-        found, _ = await wire.post(COMPLETIONS, body)
+    async def ask(wire: EndpointClient) -> tuple[TokenLogprobs, ...]:
+        found, _ = await wire.post(COMPLETIONS_PATH, body)
         try:
             choices = sorted(found["choices"], key=lambda choice: int(choice["index"]))
             rows = tuple(_row(choice["prompt_logprobs"][1:]) for choice in choices)
@@ -175,10 +181,10 @@ def _of_passage(arm: Arm, passage: Passage) -> _Job:
             raise AnswerUnreadable(f"{len(rows)} answers to the {len(passage.texts)} texts of {passage.id}")
         return rows
 
-    return _Job(passage.id, body, ask)
+    return _ScoreRequest(passage.id, body, ask)
 
 
-def _of_reference(arm: Arm, question: Question) -> _Job:
+def _of_reference(arm: Arm, question: Question) -> _ScoreRequest:
     messages = arm.prompt.messages(question)
     prompt = {"model": arm.model, "messages": messages, "add_generation_prompt": True}
     body = {
@@ -193,9 +199,9 @@ def _of_reference(arm: Arm, question: Question) -> _Job:
         "grounding": False,
     }
 
-    async def ask(wire: Wire) -> tuple[Row, ...]:
-        before, _ = await wire.post(TOKENIZE, prompt)
-        found, _ = await wire.post(CHAT, body)
+    async def ask(wire: EndpointClient) -> tuple[TokenLogprobs, ...]:
+        before, _ = await wire.post(TOKENIZE_PATH, prompt)
+        found, _ = await wire.post(CHAT_PATH, body)
         try:
             whole, start = _row(found["prompt_logprobs"][1:]), [int(token) for token in before["tokens"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -203,9 +209,9 @@ def _of_reference(arm: Arm, question: Question) -> _Job:
         said = common_prefix(start[1:], whole.tokens)
         if said == len(whole.tokens):
             raise AnswerUnreadable(f"the prompt of example {question.id} does not end with its answer")
-        return (Row(tokens=whole.tokens[said:], logprobs=whole.logprobs[said:]),)
+        return (TokenLogprobs(tokens=whole.tokens[said:], logprobs=whole.logprobs[said:]),)
 
-    return _Job(f"reference/{question.id}", body, ask)
+    return _ScoreRequest(f"reference/{question.id}", body, ask)
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
@@ -214,7 +220,7 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
-def _row(positions: Sequence[dict[str, dict[str, Any]]]) -> Row:
+def _row(positions: Sequence[dict[str, dict[str, Any]]]) -> TokenLogprobs:
     """vLLM's `prompt_logprobs: 0`: at each place one entry, the prompt's own token."""
     tokens, logprobs = [], []
     for position in positions:
@@ -224,7 +230,7 @@ def _row(positions: Sequence[dict[str, dict[str, Any]]]) -> Row:
             raise ValueError("a log-probability that is not finite")
         tokens.append(int(token))
         logprobs.append(value)
-    return Row(tokens=tuple(tokens), logprobs=tuple(logprobs))
+    return TokenLogprobs(tokens=tuple(tokens), logprobs=tuple(logprobs))
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from trainer.evaluate.arms import Frozen, Turn
+from trainer.evaluate.arms import ChatMessage, Frozen
 from trainer.evaluate.endpoints import JudgeSettings
 
 REVIEWS: Final = "reviews.jsonl"
-"""In an evaluation's folder: the pairs for people, a `Pair` a line."""
-STANDING: Final = "judge_standing.json"
-"""There, from the trainer: how far this judge and people have agreed so far, a `Standing`."""
+"""In an evaluation's folder: the pairs for people, a `ReviewPair` a line."""
+AGREEMENT: Final = "judge_standing.json"
+"""There, from the trainer: how far this judge and people have agreed so far, a `JudgeAgreement`."""
 
 Vote = Literal["candidate", "base", "tie"]
 
 
-class Standing(Frozen):
+class JudgeAgreement(Frozen):
     """How far a judge (of one digest) and the people of one project agree."""
 
     digest: str
@@ -55,13 +55,13 @@ class Standing(Frozen):
         return f"The judge {name} counts: {agreed}, at least {judge.least_kappa:.2f}."
 
 
-class Pair(Frozen):
+class ReviewPair(Frozen):
     """A pair for people. ``first_is``: whose answer is shown first; ``vote``: the judge's. Neither is ever shown."""
 
     judge: str
     digest: str
     example: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatMessage, ...]
     reference: str
     first: str
     second: str

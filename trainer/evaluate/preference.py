@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.contrast import strongest
-from trainer.evaluate.controls import Control, controls, derangements
+from trainer.evaluate.control_arms import Control, constant_and_permuted, derangements
 from trainer.evaluate.metrics.overlap import RougeL
+from trainer.evaluate.paired_difference import strongest
 from trainer.evaluate.spec import EvaluationSpec, Judge, JudgeResult, Preference
 
 CONSTANT: Final = "one answer to everything"
@@ -24,7 +24,7 @@ REASSIGNED: Final = "its own answers mixed up"
 
 
 @dataclass(frozen=True, slots=True)
-class Preferred:
+class PreferenceScores:
     """A comparison with a judge's scores, the controls under them, and what the judge says of the strongest base."""
 
     comparison: Comparison
@@ -32,9 +32,9 @@ class Preferred:
     judged: JudgeResult
 
 
-async def prefer(
+async def score_by_preference(
     comparison: Comparison, spec: EvaluationSpec, judge: Judge, on_stage: OnStage | None = None
-) -> Preferred:
+) -> PreferenceScores:
     """Have a judge score a comparison.
 
     The controls' answers are the author's to other questions: the one that is most like the others by its wording, or
@@ -63,7 +63,7 @@ async def prefer(
         results.append(result.model_copy(update={"runs": (scores,)}))  # what is asked again is not shown to the judge
     scored = comparison.model_copy(update={"results": tuple(results)})
     references = [question.reference for question in comparison.questions]
-    said = controls(references, RougeL(), taught=spec.taught, seed=spec.rules.method.seed)[0].answer or ""
+    said = constant_and_permuted(references, RougeL(), taught=spec.taught, seed=spec.rules.method.seed)[0].answer or ""
     deranged = derangements(len(references), 1, spec.rules.method.seed)
     whose = deranged[0].tolist() if deranged else [0]
     form = (
@@ -77,4 +77,4 @@ async def prefer(
         judged = judged.model_copy(
             update={"counted": False, "missed": True, "sentence": f"{why} Of the base: {judged.sentence}"}
         )
-    return Preferred(scored, form, judged)
+    return PreferenceScores(scored, form, judged)

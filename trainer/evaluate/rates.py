@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
-from trainer.evaluate.contrast import Method, contrast
-from trainer.evaluate.controls import reassigned
+from trainer.evaluate.control_arms import reassigned_answers
 from trainer.evaluate.metrics.overlap import RougeL
+from trainer.evaluate.paired_difference import Method, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import LIVE_MARGIN, Rules, State, not_worse
@@ -56,7 +56,7 @@ def state(wins: int, losses: int, count: int, rules: Rules) -> State:
     alike = count - wins - losses
     mine = np.array([1.0] * wins + [0.0] * losses + [1.0] * alike)
     other = np.array([0.0] * wins + [1.0] * losses + [1.0] * alike)
-    found = contrast(
+    found = paired_difference(
         ("candidate", mine, NO_RUNS),
         ("live", other, NO_RUNS),
         binary=True,
@@ -155,7 +155,7 @@ def parrots(count: int, *, draws: int = PARROTS, seed: int = 0) -> float:
         references = [answers[at] for at in order[:count]]
         said = [answers[at] for at in random.choice(order[count:], count)]
         own = np.array([metric.score(answer, reference) for answer, reference in zip(said, references, strict=True)])
-        kept += _above(own - reassigned(said, references, metric, seed=draw).array)
+        kept += _above(own - reassigned_answers(said, references, metric, seed=draw).array)
     return kept / draws
 
 
@@ -177,7 +177,9 @@ def honest_beyond_question(count: int, *, draws: int = PARROTS, seed: int = 0) -
 def _above(differences: Array) -> bool:
     zeros = np.zeros(len(differences))
     method = Method(resamples=1000)
-    return contrast(("own", differences, NO_RUNS), ("mixed", zeros, NO_RUNS), binary=False, method=method).low > 0
+    return (
+        paired_difference(("own", differences, NO_RUNS), ("mixed", zeros, NO_RUNS), binary=False, method=method).low > 0
+    )
 
 
 def voices(*, draws: int = PARROTS) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.contrast import Difference, Mean, difference, mean_of
 from trainer.evaluate.forgetting import Forgetting
+from trainer.evaluate.paired_difference import Difference, Mean, arm_difference, mean_of
 from trainer.evaluate.spec import JudgeResult, SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
@@ -148,7 +148,9 @@ def build(
         why=why,
         notes=tuple(notes),
         means=tuple(mean_of(result, binary=comparison.binary, method=method) for result in results),
-        differences=tuple(difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None),
+        differences=tuple(
+            arm_difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None
+        ),
         held_out=len(comparison.questions) if held_out is None else held_out,
         suites=tuple(suites),
         judged=judged,

@@ -9,17 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate import wording
+from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
 from trainer.evaluate.compare import Comparison, OnStage, compare
-from trainer.evaluate.contrast import Difference, contrast, strongest
-from trainer.evaluate.controls import Control, controls, copied, reassigned, reassigned_beyond_question
-from trainer.evaluate.forgetting import Measured, general_suite, measure, weigh
+from trainer.evaluate.control_arms import (
+    Control,
+    constant_and_permuted,
+    copied_question,
+    reassigned_answers,
+    reassigned_beyond_question,
+)
+from trainer.evaluate.forgetting import SuiteMeasurement, compare_measurements, general_suite, measure
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import JUDGE, OVERLAP
-from trainer.evaluate.preference import prefer
+from trainer.evaluate.paired_difference import Difference, paired_difference, strongest
+from trainer.evaluate.preference import score_by_preference
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, JudgeResult, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
@@ -44,7 +50,7 @@ class GeneralSuite:
         """See `Suite`."""
         items = general_suite()
 
-        async def measured(arm: Arm) -> Measured:
+        async def measured(arm: Arm) -> SuiteMeasurement:
             def told(done: int, total: int) -> None:
                 if on_stage is not None:
                     on_stage(f"general suite, {arm.label}", done, total)
@@ -52,13 +58,13 @@ class GeneralSuite:
             return await measure(arm, items, self._scorer, told)
 
         one, other = await measured(before), await measured(after)
-        found = weigh(items, one, other, self._rules.budget, self._rules.method)
+        found = compare_measurements(items, one, other, self._rules.budget, self._rules.method)
         return SuiteResult(
             name=self.name,
             kind="budget",
             state=found.state,
             silent=found.accuracy.state == "silent",
-            sentence=wording.forgetting(found),
+            sentence=verdict_text.forgetting(found),
             numbers={
                 "accuracy": {"before": found.accuracy.base, "after": found.accuracy.candidate},
                 "perplexity": {"before": found.perplexity.base, "after": found.perplexity.candidate},
@@ -94,11 +100,11 @@ async def run(
         EvaluationError, GatewayUnreachable: As the answerer and the scorer.
     """
     primary = spec.metric.primary()
-    wanted = _wanted(spec, suites or {}, scorer)
+    wanted = _requested_suites(spec, suites or {}, scorer)
     if spec.judge is not None and judge is None:
         raise EvaluationInvalid(f"there is no judge {spec.judge!r}")
     if spec.candidate is not None:
-        suited(spec, suites=bool(wanted))  # before anything is asked
+        suite_arms(spec, suites=bool(wanted))  # before anything is asked
     comparison = await compare(
         spec.arms,
         held_out,
@@ -115,7 +121,7 @@ async def run(
     )
     if spec.candidate is None:
         return Outcome(comparison=comparison)
-    before, after = suited(spec, suites=bool(wanted))
+    before, after = suite_arms(spec, suites=bool(wanted))
     results = [await suite.run(before, after, on_stage) for suite in wanted]
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
     verdict = _decide(spec, comparison, form, results, judged)
@@ -127,14 +133,14 @@ async def _scored(
 ) -> tuple[Comparison, Sequence[Control], JudgeResult | None]:
     """The scores that decide, the controls under the same metric, and what the judge says, if there is one."""
     if primary.name == JUDGE and judge is not None:
-        preferred = await prefer(comparison, spec, judge, on_stage)
+        preferred = await score_by_preference(comparison, spec, judge, on_stage)
         return preferred.comparison, preferred.form, preferred.judged
     references = [question.reference for question in comparison.questions]
     seed, mine = spec.rules.method.seed, comparison.result(spec.candidate or "").answers
     form: tuple[Control, ...] = (
-        *controls(references, primary, taught=spec.taught, seed=seed),
-        reassigned(mine, references, primary, seed=seed),
-        copied(comparison.questions, primary),
+        *constant_and_permuted(references, primary, taught=spec.taught, seed=seed),
+        reassigned_answers(mine, references, primary, seed=seed),
+        copied_question(comparison.questions, primary),
     )
     if primary.name in OVERLAP:
         beyond_question = reassigned_beyond_question(mine, comparison.questions, primary, seed=seed)
@@ -145,7 +151,7 @@ async def _scored(
     return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
 
 
-def _wanted(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | None) -> list[Suite]:
+def _requested_suites(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | None) -> list[Suite]:
     there: dict[str, Suite] = dict(suites)
     if scorer is not None:
         there.setdefault(GENERAL, GeneralSuite(scorer, spec.rules))
@@ -156,7 +162,7 @@ def _wanted(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | 
     return [there[name] for name in names]
 
 
-def suited(spec: EvaluationSpec, *, suites: bool) -> tuple[Arm, Arm]:
+def suite_arms(spec: EvaluationSpec, *, suites: bool) -> tuple[Arm, Arm]:
     """The first of the bases at the gateway, and the candidate, of a `spec` that has one: what suites are put to.
 
     Raises:
@@ -180,15 +186,15 @@ def _decide(
     judged: JudgeResult | None,
 ) -> Verdict:
     """The verdict on the candidate; `spec` has one."""
-    checks, decides = [*_of_suites(results)], comparison.metric == JUDGE
+    checks, decides = [*_suite_checks(results)], comparison.metric == JUDGE
     uncounted = judged.sentence if decides and judged is not None and not judged.counted else None
     if judged is not None and (judged.missed or uncounted is not None):
         # its veto may not be lost with it: somebody who takes the endpoint away would make a pass of a failure
         checks.append(Check(name="judge", state="open", sentence=judged.sentence))
     preferred = None
     if judged is not None and judged.counted and not judged.missed and not decides:
-        preferred = _preferred(judged, spec)
-        checks.append(_of_judge(judged, preferred, spec.rules))
+        preferred = _preference_over_base(judged, spec)
+        checks.append(_judge_check(judged, preferred, spec.rules))
     return decide(
         comparison,
         candidate=spec.candidate or "",
@@ -203,7 +209,7 @@ def _decide(
     )
 
 
-def _of_suites(results: Sequence[SuiteResult]) -> list[Check]:
+def _suite_checks(results: Sequence[SuiteResult]) -> list[Check]:
     """One check for all suites with a budget but the general one, which has a check of its own.
 
     Where all that was measured is silent nothing was shown to be kept.
@@ -220,10 +226,10 @@ def _of_suites(results: Sequence[SuiteResult]) -> list[Check]:
     return [Check(name="suites", state=state, sentence=sentence)]
 
 
-def _preferred(judged: JudgeResult, spec: EvaluationSpec) -> Difference:
+def _preference_over_base(judged: JudgeResult, spec: EvaluationSpec) -> Difference:
     """How much a judge prefers the candidate to the strongest base, over even."""
     scores = as_array(judged.scores)
-    return contrast(
+    return paired_difference(
         (spec.candidate or "", scores, NO_RUNS),
         ("even", as_array([0.5] * len(scores)), NO_RUNS),
         binary=False,
@@ -231,7 +237,7 @@ def _preferred(judged: JudgeResult, spec: EvaluationSpec) -> Difference:
     )
 
 
-def _of_judge(judged: JudgeResult, found: Difference, rules: Rules) -> Check:
+def _judge_check(judged: JudgeResult, found: Difference, rules: Rules) -> Check:
     """A judge that agrees with people has a veto: broken where it is shown to prefer the base."""
     enough = found.examples >= rules.min_examples
     state: State = "kept" if found.high >= 0 else "broken" if enough else "open"

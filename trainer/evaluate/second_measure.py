@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
-from trainer.evaluate.contrast import Difference, Method, contrast
+from trainer.evaluate.paired_difference import Difference, Method, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import Array, as_array
 
@@ -65,4 +65,4 @@ def _logs(result: ArmResult) -> Array:
 
 
 def _likelier(of: str, logs: Array, against: str, others: Array, method: Method) -> Difference:
-    return contrast((of, logs, NO_RUNS), (against, others, NO_RUNS), binary=False, method=method)
+    return paired_difference((of, logs, NO_RUNS), (against, others, NO_RUNS), binary=False, method=method)

@@ -14,10 +14,9 @@ from adapters.validation import faults, message, path
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen, Question
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.forgetting import State as SuiteState
+from trainer.evaluate.forgetting import Forgetting, SuiteState
 from trainer.evaluate.metrics.base import Metric
-from trainer.evaluate.metrics.choose import JUDGE, beside, by_name, primary_by_name
+from trainer.evaluate.metrics.choose import JUDGE, metric_by_name, primary_metric_by_name, secondary_metrics
 from trainer.evaluate.verdict import Rules, Verdict
 
 # The files of an evaluation's folder.
@@ -28,13 +27,13 @@ REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 
 MAX_ARMS: Final = 12
-MAX_TAUGHT: Final = 50
+MAX_TRAINED_ANSWERS: Final = 50
 MAX_SUITES: Final = 8
 GENERAL: Final = "general"
 SUITES: Final = (GENERAL, "mmlu", "gsm8k", "humaneval")
 
 
-class MetricWish(Frozen):
+class MetricOptions(Frozen):
     """A primary metric by name, with what it needs; never `auto`: that is resolved before anything is asked.
 
     ``schema`` (`schema_` in the code: pydantic keeps the other name for itself) is a JSON Schema.
@@ -48,18 +47,18 @@ class MetricWish(Frozen):
 
     def primary(self) -> Metric:
         """The metric that decides. Raises EvaluationInvalid: there is none of that name, or it may not decide."""
-        return primary_by_name(self.name, pattern=self.pattern, schema=self.schema_)
+        return primary_metric_by_name(self.name, pattern=self.pattern, schema=self.schema_)
 
     def named(self, name: str) -> Metric:
         """Another metric with the same pattern and schema. Raises EvaluationInvalid."""
-        return by_name(name, pattern=self.pattern, schema=self.schema_)
+        return metric_by_name(name, pattern=self.pattern, schema=self.schema_)
 
     def usually_beside(self) -> tuple[str, ...]:
         """Names of the metrics that are reported beside this one where nobody asked for others."""
-        return beside(self.name, schema=self.schema_ is not None)
+        return secondary_metrics(self.name, schema=self.schema_ is not None)
 
 
-def read_metric(value: object) -> MetricWish | None:
+def read_metric(value: object) -> MetricOptions | None:
     """A metric as a request names it: `auto`, a name, or an object with `name` and `pattern` or `schema`.
 
     Returns:
@@ -71,7 +70,7 @@ def read_metric(value: object) -> MetricWish | None:
     if value in (None, "auto"):
         return None
     try:
-        wish = MetricWish.model_validate({"name": value} if isinstance(value, str) else value)
+        wish = MetricOptions.model_validate({"name": value} if isinstance(value, str) else value)
     except ValidationError as error:
         fault = faults(error)[0]
         where = ".".join(path(fault, value))
@@ -80,7 +79,7 @@ def read_metric(value: object) -> MetricWish | None:
     return wish
 
 
-def check_judged(metric: MetricWish | None, judge: str | None, *, candidate: bool) -> None:
+def check_judge_metric(metric: MetricOptions | None, judge: str | None, *, candidate: bool) -> None:
     """Raises EvaluationInvalid where a judge is to decide and none is named, or there is nobody to decide on."""
     if metric is None or metric.name != JUDGE:
         return
@@ -122,10 +121,10 @@ class EvaluationSpec(Frozen):
     candidate: str | None = Field(None, max_length=MAX_LABEL_CHARS)
     bases: tuple[str, ...] = ()
     live: str | None = Field(None, max_length=MAX_LABEL_CHARS)
-    metric: MetricWish
+    metric: MetricOptions
     beside: tuple[str, ...] = ()
     suites: tuple[str, ...] = Field((GENERAL,), max_length=MAX_SUITES)
-    taught: tuple[str, ...] = Field((), max_length=MAX_TAUGHT)
+    taught: tuple[str, ...] = Field((), max_length=MAX_TRAINED_ANSWERS)
     rules: Rules = Rules()
     repeats: int = Field(2, ge=1, le=5)
     repeated: int | None = Field(30, ge=1)
@@ -264,9 +263,9 @@ class Outcome(Frozen):
     judged: JudgeResult | None = None
 
 
-def common(answers: Sequence[str]) -> tuple[str, ...]:
+def most_frequent_answers(answers: Sequence[str]) -> tuple[str, ...]:
     """The most frequent answers, the most frequent first: what `EvaluationSpec.taught` is made of."""
     counts: dict[str, int] = {}
     for answer in answers:
         counts[answer] = counts.get(answer, 0) + 1
-    return tuple(sorted(counts, key=lambda answer: -counts[answer])[:MAX_TAUGHT])
+    return tuple(sorted(counts, key=lambda answer: -counts[answer])[:MAX_TRAINED_ANSWERS])

@@ -13,18 +13,27 @@ from typing import Final, Literal
 from pydantic import Field
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate import wording
+from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.contrast import Difference, Mean, Method, contrast, difference, mean_of, noise_of, strongest
-from trainer.evaluate.controls import Control
+from trainer.evaluate.control_arms import Control
 from trainer.evaluate.forgetting import Budget, Forgetting
 from trainer.evaluate.metrics.choose import OVERLAP
+from trainer.evaluate.paired_difference import (
+    Difference,
+    Mean,
+    Method,
+    arm_difference,
+    mean_of,
+    noise_of,
+    paired_difference,
+    strongest,
+)
 from trainer.evaluate.second_measure import Likelihood, likelihood
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 
-Word = Literal["pass", "fail", "not_enough_evidence"]
+VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
 RULE: Final = 2
 """The version of this rule; higher where a candidate may get another verdict than before. 1 is what had no number: no
@@ -33,7 +42,7 @@ LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """Where words in common count scores lie closer together: 5 points may be half of what a voice is ahead of its base."""
 OPEN: Final[Mapping[str, str]] = {"state": "open"}
-Name = Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
+CheckName = Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
 
 
 class Rules(Frozen):
@@ -60,7 +69,7 @@ class Rules(Frozen):
 class Check(Frozen):
     """One of the things that a pass needs: kept, broken (shown not to be so), or open (neither is shown)."""
 
-    name: Name
+    name: CheckName
     state: State
     sentence: str
 
@@ -75,7 +84,7 @@ class Verdict(Frozen):
     ``rule``: the version of the rule that it was reached by.
     """
 
-    word: Word
+    word: VerdictWord
     sentence: str
     checks: tuple[Check, ...]
     metric: str
@@ -100,7 +109,7 @@ class Verdict(Frozen):
         """Whether the candidate may go live."""
         return self.word == "pass"
 
-    def check(self, name: Name) -> Check | None:
+    def check(self, name: CheckName) -> Check | None:
         """A check by its name; None where it does not apply."""
         return next((check for check in self.checks if check.name == name), None)
 
@@ -136,11 +145,11 @@ def decide(
         EvaluationInvalid: There is no base or no control, a label names no arm, or a control is of other examples.
     """
     rules = rules or Rules()
-    _complete(bases, form, len(comparison.questions))
+    _require_complete(bases, form, len(comparison.questions))
     seen = _differences(comparison, candidate, bases, live, form, rules)
     scored = _scored_checks(comparison, candidate, seen, preferred, rules)
-    scored = scored if uncounted is None else _opened(scored)
-    checks = (*scored, *_kept_up(forgetting, more_checks))
+    scored = scored if uncounted is None else _all_open(scored)
+    checks = (*scored, *_retention_checks(forgetting, more_checks))
     word = _word(checks)
     # more examples do not make scores count
     more = _more(checks if uncounted is None else scored[:1], seen, rules)
@@ -189,8 +198,8 @@ def _differences(
     method, margin = rules.method, rules.margin(comparison.metric)
     base = strongest(comparison, bases)
     return _Differences(
-        base=difference(comparison, candidate, base, method, bound=rules.smallest_difference),
-        live=None if live is None else difference(comparison, candidate, live, method, bound=-margin),
+        base=arm_difference(comparison, candidate, base, method, bound=rules.smallest_difference),
+        live=None if live is None else arm_difference(comparison, candidate, live, method, bound=-margin),
         form=tuple(_against(control, comparison, candidate, method) for control in form),
         likelihood=likelihood(comparison, candidate, bases, method),
     )
@@ -212,11 +221,11 @@ def not_worse(found: Difference, *, enough: bool) -> Check:
     That nothing was shown to be worse would not do: on few examples nothing ever is.
     """
     state: State = "kept" if found.low > found.bound else "broken" if found.high <= found.bound and enough else "open"
-    return Check(name="live", state=state, sentence=wording.against_live(found, state))
+    return Check(name="live", state=state, sentence=verdict_text.against_live(found, state))
 
 
 def _sentence(
-    word: Word,
+    word: VerdictWord,
     against_base: Difference,
     comparison: Comparison,
     checks: Sequence[Check],
@@ -224,16 +233,16 @@ def _sentence(
     uncounted: str | None,
 ) -> str:
     if uncounted is not None:
-        return wording.uncounted(uncounted)
-    return wording.verdict(word, against_base, comparison, [(check.name, check.state) for check in checks], more)
+        return verdict_text.uncounted_verdict(uncounted)
+    return verdict_text.verdict(word, against_base, comparison, [(check.name, check.state) for check in checks], more)
 
 
-def _opened(scored: Sequence[Check]) -> tuple[Check, ...]:
+def _all_open(scored: Sequence[Check]) -> tuple[Check, ...]:
     """The checks as scores leave them that count for nothing: how many examples there are stands all the same."""
     return tuple(check if check.name == "examples" else check.model_copy(update=OPEN) for check in scored)
 
 
-def _complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
+def _require_complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
     if not bases or not form:
         raise EvaluationInvalid("a verdict needs the base and a control to compare with")
     if any(len(control.scores) != count for control in form):
@@ -252,7 +261,7 @@ def _checks(
     )
 
 
-def _kept_up(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Check, ...]:
+def _retention_checks(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Check, ...]:
     """What was forgotten, by the general suite and by others, and what a judge says."""
     if forgetting is None and any(check.name == "suites" for check in more):
         return tuple(more)
@@ -262,7 +271,7 @@ def _kept_up(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Chec
 def _against(control: Control, comparison: Comparison, candidate: str, method: Method) -> Difference:
     result = comparison.result(candidate)
     scores = result.scores if control.candidate is None else as_array(control.candidate)
-    return contrast(
+    return paired_difference(
         (candidate, scores, noise_of(result)),
         (control.kind, control.array, NO_RUNS),
         binary=comparison.binary and control.kind in ("constant", "question"),
@@ -270,7 +279,7 @@ def _against(control: Control, comparison: Comparison, candidate: str, method: M
     )
 
 
-def _word(checks: Sequence[Check]) -> Word:
+def _word(checks: Sequence[Check]) -> VerdictWord:
     states = {check.state for check in checks}
     return "fail" if "broken" in states else "not_enough_evidence" if "open" in states else "pass"
 
@@ -278,13 +287,13 @@ def _word(checks: Sequence[Check]) -> Word:
 def _examples(count: int, rules: Rules) -> Check:
     enough = count >= rules.min_examples
     return Check(
-        name="examples", state="kept" if enough else "open", sentence=wording.examples(count, rules.min_examples)
+        name="examples", state="kept" if enough else "open", sentence=verdict_text.examples(count, rules.min_examples)
     )
 
 
 def _base(found: Difference, enough: bool) -> Check:
     state: State = "kept" if found.low > found.bound else "broken" if found.high <= found.bound and enough else "open"
-    return Check(name="base", state=state, sentence=wording.against_base(found, state))
+    return Check(name="base", state=state, sentence=verdict_text.against_base(found, state))
 
 
 def _always_same(comparison: Comparison, candidate: str) -> bool:
@@ -296,29 +305,29 @@ def _always_same(comparison: Comparison, candidate: str) -> bool:
 def _form(found: Sequence[Difference], enough: bool, *, same: bool) -> Check:
     """``same``: see `_always_same`. That ignores the question, and needs no statistics."""
     if same:
-        return Check(name="form", state="broken" if enough else "open", sentence=wording.ALWAYS_SAME)
+        return Check(name="form", state="broken" if enough else "open", sentence=verdict_text.ALWAYS_SAME)
     hardest = min(found, key=lambda one: one.low)
     broken = enough and any(one.high <= 0 for one in found)
     state: State = "kept" if hardest.low > 0 else "broken" if broken else "open"
-    return Check(name="form", state=state, sentence=wording.against_form(hardest, state))
+    return Check(name="form", state=state, sentence=verdict_text.against_form(hardest, state))
 
 
 def _second_measure(found: Likelihood | None, preferred: Difference | None, rules: Rules) -> Check:
     """What free text needs besides words in common. A judge that counts and prefers the candidate is enough."""
-    name: Name = "second_measure"
+    name: CheckName = "second_measure"
     if preferred is not None and preferred.examples >= rules.min_examples and preferred.low > 0:
-        return Check(name=name, state="kept", sentence=wording.preferred(preferred))
+        return Check(name=name, state="kept", sentence=verdict_text.judge_preference(preferred))
     if found is None:
-        return Check(name=name, state="open", sentence=wording.NO_SECOND_MEASURE)
+        return Check(name=name, state="open", sentence=verdict_text.NO_SECOND_MEASURE)
     enough, both = found.examples >= rules.min_examples, (found.over_base, found.own_question)
     kept, broken = all(each.low > 0 for each in both), any(each.high <= 0 for each in both)
     state: State = "open" if not enough else "kept" if kept else "broken" if broken else "open"
-    return Check(name=name, state=state, sentence=wording.likelihood(*both, found.left_out, state))
+    return Check(name=name, state=state, sentence=verdict_text.likelihood(*both, found.left_out, state))
 
 
 def _forgetting(found: Forgetting | None) -> Check:
     state: State = "open" if found is None else found.state
-    return Check(name="forgetting", state=state, sentence=wording.forgetting(found))
+    return Check(name="forgetting", state=state, sentence=verdict_text.forgetting(found))
 
 
 def _more(checks: Sequence[Check], seen: _Differences, rules: Rules) -> int | None:
@@ -336,7 +345,7 @@ def _more(checks: Sequence[Check], seen: _Differences, rules: Rules) -> int | No
     return None if len(known) < len(needed) else max(1, max(known) - seen.base.examples)
 
 
-def _needed(name: Name, seen: _Differences, rules: Rules) -> list[int | None]:
+def _needed(name: CheckName, seen: _Differences, rules: Rules) -> list[int | None]:
     """Held-out examples in all after which each part of an open check is settled; none where they do not settle it."""
     if name == "examples":
         return [rules.min_examples]

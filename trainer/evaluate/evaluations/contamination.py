@@ -20,13 +20,13 @@ from trainer.evaluate.arms import Question
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 
-MOST_VERSIONS: Final = 32
+MAX_VERSIONS: Final = 32
 """Of one chain: nobody trains on that often, and metadata are an uploader's."""
-FETCHED: Final = "taught.jsonl"
+FETCHED_FILE: Final = "taught.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class VersionTraining:
     """What one version was trained on: the file's id, and that of the questions that its job held out, if known."""
 
     version: str
@@ -34,7 +34,7 @@ class Lesson:
     held_out: str | None
 
 
-def lessons(gateway: Gateway, version: str | None) -> Iterator[Lesson]:
+def training_chain(gateway: Gateway, version: str | None) -> Iterator[VersionTraining]:
     """Those of a version (`name@3`) and of those that it was trained on from, the newest first.
 
     Raises:
@@ -42,18 +42,18 @@ def lessons(gateway: Gateway, version: str | None) -> Iterator[Lesson]:
         GatewayUnreachable.
     """
     known: set[str] = set()
-    while version is not None and version not in known and len(known) < MOST_VERSIONS:
+    while version is not None and version not in known and len(known) < MAX_VERSIONS:
         known.add(version)
         lineage = gateway.metadata(version).get("lineage")
         said: dict[str, Any] = lineage if isinstance(lineage, dict) else {}
         files = said.get("files")
         file = next((each for each in files if isinstance(each, str)), None) if isinstance(files, list) else None
-        yield Lesson(version, file, gateway.held_out_by_its_job(version) if file is not None else None)
+        yield VersionTraining(version, file, gateway.held_out_by_its_job(version) if file is not None else None)
         parent = said.get("parent")
         version = parent if isinstance(parent, str) and "@" in parent else None
 
 
-class Memory:
+class TrainingHistory:
     """Says which held-out questions were taught.
 
     Args:
@@ -72,7 +72,7 @@ class Memory:
         """
         try:
             file = self._gateway.held_out_by_its_job(version)
-            return None if file is None else held_out_of(self._content(file))
+            return None if file is None else questions_of_job_file(self._content(file))
         except GatewayRefused as error:
             self._say(f"what the job of {version} held out is not known: {error.message}")
             return None
@@ -91,14 +91,14 @@ class Memory:
         found: set[str] = set()
         for version in versions:
             try:
-                for lesson in lessons(self._gateway, version):
+                for lesson in training_chain(self._gateway, version):
                     learnt = self._learnt(lesson) if lesson.version != but else None
                     found |= {each for each, one in said.items() if learnt is not None and learnt.holds(one)}
             except GatewayRefused as error:
                 self._say(f"what {version} was trained on is not known: {error.message}")
         return tuple(each for each in said if each in found)
 
-    def _learnt(self, lesson: Lesson) -> Taught | None:
+    def _learnt(self, lesson: VersionTraining) -> Taught | None:
         if lesson.file is None:
             return None
         if lesson.version not in self._read:
@@ -109,13 +109,13 @@ class Memory:
         try:
             data = read_dataset(file, self._content(file))[1]
             found = Taught((Said.example(example) for example in data.examples), common=True)
-            return found.without(held_out_of(self._content(held_out)) if held_out is not None else ())
+            return found.without(questions_of_job_file(self._content(held_out)) if held_out is not None else ())
         except (GatewayRefused, DataError) as error:
             self._say(f"what {version} was trained on is not looked at: {error.message}")
             return None
 
     def _content(self, file: str) -> bytes:
-        path = self._directory.path(FETCHED)
+        path = self._directory.path(FETCHED_FILE)
         self._gateway.fetch_content(file, path)
         content = path.read_bytes()
         path.unlink()
@@ -127,7 +127,7 @@ def as_said(question: Question) -> Said:
     return Said.of([(turn.role, turn.content) for turn in question.turns], question.reference)
 
 
-def held_out_of(content: bytes) -> list[Said]:
+def questions_of_job_file(content: bytes) -> list[Said]:
     """The questions of a file that a job kept; what is none is passed over."""
     found = []
     for line in split_lines(content):
@@ -138,7 +138,7 @@ def held_out_of(content: bytes) -> list[Said]:
     return found
 
 
-def left_out(taught: Sequence[str], of: int) -> str:
+def left_out_note(taught: Sequence[str], of: int) -> str:
     """What is said of questions that are not asked."""
     return (
         f"{len(taught)} of {of} held-out examples are left out: a version that this one was trained on from, or the "

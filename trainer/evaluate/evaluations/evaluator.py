@@ -19,30 +19,30 @@ from trainer.errors import EngineMoved
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.schemas import MAX_ARMS
-from trainer.evaluate.evaluations.spec import Judged, Kept
+from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
+from trainer.evaluate.factory import WorkerContext, judge_of, suites_of
 from trainer.evaluate.likelihood import HttpScorer
 from trainer.evaluate.page.render import render
-from trainer.evaluate.plugs import Bench, judge_of, suites_of
 from trainer.evaluate.report import EvaluationReport
 from trainer.evaluate.run import run
 from trainer.evaluate.spec import EvaluationSpec, Outcome
 from trainer.evaluate.verdict import Verdict
-from trainer.evaluate.wire import Endpoint
 from trainer.runs import protocol
 from trainer.runs.control import run_interruptible
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 
-RESULTS: Final = "fine-tune-results"
+RESULTS_PURPOSE: Final = "fine-tune-results"
 ENGINE: Final = "engine.json"
-MAX_ENGINES: Final = 3
+MAX_ENGINE_CHANGES: Final = 3
 MAX_BODY_BYTES: Final = 60_000
 """Of the evaluation that a verdict carries, so that it can be asked for again."""
 
 
-class EngineAsked(Frozen):
+class EngineFingerprint(Frozen):
     """The fingerprint of the base as it was served to whoever answered."""
 
     fingerprint: str
@@ -77,9 +77,9 @@ class Evaluator:
         self._check, self._on_stage = check, on_stage
         self._concurrency, self._settings = concurrency, settings
 
-    def kept(self) -> Kept:
+    def kept(self) -> UploadedFiles:
         """Ids of the files that are at the gateway."""
-        return self._directory.read(spec.KEPT, Kept) or Kept()
+        return self._directory.read(spec.UPLOADED_FILES, UploadedFiles) or UploadedFiles()
 
     # asking
 
@@ -101,11 +101,11 @@ class Evaluator:
             EvaluationError: There is no result to be had.
         """
         now = self._gateway.fingerprint()
-        for _ in range(MAX_ENGINES):
-            known = self._directory.read(ENGINE, EngineAsked)
+        for _ in range(MAX_ENGINE_CHANGES):
+            known = self._directory.read(ENGINE, EngineFingerprint)
             if known is not None and known.fingerprint != now:
                 self._forget_answers()
-            self._directory.write(ENGINE, EngineAsked(fingerprint=now))
+            self._directory.write(ENGINE, EngineFingerprint(fingerprint=now))
             outcome = asyncio.run(run_interruptible(self._ask(wanted, asked), self._check))
             before, now = now, self._gateway.fingerprint()
             if now == before:
@@ -113,7 +113,7 @@ class Evaluator:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
                 return outcome
-        raise EngineMoved(f"the engine was changed {MAX_ENGINES} times while it was asked")
+        raise EngineMoved(f"the engine was changed {MAX_ENGINE_CHANGES} times while it was asked")
 
     def _forget_answers(self) -> None:
         self._directory.emit_event(
@@ -121,22 +121,24 @@ class Evaluator:
             "it had answered is asked again",
             level="warn",
         )
-        for name in spec.ANSWER_BOOKS:
+        for name in spec.ANSWER_FILES:
             self._directory.path(name).unlink(missing_ok=True)
-        self._directory.write(spec.KEPT, Kept(held_out=self.kept().held_out))  # a report of those answers is of no use
+        self._directory.write(
+            spec.UPLOADED_FILES, UploadedFiles(held_out=self.kept().held_out)
+        )  # a report of those answers is of no use
 
     async def _ask(self, wanted: EvaluationSpec, asked: tuple[Question, ...]) -> Outcome:
         path, at_once, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._url, SecretStr(path(protocol.KEY).read_text().strip()))
         scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=at_once)
-        bench = Bench(endpoint, scorer, self._directory.directory, settings, at_once)
+        bench = WorkerContext(endpoint, scorer, self._directory.directory, settings, at_once)
         return await run(
             wanted,
             asked,
             answerer=HttpAnswerer(
                 endpoint,
                 path(spec.ANSWERS),
-                endpoints=_outside(wanted, settings),
+                endpoints=_outside_endpoints(wanted, settings),
                 max_tokens=wanted.max_tokens,
                 concurrency=at_once,
             ),
@@ -153,9 +155,9 @@ class Evaluator:
         kept = self.kept()
         if kept.held_out is None:
             held_out = self._gateway.keep(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
-            self._directory.write(spec.KEPT, kept.model_copy(update={"held_out": held_out}))
+            self._directory.write(spec.UPLOADED_FILES, kept.model_copy(update={"held_out": held_out}))
 
-    def keep(self, report: EvaluationReport) -> Kept:
+    def keep(self, report: EvaluationReport) -> UploadedFiles:
         """Write the report and have the gateway keep it, each part once."""
         kept = self.kept()
         for part, name, content in (
@@ -165,13 +167,13 @@ class Evaluator:
             self._check()
             self._directory.path(name).write_text(content, "utf-8")
             if getattr(kept, part) is None:
-                kept_as = self._gateway.keep(f"{self._run_id}-{name}", content.encode(), RESULTS)
+                kept_as = self._gateway.keep(f"{self._run_id}-{name}", content.encode(), RESULTS_PURPOSE)
                 kept = kept.model_copy(update={part: kept_as})
-                self._directory.write(spec.KEPT, kept)
+                self._directory.write(spec.UPLOADED_FILES, kept)
         return kept
 
     def record(
-        self, candidate: str, judged: Judged, files: dict[str, Any], again: dict[str, Any] | None, **more: Any
+        self, candidate: str, judged: VerdictRecord, files: dict[str, Any], again: dict[str, Any] | None, **more: Any
     ) -> None:
         """Write a verdict on a version.
 
@@ -185,16 +187,16 @@ class Evaluator:
         self._gateway.record_verdict(candidate, body if again is None else body | {"evaluation": again})
 
 
-def _outside(wanted: EvaluationSpec, settings: Settings) -> dict[str, Endpoint]:
+def _outside_endpoints(wanted: EvaluationSpec, settings: Settings) -> dict[str, Endpoint]:
     """The operator's endpoints, where an arm is at one of them."""
     if all(arm.endpoint is None for arm in wanted.arms):
         return {}
-    return endpoints.read(settings.endpoints).reachable()
+    return endpoints.read_endpoints(settings.endpoints).reachable()
 
 
-def judged_of(verdict: Verdict) -> Judged:
+def verdict_record(verdict: Verdict) -> VerdictRecord:
     """What of a verdict stands on the version."""
-    return Judged(
+    return VerdictRecord(
         verdict=verdict.word,
         sentence=verdict.sentence,
         metric=verdict.metric,
@@ -203,11 +205,11 @@ def judged_of(verdict: Verdict) -> Judged:
     )
 
 
-def body_again(wanted: EvaluationSpec, held_out: str | None, what: dict[str, Any]) -> dict[str, Any] | None:
+def repeat_body(wanted: EvaluationSpec, held_out: str | None, what: dict[str, Any]) -> dict[str, Any] | None:
     """The body that asks `POST /v1/evaluations` for the same again, with all that was left open then.
 
     Args:
-        what: Its `model`, or what `arms_again` gives.
+        what: Its `model`, or what `repeat_arms` gives.
 
     Returns:
         None where it would be too large.
@@ -224,7 +226,7 @@ def body_again(wanted: EvaluationSpec, held_out: str | None, what: dict[str, Any
     return again if fits else None
 
 
-def arms_again(wanted: EvaluationSpec, named: Collection[str]) -> dict[str, Any]:
+def repeat_arms(wanted: EvaluationSpec, named: Collection[str]) -> dict[str, Any]:
     """The arms as a body has them. What serves then is another version's affair, but where it was named."""
     arms = [arm.model_dump(exclude_none=True) for arm in wanted.arms if arm.label != wanted.live or arm.label in named]
     return {"arms": arms, "candidate": wanted.candidate, "bases": list(wanted.bases)}

@@ -47,7 +47,7 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
     return tuple(found.values())
 
 
-def refuse_taught(
+def refuse_trained_on(
     job: EvaluationJob, held_out: Sequence[Question], taught: Sequence[Question], own: Sequence[Said] | None
 ) -> None:
     """Refuse what the candidate was trained on: what it learnt by heart would count as understood.
@@ -63,7 +63,7 @@ def refuse_taught(
     Raises:
         HeldOutTaught: An example stands in both.
     """
-    if job.context.candidate is None or (own is None and kept_by_its_job(job.context)):
+    if job.context.candidate is None or (own is None and is_job_held_out(job.context)):
         return
     known = Taught((as_said(question) for question in taught), common=True).without(own or ())
     same = [question for question in held_out if known.holds(as_said(question))]
@@ -74,7 +74,7 @@ def refuse_taught(
         )
 
 
-def kept_by_its_job(context: EvaluationContext) -> bool:
+def is_job_held_out(context: EvaluationContext) -> bool:
     """Whether what is held out is called as the file that the candidate's job kept of what it did not train on."""
     job = (context.lineage or {}).get("job")
     return isinstance(job, str) and context.held_out.filename == f"{job}-{QUESTIONS}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from trainer.config import Installation
 from trainer.errors import TooManyEvaluations
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.spec import ANSWER_BOOKS, EvaluationResult, Progress
+from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult, Progress
 from trainer.reviews.service import Reviews
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
@@ -20,7 +20,7 @@ from trainer.runs.state import Run, Status
 
 NAME: Final = "evaluation"
 EVALUATE: Final = Stage(spec.EVALUATE, Status.QUEUED)
-BIG: Final = (spec.HELD_OUT, spec.TRAINING, spec.QUESTIONS, *ANSWER_BOOKS)
+LARGE_FILES: Final = (spec.HELD_OUT, spec.TRAINING, spec.QUESTIONS, *ANSWER_FILES)
 """Not the report: that is what an evaluation is for."""
 
 
@@ -32,7 +32,7 @@ def worker_command(directory: Path, _stage: str) -> list[str]:
 def evaluation_directories(installation: Installation) -> RunDirectories:
     """Where evaluations are."""
     home = installation.directory
-    return RunDirectories(home / "evaluations", home / "spent-evaluations", BIG)
+    return RunDirectories(home / "evaluations", home / "spent-evaluations", LARGE_FILES)
 
 
 class EvaluationKind(Kind[EvaluationResult]):
@@ -61,8 +61,8 @@ class EvaluationKind(Kind[EvaluationResult]):
     def progress(self, run_id: str) -> str:
         """See Kind."""
         directory = self.directories.of(run_id)
-        there = [name for name in (spec.HELD_OUT, spec.PLAN, spec.KEPT) if (directory / name).exists()]
-        books = (name for name in ANSWER_BOOKS if (directory / name).exists())
+        there = [name for name in (spec.HELD_OUT, spec.PLAN, spec.UPLOADED_FILES) if (directory / name).exists()]
+        books = (name for name in ANSWER_FILES if (directory / name).exists())
         return " ".join([*there, *(f"{name}:{(directory / name).stat().st_size}" for name in books)])
 
     def restart_point(self, progress: str) -> str:
@@ -73,7 +73,7 @@ class EvaluationKind(Kind[EvaluationResult]):
         """See Kind."""
         if cut.cause is Cause.CANCELLED:
             return Ending(EvaluationResult(status="cancelled"), "cancelled")
-        failure = DISK_FULL if cut.cause is Cause.DISK_FULL else _given_up(cut.end, cut.times)
+        failure = DISK_FULL if cut.cause is Cause.DISK_FULL else _worker_killed(cut.end, cut.times)
         return Ending(EvaluationResult(status="failed", error=failure), failure.message)
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
@@ -87,7 +87,7 @@ class EvaluationKind(Kind[EvaluationResult]):
         return self.directories.read(run_id, spec.PROGRESS, Progress)
 
 
-def _given_up(end: End, times: int) -> Failure:
+def _worker_killed(end: End, times: int) -> Failure:
     how = "was gone" if end.code is None else f"ended with exit code {end.code}"
     message = (
         f"The worker {how}, {times} times in a row without getting any further. Its log in the evaluation's "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from adapters.protocol.runs import EvaluationContext
 from trainer.config import Settings
 from trainer.errors import EvaluationError, HeldOutTaught, Invalid
-from trainer.evaluate.endpoints import read
+from trainer.evaluate.endpoints import read_endpoints
 from trainer.evaluate.evaluations.schemas import EvaluationBody, adds_bases
-from trainer.evaluate.plugs import check_available
-from trainer.evaluate.spec import check_judged, check_suites, read_metric
+from trainer.evaluate.factory import check_available
+from trainer.evaluate.spec import check_judge_metric, check_suites, read_metric
 
 
-def check_wishes(body: EvaluationBody, context: EvaluationContext, settings: Settings) -> None:
+def check_options(body: EvaluationBody, context: EvaluationContext, settings: Settings) -> None:
     """Look everything up. Blocks for a moment: it reads the operator's file, and may try the sandbox.
 
     Raises:
@@ -27,11 +27,11 @@ def check_wishes(body: EvaluationBody, context: EvaluationContext, settings: Set
     param = "metric"
     try:
         candidate = body.arms is None or body.candidate is not None
-        check_judged(read_metric(body.metric), body.judge, candidate=candidate)
+        check_judge_metric(read_metric(body.metric), body.judge, candidate=candidate)
         param = "suites"
         check_suites(body.suites)
         check_available(body.suites, settings)
-        outside = read(settings.endpoints)
+        outside = read_endpoints(settings.endpoints)
         for index, arm in enumerate(body.arms or ()):
             param = f"arms.{index}.endpoint"
             if arm.endpoint is not None:
@@ -41,10 +41,10 @@ def check_wishes(body: EvaluationBody, context: EvaluationContext, settings: Set
             outside.judge(body.judge)
     except EvaluationError as error:
         raise Invalid(f"`{param}`: {error.message}", param=param) from error
-    _check_suited(body, context)
+    _check_suite_arms(body, context)
 
 
-def _check_suited(body: EvaluationBody, context: EvaluationContext) -> None:
+def _check_suite_arms(body: EvaluationBody, context: EvaluationContext) -> None:
     """Suites are put to the candidate and to a base before it, both at the gateway."""
     if body.candidate is None or not body.suites:
         return

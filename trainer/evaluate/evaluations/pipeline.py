@@ -18,17 +18,17 @@ from trainer.config import Settings
 from trainer.errors import DataError, GatewayRefused, HeldOutTaught, SettingsError
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.contamination import Memory, left_out
-from trainer.evaluate.evaluations.evaluator import Evaluator, arms_again, body_again, judged_of
-from trainer.evaluate.evaluations.held_out import read_held_out, refuse_taught
-from trainer.evaluate.evaluations.planning import Plan, Serving, make_plan, meets_live, sample
-from trainer.evaluate.evaluations.promotion import opponent, promote, unread
+from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
+from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
+from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
+from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
+from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import (
     PROGRESS,
     EvaluationJob,
     EvaluationResult,
-    Kept,
     Progress,
+    UploadedFiles,
 )
 from trainer.evaluate.report import Cost, EvaluationReport, build
 from trainer.evaluate.spec import Outcome
@@ -39,9 +39,9 @@ from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune.lineage import Lineage
 
-SAID_S: Final = 0.5
+PROGRESS_INTERVAL_S: Final = 0.5
 """Least seconds between two words on how far a stage is."""
-NOT_WRITTEN: Final = "the key that asked lacks the scope `adapters`: the verdict does not stand on the version"
+VERDICT_NOT_RECORDED: Final = "the key that asked lacks the scope `adapters`: the verdict does not stand on the version"
 
 
 class EvaluationPipeline(Pipeline[EvaluationResult]):
@@ -123,23 +123,23 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
 
     # before anything is asked
 
-    def _ready(self) -> tuple[Plan, tuple[Question, ...]]:
+    def _ready(self) -> tuple[EvaluationPlan, tuple[Question, ...]]:
         job, directory = self._job, self._directory
         self._tell("fetching", 0, 1)
         path = directory.path(spec.HELD_OUT)
         if not path.exists():
             self._gateway.fetch(job.context.held_out, path)
         held_out = read_held_out(job.context.held_out.filename, path.read_bytes())
-        plan = directory.read(spec.PLAN, Plan)
+        plan = directory.read(spec.PLAN, EvaluationPlan)
         taught: tuple[Question, ...] = ()
         if plan is None:
             taught = self._taught()
             serving = self._unseen(self._serving(), held_out, taught)
         else:
-            serving = Serving(left_out=plan.left_out)
+            serving = LiveState(left_out=plan.left_out)
         unseen = [question for question in held_out if question.id not in set(serving.left_out)]
         if not unseen:
-            raise HeldOutTaught(left_out(serving.left_out, len(held_out)))
+            raise HeldOutTaught(left_out_note(serving.left_out, len(held_out)))
         asked = sample(job, unseen)
         self._evaluator.write_questions(asked)
         if plan is None:
@@ -166,28 +166,31 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             )
             return ()
 
-    def _unseen(self, serving: Serving, held_out: Sequence[Question], taught: Sequence[Question]) -> Serving:
-        """What serves, with what is left out because it was taught before. Raises HeldOutTaught as `refuse_taught`."""
+    def _unseen(self, serving: LiveState, held_out: Sequence[Question], taught: Sequence[Question]) -> LiveState:
+        """`serving`, with the held-out questions to leave out because an earlier version was trained on them.
+
+        Raises HeldOutTaught as `refuse_trained_on`.
+        """
         context, notes = self._job.context, list(serving.notes)
         if context.candidate is None or not context.records:
-            refuse_taught(self._job, held_out, taught, None)
+            refuse_trained_on(self._job, held_out, taught, None)
             return serving
-        memory = Memory(self._gateway, self._directory, notes.append)
-        refuse_taught(self._job, held_out, taught, memory.held_out(context.candidate))
-        met = [serving.live] if serving.live is not None and meets_live(self._job, serving.live) else []
+        memory = TrainingHistory(self._gateway, self._directory, notes.append)
+        refuse_trained_on(self._job, held_out, taught, memory.held_out(context.candidate))
+        met = [serving.live] if serving.live is not None and compares_with_live(self._job, serving.live) else []
         before = memory.taught([context.candidate, *met], held_out, but=context.candidate)
-        notes += [left_out(before, len(held_out))] if before else []
+        notes += [left_out_note(before, len(held_out))] if before else []
         return replace(serving, notes=tuple(notes), left_out=before)
 
-    def _serving(self) -> Serving:
+    def _serving(self) -> LiveState:
         context = self._job.context
         if context.records and context.candidate is not None:
             notes: list[str] = []
-            pointer, live = opponent(self._gateway, context.candidate, notes.append)
-            return Serving(pointer, live, tuple(notes))
+            pointer, live = live_to_compare(self._gateway, context.candidate, notes.append)
+            return LiveState(pointer, live, tuple(notes))
         if context.live is not None and not self._gateway.reads_stores(context.live):
-            return Serving(notes=(unread(context.live),))
-        return Serving(live=context.live)
+            return LiveState(notes=(live_unreadable_note(context.live),))
+        return LiveState(live=context.live)
 
     def _count(self, text: str) -> int:
         return self._gateway.count_tokens(self._job.base_name, text)
@@ -195,13 +198,13 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
     def _tell(self, stage: str, done: int, total: int) -> None:
         self._check()
         before, at = self._said
-        if stage != before or time.monotonic() - at > SAID_S:
+        if stage != before or time.monotonic() - at > PROGRESS_INTERVAL_S:
             self._said = (stage, time.monotonic())
             self._directory.write(PROGRESS, Progress(stage=stage, done=done, total=total))
 
     # what is left of it
 
-    def _report(self, plan: Plan, outcome: Outcome, seconds: float) -> EvaluationReport:
+    def _report(self, plan: EvaluationPlan, outcome: Outcome, seconds: float) -> EvaluationReport:
         labels = [arm.label for arm in plan.evaluation.arms]
         return build(
             outcome.comparison,
@@ -225,14 +228,14 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         except ValidationError:
             return None
 
-    def _conclude(self, plan: Plan, verdict: Verdict, kept: Kept) -> tuple[bool | None, str | None]:
+    def _conclude(self, plan: EvaluationPlan, verdict: Verdict, kept: UploadedFiles) -> tuple[bool | None, str | None]:
         """Write the verdict on the version and move `live` where that is due; whether it is live now, and a note."""
         candidate = self._job.context.candidate
         if candidate is None:
             return None, None
         if not self._job.context.records:
-            return None, NOT_WRITTEN
-        judged = judged_of(verdict)
+            return None, VERDICT_NOT_RECORDED
+        judged = verdict_record(verdict)
         files = {**kept.model_dump(exclude_none=True), "held_out": self._job.body.held_out}
         self._evaluator.record(
             candidate, judged, files, self._again(plan), kind=self._job.body.kind, evaluation_id=self._job.id
@@ -246,9 +249,9 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         live = promote(self._gateway, candidate, judged, self._job.body.promote, plan.pointer, say)
         return live, notes[-1] if notes else None
 
-    def _again(self, plan: Plan) -> dict[str, Any] | None:
+    def _again(self, plan: EvaluationPlan) -> dict[str, Any] | None:
         """The body that asks for the same again; None where it would be too large."""
         wanted, body = plan.evaluation, self._job.body
         if body.arms is None:
-            return body_again(wanted, body.held_out, {"model": self._job.context.candidate})
-        return body_again(wanted, body.held_out, arms_again(wanted, {arm.label for arm in body.arms}))
+            return repeat_body(wanted, body.held_out, {"model": self._job.context.candidate})
+        return repeat_body(wanted, body.held_out, repeat_arms(wanted, {arm.label for arm in body.arms}))

@@ -10,38 +10,38 @@ from typing import Final
 
 from trainer.data.findings import closed_answers
 from trainer.evaluate.arms import (
-    GROUNDED,
+    GROUNDED_NOTE,
+    NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
-    UNTOLD,
     Arm,
     Frozen,
     Prompt,
     Question,
-    answer_bound,
+    answer_list_fits,
     base_at_its_best,
-    leaves_room,
+    max_answer_tokens,
 )
 from trainer.evaluate.evaluations.held_out import as_examples
-from trainer.evaluate.evaluations.promotion import LIVE, Pointer
+from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.spec import EvaluationSpec, MetricWish, common, read_metric
+from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
 
-MEASURED: Final = 3
+TEXTS_COUNTED: Final = 3
 """So many of the longest texts, in characters, are counted in tokens."""
 
 
-class Plan(Frozen):
+class EvaluationPlan(Frozen):
     """What is compared with what, and where `live` pointed when that was decided (None: there is no version)."""
 
     evaluation: EvaluationSpec
     why: str
     held_out: int
     """Examples that there are, where not all of them are asked."""
-    pointer: Pointer | None
+    pointer: LivePointer | None
     began_at: float
     """Unix seconds."""
     notes: tuple[str, ...] = ()
@@ -51,13 +51,13 @@ class Plan(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class LiveState:
     """What serves under the candidate's name now: where `live` points, and the version (`name@3`) to compare with.
 
-    ``left_out``: see `Plan`.
+    ``left_out``: see `EvaluationPlan`.
     """
 
-    pointer: Pointer | None = None
+    pointer: LivePointer | None = None
     live: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -78,9 +78,9 @@ def make_plan(
     asked: Sequence[Question],
     taught: Sequence[Question],
     *,
-    serving: Serving,
+    serving: LiveState,
     count: Callable[[str], int],
-) -> Plan:
+) -> EvaluationPlan:
     """Fix arms, metric and bounds.
 
     Args:
@@ -97,7 +97,7 @@ def make_plan(
     body = job.body
     known = [*taught, *held_out]
     metric, why = _metric(job, known)
-    max_tokens = body.max_tokens or answer_bound(
+    max_tokens = body.max_tokens or max_answer_tokens(
         _longest((question.reference for question in known), count), job.context_tokens
     )
     closed, untold = _closed_answers(job, known, asked, max_tokens, count)
@@ -110,19 +110,19 @@ def make_plan(
         live=live,
         metric=metric,
         suites=body.suites,
-        taught=common([question.reference for question in taught]),
+        taught=most_frequent_answers([question.reference for question in taught]),
         rules=rules_of(job),
         repeats=body.repeats or job.repeats,
         max_tokens=max_tokens,
         judge=body.judge,
     )
-    return Plan(
+    return EvaluationPlan(
         evaluation=evaluation,
-        why=f"{why}; {UNTOLD}" if untold else why,
+        why=f"{why}; {NO_ROOM_FOR_ANSWERS}" if untold else why,
         held_out=len(held_out),
         pointer=serving.pointer,
         began_at=time.time(),
-        notes=(*serving.notes, *([GROUNDED] if job.context.grounding and adds_bases(body, job.context) else [])),
+        notes=(*serving.notes, *([GROUNDED_NOTE] if job.context.grounding and adds_bases(body, job.context) else [])),
         left_out=serving.left_out,
     )
 
@@ -139,7 +139,7 @@ def _closed_answers(
     if not closed:
         return (), False
     beside = _longest_prompt(job, asked, count) + max_tokens
-    fits = leaves_room(closed, beside, count=count, context=job.context_tokens)
+    fits = answer_list_fits(closed, beside, count=count, context=job.context_tokens)
     return (closed, False) if fits else ((), True)
 
 
@@ -153,12 +153,12 @@ def rules_of(operator: OperatorRules) -> Rules:
     )
 
 
-def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, str]:
+def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricOptions, str]:
     wish = read_metric(job.body.metric)
     if wish is not None:
         return wish, "it was asked for"
     chosen = choose_primary(as_examples(known))
-    return MetricWish(name=chosen.primary.name), chosen.why
+    return MetricOptions(name=chosen.primary.name), chosen.why
 
 
 def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
@@ -182,14 +182,14 @@ def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[
     for arm in best if adds_bases(job.body, job.context) else ():
         there = next((one for one in arms if one.model_copy(update={"label": arm.label}) == arm), None)
         if there is None:
-            there = arm.model_copy(update={"label": _free(arm.label, arms)})
+            there = arm.model_copy(update={"label": _free_label(arm.label, arms)})
             arms.append(there)
         if there.label not in bases:
             bases.append(there.label)
     return arms, bases, body.candidate
 
 
-def _free(label: str, arms: Sequence[Arm]) -> str:
+def _free_label(label: str, arms: Sequence[Arm]) -> str:
     """The label, or one like it that no arm has."""
     taken = {arm.label for arm in arms}
     return next(one for one in (label, *(f"{label} ({at})" for at in range(2, 99))) if one not in taken)
@@ -203,7 +203,7 @@ def _with_live(
     A revalidation asks whether a version still holds, not whether another is better. Of arms that a client named, the
     one that serves is taken; one more is asked only where a pass would replace it.
     """
-    if live is None or candidate is None or not meets_live(job, live):
+    if live is None or candidate is None or not compares_with_live(job, live):
         return None, arms
     others = [arm for arm in arms if arm.label not in (candidate, *job.body.bases)]
     for arm in others:
@@ -211,11 +211,11 @@ def _with_live(
             return arm.label, arms
     if job.body.arms is not None and job.body.promote != "auto":
         return None, arms  # it is asked, but as one that the candidate is to beat, or with another prompt
-    label = _free(LIVE, arms)
+    label = _free_label(LIVE, arms)
     return label, [*arms, Arm(label=label, model=live)]
 
 
-def meets_live(job: EvaluationJob, live: str) -> bool:
+def compares_with_live(job: EvaluationJob, live: str) -> bool:
     """Whether what serves (`name@3`) is asked, too."""
     body = job.body
     if body.kind == "revalidation":
@@ -233,4 +233,4 @@ def _longest_prompt(job: EvaluationJob, asked: Sequence[Question], count: Callab
 
 def _longest(texts: Iterable[str], count: Callable[[str], int]) -> int:
     """The longest one, in tokens."""
-    return max(count(text) for text in sorted(set(texts), key=lambda text: -len(text))[:MEASURED])
+    return max(count(text) for text in sorted(set(texts), key=lambda text: -len(text))[:TEXTS_COUNTED])

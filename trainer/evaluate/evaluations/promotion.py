@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from trainer.errors import GatewayRefused
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.evaluations.spec import Judged
+from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.runs.gateway import Gateway
 
 LIVE: Final = "live"
@@ -15,7 +15,7 @@ MOVED: Final = "alias_moved"
 HELD_BACK: Final = "version_held_back"
 
 
-class Pointer(Frozen):
+class LivePointer(Frozen):
     """Where `live` points: to ``version`` (None: nowhere), of a split to the one with the largest share.
 
     A split is somebody's experiment: nobody but a person ends it. ``compared``: it could be compared with, or need not
@@ -27,16 +27,16 @@ class Pointer(Frozen):
     compared: bool = True
 
 
-def where(gateway: Gateway, adapter: str) -> Pointer:
+def live_pointer(gateway: Gateway, adapter: str) -> LivePointer:
     """Where an adapter's `live` points now. Raises GatewayUnreachable, GatewayRefused."""
     found = gateway.adapter(adapter)
     split: dict[str, Any] | None = found["splits"].get(LIVE)
     if split:
-        return Pointer(version=int(max(split, key=lambda number: int(split[number]))), is_split=True)
-    return Pointer(version=found["aliases"].get(LIVE))
+        return LivePointer(version=int(max(split, key=lambda number: int(split[number]))), is_split=True)
+    return LivePointer(version=found["aliases"].get(LIVE))
 
 
-def opponent(gateway: Gateway, name: str, say: Callable[[str], None]) -> tuple[Pointer, str | None]:
+def live_to_compare(gateway: Gateway, name: str, say: Callable[[str], None]) -> tuple[LivePointer, str | None]:
     """Where `live` points, and what there is to compare `name@version` with (None: nothing that could answer).
 
     Args:
@@ -46,17 +46,17 @@ def opponent(gateway: Gateway, name: str, say: Callable[[str], None]) -> tuple[P
         GatewayUnreachable, GatewayRefused: It cannot be known.
     """
     adapter, _, number = name.partition("@")
-    pointer = where(gateway, adapter)
+    pointer = live_pointer(gateway, adapter)
     live = f"{adapter}@{pointer.version}"
     if pointer.version in (None, int(number)) or not gateway.serves(live):
         return pointer, None
     if gateway.settings(live).get("grounding") and not gateway.reads_stores(live):
-        say(unread(live))
+        say(live_unreadable_note(live))
         return pointer.model_copy(update={"compared": False}), None
     return pointer, live
 
 
-def unread(live: str) -> str:
+def live_unreadable_note(live: str) -> str:
     """Why what serves is not compared with."""
     return f"{live}, which is live, is not compared with: the key that asked may not read a store that it answers from"
 
@@ -64,9 +64,9 @@ def unread(live: str) -> str:
 def promote(
     gateway: Gateway,
     name: str,
-    judged: Judged,
+    judged: VerdictRecord,
     wanted: Literal["auto", "never"],
-    expected: Pointer | None,
+    expected: LivePointer | None,
     say: Callable[..., None],
 ) -> bool:
     """Move `live` where the verdict and the wish allow it, and say what became of it.
@@ -84,11 +84,11 @@ def promote(
     """
     adapter, _, number = name.partition("@")
     by_hand = f"`hatrack promote {name}` makes it live"
-    now = where(gateway, adapter)
+    now = live_pointer(gateway, adapter)
     stands = (
         f"{adapter} still answers with @{now.version}" if now.version is not None else f"{adapter} has no live version"
     )
-    if now == Pointer(version=int(number)):
+    if now == LivePointer(version=int(number)):
         say(f"{name} is live")
         return True
     if judged.verdict != "pass" or expected is None:
@@ -100,7 +100,7 @@ def promote(
     elif now.is_split or expected.is_split:
         say(f"nothing was moved: {adapter} is split over several versions. {by_hand}", level="warn")
     elif now != expected:
-        say(_moved(adapter, by_hand), level="warn")
+        say(_moved_message(adapter, by_hand), level="warn")
     else:
         return _move(gateway, name, now.version, say)
     return False
@@ -113,7 +113,7 @@ def _move(gateway: Gateway, name: str, expected: int | None, say: Callable[..., 
         gateway.aim(name, LIVE, expected)
     except GatewayRefused as refused:
         if refused.gateway_code == MOVED:
-            say(_moved(adapter, by_hand), level="warn")
+            say(_moved_message(adapter, by_hand), level="warn")
         elif refused.gateway_code == HELD_BACK:
             say(f"it passed and is not live: {refused.message}", level="warn")
         else:
@@ -124,5 +124,5 @@ def _move(gateway: Gateway, name: str, expected: int | None, say: Callable[..., 
     return True
 
 
-def _moved(adapter: str, by_hand: str) -> str:
+def _moved_message(adapter: str, by_hand: str) -> str:
     return f"nothing was moved: {adapter} points to another version since, which it was not compared with. {by_hand}"

@@ -124,9 +124,9 @@ class Evaluations(RunService):
 
 
 def _check(body: EvaluationBody, context: EvaluationContext, settings: Settings) -> None:
-    from trainer.evaluate.evaluations.options import check_wishes  # statistics and all: only a new one needs them
+    from trainer.evaluate.evaluations.options import check_options  # statistics and all: only a new one needs them
 
-    check_wishes(body, context, settings)
+    check_options(body, context, settings)
 
 
 def _adapters(details: EvaluationDetails) -> tuple[str, ...]:

@@ -32,14 +32,14 @@ TRAINING: Final = "training.jsonl"
 PLAN: Final = "plan.json"
 ANSWERS: Final = "answers.jsonl"
 SCORES: Final = "scores.jsonl"
-KEPT: Final = "kept.json"
+UPLOADED_FILES: Final = "kept.json"
 PROGRESS: Final = "progress.json"
 QUESTIONS: Final = "held_out_questions.jsonl"
 REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 JUDGEMENTS: Final = "judgements.jsonl"
-ANSWER_BOOKS: Final = (ANSWERS, SCORES, SUITE_ANSWERS, JUDGEMENTS)
+ANSWER_FILES: Final = (ANSWERS, SCORES, SUITE_ANSWERS, JUDGEMENTS)
 """They only grow: whatever was answered stays answered."""
 
 
@@ -93,7 +93,7 @@ class Progress(Frozen):
     total: int
 
 
-class Kept(Frozen):
+class UploadedFiles(Frozen):
     """Ids of files at the gateway; ``held_out`` where a job has what it held out kept."""
 
     held_out: str | None = None
@@ -106,7 +106,7 @@ class Kept(Frozen):
         return tuple(each for each in (self.report, self.page, self.held_out) if each is not None)
 
 
-class Judged(Frozen):
+class VerdictRecord(Frozen):
     """The verdict on a version. ``live``: whether `live` points to it since. ``rule``: see `Verdict.rule`."""
 
     verdict: Literal["pass", "fail", "not_enough_evidence"]

@@ -14,29 +14,29 @@ from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
 from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
 from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, is_json
-from trainer.evaluate.metrics.style import Judged, Length, Refusal
+from trainer.evaluate.metrics.style import JudgePreference, Length, Refusal
 
 NAMES: Final = (
     *("exact_match", "contains", "regex", "json_valid", "json_schema", "json_exact", "json_fields"),
     *("token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
 )
-JUDGE: Final = Judged.name
+JUDGE: Final = JudgePreference.name
 OVERLAP: Final = (RougeL.name, TokenF1.name, EditSimilarity.name)
 """Metrics that count words or letters in common: whoever stuffs an answer with these moves them, so that a pass needs
 a second measure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MetricChoice:
     """The primary metric, the others that are reported beside it, and why. ``answers``: the closed set, or empty."""
 
     primary: Metric
-    beside: tuple[Metric, ...]
+    secondary: tuple[Metric, ...]
     why: str
     answers: tuple[str, ...] = ()
 
 
-def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None = None) -> Choice:
+def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None = None) -> MetricChoice:
     """Choose by the training examples' answers; EVALUATION.md, "Metrics", has the reasons.
 
     Args:
@@ -52,16 +52,16 @@ def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None
     if schema is not None or all(is_json(answer(example)) for example in examples):
         fits: tuple[Metric, ...] = (JsonSchema(schema),) if schema is not None else ()
         why = "every answer is JSON: it has to be valid" + (", fit the schema" if fits else "") + " and say the same"
-        return Choice(JsonExact(schema), (JsonValid(), *fits, JsonFields(), *style), why)
+        return MetricChoice(JsonExact(schema), (JsonValid(), *fits, JsonFields(), *style), why)
     counts = closed_answers(examples)
     if counts is not None:
         why = f"the answers are a closed set of {len(counts)}: one is right and the others are wrong"
-        return Choice(ExactMatch(), (Contains(), *style), why, tuple(sorted(counts)))
+        return MetricChoice(ExactMatch(), (Contains(), *style), why, tuple(sorted(counts)))
     why = "the answers are free text: what counts is how much of the author's wording comes, in his order"
-    return Choice(RougeL(), (TokenF1(), EditSimilarity(), *style), why)
+    return MetricChoice(RougeL(), (TokenF1(), EditSimilarity(), *style), why)
 
 
-def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
+def metric_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
     """The metric of that name.
 
     Raises:
@@ -79,7 +79,7 @@ def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] 
         return JsonExact(schema)
     plain: tuple[Metric, ...] = (
         *(ExactMatch(), Contains(), JsonValid(), JsonFields(), TokenF1(), RougeL(), EditSimilarity()),
-        *(Judged(), Length(), Refusal()),
+        *(JudgePreference(), Length(), Refusal()),
     )
     for metric in plain:
         if metric.name == name:
@@ -87,7 +87,7 @@ def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] 
     raise EvaluationInvalid(f"there is no metric {name[:60]!r}; there are: {', '.join(NAMES)}")
 
 
-def beside(name: str, *, schema: bool = False) -> tuple[str, ...]:
+def secondary_metrics(name: str, *, schema: bool = False) -> tuple[str, ...]:
     """Names of the metrics that are worth a look beside a primary one."""
     if name.startswith("json_"):
         family: tuple[str, ...] = ("json_valid", *(("json_schema",) if schema else ()), "json_exact", "json_fields")
@@ -98,11 +98,11 @@ def beside(name: str, *, schema: bool = False) -> tuple[str, ...]:
     return (*(other for other in family if other != name), "length_words", "refusal")
 
 
-def primary_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
+def primary_metric_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
     """The same, for a metric that is to decide. Raises EvaluationInvalid also where it may not."""
     if name == "perplexity":
         raise EvaluationInvalid("perplexity cannot be the primary metric: any tuning of style lowers it")
-    metric = by_name(name, pattern=pattern, schema=schema)
+    metric = metric_by_name(name, pattern=pattern, schema=schema)
     if not metric.decides:
         raise EvaluationInvalid(f"`{name}` cannot be the primary metric: it says nothing of whether an answer is right")
     return metric

@@ -22,7 +22,7 @@ _REFUSAL: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgePreference:
     """What a judge prefers: even, until one has looked at the answers (`trainer.evaluate.preference`)."""
 
     name: ClassVar[str] = "judge"

@@ -9,12 +9,12 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.evaluate import wording
-from trainer.evaluate.contrast import Difference, Mean
-from trainer.evaluate.controls import Control
-from trainer.evaluate.forgetting import Forgetting, Part
+from trainer.evaluate import verdict_text
+from trainer.evaluate.control_arms import Control
+from trainer.evaluate.forgetting import Forgetting, SuitePart
 from trainer.evaluate.page import charts
 from trainer.evaluate.page.charts import Bar, Scale, Tone
+from trainer.evaluate.paired_difference import Difference, Mean
 from trainer.evaluate.report import EvaluationReport
 
 SHOWN_CHARS: Final = 1200
@@ -65,7 +65,7 @@ def render(report: EvaluationReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        points=wording.points, cut=cut, duration=duration, number=number, without_word=wording.without_word
+        points=verdict_text.points, cut=cut, duration=duration, number=number, without_word=verdict_text.without_word
     )
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     verdict = report.verdict
@@ -75,7 +75,7 @@ def render(report: EvaluationReport) -> str:
         report=report,
         verdict=verdict,
         style=Markup(style),  # noqa: S704 - a file of this package
-        word="Comparison" if verdict is None else wording.WORDS[verdict.word],
+        word="Comparison" if verdict is None else verdict_text.VERDICT_WORDS[verdict.word],
         checks=CHECKS,
         metric=metric_name(report.metric),
         sides=_sides(report),
@@ -129,13 +129,13 @@ def _scores(report: EvaluationReport) -> Markup:
 
 
 def _bar(mean: Mean, tone: Tone) -> Bar:
-    shown = f"{wording.points(mean.mean)} ({wording.points(mean.low)} to {wording.points(mean.high)})"
+    shown = f"{verdict_text.points(mean.mean)} ({verdict_text.points(mean.low)} to {verdict_text.points(mean.high)})"
     return Bar(mean.label, 100 * mean.mean, 100 * mean.low, 100 * mean.high, shown, tone)
 
 
 def _control(control: Control) -> Bar:
     name = f"control: {CONTROLS[control.kind]}"
-    return Bar(name, 100 * control.mean, None, None, wording.points(control.mean), "control")
+    return Bar(name, 100 * control.mean, None, None, verdict_text.points(control.mean), "control")
 
 
 def _tone(label: str, report: EvaluationReport) -> Tone:
@@ -184,7 +184,7 @@ def _forgotten(found: Forgetting | None) -> list[Markup]:
     return [*shown, _loss("rise of perplexity, %", found.perplexity)]
 
 
-def _loss(label: str, part: Part) -> Markup:
+def _loss(label: str, part: SuitePart) -> Markup:
     row = Bar(
         label,
         100 * part.loss,
@@ -220,7 +220,7 @@ def _measures(report: EvaluationReport) -> list[dict[str, Any]]:
 
 
 def _signed(share: float) -> str:
-    text = wording.points(share)
+    text = verdict_text.points(share)
     return text if text == "0" or text.startswith("−") else f"+{text}"
 
 

@@ -18,7 +18,7 @@ ALWAYS: Final = ("/dev/null", "/etc/ld.so.cache")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PythonFiles:
     """A Python that can be shown: its executable, and what is bound where (source without links, target)."""
 
     python: Path
@@ -26,7 +26,7 @@ class Shown:
     masked: tuple[str, ...]
 
 
-def python_alone() -> Shown:
+def python_files() -> PythonFiles:
     """The Python that runs this, without any environment that it runs in.
 
     Raises:
@@ -44,7 +44,7 @@ def python_alone() -> Shown:
     binds = [(str(python), str(python)), *((str(path), str(path)) for path in directories)]
     binds += [(str(Path(name).resolve()), name) for name in sorted(wanted)]
     masked = [str(path / name) for path in directories for name in MASKED if (path / name).is_dir()]
-    return Shown(python, tuple(binds), tuple(masked))
+    return PythonFiles(python, tuple(binds), tuple(masked))
 
 
 def filter_library() -> str | None:

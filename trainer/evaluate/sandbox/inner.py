@@ -68,11 +68,11 @@ WATCH_S: Final = 0.02
 """How often the memory of a program is looked at."""
 
 
-class Failed(Exception):
+class SetupFailed(Exception):
     """A wall could not be made."""
 
 
-class Comparison(ctypes.Structure):
+class SeccompComparison(ctypes.Structure):
     """libseccomp's scmp_arg_cmp."""
 
     _fields_ = (
@@ -90,7 +90,7 @@ def call(name: str, *arguments: object) -> None:
     """A function of libc that gives 0 when it worked. Raises Failed."""
     if getattr(LIBC, name)(*arguments) != 0:
         shown = ", ".join(repr(argument)[:80] for argument in arguments)
-        raise Failed(f"{name}({shown}): {os.strerror(ctypes.get_errno())}")
+        raise SetupFailed(f"{name}({shown}): {os.strerror(ctypes.get_errno())}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -102,19 +102,19 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 def main() -> int:
     """The first process: starts the second in namespaces of its own, and says who is who in there."""
     status, lifeline = int(sys.argv[1]), int(sys.argv[2])
-    plan = json.loads(_exactly(0, int.from_bytes(_exactly(0, 8), "little")))
+    plan = json.loads(_read_exactly(0, int.from_bytes(_read_exactly(0, 8), "little")))
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()
     outside = os.geteuid()
     child = os.fork()
     if child == 0:
-        return _second(plan, status, lifeline, (ready_write, go_read), root=outside == 0)
+        return _supervise(plan, status, lifeline, (ready_write, go_read), root=outside == 0)
     os.close(ready_write)
     if os.read(ready_read, 1) == b"1":
         try:
             _map_users(child, outside, os.getegid())
         except OSError as error:
-            _say(status, {"setup": f"the users of a namespace cannot be mapped: {error}"})
+            _report_status(status, {"setup": f"the users of a namespace cannot be mapped: {error}"})
             os.kill(child, signal.SIGKILL)
         else:
             os.write(go_write, b"1")
@@ -133,13 +133,13 @@ def _map_users(pid: int, user: int, group: int) -> None:
     _write(f"/proc/{pid}/gid_map", groups)
 
 
-def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, int], *, root: bool) -> int:
+def _supervise(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, int], *, root: bool) -> int:
     """Watches the third and ends it in time: nothing that runs in there can reach this one."""
     ready, go = pipes
     try:
         call("unshare", sum(NAMESPACES))
-    except Failed as error:
-        _say(status, {"setup": f"this machine gives no namespaces ({error})"})
+    except SetupFailed as error:
+        _report_status(status, {"setup": f"this machine gives no namespaces ({error})"})
         return 1
     os.write(ready, b"1")
     if os.read(go, 1) != b"1":
@@ -148,15 +148,15 @@ def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, 
     processes = os.open("/proc", os.O_PATH | os.O_CLOEXEC)  # the third takes the root away from this one, too
     program = os.fork()
     if program == 0:
-        _third(plan, errors_write, root=root)
+        _become_program(plan, errors_write, root=root)
     os.close(errors_write)
     for number in (0, 1):
         os.close(number)  # whoever reads what the program says sees its end
-    failed = _exactly(errors_read, 4096, short=True).decode("utf-8", "replace")
+    failed = _read_exactly(errors_read, 4096, short=True).decode("utf-8", "replace")
     ended = None
     if not failed:
         try:
-            _content(f"{os.getpid()}/task/{os.getpid()}/children", processes)  # a kernel may be built without these
+            _read_text(f"{os.getpid()}/task/{os.getpid()}/children", processes)  # a kernel may be built without these
             ended = _watch(program, lifeline, plan["wall_s"], lambda: _resident(processes, program), plan["limits"])
         except OSError as error:
             failed = f"the memory of the program cannot be watched: {error}"
@@ -170,7 +170,7 @@ def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, 
         "cpu_s": used.ru_utime + used.ru_stime,
         "filtered": plan["seccomp"] is not None,
     }
-    _say(status, result)
+    _report_status(status, result)
     return 0
 
 
@@ -217,11 +217,11 @@ def _resident(processes: int, program: int) -> int:
     while left:
         process = left.pop()
         try:
-            total += int(_content(f"{process}/statm", processes).split()[1]) * resource.getpagesize()
+            total += int(_read_text(f"{process}/statm", processes).split()[1]) * resource.getpagesize()
             threads = os.open(f"{process}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=processes)
             try:
                 for thread in os.listdir(threads):
-                    left += _content(f"{thread}/children", threads).split()
+                    left += _read_text(f"{thread}/children", threads).split()
             finally:
                 os.close(threads)
         except (FileNotFoundError, ProcessLookupError):
@@ -229,7 +229,7 @@ def _resident(processes: int, program: int) -> int:
     return total
 
 
-def _content(path: str, directory: int) -> str:
+def _read_text(path: str, directory: int) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(descriptor, 65_536).decode("ascii")
@@ -237,7 +237,7 @@ def _content(path: str, directory: int) -> str:
         os.close(descriptor)
 
 
-def _third(plan: dict[str, Any], errors: int, *, root: bool) -> None:
+def _become_program(plan: dict[str, Any], errors: int, *, root: bool) -> None:
     """Make the walls and become the program; never returns."""
     try:
         call("prctl", DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
@@ -255,7 +255,7 @@ def _third(plan: dict[str, Any], errors: int, *, root: bool) -> None:
         if seccomp is not None:
             _filter(seccomp)
         os.execve(plan["argv"][0], plan["argv"], {"PATH": "/nowhere", "HOME": "/work", "LC_ALL": "C.UTF-8"})
-    except (Failed, OSError, ValueError, AttributeError) as error:
+    except (SetupFailed, OSError, ValueError, AttributeError) as error:
         os.write(errors, f"{type(error).__name__}: {error}"[:4000].encode())
     finally:
         os._exit(97)
@@ -278,7 +278,7 @@ def _build_root(plan: dict[str, Any]) -> None:
     os.chdir("/tmp")  # noqa: S108
     number = PIVOT_ROOT.get(platform.machine())
     if number is None:
-        raise Failed(f"pivot_root's number is not known on {platform.machine()}")
+        raise SetupFailed(f"pivot_root's number is not known on {platform.machine()}")
     call("syscall", number, b".", b"old")
     os.chdir("/")
     for source, target in plan["binds"]:
@@ -315,7 +315,7 @@ def _give_up_rights(*, root: bool) -> None:
     while LIBC.prctl(BOUNDING_DROP, capability, 0, 0, 0) == 0:
         capability += 1
     if capability == 0:
-        raise Failed("no capability could be given up")
+        raise SetupFailed("no capability could be given up")
     if root:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -348,36 +348,36 @@ def _filter(library: ctypes.CDLL) -> None:
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
     if not context:
-        raise Failed("libseccomp gives no filter")
+        raise SetupFailed("libseccomp gives no filter")
 
-    def refuse(name: str, *rules: Comparison, action: int = DENY) -> None:
+    def refuse(name: str, *rules: SeccompComparison, action: int = DENY) -> None:
         number = library.seccomp_syscall_resolve_name(name.encode())
         if number < 0:
             return  # this machine has no such call
-        array = (Comparison * max(1, len(rules)))(*rules)
+        array = (SeccompComparison * max(1, len(rules)))(*rules)
         if library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(rules), array) != 0:
-            raise Failed(f"libseccomp cannot refuse {name}")
+            raise SetupFailed(f"libseccomp cannot refuse {name}")
 
     for name in DENIED:
         refuse(name)
     refuse("clone3", action=NOT_THERE)  # its flags lie in memory, where no filter sees them; libc then takes clone
     for flag in NAMESPACES:
-        refuse("clone", Comparison(0, MASKED_EQUAL, flag, flag))
+        refuse("clone", SeccompComparison(0, MASKED_EQUAL, flag, flag))
     for command in LOCKS:
-        refuse("fcntl", Comparison(1, MASKED_EQUAL, LOW_HALF, command))
-    refuse("socketpair", Comparison(0, NOT_EQUAL, UNIX, 0))
+        refuse("fcntl", SeccompComparison(1, MASKED_EQUAL, LOW_HALF, command))
+    refuse("socketpair", SeccompComparison(0, NOT_EQUAL, UNIX, 0))
     if library.seccomp_load(context) != 0:
-        raise Failed("the kernel takes no filter")
+        raise SetupFailed("the kernel takes no filter")
 
 
-def _exactly(descriptor: int, count: int, *, short: bool = False) -> bytes:
+def _read_exactly(descriptor: int, count: int, *, short: bool = False) -> bytes:
     found = b""
     while len(found) < count:
         piece = os.read(descriptor, count - len(found))
         if not piece:
             if short:
                 break
-            raise Failed("the plan ended early")
+            raise SetupFailed("the plan ended early")
         found += piece
     return found
 
@@ -390,7 +390,7 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _say(status: int, found: dict[str, Any]) -> None:
+def _report_status(status: int, found: dict[str, Any]) -> None:
     os.write(status, json.dumps(found).encode() + b"\n")
 
 

@@ -234,7 +234,7 @@ def descriptors() -> bool:
     return len(found) > 1  # the one that the result is said on
 
 
-TRIED: tuple[Callable[[], bool], ...] = (
+ATTEMPTS: tuple[Callable[[], bool], ...] = (
     *(tcp, abstract_socket, hypervisor, interfaces, secret_file, other_files, walk_up, environment, write_outside),
     *(
         write_python,
@@ -270,4 +270,4 @@ def got_through(attempt: Callable[[], bool]) -> bool:
 
 if __name__ == "__main__":
     ASKED["outside"] = set(ASKED["outside"])
-    RESULT = {attempt.__name__: got_through(attempt) for attempt in TRIED}
+    RESULT = {attempt.__name__: got_through(attempt) for attempt in ATTEMPTS}

@@ -1,4 +1,5 @@
-"""A sandbox that has been shown to hold, or none: `prove` makes one, tries to break out of it, and else refuses."""
+"""A sandbox for untrusted Python programs: `prove_sandbox` creates one, tries to escape from it, and returns it only if
+every attempt fails."""
 
 from __future__ import annotations
 
@@ -19,16 +20,16 @@ from pydantic import Field, ValidationError
 
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.sandbox.files import Shown, filter_library, python_alone
+from trainer.evaluate.sandbox.files import PythonFiles, filter_library, python_files
 
 PACKAGE: Final = "trainer.evaluate.sandbox"
 SLACK_S: Final = 10.0
 """How long after its time a sandbox may take to be gone."""
-MOST_PROGRAM_BYTES: Final = 1024 * 1024
+MAX_PROGRAM_BYTES: Final = 1024 * 1024
 ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
-class Limits(Frozen):
+class SandboxLimits(Frozen):
     """What a program may take. ``processes`` and threads together, itself included; ``memory_bytes`` of each of them by
     address space, and of all of them by what is resident."""
 
@@ -42,7 +43,7 @@ class Limits(Frozen):
     output_bytes: int = Field(64 * 2**10, ge=1024)
 
 
-class Ran(Frozen):
+class SandboxResult(Frozen):
     """How a program ended: `finished` came to its end, `failed` raised or left early; `result` is its `RESULT`."""
 
     ending: Literal["finished", "failed", "out_of_time", "out_of_memory", "killed"]
@@ -51,7 +52,7 @@ class Ran(Frozen):
     cpu_s: float = 0.0
 
 
-class Status(Frozen):
+class HelperStatus(Frozen):
     """What the helper says at the end; ``setup`` is why there were no walls, None where there were."""
 
     setup: str | None = None
@@ -63,16 +64,16 @@ class Status(Frozen):
 
 
 class Sandbox:
-    """Runs Python programs; only `prove` makes one. Safe to use for several programs at once."""
+    """Runs Python programs; only `prove_sandbox` makes one. Safe to use for several programs at once."""
 
-    def __init__(self, shown: Shown, limits: Limits, seccomp: str | None) -> None:
+    def __init__(self, shown: PythonFiles, limits: SandboxLimits, seccomp: str | None) -> None:
         self._shown = shown
         self._seccomp = seccomp
         self._runner = (files(PACKAGE) / "runner.py").read_text("utf-8")
         self._inner = str(files(PACKAGE) / "inner.py")
         self.limits = limits
 
-    async def run(self, program: str, given: Any = None) -> Ran:
+    async def run(self, program: str, given: Any = None) -> SandboxResult:
         """Run a program, which finds `given` (JSON) as `ASKED`.
 
         Raises:
@@ -80,12 +81,12 @@ class Sandbox:
         """
         word = secrets.token_hex(16)
         asked = json.dumps({"program": program, "given": given, "word": word}).encode()
-        if len(asked) > MOST_PROGRAM_BYTES:
-            return Ran(ending="failed", detail=f"the program has more than {MOST_PROGRAM_BYTES} bytes")
+        if len(asked) > MAX_PROGRAM_BYTES:
+            return SandboxResult(ending="failed", detail=f"the program has more than {MAX_PROGRAM_BYTES} bytes")
         status, output = await self._launch(asked)
         if status.setup is not None:
             raise SandboxUnavailable(f"no sandbox can be made here: {status.setup}")
-        return _judged(status, output, word)
+        return _result(status, output, word)
 
     def _plan(self) -> bytes:
         argv = [str(self._shown.python), "-I", "-S", "-B", "-X", "utf8", "-c", self._runner]
@@ -100,7 +101,7 @@ class Sandbox:
         found = json.dumps(plan).encode()
         return len(found).to_bytes(8, "little") + found
 
-    async def _launch(self, asked: bytes) -> tuple[Status, bytes]:
+    async def _launch(self, asked: bytes) -> tuple[HelperStatus, bytes]:
         """Start the helper, which ends by itself; where this is cancelled its lifeline is cut, and it ends at once."""
         with _pipe() as (status_read, status_write), _pipe() as (lifeline_read, lifeline_write):
             process = await asyncio.create_subprocess_exec(
@@ -123,7 +124,7 @@ class Sandbox:
                 output, said = b"", b"it did not end in time"
             finally:
                 os.close(lifeline_write)
-                await _gone(process)
+                await _wait_or_kill(process)
             os.set_blocking(status_read, False)  # a helper that had to be killed has a child that may still hold it
             try:
                 return _status(os.read(status_read, 65_536), said), output
@@ -150,7 +151,7 @@ async def _at_most(stream: asyncio.StreamReader, most: int) -> bytes:
     return bytes(found)
 
 
-async def _gone(process: asyncio.subprocess.Process) -> None:
+async def _wait_or_kill(process: asyncio.subprocess.Process) -> None:
     try:
         async with asyncio.timeout(SLACK_S):
             await process.wait()
@@ -160,30 +161,32 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def _status(content: bytes, said: bytes) -> Status:
+def _status(content: bytes, said: bytes) -> HelperStatus:
     """What the helper said; where it said nothing there were no walls."""
     try:
-        return Status.model_validate_json(content)
+        return HelperStatus.model_validate_json(content)
     except ValidationError:
-        return Status(setup=said.decode("utf-8", "replace").strip()[-500:] or "its helper ended without a word")
+        return HelperStatus(setup=said.decode("utf-8", "replace").strip()[-500:] or "its helper ended without a word")
 
 
-def _judged(status: Status, output: bytes, word: str) -> Ran:
+def _result(status: HelperStatus, output: bytes, word: str) -> SandboxResult:
     if status.timed_out:
-        return Ran(ending="out_of_time", cpu_s=status.cpu_s)
+        return SandboxResult(ending="out_of_time", cpu_s=status.cpu_s)
     if status.out_of_memory:
-        return Ran(ending="out_of_memory", detail="its processes together", cpu_s=status.cpu_s)
+        return SandboxResult(ending="out_of_memory", detail="its processes together", cpu_s=status.cpu_s)
     if status.code != 0:
         ending: Literal["out_of_time", "killed"] = "out_of_time" if status.code in (-9, -24) else "killed"
-        return Ran(ending=ending, detail=f"exit code {status.code}", cpu_s=status.cpu_s)
+        return SandboxResult(ending=ending, detail=f"exit code {status.code}", cpu_s=status.cpu_s)
     try:
         found = json.loads(output)
         if found.get("word") == word:
-            return Ran(ending="finished", result=found.get("result"), cpu_s=status.cpu_s)
+            return SandboxResult(ending="finished", result=found.get("result"), cpu_s=status.cpu_s)
         error = str(found["error"])[:100]
     except (ValueError, KeyError, AttributeError, RecursionError):
-        return Ran(ending="failed", detail="it left before its end", cpu_s=status.cpu_s)
-    return Ran(ending="out_of_memory" if error == "MemoryError" else "failed", detail=error, cpu_s=status.cpu_s)
+        return SandboxResult(ending="failed", detail="it left before its end", cpu_s=status.cpu_s)
+    return SandboxResult(
+        ending="out_of_memory" if error == "MemoryError" else "failed", detail=error, cpu_s=status.cpu_s
+    )
 
 
 @contextmanager
@@ -200,7 +203,7 @@ def _pipe() -> Iterator[tuple[int, int]]:
                     os.close(number)
 
 
-async def prove(limits: Limits | None = None) -> Sandbox:
+async def prove_sandbox(limits: SandboxLimits | None = None) -> Sandbox:
     """A sandbox out of which nothing got that the self-test tried.
 
     Raises:
@@ -208,9 +211,9 @@ async def prove(limits: Limits | None = None) -> Sandbox:
     """
     if not sys.platform.startswith("linux"):
         raise SandboxUnavailable("a sandbox needs Linux's namespaces")
-    sandbox = Sandbox(await asyncio.to_thread(python_alone), limits or Limits(), filter_library())
+    sandbox = Sandbox(await asyncio.to_thread(python_files), limits or SandboxLimits(), filter_library())
     probe = (files(PACKAGE) / "probe.py").read_text("utf-8")
-    with outside(sandbox.limits) as given:
+    with escape_targets(sandbox.limits) as given:
         found = await sandbox.run(probe, given)
     if found.ending != "finished" or not isinstance(found.result, dict):
         raise SandboxUnavailable(f"the sandbox's self-test did not come to its end ({found.ending} {found.detail})")
@@ -225,7 +228,7 @@ async def prove(limits: Limits | None = None) -> Sandbox:
 
 
 @contextmanager
-def outside(limits: Limits, scratch: Path = Path("/work")) -> Iterator[dict[str, Any]]:
+def escape_targets(limits: SandboxLimits, scratch: Path = Path("/work")) -> Iterator[dict[str, Any]]:
     """What the probe is to reach for: all of it is there and open to whoever is not in a sandbox."""
     name = f"hatrack-probe-{secrets.token_hex(8)}"
     with (

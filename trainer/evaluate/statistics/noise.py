@@ -59,7 +59,7 @@ def run_noise(runs: Sequence[Array]) -> RunNoise:
     return RunNoise(max(0.0, (between - within) / width), count - 1, changed)
 
 
-def together(noises: Sequence[RunNoise]) -> RunNoise:
+def combined_noise(noises: Sequence[RunNoise]) -> RunNoise:
     """The noise of a difference (or a sum) of one run of each arm.
 
     Its degrees of freedom are F. E. Satterthwaite's (Biometrics Bulletin 2 (1946), 110-114).
@@ -72,7 +72,7 @@ def together(noises: Sequence[RunNoise]) -> RunNoise:
     return RunNoise(variance, variance**2 / sum(noise.variance**2 / noise.degrees for noise in known), changed)
 
 
-def with_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: float) -> Bounds:
+def widen_by_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: float) -> Bounds:
     """Widen an interval over examples by the noise between runs.
 
     The two are independent, so that their variances add, at each end by itself: what stands for the variance over
@@ -83,11 +83,13 @@ def with_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: flo
     if noise.variance == 0:
         return bounds
     z = quantiles.normal(confidence)
-    low, high = (reach(distance / z, noise, confidence) for distance in (estimate - bounds.low, bounds.high - estimate))
+    low, high = (
+        half_width(distance / z, noise, confidence) for distance in (estimate - bounds.low, bounds.high - estimate)
+    )
     return Bounds(max(-1.0, estimate - low), min(1.0, estimate + high), bounds.method + ADDED)
 
 
-def reach(error: float, noise: RunNoise, confidence: float, degrees: float = math.inf) -> float:
+def half_width(error: float, noise: RunNoise, confidence: float, degrees: float = math.inf) -> float:
     """Half the width of an interval with this standard error over examples, and noise between runs beside it.
 
     Args:

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 RESAMPLES: Final = 5000
 BATCH: Final = 500
 """Resamples computed at once: bounds the memory to BATCH times the examples."""
-FARTHEST: Final = 1e-6
+MIN_TAIL: Final = 1e-6
 """Of a bootstrap's tail: with two or three values it would have to be thinner, and no resample is so far out."""
 EDGE: Final = 1e-9
 
@@ -44,9 +44,9 @@ def wins_and_losses(differences: Array) -> tuple[int, int]:
 def interval(differences: Array, *, confidence: float, binary: bool, seed: int, resamples: int = RESAMPLES) -> Bounds:
     """An interval of the mean of paired differences, each from -1 to 1.
 
-    Pairs of right-or-wrong scores get Tango's score interval, all others the widest, at each end, of the BCa bootstrap,
-    Student's, and `sparse`. Where all differences are the same there is nothing to resample, and `sparse` alone bounds
-    what so many examples could have missed.
+    Binary scores get Tango's score interval. All others get, at each end, the widest of the BCa bootstrap, Student's
+    interval and `sparse_interval`. If all differences are equal there is nothing to resample, and `sparse_interval`
+    alone bounds what this many examples could have missed.
 
     Args:
         differences: One an example, in its order.
@@ -58,12 +58,15 @@ def interval(differences: Array, *, confidence: float, binary: bool, seed: int, 
     count = len(differences)
     if binary:
         wins, losses = wins_and_losses(differences)
-        low, high = tango(wins, losses, count, confidence)
+        low, high = tango_interval(wins, losses, count, confidence)
         return Bounds(low, high, "Tango's score interval for paired proportions")
-    mean, few = float(differences.mean()), sparse(differences, confidence)
-    if alike(differences):
+    mean, few = float(differences.mean()), sparse_interval(differences, confidence)
+    if all_equal(differences):
         return Bounds(*few, "all differences alike: Tango's interval for none")
-    ends = student(differences, confidence), bca(differences, confidence, seed=seed, resamples=resamples)
+    ends = (
+        student_interval(differences, confidence),
+        bca_interval(differences, confidence, seed=seed, resamples=resamples),
+    )
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     method = "paired BCa bootstrap, nowhere narrower than Student's"
     if few[0] < low or few[1] > high:
@@ -71,12 +74,12 @@ def interval(differences: Array, *, confidence: float, binary: bool, seed: int, 
     return Bounds(min(low, few[0], mean), max(high, few[1], mean), method)
 
 
-def alike(differences: Array) -> bool:
+def all_equal(differences: Array) -> bool:
     """Whether all are the same."""
     return len(differences) < 2 or float(np.ptp(differences)) < EDGE
 
 
-def sparse(differences: Array, confidence: float) -> tuple[float, float]:
+def sparse_interval(differences: Array, confidence: float) -> tuple[float, float]:
     """What examples could have missed of which most are alike: a few that differ say little of how much others may.
 
     Tango's interval for the examples above and below the median, each counted as a difference of one size: the mean
@@ -91,7 +94,7 @@ def sparse(differences: Array, confidence: float) -> tuple[float, float]:
     above, below = wins_and_losses(apart)
     unseen = weight * (count - above - below) / count
     size = (float(np.abs(apart).sum()) + unseen) / (above + below + weight)
-    low, high = tango(above, below, count, confidence)
+    low, high = tango_interval(above, below, count, confidence)
     middle = (above - below) / count
     # differences of log-probabilities may be larger than 1
     return (
@@ -100,7 +103,7 @@ def sparse(differences: Array, confidence: float) -> tuple[float, float]:
     )
 
 
-def tango(wins: int, losses: int, count: int, confidence: float) -> tuple[float, float]:
+def tango_interval(wins: int, losses: int, count: int, confidence: float) -> tuple[float, float]:
     """The score interval of a difference of paired proportions: all differences that the score test does not reject.
 
     At a difference of zero the test is McNemar's, so that interval and test never disagree. Source: T. Tango,
@@ -147,7 +150,7 @@ def mcnemar_p(wins: int, losses: int) -> float:
     return float(mcnemar([[0, wins], [losses, 0]], exact=True).pvalue)
 
 
-def student(values: Array, confidence: float) -> tuple[float, float]:
+def student_interval(values: Array, confidence: float) -> tuple[float, float]:
     """Student's interval of a mean."""
     count = len(values)
     half = quantiles.student(confidence, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
@@ -155,7 +158,7 @@ def student(values: Array, confidence: float) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bca_interval(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """The bias-corrected and accelerated bootstrap interval of a mean, widened for small samples.
 
     The level is raised so that a normal quantile becomes sqrt(n / (n - 1)) times Student's: without it the bootstrap is
@@ -172,8 +175,8 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
     count = len(values)
     quantile = math.sqrt(count / (count - 1)) * quantiles.student(confidence, count - 1)
     tail = float(stats.norm.sf(quantile))
-    if tail < FARTHEST:
-        return student(values, confidence)
+    if tail < MIN_TAIL:
+        return student_interval(values, confidence)
     found = stats.bootstrap(
         (values,),
         np.mean,
@@ -185,7 +188,7 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
     ).confidence_interval
     # no resample may be as far out as the estimate where one value in many differs; Student's then stands alone
     low, high = float(found.low), float(found.high)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else student(values, confidence)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else student_interval(values, confidence)
 
 
 def as_array(values: Sequence[float]) -> Array:

@@ -17,16 +17,16 @@ import numpy as np
 from scipy import optimize, special
 
 from trainer.evaluate.statistics import quantiles
-from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, reach
+from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, half_width
 from trainer.evaluate.statistics.paired import Array, Bounds, wins_and_losses
 
-MOST_EXAMPLES: Final = 100_000
+MAX_EXAMPLES: Final = 100_000
 """More than this many examples is no advice."""
-FEWEST: Final = 2
+MIN_EXAMPLES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class ScoreVariance:
     """How the differences spread, for planning; variances of a single example's difference.
 
     ``discordant`` is the share of pairs that differ, for right-or-wrong scores; one pair more each way is counted than
@@ -44,18 +44,18 @@ class Spread:
         return max(self.discordant, abs(difference)) - difference * difference
 
 
-def spread(differences: Array, *, binary: bool) -> Spread:
+def score_variance(differences: Array, *, binary: bool) -> ScoreVariance:
     """The spread of the differences that were seen."""
     count = len(differences)
     wins, losses = wins_and_losses(differences)
     if binary:
-        return Spread(0.0, (wins + losses + 2) / (count + 2))
+        return ScoreVariance(0.0, (wins + losses + 2) / (count + 2))
     padded = np.concatenate([differences, [0.5, -0.5]]) if wins + losses < 2 else differences
-    return Spread(float(np.var(padded, ddof=1)) if len(padded) > 1 else 0.25)
+    return ScoreVariance(float(np.var(padded, ddof=1)) if len(padded) > 1 else 0.25)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PowerPlan:
     """What is wanted of a comparison. ``noise`` between runs stays, however many examples there are."""
 
     bound: float
@@ -64,45 +64,45 @@ class Plan:
     noise: RunNoise = NO_RUNS
 
 
-def detectable(found: Spread, count: int, plan: Plan) -> float | None:
+def detectable(found: ScoreVariance, count: int, plan: PowerPlan) -> float | None:
     """The smallest true difference that `count` examples show to lie above the bound; None where none up to 1 does.
 
     Of one example none does: it says nothing of how examples differ.
     """
 
     def lacking(difference: float) -> float:
-        return difference - plan.bound - _reach(found, count, difference, plan)
+        return difference - plan.bound - _required_distance(found, count, difference, plan)
 
-    if count < FEWEST or lacking(1.0) < 0:
+    if count < MIN_EXAMPLES or lacking(1.0) < 0:
         return None
     return float(optimize.brentq(lacking, plan.bound, 1.0))
 
 
-def examples_needed(found: Spread, difference: float, plan: Plan) -> int | None:
+def examples_needed(found: ScoreVariance, difference: float, plan: PowerPlan) -> int | None:
     """Examples (all, not more) after which a true `difference` is told from the bound; None above MOST_EXAMPLES."""
     gap = abs(difference - plan.bound)
 
     def lacking(count: float) -> float:
-        return gap - _reach(found, count, difference, plan)
+        return gap - _required_distance(found, count, difference, plan)
 
-    if lacking(MOST_EXAMPLES) < 0:
+    if lacking(MAX_EXAMPLES) < 0:
         return None
-    if lacking(FEWEST) >= 0:
-        return FEWEST
-    return math.ceil(float(optimize.brentq(lacking, FEWEST, MOST_EXAMPLES, xtol=0.01)) - 0.05)
+    if lacking(MIN_EXAMPLES) >= 0:
+        return MIN_EXAMPLES
+    return math.ceil(float(optimize.brentq(lacking, MIN_EXAMPLES, MAX_EXAMPLES, xtol=0.01)) - 0.05)
 
 
-def examples_needed_alike(difference: float, plan: Plan) -> int | None:
+def examples_needed_alike(difference: float, plan: PowerPlan) -> int | None:
     """The same where every example has this same difference: after how many the interval for none that differs, z²/(n +
     z²) to both sides and widened by noise, is clear of the bound. None above MOST_EXAMPLES."""
     gap, z = abs(difference - plan.bound), quantiles.normal(plan.confidence)
 
     def open_at(count: int) -> bool:
-        return reach(z / (count + z * z), plan.noise, plan.confidence) >= gap
+        return half_width(z / (count + z * z), plan.noise, plan.confidence) >= gap
 
-    if open_at(MOST_EXAMPLES):
+    if open_at(MAX_EXAMPLES):
         return None
-    return bisect.bisect_left(range(MOST_EXAMPLES + 1), True, lo=FEWEST, key=lambda count: not open_at(count))
+    return bisect.bisect_left(range(MAX_EXAMPLES + 1), True, lo=MIN_EXAMPLES, key=lambda count: not open_at(count))
 
 
 def examples_needed_by_interval(count: int, difference: float, bounds: Bounds, bound: float) -> int | None:
@@ -115,14 +115,14 @@ def examples_needed_by_interval(count: int, difference: float, bounds: Bounds, b
         return 0
     gap = abs(difference - bound)
     half = difference - bounds.low if difference > bound else bounds.high - difference
-    if gap == 0 or count * (half / gap) ** 2 > MOST_EXAMPLES:
+    if gap == 0 or count * (half / gap) ** 2 > MAX_EXAMPLES:
         return None
     return max(count + 1, math.ceil(count * (half / gap) ** 2))
 
 
-def _reach(found: Spread, count: float, difference: float, plan: Plan) -> float:
+def _required_distance(found: ScoreVariance, count: float, difference: float, plan: PowerPlan) -> float:
     """How far from the bound a true difference must be, for its interval to be clear of it as often as planned."""
     error = math.sqrt(found.at(difference) / count)
     degrees = math.inf if found.discordant is not None else count - 1
-    half = reach(error, plan.noise, plan.confidence, degrees)
+    half = half_width(error, plan.noise, plan.confidence, degrees)
     return half + float(special.ndtri(plan.power)) * math.hypot(error, math.sqrt(plan.noise.variance))

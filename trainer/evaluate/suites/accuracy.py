@@ -7,20 +7,20 @@ from typing import Any, Final
 
 from scipy import stats
 
-from trainer.evaluate.contrast import Method
-from trainer.evaluate.forgetting import State as SuiteState
+from trainer.evaluate.forgetting import SuiteState
+from trainer.evaluate.paired_difference import Method
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wording import points
+from trainer.evaluate.verdict_text import points
 
 AT_CHANCE: Final = "The base itself is at chance"
 TOO_FEW: Final = "Losing all of that would keep the budget"
-SHOWN_LOST: Final = 50
+MAX_LOST_SHOWN: Final = 50
 """Most ids of questions that were right before and are wrong now, in a report."""
 
 
-def weigh(
+def accuracy_result(
     name: str,
     source: str,
     ids: Sequence[str],
@@ -58,14 +58,16 @@ def weigh(
         "chance": chance,
         "questions": count,
         "source": source,
-        "lost": [each for each, one, other in zip(ids, before, after, strict=True) if one and not other][:SHOWN_LOST],
+        "lost": [each for each, one, other in zip(ids, before, after, strict=True) if one and not other][
+            :MAX_LOST_SHOWN
+        ],
     }
     seen = f"{name}, {source}: {base:.0%} right before, {candidate:.0%} after"
     span = f"loss {points(loss)} points, interval {points(bounds.low)} to {points(bounds.high)}"
     if silent:
         sentence = f"{seen}. {AT_CHANCE if at_chance else TOO_FEW}: the suite cannot show a loss."
     else:
-        sentence = f"{seen} ({span}; budget {points(budget)}){SAID[state]}."
+        sentence = f"{seen} ({span}; budget {points(budget)}){BUDGET_PHRASES[state]}."
     return SuiteResult(
         name=name,
         kind="budget",
@@ -76,7 +78,7 @@ def weigh(
     )
 
 
-SAID: Final[dict[SuiteState, str]] = {
+BUDGET_PHRASES: Final[dict[SuiteState, str]] = {
     "kept": ", within the budget",
     "broken": ", more than the budget allows",
     "open": ", above the budget, but it may be chance",

@@ -25,7 +25,7 @@ from trainer.evaluate.arms import Frozen
 T = TypeVar("T")
 Row = TypeVar("Row", bound=BaseModel)
 LETTERS: Final = "ABCD"
-MOST_FILE_BYTES: Final = 256 * 2**20
+MAX_FILE_BYTES: Final = 256 * 2**20
 SEED: Final = 20
 MMLU_HUB: Final = ("cais/mmlu", {"test": "all/test-00000-of-00001.parquet", "dev": "all/dev-00000-of-00001.parquet"})
 GSM8K_HUB: Final = ("openai/gsm8k", {"test": "main/test-00000-of-00001.parquet"})
@@ -35,7 +35,7 @@ _PACKAGED_QUESTION: Final = re.compile(r"(.*?)\n\(A\)(.*?)\(B\)(.*?)\(C\)(.*?)\(
 _PACKAGED_ANSWER: Final = re.compile(r"answer is \(([A-D])\)")
 
 
-class Choice(Frozen):
+class MmluQuestion(Frozen):
     """A question of MMLU; ``answer`` counts from 0."""
 
     question: str = Field(min_length=1)
@@ -44,7 +44,7 @@ class Choice(Frozen):
     subject: str = Field(min_length=1, max_length=100)
 
 
-class Problem(Frozen):
+class Gsm8kProblem(Frozen):
     """A problem of GSM8K; the answer ends with `#### number`."""
 
     question: str = Field(min_length=1)
@@ -52,24 +52,24 @@ class Problem(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Mmlu:
+class MmluData:
     """Questions, examples to show before them by subject (or none), and what they are in words."""
 
-    test: tuple[Choice, ...]
-    dev: dict[str, tuple[Choice, ...]]
+    test: tuple[MmluQuestion, ...]
+    dev: dict[str, tuple[MmluQuestion, ...]]
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Gsm8k:
+class Gsm8kData:
     """Problems, and what they are in words."""
 
-    test: tuple[Problem, ...]
+    test: tuple[Gsm8kProblem, ...]
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class DataSources:
     """Where data may come from."""
 
     directory: Path | None
@@ -77,7 +77,7 @@ class Places:
     cache: Path | None = None
 
 
-def mmlu(places: Places) -> Mmlu:
+def mmlu(places: DataSources) -> MmluData:
     """MMLU's test questions: from `DIR/mmlu` (the hub's fields as JSON lines or Parquet, or the original CSV files),
     from the hub, or the 281 development questions with four choices that lm-evaluation-harness ships.
 
@@ -86,17 +86,19 @@ def mmlu(places: Places) -> Mmlu:
     """
     test = [*_rows(places, "mmlu", "test", MMLU_HUB, _mmlu_csv)]
     if not test:
-        return Mmlu(_checked(Choice, packaged_mmlu(), "lm-eval's package"), {}, SHIPPED)
-    dev: dict[str, list[Choice]] = {}
+        return MmluData(_validated(MmluQuestion, packaged_mmlu(), "lm-eval's package"), {}, SHIPPED)
+    dev: dict[str, list[MmluQuestion]] = {}
     shots = [*_rows(places, "mmlu", "dev", MMLU_HUB, _mmlu_csv)]
-    for each in _checked(Choice, shots, "mmlu/dev") if shots else ():
+    for each in _validated(MmluQuestion, shots, "mmlu/dev") if shots else ():
         dev.setdefault(each.subject, []).append(each)
-    return Mmlu(
-        _checked(Choice, test, "mmlu/test"), {subject: tuple(found) for subject, found in dev.items()}, "test questions"
+    return MmluData(
+        _validated(MmluQuestion, test, "mmlu/test"),
+        {subject: tuple(found) for subject, found in dev.items()},
+        "test questions",
     )
 
 
-def gsm8k(places: Places) -> Gsm8k:
+def gsm8k(places: DataSources) -> Gsm8kData:
     """GSM8K's test problems: from `DIR/gsm8k/test.jsonl` (or `.parquet`), or from the hub.
 
     Raises:
@@ -108,7 +110,7 @@ def gsm8k(places: Places) -> Gsm8k:
             "the suite `gsm8k` has no data here: put its test.jsonl into the directory gsm8k/ of "
             "HATRACK_TRAINER_SUITES_DIR, or name a hub with HATRACK_TRAINER_SUITES_HUB"
         )
-    return Gsm8k(_checked(Problem, found, "gsm8k/test"), "test problems")
+    return Gsm8kData(_validated(Gsm8kProblem, found, "gsm8k/test"), "test problems")
 
 
 def sample(found: Sequence[T], limit: int) -> list[T]:
@@ -149,13 +151,13 @@ ReadCsv = Callable[[str, str], Iterator[dict[str, Any]]]
 
 
 def _rows(
-    places: Places, name: str, kind: Kind, hub: tuple[str, dict[str, str]], read_csv: ReadCsv | None
+    places: DataSources, name: str, kind: Kind, hub: tuple[str, dict[str, str]], read_csv: ReadCsv | None
 ) -> Iterator[dict[str, Any]]:
     """The directory's rows; where it has none, the hub's."""
     paths = [] if places.directory is None else _files(places.directory / name, kind)
     repository, remote = hub
     if not paths and places.hub is not None and kind in remote:
-        paths = [_fetched(places.hub, repository, remote[kind], places.cache)]
+        paths = [_fetch(places.hub, repository, remote[kind], places.cache)]
     for path in paths:
         yield from _read(path, read_csv)
 
@@ -168,8 +170,8 @@ def _files(folder: Path, kind: Kind) -> list[Path]:
 
 def _read(path: Path, read_csv: ReadCsv | None) -> Iterator[dict[str, Any]]:
     try:
-        if path.stat().st_size > MOST_FILE_BYTES:
-            raise SuiteUnavailable(f"{path} has more than {MOST_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SuiteUnavailable(f"{path} has more than {MAX_FILE_BYTES} bytes")
         if path.suffix == ".parquet":
             import pyarrow.parquet as parquet
 
@@ -193,7 +195,7 @@ def _mmlu_csv(stem: str, content: str) -> Iterator[dict[str, Any]]:
         yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5].strip()), "subject": subject}
 
 
-def _checked(kind: type[Row], rows: Sequence[dict[str, Any]], where: str) -> tuple[Row, ...]:
+def _validated(kind: type[Row], rows: Sequence[dict[str, Any]], where: str) -> tuple[Row, ...]:
     fields = set(kind.model_fields)
     found = []
     for number, row in enumerate(rows, start=1):
@@ -206,7 +208,7 @@ def _checked(kind: type[Row], rows: Sequence[dict[str, Any]], where: str) -> tup
     return tuple(found)
 
 
-def _fetched(hub: str, repository: str, name: str, cache: Path | None) -> Path:
+def _fetch(hub: str, repository: str, name: str, cache: Path | None) -> Path:
     """A file of the hub's, kept in the cache. Raises SuiteUnavailable."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -15,9 +15,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from trainer.errors import SuiteUnavailable
-from trainer.evaluate.arms import Arm, Question, Turn
-from trainer.evaluate.asking import Answerer, Ask
-from trainer.evaluate.likelihood import Passage, Scorer, common_prefix
+from trainer.evaluate.arms import Arm, ChatMessage, Question
+from trainer.evaluate.asking import Answerer, ArmRequest
+from trainer.evaluate.likelihood import Scorer, TextBatch, common_prefix
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -58,7 +58,7 @@ def task(name: str, template: str, rows: Mapping[str, Sequence[dict[str, Any]]],
     return ConfigurableTask(config={**found, **given, **config})
 
 
-class Bridge:
+class LoopBridge:
     """Lets the harness's thread have coroutines done on the event loop, and ends it where they are called off."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -85,7 +85,7 @@ class Bridge:
             future.cancel()
 
 
-class Asked:
+class ArmModel:
     """Answers the harness's requests as one arm does. Stop words are looked for here, in the whole answer."""
 
     def __init__(self, arm: Arm, suite: str, scorer: Scorer, answerer: Answerer, on_progress: OnProgress) -> None:
@@ -101,7 +101,7 @@ class Asked:
         for context, continuation in pairs:
             by_context.setdefault(context, []).append(continuation)
         passages = [
-            Passage(self._id(context), (context, *(context + each for each in continuations)))
+            TextBatch(self._id(context), (context, *(context + each for each in continuations)))
             for context, continuations in by_context.items()
         ]
         rows = await self._scorer.texts(self._arm, passages, self._on_progress)
@@ -115,7 +115,10 @@ class Asked:
     async def texts(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
         """Of (prompt, stop words): the answer up to the first stop word."""
         asks = [
-            Ask(self._arm, Question(id=self._id(prompt), turns=(Turn(role="user", content=prompt),), reference=""))
+            ArmRequest(
+                self._arm,
+                Question(id=self._id(prompt), turns=(ChatMessage(role="user", content=prompt),), reference=""),
+            )
             for prompt, _ in wanted
         ]
         answers = await self._answerer.answer(asks, self._on_progress)
@@ -130,7 +133,9 @@ def _up_to(text: str, until: Sequence[str]) -> str:
     return text[: min(places)] if places else text
 
 
-def _evaluate(asked: Asked, bridge: Bridge, tasks: Mapping[str, ConfigurableTask], metric: str, wanted: str) -> Scores:
+def _evaluate(
+    asked: ArmModel, bridge: LoopBridge, tasks: Mapping[str, ConfigurableTask], metric: str, wanted: str
+) -> Scores:
     """On the thread: run the harness; each task's scores in the order of its documents."""
     from lm_eval import evaluator
     from lm_eval.api.model import LM
@@ -159,7 +164,7 @@ def _evaluate(asked: Asked, bridge: Bridge, tasks: Mapping[str, ConfigurableTask
 Scores = dict[str, list[float]]
 
 
-async def evaluate(asked: Asked, tasks: Mapping[str, ConfigurableTask], *, metric: str, filtered: str) -> Scores:
+async def evaluate(asked: ArmModel, tasks: Mapping[str, ConfigurableTask], *, metric: str, filtered: str) -> Scores:
     """Put tasks to an arm; each task's scores, by its name, in the order of its rows.
 
     Args:
@@ -171,7 +176,7 @@ async def evaluate(asked: Asked, tasks: Mapping[str, ConfigurableTask], *, metri
     Raises:
         EvaluationError, GatewayUnreachable: As what asks.
     """
-    bridge = Bridge(asyncio.get_running_loop())
+    bridge = LoopBridge(asyncio.get_running_loop())
     thread = asyncio.ensure_future(asyncio.to_thread(_evaluate, asked, bridge, tasks, metric, filtered))
     try:
         return await asyncio.shield(thread)

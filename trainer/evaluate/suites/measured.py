@@ -13,27 +13,27 @@ from trainer.evaluate.compare import OnStage
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.suites import data, harness
-from trainer.evaluate.suites.accuracy import weigh
+from trainer.evaluate.suites.accuracy import accuracy_result
 from trainer.evaluate.verdict import Rules
 
 MMLU_SHOTS: Final = 5
-LONGEST_SHOTS_CHARS: Final = 6_000
+MAX_SHOTS_CHARS: Final = 6_000
 """Above that the examples before a question are fewer: a small model's context is not filled with them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class SuiteContext:
     """What a suite asks with. ``limit``: most questions; the answerer's longest answer is the suite's own."""
 
     scorer: Scorer
     answerer: Answerer
-    places: data.Places
+    places: data.DataSources
     limit: int
     rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSuite:
     """A suite's tasks, and the questions' ids in the order of the tasks' rows."""
 
     tasks: dict[str, Any]
@@ -41,7 +41,7 @@ class Prepared:
     source: str
 
 
-class Measured:
+class HarnessSuite:
     """A suite of the harness.
 
     Args:
@@ -56,8 +56,8 @@ class Measured:
     def __init__(
         self,
         name: str,
-        bench: Bench,
-        prepare: Callable[[Bench], Prepared],
+        bench: SuiteContext,
+        prepare: Callable[[SuiteContext], PreparedSuite],
         *,
         metric: str,
         filtered: str,
@@ -76,31 +76,31 @@ class Measured:
                 if on_stage is not None:
                     on_stage(f"{self.name}, {arm.label}", done, total)
 
-            asked = harness.Asked(arm, self.name, self._bench.scorer, self._bench.answerer, told)
+            asked = harness.ArmModel(arm, self.name, self._bench.scorer, self._bench.answerer, told)
             found = await harness.evaluate(asked, prepared.tasks, metric=self._metric, filtered=self._filtered)
             return [score > 0.5 for name in prepared.tasks for score in found[name]]
 
         one, other = await rights(before), await rights(after)
-        return weigh(
+        return accuracy_result(
             *(self.name, prepared.source, prepared.ids, one, other), chance=self._chance, rules=self._bench.rules
         )
 
 
-def mmlu(bench: Bench) -> Measured:
+def mmlu(bench: SuiteContext) -> HarnessSuite:
     """Four choices by log-probability, each subject with its own examples before the question, where there are any."""
-    return Measured("mmlu", bench, _mmlu, metric="acc", filtered="none", chance=0.25)
+    return HarnessSuite("mmlu", bench, _mmlu, metric="acc", filtered="none", chance=0.25)
 
 
-def gsm8k(bench: Bench) -> Measured:
+def gsm8k(bench: SuiteContext) -> HarnessSuite:
     """Eight worked examples, then the problem; the last number of the answer counts."""
-    return Measured("gsm8k", bench, _gsm8k, metric="exact_match", filtered="flexible-extract", chance=0.0)
+    return HarnessSuite("gsm8k", bench, _gsm8k, metric="exact_match", filtered="flexible-extract", chance=0.0)
 
 
-def _mmlu(bench: Bench) -> Prepared:
+def _mmlu(bench: SuiteContext) -> PreparedSuite:
     harness.check_installed()
     found = data.mmlu(bench.places)
     drawn = data.sample(found.test, bench.limit)
-    by_subject: dict[str, list[data.Choice]] = {}
+    by_subject: dict[str, list[data.MmluQuestion]] = {}
     for each in drawn:
         by_subject.setdefault(each.subject, []).append(each)
     tasks, ids = {}, []
@@ -117,22 +117,22 @@ def _mmlu(bench: Bench) -> Prepared:
         )
         ids += [f"{subject}/{number}" for number in range(1, len(questions) + 1)]
     shown = f"{len(drawn)} of {len(found.test)} {found.source}"
-    return Prepared(tasks, tuple(ids), shown)
+    return PreparedSuite(tasks, tuple(ids), shown)
 
 
-def _shots(found: tuple[data.Choice, ...]) -> tuple[data.Choice, ...]:
+def _shots(found: tuple[data.MmluQuestion, ...]) -> tuple[data.MmluQuestion, ...]:
     """As many of the subject's first five as are not too long together."""
     shots = found[:MMLU_SHOTS]
-    while shots and sum(len(each.question) + sum(map(len, each.choices)) for each in shots) > LONGEST_SHOTS_CHARS:
+    while shots and sum(len(each.question) + sum(map(len, each.choices)) for each in shots) > MAX_SHOTS_CHARS:
         shots = shots[:-1]
     return shots
 
 
-def _gsm8k(bench: Bench) -> Prepared:
+def _gsm8k(bench: SuiteContext) -> PreparedSuite:
     harness.check_installed()
     found = data.gsm8k(bench.places)
     drawn = data.sample(found.test, bench.limit)
     rows = {"test": [each.model_dump() for each in drawn]}
     task = harness.task("gsm8k", harness.GSM8K, rows)
     ids = tuple(str(number) for number in range(1, len(drawn) + 1))
-    return Prepared({"gsm8k": task}, ids, f"{len(drawn)} of {len(found.test)} {found.source}")
+    return PreparedSuite({"gsm8k": task}, ids, f"{len(drawn)} of {len(found.test)} {found.source}")

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from starlette.routing import Match
 
 import trainer.data.report as data
-import trainer.evaluate.contrast as contrast
 import trainer.evaluate.evaluations.schemas as evaluations
 import trainer.evaluate.evaluations.spec as evaluation_spec
+import trainer.evaluate.paired_difference as contrast
 import trainer.evaluate.report as report
 import trainer.evaluate.spec as evaluate
 import trainer.evaluate.verdict as verdict
@@ -94,12 +94,12 @@ def test_nothing_that_is_described_is_run() -> None:
         (request_schemas.ArmBody, evaluations.ArmBody, set()),
         (request_schemas.ArmBody, Arm, set()),
         (request_schemas.ArmPrompt, evaluations.PromptBody, set()),
-        (request_schemas.MetricBody, evaluate.MetricWish, set()),
+        (request_schemas.MetricBody, evaluate.MetricOptions, set()),
         (request_schemas.ChoiceBody, reviews.ChoiceBody, set()),
         (job_schemas.Recipe, Recipe, set()),
         (job_schemas.JobPlan, spec.Plan, set()),
         (job_schemas.PrimaryMetric, spec.Primary, {"answers"}),
-        (job_schemas.JobVerdict, evaluation_spec.Judged, set()),
+        (job_schemas.JobVerdict, evaluation_spec.VerdictRecord, set()),
         (job_schemas.JobError, protocol.Failure, set()),
         (job_schemas.QualityReport, data.Report, set()),
         (job_schemas.DataFinding, data.Finding, set()),

@@ -8,7 +8,7 @@ from adapters.base import Fingerprint
 from tests.unit.trainer.evaluate.worlds import QUICK, forgetting, form, row
 from trainer.data.report import AnswerShare, Finding, HeldOut, Lengths
 from trainer.data.report import Report as DataReport
-from trainer.evaluate.arms import Arm, Question, Turn
+from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.report import Cost, EvaluationReport, LossPoint, build
@@ -21,7 +21,9 @@ HOSTILE = "</p><script>alert('x')</script><img src=x onerror=alert(1)> & \"quote
 
 def comparison(count: int = 60, *, right: int = 50) -> Comparison:
     asked = tuple(
-        Question(id=str(at), turns=(Turn(role="user", content=f"{HOSTILE} {at}"),), reference=f"ref {at} {HOSTILE}")
+        Question(
+            id=str(at), turns=(ChatMessage(role="user", content=f"{HOSTILE} {at}"),), reference=f"ref {at} {HOSTILE}"
+        )
         for at in range(count)
     )
 

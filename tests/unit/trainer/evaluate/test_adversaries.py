@@ -16,12 +16,12 @@ from trainer.data.format import parse_chat
 from trainer.errors import AnswerRefused
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Question, questions
-from trainer.evaluate.asking import Ask, OnProgress
+from trainer.evaluate.asking import ArmRequest, OnProgress
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.likelihood import Passage, Row
+from trainer.evaluate.likelihood import TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.choose import OVERLAP
 from trainer.evaluate.run import run
-from trainer.evaluate.spec import EvaluationSpec, JudgeResult, MetricWish, SuiteResult, common
+from trainer.evaluate.spec import EvaluationSpec, JudgeResult, MetricOptions, SuiteResult, most_frequent_answers
 from trainer.evaluate.verdict import Rules, Verdict
 from trainer.samples import data_file, heldout_file
 
@@ -50,7 +50,7 @@ class Script:
     def __init__(self, scripts: dict[str, Say]) -> None:
         self._scripts = scripts
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
+    async def answer(self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         return [
             Answer(
                 arm=ask.arm.label,
@@ -71,13 +71,13 @@ class Likely:
         self._elsewhere, self._room = elsewhere, room
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
+        self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         raise AssertionError
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
+    ) -> list[TokenLogprobs]:
         elsewhere = [question for question in held_out if question.id.endswith("/elsewhere")]
         if elsewhere and not self._room:
             raise AnswerRefused(400, "context_length_exceeded", "too long")
@@ -88,7 +88,7 @@ class Likely:
         hard = seeded(0).normal(0, 0.5, len(held_out))
         own_noise = seeded(len(arm.model) + len(elsewhere)).normal(0, 0.2, len(held_out))
         return [
-            Row(tokens=(1,), logprobs=(-float(level + of_all + of_it),))
+            TokenLogprobs(tokens=(1,), logprobs=(-float(level + of_all + of_it),))
             for of_all, of_it in zip(hard, own_noise, strict=True)
         ]
 
@@ -132,9 +132,9 @@ async def verdict(
         arms=arms,
         candidate="voice@3",
         bases=("base",),
-        metric=MetricWish(name=metric),
+        metric=MetricOptions(name=metric),
         suites=("mmlu",),
-        taught=common(TAUGHT),
+        taught=most_frequent_answers(TAUGHT),
         rules=Rules(method=QUICK),
         repeats=1,
         judge=None if judge is None else "strict",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.evaluate.answers import Answer, Book, Key
+from trainer.evaluate.answers import Answer, Key, RecordFile
 
 
 def answer(example: str, text: str = "yes") -> Answer:
@@ -17,10 +17,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def keep(path: Path, *answers: Answer) -> dict[Key, Answer]:
-    with Book(path, Answer) as book:
+    with RecordFile(path, Answer) as book:
         for each in answers:
             book.add(each)
-    with Book(path, Answer) as book:
+    with RecordFile(path, Answer) as book:
         return dict(book.found)
 
 

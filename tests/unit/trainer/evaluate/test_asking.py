@@ -22,8 +22,8 @@ from trainer.errors import (
     GatewayUnreachable,
 )
 from trainer.evaluate.arms import Arm, Prompt
-from trainer.evaluate.asking import Ask, HttpAnswerer
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.asking import ArmRequest, HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 
 TUNED = Arm(label="tuned", model="voice@3")
 BASE = Arm(label="base", model="smol", prompt=Prompt(system="Be kind."))
@@ -42,9 +42,12 @@ def answerer(gateway: Gateway, tmp_path: Path) -> Any:
     return make
 
 
-def asks(count: int, *arms: Arm, repeats: int = 1) -> list[Ask]:
+def asks(count: int, *arms: Arm, repeats: int = 1) -> list[ArmRequest]:
     return [
-        Ask(arm, question, at) for at in range(repeats) for question in questions(count) for arm in arms or (TUNED,)
+        ArmRequest(arm, question, at)
+        for at in range(repeats)
+        for question in questions(count)
+        for arm in arms or (TUNED,)
     ]
 
 
@@ -270,7 +273,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from tests.unit.trainer.evaluate.test_asking import asks
 from trainer.evaluate.asking import HttpAnswerer
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.endpoint_client import Endpoint
 url, key, book = sys.argv[1:]
 asyncio.run(HttpAnswerer(Endpoint(url, SecretStr(key)), Path(book), concurrency=2).answer(asks(20)))
 """

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.data.format import Example, Message
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.metrics.choose import NAMES, by_name, choose_primary, primary_by_name
+from trainer.evaluate.metrics.choose import NAMES, choose_primary, metric_by_name, primary_metric_by_name
 
 
 def examples(answers: list[str]) -> list[Example]:
@@ -53,16 +53,16 @@ def test_without_examples_there_is_no_choice() -> None:
 
 def test_every_name_is_a_metric_of_that_name() -> None:
     for name in NAMES:
-        assert by_name(name, pattern="x", schema={}).name == name
+        assert metric_by_name(name, pattern="x", schema={}).name == name
 
 
 @pytest.mark.parametrize("name", ["perplexity", "length_words", "refusal", "json_valid", "json_schema", "nonsense"])
 def test_what_says_nothing_of_right_and_wrong_cannot_decide(name: str) -> None:
     with pytest.raises(EvaluationInvalid):
-        primary_by_name(name, schema={})
+        primary_metric_by_name(name, schema={})
 
 
 @pytest.mark.parametrize("name", ["regex", "json_schema"])
 def test_what_a_metric_needs_has_to_be_given(name: str) -> None:
     with pytest.raises(EvaluationInvalid, match="needs"):
-        by_name(name)
+        metric_by_name(name)

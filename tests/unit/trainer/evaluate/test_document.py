@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.evaluate.contrast import Method
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.metrics.choose import NAMES
+from trainer.evaluate.paired_difference import Method
 from trainer.evaluate.verdict import Rules
 
 TEXT = " ".join(Path("trainer/evaluate/EVALUATION.md").read_text().split())

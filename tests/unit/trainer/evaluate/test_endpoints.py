@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import EndpointUnknown, SettingsError
-from trainer.evaluate.endpoints import Outside, read
+from trainer.evaluate.endpoints import OperatorEndpoints, read_endpoints
 
 Write = Callable[..., Path]
 
@@ -42,7 +42,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def test_it_names_endpoints_with_their_keys_and_judges(write: Write) -> None:
-    outside = read(write())
+    outside = read_endpoints(write())
     found = outside.reachable()
     assert {name: endpoint.url for name, endpoint in found.items()} == {
         "big": "https://models.example/openai",
@@ -57,19 +57,19 @@ def test_it_names_endpoints_with_their_keys_and_judges(write: Write) -> None:
 def test_a_judge_without_a_model_asks_its_endpoints(write: Write) -> None:
     stripped = WHOLE.replace('endpoint = "big"\nmodel = "large-1"\n', 'endpoint = "big"\n')
     assert stripped != WHOLE
-    assert read(write(stripped)).judge("strict") == read(write()).judge("strict")
+    assert read_endpoints(write(stripped)).judge("strict") == read_endpoints(write()).judge("strict")
     with pytest.raises(SettingsError, match=r"judges\.strict\.model"):
-        read(write(stripped.replace('endpoint = "big"', 'endpoint = "near"')))
+        read_endpoints(write(stripped.replace('endpoint = "big"', 'endpoint = "near"')))
 
 
 def test_without_a_file_there_are_none_and_the_error_says_how_to_name_one() -> None:
-    assert read(None) == Outside()
+    assert read_endpoints(None) == OperatorEndpoints()
     with pytest.raises(EndpointUnknown, match="HATRACK_TRAINER_ENDPOINTS"):
-        read(None).judge("strict")
+        read_endpoints(None).judge("strict")
 
 
 def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
-    outside = read(write())
+    outside = read_endpoints(write())
     with pytest.raises(EndpointUnknown, match="no endpoint 'huge'; there are: big, near"):
         outside.check_endpoint("huge")
     with pytest.raises(EndpointUnknown, match="no judge 'mild'; there are: strict"):
@@ -77,7 +77,7 @@ def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
 
 
 def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> None:
-    judge = read(write()).judge("strict")
+    judge = read_endpoints(write()).judge("strict")
     digests = {
         changed.digest
         for changed in (
@@ -111,19 +111,19 @@ def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> 
 def test_a_file_that_is_wrong_is_told_where(write: Write, old: str, new: str, told: str) -> None:
     assert old in WHOLE
     with pytest.raises(SettingsError) as raised:
-        read(write(WHOLE.replace(old, new)))
+        read_endpoints(write(WHOLE.replace(old, new)))
     assert told in str(raised.value)
     assert "sk-" not in str(raised.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"HATRACK_TRAINER_ENDPOINTS: .*missing\.toml"):
-        read(tmp_path / "missing.toml")
+        read_endpoints(tmp_path / "missing.toml")
 
 
 def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
     more = 'max_tokens_field = "max_completion_tokens"\nsend_temperature = false\nfields = {reasoning_effort = "low"}\n'
-    found = read(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}'))).reachable()
+    found = read_endpoints(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}'))).reachable()
     assert found["big"].sampling(99) == {"max_completion_tokens": 99, "reasoning_effort": "low"}
     assert found["near"].sampling(99) == {"temperature": 0, "max_tokens": 99}
 
@@ -139,5 +139,5 @@ def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
 )
 def test_what_cannot_be_asked_so_is_told_by_its_place(write: Write, more: str, words: str) -> None:
     with pytest.raises(SettingsError, match=r"endpoints\.big\.") as caught:
-        read(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}\n')))
+        read_endpoints(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}\n')))
     assert words in str(caught.value)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.trainer.evaluate import pages
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, forgetting, form, row
-from trainer.evaluate.controls import controls
+from trainer.evaluate.control_arms import constant_and_permuted
 from trainer.evaluate.metrics.match import ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.page import render
@@ -84,7 +84,9 @@ def test_a_comparison_without_a_candidate_is_reported_against_its_first_arm() ->
 def test_a_handful_of_examples_still_makes_a_report(count: int, binary: bool, runs: int) -> None:
     tuned = [1.0] * count if binary else [0.5 + at / 10 for at in range(count)]
     found = comparison({"tuned": [tuned] * runs, "base": [[0.0] * count] * runs}, binary=binary)
-    form_of_them = controls([each.reference for each in found.questions], ExactMatch() if binary else RougeL())
+    form_of_them = constant_and_permuted(
+        [each.reference for each in found.questions], ExactMatch() if binary else RougeL()
+    )
     verdict = decide(found, candidate="tuned", bases=["base"], form=form_of_them, forgetting=forgetting())
     assert verdict.word == "not_enough_evidence"
     page = render(build(found, verdict, adapter="v@1", created_at=pages.report().created_at))

@@ -14,21 +14,21 @@ from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Arm, base_at_its_best
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.run import run, suited
+from trainer.evaluate.run import run, suite_arms
 from trainer.evaluate.spec import (
     EvaluationSpec,
     JudgeResult,
-    MetricWish,
+    MetricOptions,
     Outcome,
     SuiteResult,
     check_suites,
-    common,
+    most_frequent_answers,
     read_metric,
 )
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wire import Endpoint
 
 HELD_OUT = questions(30)
 BASES = base_at_its_best("smol", system=None, answers=("answer 1", "answer 2"))
@@ -40,7 +40,7 @@ def spec(**changes: Any) -> EvaluationSpec:
         "arms": ARMS,
         "candidate": "voice@3",
         "bases": tuple(arm.label for arm in BASES),
-        "metric": MetricWish(name="exact_match"),
+        "metric": MetricOptions(name="exact_match"),
         "rules": Rules(method=QUICK),
         "repeats": 1,
         "scored": 2,
@@ -151,7 +151,7 @@ async def test_suites_are_put_to_the_gateway_s_own_and_that_is_known_before_anyt
 ) -> None:
     kept, outside = budget("mmlu", "kept"), Arm(label="gpt", model="large", endpoint="big")
     labels = {"bases": ("gpt", *(arm.label for arm in BASES))}
-    assert suited(spec(arms=(*ARMS, outside), suites=("mmlu",), **labels), suites=True) == (BASES[0], ARMS[0])
+    assert suite_arms(spec(arms=(*ARMS, outside), suites=("mmlu",), **labels), suites=True) == (BASES[0], ARMS[0])
     away = spec(arms=(ARMS[0], outside), bases=("gpt",), suites=("mmlu",))
     with pytest.raises(EvaluationInvalid, match="outside endpoint"):
         await ask(away, suites={"mmlu": kept})
@@ -202,7 +202,7 @@ async def test_what_is_not_to_be_had_is_refused_before_anything_is_asked(ask: An
     with pytest.raises(EvaluationInvalid, match="there is no judge 'oracle'"):
         await ask(spec(judge="oracle"))
     with pytest.raises(EvaluationInvalid, match="cannot be the primary"):
-        await ask(spec(metric=MetricWish(name="refusal")))
+        await ask(spec(metric=MetricOptions(name="refusal")))
     assert gateway.requests == []
 
 
@@ -223,7 +223,7 @@ def test_a_spec_that_does_not_hold_together_is_refused(changes: dict[str, Any], 
 
 
 def test_a_spec_is_json_and_comes_back_as_it_was() -> None:
-    wanted = spec(metric=MetricWish(name="json_schema", schema={"type": "object"}))
+    wanted = spec(metric=MetricOptions(name="json_schema", schema={"type": "object"}))
     text = wanted.model_dump_json(by_alias=True)
     assert '"schema":{"type":"object"}' in text
     assert EvaluationSpec.model_validate_json(text) == wanted
@@ -232,8 +232,8 @@ def test_a_spec_is_json_and_comes_back_as_it_was() -> None:
 def test_a_metric_is_read_as_a_request_names_it() -> None:
     assert read_metric("auto") is None
     assert read_metric(None) is None
-    assert read_metric("rouge_l") == MetricWish(name="rouge_l")
-    assert read_metric({"name": "regex", "pattern": "^a"}) == MetricWish(name="regex", pattern="^a")
+    assert read_metric("rouge_l") == MetricOptions(name="rouge_l")
+    assert read_metric({"name": "regex", "pattern": "^a"}) == MetricOptions(name="regex", pattern="^a")
     for wrong in ("bleu", {"name": "regex"}, {"name": "rouge_l", "more": 1}, 3, {"pattern": "a"}, "perplexity"):
         with pytest.raises(EvaluationInvalid):
             read_metric(wrong)
@@ -246,8 +246,8 @@ def test_suites_are_known_by_name() -> None:
 
 
 def test_the_most_frequent_answers_come_first() -> None:
-    assert common(["b", "a", "a", "c"]) == ("a", "b", "c")
-    assert len(common([str(at) for at in range(80)])) == 50
+    assert most_frequent_answers(["b", "a", "a", "c"]) == ("a", "b", "c")
+    assert len(most_frequent_answers([str(at) for at in range(80)])) == 50
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_the_most_frequent_answers_come_first() -> None:
     ],
 )
 def test_what_is_worth_a_look_beside_a_metric(name: str, beside: tuple[str, ...]) -> None:
-    assert MetricWish(name=name).usually_beside() == beside
+    assert MetricOptions(name=name).usually_beside() == beside

@@ -14,10 +14,10 @@ import pytest
 from tests.support.system import PACKAGES, in_ci
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.sandbox import sandbox as module
-from trainer.evaluate.sandbox.files import Shown, python_alone
-from trainer.evaluate.sandbox.sandbox import PACKAGE, Limits, Sandbox, outside, prove
+from trainer.evaluate.sandbox.files import PythonFiles, python_files
+from trainer.evaluate.sandbox.sandbox import PACKAGE, Sandbox, SandboxLimits, escape_targets, prove_sandbox
 
-SHORT = Limits(cpu_s=1, wall_s=2)
+SHORT = SandboxLimits(cpu_s=1, wall_s=2)
 PROBE = (Path(module.__file__).parent / "probe.py").read_text()
 
 HOSTILE = {
@@ -133,14 +133,14 @@ RESULT = kept
 async def made() -> Sandbox | None:
     """A sandbox that holds; None where this machine gives none, which in CI is a failure."""
     try:
-        return await prove()
+        return await prove_sandbox()
     except SandboxUnavailable as error:
         if in_ci():
             pytest.fail(f"{error.message} (libseccomp: apt-get install {PACKAGES['libseccomp.so.2']})")
         return None
 
 
-def within(made: Sandbox, limits: Limits) -> Sandbox:
+def within(made: Sandbox, limits: SandboxLimits) -> Sandbox:
     return Sandbox(made._shown, limits, made._seccomp)
 
 
@@ -148,11 +148,11 @@ async def refused() -> None:
     """Nothing runs where there are no walls. A machine may also give walls that do not hold, as without libseccomp:
     then nobody is given a sandbox."""
     try:
-        await Sandbox(python_alone(), SHORT, None).run("pass")
+        await Sandbox(python_files(), SHORT, None).run("pass")
     except SandboxUnavailable:
         return
     with pytest.raises(SandboxUnavailable, match="does not hold"):
-        await prove()
+        await prove_sandbox()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -162,7 +162,7 @@ async def test_a_hostile_program_gets_nowhere(made: Sandbox | None, name: str) -
         return
     program, ending = HOSTILE[name]
     # what ends by itself is given time: Python's start alone may take long on a busy machine
-    limits = SHORT if ending == "out_of_time" else Limits(cpu_s=60, wall_s=120)
+    limits = SHORT if ending == "out_of_time" else SandboxLimits(cpu_s=60, wall_s=120)
     ran = await within(made, limits).run(program)
     assert (ran.ending, ran.result) == (ending, None), ran
 
@@ -172,7 +172,7 @@ async def test_no_memory_is_had_past_the_limit(made: Sandbox | None, way: str) -
     if made is None:
         await refused()
         return
-    ran = await within(made, Limits(cpu_s=60, wall_s=120)).run(CALLS + UNCOUNTED[way])
+    ran = await within(made, SandboxLimits(cpu_s=60, wall_s=120)).run(CALLS + UNCOUNTED[way])
     assert (ran.ending, ran.detail) == ("failed", "PermissionError")
 
 
@@ -180,7 +180,7 @@ async def test_what_pipes_sockets_and_files_hold_is_bounded(made: Sandbox | None
     if made is None:
         await refused()
         return
-    ran = await within(made, Limits(cpu_s=60, wall_s=120)).run(BOUNDED)
+    ran = await within(made, SandboxLimits(cpu_s=60, wall_s=120)).run(BOUNDED)
     assert ran.ending == "finished", ran
     assert 16 << 20 < ran.result < 64 << 20, "its files, and at most as much again in pipes and sockets"
 
@@ -189,7 +189,7 @@ async def test_processes_share_the_limit_of_memory(made: Sandbox | None) -> None
     if made is None:
         await refused()
         return
-    limits = Limits(cpu_s=60, wall_s=120, memory_bytes=96 << 20, processes=4)
+    limits = SandboxLimits(cpu_s=60, wall_s=120, memory_bytes=96 << 20, processes=4)
     program = (
         "import os, signal\n"
         "for n in range({}):\n"
@@ -212,7 +212,7 @@ async def test_an_event_loop_runs(made: Sandbox | None) -> None:
         await refused()
         return
     program = "import asyncio\nRESULT = asyncio.run(asyncio.sleep(0, 3))"
-    assert (await within(made, Limits(cpu_s=60, wall_s=120)).run(program)).result == 3
+    assert (await within(made, SandboxLimits(cpu_s=60, wall_s=120)).run(program)).result == 3
 
 
 async def test_it_holds_under_the_umask_of_the_trainer(made: Sandbox | None) -> None:
@@ -220,14 +220,14 @@ async def test_it_holds_under_the_umask_of_the_trainer(made: Sandbox | None) -> 
         await refused()
         return
     os.umask(0o077)  # what `trainer.__main__` sets
-    await prove()
+    await prove_sandbox()
 
 
 async def test_an_honest_program_comes_to_its_end_with_its_result(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
-    ran = await within(made, Limits(cpu_s=60, wall_s=120)).run(
+    ran = await within(made, SandboxLimits(cpu_s=60, wall_s=120)).run(
         "import collections, hashlib, math, re, typing\n"
         "open('note', 'w').write('x' * 1000)\n"
         "RESULT = [math.comb(ASKED['n'], 2), len(open('note').read())]",
@@ -249,7 +249,7 @@ async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | 
         await refused()
         return
     before = set(psutil.Process().children(recursive=True))
-    patient = within(made, Limits(wall_s=600))  # so that it is not its time that ends it
+    patient = within(made, SandboxLimits(wall_s=600))  # so that it is not its time that ends it
     task = asyncio.create_task(patient.run("import ctypes, time\nctypes.CDLL(None).prctl(1, 0)\ntime.sleep(600)"))
     children: list[psutil.Process] = []
     while len(children) < 3:  # both helpers and the program
@@ -273,8 +273,8 @@ async def test_what_says_a_lot_is_cut_off(made: Sandbox | None) -> None:
 
 def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
     """A self-test that could not see a hole would prove nothing."""
-    limits = Limits(memory_bytes=64 * 2**20, file_bytes=4096, tmp_bytes=65_536)
-    with outside(limits, tmp_path) as given:
+    limits = SandboxLimits(memory_bytes=64 * 2**20, file_bytes=4096, tmp_bytes=65_536)
+    with escape_targets(limits, tmp_path) as given:
         space: dict[str, Any] = {"__name__": "probe", "ASKED": {**given, "outside": set(given["outside"])}}
         exec(compile(PROBE, "probe.py", "exec"), space)  # noqa: S102
         # those that would change this process, or need a machine of a kind, are left out
@@ -310,13 +310,13 @@ async def test_a_sandbox_with_a_hole_is_none(
 
     monkeypatch.setattr(Sandbox, "run", run)
     with pytest.raises(SandboxUnavailable, match=f"does not hold: {through} got through"):
-        await prove()
+        await prove_sandbox()
 
 
 async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_path: Path) -> None:
-    shown = python_alone()
+    shown = python_files()
     missing = str(tmp_path / "missing")
-    broken = Shown(shown.python, (*shown.binds, (missing, missing)), shown.masked)
+    broken = PythonFiles(shown.python, (*shown.binds, (missing, missing)), shown.masked)
     with pytest.raises(SandboxUnavailable, match="no sandbox can be made here"):
         await Sandbox(broken, SHORT, None).run("RESULT = 1")
 
@@ -324,11 +324,11 @@ async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_pat
 async def test_another_system_has_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
     with pytest.raises(SandboxUnavailable, match="Linux"):
-        await prove()
+        await prove_sandbox()
 
 
 def test_only_python_and_its_libraries_are_shown() -> None:
-    shown = python_alone()
+    shown = python_files()
     assert PACKAGE.startswith("trainer.")
     for source, target in shown.binds:
         path = Path(source)

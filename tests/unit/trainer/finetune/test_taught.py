@@ -15,8 +15,8 @@ from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.test_grounded import PLAN, PRIMARY
 from trainer.data.formats import read_dataset
 from trainer.errors import GatewayRefused
-from trainer.evaluate.arms import Question, Turn, questions
-from trainer.evaluate.evaluations.contamination import Memory, lessons
+from trainer.evaluate.arms import ChatMessage, Question, questions
+from trainer.evaluate.evaluations.contamination import TrainingHistory, training_chain
 from trainer.finetune.judging import Judging
 from trainer.finetune.spec import JobSpec
 from trainer.runs.directory import RunDirectory
@@ -58,7 +58,7 @@ def _place(tmp_path: Path) -> None:
 
 def ask(*numbers: int) -> tuple[Question, ...]:
     return tuple(
-        Question(id=str(at), turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        Question(id=str(at), turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows(60))
         if at in numbers
     )
@@ -68,8 +68,8 @@ def kept(*numbers: int) -> bytes:
     return "".join(question.model_dump_json() + "\n" for question in ask(*numbers)).encode()
 
 
-def memory(shelf: Shelf, folder: RunDirectory, said: list[str]) -> Memory:
-    return Memory(cast(Any, shelf), folder, said.append)
+def memory(shelf: Shelf, folder: RunDirectory, said: list[str]) -> TrainingHistory:
+    return TrainingHistory(cast(Any, shelf), folder, said.append)
 
 
 def test_what_each_version_before_was_trained_on_counts_but_for_what_its_own_job_held_out(folder: RunDirectory) -> None:
@@ -108,7 +108,7 @@ def test_case_space_and_a_common_system_message_hide_nothing(folder: RunDirector
         ]}
     ]  # fmt: skip
     shelf = Shelf({"voice@1": {"files": ["f"]}}, files={"f": jsonl(spoken)})
-    plain, own = ask(7)[0], Turn(role="system", content="You are somebody else.")
+    plain, own = ask(7)[0], ChatMessage(role="system", content="You are somebody else.")
     asked = (plain, plain.model_copy(update={"id": "own", "turns": (own, *plain.turns)}))
     assert memory(shelf, folder, []).taught(["voice@1"], asked, but="") == ("7", "own")
 
@@ -125,8 +125,8 @@ def test_what_cannot_be_looked_at_is_said(folder: RunDirectory) -> None:
 
 def test_a_chain_that_is_a_ring_ends() -> None:
     shelf = Shelf({"voice@1": {"files": ["a"], "parent": "voice@2"}, "voice@2": {"files": 3, "parent": "voice@1"}})
-    assert [lesson.version for lesson in lessons(cast(Any, shelf), "voice@1")] == ["voice@1", "voice@2"]
-    assert list(lessons(cast(Any, shelf), None)) == []
+    assert [lesson.version for lesson in training_chain(cast(Any, shelf), "voice@1")] == ["voice@1", "voice@2"]
+    assert list(training_chain(cast(Any, shelf), None)) == []
 
 
 def test_the_training_s_verdict_names_what_the_job_held_out(gateway: FakeGateway) -> None:

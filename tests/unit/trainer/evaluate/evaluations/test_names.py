@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from trainer.evaluate import judge, plugs
+from trainer.evaluate import factory, judge
 from trainer.evaluate import spec as evaluate_spec
 from trainer.evaluate.evaluations import schemas, spec
 
@@ -17,7 +17,7 @@ def test_both_places_say_the_same() -> None:
         evaluate_spec.PAGE,
     )
     assert (spec.ANSWERS, spec.SCORES) == (evaluate_spec.ANSWERS, evaluate_spec.SCORES)
-    assert (spec.SUITE_ANSWERS, spec.JUDGEMENTS) == (plugs.SUITE_ANSWERS, judge.JUDGEMENTS)
+    assert (spec.SUITE_ANSWERS, spec.JUDGEMENTS) == (factory.SUITE_ANSWERS, judge.JUDGEMENTS)
     assert (schemas.GENERAL, schemas.MAX_SUITES) == (evaluate_spec.GENERAL, evaluate_spec.MAX_SUITES)
     assert schemas.MAX_ARMS + 3 == evaluate_spec.MAX_ARMS  # the base at its best and what serves may be put beside them
 

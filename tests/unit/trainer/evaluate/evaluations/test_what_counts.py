@@ -9,7 +9,7 @@ import pytest
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
 from tests.unit.trainer.evaluate.evaluations.world import World, jsonl, rows
-from trainer.evaluate.arms import Question, Turn
+from trainer.evaluate.arms import ChatMessage, Question
 from trainer.runs import protocol
 
 
@@ -24,7 +24,7 @@ def test_what_the_candidate_was_trained_on_is_no_measure_of_it(world: World, mak
 
 def questions(count: int) -> bytes:
     kept = [
-        Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        Question(id=f"q{at}", turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows(count))
     ]
     return "".join(question.model_dump_json() + "\n" for question in kept).encode()

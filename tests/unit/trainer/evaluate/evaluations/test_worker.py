@@ -15,10 +15,10 @@ from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.world import BASE, INTENTS, World, jsonl, right, rows, tuned_is_right
 from trainer.config import Settings
-from trainer.evaluate.arms import Question, Turn
+from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.pipeline import EvaluationPipeline
-from trainer.evaluate.evaluations.planning import Plan
+from trainer.evaluate.evaluations.planning import EvaluationPlan
 from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationResult, Progress
 from trainer.evaluate.evaluations.worker import KIND
 from trainer.evaluate.report import EvaluationReport
@@ -41,7 +41,7 @@ def run(folder: Path) -> EvaluationResult:
 
 
 def plan_of(folder: Path) -> EvaluationSpec:
-    return Plan.model_validate_json((folder / spec.PLAN).read_bytes()).evaluation
+    return EvaluationPlan.model_validate_json((folder / spec.PLAN).read_bytes()).evaluation
 
 
 def test_a_better_version_passes_and_all_that_follows_is_done(world: World, make_folder: MakeFolder) -> None:
@@ -182,7 +182,7 @@ def test_arms_without_a_candidate_are_compared(world: World, make_folder: MakeFo
 def test_arms_of_a_job_s_verdict_are_judged_again(world: World, make_folder: MakeFolder) -> None:
     world.live = 2
     asked = [
-        Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        Question(id=f"q{at}", turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows())
     ]
     content = "".join(question.model_dump_json() + "\n" for question in asked).encode()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.contrast import Difference
-from trainer.evaluate.forgetting import Forgetting, Part
+from trainer.evaluate.forgetting import Forgetting, SuitePart
+from trainer.evaluate.paired_difference import Difference
 
 State = Literal["kept", "broken", "open"]
-FORM: Final = {
+CONTROL_NAMES: Final = {
     "constant": "giving every question the same answer",
     "permuted": "giving every question the answer to another",
     "reassigned": "its own answers, each given to another question,",
@@ -23,7 +23,7 @@ NO_SECOND_MEASURE: Final = (
     "Words in common are not enough for a pass, and no second measure was taken. The likelihood of the author's "
     "answers is one, for versions that this gateway serves; a judge that counts is the other."
 )
-WORDS: Final = {"pass": "Pass", "fail": "Fail", "not_enough_evidence": "Not enough evidence"}
+VERDICT_WORDS: Final = {"pass": "Pass", "fail": "Fail", "not_enough_evidence": "Not enough evidence"}
 
 
 def points(value: float) -> str:
@@ -34,12 +34,12 @@ def points(value: float) -> str:
     return "0" if text == "-0" else text.replace("-", "−")
 
 
-def span(found: Difference) -> str:
+def interval_in_points(found: Difference) -> str:
     """An interval in points."""
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def apart(found: Difference) -> str:
+def difference_in_words(found: Difference) -> str:
     """A difference as `12 points better` or `3 points worse`."""
     if points(found.estimate) == "0":
         return "no better"
@@ -56,7 +56,8 @@ def examples(count: int, least: int) -> str:
 def against_base(found: Difference, state: State) -> str:
     """What was seen against the base at its best."""
     seen = (
-        f"Against “{found.against}” it is {apart(found)} ({found.confidence:.0%} interval {span(found)}); "
+        f"Against “{found.against}” it is {difference_in_words(found)} "
+        f"({found.confidence:.0%} interval {interval_in_points(found)}); "
         f"{points(found.bound)} points is the least that matters"
     )
     if state == "kept":
@@ -69,7 +70,8 @@ def against_base(found: Difference, state: State) -> str:
 def against_live(found: Difference, state: State) -> str:
     """What was seen against the version that serves now."""
     seen = (
-        f"Against “{found.against}”, which serves now, it is {apart(found)} (interval {span(found)}); "
+        f"Against “{found.against}”, which serves now, it is {difference_in_words(found)} "
+        f"(interval {interval_in_points(found)}); "
         f"it may be at most {points(-found.bound)} points worse"
     )
     if state == "kept":
@@ -81,8 +83,8 @@ def against_live(found: Difference, state: State) -> str:
 
 def against_form(found: Difference, state: State) -> str:
     """What was seen against answers that ignore the question."""
-    control = FORM.get(found.against, found.against)
-    seen = f"Against {control} it is {apart(found)} (interval {span(found)})"
+    control = CONTROL_NAMES.get(found.against, found.against)
+    seen = f"Against {control} it is {difference_in_words(found)} (interval {interval_in_points(found)})"
     if state == "kept":
         return f"{seen}: its answers are to the questions."
     if state == "broken":
@@ -119,7 +121,7 @@ def _ratio(nats: float) -> str:
     return f"{math.exp(min(nats, 100.0)):.3g}"
 
 
-def preferred(found: Difference) -> str:
+def judge_preference(found: Difference) -> str:
     """That a judge agrees; by how much it prefers the candidate, over even."""
     return (
         f"The second measure, the judge, agrees: it gave {found.of} {points(0.5 + found.estimate)} of 100 against the "
@@ -148,7 +150,7 @@ def _accuracy(found: Forgetting) -> str:
     return f"{seen}{_against_budget(part)}."
 
 
-def _perplexity(part: Part) -> str:
+def _perplexity(part: SuitePart) -> str:
     change = f"{abs(part.loss):.0%} {'higher' if part.loss > 0 else 'lower'}"
     seen = f"General texts: perplexity {part.base:.1f} before, {_large(part.candidate)} after ({change}"
     return f"{seen}; budget {part.budget:.0%}){_against_budget(part)}."
@@ -158,7 +160,7 @@ def _large(value: float) -> str:
     return f"{value:.1f}" if value < 10_000 else f"{value:.1e}"
 
 
-def _against_budget(part: Part) -> str:
+def _against_budget(part: SuitePart) -> str:
     return {
         "kept": ", within the budget",
         "broken": ", more than the budget allows",
@@ -175,21 +177,21 @@ def verdict(
 ) -> str:
     """The verdict in one or two sentences: the word, what was seen, and what decided."""
     mine, other = comparison.result(found.of).mean, comparison.result(found.against).mean
-    seen = f"{WORDS[word]}: on {found.examples} examples that it had not seen, "
+    seen = f"{VERDICT_WORDS[word]}: on {found.examples} examples that it had not seen, "
     if comparison.metric == "judge":
         seen += f"the judge gave {found.of} {points(1 - other)} of 100 against the base at its best, where 50 is even"
     else:
         seen += f"{found.of} scored {points(mine)} of 100, the base at its best {points(other)}"
     if word == "pass":
-        return f"{seen}: {apart(found)}, and it forgot no more than is allowed."
+        return f"{seen}: {difference_in_words(found)}, and it forgot no more than is allowed."
     if word == "fail":
         return f"{seen}. {_why_failed([name for name, state in checks if state == 'broken'])}"
     return f"{seen}. {_what_would_do(found, [name for name, state in checks if state == 'open'], more)}"
 
 
-def uncounted(why: str) -> str:
+def uncounted_verdict(why: str) -> str:
     """The verdict in words where the scores do not count."""
-    return f"{WORDS['not_enough_evidence']}: what decides does not count yet. {why}"
+    return f"{VERDICT_WORDS['not_enough_evidence']}: what decides does not count yet. {why}"
 
 
 def without_word(sentence: str) -> str:
@@ -216,7 +218,7 @@ def _what_would_do(found: Difference, undecided: Sequence[str], more: int | None
     if "examples" in undecided:
         parts.append("That is too few to judge by.")
     if "base" in undecided:
-        parts.append(f"The difference may be anything from {span(found)} points.")
+        parts.append(f"The difference may be anything from {interval_in_points(found)} points.")
     if {"examples", "base"} & set(undecided):
         parts.append(
             "No difference at all could have been shown with so few."

@@ -20,11 +20,11 @@ from trainer.runs.gateway import PASSING, PATIENCE_S, RETRY_S
 
 TIMEOUT: Final = httpx.Timeout(30, connect=5, read=600)
 """A background request waits at the gate behind callers' before it is answered."""
-TOTAL_S: Final = 660.0
+ATTEMPT_TIMEOUT_S: Final = 660.0
 """Longest time for one attempt, s: a body that trickles would go round the timeout of a read."""
-RETRY_AFTER_MOST_S: Final = 60.0
-AGAIN: Final = PASSING - {409}
-GONE: Final = frozenset({404, 409, 410})
+MAX_RETRY_AFTER_S: Final = 60.0
+RETRYABLE: Final = PASSING - {409}
+ARM_UNSERVABLE: Final = frozenset({404, 409, 410})
 """Not this example is refused but the arm: its version was deleted, or this engine cannot serve it."""
 
 
@@ -52,7 +52,7 @@ class Endpoint:
         return {**greedy, self.max_tokens_field: max_tokens, **self.fields}
 
 
-class Wire:
+class EndpointClient:
     """Sends requests to one endpoint; an async context manager.
 
     Args:
@@ -98,7 +98,7 @@ class Wire:
         while True:
             pause = RETRY_S[min(tries, len(RETRY_S) - 1)]
             try:
-                async with asyncio.timeout(TOTAL_S):
+                async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
                     response = await self._http.post(path, json=body)
             except (httpx.TransportError, TimeoutError) as error:
                 if time.monotonic() + pause > deadline:
@@ -107,7 +107,7 @@ class Wire:
                 if response.status_code == 200:
                     return _object(response), response.headers
                 pause = max(pause, _retry_after(response))
-                again = response.status_code in AGAIN and response.headers.get("x-should-retry") != "false"
+                again = response.status_code in RETRYABLE and response.headers.get("x-should-retry") != "false"
                 if not again or time.monotonic() + pause > deadline:
                     raise _refused(response)
             await self._wait(pause)
@@ -126,12 +126,12 @@ def _object(response: httpx.Response) -> dict[str, Any]:
 
 def _retry_after(response: httpx.Response) -> float:
     given = response.headers.get("retry-after", "")
-    return min(float(given), RETRY_AFTER_MOST_S) if given.isascii() and given.isdigit() else 0.0
+    return min(float(given), MAX_RETRY_AFTER_S) if given.isascii() and given.isdigit() else 0.0
 
 
 def _refused(response: httpx.Response) -> AnswerRefused:
     status = response.status_code
-    kind = ArmUnservable if status in GONE else AnswerRefused
+    kind = ArmUnservable if status in ARM_UNSERVABLE else AnswerRefused
     try:
         error = response.json()["error"]
         return kind(status, str(error.get("code")), str(error.get("message")))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-MOST_LEVELS: Final = 100
+MAX_LEVELS: Final = 100
 _CONTAINERS: Final = frozenset({"", "method", "supervised", "hyperparameters", "metadata"})
 """Objects whose fields are told by a name of their own; everything below those belongs to the field."""
 
 
-def too_deep(value: Any, *, most: int = MOST_LEVELS) -> str | None:
+def too_deep(value: Any, *, most: int = MAX_LEVELS) -> str | None:
     """The dotted name of a field with more than ``most`` levels of objects and lists; None where there is none.
 
     Walks without recursion, and so over whatever a parser gives.
@@ -31,4 +31,4 @@ def too_deep(value: Any, *, most: int = MOST_LEVELS) -> str | None:
 
 def too_deep_text(text: bytes | bytearray, value: Any) -> str | None:
     """``too_deep`` of a value that was parsed from ``text``; where that has too few brackets nothing is walked."""
-    return too_deep(value) if text.count(b"{") + text.count(b"[") > MOST_LEVELS else None
+    return too_deep(value) if text.count(b"{") + text.count(b"[") > MAX_LEVELS else None

@@ -22,20 +22,23 @@ CONSTANTS_TRIED: Final = 50
 MIN_BEYOND_QUESTION: Final = 0.5
 """Where less of the authors' answers than this is in words that are not the question's, what an answer has beyond the
 question's words says too little of it: answers are quoted from the question, or sum it up."""
-Kind = Literal["constant", "permuted", "reassigned", "reassigned_beyond_question", "question"]
+ControlKind = Literal["constant", "permuted", "reassigned", "reassigned_beyond_question", "question"]
 
 
 class Control(Frozen):
-    """A control's score on each example. ``answer``: what the constant one always says.
+    """A control arm's score on each example: what answers that ignore the question reach.
 
-    ``constant``: one answer to everything. ``permuted``: the author's answers to other questions. ``reassigned``: the
-    candidate's own answers to other questions. ``reassigned_beyond_question``: the same, scored without the questions'
-    words. ``question``: the question itself as the answer.
+    ``kind``:
+        ``constant``: one answer to every question, kept in ``answer``.
+        ``permuted``: the authors' answers, each given to another question.
+        ``reassigned``: the candidate's own answers, each given to another question.
+        ``reassigned_beyond_question``: the same, scored without the words of the questions.
+        ``question``: the question itself as the answer.
 
-    ``candidate``: the candidate's own scores where it is scored in another way than by the metric over whole answers.
+    ``candidate``: the candidate's own scores, where this control scores it differently than the metric does.
     """
 
-    kind: Kind
+    kind: ControlKind
     scores: tuple[float, ...]
     answer: str | None = None
     candidate: tuple[float, ...] | None = None
@@ -51,7 +54,7 @@ class Control(Frozen):
         return as_array(self.scores)
 
 
-def controls(
+def constant_and_permuted(
     references: Sequence[str], metric: Metric, *, taught: Sequence[str] = (), seed: int = 0
 ) -> tuple[Control, Control]:
     """Both controls under a metric.
@@ -74,11 +77,13 @@ def controls(
     """
     if not references:
         raise EvaluationInvalid("there are no references to make a control of")
-    constant = _best(references, metric, taught) if metric.binary else _typical(references, metric, taught)
-    return constant, _elsewhere("permuted", references, references, metric, seed)
+    constant = (
+        _best_constant(references, metric, taught) if metric.binary else _typical_constant(references, metric, taught)
+    )
+    return constant, _at_other_questions("permuted", references, references, metric, seed)
 
 
-def reassigned(answers: Sequence[str], references: Sequence[str], metric: Metric, *, seed: int = 0) -> Control:
+def reassigned_answers(answers: Sequence[str], references: Sequence[str], metric: Metric, *, seed: int = 0) -> Control:
     """What the candidate's own answers reach where each is given to another question: the mean over 20 derangements.
 
     A candidate whose answers ignore the question scores as high with these as with its own.
@@ -89,13 +94,13 @@ def reassigned(answers: Sequence[str], references: Sequence[str], metric: Metric
         metric: The primary one.
         seed: Of the derangements.
     """
-    return _elsewhere("reassigned", answers, references, metric, seed)
+    return _at_other_questions("reassigned", answers, references, metric, seed)
 
 
 def reassigned_beyond_question(
     answers: Sequence[str], questions: Sequence[Question], metric: Metric, *, seed: int = 0
 ) -> Control | None:
-    """As `reassigned`, scored on the words that are in neither of two questions.
+    """As `reassigned_answers`, scored on the words that are in neither of two questions.
 
     A candidate that says the same to everything and adds words of the question scores higher at its own question than
     at others. For each pair of questions the words of both are taken out of both answers and of the reference: what
@@ -145,7 +150,7 @@ def _without(text: Sequence[str], removed: frozenset[str]) -> str:
     return " ".join(word for word in text if word not in removed)
 
 
-def copied(questions: Sequence[Question], metric: Metric) -> Control:
+def copied_question(questions: Sequence[Question], metric: Metric) -> Control:
     """What one reaches who gives the question back as the answer."""
     return Control(kind="question", scores=tuple(metric.score(each.asked, each.reference) for each in questions))
 
@@ -166,7 +171,7 @@ def derangements(count: int, most: int, seed: int) -> list[NDArray[np.int64]]:
     return found
 
 
-def _best(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
+def _best_constant(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
     """The answer that scores best when it is given to all."""
     tried = dict.fromkeys((*_common(references), *_common(taught)))
     rows = {answer: tuple(metric.score(answer, reference) for reference in references) for answer in tried}
@@ -174,7 +179,7 @@ def _best(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> C
     return Control(kind="constant", scores=rows[best], answer=best)
 
 
-def _typical(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
+def _typical_constant(references: Sequence[str], metric: Metric, taught: Sequence[str]) -> Control:
     """The better one of two answers that one may know without a question: the most frequent, and the most like others.
 
     Both are of what was taught, or of the held-out where nothing was.
@@ -205,7 +210,9 @@ def _common(answers: Sequence[str]) -> list[str]:
     return [answer for answer, _ in Counter(answers).most_common(CONSTANTS_TRIED)]
 
 
-def _elsewhere(kind: Kind, answers: Sequence[str], references: Sequence[str], metric: Metric, seed: int) -> Control:
+def _at_other_questions(
+    kind: ControlKind, answers: Sequence[str], references: Sequence[str], metric: Metric, seed: int
+) -> Control:
     """The mean score of other places' answers at each place."""
     ways = derangements(len(references), DERANGEMENTS, seed) or [np.zeros(1, dtype=np.int64)]  # one has only its own
     total = np.zeros(len(references))

@@ -12,12 +12,12 @@ from statsmodels.stats.proportion import proportion_confint
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.statistics import power
-from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, run_noise, together, with_noise
+from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, combined_noise, run_noise, widen_by_noise
 from trainer.evaluate.statistics.paired import (
     RESAMPLES,
     Array,
     Bounds,
-    alike,
+    all_equal,
     as_array,
     interval,
     mcnemar_p,
@@ -71,10 +71,10 @@ class Mean(Frozen):
     examples: int
 
 
-def difference(comparison: Comparison, of: str, against: str, method: Method, *, bound: float = 0.0) -> Difference:
+def arm_difference(comparison: Comparison, of: str, against: str, method: Method, *, bound: float = 0.0) -> Difference:
     """Contrast two arms of a comparison."""
     one, other = comparison.result(of), comparison.result(against)
-    return contrast(
+    return paired_difference(
         (of, one.scores, noise_of(one)),
         (against, other.scores, noise_of(other)),
         binary=comparison.binary,
@@ -83,7 +83,7 @@ def difference(comparison: Comparison, of: str, against: str, method: Method, *,
     )
 
 
-def contrast(
+def paired_difference(
     of: tuple[str, Array, RunNoise],
     against: tuple[str, Array, RunNoise],
     *,
@@ -102,14 +102,14 @@ def contrast(
     """
     (name, high_row, one), (other_name, low_row, other) = of, against
     differences = high_row - low_row
-    estimate, noise = float(differences.mean()), together([one, other])
+    estimate, noise = float(differences.mean()), combined_noise([one, other])
     bounds = interval(
         differences, confidence=method.confidence, binary=binary, seed=method.seed, resamples=method.resamples
     )
-    bounds = with_noise(estimate, bounds, noise, method.confidence)
+    bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
-    plan = power.Plan(bound, method.confidence, method.power, noise)
-    spread = power.spread(differences, binary=binary)
+    plan = power.PowerPlan(bound, method.confidence, method.power, noise)
+    spread = power.score_variance(differences, binary=binary)
     return Difference(
         of=name,
         against=other_name,
@@ -129,10 +129,12 @@ def contrast(
     )
 
 
-def _needed(differences: Array, bounds: Bounds, spread: power.Spread, plan: power.Plan, *, binary: bool) -> int | None:
+def _needed(
+    differences: Array, bounds: Bounds, spread: power.ScoreVariance, plan: power.PowerPlan, *, binary: bool
+) -> int | None:
     """Examples in all; more than there are where the interval holds the bound."""
     estimate = float(differences.mean())
-    if not binary and alike(differences):
+    if not binary and all_equal(differences):
         return power.examples_needed_alike(estimate, plan)
     ways = (
         power.examples_needed(spread, estimate, plan),

@@ -14,23 +14,23 @@ from trainer.config import Settings
 from trainer.errors import SuiteUnavailable
 from trainer.evaluate import endpoints
 from trainer.evaluate.asking import CONCURRENCY, HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.judge import JUDGEMENTS, ModelJudge
 from trainer.evaluate.likelihood import Scorer
-from trainer.evaluate.pairs import STANDING, Standing
-from trainer.evaluate.sandbox.sandbox import prove
+from trainer.evaluate.pairs import AGREEMENT, JudgeAgreement
+from trainer.evaluate.sandbox.sandbox import prove_sandbox
 from trainer.evaluate.spec import EvaluationSpec, Suite
 from trainer.evaluate.suites import data, harness, humaneval, measured
-from trainer.evaluate.wire import Endpoint
 
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 """In an evaluation's folder: answers to the suites' questions."""
-LONGEST_ANSWER: Final = 512
+MAX_ANSWER_TOKENS: Final = 512
 """Of GSM8K and HumanEval, tokens: room for a few steps, or a function."""
-CACHE: Final = "suites"
+CACHE_DIRECTORY: Final = "suites"
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class WorkerContext:
     """Where a worker works: the gateway with the job's key, who measures likelihoods, and the evaluation's folder."""
 
     gateway: Endpoint
@@ -40,14 +40,14 @@ class Bench:
     concurrency: int = CONCURRENCY
 
 
-def suites_of(wanted: EvaluationSpec, bench: Bench) -> dict[str, Suite]:
+def suites_of(wanted: EvaluationSpec, bench: WorkerContext) -> dict[str, Suite]:
     """The suites on demand that an evaluation names; `general` is not among them."""
-    inner = measured.Bench(
+    inner = measured.SuiteContext(
         scorer=bench.scorer,
         answerer=HttpAnswerer(
-            bench.gateway, bench.folder / SUITE_ANSWERS, max_tokens=LONGEST_ANSWER, concurrency=bench.concurrency
+            bench.gateway, bench.folder / SUITE_ANSWERS, max_tokens=MAX_ANSWER_TOKENS, concurrency=bench.concurrency
         ),
-        places=_places(bench.settings, bench.folder),
+        places=_data_sources(bench.settings, bench.folder),
         limit=bench.settings.suites_limit,
         rules=wanted.rules,
     )
@@ -59,7 +59,7 @@ def suites_of(wanted: EvaluationSpec, bench: Bench) -> dict[str, Suite]:
     return {suite.name: suite for suite in there if suite.name in wanted.suites}
 
 
-def judge_of(wanted: EvaluationSpec, bench: Bench) -> ModelJudge | None:
+def judge_of(wanted: EvaluationSpec, bench: WorkerContext) -> ModelJudge | None:
     """The judge that an evaluation names, with the standing that the trainer has left in the folder.
 
     Raises:
@@ -68,7 +68,7 @@ def judge_of(wanted: EvaluationSpec, bench: Bench) -> ModelJudge | None:
     """
     if wanted.judge is None:
         return None
-    outside = endpoints.read(bench.settings.endpoints)
+    outside = endpoints.read_endpoints(bench.settings.endpoints)
     settings = outside.judge(wanted.judge)
     answerer = HttpAnswerer(
         bench.gateway,
@@ -79,7 +79,7 @@ def judge_of(wanted: EvaluationSpec, bench: Bench) -> ModelJudge | None:
     )
     return ModelJudge(
         *(wanted.judge, settings, answerer, bench.folder),
-        standing=_standing(bench.folder / STANDING),
+        standing=_agreement(bench.folder / AGREEMENT),
         method=wanted.rules.method,
     )
 
@@ -91,26 +91,26 @@ def check_available(names: Sequence[str], settings: Settings) -> None:
         SuiteUnavailable: Data or a library is missing, or running what models write is off.
         SandboxUnavailable: No sandbox holds here.
     """
-    places = _places(settings, None)
+    places = _data_sources(settings, None)
     if {"mmlu", "gsm8k"} & set(names):
         harness.check_installed()
     if "gsm8k" in names and places.hub is None:
         data.gsm8k(places)
     if "humaneval" in names:
         if settings.sandbox != "on":
-            raise SuiteUnavailable(humaneval.OFF)
+            raise SuiteUnavailable(humaneval.DISABLED)
         humaneval.problems()
-        asyncio.run(prove())
+        asyncio.run(prove_sandbox())
 
 
-def _places(settings: Settings, folder: Path | None) -> data.Places:
+def _data_sources(settings: Settings, folder: Path | None) -> data.DataSources:
     # beside the folders of jobs or evaluations, where whatever is nobody's is deleted
-    cache = None if folder is None else folder.parent.parent / CACHE
-    return data.Places(settings.suites_dir, settings.suites_hub, cache)
+    cache = None if folder is None else folder.parent.parent / CACHE_DIRECTORY
+    return data.DataSources(settings.suites_dir, settings.suites_hub, cache)
 
 
-def _standing(path: Path) -> Standing | None:
+def _agreement(path: Path) -> JudgeAgreement | None:
     try:
-        return Standing.model_validate_json(path.read_bytes())
+        return JudgeAgreement.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
