@@ -1,4 +1,4 @@
-"""How deeply JSON from outside may be nested: what walks over it by recursion (pydantic, orjson) ends at some depth."""
+"""Limits the nesting of JSON from outside: recursive code (pydantic, orjson) fails at some depth."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from typing import Any, Final
 
 MAX_LEVELS: Final = 100
 _CONTAINERS: Final = frozenset({"", "method", "supervised", "hyperparameters", "metadata"})
-"""Objects whose fields are told by a name of their own; everything below those belongs to the field."""
+"""Objects whose fields are named separately; deeper levels are reported as the field above them."""
 
 
-def too_deep(value: Any, *, most: int = MAX_LEVELS) -> str | None:
-    """The dotted name of a field with more than ``most`` levels of objects and lists; None where there is none.
+def too_deep(value: Any, *, max_levels: int = MAX_LEVELS) -> str | None:
+    """The dotted name of a field nested more than ``max_levels`` levels of objects and lists; None if there is none.
 
-    Walks without recursion, and so over whatever a parser gives.
+    Does not recurse, so it accepts any depth.
     """
-    left: list[tuple[str, int, Any]] = [("", 0, value)]
-    while left:
-        place, level, found = left.pop()
-        if level > most:
-            return place
-        if isinstance(found, dict):
-            named = place.rpartition(".")[2] in _CONTAINERS
-            for key, inner in found.items():
-                below = f"{place}.{str(key)[:64]}".removeprefix(".") if named else place
-                left.append((below, level + 1, inner))
-        elif isinstance(found, list):
-            left.extend((place, level + 1, inner) for inner in found)
+    pending: list[tuple[str, int, Any]] = [("", 0, value)]
+    while pending:
+        path, level, node = pending.pop()
+        if level > max_levels:
+            return path
+        if isinstance(node, dict):
+            named = path.rpartition(".")[2] in _CONTAINERS
+            for key, inner in node.items():
+                below = f"{path}.{str(key)[:64]}".removeprefix(".") if named else path
+                pending.append((below, level + 1, inner))
+        elif isinstance(node, list):
+            pending.extend((path, level + 1, inner) for inner in node)
     return None
 
 
 def too_deep_text(text: bytes | bytearray, value: Any) -> str | None:
-    """``too_deep`` of a value that was parsed from ``text``; where that has too few brackets nothing is walked."""
+    """``too_deep`` for a value parsed from ``text``; skipped if the text has too few brackets to be too deep."""
     return too_deep(value) if text.count(b"{") + text.count(b"[") > MAX_LEVELS else None

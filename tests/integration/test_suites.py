@@ -140,8 +140,8 @@ def test_reviews_are_a_projects_own_and_need_the_scope(
     [
         ({"suites": ["gsm8k"]}, "suites", "HATRACK_TRAINER_SUITES_DIR"),
         ({"suites": ["humaneval"]}, "suites", "HATRACK_TRAINER_SANDBOX=on"),
-        ({"suites": ["mmlu_anatomy"]}, "suites", "there are: general, mmlu, gsm8k, humaneval"),
-        ({"judge": "strict"}, "judge", f"there are: {NAME}"),
+        ({"suites": ["mmlu_anatomy"]}, "suites", "known: general, mmlu, gsm8k, humaneval"),
+        ({"judge": "strict"}, "judge", f"known: {NAME}"),
     ],
 )
 def test_what_cannot_be_had_is_refused_at_once(
@@ -170,7 +170,7 @@ async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
     bench = SuiteContext(
         scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl"),
         answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", max_tokens=48),
-        places=DataSources(tmp_path, None),
+        sources=DataSources(tmp_path, None),
         limit=2,
         rules=Rules(),
     )

@@ -1,7 +1,7 @@
-"""One request to the gateway or to an outside endpoint, sent until it is answered or refused for good.
+"""The HTTP client for one endpoint: the gateway or an outside one. Retries a request until it is answered or refused.
 
-The policy is that of a job's other requests (`trainer.runs.gateway`), but for two answers: a 409 says that the version
-cannot be served, which asking again does not better, and an answer that says so itself is not asked for again.
+The retry policy is that of a job's other requests (`trainer.runs.gateway`) with two exceptions: a 409 is final, because
+the version cannot be served, and so is a response with `x-should-retry: false`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, Gatew
 from trainer.runs.gateway import PASSING, PATIENCE_S, RETRY_S
 
 TIMEOUT: Final = httpx.Timeout(30, connect=5, read=600)
-"""A background request waits at the gate behind callers' before it is answered."""
+"""Background requests wait in the queue behind callers'."""
 ATTEMPT_TIMEOUT_S: Final = 660.0
-"""Longest time for one attempt, s: a body that trickles would go round the timeout of a read."""
+"""Limit for one attempt, in seconds: a body that trickles in never hits the read timeout."""
 MAX_RETRY_AFTER_S: Final = 60.0
 RETRYABLE: Final = PASSING - {409}
 ARM_UNSERVABLE: Final = frozenset({404, 409, 410})
-"""Not this example is refused but the arm: its version was deleted, or this engine cannot serve it."""
+"""Statuses that refuse the arm, not the example: its version was deleted, or this engine cannot serve it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an OpenAI-compatible API is, and how it wants to be asked. Of the operator's settings.
+    """An OpenAI-compatible API: where it is, and what its requests look like. From the operator's settings.
 
     Attributes:
         url: Without `/v1`.
-        key: To show it.
-        max_tokens_field: What it calls the longest answer: newer models of OpenAI's know `max_completion_tokens` alone.
-        temperature: Whether it is sent: models that reason may refuse it.
-        fields: What every request has besides; wins.
+        key: Sent as bearer token.
+        max_tokens_field: Name of the field for the longest answer: newer OpenAI models only accept
+            `max_completion_tokens`.
+        temperature: Whether to send `temperature`: reasoning models may refuse it.
+        fields: Added to every request; they override the others.
     """
 
     url: str
@@ -47,7 +48,7 @@ class Endpoint:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def sampling(self, max_tokens: int) -> dict[str, Any]:
-        """The part of a request that says how to answer: greedily, and in so many tokens at most."""
+        """The sampling fields of a request: greedy decoding with at most `max_tokens` tokens."""
         greedy = {"temperature": 0} if self.temperature else {}
         return {**greedy, self.max_tokens_field: max_tokens, **self.fields}
 
@@ -56,11 +57,11 @@ class EndpointClient:
     """Sends requests to one endpoint; an async context manager.
 
     Args:
-        endpoint: Where to.
-        connections: Most at once.
-        wait: Awaited instead of sleeping, with seconds; may raise to end the waiting.
-        patience_s: How long an endpoint may be away before the request is given up.
-        transport: Of httpx; another one for tests.
+        endpoint: Where to send them.
+        connections: Maximum concurrent connections.
+        wait: Awaited with seconds instead of sleeping; may raise to stop waiting.
+        patience_s: How long the endpoint may be unreachable before a request fails, in seconds.
+        transport: Replaces httpx's transport in tests.
     """
 
     def __init__(
@@ -85,48 +86,48 @@ class EndpointClient:
         await self._http.aclose()
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], httpx.Headers]:
-        """The JSON answer to a request, and its headers.
+        """Send a request; return the JSON body of the response and its headers.
 
         Raises:
-            ArmUnservable: The model is not there, or cannot be served.
-            AnswerRefused: It is refused for another reason.
-            AnswerUnreadable: The answer is no JSON object.
-            GatewayUnreachable: The endpoint was away for as long as is waited.
+            ArmUnservable: The model does not exist or cannot be served.
+            AnswerRefused: The request is refused for another reason.
+            AnswerUnreadable: The response is not a JSON object.
+            GatewayUnreachable: The endpoint was unreachable for `patience_s`.
         """
         deadline = time.monotonic() + self._patience_s
-        tries = 0
+        attempt = 0
         while True:
-            pause = RETRY_S[min(tries, len(RETRY_S) - 1)]
+            delay = RETRY_S[min(attempt, len(RETRY_S) - 1)]
             try:
                 async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
                     response = await self._http.post(path, json=body)
             except (httpx.TransportError, TimeoutError) as error:
-                if time.monotonic() + pause > deadline:
-                    raise GatewayUnreachable(f"{self._http.base_url} went away: {error!r}") from error
+                if time.monotonic() + delay > deadline:
+                    raise GatewayUnreachable(f"{self._http.base_url} is unreachable: {error!r}") from error
             else:
                 if response.status_code == 200:
                     return _object(response), response.headers
-                pause = max(pause, _retry_after(response))
-                again = response.status_code in RETRYABLE and response.headers.get("x-should-retry") != "false"
-                if not again or time.monotonic() + pause > deadline:
+                delay = max(delay, _retry_after(response))
+                retryable = response.status_code in RETRYABLE and response.headers.get("x-should-retry") != "false"
+                if not retryable or time.monotonic() + delay > deadline:
                     raise _refused(response)
-            await self._wait(pause)
-            tries += 1
+            await self._wait(delay)
+            attempt += 1
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
     try:
-        found = response.json()
+        content = response.json()
     except ValueError as error:
-        raise AnswerUnreadable("the answer is no JSON") from error
-    if not isinstance(found, dict):
-        raise AnswerUnreadable("the answer is no JSON object")
-    return found
+        raise AnswerUnreadable("the response is not valid JSON") from error
+    if not isinstance(content, dict):
+        raise AnswerUnreadable("the response is not a JSON object")
+    return content
 
 
 def _retry_after(response: httpx.Response) -> float:
-    given = response.headers.get("retry-after", "")
-    return min(float(given), MAX_RETRY_AFTER_S) if given.isascii() and given.isdigit() else 0.0
+    value = response.headers.get("retry-after", "")
+    return min(float(value), MAX_RETRY_AFTER_S) if value.isascii() and value.isdigit() else 0.0
 
 
 def _refused(response: httpx.Response) -> AnswerRefused:

@@ -1,4 +1,4 @@
-"""An evaluation's suites and its judge, from the operator's settings: what a worker plugs into `run`."""
+"""Builds an evaluation's suites and judge from the operator's settings, for a worker to pass to `run`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from trainer.evaluate.suites import data, harness, humaneval, measured
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 """In an evaluation's folder: answers to the suites' questions."""
 MAX_ANSWER_TOKENS: Final = 512
-"""Of GSM8K and HumanEval, tokens: room for a few steps, or a function."""
+"""Limit for answers to GSM8K and HumanEval, in tokens: room for a few steps, or a function."""
 CACHE_DIRECTORY: Final = "suites"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """Where a worker works: the gateway with the job's key, who measures likelihoods, and the evaluation's folder."""
+    """What a worker has: the gateway with the job's key, a scorer, the evaluation's folder and the settings."""
 
     gateway: Endpoint
     scorer: Scorer
@@ -40,62 +40,65 @@ class WorkerContext:
     concurrency: int = CONCURRENCY
 
 
-def suites_of(wanted: EvaluationSpec, bench: WorkerContext) -> dict[str, Suite]:
-    """The suites on demand that an evaluation names; `general` is not among them."""
-    inner = measured.SuiteContext(
-        scorer=bench.scorer,
+def suites_of(spec: EvaluationSpec, context: WorkerContext) -> dict[str, Suite]:
+    """The suites that an evaluation names, except `general`, which `run` adds."""
+    suite_context = measured.SuiteContext(
+        scorer=context.scorer,
         answerer=HttpAnswerer(
-            bench.gateway, bench.folder / SUITE_ANSWERS, max_tokens=MAX_ANSWER_TOKENS, concurrency=bench.concurrency
+            context.gateway,
+            context.folder / SUITE_ANSWERS,
+            max_tokens=MAX_ANSWER_TOKENS,
+            concurrency=context.concurrency,
         ),
-        places=_data_sources(bench.settings, bench.folder),
-        limit=bench.settings.suites_limit,
-        rules=wanted.rules,
+        sources=_data_sources(context.settings, context.folder),
+        limit=context.settings.suites_limit,
+        rules=spec.rules,
     )
-    there: tuple[Suite, ...] = (
-        measured.mmlu(inner),
-        measured.gsm8k(inner),
-        humaneval.HumanEval(inner, allowed=bench.settings.sandbox == "on"),
+    available: tuple[Suite, ...] = (
+        measured.mmlu(suite_context),
+        measured.gsm8k(suite_context),
+        humaneval.HumanEval(suite_context, allowed=context.settings.sandbox == "on"),
     )
-    return {suite.name: suite for suite in there if suite.name in wanted.suites}
+    return {suite.name: suite for suite in available if suite.name in spec.suites}
 
 
-def judge_of(wanted: EvaluationSpec, bench: WorkerContext) -> ModelJudge | None:
-    """The judge that an evaluation names, with the standing that the trainer has left in the folder.
+def judge_of(spec: EvaluationSpec, context: WorkerContext) -> ModelJudge | None:
+    """The judge that an evaluation names, with its agreement with people from the folder; None if it names none.
 
     Raises:
-        EndpointUnknown: The settings do not name it any more.
-        SettingsError: Its key cannot be found any more.
+        EndpointUnknown: The judge is no longer in the settings.
+        SettingsError: The endpoint's key is missing.
     """
-    if wanted.judge is None:
+    if spec.judge is None:
         return None
-    outside = endpoints.read_endpoints(bench.settings.endpoints)
-    settings = outside.judge(wanted.judge)
+    operator_endpoints = endpoints.read_endpoints(context.settings.endpoints)
+    settings = operator_endpoints.judge(spec.judge)
     answerer = HttpAnswerer(
-        bench.gateway,
-        bench.folder / JUDGEMENTS,
-        endpoints=outside.reachable(),
+        context.gateway,
+        context.folder / JUDGEMENTS,
+        endpoints=operator_endpoints.reachable(),
         max_tokens=settings.max_tokens,
-        concurrency=bench.concurrency,
+        concurrency=context.concurrency,
     )
     return ModelJudge(
-        *(wanted.judge, settings, answerer, bench.folder),
-        standing=_agreement(bench.folder / AGREEMENT),
-        method=wanted.rules.method,
+        *(spec.judge, settings, answerer, context.folder),
+        standing=_agreement(context.folder / AGREEMENT),
+        method=spec.rules.method,
     )
 
 
 def check_available(names: Sequence[str], settings: Settings) -> None:
-    """Look, before an evaluation is taken on, whether its suites can be had. Blocks; not for an event loop's thread.
+    """Check that suites are available, before an evaluation is created. Blocks: run it in a thread.
 
     Raises:
-        SuiteUnavailable: Data or a library is missing, or running what models write is off.
-        SandboxUnavailable: No sandbox holds here.
+        SuiteUnavailable: Data or a library is missing, or running code that models write is disabled.
+        SandboxUnavailable: The sandbox does not work on this machine.
     """
-    places = _data_sources(settings, None)
+    sources = _data_sources(settings, None)
     if {"mmlu", "gsm8k"} & set(names):
         harness.check_installed()
-    if "gsm8k" in names and places.hub is None:
-        data.gsm8k(places)
+    if "gsm8k" in names and sources.hub is None:
+        data.gsm8k(sources)
     if "humaneval" in names:
         if settings.sandbox != "on":
             raise SuiteUnavailable(humaneval.DISABLED)
@@ -104,7 +107,7 @@ def check_available(names: Sequence[str], settings: Settings) -> None:
 
 
 def _data_sources(settings: Settings, folder: Path | None) -> data.DataSources:
-    # beside the folders of jobs or evaluations, where whatever is nobody's is deleted
+    # outside of the directories of jobs and evaluations, where unknown entries are deleted
     cache = None if folder is None else folder.parent.parent / CACHE_DIRECTORY
     return data.DataSources(settings.suites_dir, settings.suites_hub, cache)
 

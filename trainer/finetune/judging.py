@@ -99,7 +99,7 @@ class Judging:
             self._directory.write(spec.JUDGED, judged)
         fixed = self._directory.read(spec.JUDGING, Fixed)
         expected = fixed.pointer if fixed is not None else None
-        return judged.model_copy(update={"live": self._promoted(judged, expected)}), self._evaluator.kept().ids
+        return judged.model_copy(update={"live": self._promoted(judged, expected)}), self._evaluator.uploaded().ids
 
     def _promoted(self, judged: VerdictRecord, expected: LivePointer | None) -> bool:
         """Whether it is live now. The verdict stands, whatever becomes of `live`."""
@@ -117,11 +117,11 @@ class Judging:
     def so_far(self) -> dict[str, Any]:
         """What of a result there is, where the judging was cut off: a verdict that stands on the version stays."""
         judged = self._directory.read(spec.JUDGED, VerdictRecord)
-        return {} if judged is None else {"judged": judged, "files": self._evaluator.kept().ids}
+        return {} if judged is None else {"judged": judged, "files": self._evaluator.uploaded().ids}
 
     def held_out(self) -> str | None:
         """The id of the file with the questions, once it is at the gateway."""
-        return self._evaluator.kept().held_out
+        return self._evaluator.uploaded().held_out
 
     # the verdict
 
@@ -144,7 +144,7 @@ class Judging:
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, fixed.notes, time.monotonic() - began)
-        kept = self._evaluator.keep(report)
+        kept = self._evaluator.upload_report(report)
         judged = verdict_record(outcome.verdict)
         self._record(judged, kept, self._again(fixed.evaluation, kept))
         return judged
@@ -174,7 +174,7 @@ class Judging:
         notes += [GROUNDED_NOTE] if plan.grounding else []
         there = questions(self._prepared.held_out)
         memory = TrainingHistory(self._gateway, self._directory, notes.append)
-        taught = memory.taught([job.parent, serving], there, but=self._name)
+        taught = memory.trained_on([job.parent, serving], there, excluded=self._name)
         notes += [left_out_note(taught, len(there))] if taught else []
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
@@ -209,7 +209,7 @@ class Judging:
         asked = tuple(found[: self._job.judging.most_examples])
         lines = self._evaluator.write_questions(asked)
         if asked:
-            self._evaluator.keep_questions(lines, EVALS)
+            self._evaluator.upload_questions(lines, EVALS)
         return asked
 
     def _of_how_many(self, asked: int) -> str:

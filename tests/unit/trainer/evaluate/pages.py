@@ -32,7 +32,7 @@ def comparison(count: int = 60, *, right: int = 50) -> Comparison:
             arm=Arm(label=label, model=f"model of {label}"),
             answers=tuple(f"{label} says {HOSTILE} to {at}" for at in range(count)),
             runs=(tuple(row(good, count)), tuple(row(good, count))),
-            beside={"contains": tuple(row(good, count)), "length_words": (3.0,) * count},
+            secondary={"contains": tuple(row(good, count)), "length_words": (3.0,) * count},
             nats=(1.5,) * count,
             prompt_tokens=700,
             completion_tokens=300,

@@ -171,7 +171,7 @@ async def test_an_honest_voice_passes() -> None:
     assert states(found)["second_measure"] == "kept"
     assert found.likelihood is not None
     assert found.likelihood.over_base.estimate == pytest.approx(1.32, abs=0.1)
-    assert "it agrees" in found.check("second_measure").sentence  # type: ignore[union-attr]
+    assert "It agrees" in found.check("second_measure").sentence  # type: ignore[union-attr]
     assert {control.kind for control in found.form} == {
         *("constant", "permuted", "reassigned", "reassigned_beyond_question", "question")
     }
@@ -210,7 +210,7 @@ async def test_a_parrot_of_what_was_taught_does_not_pass(seed: int) -> None:
 
 
 async def test_a_question_that_is_given_back_does_not_pass() -> None:
-    found = await verdict(lambda question: question.asked, Likely(*PARTING), base=lambda _: "No.")
+    found = await verdict(lambda question: question.last_message, Likely(*PARTING), base=lambda _: "No.")
     assert found.word != "pass"
     assert states(found)["form"] != "kept"
 
@@ -230,26 +230,26 @@ async def test_a_question_that_is_given_back_does_not_pass() -> None:
 )
 async def test_words_in_common_pass_nothing_alone(likely: Likely | None, state: str, word: str) -> None:
     """Salad with the question behind it: it depends on the question, and scores well above the base."""
-    found = await verdict(lambda question: f"{SALAD} {question.asked}", likely)
+    found = await verdict(lambda question: f"{SALAD} {question.last_message}", likely)
     assert (states(found)["base"], states(found)["second_measure"], found.word) == ("kept", state, word)
     if likely is None:
         assert "No second measure agrees yet." in found.sentence
         assert "Words in common are not enough for a pass" in found.check("second_measure").sentence  # type: ignore[union-attr]
     if word == "fail":
-        assert "it has words in common with them, no more" in found.sentence
+        assert "it only has words in common with them" in found.sentence
 
 
 def salad_before(question: Question) -> str:
-    return f"{SALAD} {question.asked}"
+    return f"{SALAD} {question.last_message}"
 
 
 def salad_behind(question: Question) -> str:
-    return f"{question.asked} {SALAD}"
+    return f"{question.last_message} {SALAD}"
 
 
 def salad_around(question: Question) -> str:
     """Half of the question's words, in another order, in the middle."""
-    asked, salad = question.asked.split(), SALAD.split()
+    asked, salad = question.last_message.split(), SALAD.split()
     random.Random(question.id).shuffle(asked)
     return " ".join([*salad[:20], *asked[: (len(asked) + 1) // 2], *salad[20:]])
 

@@ -21,7 +21,7 @@ def keep(path: Path, *answers: Answer) -> dict[Key, Answer]:
         for each in answers:
             book.add(each)
     with RecordFile(path, Answer) as book:
-        return dict(book.found)
+        return dict(book.records)
 
 
 def test_what_was_added_is_there_again(path: Path) -> None:

@@ -23,7 +23,7 @@ def test_an_example_is_its_turns_and_the_last_answer() -> None:
     (question,) = questions(parse_chat(line.encode()))
     assert question.id == "1"
     assert [turn.role for turn in question.turns] == ["system", "user", "assistant", "user"]
-    assert (question.asked, question.reference) == ("c", "d")
+    assert (question.last_message, question.reference) == ("c", "d")
 
 
 def test_a_plain_prompt_is_the_question_as_it_is() -> None:

@@ -88,19 +88,19 @@ async def test_where_it_may_a_question_that_is_refused_is_left_out(
     gateway: Gateway, answerer: Any, status: int
 ) -> None:
     gateway.refusals = [(status, "content_filter", {})]
-    first = await answerer(concurrency=1).answer_or_leave(asks(3))
+    first = await answerer(concurrency=1).answer_or_skip(asks(3))
     assert [answer is None for answer in first] == [True, False, False]
-    again = await answerer().answer_or_leave(asks(3))
+    again = await answerer().answer_or_skip(asks(3))
     assert (None in again, again[1:], len(gateway.requests)) == (False, first[1:], 4)
     gateway.raw = {"choices": []}
-    assert await answerer().answer_or_leave(asks(4)) == [*again, None]
+    assert await answerer().answer_or_skip(asks(4)) == [*again, None]
 
 
 @pytest.mark.parametrize("status", [401, 402, 404, 410])
 async def test_who_asks_and_the_model_are_not_left_out(gateway: Gateway, answerer: Any, status: int) -> None:
     gateway.refused_models["voice@3"] = (status, "no", {})
     with pytest.raises(AnswerRefused):
-        await answerer().answer_or_leave(asks(3))
+        await answerer().answer_or_skip(asks(3))
 
 
 async def test_it_is_asked_greedily_with_the_arms_prompt(gateway: Gateway, answerer: Any) -> None:
@@ -218,7 +218,7 @@ async def test_who_is_away_for_too_long_is_given_up(gateway: Gateway, answerer: 
 @pytest.mark.parametrize("raw", [{}, {"choices": []}, {"choices": [{}]}, {"choices": [{"message": "hi"}]}])
 async def test_an_answer_without_text_is_no_answer(gateway: Gateway, answerer: Any, raw: dict[str, Any]) -> None:
     gateway.raw = raw
-    with pytest.raises(AnswerUnreadable, match="gave no text to example 0"):
+    with pytest.raises(AnswerUnreadable, match="returned no text for example 0"):
         await answerer().answer(asks(1))
 
 

@@ -19,16 +19,16 @@ def examples(answers: list[str]) -> list[Example]:
 def test_a_closed_set_is_matched_exactly_and_known_by_name() -> None:
     choice = choose_primary(examples(["refund", "delay", "lost"] * 5))
     assert (choice.primary.name, choice.answers) == ("exact_match", ("delay", "lost", "refund"))
-    assert "contains" in {metric.name for metric in choice.beside}
+    assert "contains" in {metric.name for metric in choice.secondary}
 
 
 def test_json_has_to_be_valid_and_the_same() -> None:
     answers = [json.dumps({"n": at}) for at in range(12)]
     choice = choose_primary(examples(answers))
     assert (choice.primary.name, choice.answers) == ("json_exact", ())
-    assert {"json_valid", "json_fields"} <= {metric.name for metric in choice.beside}
+    assert {"json_valid", "json_fields"} <= {metric.name for metric in choice.secondary}
     schema = {"type": "object", "required": ["n"]}
-    assert "json_schema" in {metric.name for metric in choose_primary(examples(answers), schema).beside}
+    assert "json_schema" in {metric.name for metric in choose_primary(examples(answers), schema).secondary}
     assert choose_primary(examples(answers), schema).primary.score('{"m": 1}', '{"m": 1}') == 0
 
 

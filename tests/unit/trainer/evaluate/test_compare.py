@@ -36,12 +36,14 @@ def answerer(gateway: Gateway, tmp_path: Path) -> HttpAnswerer:
 
 
 async def test_every_answer_is_scored_by_every_metric(answerer: HttpAnswerer) -> None:
-    found = await compare([TUNED, BASE], questions(5), ExactMatch(), answerer=answerer, beside=[Contains(), Length()])
+    found = await compare(
+        [TUNED, BASE], questions(5), ExactMatch(), answerer=answerer, secondary=[Contains(), Length()]
+    )
     tuned, base = found.result("tuned"), found.result("base")
     assert (found.metric, found.binary) == ("exact_match", True)
     assert (tuned.runs, base.runs) == (((1.0,) * 5,), ((0.0,) * 5,))
     assert (tuned.mean, base.mean) == (1.0, 0.0)
-    assert base.beside == {"contains": (1.0,) * 5, "length_words": (10.0,) * 5}
+    assert base.secondary == {"contains": (1.0,) * 5, "length_words": (10.0,) * 5}
     assert (tuned.cut, base.cut) == (0, 5)
     assert (tuned.prompt_tokens, tuned.completion_tokens) == (35, 15)
     assert Comparison.model_validate_json(found.model_dump_json()) == found
@@ -151,5 +153,5 @@ async def test_what_cannot_be_compared_is_refused(
 
 async def test_an_arm_that_is_not_there_is_named(answerer: HttpAnswerer) -> None:
     found = await compare([TUNED], questions(1), ExactMatch(), answerer=answerer)
-    with pytest.raises(EvaluationInvalid, match="'base'; there are: tuned"):
+    with pytest.raises(EvaluationInvalid, match="'base'; known: tuned"):
         found.result("base")

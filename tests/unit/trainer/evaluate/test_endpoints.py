@@ -70,9 +70,9 @@ def test_without_a_file_there_are_none_and_the_error_says_how_to_name_one() -> N
 
 def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
     outside = read_endpoints(write())
-    with pytest.raises(EndpointUnknown, match="no endpoint 'huge'; there are: big, near"):
+    with pytest.raises(EndpointUnknown, match="no endpoint named 'huge' in the operator's settings; known: big, near"):
         outside.check_endpoint("huge")
-    with pytest.raises(EndpointUnknown, match="no judge 'mild'; there are: strict"):
+    with pytest.raises(EndpointUnknown, match="no judge named 'mild' in the operator's settings; known: strict"):
         outside.judge("mild")
 
 
@@ -96,12 +96,12 @@ def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> 
         ('url = "https://models.example/openai/v1/"', 'url = "ftp://models.example"', "endpoints.big.url"),
         ('url = "https://models.example/openai/v1/"', 'url = "https://me:pass@models.example"', "endpoints.big.url"),
         ('url = "https://models.example/openai/v1/"\n', "", "endpoints.big.url"),
-        ('key_env = "BIG_KEY"', 'key_env = "BIG_KEY"\nkey_file = "/k"', "not by both"),
+        ('key_env = "BIG_KEY"', 'key_env = "BIG_KEY"\nkey_file = "/k"', "`key_env` and `key_file` conflict"),
         ('key_env = "BIG_KEY"', 'key_env = "NO_SUCH_KEY"', "NO_SUCH_KEY"),
         ('key_file = "{key_file}"', 'key_file = "/no/such/file"', "/no/such/file"),
         ('key_env = "BIG_KEY"', 'key = "sk-in-the-file"', "endpoints.big.key"),
-        ("[endpoints.big]", "[endpoints.Big]", "'Big' is no name"),
-        ('endpoint = "big"', 'endpoint = "huge"', "no endpoint is named 'huge'; there are: big, near"),
+        ("[endpoints.big]", "[endpoints.Big]", "'Big' is not a valid name"),
+        ('endpoint = "big"', 'endpoint = "huge"', "no endpoint named 'huge'; known: big, near"),
         ("least_kappa = 0.7", "least_kappa = 1.7", "judges.strict.least_kappa"),
         ("least_kappa = 0.7", "least_reviews = 49", "judges.strict.least_reviews"),
         ('rubric = "The better answer is right, and says so shortly."', 'rubric = "good"', "judges.strict.rubric"),
@@ -132,9 +132,12 @@ def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
     ("more", "words"),
     [
         ('max_tokens_field = "tokens"', "max_completion_tokens"),
-        ("fields = {model = 'x'}", "'model' is not the settings' to say; nor are messages, n, stream"),
-        ("fields = {at = 2026-01-01}", "cannot be sent as JSON"),
-        ("fields = {at = nan}", "cannot be sent as JSON"),
+        (
+            "fields = {model = 'x'}",
+            "'model' is set by the evaluation; `fields` must not contain messages, model, n, stream",
+        ),
+        ("fields = {at = 2026-01-01}", "cannot be encoded as JSON"),
+        ("fields = {at = nan}", "cannot be encoded as JSON"),
     ],
 )
 def test_what_cannot_be_asked_so_is_told_by_its_place(write: Write, more: str, words: str) -> None:

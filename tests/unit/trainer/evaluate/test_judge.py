@@ -123,7 +123,7 @@ async def test_an_answer_cannot_close_its_own_tag(gateway: Gateway, tmp_path: Pa
         (None, "people have looked at 0 of its votes, and 50 are needed"),
         (AGREEING.model_copy(update={"pairs": 49}), "people have looked at 49 of its votes, and 50 are needed"),
         (AGREEING.model_copy(update={"kappa": 0.59}), "below 0.60"),
-        (AGREEING.model_copy(update={"kappa": None}), "always said one same thing"),
+        (AGREEING.model_copy(update={"kappa": None}), "gave the same vote"),
         (AGREEING.model_copy(update={"digest": "another"}), "people have looked at 0 of its votes"),
     ],
 )
@@ -207,7 +207,7 @@ class Picky:
     def __init__(self, refuses: Callable[[str], bool]) -> None:
         self._refuses = refuses
 
-    async def answer_or_leave(
+    async def answer_or_skip(
         self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
     ) -> list[Answer | None]:
         return [None if self._refuses(ask.question.id) else self._answer(ask) for ask in asks]
@@ -252,7 +252,7 @@ async def test_a_judge_whose_endpoint_is_not_there_does_not_tell_its_address(tmp
     )
     scripted = ModelJudge("strict", SETTINGS, answerer, tmp_path, standing=AGREEING, method=QUICK)
     result = await scripted.judge(MIXED, "shop@3", "base")
-    assert (result.missed, "was away for too long" in result.sentence) == (True, True)
+    assert (result.missed, "was unreachable for too long" in result.sentence) == (True, True)
     assert "127.0.0.1" not in result.model_dump_json()
 
 

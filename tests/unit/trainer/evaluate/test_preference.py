@@ -41,7 +41,7 @@ class Voices:
     async def answer(self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         return [_answer(ask, f"worth {self._goodness[ask.arm.model]}, {ask.question.id}") for ask in asks]
 
-    async def answer_or_leave(
+    async def answer_or_skip(
         self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
     ) -> list[Answer | None]:
         return [self._vote(ask) for ask in asks]
@@ -119,8 +119,8 @@ async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
     assert "judge" not in states(found), "it is no veto besides"
     pairs = [ReviewPair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
     assert {(pair.candidate, pair.base) for pair in pairs} == {("new", "base")}
-    beside = {name for result in found.comparison.results for name in result.beside}
-    assert {"rouge_l", "length_words"} <= beside
+    secondary = {name for result in found.comparison.results for name in result.secondary}
+    assert {"rouge_l", "length_words"} <= secondary
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ async def test_what_one_arms_pairs_cannot_be_had_of_is_no_ground_for_a_verdict(t
     assert found.verdict is not None
     assert found.judged is not None
     assert (found.verdict.word, found.judged.counted) == ("not_enough_evidence", False)
-    assert "of one arm too many votes could not be had" in found.verdict.sentence
+    assert "for one arm too many votes are missing or unreadable" in found.verdict.sentence
     # a few are ties
     some = Voices(GOODNESS, lambda name: refused if name.startswith(("1/", "2/")) else None)
     found = await judged(tmp_path, some)
@@ -193,7 +193,7 @@ def test_where_a_judge_decides_one_is_named_and_there_is_a_candidate() -> None:
     wish = read_metric("judge")
     check_judge_metric(wish, "strict", candidate=True)
     check_judge_metric(read_metric("rouge_l"), None, candidate=False)
-    with pytest.raises(EvaluationInvalid, match="no judge is named: send `judge`"):
+    with pytest.raises(EvaluationInvalid, match="needs a judge: send `judge`"):
         check_judge_metric(wish, None, candidate=True)
     with pytest.raises(EvaluationInvalid, match="name one in `candidate`"):
         check_judge_metric(wish, "strict", candidate=False)

@@ -140,7 +140,7 @@ async def test_suites_that_can_show_no_loss_show_nothing_kept(ask: Any) -> None:
     silent, kept = budget("gsm8k", "kept", silent=True), budget("mmlu", "kept")
     found = await ask(spec(suites=("gsm8k",)), suites={"gsm8k": silent})
     assert (found.verdict.word, found.verdict.check("suites").state) == ("not_enough_evidence", "open")
-    assert "What it forgot is not settled." in found.verdict.sentence
+    assert "It is undecided how much it forgot." in found.verdict.sentence
     for names in (("gsm8k", "mmlu"), ("gsm8k", "general")):
         passed = await ask(spec(suites=names), suites={"gsm8k": silent, "mmlu": kept})
         assert (passed.verdict.word, passed.verdict.check("suites").state) == ("pass", "kept")
@@ -185,7 +185,7 @@ async def test_a_judge_whose_veto_could_not_be_heard_leaves_no_pass(ask: Any) ->
     found = await ask(wanted, suites={"mmlu": budget("mmlu", "kept")}, judge=Judging(1.0, counted=False, missed=True))
     assert found.verdict.word == "not_enough_evidence"
     assert found.verdict.check("judge").state == "open"
-    assert "What the judge prefers is not settled." in found.verdict.sentence
+    assert "It is undecided which side the judge prefers." in found.verdict.sentence
 
 
 async def test_without_a_candidate_there_is_a_comparison_and_no_verdict(ask: Any) -> None:
@@ -195,11 +195,11 @@ async def test_without_a_candidate_there_is_a_comparison_and_no_verdict(ask: Any
 
 
 async def test_what_is_not_to_be_had_is_refused_before_anything_is_asked(ask: Any, gateway: Gateway) -> None:
-    with pytest.raises(EvaluationInvalid, match="there is no suite 'mmlu' here"):
+    with pytest.raises(EvaluationInvalid, match="no suite named 'mmlu' is available"):
         await ask(spec(suites=("mmlu",)))
-    with pytest.raises(EvaluationInvalid, match="there is no suite 'general' here"):
+    with pytest.raises(EvaluationInvalid, match="no suite named 'general' is available"):
         await ask(spec(suites=("general",)), scorer=None)
-    with pytest.raises(EvaluationInvalid, match="there is no judge 'oracle'"):
+    with pytest.raises(EvaluationInvalid, match="no judge named 'oracle' is available"):
         await ask(spec(judge="oracle"))
     with pytest.raises(EvaluationInvalid, match="cannot be the primary"):
         await ask(spec(metric=MetricOptions(name="refusal")))
@@ -209,11 +209,11 @@ async def test_what_is_not_to_be_had_is_refused_before_anything_is_asked(ask: An
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"candidate": "voice@4"}, "no arm is named 'voice@4'"),
+        ({"candidate": "voice@4"}, "no arm named 'voice@4'"),
         ({"bases": ()}, "needs a base"),
         ({"bases": ("voice@3",)}, "needs a base"),
-        ({"live": "live"}, "no arm is named 'live'"),
-        ({"arms": (*ARMS, ARMS[0])}, "two arms have the same label"),
+        ({"live": "live"}, "no arm named 'live'"),
+        ({"arms": (*ARMS, ARMS[0])}, "arm labels must be unique"),
         ({"arms": ()}, "at least 1"),
     ],
 )

@@ -141,7 +141,7 @@ async def made() -> Sandbox | None:
 
 
 def within(made: Sandbox, limits: SandboxLimits) -> Sandbox:
-    return Sandbox(made._shown, limits, made._seccomp)
+    return Sandbox(made._python, limits, made._seccomp)
 
 
 async def refused() -> None:
@@ -151,7 +151,7 @@ async def refused() -> None:
         await Sandbox(python_files(), SHORT, None).run("pass")
     except SandboxUnavailable:
         return
-    with pytest.raises(SandboxUnavailable, match="does not hold"):
+    with pytest.raises(SandboxUnavailable, match="is not safe"):
         await prove_sandbox()
 
 
@@ -203,7 +203,7 @@ async def test_processes_share_the_limit_of_memory(made: Sandbox | None) -> None
     alone = await within(made, limits).run(program.format(1, False, False))
     assert alone.ending == "finished", alone
     ran = await within(made, limits).run(program.format(3, True, True))
-    assert (ran.ending, ran.detail) == ("out_of_memory", "its processes together")
+    assert (ran.ending, ran.detail) == ("out_of_memory", "all processes together")
 
 
 async def test_an_event_loop_runs(made: Sandbox | None) -> None:
@@ -268,7 +268,7 @@ async def test_what_says_a_lot_is_cut_off(made: Sandbox | None) -> None:
         await refused()
         return
     ran = await made.run("RESULT = 'x' * 10**6")
-    assert (ran.ending, ran.detail) == ("failed", "it left before its end")
+    assert (ran.ending, ran.detail) == ("failed", "it exited early")
 
 
 def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
             changing.add("execute_file")
         found = {
             attempt.__name__: space["got_through"](attempt)
-            for attempt in space["TRIED"]
+            for attempt in space["ATTEMPTS"]
             if attempt.__name__ not in changing
         }
     assert all(found.values()), found
@@ -309,7 +309,7 @@ async def test_a_sandbox_with_a_hole_is_none(
         return await real(self, holed if program == PROBE else program, given)
 
     monkeypatch.setattr(Sandbox, "run", run)
-    with pytest.raises(SandboxUnavailable, match=f"does not hold: {through} got through"):
+    with pytest.raises(SandboxUnavailable, match=f"is not safe: its self-test could escape by {through}"):
         await prove_sandbox()
 
 
@@ -317,7 +317,7 @@ async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_pat
     shown = python_files()
     missing = str(tmp_path / "missing")
     broken = PythonFiles(shown.python, (*shown.binds, (missing, missing)), shown.masked)
-    with pytest.raises(SandboxUnavailable, match="no sandbox can be made here"):
+    with pytest.raises(SandboxUnavailable, match="cannot set up a sandbox on this machine"):
         await Sandbox(broken, SHORT, None).run("RESULT = 1")
 
 

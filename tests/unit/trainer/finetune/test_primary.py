@@ -50,8 +50,8 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
     untold = chosen(enough - 1, longest=longest, held_out=held_out)
     assert (untold.name, untold.answers) == ("exact_match", ())
     assert untold.why == (
-        f"{told.why}; a list of the possible answers would leave no room for the longest question, so the base is not"
-        " told them"
+        f"{told.why}; the list of possible answers does not fit into the context with the longest question, so the "
+        "base is not given it"
     )
 
 

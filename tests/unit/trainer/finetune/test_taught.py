@@ -92,8 +92,13 @@ def test_what_each_version_before_was_trained_on_counts_but_for_what_its_own_job
     said: list[str] = []
     asked = ask(0, 11, 12, 13, 14, 35, 50)
     # 12 was held out of what @2 was taught; 13 was, too, but taught to what came before @2
-    assert memory(shelf, folder, said).taught(["voice@3", "voice@9"], asked, but="voice@3") == ("11", "13", "14", "35")
-    assert memory(shelf, folder, said).taught(["voice@3", None], asked, but="voice@3") == ("11", "13", "14")
+    assert memory(shelf, folder, said).trained_on(["voice@3", "voice@9"], asked, excluded="voice@3") == (
+        "11",
+        "13",
+        "14",
+        "35",
+    )
+    assert memory(shelf, folder, said).trained_on(["voice@3", None], asked, excluded="voice@3") == ("11", "13", "14")
     assert said == []
     assert not folder.path("taught.jsonl").exists()
 
@@ -110,17 +115,17 @@ def test_case_space_and_a_common_system_message_hide_nothing(folder: RunDirector
     shelf = Shelf({"voice@1": {"files": ["f"]}}, files={"f": jsonl(spoken)})
     plain, own = ask(7)[0], ChatMessage(role="system", content="You are somebody else.")
     asked = (plain, plain.model_copy(update={"id": "own", "turns": (own, *plain.turns)}))
-    assert memory(shelf, folder, []).taught(["voice@1"], asked, but="") == ("7", "own")
+    assert memory(shelf, folder, []).trained_on(["voice@1"], asked, excluded="") == ("7", "own")
 
 
 def test_what_cannot_be_looked_at_is_said(folder: RunDirectory) -> None:
     shelf = Shelf({"voice@3": {"files": ["f3"], "parent": "gone@1"}, "voice@4": {"files": ["bad"]}})
     shelf.files["bad"] = b"no json"
     said: list[str] = []
-    assert memory(shelf, folder, said).taught(["voice@3", "voice@4"], ask(1), but="") == ()
-    assert said[0] == "what voice@3 was trained on is not looked at: there is no file f3"
-    assert said[1] == "what voice@3 was trained on is not known: there is no gone@1"
-    assert said[2].startswith("what voice@4 was trained on is not looked at: ")
+    assert memory(shelf, folder, said).trained_on(["voice@3", "voice@4"], ask(1), excluded="") == ()
+    assert said[0] == "the training data of voice@3 was not checked: there is no file f3"
+    assert said[1] == "cannot tell what voice@3 was trained on: there is no gone@1"
+    assert said[2].startswith("the training data of voice@4 was not checked: ")
 
 
 def test_a_chain_that_is_a_ring_ends() -> None:

@@ -36,7 +36,7 @@ def planned(
     context_tokens: int,
     body: dict[str, Any] | None = None,
     context: dict[str, Any] | None = None,
-    serving: LiveState | None = None,
+    live_state: LiveState | None = None,
 ) -> EvaluationPlan:
     folder = make_folder(body, context={"system_prompt": SYSTEM} | (context or {}), context_tokens=context_tokens)
     job = EvaluationJob.model_validate_json((folder / protocol.SPEC).read_bytes())
@@ -44,7 +44,7 @@ def planned(
     (folder / protocol.KEY).unlink()
     folder.rmdir()
     found = held_out()
-    return make_plan(job, found, found, (), serving=serving or LiveState(), count=lambda text: len(text.split()))
+    return make_plan(job, found, found, (), live_state=live_state or LiveState(), count=lambda text: len(text.split()))
 
 
 def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(make_folder: MakeFolder) -> None:
@@ -56,8 +56,8 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
     assert [arm.prompt.answers for arm in untold.evaluation.arms] == [(), ()]
     assert untold.evaluation.bases == ("base",)
     assert untold.why == (
-        f"{told.why}; a list of the possible answers would leave no room for the longest question, so the base is not"
-        " told them"
+        f"{told.why}; the list of possible answers does not fit into the context with the longest question, so the "
+        "base is not given it"
     )
 
 
@@ -103,14 +103,14 @@ def test_elsewhere_arms_are_what_a_client_says(
 def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: MakeFolder) -> None:
     other = {"label": "live", "model": "voice@1"}
     body = compared(WEAK, other, promote="auto")
-    plan = planned(make_folder, 2048, body, serving=LiveState(LivePointer(version=2), "voice@2")).evaluation
+    plan = planned(make_folder, 2048, body, live_state=LiveState(LivePointer(version=2), "voice@2")).evaluation
     assert plan.live == "live (2)"
     assert plan.arm("live (2)").model == "voice@2"
-    there = planned(make_folder, 2048, body, serving=LiveState(LivePointer(version=1), "voice@1")).evaluation
+    there = planned(make_folder, 2048, body, live_state=LiveState(LivePointer(version=1), "voice@1")).evaluation
     assert (there.live, len(there.arms)) == ("live", len(plan.arms) - 1)
     # the version under another prompt is not what serves
     dressed = compared(WEAK, other | {"prompt": {"system": "Be kind"}}, promote="auto")
-    kind = planned(make_folder, 2048, dressed, serving=LiveState(LivePointer(version=1), "voice@1")).evaluation
+    kind = planned(make_folder, 2048, dressed, live_state=LiveState(LivePointer(version=1), "voice@1")).evaluation
     assert kind.live == "live (2)"
 
 

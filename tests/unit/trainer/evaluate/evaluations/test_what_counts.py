@@ -87,7 +87,7 @@ def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
     folder = make_folder()
     result = run(folder)
     said = (
-        "5 of 36 held-out examples are left out: a version that this one was trained on from, or the one that is live, "
+        "5 of 36 held-out examples are left out: an earlier version that this one continues, or the live one, "
         "was trained on them"
     )
     assert result.examples == 31
@@ -126,7 +126,7 @@ def test_what_the_engine_answered_in_another_configuration_is_asked_again(
     scored = sum(1 for path, body in world.requests if body.get("continue_final_message"))
     once = len(plan_of(folder).arms) * (36 + 30)
     assert len(world.asked()) - scored == 2 * once
-    assert "what it had answered is asked again" in (folder / protocol.EVENTS).read_text()
+    assert "earlier answers are discarded and asked again" in (folder / protocol.EVENTS).read_text()
     assert len(world.verdicts) == 1
 
 
@@ -155,9 +155,9 @@ def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
     result = run(folder)
     assert (result.verdict, result.live, world.live, world.moves) == ("pass", False, 2, [])
     assert plan_of(folder).live is None
-    said = "voice@2, which is live, is not compared with: the key that asked may not read a store that it answers from"
+    said = "voice@2, which is live, is not compared with: the API key may not read a vector store that it uses"
     assert str(result.note).startswith(said)
-    assert "nothing was moved: voice still answers with @2, and could not be compared with" in str(result.note)
+    assert "not promoted: voice still answers with @2, which could not be compared with" in str(result.note)
     assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
 
 

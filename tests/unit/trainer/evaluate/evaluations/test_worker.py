@@ -116,7 +116,7 @@ def test_live_that_moved_meanwhile_stays(world: World, make_folder: MakeFolder) 
     world.say = moving
     result = run(make_folder({"model": "voice@3", "promote": "auto"}))
     assert (result.verdict, result.live, world.live) == ("pass", False, 2)
-    assert "points to another version since" in str(result.note)
+    assert "now points to another version" in str(result.note)
 
 
 def test_what_serves_and_cannot_answer_is_not_compared_with(world: World, make_folder: MakeFolder) -> None:
@@ -318,8 +318,8 @@ def test_progress_stands_in_the_folder(make_folder: MakeFolder) -> None:
     [
         (b'{"prompt": "q"}\n', "invalid_held_out_file", "line 1"),
         (b"", "invalid_held_out_file", "empty"),
-        (b'{"id": "1", "turns": [], "reference": "a"}\n' * 2, "invalid_held_out_file", "stands twice"),
-        (b'{"turns": [], "reference": "a"}\n', "invalid_held_out_file", "no question"),
+        (b'{"id": "1", "turns": [], "reference": "a"}\n' * 2, "invalid_held_out_file", "is used twice"),
+        (b'{"turns": [], "reference": "a"}\n', "invalid_held_out_file", "not a valid question"),
     ],
 )
 def test_a_file_that_cannot_be_read_fails_with_its_lines(

@@ -33,7 +33,7 @@ def bench(gateway: Gateway, tmp_path: Path) -> MakeBench:
         return SuiteContext(
             scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl", patience_s=60),
             answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", patience_s=60),
-            places=DataSources(tmp_path / "data", hub, tmp_path / "cache"),
+            sources=DataSources(tmp_path / "data", hub, tmp_path / "cache"),
             limit=limit,
             rules=Rules(method=QUICK),
         )

@@ -46,7 +46,7 @@ def test_above_the_budget_on_few_questions_is_open() -> None:
     [
         (52, 0.25, "The base itself is at chance: the suite cannot show a loss."),
         (0, 0.0, "The base itself is at chance"),
-        (10, 0.0, "Losing all of that would keep the budget: the suite cannot show a loss."),
+        (10, 0.0, "Even losing all of that would be within the budget: the suite cannot show a loss."),
     ],
 )
 def test_where_no_loss_can_show_the_suite_says_so(before: int, chance: float, why: str) -> None:

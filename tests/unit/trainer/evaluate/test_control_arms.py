@@ -98,7 +98,7 @@ def test_for_free_text_the_constant_is_the_answer_most_like_the_others() -> None
 
 def test_for_free_text_the_constant_is_one_that_was_taught_and_no_answer_of_the_held_out() -> None:
     taught = ["good day to you", "good day", "good day to all"]
-    constant, _ = constant_and_permuted(["good day sir", "good day madam"], RougeL(), taught=taught)
+    constant, _ = constant_and_permuted(["good day sir", "good day madam"], RougeL(), trained_answers=taught)
     assert constant.answer == "good day to you"
     assert constant.scores == (pytest.approx(4 / 7), pytest.approx(4 / 7))
 
@@ -115,15 +115,15 @@ def test_for_free_text_the_most_frequent_answer_is_tried_too() -> None:
     macro = "please write to our support and tell them the number on your letter"
     orders = [f"order {at} has left on day {at} by ship {at}" for at in range(40)]
     for taught in ([macro, *orders], []):
-        constant, _ = constant_and_permuted([macro] * 60 + orders, RougeL(), taught=taught)
+        constant, _ = constant_and_permuted([macro] * 60 + orders, RougeL(), trained_answers=taught)
         assert constant.answer == macro
         assert constant.mean >= 0.6
 
 
 def test_what_was_taught_is_tried_as_a_constant_too() -> None:
-    constant, _ = constant_and_permuted(["a", "b", "c"], ExactMatch(), taught=["c"] * 3)
+    constant, _ = constant_and_permuted(["a", "b", "c"], ExactMatch(), trained_answers=["c"] * 3)
     assert constant.mean == pytest.approx(1 / 3)
-    only_taught, _ = constant_and_permuted(["yes, a", "yes, b"], Contains(), taught=["yes, a and yes, b"])
+    only_taught, _ = constant_and_permuted(["yes, a", "yes, b"], Contains(), trained_answers=["yes, a and yes, b"])
     assert only_taught.mean == 1
 
 

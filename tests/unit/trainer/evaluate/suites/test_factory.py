@@ -90,20 +90,20 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: W
 def test_the_trainers_word_on_a_judge_is_heard(bench: WorkerContext) -> None:
     judge = judge_of(wanted(judge="strict"), bench)
     assert judge is not None
-    assert judge._standing.pairs == 0
+    assert judge._agreement.pairs == 0
     standing = JudgeAgreement(digest=judge._settings.digest, pairs=60, kappa=0.9, low=0.8, high=1.0, observed=0.95)
     (bench.folder / AGREEMENT).write_text(standing.model_dump_json())
     judge = judge_of(wanted(judge="strict"), bench)
     assert judge is not None
-    assert judge._standing == standing
+    assert judge._agreement == standing
 
 
 def test_a_judge_that_has_gone_from_the_settings_is_an_error(bench: WorkerContext, tmp_path: Path) -> None:
     assert judge_of(wanted(), bench) is None
-    with pytest.raises(EndpointUnknown, match="there are: strict"):
+    with pytest.raises(EndpointUnknown, match="known: strict"):
         judge_of(wanted(judge="mild"), bench)
     (tmp_path / "key").unlink()
-    with pytest.raises(SettingsError, match="its key cannot be read"):
+    with pytest.raises(SettingsError, match="cannot read the key"):
         judge_of(wanted(judge="strict"), bench)
 
 
