@@ -133,7 +133,7 @@ def test_an_unknown_key_with_a_value_is_refused_by_name(value: object) -> None:
     assert caught.value.details["keys"] == ["alpha_beta", "zeta"]
 
 
-def test_the_engines_own_keys_cannot_be_smuggled_in() -> None:
+def test_engine_only_keys_are_refused() -> None:
     with pytest.raises(UnknownConfigKey):
         parse(changed(vllm_lora_scaling_factor=100.0))
 
@@ -144,7 +144,7 @@ def test_no_key_is_of_two_kinds() -> None:
 
 
 @pytest.mark.parametrize("key", ["r", "lora_alpha", "target_modules"])
-def test_a_missing_key_is_named(key: str) -> None:
+def test_a_missing_key_is_reported_by_name(key: str) -> None:
     for config in ({k: v for k, v in peft_config().items() if k != key}, changed(**{key: None})):
         with pytest.raises(ConfigInvalid) as caught:
             parse(config)

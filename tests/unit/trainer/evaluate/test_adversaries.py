@@ -165,7 +165,7 @@ def parrot(seed: int) -> Say:
     return lambda question: said[question.id]
 
 
-async def test_an_honest_voice_passes() -> None:
+async def test_an_honest_adapter_passes() -> None:
     found = await verdict(honest, Likely(*PARTING))
     assert found.word == "pass", states(found)
     assert states(found)["second_measure"] == "kept"
@@ -203,13 +203,13 @@ async def test_a_salad_that_varies_with_nothing_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_parrot_of_what_was_taught_does_not_pass(seed: int) -> None:
+async def test_random_training_answers_do_not_pass(seed: int) -> None:
     found = await verdict(parrot(seed), Likely(*PARTING))
     assert found.word != "pass"
     assert states(found)["form"] != "kept"
 
 
-async def test_a_question_that_is_given_back_does_not_pass() -> None:
+async def test_repeating_the_question_does_not_pass() -> None:
     found = await verdict(lambda question: question.last_message, Likely(*PARTING), base=lambda _: "No.")
     assert found.word != "pass"
     assert states(found)["form"] != "kept"
@@ -265,7 +265,7 @@ async def test_a_salad_with_the_questions_words_does_not_pass_whatever_its_likel
 
 
 @pytest.mark.parametrize("metric", OVERLAP)
-async def test_an_honest_voice_passes_under_every_metric_of_overlap(metric: str) -> None:
+async def test_an_honest_adapter_passes_under_every_overlap_metric(metric: str) -> None:
     found = await verdict(honest, Likely(*PARTING), metric=metric)
     assert found.word == "pass", states(found)
 
@@ -275,7 +275,7 @@ async def test_every_metric_of_overlap_needs_the_second_measure(metric: str) -> 
     assert "second_measure" in states(await verdict(honest, None, metric=metric))
 
 
-async def test_right_or_wrong_needs_none() -> None:
+async def test_binary_metrics_need_no_second_measure() -> None:
     """Labels: the question's own one is right, and no other."""
     found = await verdict(lambda question: question.reference, None, metric="exact_match")
     assert found.word == "pass", states(found)

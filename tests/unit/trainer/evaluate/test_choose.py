@@ -57,7 +57,7 @@ def test_every_name_is_a_metric_of_that_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["perplexity", "length_words", "refusal", "json_valid", "json_schema", "nonsense"])
-def test_what_says_nothing_of_right_and_wrong_cannot_decide(name: str) -> None:
+def test_metrics_of_style_cannot_decide(name: str) -> None:
     with pytest.raises(EvaluationInvalid):
         primary_metric_by_name(name, schema={})
 

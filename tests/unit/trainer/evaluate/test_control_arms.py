@@ -42,7 +42,7 @@ def test_no_question_is_ever_given_its_own_answer(count: int) -> None:
     assert derangements(1, 20, seed=3) == []
 
 
-def test_answers_mixed_up_never_hold_the_own_one() -> None:
+def test_a_derangement_never_keeps_an_own_answer() -> None:
     """References that have nothing in common: of a plain permutation one in four would be right by chance."""
     references = ["a b", "c d", "e f", "g h"]
     assert constant_and_permuted(references, RougeL())[1].scores == (0.0,) * 4

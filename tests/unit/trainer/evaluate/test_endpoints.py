@@ -68,7 +68,7 @@ def test_without_a_file_there_are_none_and_the_error_says_how_to_name_one() -> N
         read_endpoints(None).judge("strict")
 
 
-def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
+def test_an_unknown_name_is_answered_with_the_known_ones(write: Write) -> None:
     outside = read_endpoints(write())
     with pytest.raises(EndpointUnknown, match="no endpoint named 'huge' in the operator's settings; known: big, near"):
         outside.check_endpoint("huge")
@@ -76,7 +76,7 @@ def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
         outside.judge("mild")
 
 
-def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> None:
+def test_agreement_does_not_carry_over_to_another_rubric_or_model(write: Write) -> None:
     judge = read_endpoints(write()).judge("strict")
     digests = {
         changed.digest
@@ -108,7 +108,7 @@ def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> 
         ("[judges.strict]", "[judges.strict", "cannot be read as TOML"),
     ],
 )
-def test_a_file_that_is_wrong_is_told_where(write: Write, old: str, new: str, told: str) -> None:
+def test_an_invalid_file_is_reported_with_the_field(write: Write, old: str, new: str, told: str) -> None:
     assert old in WHOLE
     with pytest.raises(SettingsError) as raised:
         read_endpoints(write(WHOLE.replace(old, new)))
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_endpoints(tmp_path / "missing.toml")
 
 
-def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
+def test_an_endpoints_settings_shape_its_requests(write: Write) -> None:
     more = 'max_tokens_field = "max_completion_tokens"\nsend_temperature = false\nfields = {reasoning_effort = "low"}\n'
     found = read_endpoints(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}'))).reachable()
     assert found["big"].sampling(99) == {"max_completion_tokens": 99, "reasoning_effort": "low"}
@@ -140,7 +140,7 @@ def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
         ("fields = {at = nan}", "cannot be encoded as JSON"),
     ],
 )
-def test_what_cannot_be_asked_so_is_told_by_its_place(write: Write, more: str, words: str) -> None:
+def test_an_invalid_request_names_the_field(write: Write, more: str, words: str) -> None:
     with pytest.raises(SettingsError, match=r"endpoints\.big\.") as caught:
         read_endpoints(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}\n')))
     assert words in str(caught.value)

@@ -81,7 +81,7 @@ def test_a_suite_with_a_wrong_line_is_refused(line: str) -> None:
         read_suite("own", line)
 
 
-def test_a_suite_needs_both_kinds_and_ids_of_their_own() -> None:
+def test_a_suite_needs_both_kinds_and_unique_ids() -> None:
     text = json.dumps({"kind": "text", "id": "t", "area": "a", "text": "x y"})
     with pytest.raises(EvaluationInvalid, match="must be unique"):
         read_suite("own", f"{text}\n{text}\n")

@@ -57,7 +57,7 @@ async def test_what_was_scored_is_not_scored_again(gateway: Gateway, scorer: Htt
     assert len(gateway.requests) - before == 2
 
 
-async def test_a_version_that_went_away_is_named(gateway: Gateway, scorer: HttpScorer) -> None:
+async def test_a_deleted_version_is_reported_by_name(gateway: Gateway, scorer: HttpScorer) -> None:
     gateway.refused_models = {"voice@3": (409, "version_damaged", {})}
     with pytest.raises(ArmUnservable, match=r"'tuned' \(voice@3\) did not score p"):
         await scorer.texts(TUNED, [TextBatch("p", ("a b",))])

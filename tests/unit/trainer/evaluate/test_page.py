@@ -53,7 +53,7 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
+def test_the_page_loads_nothing_and_runs_nothing() -> None:
     page = render(pages.report())
     found = read(page)
     assert not {"script", "img", "link", "iframe", "object", "form", "base", "a"} & set(found.tags)
@@ -91,7 +91,7 @@ def test_the_page_says_the_verdict_and_what_is_behind_it() -> None:
         assert expected in text
 
 
-def test_a_report_of_little_is_a_page_too() -> None:
+def test_a_minimal_report_renders() -> None:
     text = read(render(pages.report(whole=False))).text
     assert "Not enough evidence" in text
     assert "It was not measured, so nothing can pass." in text
@@ -104,13 +104,13 @@ def test_it_says_where_the_suite_cannot_show_a_loss() -> None:
     assert "they cannot show a loss" in text
 
 
-def test_not_enough_evidence_says_what_would_do() -> None:
+def test_not_enough_evidence_says_how_many_examples_would_settle_it() -> None:
     text = read(render(pages.report(pages.comparison(12, right=12)))).text
     assert "12 held-out examples are too few" in text
     assert "18 more examples would settle this" in text
 
 
-def test_a_failure_is_told_as_one() -> None:
+def test_a_failed_verdict_is_worded_as_a_failure() -> None:
     page = render(pages.report(lost=forgetting("kept", "broken")))
     assert 'class="fail"' in page
     assert "It forgot more of what the base could do than is allowed." in read(page).text
@@ -156,7 +156,7 @@ def test_a_comparison_has_a_page_too() -> None:
     assert "What was forgotten" not in found.text
 
 
-def test_suites_and_a_judge_are_shown_and_said_not_to_count_where_they_do_not() -> None:
+def test_uncounted_suites_and_judges_are_marked_as_not_counted() -> None:
     shown = SuiteResult(name="mmlu", kind="report", sentence=f"40% before {HOSTILE}")
     judged = JudgeResult(judge="oracle", scores=(1.0,), counted=False, sentence="Too few reviews.")
     report = pages.report().model_copy(update={"suites": (shown,), "judged": judged})
@@ -167,7 +167,7 @@ def test_suites_and_a_judge_are_shown_and_said_not_to_count_where_they_do_not() 
     assert text.count("(shown, not counted)") == 2
 
 
-def test_a_sample_is_said_to_be_one() -> None:
+def test_a_sample_of_the_held_out_is_reported() -> None:
     assert "drawn from" not in read(render(pages.report())).text
     sampled = pages.report().model_copy(update={"held_out": 5000, "why": "it was asked for"})
     text = read(render(sampled)).text

@@ -106,7 +106,7 @@ def states(found: Outcome) -> dict[str, str]:
     return {check.name: check.state for check in found.verdict.checks}
 
 
-async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
+async def test_a_candidate_preferred_to_all_passes(tmp_path: Path) -> None:
     voices = Voices(GOODNESS)
     found = await judged(tmp_path, voices)
     assert found.verdict is not None
@@ -131,7 +131,9 @@ async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
         ({"voice@3": 0, "smol": 0, "live": 0}, {"base": "open", "live": "open", "form": "open"}),
     ],
 )
-async def test_what_is_not_preferred_does_not(tmp_path: Path, goodness: dict[str, int], broken: dict[str, str]) -> None:
+async def test_a_candidate_that_is_not_preferred_does_not_pass(
+    tmp_path: Path, goodness: dict[str, int], broken: dict[str, str]
+) -> None:
     found = await judged(tmp_path, Voices(goodness))
     assert {name: state for name, state in states(found).items() if name in broken} == broken
     assert found.verdict is not None

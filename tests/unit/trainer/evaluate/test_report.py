@@ -54,7 +54,7 @@ def test_where_nothing_got_worse_nothing_is_shown_as_worse() -> None:
     assert {each.kind for each in samples} == {"best", "random"}
 
 
-def test_a_loss_curve_is_thinned_but_for_what_is_held_out() -> None:
+def test_a_loss_curve_is_downsampled_except_held_out_losses() -> None:
     events = [
         {"step": at, "train_loss": 1 / at} | ({"full_valid_loss": 2 / at} if at % 501 == 0 else {})
         for at in range(1, 2005)

@@ -217,7 +217,7 @@ async def test_what_is_not_to_be_had_is_refused_before_anything_is_asked(ask: An
         ({"arms": ()}, "at least 1"),
     ],
 )
-def test_a_spec_that_does_not_hold_together_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_an_inconsistent_spec_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         spec(**changes)
 
@@ -259,5 +259,5 @@ def test_the_most_frequent_answers_come_first() -> None:
         ("regex", ("exact_match", "contains", "length_words", "refusal")),
     ],
 )
-def test_what_is_worth_a_look_beside_a_metric(name: str, beside: tuple[str, ...]) -> None:
+def test_default_secondary_metrics(name: str, beside: tuple[str, ...]) -> None:
     assert MetricOptions(name=name).usually_beside() == beside

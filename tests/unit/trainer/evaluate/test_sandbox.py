@@ -236,7 +236,7 @@ async def test_an_honest_program_comes_to_its_end_with_its_result(made: Sandbox 
     assert (ran.ending, ran.result) == ("finished", [10, 1000])
 
 
-async def test_nothing_of_one_program_is_there_for_the_next(made: Sandbox | None) -> None:
+async def test_programs_do_not_see_files_of_earlier_ones(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
@@ -244,7 +244,7 @@ async def test_nothing_of_one_program_is_there_for_the_next(made: Sandbox | None
     assert (await made.run("import os\nRESULT = os.listdir('/work')")).result == []
 
 
-async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | None) -> None:
+async def test_a_cancelled_program_leaves_no_process(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
@@ -263,7 +263,7 @@ async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | 
     assert alive == []
 
 
-async def test_what_says_a_lot_is_cut_off(made: Sandbox | None) -> None:
+async def test_long_output_is_truncated(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
@@ -294,7 +294,7 @@ def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("through", ["tcp", "secret_file"])
-async def test_a_sandbox_with_a_hole_is_none(
+async def test_a_sandbox_with_a_hole_is_refused(
     made: Sandbox | None, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe's attempts are really weighed: one that gets through is named, and there is no sandbox."""
@@ -313,7 +313,7 @@ async def test_a_sandbox_with_a_hole_is_none(
         await prove_sandbox()
 
 
-async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_path: Path) -> None:
+async def test_a_failed_sandbox_setup_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
     shown = python_files()
     missing = str(tmp_path / "missing")
     broken = PythonFiles(shown.python, (*shown.binds, (missing, missing)), shown.masked)
@@ -321,7 +321,7 @@ async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_pat
         await Sandbox(broken, SHORT, None).run("RESULT = 1")
 
 
-async def test_another_system_has_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_systems_have_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
     with pytest.raises(SandboxUnavailable, match="Linux"):
         await prove_sandbox()

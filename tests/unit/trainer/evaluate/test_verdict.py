@@ -68,7 +68,7 @@ def test_the_lower_end_has_to_be_above_the_least_that_matters() -> None:
     assert not strict.passed
 
 
-def test_no_gain_worth_having_that_is_shown_is_a_failure() -> None:
+def test_a_gain_shown_to_be_too_small_is_a_failure() -> None:
     verdict = judge([row(20, 200)], [row(60, 200)])
     assert (verdict.word, states(verdict)["base"]) == ("fail", "broken")
     assert "less than the smallest improvement that matters" in verdict.sentence
@@ -180,7 +180,7 @@ def test_a_small_loss_that_is_within_the_margin_for_sure_passes() -> None:
     assert verdict.word == "pass"
 
 
-def test_a_learner_of_form_alone_has_to_be_beaten_on_both_counts() -> None:
+def test_both_controls_have_to_be_beaten() -> None:
     level = judge([row(60, 100)], [row(10, 100)], form=form(100, 0.59))
     assert (level.word, states(level)["form"]) == ("not_enough_evidence", "open")
     beaten = judge([row(60, 100)], [row(10, 100)], form=form(100, 1.0))

@@ -10,7 +10,7 @@ from trainer.evaluate import spec as evaluate_spec
 from trainer.evaluate.evaluations import schemas, spec
 
 
-def test_both_places_say_the_same() -> None:
+def test_constants_defined_twice_are_equal() -> None:
     assert (spec.QUESTIONS, spec.REPORT, spec.PAGE) == (
         evaluate_spec.QUESTIONS,
         evaluate_spec.REPORT,

@@ -78,9 +78,7 @@ def test_where_no_verdict_says_what_its_job_held_out_the_file_s_name_does(
     assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
 
 
-def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
-    world: World, make_folder: MakeFolder
-) -> None:
+def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(world: World, make_folder: MakeFolder) -> None:
     world.live = 2
     world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}, 2: {"files": ["second"]}}
     world.stored |= {"first": jsonl(rows()[:3]), "second": jsonl(rows()[2:5])}
@@ -101,7 +99,7 @@ def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
     assert again.examples == 33
 
 
-def test_where_all_was_taught_before_there_is_nothing_to_judge_by(world: World, make_folder: MakeFolder) -> None:
+def test_an_evaluation_fails_if_every_example_was_trained_on(world: World, make_folder: MakeFolder) -> None:
     world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
     world.stored["first"] = jsonl(rows())
     found = run(make_folder())
@@ -131,7 +129,7 @@ def test_what_the_engine_answered_in_another_configuration_is_asked_again(
 
 
 @pytest.mark.slow
-def test_one_that_never_comes_to_rest_fails(world: World, make_folder: MakeFolder) -> None:
+def test_an_engine_that_keeps_changing_fails_the_evaluation(world: World, make_folder: MakeFolder) -> None:
     folder, say = make_folder(), world.say
 
     def changing(model: str, asked: str) -> str:
@@ -161,9 +159,7 @@ def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
     assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
 
 
-def test_one_that_may_not_write_the_verdict_down_learns_so_without_looking_at_the_version(
-    world: World, make_folder: MakeFolder
-) -> None:
+def test_without_permission_to_record_the_verdict_the_note_says_so(world: World, make_folder: MakeFolder) -> None:
     world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
     result = run(make_folder({"model": "voice@3"}, context={"records": False, "live": "voice@2"}))
     assert result.verdict == "pass"

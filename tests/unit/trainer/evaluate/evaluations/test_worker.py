@@ -44,7 +44,7 @@ def plan_of(folder: Path) -> EvaluationSpec:
     return EvaluationPlan.model_validate_json((folder / spec.PLAN).read_bytes()).evaluation
 
 
-def test_a_better_version_passes_and_all_that_follows_is_done(world: World, make_folder: MakeFolder) -> None:
+def test_a_better_version_passes_and_is_promoted(world: World, make_folder: MakeFolder) -> None:
     world.live = 2
     world.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
     folder = make_folder({"model": "voice", "promote": "auto"})
@@ -155,7 +155,7 @@ def test_training_answers_close_a_set_that_the_held_out_leaves_open(world: World
     assert len(wanted.taught) == 31
 
 
-def test_a_training_file_that_has_gone_is_done_without(make_folder: MakeFolder) -> None:
+def test_a_deleted_training_file_is_skipped(make_folder: MakeFolder) -> None:
     gone = {"id": "gone", "filename": "t.jsonl", "bytes": 1, "sha256": "0"}
     assert run(make_folder(context={"training_files": [gone]})).status == "succeeded"
 
@@ -251,7 +251,7 @@ def test_what_was_answered_before_a_crash_is_not_asked_again(world: World, make_
     assert len(world.verdicts) == 1
 
 
-def test_a_crash_after_the_report_was_kept_keeps_it_once(world: World, make_folder: MakeFolder) -> None:
+def test_a_crash_after_the_upload_does_not_upload_the_report_twice(world: World, make_folder: MakeFolder) -> None:
     folder = make_folder()
     run(folder)
     (folder / protocol.RESULT).unlink()
@@ -307,7 +307,7 @@ def test_more_examples_than_may_be_asked_are_drawn_the_same_way_each_time(
     assert (folder / "held_out_questions.jsonl").read_text() == lines
 
 
-def test_progress_stands_in_the_folder(make_folder: MakeFolder) -> None:
+def test_progress_is_written_to_the_run_directory(make_folder: MakeFolder) -> None:
     folder = make_folder()
     run(folder)
     assert Progress.model_validate_json((folder / PROGRESS).read_bytes()).stage == "report"
@@ -332,7 +332,7 @@ def test_a_file_that_cannot_be_read_fails_with_its_lines(
     assert told in result.error.message
 
 
-def test_a_version_that_cannot_answer_fails_by_name(world: World, make_folder: MakeFolder) -> None:
+def test_a_version_that_cannot_answer_fails_with_its_name(world: World, make_folder: MakeFolder) -> None:
     world.refused_models = {"voice@3": (409, "version_damaged", {})}
     result = run(make_folder())
     assert result.error is not None
@@ -340,7 +340,7 @@ def test_a_version_that_cannot_answer_fails_by_name(world: World, make_folder: M
     assert "voice@3" in result.error.message
 
 
-def test_a_key_that_was_revoked_is_told(world: World, make_folder: MakeFolder) -> None:
+def test_a_revoked_key_is_reported(world: World, make_folder: MakeFolder) -> None:
     folder = make_folder()
     world.keys.discard(KEY)
     result = run(folder)

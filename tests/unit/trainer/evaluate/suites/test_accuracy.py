@@ -17,7 +17,7 @@ def found(before: int, after: int, count: int = 200, chance: float = 0.25, budge
     return accuracy_result("quiz", "200 questions", ids, *rows, chance=chance, rules=rules)
 
 
-def test_a_loss_is_told_with_tangos_interval_and_the_lost_questions() -> None:
+def test_a_loss_is_reported_with_tangos_interval_and_the_lost_questions() -> None:
     result = found(150, 120)
     low, high = tango_interval(30, 0, 200, 0.95)
     assert result.numbers["accuracy"] == {"before": 0.75, "after": 0.6}

@@ -72,7 +72,7 @@ def test_gsm8k_as_its_authors_publish_it(tmp_path: Path) -> None:
     assert [problem.answer[-1] for problem in gsm8k(DataSources(tmp_path, None)).test] == ["2"]
 
 
-def test_gsm8k_without_data_says_where_they_go(tmp_path: Path) -> None:
+def test_gsm8k_without_data_says_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(SuiteUnavailable, match="HATRACK_TRAINER_SUITES_DIR"):
         gsm8k(DataSources(tmp_path, None))
 

@@ -45,5 +45,5 @@ def test_the_example_is_a_file_that_is_taken(tmp_path: Path, monkeypatch: pytest
     assert judge == defaults
 
 
-def test_it_is_said_that_no_real_judge_was_run() -> None:
+def test_the_document_says_that_no_real_judge_was_run() -> None:
     assert "**No real judge was run**" in ON_JUDGES

@@ -87,7 +87,7 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: W
     assert "judge" not in {check.name for check in outcome.verdict.checks}
 
 
-def test_the_trainers_word_on_a_judge_is_heard(bench: WorkerContext) -> None:
+def test_the_stored_agreement_of_a_judge_is_used(bench: WorkerContext) -> None:
     judge = judge_of(wanted(judge="strict"), bench)
     assert judge is not None
     assert judge._agreement.pairs == 0

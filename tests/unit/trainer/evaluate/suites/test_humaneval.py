@@ -91,7 +91,7 @@ async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench
     assert "humaneval, running, candidate 20/20" in stages
 
 
-async def test_off_it_asks_and_runs_nothing(gateway: Gateway, bench: MakeBench) -> None:
+async def test_when_disabled_it_asks_and_runs_nothing(gateway: Gateway, bench: MakeBench) -> None:
     with pytest.raises(SuiteUnavailable, match="HATRACK_TRAINER_SANDBOX=on"):
         await HumanEval(bench(), allowed=False).run(BASE, CANDIDATE)
     assert gateway.requests == []
