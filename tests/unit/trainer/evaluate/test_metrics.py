@@ -100,7 +100,7 @@ def test_a_schema_is_kept_or_not() -> None:
 def test_a_schema_reaches_nothing_outside_and_takes_no_unbounded_pattern() -> None:
     with pytest.raises(EvaluationInvalid, match="not a valid JSON Schema"):
         JsonSchema({"type": "nothing"})
-    with pytest.raises(EvaluationInvalid, match="refers"):
+    with pytest.raises(EvaluationInvalid, match="cannot be resolved"):
         JsonSchema({"$ref": "http://127.0.0.1:9/schema.json"}).score("{}", "")
     with pytest.raises(EvaluationInvalid, match="patternProperties"):
         JsonSchema({"patternProperties": {"^a": {}}})
