@@ -282,7 +282,7 @@ def test_cancelled_while_it_is_judged_the_version_stays_and_nothing_moves(
     assert (done.status, done.fine_tuned_model, done.judged) == ("succeeded", "voice@1", None)
     assert gateway.aliases == {}
     assert gateway.verdicts == []
-    assert "not promoted" in said(folder)[-1]
+    assert "nothing was moved" in said(folder)[-1]
 
 
 def test_cancelled_before_it_goes_on_the_version_stays_too(job: Callable[..., Path], gateway: FakeGateway) -> None:
