@@ -1,4 +1,4 @@
-"""What an adapter is: names, PEFT-config rules, safetensors inspection, proof, and the content-addressed store.
+"""Adapters: names, PEFT-config rules, safetensors inspection, proof, and the content-addressed store.
 
 A pure library: no web framework, no torch, no engine. Import from the modules (`from adapters.store import Store`).
 """

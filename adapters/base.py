@@ -1,4 +1,4 @@
-"""What Hatrack must know of the base model, read from its checkpoint without torch: its layers and its identity.
+"""The base model's layers and identity, read from its checkpoint without torch.
 
 A checkpoint is a directory as transformers saves it: config.json, model.safetensors or shards with an index, the
 tokenizer's files and the chat template. Hashes and norms of large files are computed once and kept in `cache_dir`.
@@ -19,13 +19,13 @@ from adapters.baseshapes import Layer, layers_of, norm_of
 from adapters.errors import BaseInvalid, WeightsError
 
 HASH_LENGTH: Final = 16
-"""Hex digits of each hash in a fingerprint: 64 bits tell the handful of bases of one installation apart."""
+"""Hex digits of each hash in a fingerprint: 64 bits suffice for the few bases of one installation."""
 
 _HASH_CHUNK_BYTES: Final = 1 << 20
 _CACHE_FORMAT: Final = 1
 
 VOLATILE_CONFIG_KEYS: Final = frozenset({"_name_or_path", "_commit_hash", "transformers_version"})
-"""Keys of config.json that say who saved it and where, not what the model is."""
+"""Keys of config.json about who saved it and where, which do not identify the model."""
 
 
 class Fingerprint(BaseModel):
@@ -42,21 +42,20 @@ class Fingerprint(BaseModel):
     engine_version: str
 
     def differences(self, other: "Fingerprint") -> tuple[str, ...]:
-        """The names of the parts that are not equal, in the order above."""
+        """The names of the parts that differ, in the order above."""
         return tuple(part for part in type(self).model_fields if getattr(self, part) != getattr(other, part))
 
     def servable_with(self, other: "Fingerprint") -> bool:
-        """Whether an adapter that was proven on one may be served on the other: same weights, same config."""
+        """Whether an adapter proven on one may be served on the other: weights and config are equal."""
         return self.weights == other.weights and self.config == other.config
 
     def due_against(self, other: "Fingerprint") -> bool:
-        """Whether it may be served and should be proven again: another tokenizer, template, dtype, … around the same
-        weights."""
+        """Whether an adapter may be served but should be proven again: a part other than weights and config differs."""
         return self.servable_with(other) and self != other
 
     @property
     def digest(self) -> str:
-        """All parts as one short hash: what a cache of the base's log-probabilities is keyed by."""
+        """All parts as one short hash, the key for cached log-probabilities of the base."""
         return _short(canonical_json(self.model_dump()))
 
 
@@ -64,7 +63,7 @@ class Fingerprint(BaseModel):
 class ModuleShape:
     """A linear layer of the base: y = W x, W of shape [out_features, in_features], and its Frobenius norm.
 
-    The features are None where a quantized checkpoint does not tell them; the norm is None wherever it is quantized.
+    The features are None if a quantized checkpoint does not show them; the norm is None for any quantized layer.
     """
 
     out_features: int | None
@@ -83,7 +82,7 @@ class BaseDescription:
     """Names of layers that map from or to the vocabulary (input and output embedding)."""
 
     initializer_range: float
-    """Standard deviation of a weight before training: what stands in for a norm that is not known."""
+    """Standard deviation of a weight before training, used to estimate an unknown norm."""
 
     def find(self, module: str) -> str | None:
         """The checkpoint's name for `module`, as PEFT names it, or None.
@@ -108,17 +107,17 @@ def describe(
     """Read the checkpoint in `model_dir`.
 
     `dtype` is what the engine computes in (bfloat16, float16, float32); `quantization` its method, where None means
-    what the checkpoint says. The first call hashes and reads every weight (seconds a gigabyte); with `cache_dir` later
-    calls take milliseconds as long as the files' sizes and times stay.
+    what the checkpoint says. The first call hashes and reads every weight (seconds per gigabyte); with `cache_dir`
+    later calls take milliseconds while the files' sizes and times are unchanged.
 
-    Raises BaseInvalid where the directory is not such a checkpoint.
+    Raises BaseInvalid if the directory is not such a checkpoint.
     """
     try:
         return _describe(model_dir, served_name, dtype, quantization, engine_version, cache_dir)
     except WeightsError as error:
-        raise BaseInvalid(f"The base's weights in {model_dir} cannot be read: {error.message}") from error
+        raise BaseInvalid(f"Cannot read the base's weights in {model_dir}: {error.message}") from error
     except OSError as error:
-        raise BaseInvalid(f"The base in {model_dir} cannot be read: {error.strerror or error}.") from error
+        raise BaseInvalid(f"Cannot read the base in {model_dir}: {error.strerror or error}.") from error
 
 
 def _describe(
@@ -171,14 +170,14 @@ def _short(data: bytes) -> str:
 
 
 def _hash_parts(parts: Mapping[str, bytes]) -> str:
-    """One hash over named contents; "none" where there are none."""
+    """One hash over named contents; "none" if there are none."""
     if not parts:
         return "none"
     return _short(b"".join(name.encode() + b"\0" + hashlib.sha256(parts[name]).digest() for name in sorted(parts)))
 
 
 class _Cache:
-    """A JSON file of values that are slow to compute. Without a directory, or with a broken file, it starts empty."""
+    """A JSON file of values that are slow to compute. Starts empty without a directory or if the file is invalid."""
 
     def __init__(self, directory: Path | None, name: str) -> None:
         self._path = directory / name if directory is not None else None
@@ -194,7 +193,7 @@ class _Cache:
                 self._values = values if isinstance(values, dict) else {}
 
     def file_hash(self, path: Path) -> str:
-        """The sha256 of a file, remembered by its path, size and time of change."""
+        """The sha256 of a file, cached by path, size and mtime."""
         status = path.stat()
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         known = self._values.get(key)
@@ -209,7 +208,7 @@ class _Cache:
         return digest.hexdigest()
 
     def norm(self, name: str, layer: Layer) -> float | None:
-        """The Frobenius norm of a layer's weight; None where its values cannot be read."""
+        """The Frobenius norm of a layer's weight; None if its values cannot be read."""
         known = self._values.get(name)
         if isinstance(known, float):
             return known
@@ -220,7 +219,7 @@ class _Cache:
         return norm
 
     def save(self) -> None:
-        """Replace the file in one step, so that a reader or a crash never sees half of it."""
+        """Replace the file atomically."""
         if self._path is None or not self._changed:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

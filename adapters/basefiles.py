@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which hold weights, which make the tokenizer, where the chat template is."""
+"""The files of a checkpoint: weights, tokenizer and chat template."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any, Final
 from adapters.errors import BaseInvalid
 
 MAX_JSON_BYTES: Final = 256 * 1024 * 1024
-"""tokenizer.json of a large vocabulary takes 35 MB."""
+"""For comparison: tokenizer.json of a large vocabulary takes 35 MB."""
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -21,7 +21,7 @@ TOKENIZER_FILES: Final = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-"""Besides tokenizer_config.json, which also carries the template and who saved it."""
+"""Without tokenizer_config.json, which also contains the template and who saved it."""
 
 VOLATILE_TOKENIZER_KEYS: Final = frozenset(
     {"chat_template", "name_or_path", "transformers_version", "local_files_only"}
@@ -29,9 +29,9 @@ VOLATILE_TOKENIZER_KEYS: Final = frozenset(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises BaseInvalid where it is missing, too large or no object."""
+    """An object from a JSON file. Raises BaseInvalid if it is missing, too large or not an object."""
     if not path.is_file():
-        raise BaseInvalid(f"There is no {path.name} in {path.parent}.")
+        raise BaseInvalid(f"{path.parent} has no {path.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise BaseInvalid(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
     try:
@@ -49,7 +49,7 @@ def canonical_json(content: Mapping[str, Any]) -> bytes:
 
 
 def weight_files(model_dir: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted by name. Raises BaseInvalid where one is missing."""
+    """The safetensors files of a checkpoint, sorted by name. Raises BaseInvalid if one is missing."""
     index = model_dir / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -57,13 +57,13 @@ def weight_files(model_dir: Path) -> list[Path]:
             raise BaseInvalid(f"{index} has no weight_map.")
         names = {str(name) for name in weight_map.values()}
         if any(Path(name).name != name for name in names):
-            raise BaseInvalid(f"{index} names a file outside of its directory.")
+            raise BaseInvalid(f"{index} refers to a file outside of its directory.")
         files = [model_dir / name for name in sorted(names)]
     else:
         files = [model_dir / "model.safetensors"]
     for path in files:
         if not path.is_file():
-            raise BaseInvalid(f"There is no {path.name} in {model_dir}.")
+            raise BaseInvalid(f"{model_dir} has no {path.name}.")
     return files
 
 
@@ -78,7 +78,7 @@ def tokenizer_files(model_dir: Path) -> dict[str, bytes]:
 
 
 def template_of(model_dir: Path) -> dict[str, bytes]:
-    """The chat template's text by where it was found: a file of its own wins over tokenizer_config.json."""
+    """The chat template's text: a separate file takes precedence over tokenizer_config.json. Empty if there is none."""
     jinja = model_dir / "chat_template.jinja"
     if jinja.is_file():
         return {"template": jinja.read_bytes()}

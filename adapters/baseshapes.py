@@ -2,7 +2,7 @@
 
 A LoRA is named after the checkpoint's layers (`model.layers.0.self_attn.q_proj`), not after what the engine makes of
 them (it packs q, k and v into one). Each two-dimensional `<layer>.weight` is one, of shape [out, in]. Quantized
-checkpoints store something else under other names, from which the shape can often be told.
+checkpoints store other tensors under other names, from which the shape can often be derived.
 """
 
 import math
@@ -23,7 +23,7 @@ _EMBEDDING_NAMES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Where a layer's weight lies, and its shape as far as it is known."""
+    """The file and tensor of a layer's weight, and its shape as far as it is known."""
 
     path: Path
     tensor: Tensor
@@ -48,14 +48,14 @@ def layers_of(files: Sequence[Path], config: Mapping[str, Any]) -> dict[str, Lay
 
 
 def _shape(suffix: str, tensor: Tensor, quantization: Mapping[str, Any]) -> tuple[int | None, int | None] | None:
-    """(out, in) of the layer that `tensor` is the weight of, as far as it can be told; None where it is not one."""
+    """(out, in) of the layer whose weight is `tensor`, as far as it is known; None if it is not a weight."""
     if len(tensor.shape) != 2:
         return None
     rows, columns = tensor.shape
     if suffix == "weight":
         # Whole bytes keep the shape; bitsandbytes stores four bits as one column of bytes.
-        plain = tensor.dtype in FLOATS or tensor.dtype in _EIGHT_BITS
-        return (rows, columns) if plain else (None, None)
+        unpacked = tensor.dtype in FLOATS or tensor.dtype in _EIGHT_BITS
+        return (rows, columns) if unpacked else (None, None)
     if suffix == "weight_packed":  # compressed-tensors packs along the input
         return rows, None
     if suffix == "qweight":
@@ -71,7 +71,7 @@ def _shape(suffix: str, tensor: Tensor, quantization: Mapping[str, Any]) -> tupl
 
 
 def norm_of(layer: Layer) -> float | None:
-    """The Frobenius norm of a layer's weight in float64; None where it is quantized or not finite."""
+    """The Frobenius norm of a layer's weight in float64; None if it is quantized or not finite."""
     if layer.tensor.dtype not in FLOATS or 0 in layer.tensor.shape:
         return None
     total = 0.0

@@ -1,6 +1,6 @@
-"""Files that are written once: bounded, hashed as they come, and durable before anything is said of them.
+"""Write-once files: bounded in size, hashed while they are written, and made durable before they are used.
 
-Under the adapters of the store and under the files of `service.files`. Everything here blocks: run it in a thread.
+Shared by the adapter store and `service.files`. Everything here blocks: run it in a thread.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class BlobWriter(ABC):
-    """A new file, for its owner's eyes alone, that takes no more than `max_bytes`."""
+    """A new file of at most `max_bytes`, readable by its owner only."""
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.path = path
@@ -28,11 +28,11 @@ class BlobWriter(ABC):
 
     @abstractmethod
     def too_large(self) -> Exception:
-        """The error where more than `max_bytes` are given."""
+        """The error for more than `max_bytes`."""
 
     @abstractmethod
     def disk_full(self) -> Exception:
-        """The error where there is no room."""
+        """The error for a full disk."""
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`. Raises `too_large` (nothing of it is written), `disk_full`."""
@@ -66,7 +66,7 @@ class BlobWriter(ABC):
 
 @contextlib.contextmanager
 def disk_errors(disk_full: Callable[[], Exception]) -> Iterator[None]:
-    """Raises `disk_full()` where there is no room; any other OSError passes."""
+    """Raise `disk_full()` if the disk is full or the quota is exhausted; other OSErrors pass."""
     try:
         yield
     except OSError as error:
@@ -76,7 +76,7 @@ def disk_errors(disk_full: Callable[[], Exception]) -> Iterator[None]:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the entries of a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,7 +1,7 @@
 """Which keys of PEFT's LoraConfig can be served, by what they do to a trained adapter (read in PEFT 0.21, vLLM 0.32).
 
-Three kinds of keys: understood by the manifest; without meaning once the adapter is trained; and features, which are
-refused by name when they are on. A key with no value (null, false, empty) is off, whatever it is called.
+Three kinds of keys: read by the manifest; without effect once the adapter is trained; and features, which are refused
+by name when they are on. A key without a value (null, false, empty) is off, whatever its name.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ UNDERSTOOD: Final = frozenset(
         "revision",
     }
 )
-"""Read by the manifest, or checked below by their value."""
+"""Read by the manifest, or checked by value below."""
 
-WITHOUT_MEANING: Final[Mapping[str, str]] = {
+IGNORED: Final[Mapping[str, str]] = {
     "peft_version": "who wrote the file",
     "auto_mapping": "which Python class the base was",
     "inference_mode": "whether parameters are frozen when PEFT loads it",
@@ -46,7 +46,7 @@ WITHOUT_MEANING: Final[Mapping[str, str]] = {
     "velora_config": "another backward pass; the forward pass is that of LoRA",
     "ensure_weight_tying": "says how embeddings are trained, and LoRA on embeddings is refused by its tensors",
 }
-"""Pass with any value, with the reason."""
+"""Accepted with any value, for the given reason."""
 
 FEATURES: Final[Mapping[str, tuple[type[UnsupportedFeature], str]]] = {
     "use_dora": (errors.DoraUnsupported, "DoRA (weight-decomposed LoRA)"),
@@ -64,7 +64,7 @@ FEATURES: Final[Mapping[str, tuple[type[UnsupportedFeature], str]]] = {
     "kasa_config": (errors.VariantUnsupported, "KaSA, which truncates the base's weights"),
     "monteclora_config": (errors.VariantUnsupported, "Monteclora's sampled weights"),
 }
-"""Refused when on: each changes what the adapter computes, and the engine would refuse or forget it."""
+"""Refused when on: each changes what the adapter computes, and the engine would refuse or ignore it."""
 
 BASE_KEEPING_INITS: Final = frozenset({"true", "false", "gaussian", "eva", "orthogonal", "mica"})
 """Values of init_lora_weights that only choose where training starts.
@@ -77,47 +77,49 @@ writes `init_lora_weights: true`. (vLLM lets LoRA-GA pass, and yet PEFT's `lora_
 TASK_TYPES: Final = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
-def says_nothing(value: object) -> bool:
+def is_unset(value: object) -> bool:
     """Whether a value is null, false or empty. Zero is a value."""
     return value is None or value is False or (isinstance(value, str | list | dict) and len(value) == 0)
 
 
 def refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Raise the error of the first feature (in the order above) that is on."""
+    """Raise the error of the first unsupported feature (in the order above) that is on."""
     peft_type = config.get("peft_type")
-    if not says_nothing(peft_type) and peft_type != "LORA":
-        raise errors.PeftTypeUnsupported(f"peft_type {_shown(peft_type)}: only LORA is served.", param="peft_type")
+    if not is_unset(peft_type) and peft_type != "LORA":
+        raise errors.PeftTypeUnsupported(f"peft_type is {_shown(peft_type)}; only 'LORA' is served.", param="peft_type")
     for key, (error, what) in FEATURES.items():
-        if not says_nothing(config.get(key)):
+        if not is_unset(config.get(key)):
             raise error(f"{key}: the engine does not implement {what}.", param=key)
     bias = config.get("bias")
-    if not says_nothing(bias) and bias != "none":
-        raise errors.BiasUnsupported(f"bias {_shown(bias)}: the engine serves no trained biases.", param="bias")
+    if not is_unset(bias) and bias != "none":
+        raise errors.BiasUnsupported(
+            f"bias is {_shown(bias)}; the engine does not serve trained biases, so it must be 'none'.", param="bias"
+        )
     init = config.get("init_lora_weights")
-    if not says_nothing(init) and str(init).lower() not in BASE_KEEPING_INITS:
+    if not is_unset(init) and str(init).lower() not in BASE_KEEPING_INITS:
         raise errors.InitUnsupported(
             f"init_lora_weights {_shown(init)} changes the base's weights; save the adapter with PEFT's "
-            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it.",
+            "path_initial_model_for_weight_conversion, which turns it into a plain LoRA.",
             param="init_lora_weights",
         )
     task_type = config.get("task_type")
-    if not says_nothing(task_type) and task_type not in TASK_TYPES:
+    if not is_unset(task_type) and task_type not in TASK_TYPES:
         raise errors.TaskTypeUnsupported(
-            f"task_type {_shown(task_type)}: only {' and '.join(TASK_TYPES)} are served.", param="task_type"
+            f"task_type is {_shown(task_type)}; only {' and '.join(TASK_TYPES)} are served.", param="task_type"
         )
 
 
 def refuse_unknown(config: Mapping[str, Any]) -> None:
-    """Raise UnknownConfigKey if a key that is not known here has a value."""
+    """Raise UnknownConfigKey if an unknown key has a value."""
     unknown = sorted(
         key
         for key, value in config.items()
-        if key not in UNDERSTOOD and key not in WITHOUT_MEANING and key not in FEATURES and not says_nothing(value)
+        if key not in UNDERSTOOD and key not in IGNORED and key not in FEATURES and not is_unset(value)
     )
     if unknown:
-        shown = ", ".join(_shown(key) for key in unknown[:5]) + (" …" if len(unknown) > 5 else "")
+        listed = ", ".join(_shown(key) for key in unknown[:5]) + (" …" if len(unknown) > 5 else "")
         raise UnknownConfigKey(
-            f"The config has keys that are not known here and have a value: {shown}.",
+            f"The config has unknown keys with a value: {listed}. Remove them if they do not change the adapter.",
             param=unknown[0][:128],
             details={"keys": [key[:128] for key in unknown[:50]]},
         )

@@ -1,8 +1,8 @@
-"""Does this adapter fit this base, and can it harm anybody? Answered from the files alone, before the engine sees them.
+"""Checks from its files alone whether an adapter fits the base and is safe to serve, before the engine sees them.
 
-The header comes first: names, pairs, shapes and dtypes cost no reading of values. Then each pair A [r, in], B [out, r]
-is read in chunks: every value must be finite, also in the engine's dtype, and the update must not dwarf the weight that
-it is added to (an overflow in one adapter's activations can silence its neighbours).
+First the header: names, pairs, shapes and dtypes, without reading values. Then each pair A [r, in], B [out, r] is read
+in chunks: every value must be finite, also in the engine's dtype, and the update must not dwarf the weight that it is
+added to (an overflow in one adapter's activations can corrupt other requests in the batch).
 """
 
 import math
@@ -32,7 +32,7 @@ from adapters.manifest import Manifest
 from adapters.tensorfile import Tensor, column_chunks, open_matrix, read_header, row_chunks
 
 DEFAULT_MAX_UPDATE_RATIO: Final = 100.0
-"""‖scaling·BA‖ / ‖W‖ above which an adapter is refused. Trained ones have 0.001 to 0.01."""
+"""‖scaling·BA‖ / ‖W‖ above which an adapter is refused. Trained adapters have 0.001 to 0.01."""
 
 LARGEST_VALUE: Final[Mapping[str, float]] = {
     "float16": 65504.0,
@@ -42,7 +42,7 @@ LARGEST_VALUE: Final[Mapping[str, float]] = {
 """The largest finite value of each dtype that an engine computes in: A and scaling·B are cast to it when loaded."""
 
 ZERO_EFFECT: Final = 1e-13
-"""‖BA‖² / (‖B‖²·‖A‖²) below which BA is zero but for the rounding of float64 sums."""
+"""‖BA‖² / (‖B‖²·‖A‖²) below which BA is zero up to float64 rounding."""
 
 _DTYPES: Final = frozenset({"F32", "F16", "BF16"})
 _NAME: Final = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.-]+)\.lora_(?P<side>[AB])\.weight", re.ASCII)
@@ -52,11 +52,11 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found. `rank` is the largest of any module, `alpha` the config's; `bytes` is the size of the weights.
+    """The result of an inspection. `rank`: the largest of any module. `alpha`: the config's. `bytes`: of the weights.
 
-    `manifest` is the config resolved by the modules in the weights: what goes into the store. `effect_is_zero` says
-    that B·A is zero everywhere: harmless, and certainly not what anybody meant. `update_ratio` is the largest
-    ‖scaling·BA‖_F / ‖W‖_F and `update_ratio_module` where.
+    `manifest` is the config resolved by the modules in the weights, as stored. `effect_is_zero`: B·A is zero in every
+    module, which is harmless but surely a mistake. `update_ratio` is the largest ‖scaling·BA‖_F / ‖W‖_F, of the module
+    `update_ratio_module`.
     """
 
     manifest: Manifest
@@ -89,8 +89,8 @@ def inspect_weights(
 ) -> Inspection:
     """Read the adapter_model.safetensors at `path` against its config and the base. Blocks: run it in a thread.
 
-    Raises the subclass of WeightsError that says what is wrong, ConfigInvalid where the patterns cannot be resolved,
-    OSError where the file cannot be read. Memory stays within some tens of MiB whatever the file's size.
+    Raises a subclass of WeightsError, ConfigInvalid if the patterns cannot be resolved, OSError if the file cannot be
+    read. Uses some tens of MiB of memory, whatever the file's size.
     """
     tensors = read_header(path)
     sides = _sides(tensors.values(), base)
@@ -114,9 +114,9 @@ def inspect_weights(
 
 
 def modules_in(path: Path) -> frozenset[str]:
-    """The modules that the adapter_model.safetensors at `path` has tensors of; reads its header alone.
+    """The modules with tensors in the adapter_model.safetensors at `path`; only reads its header.
 
-    Raises the subclass of WeightsError that says what is wrong with it, OSError.
+    Raises a subclass of WeightsError, OSError.
     """
     return frozenset(match["module"] for name in read_header(path) if (match := _NAME.fullmatch(name)) is not None)
 
@@ -142,18 +142,20 @@ def _measure(
 
 
 def _base_warnings(pairs: Iterable[_Pair]) -> list[str]:
-    """What could not be compared, because a quantized base does not tell it."""
+    """Warnings about what could not be compared because the base is quantized."""
     shapes = [pair.shape for pair in pairs]
     warnings = []
     if any(shape.out_features is None or shape.in_features is None for shape in shapes):
-        warnings.append("The base does not tell all of its layers' shapes (it is quantized): those were not compared.")
+        warnings.append("Some of the base's layer shapes are unknown because it is quantized; those were not compared.")
     if any(not shape.norm for shape in shapes):
-        warnings.append("The base does not tell all of its weights' norms: a fresh weight's norm stood in for them.")
+        warnings.append(
+            "Some of the base's weight norms are unknown; the norm of an untrained weight was used instead."
+        )
     return warnings
 
 
 def _sides(tensors: Iterable[Tensor], base: BaseDescription) -> dict[str, dict[str, Tensor]]:
-    """The tensors by module and side ("A", "B"). Every name, dtype and rank of dimensions is right after this."""
+    """The tensors by module and side ("A", "B"), with names and dtypes checked, and both sides present."""
     sides: dict[str, dict[str, Tensor]] = {}
     for tensor in tensors:
         match = _NAME.fullmatch(tensor.name)
@@ -162,26 +164,29 @@ def _sides(tensors: Iterable[Tensor], base: BaseDescription) -> dict[str, dict[s
         module = match["module"]
         if module in base.embeddings or (base.find(module) is None and _leaf(module) in {"embed_tokens", "lm_head"}):
             raise EmbeddingUnsupported(
-                f"{module} maps from or to the vocabulary: only some models of the engine apply a LoRA there.",
+                f"{module} is an embedding or the LM head; only some of the engine's models support LoRA there.",
                 param=tensor.name,
             )
         if tensor.dtype not in _DTYPES:
             raise DtypeUnsupported(
-                f"{tensor.name} is {tensor.dtype}; {', '.join(sorted(_DTYPES))} are read.", param=tensor.name
+                f"{tensor.name} has dtype {tensor.dtype}; supported are {', '.join(sorted(_DTYPES))}.",
+                param=tensor.name,
             )
         sides.setdefault(module, {})[match["side"]] = tensor
     if not sides:
-        raise WeightsEmpty("There is no tensor in the file: the engine would serve the plain base.")
-    for module, found in sides.items():
-        if len(found) < 2:
-            missing = "B" if "A" in found else "A"
+        raise WeightsEmpty("The file has no tensors: the engine would serve the plain base.")
+    for module, pair in sides.items():
+        if len(pair) < 2:
+            missing = "B" if "A" in pair else "A"
             raise PairIncomplete(f"{module} has no lora_{missing}.", param=f"base_model.model.{module}")
     return sides
 
 
 def _refuse_name(name: str) -> NoReturn:
     if _EMBEDDING_PART.search(name):
-        raise EmbeddingUnsupported(f"{name[:256]!r}: embeddings of an adapter's own are not served.", param=name[:256])
+        raise EmbeddingUnsupported(
+            f"{name[:256]!r}: an adapter with its own embeddings cannot be served.", param=name[:256]
+        )
     raise TensorNameInvalid(
         f"{name[:256]!r} is not base_model.model.<module>.lora_A.weight or .lora_B.weight.", param=name[:256]
     )
@@ -199,13 +204,13 @@ def _resolve(manifest: Manifest, sides: Mapping[str, object]) -> tuple[Manifest,
         unused = [t for t in targets if not any(_is_target(module, t) for module in sides)]
         if len(unused) == len(targets):
             raise TargetModulesMismatch(
-                f"No tensor belongs to any of the config's target_modules ({_listed(targets)}): "
-                "do the two files belong together?",
+                f"No tensor belongs to any of the config's target_modules ({_listed(targets)}). "
+                "Check that the config and the weights are of the same adapter.",
                 param="target_modules",
             )
         extra = [module for module in sides if not any(_is_target(module, t) for t in targets)]
         if unused:
-            warnings.append(f"The weights have no tensor for these of the config's target_modules: {_listed(unused)}.")
+            warnings.append(f"The weights have no tensors for these target_modules of the config: {_listed(unused)}.")
         if extra:
             warnings.append(
                 f"The weights hold tensors of modules that target_modules does not name ({_listed(extra)}); the engine "
@@ -215,7 +220,7 @@ def _resolve(manifest: Manifest, sides: Mapping[str, object]) -> tuple[Manifest,
 
 
 def _is_target(module: str, target: str) -> bool:
-    """PEFT's rule for a list: the whole name, or the end of it from a dot on."""
+    """PEFT's rule for a list of targets: the whole name, or its end after a dot."""
     return module == target or module.endswith(f".{target}")
 
 
@@ -224,16 +229,18 @@ def _pairs(sides: Mapping[str, Mapping[str, Tensor]], manifest: Manifest, base: 
     ranks, alphas = manifest.ranks(sides), manifest.alphas(sides)
     taken: dict[str, str] = {}
     pairs = {}
-    for module, found in sides.items():
+    for module, sides_of_module in sides.items():
         name = base.find(module)
         if name is None:
             raise ModuleUnknown(f"{base.served_name} has no layer {module}.", param=f"base_model.model.{module}")
         if taken.setdefault(name, module) != module:
-            raise TensorNameInvalid(f"{module} and {taken[name]} are one layer.", param=f"base_model.model.{module}")
+            raise TensorNameInvalid(
+                f"{module} and {taken[name]} are the same layer of the base.", param=f"base_model.model.{module}"
+            )
         shape, rank = base.modules[name], ranks[module]
-        _compare(found["A"], (rank, shape.in_features), module, rank)
-        _compare(found["B"], (shape.out_features, rank), module, rank)
-        pairs[module] = _Pair(found["A"], found["B"], shape, manifest.scaling(rank, alphas[module]))
+        _compare(sides_of_module["A"], (rank, shape.in_features), module, rank)
+        _compare(sides_of_module["B"], (shape.out_features, rank), module, rank)
+        pairs[module] = _Pair(sides_of_module["A"], sides_of_module["B"], shape, manifest.scaling(rank, alphas[module]))
     return pairs
 
 
@@ -281,7 +288,7 @@ def _refuse_not_finite(chunk: NDArray[np.float64], largest: float, name: str) ->
 
 
 def _fresh_norm(pair: _Pair, initializer_range: float) -> float:
-    """The expected norm of an untrained weight of this shape, where the base does not tell that of its own."""
+    """The expected norm of an untrained weight of this shape, used if the base's norm is unknown."""
     return initializer_range * math.sqrt(pair.b.shape[0] * pair.a.shape[1])
 
 

@@ -1,8 +1,8 @@
 """`adapter_config.json`, as PEFT writes it: an allow-list of what the engine can serve.
 
-The engine (vLLM's `lora/peft_helper.py`) refuses some features and drops every key that it does not know in silence.
-Here each key is either understood, or known to say nothing about a trained adapter (how it was trained, a feature
-that is off), or without a value (null, false, empty); everything else is refused by name.
+The engine (vLLM's `lora/peft_helper.py`) refuses some features and silently drops unknown keys. Here each key is either
+read, known to have no effect on a trained adapter (how it was trained, a feature that is off), or without a value
+(null, false, empty); everything else is refused by name.
 """
 
 import json
@@ -14,26 +14,26 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters import features
 from adapters.errors import BaseMismatch, ConfigInvalid, RankTooLarge
-from adapters.nesting import MOST_LEVELS, too_deep_text
+from adapters.json_depth import MAX_LEVELS, too_deep_text
 from adapters.patterns import check_patterns, condense, match_all
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
-"""PEFT's EVA names every module; that is 60 KB for the largest models. A megabyte is no honest config."""
+"""PEFT's EVA lists every module, which takes 60 KB for the largest models."""
 
 MAX_TARGET_MODULES: Final = 4096
 MAX_MODULE_NAME_LENGTH: Final = 256
 MAX_TEXT_LENGTH: Final = 65_536
-"""Characters in `target_modules` where it is one regular expression (trainers join every module's name)."""
+"""Characters in `target_modules` if it is a regular expression (trainers join every module's name)."""
 
 MAX_ALPHA: Final = 1e6
 
 
 class Manifest(BaseModel):
-    """What an adapter's config means to the engine, and nothing else.
+    """The part of an adapter's config that matters to the engine.
 
     `rank` and `alpha` are PEFT's `r` and `lora_alpha`; the patterns override them for modules, first match first.
-    `target_modules` is a list of names or one regular expression (or "all-linear"); the engine does not look at it, the
-    tensors in the file decide. `warnings` are sentences for the person who pushed it.
+    `target_modules` is a list of names or one regular expression (or "all-linear"); the engine ignores it, the
+    tensors in the file decide. `warnings` are sentences for the uploader.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
         """Read the bytes of an adapter_config.json.
 
         `max_rank` is the engine's largest rank. `base_name` is the base that is served (its name or hub id); another
-        one in the config is a warning, or with `strict_base` an error.
+        name in the config is a warning, or an error with `strict_base`.
 
         Raises ConfigInvalid, UnknownConfigKey, RankTooLarge, PatternUnsupported, BaseMismatch, or the subclass of
         UnsupportedFeature that names the feature.
@@ -77,7 +77,7 @@ class Manifest(BaseModel):
         check_patterns(manifest.alpha_pattern, param="alpha_pattern")
         if manifest.max_rank > max_rank:
             raise RankTooLarge(
-                f"Rank {manifest.max_rank} is above {max_rank}, the largest that this engine has room for.",
+                f"The rank is {manifest.max_rank}; this engine supports at most {max_rank}.",
                 param="r" if manifest.rank > max_rank else "rank_pattern",
                 details={"rank": manifest.max_rank, "max_rank": max_rank},
             )
@@ -101,11 +101,11 @@ class Manifest(BaseModel):
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def resolve(self, modules: Iterable[str]) -> "Manifest":
-        """The same adapter, told by the modules that its weights have: what is stored, hashed and loaded.
+        """The same adapter in terms of the modules in its weights: what is stored, hashed and loaded.
 
         Names instead of expressions, the commonest rank and alpha as defaults, the modules' last names (sorted) as
         `target_modules`. Two configs that mean the same for these modules resolve to the same canonical() bytes.
-        `modules` must not be empty. Raises ConfigInvalid where the patterns set too many different values.
+        `modules` must not be empty. Raises ConfigInvalid if the patterns set too many different values.
         """
         modules = sorted(set(modules))
         rank, rank_pattern = condense(self.ranks(modules), param="rank_pattern")
@@ -121,9 +121,9 @@ class Manifest(BaseModel):
         )
 
     def canonical(self) -> bytes:
-        """The config that the engine loads: keys sorted, no spaces, ASCII; neither a base's name nor how it was made.
+        """The config that the engine loads: keys sorted, no spaces, ASCII; no base name, no training options.
 
-        The order inside the two patterns is kept: where an adapter was not resolved, the first match wins.
+        The order inside the two patterns is kept: in an unresolved adapter the first match wins.
         """
         config: dict[str, Any] = {
             "alpha_pattern": {key: _plain_number(value) for key, value in self.alpha_pattern.items()},
@@ -151,12 +151,12 @@ class Manifest(BaseModel):
             doubts.append(
                 (
                     "base_model_name_or_path",
-                    f"The config names the base {_shown(self.base_model_name)}; '{base_name}' is served.",
+                    f"The config is for the base model {_shown(self.base_model_name)}; the base is '{base_name}'.",
                 )
             )
         if self.base_revision is not None:
             doubts.append(
-                ("revision", f"The config asks for revision {_shown(self.base_revision)}, which is not compared.")
+                ("revision", f"The config names the base revision {_shown(self.base_revision)}, which is not checked.")
             )
         if strict and doubts:
             raise BaseMismatch(doubts[0][1], param=doubts[0][0])
@@ -166,7 +166,9 @@ class Manifest(BaseModel):
 def _load(data: bytes) -> dict[str, Any]:
     """Parse strictly: UTF-8, one object, no duplicate keys, no NaN or infinity, bounded size and depth."""
     if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigInvalid(f"The config has {len(data)} bytes; at most {MAX_CONFIG_BYTES} are read.", param="config")
+        raise ConfigInvalid(
+            f"The config has {len(data)} bytes; at most {MAX_CONFIG_BYTES} are allowed.", param="config"
+        )
     try:
         config = json.loads(
             data.decode("utf-8-sig"),
@@ -182,16 +184,16 @@ def _load(data: bytes) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigInvalid("The config is not a JSON object.", param="config")
     if too_deep_text(data, config) is not None:
-        raise ConfigInvalid(f"The config is nested more than {MOST_LEVELS} levels deep.", param="config")
+        raise ConfigInvalid(f"The config is nested more than {MAX_LEVELS} levels deep.", param="config")
     return config
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ConfigInvalid(f"The config has the key {_shown(twice)} twice.", param="config")
+        keys: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in keys or keys.add(key))  # type: ignore[func-returns-value]
+        raise ConfigInvalid(f"The config has the key {_shown(duplicate)} twice.", param="config")
     return result
 
 
@@ -210,7 +212,7 @@ def _rank(value: object, param: str) -> int:
     if value is None:
         raise ConfigInvalid(f"{param} is missing.", param=param)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigInvalid(f"{param}: a rank is a whole number above 0, not {_shown(value)}.", param=param)
+        raise ConfigInvalid(f"{param} must be a positive integer; got {_shown(value)}.", param=param)
     return value
 
 
@@ -218,19 +220,19 @@ def _alpha(value: object, param: str) -> float:
     if value is None:
         raise ConfigInvalid(f"{param} is missing.", param=param)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_ALPHA:
-        raise ConfigInvalid(f"{param}: alpha is a number of at most {MAX_ALPHA:.0f}, not {_shown(value)}.", param=param)
+        raise ConfigInvalid(f"{param} must be a number of at most {MAX_ALPHA:.0f}; got {_shown(value)}.", param=param)
     return float(value)
 
 
 def _target_modules(value: object) -> tuple[str, ...] | str:
-    if features.says_nothing(value):
+    if features.is_unset(value):
         raise ConfigInvalid("target_modules is missing.", param="target_modules")
     if isinstance(value, str) and len(value) <= MAX_TEXT_LENGTH:
         return value
     if isinstance(value, list) and len(value) <= MAX_TARGET_MODULES and all(map(_is_module_name, value)):
         return tuple(sorted(set(value)))
     raise ConfigInvalid(
-        f"target_modules is a list of at most {MAX_TARGET_MODULES} module names, or one expression.",
+        f"target_modules must be a list of at most {MAX_TARGET_MODULES} module names, or one regular expression.",
         param="target_modules",
     )
 
@@ -241,33 +243,33 @@ def _is_module_name(value: object) -> bool:
 
 def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key)
-    if features.says_nothing(value):
+    if features.is_unset(value):
         return {}
     if not isinstance(value, dict) or "" in value:
-        raise ConfigInvalid(f"{key} is an object from module names to numbers.", param=key)
+        raise ConfigInvalid(f"{key} must be an object that maps module names to numbers.", param=key)
     return value
 
 
 def _flag(config: dict[str, Any], key: str) -> bool:
     value = config.get(key)
-    if features.says_nothing(value):
+    if features.is_unset(value):
         return False
     if value is not True:
-        raise ConfigInvalid(f"{key} is true or false, not {_shown(value)}.", param=key)
+        raise ConfigInvalid(f"{key} must be true or false; got {_shown(value)}.", param=key)
     return True
 
 
 def _text(config: dict[str, Any], key: str) -> str | None:
     value = config.get(key)
-    if features.says_nothing(value):
+    if features.is_unset(value):
         return None
     if not isinstance(value, str) or len(value) > 4096:
-        raise ConfigInvalid(f"{key} is a short text.", param=key)
+        raise ConfigInvalid(f"{key} must be a string of at most 4096 characters.", param=key)
     return value
 
 
 def _same_base(named: str, served: str) -> bool:
-    """Whether two names of a base may mean one: hub ids, directories and slugs are compared by their last part."""
+    """Whether two names may mean the same base: hub ids, directories and slugs are compared by their last part."""
     return _slug(named) == _slug(served)
 
 
@@ -276,7 +278,7 @@ def _slug(name: str) -> str:
 
 
 def _plain_number(value: float) -> int | float:
-    """16.0 and 16 mean the same, so they are written the same."""
+    """An integer if the value is whole, so that 16.0 and 16 are written the same."""
     return int(value) if value == int(value) else value
 
 

@@ -35,11 +35,14 @@ def parse_name(text: str, *, base_name: str | None = None) -> str:
     """
     if _NAME.fullmatch(text) is None:
         raise NameInvalid(
-            f"{_shown(text)} is not an adapter name: 1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit.",
+            f"{_shown(text)} is not a valid adapter name: use 1 to 64 of a-z, 0-9, '.', '_', '-', "
+            "starting with a letter or digit.",
             param="name",
         )
     if is_digest(text):
-        raise NameReserved("A name of 64 hex digits would read as a digest.", param="name")
+        raise NameReserved(
+            "An adapter name must not be 64 hex digits, which would be ambiguous with a digest.", param="name"
+        )
     if text == base_name:
         raise NameReserved(f"'{text}' is the base model's name.", param="name")
     return text
@@ -49,7 +52,8 @@ def parse_alias(text: str) -> str:
     """Return `text` if it is a valid alias. Raises NameInvalid."""
     if _NAME.fullmatch(text) is None:
         raise NameInvalid(
-            f"{_shown(text)} is not an alias: 1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit.",
+            f"{_shown(text)} is not a valid alias: use 1 to 64 of a-z, 0-9, '.', '_', '-', "
+            "starting with a letter or digit.",
             param="alias",
         )
     return text
@@ -58,15 +62,17 @@ def parse_alias(text: str) -> str:
 def parse_version(text: str) -> int:
     """Return the version number in `text`. Raises ReferenceInvalid."""
     if _VERSION.fullmatch(text) is None or int(text) > MAX_VERSION:
-        raise ReferenceInvalid(f"{_shown(text)} is not a version: a number from 1 to {MAX_VERSION}.", param="version")
+        raise ReferenceInvalid(
+            f"{_shown(text)} is not a valid version: use a number from 1 to {MAX_VERSION}.", param="version"
+        )
     return int(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a caller asked for: a name, and at most one of a version and an alias.
+    """A parsed reference: a name, and at most one of a version and an alias.
 
-    With neither it means the name's DEFAULT_ALIAS; `label` keeps it as it was written.
+    With neither it means the name's DEFAULT_ALIAS; `label` is the original text.
     """
 
     name: str
@@ -75,7 +81,7 @@ class Reference:
 
     @property
     def pointer(self) -> str | None:
-        """The alias to follow: the one that was written, DEFAULT_ALIAS if nothing was, None for a version."""
+        """The alias to resolve: the given one, DEFAULT_ALIAS if none is given, None for a version."""
         if self.version is not None:
             return None
         return self.alias or DEFAULT_ALIAS

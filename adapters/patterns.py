@@ -1,8 +1,8 @@
 r"""`rank_pattern` and `alpha_pattern`: overrides for modules, keyed by a name or by a regular expression for names.
 
 PEFT and the engine both match a key with `re.match(rf"(.*\.)?({key})$", module)` and take the first that matches, in
-the order of the file (PEFT: `peft/utils/other.py:get_pattern_key`). Keys come from strangers and are matched against
-every module, here and in the engine's worker, so only keys whose matching cannot explode are let in: names, dots,
+the order of the file (PEFT: `peft/utils/other.py:get_pattern_key`). Keys are untrusted and are matched against every
+module, here and in the engine's worker, so only keys that cannot backtrack exponentially are accepted: names, dots,
 `\d` and classes, at most MAX_REPEATS repeats of a single character, and at most MAX_GROUPS flat groups of
 alternatives. No group is ever repeated, and nothing nests.
 """
@@ -22,7 +22,7 @@ MAX_PATTERN_LENGTH: Final = 65_536
 
 MAX_EXPRESSION_LENGTH: Final = 256
 MAX_EXPRESSIONS: Final = 32
-"""Keys in one table that are more than plain names."""
+"""Keys in one table that are not plain names."""
 
 MAX_REPEATS: Final = 2
 MAX_GROUPS: Final = 2
@@ -42,10 +42,10 @@ _NAMES: Final = re.compile(rf"{_NAME}(?:\|{_NAME})*", re.ASCII)
 
 
 def check_patterns(keys: Iterable[str], *, param: str) -> None:
-    """Raise PatternUnsupported for a key that may not be matched, ConfigInvalid for too many of them."""
+    """Raise PatternUnsupported for a key that is not safe to match, ConfigInvalid for too many keys."""
     keys = list(keys)
     if len(keys) > MAX_PATTERNS:
-        raise ConfigInvalid(f"{param} has {len(keys)} keys; at most {MAX_PATTERNS} are read.", param=param)
+        raise ConfigInvalid(f"{param} has {len(keys)} keys; at most {MAX_PATTERNS} are allowed.", param=param)
     expressions = 0
     for key in keys:
         if len(key) > MAX_PATTERN_LENGTH:
@@ -55,14 +55,14 @@ def check_patterns(keys: Iterable[str], *, param: str) -> None:
         expressions += 1
         if not _is_cheap(key):
             raise PatternUnsupported(
-                f"{param}: {key!r} is not a module's name, nor an expression of names, dots, \\d, classes, at most "
+                f"{param}: {key!r} is neither a module name nor an expression of names, dots, \\d, classes, at most "
                 f"{MAX_REPEATS} repeats and {MAX_GROUPS} flat groups.",
                 param=param,
                 details={"pattern": key},
             )
     if expressions > MAX_EXPRESSIONS:
         raise PatternUnsupported(
-            f"{param} has {expressions} regular expressions; at most {MAX_EXPRESSIONS} are matched.", param=param
+            f"{param} has {expressions} regular expressions; at most {MAX_EXPRESSIONS} are allowed.", param=param
         )
 
 
@@ -72,7 +72,7 @@ def _is_cheap(key: str) -> bool:
     if key.count("(") > MAX_GROUPS or len(_REPEAT.findall(key)) > MAX_REPEATS:
         return False
     try:
-        re.compile(key)  # a class such as [z-a] has the right form and no meaning
+        re.compile(key)  # a class such as [z-a] matches the grammar but is invalid
     except re.error:
         return False
     return True
@@ -85,7 +85,7 @@ def match_all(patterns: Mapping[str, V], modules: Iterable[str], *, default: V) 
 
 
 def condense(values: Mapping[str, V], *, param: str) -> tuple[V, dict[str, V]]:
-    """The shortest table that says the same: the commonest value as default, and one key for each other value.
+    """The shortest equivalent table: the most common value as default, and one key for each other value.
 
     Equal `values` give equal tables whatever the keys were that they came from. The keys match no two of the modules
     differently, so their order means nothing. Raises ConfigInvalid for more than MAX_VALUES different values.
@@ -101,6 +101,8 @@ def condense(values: Mapping[str, V], *, param: str) -> tuple[V, dict[str, V]]:
         if value != default:
             names.setdefault(value, set()).add(leaf if len(by_leaf[leaf]) == 1 else module)
     if len(names) > MAX_VALUES:
-        raise ConfigInvalid(f"{param} sets {len(names)} different values; at most {MAX_VALUES}.", param=param)
+        raise ConfigInvalid(
+            f"{param} sets {len(names)} different values; at most {MAX_VALUES} are allowed.", param=param
+        )
     table = {"|".join(re.escape(name) for name in sorted(group)): value for value, group in names.items()}
     return default, dict(sorted(table.items()))

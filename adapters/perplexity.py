@@ -1,7 +1,7 @@
-"""What an adapter does to plain text: its perplexity over one packaged text, as a multiple of the base's.
+"""An adapter's effect on plain text: its perplexity over one packaged text, as a multiple of the base's.
 
-A proof shows that the engine applies an adapter; this shows whether what it then serves is still a language model. Pure
-arithmetic: the gateway brings the log-probabilities. How the bounds were measured is in PROOF.md.
+A proof shows that the engine applies an adapter; this shows whether the result is still a language model. Pure
+arithmetic: the gateway supplies the log-probabilities. PROOF.md describes how the bounds were measured.
 """
 
 import hashlib
@@ -47,13 +47,13 @@ return your money. Please let us know by Friday what you would like us to do.
 request is both the measure of plain language and a prompt longer than LONG_PROMPT. Rendered through no template."""
 
 PLAIN_ID: Final = hashlib.sha256(PLAIN_TEXT.encode()).hexdigest()[:16]
-"""Changes with the text: perplexities over different texts are never compared."""
+"""Identifies the text: perplexities over different texts are never compared."""
 
 LONG_PROMPT: Final = 512
 """Tokens. Kernels that fail on long prompts alone have failed from token 128 and from token 400 on."""
 
 HOLD_BACK_RATIO: Final = 10.0
-"""From this many times the base's perplexity on a version is held back from `live`."""
+"""A version whose perplexity is at least this many times the base's is held back from `live`."""
 
 REFUSE_RATIO: Final = 10_000.0
 """From this many times the base's perplexity on an upload is refused. Guessing among all tokens alike has 2,200 times
@@ -68,7 +68,7 @@ _MAX_EXPONENT: Final = 700.0
 class Perplexity(BaseModel):
     """The perplexity of PLAIN_TEXT under the base and under the adapter, both in the engine.
 
-    `tokens` is how many tokens of the text were asked: fewer than it has where the engine's context is shorter.
+    `tokens`: tokens of the text that were scored; fewer than it has if the engine's context is shorter.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -86,7 +86,7 @@ class Perplexity(BaseModel):
 
     @property
     def refuses(self) -> bool:
-        """Whether the adapter must not be taken at all."""
+        """Whether the adapter must be refused."""
         return self.ratio >= REFUSE_RATIO
 
     @property
@@ -98,10 +98,10 @@ class Perplexity(BaseModel):
 def compare_perplexity(base: Sequence[float], adapter: Sequence[float]) -> Perplexity:
     """Weigh the log-probabilities (nats) of PLAIN_TEXT's tokens but the first, under the base and under the adapter.
 
-    Raises ProbeTokensDiffer where they are not of the same tokens, LogprobsNotFinite where one is no log-probability.
+    Raises ProbeTokensDiffer if they are of different tokens, LogprobsNotFinite if a value is not a log-probability.
     """
     if len(base) != len(adapter) or not base:
-        raise ProbeTokensDiffer("The engine cut the plain text into different tokens from one request to the next.")
+        raise ProbeTokensDiffer("The engine tokenized the plain text differently in two requests.")
     if not all(map(is_logprob, (*base, *adapter))):
         raise LogprobsNotFinite("A log-probability of the plain text is missing, NaN, infinite or positive.")
     nats = -math.fsum(base) / len(base), -math.fsum(adapter) / len(adapter)
@@ -120,13 +120,13 @@ def is_logprob(value: float) -> bool:
 
 
 def measured(proof: dict[str, Any] | None) -> Perplexity | None:
-    """The perplexity in a version's proof as the registry keeps it; None where there is none over today's text."""
+    """The perplexity in a version's stored proof; None if there is none over the current text."""
     stored = (proof or {}).get("perplexity")
     try:
-        found = None if stored is None else Perplexity.model_validate(stored)
+        perplexity = None if stored is None else Perplexity.model_validate(stored)
     except ValidationError:
         return None
-    return found if found is not None and found.text_id == PLAIN_ID else None
+    return perplexity if perplexity is not None and perplexity.text_id == PLAIN_ID else None
 
 
 def _exp(nats: float) -> float:

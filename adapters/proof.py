@@ -1,4 +1,4 @@
-"""Does the engine really serve this adapter? Probe texts, what is compared over them, and how far is far.
+"""Proof that the engine really serves an adapter: probe texts, the comparison over them, and its tolerances.
 
 The engine gives the log-probability (natural logarithm) of each token of each probe, under the adapter and under the
 base. All distances are means over tokens of absolute differences, in nats per token. Pure arithmetic: the gateway and
@@ -42,28 +42,28 @@ PROBES: Final[tuple[str, ...]] = (
 """A chat, a piece of prose, code, and customer support: about 100 tokens in all. Rendered through no template."""
 
 PROBES_ID: Final = hashlib.sha256("\0".join(PROBES).encode()).hexdigest()[:16]
-"""Changes with the probes: numbers measured over other texts are never compared."""
+"""Identifies the probes: measurements over different texts are never compared."""
 
 MIXED_PROBES: Final = 2
-"""So many of the first probes are asked under several models at the same time: about 50 tokens each."""
+"""Number of probes, from the first, that are asked under several models at once: about 50 tokens each."""
 
 MAX_PROBE_TOKENS: Final = 256
-"""Tokens of one probe. A tokenizer that knows no words but bytes needs 140."""
+"""Tokens of one probe. A byte-level tokenizer without merges needs 140."""
 
 MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_PROOF_BYTES: Final = 64 * 1024
 
 NOISE_TOLERANCE: Final = 0.04
-"""The largest gap seen between two stacks over one base, in nats per token."""
+"""The largest difference measured between two stacks over one base, in nats per token."""
 
 WEAK_EFFECT: Final = 0.1
-"""Below this an effect is weak: rounding alone makes 0.04, a briefly trained adapter 0.28 and more."""
+"""An effect below this is weak: rounding alone causes 0.04, a briefly trained adapter at least 0.28."""
 
 MARGIN: Final = 3.0
 """How many times the noise two measurements of one effect may differ: three separated applied from not applied."""
 
 MAX_NOISE: Final = 0.15
-"""A base gap above this is no noise but another base (or a quantized one), and widens no tolerance further."""
+"""A base gap above this is not noise but another (or a quantized) base, and widens the tolerance no further."""
 
 RELATIVE_TOLERANCE: Final = 0.25
 """Two stacks round alike in proportion to what they compute: 0.07 at an effect of 0.28 was the worst seen."""
@@ -73,7 +73,7 @@ BASE_DRIFT_TOLERANCE: Final = 0.1
 two whole stacks differ by at most 0.04."""
 
 MAX_ATTEMPTS: Final = 3
-"""How often an adapter is asked before it counts as not applied."""
+"""How many rounds are asked before an adapter counts as not applied."""
 
 Logprobs = Sequence[Sequence[float]]
 """For each probe the log-probabilities of its tokens but the first, in nats."""
@@ -131,14 +131,14 @@ class Proof(_Frozen):
         return [probe.adapter for probe in self.probes]
 
 
-class Answer(_Frozen):
-    """What the engine said of one probe under one model: n token ids and n - 1 log-probabilities."""
+class ProbeAnswer(_Frozen):
+    """The engine's result for one probe under one model: n token ids and n - 1 log-probabilities."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
     @classmethod
-    def of(cls, token_ids: Sequence[int], logprobs: Sequence[float | None]) -> "Answer":
+    def of(cls, token_ids: Sequence[int], logprobs: Sequence[float | None]) -> "ProbeAnswer":
         """Take the engine's lists of equal length, in which the first token has no log-probability.
 
         Raises LogprobsNotFinite where another one is missing, NaN or infinite, or the lists are not of one length.
@@ -150,14 +150,14 @@ class Answer(_Frozen):
 
 
 class Effect(StrEnum):
-    """How far an adapter moves the base: not at all, hardly, or plainly."""
+    """How much an adapter changes the base's log-probabilities: not at all, weakly, or clearly."""
 
     NOT_APPLIED = "not_applied"
     WEAK = "weak"
     APPLIED = "applied"
 
 
-class Agreement(_Frozen):
+class ReferenceAgreement(_Frozen):
     """The adapter's effect in the engine against the same in the trainer's stack; all in nats per token.
 
     `base_gap` is the base in one against the base in the other, `effect` the effect in the trainer's. Not `conclusive`:
@@ -183,7 +183,7 @@ class MixedBatch(_Frozen):
 
 
 class Evidence(_Frozen):
-    """What the registry keeps of a proof that held; older ones have neither perplexity nor mixed batch."""
+    """The part of a successful proof that the registry stores; older ones have neither perplexity nor mixed batch."""
 
     format: Literal[1] = 1
     probes_id: str
@@ -192,14 +192,14 @@ class Evidence(_Frozen):
     distance: float
     largest: float
     effect: Effect
-    reference: Agreement | None = None
+    reference: ReferenceAgreement | None = None
     perplexity: Perplexity | None = None
     mixed_batch: MixedBatch | None = None
     warnings: tuple[str, ...] = ()
 
 
 def is_finite(answer: Logprobs, texts: int = len(PROBES)) -> bool:
-    """Whether an answer has a row for each of the texts, and log-probabilities alone in them."""
+    """Whether an answer has a row for each text, with log-probabilities only."""
     return len(answer) == texts and all(row and all(map(is_logprob, row)) for row in answer)
 
 
@@ -215,8 +215,8 @@ def differences(a: Logprobs, b: Logprobs) -> list[float]:
     Raises ProbeTokensDiffer where the shapes differ or are empty, LogprobsNotFinite where a value is not finite.
     """
     if len(a) != len(b) or any(len(x) != len(y) for x, y in zip(a, b, strict=True)) or not any(map(len, a)):
-        raise ProbeTokensDiffer("The two measurements are not of the same tokens.")
-    values = [abs(x - y) for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True)]
+        raise ProbeTokensDiffer("The two measurements have different tokens.")
+    values = [abs(x - y) for row, other_row in zip(a, b, strict=True) for x, y in zip(row, other_row, strict=True)]
     if not all(map(math.isfinite, values)):
         raise LogprobsNotFinite("A log-probability is not a finite number.")
     return values
@@ -232,7 +232,9 @@ def effect_disagreement(base: Logprobs, adapter: Logprobs, reference: Proof) -> 
 
 def _effect(base: Logprobs, adapter: Logprobs) -> Logprobs:
     differences(base, adapter)
-    return [[y - x for x, y in zip(row, other, strict=True)] for row, other in zip(base, adapter, strict=True)]
+    return [
+        [y - x for x, y in zip(row, adapter_row, strict=True)] for row, adapter_row in zip(base, adapter, strict=True)
+    ]
 
 
 def tolerance(base_gap: float, effect: float) -> float:
@@ -252,17 +254,17 @@ def classify(adapter_distance: float, noise: float) -> Effect:
     return Effect.WEAK if adapter_distance < max(WEAK_EFFECT, MARGIN * noise) else Effect.APPLIED
 
 
-def has_drifted(base: Logprobs, again: Logprobs) -> bool:
-    """Whether the base answers unlike itself: the engine is poisoned, or not the one that was asked before."""
-    return distance(base, again) > BASE_DRIFT_TOLERANCE
+def has_drifted(base: Logprobs, repeated: Logprobs) -> bool:
+    """Whether the base's answers changed: the engine's state is corrupt, or it is another engine."""
+    return distance(base, repeated) > BASE_DRIFT_TOLERANCE
 
 
-def compare(base: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
+def compare(base: Logprobs, adapter: Logprobs, reference: Proof) -> ReferenceAgreement:
     """The engine's measurements against the trainer's. Raises as differences()."""
     effect = distance(reference.base, reference.adapter)
     gap = distance(base, reference.base)
     limit = tolerance(gap, effect)
-    return Agreement(
+    return ReferenceAgreement(
         disagreement=effect_disagreement(base, adapter, reference),
         tolerance=limit,
         base_gap=gap,
@@ -297,8 +299,8 @@ def weigh_mixed_batch(base: Side, adapter: Side, neighbour: Side | None = None) 
     for who, moved, limit in sides:
         if moved > limit:
             raise MixedBatchDiffers(
-                f"{who} answers differently in one batch with the others than alone: {moved:.2g} nats per token "
-                f"apart, at most {limit:.2g} is explained by rounding.",
+                f"{who} answers differently in a batch with the others than alone: {moved:.2g} nats per token apart; "
+                f"rounding explains at most {limit:.2g}.",
                 details=found.model_dump(),
             )
     return found
@@ -308,10 +310,10 @@ def _limit(base: Side, adapter: Side) -> float:
     return tolerance(NOISE_TOLERANCE, distance(base.alone, adapter.alone))
 
 
-def weigh(
-    base: Sequence[Answer],
-    base_again: Sequence[Answer],
-    adapter: Sequence[Answer],
+def judge_probes(
+    base: Sequence[ProbeAnswer],
+    base_again: Sequence[ProbeAnswer],
+    adapter: Sequence[ProbeAnswer],
     *,
     effect_is_zero: bool = False,
     reference: Proof | None = None,
@@ -321,51 +323,52 @@ def weigh(
     `effect_is_zero` comes from the inspection of the weights. Raises NoEffect, NotApplied (ask again, up to
     MAX_ATTEMPTS rounds), DivergesFromReference, ProbeTokensDiffer.
     """
-    for other in (base_again, adapter):
-        if [answer.token_ids for answer in other] != [answer.token_ids for answer in base]:
-            raise ProbeTokensDiffer("The engine cut the probes into different tokens from one request to the next.")
-    rows, again, under_adapter = ([answer.logprobs for answer in side] for side in (base, base_again, adapter))
-    noise, moved = distance(rows, again), differences(rows, under_adapter)
-    far = math.fsum(moved) / len(moved)
-    effect = classify(far, noise)
+    for side in (base_again, adapter):
+        if [answer.token_ids for answer in side] != [answer.token_ids for answer in base]:
+            raise ProbeTokensDiffer("The engine tokenized the probes differently in two requests.")
+    base_rows, again_rows, adapter_rows = ([answer.logprobs for answer in side] for side in (base, base_again, adapter))
+    noise, shifts = distance(base_rows, again_rows), differences(base_rows, adapter_rows)
+    mean_distance = math.fsum(shifts) / len(shifts)
+    effect = classify(mean_distance, noise)
     if effect_is_zero:
-        raise NoEffect("The adapter changes nothing: B·A is zero in every module.", param="weights")
+        raise NoEffect("The adapter has no effect: B·A is zero in every module.", param="weights")
     if effect is Effect.NOT_APPLIED:
         raise NotApplied(
-            f"The engine answers as the base does: {far:.2g} nats per token apart, the base from itself {noise:.2g}.",
-            details={"distance": far, "noise": noise},
+            f"The engine's answers do not differ from the base's: {mean_distance:.2g} nats per token apart; the base "
+            f"differs from itself by {noise:.2g}.",
+            details={"distance": mean_distance, "noise": noise},
         )
     warnings = []
     if effect is Effect.WEAK:
-        warnings.append(f"The adapter hardly moves the base: {far:.2g} nats per token over the probes.")
+        warnings.append(f"The adapter has a weak effect: {mean_distance:.2g} nats per token over the probes.")
     agreement = None
     if reference is not None:
-        agreement = _agree(base, rows, under_adapter, reference)
+        agreement = _agree(base, base_rows, adapter_rows, reference)
         if not agreement.conclusive:
-            warnings.append("The reference's effect is too weak to tell whether the engine agrees with it.")
+            warnings.append("The effect in metadata.proof is too weak to tell whether the engine agrees with it.")
     return Evidence(
         probes_id=PROBES_ID,
-        tokens=len(moved),
+        tokens=len(shifts),
         noise=noise,
-        distance=far,
-        largest=max(moved),
+        distance=mean_distance,
+        largest=max(shifts),
         effect=effect,
         reference=agreement,
         warnings=tuple(warnings),
     )
 
 
-def _agree(base: Sequence[Answer], rows: Logprobs, adapter: Logprobs, reference: Proof) -> Agreement:
+def _agree(base: Sequence[ProbeAnswer], rows: Logprobs, adapter: Logprobs, reference: Proof) -> ReferenceAgreement:
     if [answer.token_ids for answer in base] != [probe.token_ids for probe in reference.probes]:
         raise ProbeTokensDiffer(
-            "metadata.proof was measured over other tokens: another tokenizer, or another beginning of text.",
+            "metadata.proof was measured with other tokens: check the tokenizer and its beginning-of-text token.",
             param="metadata.proof",
         )
     agreement = compare(rows, adapter, reference)
     if agreement.disagreement > agreement.tolerance:
         raise DivergesFromReference(
             f"The adapter's effect in the engine and in metadata.proof lie {agreement.disagreement:.2g} nats per token "
-            f"apart; at most {agreement.tolerance:.2g} is explained by the two stacks.",
+            f"apart; the two stacks explain at most {agreement.tolerance:.2g}.",
             param="metadata.proof",
             details=agreement.model_dump(),
         )

@@ -54,7 +54,7 @@ class Writer(BlobWriter):
 
 
 class Staging:
-    """One upload in progress: a context manager that leaves nothing behind unless commit() was reached.
+    """One upload in progress: a context manager that removes everything unless commit() succeeded.
 
     Write the weights to `weights` as they come; `weights.path` may be inspected after `weights.finish()`.
     """
@@ -118,7 +118,7 @@ class Store:
             _fsync_directory(root.parent)
 
     def recover(self) -> int:
-        """Remove what a crash left behind, and return how many leftovers there were. Uploads that run are spared."""
+        """Remove what crashed uploads left behind and return how many there were. Running uploads are kept."""
         count = 0
         with self._gate(fcntl.LOCK_EX):
             for leftover in list(self._staging.iterdir()):
@@ -132,17 +132,17 @@ class Store:
         return Staging(self, max_weights_bytes=max_weights_bytes)
 
     def path(self, digest: str) -> Path:
-        """The directory of an adapter. Raises NotInStore where there is none, or `digest` is not a digest."""
+        """The directory of an adapter. Raises NotInStore if there is none, or `digest` is not a digest."""
         if not self.exists(digest):
-            raise NotInStore("There is no adapter of this digest.", param=digest[:64])
+            raise NotInStore("The store has no adapter with this digest.", param=digest[:64])
         return self.root / digest
 
     def exists(self, digest: str) -> bool:
-        """Whether there is a directory of this digest."""
+        """Whether the store has this digest."""
         return is_digest(digest) and (self.root / digest).is_dir()
 
     def check(self, digest: str) -> None:
-        """Look at an adapter without reading its weights: both files, and the length that the header demands.
+        """Check an adapter without reading its weights: both files, and the length that the header declares.
 
         Raises NotInStore, Damaged.
         """
@@ -155,7 +155,7 @@ class Store:
             raise Damaged(f"The files of {digest} are damaged: {error}", param=digest) from error
 
     def verify(self, digest: str) -> None:
-        """Hash both files again (seconds a gigabyte). Raises NotInStore, Damaged."""
+        """Hash both files again (seconds per gigabyte). Raises NotInStore, Damaged."""
         directory = self.path(digest)
         sha256 = hashlib.sha256()
         try:
@@ -164,34 +164,34 @@ class Store:
                 while chunk := file.read(_HASH_CHUNK_BYTES):
                     sha256.update(chunk)
         except OSError as error:
-            raise Damaged(f"The files of {digest} cannot be read: {error.strerror}.", param=digest) from error
+            raise Damaged(f"Cannot read the files of {digest}: {error.strerror}.", param=digest) from error
         if digest_of(config, sha256.hexdigest()) != digest:
-            raise Damaged(f"The files of {digest} have another content.", param=digest)
+            raise Damaged(f"The files of {digest} do not match their digest.", param=digest)
 
     def digests(self) -> list[str]:
         """Every digest in the store, sorted."""
         return sorted(entry.name for entry in self.root.iterdir() if is_digest(entry.name) and entry.is_dir())
 
     def remove(self, digest: str) -> None:
-        """Take an adapter out, in one step for readers. Raises NotInStore.
+        """Remove an adapter, atomically for readers. Raises NotInStore.
 
-        The caller knows that the engine cannot ask for it again.
+        The caller must make sure that the engine will not load it again.
         """
         trash = self._retire(self.path(digest))
         if trash is None:
-            raise NotInStore("There is no adapter of this digest.", param=digest)
+            raise NotInStore("The store has no adapter with this digest.", param=digest)
         _fsync_directory(self.root)
         _remove(trash)
 
-    def collect(self, keep: Collection[str], *, min_age_s: float = 0.0) -> list[str]:
-        """Remove each adapter that is not in `keep`, and return their digests.
+    def collect(self, kept: Collection[str], *, min_age_s: float = 0.0) -> list[str]:
+        """Remove each adapter that is not in `kept`, and return their digests.
 
-        One that was committed less than `min_age_s` seconds ago stays: nobody may have had time to name it.
+        Adapters committed less than `min_age_s` seconds ago stay: their version may not be recorded yet.
         """
         removed = []
         newest = time.time() - min_age_s
         for digest in self.digests():
-            if digest in keep:
+            if digest in kept:
                 continue
             with contextlib.suppress(NotInStore, FileNotFoundError):
                 if (self.root / digest).stat().st_mtime <= newest:
@@ -200,7 +200,7 @@ class Store:
         return removed
 
     def _new_staging(self) -> tuple[Path, int]:
-        """A new directory, and a descriptor that locks it for as long as this process lives."""
+        """A new directory, and a descriptor that locks it while this process lives."""
         path = self._staging / uuid.uuid4().hex
         with self._gate(fcntl.LOCK_SH), disk_errors(_disk_full):
             path.mkdir(mode=0o700)
@@ -209,7 +209,7 @@ class Store:
         return path, lock
 
     def _publish(self, staged: Path, digest: str) -> None:
-        """Rename a complete, durable directory into place; where a sound one is already, leave that."""
+        """Rename a complete, durable directory into place, unless an intact one is there already."""
         target = self.root / digest
         for _ in range(_COMMIT_ATTEMPTS):
             try:
@@ -228,7 +228,7 @@ class Store:
             else:
                 break
         else:
-            raise Damaged(f"{digest} could not be put into the store: it is replaced again and again.", param=digest)
+            raise Damaged(f"Could not store {digest}: another process keeps replacing it.", param=digest)
         _fsync_directory(self.root)
 
     def _is_sound(self, digest: str) -> bool:
@@ -239,7 +239,7 @@ class Store:
         return True
 
     def _retire(self, directory: Path) -> Path | None:
-        """Move a directory out of sight; None where somebody else was faster."""
+        """Move a directory into the staging area; None if it is already gone."""
         trash = self._staging / uuid.uuid4().hex
         try:
             directory.rename(trash)
@@ -260,7 +260,7 @@ class Store:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lock a leftover. Raises BlockingIOError where its owner lives."""
+    """Lock a leftover. Raises BlockingIOError if its owner is alive."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,7 +270,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _disk_full() -> DiskFull:
-    return DiskFull("There is no room left for the adapter.")
+    return DiskFull("The disk is full: the adapter could not be stored.")
 
 
 def _fsync_directory(path: Path) -> None:

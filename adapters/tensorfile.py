@@ -1,4 +1,4 @@
-"""Reading safetensors files that strangers send: the header first, in bounds, then values in chunks, never as a whole.
+"""Reading untrusted safetensors files: first the bounded header, then values in chunks, never the whole file.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes little-endian N, N bytes of JSON, then the data. The
 JSON maps each tensor's name to dtype, shape and the half-open range of its bytes in the data; the ranges must cover the
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from adapters.errors import PickleRefused, WeightsInvalid
 
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
-"""The largest header that is read. 37,000 tensors of a mixture of experts take 6 MB; the format allows 100 MB."""
+"""The largest accepted header. 37,000 tensors of a mixture of experts take 6 MB; the format allows 100 MB."""
 
 MAX_DIMENSIONS: Final = 8
 CHUNK_ELEMENTS: Final = 1 << 20
-"""Elements that are converted at once: 8 MiB as float64."""
+"""Elements converted at once: 8 MiB as float64."""
 
 FLOATS: Final[Mapping[str, np.dtype[Any]]] = {
     "F64": np.dtype("<f8"),
@@ -56,8 +56,8 @@ class Tensor:
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, in the order of their data.
 
-    Reads no tensor's data. Raises PickleRefused for a pickle or an archive, WeightsInvalid for anything else that is
-    not a well-formed safetensors file of exactly the length that its header says, OSError where it cannot be read.
+    Does not read the data. Raises PickleRefused for a pickle or an archive, WeightsInvalid for anything else that is
+    not a well-formed safetensors file of exactly the length that its header declares, OSError if it cannot be read.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise WeightsInvalid("The weights are not a regular file.")
@@ -73,26 +73,28 @@ def _parse(file: BinaryIO, size: int) -> dict[str, Tensor]:
     # A header whose length happens to begin like a pickle is still a header: the brace decides.
     if size < 10 or length > size - 8 or start[8:9] != b"{":
         if start.startswith(_ARCHIVES) or (start[:1] == b"\x80" and 2 <= start[1] <= 5):
-            raise PickleRefused("The weights are a pickle or an archive. Send adapter_model.safetensors.")
-        raise WeightsInvalid("The weights are not a safetensors file, or were cut off.")
+            raise PickleRefused(
+                "The weights are a pickle or an archive, which is never opened. Send adapter_model.safetensors."
+            )
+        raise WeightsInvalid("The weights are not a safetensors file, or are truncated.")
     if length > MAX_HEADER_BYTES:
-        raise WeightsInvalid(f"The header has {length} bytes; at most {MAX_HEADER_BYTES} are read.")
+        raise WeightsInvalid(f"The header has {length} bytes; at most {MAX_HEADER_BYTES} are allowed.")
     file.seek(8)
     header = _json(file.read(length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WeightsInvalid("The header's __metadata__ is not an object of texts.")
+        raise WeightsInvalid("The header's __metadata__ must be an object of strings.")
     tensors = sorted(
         (_entry(name, entry, 8 + length) for name, entry in header.items()), key=lambda t: (t.start, t.end)
     )
     end = 8 + length
     for tensor in tensors:
         if tensor.start != end:
-            raise WeightsInvalid("Two tensors overlap, or there is a hole between them.", param=tensor.name[:256])
+            raise WeightsInvalid("Two tensors overlap, or there is a gap between them.", param=tensor.name[:256])
         end = tensor.end
     if end != size:
         raise WeightsInvalid(
-            f"The file has {size} bytes; its header describes {end}. It was cut off or something was appended.",
+            f"The file has {size} bytes but its header describes {end}: it is truncated, or data was appended.",
             details={"bytes": size, "expected": end},
         )
     return {tensor.name: tensor for tensor in tensors}
@@ -115,29 +117,31 @@ def _json(data: bytes) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise WeightsInvalid("The header has a key twice.")
+        raise WeightsInvalid("The header has a duplicate key.")
     return result
 
 
 def _entry(name: str, entry: object, data_start: int) -> Tensor:
-    shown = name[:256]
+    param = name[:256]
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise WeightsInvalid("A tensor's entry in the header is not dtype, shape and data_offsets.", param=shown)
+        raise WeightsInvalid(
+            "A tensor's entry in the header must have exactly dtype, shape and data_offsets.", param=param
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES_PER_ELEMENT:
-        raise WeightsInvalid(f"The header names the dtype {str(dtype)[:40]!r}, which is not known.", param=shown)
+        raise WeightsInvalid(f"The header has the unknown dtype {str(dtype)[:40]!r}.", param=param)
     if not _is_sizes(shape, MAX_DIMENSIONS) or not _is_sizes(offsets, 2) or len(offsets) != 2:
-        raise WeightsInvalid("A tensor's shape or data_offsets are not whole numbers.", param=shown)
+        raise WeightsInvalid("A tensor's shape and data_offsets must be non-negative integers.", param=param)
     begin, end = offsets
     if end - begin != math.prod(shape) * _BYTES_PER_ELEMENT[dtype]:
-        raise WeightsInvalid(f"{end - begin} bytes do not hold a {dtype} tensor of shape {shape}.", param=shown)
+        raise WeightsInvalid(f"A {dtype} tensor of shape {shape} does not take {end - begin} bytes.", param=param)
     return Tensor(name, dtype, tuple(shape), data_start + begin, data_start + end)
 
 
-def _is_sizes(value: object, most: int) -> bool:
+def _is_sizes(value: object, max_length: int) -> bool:
     return (
         isinstance(value, list)
-        and len(value) <= most
+        and len(value) <= max_length
         and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**48 for item in value)
     )
 
@@ -145,7 +149,7 @@ def _is_sizes(value: object, most: int) -> bool:
 def open_matrix(path: Path, tensor: Tensor) -> NDArray[Any]:
     """A two-dimensional tensor of a dtype in FLOATS as a memory map: shape [rows, columns], nothing read yet.
 
-    The caller has taken `tensor` from read_header() of this file, and keeps the file as it is while it reads.
+    `tensor` must come from read_header() of this file, which must not change while it is mapped.
     """
     return np.memmap(path, dtype=FLOATS[tensor.dtype], mode="r", offset=tensor.start, shape=tensor.shape)
 
@@ -165,5 +169,5 @@ def column_chunks(matrix: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
 
 
 def _as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
-    with np.errstate(all="ignore"):  # a signalling NaN is looked for by the caller, not warned about
+    with np.errstate(all="ignore"):  # the caller checks for NaN
         return values.astype(np.float64)

@@ -1,6 +1,6 @@
-"""What is told of a value that pydantic has refused: the field's path, what was found and what is allowed.
+"""Error messages for values that pydantic rejects: the field's path, what was given, and what is allowed.
 
-Pydantic's own words name classes, validators and its web site. None of that is for whoever sent the value.
+Pydantic's own messages mention classes, validators and its web site, which mean nothing to an API client.
 """
 
 import json
@@ -26,44 +26,45 @@ _PLAIN: Final[Mapping[str, str]] = {
     "is_subclass_of": "Input is of a type that is not allowed here",
     "none_required": "Input should be null",
 }
-"""Kinds of faults whose message names Python's types or classes, in the words of JSON."""
+"""Messages in JSON's terms for error types whose own message names Python types or classes."""
 
 
 def faults(error: ValidationError) -> list[ErrorDetails]:
-    """All faults; at least one."""
+    """All errors; at least one."""
     return error.errors(include_url=False, include_context=False)
 
 
 def message(fault: ErrorDetails) -> str:
-    """What is allowed, in a sentence without names of code."""
-    known = _PLAIN.get(fault["type"])
-    return known if known is not None else fault["msg"].removeprefix("Value error, ")
+    """What is allowed, without names from the code."""
+    plain = _PLAIN.get(fault["type"])
+    return plain if plain is not None else fault["msg"].removeprefix("Value error, ")
 
 
 def path(fault: ErrorDetails, content: object) -> list[str]:
-    """The parts of the field's dotted name, each cut to MAX_PART characters.
+    """The parts of the field's dotted name, each truncated to MAX_PART characters.
 
     Args:
-        content: The value that was validated. Pydantic's location also names the branches of unions; whatever leads to
-            no part of the value is left out. Of a field that is missing the last part is its name.
+        fault: The error.
+        content: The validated value. Pydantic's location also contains the branches of unions; parts that do not lead
+            into the value are left out. For a missing field the last part is its name.
     """
     parts: list[str] = []
-    place: Any = content
+    node: Any = content
     for depth, part in enumerate(fault["loc"], start=1):
-        if isinstance(place, Mapping):
-            if part in place:
-                place = place[part]
+        if isinstance(node, Mapping):
+            if part in node:
+                node = node[part]
                 parts.append(str(part)[:MAX_PART])
             elif fault["type"] == "missing" and depth == len(fault["loc"]):
                 parts.append(str(part)[:MAX_PART])
-        elif isinstance(place, list | tuple) and isinstance(part, int) and 0 <= part < len(place):
-            place = place[part]
+        elif isinstance(node, list | tuple) and isinstance(part, int) and 0 <= part < len(node):
+            node = node[part]
             parts.append(str(part))
     return parts
 
 
 def shown(value: object) -> str:
-    """A value for a message: short, and an object or an array by its kind alone."""
+    """A value for a message: truncated; objects and arrays only by their kind."""
     if isinstance(value, str):
         return repr(value[:MAX_SHOWN])
     if isinstance(value, Mapping):

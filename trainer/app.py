@@ -23,7 +23,7 @@ from trainer.config import Installation, Settings
 from trainer.data.checking import DataChecks
 from trainer.database import FILE, Database
 from trainer.errors import Broken, Invalid, Missing, NotAllowed, RequestError, UnknownCaller, UnknownParameter
-from trainer.evaluate.endpoints import read as read_endpoints
+from trainer.evaluate.endpoints import read_endpoints as read_endpoints
 from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.evaluate.evaluations.service import Evaluations

@@ -1,1 +1,1 @@
-"""What the gateway and the trainer say to each other, declared once for both."""
+"""The messages between gateway and trainer, declared once for both."""

@@ -1,7 +1,7 @@
-"""How the gateway asks the trainer for a run.
+"""The requests with which the gateway creates runs at the trainer.
 
-The trainer trusts what is here: who calls stands in headers that no client can send through the gateway, and what the
-gateway has resolved and allowed travels beside the client's own body, in one envelope for every kind of run:
+The trainer trusts them: the caller is in headers that no client can send through the gateway, and what the gateway has
+resolved and authorised is sent with the client's own body, in one envelope for every kind of run:
 
     POST /v1/fine_tuning/jobs   CreateJob
     POST /v1/evaluations        CreateEvaluation
@@ -17,18 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field
 PROJECT_HEADER: Final = "x-hatrack-project"
 KEY_ID_HEADER: Final = "x-hatrack-key-id"
 ADAPTERS_HEADER: Final = "x-hatrack-adapters"
-"""Globs of the adapters' names that the caller's key may use, with commas; left out: all of them."""
+"""Comma-separated globs of the adapter names that the caller's key may use; absent: all."""
 RUN_KEY_HEADER: Final = "x-hatrack-job-key"
-"""The key that the gateway has minted for the run, and with the next one, its id."""
+"""The key that the gateway created for the run; its id is in the next header."""
 RUN_KEY_ID_HEADER: Final = "x-hatrack-job-key-id"
 SECRET_HEADER: Final = "x-hatrack-trainer-secret"  # noqa: S105 (a header's name)
 REPLAYED_HEADER: Final = "x-hatrack-replayed"
-"""The trainer's answer is about a run that was there already: its Idempotency-Key was known, and the new key is of no
-use."""
+"""Set by the trainer if the run already existed for this Idempotency-Key, so that the new key is not used."""
 
 
 class Message(BaseModel):
-    """A part of what is said. A field that is not known is refused: the two sides are of one release."""
+    """A part of a request. Unknown fields are refused: both sides are of the same release."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -44,9 +43,9 @@ class FileRef(Message):
 
 @dataclass(frozen=True, slots=True)
 class ParentShape:
-    """The shape of the adapter that is trained on from: it stays as it is.
+    """The shape of the parent adapter, which training cannot change.
 
-    ``modules`` is how many modules it has a LoRA on; None where nobody has looked.
+    ``modules``: number of modules with a LoRA; None if unknown.
     """
 
     rank: int
@@ -57,9 +56,9 @@ class ParentShape:
 
 
 class JobContext(Message):
-    """What the gateway has resolved of a fine-tuning job.
+    """What the gateway resolved for a fine-tuning job.
 
-    ``adapter``: the name that the result gets. ``parent``: the `name@version` that is trained on from; None: the base.
+    ``adapter``: the name of the result. ``parent``: the `name@version` to continue from; None: the base.
     """
 
     adapter: str
@@ -70,7 +69,7 @@ class JobContext(Message):
 
 
 class EvaluationContext(Message):
-    """What the gateway has resolved and allowed of an evaluation.
+    """What the gateway resolved and authorised for an evaluation.
 
     ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
     version that is judged, None where it is none; ``system_prompt`` and ``grounding`` are its settings. ``live``: the
@@ -90,7 +89,7 @@ class EvaluationContext(Message):
 
 
 class CreateJob(Message):
-    """The client's body as it was sent, and what the gateway has found out."""
+    """The client's body as sent, and what the gateway resolved."""
 
     request: Any
     context: JobContext

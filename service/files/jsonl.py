@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from adapters.nesting import MOST_LEVELS, too_deep_text
+from adapters.json_depth import MAX_LEVELS, too_deep_text
 from service.errors import BadRequest
 
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024
@@ -76,7 +76,7 @@ class LineCheck:
             self._problem(self._number, _json_error(line, error))
             return
         if too_deep_text(line, value) is not None:
-            self._problem(self._number, f"nested more than {MOST_LEVELS} levels deep")
+            self._problem(self._number, f"nested more than {MAX_LEVELS} levels deep")
             return
         self._check_object(value)
 

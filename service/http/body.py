@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from adapters.nesting import MOST_LEVELS, too_deep_text
+from adapters.json_depth import MAX_LEVELS, too_deep_text
 from adapters.validation import faults, message, path, shown
 from service.errors import BadRequest, TooLarge, UnknownField
 from service.http.json_text import load_json
@@ -63,7 +63,7 @@ def parse(text: bytes | bytearray, param: str | None = None) -> Any:
     if deep is not None:
         where = ".".join(filter(None, (param, deep))) or None
         raise BadRequest(
-            f"{f'`{where}`' if where else 'the body'} must be nested at most {MOST_LEVELS} levels deep", param=where
+            f"{f'`{where}`' if where else 'the body'} must be nested at most {MAX_LEVELS} levels deep", param=where
         )
     return value
 

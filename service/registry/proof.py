@@ -17,7 +17,17 @@ from typing import Final
 
 from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, ProofError
 from adapters.perplexity import LONG_PROMPT, PLAIN_TEXT, Perplexity, compare_perplexity
-from adapters.proof import MAX_ATTEMPTS, PROBES, Answer, Evidence, Logprobs, Proof, has_drifted, is_finite, weigh
+from adapters.proof import (
+    MAX_ATTEMPTS,
+    PROBES,
+    Evidence,
+    Logprobs,
+    ProbeAnswer,
+    Proof,
+    has_drifted,
+    is_finite,
+    judge_probes,
+)
 from service.admission.background import BackgroundEngine
 from service.engine.contract import ENGINE_NOT_FINITE
 from service.errors import (
@@ -111,7 +121,7 @@ class Prober:
             under = await self._under(digest)
             again = await self._engine.logprobs(self._base_name, PROBES)
             try:
-                evidence = weigh(
+                evidence = judge_probes(
                     _answers(before, reference),
                     _answers(again if is_finite(again) else before, reference),
                     _answers(under, reference),
@@ -268,13 +278,13 @@ class Prober:
             raise Timeout(f"the engine did not load the adapter within {WARM_TIMEOUT_S:g} s") from None
 
 
-def _answers(rows: Logprobs, reference: Proof | None) -> list[Answer]:
+def _answers(rows: Logprobs, reference: Proof | None) -> list[ProbeAnswer]:
     """The rows as ``adapters.proof`` weighs them.
 
     The engine tells no token ids here, so as many tokens as in the reference stand for the same tokens.
     """
     known = [probe.token_ids for probe in reference.probes] if reference else [()] * len(rows)
     return [
-        Answer(token_ids=ids if len(ids) == len(row) + 1 else (0,) * (len(row) + 1), logprobs=tuple(row))
+        ProbeAnswer(token_ids=ids if len(ids) == len(row) + 1 else (0,) * (len(row) + 1), logprobs=tuple(row))
         for ids, row in zip(known, rows, strict=True)
     ]

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 
 from adapters.base import BaseDescription, Fingerprint
 from adapters.errors import AdapterError, PerplexityTooHigh, StoreError
+from adapters.json_depth import MAX_LEVELS, too_deep
 from adapters.names import parse_alias, parse_name, parse_version
-from adapters.nesting import MOST_LEVELS, too_deep
 from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.concurrency import Locks, in_thread
@@ -27,7 +27,7 @@ from service.registry.verdict_records import VerdictRow, VerdictStatus
 T = TypeVar("T")
 MAX_REMEMBERED: Final = 100_000
 """Digests whose files are remembered as sound: some 30 MB."""
-TOO_DEEP: Final = f"The metadata is nested more than {MOST_LEVELS} levels deep and is not shown."
+TOO_DEEP: Final = f"The metadata is nested more than {MAX_LEVELS} levels deep and is not shown."
 """Of a version from before such metadata was refused."""
 
 

@@ -20,12 +20,12 @@ from tests.support.judge import MODEL, NAME, ScriptedJudge
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Arm
 from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.suites.data import Places
+from trainer.evaluate.suites.data import DataSources
 from trainer.evaluate.suites.humaneval import HumanEval
-from trainer.evaluate.suites.measured import Bench, gsm8k
+from trainer.evaluate.suites.measured import SuiteContext, gsm8k
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wire import Endpoint
 from trainer.samples import heldout_file
 
 PATIENCE_S = 900.0
@@ -141,8 +141,8 @@ def test_reviews_are_a_projects_own_and_need_the_scope(
     [
         ({"suites": ["gsm8k"]}, "suites", "HATRACK_TRAINER_SUITES_DIR"),
         ({"suites": ["humaneval"]}, "suites", "HATRACK_TRAINER_SANDBOX=on"),
-        ({"suites": ["mmlu_anatomy"]}, "suites", "there are: general, mmlu, gsm8k, humaneval"),
-        ({"judge": "strict"}, "judge", f"there are: {NAME}"),
+        ({"suites": ["mmlu_anatomy"]}, "suites", "known: general, mmlu, gsm8k, humaneval"),
+        ({"judge": "strict"}, "judge", f"known: {NAME}"),
     ],
 )
 def test_what_cannot_be_had_is_refused_at_once(
@@ -168,10 +168,10 @@ async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
         {"question": f"Ann has {at} pens and buys 2. How many has she?", "answer": f"#### {at + 2}"} for at in (3, 7)
     ]
     (tmp_path / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems))
-    bench = Bench(
+    bench = SuiteContext(
         scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl"),
         answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", max_tokens=48),
-        places=Places(tmp_path, None),
+        sources=DataSources(tmp_path, None),
         limit=2,
         rules=Rules(),
     )

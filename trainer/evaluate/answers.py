@@ -1,4 +1,4 @@
-"""Answers on disk: a line each, appended as they come, so that a crash costs what was being asked and no more."""
+"""Answers on disk, appended one line at a time, so that a crash loses only the requests in flight."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.evaluate.arms import Frozen
 
 Key = tuple[str, str, int]
-"""An arm's label, an example's id, and which asking it was, from 0."""
+"""An arm's label, an example's id, and the number of the run, from 0."""
 
 
 class Answer(Frozen):
-    """What an arm said to one example. ``request`` is a digest of all that was asked; ``seconds`` counts the waiting.
+    """An arm's answer to one example. ``request``: a digest of the whole request; ``seconds``: includes queueing.
 
-    ``version`` (`name@3`) and ``digest`` are what the gateway says it served; None for the base and elsewhere.
+    ``version`` (`name@3`) and ``digest``: what the gateway reports it served; None for the base and outside endpoints.
     """
 
     arm: str
@@ -35,33 +35,33 @@ class Answer(Frozen):
 
     @property
     def key(self) -> Key:
-        """What no two answers of one comparison have in common."""
+        """Unique within a comparison."""
         return self.arm, self.example, self.repeat
 
 
 class Record(Protocol):
-    """What a book holds: a model of pydantic's with a key."""
+    """A pydantic model with a key."""
 
     @property
     def key(self) -> Key:
-        """What no two records of one book have in common."""
+        """Unique within a file."""
 
 
-R = TypeVar("R", bound=Record)
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-class Book(Generic[R]):
+class RecordFile(Generic[RecordT]):
     """A JSONL file of records; a context manager, for one writer at a time.
 
-    A last line that a crash left torn is cut off. A key that stands there twice counts as it stands last. A line that
-    is no such record (of another version of the file) is passed over: what it held is asked again.
+    A truncated last line, left by a crash, is removed. Of records with the same key the last wins. Lines that are not
+    valid records (of another format version) are skipped, so their requests are sent again.
     """
 
-    def __init__(self, path: Path, kind: type[R]) -> None:
+    def __init__(self, path: Path, kind: type[RecordT]) -> None:
         self._path = path
         self._adapter = TypeAdapter(kind)
         self._file = -1
-        self.found: dict[Key, R] = {}
+        self.records: dict[Key, RecordT] = {}
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ class Book(Generic[R]):
                 record = self._adapter.validate_json(line)
             except ValidationError:
                 continue
-            self.found[record.key] = record
+            self.records[record.key] = record
         return self
 
     def __exit__(
@@ -82,9 +82,9 @@ class Book(Generic[R]):
     ) -> None:
         os.close(self._file)
 
-    def add(self, record: R) -> None:
-        """Append a record; when this returns it outlives the process, whatever becomes of that."""
+    def add(self, record: RecordT) -> None:
+        """Append a record. Once this returns, the record survives a crash of this process."""
         line = self._adapter.dump_json(record, exclude_defaults=True) + b"\n"
         while line:
             line = line[os.write(self._file, line) :]
-        self.found[record.key] = record
+        self.records[record.key] = record

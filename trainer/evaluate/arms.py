@@ -1,4 +1,4 @@
-"""What is compared: a model, a way to build its prompt, and a grounding."""
+"""The arms of a comparison: a model, how its prompt is built, and its grounding."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.data.format import Example
 
-TOLD: Final = "Answer with exactly one of the following and with nothing else:"
+ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
 MAX_LABEL_CHARS: Final = 100
 TEMPLATE_TOKENS: Final = 16
-"""What a chat template may put around one system message more."""
-GROUNDED: Final = "the base is asked with the candidate's grounding, too; perplexity is measured without passages"
-UNTOLD: Final = (
-    "a list of the possible answers would leave no room for the longest question, so the base is not told them"
+"""Tokens that a chat template may add around one message."""
+GROUNDED_NOTE: Final = "the base gets the candidate's grounding, too; perplexity is measured without passages"
+NO_ROOM_FOR_ANSWERS: Final = (
+    "the list of possible answers does not fit into the context with the longest question, so the base is not given it"
 )
-LONGER: Final = 2
-"""How much longer than the longest answer that was taught an answer may become."""
+ANSWER_LENGTH_FACTOR: Final = 2
+"""How many times longer than the longest known reference an answer may become."""
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
 
 
 class Frozen(BaseModel):
-    """Plain data that travels as JSON."""
+    """Immutable data that is serialised as JSON."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Turn(Frozen):
+class ChatMessage(Frozen):
     """A message of a conversation."""
 
     role: str
@@ -37,24 +37,24 @@ class Turn(Frozen):
 
 
 class Question(Frozen):
-    """A held-out example: what is asked, and the answer that its author gave. ``id`` is unique among the held-out."""
+    """A held-out example: the conversation, and the author's answer. ``id`` is unique among the held-out examples."""
 
     id: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatMessage, ...]
     reference: str
 
     @property
-    def asked(self) -> str:
-        """The last turn's text."""
+    def last_message(self) -> str:
+        """The text of the last message."""
         return self.turns[-1].content if self.turns else ""
 
 
 def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
-    """Held-out examples as questions; the last answer is the reference, `id` the line in the file."""
+    """Held-out examples as questions: the last message is the reference, the line number is the id."""
     return tuple(
         Question(
             id=str(example.line),
-            turns=tuple(Turn(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
+            turns=tuple(ChatMessage(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
             reference=example.messages[-1].content,
         )
         for example in examples
@@ -62,10 +62,10 @@ def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
 
 
 class Prompt(Frozen):
-    """How a question becomes messages: as it is, with a system prompt, or told the answers that are possible.
+    """How a question becomes messages: unchanged, with a system prompt, or with a list of the possible answers.
 
-    A question with a system message of its own keeps it, as the gateway keeps it from a version's. ``answers``, a
-    closed set, are listed behind whatever system message there is.
+    A question's own system message takes precedence over ``system``, as in the gateway. ``answers``, a closed set, are
+    listed after the system message.
     """
 
     system: str | None = Field(None, min_length=1)
@@ -73,39 +73,39 @@ class Prompt(Frozen):
 
     def messages(self, question: Question) -> list[dict[str, str]]:
         """OpenAI's chat messages for a question."""
-        turns = [turn.model_dump() for turn in question.turns]
-        own = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else self.system
-        told = listed(self.answers) if self.answers else None
-        system = "\n\n".join(part for part in (own, told) if part)
-        return ([{"role": "system", "content": system}] if system else []) + turns
+        messages = [turn.model_dump() for turn in question.turns]
+        system_message = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else self.system
+        answers_note = answer_list(self.answers) if self.answers else None
+        system = "\n\n".join(text for text in (system_message, answers_note) if text)
+        return ([{"role": "system", "content": system}] if system else []) + messages
 
 
 PLAIN: Final = Prompt()
 
 
-def listed(answers: Sequence[str]) -> str:
-    """What stands in the system message of an arm that is told a closed set of answers."""
-    return "\n".join([TOLD, *(f"- {answer}" for answer in answers)])
+def answer_list(answers: Sequence[str]) -> str:
+    """The text that lists a closed set of answers in a system message."""
+    return "\n".join([ANSWER_LIST_INTRO, *(f"- {answer}" for answer in answers)])
 
 
-def leaves_room(answers: Sequence[str], beside: int, *, count: Callable[[str], int], context: int) -> bool:
-    """Whether an arm can be told these answers: else its longest question would be refused, and nothing be compared.
+def answer_list_fits(answers: Sequence[str], other_tokens: int, *, count: Callable[[str], int], context: int) -> bool:
+    """Whether the list of answers fits into the context together with the longest question and answer.
 
     Args:
         answers: The closed set.
-        beside: What must fit beside the list: the longest question and the longest answer that is allowed, in tokens.
-        count: Gives a text's length in tokens.
-        context: The engine's, in tokens.
+        other_tokens: Tokens to reserve beside the list: the longest question plus the longest answer allowed.
+        count: Returns a text's length in tokens.
+        context: The engine's context length, in tokens.
     """
-    return count(listed(answers)) + beside + TEMPLATE_TOKENS <= context
+    return count(answer_list(answers)) + other_tokens + TEMPLATE_TOKENS <= context
 
 
 class Arm(Frozen):
     """One side of a comparison.
 
-    ``model`` is what the request names: `base`'s served name, `name@3`, `name:live`; at an outside endpoint, whatever
-    that knows. ``grounding`` goes into the request as it is; None leaves the version's own setting. ``endpoint`` names
-    an endpoint of the operator's settings; None is the gateway.
+    ``model``: the request's `model`: the base's served name, `name@3` or `name:live`; at an outside endpoint, a model
+    that it serves. ``grounding``: the request's field, unchanged; None leaves the version's own setting. ``endpoint``:
+    the name of an endpoint in the operator's settings; None is the gateway.
     """
 
     label: str = Field(min_length=1, max_length=MAX_LABEL_CHARS)
@@ -117,39 +117,44 @@ class Arm(Frozen):
     @model_validator(mode="after")
     def _grounded_here(self) -> Self:
         if self.endpoint is not None and self.grounding is not None:
-            raise ValueError("grounding belongs to the gateway: an outside endpoint has none")
+            raise ValueError("`grounding` needs the gateway: it cannot be combined with `endpoint`")
         return self
 
 
 def base_at_its_best(
     model: str, *, system: str | None, answers: Sequence[str] = (), grounding: Mapping[str, Any] | None = None
 ) -> tuple[Arm, ...]:
-    """The base as well as one could have it without training; the verdict is against the strongest of these arms.
+    """The arms of the base with the best prompt it can have without training; the verdict is against the strongest.
 
     Args:
         model: The base's served name.
         system: The candidate version's system prompt, if it has one.
-        answers: The closed set of answers, where there is one.
-        grounding: The candidate version's, if it has one: else passages would count as what was learnt.
+        answers: The closed set of answers, if there is one.
+        grounding: The candidate version's, if it has one: otherwise an effect of passages would count as training.
     """
-    asked = asked_grounding(grounding)
-    plain = Arm(label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=asked)
+    grounding_options = grounding_field(grounding)
+    plain_arm = Arm(label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=grounding_options)
     if not answers:
-        return (plain,)
-    told = Prompt(system=system, answers=tuple(answers))
-    return plain, Arm(label=f"{plain.label} told the answers", model=model, prompt=told, grounding=asked)
+        return (plain_arm,)
+    prompt_with_answers = Prompt(system=system, answers=tuple(answers))
+    return plain_arm, Arm(
+        label=f"{plain_arm.label} told the answers",
+        model=model,
+        prompt=prompt_with_answers,
+        grounding=grounding_options,
+    )
 
 
 def base_label(grounding: Mapping[str, Any] | None) -> str:
-    """What the base's first arm is called; one with the candidate's passages says so."""
+    """The label of the base's first arm; it says whether the base gets the candidate's passages."""
     return "base with passages" if grounding else "base"
 
 
-def asked_grounding(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A version's `settings.grounding` as a request's field `grounding`: what stands open there is left out."""
+def grounding_field(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A version's `settings.grounding` as a request's field `grounding`, without unset options."""
     return {name: value for name, value in settings.items() if value not in (None, [])} if settings else None
 
 
-def answer_bound(longest: int, context: int) -> int:
-    """How long an answer may become, in tokens: twice the longest that is known, and no longer than the context."""
-    return min(max(LONGER * longest, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS, context)
+def max_answer_tokens(longest_reference: int, context_tokens: int) -> int:
+    """The limit for answers, in tokens: twice the longest known reference, bounded by the context."""
+    return min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS, context_tokens)

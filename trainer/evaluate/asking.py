@@ -1,4 +1,4 @@
-"""Asking arms: greedily, through the gateway as any client would, a bounded number at once, and nothing twice."""
+"""Asking arms: greedy decoding, through the gateway like any client, with bounded concurrency and stored answers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
-from trainer.evaluate.answers import Answer, Book, Key
+from trainer.evaluate.answers import Answer, Key, RecordFile
 from trainer.evaluate.arms import Arm, Question
-from trainer.evaluate.wire import Endpoint, Wire
+from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
 
-CHAT: Final = "/v1/chat/completions"
+CHAT_PATH: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
-ONE_QUESTION: Final = frozenset({400, 403, 413, 422, 451})
-"""Refusals of what is asked (a filter of contents, a length) and not of who asks, or of the model."""
+PER_QUESTION_STATUSES: Final = frozenset({400, 403, 413, 422, 451})
+"""Statuses that refuse one question (content filter, length), not the caller or the model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One question to one arm; `repeat` counts from 0."""
+class ArmRequest:
+    """One question to one arm; ``repeat`` counts from 0."""
 
     arm: Arm
     question: Question
@@ -35,55 +35,57 @@ class Ask:
 
 
 OnProgress = Callable[[int, int], None]
-"""Called with how many answers are there and how many are wanted; may raise to end the asking."""
+"""Called with the number of answers so far and the total; may raise to stop."""
 
 
 class Answerer(Protocol):
-    """Gives answers; `HttpAnswerer` is the real one."""
+    """Answers all requests; implemented by `HttpAnswerer`."""
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
-        """An answer to every ask, in their order; never fewer.
+    async def answer(self, requests: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
+        """Return an answer to every request, in the same order.
 
         Raises:
-            AnswerRefused: One of them will not be answered; ArmUnservable where that is the arm's fault.
+            AnswerRefused: A request was refused; ArmUnservable if the arm cannot be served.
             EndpointUnknown: An arm's endpoint is not in the settings.
-            GatewayUnreachable: It was away for too long.
-            AnswerUnreadable: An answer without a text.
+            GatewayUnreachable: An endpoint was unreachable for too long.
+            AnswerUnreadable: A response has no text.
         """
         ...
 
 
-class Leaving(Protocol):
-    """Gives what answers it can; `HttpAnswerer` is the real one."""
+class LenientAnswerer(Protocol):
+    """Answers what it can; implemented by `HttpAnswerer`."""
 
-    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
-        """An answer to every ask, in their order; None where what was asked is refused, or has no text for an answer.
+    async def answer_or_skip(
+        self, requests: Sequence[ArmRequest], on_progress: OnProgress | None = None
+    ) -> list[Answer | None]:
+        """Return an answer to every request, in the same order; None if the question is refused or has no text answer.
 
         Raises:
-            AnswerRefused: Who asks is refused, or the model; ArmUnservable where it is not there.
+            AnswerRefused: The caller or the model is refused; ArmUnservable if the arm cannot be served.
             EndpointUnknown: An arm's endpoint is not in the settings.
-            GatewayUnreachable: It was away for too long.
+            GatewayUnreachable: An endpoint was unreachable for too long.
         """
         ...
 
 
 class HttpAnswerer:
-    """Asks over HTTP and keeps every answer in a file, so that asking the same again asks only for what is missing.
+    """Asks over HTTP and stores every answer in a file, so that a second run only sends the missing requests.
 
     Args:
-        gateway: With the job's key, whose requests are served behind callers'.
-        book: The JSONL file of answers; for one answerer at a time.
+        gateway: With the job's key, whose requests have lower priority than callers'.
+        path: The JSONL file of answers; for one answerer at a time.
         endpoints: Outside endpoints by name, from the operator's settings.
-        max_tokens: Longest answer; one that is cut there says so in its finish_reason.
-        concurrency: Most requests at once, to all endpoints together.
-        wait: Awaited instead of sleeping; may raise to end the waiting.
-        patience_s: How long an endpoint may be away.
+        max_tokens: Longest answer, in tokens.
+        concurrency: Maximum concurrent requests, over all endpoints.
+        wait: Awaited instead of sleeping; may raise to stop waiting.
+        patience_s: How long an endpoint may be unreachable, in seconds.
     """
 
     def __init__(
         self,
         gateway: Endpoint,
-        book: Path,
+        path: Path,
         *,
         endpoints: Mapping[str, Endpoint] | None = None,
         max_tokens: int = MAX_TOKENS,
@@ -93,85 +95,87 @@ class HttpAnswerer:
     ) -> None:
         self._endpoints = {**(endpoints or {})}
         self._gateway = gateway
-        self._book = book
+        self._path = path
         self._max_tokens = max_tokens
         self._concurrency = concurrency
         self._wait = wait
         self._patience_s = patience_s
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
-        """An answer to every ask, in their order. Raises as `Answerer.answer`, and what `on_progress` raises."""
-        found = await self._answers(asks, on_progress, leave=False)
-        return [answer for answer in found if answer is not None]
+    async def answer(self, requests: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
+        """See `Answerer`. Also raises what `on_progress` raises."""
+        answers = await self._answers(requests, on_progress, skip_refused=False)
+        return [answer for answer in answers if answer is not None]
 
-    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
-        """See `Leaving`. Raises what `on_progress` raises, too."""
-        return await self._answers(asks, on_progress, leave=True)
+    async def answer_or_skip(
+        self, requests: Sequence[ArmRequest], on_progress: OnProgress | None = None
+    ) -> list[Answer | None]:
+        """See `LenientAnswerer`. Also raises what `on_progress` raises."""
+        return await self._answers(requests, on_progress, skip_refused=True)
 
     async def _answers(
-        self, asks: Sequence[Ask], on_progress: OnProgress | None, *, leave: bool
+        self, requests: Sequence[ArmRequest], on_progress: OnProgress | None, *, skip_refused: bool
     ) -> list[Answer | None]:
-        bodies = [self._body(ask) for ask in asks]
-        with Book(self._book, Answer) as book:
+        bodies = [self._body(request) for request in requests]
+        with RecordFile(self._path, Answer) as record_file:
             missing = [
-                (ask, body)
-                for ask, body in zip(asks, bodies, strict=True)
-                if not _answers(book.found.get(_key(ask)), ask, body)
+                (request, body)
+                for request, body in zip(requests, bodies, strict=True)
+                if not _answers(record_file.records.get(_key(request)), request, body)
             ]
-            there = len(asks) - len(missing)
+            done = len(requests) - len(missing)
             if on_progress is not None:
-                on_progress(there, len(asks))
-            todo, left = iter(missing), set[Key]()
-            async with self._wires({ask.arm.endpoint for ask, _ in missing}) as wires:
+                on_progress(done, len(requests))
+            pending, skipped = iter(missing), set[Key]()
+            async with self._clients({request.arm.endpoint for request, _ in missing}) as clients:
 
                 async def work() -> None:
-                    nonlocal there
-                    for ask, body in todo:
+                    nonlocal done
+                    for request, body in pending:
                         try:
-                            book.add(await _asked(wires[ask.arm.endpoint], ask, body))
+                            record_file.add(await _ask(clients[request.arm.endpoint], request, body))
                         except (AnswerRefused, AnswerUnreadable) as error:
-                            if not (leave and _is_about_the_question(error)):
+                            if not (skip_refused and _is_about_the_question(error)):
                                 raise
-                            left.add(_key(ask))
-                        there += 1
+                            skipped.add(_key(request))
+                        done += 1
                         if on_progress is not None:
-                            on_progress(there, len(asks))
+                            on_progress(done, len(requests))
 
                 await all_or_first_error(work() for _ in range(min(self._concurrency, len(missing))))
-            return [None if _key(ask) in left else book.found[_key(ask)] for ask in asks]
+            return [None if _key(request) in skipped else record_file.records[_key(request)] for request in requests]
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
+    def _body(self, request: ArmRequest) -> dict[str, Any]:
         """The request of an ask. Outside endpoints get OpenAI's documented fields alone, and what the settings name."""
-        if ask.arm.endpoint is not None and ask.arm.endpoint not in self._endpoints:
-            raise EndpointUnknown(f"the settings name no endpoint {ask.arm.endpoint[:60]!r}")
-        endpoint = self._gateway if ask.arm.endpoint is None else self._endpoints[ask.arm.endpoint]
+        if request.arm.endpoint is not None and request.arm.endpoint not in self._endpoints:
+            raise EndpointUnknown(f"no endpoint named {request.arm.endpoint[:60]!r} in the operator's settings")
+        endpoint = self._gateway if request.arm.endpoint is None else self._endpoints[request.arm.endpoint]
         body: dict[str, Any] = {
-            "model": ask.arm.model,
-            "messages": ask.arm.prompt.messages(ask.question),
+            "model": request.arm.model,
+            "messages": request.arm.prompt.messages(request.question),
             **endpoint.sampling(self._max_tokens),
         }
-        if ask.arm.grounding is not None:
-            body["grounding"] = ask.arm.grounding
+        if request.arm.grounding is not None:
+            body["grounding"] = request.arm.grounding
         return body
 
     @asynccontextmanager
-    async def _wires(self, names: set[str | None]) -> AsyncIterator[dict[str | None, Wire]]:
-        wires: dict[str | None, Wire] = {}
+    async def _clients(self, names: set[str | None]) -> AsyncIterator[dict[str | None, EndpointClient]]:
+        clients: dict[str | None, EndpointClient] = {}
         try:
             for name in names:
                 endpoint = self._gateway if name is None else self._endpoints[name]
-                wires[name] = Wire(
+                clients[name] = EndpointClient(
                     endpoint, connections=self._concurrency, wait=self._wait, patience_s=self._patience_s
                 )
-            yield wires
+            yield clients
         finally:
-            for wire in wires.values():
-                await wire.close()
+            for client in clients.values():
+                await client.close()
 
 
-async def all_or_first_error(works: Iterator[Awaitable[None]]) -> None:
-    """Run them beside each other; the first error ends the others and is raised as it is."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def all_or_first_error(coroutines: Iterator[Awaitable[None]]) -> None:
+    """Run them concurrently; the first error cancels the others and is raised unchanged."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -180,50 +184,52 @@ async def all_or_first_error(works: Iterator[Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _asked(wire: Wire, ask: Ask, body: dict[str, Any]) -> Answer:
-    began = time.monotonic()
+async def _ask(client: EndpointClient, request: ArmRequest, body: dict[str, Any]) -> Answer:
+    started_at = time.monotonic()
     try:
-        found, headers = await wire.post(CHAT, body)
+        reply, headers = await client.post(CHAT_PATH, body)
     except AnswerRefused as error:
         kind = ArmUnservable if isinstance(error, ArmUnservable) else AnswerRefused
-        message = f"{ask.arm.label!r} ({ask.arm.model}) did not answer example {ask.question.id}: {error.message}"
+        message = (
+            f"{request.arm.label!r} ({request.arm.model}) did not answer example {request.question.id}: {error.message}"
+        )
         raise kind(error.status, error.answer_code, message) from error
     try:
-        choice = found["choices"][0]
-        usage = found.get("usage") or {}
+        choice = reply["choices"][0]
+        usage = reply.get("usage") or {}
         return Answer(
-            arm=ask.arm.label,
-            example=ask.question.id,
-            repeat=ask.repeat,
-            request=_digest(ask, body),
+            arm=request.arm.label,
+            example=request.question.id,
+            repeat=request.repeat,
+            request=_digest(request, body),
             text=choice["message"].get("content") or "",
             finish_reason=choice.get("finish_reason"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
-            seconds=round(time.monotonic() - began, 4),
+            seconds=round(time.monotonic() - started_at, 4),
             version=headers.get("x-hatrack-adapter"),
             digest=headers.get("x-hatrack-digest"),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise AnswerUnreadable(
-            f"{ask.arm.label!r} ({ask.arm.model}) gave no text to example {ask.question.id}"
+            f"{request.arm.label!r} ({request.arm.model}) returned no text for example {request.question.id}"
         ) from error
 
 
 def _is_about_the_question(error: AnswerRefused | AnswerUnreadable) -> bool:
-    """Whether another question to the same arm may well be answered."""
-    return isinstance(error, AnswerUnreadable) or error.status in ONE_QUESTION
+    """Whether the error concerns this question only: the arm may still answer others."""
+    return isinstance(error, AnswerUnreadable) or error.status in PER_QUESTION_STATUSES
 
 
-def _key(ask: Ask) -> Key:
-    return ask.arm.label, ask.question.id, ask.repeat
+def _key(request: ArmRequest) -> Key:
+    return request.arm.label, request.question.id, request.repeat
 
 
-def _digest(ask: Ask, body: dict[str, Any]) -> str:
-    content = json.dumps([ask.arm.endpoint, body], sort_keys=True, ensure_ascii=False)
+def _digest(request: ArmRequest, body: dict[str, Any]) -> str:
+    content = json.dumps([request.arm.endpoint, body], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _answers(found: Answer | None, ask: Ask, body: dict[str, Any]) -> bool:
-    """Whether an answer on file is one to this very question: a label may have been given to another arm since."""
-    return found is not None and found.request == _digest(ask, body)
+def _answers(answer: Answer | None, request: ArmRequest, body: dict[str, Any]) -> bool:
+    """Whether a stored answer belongs to exactly this request: its label may have been reused for another arm."""
+    return answer is not None and answer.request == _digest(request, body)

@@ -1,8 +1,8 @@
-"""Outside endpoints and judges, as the operator's file names them; read and checked when the trainer starts.
+"""Outside endpoints and judges from the operator's file, read and validated when the trainer starts.
 
 The file is TOML (JUDGES.md has an example): `[endpoints.NAME]` with `url`, `model` and `key_env` or `key_file`, and
-`[judges.NAME]` with `endpoint`, `model`, `rubric` and what it takes until the judge counts. A request names one of
-them and never carries a URL.
+`[judges.NAME]` with `endpoint`, `model`, `rubric` and the thresholds from which the judge counts. A request refers to
+them by name and never carries a URL.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from trainer.config import named_secret
 from trainer.errors import EndpointUnknown, SettingsError
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.endpoint_client import Endpoint
 
-MOST_FILE_BYTES: Final = 1024 * 1024
-OURS: Final = frozenset({"model", "messages", "n", "stream"})
-"""Fields of a request that an evaluation stands on."""
+MAX_FILE_BYTES: Final = 1024 * 1024
+RESERVED_FIELDS: Final = frozenset({"model", "messages", "n", "stream"})
+"""Request fields that an evaluation sets itself."""
 
 
 class EndpointSettings(Frozen):
-    """An OpenAI-compatible API. ``url`` with or without `/v1`; ``model`` is what a judge asks that names none.
+    """An OpenAI-compatible API. ``url``: with or without `/v1`. ``model``: default for judges that name none.
 
     ``max_tokens_field``, ``send_temperature`` and ``fields``: see `Endpoint`.
     """
@@ -41,14 +41,17 @@ class EndpointSettings(Frozen):
 
     @field_validator("fields")
     @classmethod
-    def _may_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
-        ours = sorted(OURS & set(value))
-        if ours:
-            raise ValueError(f"{ours[0]!r} is not the settings' to say; nor are {', '.join(sorted(OURS - {ours[0]}))}")
+    def _sendable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = sorted(RESERVED_FIELDS & set(value))
+        if reserved:
+            raise ValueError(
+                f"{reserved[0]!r} is set by the evaluation; `fields` must not contain "
+                f"{', '.join(sorted(RESERVED_FIELDS))}"
+            )
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"it cannot be sent as JSON: {error}") from error
+            raise ValueError(f"cannot be encoded as JSON: {error}") from error
         return value
 
     @field_validator("url")
@@ -59,16 +62,16 @@ class EndpointSettings(Frozen):
     @model_validator(mode="after")
     def _one_key(self) -> Self:
         if self.key_env is not None and self.key_file is not None:
-            raise ValueError("the key is named by `key_env` or by `key_file`, not by both")
+            raise ValueError("`key_env` and `key_file` conflict; set one")
         return self
 
 
 class JudgeSettings(Frozen):
-    """A judge, and from when on it counts.
+    """A judge and the thresholds from which it counts.
 
-    ``rubric``: what makes an answer better, in words. ``least_kappa``: Cohen's κ with people that it has to reach, over
-    at least ``least_reviews`` pairs. ``review_share``: of an evaluation's pairs that people are asked about; never
-    fewer than ``least_reviews``, or all of them.
+    ``rubric``: what makes an answer better, in prose. ``least_kappa``: minimum Cohen's κ with people, over at least
+    ``least_reviews`` pairs. ``review_share``: share of an evaluation's pairs that people are asked to review; at least
+    ``least_reviews`` pairs, or all of them if there are fewer.
     """
 
     endpoint: str
@@ -81,13 +84,13 @@ class JudgeSettings(Frozen):
 
     @property
     def digest(self) -> str:
-        """What an agreement with people was found for: another model or rubric has to earn its own."""
+        """Identifies the judge that people agreed with: a different endpoint, model or rubric starts from zero."""
         content = json.dumps([self.endpoint, self.model, self.rubric], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-class Outside(Frozen):
-    """All that the file names."""
+class OperatorEndpoints(Frozen):
+    """The contents of the operator's file."""
 
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)
     judges: dict[str, JudgeSettings] = Field(default_factory=dict)
@@ -95,41 +98,43 @@ class Outside(Frozen):
     @field_validator("endpoints", "judges")
     @classmethod
     def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
-        wrong = [name for name in value if not _is_name(name)]
-        if wrong:
-            raise ValueError(f"{wrong[0]!r} is no name: small letters, digits, dots, dashes, underscores, 64 at most")
+        invalid = [name for name in value if not _is_name(name)]
+        if invalid:
+            raise ValueError(
+                f"{invalid[0]!r} is not a valid name: use at most 64 lower-case letters, digits, '.', '-' and '_'"
+            )
         return value
 
     @model_validator(mode="before")
     @classmethod
     def _models_of_endpoints(cls, value: Any) -> Any:
-        """A judge without a model asks its endpoint's."""
+        """A judge without a model uses its endpoint's."""
         if not isinstance(value, dict) or not isinstance(value.get("judges"), dict):
             return value
         endpoints = value.get("endpoints")
         judges = dict(value["judges"])
         for name, judge in judges.items():
             if isinstance(judge, dict) and isinstance(endpoints, dict):
-                known = endpoints.get(str(judge.get("endpoint")))
-                model = known.get("model") if isinstance(known, dict) else None
+                endpoint = endpoints.get(str(judge.get("endpoint")))
+                model = endpoint.get("model") if isinstance(endpoint, dict) else None
                 judges[name] = judge if model is None else {"model": model, **judge}
         return {**value, "judges": judges}
 
     @model_validator(mode="after")
-    def _all_there(self) -> Self:
+    def _endpoints_exist(self) -> Self:
         for name, judge in self.judges.items():
             if judge.endpoint not in self.endpoints:
-                known = ", ".join(sorted(self.endpoints)) or "none"
-                raise ValueError(f"judge {name!r}: no endpoint is named {judge.endpoint!r}; there are: {known}")
+                names = ", ".join(sorted(self.endpoints)) or "none"
+                raise ValueError(f"judge {name!r}: no endpoint named {judge.endpoint!r}; known: {names}")
         return self
 
     def check_endpoint(self, name: str) -> None:
-        """Raises EndpointUnknown, naming those that are known."""
+        """Raises EndpointUnknown, listing the known names."""
         if name not in self.endpoints:
             raise EndpointUnknown(_unknown("endpoint", name, self.endpoints))
 
     def judge(self, name: str) -> JudgeSettings:
-        """The judge of that name. Raises EndpointUnknown, naming those that are known."""
+        """The judge of that name. Raises EndpointUnknown, listing the known names."""
         if name not in self.judges:
             raise EndpointUnknown(_unknown("judge", name, self.judges))
         return self.judges[name]
@@ -142,13 +147,13 @@ class Outside(Frozen):
         """
         return {
             name: Endpoint(
-                found.url,
-                _key(name, found),
-                max_tokens_field=found.max_tokens_field,
-                temperature=found.send_temperature,
-                fields=found.fields,
+                endpoint.url,
+                _key(name, endpoint),
+                max_tokens_field=endpoint.max_tokens_field,
+                temperature=endpoint.send_temperature,
+                fields=endpoint.fields,
             )
-            for name, found in self.endpoints.items()
+            for name, endpoint in self.endpoints.items()
         }
 
 
@@ -158,48 +163,52 @@ def _is_name(name: str) -> bool:
 
 
 def _unknown(kind: str, name: str, known: dict[str, Any]) -> str:
-    listed = ", ".join(sorted(known)) or "none: HATRACK_TRAINER_ENDPOINTS names no file with any"
-    return f"the operator's settings name no {kind} {name[:64]!r}; there are: {listed}"
+    names = ", ".join(sorted(known)) or "none (see HATRACK_TRAINER_ENDPOINTS)"
+    return f"no {kind} named {name[:64]!r} in the operator's settings; known: {names}"
 
 
-def _key(name: str, found: EndpointSettings) -> SecretStr | None:
-    if found.key_env is not None:
-        value = named_secret(found.key_env)
+def _key(name: str, endpoint: EndpointSettings) -> SecretStr | None:
+    if endpoint.key_env is not None:
+        value = named_secret(endpoint.key_env)
         if value is None:
-            raise SettingsError(f"endpoint {name!r}: the variable {found.key_env} that holds its key is not set")
+            raise SettingsError(
+                f"endpoint {name!r}: the environment variable {endpoint.key_env} (`key_env`) is not set"
+            )
         return SecretStr(value)
-    if found.key_file is None:
+    if endpoint.key_file is None:
         return None
     try:
-        value = found.key_file.read_text("utf-8").strip()
+        value = endpoint.key_file.read_text("utf-8").strip()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"endpoint {name!r}: its key cannot be read from {found.key_file}: {error}") from error
+        raise SettingsError(
+            f"endpoint {name!r}: cannot read the key from {endpoint.key_file} (`key_file`): {error}"
+        ) from error
     if not value or not value.isprintable() or not value.isascii():
-        raise SettingsError(f"endpoint {name!r}: {found.key_file} holds no key")
+        raise SettingsError(f"endpoint {name!r}: {endpoint.key_file} (`key_file`) is empty or is not printable ASCII")
     return SecretStr(value)
 
 
-def read(path: Path | None) -> Outside:
-    """What the file names, keys found as well; nothing where no file is named.
+def read_endpoints(path: Path | None) -> OperatorEndpoints:
+    """Read and validate the operator's file, keys included; an empty result if `path` is None.
 
     Raises:
-        SettingsError: The file cannot be read or says something that is not allowed; the message names the place.
+        SettingsError: The file cannot be read or is invalid; the message names each field.
     """
     if path is None:
-        return Outside()
+        return OperatorEndpoints()
     try:
-        if path.stat().st_size > MOST_FILE_BYTES:
-            raise SettingsError(f"HATRACK_TRAINER_ENDPOINTS: {path} has more than {MOST_FILE_BYTES} bytes")
-        found = tomllib.loads(path.read_text("utf-8"))
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SettingsError(f"HATRACK_TRAINER_ENDPOINTS: {path} is larger than {MAX_FILE_BYTES} bytes")
+        content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"HATRACK_TRAINER_ENDPOINTS: {path} cannot be read as TOML: {error}") from error
     try:
-        outside = Outside.model_validate(found)
+        endpoints = OperatorEndpoints.model_validate(content)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            place = ".".join(str(part) for part in item["loc"]) or "the whole"
-            lines.append(f"{path}, {place}: {item['msg'].removeprefix('Value error, ')}")
-        raise SettingsError("\n".join(lines)) from error
-    outside.reachable()
-    return outside
+        problems = []
+        for problem in error.errors():
+            location = ".".join(str(part) for part in problem["loc"]) or "the file"
+            problems.append(f"{path}, {location}: {problem['msg'].removeprefix('Value error, ')}")
+        raise SettingsError("\n".join(problems)) from error
+    endpoints.reachable()
+    return endpoints

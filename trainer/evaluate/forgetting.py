@@ -1,8 +1,8 @@
-"""What was forgotten: a general suite before and after, by log-probabilities, in minutes and without a network.
+"""Forgetting: a general suite before and after training, by log-probabilities, in minutes and without a network.
 
-Multiple choice is decided by the likeliest continuation: the choice whose tokens, after the stem, have the highest
-log-probability a byte (the length-normalised accuracy of EleutherAI's lm-evaluation-harness). Perplexity is
-exp(mean nats per token), each text weighing the same.
+A multiple-choice item is answered by the likeliest continuation: the choice whose tokens, after the stem, have the
+highest log-probability per byte (the length-normalised accuracy of EleutherAI's lm-evaluation-harness). Perplexity is
+exp(mean nats per token), with equal weight for each text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from scipy import stats
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Arm, Frozen
 from trainer.evaluate.asking import OnProgress
-from trainer.evaluate.contrast import Method
-from trainer.evaluate.likelihood import Passage, Row, Scorer, common_prefix
-from trainer.evaluate.statistics.paired import as_array, bca, interval, student
+from trainer.evaluate.likelihood import Scorer, TextBatch, TokenLogprobs, common_prefix
+from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.statistics.paired import as_array, bca_interval, interval, student_interval
 
 GENERAL: Final = "general.jsonl"
-ALMOST: Final = 1e-12
-NATS_MOST: Final = 100.0
-"""Of a perplexity, so that that of a broken model is still a number."""
+TOLERANCE: Final = 1e-12
+MAX_NATS: Final = 100.0
+"""Bounds the exponent of a perplexity, so that a broken model's is still finite."""
 
 
 class ChoiceItem(Frozen):
@@ -43,12 +43,12 @@ class ChoiceItem(Frozen):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.answer >= len(self.choices) or len(set(self.choices)) != len(self.choices):
-            raise ValueError(f"{self.id}: `answer` must name one of the choices, and no choice may stand twice")
+            raise ValueError(f"{self.id}: `answer` must be the index of a choice, and the choices must be unique")
         return self
 
 
 class TextItem(Frozen):
-    """A neutral text; `area` is its register."""
+    """A neutral text; ``area`` is its register."""
 
     kind: Literal["text"]
     id: str
@@ -60,7 +60,7 @@ Item = Annotated[ChoiceItem | TextItem, Field(discriminator="kind")]
 _ITEM: Final[TypeAdapter[ChoiceItem | TextItem]] = TypeAdapter(Item)
 
 
-class Suite(Frozen):
+class SuiteItems(Frozen):
     """A suite's items."""
 
     name: str
@@ -73,33 +73,33 @@ class Suite(Frozen):
         return float(np.mean([1 / len(item.choices) for item in self.choices]))
 
 
-def read_suite(name: str, content: str) -> Suite:
-    """A suite from JSON lines.
+def read_suite(name: str, content: str) -> SuiteItems:
+    """Parse a suite from JSON lines.
 
     Raises:
-        EvaluationInvalid: A line is no item, an id stands twice, or there are too few items of a kind.
+        EvaluationInvalid: A line is invalid, an id is not unique, or there are too few items of a kind.
     """
     items: list[ChoiceItem | TextItem] = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             items.append(_ITEM.validate_python(json.loads(line)))
         except (ValidationError, ValueError) as error:
-            raise EvaluationInvalid(f"suite {name}, line {number} is no item: {error}") from error
+            raise EvaluationInvalid(f"suite {name}, line {number}: not a valid item: {error}") from error
     if len({item.id for item in items}) != len(items):
-        raise EvaluationInvalid(f"suite {name}: an id stands twice")
+        raise EvaluationInvalid(f"suite {name}: the ids must be unique")
     choices = tuple(item for item in items if isinstance(item, ChoiceItem))
     texts = tuple(item for item in items if isinstance(item, TextItem))
     if not choices or len(texts) < 2:
-        raise EvaluationInvalid(f"suite {name} needs a multiple-choice item and two texts")
-    return Suite(name=name, choices=choices, texts=texts)
+        raise EvaluationInvalid(f"suite {name} needs at least one multiple-choice item and two texts")
+    return SuiteItems(name=name, choices=choices, texts=texts)
 
 
-def general_suite() -> Suite:
+def general_suite() -> SuiteItems:
     """The suite that ships with this package."""
     return read_suite("general", (files("trainer.evaluate.suites") / GENERAL).read_text("utf-8"))
 
 
-class Measured(Frozen):
+class SuiteMeasurement(Frozen):
     """One arm on a suite: which items it got right, and each text's mean nats per token, in the suite's order."""
 
     label: str
@@ -108,50 +108,53 @@ class Measured(Frozen):
     nats: tuple[float, ...]
 
 
-async def measure(arm: Arm, suite: Suite, scorer: Scorer, on_progress: OnProgress | None = None) -> Measured:
-    """Put the suite to an arm, as plain text: what is asked is what the weights know, not what a prompt says."""
-    passages = [
-        Passage(f"{suite.name}/{item.id}", (item.stem, *(f"{item.stem} {choice}" for choice in item.choices)))
+async def measure(
+    arm: Arm, suite: SuiteItems, scorer: Scorer, on_progress: OnProgress | None = None
+) -> SuiteMeasurement:
+    """Run the suite on an arm as plain text, without the arm's prompt: this measures the weights."""
+    batches = [
+        TextBatch(f"{suite.name}/{item.id}", (item.stem, *(f"{item.stem} {choice}" for choice in item.choices)))
         for item in suite.choices
     ]
-    passages += [Passage(f"{suite.name}/{item.id}", (item.text,)) for item in suite.texts]
-    rows = await scorer.texts(arm, passages, on_progress)
-    border = len(suite.choices)
-    return Measured(
+    batches += [TextBatch(f"{suite.name}/{item.id}", (item.text,)) for item in suite.texts]
+    results = await scorer.texts(arm, batches, on_progress)
+    split_at = len(suite.choices)
+    return SuiteMeasurement(
         label=arm.label,
         suite=suite.name,
         right=tuple(
-            likeliest(item, found) == item.answer for item, found in zip(suite.choices, rows[:border], strict=True)
+            likeliest(item, scored) == item.answer
+            for item, scored in zip(suite.choices, results[:split_at], strict=True)
         ),
-        nats=tuple(found[0].nats for found in rows[border:]),
+        nats=tuple(scored[0].nats for scored in results[split_at:]),
     )
 
 
-def likeliest(item: ChoiceItem, rows: Sequence[Row]) -> int:
-    """The choice with the highest log-probability a byte; `rows[0]` is the stem alone, the others each a choice."""
-    stem, *wholes = rows
+def likeliest(item: ChoiceItem, rows: Sequence[TokenLogprobs]) -> int:
+    """The index of the choice with the highest log-probability per byte. ``rows``: the stem alone, then each choice."""
+    stem_row, *continuations = rows
     scores = []
-    for choice, whole in zip(item.choices, wholes, strict=True):
-        shared = common_prefix(stem.tokens, whole.tokens)
-        scores.append(sum(whole.logprobs[shared:]) / len(choice.encode()))
+    for choice, continuation in zip(item.choices, continuations, strict=True):
+        shared = common_prefix(stem_row.tokens, continuation.tokens)
+        scores.append(sum(continuation.logprobs[shared:]) / len(choice.encode()))
     return int(np.argmax(scores))
 
 
 class Budget(Frozen):
-    """How much may be lost: a share of right answers, and a relative rise of the perplexity."""
+    """How much may be lost: accuracy as a share, perplexity as a relative rise."""
 
     accuracy: float = Field(0.05, ge=0, le=1)
     perplexity: float = Field(1.0, ge=0)
 
 
-State = Literal["kept", "broken", "open", "silent"]
+SuiteState = Literal["kept", "broken", "open", "silent"]
 
 
-class Part(Frozen):
-    """One half of the suite. ``loss`` and its interval: of accuracy as a share, of perplexity as a relative rise.
+class SuitePart(Frozen):
+    """Accuracy or perplexity. ``loss``, ``low``, ``high``: of accuracy as a share, of perplexity as a relative rise.
 
-    ``state``: kept within the budget; broken; open (above it, but the loss may be chance); silent (the base is at
-    chance: no loss can show).
+    ``state``: kept (within the budget), broken (above it), open (above it, but the loss may be chance) or silent (the
+    base is at chance, so a loss cannot show).
     """
 
     base: float
@@ -161,11 +164,11 @@ class Part(Frozen):
     high: float
     budget: float
     items: int
-    state: State
+    state: SuiteState
 
 
-class Area(Frozen):
-    """A part of the multiple-choice items. ``at_chance``: the base is not shown to be above guessing in it."""
+class AreaResult(Frozen):
+    """One area of the multiple-choice items. ``at_chance``: the base is not shown to be better than guessing."""
 
     area: str
     items: int
@@ -175,33 +178,35 @@ class Area(Frozen):
 
 
 class Forgetting(Frozen):
-    """Before and after, on a suite. ``lost`` and ``won``: ids of items that were right before, or are only now."""
+    """A suite before and after. ``lost``, ``won``: ids of items that are right only before, or only after."""
 
     suite: str
     against: str
-    accuracy: Part
-    perplexity: Part
+    accuracy: SuitePart
+    perplexity: SuitePart
     chance: float
-    areas: tuple[Area, ...]
+    areas: tuple[AreaResult, ...]
     lost: tuple[str, ...]
     won: tuple[str, ...]
 
     @property
     def state(self) -> Literal["kept", "broken", "open"]:
-        """Of both parts together; a silent one says nothing."""
+        """The state of both parts together; a silent part is ignored."""
         states = {self.accuracy.state, self.perplexity.state}
         return "broken" if "broken" in states else "open" if "open" in states else "kept"
 
 
-def weigh(suite: Suite, base: Measured, candidate: Measured, budget: Budget, method: Method) -> Forgetting:
-    """Compare two measurements of a suite; the base is the arm without the adapter.
+def compare_measurements(
+    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: Budget, method: Method
+) -> Forgetting:
+    """Compare two measurements of a suite; ``base`` is the arm without the adapter.
 
     Raises:
-        EvaluationInvalid: They are not of this suite.
+        EvaluationInvalid: A measurement is not of this suite.
     """
-    for found in (base, candidate):
-        if (len(found.right), len(found.nats)) != (len(suite.choices), len(suite.texts)):
-            raise EvaluationInvalid(f"{found.label!r} was not measured on the suite {suite.name}")
+    for measurement in (base, candidate):
+        if (len(measurement.right), len(measurement.nats)) != (len(suite.choices), len(suite.texts)):
+            raise EvaluationInvalid(f"{measurement.label!r} was not measured on the suite {suite.name}")
     by_area: dict[str, list[int]] = {}
     for index, item in enumerate(suite.choices):
         by_area.setdefault(item.area, []).append(index)
@@ -213,16 +218,16 @@ def weigh(suite: Suite, base: Measured, candidate: Measured, budget: Budget, met
         perplexity=_perplexity(base, candidate, budget.perplexity, method),
         chance=suite.chance,
         areas=tuple(
-            Area(
+            AreaResult(
                 area=area,
-                items=len(places),
-                base=sum(base.right[place] for place in places),
-                candidate=sum(candidate.right[place] for place in places),
+                items=len(indices),
+                base=sum(base.right[index] for index in indices),
+                candidate=sum(candidate.right[index] for index in indices),
                 at_chance=at_chance(
-                    [suite.choices[place] for place in places], [base.right[at] for at in places], method
+                    [suite.choices[index] for index in indices], [base.right[index] for index in indices], method
                 ),
             )
-            for area, places in by_area.items()
+            for area, indices in by_area.items()
         ),
         lost=tuple(item.id for item, before, after in pairs if before and not after),
         won=tuple(item.id for item, before, after in pairs if after and not before),
@@ -230,18 +235,20 @@ def weigh(suite: Suite, base: Measured, candidate: Measured, budget: Budget, met
 
 
 def at_chance(items: Sequence[ChoiceItem], right: Sequence[bool], method: Method) -> bool:
-    """Whether guessing would do as well, by an exact one-sided binomial test at half of (1 - confidence)."""
-    guessing = float(np.mean([1 / len(item.choices) for item in items]))
-    found = stats.binomtest(sum(right), len(right), guessing, alternative="greater")
-    return bool(found.pvalue > (1 - method.confidence) / 2)
+    """Whether the accuracy is not above guessing: exact one-sided binomial test at (1 - confidence) / 2."""
+    chance = float(np.mean([1 / len(item.choices) for item in items]))
+    test = stats.binomtest(sum(right), len(right), chance, alternative="greater")
+    return bool(test.pvalue > (1 - method.confidence) / 2)
 
 
-def _accuracy(suite: Suite, base: Measured, candidate: Measured, budget: float, method: Method) -> Part:
+def _accuracy(
+    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: Method
+) -> SuitePart:
     losses = as_array(base.right) - as_array(candidate.right)
     bounds = interval(losses, confidence=method.confidence, binary=True, seed=method.seed)
     loss = float(losses.mean())
     silent = at_chance(suite.choices, base.right, method)
-    return Part(
+    return SuitePart(
         base=float(np.mean(base.right)),
         candidate=float(np.mean(candidate.right)),
         loss=loss,
@@ -253,14 +260,14 @@ def _accuracy(suite: Suite, base: Measured, candidate: Measured, budget: float, 
     )
 
 
-def _perplexity(base: Measured, candidate: Measured, budget: float, method: Method) -> Part:
+def _perplexity(base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: Method) -> SuitePart:
     rises = as_array(candidate.nats) - as_array(base.nats)
     rise, low, high = (float(rises.mean()),) * 3
-    if np.ptp(rises) > ALMOST:
-        one = student(rises, method.confidence)
-        other = bca(rises, method.confidence, seed=method.seed, resamples=method.resamples)
-        low, high = min(one[0], other[0]), max(one[1], other[1])
-    return Part(
+    if np.ptp(rises) > TOLERANCE:
+        student = student_interval(rises, method.confidence)
+        bootstrap = bca_interval(rises, method.confidence, seed=method.seed, resamples=method.resamples)
+        low, high = min(student[0], bootstrap[0]), max(student[1], bootstrap[1])
+    return SuitePart(
         base=_exp(float(np.mean(base.nats))),
         candidate=_exp(float(np.mean(candidate.nats))),
         loss=_exp(rise) - 1,
@@ -273,10 +280,10 @@ def _perplexity(base: Measured, candidate: Measured, budget: float, method: Meth
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, NATS_MOST))
+    return math.exp(min(nats, MAX_NATS))
 
 
-def _state(loss: float, low: float, budget: float) -> State:
-    if loss <= budget + ALMOST:
+def _state(loss: float, low: float, budget: float) -> SuiteState:
+    if loss <= budget + TOLERANCE:
         return "kept"
     return "broken" if low > 0 else "open"

@@ -1,9 +1,9 @@
-"""A judge: an outside model that prefers one of two answers, asked in both orders, which counts once people agree.
+"""A judge: an outside model that compares two answers in both orders. It counts once people agree with it.
 
-Each pair is shown twice, the second time with the answers changed over, since judges favour a place (L. Zheng et al.,
-Judging LLM-as-a-judge with MT-Bench and Chatbot Arena, NeurIPS 2023, section 3.4); where the two votes do not say the
-same it is a tie. A seeded sample of the pairs is left in the folder for people (`trainer.reviews`); how far they agreed
-before is the judge's standing.
+Each pair is shown twice, the second time with the answers swapped, because judges favour a position (L. Zheng et al.,
+Judging LLM-as-a-judge with MT-Bench and Chatbot Arena, NeurIPS 2023, section 3.4). If the two votes differ it is a tie.
+A seeded sample of the pairs is left in the folder for people to review (`trainer.reviews`); how far people agreed with
+the judge in earlier evaluations decides whether it counts.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from trainer.errors import AnswerRefused, GatewayUnreachable
-from trainer.evaluate.arms import Arm, Prompt, Question, Turn
-from trainer.evaluate.asking import Ask, Leaving
+from trainer.evaluate.arms import Arm, ChatMessage, Prompt, Question
+from trainer.evaluate.asking import ArmRequest, LenientAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.contrast import Method
 from trainer.evaluate.endpoints import JudgeSettings
-from trainer.evaluate.pairs import REVIEWS, Pair, Standing, Vote
+from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair, Vote
 from trainer.evaluate.spec import JudgeResult, Preference
 from trainer.evaluate.statistics.paired import as_array, interval
-from trainer.evaluate.wording import points
+from trainer.evaluate.verdict_text import points
 
 JUDGEMENTS: Final = "judgements.jsonl"
-"""In an evaluation's folder: the judge's answers, so that nothing is asked twice."""
-MOST_UNREADABLE: Final = 0.1
-"""A judge that refuses more than this share of the pairs, or of whose replies more cannot be read, does not count."""
+"""In an evaluation's folder: the judge's replies, so that no pair is asked about twice."""
+MAX_UNREADABLE: Final = 0.1
+"""A judge does not count if it refuses more than this share of the pairs, or more of its replies cannot be parsed."""
 
 SCORES: Final[Mapping[Vote, float]] = {"candidate": 1.0, "tie": 0.5, "base": 0.0}
-ASKED: Final = """\
+INSTRUCTIONS: Final = """\
 You compare two answers, A and B, to the same question, and say which is better. What counts:
 
 {rubric}
@@ -53,9 +53,15 @@ _LAST_LINE: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What came of one pair. ``alike``: both answers were the same, and nobody was asked. ``refused``: its endpoint
-    would not look at it, so that there is no vote: the pair is left out."""
+class PairVote:
+    """The judge's vote on one pair.
+
+    Attributes:
+        agreed: Both orders gave the same vote.
+        unreadable: A reply could not be parsed; counts as a tie.
+        alike: Both answers were the same, so the judge was not asked.
+        refused: The judge's endpoint refused the pair, so it is left out.
+    """
 
     vote: Vote
     agreed: bool = True
@@ -65,61 +71,63 @@ class Judged:
 
 
 class ModelJudge:
-    """A judge of the operator's settings.
+    """A judge from the operator's settings.
 
     Args:
-        name: There.
-        settings: There.
-        answerer: Asks its endpoint, and keeps what it said.
-        folder: The evaluation's, where the pairs for people go.
+        name: Its name in the settings.
+        settings: Its settings.
+        answerer: Asks its endpoint and keeps the replies.
+        folder: The evaluation's folder; the pairs for review are written there.
         standing: How far it and people have agreed so far.
-        method: How intervals are made.
+        method: How intervals are computed.
     """
 
     def __init__(
         self,
         name: str,
         settings: JudgeSettings,
-        answerer: Leaving,
+        answerer: LenientAnswerer,
         folder: Path,
         *,
-        standing: Standing | None = None,
+        standing: JudgeAgreement | None = None,
         method: Method | None = None,
     ) -> None:
         self.name = name
         self._settings, self._answerer, self._folder = settings, answerer, folder
-        self._standing = standing or Standing(digest=settings.digest)
+        self._agreement = standing or JudgeAgreement(digest=settings.digest)
         self._method = method or Method()
-        self._gone: AnswerRefused | GatewayUnreachable | None = None
+        self._unavailable_error: AnswerRefused | GatewayUnreachable | None = None
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
     ) -> JudgeResult:
-        """See `Judge`. Leaves the pairs for people in the folder."""
-        mine, other = comparison.result(candidate).answers, comparison.result(base).answers
-        found = await self._votes(comparison.questions, mine, other, base, _told(on_stage, f"judge {self.name}"))
-        if isinstance(found, AnswerRefused | GatewayUnreachable):
-            return self._away(found)
-        pairs = self._pairs(comparison, candidate, base, found)
+        """See `Judge`. Writes the pairs for review into the folder."""
+        candidate_answers, base_answers = comparison.result(candidate).answers, comparison.result(base).answers
+        votes = await self._votes(
+            comparison.questions, candidate_answers, base_answers, base, _progress_of(on_stage, f"judge {self.name}")
+        )
+        if isinstance(votes, AnswerRefused | GatewayUnreachable):
+            return self._unavailable(votes)
+        pairs = self._pairs(comparison, candidate, base, votes)
         partial = self._folder / f".{REVIEWS}"
         partial.write_text("".join(pair.model_dump_json() + "\n" for pair in pairs), "utf-8")
         partial.replace(self._folder / REVIEWS)
-        return self._result(found, len(pairs), candidate)
+        return self._result(votes, len(pairs), candidate)
 
     async def prefer(
         self,
         questions: Sequence[Question],
         candidate: Sequence[str],
-        other: Sequence[str],
+        answers: Sequence[str],
         name: str,
         on_stage: OnStage | None = None,
     ) -> Preference:
         """See `Judge`."""
-        told = _told(on_stage, f"judge {self.name}, against {name}")
-        found = await self._votes(questions, candidate, other, name, told)
-        if isinstance(found, AnswerRefused | GatewayUnreachable):
+        on_progress = _progress_of(on_stage, f"judge {self.name}, against {name}")
+        votes = await self._votes(questions, candidate, answers, name, on_progress)
+        if isinstance(votes, AnswerRefused | GatewayUnreachable):
             return Preference(scores=(SCORES["tie"],) * len(questions), enough=False)
-        return Preference(scores=tuple(SCORES[judged.vote] for judged in found), enough=_lacking(found) is None)
+        return Preference(scores=tuple(SCORES[vote.vote] for vote in votes), enough=_too_few_votes(votes) is None)
 
     async def _votes(
         self,
@@ -128,110 +136,123 @@ class ModelJudge:
         base: Sequence[str],
         name: str,
         on_progress: Callable[[int, int], None] | None,
-    ) -> list[Judged] | AnswerRefused | GatewayUnreachable:
-        """What it prefers, or why it cannot be asked: then it is not asked again, which would be waiting again."""
-        if self._gone is None:
+    ) -> list[PairVote] | AnswerRefused | GatewayUnreachable:
+        """The votes, or the error that made the judge unavailable. After such an error it is not asked again."""
+        if self._unavailable_error is None:
             try:
-                return await self._asked(questions, candidate, base, name, on_progress)
+                return await self._ask_pairs(questions, candidate, base, name, on_progress)
             except (AnswerRefused, GatewayUnreachable) as error:
-                self._gone = error
-        return self._gone
+                self._unavailable_error = error
+        return self._unavailable_error
 
-    async def _asked(
+    async def _ask_pairs(
         self,
         questions: Sequence[Question],
         candidate: Sequence[str],
         base: Sequence[str],
         name: str,
         on_progress: Callable[[int, int], None] | None,
-    ) -> list[Judged]:
+    ) -> list[PairVote]:
         arm = Arm(
             label=f"judge {self.name}",
             model=self._settings.model,
             endpoint=self._settings.endpoint,
-            prompt=Prompt(system=ASKED.format(rubric=self._settings.rubric.strip())),
+            prompt=Prompt(system=INSTRUCTIONS.format(rubric=self._settings.rubric.strip())),
         )
-        asks: list[Ask] = []
-        for question, one, other in zip(questions, candidate, base, strict=True):
-            if one.strip() != other.strip():
-                asks.append(Ask(arm, shown(question, one, other, f"{question.id}/{name}/candidate-first")))
-                asks.append(Ask(arm, shown(question, other, one, f"{question.id}/{name}/base-first")))
-        found = await self._answerer.answer_or_leave(asks, on_progress)
-        replies = iter([None if answer is None else answer.text for answer in found])
+        requests: list[ArmRequest] = []
+        for question, candidate_answer, base_answer in zip(questions, candidate, base, strict=True):
+            if candidate_answer.strip() != base_answer.strip():
+                requests.append(
+                    ArmRequest(
+                        arm,
+                        pair_prompt(question, candidate_answer, base_answer, f"{question.id}/{name}/candidate-first"),
+                    )
+                )
+                requests.append(
+                    ArmRequest(
+                        arm, pair_prompt(question, base_answer, candidate_answer, f"{question.id}/{name}/base-first")
+                    )
+                )
+        answers = await self._answerer.answer_or_skip(requests, on_progress)
+        replies = iter([None if answer is None else answer.text for answer in answers])
         return [
-            Judged("tie", alike=True) if one.strip() == other.strip() else _vote(next(replies), next(replies))
-            for one, other in zip(candidate, base, strict=True)
+            PairVote("tie", alike=True)
+            if candidate_answer.strip() == base_answer.strip()
+            else _vote_of(next(replies), next(replies))
+            for candidate_answer, base_answer in zip(candidate, base, strict=True)
         ]
 
-    def _pairs(self, comparison: Comparison, candidate: str, base: str, found: Sequence[Judged]) -> list[Pair]:
-        """For people: a share of the pairs that the judge has looked at, and no fewer than are needed or all."""
-        looked = [place for place, judged in enumerate(found) if not (judged.alike or judged.refused)]
-        wanted = max(self._settings.least_reviews, math.ceil(self._settings.review_share * len(looked)))
-        seed = json.dumps([self._settings.digest, candidate, [comparison.questions[place].id for place in looked]])
-        drawn = random.Random(seed)  # noqa: S311 (the same pairs again after a crash)
-        places = drawn.sample(looked, min(wanted, len(looked)))
+    def _pairs(self, comparison: Comparison, candidate: str, base: str, votes: Sequence[PairVote]) -> list[ReviewPair]:
+        """A sample of the pairs that the judge voted on: `review_share` of them, or at least `least_reviews`."""
+        reviewable = [index for index, vote in enumerate(votes) if not (vote.alike or vote.refused)]
+        count = max(self._settings.least_reviews, math.ceil(self._settings.review_share * len(reviewable)))
+        seed = json.dumps([self._settings.digest, candidate, [comparison.questions[index].id for index in reviewable]])
+        rng = random.Random(seed)  # noqa: S311 (the same pairs again after a crash)
+        indices = rng.sample(reviewable, min(count, len(reviewable)))
         answers = {"candidate": comparison.result(candidate).answers, "base": comparison.result(base).answers}
         pairs = []
-        for place in places:
-            first: Literal["candidate", "base"] = "candidate" if drawn.random() < 0.5 else "base"
+        for index in indices:
+            first: Literal["candidate", "base"] = "candidate" if rng.random() < 0.5 else "base"
             second: Literal["candidate", "base"] = "base" if first == "candidate" else "candidate"
-            question = comparison.questions[place]
+            question = comparison.questions[index]
             pairs.append(
-                Pair(
+                ReviewPair(
                     judge=self.name,
                     digest=self._settings.digest,
                     example=question.id,
                     turns=question.turns,
                     reference=question.reference,
-                    first=answers[first][place],
-                    second=answers[second][place],
+                    first=answers[first][index],
+                    second=answers[second][index],
                     first_is=first,
-                    vote=found[place].vote,
+                    vote=votes[index].vote,
                     candidate=candidate,
                     base=base,
                 )
             )
         return pairs
 
-    def _away(self, error: AnswerRefused | GatewayUnreachable) -> JudgeResult:
-        """Nothing of what it said so far is taken: which pairs came first is no sample of them all."""
-        # the errors' own words hold the endpoint's address, which is the operator's affair
-        why = "was away for too long"
+    def _unavailable(self, error: AnswerRefused | GatewayUnreachable) -> JudgeResult:
+        """Votes so far are discarded: the pairs that happened to come first are not a random sample."""
+        # the error's message contains the endpoint's address, which only the operator may see
+        reason = "was unreachable for too long"
         if isinstance(error, AnswerRefused):
-            why = f"refused to answer (status {error.status}, {error.answer_code[:60]})"
-        return self._uncounted((), f"its endpoint {why}, so that there are no votes of it.", {"away": why})
+            reason = f"refused to answer (status {error.status}, {error.answer_code[:60]})"
+        return self._uncounted((), f"its endpoint {reason}, so there are no votes.", {"away": reason})
 
-    def _uncounted(self, scores: tuple[float, ...], why: str, numbers: dict[str, Any]) -> JudgeResult:
-        """Of a judge with too few votes to go by."""
-        sentence = f"The judge {self.name} is not counted: {why}"
-        missed = self._standing.counts(self._settings)
+    def _uncounted(self, scores: tuple[float, ...], reason: str, numbers: dict[str, Any]) -> JudgeResult:
+        """The result of a judge with too few usable votes."""
+        sentence = f"The judge {self.name} is not counted: {reason}"
+        missed = self._agreement.counts(self._settings)
         if missed:
-            sentence += " People agree with it, so that its word was wanted: what it would have said stays open."
-        known = {"model": self._settings.model, "digest": self._settings.digest}
+            sentence += " People agree with it, so its vote was required and stays open."
+        identity = {"model": self._settings.model, "digest": self._settings.digest}
         return JudgeResult(
-            judge=self.name, scores=scores, counted=False, missed=missed, sentence=sentence, numbers=known | numbers
+            judge=self.name, scores=scores, counted=False, missed=missed, sentence=sentence, numbers=identity | numbers
         )
 
-    def _result(self, found: Sequence[Judged], queued: int, candidate: str) -> JudgeResult:
-        voted = [judged for judged in found if not judged.refused]
-        asked = [judged for judged in found if not judged.alike]
-        refused, unreadable = len(found) - len(voted), sum(judged.unreadable for judged in asked)
-        votes = {vote: sum(judged.vote == vote for judged in voted) for vote in ("candidate", "tie", "base")}
+    def _result(self, votes: Sequence[PairVote], queued: int, candidate: str) -> JudgeResult:
+        counted_votes = [vote for vote in votes if not vote.refused]
+        asked_votes = [vote for vote in votes if not vote.alike]
+        refused, unreadable = len(votes) - len(counted_votes), sum(vote.unreadable for vote in asked_votes)
+        vote_counts = {
+            choice: sum(vote.vote == choice for vote in counted_votes) for choice in ("candidate", "tie", "base")
+        }
         numbers: dict[str, Any] = {
             "model": self._settings.model,
             "digest": self._settings.digest,
-            "votes": votes,
-            "orders_disagree": sum(not judged.agreed for judged in asked),
-            "alike": len(found) - len(asked),
+            "votes": vote_counts,
+            "orders_disagree": sum(not vote.agreed for vote in asked_votes),
+            "alike": len(votes) - len(asked_votes),
             "refused": refused,
             "unreadable": unreadable,
             "for_review": queued,
-            "agreement": self._standing.model_dump(exclude={"digest"}),
+            "agreement": self._agreement.model_dump(exclude={"digest"}),
             "least_kappa": self._settings.least_kappa,
             "least_reviews": self._settings.least_reviews,
         }
-        scores = tuple(SCORES[judged.vote] for judged in voted)
-        seen = ""
+        scores = tuple(SCORES[vote.vote] for vote in counted_votes)
+        preference_sentence = ""
         if scores:
             over_half = as_array(scores) - 0.5
             bounds = interval(over_half, confidence=self._method.confidence, binary=False, seed=self._method.seed)
@@ -240,74 +261,85 @@ class ModelJudge:
                 "low": 0.5 + bounds.low,
                 "high": 0.5 + bounds.high,
             }
-            seen = (
-                f" It prefers {candidate} {votes['candidate']} times, the base {votes['base']} times, and finds "
-                f"{votes['tie']} ties ({points(over_half.mean())} points from even, interval {points(bounds.low)} to "
-                f"{points(bounds.high)})."
+            preference_sentence = (
+                f" It prefers {candidate} {vote_counts['candidate']} times, the base {vote_counts['base']} times, "
+                f"and sees {vote_counts['tie']} ties ({points(over_half.mean())} points from even, "
+                f"interval {points(bounds.low)} to {points(bounds.high)})."
             )
-        left_out = f" {refused} of {len(asked)} pairs are left out: its endpoint refused them." if refused else ""
-        lacking = _lacking(found)
-        if lacking is not None:
-            return self._uncounted(scores, f"{lacking}{seen}", numbers)
-        why = self._standing.sentence(self.name, self._settings)
-        counted = self._standing.counts(self._settings)
+        refused_sentence = (
+            f" {refused} of {len(asked_votes)} pairs are left out: its endpoint refused them." if refused else ""
+        )
+        shortfall = _too_few_votes(votes)
+        if shortfall is not None:
+            return self._uncounted(scores, f"{shortfall}{preference_sentence}", numbers)
+        agreement_sentence = self._agreement.sentence(self.name, self._settings)
+        counted = self._agreement.counts(self._settings)
         return JudgeResult(
-            judge=self.name, scores=scores, counted=counted, sentence=f"{why}{seen}{left_out}", numbers=numbers
+            judge=self.name,
+            scores=scores,
+            counted=counted,
+            sentence=f"{agreement_sentence}{preference_sentence}{refused_sentence}",
+            numbers=numbers,
         )
 
 
-def _lacking(found: Sequence[Judged]) -> str | None:
-    """Why there are too few votes to go by; None where there are enough."""
-    asked = [judged for judged in found if not judged.alike]
-    refused, unreadable = sum(judged.refused for judged in asked), sum(judged.unreadable for judged in asked)
-    for count, what in ((refused, "the pairs were refused by its endpoint"), (unreadable, "its votes cannot be read")):
-        if count > MOST_UNREADABLE * len(asked):
-            return f"{count} of {len(asked)} of {what}."
+def _too_few_votes(votes: Sequence[PairVote]) -> str | None:
+    """Why there are too few usable votes; None if there are enough."""
+    asked_votes = [vote for vote in votes if not vote.alike]
+    refused, unreadable = sum(vote.refused for vote in asked_votes), sum(vote.unreadable for vote in asked_votes)
+    for count, problem in (
+        (refused, "the pairs were refused by its endpoint"),
+        (unreadable, "its votes cannot be read"),
+    ):
+        if count > MAX_UNREADABLE * len(asked_votes):
+            return f"{count} of {len(asked_votes)} of {problem}."
     return None
 
 
-def shown(question: Question, first: str, second: str, name: str) -> Question:
-    """A pair as the judge is asked it. The tags hold a word that the answers cannot know."""
-    said = "\n\n".join(f"[{turn.role}] {turn.content}" for turn in question.turns)
-    parts = {"question": said, "reference": question.reference, "answer_A": first, "answer_B": second}
-    mark = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:8]
-    text = "\n\n".join(f"<{tag}-{mark}>\n{content}\n</{tag}-{mark}>" for tag, content in parts.items() if content)
-    return Question(id=name, turns=(Turn(role="user", content=text),), reference="")
+def pair_prompt(question: Question, first: str, second: str, request_id: str) -> Question:
+    """The pair as a prompt. The tags carry a hash of the content, so that an answer cannot forge them."""
+    conversation = "\n\n".join(f"[{turn.role}] {turn.content}" for turn in question.turns)
+    parts = {"question": conversation, "reference": question.reference, "answer_A": first, "answer_B": second}
+    tag_suffix = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:8]
+    text = "\n\n".join(
+        f"<{tag}-{tag_suffix}>\n{content}\n</{tag}-{tag_suffix}>" for tag, content in parts.items() if content
+    )
+    return Question(id=request_id, turns=(ChatMessage(role="user", content=text),), reference="")
 
 
-def better(reply: str) -> Literal["A", "B", "tie"] | None:
-    """What a reply says at its end, as JSON, in double brackets, or as its last line; None where it says nothing."""
+def preferred_answer(reply: str) -> Literal["A", "B", "tie"] | None:
+    """The vote at the end of a reply: JSON, double brackets, or the last line. None if there is no vote."""
     for pattern in (_JSON, _BRACKETS):
-        found = pattern.findall(reply)
-        if found:
-            return _word(found[-1])
+        matches = pattern.findall(reply)
+        if matches:
+            return _normalised_vote(matches[-1])
     lines = [line for line in reply.splitlines() if line.strip()]
-    last = _LAST_LINE.fullmatch(lines[-1].strip()) if lines else None
-    return None if last is None else _word(last[1])
+    match = _LAST_LINE.fullmatch(lines[-1].strip()) if lines else None
+    return None if match is None else _normalised_vote(match[1])
 
 
-def _word(found: str) -> Literal["A", "B", "tie"]:
-    upper = found.upper()
+def _normalised_vote(text: str) -> Literal["A", "B", "tie"]:
+    upper = text.upper()
     return "A" if upper == "A" else "B" if upper == "B" else "tie"
 
 
-def _vote(candidate_first: str | None, base_first: str | None) -> Judged:
+def _vote_of(candidate_first: str | None, base_first: str | None) -> PairVote:
     if candidate_first is None or base_first is None:
-        return Judged("tie", refused=True)
-    return both_orders(candidate_first, base_first)
+        return PairVote("tie", refused=True)
+    return vote_of_both_orders(candidate_first, base_first)
 
 
-def both_orders(candidate_first: str, base_first: str) -> Judged:
-    """The vote of two replies: what both say, else a tie."""
-    one, other = better(candidate_first), better(base_first)
-    if one is None or other is None:
-        return Judged("tie", unreadable=True)
+def vote_of_both_orders(candidate_first: str, base_first: str) -> PairVote:
+    """The vote of two replies, the second with the answers swapped: a tie unless both agree."""
+    first_reply, second_reply = preferred_answer(candidate_first), preferred_answer(base_first)
+    if first_reply is None or second_reply is None:
+        return PairVote("tie", unreadable=True)
     votes: tuple[Vote, Vote] = (
-        "candidate" if one == "A" else "base" if one == "B" else "tie",
-        "base" if other == "A" else "candidate" if other == "B" else "tie",
+        "candidate" if first_reply == "A" else "base" if first_reply == "B" else "tie",
+        "base" if second_reply == "A" else "candidate" if second_reply == "B" else "tie",
     )
-    return Judged(votes[0]) if votes[0] == votes[1] else Judged("tie", agreed=False)
+    return PairVote(votes[0]) if votes[0] == votes[1] else PairVote("tie", agreed=False)
 
 
-def _told(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
+def _progress_of(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:
     return None if on_stage is None else lambda done, total: on_stage(stage, done, total)

@@ -1,4 +1,4 @@
-"""What a model thinks of a text: the log-probability of each of its tokens, as the engine that serves computes it.
+"""Log-probabilities of the tokens of a text, as the serving engine computes them.
 
 Plain texts go through `/v1/completions`, held-out answers through the chat template, each with `prompt_logprobs`.
 """
@@ -17,18 +17,18 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EvaluationInvalid
-from trainer.evaluate.answers import Book, Key
+from trainer.evaluate.answers import Key, RecordFile
 from trainer.evaluate.arms import Arm, Frozen, Question
-from trainer.evaluate.asking import CHAT, CONCURRENCY, OnProgress, all_or_first_error
-from trainer.evaluate.wire import Endpoint, Wire
+from trainer.evaluate.asking import CHAT_PATH, CONCURRENCY, OnProgress, all_or_first_error
+from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
 
-COMPLETIONS: Final = "/v1/completions"
-TOKENIZE: Final = "/v1/tokenize"
+COMPLETIONS_PATH: Final = "/v1/completions"
+TOKENIZE_PATH: Final = "/v1/tokenize"
 
 
-class Row(Frozen):
-    """Some tokens in a row, and the natural logarithm of each one's probability after all before it, in nats."""
+class TokenLogprobs(Frozen):
+    """Consecutive tokens, and for each the log-probability (nats) given everything before it."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -40,36 +40,36 @@ class Row(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """Texts that are scored in one request; `id` is unique among those that are scored together."""
+class TextBatch:
+    """Texts scored in one request; ``id`` is unique among the batches scored together."""
 
     id: str
     texts: tuple[str, ...]
 
 
 class Scorer(Protocol):
-    """Gives log-probabilities; `HttpScorer` is the real one. Raises as `Answerer.answer`."""
+    """Returns log-probabilities; implemented by `HttpScorer`. Raises as `Answerer.answer`."""
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
-        """For each passage, each text's tokens but the first. The arm's prompt plays no part."""
+        self, arm: Arm, batches: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """For each batch and text, all tokens but the first. The arm's prompt is not used."""
         ...
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
-        """For each question, the reference's tokens as the arm would have to say them, without any passages."""
+    ) -> list[TokenLogprobs]:
+        """For each question, the reference's tokens after the arm's prompt, without grounding."""
         ...
 
 
-class Scored(BaseModel):
-    """A request's scores, as they are kept. ``request`` is a digest of all that was asked."""
+class ScoredRequest(BaseModel):
+    """A request's scores as stored. ``request``: a digest of the whole request."""
 
     arm: str
     example: str
     request: str
-    rows: tuple[Row, ...]
+    rows: tuple[TokenLogprobs, ...]
 
     @property
     def key(self) -> Key:
@@ -78,107 +78,119 @@ class Scored(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _ScoreRequest:
     example: str
     body: dict[str, Any]
-    ask: Callable[[Wire], Awaitable[tuple[Row, ...]]]
+    ask: Callable[[EndpointClient], Awaitable[tuple[TokenLogprobs, ...]]]
 
 
 class HttpScorer:
-    """Asks the gateway, and keeps what it said in a file. Arguments as `HttpAnswerer`; only for the gateway's arms."""
+    """Asks the gateway and stores the scores in a file. Arguments as `HttpAnswerer`; only for the gateway's arms."""
 
     def __init__(
         self,
         gateway: Endpoint,
-        book: Path,
+        path: Path,
         *,
         concurrency: int = CONCURRENCY,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._gateway = gateway
-        self._book = book
+        self._path = path
         self._concurrency = concurrency
         self._wait = wait
         self._patience_s = patience_s
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
-        """For each passage, each text's tokens but the first."""
-        return await self._scored(arm, [_of_passage(arm, passage) for passage in passages], on_progress)
+        self, arm: Arm, batches: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """See `Scorer`."""
+        return await self._score(arm, [_batch_request(arm, batch) for batch in batches], on_progress)
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
-        """For each question, the reference's tokens after the arm's prompt, without any passages."""
-        jobs = [_of_reference(arm, question) for question in held_out]
-        return [rows[0] for rows in await self._scored(arm, jobs, on_progress)]
+    ) -> list[TokenLogprobs]:
+        """See `Scorer`."""
+        requests = [_reference_request(arm, question) for question in held_out]
+        return [rows[0] for rows in await self._score(arm, requests, on_progress)]
 
-    async def _scored(self, arm: Arm, jobs: Sequence[_Job], on_progress: OnProgress | None) -> list[tuple[Row, ...]]:
+    async def _score(
+        self, arm: Arm, requests: Sequence[_ScoreRequest], on_progress: OnProgress | None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         if arm.endpoint is not None:
             raise EvaluationInvalid(
-                f"{arm.label!r} is an outside endpoint: those give no log-probabilities of a prompt"
+                f"{arm.label!r} is at an outside endpoint, which returns no log-probabilities of a prompt"
             )
-        with Book(self._book, Scored) as book:
-            requests = {job.example: _digest(job.body) for job in jobs}
-            keys: list[Key] = [(arm.label, job.example, 0) for job in jobs]
-            there = [key in book.found and book.found[key].request == requests[key[1]] for key in keys]
-            done = sum(there)
+        with RecordFile(self._path, ScoredRequest) as record_file:
+            digests = {request.example: _digest(request.body) for request in requests}
+            keys: list[Key] = [(arm.label, request.example, 0) for request in requests]
+            is_known = [
+                key in record_file.records and record_file.records[key].request == digests[key[1]] for key in keys
+            ]
+            done = sum(is_known)
             if on_progress is not None:
-                on_progress(done, len(jobs))
-            todo = iter([job for job, known in zip(jobs, there, strict=True) if not known])
-            wire = Wire(self._gateway, connections=self._concurrency, wait=self._wait, patience_s=self._patience_s)
+                on_progress(done, len(requests))
+            pending = iter(
+                [request for request, done_before in zip(requests, is_known, strict=True) if not done_before]
+            )
+            client = EndpointClient(
+                self._gateway, connections=self._concurrency, wait=self._wait, patience_s=self._patience_s
+            )
 
             async def work() -> None:
                 nonlocal done
-                for job in todo:
-                    rows = await _blamed(arm, job, wire)
-                    book.add(Scored(arm=arm.label, example=job.example, request=requests[job.example], rows=rows))
+                for request in pending:
+                    rows = await _score_for_arm(arm, request, client)
+                    record_file.add(
+                        ScoredRequest(
+                            arm=arm.label, example=request.example, request=digests[request.example], rows=rows
+                        )
+                    )
                     done += 1
                     if on_progress is not None:
-                        on_progress(done, len(jobs))
+                        on_progress(done, len(requests))
 
             try:
-                await all_or_first_error(work() for _ in range(min(self._concurrency, len(jobs) - done)))
+                await all_or_first_error(work() for _ in range(min(self._concurrency, len(requests) - done)))
             finally:
-                await wire.close()
-            return [book.found[key].rows for key in keys]
+                await client.close()
+            return [record_file.records[key].rows for key in keys]
 
 
-async def _blamed(arm: Arm, job: _Job, wire: Wire) -> tuple[Row, ...]:
+async def _score_for_arm(arm: Arm, request: _ScoreRequest, client: EndpointClient) -> tuple[TokenLogprobs, ...]:
     try:
-        return await job.ask(wire)
+        return await request.ask(client)
     except AnswerRefused as error:
         kind = ArmUnservable if isinstance(error, ArmUnservable) else AnswerRefused
-        message = f"{arm.label!r} ({arm.model}) did not score {job.example}: {error.message}"
+        message = f"{arm.label!r} ({arm.model}) did not score {request.example}: {error.message}"
         raise kind(error.status, error.answer_code, message) from error
 
 
-def _of_passage(arm: Arm, passage: Passage) -> _Job:
+def _batch_request(arm: Arm, batch: TextBatch) -> _ScoreRequest:
     body = {
         "model": arm.model,
-        "prompt": list(passage.texts),
+        "prompt": list(batch.texts),
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": 0,
     }
 
-    async def ask(wire: Wire) -> tuple[Row, ...]:
-        found, _ = await wire.post(COMPLETIONS, body)
+    async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
+        reply, _ = await client.post(COMPLETIONS_PATH, body)
         try:
-            choices = sorted(found["choices"], key=lambda choice: int(choice["index"]))
+            choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
             rows = tuple(_row(choice["prompt_logprobs"][1:]) for choice in choices)
         except (KeyError, TypeError, ValueError) as error:
-            raise AnswerUnreadable(f"no log-probabilities for {passage.id}") from error
-        if len(rows) != len(passage.texts):
-            raise AnswerUnreadable(f"{len(rows)} answers to the {len(passage.texts)} texts of {passage.id}")
+            raise AnswerUnreadable(f"no log-probabilities for {batch.id}") from error
+        if len(rows) != len(batch.texts):
+            raise AnswerUnreadable(f"{len(rows)} results for the {len(batch.texts)} texts of {batch.id}")
         return rows
 
-    return _Job(passage.id, body, ask)
+    return _ScoreRequest(batch.id, body, ask)
 
 
-def _of_reference(arm: Arm, question: Question) -> _Job:
+def _reference_request(arm: Arm, question: Question) -> _ScoreRequest:
     messages = arm.prompt.messages(question)
     prompt = {"model": arm.model, "messages": messages, "add_generation_prompt": True}
     body = {
@@ -189,42 +201,42 @@ def _of_reference(arm: Arm, question: Question) -> _Job:
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": 0,
-        # passages, marked anew each time, would stand in the one prompt and not in the other
+        # passages would be in one of the two prompts only, with different delimiters each time
         "grounding": False,
     }
 
-    async def ask(wire: Wire) -> tuple[Row, ...]:
-        before, _ = await wire.post(TOKENIZE, prompt)
-        found, _ = await wire.post(CHAT, body)
+    async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
+        prompt_reply, _ = await client.post(TOKENIZE_PATH, prompt)
+        reply, _ = await client.post(CHAT_PATH, body)
         try:
-            whole, start = _row(found["prompt_logprobs"][1:]), [int(token) for token in before["tokens"]]
+            scored, prompt_tokens = _row(reply["prompt_logprobs"][1:]), [int(token) for token in prompt_reply["tokens"]]
         except (KeyError, TypeError, ValueError) as error:
             raise AnswerUnreadable(f"no log-probabilities for example {question.id}") from error
-        said = common_prefix(start[1:], whole.tokens)
-        if said == len(whole.tokens):
+        prompt_length = common_prefix(prompt_tokens[1:], scored.tokens)
+        if prompt_length == len(scored.tokens):
             raise AnswerUnreadable(f"the prompt of example {question.id} does not end with its answer")
-        return (Row(tokens=whole.tokens[said:], logprobs=whole.logprobs[said:]),)
+        return (TokenLogprobs(tokens=scored.tokens[prompt_length:], logprobs=scored.logprobs[prompt_length:]),)
 
-    return _Job(f"reference/{question.id}", body, ask)
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+    return _ScoreRequest(f"reference/{question.id}", body, ask)
 
 
-def _row(positions: Sequence[dict[str, dict[str, Any]]]) -> Row:
-    """vLLM's `prompt_logprobs: 0`: at each place one entry, the prompt's own token."""
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The length of the common prefix."""
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _row(positions: Sequence[dict[str, dict[str, Any]]]) -> TokenLogprobs:
+    """Parse vLLM's `prompt_logprobs: 0`: one entry per position, the prompt's own token."""
     tokens, logprobs = [], []
     for position in positions:
         ((token, entry),) = position.items()
         value = float(entry["logprob"])
         if not math.isfinite(value):
-            raise ValueError("a log-probability that is not finite")
+            raise ValueError("a log-probability is not finite")
         tokens.append(int(token))
         logprobs.append(value)
-    return Row(tokens=tuple(tokens), logprobs=tuple(logprobs))
+    return TokenLogprobs(tokens=tuple(tokens), logprobs=tuple(logprobs))
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -1,25 +1,25 @@
-"""What a judge and people have to do with each other: pairs that are left for people, and how far both agree.
+"""The pairs that a judge leaves for people to review, and how far people agree with the judge.
 
-Apart from the judge itself, so that the trainer's own process, which keeps the pairs, loads no statistics.
+Separate from the judge itself, so that the trainer's API process, which stores the pairs, does not load statistics.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from trainer.evaluate.arms import Frozen, Turn
+from trainer.evaluate.arms import ChatMessage, Frozen
 from trainer.evaluate.endpoints import JudgeSettings
 
 REVIEWS: Final = "reviews.jsonl"
-"""In an evaluation's folder: the pairs for people, a `Pair` a line."""
-STANDING: Final = "judge_standing.json"
-"""There, from the trainer: how far this judge and people have agreed so far, a `Standing`."""
+"""In an evaluation's folder: the pairs for people to review, one `ReviewPair` per line."""
+AGREEMENT: Final = "judge_standing.json"
+"""In an evaluation's folder, written by the trainer: a `JudgeAgreement`."""
 
 Vote = Literal["candidate", "base", "tie"]
 
 
-class Standing(Frozen):
-    """How far a judge (of one digest) and the people of one project agree."""
+class JudgeAgreement(Frozen):
+    """How far a judge (of one digest) and the people of one project agree: Cohen's kappa over ``pairs`` reviews."""
 
     digest: str
     pairs: int = 0
@@ -29,7 +29,7 @@ class Standing(Frozen):
     observed: float | None = None
 
     def counts(self, judge: JudgeSettings) -> bool:
-        """Whether that is enough for the judge's word to count."""
+        """Whether the agreement meets the judge's settings, so that its votes count."""
         return (
             self.digest == judge.digest
             and self.pairs >= judge.least_reviews
@@ -38,30 +38,33 @@ class Standing(Frozen):
         )
 
     def sentence(self, name: str, judge: JudgeSettings) -> str:
-        """Why it counts or why not."""
+        """Why the judge counts, or why not."""
         if self.digest != judge.digest or self.pairs < judge.least_reviews:
-            seen = self.pairs if self.digest == judge.digest else 0
+            reviewed = self.pairs if self.digest == judge.digest else 0
             return (
-                f"The judge {name} is not counted: people have looked at {seen} of its votes, and "
+                f"The judge {name} is not counted: people have looked at {reviewed} of its votes, and "
                 f"{judge.least_reviews} are needed (`hatrack review`)."
             )
         if self.kappa is None:
-            return f"The judge {name} is not counted: on {self.pairs} pairs it and people always said one same thing."
-        agreed = f"on {self.pairs} pairs its agreement with people is κ = {self.kappa:.2f}"
+            return (
+                f"The judge {name} is not counted: on all {self.pairs} pairs it and people gave the same vote, "
+                "so that their agreement cannot be measured."
+            )
+        agreement = f"on {self.pairs} pairs its agreement with people is κ = {self.kappa:.2f}"
         if self.low is not None and self.high is not None:
-            agreed += f" (interval {self.low:.2f} to {self.high:.2f})"
+            agreement += f" (interval {self.low:.2f} to {self.high:.2f})"
         if self.kappa < judge.least_kappa:
-            return f"The judge {name} is not counted: {agreed}, below {judge.least_kappa:.2f}."
-        return f"The judge {name} counts: {agreed}, at least {judge.least_kappa:.2f}."
+            return f"The judge {name} is not counted: {agreement}, below {judge.least_kappa:.2f}."
+        return f"The judge {name} counts: {agreement}, at least {judge.least_kappa:.2f}."
 
 
-class Pair(Frozen):
-    """A pair for people. ``first_is``: whose answer is shown first; ``vote``: the judge's. Neither is ever shown."""
+class ReviewPair(Frozen):
+    """A pair to review. ``first_is``: whose answer is shown first; ``vote``: the judge's. Reviewers see neither."""
 
     judge: str
     digest: str
     example: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatMessage, ...]
     reference: str
     first: str
     second: str

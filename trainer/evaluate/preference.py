@@ -1,9 +1,9 @@
-"""A judge as the metric that decides: every other arm's answers are shown to it beside the candidate's.
+"""A judge as the primary metric: it compares every other arm's answers with the candidate's.
 
-A judge gives no answer a score of its own, it prefers one of two. So an arm's score on an example is how it fares
-against the candidate: 1 where it is preferred, 0 where the candidate is, ½ for a tie; the candidate's is ½, against
-itself. What the candidate is better by is then how often it is preferred, over even, and everything that is made of
-paired differences (intervals, the strongest base, the controls, planning) holds as it does for other metrics.
+A judge does not score an answer by itself, it prefers one of two. So an arm's score on an example is its result against
+the candidate: 1 if the arm is preferred, 0 if the candidate is, ½ for a tie; the candidate's own score is ½. The
+difference is then how often the candidate is preferred, minus one half, and everything computed from paired differences
+(intervals, the strongest base, the controls, planning) works as for other metrics.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.contrast import strongest
-from trainer.evaluate.controls import Control, controls, derangements
+from trainer.evaluate.control_arms import Control, constant_and_permuted, derangements
 from trainer.evaluate.metrics.overlap import RougeL
+from trainer.evaluate.paired_difference import strongest
 from trainer.evaluate.spec import EvaluationSpec, Judge, JudgeResult, Preference
 
 CONSTANT: Final = "one answer to everything"
@@ -24,57 +24,61 @@ REASSIGNED: Final = "its own answers mixed up"
 
 
 @dataclass(frozen=True, slots=True)
-class Preferred:
-    """A comparison with a judge's scores, the controls under them, and what the judge says of the strongest base."""
+class PreferenceScores:
+    """A comparison scored by a judge, its controls, and the judge's result against the strongest base."""
 
     comparison: Comparison
     form: tuple[Control, ...]
     judged: JudgeResult
 
 
-async def prefer(
+async def score_by_preference(
     comparison: Comparison, spec: EvaluationSpec, judge: Judge, on_stage: OnStage | None = None
-) -> Preferred:
+) -> PreferenceScores:
     """Have a judge score a comparison.
 
-    The controls' answers are the author's to other questions: the one that is most like the others by its wording, or
-    the most frequent, and one way to mix them up (each way costs two questions an example), under which none is given
-    to its own question. The candidate's own answers are mixed up in the same way.
+    The constant control's answer is the authors' most typical or most frequent one. For the permuted control and for
+    the candidate's own reassigned answers one derangement is used, since each costs two judge requests per example.
 
     Args:
         comparison: With all arms' answers.
         spec: With a candidate.
-        judge: Who prefers.
-        on_stage: Hears of the progress; may raise to end it.
+        judge: The judge.
+        on_stage: Called with the progress; may raise to stop.
     """
     candidate = spec.candidate or ""
-    mine, short = comparison.result(candidate).answers, False
+    candidate_answers, too_few = comparison.result(candidate).answers, False
 
-    async def against(other: Sequence[str], name: str) -> tuple[float, ...]:
-        nonlocal short
-        found: Preference = await judge.prefer(comparison.questions, mine, other, name, on_stage)
-        short = short or not found.enough
-        return tuple(1 - score for score in found.scores)
+    async def against(answers: Sequence[str], name: str) -> tuple[float, ...]:
+        nonlocal too_few
+        preference: Preference = await judge.prefer(comparison.questions, candidate_answers, answers, name, on_stage)
+        too_few = too_few or not preference.enough
+        return tuple(1 - score for score in preference.scores)
 
     results = []
     for result in comparison.results:
         label = result.arm.label
-        scores = (0.5,) * len(mine) if label == candidate else await against(result.answers, label)
-        results.append(result.model_copy(update={"runs": (scores,)}))  # what is asked again is not shown to the judge
+        scores = (0.5,) * len(candidate_answers) if label == candidate else await against(result.answers, label)
+        results.append(result.model_copy(update={"runs": (scores,)}))  # repeated runs are not shown to the judge
     scored = comparison.model_copy(update={"results": tuple(results)})
     references = [question.reference for question in comparison.questions]
-    said = controls(references, RougeL(), taught=spec.taught, seed=spec.rules.method.seed)[0].answer or ""
-    deranged = derangements(len(references), 1, spec.rules.method.seed)
-    whose = deranged[0].tolist() if deranged else [0]
+    constant_answer = (
+        constant_and_permuted(references, RougeL(), trained_answers=spec.taught, seed=spec.rules.method.seed)[0].answer
+        or ""
+    )
+    permutations = derangements(len(references), 1, spec.rules.method.seed)
+    sources = permutations[0].tolist() if permutations else [0]
     form = (
-        Control(kind="constant", scores=await against([said] * len(references), CONSTANT), answer=said),
-        Control(kind="permuted", scores=await against([references[at] for at in whose], PERMUTED)),
-        Control(kind="reassigned", scores=await against([mine[at] for at in whose], REASSIGNED)),
+        Control(
+            kind="constant", scores=await against([constant_answer] * len(references), CONSTANT), answer=constant_answer
+        ),
+        Control(kind="permuted", scores=await against([references[index] for index in sources], PERMUTED)),
+        Control(kind="reassigned", scores=await against([candidate_answers[index] for index in sources], REASSIGNED)),
     )
     judged = await judge.judge(comparison, candidate, strongest(scored, spec.bases), on_stage)
-    if judged.counted and short:
-        why = f"The judge {judge.name} is not counted: of one arm too many votes could not be had or read."
+    if judged.counted and too_few:
+        reason = f"The judge {judge.name} is not counted: for one arm too many votes are missing or unreadable."
         judged = judged.model_copy(
-            update={"counted": False, "missed": True, "sentence": f"{why} Of the base: {judged.sentence}"}
+            update={"counted": False, "missed": True, "sentence": f"{reason} Against the base: {judged.sentence}"}
         )
-    return Preferred(scored, form, judged)
+    return PreferenceScores(scored, form, judged)

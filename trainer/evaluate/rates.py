@@ -1,10 +1,10 @@
-"""How often the checks of a verdict err, and how often they see: by simulation, with the verdict's own checks.
+"""Error rates and power of the verdict's checks, by simulation with the checks themselves.
 
     python -m trainer.evaluate.rates
 
 Prints the tables of EVALUATION.md in less than a minute. "Not worse than live": a version that is worse, equal or
 better; answers are right or wrong, and `live` is right on 80% of the questions. "Answers that ignore the question":
-parrots of taught answers, and the sample voice.
+random training answers, and the sample voice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
-from trainer.evaluate.contrast import Method, contrast
-from trainer.evaluate.controls import reassigned
+from trainer.evaluate.control_arms import reassigned_answers
 from trainer.evaluate.metrics.overlap import RougeL
+from trainer.evaluate.paired_difference import Method, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import LIVE_MARGIN, Rules, State, not_worse
@@ -40,7 +40,7 @@ HONEST: Final = (
     *(0.039, 0.048, 0.038, 0.128, 0.004, -0.003, -0.033, -0.012, -0.067, 0.046),
     *(0.021, 0.098, -0.015, 0.029, 0.008, 0.069, 0.016, 0.048, 0.004, -0.019),
 )
-"""The sample voice tidewater on its 20 held-out examples: ROUGE-L of its answer less the mean of its other answers."""
+"""The sample voice tidewater on its 20 held-out examples: ROUGE-L of its answer minus the mean of its other answers."""
 HONEST_BEYOND_QUESTION: Final = (
     *(0.041, 0.030, 0.030, 0.077, -0.011, -0.005, -0.009, -0.005, -0.076, 0.019),
     *(-0.005, 0.100, 0.008, -0.027, 0.012, 0.071, -0.004, 0.042, 0.002, -0.020),
@@ -51,32 +51,32 @@ SHOWN: Final[tuple[State, ...]] = ("kept", "open", "broken")
 
 @lru_cache(maxsize=100_000)
 def state(wins: int, losses: int, count: int, rules: Rules) -> State:
-    """What the check against `live` finds where the candidate alone is right on ``wins`` questions of ``count``, and
-    `live` alone on ``losses``."""
-    alike = count - wins - losses
-    mine = np.array([1.0] * wins + [0.0] * losses + [1.0] * alike)
-    other = np.array([0.0] * wins + [1.0] * losses + [1.0] * alike)
-    found = contrast(
-        ("candidate", mine, NO_RUNS),
-        ("live", other, NO_RUNS),
+    """The state of the check against `live` if only the candidate is right on ``wins`` of ``count`` questions, and only
+    `live` on ``losses``."""
+    equal = count - wins - losses
+    candidate = np.array([1.0] * wins + [0.0] * losses + [1.0] * equal)
+    live = np.array([0.0] * wins + [1.0] * losses + [1.0] * equal)
+    difference = paired_difference(
+        ("candidate", candidate, NO_RUNS),
+        ("live", live, NO_RUNS),
         binary=True,
         method=rules.method,
         bound=-rules.margin("exact_match"),
     )
-    return not_worse(found, enough=count >= rules.min_examples).state
+    return not_worse(difference, enough=count >= rules.min_examples).state
 
 
 def differing(live: float, change: float, related: float | None) -> float:
-    """The share of questions on which just one of the two is right.
+    """The share of questions on which exactly one of the two is right.
 
     Args:
-        live: Share that `live` gets right.
-        change: How much more the candidate gets right.
-        related: The share for equal versions; None: whether one is right tells nothing of the other.
+        live: The accuracy of `live`.
+        change: The candidate's accuracy minus that of `live`.
+        related: The share for equally good versions; None if the two are independent.
     """
-    mine = live + change
+    candidate = live + change
     if related is None:
-        return live * (1 - mine) + mine * (1 - live)
+        return live * (1 - candidate) + candidate * (1 - live)
     return max(related, abs(change))
 
 
@@ -89,11 +89,11 @@ def shares(
     seed: int = 0,
     rules: Rules | None = None,
 ) -> dict[State, float]:
-    """How often each state comes out over ``draws`` held-out sets of ``count`` examples."""
+    """The share of each state over ``draws`` held-out sets of ``count`` examples."""
     rules, differ = rules or Rules(), differing(LIVE_RIGHT, change, related)
     pairs = _pairs(np.random.default_rng(seed), count, change, differ, draws)
-    found = Counter(state(int(wins), int(losses), count, rules) for wins, losses in pairs)
-    return {each: found[each] / draws for each in SHOWN}
+    counts = Counter(state(int(wins), int(losses), count, rules) for wins, losses in pairs)
+    return {outcome: counts[outcome] / draws for outcome in SHOWN}
 
 
 def chain(
@@ -105,19 +105,19 @@ def chain(
     seed: int = 0,
     rules: Rules | None = None,
 ) -> float:
-    """What `live` gets right in the mean after RETRAINS candidates in a row.
+    """The mean accuracy of `live` after RETRAINS candidates in a row.
 
-    Each is by ``change`` apart from the `live` of its day, which it replaces where the check is kept.
+    Each candidate differs by ``change`` from the current `live`, which it replaces if the check is kept.
     """
-    rules, random = rules or Rules(), np.random.default_rng(seed)
+    rules, rng = rules or Rules(), np.random.default_rng(seed)
     levels = np.full(draws, LIVE_RIGHT)
     for _ in range(RETRAINS):
         for level in np.unique(levels):
-            places = np.flatnonzero(levels == level)
+            indices = np.flatnonzero(levels == level)
             differ = differing(float(level), change, related)
-            pairs = _pairs(random, count, change, differ, len(places))
+            pairs = _pairs(rng, count, change, differ, len(indices))
             passed = [state(int(wins), int(losses), count, rules) == "kept" for wins, losses in pairs]
-            levels[places[passed]] = round(float(level) + change, 6)
+            levels[indices[passed]] = round(float(level) + change, 6)
     return float(levels.mean())
 
 
@@ -135,53 +135,55 @@ def tables(*, draws: int = DRAWS, chains: int = CHAINS, rules: Rules | None = No
     for change in CHANGES:
         for related in (RELATED, None):
             cells = [_cell(shares(change, count, related=related, draws=draws, rules=rules)) for count in COUNTS]
-            lines.append(f"| {_said(change)} | {_share(related, change)} | {' | '.join(cells)} |")
+            lines.append(f"| {_change_in_words(change)} | {_share(related, change)} | {' | '.join(cells)} |")
     lines += ["", f"| each of six is | differ on |{heads}", ruler]
     for change in CHANGES[2:]:
         for related in (RELATED, None):
             ends = [100 * chain(change, count, related=related, draws=chains, rules=rules) for count in COUNTS]
             cells = [f"{end:.1f}" for end in ends]
-            lines.append(f"| {_said(change)} | {_share(related, change)} | {' | '.join(cells)} |")
+            lines.append(f"| {_change_in_words(change)} | {_share(related, change)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def parrots(count: int, *, draws: int = PARROTS, seed: int = 0) -> float:
-    """How often one that gives each question a random taught answer keeps the control of its own answers mixed up."""
-    random, metric = np.random.default_rng(seed), RougeL()
+    """How often random training answers pass the control `reassigned`."""
+    rng, metric = np.random.default_rng(seed), RougeL()
     answers = [example.messages[-1].content for example in sample_data("tidewater").examples]
-    kept = 0
+    passes = 0
     for draw in range(draws):
-        order = random.permutation(len(answers))
+        order = rng.permutation(len(answers))
         references = [answers[at] for at in order[:count]]
-        said = [answers[at] for at in random.choice(order[count:], count)]
-        own = np.array([metric.score(answer, reference) for answer, reference in zip(said, references, strict=True)])
-        kept += _above(own - reassigned(said, references, metric, seed=draw).array)
-    return kept / draws
+        given = [answers[at] for at in rng.choice(order[count:], count)]
+        own = np.array([metric.score(answer, reference) for answer, reference in zip(given, references, strict=True)])
+        passes += _above(own - reassigned_answers(given, references, metric, seed=draw).array)
+    return passes / draws
 
 
 def honest(count: int, *, draws: int = PARROTS, seed: int = 0, differences: Sequence[float] = HONEST) -> float:
-    """How often the sample voice keeps it: its 20 measured differences, drawn with replacement.
+    """How often the sample voice passes it: its 20 measured differences, drawn with replacement.
 
-    Sets of another size than 20 are not measurements: 20 differences know nothing of rarer ones, and their mean is
-    itself uncertain (HONEST: 0.022, standard error 0.010), which no number of draws mends.
+    Sets of other sizes than 20 are extrapolations: 20 differences do not contain rarer ones, and their mean is itself
+    uncertain (HONEST: 0.022, standard error 0.010), whatever the number of draws.
     """
     random = np.random.default_rng(seed)
     return sum(_above(random.choice(differences, count)) for _ in range(draws)) / draws
 
 
 def honest_beyond_question(count: int, *, draws: int = PARROTS, seed: int = 0) -> float:
-    """The same for the control that is without the questions' words."""
+    """As `honest`, for the control `reassigned_beyond_question`."""
     return honest(count, draws=draws, seed=seed, differences=HONEST_BEYOND_QUESTION)
 
 
 def _above(differences: Array) -> bool:
     zeros = np.zeros(len(differences))
     method = Method(resamples=1000)
-    return contrast(("own", differences, NO_RUNS), ("mixed", zeros, NO_RUNS), binary=False, method=method).low > 0
+    return (
+        paired_difference(("own", differences, NO_RUNS), ("mixed", zeros, NO_RUNS), binary=False, method=method).low > 0
+    )
 
 
 def voices(*, draws: int = PARROTS) -> str:
-    """In Markdown: how often the control of its own answers mixed up is kept, percent."""
+    """In Markdown: how often the control `reassigned` is passed, in percent."""
     lines = [f"| answers |{''.join(f' {count} examples |' for count in VOICES)}", "|---|" + "---|" * len(VOICES)]
     rows = (
         ("random ones that were taught", parrots),
@@ -193,11 +195,11 @@ def voices(*, draws: int = PARROTS) -> str:
     return "\n".join(lines)
 
 
-def _cell(found: dict[State, float]) -> str:
-    return " / ".join(f"{100 * found[each]:.3g}" for each in SHOWN)
+def _cell(outcome_shares: dict[State, float]) -> str:
+    return " / ".join(f"{100 * outcome_shares[outcome]:.3g}" for outcome in SHOWN)
 
 
-def _said(change: float) -> str:
+def _change_in_words(change: float) -> str:
     if change == 0:
         return "equal"
     return f"{abs(100 * change):.0f} points {'better' if change > 0 else 'worse'}"
@@ -210,10 +212,10 @@ def _share(related: float | None, change: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.rates", description=__doc__)
-    parser.add_argument("--draws", type=int, default=DRAWS, help="simulated comparisons a cell")
-    parser.add_argument("--chains", type=int, default=CHAINS, help="simulated chains a cell")
-    parser.add_argument("--margin", type=float, default=LIVE_MARGIN, help="instead of the default margin")
-    parser.add_argument("--voices", type=int, default=PARROTS, help="simulated sets of answers a cell")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="simulated comparisons per cell")
+    parser.add_argument("--chains", type=int, default=CHAINS, help="simulated chains per cell")
+    parser.add_argument("--margin", type=float, default=LIVE_MARGIN, help="margin against `live`")
+    parser.add_argument("--voices", type=int, default=PARROTS, help="simulated sets of answers per cell")
     options = parser.parse_args(arguments)
     print(tables(draws=options.draws, chains=options.chains, rules=Rules(live_margin=options.margin)))
     print(f"\n{voices(draws=options.voices)}")

@@ -1,4 +1,4 @@
-"""The report of an evaluation: all that was found, as JSON, and as one page that needs nothing else (`page`)."""
+"""The report of an evaluation, as JSON and as a self-contained HTML page (`page`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adapters.protocol.reports import LossPoint, ReportCost, ReportMeasure, Repo
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.contrast import Difference, Mean, difference, mean_of
 from trainer.evaluate.forgetting import Forgetting
+from trainer.evaluate.paired_difference import Difference, Mean, arm_difference, mean_of
 from trainer.evaluate.spec import JudgeResult, SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
@@ -25,11 +25,11 @@ CURVE_POINTS: Final = 400
 
 
 class EvaluationReport(Frozen):
-    """Everything about one evaluation. ``labels``: the arms in the order that they are shown in, a candidate first."""
+    """Everything about one evaluation. ``labels``: the arms in display order, the candidate first."""
 
     format: int = 1
     adapter: str
-    """`name@version`, as the candidate is known to callers."""
+    """The candidate as `name@version`, or the comparison's name."""
     created_at: datetime
     verdict: Verdict | None
     """None for a comparison without a candidate."""
@@ -37,17 +37,17 @@ class EvaluationReport(Frozen):
     why: str = ""
     """Why that metric."""
     notes: tuple[str, ...] = ()
-    """What one has to know of the comparison: what was left out of it, and what was done to all arms alike."""
+    """Notes on the comparison, such as what was left out."""
     means: tuple[Mean, ...]
     differences: tuple[Difference, ...] = ()
-    """Of every other arm against the first, where there is no verdict."""
+    """Of every other arm against the first, if there is no verdict."""
     held_out: int
-    """Examples that there were; the verdict's are those that were asked."""
+    """Number of held-out examples; the verdict counts those that were asked."""
     suites: tuple[SuiteResult, ...] = ()
     judged: JudgeResult | None = None
     labels: tuple[str, ...]
     served: dict[str, str]
-    """What each arm was served by: `name@3`, or the model it asked for."""
+    """What served each arm: `name@3`, or the requested model."""
     measures: tuple[ReportMeasure, ...]
     samples: tuple[ReportSample, ...]
     loss_curve: tuple[LossPoint, ...] = ()
@@ -57,11 +57,11 @@ class EvaluationReport(Frozen):
     asked_tokens: int = 0
     """Of prompts and answers, over all arms."""
     cut: dict[str, int]
-    """Answers of each arm that reached the longest length."""
+    """Number of each arm's answers that reached `max_tokens`."""
 
     @property
     def forgetting(self) -> Forgetting | None:
-        """What the general suite found, where it was put."""
+        """The result of the general suite, if it ran."""
         return next((suite.forgetting for suite in self.suites if suite.forgetting is not None), None) or (
             self.verdict.forgetting if self.verdict is not None else None
         )
@@ -84,20 +84,20 @@ def build(
     lineage: Lineage | None = None,
     cost: ReportCost | None = None,
 ) -> EvaluationReport:
-    """Put a report together.
+    """Build a report.
 
     Args:
-        comparison: What the verdict was reached over.
+        comparison: The comparison behind the verdict.
         verdict: The verdict; None for a comparison without a candidate.
-        adapter: What the report is on: `name@version`, or the comparison's name.
-        created_at: With its time zone.
-        suites, judged: What the suites found, and a judge.
-        why: Why the metric is what it is.
-        notes: What one has to know of the comparison, a sentence each.
-        held_out: Examples that there were, where not all of them were asked.
-        rules: How intervals are made where there is no verdict that says it.
-        loss_curve: As `loss_curve` makes it from a job's events.
-        data, lineage, cost: The training data's quality report, where the adapter comes from, and what it took.
+        adapter: The subject: `name@version`, or the comparison's name.
+        created_at: With a time zone.
+        suites, judged: The results of the suites and of a judge.
+        why: The reason for the metric.
+        notes: Notes on the comparison, one sentence each.
+        held_out: Number of held-out examples, if not all were asked.
+        rules: How intervals are computed if there is no verdict.
+        loss_curve: From `loss_curve`.
+        data, lineage, cost: The training data's quality report, the adapter's lineage, and the cost.
     """
     labels = _labels(comparison, verdict)
     results = [comparison.result(label) for label in labels]
@@ -110,7 +110,9 @@ def build(
         why=why,
         notes=tuple(notes),
         means=tuple(mean_of(result, binary=comparison.binary, method=method) for result in results),
-        differences=tuple(difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None),
+        differences=tuple(
+            arm_difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None
+        ),
         held_out=len(comparison.questions) if held_out is None else held_out,
         suites=tuple(suites),
         judged=judged,
@@ -128,25 +130,25 @@ def build(
 
 
 def _labels(comparison: Comparison, verdict: Verdict | None) -> tuple[str, ...]:
-    """The arms' labels, a candidate's first."""
+    """The arms' labels, the candidate's first."""
     first = [] if verdict is None else [verdict.candidate]
     return tuple(dict.fromkeys([*first, *(result.arm.label for result in comparison.results)]))
 
 
 def loss_curve(metrics: Iterable[dict[str, Any]]) -> tuple[LossPoint, ...]:
-    """A curve from the data of a job's `metrics` events, thinned to CURVE_POINTS; held-out losses all stay."""
+    """The loss curve of a job's `metrics` events, downsampled to CURVE_POINTS; all held-out losses stay."""
     points = [
         LossPoint(
-            step=int(each["step"]),
-            training=_finite(each.get("train_loss")),
-            held_out=_finite(each.get("full_valid_loss")),
+            step=int(event["step"]),
+            training=_finite(event.get("train_loss")),
+            held_out=_finite(event.get("full_valid_loss")),
         )
-        for each in metrics
-        if "step" in each
+        for event in metrics
+        if "step" in event
     ]
-    every = math.ceil(len(points) / CURVE_POINTS)
+    stride = math.ceil(len(points) / CURVE_POINTS)
     return (
-        tuple(point for index, point in enumerate(points) if index % every == 0 or point.held_out is not None)
+        tuple(point for index, point in enumerate(points) if index % stride == 0 or point.held_out is not None)
         if points
         else ()
     )
@@ -158,12 +160,12 @@ def _finite(value: Any) -> float | None:
 
 def _measures(comparison: Comparison, labels: Sequence[str]) -> tuple[ReportMeasure, ...]:
     results = [comparison.result(label) for label in labels]
-    names = dict.fromkeys(name for result in results for name in result.beside)
+    names = dict.fromkeys(name for result in results for name in result.secondary)
     measures = [
         ReportMeasure(
             name=name,
             means={
-                result.arm.label: float(np.mean(result.beside[name])) if name in result.beside else None
+                result.arm.label: float(np.mean(result.secondary[name])) if name in result.secondary else None
                 for result in results
             },
         )
@@ -179,39 +181,39 @@ def _measures(comparison: Comparison, labels: Sequence[str]) -> tuple[ReportMeas
 
 
 def _sides(verdict: Verdict | None, labels: Sequence[str]) -> tuple[str, str]:
-    """The two arms whose answers stand side by side: before, after."""
+    """The labels of the two arms shown side by side: before, after."""
     return (labels[0], labels[-1]) if verdict is None else (verdict.base, verdict.candidate)
 
 
 def _samples(comparison: Comparison, before: str, after: str, *, seed: int) -> tuple[ReportSample, ...]:
-    """The largest gains, the largest losses, and some drawn at random; none stands twice."""
+    """The largest gains, the largest losses, and a random sample of the others."""
     base, candidate = comparison.result(before), comparison.result(after)
     gains = candidate.scores - base.scores
     kinds: dict[int, Literal["best", "worst", "random"]] = {}
-    for place in _first(-gains, gains > 0):
-        kinds[place] = "best"
-    for place in _first(gains, gains < 0):
-        kinds.setdefault(place, "worst")
+    for index in _first(-gains, gains > 0):
+        kinds[index] = "best"
+    for index in _first(gains, gains < 0):
+        kinds.setdefault(index, "worst")
     random = np.random.default_rng(seed)
-    left = [place for place in random.permutation(len(gains)).tolist() if place not in kinds]
-    for place in left[:SHOWN_EACH]:
-        kinds[place] = "random"
+    remaining = [index for index in random.permutation(len(gains)).tolist() if index not in kinds]
+    for index in remaining[:SHOWN_EACH]:
+        kinds[index] = "random"
     return tuple(
         ReportSample(
             kind=kind,
-            id=comparison.questions[place].id,
-            asked=comparison.questions[place].asked,
-            reference=comparison.questions[place].reference,
-            base=base.answers[place],
-            candidate=candidate.answers[place],
-            base_score=base.runs[0][place],
-            candidate_score=candidate.runs[0][place],
+            id=comparison.questions[index].id,
+            asked=comparison.questions[index].last_message,
+            reference=comparison.questions[index].reference,
+            base=base.answers[index],
+            candidate=candidate.answers[index],
+            base_score=base.runs[0][index],
+            candidate_score=candidate.runs[0][index],
         )
-        for place, kind in kinds.items()
+        for index, kind in kinds.items()
     )
 
 
-def _first(order: Array, among: Any) -> list[int]:
-    """Places of the smallest values among some, earlier ones first where values are equal."""
-    places = [int(place) for place in np.argsort(order, kind="stable") if among[place]]
-    return places[:SHOWN_EACH]
+def _first(values: Array, mask: Any) -> list[int]:
+    """Indices of the SHOWN_EACH smallest values where ``mask`` is true, earlier ones first if equal."""
+    indices = [int(index) for index in np.argsort(values, kind="stable") if mask[index]]
+    return indices[:SHOWN_EACH]

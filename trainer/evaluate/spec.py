@@ -1,6 +1,6 @@
-"""What an evaluation is asked to do, as plain data, and the seams that suites and judges plug into.
+"""The specification of an evaluation as plain data, and the protocols of suites and judges.
 
-A job's end, `POST /v1/evaluations` and a revalidation are each an `EvaluationSpec` that `trainer.evaluate.run` runs.
+The end of a job, `POST /v1/evaluations` and a revalidation are each an `EvaluationSpec` for `trainer.evaluate.run`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from adapters.validation import faults, message, path
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen, Question
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.forgetting import State as SuiteState
+from trainer.evaluate.forgetting import Forgetting, SuiteState
 from trainer.evaluate.metrics.base import Metric
-from trainer.evaluate.metrics.choose import JUDGE, beside, by_name, primary_by_name
+from trainer.evaluate.metrics.choose import JUDGE, metric_by_name, primary_metric_by_name, secondary_metrics
 from trainer.evaluate.verdict import Rules, Verdict
 
-# The files of an evaluation's folder.
+# The files in an evaluation's folder.
 QUESTIONS: Final = "held_out_questions.jsonl"
 ANSWERS: Final = "answers.jsonl"
 SCORES: Final = "scores.jsonl"
@@ -29,16 +28,16 @@ REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 
 MAX_ARMS: Final = 12
-MAX_TAUGHT: Final = 50
+MAX_TRAINED_ANSWERS: Final = 50
 MAX_SUITES: Final = 8
 GENERAL: Final = "general"
 SUITES: Final = (GENERAL, "mmlu", "gsm8k", "humaneval")
 
 
-class MetricWish(Frozen):
-    """A primary metric by name, with what it needs; never `auto`: that is resolved before anything is asked.
+class MetricOptions(Frozen):
+    """The primary metric by name, with its options; never `auto`, which is resolved before anything is asked.
 
-    ``schema`` (`schema_` in the code: pydantic keeps the other name for itself) is a JSON Schema.
+    ``schema`` is a JSON Schema (`schema_` in code, since pydantic reserves the name).
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True, serialize_by_alias=True)
@@ -48,85 +47,85 @@ class MetricWish(Frozen):
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
     def primary(self) -> Metric:
-        """The metric that decides. Raises EvaluationInvalid: there is none of that name, or it may not decide."""
-        return primary_by_name(self.name, pattern=self.pattern, schema=self.schema_)
+        """The metric that decides. Raises EvaluationInvalid if it is unknown or may not decide."""
+        return primary_metric_by_name(self.name, pattern=self.pattern, schema=self.schema_)
 
     def named(self, name: str) -> Metric:
-        """Another metric with the same pattern and schema. Raises EvaluationInvalid."""
-        return by_name(name, pattern=self.pattern, schema=self.schema_)
+        """The metric of that name, with the same pattern and schema. Raises EvaluationInvalid if it is unknown."""
+        return metric_by_name(name, pattern=self.pattern, schema=self.schema_)
 
     def usually_beside(self) -> tuple[str, ...]:
-        """Names of the metrics that are reported beside this one where nobody asked for others."""
-        return beside(self.name, schema=self.schema_ is not None)
+        """Names of the secondary metrics to report by default."""
+        return secondary_metrics(self.name, schema=self.schema_ is not None)
 
 
-def read_metric(value: object) -> MetricWish | None:
-    """A metric as a request names it: `auto`, a name, or an object with `name` and `pattern` or `schema`.
+def read_metric(value: object) -> MetricOptions | None:
+    """Parse a request's `metric`: `auto`, a name, or an object with `name` and `pattern` or `schema`.
 
     Returns:
-        None for `auto`: the data choose it.
+        None for `auto`: the metric is then chosen from the data.
 
     Raises:
-        EvaluationInvalid: There is none of that name, it may not decide, or it lacks what it needs.
+        EvaluationInvalid: The metric is unknown, may not decide, or is missing an option.
     """
     if value in (None, "auto"):
         return None
     try:
-        wish = MetricWish.model_validate({"name": value} if isinstance(value, str) else value)
+        options = MetricOptions.model_validate({"name": value} if isinstance(value, str) else value)
     except ValidationError as error:
         fault = faults(error)[0]
         where = ".".join(path(fault, value))
         raise EvaluationInvalid(f"`{where}`: {message(fault)}" if where else message(fault)) from error
-    wish.primary()
-    return wish
+    options.primary()
+    return options
 
 
-def check_judged(metric: MetricWish | None, judge: str | None, *, candidate: bool) -> None:
-    """Raises EvaluationInvalid where a judge is to decide and none is named, or there is nobody to decide on."""
+def check_judge_metric(metric: MetricOptions | None, judge: str | None, *, candidate: bool) -> None:
+    """Raises EvaluationInvalid if the judge metric is used without a judge or without a candidate."""
     if metric is None or metric.name != JUDGE:
         return
     if judge is None:
-        raise EvaluationInvalid(f"it is {JUDGE!r}, and no judge is named: send `judge`, one that the settings name")
+        raise EvaluationInvalid(f"{JUDGE!r} needs a judge: send `judge`, the name of a judge in the trainer's settings")
     if not candidate:
-        raise EvaluationInvalid(f"it is {JUDGE!r}, which compares all with the candidate: name one in `candidate`")
+        raise EvaluationInvalid(f"{JUDGE!r} compares every arm with the candidate: send `candidate`")
 
 
 def check_suites(names: Sequence[str]) -> None:
-    """Raises EvaluationInvalid where one of the names is no suite's."""
+    """Raises EvaluationInvalid if a name is not a suite's."""
     for name in names:
         if name not in SUITES:
-            raise EvaluationInvalid(f"there is no suite {name[:40]!r}; there are: {', '.join(SUITES)}")
+            raise EvaluationInvalid(f"no suite named {name[:40]!r}; known: {', '.join(SUITES)}")
 
 
 class EvaluationSpec(Frozen):
     """One evaluation.
 
     Args:
-        arms: Who answers, each with a label of its own.
-        candidate: Label of the arm that a verdict is wanted on; None: a comparison without one.
-        bases: Labels of the base's arms; the verdict is against the strongest. The first is the base as it is asked
-            by anybody: suites measure what was lost against it.
-        live: Label of the arm that serves now.
-        metric: The primary one, fixed before anything is asked.
-        beside: Names of other metrics to report.
-        suites: Names of suites that are put to the first base and the candidate.
-        taught: The most frequent answers of the training examples, for the control that says one of them to all.
+        arms: The arms to compare, with unique labels.
+        candidate: Label of the arm to judge; None for a comparison without a verdict.
+        bases: Labels of the base's arms; the verdict is against the strongest. The first is the base with a plain
+            prompt: suites measure forgetting against it.
+        live: Label of the arm that is live now.
+        metric: The primary metric, fixed before anything is asked.
+        beside: Names of the secondary metrics to report; empty for the default ones.
+        suites: Names of the suites to run on the first base and the candidate.
+        taught: The most frequent answers of the training examples, for the constant control.
         rules: When it is a pass.
-        repeats: How often the questions are asked in all; from 2 on the noise between runs is known.
-        repeated: Over how many examples, from the first; None: all.
-        scored: Over how many references, from the first, the likelihood is measured; 0: not at all.
-        max_tokens: Longest answer.
-        judge: Name of a judge of the operator's settings.
+        repeats: How often each question is asked; with 2 or more the noise between runs is measured.
+        repeated: Number of examples, from the first, in the later runs; None for all.
+        scored: Number of references, from the first, whose likelihood is measured; 0 for none.
+        max_tokens: Longest answer, in tokens.
+        judge: Name of a judge in the operator's settings.
     """
 
     arms: tuple[Arm, ...] = Field(min_length=1, max_length=MAX_ARMS)
     candidate: str | None = Field(None, max_length=MAX_LABEL_CHARS)
     bases: tuple[str, ...] = ()
     live: str | None = Field(None, max_length=MAX_LABEL_CHARS)
-    metric: MetricWish
+    metric: MetricOptions
     beside: tuple[str, ...] = ()
     suites: tuple[str, ...] = Field((GENERAL,), max_length=MAX_SUITES)
-    taught: tuple[str, ...] = Field((), max_length=MAX_TAUGHT)
+    taught: tuple[str, ...] = Field((), max_length=MAX_TRAINED_ANSWERS)
     rules: Rules = Rules()
     repeats: int = Field(2, ge=1, le=5)
     repeated: int | None = Field(30, ge=1)
@@ -138,31 +137,33 @@ class EvaluationSpec(Frozen):
     def _complete(self) -> Self:
         labels = [arm.label for arm in self.arms]
         if len(set(labels)) != len(labels):
-            raise ValueError(f"two arms have the same label: {', '.join(labels)}")
+            raise ValueError(f"arm labels must be unique; got: {', '.join(labels)}")
         named = [*self.bases, *(label for label in (self.candidate, self.live) if label is not None)]
         unknown = [label for label in named if label not in labels]
         if unknown:
-            raise ValueError(f"no arm is named {unknown[0]!r}; there are: {', '.join(labels)}")
+            raise ValueError(f"no arm named {unknown[0]!r}; known: {', '.join(labels)}")
         if self.candidate is not None and (not self.bases or self.candidate in self.bases):
-            raise ValueError("a candidate needs a base to compare with: `bases` names at least one other arm")
+            raise ValueError("a candidate needs a base to compare with: `bases` must name at least one other arm")
         if self.metric.name == JUDGE and (self.judge is None or self.candidate is None):
-            raise ValueError("where a judge decides there is a judge, and a candidate")
+            raise ValueError(f"the metric {JUDGE!r} needs `judge` and `candidate`")
         return self
 
     def arm(self, label: str) -> Arm:
-        """The arm of that label. Raises EvaluationInvalid."""
+        """The arm with this label. Raises EvaluationInvalid if there is none."""
         for arm in self.arms:
             if arm.label == label:
                 return arm
-        raise EvaluationInvalid(f"no arm is named {label!r}; there are: {', '.join(arm.label for arm in self.arms)}")
+        raise EvaluationInvalid(f"no arm named {label!r}; known: {', '.join(arm.label for arm in self.arms)}")
 
 
 class SuiteResult(Frozen):
-    """What a suite found.
+    """The result of a suite.
 
-    ``kind``: one with a `budget` counts in the verdict by its ``state`` (kept, broken, open), a `report` is shown.
-    ``silent``: the base is at chance, so that no loss can show. ``numbers``: plain JSON for the report.
-    ``forgetting``: of the general suite, for the report's own page.
+    Attributes:
+        kind: `budget`: its ``state`` (kept, broken, open) counts in the verdict; `report`: it is only shown.
+        silent: The base is at chance, so the suite cannot show a loss.
+        numbers: Plain JSON for the report.
+        forgetting: The details of the general suite, for the report's page.
     """
 
     name: str
@@ -175,19 +176,19 @@ class SuiteResult(Frozen):
 
 
 class Suite(Protocol):
-    """Measures what an arm can do beside its task, before and after."""
+    """Measures an arm's abilities outside its task, before and after training."""
 
     @property
     def name(self) -> str:
-        """As it stands in requests and reports."""
+        """Its name in requests and reports."""
 
     async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
-        """Put it to both.
+        """Run the suite on both arms.
 
         Args:
             before: The base.
             after: The candidate.
-            on_stage: Hears of the progress; may raise to end it.
+            on_stage: Called with the progress; may raise to stop.
 
         Raises:
             EvaluationError, GatewayUnreachable: As an `Answerer`.
@@ -199,9 +200,9 @@ JudgeResult = ReportJudge
 
 
 class Preference(Frozen):
-    """What a judge prefers of an arm and the candidate: as a `JudgeResult`'s scores, but one for every example.
+    """A judge's preference between an arm and the candidate: scores as in `JudgeResult`, one for every example.
 
-    What could not be had counts as a tie. ``enough``: that was seldom.
+    A missing vote counts as a tie; ``enough``: few votes are missing.
     """
 
     scores: tuple[float, ...]
@@ -209,24 +210,24 @@ class Preference(Frozen):
 
 
 class Judge(Protocol):
-    """Prefers one of two answers."""
+    """Prefers one of two answers, or sees a tie."""
 
     @property
     def name(self) -> str:
-        """As the operator's settings name it."""
+        """Its name in the operator's settings."""
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
     ) -> JudgeResult:
-        """Compare two arms' answers (of the run that counts) to every question.
+        """Compare two arms' answers of the first run to every question.
+
+        A judge that is unreachable or refuses is not an error: the result says so.
 
         Args:
             comparison: With both arms.
-            candidate: Label of the arm that is judged.
-            base: Label of the arm that it is judged against: the base's strongest.
-            on_stage: Hears of the progress; may raise to end it.
-
-        A judge that is away, or refuses, is no error: the verdict stands without it.
+            candidate: Label of the arm to judge.
+            base: Label of the arm to compare it with: the strongest base.
+            on_stage: Called with the progress; may raise to stop.
         """
         ...
 
@@ -238,12 +239,12 @@ class Judge(Protocol):
         name: str,
         on_stage: OnStage | None = None,
     ) -> Preference:
-        """Compare the candidate's answers with others, whosever they are; ``name`` says whose. Else as `judge`."""
+        """As `judge`, between the candidate's answers and ``other`` answers; ``name`` says whose those are."""
         ...
 
 
 class Outcome(Frozen):
-    """All that an evaluation found. ``verdict`` is None where no candidate was named."""
+    """The outcome of an evaluation. ``verdict`` is None if there is no candidate."""
 
     comparison: Comparison
     verdict: Verdict | None = None
@@ -251,9 +252,9 @@ class Outcome(Frozen):
     judged: JudgeResult | None = None
 
 
-def common(answers: Sequence[str]) -> tuple[str, ...]:
-    """The most frequent answers, the most frequent first: what `EvaluationSpec.taught` is made of."""
+def most_frequent_answers(answers: Sequence[str]) -> tuple[str, ...]:
+    """The most frequent answers in descending order, at most MAX_TRAINED_ANSWERS: for `EvaluationSpec.taught`."""
     counts: dict[str, int] = {}
     for answer in answers:
         counts[answer] = counts.get(answer, 0) + 1
-    return tuple(sorted(counts, key=lambda answer: -counts[answer])[:MAX_TAUGHT])
+    return tuple(sorted(counts, key=lambda answer: -counts[answer])[:MAX_TRAINED_ANSWERS])

@@ -1,7 +1,7 @@
-"""Pass, fail, or not enough evidence: the rule of EVALUATION.md over a comparison, and nothing that is not in it.
+"""Pass, fail, or not enough evidence: the rule of EVALUATION.md, applied to a comparison.
 
-A pass needs every check kept. That is an intersection-union test: each check at its own level holds the whole at that
-level, without a correction for there being several (R. L. Berger, Technometrics 24 (1982), 295-300).
+A pass needs every check to be kept. That is an intersection-union test: with each check at its own level the whole has
+that level, without a correction for multiple tests (R. L. Berger, Technometrics 24 (1982), 295-300).
 """
 
 from __future__ import annotations
@@ -13,35 +13,44 @@ from typing import Final, Literal
 from pydantic import Field
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate import wording
+from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.contrast import Difference, Mean, Method, contrast, difference, mean_of, noise_of, strongest
-from trainer.evaluate.controls import Control
+from trainer.evaluate.control_arms import Control
 from trainer.evaluate.forgetting import Budget, Forgetting
 from trainer.evaluate.metrics.choose import OVERLAP
+from trainer.evaluate.paired_difference import (
+    Difference,
+    Mean,
+    Method,
+    arm_difference,
+    mean_of,
+    noise_of,
+    paired_difference,
+    strongest,
+)
 from trainer.evaluate.second_measure import Likelihood, likelihood
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 
-Word = Literal["pass", "fail", "not_enough_evidence"]
+VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
 RULE: Final = 2
-"""The version of this rule; higher where a candidate may get another verdict than before. 1 is what had no number: no
-margin against `live`, no controls but the constant and the permuted one, no second measure."""
+"""The version of this rule, raised whenever a candidate may get a different verdict. Version 1 was recorded without a
+number: no margin against `live`, only the constant and the permuted control, no second measure."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
-"""Where words in common count scores lie closer together: 5 points may be half of what a voice is ahead of its base."""
+"""For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""
 OPEN: Final[Mapping[str, str]] = {"state": "open"}
-Name = Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
+CheckName = Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
 
 
 class Rules(Frozen):
-    """The operator's settings of a verdict.
+    """The operator's settings for verdicts.
 
-    ``smallest_difference``: the whole interval against the base has to lie above it. ``live_margin``: the whole
-    interval against `live` has to lie above minus this: how much worse than `live` a pass may truly be; None:
-    LIVE_MARGIN, or OVERLAP_LIVE_MARGIN (see `margin`).
+    ``smallest_difference``: the whole interval against the base must lie above it. ``live_margin``: how much worse than
+    `live` a passing version may be: the whole interval against `live` must lie above minus this; None for LIVE_MARGIN
+    or OVERLAP_LIVE_MARGIN (see `margin`).
     """
 
     min_examples: int = Field(30, ge=2)
@@ -51,31 +60,34 @@ class Rules(Frozen):
     budget: Budget = Budget()
 
     def margin(self, metric: str) -> float:
-        """How much worse than `live` a pass may truly be under this metric."""
+        """How much worse than `live` a passing version may be under this metric."""
         if self.live_margin is not None:
             return self.live_margin
         return OVERLAP_LIVE_MARGIN if metric in OVERLAP else LIVE_MARGIN
 
 
 class Check(Frozen):
-    """One of the things that a pass needs: kept, broken (shown not to be so), or open (neither is shown)."""
+    """One condition of a pass: kept, broken (shown to be violated), or open (neither is shown)."""
 
-    name: Name
+    name: CheckName
     state: State
     sentence: str
 
 
 class Verdict(Frozen):
-    """The word, the sentence, and every number behind them.
+    """The verdict, its sentence, and all numbers behind them.
 
-    ``base`` is the strongest of the base's arms; ``against_base``, ``against_live`` and ``against_form`` are the
-    candidate's differences. ``likelihood``: the second measure of free text, where it was taken. ``detectable``: the
-    smallest true difference from the base that this held-out would have shown; ``more``: examples more after which the
-    open checks would be settled if what was seen is the truth, None where no number would do, 0 where none is open.
-    ``rule``: the version of the rule that it was reached by.
+    Attributes:
+        base: The strongest base arm.
+        against_base, against_live, against_form: The candidate's differences.
+        likelihood: The second measure of free text, if it was taken.
+        detectable: The smallest true difference from the base that this many examples would have shown.
+        more: Additional examples that would settle the open checks if the estimates are true; None if no number would,
+            0 if none is open.
+        rule: The version of the rule.
     """
 
-    word: Word
+    word: VerdictWord
     sentence: str
     checks: tuple[Check, ...]
     metric: str
@@ -100,8 +112,8 @@ class Verdict(Frozen):
         """Whether the candidate may go live."""
         return self.word == "pass"
 
-    def check(self, name: Name) -> Check | None:
-        """A check by its name; None where it does not apply."""
+    def check(self, name: CheckName) -> Check | None:
+        """The check with this name; None if it does not apply."""
         return next((check for check in self.checks if check.name == name), None)
 
 
@@ -121,47 +133,49 @@ def decide(
     """Judge a candidate.
 
     Args:
-        comparison: With an arm for the candidate, each of the bases, and live where it is given.
-        candidate: The label of the arm that may go live.
+        comparison: With arms for the candidate, each base, and live if given.
+        candidate: Label of the arm to judge.
         bases: Labels of the base's arms; the strongest one counts.
-        live: Label of the arm that serves now, if one does.
-        form: The controls over the comparison's questions; every one has to be beaten.
-        forgetting: The general suite's result; without it or another suite's check no pass is possible.
-        more_checks: What other suites and a judge that counts have found.
-        preferred: How much a judge that counts prefers the candidate to the strongest base, over even.
+        live: Label of the arm that is live now, if any.
+        form: The controls over the comparison's questions; the candidate must beat every one.
+        forgetting: The general suite's result; without it or another suite's check there is no pass.
+        more_checks: The checks of other suites and of a judge.
+        preferred: A counted judge's preference for the candidate over the strongest base, minus one half.
         rules: The operator's settings.
-        uncounted: Why the scores count for nothing and their checks stay open, whatever they show. None: they count.
+        uncounted: Why the scores do not count, so that their checks stay open; None if they count.
 
     Raises:
-        EvaluationInvalid: There is no base or no control, a label names no arm, or a control is of other examples.
+        EvaluationInvalid: There is no base or no control, a label is unknown, or a control has other examples.
     """
     rules = rules or Rules()
-    _complete(bases, form, len(comparison.questions))
-    seen = _differences(comparison, candidate, bases, live, form, rules)
-    scored = _scored_checks(comparison, candidate, seen, preferred, rules)
-    scored = scored if uncounted is None else _opened(scored)
-    checks = (*scored, *_kept_up(forgetting, more_checks))
+    _require_complete(bases, form, len(comparison.questions))
+    differences = _differences(comparison, candidate, bases, live, form, rules)
+    scored = _scored_checks(comparison, candidate, differences, preferred, rules)
+    scored = scored if uncounted is None else _all_open(scored)
+    checks = (*scored, *_retention_checks(forgetting, more_checks))
     word = _word(checks)
-    # more examples do not make scores count
-    more = _more(checks if uncounted is None else scored[:1], seen, rules)
+    # more examples would not make the scores count
+    more = _more(checks if uncounted is None else scored[:1], differences, rules)
     labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
     return Verdict(
         word=word,
-        sentence=_sentence(word, seen.base, comparison, checks, more, None if word == "fail" else uncounted),
+        sentence=_sentence(word, differences.base, comparison, checks, more, None if word == "fail" else uncounted),
         checks=checks,
         metric=comparison.metric,
         candidate=candidate,
-        base=seen.base.against,
+        base=differences.base.against,
         live=live,
-        examples=seen.base.examples,
-        means=tuple(mean_of(comparison.result(it), binary=comparison.binary, method=rules.method) for it in labels),
-        against_base=seen.base,
-        against_live=seen.live,
-        against_form=seen.form,
+        examples=differences.base.examples,
+        means=tuple(
+            mean_of(comparison.result(label), binary=comparison.binary, method=rules.method) for label in labels
+        ),
+        against_base=differences.base,
+        against_live=differences.live,
+        against_form=differences.form,
         form=tuple(form),
-        likelihood=seen.likelihood,
+        likelihood=differences.likelihood,
         forgetting=forgetting,
-        detectable=seen.base.detectable,
+        detectable=differences.base.detectable,
         more=more,
         rules=rules,
         rule=RULE,
@@ -170,7 +184,7 @@ def decide(
 
 @dataclass(frozen=True, slots=True)
 class _Differences:
-    """The candidate against the strongest base, `live` and the controls, and the second measure."""
+    """The candidate's differences from the strongest base, `live` and the controls, and the second measure."""
 
     base: Difference
     live: Difference | None
@@ -189,34 +203,42 @@ def _differences(
     method, margin = rules.method, rules.margin(comparison.metric)
     base = strongest(comparison, bases)
     return _Differences(
-        base=difference(comparison, candidate, base, method, bound=rules.smallest_difference),
-        live=None if live is None else difference(comparison, candidate, live, method, bound=-margin),
+        base=arm_difference(comparison, candidate, base, method, bound=rules.smallest_difference),
+        live=None if live is None else arm_difference(comparison, candidate, live, method, bound=-margin),
         form=tuple(_against(control, comparison, candidate, method) for control in form),
         likelihood=likelihood(comparison, candidate, bases, method),
     )
 
 
 def _scored_checks(
-    comparison: Comparison, candidate: str, seen: _Differences, preferred: Difference | None, rules: Rules
+    comparison: Comparison, candidate: str, differences: _Differences, preferred: Difference | None, rules: Rules
 ) -> tuple[Check, ...]:
-    """The checks that are made of scores and likelihoods."""
-    scored = _checks(seen.base, seen.live, seen.form, rules, same=_always_same(comparison, candidate))
+    """The checks that depend on scores and likelihoods."""
+    scored = _checks(
+        differences.base, differences.live, differences.form, rules, same=_always_same(comparison, candidate)
+    )
     if comparison.metric not in OVERLAP:
         return scored
-    return *scored, _second_measure(seen.likelihood, preferred, rules)
+    return *scored, _second_measure(differences.likelihood, preferred, rules)
 
 
-def not_worse(found: Difference, *, enough: bool) -> Check:
-    """The check against `live`, a test of non-inferiority; ``found.bound`` is minus the margin.
+def not_worse(difference: Difference, *, enough: bool) -> Check:
+    """The check against `live`: a non-inferiority test; ``difference.bound`` is minus the margin.
 
-    That nothing was shown to be worse would not do: on few examples nothing ever is.
+    Not having been shown to be worse is not enough: with few examples nothing is.
     """
-    state: State = "kept" if found.low > found.bound else "broken" if found.high <= found.bound and enough else "open"
-    return Check(name="live", state=state, sentence=wording.against_live(found, state))
+    state: State = (
+        "kept"
+        if difference.low > difference.bound
+        else "broken"
+        if difference.high <= difference.bound and enough
+        else "open"
+    )
+    return Check(name="live", state=state, sentence=verdict_text.against_live(difference, state))
 
 
 def _sentence(
-    word: Word,
+    word: VerdictWord,
     against_base: Difference,
     comparison: Comparison,
     checks: Sequence[Check],
@@ -224,20 +246,20 @@ def _sentence(
     uncounted: str | None,
 ) -> str:
     if uncounted is not None:
-        return wording.uncounted(uncounted)
-    return wording.verdict(word, against_base, comparison, [(check.name, check.state) for check in checks], more)
+        return verdict_text.uncounted_verdict(uncounted)
+    return verdict_text.verdict(word, against_base, comparison, [(check.name, check.state) for check in checks], more)
 
 
-def _opened(scored: Sequence[Check]) -> tuple[Check, ...]:
-    """The checks as scores leave them that count for nothing: how many examples there are stands all the same."""
+def _all_open(scored: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks if the scores do not count: all open except the number of examples."""
     return tuple(check if check.name == "examples" else check.model_copy(update=OPEN) for check in scored)
 
 
-def _complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
+def _require_complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
     if not bases or not form:
-        raise EvaluationInvalid("a verdict needs the base and a control to compare with")
+        raise EvaluationInvalid("a verdict needs at least one base arm and one control")
     if any(len(control.scores) != count for control in form):
-        raise EvaluationInvalid(f"a control is not of the comparison's {count} examples")
+        raise EvaluationInvalid(f"a control does not have the comparison's {count} examples")
 
 
 def _checks(
@@ -252,8 +274,8 @@ def _checks(
     )
 
 
-def _kept_up(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Check, ...]:
-    """What was forgotten, by the general suite and by others, and what a judge says."""
+def _retention_checks(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks for forgetting, of other suites and of a judge."""
     if forgetting is None and any(check.name == "suites" for check in more):
         return tuple(more)
     return (_forgetting(forgetting), *more)
@@ -262,7 +284,7 @@ def _kept_up(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Chec
 def _against(control: Control, comparison: Comparison, candidate: str, method: Method) -> Difference:
     result = comparison.result(candidate)
     scores = result.scores if control.candidate is None else as_array(control.candidate)
-    return contrast(
+    return paired_difference(
         (candidate, scores, noise_of(result)),
         (control.kind, control.array, NO_RUNS),
         binary=comparison.binary and control.kind in ("constant", "question"),
@@ -270,7 +292,7 @@ def _against(control: Control, comparison: Comparison, candidate: str, method: M
     )
 
 
-def _word(checks: Sequence[Check]) -> Word:
+def _word(checks: Sequence[Check]) -> VerdictWord:
     states = {check.state for check in checks}
     return "fail" if "broken" in states else "not_enough_evidence" if "open" in states else "pass"
 
@@ -278,76 +300,88 @@ def _word(checks: Sequence[Check]) -> Word:
 def _examples(count: int, rules: Rules) -> Check:
     enough = count >= rules.min_examples
     return Check(
-        name="examples", state="kept" if enough else "open", sentence=wording.examples(count, rules.min_examples)
+        name="examples", state="kept" if enough else "open", sentence=verdict_text.examples(count, rules.min_examples)
     )
 
 
-def _base(found: Difference, enough: bool) -> Check:
-    state: State = "kept" if found.low > found.bound else "broken" if found.high <= found.bound and enough else "open"
-    return Check(name="base", state=state, sentence=wording.against_base(found, state))
+def _base(difference: Difference, enough: bool) -> Check:
+    state: State = (
+        "kept"
+        if difference.low > difference.bound
+        else "broken"
+        if difference.high <= difference.bound and enough
+        else "open"
+    )
+    return Check(name="base", state=state, sentence=verdict_text.against_base(difference, state))
 
 
 def _always_same(comparison: Comparison, candidate: str) -> bool:
-    """Whether the candidate gave the same answer to questions whose authors gave different ones."""
+    """Whether the candidate gave one answer to every question although the references differ."""
     references = {question.reference for question in comparison.questions}
     return len(references) > 1 and len(set(comparison.result(candidate).answers)) == 1
 
 
-def _form(found: Sequence[Difference], enough: bool, *, same: bool) -> Check:
-    """``same``: see `_always_same`. That ignores the question, and needs no statistics."""
+def _form(differences: Sequence[Difference], enough: bool, *, same: bool) -> Check:
+    """``same``: see `_always_same`; it proves that the questions are ignored without statistics."""
     if same:
-        return Check(name="form", state="broken" if enough else "open", sentence=wording.ALWAYS_SAME)
-    hardest = min(found, key=lambda one: one.low)
-    broken = enough and any(one.high <= 0 for one in found)
+        return Check(name="form", state="broken" if enough else "open", sentence=verdict_text.ALWAYS_SAME)
+    hardest = min(differences, key=lambda difference: difference.low)
+    broken = enough and any(difference.high <= 0 for difference in differences)
     state: State = "kept" if hardest.low > 0 else "broken" if broken else "open"
-    return Check(name="form", state=state, sentence=wording.against_form(hardest, state))
+    return Check(name="form", state=state, sentence=verdict_text.against_form(hardest, state))
 
 
-def _second_measure(found: Likelihood | None, preferred: Difference | None, rules: Rules) -> Check:
-    """What free text needs besides words in common. A judge that counts and prefers the candidate is enough."""
-    name: Name = "second_measure"
+def _second_measure(likelihood: Likelihood | None, preferred: Difference | None, rules: Rules) -> Check:
+    """The second measure for overlap metrics. A counted judge that prefers the candidate is enough."""
+    name: CheckName = "second_measure"
     if preferred is not None and preferred.examples >= rules.min_examples and preferred.low > 0:
-        return Check(name=name, state="kept", sentence=wording.preferred(preferred))
-    if found is None:
-        return Check(name=name, state="open", sentence=wording.NO_SECOND_MEASURE)
-    enough, both = found.examples >= rules.min_examples, (found.over_base, found.own_question)
-    kept, broken = all(each.low > 0 for each in both), any(each.high <= 0 for each in both)
-    state: State = "open" if not enough else "kept" if kept else "broken" if broken else "open"
-    return Check(name=name, state=state, sentence=wording.likelihood(*both, found.left_out, state))
+        return Check(name=name, state="kept", sentence=verdict_text.judge_preference(preferred))
+    if likelihood is None:
+        return Check(name=name, state="open", sentence=verdict_text.NO_SECOND_MEASURE)
+    enough, both = likelihood.examples >= rules.min_examples, (likelihood.over_base, likelihood.own_question)
+    all_above, any_below = (
+        all(difference.low > 0 for difference in both),
+        any(difference.high <= 0 for difference in both),
+    )
+    state: State = "open" if not enough else "kept" if all_above else "broken" if any_below else "open"
+    return Check(name=name, state=state, sentence=verdict_text.likelihood(*both, likelihood.left_out, state))
 
 
-def _forgetting(found: Forgetting | None) -> Check:
-    state: State = "open" if found is None else found.state
-    return Check(name="forgetting", state=state, sentence=wording.forgetting(found))
+def _forgetting(result: Forgetting | None) -> Check:
+    state: State = "open" if result is None else result.state
+    return Check(name="forgetting", state=state, sentence=verdict_text.forgetting(result))
 
 
-def _more(checks: Sequence[Check], seen: _Differences, rules: Rules) -> int | None:
-    """Held-out examples more that would settle what held-out examples can settle.
+def _more(checks: Sequence[Check], differences: _Differences, rules: Rules) -> int | None:
+    """The number of additional held-out examples that would settle the open checks.
 
-    None where they would not settle it, or nothing that is open; 0 where nothing is open.
+    None if no number would, or if no open check depends on held-out examples; 0 if no check is open.
     """
     needed: list[int | None] = []
     for check in checks:
         if check.state == "open":
-            needed += _needed(check.name, seen, rules)
+            needed += _needed(check.name, differences, rules)
     if not needed:
         return None if any(check.state == "open" for check in checks) else 0
-    known = [need for need in needed if need is not None]
-    return None if len(known) < len(needed) else max(1, max(known) - seen.base.examples)
+    finite = [count for count in needed if count is not None]
+    return None if len(finite) < len(needed) else max(1, max(finite) - differences.base.examples)
 
 
-def _needed(name: Name, seen: _Differences, rules: Rules) -> list[int | None]:
-    """Held-out examples in all after which each part of an open check is settled; none where they do not settle it."""
+def _needed(name: CheckName, differences: _Differences, rules: Rules) -> list[int | None]:
+    """The total number of examples that would settle each part of an open check; empty if examples cannot settle it."""
     if name == "examples":
         return [rules.min_examples]
     if name == "base":
-        return [seen.base.needed]
-    if name == "live" and seen.live is not None:
-        return [seen.live.needed]
+        return [differences.base.needed]
+    if name == "live" and differences.live is not None:
+        return [differences.live.needed]
     if name == "form":
-        return [control.needed for control in seen.form]
-    if name == "second_measure" and seen.likelihood is not None:
-        # where not all references were scored more of them would not be, either
-        whole = seen.likelihood.over_base.examples == seen.base.examples
-        return [each.needed if whole else None for each in (seen.likelihood.over_base, seen.likelihood.own_question)]
+        return [control.needed for control in differences.form]
+    if name == "second_measure" and differences.likelihood is not None:
+        # if only some references were scored, more examples would not be scored either
+        all_scored = differences.likelihood.over_base.examples == differences.base.examples
+        return [
+            difference.needed if all_scored else None
+            for difference in (differences.likelihood.over_base, differences.likelihood.own_question)
+        ]
     return []

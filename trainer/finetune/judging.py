@@ -17,14 +17,14 @@ from adapters.protocol.reports import ReportCost
 from trainer.config import load_settings
 from trainer.data.prepare import Prepared
 from trainer.errors import EvaluationInvalid, GatewayRefused, GatewayUnreachable
-from trainer.evaluate.arms import GROUNDED, Arm, Frozen, Question, base_at_its_best, questions
-from trainer.evaluate.evaluations.contamination import Memory, left_out
-from trainer.evaluate.evaluations.evaluator import Evaluator, arms_again, body_again, judged_of
+from trainer.evaluate.arms import GROUNDED_NOTE, Arm, Frozen, Question, base_at_its_best, questions
+from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
+from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
 from trainer.evaluate.evaluations.planning import rules_of
-from trainer.evaluate.evaluations.promotion import LIVE, Pointer, opponent, promote
-from trainer.evaluate.evaluations.spec import Judged, Kept
+from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
+from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
 from trainer.evaluate.report import EvaluationReport, build, loss_curve
-from trainer.evaluate.spec import EvaluationSpec, MetricWish, Outcome, common
+from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, most_frequent_answers
 from trainer.evaluate.verdict import RULE
 from trainer.finetune import spec
 from trainer.finetune.spec import Plan, Primary
@@ -45,7 +45,7 @@ class Fixed(Frozen):
     """What is compared with what, and where `live` pointed when the judging began."""
 
     evaluation: EvaluationSpec
-    pointer: Pointer
+    pointer: LivePointer
     notes: tuple[str, ...] = ()
     """What one has to know of the comparison, a sentence each, without its full stop."""
     left_out: tuple[str, ...] = ()
@@ -88,21 +88,21 @@ class Judging:
             settings=load_settings,
         )
 
-    def judge(self) -> tuple[Judged, tuple[str, ...]]:
+    def judge(self) -> tuple[VerdictRecord, tuple[str, ...]]:
         """The verdict, and the ids of the report's files; a pass has moved `live`, where that was wanted.
 
         Raises:
             EvaluationError, GatewayUnreachable, GatewayRefused: No verdict can be had.
         """
-        judged = self._directory.read(spec.JUDGED, Judged)
+        judged = self._directory.read(spec.JUDGED, VerdictRecord)
         if judged is None:
             judged = self._decide() if self._prepared.held_out else self._undecided()
             self._directory.write(spec.JUDGED, judged)
         fixed = self._directory.read(spec.JUDGING, Fixed)
         expected = fixed.pointer if fixed is not None else None
-        return judged.model_copy(update={"live": self._promoted(judged, expected)}), self._evaluator.kept().ids
+        return judged.model_copy(update={"live": self._promoted(judged, expected)}), self._evaluator.uploaded().ids
 
-    def _promoted(self, judged: Judged, expected: Pointer | None) -> bool:
+    def _promoted(self, judged: VerdictRecord, expected: LivePointer | None) -> bool:
         """Whether it is live now. The verdict stands, whatever becomes of `live`."""
         try:
             return promote(
@@ -117,16 +117,16 @@ class Judging:
 
     def so_far(self) -> dict[str, Any]:
         """What of a result there is, where the judging was cut off: a verdict that stands on the version stays."""
-        judged = self._directory.read(spec.JUDGED, Judged)
-        return {} if judged is None else {"judged": judged, "files": self._evaluator.kept().ids}
+        judged = self._directory.read(spec.JUDGED, VerdictRecord)
+        return {} if judged is None else {"judged": judged, "files": self._evaluator.uploaded().ids}
 
     def held_out(self) -> str | None:
         """The id of the file with the questions, once it is at the gateway."""
-        return self._evaluator.kept().held_out
+        return self._evaluator.uploaded().held_out
 
     # the verdict
 
-    def _decide(self) -> Judged:
+    def _decide(self) -> VerdictRecord:
         fixed = self._directory.read(spec.JUDGING, Fixed)
         if fixed is None:
             fixed = self._fix()
@@ -145,21 +145,21 @@ class Judging:
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, fixed.notes, time.monotonic() - began)
-        kept = self._evaluator.keep(report)
-        judged = judged_of(outcome.verdict)
+        kept = self._evaluator.upload_report(report)
+        judged = verdict_record(outcome.verdict)
         self._record(judged, kept, self._again(fixed.evaluation, kept))
         return judged
 
-    def _undecided(self, why: str = NOTHING_HELD_OUT) -> Judged:
+    def _undecided(self, why: str = NOTHING_HELD_OUT) -> VerdictRecord:
         """Where nothing is held out nothing is asked."""
-        judged = Judged(
+        judged = VerdictRecord(
             verdict="not_enough_evidence",
             sentence=f"{why} At least {self._job.judging.min_examples} examples are needed.",
             metric=self._primary.name,
             examples=0,
             rule=RULE,
         )
-        self._record(judged, Kept(), None)
+        self._record(judged, UploadedFiles(), None)
         return judged
 
     def _fix(self) -> Fixed:
@@ -167,16 +167,16 @@ class Judging:
         job, primary = self._job, self._primary
         wish = job.judging
         notes: list[str] = []
-        pointer, serving = opponent(self._gateway, self._name, notes.append)
+        pointer, serving = live_to_compare(self._gateway, self._name, notes.append)
         plan = self._plan
         bases = base_at_its_best(
             job.base_name, system=plan.system_prompt, answers=primary.answers, grounding=plan.grounding
         )
-        notes += [GROUNDED] if plan.grounding else []
+        notes += [GROUNDED_NOTE] if plan.grounding else []
         there = questions(self._prepared.held_out)
-        memory = Memory(self._gateway, self._directory, notes.append)
-        taught = memory.taught([job.parent, serving], there, but=self._name)
-        notes += [left_out(taught, len(there))] if taught else []
+        memory = TrainingHistory(self._gateway, self._directory, notes.append)
+        taught = memory.trained_on([job.parent, serving], there, excluded=self._name)
+        notes += [left_out_note(taught, len(there))] if taught else []
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
@@ -186,9 +186,11 @@ class Judging:
                 candidate=self._name,
                 bases=tuple(arm.label for arm in bases),
                 live=LIVE if arms[-1].label == LIVE else None,
-                metric=MetricWish(name=primary.name, pattern=primary.pattern, schema_=primary.json_schema),
+                metric=MetricOptions(name=primary.name, pattern=primary.pattern, schema_=primary.json_schema),
                 suites=wish.suites,
-                taught=common([example.messages[-1].content for example in self._prepared.training.examples]),
+                taught=most_frequent_answers(
+                    [example.messages[-1].content for example in self._prepared.training.examples]
+                ),
                 rules=rules_of(wish),
                 repeats=wish.repeats,
                 max_tokens=primary.max_tokens,
@@ -208,7 +210,7 @@ class Judging:
         asked = tuple(found[: self._job.judging.most_examples])
         lines = self._evaluator.write_questions(asked)
         if asked:
-            self._evaluator.keep_questions(lines, EVALS)
+            self._evaluator.upload_questions(lines, EVALS)
         return asked
 
     def _of_how_many(self, asked: int) -> str:
@@ -248,11 +250,11 @@ class Judging:
             held_out=len(self._prepared.held_out),
         )
 
-    def _again(self, wanted: EvaluationSpec, kept: Kept) -> dict[str, Any] | None:
+    def _again(self, wanted: EvaluationSpec, kept: UploadedFiles) -> dict[str, Any] | None:
         """The body that asks for the same again; None where it would be too large."""
-        return body_again(wanted, kept.held_out, arms_again(wanted, ()))
+        return repeat_body(wanted, kept.held_out, repeat_arms(wanted, ()))
 
-    def _record(self, judged: Judged, kept: Kept, again: dict[str, Any] | None) -> None:
+    def _record(self, judged: VerdictRecord, kept: UploadedFiles, again: dict[str, Any] | None) -> None:
         self._evaluator.record(self._name, judged, kept.model_dump(exclude_none=True), again, kind="training")
         self._directory.emit_event(
             judged.sentence,

@@ -19,7 +19,7 @@ from trainer.config import Installation, Settings
 from trainer.data.report import Report
 from trainer.database import Database
 from trainer.errors import TooMany
-from trainer.evaluate.evaluations.spec import ANSWER_BOOKS, QUESTIONS
+from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobDetails, JobSpec, Plan, Result
 from trainer.reviews.service import Reviews
@@ -52,7 +52,7 @@ COLUMNS: Final = {
 """Columns of the result file, the first five OpenAI's, and the fields of a `metrics` event that they come from."""
 BIG: Final = (
     *(spec.CHECKPOINTS, spec.OUTPUT, spec.PARENT),
-    *(spec.TRAINING, spec.HELD_OUT, QUESTIONS, *ANSWER_BOOKS),
+    *(spec.TRAINING, spec.HELD_OUT, QUESTIONS, *ANSWER_FILES),
 )
 """Not the reports, which are what a job is remembered by."""
 
@@ -81,7 +81,7 @@ class FinetuneKind(Kind[Result]):
     too_many = TooMany
     stages = (VALIDATE, TRAIN)
     cancel_patience_s = CANCEL_PATIENCE_S
-    signs = (protocol.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *ANSWER_BOOKS, protocol.RESULT)
+    signs = (protocol.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *ANSWER_FILES, protocol.RESULT)
     result = Result
 
     def __init__(
@@ -227,7 +227,7 @@ def _judging_progress(directory: Path) -> list[str]:
     """How far the judging is, in bytes of answers."""
     if not (directory / spec.PUSHED).exists():
         return []
-    books = [directory / name for name in ANSWER_BOOKS if (directory / name).exists()]
+    books = [directory / name for name in ANSWER_FILES if (directory / name).exists()]
     return [f"{JUDGING}{sum(book.stat().st_size for book in books)}"]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from trainer.config import Settings
 from trainer.errors import EvaluationError, Invalid
-from trainer.evaluate.endpoints import read
+from trainer.evaluate.endpoints import read_endpoints
 from trainer.evaluate.evaluations.spec import operator_rules
-from trainer.evaluate.plugs import check_available
-from trainer.evaluate.spec import check_judged, check_suites, read_metric
+from trainer.evaluate.factory import check_available
+from trainer.evaluate.spec import check_judge_metric, check_suites, read_metric
 from trainer.finetune.schemas import JobRequest
 from trainer.finetune.spec import JudgingWish
 
@@ -22,14 +22,14 @@ def judging_wish(asked: JobRequest, settings: Settings) -> JudgingWish:
     try:
         param = place("metric")
         metric = read_metric(options.metric)
-        check_judged(metric, options.judge, candidate=True)
+        check_judge_metric(metric, options.judge, candidate=True)
         param = place("suites")
         suites = JudgingWish.model_fields["suites"].default if options.suites is None else options.suites
         check_suites(suites)
         check_available(suites, settings)
         param = place("judge")
         if options.judge is not None:
-            read(settings.endpoints).judge(options.judge)
+            read_endpoints(settings.endpoints).judge(options.judge)
     except EvaluationError as error:
         raise Invalid(f"`{param}`: {error.message}", param=param) from error
     except RecursionError as error:  # of a schema's check, which takes many calls a level

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from trainer.data.findings import closed_answers
 from trainer.data.format import Example
 from trainer.data.render import TokenSequence
-from trainer.evaluate.arms import UNTOLD, answer_bound, leaves_room
+from trainer.evaluate.arms import NO_ROOM_FOR_ANSWERS, answer_list_fits, max_answer_tokens
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.spec import MetricWish
+from trainer.evaluate.spec import MetricOptions
 from trainer.finetune.spec import JudgingWish, Primary
 
 
@@ -39,14 +39,14 @@ def choose(
         chosen = choose_primary(examples)
         name, why = chosen.primary.name, chosen.why
     else:
-        asked = MetricWish(name=wish.metric, pattern=wish.pattern, schema_=wish.json_schema)
+        asked = MetricOptions(name=wish.metric, pattern=wish.pattern, schema_=wish.json_schema)
         name, why = asked.primary().name, "it was asked for"
-    max_tokens = answer_bound(max(sum(sequence.trained) for sequence in sequences), context)
+    max_tokens = max_answer_tokens(max(sum(sequence.trained) for sequence in sequences), context)
     closed = tuple(sorted(closed_answers(examples) or ()))
     if closed:
         beside = max(len(sequence.tokens) for sequence in (*sequences, *held_out)) + max_tokens
-        if not leaves_room(closed, beside, count=count, context=context):
-            closed, why = (), f"{why}; {UNTOLD}"
+        if not answer_list_fits(closed, beside, count=count, context=context):
+            closed, why = (), f"{why}; {NO_ROOM_FOR_ANSWERS}"
     return Primary(
         name=name,
         pattern=wish.pattern,

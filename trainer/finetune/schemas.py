@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from adapters.errors import UnsupportedFeature
-from adapters.features import FEATURES, refuse_unsupported, says_nothing
-from adapters.nesting import MOST_LEVELS, too_deep
+from adapters.features import FEATURES, is_unset, refuse_unsupported
+from adapters.json_depth import MAX_LEVELS, too_deep
 from adapters.protocol.requests import MAX_SUITES, JobFields, JobOptionFields, OperatorsName, OptionName, RequestBody
 from trainer.errors import Invalid, UnknownParameter, Unsupported
 from trainer.tune.wish import Wish
@@ -78,7 +78,7 @@ def read_body(content: object) -> JobRequest:
     """Understand a body. Raises Invalid, UnknownParameter, Unsupported, with the dotted name of the field."""
     deep = too_deep(content)
     if deep is not None:
-        raise Invalid(f"`{deep}` is nested more than {MOST_LEVELS} levels deep", param=deep)
+        raise Invalid(f"`{deep}` is nested more than {MAX_LEVELS} levels deep", param=deep)
     body = validated(CreateBody, content)
     if body.method is not None and body.method.type != "supervised":
         raise Unsupported(
@@ -122,7 +122,7 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
 
 def _servable(name: str, value: Any, where: str) -> None:
     """Refuse what the engine could not serve, by PEFT's name for it."""
-    if name not in UNSERVABLE or says_nothing(value):
+    if name not in UNSERVABLE or is_unset(value):
         return
     try:
         refuse_unsupported({name: value})

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from adapters.protocol.runs import FileRef
-from trainer.evaluate.evaluations.spec import Judged, OperatorRules
+from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
 from trainer.tune.recipe import Recipe
 from trainer.tune.wish import Wish
@@ -141,7 +141,7 @@ class Result(RunResult):
     device: str = ""
     cost: float = 0.0
     final_loss: float | None = None
-    judged: Judged | None = None
+    judged: VerdictRecord | None = None
     """None where it could not be judged: an event says why."""
     files: tuple[str, ...] = ()
     """Ids of the report's files at the gateway."""

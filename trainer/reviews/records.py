@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from trainer.evaluate.pairs import Pair, Vote
+from trainer.evaluate.pairs import ReviewPair, Vote
 from trainer.reviews.tables import pairs, queues
 
 Choice = Literal["first", "second", "tie"]
@@ -73,7 +73,7 @@ def preferred(choice: Choice, first_is: str) -> Vote:
 
 
 def add(
-    db: sa.Connection, project: str, evaluation: str, found: Sequence[Pair], adapters: Collection[str] = ()
+    db: sa.Connection, project: str, evaluation: str, found: Sequence[ReviewPair], adapters: Collection[str] = ()
 ) -> bool:
     """Note an evaluation's pairs, in their order; False where they are there already.
 

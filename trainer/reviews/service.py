@@ -14,13 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainer.database import Database
 from trainer.errors import Missing, ReviewFinal
-from trainer.evaluate.endpoints import JudgeSettings, Outside
-from trainer.evaluate.pairs import REVIEWS, STANDING, Pair, Standing
+from trainer.evaluate.endpoints import JudgeSettings, OperatorEndpoints
+from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair
 from trainer.http import CurrentCaller, list_object
 from trainer.reviews import records
 from trainer.reviews.records import Choice, Queue, Review
 
-_PAIR: Final = TypeAdapter(Pair)
+_PAIR: Final = TypeAdapter(ReviewPair)
 _LOG = logging.getLogger("hatrack.trainer.reviews")
 
 
@@ -32,7 +32,7 @@ class Reviews:
         outside: The operator's judges.
     """
 
-    def __init__(self, database: Database, outside: Outside) -> None:
+    def __init__(self, database: Database, outside: OperatorEndpoints) -> None:
         self._database = database
         self._outside = outside
 
@@ -46,7 +46,7 @@ class Reviews:
         known = None if judge is None else self._outside.judges.get(judge)
         if known is not None:
             standing = await self.standing(project, known)
-            await asyncio.to_thread(_replace, folder / STANDING, standing.model_dump_json())
+            await asyncio.to_thread(_replace, folder / AGREEMENT, standing.model_dump_json())
 
     async def take(self, project: str, evaluation: str, folder: Path, adapters: Collection[str] = ()) -> int:
         """Take in the pairs that an evaluation has left in its folder; how many there are. Once: again it does nothing.
@@ -64,7 +64,7 @@ class Reviews:
             )
         return len(found)
 
-    async def standing(self, project: str, judge: JudgeSettings) -> Standing:
+    async def standing(self, project: str, judge: JudgeSettings) -> JudgeAgreement:
         """How far a judge and the project's people have agreed so far, over all evaluations."""
         found = await self._database.run(partial(records.votes, project=project, digest=judge.digest))
         return _standing(judge.digest, found)
@@ -138,7 +138,7 @@ class Reviews:
 
         return await self._database.run(work)
 
-    def _summary(self, queue: Queue, here: Standing, overall: Standing) -> dict[str, Any]:
+    def _summary(self, queue: Queue, here: JudgeAgreement, overall: JudgeAgreement) -> dict[str, Any]:
         """``agreement`` is over this evaluation's pairs, ``standing`` over all that its judge was checked by."""
         judge = self._outside.judges.get(queue.judge)
         known = judge is not None and judge.digest == queue.digest
@@ -179,13 +179,13 @@ def opened(review: Review) -> dict[str, Any]:
     return blind(review) | {"first_is": review.first_is, "judge_vote": review.vote, "vote": review.preferred}
 
 
-def _standing(digest: str, votes: list[tuple[Any, Any]]) -> Standing:
+def _standing(digest: str, votes: list[tuple[Any, Any]]) -> JudgeAgreement:
     if not votes:
-        return Standing(digest=digest)
+        return JudgeAgreement(digest=digest)
     from trainer.evaluate.statistics.agreement import agreement  # statistics: nobody else here has use for them
 
     found = agreement([judge for judge, _ in votes], [person for _, person in votes])
-    return Standing(
+    return JudgeAgreement(
         digest=digest,
         pairs=found.pairs,
         kappa=found.kappa,
@@ -209,7 +209,7 @@ def _queue(db: sa.Connection, caller: CurrentCaller, evaluation: str) -> Queue:
     return found
 
 
-def _read_pairs(path: Path) -> list[Pair]:
+def _read_pairs(path: Path) -> list[ReviewPair]:
     try:
         return [_PAIR.validate_json(line) for line in path.read_bytes().splitlines()]
     except FileNotFoundError:

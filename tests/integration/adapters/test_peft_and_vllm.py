@@ -17,7 +17,7 @@ from vllm.lora.peft_helper import PEFTHelper
 
 from adapters.base import BaseDescription
 from adapters.errors import AdapterError, EmbeddingUnsupported, UnsupportedFeature
-from adapters.features import FEATURES, UNDERSTOOD, WITHOUT_MEANING
+from adapters.features import FEATURES, IGNORED, UNDERSTOOD
 from adapters.inspect import inspect_weights
 from adapters.manifest import Manifest
 from tests.support.adapters import describe_base, peft_config
@@ -115,7 +115,7 @@ def test_the_update_is_the_one_that_peft_merges(llama: Path, base: BaseDescripti
 
 def test_every_key_of_pefts_config_is_known() -> None:
     fields = set(LoraConfig(target_modules=["q_proj"]).to_dict())
-    assert fields - UNDERSTOOD - WITHOUT_MEANING.keys() - FEATURES.keys() == set()
+    assert fields - UNDERSTOOD - IGNORED.keys() - FEATURES.keys() == set()
 
 
 def test_the_test_helper_writes_the_keys_that_peft_writes(tmp_path: Path) -> None:

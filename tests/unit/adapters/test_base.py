@@ -85,7 +85,7 @@ def test_each_part_of_the_fingerprint_follows_its_files(model: Path, part: str, 
     assert before.digest != after.digest
 
 
-def test_who_saved_the_model_does_not_matter(model: Path) -> None:
+def test_the_fingerprint_ignores_who_saved_the_model(model: Path) -> None:
     before = describe_base(model).fingerprint
     edit_json(model / "config.json", transformers_version="9.9", _name_or_path="/home/me")
     edit_json(model / "tokenizer_config.json", name_or_path="x")

@@ -246,7 +246,7 @@ def test_one_layer_under_two_names_is_refused(tmp_path: Path, base: BaseDescript
     tensors = lora_tensors(base)
     double(tensors)
     save_file(tensors, files.weights_path)
-    with pytest.raises(errors.TensorNameInvalid, match="one layer"):
+    with pytest.raises(errors.TensorNameInvalid, match="the same layer"):
         inspect(files, bare)
 
 

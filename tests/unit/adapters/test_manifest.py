@@ -14,7 +14,7 @@ from adapters.errors import (
     RankTooLarge,
     UnknownConfigKey,
 )
-from adapters.features import FEATURES, UNDERSTOOD, WITHOUT_MEANING
+from adapters.features import FEATURES, IGNORED, UNDERSTOOD
 from adapters.manifest import MAX_CONFIG_BYTES, Manifest
 from tests.support.adapters import peft_config
 
@@ -133,18 +133,18 @@ def test_an_unknown_key_with_a_value_is_refused_by_name(value: object) -> None:
     assert caught.value.details["keys"] == ["alpha_beta", "zeta"]
 
 
-def test_the_engines_own_keys_cannot_be_smuggled_in() -> None:
+def test_engine_only_keys_are_refused() -> None:
     with pytest.raises(UnknownConfigKey):
         parse(changed(vllm_lora_scaling_factor=100.0))
 
 
 def test_no_key_is_of_two_kinds() -> None:
-    assert not (UNDERSTOOD & WITHOUT_MEANING.keys()) | (UNDERSTOOD & FEATURES.keys())
-    assert not WITHOUT_MEANING.keys() & FEATURES.keys()
+    assert not (UNDERSTOOD & IGNORED.keys()) | (UNDERSTOOD & FEATURES.keys())
+    assert not IGNORED.keys() & FEATURES.keys()
 
 
 @pytest.mark.parametrize("key", ["r", "lora_alpha", "target_modules"])
-def test_a_missing_key_is_named(key: str) -> None:
+def test_a_missing_key_is_reported_by_name(key: str) -> None:
     for config in ({k: v for k, v in peft_config().items() if k != key}, changed(**{key: None})):
         with pytest.raises(ConfigInvalid) as caught:
             parse(config)
@@ -246,7 +246,7 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-_keys = st.sampled_from(sorted(UNDERSTOOD | FEATURES.keys() | WITHOUT_MEANING.keys())) | st.text(max_size=8)
+_keys = st.sampled_from(sorted(UNDERSTOOD | FEATURES.keys() | IGNORED.keys())) | st.text(max_size=8)
 
 
 @given(st.dictionaries(_keys, _json, max_size=4))

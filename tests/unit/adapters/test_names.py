@@ -107,7 +107,7 @@ def test_references(text: str, expected: Reference, pointer: str | None) -> None
         ("", NameInvalid),
     ],
 )
-def test_bad_references_name_their_fault(text: str, error: type[Exception]) -> None:
+def test_invalid_references_name_the_error(text: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         parse_reference(text)
 

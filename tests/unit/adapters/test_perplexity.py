@@ -37,7 +37,7 @@ def test_a_perplexity_is_the_exponential_of_the_mean_and_its_ratio_that_of_the_d
     ("times", "holds_back", "refuses"),
     [(0.5, False, False), (9.9, False, False), (10.1, True, False), (1000, True, False), (10_001, True, True)],
 )
-def test_the_bounds(times: float, holds_back: bool, refuses: bool) -> None:
+def test_the_perplexity_bounds(times: float, holds_back: bool, refuses: bool) -> None:
     found = compare_perplexity([-2.0] * 600, [-2.0 - math.log(times)] * 600)
     assert (found.holds_back, found.refuses) == (holds_back, refuses)
     assert found.is_long
@@ -47,7 +47,7 @@ def test_the_bounds_are_in_order() -> None:
     assert 1 < HOLD_BACK_RATIO < REFUSE_RATIO
 
 
-def test_what_is_beyond_all_numbers_is_still_a_number() -> None:
+def test_an_overflowing_perplexity_is_still_finite() -> None:
     found = compare_perplexity([-1.0], [-9999.0])
     assert found.refuses
     assert math.isfinite(found.ratio)

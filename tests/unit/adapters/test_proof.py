@@ -18,13 +18,13 @@ from adapters.proof import (
     MAX_PROBE_TOKENS,
     PROBES,
     PROBES_ID,
-    Answer,
     Effect,
+    ProbeAnswer,
     Proof,
     classify,
     distance,
+    judge_probes,
     tolerance,
-    weigh,
 )
 
 TOKENS = 26
@@ -39,8 +39,8 @@ def shifted(rows: list[list[float]], by: float, wave: float = 0.0) -> list[list[
     return [[value + by + (wave if i % 2 else -wave) for i, value in enumerate(row)] for row in rows]
 
 
-def answers(rows: list[list[float]], first_token: int = 1) -> list[Answer]:
-    return [Answer.of([first_token, *range(10, 10 + len(row))], [None, *row]) for row in rows]
+def answers(rows: list[list[float]], first_token: int = 1) -> list[ProbeAnswer]:
+    return [ProbeAnswer.of([first_token, *range(10, 10 + len(row))], [None, *row]) for row in rows]
 
 
 def reference(base: list[list[float]], adapter: list[list[float]]) -> Proof:
@@ -82,7 +82,7 @@ def test_values_that_are_not_finite_are_never_a_distance(bad: float) -> None:
     with pytest.raises(LogprobsNotFinite):
         distance([[-1.0, bad]], [[-1.0, -1.0]])
     with pytest.raises(LogprobsNotFinite):
-        Answer.of([1, 2, 3], [None, -1.0, bad])
+        ProbeAnswer.of([1, 2, 3], [None, -1.0, bad])
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ def test_values_that_are_not_finite_are_never_a_distance(bad: float) -> None:
 )
 def test_an_answer_has_a_value_for_each_token_but_the_first(ids: list[int], values: list[float | None]) -> None:
     with pytest.raises(LogprobsNotFinite):
-        Answer.of(ids, values)
+        ProbeAnswer.of(ids, values)
 
 
 def test_an_answer_to_the_bit_of_the_base_is_not_applied() -> None:
     with pytest.raises(NotApplied):
-        weigh(answers(BASE), answers(BASE), answers(BASE))
+        judge_probes(answers(BASE), answers(BASE), answers(BASE))
 
 
 def test_an_answer_within_the_bases_own_noise_is_not_applied() -> None:
     with pytest.raises(NotApplied) as caught:
-        weigh(answers(BASE), answers(shifted(BASE, 0.01)), answers(shifted(BASE, -0.009)))
+        judge_probes(answers(BASE), answers(shifted(BASE, 0.01)), answers(shifted(BASE, -0.009)))
     assert caught.value.details == {"distance": pytest.approx(0.009), "noise": pytest.approx(0.01)}
 
 
 def test_a_zero_product_is_no_effect_whatever_the_noise_says() -> None:
     for adapter in (BASE, shifted(BASE, 0.01)):
         with pytest.raises(NoEffect):
-            weigh(answers(BASE), answers(BASE), answers(adapter), effect_is_zero=True)
+            judge_probes(answers(BASE), answers(BASE), answers(adapter), effect_is_zero=True)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_classification(far: float, noise: float, effect: Effect) -> None:
 
 
 def test_a_plain_effect_is_evidence() -> None:
-    evidence = weigh(answers(BASE), answers(BASE), answers(shifted(BASE, 0.5)))
+    evidence = judge_probes(answers(BASE), answers(BASE), answers(shifted(BASE, 0.5)))
     assert evidence.effect is Effect.APPLIED
     assert evidence.distance == pytest.approx(0.5)
     assert evidence.largest == pytest.approx(0.5)
@@ -137,7 +137,7 @@ def test_a_plain_effect_is_evidence() -> None:
 
 
 def test_a_weak_effect_is_a_warning() -> None:
-    evidence = weigh(answers(BASE), answers(BASE), answers(shifted(BASE, 0.04)))
+    evidence = judge_probes(answers(BASE), answers(BASE), answers(shifted(BASE, 0.04)))
     assert evidence.effect is Effect.WEAK
     assert len(evidence.warnings) == 1
 
@@ -145,7 +145,7 @@ def test_a_weak_effect_is_a_warning() -> None:
 def test_two_stacks_that_agree_on_the_effect_agree() -> None:
     engine_base, engine_adapter = BASE, shifted(BASE, 0.5)
     elsewhere = reference(shifted(BASE, 0.03), shifted(BASE, 0.53, wave=0.07))
-    evidence = weigh(answers(engine_base), answers(engine_base), answers(engine_adapter), reference=elsewhere)
+    evidence = judge_probes(answers(engine_base), answers(engine_base), answers(engine_adapter), reference=elsewhere)
     assert evidence.reference is not None
     assert evidence.reference.disagreement == pytest.approx(0.07)
     assert evidence.reference.base_gap == pytest.approx(0.03)
@@ -160,7 +160,7 @@ def test_two_stacks_that_agree_on_the_effect_agree() -> None:
 )
 def test_another_effect_than_the_reference_diverges(engine: list[list[float]]) -> None:
     with pytest.raises(DivergesFromReference) as caught:
-        weigh(answers(BASE), answers(BASE), answers(engine), reference=reference(BASE, shifted(BASE, 0.5)))
+        judge_probes(answers(BASE), answers(BASE), answers(engine), reference=reference(BASE, shifted(BASE, 0.5)))
     details = caught.value.details
     assert isinstance(details["disagreement"], float)
     assert isinstance(details["tolerance"], float)
@@ -168,7 +168,7 @@ def test_another_effect_than_the_reference_diverges(engine: list[list[float]]) -
 
 
 def test_a_reference_too_weak_to_tell_is_a_warning() -> None:
-    evidence = weigh(
+    evidence = judge_probes(
         answers(BASE), answers(BASE), answers(shifted(BASE, 0.2)), reference=reference(BASE, shifted(BASE, 0.1))
     )
     assert evidence.reference is not None
@@ -179,10 +179,10 @@ def test_a_reference_too_weak_to_tell_is_a_warning() -> None:
 def test_a_reference_over_other_tokens_is_not_compared() -> None:
     applied = shifted(BASE, 0.5)
     with pytest.raises(ProbeTokensDiffer) as caught:
-        weigh(answers(BASE, 2), answers(BASE, 2), answers(applied, 2), reference=reference(BASE, applied))
+        judge_probes(answers(BASE, 2), answers(BASE, 2), answers(applied, 2), reference=reference(BASE, applied))
     assert caught.value.param == "metadata.proof"
     with pytest.raises(ProbeTokensDiffer):
-        weigh(answers(BASE), answers(BASE), answers(applied, 2))
+        judge_probes(answers(BASE), answers(BASE), answers(applied, 2))
 
 
 @given(st.floats(0, 5), st.floats(0, 10))

@@ -102,7 +102,7 @@ def test_many_threads_may_commit_the_same(store: Store, files: AdapterFiles) -> 
     assert leftovers(store) == []
 
 
-def test_a_damaged_one_is_mended_by_committing_it_again(store: Store, files: AdapterFiles) -> None:
+def test_committing_again_repairs_a_damaged_adapter(store: Store, files: AdapterFiles) -> None:
     digest = put(store, files)
     (store.path(digest) / WEIGHTS_FILE).write_bytes(b"x")
     assert put(store, files) == digest
@@ -218,9 +218,7 @@ except DiskFull:
     assert leftovers(store) == []
 
 
-def test_another_error_of_the_disk_is_not_hidden(
-    store: Store, files: AdapterFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_disk_errors_are_not_hidden(store: Store, files: AdapterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "input/output error")
 

@@ -43,7 +43,7 @@ class Body(BaseModel):
         (None, {""}),
     ],
 )
-def test_a_fault_is_placed_by_the_values_own_names(content: Any, paths: set[str]) -> None:
+def test_an_error_names_the_dotted_path_of_the_value(content: Any, paths: set[str]) -> None:
     """Neither the classes of a union's branches nor pydantic's names of them, also where a branch lacks a field."""
     with pytest.raises(ValidationError) as caught:
         Body.model_validate(content)

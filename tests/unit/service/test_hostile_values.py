@@ -12,7 +12,7 @@ import httpx
 import orjson
 import pytest
 
-from adapters.nesting import MOST_LEVELS
+from adapters.json_depth import MAX_LEVELS
 from service.registry.state import TOO_DEEP
 from tests.support.adapters import AdapterFiles, make_adapter
 from tests.unit.service.gateway_app import BASE, GatewayApp, describe_base
@@ -53,7 +53,7 @@ def error(answer: httpx.Response) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 300, 900, 30_000])
+@pytest.mark.parametrize("levels", [MAX_LEVELS + 1, 300, 900, 30_000])
 @pytest.mark.parametrize("part", ["metadata", "settings", "config"])
 def test_what_is_nested_too_deeply_is_refused_at_push(ran: Ran, adapter: AdapterFiles, part: str, levels: int) -> None:
     inner = deep(levels)
@@ -68,12 +68,12 @@ def test_what_is_nested_too_deeply_is_refused_at_push(ran: Ran, adapter: Adapter
 
 
 def test_what_is_nested_as_deeply_as_may_be_is_shown_again(ran: Ran, adapter: AdapterFiles) -> None:
-    pushed = push(ran, adapter, "as-deep-as-may-be", metadata=deep(MOST_LEVELS))
+    pushed = push(ran, adapter, "as-deep-as-may-be", metadata=deep(MAX_LEVELS))
     assert pushed.status_code == 201, pushed.text
     listed = ask(ran, "GET", "/v1/adapters?limit=100")
     assert listed.status_code == 200
     [shown] = [one for one in listed.json()["data"] if one["name"] == "as-deep-as-may-be"]
-    assert shown["versions"][0]["metadata"] == orjson.loads(deep(MOST_LEVELS))
+    assert shown["versions"][0]["metadata"] == orjson.loads(deep(MAX_LEVELS))
 
 
 @pytest.mark.parametrize("levels", [300, 900])
@@ -117,7 +117,7 @@ def test_a_version_that_was_stored_deeper_hides_no_other(ran: Ran, adapter: Adap
         ("POST", "/v1/chat/completions", "metadata"),
     ],
 )
-@pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 900, 5_000])
+@pytest.mark.parametrize("levels", [MAX_LEVELS + 1, 900, 5_000])
 def test_no_route_takes_more_levels(ran: Ran, method: str, path: str, field: str, levels: int) -> None:
     if path.endswith("/search"):
         made = ask(ran, "POST", "/v1/vector_stores", json={"name": "searched"}).json()["id"]

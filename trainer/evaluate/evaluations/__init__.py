@@ -1,1 +1,1 @@
-"""Evaluations that somebody asked for (`/v1/evaluations`): kept, queued, and each done by a process of its own."""
+"""Evaluations on demand (`/v1/evaluations`): stored, queued, each run by a worker process."""

@@ -1,7 +1,7 @@
-"""What a version has learnt by heart: what it, and each version that it was trained on from, was trained on.
+"""Contamination: held-out examples that a version, or one of its ancestors, was trained on.
 
-All of it comes from the gateway, with the job's key: the lineage that each version carries, the file that it names, and
-what the version's own job held out of that file, which its training's verdict names.
+Everything comes from the gateway, with the job's key: each version's lineage, the training file that it names, and the
+examples that the version's job held out of that file, which the job's verdict names.
 """
 
 from __future__ import annotations
@@ -20,102 +20,113 @@ from trainer.evaluate.arms import Question
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 
-MOST_VERSIONS: Final = 32
-"""Of one chain: nobody trains on that often, and metadata are an uploader's."""
-FETCHED: Final = "taught.jsonl"
+MAX_VERSIONS: Final = 32
+"""Bounds one chain of parents: the lineage is in metadata that any uploader can write."""
+FETCHED_FILE: Final = "taught.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What one version was trained on: the file's id, and that of the questions that its job held out, if known."""
+class VersionTraining:
+    """The ids of a version's training file and of the file with its job's held-out questions; None if unknown."""
 
     version: str
     file: str | None
     held_out: str | None
 
 
-def lessons(gateway: Gateway, version: str | None) -> Iterator[Lesson]:
-    """Those of a version (`name@3`) and of those that it was trained on from, the newest first.
+def training_chain(gateway: Gateway, version: str | None) -> Iterator[VersionTraining]:
+    """Yield the training of a version (`name@3`) and of its ancestors, newest first.
 
     Raises:
-        GatewayRefused: A version is not there any more, or not for this key; what came before it holds.
-        GatewayUnreachable.
+        GatewayRefused: A version was deleted, or this key may not read it; what was yielded before is valid.
+        GatewayUnreachable: The gateway was unreachable for too long.
     """
-    known: set[str] = set()
-    while version is not None and version not in known and len(known) < MOST_VERSIONS:
-        known.add(version)
-        lineage = gateway.metadata(version).get("lineage")
-        said: dict[str, Any] = lineage if isinstance(lineage, dict) else {}
-        files = said.get("files")
-        file = next((each for each in files if isinstance(each, str)), None) if isinstance(files, list) else None
-        yield Lesson(version, file, gateway.held_out_by_its_job(version) if file is not None else None)
-        parent = said.get("parent")
+    visited: set[str] = set()
+    while version is not None and version not in visited and len(visited) < MAX_VERSIONS:
+        visited.add(version)
+        value = gateway.metadata(version).get("lineage")
+        lineage: dict[str, Any] = value if isinstance(value, dict) else {}
+        files = lineage.get("files")
+        file = (
+            next((file_id for file_id in files if isinstance(file_id, str)), None) if isinstance(files, list) else None
+        )
+        yield VersionTraining(version, file, gateway.held_out_by_its_job(version) if file is not None else None)
+        parent = lineage.get("parent")
         version = parent if isinstance(parent, str) and "@" in parent else None
 
 
-class Memory:
-    """Says which held-out questions were taught.
+class TrainingHistory:
+    """Finds held-out questions that versions were trained on.
 
     Args:
-        say: Hears what could not be looked at.
+        warn: Called with a message about each version that could not be checked.
     """
 
-    def __init__(self, gateway: Gateway, directory: RunDirectory, say: Callable[[str], None]) -> None:
-        self._gateway, self._directory, self._say = gateway, directory, say
-        self._read: dict[str, Taught | None] = {}
+    def __init__(self, gateway: Gateway, directory: RunDirectory, warn: Callable[[str], None]) -> None:
+        self._gateway, self._directory, self._warn = gateway, directory, warn
+        self._cache: dict[str, Taught | None] = {}
 
     def held_out(self, version: str) -> list[Said] | None:
-        """What the version's own job held out, as its training's verdict says; None where nothing says it.
+        """What the version's own job held out, according to its verdict; None if unknown.
 
         Raises:
-            GatewayUnreachable: It was away for too long.
+            GatewayUnreachable: The gateway was unreachable for too long.
         """
         try:
             file = self._gateway.held_out_by_its_job(version)
-            return None if file is None else held_out_of(self._content(file))
+            return None if file is None else questions_of_job_file(self._fetch(file))
         except GatewayRefused as error:
-            self._say(f"what the job of {version} held out is not known: {error.message}")
+            self._warn(f"cannot tell what the job of {version} held out: {error.message}")
             return None
 
-    def taught(self, versions: Sequence[str | None], asked: Sequence[Question], *, but: str) -> tuple[str, ...]:
-        """The ids of the questions that stand in what these versions, and those before them, were trained on.
+    def trained_on(
+        self, versions: Sequence[str | None], questions: Sequence[Question], *, excluded: str
+    ) -> tuple[str, ...]:
+        """The ids of the questions that these versions or their ancestors were trained on.
 
         Args:
-            versions: `name@3`; None is none.
-            but: The version whose own training is looked at elsewhere.
+            versions: `name@3`; None is skipped.
+            questions: The held-out questions.
+            excluded: The version whose own training file is checked elsewhere.
 
         Raises:
-            GatewayUnreachable: It was away for too long.
+            GatewayUnreachable: The gateway was unreachable for too long.
         """
-        said = {question.id: as_said(question) for question in asked}
-        found: set[str] = set()
+        normalised = {question.id: as_said(question) for question in questions}
+        seen_ids: set[str] = set()
         for version in versions:
             try:
-                for lesson in lessons(self._gateway, version):
-                    learnt = self._learnt(lesson) if lesson.version != but else None
-                    found |= {each for each, one in said.items() if learnt is not None and learnt.holds(one)}
+                for training in training_chain(self._gateway, version):
+                    examples = self._trained_examples(training) if training.version != excluded else None
+                    seen_ids |= {
+                        question_id
+                        for question_id, example in normalised.items()
+                        if examples is not None and examples.holds(example)
+                    }
             except GatewayRefused as error:
-                self._say(f"what {version} was trained on is not known: {error.message}")
-        return tuple(each for each in said if each in found)
+                self._warn(f"cannot tell what {version} was trained on: {error.message}")
+        return tuple(question_id for question_id in normalised if question_id in seen_ids)
 
-    def _learnt(self, lesson: Lesson) -> Taught | None:
-        if lesson.file is None:
+    def _trained_examples(self, training: VersionTraining) -> Taught | None:
+        if training.file is None:
             return None
-        if lesson.version not in self._read:
-            self._read[lesson.version] = self._reading(lesson.version, lesson.file, lesson.held_out)
-        return self._read[lesson.version]
+        if training.version not in self._cache:
+            self._cache[training.version] = self._read_trained_examples(
+                training.version, training.file, training.held_out
+            )
+        return self._cache[training.version]
 
-    def _reading(self, version: str, file: str, held_out: str | None) -> Taught | None:
+    def _read_trained_examples(self, version: str, file: str, held_out: str | None) -> Taught | None:
         try:
-            data = read_dataset(file, self._content(file))[1]
-            found = Taught((Said.example(example) for example in data.examples), common=True)
-            return found.without(held_out_of(self._content(held_out)) if held_out is not None else ())
+            data = read_dataset(file, self._fetch(file))[1]
+            trained = Taught((Said.example(example) for example in data.examples), common=True)
+            return trained.without(questions_of_job_file(self._fetch(held_out)) if held_out is not None else ())
         except (GatewayRefused, DataError) as error:
-            self._say(f"what {version} was trained on is not looked at: {error.message}")
+            self._warn(f"the training data of {version} was not checked: {error.message}")
             return None
 
-    def _content(self, file: str) -> bytes:
-        path = self._directory.path(FETCHED)
+    def _fetch(self, file: str) -> bytes:
+        path = self._directory.path(FETCHED_FILE)
         self._gateway.fetch_content(file, path)
         content = path.read_bytes()
         path.unlink()
@@ -123,24 +134,24 @@ class Memory:
 
 
 def as_said(question: Question) -> Said:
-    """A question as it is compared with what was taught."""
+    """A question in the form that is compared with training examples."""
     return Said.of([(turn.role, turn.content) for turn in question.turns], question.reference)
 
 
-def held_out_of(content: bytes) -> list[Said]:
-    """The questions of a file that a job kept; what is none is passed over."""
-    found = []
+def questions_of_job_file(content: bytes) -> list[Said]:
+    """The questions in a file that a job stored; invalid lines are skipped."""
+    questions = []
     for line in split_lines(content):
         try:
-            found.append(as_said(Question.model_validate_json(line)))
+            questions.append(as_said(Question.model_validate_json(line)))
         except ValidationError:
             continue
-    return found
+    return questions
 
 
-def left_out(taught: Sequence[str], of: int) -> str:
-    """What is said of questions that are not asked."""
+def left_out_note(trained_on: Sequence[str], total: int) -> str:
+    """The note about questions that are left out."""
     return (
-        f"{len(taught)} of {of} held-out examples are left out: a version that this one was trained on from, or the "
-        "one that is live, was trained on them"
+        f"{len(trained_on)} of {total} held-out examples are left out: an earlier version that this one continues, or "
+        "the live one, was trained on them"
     )

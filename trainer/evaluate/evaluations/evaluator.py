@@ -1,8 +1,7 @@
-"""What judging a version is made of, whoever asks for it: an evaluation, a revalidation, or the end of a job.
+"""The evaluator behind evaluations, revalidations and the end of a job.
 
-Questions are put through the gateway that serves; the report is kept there; the verdict is written on the version.
-Whatever has been done stands in the run directory, so that a worker that is started again asks nothing twice and writes
-one verdict.
+It asks through the serving gateway, uploads the report there, and records the verdict on the version. Every step leaves
+a file in the run directory, so that a restarted worker asks nothing twice and records one verdict.
 """
 
 from __future__ import annotations
@@ -20,44 +19,46 @@ from trainer.errors import EngineMoved
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.spec import Judged, Kept
+from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
+from trainer.evaluate.factory import WorkerContext, judge_of, suites_of
 from trainer.evaluate.likelihood import HttpScorer
 from trainer.evaluate.page.render import render
-from trainer.evaluate.plugs import Bench, judge_of, suites_of
 from trainer.evaluate.report import EvaluationReport
 from trainer.evaluate.run import run
 from trainer.evaluate.spec import EvaluationSpec, Outcome
 from trainer.evaluate.verdict import Verdict
-from trainer.evaluate.wire import Endpoint
 from trainer.runs import protocol
 from trainer.runs.control import run_interruptible
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 
-RESULTS: Final = "fine-tune-results"
+RESULTS_PURPOSE: Final = "fine-tune-results"
 ENGINE: Final = "engine.json"
-MAX_ENGINES: Final = 3
+MAX_ENGINE_CHANGES: Final = 3
 MAX_BODY_BYTES: Final = 60_000
-"""Of the evaluation that a verdict carries, so that it can be asked for again."""
+"""Bounds the request body that a verdict stores so that the evaluation can be repeated."""
 
 
-class EngineAsked(Frozen):
-    """The fingerprint of the base as it was served to whoever answered."""
+class EngineFingerprint(Frozen):
+    """The fingerprint of the engine that gave the stored answers."""
 
     fingerprint: str
 
 
 class Evaluator:
-    """Judges for one run.
+    """Evaluates for one run.
 
     Args:
-        run_id: Of the run: the names of the files that are kept begin with it.
-        url: The gateway's.
-        check: Raises where the worker is to end.
-        on_stage: Hears how far a stage is: its name, how many are done, of how many.
-        concurrency: Requests at once.
-        settings: Gives the operator's, once something is asked: suites, judges and outside endpoints.
+        run_id: Prefix of the uploaded files' names.
+        url: The gateway's URL.
+        directory: The run directory.
+        gateway: The gateway's client.
+        check: Raises if the worker has to stop.
+        on_stage: Called with a stage's name, how many items are done, and how many there are.
+        concurrency: Maximum concurrent requests.
+        settings: Returns the operator's settings (suites, judges, outside endpoints); called when needed.
     """
 
     def __init__(
@@ -77,124 +78,134 @@ class Evaluator:
         self._check, self._on_stage = check, on_stage
         self._concurrency, self._settings = concurrency, settings
 
-    def kept(self) -> Kept:
-        """Ids of the files that are at the gateway."""
-        return self._directory.read(spec.KEPT, Kept) or Kept()
+    def uploaded(self) -> UploadedFiles:
+        """The ids of the files uploaded so far."""
+        return self._directory.read(spec.UPLOADED_FILES, UploadedFiles) or UploadedFiles()
 
     # asking
 
-    def write_questions(self, asked: Sequence[Question]) -> bytes:
-        """Leave what is asked in the run directory; the lines."""
-        lines = "".join(question.model_dump_json() + "\n" for question in asked).encode()
+    def write_questions(self, questions: Sequence[Question]) -> bytes:
+        """Write the questions to the run directory; return the file's content."""
+        lines = "".join(question.model_dump_json() + "\n" for question in questions).encode()
         self._directory.path(spec.QUESTIONS).write_bytes(lines)
         return lines
 
-    def ask(self, wanted: EvaluationSpec, asked: tuple[Question, ...]) -> Outcome:
-        """Ask all that is not answered yet.
+    def ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...]) -> Outcome:
+        """Ask everything that is not answered yet, and decide.
 
-        All answers of a verdict come from one configuration of the engine. Judging outlives a restart of the engine;
-        where that comes back with another template, dtype or version, what the former one had answered says nothing
-        about what the verdict will be written on: it is asked again.
+        All answers of a verdict come from one engine configuration. If the engine restarts with another template, dtype
+        or version, the earlier answers are discarded and everything is asked again.
 
         Raises:
-            EngineMoved: The engine was changed each time.
-            EvaluationError: There is no result to be had.
+            EngineMoved: The configuration changed MAX_ENGINE_CHANGES times.
+            EvaluationError: The evaluation failed.
         """
-        now = self._gateway.fingerprint()
-        for _ in range(MAX_ENGINES):
-            known = self._directory.read(ENGINE, EngineAsked)
-            if known is not None and known.fingerprint != now:
+        fingerprint = self._gateway.fingerprint()
+        for _ in range(MAX_ENGINE_CHANGES):
+            recorded = self._directory.read(ENGINE, EngineFingerprint)
+            if recorded is not None and recorded.fingerprint != fingerprint:
                 self._forget_answers()
-            self._directory.write(ENGINE, EngineAsked(fingerprint=now))
-            outcome = asyncio.run(run_interruptible(self._ask(wanted, asked), self._check))
-            before, now = now, self._gateway.fingerprint()
-            if now == before:
+            self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
+            outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions), self._check))
+            previous, fingerprint = fingerprint, self._gateway.fingerprint()
+            if fingerprint == previous:
                 if outcome.judged is not None:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
                 return outcome
-        raise EngineMoved(f"the engine was changed {MAX_ENGINES} times while it was asked")
+        raise EngineMoved(
+            f"the engine's configuration changed {MAX_ENGINE_CHANGES} times during the evaluation; "
+            "evaluate again once it is stable"
+        )
 
     def _forget_answers(self) -> None:
         self._directory.emit_event(
-            "the engine serves the base in another way than when this began (its template, dtype or version): what "
-            "it had answered is asked again",
+            "the engine's template, dtype or version changed since the evaluation started: "
+            "earlier answers are discarded and asked again",
             level="warn",
         )
-        for name in spec.ANSWER_BOOKS:
+        for name in spec.ANSWER_FILES:
             self._directory.path(name).unlink(missing_ok=True)
-        self._directory.write(spec.KEPT, Kept(held_out=self.kept().held_out))  # a report of those answers is of no use
+        self._directory.write(
+            spec.UPLOADED_FILES, UploadedFiles(held_out=self.uploaded().held_out)
+        )  # a report on the discarded answers must not be reused
 
-    async def _ask(self, wanted: EvaluationSpec, asked: tuple[Question, ...]) -> Outcome:
-        path, at_once, settings = self._directory.path, self._concurrency, self._settings()
+    async def _ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...]) -> Outcome:
+        path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._url, SecretStr(path(protocol.KEY).read_text().strip()))
-        scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=at_once)
-        bench = Bench(endpoint, scorer, self._directory.directory, settings, at_once)
+        scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=concurrency)
+        context = WorkerContext(endpoint, scorer, self._directory.directory, settings, concurrency)
         return await run(
-            wanted,
-            asked,
+            evaluation,
+            questions,
             answerer=HttpAnswerer(
                 endpoint,
                 path(spec.ANSWERS),
-                endpoints=_outside(wanted, settings),
-                max_tokens=wanted.max_tokens,
-                concurrency=at_once,
+                endpoints=_outside_endpoints(evaluation, settings),
+                max_tokens=evaluation.max_tokens,
+                concurrency=concurrency,
             ),
             scorer=scorer,
-            suites=suites_of(wanted, bench),
-            judge=judge_of(wanted, bench),
+            suites=suites_of(evaluation, context),
+            judge=judge_of(evaluation, context),
             on_stage=self._on_stage,
         )
 
-    # what is left of it
+    # uploading and recording
 
-    def keep_questions(self, lines: bytes, purpose: str) -> None:
-        """Have the gateway keep what is asked, once."""
-        kept = self.kept()
-        if kept.held_out is None:
+    def upload_questions(self, lines: bytes, purpose: str) -> None:
+        """Upload the questions to the gateway, once."""
+        uploaded = self.uploaded()
+        if uploaded.held_out is None:
             held_out = self._gateway.keep(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
-            self._directory.write(spec.KEPT, kept.model_copy(update={"held_out": held_out}))
+            self._directory.write(spec.UPLOADED_FILES, uploaded.model_copy(update={"held_out": held_out}))
 
-    def keep(self, report: EvaluationReport) -> Kept:
-        """Write the report and have the gateway keep it, each part once."""
-        kept = self.kept()
+    def upload_report(self, report: EvaluationReport) -> UploadedFiles:
+        """Write the report and upload it to the gateway, each part once."""
+        uploaded = self.uploaded()
         for part, name, content in (
             ("report", spec.REPORT, report.model_dump_json(by_alias=True)),
             ("page", spec.PAGE, render(report)),
         ):
             self._check()
             self._directory.path(name).write_text(content, "utf-8")
-            if getattr(kept, part) is None:
-                kept_as = self._gateway.keep(f"{self._run_id}-{name}", content.encode(), RESULTS)
-                kept = kept.model_copy(update={part: kept_as})
-                self._directory.write(spec.KEPT, kept)
-        return kept
+            if getattr(uploaded, part) is None:
+                file_id = self._gateway.keep(f"{self._run_id}-{name}", content.encode(), RESULTS_PURPOSE)
+                uploaded = uploaded.model_copy(update={part: file_id})
+                self._directory.write(spec.UPLOADED_FILES, uploaded)
+        return uploaded
 
     def record(
-        self, candidate: str, judged: Judged, files: dict[str, Any], again: dict[str, Any] | None, **more: Any
+        self,
+        candidate: str,
+        record: VerdictRecord,
+        files: dict[str, Any],
+        repeat_body: dict[str, Any] | None,
+        **extra: Any,
     ) -> None:
-        """Write a verdict on a version.
+        """Record a verdict on a version.
 
         Args:
             candidate: `name@version`.
-            files: Ids of what it was reached by and what is left of it.
-            again: The body that asks for the same again.
-            more: Other fields of the verdict.
+            record: The verdict.
+            files: Ids of the held-out file and of the report's files.
+            repeat_body: The request body that repeats the evaluation; None to omit it.
+            extra: Further fields of the verdict.
         """
-        body = judged.model_dump(exclude={"live"}) | more | {"files": files}
-        self._gateway.record_verdict(candidate, body if again is None else body | {"evaluation": again})
+        body = record.model_dump(exclude={"live"}) | extra | {"files": files}
+        self._gateway.record_verdict(candidate, body if repeat_body is None else body | {"evaluation": repeat_body})
 
 
-def _outside(wanted: EvaluationSpec, settings: Settings) -> dict[str, Endpoint]:
-    """The operator's endpoints, where an arm is at one of them."""
-    if all(arm.endpoint is None for arm in wanted.arms):
+def _outside_endpoints(evaluation: EvaluationSpec, settings: Settings) -> dict[str, Endpoint]:
+    """The operator's endpoints if an arm uses one, else none."""
+    if all(arm.endpoint is None for arm in evaluation.arms):
         return {}
-    return endpoints.read(settings.endpoints).reachable()
+    return endpoints.read_endpoints(settings.endpoints).reachable()
 
 
-def judged_of(verdict: Verdict) -> Judged:
-    """What of a verdict stands on the version."""
-    return Judged(
+def verdict_record(verdict: Verdict) -> VerdictRecord:
+    """The part of a verdict that is recorded on the version."""
+    return VerdictRecord(
         verdict=verdict.word,
         sentence=verdict.sentence,
         metric=verdict.metric,
@@ -203,28 +214,34 @@ def judged_of(verdict: Verdict) -> Judged:
     )
 
 
-def body_again(wanted: EvaluationSpec, held_out: str | None, what: dict[str, Any]) -> dict[str, Any] | None:
-    """The body that asks `POST /v1/evaluations` for the same again, with all that was left open then.
+def repeat_body(evaluation: EvaluationSpec, held_out: str | None, subject: dict[str, Any]) -> dict[str, Any] | None:
+    """The body for `POST /v1/evaluations` that repeats an evaluation, with all defaults resolved.
 
     Args:
-        what: Its `model`, or what `arms_again` gives.
+        evaluation: The evaluation to repeat.
+        held_out: The id of the held-out file.
+        subject: The field `model`, or the result of `repeat_arms`.
 
     Returns:
-        None where it would be too large.
+        None if the body would be too large.
     """
-    again: dict[str, Any] = {
+    body: dict[str, Any] = {
         "held_out": held_out,
-        "metric": wanted.metric.model_dump(by_alias=True, exclude_none=True),
-        "suites": list(wanted.suites),
-        "judge": wanted.judge,
-        "max_tokens": wanted.max_tokens,
-        "repeats": wanted.repeats,
-    } | what
-    fits = len(again.get("arms", ())) <= MAX_ARMS and len(json.dumps(again)) <= MAX_BODY_BYTES
-    return again if fits else None
+        "metric": evaluation.metric.model_dump(by_alias=True, exclude_none=True),
+        "suites": list(evaluation.suites),
+        "judge": evaluation.judge,
+        "max_tokens": evaluation.max_tokens,
+        "repeats": evaluation.repeats,
+    } | subject
+    fits = len(body.get("arms", ())) <= MAX_ARMS and len(json.dumps(body)) <= MAX_BODY_BYTES
+    return body if fits else None
 
 
-def arms_again(wanted: EvaluationSpec, named: Collection[str]) -> dict[str, Any]:
-    """The arms as a body has them. What serves then is another version's affair, but where it was named."""
-    arms = [arm.model_dump(exclude_none=True) for arm in wanted.arms if arm.label != wanted.live or arm.label in named]
-    return {"arms": arms, "candidate": wanted.candidate, "bases": list(wanted.bases)}
+def repeat_arms(evaluation: EvaluationSpec, named: Collection[str]) -> dict[str, Any]:
+    """The arms as fields of a body. The live arm is omitted unless the client named it: another may be live by then."""
+    arms = [
+        arm.model_dump(exclude_none=True)
+        for arm in evaluation.arms
+        if arm.label != evaluation.live or arm.label in named
+    ]
+    return {"arms": arms, "candidate": evaluation.candidate, "bases": list(evaluation.bases)}

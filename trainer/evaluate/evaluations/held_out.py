@@ -1,4 +1,4 @@
-"""What is held out, as it is uploaded: training data in any of its formats, or questions as a job keeps them."""
+"""Reading held-out files: training data in any of its formats, or questions as a job stores them."""
 
 from __future__ import annotations
 
@@ -22,69 +22,73 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
     """The questions of a file.
 
     Args:
-        name: What the file is called in messages.
-        content: Its bytes: UTF-8, one JSON object a line.
+        name: The file's name, for messages.
+        content: UTF-8, one JSON object per line.
 
     Raises:
-        DataInvalid: With every line at fault.
-        DataTooSmall: There is none.
+        DataInvalid: Lists every invalid line.
+        DataTooSmall: There are no examples.
     """
     if not _holds_questions(content):
         return questions(read_dataset(name, content)[1].examples)
-    found: dict[str, Question] = {}
+    questions_by_id: dict[str, Question] = {}
     problems = []
     for number, line in enumerate(split_lines(content), start=1):
         try:
             question = Question.model_validate_json(line)
         except ValidationError as error:
-            problems.append(Problem(number, f"no question: {message(faults(error)[0])}"))
+            problems.append(Problem(number, f"not a valid question: {message(faults(error)[0])}"))
             continue
-        if question.id in found:
-            problems.append(Problem(number, f"the id {question.id[:40]!r} stands twice"))
-        found[question.id] = question
+        if question.id in questions_by_id:
+            problems.append(Problem(number, f"the id {question.id[:40]!r} is used twice"))
+        questions_by_id[question.id] = question
     if problems:
         raise DataInvalid(problems)
-    return tuple(found.values())
+    return tuple(questions_by_id.values())
 
 
-def refuse_taught(
-    job: EvaluationJob, held_out: Sequence[Question], taught: Sequence[Question], own: Sequence[Said] | None
+def refuse_trained_on(
+    job: EvaluationJob,
+    held_out: Sequence[Question],
+    trained_on: Sequence[Question],
+    own_held_out: Sequence[Said] | None,
 ) -> None:
-    """Refuse what the candidate was trained on: what it learnt by heart would count as understood.
+    """Refuse held-out examples that the candidate was trained on.
 
-    What its own job held out of the training file stands in that file, too, and was not trained on.
+    Examples that the candidate's own job held out of its training file do not count as trained on.
 
     Args:
-        job: What was asked for.
-        held_out: All that it would be judged by.
-        taught: The file that it was trained on.
-        own: What its job held out of that, as its verdict says; None where none says it: then the file's name does.
+        job: The evaluation.
+        held_out: All held-out examples.
+        trained_on: The examples of the candidate's training file.
+        own_held_out: What its job held out of that file, according to its verdict; None if unknown: then the name of
+            the held-out file decides.
 
     Raises:
-        HeldOutTaught: An example stands in both.
+        HeldOutTaught: An example is in both.
     """
-    if job.context.candidate is None or (own is None and kept_by_its_job(job.context)):
+    if job.context.candidate is None or (own_held_out is None and is_job_held_out(job.context)):
         return
-    known = Taught((as_said(question) for question in taught), common=True).without(own or ())
-    same = [question for question in held_out if known.holds(as_said(question))]
-    if same:
+    trained = Taught((as_said(question) for question in trained_on), common=True).without(own_held_out or ())
+    overlap = [question for question in held_out if trained.holds(as_said(question))]
+    if overlap:
         raise HeldOutTaught(
-            f"{len(same)} of {len(held_out)} held-out examples (the first: {same[0].id[:40]}) stand in the file that "
-            f"{job.context.candidate} was trained on: take them out, or name the held-out file that its job kept"
+            f"{len(overlap)} of {len(held_out)} held-out examples (the first: {overlap[0].id[:40]}) are in the file "
+            f"that {job.context.candidate} was trained on; remove them, or use the held-out file that its job stored"
         )
 
 
-def kept_by_its_job(context: EvaluationContext) -> bool:
-    """Whether what is held out is called as the file that the candidate's job kept of what it did not train on."""
+def is_job_held_out(context: EvaluationContext) -> bool:
+    """Whether the held-out file is named like the one in which the candidate's job stored its held-out examples."""
     job = (context.lineage or {}).get("job")
     return isinstance(job, str) and context.held_out.filename == f"{job}-{QUESTIONS}"
 
 
-def as_examples(asked: Sequence[Question]) -> tuple[Example, ...]:
-    """Questions with their references as examples, for what looks at answers alone."""
+def as_examples(held_out: Sequence[Question]) -> tuple[Example, ...]:
+    """Questions as examples with only the reference answer, for functions that look at answers alone."""
     return tuple(
         Example(number, (Message("assistant", question.reference, trained=True),))
-        for number, question in enumerate(asked, start=1)
+        for number, question in enumerate(held_out, start=1)
     )
 
 

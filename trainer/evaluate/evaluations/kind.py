@@ -1,4 +1,4 @@
-"""Evaluations as a kind of run: one stage, and a report."""
+"""Evaluations as a kind of run: one stage that ends with a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from trainer.config import Installation
 from trainer.errors import TooManyEvaluations
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.spec import ANSWER_BOOKS, EvaluationResult, Progress
+from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult, Progress
 from trainer.reviews.service import Reviews
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
@@ -20,8 +20,8 @@ from trainer.runs.state import Run, Status
 
 NAME: Final = "evaluation"
 EVALUATE: Final = Stage(spec.EVALUATE, Status.QUEUED)
-BIG: Final = (spec.HELD_OUT, spec.TRAINING, spec.QUESTIONS, *ANSWER_BOOKS)
-"""Not the report: that is what an evaluation is for."""
+LARGE_FILES: Final = (spec.HELD_OUT, spec.TRAINING, spec.QUESTIONS, *ANSWER_FILES)
+"""Files that may be deleted after the run. The report stays."""
 
 
 def worker_command(directory: Path, _stage: str) -> list[str]:
@@ -30,16 +30,18 @@ def worker_command(directory: Path, _stage: str) -> list[str]:
 
 
 def evaluation_directories(installation: Installation) -> RunDirectories:
-    """Where evaluations are."""
+    """The directories of evaluations."""
     home = installation.directory
-    return RunDirectories(home / "evaluations", home / "spent-evaluations", BIG)
+    return RunDirectories(home / "evaluations", home / "spent-evaluations", LARGE_FILES)
 
 
 class EvaluationKind(Kind[EvaluationResult]):
-    """Evaluations that somebody asked for.
+    """Evaluations on demand.
 
     Args:
-        reviews: Says how far a judge may be trusted, and takes in the pairs that are left for people.
+        directories: The run directories.
+        reviews: Provides how far people agree with a judge, and collects the pairs to review.
+        command: Returns a worker's command line.
     """
 
     name = NAME
@@ -55,15 +57,15 @@ class EvaluationKind(Kind[EvaluationResult]):
         self._reviews = reviews
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """See Kind: how far the judge may be trusted."""
+        """See Kind. Writes the judge's agreement with people into the run directory."""
         await self._reviews.prepare(run.project, run.body.get("judge"), self.directory(run))
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
         directory = self.directories.of(run_id)
-        there = [name for name in (spec.HELD_OUT, spec.PLAN, spec.KEPT) if (directory / name).exists()]
-        books = (name for name in ANSWER_BOOKS if (directory / name).exists())
-        return " ".join([*there, *(f"{name}:{(directory / name).stat().st_size}" for name in books)])
+        present = [name for name in (spec.HELD_OUT, spec.PLAN, spec.UPLOADED_FILES) if (directory / name).exists()]
+        answer_files = (name for name in ANSWER_FILES if (directory / name).exists())
+        return " ".join([*present, *(f"{name}:{(directory / name).stat().st_size}" for name in answer_files)])
 
     def restart_point(self, progress: str) -> str:
         """See Kind."""
@@ -73,7 +75,7 @@ class EvaluationKind(Kind[EvaluationResult]):
         """See Kind."""
         if cut.cause is Cause.CANCELLED:
             return Ending(EvaluationResult(status="cancelled"), "cancelled")
-        failure = DISK_FULL if cut.cause is Cause.DISK_FULL else _given_up(cut.end, cut.times)
+        failure = DISK_FULL if cut.cause is Cause.DISK_FULL else _worker_killed(cut.end, cut.times)
         return Ending(EvaluationResult(status="failed", error=failure), failure.message)
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
@@ -83,14 +85,14 @@ class EvaluationKind(Kind[EvaluationResult]):
         return result, {}
 
     def worker_progress(self, run_id: str) -> Progress | None:
-        """How far the worker says that it is."""
+        """The worker's last progress report; None before the first one."""
         return self.directories.read(run_id, spec.PROGRESS, Progress)
 
 
-def _given_up(end: End, times: int) -> Failure:
-    how = "was gone" if end.code is None else f"ended with exit code {end.code}"
+def _worker_killed(end: End, times: int) -> Failure:
+    how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
     message = (
-        f"The worker {how}, {times} times in a row without getting any further. Its log in the evaluation's "
-        "folder may say why; then ask for it anew."
+        f"The worker {how}, {times} times in a row without progress. Check its log in the evaluation's directory, then "
+        "create the evaluation again."
     )
     return Failure(code="worker_killed", message=message)

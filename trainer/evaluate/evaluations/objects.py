@@ -12,10 +12,10 @@ STARTING: Final = Progress(stage="starting", done=0, total=0)
 
 
 def evaluation_object(run: Run, progress: Progress | None) -> dict[str, Any]:
-    """An `evaluation`; ``progress`` is the worker's word, None where it has said none."""
+    """An `evaluation` object; ``progress`` is the worker's last report, None if there is none."""
     result = None if run.result is None else EvaluationResult.model_validate(run.result)
     body, arms = run.body, EvaluationDetails.model_validate(run.details).arms
-    shown = progress or (STARTING if run.status is Status.RUNNING else WAITING)
+    visible_progress = progress or (STARTING if run.status is Status.RUNNING else WAITING)
     return {
         "object": "evaluation",
         "id": run.id,
@@ -34,7 +34,7 @@ def evaluation_object(run: Run, progress: Progress | None) -> dict[str, Any]:
         "examples": result.examples if result is not None else None,
         "live": result.live if result is not None else None,
         "note": result.note if result is not None else None,
-        "progress": None if run.over else shown.model_dump(),
+        "progress": None if run.over else visible_progress.model_dump(),
         "result_files": list(result.files) if result is not None else [],
         "seconds": result.seconds if result is not None else None,
         "error": result.error.model_dump() if result is not None and result.error is not None else None,

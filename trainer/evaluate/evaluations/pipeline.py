@@ -1,7 +1,7 @@
-"""What an evaluation's worker does, in order: fetch, plan, ask, report, write the verdict down, promote.
+"""The pipeline of an evaluation's worker: fetch, plan, ask, report, record the verdict, promote.
 
-Whatever has been done stands in the run directory (``trainer.evaluate.evaluations.spec``), so that a worker
-that is started again asks nothing twice and writes one verdict.
+Every step leaves a file in the run directory (``trainer.evaluate.evaluations.spec``), so that a restarted worker asks
+nothing twice and records one verdict.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from trainer.config import Settings
 from trainer.errors import DataError, GatewayRefused, HeldOutTaught, SettingsError
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.contamination import Memory, left_out
-from trainer.evaluate.evaluations.evaluator import Evaluator, arms_again, body_again, judged_of
-from trainer.evaluate.evaluations.held_out import read_held_out, refuse_taught
-from trainer.evaluate.evaluations.planning import Plan, Serving, make_plan, meets_live, sample
-from trainer.evaluate.evaluations.promotion import opponent, promote, unread
+from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
+from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
+from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
+from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
+from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import (
     PROGRESS,
     EvaluationJob,
     EvaluationResult,
-    Kept,
     Progress,
+    UploadedFiles,
 )
 from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.spec import Outcome
@@ -40,17 +40,22 @@ from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune.lineage import Lineage
 
-SAID_S: Final = 0.5
-"""Least seconds between two words on how far a stage is."""
-NOT_WRITTEN: Final = "the key that asked lacks the scope `adapters`: the verdict does not stand on the version"
+PROGRESS_INTERVAL_S: Final = 0.5
+"""Minimum seconds between two progress reports of one stage."""
+VERDICT_NOT_RECORDED: Final = (
+    "the API key is missing the scope `adapters`, so the verdict is not recorded on the version"
+)
 
 
 class EvaluationPipeline(Pipeline[EvaluationResult]):
-    """Does one evaluation.
+    """Runs one evaluation.
 
     Args:
-        check: Raises where the worker is to end.
-        settings: The operator's: suites, judges and outside endpoints.
+        job: The evaluation.
+        directory: The run directory.
+        gateway: The gateway's client.
+        check: Raises if the worker has to stop.
+        settings: The operator's settings: suites, judges and outside endpoints.
     """
 
     result = EvaluationResult
@@ -65,42 +70,42 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
     ) -> None:
         self._job, self._directory, self._gateway = job, directory, gateway
         self._check = check
-        self._said = ("", 0.0)
+        self._reported = ("", 0.0)
         self._evaluator = Evaluator(
             job.id,
             job.gateway,
             directory,
             gateway,
             check,
-            self._tell,
+            self._report_progress,
             concurrency=job.concurrency,
             settings=lambda: settings,
         )
 
     def run(self, _stage: str) -> EvaluationResult:
-        """The whole evaluation, from wherever it stands.
+        """Run the whole evaluation, or the rest of it.
 
         Raises:
             DataError: The held-out file cannot be read.
-            HeldOutTaught: The candidate was trained on what is held out.
-            EvaluationError, GatewayUnreachable, GatewayRefused: There is no result to be had.
+            HeldOutTaught: The candidate was trained on the held-out examples.
+            EvaluationError, GatewayUnreachable, GatewayRefused: The evaluation failed.
         """
-        plan, asked = self._ready()
-        outcome = self._evaluator.ask(plan.evaluation, asked)
-        self._tell("report", 0, 1)
+        plan, questions = self._prepare()
+        outcome = self._evaluator.ask(plan.evaluation, questions)
+        self._report_progress("report", 0, 1)
         seconds = time.time() - plan.began_at
         report = self._report(plan, outcome, seconds)
-        kept = self._evaluator.keep(report)
+        uploaded = self._evaluator.upload_report(report)
         result = EvaluationResult(
             status="succeeded",
             metric=report.metric,
-            examples=len(asked),
-            files=kept.ids,
+            examples=len(questions),
+            files=uploaded.ids,
             seconds=round(seconds, 3),
         )
         live, note = None, None
         if outcome.verdict is not None:
-            live, note = self._conclude(plan, outcome.verdict, kept)
+            live, note = self._conclude(plan, outcome.verdict, uploaded)
             result = result.model_copy(update={"verdict": outcome.verdict.word, "sentence": outcome.verdict.sentence})
         notes = [*plan.notes, *([note] if note is not None else [])]
         return result.model_copy(update={"live": live, "note": ". ".join(notes) or None})
@@ -114,7 +119,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         return EvaluationResult(status="failed", error=failure), failure.message
 
     def explain(self, error: Exception) -> Failure:
-        """See Pipeline; a file at fault is the held-out's."""
+        """See Pipeline. An invalid file is the held-out file."""
         if isinstance(error, SettingsError):
             return Failure(code="settings_changed", message=str(error))
         failure = super().explain(error)
@@ -122,37 +127,37 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             return Failure(code="invalid_held_out_file", message=failure.message, param="held_out")
         return failure
 
-    # before anything is asked
+    # preparing
 
-    def _ready(self) -> tuple[Plan, tuple[Question, ...]]:
+    def _prepare(self) -> tuple[EvaluationPlan, tuple[Question, ...]]:
         job, directory = self._job, self._directory
-        self._tell("fetching", 0, 1)
+        self._report_progress("fetching", 0, 1)
         path = directory.path(spec.HELD_OUT)
         if not path.exists():
             self._gateway.fetch(job.context.held_out, path)
         held_out = read_held_out(job.context.held_out.filename, path.read_bytes())
-        plan = directory.read(spec.PLAN, Plan)
-        taught: tuple[Question, ...] = ()
+        plan = directory.read(spec.PLAN, EvaluationPlan)
+        trained_on: tuple[Question, ...] = ()
         if plan is None:
-            taught = self._taught()
-            serving = self._unseen(self._serving(), held_out, taught)
+            trained_on = self._trained_on()
+            live_state = self._without_trained_on(self._live_state(), held_out, trained_on)
         else:
-            serving = Serving(left_out=plan.left_out)
-        unseen = [question for question in held_out if question.id not in set(serving.left_out)]
+            live_state = LiveState(left_out=plan.left_out)
+        unseen = [question for question in held_out if question.id not in set(live_state.left_out)]
         if not unseen:
-            raise HeldOutTaught(left_out(serving.left_out, len(held_out)))
-        asked = sample(job, unseen)
-        self._evaluator.write_questions(asked)
+            raise HeldOutTaught(left_out_note(live_state.left_out, len(held_out)))
+        questions = sample(job, unseen)
+        self._evaluator.write_questions(questions)
         if plan is None:
-            plan = make_plan(job, held_out, asked, taught, serving=serving, count=self._count)
+            plan = make_plan(job, held_out, questions, trained_on, live_state=live_state, count=self._count)
             directory.write(spec.PLAN, plan)
-            directory.emit_event(f"judged by {plan.evaluation.metric.name}: {plan.why}")
+            directory.emit_event(f"metric {plan.evaluation.metric.name}: {plan.why}")
             for note in plan.notes:
                 directory.emit_event(note)
-        return plan, asked
+        return plan, questions
 
-    def _taught(self) -> tuple[Question, ...]:
-        """What the candidate was trained on; nothing where that has gone, or cannot be read any more."""
+    def _trained_on(self) -> tuple[Question, ...]:
+        """The candidate's training examples; empty if the file is gone or cannot be read."""
         if not self._job.context.training_files:
             return ()
         file = self._job.context.training_files[0]
@@ -162,47 +167,52 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
                 self._gateway.fetch(file, path)
             return read_held_out(file.filename, path.read_bytes())
         except (GatewayRefused, DataError) as error:
-            self._directory.emit_event(
-                f"what the version was trained on is not looked at: {error.message}", level="warn"
-            )
+            self._directory.emit_event(f"the version's training data was not checked: {error.message}", level="warn")
             return ()
 
-    def _unseen(self, serving: Serving, held_out: Sequence[Question], taught: Sequence[Question]) -> Serving:
-        """What serves, with what is left out because it was taught before. Raises HeldOutTaught as `refuse_taught`."""
-        context, notes = self._job.context, list(serving.notes)
-        if context.candidate is None or not context.records:
-            refuse_taught(self._job, held_out, taught, None)
-            return serving
-        memory = Memory(self._gateway, self._directory, notes.append)
-        refuse_taught(self._job, held_out, taught, memory.held_out(context.candidate))
-        met = [serving.live] if serving.live is not None and meets_live(self._job, serving.live) else []
-        before = memory.taught([context.candidate, *met], held_out, but=context.candidate)
-        notes += [left_out(before, len(held_out))] if before else []
-        return replace(serving, notes=tuple(notes), left_out=before)
+    def _without_trained_on(
+        self, live_state: LiveState, held_out: Sequence[Question], trained_on: Sequence[Question]
+    ) -> LiveState:
+        """`live_state`, with the held-out questions to leave out because an earlier version was trained on them.
 
-    def _serving(self) -> Serving:
+        Raises HeldOutTaught as `refuse_trained_on`.
+        """
+        context, notes = self._job.context, list(live_state.notes)
+        if context.candidate is None or not context.records:
+            refuse_trained_on(self._job, held_out, trained_on, None)
+            return live_state
+        history = TrainingHistory(self._gateway, self._directory, notes.append)
+        refuse_trained_on(self._job, held_out, trained_on, history.held_out(context.candidate))
+        compared = (
+            [live_state.live] if live_state.live is not None and compares_with_live(self._job, live_state.live) else []
+        )
+        seen_ids = history.trained_on([context.candidate, *compared], held_out, excluded=context.candidate)
+        notes += [left_out_note(seen_ids, len(held_out))] if seen_ids else []
+        return replace(live_state, notes=tuple(notes), left_out=seen_ids)
+
+    def _live_state(self) -> LiveState:
         context = self._job.context
         if context.records and context.candidate is not None:
             notes: list[str] = []
-            pointer, live = opponent(self._gateway, context.candidate, notes.append)
-            return Serving(pointer, live, tuple(notes))
+            pointer, live = live_to_compare(self._gateway, context.candidate, notes.append)
+            return LiveState(pointer, live, tuple(notes))
         if context.live is not None and not self._gateway.reads_stores(context.live):
-            return Serving(notes=(unread(context.live),))
-        return Serving(live=context.live)
+            return LiveState(notes=(live_unreadable_note(context.live),))
+        return LiveState(live=context.live)
 
     def _count(self, text: str) -> int:
         return self._gateway.count_tokens(self._job.base_name, text)
 
-    def _tell(self, stage: str, done: int, total: int) -> None:
+    def _report_progress(self, stage: str, done: int, total: int) -> None:
         self._check()
-        before, at = self._said
-        if stage != before or time.monotonic() - at > SAID_S:
-            self._said = (stage, time.monotonic())
+        last_stage, reported_at = self._reported
+        if stage != last_stage or time.monotonic() - reported_at > PROGRESS_INTERVAL_S:
+            self._reported = (stage, time.monotonic())
             self._directory.write(PROGRESS, Progress(stage=stage, done=done, total=total))
 
-    # what is left of it
+    # concluding
 
-    def _report(self, plan: Plan, outcome: Outcome, seconds: float) -> EvaluationReport:
+    def _report(self, plan: EvaluationPlan, outcome: Outcome, seconds: float) -> EvaluationReport:
         labels = [arm.label for arm in plan.evaluation.arms]
         return build(
             outcome.comparison,
@@ -220,36 +230,38 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         )
 
     def _lineage(self) -> Lineage | None:
-        """Where the candidate comes from, if its uploader said it as a job does."""
+        """The candidate's lineage; None if its metadata has none in a job's format."""
         try:
             return Lineage.model_validate(self._job.context.lineage)
         except ValidationError:
             return None
 
-    def _conclude(self, plan: Plan, verdict: Verdict, kept: Kept) -> tuple[bool | None, str | None]:
-        """Write the verdict on the version and move `live` where that is due; whether it is live now, and a note."""
+    def _conclude(
+        self, plan: EvaluationPlan, verdict: Verdict, uploaded: UploadedFiles
+    ) -> tuple[bool | None, str | None]:
+        """Record the verdict and promote if due. Returns whether the candidate is live now, and a note."""
         candidate = self._job.context.candidate
         if candidate is None:
             return None, None
         if not self._job.context.records:
-            return None, NOT_WRITTEN
-        judged = judged_of(verdict)
-        files = {**kept.model_dump(exclude_none=True), "held_out": self._job.body.held_out}
+            return None, VERDICT_NOT_RECORDED
+        record = verdict_record(verdict)
+        files = {**uploaded.model_dump(exclude_none=True), "held_out": self._job.body.held_out}
         self._evaluator.record(
-            candidate, judged, files, self._again(plan), kind=self._job.body.kind, evaluation_id=self._job.id
+            candidate, record, files, self._repeat_body(plan), kind=self._job.body.kind, evaluation_id=self._job.id
         )
         notes: list[str] = []
 
-        def say(message: str, **more: Any) -> None:
-            self._directory.emit_event(message, **more)
+        def emit(message: str, **extra: Any) -> None:
+            self._directory.emit_event(message, **extra)
             notes.append(message)
 
-        live = promote(self._gateway, candidate, judged, self._job.body.promote, plan.pointer, say)
+        live = promote(self._gateway, candidate, record, self._job.body.promote, plan.pointer, emit)
         return live, notes[-1] if notes else None
 
-    def _again(self, plan: Plan) -> dict[str, Any] | None:
-        """The body that asks for the same again; None where it would be too large."""
-        wanted, body = plan.evaluation, self._job.body
+    def _repeat_body(self, plan: EvaluationPlan) -> dict[str, Any] | None:
+        """The request body that repeats this evaluation; None if it would be too large."""
+        evaluation, body = plan.evaluation, self._job.body
         if body.arms is None:
-            return body_again(wanted, body.held_out, {"model": self._job.context.candidate})
-        return body_again(wanted, body.held_out, arms_again(wanted, {arm.label for arm in body.arms}))
+            return repeat_body(evaluation, body.held_out, {"model": self._job.context.candidate})
+        return repeat_body(evaluation, body.held_out, repeat_arms(evaluation, {arm.label for arm in body.arms}))

@@ -1,4 +1,4 @@
-"""What is compared with what: fixed from what was asked for and from the data, before anything is asked."""
+"""Planning an evaluation: arms, metric and limits, fixed from the request and the data before anything is asked."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ from typing import Final
 
 from trainer.data.findings import closed_answers
 from trainer.evaluate.arms import (
-    GROUNDED,
+    GROUNDED_NOTE,
+    NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
-    UNTOLD,
     Arm,
     Frozen,
     Prompt,
     Question,
-    answer_bound,
+    answer_list_fits,
     base_at_its_best,
-    leaves_room,
+    max_answer_tokens,
 )
 from trainer.evaluate.evaluations.held_out import as_examples
-from trainer.evaluate.evaluations.promotion import LIVE, Pointer
+from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.spec import EvaluationSpec, MetricWish, common, read_metric
+from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
 
-MEASURED: Final = 3
-"""So many of the longest texts, in characters, are counted in tokens."""
+TEXTS_COUNTED: Final = 3
+"""Number of the longest texts (in characters) whose tokens are counted."""
 
 
-class Plan(Frozen):
-    """What is compared with what, and where `live` pointed when that was decided (None: there is no version)."""
+class EvaluationPlan(Frozen):
+    """The plan of an evaluation. ``pointer``: where `live` pointed when it was made; None if unknown."""
 
     evaluation: EvaluationSpec
     why: str
     held_out: int
-    """Examples that there are, where not all of them are asked."""
-    pointer: Pointer | None
+    """Number of held-out examples, of which only some may be asked."""
+    pointer: LivePointer | None
     began_at: float
     """Unix seconds."""
     notes: tuple[str, ...] = ()
-    """What one has to know of the comparison, a sentence each, without its full stop."""
+    """Notes on the comparison for the report, each a sentence without the full stop."""
     left_out: tuple[str, ...] = ()
-    """Ids of held-out questions that were taught to what came before the candidate, or to what serves."""
+    """Ids of held-out questions that an ancestor of the candidate, or the live version, was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """What serves under the candidate's name now: where `live` points, and the version (`name@3`) to compare with.
+class LiveState:
+    """What is live under the candidate's name: where `live` points, and the version (`name@3`) to compare with.
 
-    ``left_out``: see `Plan`.
+    ``left_out``: see `EvaluationPlan`.
     """
 
-    pointer: Pointer | None = None
+    pointer: LivePointer | None = None
     live: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
 
-def sample(job: EvaluationJob, found: Sequence[Question]) -> tuple[Question, ...]:
-    """What is asked: all, or as many as may be, drawn in an order that the file alone decides."""
-    if len(found) <= job.most_examples:
-        return tuple(found)
-    drawn = list(found)
+def sample(job: EvaluationJob, questions: Sequence[Question]) -> tuple[Question, ...]:
+    """The questions to ask: all, or a sample of `most_examples` seeded by the file's hash."""
+    if len(questions) <= job.most_examples:
+        return tuple(questions)
+    drawn = list(questions)
     random.Random(job.context.held_out.sha256).shuffle(drawn)  # noqa: S311 - no secret
     return tuple(drawn[: job.most_examples])
 
@@ -75,34 +75,34 @@ def sample(job: EvaluationJob, found: Sequence[Question]) -> tuple[Question, ...
 def make_plan(
     job: EvaluationJob,
     held_out: Sequence[Question],
-    asked: Sequence[Question],
-    taught: Sequence[Question],
+    questions: Sequence[Question],
+    trained_on: Sequence[Question],
     *,
-    serving: Serving,
+    live_state: LiveState,
     count: Callable[[str], int],
-) -> Plan:
-    """Fix arms, metric and bounds.
+) -> EvaluationPlan:
+    """Fix arms, metric and limits.
 
     Args:
-        job: What was asked for.
-        held_out: All that is held out.
-        asked: Those that are asked.
-        taught: What the candidate was trained on, as far as it is known.
-        serving: What serves now.
-        count: Gives a text's length in tokens.
+        job: The evaluation.
+        held_out: All held-out questions.
+        questions: The questions to ask.
+        trained_on: The candidate's training examples, as far as known.
+        live_state: What is live now.
+        count: Returns a text's length in tokens.
 
     Raises:
-        EvaluationInvalid: The metric needs something that is not given.
+        EvaluationInvalid: The metric is missing an option.
     """
     body = job.body
-    known = [*taught, *held_out]
-    metric, why = _metric(job, known)
-    max_tokens = body.max_tokens or answer_bound(
-        _longest((question.reference for question in known), count), job.context_tokens
+    all_questions = [*trained_on, *held_out]
+    metric, reason = _metric(job, all_questions)
+    max_tokens = body.max_tokens or max_answer_tokens(
+        _longest((question.reference for question in all_questions), count), job.context_tokens
     )
-    closed, untold = _closed_answers(job, known, asked, max_tokens, count)
-    arms, bases, candidate = _arms(job, closed)
-    live, arms = _with_live(job, arms, candidate, serving.live)
+    closed_set, no_room = _closed_answers(job, all_questions, questions, max_tokens, count)
+    arms, bases, candidate = _arms(job, closed_set)
+    live, arms = _with_live(job, arms, candidate, live_state.live)
     evaluation = EvaluationSpec(
         arms=tuple(arms),
         candidate=candidate,
@@ -110,41 +110,46 @@ def make_plan(
         live=live,
         metric=metric,
         suites=body.suites,
-        taught=common([question.reference for question in taught]),
+        taught=most_frequent_answers([question.reference for question in trained_on]),
         rules=rules_of(job),
         repeats=body.repeats or job.repeats,
         max_tokens=max_tokens,
         judge=body.judge,
     )
-    return Plan(
+    return EvaluationPlan(
         evaluation=evaluation,
-        why=f"{why}; {UNTOLD}" if untold else why,
+        why=f"{reason}; {NO_ROOM_FOR_ANSWERS}" if no_room else reason,
         held_out=len(held_out),
-        pointer=serving.pointer,
+        pointer=live_state.pointer,
         began_at=time.time(),
-        notes=(*serving.notes, *([GROUNDED] if job.context.grounding and adds_bases(body, job.context) else [])),
-        left_out=serving.left_out,
+        notes=(
+            *live_state.notes,
+            *([GROUNDED_NOTE] if job.context.grounding and adds_bases(body, job.context) else []),
+        ),
+        left_out=live_state.left_out,
     )
 
 
 def _closed_answers(
     job: EvaluationJob,
-    known: Sequence[Question],
-    asked: Sequence[Question],
+    all_questions: Sequence[Question],
+    questions: Sequence[Question],
     max_tokens: int,
     count: Callable[[str], int],
 ) -> tuple[tuple[str, ...], bool]:
-    """The closed set of answers that the base is told, empty where there is none; and whether one had no room."""
-    closed = tuple(sorted(closed_answers(as_examples(known)) or ())) if adds_bases(job.body, job.context) else ()
-    if not closed:
+    """The closed set of answers for the base's prompt (or empty), and whether it was left out for lack of room."""
+    closed_set = (
+        tuple(sorted(closed_answers(as_examples(all_questions)) or ())) if adds_bases(job.body, job.context) else ()
+    )
+    if not closed_set:
         return (), False
-    beside = _longest_prompt(job, asked, count) + max_tokens
-    fits = leaves_room(closed, beside, count=count, context=job.context_tokens)
-    return (closed, False) if fits else ((), True)
+    other_tokens = _longest_prompt(job, questions, count) + max_tokens
+    fits = answer_list_fits(closed_set, other_tokens, count=count, context=job.context_tokens)
+    return (closed_set, False) if fits else ((), True)
 
 
 def rules_of(operator: OperatorRules) -> Rules:
-    """What a verdict goes by."""
+    """The verdict's rules from the operator's settings."""
     return Rules(
         min_examples=operator.min_examples,
         smallest_difference=operator.smallest_difference,
@@ -153,21 +158,23 @@ def rules_of(operator: OperatorRules) -> Rules:
     )
 
 
-def _metric(job: EvaluationJob, known: Sequence[Question]) -> tuple[MetricWish, str]:
-    wish = read_metric(job.body.metric)
-    if wish is not None:
-        return wish, "it was asked for"
-    chosen = choose_primary(as_examples(known))
-    return MetricWish(name=chosen.primary.name), chosen.why
+def _metric(job: EvaluationJob, all_questions: Sequence[Question]) -> tuple[MetricOptions, str]:
+    options = read_metric(job.body.metric)
+    if options is not None:
+        return options, "requested"
+    chosen = choose_primary(as_examples(all_questions))
+    return MetricOptions(name=chosen.primary.name), chosen.why
 
 
-def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
-    """The arms, the bases' labels, and the candidate's. ``closed``: the answers that the base is told."""
+def _arms(job: EvaluationJob, closed_set: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
+    """The arms, the bases' labels, the candidate's label. ``closed_set``: the answers listed in the base's prompt."""
     body, context = job.body, job.context
-    best = base_at_its_best(job.base_name, system=context.system_prompt, answers=closed, grounding=context.grounding)
+    base_arms = base_at_its_best(
+        job.base_name, system=context.system_prompt, answers=closed_set, grounding=context.grounding
+    )
     if body.arms is None:
         candidate = str(context.candidate)
-        return [Arm(label=candidate, model=candidate), *best], [arm.label for arm in best], candidate
+        return [Arm(label=candidate, model=candidate), *base_arms], [arm.label for arm in base_arms], candidate
     arms = [
         Arm(
             label=arm.label,
@@ -179,58 +186,62 @@ def _arms(job: EvaluationJob, closed: tuple[str, ...]) -> tuple[list[Arm], list[
         for arm in body.arms
     ]
     bases = list(body.bases)
-    for arm in best if adds_bases(job.body, job.context) else ():
-        there = next((one for one in arms if one.model_copy(update={"label": arm.label}) == arm), None)
-        if there is None:
-            there = arm.model_copy(update={"label": _free(arm.label, arms)})
-            arms.append(there)
-        if there.label not in bases:
-            bases.append(there.label)
+    for arm in base_arms if adds_bases(job.body, job.context) else ():
+        same_arm = next((named for named in arms if named.model_copy(update={"label": arm.label}) == arm), None)
+        if same_arm is None:
+            same_arm = arm.model_copy(update={"label": _free_label(arm.label, arms)})
+            arms.append(same_arm)
+        if same_arm.label not in bases:
+            bases.append(same_arm.label)
     return arms, bases, body.candidate
 
 
-def _free(label: str, arms: Sequence[Arm]) -> str:
-    """The label, or one like it that no arm has."""
+def _free_label(label: str, arms: Sequence[Arm]) -> str:
+    """The label, with a number appended if an arm has it already."""
     taken = {arm.label for arm in arms}
-    return next(one for one in (label, *(f"{label} ({at})" for at in range(2, 99))) if one not in taken)
+    return next(
+        candidate
+        for candidate in (label, *(f"{label} ({number})" for number in range(2, 99)))
+        if candidate not in taken
+    )
 
 
 def _with_live(
     job: EvaluationJob, arms: list[Arm], candidate: str | None, live: str | None
 ) -> tuple[str | None, list[Arm]]:
-    """The label of the arm that serves now, and the arms with it.
+    """The label of the live arm (None if there is none), and the arms including it.
 
-    A revalidation asks whether a version still holds, not whether another is better. Of arms that a client named, the
-    one that serves is taken; one more is asked only where a pass would replace it.
+    If the client named the arms, one of them is used if it is the live version; another is added only if a pass would
+    replace the live version.
     """
-    if live is None or candidate is None or not meets_live(job, live):
+    if live is None or candidate is None or not compares_with_live(job, live):
         return None, arms
     others = [arm for arm in arms if arm.label not in (candidate, *job.body.bases)]
     for arm in others:
         if arm == Arm(label=arm.label, model=live):
             return arm.label, arms
     if job.body.arms is not None and job.body.promote != "auto":
-        return None, arms  # it is asked, but as one that the candidate is to beat, or with another prompt
-    label = _free(LIVE, arms)
+        return None, arms  # it may be among the arms as a base, or with another prompt
+    label = _free_label(LIVE, arms)
     return label, [*arms, Arm(label=label, model=live)]
 
 
-def meets_live(job: EvaluationJob, live: str) -> bool:
-    """Whether what serves (`name@3`) is asked, too."""
+def compares_with_live(job: EvaluationJob, live: str) -> bool:
+    """Whether the live version (`name@3`) is one of the arms. A revalidation does not compare with it."""
     body = job.body
     if body.kind == "revalidation":
         return False
     return body.arms is None or body.promote == "auto" or live in job.context.models.values()
 
 
-def _longest_prompt(job: EvaluationJob, asked: Sequence[Question], count: Callable[[str], int]) -> int:
-    """What the longest question takes with the candidate's system prompt, in tokens: rather a few too many."""
-    longest = _longest(("\n".join(turn.content for turn in question.turns) for question in asked), count)
-    turns = max(len(question.turns) for question in asked)
+def _longest_prompt(job: EvaluationJob, questions: Sequence[Question], count: Callable[[str], int]) -> int:
+    """An upper estimate of the longest prompt in tokens: question, system prompt and template."""
+    longest = _longest(("\n".join(turn.content for turn in question.turns) for question in questions), count)
+    turns = max(len(question.turns) for question in questions)
     system = job.context.system_prompt
     return longest + turns * TEMPLATE_TOKENS + (count(system) if system else 0)
 
 
 def _longest(texts: Iterable[str], count: Callable[[str], int]) -> int:
-    """The longest one, in tokens."""
-    return max(count(text) for text in sorted(set(texts), key=lambda text: -len(text))[:MEASURED])
+    """The length of the longest text, in tokens."""
+    return max(count(text) for text in sorted(set(texts), key=lambda text: -len(text))[:TEXTS_COUNTED])

@@ -1,4 +1,4 @@
-"""Going live: `live` moves to a version that has passed, if it still points to what that was compared with."""
+"""Promotion: `live` moves to a version that passed, if it still points to the version it was compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from trainer.errors import GatewayRefused
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.evaluations.spec import Judged
+from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.runs.gateway import Gateway
 
 LIVE: Final = "live"
@@ -15,11 +15,11 @@ MOVED: Final = "alias_moved"
 HELD_BACK: Final = "version_held_back"
 
 
-class Pointer(Frozen):
-    """Where `live` points: to ``version`` (None: nowhere), of a split to the one with the largest share.
+class LivePointer(Frozen):
+    """Where `live` points: ``version`` (None: nowhere); for a split, the version with the largest share.
 
-    A split is somebody's experiment: nobody but a person ends it. ``compared``: it could be compared with, or need not
-    be; what serves and could not be is replaced by nobody but a person, too.
+    A split is an experiment, so it is never replaced automatically. ``compared``: the live version could be compared
+    with, or need not be; one that could not is never replaced automatically either.
     """
 
     version: int | None
@@ -27,102 +27,107 @@ class Pointer(Frozen):
     compared: bool = True
 
 
-def where(gateway: Gateway, adapter: str) -> Pointer:
-    """Where an adapter's `live` points now. Raises GatewayUnreachable, GatewayRefused."""
-    found = gateway.adapter(adapter)
-    split: dict[str, Any] | None = found["splits"].get(LIVE)
+def live_pointer(gateway: Gateway, adapter: str) -> LivePointer:
+    """Read where an adapter's `live` points now. Raises GatewayUnreachable, GatewayRefused."""
+    adapter_object = gateway.adapter(adapter)
+    split: dict[str, Any] | None = adapter_object["splits"].get(LIVE)
     if split:
-        return Pointer(version=int(max(split, key=lambda number: int(split[number]))), is_split=True)
-    return Pointer(version=found["aliases"].get(LIVE))
+        return LivePointer(version=int(max(split, key=lambda number: int(split[number]))), is_split=True)
+    return LivePointer(version=adapter_object["aliases"].get(LIVE))
 
 
-def opponent(gateway: Gateway, name: str, say: Callable[[str], None]) -> tuple[Pointer, str | None]:
-    """Where `live` points, and what there is to compare `name@version` with (None: nothing that could answer).
+def live_to_compare(gateway: Gateway, name: str, warn: Callable[[str], None]) -> tuple[LivePointer, str | None]:
+    """Where `live` points, and the live version to compare `name@version` with (None if there is none that serves).
 
     Args:
-        say: Hears why what serves is not compared with.
+        warn: Hears why what serves is not compared with.
 
     Raises:
-        GatewayUnreachable, GatewayRefused: It cannot be known.
+        GatewayUnreachable, GatewayRefused: The gateway could not be read.
     """
     adapter, _, number = name.partition("@")
-    pointer = where(gateway, adapter)
+    pointer = live_pointer(gateway, adapter)
     live = f"{adapter}@{pointer.version}"
     if pointer.version in (None, int(number)) or not gateway.serves(live):
         return pointer, None
     if gateway.settings(live).get("grounding") and not gateway.reads_stores(live):
-        say(unread(live))
+        warn(live_unreadable_note(live))
         return pointer.model_copy(update={"compared": False}), None
     return pointer, live
 
 
-def unread(live: str) -> str:
-    """Why what serves is not compared with."""
-    return f"{live}, which is live, is not compared with: the key that asked may not read a store that it answers from"
+def live_unreadable_note(live: str) -> str:
+    """The note that the live version is not compared with, and why."""
+    return f"{live}, which is live, is not compared with: the API key may not read a vector store that it uses"
 
 
 def promote(
     gateway: Gateway,
     name: str,
-    judged: Judged,
-    wanted: Literal["auto", "never"],
-    expected: Pointer | None,
-    say: Callable[..., None],
+    record: VerdictRecord,
+    mode: Literal["auto", "never"],
+    expected: LivePointer | None,
+    emit: Callable[..., None],
 ) -> bool:
-    """Move `live` where the verdict and the wish allow it, and say what became of it.
+    """Move `live` if the verdict and ``mode`` allow it, and emit an event about the result.
 
     Args:
+        gateway: The gateway's client.
         name: `name@version`.
-        expected: Where `live` pointed when the version was compared with it; None: it was compared with nothing.
-        say: Takes an event's message and its `level`.
+        record: The verdict.
+        mode: The request's `promote`.
+        expected: Where `live` pointed when the version was compared with it; None if it was compared with nothing.
+        emit: Called with an event's message and its `level`.
 
     Returns:
         Whether the version is live now.
 
     Raises:
-        GatewayUnreachable, GatewayRefused: It cannot be known where `live` points.
+        GatewayUnreachable, GatewayRefused: The gateway could not be read.
     """
     adapter, _, number = name.partition("@")
     by_hand = f"`hatrack promote {name}` makes it live"
-    now = where(gateway, adapter)
-    stands = (
-        f"{adapter} still answers with @{now.version}" if now.version is not None else f"{adapter} has no live version"
+    current = live_pointer(gateway, adapter)
+    unchanged = (
+        f"{adapter} still answers with @{current.version}"
+        if current.version is not None
+        else f"{adapter} has no live version"
     )
-    if now == Pointer(version=int(number)):
-        say(f"{name} is live")
+    if current == LivePointer(version=int(number)):
+        emit(f"{name} is live")
         return True
-    if judged.verdict != "pass" or expected is None:
-        say(f"nothing was moved, for it did not pass: {stands}. {by_hand} all the same")
-    elif wanted == "never":
-        say(f"nothing was moved, as was asked for (promote: never): {stands}. {by_hand}")
+    if record.verdict != "pass" or expected is None:
+        emit(f"not promoted because it did not pass: {unchanged}. {by_hand} anyway")
+    elif mode == "never":
+        emit(f"not promoted, as requested (promote: never): {unchanged}. {by_hand}")
     elif not expected.compared:
-        say(f"nothing was moved: {stands}, and could not be compared with. {by_hand}", level="warn")
-    elif now.is_split or expected.is_split:
-        say(f"nothing was moved: {adapter} is split over several versions. {by_hand}", level="warn")
-    elif now != expected:
-        say(_moved(adapter, by_hand), level="warn")
+        emit(f"not promoted: {unchanged}, which could not be compared with. {by_hand}", level="warn")
+    elif current.is_split or expected.is_split:
+        emit(f"not promoted: {adapter} is split over several versions. {by_hand}", level="warn")
+    elif current != expected:
+        emit(_moved_message(adapter, by_hand), level="warn")
     else:
-        return _move(gateway, name, now.version, say)
+        return _move(gateway, name, current.version, emit)
     return False
 
 
-def _move(gateway: Gateway, name: str, expected: int | None, say: Callable[..., None]) -> bool:
+def _move(gateway: Gateway, name: str, expected: int | None, emit: Callable[..., None]) -> bool:
     adapter = name.partition("@")[0]
     by_hand = f"`hatrack promote {name}` makes it live"
     try:
         gateway.aim(name, LIVE, expected)
-    except GatewayRefused as refused:
-        if refused.gateway_code == MOVED:
-            say(_moved(adapter, by_hand), level="warn")
-        elif refused.gateway_code == HELD_BACK:
-            say(f"it passed and is not live: {refused.message}", level="warn")
+    except GatewayRefused as error:
+        if error.gateway_code == MOVED:
+            emit(_moved_message(adapter, by_hand), level="warn")
+        elif error.gateway_code == HELD_BACK:
+            emit(f"it passed but is not live: {error.message}", level="warn")
         else:
-            say(f"it passed and could not be made live: {refused.message}. {by_hand}", level="error")
+            emit(f"it passed but could not be made live: {error.message}. {by_hand}", level="error")
         return False
-    instead = "" if expected is None else f" instead of @{expected}; `hatrack rollback {adapter}` goes back"
-    say(f"{name} is live{instead}")
+    replaced = "" if expected is None else f" instead of @{expected}; `hatrack rollback {adapter}` goes back"
+    emit(f"{name} is live{replaced}")
     return True
 
 
-def _moved(adapter: str, by_hand: str) -> str:
-    return f"nothing was moved: {adapter} points to another version since, which it was not compared with. {by_hand}"
+def _moved_message(adapter: str, by_hand: str) -> str:
+    return f"not promoted: {adapter} now points to another version, which it was not compared with. {by_hand}"

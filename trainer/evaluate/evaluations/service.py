@@ -1,4 +1,4 @@
-"""Evaluations for their routes: made, listed, cancelled, read."""
+"""The service behind the evaluation routes: create, list, cancel, read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Evaluations(RunService):
     """All evaluations of this trainer.
 
     Args:
-        positions: The base's longest context, tokens.
+        positions: The base's maximum context length, in tokens.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class Evaluations(RunService):
         key: RunKey,
         idempotency_key: str | None,
     ) -> tuple[dict[str, Any], bool]:
-        """Make an evaluation; the object, and whether it was there already for the same Idempotency-Key.
+        """Create an evaluation. Returns the object, and whether it already existed for this Idempotency-Key.
 
         Raises:
-            Invalid, UnknownParameter: A field is wrong.
-            KeyReused: The Idempotency-Key came with another body.
-            TooMany: The project has enough that are not over.
+            Invalid, UnknownParameter: A field is invalid.
+            KeyReused: The Idempotency-Key was used with another body.
+            TooMany: The project has too many unfinished evaluations.
             NoSpace: The disk is full.
         """
         body = read_request(request)
         retry = retry_of(idempotency_key, request)
-        known = await self.made_before(caller, retry)
-        if known is not None:
-            return await self.show(known), True
+        existing = await self.made_before(caller, retry)
+        if existing is not None:
+            return await self.show(existing), True
         await asyncio.to_thread(_check, body, context, self._settings)
         job = self._job(caller, body, context)
         details = EvaluationDetails(arms=tuple(_arms(body, context, self._installation.base_name)))
@@ -116,7 +116,7 @@ class Evaluations(RunService):
     async def _finished(self, caller: CurrentCaller, evaluation_id: str, name: str) -> bytes:
         run = await self.row(caller, evaluation_id)
         if not run.over:
-            raise NotFinished(f"the evaluation `{run.id}` is {run.status}: it has no report yet", retry_after_s=5)
+            raise NotFinished(f"the evaluation `{run.id}` is {run.status} and has no report yet", retry_after_s=5)
         content = await asyncio.to_thread(self.directories.content, run.id, name)
         if run.status is not Status.SUCCEEDED or content is None:
             raise Missing(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")
@@ -124,19 +124,21 @@ class Evaluations(RunService):
 
 
 def _check(body: EvaluationBody, context: EvaluationContext, settings: Settings) -> None:
-    from trainer.evaluate.evaluations.options import check_wishes  # statistics and all: only a new one needs them
+    from trainer.evaluate.evaluations.options import (
+        check_options,
+    )  # loads the statistics: imported only when an evaluation is created
 
-    check_wishes(body, context, settings)
+    check_options(body, context, settings)
 
 
 def _adapters(details: EvaluationDetails) -> tuple[str, ...]:
-    """The names of the adapters that are compared, but for those elsewhere."""
+    """The names of the compared adapters, without those at outside endpoints."""
     models = [str(arm["model"]) for arm in details.arms if arm.get("endpoint") is None]
     return tuple(sorted({model.partition("@")[0] for model in models if "@" in model}))
 
 
 def _arms(body: EvaluationBody, context: EvaluationContext, base: str) -> list[dict[str, Any]]:
-    """The arms as an evaluation shows them; with ``model``, those that are known before the data are looked at."""
+    """The arms as shown in an evaluation; with ``model``, those known before the data is read."""
     if body.arms is None:
         candidate = str(context.candidate)
         arms = [{"label": candidate, "model": candidate, "role": "candidate"}]

@@ -1,16 +1,16 @@
-"""An evaluation as its worker knows it, and what its run directory holds beside `trainer.runs.protocol`'s files.
+"""The worker's view of an evaluation, and the files in its run directory besides those of `trainer.runs.protocol`.
 
     EVALUATIONS/ID/spec.json      EvaluationJob
     EVALUATIONS/ID/held_out.jsonl, training.jsonl   the data, fetched from the gateway
     EVALUATIONS/ID/plan.json      planning.Plan: what is compared with what, fixed before anything is asked
     EVALUATIONS/ID/progress.json  Progress
-    EVALUATIONS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   what was asked, and what came of it
-    EVALUATIONS/ID/suite_answers.jsonl, judgements.jsonl   the same of suites and of a judge
+    EVALUATIONS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the questions, answers and log-probabilities
+    EVALUATIONS/ID/suite_answers.jsonl, judgements.jsonl   the answers to suites, and a judge's replies
     EVALUATIONS/ID/evaluation.json, evaluation.html   the report
     EVALUATIONS/ID/kept.json      Kept: ids of the report's files at the gateway
     EVALUATIONS/ID/result.json    EvaluationResult
 
-Some of these names stand in modules that load statistics as well; a test holds the two together.
+Modules that load statistics define some of these names again; a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ TRAINING: Final = "training.jsonl"
 PLAN: Final = "plan.json"
 ANSWERS: Final = "answers.jsonl"
 SCORES: Final = "scores.jsonl"
-KEPT: Final = "kept.json"
+UPLOADED_FILES: Final = "kept.json"
 PROGRESS: Final = "progress.json"
 QUESTIONS: Final = "held_out_questions.jsonl"
 REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 JUDGEMENTS: Final = "judgements.jsonl"
-ANSWER_BOOKS: Final = (ANSWERS, SCORES, SUITE_ANSWERS, JUDGEMENTS)
-"""They only grow: whatever was answered stays answered."""
+ANSWER_FILES: Final = (ANSWERS, SCORES, SUITE_ANSWERS, JUDGEMENTS)
+"""Append-only files of answers."""
 
 
 class OperatorRules(Frozen):
-    """What the operator's settings say of judging, as they were when the run was made."""
+    """The operator's settings for judging, as they were when the run was created."""
 
     min_examples: int = 30
     smallest_difference: float = 0.02
@@ -58,7 +58,7 @@ class OperatorRules(Frozen):
 
 
 def operator_rules(settings: Settings) -> OperatorRules:
-    """The rules of now."""
+    """The rules from the current settings."""
     return OperatorRules(
         min_examples=settings.min_examples,
         smallest_difference=settings.smallest_difference,
@@ -72,7 +72,7 @@ def operator_rules(settings: Settings) -> OperatorRules:
 
 
 class EvaluationJob(OperatorRules):
-    """One evaluation. Everything that its creator was allowed to name has been checked by the gateway."""
+    """One evaluation. The gateway has authorised everything that the request names."""
 
     id: str
     project: str
@@ -89,8 +89,8 @@ class EvaluationJob(OperatorRules):
 Progress = EvaluationProgress
 
 
-class Kept(Frozen):
-    """Ids of files at the gateway; ``held_out`` where a job has what it held out kept."""
+class UploadedFiles(Frozen):
+    """Ids of files at the gateway; ``held_out``: the questions that a job held out, if it uploaded them."""
 
     held_out: str | None = None
     report: str | None = None
@@ -98,12 +98,12 @@ class Kept(Frozen):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """All that are there, the report first."""
-        return tuple(each for each in (self.report, self.page, self.held_out) if each is not None)
+        """The ids that are set, the report first."""
+        return tuple(file_id for file_id in (self.report, self.page, self.held_out) if file_id is not None)
 
 
-class Judged(Frozen):
-    """The verdict on a version. ``live``: whether `live` points to it since. ``rule``: see `Verdict.rule`."""
+class VerdictRecord(Frozen):
+    """The verdict recorded on a version. ``live``: whether it was promoted. ``rule``: see `Verdict.rule`."""
 
     verdict: Literal["pass", "fail", "not_enough_evidence"]
     sentence: str
@@ -114,15 +114,15 @@ class Judged(Frozen):
 
 
 class EvaluationDetails(Frozen):
-    """What an evaluation adds to the record of a run. ``arms``: each one's label and what it stands for."""
+    """What an evaluation adds to the record of a run. ``arms``: each arm's label, model and role."""
 
     arms: tuple[dict[str, Any], ...]
 
 
 class EvaluationResult(RunResult):
-    """How an evaluation ended. ``verdict`` is None for a comparison without a candidate, and where none was reached.
+    """How an evaluation ended. ``verdict``: None for a comparison without a candidate, or if none was reached.
 
-    ``live``: whether the candidate serves under its name now. ``note``: what became of that, in words.
+    ``live``: whether the candidate is live now. ``note``: about promotion and the comparison, in sentences.
     """
 
     verdict: Literal["pass", "fail", "not_enough_evidence"] | None = None

@@ -1,6 +1,6 @@
-"""The process that does one evaluation: `python -m trainer.evaluate.evaluations.worker DIRECTORY`.
+"""The worker process of one evaluation: `python -m trainer.evaluate.evaluations.worker DIRECTORY`.
 
-Whatever was answered stays answered: started again, it asks for the rest. See ``trainer.runs.worker`` for more.
+A restarted worker only asks what is not answered yet. See ``trainer.runs.worker``.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How an answer is scored against the reference: one metric a class, from 0 to 1 where it may decide."""
+"""Metrics that score an answer against the reference: one class each, from 0 to 1 if it may decide."""

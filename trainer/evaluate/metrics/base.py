@@ -1,4 +1,4 @@
-"""What every metric is."""
+"""The protocol of metrics, and text normalisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 _MARKS: Final = r"\s\"'`“”‘’«»()\[\]*_,:;!?"
 _EDGES: Final = re.compile(
-    # neither the sign nor the point of a number, nor the minus of a mark: -5, .5 and B- are not 5, 5 and B
+    # keep the sign and the point of a number and the minus of a grade: -5, .5 and B- are not 5, 5 and B
     rf"^(?:[{_MARKS}]|-(?!\.?\d)|\.(?!\d))+|(?:[{_MARKS}.]|(?<!\w)-)+$"
 )
 _WORD: Final = re.compile(r"\w+", re.UNICODE)
@@ -17,13 +17,13 @@ _WORD: Final = re.compile(r"\w+", re.UNICODE)
 class Metric(Protocol):
     """Scores one answer.
 
-    ``binary``: scores are 0 or 1. ``decides``: it may be a verdict's primary metric: from 0 to 1, more is better, and
-    no mere matter of style.
+    ``binary``: scores are 0 or 1. ``decides``: it may be a verdict's primary metric: scores are from 0 to 1, higher is
+    better, and they measure more than style.
     """
 
     @property
     def name(self) -> str:
-        """As it stands in requests and reports."""
+        """Its name in requests and reports."""
 
     @property
     def binary(self) -> bool:
@@ -38,10 +38,10 @@ class Metric(Protocol):
 
 
 def normalised(text: str) -> str:
-    """For comparing short answers: NFKC, case folded, spaces joined, and without quotes and stops at either end.
+    """Normalise a short answer: NFKC, case folded, spaces collapsed, quotes and punctuation stripped at both ends.
 
-    What stands in the middle stays: `card-lost` and `card lost` are two answers. So does what makes another answer at
-    an end: `-5`, `.5`, `B-`; and an answer that is nothing but marks.
+    Punctuation inside stays: `card-lost` and `card lost` differ. So do signs that change the answer at an end (`-5`,
+    `.5`, `B-`), and an answer of punctuation only.
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return _EDGES.sub("", folded) or folded

@@ -1,4 +1,4 @@
-"""Which metric decides: told by the data, or asked for by name. Never perplexity: any tuning of style lowers it."""
+"""Choosing the primary metric, from the data or by name. Never perplexity: any tuning of style lowers it."""
 
 from __future__ import annotations
 
@@ -14,58 +14,62 @@ from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
 from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
 from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, is_json
-from trainer.evaluate.metrics.style import Judged, Length, Refusal
+from trainer.evaluate.metrics.style import JudgePreference, Length, Refusal
 
 NAMES: Final = (
     *("exact_match", "contains", "regex", "json_valid", "json_schema", "json_exact", "json_fields"),
     *("token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
 )
-JUDGE: Final = Judged.name
+JUDGE: Final = JudgePreference.name
 OVERLAP: Final = (RougeL.name, TokenF1.name, EditSimilarity.name)
-"""Metrics that count words or letters in common: whoever stuffs an answer with these moves them, so that a pass needs
-a second measure."""
+"""Metrics that count words or letters in common. Stuffing an answer with frequent words raises them, so a pass needs a
+second measure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The primary metric, the others that are reported beside it, and why. ``answers``: the closed set, or empty."""
+class MetricChoice:
+    """The primary and the secondary metrics, and why. ``answers``: the closed set of answers, or empty."""
 
     primary: Metric
-    beside: tuple[Metric, ...]
+    secondary: tuple[Metric, ...]
     why: str
     answers: tuple[str, ...] = ()
 
 
-def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None = None) -> Choice:
-    """Choose by the training examples' answers; EVALUATION.md, "Metrics", has the reasons.
+def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None = None) -> MetricChoice:
+    """Choose a metric from the training examples' answers; EVALUATION.md, "Metrics", has the reasons.
 
     Args:
-        examples: What is trained on: the held-out part may be too small to show that a set is closed.
-        schema: Of JSON answers, where there is one.
+        examples: The training examples: the held-out part may be too small to show that the set of answers is closed.
+        schema: A JSON Schema that the answers must satisfy, if there is one.
 
     Raises:
         EvaluationInvalid: There are no examples.
     """
     if not examples:
-        raise EvaluationInvalid("there are no examples to choose a metric by")
+        raise EvaluationInvalid("cannot choose a metric: there are no examples")
     style: tuple[Metric, ...] = (Length(), Refusal())
     if schema is not None or all(is_json(answer(example)) for example in examples):
         fits: tuple[Metric, ...] = (JsonSchema(schema),) if schema is not None else ()
-        why = "every answer is JSON: it has to be valid" + (", fit the schema" if fits else "") + " and say the same"
-        return Choice(JsonExact(schema), (JsonValid(), *fits, JsonFields(), *style), why)
+        why = (
+            "every answer is JSON: it must be valid"
+            + (", satisfy the schema" if fits else "")
+            + " and equal the reference"
+        )
+        return MetricChoice(JsonExact(schema), (JsonValid(), *fits, JsonFields(), *style), why)
     counts = closed_answers(examples)
     if counts is not None:
-        why = f"the answers are a closed set of {len(counts)}: one is right and the others are wrong"
-        return Choice(ExactMatch(), (Contains(), *style), why, tuple(sorted(counts)))
-    why = "the answers are free text: what counts is how much of the author's wording comes, in his order"
-    return Choice(RougeL(), (TokenF1(), EditSimilarity(), *style), why)
+        why = f"the answers are a closed set of {len(counts)}: each question has one right answer"
+        return MetricChoice(ExactMatch(), (Contains(), *style), why, tuple(sorted(counts)))
+    why = "the answers are free text: the metric is how much of the author's wording they repeat, in the same order"
+    return MetricChoice(RougeL(), (TokenF1(), EditSimilarity(), *style), why)
 
 
-def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
+def metric_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
     """The metric of that name.
 
     Raises:
-        EvaluationInvalid: There is none, or what it needs is not given.
+        EvaluationInvalid: The metric is unknown, or an option it needs is missing.
     """
     if name == "regex":
         if pattern is None:
@@ -79,30 +83,32 @@ def by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] 
         return JsonExact(schema)
     plain: tuple[Metric, ...] = (
         *(ExactMatch(), Contains(), JsonValid(), JsonFields(), TokenF1(), RougeL(), EditSimilarity()),
-        *(Judged(), Length(), Refusal()),
+        *(JudgePreference(), Length(), Refusal()),
     )
     for metric in plain:
         if metric.name == name:
             return metric
-    raise EvaluationInvalid(f"there is no metric {name[:60]!r}; there are: {', '.join(NAMES)}")
+    raise EvaluationInvalid(f"no metric named {name[:60]!r}; known: {', '.join(NAMES)}")
 
 
-def beside(name: str, *, schema: bool = False) -> tuple[str, ...]:
-    """Names of the metrics that are worth a look beside a primary one."""
+def secondary_metrics(name: str, *, schema: bool = False) -> tuple[str, ...]:
+    """Names of the secondary metrics to report with a primary metric."""
     if name.startswith("json_"):
         family: tuple[str, ...] = ("json_valid", *(("json_schema",) if schema else ()), "json_exact", "json_fields")
     elif name in ("token_f1", "rouge_l", "edit_similarity", JUDGE):
         family = ("rouge_l", "token_f1", "edit_similarity")
     else:
         family = ("exact_match", "contains")
-    return (*(other for other in family if other != name), "length_words", "refusal")
+    return (*(metric for metric in family if metric != name), "length_words", "refusal")
 
 
-def primary_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
-    """The same, for a metric that is to decide. Raises EvaluationInvalid also where it may not."""
+def primary_metric_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str, Any] | None = None) -> Metric:
+    """As `metric_by_name`, for a primary metric. Raises EvaluationInvalid also if the metric may not decide."""
     if name == "perplexity":
         raise EvaluationInvalid("perplexity cannot be the primary metric: any tuning of style lowers it")
-    metric = by_name(name, pattern=pattern, schema=schema)
+    metric = metric_by_name(name, pattern=pattern, schema=schema)
     if not metric.decides:
-        raise EvaluationInvalid(f"`{name}` cannot be the primary metric: it says nothing of whether an answer is right")
+        raise EvaluationInvalid(
+            f"`{name}` cannot be the primary metric: it does not measure whether an answer is right"
+        )
     return metric

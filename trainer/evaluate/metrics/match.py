@@ -1,4 +1,4 @@
-"""Right or wrong: the answer is the reference, holds it, or has a given form."""
+"""Binary metrics: the answer equals the reference, contains it, or matches a pattern."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trainer.errors import EvaluationInvalid
 from trainer.evaluate.metrics.base import normalised
 
 REGEX_TIMEOUT_S: Final = 1.0
-"""Longest time that a pattern may take over one answer, s: a pattern may be such that it never ends."""
+"""Time limit for one pattern on one answer, in seconds: backtracking may otherwise never end."""
 REFERENCE: Final = "{reference}"
 
 
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
-    """1 where answer and reference are the same but for case, spaces, and quotes and stops at the ends."""
+    """1 if answer and reference are equal after `normalised` (case, spaces, quotes and punctuation at the ends)."""
 
     name: ClassVar[str] = "exact_match"
     binary: ClassVar[bool] = True
@@ -30,7 +30,7 @@ class ExactMatch:
 
 @dataclass(frozen=True, slots=True)
 class Contains:
-    """1 where the answer holds the reference, as exact match compares them; kind to answers that say everything."""
+    """1 if the answer contains the reference after `normalised`. An answer that lists everything scores 1 as well."""
 
     name: ClassVar[str] = "contains"
     binary: ClassVar[bool] = True
@@ -38,16 +38,16 @@ class Contains:
 
     def score(self, answer: str, reference: str) -> float:
         """1 or 0."""
-        wanted = normalised(reference)
-        return float(bool(wanted) and wanted in normalised(answer))
+        expected = normalised(reference)
+        return float(bool(expected) and expected in normalised(answer))
 
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """1 where the pattern is found in the answer; `{reference}` in it stands for the reference's own text.
+    """1 if the pattern is found in the answer; `{reference}` in it is replaced by the escaped reference.
 
     Raises:
-        EvaluationInvalid: The pattern is none, or took more than a second over one answer.
+        EvaluationInvalid: The pattern is invalid, or exceeds REGEX_TIMEOUT_S on an answer.
     """
 
     pattern: str
@@ -59,7 +59,7 @@ class Regex:
         try:
             regex.compile(self.pattern.replace(REFERENCE, "x"))
         except regex.error as error:
-            raise EvaluationInvalid(f"`pattern` is no regular expression: {error}") from error
+            raise EvaluationInvalid(f"`pattern` is not a valid regular expression: {error}") from error
 
     def score(self, answer: str, reference: str) -> float:
         """1 or 0."""
@@ -67,4 +67,6 @@ class Regex:
         try:
             return float(regex.search(pattern, answer, timeout=REGEX_TIMEOUT_S) is not None)
         except TimeoutError as error:
-            raise EvaluationInvalid(f"`pattern` took more than {REGEX_TIMEOUT_S:g} s over one answer") from error
+            raise EvaluationInvalid(
+                f"`pattern` took more than {REGEX_TIMEOUT_S:g} s on one answer; simplify it"
+            ) from error

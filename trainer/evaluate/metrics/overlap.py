@@ -1,4 +1,4 @@
-"""How much of the reference a free answer has: words in common, words in order, letters to change."""
+"""Overlap of a free-text answer with the reference: words in common, words in order, edit distance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.evaluate.metrics.base import normalised, words
 
 @dataclass(frozen=True, slots=True)
 class TokenF1:
-    """F1 over the words of answer and reference, each as often as it stands there, in any order.
+    """F1 over the words of answer and reference as multisets, in any order.
 
     P. Rajpurkar et al., SQuAD, EMNLP 2016, section 6.1; here articles count and the order of words does not.
     """
@@ -24,9 +24,9 @@ class TokenF1:
 
     def score(self, answer: str, reference: str) -> float:
         """From 0 to 1; two answers without words are the same."""
-        said, wanted = words(answer), words(reference)
-        common = sum((Counter(said) & Counter(wanted)).values())
-        return _f1(common, len(said), len(wanted))
+        answer_words, reference_words = words(answer), words(reference)
+        common = sum((Counter(answer_words) & Counter(reference_words)).values())
+        return _f1(common, len(answer_words), len(reference_words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class RougeL:
 
     def score(self, answer: str, reference: str) -> float:
         """From 0 to 1; two answers without words are the same."""
-        said, wanted = words(answer), words(reference)
-        return _f1(LCSseq.similarity(said, wanted), len(said), len(wanted))
+        answer_words, reference_words = words(answer), words(reference)
+        return _f1(LCSseq.similarity(answer_words, reference_words), len(answer_words), len(reference_words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +60,5 @@ class EditSimilarity:
         return float(Levenshtein.normalized_similarity(normalised(answer), normalised(reference)))
 
 
-def _f1(common: int, said: int, wanted: int) -> float:
-    return 2 * common / (said + wanted) if said + wanted else 1.0
+def _f1(common: int, answer_count: int, reference_count: int) -> float:
+    return 2 * common / (answer_count + reference_count) if answer_count + reference_count else 1.0

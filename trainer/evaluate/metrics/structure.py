@@ -1,4 +1,4 @@
-"""Answers that are JSON: is it JSON, does it fit the schema, does it say what the reference says?"""
+"""Metrics for JSON answers: validity, schema, and equality with the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NONE: Final = object()
 
 
 def parsed(text: str) -> object:
-    """The JSON value that the whole text is; a marker that equals nothing where it is none."""
+    """The JSON value of the whole text; a marker that equals nothing if it is not JSON."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -33,7 +33,7 @@ def is_json(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JsonValid:
-    """1 where the whole answer is a JSON object or array. Says nothing of what is in it, so that it cannot decide."""
+    """1 if the whole answer is a JSON object or array. Ignores the content, so it cannot decide."""
 
     name: ClassVar[str] = "json_valid"
     binary: ClassVar[bool] = True
@@ -45,15 +45,15 @@ class JsonValid:
 
 
 class JsonSchema:
-    """1 where the answer is JSON that fits a schema.
+    """1 if the answer is JSON that satisfies a schema.
 
     Args:
-        schema: A JSON schema. Its references are looked up in itself alone: whoever names a schema names no URL that
-            we would call. `patternProperties` is refused, since nothing bounds how long its patterns take; so is a
-            `$schema` within it, under which a `pattern` would be read without our bound.
+        schema: A JSON Schema. References are resolved within it only; no URL is fetched. `patternProperties` is
+            refused because nothing bounds the time of its patterns, and so is a nested `$schema`, under which a
+            `pattern` would run without our time limit.
 
     Raises:
-        EvaluationInvalid: It is no schema, or one that is not to be used.
+        EvaluationInvalid: It is not a valid schema, or uses a refused keyword.
     """
 
     name: ClassVar[str] = "json_schema"
@@ -65,11 +65,11 @@ class JsonSchema:
         try:
             kind.check_schema(schema)
         except jsonschema.SchemaError as error:
-            raise EvaluationInvalid(f"`schema` is no JSON schema: {error.message}") from error
+            raise EvaluationInvalid(f"`schema` is not a valid JSON Schema: {error.message}") from error
         if '"patternProperties"' in json.dumps(schema):
-            raise EvaluationInvalid("`schema` may not use `patternProperties` here")
+            raise EvaluationInvalid("`schema` must not use `patternProperties`")
         if any(_changes_dialect(part) for part in schema.values()):
-            raise EvaluationInvalid("`schema` may name its `$schema` at the top alone")
+            raise EvaluationInvalid("`schema` may set `$schema` at the top level only")
         self._validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
 
     def score(self, answer: str, reference: str) -> float:
@@ -78,11 +78,11 @@ class JsonSchema:
         try:
             return float(value is not _NONE and self._validator.is_valid(value))
         except Unresolvable as error:
-            raise EvaluationInvalid(f"`schema` refers to what is not in it: {error}") from error
+            raise EvaluationInvalid(f"`schema` has a reference that cannot be resolved within it: {error}") from error
 
 
 class JsonExact:
-    """1 where the answer is JSON, fits the schema if there is one, and equals the reference.
+    """1 if the answer is JSON, satisfies the schema if there is one, and equals the reference.
 
     The order of an object's keys does not count; that of an array does, and so does whether a value is a number or a
     string.
@@ -99,15 +99,15 @@ class JsonExact:
         """1 or 0."""
         if self._schema is not None and not self._schema.score(answer, reference):
             return 0.0
-        value, wanted = parsed(answer), parsed(reference)
-        if value is _NONE or wanted is _NONE:
+        value, expected = parsed(answer), parsed(reference)
+        if value is _NONE or expected is _NONE:
             return 0.0
-        return float(_tagged(value) == _tagged(wanted))
+        return float(_tagged(value) == _tagged(expected))
 
 
 @dataclass(frozen=True, slots=True)
 class JsonFields:
-    """F1 over the leaves of answer and reference: each is its path and its value. 0 where the answer is no JSON."""
+    """F1 over the leaves (path and value) of answer and reference. 0 if the answer is not JSON."""
 
     name: ClassVar[str] = "json_fields"
     binary: ClassVar[bool] = False
@@ -115,18 +115,18 @@ class JsonFields:
 
     def score(self, answer: str, reference: str) -> float:
         """From 0 to 1."""
-        value, wanted = parsed(answer), parsed(reference)
-        if value is _NONE or wanted is _NONE:
+        value, expected = parsed(answer), parsed(reference)
+        if value is _NONE or expected is _NONE:
             return 0.0
-        found, expected = set(_leaves(value, "")), set(_leaves(wanted, ""))
-        return 2 * len(found & expected) / (len(found) + len(expected))
+        leaves, expected_leaves = set(_leaves(value, "")), set(_leaves(expected, ""))
+        return 2 * len(leaves & expected_leaves) / (len(leaves) + len(expected_leaves))
 
 
 def _changes_dialect(part: object) -> bool:
-    """Whether a part of a schema names a dialect of its own."""
+    """Whether a part of a schema contains a `$schema`."""
     if isinstance(part, Mapping):
-        return isinstance(part.get("$schema"), str) or any(_changes_dialect(one) for one in part.values())
-    return isinstance(part, list) and any(_changes_dialect(one) for one in part)
+        return isinstance(part.get("$schema"), str) or any(_changes_dialect(entry) for entry in part.values())
+    return isinstance(part, list) and any(_changes_dialect(entry) for entry in part)
 
 
 def _pattern(validator: Any, pattern: str, value: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
@@ -137,7 +137,9 @@ def _pattern(validator: Any, pattern: str, value: object, _schema: object) -> It
         if not regex.search(pattern, value, timeout=REGEX_TIMEOUT_S):
             yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
     except TimeoutError as error:
-        raise EvaluationInvalid(f"a `pattern` of the schema took more than {REGEX_TIMEOUT_S:g} s") from error
+        raise EvaluationInvalid(
+            f"a `pattern` in `schema` took more than {REGEX_TIMEOUT_S:g} s on one answer; simplify it"
+        ) from error
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
@@ -152,7 +154,7 @@ def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _tagged(value: object) -> object:
-    """A value that tells true from 1, which Python holds for equal."""
+    """The value with booleans tagged: Python considers True and 1 equal."""
     if isinstance(value, dict):
         return {key: _tagged(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -161,4 +163,4 @@ def _tagged(value: object) -> object:
 
 
 def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")

@@ -1,4 +1,4 @@
-"""What an answer is like, whatever the reference says: reported beside the primary metric, never in its place."""
+"""Properties of an answer that do not depend on the reference: reported, but they never decide."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _REFUSAL: Final = re.compile(
     r"|as an? (?:ai|artificial|language model)\b)",
     re.IGNORECASE,
 )
-"""Beginnings of refusals in English; elsewhere none is found. To be sorry alone is no refusal."""
+"""How refusals begin in English; other languages are not detected. An apology alone is not a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What a judge prefers: even, until one has looked at the answers (`trainer.evaluate.preference`)."""
+class JudgePreference:
+    """A judge's preference: 0.5 until a judge has voted (`trainer.evaluate.preference`)."""
 
     name: ClassVar[str] = "judge"
     binary: ClassVar[bool] = False
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """Even."""
+        """0.5."""
         return 0.5
 
 
@@ -49,7 +49,7 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """1 where the answer begins as refusals in English do, or is empty."""
+    """1 if the answer is empty or begins like a refusal in English."""
 
     name: ClassVar[str] = "refusal"
     binary: ClassVar[bool] = True

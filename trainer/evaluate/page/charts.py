@@ -1,4 +1,4 @@
-"""Charts as inline SVG, by hand. Lengths across are percentages, so that text keeps its size on every screen.
+"""Charts as inline SVG. Horizontal lengths are percentages, so that text keeps its size on every screen.
 
 Every text goes through markupsafe's `format`, which escapes it. Colours are classes of page.css.
 """
@@ -20,7 +20,7 @@ Tone = Literal["candidate", "base", "live", "control"]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A value with its interval; all in the chart's unit. ``shown`` is the value in words."""
+    """A value with its interval, in the chart's unit. ``shown``: the value as text."""
 
     label: str
     value: float
@@ -32,21 +32,21 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From `least` at the left to `most` at the right."""
+    """From `minimum` at the left to `maximum` at the right."""
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     def place(self, value: float) -> float:
-        """Where a value is across the chart, in percent, within it."""
-        share = (value - self.least) / (self.most - self.least) if self.most > self.least else 0.5
+        """The horizontal position of a value in percent, clamped to the chart."""
+        share = (value - self.minimum) / (self.maximum - self.minimum) if self.maximum > self.minimum else 0.5
         return round(100 * min(max(share, 0.0), 1.0), 3)
 
     @property
     def ticks(self) -> list[float]:
         """Three to six round numbers on the scale."""
-        step = _step(self.most - self.least)
-        first, last = math.ceil(self.least / step - 1e-9), math.floor(self.most / step + 1e-9)
+        step = _step(self.maximum - self.minimum)
+        first, last = math.ceil(self.minimum / step - 1e-9), math.floor(self.maximum / step + 1e-9)
         return [round(step * place, 10) for place in range(first, last + 1)]
 
 
@@ -63,7 +63,7 @@ def bars(rows: Sequence[Bar], scale: Scale, *, title: str) -> Markup:
 
 
 def differences(rows: Sequence[Bar], scale: Scale, *, bound: float, title: str) -> Markup:
-    """Estimates with their intervals on one scale; zero is drawn, and `bound` dashed."""
+    """Estimates with their intervals on one scale, with a line at zero and a dashed line at `bound`."""
     lines = _line(scale.place(0), ROW_PX, "zero") + (_line(scale.place(bound), ROW_PX, "bound") if bound else "")
     drawn = [_whisker(row, scale) + _dot(row, scale) for row in rows]
     return _chart(rows, drawn, scale, title, lines=lines)
@@ -91,7 +91,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def curve(training: Points, held_out: Points, *, title: str) -> Markup:
-    """Losses over steps: a line for the training, dots on a line for what is held out."""
+    """Losses over steps: a line for training, dots on a line for held-out data."""
     everything = [*training, *held_out]
     last = max(step for step, _ in everything)
     first = min(step for step, _ in everything)
@@ -181,7 +181,7 @@ def _line(x: float, height: int, kind: str) -> Markup:
 def _dot(row: Bar, scale: Scale) -> Markup:
     """The estimate; an arrow where it is beyond the scale."""
     x, tone = scale.place(row.value), row.tone
-    if row.value > scale.most:
+    if row.value > scale.maximum:
         return Markup(
             '<svg x="{x}%" width="1" height="30" overflow="visible">'
             '<polygon points="-15,6 0,15 -15,24" class="dot {tone}"/></svg>'
@@ -190,7 +190,7 @@ def _dot(row: Bar, scale: Scale) -> Markup:
 
 
 def _whisker(row: Bar, scale: Scale) -> Markup:
-    if row.low is None or row.high is None or row.low > scale.most:
+    if row.low is None or row.high is None or row.low > scale.maximum:
         return Markup("")
     return Markup(
         '<line x1="{low}%" x2="{high}%" y1="15" y2="15" class="whisker"/>'

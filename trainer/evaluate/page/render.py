@@ -1,4 +1,4 @@
-"""From a report to the page: what each chart shows, and the template around them."""
+"""Renders a report as an HTML page: the data of each chart, and the template."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.evaluate import wording
-from trainer.evaluate.contrast import Difference, Mean
-from trainer.evaluate.controls import Control
-from trainer.evaluate.forgetting import Forgetting, Part
+from trainer.evaluate import verdict_text
+from trainer.evaluate.control_arms import Control
+from trainer.evaluate.forgetting import Forgetting, SuitePart
 from trainer.evaluate.page import charts
 from trainer.evaluate.page.charts import Bar, Scale, Tone
+from trainer.evaluate.paired_difference import Difference, Mean
 from trainer.evaluate.report import EvaluationReport
 
 SHOWN_CHARS: Final = 1200
@@ -24,13 +24,13 @@ CONTROLS: Final = {
     "permuted": "answers mixed up",
     "reassigned": "its own answers mixed up",
     "reassigned_beyond_question": "its own answers mixed up, without the questions' words",
-    "question": "the question given back",
+    "question": "the question repeated",
 }
 CHECKS: Final = {
     "examples": "Enough examples",
     "base": "Better than the base at its best",
-    "live": "Not worse than what serves now",
-    "form": "Its answers are to the questions",
+    "live": "Not worse than the live version",
+    "form": "Its answers depend on the question",
     "second_measure": "A second measure agrees",
     "forgetting": "Forgot no more than allowed",
     "suites": "Lost no more in other suites than allowed",
@@ -38,25 +38,25 @@ CHECKS: Final = {
 }
 METRICS: Final = {
     "exact_match": "exactly right, %",
-    "contains": "holds the right answer, %",
+    "contains": "contains the right answer, %",
     "regex": "matches the pattern, %",
     "json_valid": "valid JSON, %",
-    "json_schema": "fits the schema, %",
+    "json_schema": "satisfies the schema, %",
     "json_exact": "JSON exactly right, %",
     "json_fields": "JSON fields right (F1), %",
     "token_f1": "words in common (F1), %",
     "rouge_l": "words in order (ROUGE-L), %",
-    "edit_similarity": "letters alike, %",
+    "edit_similarity": "edit similarity, %",
     "judge": "preferred by the judge to the candidate (50: even), %",
     "refusal": "refusals, %",
-    "length_words": "words an answer",
+    "length_words": "words per answer",
     "perplexity": "perplexity of the reference (lower is better)",
 }
 COUNTED: Final = frozenset({"length_words", "perplexity"})
 
 
 def render(report: EvaluationReport) -> str:
-    """The page, complete in itself. Everything that comes from data or models is escaped."""
+    """The self-contained page. Everything from data or models is escaped."""
     environment = Environment(
         loader=PackageLoader("trainer.evaluate", "page"),
         autoescape=True,
@@ -65,7 +65,7 @@ def render(report: EvaluationReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        points=wording.points, cut=cut, duration=duration, number=number, without_word=wording.without_word
+        points=verdict_text.points, cut=cut, duration=duration, number=number, without_word=verdict_text.without_word
     )
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     verdict = report.verdict
@@ -75,7 +75,7 @@ def render(report: EvaluationReport) -> str:
         report=report,
         verdict=verdict,
         style=Markup(style),  # noqa: S704 - a file of this package
-        word="Comparison" if verdict is None else wording.WORDS[verdict.word],
+        word="Comparison" if verdict is None else verdict_text.VERDICT_WORDS[verdict.word],
         checks=CHECKS,
         metric=metric_name(report.metric),
         sides=_sides(report),
@@ -90,19 +90,19 @@ def render(report: EvaluationReport) -> str:
 
 
 def _sides(report: EvaluationReport) -> tuple[str, str]:
-    """The arms whose answers stand side by side, as `report.build` chose them."""
+    """The labels of the two arms shown side by side, as chosen by `report.build`."""
     if report.verdict is None:
         return report.labels[0], report.labels[-1]
     return report.verdict.base, report.verdict.candidate
 
 
 def metric_name(name: str) -> str:
-    """A metric's name in words."""
+    """A metric's display name."""
     return METRICS.get(name, name)
 
 
 def cut(text: str) -> str:
-    """A text that is not too long for a page."""
+    """The text, truncated to SHOWN_CHARS."""
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} … ({len(text) - SHOWN_CHARS} characters more)"
 
 
@@ -116,26 +116,26 @@ def duration(seconds: float) -> str:
 
 
 def number(value: int) -> str:
-    """Digits by thousands."""
+    """Digits grouped by thousands."""
     return f"{value:,}".replace(",", "\u202f")
 
 
 def _scores(report: EvaluationReport) -> Markup:
-    """Each arm's mean, and what a learner of form would reach."""
+    """Each arm's mean, and the controls'."""
     rows = [_bar(mean, _tone(mean.label, report)) for mean in report.means]
     rows += [_control(control) for control in (report.verdict.form if report.verdict is not None else ())]
-    most = _ceiling([row.high if row.high is not None else row.value for row in rows])
-    return charts.bars(rows, Scale(0, most), title="Mean score of each arm, of 100")
+    maximum = _ceiling([row.high if row.high is not None else row.value for row in rows])
+    return charts.bars(rows, Scale(0, maximum), title="Mean score of each arm, of 100")
 
 
 def _bar(mean: Mean, tone: Tone) -> Bar:
-    shown = f"{wording.points(mean.mean)} ({wording.points(mean.low)} to {wording.points(mean.high)})"
+    shown = f"{verdict_text.points(mean.mean)} ({verdict_text.points(mean.low)} to {verdict_text.points(mean.high)})"
     return Bar(mean.label, 100 * mean.mean, 100 * mean.low, 100 * mean.high, shown, tone)
 
 
 def _control(control: Control) -> Bar:
     name = f"control: {CONTROLS[control.kind]}"
-    return Bar(name, 100 * control.mean, None, None, wording.points(control.mean), "control")
+    return Bar(name, 100 * control.mean, None, None, verdict_text.points(control.mean), "control")
 
 
 def _tone(label: str, report: EvaluationReport) -> Tone:
@@ -146,16 +146,22 @@ def _tone(label: str, report: EvaluationReport) -> Tone:
 
 
 def _gaps(report: EvaluationReport) -> Markup | None:
-    """The candidate's differences, each with its interval; without a candidate, every other arm's from the first."""
+    """The candidate's differences with intervals; without a candidate, every other arm's difference from the first."""
     verdict = report.verdict
     if verdict is None:
-        rows = [_gap(found, "candidate", f"{found.of} against {found.against}") for found in report.differences]
+        rows = [
+            _gap(difference, "candidate", f"{difference.of} against {difference.against}")
+            for difference in report.differences
+        ]
     else:
-        found = verdict.against_base
-        rows = [_gap(found, _tone(found.against, report), f"against {found.against}")]
+        difference = verdict.against_base
+        rows = [_gap(difference, _tone(difference.against, report), f"against {difference.against}")]
         if verdict.against_live is not None:
             rows.append(_gap(verdict.against_live, "live", f"against {verdict.against_live.against}"))
-        rows += [_gap(each, "control", f"against control: {CONTROLS[each.against]}") for each in verdict.against_form]
+        rows += [
+            _gap(control, "control", f"against control: {CONTROLS[control.against]}")
+            for control in verdict.against_form
+        ]
     if not rows:
         return None
     return charts.differences(
@@ -166,25 +172,25 @@ def _gaps(report: EvaluationReport) -> Markup | None:
     )
 
 
-def _gap(found: Difference, tone: Tone, label: str) -> Bar:
+def _gap(difference: Difference, tone: Tone, label: str) -> Bar:
     return Bar(
         label,
-        100 * found.estimate,
-        100 * found.low,
-        100 * found.high,
-        f"{_signed(found.estimate)} ({_signed(found.low)} to {_signed(found.high)})",
+        100 * difference.estimate,
+        100 * difference.low,
+        100 * difference.high,
+        f"{_signed(difference.estimate)} ({_signed(difference.low)} to {_signed(difference.high)})",
         tone,
     )
 
 
-def _forgotten(found: Forgetting | None) -> list[Markup]:
-    if found is None:
+def _forgotten(forgetting: Forgetting | None) -> list[Markup]:
+    if forgetting is None:
         return []
-    shown = [] if found.accuracy.state == "silent" else [_loss("right answers lost, points", found.accuracy)]
-    return [*shown, _loss("rise of perplexity, %", found.perplexity)]
+    losses = [] if forgetting.accuracy.state == "silent" else [_loss("right answers lost, points", forgetting.accuracy)]
+    return [*losses, _loss("rise of perplexity, %", forgetting.perplexity)]
 
 
-def _loss(label: str, part: Part) -> Markup:
+def _loss(label: str, part: SuitePart) -> Markup:
     row = Bar(
         label,
         100 * part.loss,
@@ -193,7 +199,7 @@ def _loss(label: str, part: Part) -> Markup:
         f"{_signed(part.loss)} ({_signed(part.low)} to {_signed(part.high)})",
         "candidate" if part.state == "kept" else "live",
     )
-    # a model that has lost everything must not squeeze the budget to nothing
+    # clamped, so that a model that lost everything does not shrink the budget to nothing
     ends = [min(max(end, -1.0), max(1.0, 4 * part.budget)) for end in (part.low, part.high, part.budget, part.loss)]
     scale = _scale([100 * end for end in ends])
     return charts.differences([row], scale, bound=100 * part.budget, title=f"{label}; the dashed line is the budget")
@@ -204,7 +210,7 @@ def _curve(report: EvaluationReport) -> Markup | None:
     held_out = [(float(point.step), point.held_out) for point in report.loss_curve if point.held_out is not None]
     if len(training) + len(held_out) < 2:
         return None
-    return charts.curve(training, held_out, title="Loss over the training's steps, nats a token")
+    return charts.curve(training, held_out, title="Loss over the training's steps, nats per token")
 
 
 def _measures(report: EvaluationReport) -> list[dict[str, Any]]:
@@ -220,7 +226,7 @@ def _measures(report: EvaluationReport) -> list[dict[str, Any]]:
 
 
 def _signed(share: float) -> str:
-    text = wording.points(share)
+    text = verdict_text.points(share)
     return text if text == "0" or text.startswith("−") else f"+{text}"
 
 
@@ -229,7 +235,7 @@ def _ceiling(values: Sequence[float]) -> float:
 
 
 def _scale(ends: Sequence[float]) -> Scale:
-    """A scale that holds zero and all ends, with some room."""
-    least, most = min(0.0, *ends), max(0.0, *ends)
-    room = max(0.06 * (most - least), 1.0)
-    return Scale(least - room, most + room)
+    """A scale that includes zero and all ends, with a margin."""
+    minimum, maximum = min(0.0, *ends), max(0.0, *ends)
+    room = max(0.06 * (maximum - minimum), 1.0)
+    return Scale(minimum - room, maximum + room)

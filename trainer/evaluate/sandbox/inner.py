@@ -1,12 +1,12 @@
-"""The inside of the sandbox: a script of its own that makes the walls and then becomes the program.
+"""The sandbox's helper: a standalone script that sets up the namespaces and then becomes the program.
 
 Run as `python -I -S -B inner.py STATUS_FD LIFELINE_FD` with a length (8 bytes, little-endian), a plan (JSON of that
-length) and whatever the program reads on stdin. Three processes: the first stays outside and maps users, the second
-holds the user namespace and watches the clock, the third is the only process of its PID namespace: it builds a root of
-a few read-only files, gives everything away and becomes the program. It is one file, since with -I
-there is nothing beside it to import.
+length) and the program's stdin. Three processes: the first stays outside and maps users, the second owns the user
+namespace and enforces the limits, the third is the init process of its PID namespace: it builds a root of a few
+read-only files, drops all privileges and becomes the program. It is a single file because with -I it cannot import a
+neighbour.
 
-The order matters and is that of bubblewrap and of user_namespaces(7), mount_namespaces(7), capabilities(7).
+The order of the steps matters and follows bubblewrap and of user_namespaces(7), mount_namespaces(7), capabilities(7).
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ DENIED: Final = (
     *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff"),
     *("acct", "quotactl", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "personality", "vmsplice"),
     *("modify_ldt", "ioperm", "iopl", "uselib", "mbind", "move_pages", "migrate_pages", "set_mempolicy", "nice"),
-    # memory that no limit of a process counts: it outlives its mapping, or is the kernel's own
+    # memory that no process limit counts: it outlives its mapping, or belongs to the kernel
     *("shmget", "shmat", "shmctl", "shmdt", "msgget", "msgsnd", "msgrcv", "msgctl", "semget", "semop", "semctl"),
     *("semtimedop", "ipc", "mq_open", "mq_unlink", "memfd_create", "memfd_secret", "inotify_init", "inotify_init1"),
     *("landlock_create_ruleset", "io_setup", "setsockopt", "sendmsg", "sendmmsg"),  # larger buffers; files in flight
 )
-"""What no Python program of a suite needs, and where kernels had their holes."""
+"""System calls that no program of a suite needs, and that had kernel vulnerabilities."""
 LOCKS: Final = (6, 7, 37, 38)
-"""fcntl(2)'s F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW: the kernel keeps a record for each range, unbounded."""
+"""fcntl(2)'s F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW: each range is a record in the kernel, unbounded."""
 LOW_HALF: Final = 0xFFFFFFFF
-"""What the kernel looks at of an int; the register may hold anything above it."""
+"""The bits of an int argument that the kernel reads; the register may hold anything above."""
 UNIX: Final = 1
-"""The one family of socketpair(2) whose buffers are small and whose module is always loaded."""
+"""AF_UNIX: the only allowed family of socketpair(2); its buffers are small and its module is always loaded."""
 PENDING_SIGNALS: Final = 64
-"""Signals that wait, and timers: the kernel keeps a record for each."""
+"""Limit of queued signals and timers: the kernel allocates a record for each."""
 WATCH_S: Final = 0.02
-"""How often the memory of a program is looked at."""
+"""Seconds between two measurements of a program's memory."""
 
 
-class Failed(Exception):
-    """A wall could not be made."""
+class SetupFailed(Exception):
+    """A step of the setup failed."""
 
 
-class Comparison(ctypes.Structure):
+class SeccompComparison(ctypes.Structure):
     """libseccomp's scmp_arg_cmp."""
 
     _fields_ = (
@@ -87,10 +87,10 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: object) -> None:
-    """A function of libc that gives 0 when it worked. Raises Failed."""
+    """Call a libc function that returns 0 on success. Raises Failed."""
     if getattr(LIBC, name)(*arguments) != 0:
-        shown = ", ".join(repr(argument)[:80] for argument in arguments)
-        raise Failed(f"{name}({shown}): {os.strerror(ctypes.get_errno())}")
+        listed = ", ".join(repr(argument)[:80] for argument in arguments)
+        raise SetupFailed(f"{name}({listed}): {os.strerror(ctypes.get_errno())}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -100,21 +100,21 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def main() -> int:
-    """The first process: starts the second in namespaces of its own, and says who is who in there."""
+    """The first process: starts the second in its own namespaces and maps their users."""
     status, lifeline = int(sys.argv[1]), int(sys.argv[2])
-    plan = json.loads(_exactly(0, int.from_bytes(_exactly(0, 8), "little")))
+    plan = json.loads(_read_exactly(0, int.from_bytes(_read_exactly(0, 8), "little")))
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()
     outside = os.geteuid()
     child = os.fork()
     if child == 0:
-        return _second(plan, status, lifeline, (ready_write, go_read), root=outside == 0)
+        return _supervise(plan, status, lifeline, (ready_write, go_read), root=outside == 0)
     os.close(ready_write)
     if os.read(ready_read, 1) == b"1":
         try:
             _map_users(child, outside, os.getegid())
         except OSError as error:
-            _say(status, {"setup": f"the users of a namespace cannot be mapped: {error}"})
+            _report_status(status, {"setup": f"cannot map the users of a namespace: {error}"})
             os.kill(child, signal.SIGKILL)
         else:
             os.write(go_write, b"1")
@@ -123,7 +123,7 @@ def main() -> int:
 
 
 def _map_users(pid: int, user: int, group: int) -> None:
-    """Inside, the program is nobody. A caller that is root outside keeps that for the making of the walls alone."""
+    """Map the program to uid and gid `nobody`. For a caller that is root, root stays mapped during setup."""
     if user == 0:
         users = groups = f"0 0 1\n{NOBODY} {NOBODY} 1\n"
     else:
@@ -133,33 +133,35 @@ def _map_users(pid: int, user: int, group: int) -> None:
     _write(f"/proc/{pid}/gid_map", groups)
 
 
-def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, int], *, root: bool) -> int:
-    """Watches the third and ends it in time: nothing that runs in there can reach this one."""
+def _supervise(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, int], *, root: bool) -> int:
+    """The second process: watches the third and enforces the limits. Nothing in the sandbox can reach it."""
     ready, go = pipes
     try:
         call("unshare", sum(NAMESPACES))
-    except Failed as error:
-        _say(status, {"setup": f"this machine gives no namespaces ({error})"})
+    except SetupFailed as error:
+        _report_status(status, {"setup": f"this machine does not allow user namespaces ({error})"})
         return 1
     os.write(ready, b"1")
     if os.read(go, 1) != b"1":
         return 1
     errors_read, errors_write = os.pipe2(os.O_CLOEXEC)
-    processes = os.open("/proc", os.O_PATH | os.O_CLOEXEC)  # the third takes the root away from this one, too
+    processes = os.open(
+        "/proc", os.O_PATH | os.O_CLOEXEC
+    )  # pivot_root in the third process also replaces the root of this one
     program = os.fork()
     if program == 0:
-        _third(plan, errors_write, root=root)
+        _become_program(plan, errors_write, root=root)
     os.close(errors_write)
     for number in (0, 1):
-        os.close(number)  # whoever reads what the program says sees its end
-    failed = _exactly(errors_read, 4096, short=True).decode("utf-8", "replace")
+        os.close(number)  # so that readers of the program's output see end of file
+    failed = _read_exactly(errors_read, 4096, short=True).decode("utf-8", "replace")
     ended = None
     if not failed:
         try:
-            _content(f"{os.getpid()}/task/{os.getpid()}/children", processes)  # a kernel may be built without these
+            _read_text(f"{os.getpid()}/task/{os.getpid()}/children", processes)  # a kernel may be built without these
             ended = _watch(program, lifeline, plan["wall_s"], lambda: _resident(processes, program), plan["limits"])
         except OSError as error:
-            failed = f"the memory of the program cannot be watched: {error}"
+            failed = f"cannot measure the program's memory: {error}"
             os.kill(program, signal.SIGKILL)
     _, code, used = os.wait4(program, 0)
     result = {
@@ -170,19 +172,18 @@ def _second(plan: dict[str, Any], status: int, lifeline: int, pipes: tuple[int, 
         "cpu_s": used.ru_utime + used.ru_stime,
         "filtered": plan["seccomp"] is not None,
     }
-    _say(status, result)
+    _report_status(status, result)
     return 0
 
 
 def _watch(
     program: int, lifeline: int, wall_s: float, resident: Callable[[], int], limits: dict[str, int]
 ) -> str | None:
-    """Wait for the program, and kill it where it must not go on.
+    """Wait for the program; kill it if it exceeds a limit.
 
     Returns:
-        "time" where its time was over, or nobody is left who would want to know; "memory" where it and all that it
-        started held more together than the limit, which for each process alone is its address space; None where it
-        ended by itself.
+        "time" if it exceeded its time or the caller is gone; "memory" if it and its descendants together held more
+        resident memory than the limit; None if it ended by itself.
     """
     handle = os.pidfd_open(program)
     waiting = select.poll()
@@ -190,38 +191,39 @@ def _watch(
     waiting.register(lifeline, select.POLLIN | select.POLLHUP)
     deadline, ended = time.monotonic() + wall_s, None
     while ended is None:
-        left_s = max(0.0, min(WATCH_S, deadline - time.monotonic()))
-        found = {number for number, _ in waiting.poll(left_s * 1000)}
-        if handle in found:
+        wait_s = max(0.0, min(WATCH_S, deadline - time.monotonic()))
+        ready = {number for number, _ in waiting.poll(wait_s * 1000)}
+        if handle in ready:
             break
-        if found or time.monotonic() >= deadline:
+        if ready or time.monotonic() >= deadline:
             ended = "time"
         elif resident() > limits["memory_bytes"]:
             ended = "memory"
     os.close(handle)
     if ended is not None:
-        os.kill(program, signal.SIGKILL)  # it is the first of its PID namespace: all that it started goes with it
+        os.kill(program, signal.SIGKILL)  # it is init of its PID namespace: its descendants are killed with it
     return ended
 
 
 def _resident(processes: int, program: int) -> int:
-    """Bytes that a process and all its descendants hold in memory, what they share counted for each.
+    """Resident bytes of a process and all its descendants; shared pages count for each.
 
     Args:
         processes: A descriptor of /proc.
+        program: The process id.
 
     Raises:
-        OSError: Not of a process that has gone meanwhile.
+        OSError: /proc cannot be read; processes that ended meanwhile are skipped.
     """
-    total, left = 0, [str(program)]
-    while left:
-        process = left.pop()
+    total, pending = 0, [str(program)]
+    while pending:
+        process = pending.pop()
         try:
-            total += int(_content(f"{process}/statm", processes).split()[1]) * resource.getpagesize()
+            total += int(_read_text(f"{process}/statm", processes).split()[1]) * resource.getpagesize()
             threads = os.open(f"{process}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=processes)
             try:
                 for thread in os.listdir(threads):
-                    left += _content(f"{thread}/children", threads).split()
+                    pending += _read_text(f"{thread}/children", threads).split()
             finally:
                 os.close(threads)
         except (FileNotFoundError, ProcessLookupError):
@@ -229,7 +231,7 @@ def _resident(processes: int, program: int) -> int:
     return total
 
 
-def _content(path: str, directory: int) -> str:
+def _read_text(path: str, directory: int) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(descriptor, 65_536).decode("ascii")
@@ -237,8 +239,8 @@ def _content(path: str, directory: int) -> str:
         os.close(descriptor)
 
 
-def _third(plan: dict[str, Any], errors: int, *, root: bool) -> None:
-    """Make the walls and become the program; never returns."""
+def _become_program(plan: dict[str, Any], errors: int, *, root: bool) -> None:
+    """The third process: set up the sandbox and become the program. Never returns."""
     try:
         call("prctl", DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
         seccomp = None if plan["seccomp"] is None else ctypes.CDLL(plan["seccomp"])
@@ -255,14 +257,14 @@ def _third(plan: dict[str, Any], errors: int, *, root: bool) -> None:
         if seccomp is not None:
             _filter(seccomp)
         os.execve(plan["argv"][0], plan["argv"], {"PATH": "/nowhere", "HOME": "/work", "LC_ALL": "C.UTF-8"})
-    except (Failed, OSError, ValueError, AttributeError) as error:
+    except (SetupFailed, OSError, ValueError, AttributeError) as error:
         os.write(errors, f"{type(error).__name__}: {error}"[:4000].encode())
     finally:
         os._exit(97)
 
 
 def _no_more_namespaces() -> None:
-    """A user namespace in this one would give its rights back; where /proc may not be written the filter forbids it."""
+    """Forbid nested user namespaces, which would restore privileges; if /proc is read-only, the filter does."""
     try:
         _write("/proc/sys/user/max_user_namespaces", "0")
     except OSError:
@@ -270,15 +272,15 @@ def _no_more_namespaces() -> None:
 
 
 def _build_root(plan: dict[str, Any]) -> None:
-    """A root on a tmpfs, with the plan's files bound read-only, and one small directory to write in."""
-    os.umask(0o022)  # the trainer's keeps others out; in here the program is one of the others
+    """Build a root on a tmpfs: the plan's files bound read-only, and one small writable directory."""
+    os.umask(0o022)  # the trainer's umask hides files from others, and the program is one of the others
     mount(None, "/", None, RECURSIVE | PRIVATE)
     mount("tmpfs", "/tmp", "tmpfs", NO_SUID | NO_DEV, "size=1m,mode=755")  # noqa: S108 (a mount point, ours alone)
     os.mkdir("/tmp/old")  # noqa: S108
     os.chdir("/tmp")  # noqa: S108
     number = PIVOT_ROOT.get(platform.machine())
     if number is None:
-        raise Failed(f"pivot_root's number is not known on {platform.machine()}")
+        raise SetupFailed(f"unsupported machine {platform.machine()}: the number of pivot_root is unknown")
     call("syscall", number, b".", b"old")
     os.chdir("/")
     for source, target in plan["binds"]:
@@ -302,11 +304,11 @@ def _bind(source: str, target: str) -> None:
     else:
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o444))
     mount(source, target, None, BIND)
-    # flags that the mount had when the namespace was made are locked: they have to be said again
-    had = os.statvfs(target).f_flag
-    kept = had & (NO_EXEC | NO_ATIME | NO_DIR_ATIME) | (REL_ATIME if had & STAT_REL_ATIME else 0)
-    kept |= had & NO_DEV if device else NO_DEV
-    mount(None, target, None, BIND | REMOUNT | READ_ONLY | NO_SUID | kept)
+    # flags of the original mount are locked in the namespace and must be repeated
+    locked = os.statvfs(target).f_flag
+    flags = locked & (NO_EXEC | NO_ATIME | NO_DIR_ATIME) | (REL_ATIME if locked & STAT_REL_ATIME else 0)
+    flags |= locked & NO_DEV if device else NO_DEV
+    mount(None, target, None, BIND | REMOUNT | READ_ONLY | NO_SUID | flags)
 
 
 def _give_up_rights(*, root: bool) -> None:
@@ -315,7 +317,7 @@ def _give_up_rights(*, root: bool) -> None:
     while LIBC.prctl(BOUNDING_DROP, capability, 0, 0, 0) == 0:
         capability += 1
     if capability == 0:
-        raise Failed("no capability could be given up")
+        raise SetupFailed("could not drop any capability")
     if root:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -323,13 +325,13 @@ def _give_up_rights(*, root: bool) -> None:
     header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     call("capset", header, bytes(24))
     call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
-    call("prctl", DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)  # a change of user has taken it back
+    call("prctl", DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)  # the change of user has reset it
 
 
 def _limit(limits: dict[str, int], *, root: bool) -> None:
     # Linux counts processes by user and user namespace; the second process is of the same user where that is not root
     processes = limits["processes"] + (0 if root else 1)
-    for kind, most in (
+    for kind, maximum in (
         (resource.RLIMIT_CPU, limits["cpu_s"]),
         (resource.RLIMIT_AS, limits["memory_bytes"]),
         (resource.RLIMIT_NPROC, processes),
@@ -340,46 +342,46 @@ def _limit(limits: dict[str, int], *, root: bool) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
     ):
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (maximum, maximum))
 
 
 def _filter(library: ctypes.CDLL) -> None:
-    """Refuse system calls that no program of a suite needs. Raises Failed."""
+    """Install a filter that refuses system calls which no program of a suite needs. Raises Failed."""
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
     if not context:
-        raise Failed("libseccomp gives no filter")
+        raise SetupFailed("libseccomp could not create a filter")
 
-    def refuse(name: str, *rules: Comparison, action: int = DENY) -> None:
+    def refuse(name: str, *rules: SeccompComparison, action: int = DENY) -> None:
         number = library.seccomp_syscall_resolve_name(name.encode())
         if number < 0:
-            return  # this machine has no such call
-        array = (Comparison * max(1, len(rules)))(*rules)
+            return  # no such system call on this machine
+        array = (SeccompComparison * max(1, len(rules)))(*rules)
         if library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(rules), array) != 0:
-            raise Failed(f"libseccomp cannot refuse {name}")
+            raise SetupFailed(f"libseccomp could not add a rule for {name}")
 
     for name in DENIED:
         refuse(name)
-    refuse("clone3", action=NOT_THERE)  # its flags lie in memory, where no filter sees them; libc then takes clone
+    refuse("clone3", action=NOT_THERE)  # its flags are in memory, which a filter cannot read; libc falls back to clone
     for flag in NAMESPACES:
-        refuse("clone", Comparison(0, MASKED_EQUAL, flag, flag))
+        refuse("clone", SeccompComparison(0, MASKED_EQUAL, flag, flag))
     for command in LOCKS:
-        refuse("fcntl", Comparison(1, MASKED_EQUAL, LOW_HALF, command))
-    refuse("socketpair", Comparison(0, NOT_EQUAL, UNIX, 0))
+        refuse("fcntl", SeccompComparison(1, MASKED_EQUAL, LOW_HALF, command))
+    refuse("socketpair", SeccompComparison(0, NOT_EQUAL, UNIX, 0))
     if library.seccomp_load(context) != 0:
-        raise Failed("the kernel takes no filter")
+        raise SetupFailed("the kernel rejected the seccomp filter")
 
 
-def _exactly(descriptor: int, count: int, *, short: bool = False) -> bytes:
-    found = b""
-    while len(found) < count:
-        piece = os.read(descriptor, count - len(found))
-        if not piece:
+def _read_exactly(descriptor: int, count: int, *, short: bool = False) -> bytes:
+    content = b""
+    while len(content) < count:
+        chunk = os.read(descriptor, count - len(content))
+        if not chunk:
             if short:
                 break
-            raise Failed("the plan ended early")
-        found += piece
-    return found
+            raise SetupFailed("the plan is truncated")
+        content += chunk
+    return content
 
 
 def _write(path: str, text: str) -> None:
@@ -390,8 +392,8 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _say(status: int, found: dict[str, Any]) -> None:
-    os.write(status, json.dumps(found).encode() + b"\n")
+def _report_status(status: int, content: dict[str, Any]) -> None:
+    os.write(status, json.dumps(content).encode() + b"\n")
 
 
 if __name__ == "__main__":

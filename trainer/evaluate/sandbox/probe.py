@@ -1,8 +1,8 @@
-"""Tries to get out of the sandbox: the text of this file is the program of its self-test.
+"""Attempts to escape from the sandbox: the text of this file is the program of the self-test.
 
-`ASKED` has what is outside: a port and an abstract socket that somebody listens on, a secret file, a process id, and
-the limits. `RESULT` becomes what was tried, and whether it got through. It also runs outside of any sandbox, where it
-gets through; a test holds it to that.
+`ASKED` has the targets outside: a listening port and abstract socket, a secret file, a process id, and the limits.
+`RESULT` maps each attempt to whether it succeeded. A test runs this file outside of a sandbox, where the attempts must
+succeed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def tcp() -> bool:
 
 
 def abstract_socket() -> bool:
-    with socket.socket(socket.AF_UNIX) as other:
-        other.settimeout(1)
-        other.connect("\0" + ASKED["abstract"])
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        client.connect("\0" + ASKED["abstract"])
         return True
 
 
 def hypervisor() -> bool:
-    """A virtual machine's line to its host belongs to no network namespace."""
+    """AF_VSOCK, a virtual machine's connection to its host, belongs to no network namespace."""
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM):
         return True
 
@@ -51,8 +51,8 @@ def secret_file() -> bool:
 
 
 def other_files() -> bool:
-    shown = {"/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/1/root", "/sys/kernel", "/home", "/var"}
-    return any(os.path.exists(path) for path in shown)
+    paths = {"/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/1/root", "/sys/kernel", "/home", "/var"}
+    return any(os.path.exists(path) for path in paths)
 
 
 def walk_up() -> bool:
@@ -64,14 +64,14 @@ def environment() -> bool:
 
 
 def write_outside() -> bool:
-    places = ["/", os.path.dirname(os.__file__), "/etc", "/dev", "/usr", "/lib"]
-    for place in places:
+    directories = ["/", os.path.dirname(os.__file__), "/etc", "/dev", "/usr", "/lib"]
+    for directory in directories:
         try:
-            with open(os.path.join(place, f"probe-{os.getpid()}"), "w"):
+            with open(os.path.join(directory, f"probe-{os.getpid()}"), "w"):
                 pass
         except OSError:
             continue
-        os.remove(os.path.join(place, f"probe-{os.getpid()}"))
+        os.remove(os.path.join(directory, f"probe-{os.getpid()}"))
         return True
     return False
 
@@ -124,30 +124,30 @@ def memory() -> bool:
 
 
 def mapped_memory() -> bool:
-    with mmap.mmap(-1, ASKED["memory_bytes"] + 4096) as found:
-        return len(found) > 0
+    with mmap.mmap(-1, ASKED["memory_bytes"] + 4096) as mapping:
+        return len(mapping) > 0
 
 
 def system_v_memory() -> bool:
-    """A segment counts for nobody while nobody has it mapped."""
-    found = LIBC.shmget(0, ctypes.c_size_t(4096), 0o1600)  # IPC_PRIVATE, IPC_CREAT
-    return bool(found >= 0 and LIBC.shmctl(found, 0, None) == 0)  # IPC_RMID
+    """An unmapped segment counts towards no process's limits."""
+    handle = LIBC.shmget(0, ctypes.c_size_t(4096), 0o1600)  # IPC_PRIVATE, IPC_CREAT
+    return bool(handle >= 0 and LIBC.shmctl(handle, 0, None) == 0)  # IPC_RMID
 
 
 def system_v_messages() -> bool:
-    found = LIBC.msgget(0, 0o1600)
-    return bool(found >= 0 and LIBC.msgctl(found, 0, None) == 0)
+    handle = LIBC.msgget(0, 0o1600)
+    return bool(handle >= 0 and LIBC.msgctl(handle, 0, None) == 0)
 
 
 def system_v_semaphores() -> bool:
-    found = LIBC.semget(0, 1, 0o1600)
-    return bool(found >= 0 and LIBC.semctl(found, 0, 0) == 0)
+    handle = LIBC.semget(0, 1, 0o1600)
+    return bool(handle >= 0 and LIBC.semctl(handle, 0, 0) == 0)
 
 
 def posix_messages() -> bool:
     name = f"/probe-{os.getpid()}".encode()
-    found = LIBC.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None)
-    return bool(found >= 0 and LIBC.mq_unlink(name) == 0)
+    handle = LIBC.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None)
+    return bool(handle >= 0 and LIBC.mq_unlink(name) == 0)
 
 
 def memory_file() -> bool:
@@ -160,23 +160,23 @@ def shared_memory() -> bool:
 
 
 def file_locks() -> bool:
-    """The kernel keeps a record for each range that is locked."""
+    """The kernel allocates a record for each locked range."""
     with open(os.path.join(ASKED["scratch"], "locked"), "wb") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1)
         return True
 
 
 def directory_events() -> bool:
-    """What nobody reads waits in the kernel."""
-    found = LIBC.inotify_init1(0)
-    if found < 0:
+    """Unread events queue up in the kernel."""
+    handle = LIBC.inotify_init1(0)
+    if handle < 0:
         return False
-    os.close(found)
+    os.close(handle)
     return True
 
 
 def many_timers() -> bool:
-    """The kernel keeps a record for each."""
+    """The kernel allocates a record for each timer."""
     made: list[ctypes.c_void_p] = []
     while len(made) < 65:
         timer = ctypes.c_void_p()
@@ -199,10 +199,10 @@ def become_root() -> bool:
 
 
 def capabilities() -> bool:
-    header, found = struct.pack("=Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
-    if LIBC.capget(header, found) != 0:
+    header, data = struct.pack("=Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    if LIBC.capget(header, data) != 0:
         return True
-    return any(found.raw) or any(LIBC.prctl(23, number, 0, 0, 0) == 1 for number in range(64))
+    return any(data.raw) or any(LIBC.prctl(23, number, 0, 0, 0) == 1 for number in range(64))
 
 
 def privileges() -> bool:
@@ -224,17 +224,17 @@ def mount() -> bool:
 
 
 def descriptors() -> bool:
-    found = []
+    open_numbers = []
     for number in range(3, 256):
         try:
             os.fstat(number)
         except OSError:
             continue
-        found.append(number)
-    return len(found) > 1  # the one that the result is said on
+        open_numbers.append(number)
+    return len(open_numbers) > 1  # the descriptor for the result
 
 
-TRIED: tuple[Callable[[], bool], ...] = (
+ATTEMPTS: tuple[Callable[[], bool], ...] = (
     *(tcp, abstract_socket, hypervisor, interfaces, secret_file, other_files, walk_up, environment, write_outside),
     *(
         write_python,
@@ -270,4 +270,4 @@ def got_through(attempt: Callable[[], bool]) -> bool:
 
 if __name__ == "__main__":
     ASKED["outside"] = set(ASKED["outside"])
-    RESULT = {attempt.__name__: got_through(attempt) for attempt in TRIED}
+    RESULT = {attempt.__name__: got_through(attempt) for attempt in ATTEMPTS}

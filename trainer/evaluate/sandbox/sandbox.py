@@ -1,4 +1,5 @@
-"""A sandbox that has been shown to hold, or none: `prove` makes one, tries to break out of it, and else refuses."""
+"""A sandbox for untrusted Python programs: `prove_sandbox` creates one, tries to escape from it, and returns it only if
+every attempt fails."""
 
 from __future__ import annotations
 
@@ -19,18 +20,18 @@ from pydantic import Field, ValidationError
 
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.sandbox.files import Shown, filter_library, python_alone
+from trainer.evaluate.sandbox.files import PythonFiles, filter_library, python_files
 
 PACKAGE: Final = "trainer.evaluate.sandbox"
 SLACK_S: Final = 10.0
-"""How long after its time a sandbox may take to be gone."""
-MOST_PROGRAM_BYTES: Final = 1024 * 1024
+"""How long a sandbox may take to end after its time limit."""
+MAX_PROGRAM_BYTES: Final = 1024 * 1024
 ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
-class Limits(Frozen):
-    """What a program may take. ``processes`` and threads together, itself included; ``memory_bytes`` of each of them by
-    address space, and of all of them by what is resident."""
+class SandboxLimits(Frozen):
+    """Limits of a program. ``processes``: processes and threads together, itself included. ``memory_bytes``: address
+    space of each process, and resident memory of all of them together."""
 
     cpu_s: int = Field(10, ge=1)
     wall_s: float = Field(15, gt=0)
@@ -42,8 +43,8 @@ class Limits(Frozen):
     output_bytes: int = Field(64 * 2**10, ge=1024)
 
 
-class Ran(Frozen):
-    """How a program ended: `finished` came to its end, `failed` raised or left early; `result` is its `RESULT`."""
+class SandboxResult(Frozen):
+    """How a program ended: `finished` ran to its end, `failed` raised or exited early. ``result``: its `RESULT`."""
 
     ending: Literal["finished", "failed", "out_of_time", "out_of_memory", "killed"]
     detail: str = ""
@@ -51,8 +52,8 @@ class Ran(Frozen):
     cpu_s: float = 0.0
 
 
-class Status(Frozen):
-    """What the helper says at the end; ``setup`` is why there were no walls, None where there were."""
+class HelperStatus(Frozen):
+    """The helper's final status; ``setup``: why the sandbox could not be set up, None if it was."""
 
     setup: str | None = None
     code: int = 0
@@ -63,48 +64,48 @@ class Status(Frozen):
 
 
 class Sandbox:
-    """Runs Python programs; only `prove` makes one. Safe to use for several programs at once."""
+    """Runs Python programs; created by `prove_sandbox` only. Safe for concurrent use."""
 
-    def __init__(self, shown: Shown, limits: Limits, seccomp: str | None) -> None:
-        self._shown = shown
+    def __init__(self, python: PythonFiles, limits: SandboxLimits, seccomp: str | None) -> None:
+        self._python = python
         self._seccomp = seccomp
         self._runner = (files(PACKAGE) / "runner.py").read_text("utf-8")
         self._inner = str(files(PACKAGE) / "inner.py")
         self.limits = limits
 
-    async def run(self, program: str, given: Any = None) -> Ran:
-        """Run a program, which finds `given` (JSON) as `ASKED`.
+    async def run(self, program: str, given: Any = None) -> SandboxResult:
+        """Run a program, which gets ``given`` (JSON) as the global `ASKED`.
 
         Raises:
-            SandboxUnavailable: The walls could not be made; nothing was run.
+            SandboxUnavailable: The sandbox could not be set up; nothing was run.
         """
-        word = secrets.token_hex(16)
-        asked = json.dumps({"program": program, "given": given, "word": word}).encode()
-        if len(asked) > MOST_PROGRAM_BYTES:
-            return Ran(ending="failed", detail=f"the program has more than {MOST_PROGRAM_BYTES} bytes")
-        status, output = await self._launch(asked)
+        token = secrets.token_hex(16)
+        payload = json.dumps({"program": program, "given": given, "word": token}).encode()
+        if len(payload) > MAX_PROGRAM_BYTES:
+            return SandboxResult(ending="failed", detail=f"the program is larger than {MAX_PROGRAM_BYTES} bytes")
+        status, output = await self._launch(payload)
         if status.setup is not None:
-            raise SandboxUnavailable(f"no sandbox can be made here: {status.setup}")
-        return _judged(status, output, word)
+            raise SandboxUnavailable(f"cannot set up a sandbox on this machine: {status.setup}")
+        return _result(status, output, token)
 
     def _plan(self) -> bytes:
-        argv = [str(self._shown.python), "-I", "-S", "-B", "-X", "utf8", "-c", self._runner]
+        argv = [str(self._python.python), "-I", "-S", "-B", "-X", "utf8", "-c", self._runner]
         plan = {
             "argv": argv,
-            "binds": self._shown.binds,
-            "masked": self._shown.masked,
+            "binds": self._python.binds,
+            "masked": self._python.masked,
             "wall_s": self.limits.wall_s,
             "limits": self.limits.model_dump(exclude={"wall_s", "output_bytes"}),
             "seccomp": self._seccomp,
         }
-        found = json.dumps(plan).encode()
-        return len(found).to_bytes(8, "little") + found
+        encoded = json.dumps(plan).encode()
+        return len(encoded).to_bytes(8, "little") + encoded
 
-    async def _launch(self, asked: bytes) -> tuple[Status, bytes]:
-        """Start the helper, which ends by itself; where this is cancelled its lifeline is cut, and it ends at once."""
+    async def _launch(self, payload: bytes) -> tuple[HelperStatus, bytes]:
+        """Start the helper and wait. Cancelling this closes the lifeline pipe, which ends the helper at once."""
         with _pipe() as (status_read, status_write), _pipe() as (lifeline_read, lifeline_write):
             process = await asyncio.create_subprocess_exec(
-                *(str(self._shown.python), "-I", "-S", "-B", self._inner, str(status_write), str(lifeline_read)),
+                *(str(self._python.python), "-I", "-S", "-B", self._inner, str(status_write), str(lifeline_read)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -117,40 +118,42 @@ class Sandbox:
             os.close(lifeline_read)
             try:
                 async with asyncio.timeout(self.limits.wall_s + SLACK_S):
-                    output, said = await self._talk(process, self._plan() + asked)
+                    output, errors = await self._communicate(process, self._plan() + payload)
                     await process.wait()
             except TimeoutError:
-                output, said = b"", b"it did not end in time"
+                output, errors = b"", b"the helper did not end in time"
             finally:
                 os.close(lifeline_write)
-                await _gone(process)
-            os.set_blocking(status_read, False)  # a helper that had to be killed has a child that may still hold it
+                await _wait_or_kill(process)
+            os.set_blocking(status_read, False)  # the child of a killed helper may still hold the pipe open
             try:
-                return _status(os.read(status_read, 65_536), said), output
+                return _status(os.read(status_read, 65_536), errors), output
             except BlockingIOError:
-                return _status(b"", said), output
+                return _status(b"", errors), output
 
-    async def _talk(self, process: asyncio.subprocess.Process, given: bytes) -> tuple[bytes, bytes]:
+    async def _communicate(self, process: asyncio.subprocess.Process, payload: bytes) -> tuple[bytes, bytes]:
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
         if stdin is None or stdout is None or stderr is None:
-            raise SandboxUnavailable("the sandbox's helper has no pipes")
+            raise SandboxUnavailable("the sandbox's helper was started without pipes")
         with suppress(ConnectionError):
-            stdin.write(given)
+            stdin.write(payload)
             await stdin.drain()
             stdin.close()
-        output, said = await asyncio.gather(_at_most(stdout, self.limits.output_bytes), _at_most(stderr, 4096))
-        return output, said
+        output, errors = await asyncio.gather(
+            _read_at_most(stdout, self.limits.output_bytes), _read_at_most(stderr, 4096)
+        )
+        return output, errors
 
 
-async def _at_most(stream: asyncio.StreamReader, most: int) -> bytes:
-    """The first bytes of a stream; the rest is read and dropped, so that its writer is not held up."""
-    found = bytearray()
-    while piece := await stream.read(65_536):
-        found += piece[: most - len(found)]
-    return bytes(found)
+async def _read_at_most(stream: asyncio.StreamReader, max_bytes: int) -> bytes:
+    """The first ``max_bytes`` of a stream; the rest is read and discarded, so that its writer does not block."""
+    content = bytearray()
+    while chunk := await stream.read(65_536):
+        content += chunk[: max_bytes - len(content)]
+    return bytes(content)
 
 
-async def _gone(process: asyncio.subprocess.Process) -> None:
+async def _wait_or_kill(process: asyncio.subprocess.Process) -> None:
     try:
         async with asyncio.timeout(SLACK_S):
             await process.wait()
@@ -160,35 +163,39 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def _status(content: bytes, said: bytes) -> Status:
-    """What the helper said; where it said nothing there were no walls."""
+def _status(content: bytes, errors: bytes) -> HelperStatus:
+    """The helper's status; without one the sandbox was not set up."""
     try:
-        return Status.model_validate_json(content)
+        return HelperStatus.model_validate_json(content)
     except ValidationError:
-        return Status(setup=said.decode("utf-8", "replace").strip()[-500:] or "its helper ended without a word")
+        return HelperStatus(
+            setup=errors.decode("utf-8", "replace").strip()[-500:] or "the helper ended without a status"
+        )
 
 
-def _judged(status: Status, output: bytes, word: str) -> Ran:
+def _result(status: HelperStatus, output: bytes, token: str) -> SandboxResult:
     if status.timed_out:
-        return Ran(ending="out_of_time", cpu_s=status.cpu_s)
+        return SandboxResult(ending="out_of_time", cpu_s=status.cpu_s)
     if status.out_of_memory:
-        return Ran(ending="out_of_memory", detail="its processes together", cpu_s=status.cpu_s)
+        return SandboxResult(ending="out_of_memory", detail="all processes together", cpu_s=status.cpu_s)
     if status.code != 0:
         ending: Literal["out_of_time", "killed"] = "out_of_time" if status.code in (-9, -24) else "killed"
-        return Ran(ending=ending, detail=f"exit code {status.code}", cpu_s=status.cpu_s)
+        return SandboxResult(ending=ending, detail=f"exit code {status.code}", cpu_s=status.cpu_s)
     try:
-        found = json.loads(output)
-        if found.get("word") == word:
-            return Ran(ending="finished", result=found.get("result"), cpu_s=status.cpu_s)
-        error = str(found["error"])[:100]
+        outcome = json.loads(output)
+        if outcome.get("word") == token:
+            return SandboxResult(ending="finished", result=outcome.get("result"), cpu_s=status.cpu_s)
+        error = str(outcome["error"])[:100]
     except (ValueError, KeyError, AttributeError, RecursionError):
-        return Ran(ending="failed", detail="it left before its end", cpu_s=status.cpu_s)
-    return Ran(ending="out_of_memory" if error == "MemoryError" else "failed", detail=error, cpu_s=status.cpu_s)
+        return SandboxResult(ending="failed", detail="it exited early", cpu_s=status.cpu_s)
+    return SandboxResult(
+        ending="out_of_memory" if error == "MemoryError" else "failed", detail=error, cpu_s=status.cpu_s
+    )
 
 
 @contextmanager
 def _pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe; whichever is still open at the end is closed."""
+    """Both ends of a pipe; ends that are still open are closed on exit."""
     reading, writing = os.pipe()
     identities = [(number, os.fstat(number).st_ino) for number in (reading, writing)]
     try:
@@ -200,33 +207,33 @@ def _pipe() -> Iterator[tuple[int, int]]:
                     os.close(number)
 
 
-async def prove(limits: Limits | None = None) -> Sandbox:
-    """A sandbox out of which nothing got that the self-test tried.
+async def prove_sandbox(limits: SandboxLimits | None = None) -> Sandbox:
+    """Return a sandbox that passed the self-test: none of the escape attempts succeeded.
 
     Raises:
-        SandboxUnavailable: There are no walls on this machine, or an attempt got through; the message says which.
+        SandboxUnavailable: This machine cannot sandbox, or an attempt succeeded; the message names it.
     """
     if not sys.platform.startswith("linux"):
-        raise SandboxUnavailable("a sandbox needs Linux's namespaces")
-    sandbox = Sandbox(await asyncio.to_thread(python_alone), limits or Limits(), filter_library())
+        raise SandboxUnavailable("the sandbox needs Linux namespaces")
+    sandbox = Sandbox(await asyncio.to_thread(python_files), limits or SandboxLimits(), filter_library())
     probe = (files(PACKAGE) / "probe.py").read_text("utf-8")
-    with outside(sandbox.limits) as given:
-        found = await sandbox.run(probe, given)
-    if found.ending != "finished" or not isinstance(found.result, dict):
-        raise SandboxUnavailable(f"the sandbox's self-test did not come to its end ({found.ending} {found.detail})")
-    through = sorted(name for name, got in found.result.items() if got is not False)
-    if through:
-        raise SandboxUnavailable(f"the sandbox does not hold: {', '.join(through)} got through")
-    short = Sandbox(sandbox._shown, sandbox.limits.model_copy(update={"wall_s": 0.5}), sandbox._seccomp)
-    late = await short.run("import time\ntime.sleep(60)")
-    if late.ending != "out_of_time":
-        raise SandboxUnavailable(f"the sandbox does not hold: a program outlived its time ({late.ending})")
+    with escape_targets(sandbox.limits) as targets:
+        result = await sandbox.run(probe, targets)
+    if result.ending != "finished" or not isinstance(result.result, dict):
+        raise SandboxUnavailable(f"the sandbox's self-test did not finish ({result.ending} {result.detail})")
+    escaped = sorted(name for name, got in result.result.items() if got is not False)
+    if escaped:
+        raise SandboxUnavailable(f"the sandbox is not safe: its self-test could escape by {', '.join(escaped)}")
+    short_lived = Sandbox(sandbox._python, sandbox.limits.model_copy(update={"wall_s": 0.5}), sandbox._seccomp)
+    overdue = await short_lived.run("import time\ntime.sleep(60)")
+    if overdue.ending != "out_of_time":
+        raise SandboxUnavailable(f"the sandbox is not safe: a program exceeded its time limit ({overdue.ending})")
     return sandbox
 
 
 @contextmanager
-def outside(limits: Limits, scratch: Path = Path("/work")) -> Iterator[dict[str, Any]]:
-    """What the probe is to reach for: all of it is there and open to whoever is not in a sandbox."""
+def escape_targets(limits: SandboxLimits, scratch: Path = Path("/work")) -> Iterator[dict[str, Any]]:
+    """The targets of the self-test's escape attempts: all are accessible outside of a sandbox."""
     name = f"hatrack-probe-{secrets.token_hex(8)}"
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,

@@ -1,4 +1,4 @@
-"""How far a judge agrees with people: Cohen's kappa with its interval."""
+"""Agreement between a judge and people: Cohen's kappa with its interval."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trainer.evaluate.statistics import quantiles
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Cohen's kappa over `pairs` that both looked at; None where both always said the same one thing.
+    """Cohen's kappa over ``pairs`` that both voted on; None if all votes are the same.
 
-    ``observed`` is the share of pairs on which they agree.
+    ``observed``: the share of pairs on which they agree.
     """
 
     kappa: float | None
@@ -38,16 +38,20 @@ def agreement(judge: Sequence[str], people: Sequence[str], *, confidence: float 
         EvaluationInvalid: The lists are empty or of different lengths.
     """
     if not judge or len(judge) != len(people):
-        raise EvaluationInvalid(f"agreement needs as many verdicts of people as of the judge, found {len(people)}")
-    words = {word: code for code, word in enumerate(sorted({*judge, *people}))}
-    observed = sum(one == other for one, other in zip(judge, people, strict=True)) / len(judge)
-    if len(words) == 1:
+        raise EvaluationInvalid(
+            f"agreement needs equally many votes of the judge and of people; got {len(judge)} and {len(people)}"
+        )
+    codes = {verdict: code for code, verdict in enumerate(sorted({*judge, *people}))}
+    observed = sum(
+        judge_verdict == people_verdict for judge_verdict, people_verdict in zip(judge, people, strict=True)
+    ) / len(judge)
+    if len(codes) == 1:
         return Agreement(None, None, None, observed, len(judge))
-    table = np.zeros((len(words), len(words)))
-    for one, other in zip(judge, people, strict=True):
-        table[words[one], words[other]] += 1
-    with np.errstate(invalid="ignore"):  # of full agreement the variance is zero, or what rounding makes of it
-        found = cohens_kappa(table)
-    kappa = float(found.kappa)
-    half = quantiles.normal(confidence) * math.sqrt(max(0.0, float(found.var_kappa)))
-    return Agreement(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), observed, len(judge))
+    table = np.zeros((len(codes), len(codes)))
+    for judge_verdict, people_verdict in zip(judge, people, strict=True):
+        table[codes[judge_verdict], codes[people_verdict]] += 1
+    with np.errstate(invalid="ignore"):  # with full agreement the variance is zero up to rounding
+        result = cohens_kappa(table)
+    kappa = float(result.kappa)
+    half_width = quantiles.normal(confidence) * math.sqrt(max(0.0, float(result.var_kappa)))
+    return Agreement(kappa, max(-1.0, kappa - half_width), min(1.0, kappa + half_width), observed, len(judge))

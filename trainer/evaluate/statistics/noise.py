@@ -1,9 +1,9 @@
-"""Noise between runs: the same questions, asked greedily again, are not always answered the same.
+"""Noise between runs: the same questions, asked again with greedy decoding, may get different answers.
 
-A busy engine puts requests into other batches, sums in another order, and a close decision tips. Two parts of that
-noise matter. What strikes each answer by itself is in the scores of one run already, so that an interval over examples
-holds it. What strikes a whole run alike is not, however many examples there are; it shows only between runs, and is
-added.
+A busy engine batches requests differently and so sums in another order, which can tip a close decision. The noise has
+two parts. Noise that affects each answer independently is already in the scores of one run, so an interval over
+examples includes it. Noise that affects a whole run is not, however many examples there are; it only shows between
+runs, and is added here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RunNoise:
 
 
 NO_RUNS: Final = RunNoise(0.0, 0, 0.0)
-"""One run alone: nothing is known of the noise between runs."""
+"""For a single run: the noise between runs is unknown."""
 
 
 def run_noise(runs: Sequence[Array]) -> RunNoise:
@@ -44,7 +44,7 @@ def run_noise(runs: Sequence[Array]) -> RunNoise:
     (1992), section 4.3; R. L. Brennan, Generalizability Theory (2001), section 2.2, for the design p x i.
 
     Args:
-        runs: Each a score an example. Later runs may be over the first examples alone; all are cut to the shortest.
+        runs: Per run, a score per example. Later runs may cover only the first examples; all are cut to the shortest.
     """
     if len(runs) < 2:
         return NO_RUNS
@@ -59,20 +59,20 @@ def run_noise(runs: Sequence[Array]) -> RunNoise:
     return RunNoise(max(0.0, (between - within) / width), count - 1, changed)
 
 
-def together(noises: Sequence[RunNoise]) -> RunNoise:
+def combined_noise(noises: Sequence[RunNoise]) -> RunNoise:
     """The noise of a difference (or a sum) of one run of each arm.
 
     Its degrees of freedom are F. E. Satterthwaite's (Biometrics Bulletin 2 (1946), 110-114).
     """
-    known = [noise for noise in noises if noise.variance > 0]
-    variance = sum(noise.variance for noise in known)
+    positive = [noise for noise in noises if noise.variance > 0]
+    variance = sum(noise.variance for noise in positive)
     changed = max((noise.changed for noise in noises), default=0.0)
-    if not known:
+    if not positive:
         return RunNoise(0.0, sum(noise.degrees for noise in noises), changed)
-    return RunNoise(variance, variance**2 / sum(noise.variance**2 / noise.degrees for noise in known), changed)
+    return RunNoise(variance, variance**2 / sum(noise.variance**2 / noise.degrees for noise in positive), changed)
 
 
-def with_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: float) -> Bounds:
+def widen_by_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: float) -> Bounds:
     """Widen an interval over examples by the noise between runs.
 
     The two are independent, so that their variances add, at each end by itself: what stands for the variance over
@@ -83,21 +83,23 @@ def with_noise(estimate: float, bounds: Bounds, noise: RunNoise, confidence: flo
     if noise.variance == 0:
         return bounds
     z = quantiles.normal(confidence)
-    low, high = (reach(distance / z, noise, confidence) for distance in (estimate - bounds.low, bounds.high - estimate))
+    low, high = (
+        half_width(distance / z, noise, confidence) for distance in (estimate - bounds.low, bounds.high - estimate)
+    )
     return Bounds(max(-1.0, estimate - low), min(1.0, estimate + high), bounds.method + ADDED)
 
 
-def reach(error: float, noise: RunNoise, confidence: float, degrees: float = math.inf) -> float:
-    """Half the width of an interval with this standard error over examples, and noise between runs beside it.
+def half_width(error: float, noise: RunNoise, confidence: float, degrees: float = math.inf) -> float:
+    """Half the width of an interval with this standard error over examples, plus noise between runs.
 
     Args:
-        error: On `degrees` of freedom.
-        noise: Between runs, of all that is compared.
+        error: The standard error.
+        noise: Between runs, of everything compared.
         confidence: Two-sided.
-        degrees: Of the error.
+        degrees: Degrees of freedom of the error.
     """
     variance = error**2 + noise.variance
     parts = [error**4 / degrees] + ([noise.variance**2 / noise.degrees] if noise.variance > 0 else [])
-    spread = sum(parts)
-    freedom = variance**2 / spread if spread > 0 else math.inf
-    return quantiles.student(confidence, freedom) * math.sqrt(variance)
+    total = sum(parts)
+    degrees_of_freedom = variance**2 / total if total > 0 else math.inf
+    return quantiles.student(confidence, degrees_of_freedom) * math.sqrt(variance)

@@ -1,6 +1,6 @@
-"""The mean of paired differences, with an interval: how much better is one arm than another on the same examples?
+"""The mean of paired differences with an interval: how much better one arm is than another on the same examples.
 
-Which interval was chosen by simulation (EVALUATION.md, "Coverage"; the simulations are in the tests).
+The intervals were chosen by simulation (EVALUATION.md, "Coverage"; the simulations are in the tests).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Array = NDArray[np.float64]
 
 RESAMPLES: Final = 5000
 BATCH: Final = 500
-"""Resamples computed at once: bounds the memory to BATCH times the examples."""
-FARTHEST: Final = 1e-6
-"""Of a bootstrap's tail: with two or three values it would have to be thinner, and no resample is so far out."""
+"""Resamples computed at once: memory is BATCH times the number of examples."""
+MIN_TAIL: Final = 1e-6
+"""Minimum tail of the bootstrap: with two or three values it would be thinner, where no resample lies."""
 EDGE: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Both ends of an interval, and the method's name."""
+    """The ends of an interval, and the method's name."""
 
     low: float
     high: float
@@ -44,13 +44,13 @@ def wins_and_losses(differences: Array) -> tuple[int, int]:
 def interval(differences: Array, *, confidence: float, binary: bool, seed: int, resamples: int = RESAMPLES) -> Bounds:
     """An interval of the mean of paired differences, each from -1 to 1.
 
-    Pairs of right-or-wrong scores get Tango's score interval, all others the widest, at each end, of the BCa bootstrap,
-    Student's, and `sparse`. Where all differences are the same there is nothing to resample, and `sparse` alone bounds
-    what so many examples could have missed.
+    Binary scores get Tango's score interval. All others get, at each end, the widest of the BCa bootstrap, Student's
+    interval and `sparse_interval`. If all differences are equal there is nothing to resample, and `sparse_interval`
+    alone bounds what this many examples could have missed.
 
     Args:
-        differences: One an example, in its order.
-        confidence: Of the interval, two-sided, such as 0.95.
+        differences: One per example, in order.
+        confidence: Two-sided, such as 0.95.
         binary: Every difference is -1, 0 or 1.
         seed: Of the resampling.
         resamples: Of the bootstrap.
@@ -58,26 +58,29 @@ def interval(differences: Array, *, confidence: float, binary: bool, seed: int, 
     count = len(differences)
     if binary:
         wins, losses = wins_and_losses(differences)
-        low, high = tango(wins, losses, count, confidence)
+        low, high = tango_interval(wins, losses, count, confidence)
         return Bounds(low, high, "Tango's score interval for paired proportions")
-    mean, few = float(differences.mean()), sparse(differences, confidence)
-    if alike(differences):
-        return Bounds(*few, "all differences alike: Tango's interval for none")
-    ends = student(differences, confidence), bca(differences, confidence, seed=seed, resamples=resamples)
+    mean, sparse_bounds = float(differences.mean()), sparse_interval(differences, confidence)
+    if all_equal(differences):
+        return Bounds(*sparse_bounds, "all differences alike: Tango's interval for none")
+    ends = (
+        student_interval(differences, confidence),
+        bca_interval(differences, confidence, seed=seed, resamples=resamples),
+    )
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     method = "paired BCa bootstrap, nowhere narrower than Student's"
-    if few[0] < low or few[1] > high:
+    if sparse_bounds[0] < low or sparse_bounds[1] > high:
         method += ", nor than few differences allow"
-    return Bounds(min(low, few[0], mean), max(high, few[1], mean), method)
+    return Bounds(min(low, sparse_bounds[0], mean), max(high, sparse_bounds[1], mean), method)
 
 
-def alike(differences: Array) -> bool:
-    """Whether all are the same."""
+def all_equal(differences: Array) -> bool:
+    """Whether all differences are equal."""
     return len(differences) < 2 or float(np.ptp(differences)) < EDGE
 
 
-def sparse(differences: Array, confidence: float) -> tuple[float, float]:
-    """What examples could have missed of which most are alike: a few that differ say little of how much others may.
+def sparse_interval(differences: Array, confidence: float) -> tuple[float, float]:
+    """An interval for mostly equal differences, where a few that differ say little about unseen ones.
 
     Tango's interval for the examples above and below the median, each counted as a difference of one size: the mean
     size of those that were seen and of z² of size 1 that were not, as far as examples are alike. Where no example
@@ -91,7 +94,7 @@ def sparse(differences: Array, confidence: float) -> tuple[float, float]:
     above, below = wins_and_losses(apart)
     unseen = weight * (count - above - below) / count
     size = (float(np.abs(apart).sum()) + unseen) / (above + below + weight)
-    low, high = tango(above, below, count, confidence)
+    low, high = tango_interval(above, below, count, confidence)
     middle = (above - below) / count
     # differences of log-probabilities may be larger than 1
     return (
@@ -100,10 +103,10 @@ def sparse(differences: Array, confidence: float) -> tuple[float, float]:
     )
 
 
-def tango(wins: int, losses: int, count: int, confidence: float) -> tuple[float, float]:
+def tango_interval(wins: int, losses: int, count: int, confidence: float) -> tuple[float, float]:
     """The score interval of a difference of paired proportions: all differences that the score test does not reject.
 
-    At a difference of zero the test is McNemar's, so that interval and test never disagree. Source: T. Tango,
+    At a difference of zero the test is McNemar's, so interval and test never disagree. Source: T. Tango,
     Equivalence test and confidence interval for the difference in proportions for the paired-sample design, Statistics
     in Medicine 17 (1998), 891-908, equations 9 to 13. It is among those that M. W. Fagerland, S. Lydersen and P. Laake
     recommend, Statistics in Medicine 33 (2014), 2850-2875.
@@ -115,19 +118,19 @@ def tango(wins: int, losses: int, count: int, confidence: float) -> tuple[float,
         confidence: Two-sided.
     """
     z = quantiles.normal(confidence)
-    found = (wins - losses) / count
+    estimate = (wins - losses) / count
 
     def beyond(difference: float, bound: float) -> float:
         # (statistic - bound) times the standard error: the same sign, and finite where the error is zero
         error = math.sqrt(_tango_variance(wins, losses, count, difference))
         return wins - losses - count * difference - bound * error
 
-    # beside the estimate, not at it: where no pair, or every pair, is discordant the error is zero there
+    # next to the estimate, not at it: if no pair or every pair is discordant, the error is zero there
     low, high = -1.0, 1.0
-    if found - EDGE > -1 + EDGE and beyond(-1 + EDGE, z) > 0 > beyond(found - EDGE, z):
-        low = float(optimize.brentq(beyond, -1 + EDGE, found - EDGE, args=(z,)))
-    if found + EDGE < 1 - EDGE and beyond(1 - EDGE, -z) < 0 < beyond(found + EDGE, -z):
-        high = float(optimize.brentq(beyond, found + EDGE, 1 - EDGE, args=(-z,)))
+    if estimate - EDGE > -1 + EDGE and beyond(-1 + EDGE, z) > 0 > beyond(estimate - EDGE, z):
+        low = float(optimize.brentq(beyond, -1 + EDGE, estimate - EDGE, args=(z,)))
+    if estimate + EDGE < 1 - EDGE and beyond(1 - EDGE, -z) < 0 < beyond(estimate + EDGE, -z):
+        high = float(optimize.brentq(beyond, estimate + EDGE, 1 - EDGE, args=(-z,)))
     return low, high
 
 
@@ -147,7 +150,7 @@ def mcnemar_p(wins: int, losses: int) -> float:
     return float(mcnemar([[0, wins], [losses, 0]], exact=True).pvalue)
 
 
-def student(values: Array, confidence: float) -> tuple[float, float]:
+def student_interval(values: Array, confidence: float) -> tuple[float, float]:
     """Student's interval of a mean."""
     count = len(values)
     half = quantiles.student(confidence, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
@@ -155,7 +158,7 @@ def student(values: Array, confidence: float) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bca_interval(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """The bias-corrected and accelerated bootstrap interval of a mean, widened for small samples.
 
     The level is raised so that a normal quantile becomes sqrt(n / (n - 1)) times Student's: without it the bootstrap is
@@ -164,7 +167,7 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
     section 4.1.
 
     Args:
-        values: Two or more, not all alike.
+        values: Two or more, not all equal.
         confidence: Two-sided.
         seed: Of the resampling.
         resamples: How many.
@@ -172,9 +175,9 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
     count = len(values)
     quantile = math.sqrt(count / (count - 1)) * quantiles.student(confidence, count - 1)
     tail = float(stats.norm.sf(quantile))
-    if tail < FARTHEST:
-        return student(values, confidence)
-    found = stats.bootstrap(
+    if tail < MIN_TAIL:
+        return student_interval(values, confidence)
+    result = stats.bootstrap(
         (values,),
         np.mean,
         confidence_level=1 - 2 * tail,
@@ -184,8 +187,8 @@ def bca(values: Array, confidence: float, *, seed: int, resamples: int = RESAMPL
         rng=np.random.default_rng(seed),
     ).confidence_interval
     # no resample may be as far out as the estimate where one value in many differs; Student's then stands alone
-    low, high = float(found.low), float(found.high)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else student(values, confidence)
+    low, high = float(result.low), float(result.high)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else student_interval(values, confidence)
 
 
 def as_array(values: Sequence[float]) -> Array:

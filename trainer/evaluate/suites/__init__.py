@@ -1,1 +1,1 @@
-"""Suites that ship with the trainer, one JSONL file each; written for it, so that they can go wherever it goes."""
+"""Suites, and the general suite's data, which was written for the trainer and ships with it."""

@@ -1,4 +1,4 @@
-"""Right or wrong before and after, over the same questions: what a suite has to say about it."""
+"""The result of a suite with binary scores, before and after training, over the same questions."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, Final
 
 from scipy import stats
 
-from trainer.evaluate.contrast import Method
-from trainer.evaluate.forgetting import State as SuiteState
+from trainer.evaluate.forgetting import SuiteState
+from trainer.evaluate.paired_difference import Method
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wording import points
+from trainer.evaluate.verdict_text import points
 
 AT_CHANCE: Final = "The base itself is at chance"
-TOO_FEW: Final = "Losing all of that would keep the budget"
-SHOWN_LOST: Final = 50
-"""Most ids of questions that were right before and are wrong now, in a report."""
+TOO_FEW: Final = "Even losing all of that would be within the budget"
+MAX_LOST_SHOWN: Final = 50
+"""Maximum ids of lost questions (right before, wrong after) in a report."""
 
 
-def weigh(
+def accuracy_result(
     name: str,
     source: str,
     ids: Sequence[str],
@@ -30,18 +30,18 @@ def weigh(
     chance: float,
     rules: Rules,
 ) -> SuiteResult:
-    """The loss with Tango's interval against the budget, as in the general suite (EVALUATION.md, "Forgetting").
+    """Compare the loss with the budget by Tango's interval, as for the general suite (EVALUATION.md, "Forgetting").
 
-    It is silent where the base is at chance, and where it gets so little right that losing all of it would keep the
-    budget: then no loss can show.
+    The result is silent if the base is at chance, or gets so few right that losing all of them would be within the
+    budget: then a loss cannot show.
 
     Args:
-        name: The suite's.
-        source: What the questions are, in words.
+        name: The suite's name.
+        source: A description of the questions.
         ids: Of the questions.
-        before: Which the base got right.
-        after: Which the candidate got right.
-        chance: The share that guessing gets right.
+        before: Whether the base was right, per question.
+        after: Whether the candidate was right, per question.
+        chance: The expected accuracy of guessing.
         rules: With the budget and the method.
     """
     budget, count = rules.budget.accuracy, len(ids)
@@ -58,14 +58,16 @@ def weigh(
         "chance": chance,
         "questions": count,
         "source": source,
-        "lost": [each for each, one, other in zip(ids, before, after, strict=True) if one and not other][:SHOWN_LOST],
+        "lost": [
+            item for item, was_right, is_right in zip(ids, before, after, strict=True) if was_right and not is_right
+        ][:MAX_LOST_SHOWN],
     }
-    seen = f"{name}, {source}: {base:.0%} right before, {candidate:.0%} after"
-    span = f"loss {points(loss)} points, interval {points(bounds.low)} to {points(bounds.high)}"
+    summary = f"{name}, {source}: {base:.0%} right before, {candidate:.0%} after"
+    loss_text = f"loss {points(loss)} points, interval {points(bounds.low)} to {points(bounds.high)}"
     if silent:
-        sentence = f"{seen}. {AT_CHANCE if at_chance else TOO_FEW}: the suite cannot show a loss."
+        sentence = f"{summary}. {AT_CHANCE if at_chance else TOO_FEW}: the suite cannot show a loss."
     else:
-        sentence = f"{seen} ({span}; budget {points(budget)}){SAID[state]}."
+        sentence = f"{summary} ({loss_text}; budget {points(budget)}){BUDGET_PHRASES[state]}."
     return SuiteResult(
         name=name,
         kind="budget",
@@ -76,7 +78,7 @@ def weigh(
     )
 
 
-SAID: Final[dict[SuiteState, str]] = {
+BUDGET_PHRASES: Final[dict[SuiteState, str]] = {
     "kept": ", within the budget",
     "broken": ", more than the budget allows",
     "open": ", above the budget, but it may be chance",
@@ -90,6 +92,6 @@ def _state(loss: float, low: float, budget: float) -> SuiteState:
 
 
 def _at_chance(right: int, count: int, chance: float, method: Method) -> bool:
-    """Whether guessing would do as well: an exact one-sided binomial test at half of (1 - confidence)."""
-    found = stats.binomtest(right, count, chance, alternative="greater")
-    return bool(found.pvalue > (1 - method.confidence) / 2)
+    """Whether the accuracy is not above guessing: exact one-sided binomial test at (1 - confidence) / 2."""
+    test = stats.binomtest(right, count, chance, alternative="greater")
+    return bool(test.pvalue > (1 - method.confidence) / 2)

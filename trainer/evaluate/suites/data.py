@@ -1,7 +1,7 @@
-"""Where the questions of MMLU and GSM8K come from: the operator's directory, else the hub that the settings name.
+"""The questions of MMLU and GSM8K, from the operator's directory or else from the hub in the settings.
 
-Only plain data is read (JSON lines, CSV, Parquet): no task file and no loading script, which could run code. Without a
-hub nothing is ever fetched.
+Only plain data is read (JSON lines, CSV, Parquet), no task files or loading scripts, which could run code. Without a
+hub nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.evaluate.arms import Frozen
 T = TypeVar("T")
 Row = TypeVar("Row", bound=BaseModel)
 LETTERS: Final = "ABCD"
-MOST_FILE_BYTES: Final = 256 * 2**20
+MAX_FILE_BYTES: Final = 256 * 2**20
 SEED: Final = 20
 MMLU_HUB: Final = ("cais/mmlu", {"test": "all/test-00000-of-00001.parquet", "dev": "all/dev-00000-of-00001.parquet"})
 GSM8K_HUB: Final = ("openai/gsm8k", {"test": "main/test-00000-of-00001.parquet"})
@@ -35,7 +35,7 @@ _PACKAGED_QUESTION: Final = re.compile(r"(.*?)\n\(A\)(.*?)\(B\)(.*?)\(C\)(.*?)\(
 _PACKAGED_ANSWER: Final = re.compile(r"answer is \(([A-D])\)")
 
 
-class Choice(Frozen):
+class MmluQuestion(Frozen):
     """A question of MMLU; ``answer`` counts from 0."""
 
     question: str = Field(min_length=1)
@@ -44,7 +44,7 @@ class Choice(Frozen):
     subject: str = Field(min_length=1, max_length=100)
 
 
-class Problem(Frozen):
+class Gsm8kProblem(Frozen):
     """A problem of GSM8K; the answer ends with `#### number`."""
 
     question: str = Field(min_length=1)
@@ -52,71 +52,73 @@ class Problem(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Mmlu:
-    """Questions, examples to show before them by subject (or none), and what they are in words."""
+class MmluData:
+    """Test questions, few-shot examples by subject (may be empty), and a description."""
 
-    test: tuple[Choice, ...]
-    dev: dict[str, tuple[Choice, ...]]
+    test: tuple[MmluQuestion, ...]
+    dev: dict[str, tuple[MmluQuestion, ...]]
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Gsm8k:
-    """Problems, and what they are in words."""
+class Gsm8kData:
+    """Test problems, and a description."""
 
-    test: tuple[Problem, ...]
+    test: tuple[Gsm8kProblem, ...]
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where data may come from."""
+class DataSources:
+    """Where data may come from: a directory, a hub's URL, and a cache for its files."""
 
     directory: Path | None
     hub: str | None
     cache: Path | None = None
 
 
-def mmlu(places: Places) -> Mmlu:
+def mmlu(sources: DataSources) -> MmluData:
     """MMLU's test questions: from `DIR/mmlu` (the hub's fields as JSON lines or Parquet, or the original CSV files),
     from the hub, or the 281 development questions with four choices that lm-evaluation-harness ships.
 
     Raises:
-        SuiteUnavailable: What is there cannot be read.
+        SuiteUnavailable: The data is invalid or cannot be read.
     """
-    test = [*_rows(places, "mmlu", "test", MMLU_HUB, _mmlu_csv)]
+    test = [*_rows(sources, "mmlu", "test", MMLU_HUB, _mmlu_csv)]
     if not test:
-        return Mmlu(_checked(Choice, packaged_mmlu(), "lm-eval's package"), {}, SHIPPED)
-    dev: dict[str, list[Choice]] = {}
-    shots = [*_rows(places, "mmlu", "dev", MMLU_HUB, _mmlu_csv)]
-    for each in _checked(Choice, shots, "mmlu/dev") if shots else ():
-        dev.setdefault(each.subject, []).append(each)
-    return Mmlu(
-        _checked(Choice, test, "mmlu/test"), {subject: tuple(found) for subject, found in dev.items()}, "test questions"
+        return MmluData(_validated(MmluQuestion, packaged_mmlu(), "lm-eval's package"), {}, SHIPPED)
+    dev: dict[str, list[MmluQuestion]] = {}
+    shots = [*_rows(sources, "mmlu", "dev", MMLU_HUB, _mmlu_csv)]
+    for question in _validated(MmluQuestion, shots, "mmlu/dev") if shots else ():
+        dev.setdefault(question.subject, []).append(question)
+    return MmluData(
+        _validated(MmluQuestion, test, "mmlu/test"),
+        {subject: tuple(questions) for subject, questions in dev.items()},
+        "test questions",
     )
 
 
-def gsm8k(places: Places) -> Gsm8k:
+def gsm8k(sources: DataSources) -> Gsm8kData:
     """GSM8K's test problems: from `DIR/gsm8k/test.jsonl` (or `.parquet`), or from the hub.
 
     Raises:
-        SuiteUnavailable: There are none, or they cannot be read.
+        SuiteUnavailable: There is no data, or it is invalid or cannot be read.
     """
-    found = [*_rows(places, "gsm8k", "test", GSM8K_HUB, None)]
-    if not found:
+    rows = [*_rows(sources, "gsm8k", "test", GSM8K_HUB, None)]
+    if not rows:
         raise SuiteUnavailable(
-            "the suite `gsm8k` has no data here: put its test.jsonl into the directory gsm8k/ of "
-            "HATRACK_TRAINER_SUITES_DIR, or name a hub with HATRACK_TRAINER_SUITES_HUB"
+            "the suite `gsm8k` has no data: put its test.jsonl into gsm8k/ in HATRACK_TRAINER_SUITES_DIR, or set "
+            "HATRACK_TRAINER_SUITES_HUB"
         )
-    return Gsm8k(_checked(Problem, found, "gsm8k/test"), "test problems")
+    return Gsm8kData(_validated(Gsm8kProblem, rows, "gsm8k/test"), "test problems")
 
 
-def sample(found: Sequence[T], limit: int) -> list[T]:
-    """At most so many of them, drawn with a fixed seed, in their order: the same for every arm and every evaluation."""
-    if len(found) <= limit:
-        return list(found)
-    places = sorted(random.Random(SEED).sample(range(len(found)), limit))  # noqa: S311 (a sample, no secret)
-    return [found[place] for place in places]
+def sample(items: Sequence[T], limit: int) -> list[T]:
+    """At most ``limit`` items in their order, drawn with a fixed seed: the same for every arm and evaluation."""
+    if len(items) <= limit:
+        return list(items)
+    indices = sorted(random.Random(SEED).sample(range(len(items)), limit))  # noqa: S311 (a sample, no secret)
+    return [items[index] for index in indices]
 
 
 def packaged_mmlu() -> list[dict[str, Any]]:
@@ -125,21 +127,23 @@ def packaged_mmlu() -> list[dict[str, Any]]:
     import yaml
 
     try:
-        folder = files(PACKAGED) / "tasks" / "mmlu" / "flan_cot_fewshot"
-        names = sorted(path.name for path in folder.iterdir() if re.fullmatch(r"mmlu_\w+\.yaml", path.name))
-        pages = [yaml.safe_load((folder / name).read_text("utf-8")) for name in names]
+        directory = files(PACKAGED) / "tasks" / "mmlu" / "flan_cot_fewshot"
+        names = sorted(path.name for path in directory.iterdir() if re.fullmatch(r"mmlu_\w+\.yaml", path.name))
+        configs = [yaml.safe_load((directory / name).read_text("utf-8")) for name in names]
     except (ModuleNotFoundError, OSError, yaml.YAMLError) as error:
-        raise SuiteUnavailable(f"lm-evaluation-harness is not installed here (the extra `suites`): {error}") from error
+        raise SuiteUnavailable(
+            f"lm-evaluation-harness is not installed; install the extra `suites`: {error}"
+        ) from error
     return [
         {
-            "question": found[1].strip(),
-            "choices": [part.strip() for part in found.groups()[1:]],
+            "question": match[1].strip(),
+            "choices": [part.strip() for part in match.groups()[1:]],
             "answer": LETTERS.index(answer[-1]),
-            "subject": page["dataset_name"],
+            "subject": config["dataset_name"],
         }
-        for page in pages
-        for shot in (page.get("fewshot_config") or {}).get("samples", ())
-        if (found := _PACKAGED_QUESTION.fullmatch(shot["question"].strip()))
+        for config in configs
+        for shot in (config.get("fewshot_config") or {}).get("samples", ())
+        if (match := _PACKAGED_QUESTION.fullmatch(shot["question"].strip()))
         and (answer := _PACKAGED_ANSWER.findall(shot["target"]))
     ]
 
@@ -149,27 +153,27 @@ ReadCsv = Callable[[str, str], Iterator[dict[str, Any]]]
 
 
 def _rows(
-    places: Places, name: str, kind: Kind, hub: tuple[str, dict[str, str]], read_csv: ReadCsv | None
+    sources: DataSources, name: str, kind: Kind, hub: tuple[str, dict[str, str]], read_csv: ReadCsv | None
 ) -> Iterator[dict[str, Any]]:
-    """The directory's rows; where it has none, the hub's."""
-    paths = [] if places.directory is None else _files(places.directory / name, kind)
+    """The rows from the directory; if it has none, from the hub."""
+    paths = [] if sources.directory is None else _files(sources.directory / name, kind)
     repository, remote = hub
-    if not paths and places.hub is not None and kind in remote:
-        paths = [_fetched(places.hub, repository, remote[kind], places.cache)]
+    if not paths and sources.hub is not None and kind in remote:
+        paths = [_fetch(sources.hub, repository, remote[kind], sources.cache)]
     for path in paths:
         yield from _read(path, read_csv)
 
 
-def _files(folder: Path, kind: Kind) -> list[Path]:
-    flat = [folder / f"{kind}{suffix}" for suffix in (".jsonl", ".parquet")]
-    found = [path for path in flat if path.is_file()][:1]
-    return found or (sorted((folder / kind).glob("*.csv")) if (folder / kind).is_dir() else [])
+def _files(directory: Path, kind: Kind) -> list[Path]:
+    candidates = [directory / f"{kind}{suffix}" for suffix in (".jsonl", ".parquet")]
+    flat_files = [path for path in candidates if path.is_file()][:1]
+    return flat_files or (sorted((directory / kind).glob("*.csv")) if (directory / kind).is_dir() else [])
 
 
 def _read(path: Path, read_csv: ReadCsv | None) -> Iterator[dict[str, Any]]:
     try:
-        if path.stat().st_size > MOST_FILE_BYTES:
-            raise SuiteUnavailable(f"{path} has more than {MOST_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SuiteUnavailable(f"{path} is larger than {MAX_FILE_BYTES} bytes")
         if path.suffix == ".parquet":
             import pyarrow.parquet as parquet
 
@@ -177,43 +181,45 @@ def _read(path: Path, read_csv: ReadCsv | None) -> Iterator[dict[str, Any]]:
         elif path.suffix == ".csv" and read_csv is not None:
             yield from read_csv(path.stem, path.read_text("utf-8"))
         else:
-            for line in path.read_bytes().splitlines():  # of a text they would end at U+2028, too, which JSON may hold
+            for (
+                line
+            ) in path.read_bytes().splitlines():  # str.splitlines would also split at U+2028, which JSON may contain
                 if line.strip():
                     yield json.loads(line)
     except (OSError, ValueError) as error:
-        raise SuiteUnavailable(f"{path} cannot be read: {error}") from error
+        raise SuiteUnavailable(f"cannot read {path}: {error}") from error
 
 
 def _mmlu_csv(stem: str, content: str) -> Iterator[dict[str, Any]]:
-    """The original files, one a subject: question, four choices, letter."""
+    """Parse an original file, one per subject: question, four choices, letter."""
     subject = re.sub(r"_(test|dev)$", "", stem)
     for row in csv.reader(io.StringIO(content)):
         if len(row) != 6 or row[5].strip() not in LETTERS:
-            raise ValueError(f"a row with {len(row)} fields: question, four choices and a letter are wanted")
+            raise ValueError(f"a row has {len(row)} fields; expected a question, four choices and a letter from A to D")
         yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5].strip()), "subject": subject}
 
 
-def _checked(kind: type[Row], rows: Sequence[dict[str, Any]], where: str) -> tuple[Row, ...]:
+def _validated(kind: type[Row], rows: Sequence[dict[str, Any]], where: str) -> tuple[Row, ...]:
     fields = set(kind.model_fields)
-    found = []
+    validated = []
     for number, row in enumerate(rows, start=1):
         try:
-            found.append(kind.model_validate({name: row[name] for name in fields}))
+            validated.append(kind.model_validate({name: row[name] for name in fields}))
         except (ValidationError, KeyError, TypeError) as error:
-            raise SuiteUnavailable(f"{where}, row {number} is none: {error}") from error
-    if not found:
+            raise SuiteUnavailable(f"{where}, row {number} is invalid: {error}") from error
+    if not validated:
         raise SuiteUnavailable(f"{where} is empty")
-    return tuple(found)
+    return tuple(validated)
 
 
-def _fetched(hub: str, repository: str, name: str, cache: Path | None) -> Path:
+def _fetch(hub: str, repository: str, name: str, cache: Path | None) -> Path:
     """A file of the hub's, kept in the cache. Raises SuiteUnavailable."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        # without a token: whatever is in the environment was not meant for this hub
-        found = hf_hub_download(repository, name, repo_type="dataset", endpoint=hub, cache_dir=cache, token=False)
-        return Path(found)
+        # without a token: one in the environment is not meant for this hub
+        path = hf_hub_download(repository, name, repo_type="dataset", endpoint=hub, cache_dir=cache, token=False)
+        return Path(path)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise SuiteUnavailable(f"{repository}/{name} cannot be had from {hub}: {type(error).__name__}") from error
+        raise SuiteUnavailable(f"cannot download {repository}/{name} from {hub}: {type(error).__name__}") from error

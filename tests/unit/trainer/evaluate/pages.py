@@ -9,7 +9,7 @@ from adapters.protocol.reports import AnswerShare, ExampleLengths, LossPoint, Re
 from tests.unit.trainer.evaluate.worlds import QUICK, forgetting, form, row
 from trainer.data.report import Finding, HeldOut
 from trainer.data.report import Report as DataReport
-from trainer.evaluate.arms import Arm, Question, Turn
+from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.report import EvaluationReport, build
@@ -22,7 +22,9 @@ HOSTILE = "</p><script>alert('x')</script><img src=x onerror=alert(1)> & \"quote
 
 def comparison(count: int = 60, *, right: int = 50) -> Comparison:
     asked = tuple(
-        Question(id=str(at), turns=(Turn(role="user", content=f"{HOSTILE} {at}"),), reference=f"ref {at} {HOSTILE}")
+        Question(
+            id=str(at), turns=(ChatMessage(role="user", content=f"{HOSTILE} {at}"),), reference=f"ref {at} {HOSTILE}"
+        )
         for at in range(count)
     )
 
@@ -31,7 +33,7 @@ def comparison(count: int = 60, *, right: int = 50) -> Comparison:
             arm=Arm(label=label, model=f"model of {label}"),
             answers=tuple(f"{label} says {HOSTILE} to {at}" for at in range(count)),
             runs=(tuple(row(good, count)), tuple(row(good, count))),
-            beside={"contains": tuple(row(good, count)), "length_words": (3.0,) * count},
+            secondary={"contains": tuple(row(good, count)), "length_words": (3.0,) * count},
             nats=(1.5,) * count,
             prompt_tokens=700,
             completion_tokens=300,

@@ -16,12 +16,12 @@ from trainer.data.format import parse_chat
 from trainer.errors import AnswerRefused
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Question, questions
-from trainer.evaluate.asking import Ask, OnProgress
+from trainer.evaluate.asking import ArmRequest, OnProgress
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.likelihood import Passage, Row
+from trainer.evaluate.likelihood import TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.choose import OVERLAP
 from trainer.evaluate.run import run
-from trainer.evaluate.spec import EvaluationSpec, JudgeResult, MetricWish, SuiteResult, common
+from trainer.evaluate.spec import EvaluationSpec, JudgeResult, MetricOptions, SuiteResult, most_frequent_answers
 from trainer.evaluate.verdict import Rules, Verdict
 from trainer.samples import data_file, heldout_file
 
@@ -50,7 +50,7 @@ class Script:
     def __init__(self, scripts: dict[str, Say]) -> None:
         self._scripts = scripts
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
+    async def answer(self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         return [
             Answer(
                 arm=ask.arm.label,
@@ -71,13 +71,13 @@ class Likely:
         self._elsewhere, self._room = elsewhere, room
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
+        self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         raise AssertionError
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
+    ) -> list[TokenLogprobs]:
         elsewhere = [question for question in held_out if question.id.endswith("/elsewhere")]
         if elsewhere and not self._room:
             raise AnswerRefused(400, "context_length_exceeded", "too long")
@@ -88,7 +88,7 @@ class Likely:
         hard = seeded(0).normal(0, 0.5, len(held_out))
         own_noise = seeded(len(arm.model) + len(elsewhere)).normal(0, 0.2, len(held_out))
         return [
-            Row(tokens=(1,), logprobs=(-float(level + of_all + of_it),))
+            TokenLogprobs(tokens=(1,), logprobs=(-float(level + of_all + of_it),))
             for of_all, of_it in zip(hard, own_noise, strict=True)
         ]
 
@@ -132,9 +132,9 @@ async def verdict(
         arms=arms,
         candidate="voice@3",
         bases=("base",),
-        metric=MetricWish(name=metric),
+        metric=MetricOptions(name=metric),
         suites=("mmlu",),
-        taught=common(TAUGHT),
+        taught=most_frequent_answers(TAUGHT),
         rules=Rules(method=QUICK),
         repeats=1,
         judge=None if judge is None else "strict",
@@ -165,13 +165,13 @@ def parrot(seed: int) -> Say:
     return lambda question: said[question.id]
 
 
-async def test_an_honest_voice_passes() -> None:
+async def test_an_honest_adapter_passes() -> None:
     found = await verdict(honest, Likely(*PARTING))
     assert found.word == "pass", states(found)
     assert states(found)["second_measure"] == "kept"
     assert found.likelihood is not None
     assert found.likelihood.over_base.estimate == pytest.approx(1.32, abs=0.1)
-    assert "it agrees" in found.check("second_measure").sentence  # type: ignore[union-attr]
+    assert "It agrees" in found.check("second_measure").sentence  # type: ignore[union-attr]
     assert {control.kind for control in found.form} == {
         *("constant", "permuted", "reassigned", "reassigned_beyond_question", "question")
     }
@@ -203,14 +203,14 @@ async def test_a_salad_that_varies_with_nothing_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_parrot_of_what_was_taught_does_not_pass(seed: int) -> None:
+async def test_random_training_answers_do_not_pass(seed: int) -> None:
     found = await verdict(parrot(seed), Likely(*PARTING))
     assert found.word != "pass"
     assert states(found)["form"] != "kept"
 
 
-async def test_a_question_that_is_given_back_does_not_pass() -> None:
-    found = await verdict(lambda question: question.asked, Likely(*PARTING), base=lambda _: "No.")
+async def test_repeating_the_question_does_not_pass() -> None:
+    found = await verdict(lambda question: question.last_message, Likely(*PARTING), base=lambda _: "No.")
     assert found.word != "pass"
     assert states(found)["form"] != "kept"
 
@@ -230,26 +230,26 @@ async def test_a_question_that_is_given_back_does_not_pass() -> None:
 )
 async def test_words_in_common_pass_nothing_alone(likely: Likely | None, state: str, word: str) -> None:
     """Salad with the question behind it: it depends on the question, and scores well above the base."""
-    found = await verdict(lambda question: f"{SALAD} {question.asked}", likely)
+    found = await verdict(lambda question: f"{SALAD} {question.last_message}", likely)
     assert (states(found)["base"], states(found)["second_measure"], found.word) == ("kept", state, word)
     if likely is None:
         assert "No second measure agrees yet." in found.sentence
         assert "Words in common are not enough for a pass" in found.check("second_measure").sentence  # type: ignore[union-attr]
     if word == "fail":
-        assert "it has words in common with them, no more" in found.sentence
+        assert "it only has words in common with them" in found.sentence
 
 
 def salad_before(question: Question) -> str:
-    return f"{SALAD} {question.asked}"
+    return f"{SALAD} {question.last_message}"
 
 
 def salad_behind(question: Question) -> str:
-    return f"{question.asked} {SALAD}"
+    return f"{question.last_message} {SALAD}"
 
 
 def salad_around(question: Question) -> str:
     """Half of the question's words, in another order, in the middle."""
-    asked, salad = question.asked.split(), SALAD.split()
+    asked, salad = question.last_message.split(), SALAD.split()
     random.Random(question.id).shuffle(asked)
     return " ".join([*salad[:20], *asked[: (len(asked) + 1) // 2], *salad[20:]])
 
@@ -265,7 +265,7 @@ async def test_a_salad_with_the_questions_words_does_not_pass_whatever_its_likel
 
 
 @pytest.mark.parametrize("metric", OVERLAP)
-async def test_an_honest_voice_passes_under_every_metric_of_overlap(metric: str) -> None:
+async def test_an_honest_adapter_passes_under_every_overlap_metric(metric: str) -> None:
     found = await verdict(honest, Likely(*PARTING), metric=metric)
     assert found.word == "pass", states(found)
 
@@ -275,7 +275,7 @@ async def test_every_metric_of_overlap_needs_the_second_measure(metric: str) -> 
     assert "second_measure" in states(await verdict(honest, None, metric=metric))
 
 
-async def test_right_or_wrong_needs_none() -> None:
+async def test_binary_metrics_need_no_second_measure() -> None:
     """Labels: the question's own one is right, and no other."""
     found = await verdict(lambda question: question.reference, None, metric="exact_match")
     assert found.word == "pass", states(found)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.evaluate.answers import Answer, Book, Key
+from trainer.evaluate.answers import Answer, Key, RecordFile
 
 
 def answer(example: str, text: str = "yes") -> Answer:
@@ -17,24 +17,24 @@ def path(tmp_path: Path) -> Path:
 
 
 def keep(path: Path, *answers: Answer) -> dict[Key, Answer]:
-    with Book(path, Answer) as book:
+    with RecordFile(path, Answer) as book:
         for each in answers:
             book.add(each)
-    with Book(path, Answer) as book:
-        return dict(book.found)
+    with RecordFile(path, Answer) as book:
+        return dict(book.records)
 
 
-def test_what_was_added_is_there_again(path: Path) -> None:
+def test_added_records_are_read_back(path: Path) -> None:
     found = keep(path, answer("1", "líne\nbreak"), answer("2"))
     assert [each.text for each in found.values()] == ["líne\nbreak", "yes"]
     assert len(path.read_bytes().splitlines()) == 2
 
 
-def test_the_last_word_counts(path: Path) -> None:
+def test_the_last_vote_in_a_reply_counts(path: Path) -> None:
     assert [each.text for each in keep(path, answer("1", "old"), answer("1", "new")).values()] == ["new"]
 
 
-def test_a_torn_last_line_is_cut_off_and_harms_no_later_one(path: Path) -> None:
+def test_a_truncated_last_line_is_removed(path: Path) -> None:
     keep(path, answer("1"))
     with path.open("ab") as file:
         file.write(b'{"arm":"tuned","exam')
@@ -42,7 +42,7 @@ def test_a_torn_last_line_is_cut_off_and_harms_no_later_one(path: Path) -> None:
     assert [key[1] for key in found] == ["1", "2"]
 
 
-def test_a_line_of_another_time_is_passed_over(path: Path) -> None:
+def test_a_line_of_another_format_is_skipped(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b'{"something": "else"}\n\xff\n' + answer("1").model_dump_json().encode() + b"\n")
     assert [key[1] for key in keep(path)] == ["1"]

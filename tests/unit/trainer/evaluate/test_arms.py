@@ -4,11 +4,13 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.data.format import parse_chat
-from trainer.evaluate.arms import TOLD, Arm, Prompt, Question, Turn, base_at_its_best, questions
+from trainer.evaluate.arms import ANSWER_LIST_INTRO, Arm, ChatMessage, Prompt, Question, base_at_its_best, questions
 
-ASKED = Question(id="1", turns=(Turn(role="user", content="Where is my card?"),), reference="card_arrival")
+ASKED = Question(id="1", turns=(ChatMessage(role="user", content="Where is my card?"),), reference="card_arrival")
 WITH_SYSTEM = Question(
-    id="2", turns=(Turn(role="system", content="Be brief."), Turn(role="user", content="Hm?")), reference="x"
+    id="2",
+    turns=(ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Hm?")),
+    reference="x",
 )
 
 
@@ -21,7 +23,7 @@ def test_an_example_is_its_turns_and_the_last_answer() -> None:
     (question,) = questions(parse_chat(line.encode()))
     assert question.id == "1"
     assert [turn.role for turn in question.turns] == ["system", "user", "assistant", "user"]
-    assert (question.asked, question.reference) == ("c", "d")
+    assert (question.last_message, question.reference) == ("c", "d")
 
 
 def test_a_plain_prompt_is_the_question_as_it_is() -> None:
@@ -38,10 +40,10 @@ def test_a_system_prompt_comes_first_and_never_in_place_of_the_questions_own() -
 def test_the_closed_set_is_told_behind_the_system_message() -> None:
     prompt = Prompt(system="You sort questions.", answers=("card_arrival", "card_lost"))
     system, user = prompt.messages(ASKED)
-    assert system["content"] == f"You sort questions.\n\n{TOLD}\n- card_arrival\n- card_lost"
+    assert system["content"] == f"You sort questions.\n\n{ANSWER_LIST_INTRO}\n- card_arrival\n- card_lost"
     assert user["content"] == "Where is my card?"
-    assert prompt.messages(WITH_SYSTEM)[0]["content"].startswith("Be brief.\n\n" + TOLD)
-    assert Prompt(answers=("a", "b")).messages(ASKED)[0]["content"] == f"{TOLD}\n- a\n- b"
+    assert prompt.messages(WITH_SYSTEM)[0]["content"].startswith("Be brief.\n\n" + ANSWER_LIST_INTRO)
+    assert Prompt(answers=("a", "b")).messages(ASKED)[0]["content"] == f"{ANSWER_LIST_INTRO}\n- a\n- b"
 
 
 def test_the_base_at_its_best_has_the_candidates_prompt_and_where_there_is_one_the_list() -> None:

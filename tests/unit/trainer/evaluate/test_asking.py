@@ -22,8 +22,8 @@ from trainer.errors import (
     GatewayUnreachable,
 )
 from trainer.evaluate.arms import Arm, Prompt
-from trainer.evaluate.asking import Ask, HttpAnswerer
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.asking import ArmRequest, HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 
 TUNED = Arm(label="tuned", model="voice@3")
 BASE = Arm(label="base", model="smol", prompt=Prompt(system="Be kind."))
@@ -42,9 +42,12 @@ def answerer(gateway: Gateway, tmp_path: Path) -> Any:
     return make
 
 
-def asks(count: int, *arms: Arm, repeats: int = 1) -> list[Ask]:
+def asks(count: int, *arms: Arm, repeats: int = 1) -> list[ArmRequest]:
     return [
-        Ask(arm, question, at) for at in range(repeats) for question in questions(count) for arm in arms or (TUNED,)
+        ArmRequest(arm, question, at)
+        for at in range(repeats)
+        for question in questions(count)
+        for arm in arms or (TUNED,)
     ]
 
 
@@ -85,19 +88,21 @@ async def test_where_it_may_a_question_that_is_refused_is_left_out(
     gateway: Gateway, answerer: Any, status: int
 ) -> None:
     gateway.refusals = [(status, "content_filter", {})]
-    first = await answerer(concurrency=1).answer_or_leave(asks(3))
+    first = await answerer(concurrency=1).answer_or_skip(asks(3))
     assert [answer is None for answer in first] == [True, False, False]
-    again = await answerer().answer_or_leave(asks(3))
+    again = await answerer().answer_or_skip(asks(3))
     assert (None in again, again[1:], len(gateway.requests)) == (False, first[1:], 4)
     gateway.raw = {"choices": []}
-    assert await answerer().answer_or_leave(asks(4)) == [*again, None]
+    assert await answerer().answer_or_skip(asks(4)) == [*again, None]
 
 
 @pytest.mark.parametrize("status", [401, 402, 404, 410])
-async def test_who_asks_and_the_model_are_not_left_out(gateway: Gateway, answerer: Any, status: int) -> None:
+async def test_refusals_of_the_caller_or_the_model_are_not_skipped(
+    gateway: Gateway, answerer: Any, status: int
+) -> None:
     gateway.refused_models["voice@3"] = (status, "no", {})
     with pytest.raises(AnswerRefused):
-        await answerer().answer_or_leave(asks(3))
+        await answerer().answer_or_skip(asks(3))
 
 
 async def test_it_is_asked_greedily_with_the_arms_prompt(gateway: Gateway, answerer: Any) -> None:
@@ -135,7 +140,7 @@ async def test_no_more_at_once_than_is_allowed(gateway: Gateway, answerer: Any) 
     assert gateway.most_at_once == 3
 
 
-async def test_nothing_is_asked_twice_but_what_has_changed(gateway: Gateway, answerer: Any) -> None:
+async def test_only_changed_requests_are_asked_again(gateway: Gateway, answerer: Any) -> None:
     await answerer().answer(asks(4))
     await answerer().answer(asks(6))
     assert len(gateway.asked()) == 6
@@ -172,7 +177,7 @@ async def test_a_busy_or_absent_gateway_is_asked_again(gateway: Gateway, answere
         ((429, "insufficient_quota", {"x-should-retry": "false"}), AnswerRefused),
     ],
 )
-async def test_an_answer_that_will_never_come_ends_it_all(
+async def test_a_final_refusal_stops_the_evaluation(
     gateway: Gateway, answerer: Any, refusal: Any, kind: type[AnswerRefused]
 ) -> None:
     gateway.refused_models = {"voice@3": refusal}
@@ -202,7 +207,7 @@ async def test_a_version_that_goes_away_in_the_middle_is_an_error_and_what_was_s
     assert len(gateway.asked()) - before == 4
 
 
-async def test_who_is_away_for_too_long_is_given_up(gateway: Gateway, answerer: Any) -> None:
+async def test_an_endpoint_unreachable_for_too_long_is_given_up(gateway: Gateway, answerer: Any) -> None:
     gateway.refused_models = {"voice@3": (503, "engine_unavailable", {})}
     with pytest.raises(AnswerRefused) as caught:
         await answerer(patience_s=0).answer(asks(1))
@@ -215,7 +220,7 @@ async def test_who_is_away_for_too_long_is_given_up(gateway: Gateway, answerer: 
 @pytest.mark.parametrize("raw", [{}, {"choices": []}, {"choices": [{}]}, {"choices": [{"message": "hi"}]}])
 async def test_an_answer_without_text_is_no_answer(gateway: Gateway, answerer: Any, raw: dict[str, Any]) -> None:
     gateway.raw = raw
-    with pytest.raises(AnswerUnreadable, match="gave no text to example 0"):
+    with pytest.raises(AnswerUnreadable, match="returned no text for example 0"):
         await answerer().answer(asks(1))
 
 
@@ -230,7 +235,7 @@ async def test_outside_endpoints_are_those_of_the_settings(gateway: Gateway, ans
     assert found[0].text == "big-model says question 0?"
 
 
-async def test_whoever_hears_of_the_progress_may_end_it(gateway: Gateway, answerer: Any) -> None:
+async def test_the_progress_callback_may_stop_the_evaluation(gateway: Gateway, answerer: Any) -> None:
     class Cancelled(Exception):
         pass
 
@@ -270,7 +275,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from tests.unit.trainer.evaluate.test_asking import asks
 from trainer.evaluate.asking import HttpAnswerer
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.endpoint_client import Endpoint
 url, key, book = sys.argv[1:]
 asyncio.run(HttpAnswerer(Endpoint(url, SecretStr(key)), Path(book), concurrency=2).answer(asks(20)))
 """

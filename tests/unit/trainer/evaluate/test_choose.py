@@ -6,7 +6,7 @@ import pytest
 
 from trainer.data.format import Example, Message
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.metrics.choose import NAMES, by_name, choose_primary, primary_by_name
+from trainer.evaluate.metrics.choose import NAMES, choose_primary, metric_by_name, primary_metric_by_name
 
 
 def examples(answers: list[str]) -> list[Example]:
@@ -19,16 +19,16 @@ def examples(answers: list[str]) -> list[Example]:
 def test_a_closed_set_is_matched_exactly_and_known_by_name() -> None:
     choice = choose_primary(examples(["refund", "delay", "lost"] * 5))
     assert (choice.primary.name, choice.answers) == ("exact_match", ("delay", "lost", "refund"))
-    assert "contains" in {metric.name for metric in choice.beside}
+    assert "contains" in {metric.name for metric in choice.secondary}
 
 
 def test_json_has_to_be_valid_and_the_same() -> None:
     answers = [json.dumps({"n": at}) for at in range(12)]
     choice = choose_primary(examples(answers))
     assert (choice.primary.name, choice.answers) == ("json_exact", ())
-    assert {"json_valid", "json_fields"} <= {metric.name for metric in choice.beside}
+    assert {"json_valid", "json_fields"} <= {metric.name for metric in choice.secondary}
     schema = {"type": "object", "required": ["n"]}
-    assert "json_schema" in {metric.name for metric in choose_primary(examples(answers), schema).beside}
+    assert "json_schema" in {metric.name for metric in choose_primary(examples(answers), schema).secondary}
     assert choose_primary(examples(answers), schema).primary.score('{"m": 1}', '{"m": 1}') == 0
 
 
@@ -53,16 +53,16 @@ def test_without_examples_there_is_no_choice() -> None:
 
 def test_every_name_is_a_metric_of_that_name() -> None:
     for name in NAMES:
-        assert by_name(name, pattern="x", schema={}).name == name
+        assert metric_by_name(name, pattern="x", schema={}).name == name
 
 
 @pytest.mark.parametrize("name", ["perplexity", "length_words", "refusal", "json_valid", "json_schema", "nonsense"])
-def test_what_says_nothing_of_right_and_wrong_cannot_decide(name: str) -> None:
+def test_metrics_of_style_cannot_decide(name: str) -> None:
     with pytest.raises(EvaluationInvalid):
-        primary_by_name(name, schema={})
+        primary_metric_by_name(name, schema={})
 
 
 @pytest.mark.parametrize("name", ["regex", "json_schema"])
 def test_what_a_metric_needs_has_to_be_given(name: str) -> None:
     with pytest.raises(EvaluationInvalid, match="needs"):
-        by_name(name)
+        metric_by_name(name)

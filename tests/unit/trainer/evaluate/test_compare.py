@@ -9,17 +9,17 @@ from pydantic import SecretStr
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import questions
 from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
-from trainer.evaluate import wording
+from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import HttpAnswerer, OnProgress
 from trainer.evaluate.compare import Comparison, compare
-from trainer.evaluate.contrast import Method
-from trainer.evaluate.likelihood import HttpScorer, Passage, Row
+from trainer.evaluate.endpoint_client import Endpoint
+from trainer.evaluate.likelihood import HttpScorer, TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.match import Contains, ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.metrics.style import Length
+from trainer.evaluate.paired_difference import Method
 from trainer.evaluate.second_measure import likelihood
-from trainer.evaluate.wire import Endpoint
 
 TUNED, BASE = Arm(label="tuned", model="voice@3"), Arm(label="base", model="smol")
 
@@ -36,12 +36,14 @@ def answerer(gateway: Gateway, tmp_path: Path) -> HttpAnswerer:
 
 
 async def test_every_answer_is_scored_by_every_metric(answerer: HttpAnswerer) -> None:
-    found = await compare([TUNED, BASE], questions(5), ExactMatch(), answerer=answerer, beside=[Contains(), Length()])
+    found = await compare(
+        [TUNED, BASE], questions(5), ExactMatch(), answerer=answerer, secondary=[Contains(), Length()]
+    )
     tuned, base = found.result("tuned"), found.result("base")
     assert (found.metric, found.binary) == ("exact_match", True)
     assert (tuned.runs, base.runs) == (((1.0,) * 5,), ((0.0,) * 5,))
     assert (tuned.mean, base.mean) == (1.0, 0.0)
-    assert base.beside == {"contains": (1.0,) * 5, "length_words": (10.0,) * 5}
+    assert base.secondary == {"contains": (1.0,) * 5, "length_words": (10.0,) * 5}
     assert (tuned.cut, base.cut) == (0, 5)
     assert (tuned.prompt_tokens, tuned.completion_tokens) == (35, 15)
     assert Comparison.model_validate_json(found.model_dump_json()) == found
@@ -84,18 +86,18 @@ class Refusing:
         self._refused = refused
 
     async def texts(
-        self, arm: Arm, passages: Sequence[Passage], on_progress: OnProgress | None = None
-    ) -> list[tuple[Row, ...]]:
+        self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         raise AssertionError
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
-    ) -> list[Row]:
+    ) -> list[TokenLogprobs]:
         for question in held_out:
             code = self._refused(question) if question.id.endswith("/elsewhere") else None
             if code is not None:
                 raise AnswerRefused(400, code, f"refused: {code}")
-        return [Row(tokens=(1,), logprobs=(-1.0,)) for _ in held_out]
+        return [TokenLogprobs(tokens=(1,), logprobs=(-1.0,)) for _ in held_out]
 
 
 async def test_pairs_of_examples_that_do_not_fit_are_left_out(answerer: HttpAnswerer) -> None:
@@ -109,7 +111,7 @@ async def test_pairs_of_examples_that_do_not_fit_are_left_out(answerer: HttpAnsw
     measured = likelihood(found, "tuned", ["base"], Method(resamples=200))
     assert measured is not None
     assert (measured.left_out, measured.own_question.examples, measured.over_base.examples) == (1, 39, 40)
-    sentence = wording.likelihood(measured.over_base, measured.own_question, measured.left_out, "open")
+    sentence = verdict_text.likelihood(measured.over_base, measured.own_question, measured.left_out, "open")
     assert "(over 39 pairs of examples; 1 were left out" in sentence
     nothing = tuned.model_copy(update={"nats_elsewhere": (None,) * 40})
     no_pair = found.model_copy(update={"results": (nothing, found.result("base"))})
@@ -151,5 +153,5 @@ async def test_what_cannot_be_compared_is_refused(
 
 async def test_an_arm_that_is_not_there_is_named(answerer: HttpAnswerer) -> None:
     found = await compare([TUNED], questions(1), ExactMatch(), answerer=answerer)
-    with pytest.raises(EvaluationInvalid, match="'base'; there are: tuned"):
+    with pytest.raises(EvaluationInvalid, match="'base'; known: tuned"):
         found.result("base")

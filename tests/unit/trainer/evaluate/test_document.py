@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.evaluate.contrast import Method
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.metrics.choose import NAMES
+from trainer.evaluate.paired_difference import Method
 from trainer.evaluate.verdict import Rules
 
 TEXT = " ".join(Path("trainer/evaluate/EVALUATION.md").read_text().split())
@@ -35,7 +35,7 @@ def test_the_suite_is_as_large_as_is_said() -> None:
     assert len({item.area for item in suite.texts}) == 10
 
 
-def test_the_metrics_that_are_spoken_of_are_there() -> None:
+def test_the_document_lists_existing_metrics() -> None:
     for name in ("exact_match", "json_exact", "rouge_l", "token_f1", "contains", "regex"):
         assert f"`{name}`" in TEXT
         assert name in NAMES

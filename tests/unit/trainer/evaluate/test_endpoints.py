@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import EndpointUnknown, SettingsError
-from trainer.evaluate.endpoints import Outside, read
+from trainer.evaluate.endpoints import OperatorEndpoints, read_endpoints
 
 Write = Callable[..., Path]
 
@@ -42,7 +42,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def test_it_names_endpoints_with_their_keys_and_judges(write: Write) -> None:
-    outside = read(write())
+    outside = read_endpoints(write())
     found = outside.reachable()
     assert {name: endpoint.url for name, endpoint in found.items()} == {
         "big": "https://models.example/openai",
@@ -57,27 +57,27 @@ def test_it_names_endpoints_with_their_keys_and_judges(write: Write) -> None:
 def test_a_judge_without_a_model_asks_its_endpoints(write: Write) -> None:
     stripped = WHOLE.replace('endpoint = "big"\nmodel = "large-1"\n', 'endpoint = "big"\n')
     assert stripped != WHOLE
-    assert read(write(stripped)).judge("strict") == read(write()).judge("strict")
+    assert read_endpoints(write(stripped)).judge("strict") == read_endpoints(write()).judge("strict")
     with pytest.raises(SettingsError, match=r"judges\.strict\.model"):
-        read(write(stripped.replace('endpoint = "big"', 'endpoint = "near"')))
+        read_endpoints(write(stripped.replace('endpoint = "big"', 'endpoint = "near"')))
 
 
 def test_without_a_file_there_are_none_and_the_error_says_how_to_name_one() -> None:
-    assert read(None) == Outside()
+    assert read_endpoints(None) == OperatorEndpoints()
     with pytest.raises(EndpointUnknown, match="HATRACK_TRAINER_ENDPOINTS"):
-        read(None).judge("strict")
+        read_endpoints(None).judge("strict")
 
 
-def test_an_unknown_name_is_told_those_that_are_known(write: Write) -> None:
-    outside = read(write())
-    with pytest.raises(EndpointUnknown, match="no endpoint 'huge'; there are: big, near"):
+def test_an_unknown_name_is_answered_with_the_known_ones(write: Write) -> None:
+    outside = read_endpoints(write())
+    with pytest.raises(EndpointUnknown, match="no endpoint named 'huge' in the operator's settings; known: big, near"):
         outside.check_endpoint("huge")
-    with pytest.raises(EndpointUnknown, match="no judge 'mild'; there are: strict"):
+    with pytest.raises(EndpointUnknown, match="no judge named 'mild' in the operator's settings; known: strict"):
         outside.judge("mild")
 
 
-def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> None:
-    judge = read(write()).judge("strict")
+def test_agreement_does_not_carry_over_to_another_rubric_or_model(write: Write) -> None:
+    judge = read_endpoints(write()).judge("strict")
     digests = {
         changed.digest
         for changed in (
@@ -96,34 +96,34 @@ def test_another_rubric_or_model_has_to_earn_its_own_agreement(write: Write) -> 
         ('url = "https://models.example/openai/v1/"', 'url = "ftp://models.example"', "endpoints.big.url"),
         ('url = "https://models.example/openai/v1/"', 'url = "https://me:pass@models.example"', "endpoints.big.url"),
         ('url = "https://models.example/openai/v1/"\n', "", "endpoints.big.url"),
-        ('key_env = "BIG_KEY"', 'key_env = "BIG_KEY"\nkey_file = "/k"', "not by both"),
+        ('key_env = "BIG_KEY"', 'key_env = "BIG_KEY"\nkey_file = "/k"', "`key_env` and `key_file` conflict"),
         ('key_env = "BIG_KEY"', 'key_env = "NO_SUCH_KEY"', "NO_SUCH_KEY"),
         ('key_file = "{key_file}"', 'key_file = "/no/such/file"', "/no/such/file"),
         ('key_env = "BIG_KEY"', 'key = "sk-in-the-file"', "endpoints.big.key"),
-        ("[endpoints.big]", "[endpoints.Big]", "'Big' is no name"),
-        ('endpoint = "big"', 'endpoint = "huge"', "no endpoint is named 'huge'; there are: big, near"),
+        ("[endpoints.big]", "[endpoints.Big]", "'Big' is not a valid name"),
+        ('endpoint = "big"', 'endpoint = "huge"', "no endpoint named 'huge'; known: big, near"),
         ("least_kappa = 0.7", "least_kappa = 1.7", "judges.strict.least_kappa"),
         ("least_kappa = 0.7", "least_reviews = 49", "judges.strict.least_reviews"),
         ('rubric = "The better answer is right, and says so shortly."', 'rubric = "good"', "judges.strict.rubric"),
         ("[judges.strict]", "[judges.strict", "cannot be read as TOML"),
     ],
 )
-def test_a_file_that_is_wrong_is_told_where(write: Write, old: str, new: str, told: str) -> None:
+def test_an_invalid_file_is_reported_with_the_field(write: Write, old: str, new: str, told: str) -> None:
     assert old in WHOLE
     with pytest.raises(SettingsError) as raised:
-        read(write(WHOLE.replace(old, new)))
+        read_endpoints(write(WHOLE.replace(old, new)))
     assert told in str(raised.value)
     assert "sk-" not in str(raised.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"HATRACK_TRAINER_ENDPOINTS: .*missing\.toml"):
-        read(tmp_path / "missing.toml")
+        read_endpoints(tmp_path / "missing.toml")
 
 
-def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
+def test_an_endpoints_settings_shape_its_requests(write: Write) -> None:
     more = 'max_tokens_field = "max_completion_tokens"\nsend_temperature = false\nfields = {reasoning_effort = "low"}\n'
-    found = read(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}'))).reachable()
+    found = read_endpoints(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}'))).reachable()
     assert found["big"].sampling(99) == {"max_completion_tokens": 99, "reasoning_effort": "low"}
     assert found["near"].sampling(99) == {"temperature": 0, "max_tokens": 99}
 
@@ -132,12 +132,15 @@ def test_an_endpoint_says_how_it_wants_to_be_asked(write: Write) -> None:
     ("more", "words"),
     [
         ('max_tokens_field = "tokens"', "max_completion_tokens"),
-        ("fields = {model = 'x'}", "'model' is not the settings' to say; nor are messages, n, stream"),
-        ("fields = {at = 2026-01-01}", "cannot be sent as JSON"),
-        ("fields = {at = nan}", "cannot be sent as JSON"),
+        (
+            "fields = {model = 'x'}",
+            "'model' is set by the evaluation; `fields` must not contain messages, model, n, stream",
+        ),
+        ("fields = {at = 2026-01-01}", "cannot be encoded as JSON"),
+        ("fields = {at = nan}", "cannot be encoded as JSON"),
     ],
 )
-def test_what_cannot_be_asked_so_is_told_by_its_place(write: Write, more: str, words: str) -> None:
+def test_an_invalid_request_names_the_field(write: Write, more: str, words: str) -> None:
     with pytest.raises(SettingsError, match=r"endpoints\.big\.") as caught:
-        read(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}\n')))
+        read_endpoints(write(WHOLE.replace('key_env = "BIG_KEY"\n', f'key_env = "BIG_KEY"\n{more}\n')))
     assert words in str(caught.value)

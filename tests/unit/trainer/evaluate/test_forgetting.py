@@ -11,25 +11,25 @@ from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import QUICK, seeded
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Arm
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.forgetting import (
     Budget,
     ChoiceItem,
-    Measured,
-    Suite,
+    SuiteItems,
+    SuiteMeasurement,
     TextItem,
     at_chance,
+    compare_measurements,
     general_suite,
     likeliest,
     measure,
     read_suite,
-    weigh,
 )
-from trainer.evaluate.likelihood import HttpScorer, Row
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.likelihood import HttpScorer, TokenLogprobs
 
 
-def suite(count: int = 80, texts: int = 12) -> Suite:
-    return Suite(
+def suite(count: int = 80, texts: int = 12) -> SuiteItems:
+    return SuiteItems(
         name="tiny",
         choices=tuple(
             ChoiceItem(
@@ -46,12 +46,12 @@ def suite(count: int = 80, texts: int = 12) -> Suite:
     )
 
 
-def measured(label: str, right: int, rise: float = 0.0, count: int = 80, texts: int = 12) -> Measured:
+def measured(label: str, right: int, rise: float = 0.0, count: int = 80, texts: int = 12) -> SuiteMeasurement:
     random = seeded(5)
     nats = tuple(
         float(value) for value in random.uniform(2.5, 3.5, texts) + rise + random.normal(0, 0.01, texts) * (rise != 0)
     )
-    return Measured(label=label, suite="tiny", right=(True,) * right + (False,) * (count - right), nats=nats)
+    return SuiteMeasurement(label=label, suite="tiny", right=(True,) * right + (False,) * (count - right), nats=nats)
 
 
 def test_the_general_suite_is_whole() -> None:
@@ -81,9 +81,9 @@ def test_a_suite_with_a_wrong_line_is_refused(line: str) -> None:
         read_suite("own", line)
 
 
-def test_a_suite_needs_both_kinds_and_ids_of_their_own() -> None:
+def test_a_suite_needs_both_kinds_and_unique_ids() -> None:
     text = json.dumps({"kind": "text", "id": "t", "area": "a", "text": "x y"})
-    with pytest.raises(EvaluationInvalid, match="twice"):
+    with pytest.raises(EvaluationInvalid, match="must be unique"):
         read_suite("own", f"{text}\n{text}\n")
     with pytest.raises(EvaluationInvalid, match="needs"):
         read_suite("own", f"{text}\n")
@@ -91,11 +91,11 @@ def test_a_suite_needs_both_kinds_and_ids_of_their_own() -> None:
 
 def test_the_likeliest_choice_is_that_a_byte() -> None:
     item = ChoiceItem(kind="choice", id="1", area="a", stem="s", choices=("ab", "abcdefgh"), answer=1)
-    stem = Row(tokens=(1, 2), logprobs=(-9.0, -9.0))
-    short = Row(tokens=(1, 2, 3), logprobs=(-9.0, -9.0, -1.0))
-    long = Row(tokens=(1, 2, 4, 5), logprobs=(-9.0, -9.0, -1.0, -1.0))
+    stem = TokenLogprobs(tokens=(1, 2), logprobs=(-9.0, -9.0))
+    short = TokenLogprobs(tokens=(1, 2, 3), logprobs=(-9.0, -9.0, -1.0))
+    long = TokenLogprobs(tokens=(1, 2, 4, 5), logprobs=(-9.0, -9.0, -1.0, -1.0))
     assert likeliest(item, (stem, short, long)) == 1
-    longer = Row(tokens=(1, 2, 4, 5), logprobs=(-9.0, -9.0, -2.0, -2.1))
+    longer = TokenLogprobs(tokens=(1, 2, 4, 5), logprobs=(-9.0, -9.0, -2.0, -2.1))
     assert likeliest(item, (stem, short, longer)) == 0
 
 
@@ -116,7 +116,7 @@ async def test_an_arm_is_measured_through_the_gateway(gateway: Gateway, tmp_path
 
 
 def test_nothing_lost_is_kept_and_what_changed_is_named() -> None:
-    found = weigh(suite(), measured("base", 70), measured("tuned", 68), Budget(), QUICK)
+    found = compare_measurements(suite(), measured("base", 70), measured("tuned", 68), Budget(), QUICK)
     assert found.state == "kept"
     assert found.accuracy.loss == pytest.approx(2 / 80)
     assert found.accuracy.low < found.accuracy.loss < found.accuracy.high
@@ -126,24 +126,27 @@ def test_nothing_lost_is_kept_and_what_changed_is_named() -> None:
 
 
 def test_a_real_loss_above_the_budget_breaks_it() -> None:
-    assert weigh(suite(), measured("base", 70), measured("tuned", 55), Budget(), QUICK).accuracy.state == "broken"
-    worse = weigh(suite(), measured("base", 70), measured("tuned", 70, rise=0.9), Budget(), QUICK)
+    assert (
+        compare_measurements(suite(), measured("base", 70), measured("tuned", 55), Budget(), QUICK).accuracy.state
+        == "broken"
+    )
+    worse = compare_measurements(suite(), measured("base", 70), measured("tuned", 70, rise=0.9), Budget(), QUICK)
     assert (worse.perplexity.state, worse.accuracy.state, worse.state) == ("broken", "kept", "broken")
     assert worse.perplexity.loss == pytest.approx(math.expm1(0.9), rel=0.02)
 
 
 def test_a_loss_above_the_budget_that_may_be_chance_is_open() -> None:
     base, tuned = measured("base", 20, count=24), measured("tuned", 17, count=24)
-    found = weigh(suite(24), base, tuned, Budget(), QUICK)
+    found = compare_measurements(suite(24), base, tuned, Budget(), QUICK)
     assert found.accuracy.loss > 0.05
     assert found.accuracy.low < 0
     assert (found.accuracy.state, found.state) == ("open", "open")
 
 
 def test_where_the_base_is_at_chance_the_suite_is_silent() -> None:
-    found = weigh(suite(), measured("base", 21), measured("tuned", 0), Budget(), QUICK)
+    found = compare_measurements(suite(), measured("base", 21), measured("tuned", 0), Budget(), QUICK)
     assert (found.accuracy.state, found.state) == ("silent", "kept")
-    forgot = weigh(suite(), measured("base", 21), measured("tuned", 0, rise=1.0), Budget(), QUICK)
+    forgot = compare_measurements(suite(), measured("base", 21), measured("tuned", 0, rise=1.0), Budget(), QUICK)
     assert forgot.state == "broken"
     assert [area.at_chance for area in found.areas] == [True, True]
 
@@ -155,7 +158,7 @@ def test_chance_is_what_an_exact_test_calls_so() -> None:
 
 
 def test_a_broken_model_has_a_perplexity_that_is_a_number() -> None:
-    found = weigh(suite(), measured("base", 70), measured("tuned", 0, rise=9000.0), Budget(), QUICK)
+    found = compare_measurements(suite(), measured("base", 70), measured("tuned", 0, rise=9000.0), Budget(), QUICK)
     assert math.isfinite(found.perplexity.candidate)
     assert found.state == "broken"
     assert json.loads(found.model_dump_json())["perplexity"]["state"] == "broken"
@@ -163,4 +166,4 @@ def test_a_broken_model_has_a_perplexity_that_is_a_number() -> None:
 
 def test_measurements_of_another_suite_are_refused() -> None:
     with pytest.raises(EvaluationInvalid):
-        weigh(suite(), measured("base", 10, count=20), measured("tuned", 70), Budget(), QUICK)
+        compare_measurements(suite(), measured("base", 10, count=20), measured("tuned", 70), Budget(), QUICK)

@@ -13,22 +13,24 @@ from pydantic import SecretStr
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import QUICK
 from trainer.evaluate.answers import Answer
-from trainer.evaluate.arms import Arm, Question, Turn
-from trainer.evaluate.asking import Ask, HttpAnswerer, OnProgress
+from trainer.evaluate.arms import Arm, ChatMessage, Question
+from trainer.evaluate.asking import ArmRequest, HttpAnswerer, OnProgress
 from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.endpoints import JudgeSettings
-from trainer.evaluate.judge import JUDGEMENTS, ModelJudge, better, both_orders
-from trainer.evaluate.pairs import REVIEWS, Pair, Standing
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.judge import JUDGEMENTS, ModelJudge, preferred_answer, vote_of_both_orders
+from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair
 
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric="The better answer is right and short.")
-AGREEING = Standing(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=0.95, observed=0.9)
+AGREEING = JudgeAgreement(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=0.95, observed=0.9)
 SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
 
 
 def pairs(count: int, candidate: Callable[[int], str], base: Callable[[int], str]) -> Comparison:
     questions = tuple(
-        Question(id=f"q{at}", turns=(Turn(role="user", content=f"Question {at}?"),), reference=f"Reference {at}.")
+        Question(
+            id=f"q{at}", turns=(ChatMessage(role="user", content=f"Question {at}?"),), reference=f"Reference {at}."
+        )
         for at in range(count)
     )
     results = tuple(
@@ -42,7 +44,7 @@ def pairs(count: int, candidate: Callable[[int], str], base: Callable[[int], str
     return Comparison(metric="rouge_l", binary=False, questions=questions, results=results)
 
 
-def judge(gateway: Gateway, folder: Path, standing: Standing | None = None, **changed: object) -> ModelJudge:
+def judge(gateway: Gateway, folder: Path, standing: JudgeAgreement | None = None, **changed: object) -> ModelJudge:
     settings = SETTINGS.model_copy(update=changed)
     outside = {"big": Endpoint(gateway.url, SecretStr(KEY))}
     answerer = HttpAnswerer(
@@ -121,12 +123,12 @@ async def test_an_answer_cannot_close_its_own_tag(gateway: Gateway, tmp_path: Pa
         (None, "people have looked at 0 of its votes, and 50 are needed"),
         (AGREEING.model_copy(update={"pairs": 49}), "people have looked at 49 of its votes, and 50 are needed"),
         (AGREEING.model_copy(update={"kappa": 0.59}), "below 0.60"),
-        (AGREEING.model_copy(update={"kappa": None}), "always said one same thing"),
+        (AGREEING.model_copy(update={"kappa": None}), "gave the same vote"),
         (AGREEING.model_copy(update={"digest": "another"}), "people have looked at 0 of its votes"),
     ],
 )
 async def test_it_counts_only_once_it_agrees_with_people(
-    gateway: Gateway, tmp_path: Path, standing: Standing | None, why: str
+    gateway: Gateway, tmp_path: Path, standing: JudgeAgreement | None, why: str
 ) -> None:
     gateway.say = prefers(longer)
     result = await judge(gateway, tmp_path, standing).judge(MIXED, "shop@3", "base")
@@ -149,7 +151,7 @@ async def test_a_seeded_sample_goes_to_people(
 ) -> None:
     comparison = pairs(count, lambda at: f"mine {at}", lambda at: f"the base's {at}")
     scripted = judge(gateway, tmp_path, review_share=share)
-    found = [both_orders('{"better": "A"}', '{"better": "B"}')] * count
+    found = [vote_of_both_orders('{"better": "A"}', '{"better": "B"}')] * count
     drawn = scripted._pairs(comparison, "shop@3", "base", found)
     assert len({pair.example for pair in drawn}) == len(drawn) == queued
     assert drawn == scripted._pairs(comparison, "shop@3", "base", found)
@@ -163,7 +165,7 @@ async def test_a_seeded_sample_goes_to_people(
 async def test_the_pairs_lie_in_the_folder_with_the_judges_votes(gateway: Gateway, tmp_path: Path) -> None:
     gateway.say = prefers(longer)
     result = await judge(gateway, tmp_path).judge(MIXED, "shop@3", "base")
-    found = [Pair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
+    found = [ReviewPair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
     assert len(found) == result.numbers["for_review"] == 50
     assert {pair.vote for pair in found} == {"candidate", "base"}
     assert {(pair.judge, pair.digest, pair.candidate, pair.base) for pair in found} == {
@@ -195,7 +197,7 @@ async def test_a_pair_that_its_endpoint_refuses_is_left_out(
     assert (result.counted, result.missed) == (counted, not counted)
     assert result.numbers["refused"] == pairs_refused
     assert f"{pairs_refused} of 60 " in result.sentence
-    people = [Pair.model_validate_json(line).example for line in (tmp_path / REVIEWS).read_text().splitlines()]
+    people = [ReviewPair.model_validate_json(line).example for line in (tmp_path / REVIEWS).read_text().splitlines()]
     assert not {f"q{at}" for at in range(pairs_refused)} & set(people)
 
 
@@ -205,10 +207,12 @@ class Picky:
     def __init__(self, refuses: Callable[[str], bool]) -> None:
         self._refuses = refuses
 
-    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
+    async def answer_or_skip(
+        self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
+    ) -> list[Answer | None]:
         return [None if self._refuses(ask.question.id) else self._answer(ask) for ask in asks]
 
-    def _answer(self, ask: Ask) -> Answer:
+    def _answer(self, ask: ArmRequest) -> Answer:
         word = "A" if ask.question.id.endswith("candidate-first") else "B"
         return Answer(arm=ask.arm.label, example=ask.question.id, repeat=0, request="r", text=f"[[{word}]]")
 
@@ -231,7 +235,7 @@ async def test_an_endpoint_that_refuses_every_pair_gives_no_votes(gateway: Gatew
     ],
 )
 async def test_a_judge_that_is_away_is_told_and_missed_where_it_would_have_counted(
-    gateway: Gateway, tmp_path: Path, standing: Standing | None, missed: bool, refusal: Any, why: str
+    gateway: Gateway, tmp_path: Path, standing: JudgeAgreement | None, missed: bool, refusal: Any, why: str
 ) -> None:
     gateway.refused_models["large-1"] = refusal
     result = await judge(gateway, tmp_path, standing).judge(MIXED, "shop@3", "base")
@@ -248,7 +252,7 @@ async def test_a_judge_whose_endpoint_is_not_there_does_not_tell_its_address(tmp
     )
     scripted = ModelJudge("strict", SETTINGS, answerer, tmp_path, standing=AGREEING, method=QUICK)
     result = await scripted.judge(MIXED, "shop@3", "base")
-    assert (result.missed, "was away for too long" in result.sentence) == (True, True)
+    assert (result.missed, "was unreachable for too long" in result.sentence) == (True, True)
     assert "127.0.0.1" not in result.model_dump_json()
 
 
@@ -274,7 +278,7 @@ async def test_a_judge_whose_endpoint_is_not_there_does_not_tell_its_address(tmp
     ],
 )
 def test_replies_are_read(reply: str, word: str | None) -> None:
-    assert better(reply) == word
+    assert preferred_answer(reply) == word
 
 
 @pytest.mark.parametrize(
@@ -289,5 +293,5 @@ def test_replies_are_read(reply: str, word: str | None) -> None:
     ],
 )
 def test_both_orders_have_to_say_the_same(first: str, second: str, vote: str, agreed: bool) -> None:
-    found = both_orders(f'{{"better": "{first}"}}', f'{{"better": "{second}"}}')
+    found = vote_of_both_orders(f'{{"better": "{first}"}}', f'{{"better": "{second}"}}')
     assert (found.vote, found.agreed, found.unreadable) == (vote, agreed, False)

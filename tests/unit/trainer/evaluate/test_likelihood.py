@@ -10,8 +10,8 @@ from tests.unit.trainer.evaluate.conftest import KEY, Gateway, token
 from tests.unit.trainer.evaluate.worlds import questions
 from trainer.errors import AnswerUnreadable, ArmUnservable, EvaluationInvalid
 from trainer.evaluate.arms import Arm, Prompt
-from trainer.evaluate.likelihood import HttpScorer, Passage
-from trainer.evaluate.wire import Endpoint
+from trainer.evaluate.endpoint_client import Endpoint
+from trainer.evaluate.likelihood import HttpScorer, TextBatch
 
 TUNED = Arm(label="tuned", model="voice@3", prompt=Prompt(system="Be kind."))
 
@@ -25,7 +25,7 @@ async def test_each_text_has_its_tokens_but_the_first_in_the_order_of_the_texts(
     gateway: Gateway, scorer: HttpScorer
 ) -> None:
     gateway.likely = {"voice@3": {"sea"}}
-    ((one, other),) = await scorer.texts(TUNED, [Passage("p", ("the sea is", "wide blue"))])
+    ((one, other),) = await scorer.texts(TUNED, [TextBatch("p", ("the sea is", "wide blue"))])
     assert one.tokens == (token(" sea"), token(" is"))
     assert one.logprobs == (-0.1, -5.0)
     assert one.nats == pytest.approx(2.55)
@@ -46,21 +46,21 @@ async def test_a_reference_is_scored_behind_the_arms_prompt_and_alone(gateway: G
 
 
 async def test_what_was_scored_is_not_scored_again(gateway: Gateway, scorer: HttpScorer) -> None:
-    passages = [Passage(f"p{at}", (f"text {at}",)) for at in range(4)]
+    passages = [TextBatch(f"p{at}", (f"text {at}",)) for at in range(4)]
     await scorer.texts(TUNED, passages[:3])
     before, seen = len(gateway.requests), list[tuple[int, int]]()
     found = await scorer.texts(TUNED, passages, lambda done, total: seen.append((done, total)))
     assert len(gateway.requests) - before == 1
     assert seen == [(3, 4), (4, 4)]
     assert [rows[0].tokens for rows in found] == [(token(f" {at}"),) for at in range(4)]
-    await scorer.texts(TUNED, [Passage("p0", ("another text",))])
+    await scorer.texts(TUNED, [TextBatch("p0", ("another text",))])
     assert len(gateway.requests) - before == 2
 
 
-async def test_a_version_that_went_away_is_named(gateway: Gateway, scorer: HttpScorer) -> None:
+async def test_a_deleted_version_is_reported_by_name(gateway: Gateway, scorer: HttpScorer) -> None:
     gateway.refused_models = {"voice@3": (409, "version_damaged", {})}
     with pytest.raises(ArmUnservable, match=r"'tuned' \(voice@3\) did not score p"):
-        await scorer.texts(TUNED, [Passage("p", ("a b",))])
+        await scorer.texts(TUNED, [TextBatch("p", ("a b",))])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_a_version_that_went_away_is_named(gateway: Gateway, scorer: HttpS
 async def test_an_answer_without_numbers_is_no_answer(gateway: Gateway, scorer: HttpScorer, raw: Any) -> None:
     gateway.raw = raw
     with pytest.raises(AnswerUnreadable):
-        await scorer.texts(TUNED, [Passage("p", ("a b",))])
+        await scorer.texts(TUNED, [TextBatch("p", ("a b",))])
 
 
 async def test_outside_endpoints_are_not_asked_for_what_they_do_not_give(scorer: HttpScorer, gateway: Gateway) -> None:

@@ -53,7 +53,7 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
+def test_the_page_loads_nothing_and_runs_nothing() -> None:
     page = render(pages.report())
     found = read(page)
     assert not {"script", "img", "link", "iframe", "object", "form", "base", "a"} & set(found.tags)
@@ -74,7 +74,7 @@ def test_the_page_says_the_verdict_and_what_is_behind_it() -> None:
     found = pages.report()
     text = read(render(found)).text
     assert "Pass" in text
-    assert "On 60 examples that it had not seen, voice@3 scored 83 of 100, the base at its best 20" in text
+    assert "On 60 examples it had not seen, voice@3 scored 83 of 100, the base at its best 20" in text
     for check in found.verdict.checks:
         assert check.sentence in text
     for expected in (
@@ -84,19 +84,19 @@ def test_the_page_says_the_verdict_and_what_is_behind_it() -> None:
         "1 h 2 min on cpu, 123\u202f456 trained tokens, cost 1.25",
         "340 of 400 examples",
         "near_duplicates; lines 3, 9 and 2 more",
-        "trained on from voice@2",
+        "continued from voice@2",
         "Where it gained most",
         "held out, at each epoch's end",
     ):
         assert expected in text
 
 
-def test_a_report_of_little_is_a_page_too() -> None:
+def test_a_minimal_report_renders() -> None:
     text = read(render(pages.report(whole=False))).text
     assert "Not enough evidence" in text
-    assert "It was not measured, so that nothing can pass." in text
+    assert "It was not measured, so nothing can pass." in text
     assert "The data" not in text
-    assert "How it learnt" not in text
+    assert "Training loss" not in text
 
 
 def test_it_says_where_the_suite_cannot_show_a_loss() -> None:
@@ -104,13 +104,13 @@ def test_it_says_where_the_suite_cannot_show_a_loss() -> None:
     assert "they cannot show a loss" in text
 
 
-def test_not_enough_evidence_says_what_would_do() -> None:
+def test_not_enough_evidence_says_how_many_examples_would_settle_it() -> None:
     text = read(render(pages.report(pages.comparison(12, right=12)))).text
     assert "12 held-out examples are too few" in text
-    assert "18 examples more would do" in text
+    assert "18 more examples would settle this" in text
 
 
-def test_a_failure_is_told_as_one() -> None:
+def test_a_failed_verdict_is_worded_as_a_failure() -> None:
     page = render(pages.report(lost=forgetting("kept", "broken")))
     assert 'class="fail"' in page
     assert "It forgot more of what the base could do than is allowed." in read(page).text
@@ -131,8 +131,8 @@ def test_charts_keep_what_they_show_within_themselves() -> None:
 @pytest.mark.parametrize("scale", [Scale(0, 100), Scale(-12, 92), Scale(-0.7, 0.9), Scale(0, 5), Scale(-1, 1)])
 def test_a_scale_has_a_few_round_ticks(scale: Scale) -> None:
     assert 2 <= len(scale.ticks) <= 7
-    assert all(scale.least - 1e-9 <= tick <= scale.most + 1e-9 for tick in scale.ticks)
-    assert (scale.place(scale.least), scale.place(scale.most)) == (0, 100)
+    assert all(scale.minimum - 1e-9 <= tick <= scale.maximum + 1e-9 for tick in scale.ticks)
+    assert (scale.place(scale.minimum), scale.place(scale.maximum)) == (0, 100)
 
 
 def test_a_curve_of_one_step_and_of_many() -> None:
@@ -156,7 +156,7 @@ def test_a_comparison_has_a_page_too() -> None:
     assert "What was forgotten" not in found.text
 
 
-def test_suites_and_a_judge_are_shown_and_said_not_to_count_where_they_do_not() -> None:
+def test_uncounted_suites_and_judges_are_marked_as_not_counted() -> None:
     shown = SuiteResult(name="mmlu", kind="report", sentence=f"40% before {HOSTILE}")
     judged = JudgeResult(judge="oracle", scores=(1.0,), counted=False, sentence="Too few reviews.")
     report = pages.report().model_copy(update={"suites": (shown,), "judged": judged})
@@ -164,10 +164,10 @@ def test_suites_and_a_judge_are_shown_and_said_not_to_count_where_they_do_not() 
     assert "mmlu" in text
     assert "40% before" in text
     assert "oracle: Too few reviews." in text
-    assert text.count("(shown, and not counted)") == 2
+    assert text.count("(shown, not counted)") == 2
 
 
-def test_a_sample_is_said_to_be_one() -> None:
+def test_a_sample_of_the_held_out_is_reported() -> None:
     assert "drawn from" not in read(render(pages.report())).text
     sampled = pages.report().model_copy(update={"held_out": 5000, "why": "it was asked for"})
     text = read(render(sampled)).text

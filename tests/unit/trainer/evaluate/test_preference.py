@@ -14,17 +14,17 @@ from tests.unit.trainer.evaluate.worlds import QUICK, questions
 from trainer.errors import AnswerRefused, EvaluationInvalid, GatewayUnreachable
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm
-from trainer.evaluate.asking import Ask, OnProgress
+from trainer.evaluate.asking import ArmRequest, OnProgress
 from trainer.evaluate.compare import OnStage
 from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.judge import ModelJudge
-from trainer.evaluate.pairs import REVIEWS, Pair, Standing
+from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair
 from trainer.evaluate.run import run
-from trainer.evaluate.spec import EvaluationSpec, MetricWish, Outcome, SuiteResult, check_judged, read_metric
+from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, SuiteResult, check_judge_metric, read_metric
 from trainer.evaluate.verdict import Rules
 
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric="The better answer has the larger number in it.")
-AGREEING = Standing(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=0.95, observed=0.9)
+AGREEING = JudgeAgreement(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=0.95, observed=0.9)
 SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
 HELD_OUT = questions(40)
 GOODNESS: Final = {"voice@3": 9, "smol": 3, "live": 5}
@@ -38,13 +38,15 @@ class Voices:
         self._goodness, self._lost = goodness, lost
         self.shown: list[str] = []
 
-    async def answer(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer]:
+    async def answer(self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         return [_answer(ask, f"worth {self._goodness[ask.arm.model]}, {ask.question.id}") for ask in asks]
 
-    async def answer_or_leave(self, asks: Sequence[Ask], on_progress: OnProgress | None = None) -> list[Answer | None]:
+    async def answer_or_skip(
+        self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
+    ) -> list[Answer | None]:
         return [self._vote(ask) for ask in asks]
 
-    def _vote(self, ask: Ask) -> Answer | None:
+    def _vote(self, ask: ArmRequest) -> Answer | None:
         self.shown.append(ask.question.id)
         error = self._lost(ask.question.id)
         if isinstance(error, AnswerRefused) and error.status == 400:
@@ -58,7 +60,7 @@ class Voices:
         return _answer(ask, f'{{"better": "{"A" if one > other else "B" if other > one else "tie"}"}}')
 
 
-def _answer(ask: Ask, text: str) -> Answer:
+def _answer(ask: ArmRequest, text: str) -> Answer:
     return Answer(arm=ask.arm.label, example=ask.question.id, repeat=ask.repeat, request="r", text=text)
 
 
@@ -79,7 +81,7 @@ def spec(**changes: Any) -> EvaluationSpec:
         "candidate": "new",
         "bases": ("base",),
         "live": "live",
-        "metric": MetricWish(name="judge"),
+        "metric": MetricOptions(name="judge"),
         "judge": "strict",
         "rules": Rules(method=QUICK),
         "repeats": 2,
@@ -92,7 +94,9 @@ def spec(**changes: Any) -> EvaluationSpec:
 ARMS: Final = (("new", "voice@3"), ("base", "smol"), ("live", "live"))
 
 
-async def judged(folder: Path, voices: Voices, *, standing: Standing | None = AGREEING, suite: Any = "kept") -> Outcome:
+async def judged(
+    folder: Path, voices: Voices, *, standing: JudgeAgreement | None = AGREEING, suite: Any = "kept"
+) -> Outcome:
     judge = ModelJudge("strict", SETTINGS, voices, folder, standing=standing, method=QUICK)
     return await run(spec(), HELD_OUT, answerer=voices, suites={"mmlu": Kept(suite)}, judge=judge)
 
@@ -102,7 +106,7 @@ def states(found: Outcome) -> dict[str, str]:
     return {check.name: check.state for check in found.verdict.checks}
 
 
-async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
+async def test_a_candidate_preferred_to_all_passes(tmp_path: Path) -> None:
     voices = Voices(GOODNESS)
     found = await judged(tmp_path, voices)
     assert found.verdict is not None
@@ -113,10 +117,10 @@ async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
     assert found.verdict.against_base.estimate == 0.5
     assert found.verdict.against_base.noise is None
     assert "judge" not in states(found), "it is no veto besides"
-    pairs = [Pair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
+    pairs = [ReviewPair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
     assert {(pair.candidate, pair.base) for pair in pairs} == {("new", "base")}
-    beside = {name for result in found.comparison.results for name in result.beside}
-    assert {"rouge_l", "length_words"} <= beside
+    secondary = {name for result in found.comparison.results for name in result.secondary}
+    assert {"rouge_l", "length_words"} <= secondary
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,9 @@ async def test_what_is_preferred_to_all_passes(tmp_path: Path) -> None:
         ({"voice@3": 0, "smol": 0, "live": 0}, {"base": "open", "live": "open", "form": "open"}),
     ],
 )
-async def test_what_is_not_preferred_does_not(tmp_path: Path, goodness: dict[str, int], broken: dict[str, str]) -> None:
+async def test_a_candidate_that_is_not_preferred_does_not_pass(
+    tmp_path: Path, goodness: dict[str, int], broken: dict[str, str]
+) -> None:
     found = await judged(tmp_path, Voices(goodness))
     assert {name: state for name, state in states(found).items() if name in broken} == broken
     assert found.verdict is not None
@@ -176,7 +182,7 @@ async def test_what_one_arms_pairs_cannot_be_had_of_is_no_ground_for_a_verdict(t
     assert found.verdict is not None
     assert found.judged is not None
     assert (found.verdict.word, found.judged.counted) == ("not_enough_evidence", False)
-    assert "of one arm too many votes could not be had" in found.verdict.sentence
+    assert "for one arm too many votes are missing or unreadable" in found.verdict.sentence
     # a few are ties
     some = Voices(GOODNESS, lambda name: refused if name.startswith(("1/", "2/")) else None)
     found = await judged(tmp_path, some)
@@ -187,11 +193,11 @@ async def test_what_one_arms_pairs_cannot_be_had_of_is_no_ground_for_a_verdict(t
 
 def test_where_a_judge_decides_one_is_named_and_there_is_a_candidate() -> None:
     wish = read_metric("judge")
-    check_judged(wish, "strict", candidate=True)
-    check_judged(read_metric("rouge_l"), None, candidate=False)
-    with pytest.raises(EvaluationInvalid, match="no judge is named: send `judge`"):
-        check_judged(wish, None, candidate=True)
-    with pytest.raises(EvaluationInvalid, match="name one in `candidate`"):
-        check_judged(wish, "strict", candidate=False)
-    with pytest.raises(ValidationError, match="there is a judge"):
+    check_judge_metric(wish, "strict", candidate=True)
+    check_judge_metric(read_metric("rouge_l"), None, candidate=False)
+    with pytest.raises(EvaluationInvalid, match="needs a judge: send `judge`"):
+        check_judge_metric(wish, None, candidate=True)
+    with pytest.raises(EvaluationInvalid, match="send `candidate`"):
+        check_judge_metric(wish, "strict", candidate=False)
+    with pytest.raises(ValidationError, match="needs `judge` and `candidate`"):
         spec(judge=None)

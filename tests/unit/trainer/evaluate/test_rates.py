@@ -38,7 +38,7 @@ def test_six_retrains_that_are_each_worse_do_not_wear_live_down() -> None:
     assert rates.chain(-0.10, 100, draws=100) >= 0.78
 
 
-def test_parrots_keep_the_control_of_their_own_answers_mixed_up_hardly_ever_and_the_sample_voice_does() -> None:
+def test_random_training_answers_rarely_pass_the_reassigned_control_and_the_sample_voice_does() -> None:
     assert rates.parrots(30, draws=20) <= 0.1
     assert rates.honest(50, draws=20) >= 0.8
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.trainer.evaluate import pages
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, forgetting, form, row
-from trainer.evaluate.controls import controls
+from trainer.evaluate.control_arms import constant_and_permuted
 from trainer.evaluate.metrics.match import ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.page import render
@@ -54,7 +54,7 @@ def test_where_nothing_got_worse_nothing_is_shown_as_worse() -> None:
     assert {each.kind for each in samples} == {"best", "random"}
 
 
-def test_a_loss_curve_is_thinned_but_for_what_is_held_out() -> None:
+def test_a_loss_curve_is_downsampled_except_held_out_losses() -> None:
     events = [
         {"step": at, "train_loss": 1 / at} | ({"full_valid_loss": 2 / at} if at % 501 == 0 else {})
         for at in range(1, 2005)
@@ -84,7 +84,9 @@ def test_a_comparison_without_a_candidate_is_reported_against_its_first_arm() ->
 def test_a_handful_of_examples_still_makes_a_report(count: int, binary: bool, runs: int) -> None:
     tuned = [1.0] * count if binary else [0.5 + at / 10 for at in range(count)]
     found = comparison({"tuned": [tuned] * runs, "base": [[0.0] * count] * runs}, binary=binary)
-    form_of_them = controls([each.reference for each in found.questions], ExactMatch() if binary else RougeL())
+    form_of_them = constant_and_permuted(
+        [each.reference for each in found.questions], ExactMatch() if binary else RougeL()
+    )
     verdict = decide(found, candidate="tuned", bases=["base"], form=form_of_them, forgetting=forgetting())
     assert verdict.word == "not_enough_evidence"
     page = render(build(found, verdict, adapter="v@1", created_at=pages.report().created_at))

@@ -14,21 +14,21 @@ from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Arm, base_at_its_best
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.run import run, suited
+from trainer.evaluate.run import run, suite_arms
 from trainer.evaluate.spec import (
     EvaluationSpec,
     JudgeResult,
-    MetricWish,
+    MetricOptions,
     Outcome,
     SuiteResult,
     check_suites,
-    common,
+    most_frequent_answers,
     read_metric,
 )
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wire import Endpoint
 
 HELD_OUT = questions(30)
 BASES = base_at_its_best("smol", system=None, answers=("answer 1", "answer 2"))
@@ -40,7 +40,7 @@ def spec(**changes: Any) -> EvaluationSpec:
         "arms": ARMS,
         "candidate": "voice@3",
         "bases": tuple(arm.label for arm in BASES),
-        "metric": MetricWish(name="exact_match"),
+        "metric": MetricOptions(name="exact_match"),
         "rules": Rules(method=QUICK),
         "repeats": 1,
         "scored": 2,
@@ -140,7 +140,7 @@ async def test_suites_that_can_show_no_loss_show_nothing_kept(ask: Any) -> None:
     silent, kept = budget("gsm8k", "kept", silent=True), budget("mmlu", "kept")
     found = await ask(spec(suites=("gsm8k",)), suites={"gsm8k": silent})
     assert (found.verdict.word, found.verdict.check("suites").state) == ("not_enough_evidence", "open")
-    assert "What it forgot is not settled." in found.verdict.sentence
+    assert "It is undecided how much it forgot." in found.verdict.sentence
     for names in (("gsm8k", "mmlu"), ("gsm8k", "general")):
         passed = await ask(spec(suites=names), suites={"gsm8k": silent, "mmlu": kept})
         assert (passed.verdict.word, passed.verdict.check("suites").state) == ("pass", "kept")
@@ -151,7 +151,7 @@ async def test_suites_are_put_to_the_gateway_s_own_and_that_is_known_before_anyt
 ) -> None:
     kept, outside = budget("mmlu", "kept"), Arm(label="gpt", model="large", endpoint="big")
     labels = {"bases": ("gpt", *(arm.label for arm in BASES))}
-    assert suited(spec(arms=(*ARMS, outside), suites=("mmlu",), **labels), suites=True) == (BASES[0], ARMS[0])
+    assert suite_arms(spec(arms=(*ARMS, outside), suites=("mmlu",), **labels), suites=True) == (BASES[0], ARMS[0])
     away = spec(arms=(ARMS[0], outside), bases=("gpt",), suites=("mmlu",))
     with pytest.raises(EvaluationInvalid, match="outside endpoint"):
         await ask(away, suites={"mmlu": kept})
@@ -185,7 +185,7 @@ async def test_a_judge_whose_veto_could_not_be_heard_leaves_no_pass(ask: Any) ->
     found = await ask(wanted, suites={"mmlu": budget("mmlu", "kept")}, judge=Judging(1.0, counted=False, missed=True))
     assert found.verdict.word == "not_enough_evidence"
     assert found.verdict.check("judge").state == "open"
-    assert "What the judge prefers is not settled." in found.verdict.sentence
+    assert "It is undecided which side the judge prefers." in found.verdict.sentence
 
 
 async def test_without_a_candidate_there_is_a_comparison_and_no_verdict(ask: Any) -> None:
@@ -195,35 +195,35 @@ async def test_without_a_candidate_there_is_a_comparison_and_no_verdict(ask: Any
 
 
 async def test_what_is_not_to_be_had_is_refused_before_anything_is_asked(ask: Any, gateway: Gateway) -> None:
-    with pytest.raises(EvaluationInvalid, match="there is no suite 'mmlu' here"):
+    with pytest.raises(EvaluationInvalid, match="no suite named 'mmlu' is available"):
         await ask(spec(suites=("mmlu",)))
-    with pytest.raises(EvaluationInvalid, match="there is no suite 'general' here"):
+    with pytest.raises(EvaluationInvalid, match="no suite named 'general' is available"):
         await ask(spec(suites=("general",)), scorer=None)
-    with pytest.raises(EvaluationInvalid, match="there is no judge 'oracle'"):
+    with pytest.raises(EvaluationInvalid, match="no judge named 'oracle' is available"):
         await ask(spec(judge="oracle"))
     with pytest.raises(EvaluationInvalid, match="cannot be the primary"):
-        await ask(spec(metric=MetricWish(name="refusal")))
+        await ask(spec(metric=MetricOptions(name="refusal")))
     assert gateway.requests == []
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"candidate": "voice@4"}, "no arm is named 'voice@4'"),
+        ({"candidate": "voice@4"}, "no arm named 'voice@4'"),
         ({"bases": ()}, "needs a base"),
         ({"bases": ("voice@3",)}, "needs a base"),
-        ({"live": "live"}, "no arm is named 'live'"),
-        ({"arms": (*ARMS, ARMS[0])}, "two arms have the same label"),
+        ({"live": "live"}, "no arm named 'live'"),
+        ({"arms": (*ARMS, ARMS[0])}, "arm labels must be unique"),
         ({"arms": ()}, "at least 1"),
     ],
 )
-def test_a_spec_that_does_not_hold_together_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_an_inconsistent_spec_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         spec(**changes)
 
 
 def test_a_spec_is_json_and_comes_back_as_it_was() -> None:
-    wanted = spec(metric=MetricWish(name="json_schema", schema={"type": "object"}))
+    wanted = spec(metric=MetricOptions(name="json_schema", schema={"type": "object"}))
     text = wanted.model_dump_json(by_alias=True)
     assert '"schema":{"type":"object"}' in text
     assert EvaluationSpec.model_validate_json(text) == wanted
@@ -232,8 +232,8 @@ def test_a_spec_is_json_and_comes_back_as_it_was() -> None:
 def test_a_metric_is_read_as_a_request_names_it() -> None:
     assert read_metric("auto") is None
     assert read_metric(None) is None
-    assert read_metric("rouge_l") == MetricWish(name="rouge_l")
-    assert read_metric({"name": "regex", "pattern": "^a"}) == MetricWish(name="regex", pattern="^a")
+    assert read_metric("rouge_l") == MetricOptions(name="rouge_l")
+    assert read_metric({"name": "regex", "pattern": "^a"}) == MetricOptions(name="regex", pattern="^a")
     for wrong in ("bleu", {"name": "regex"}, {"name": "rouge_l", "more": 1}, 3, {"pattern": "a"}, "perplexity"):
         with pytest.raises(EvaluationInvalid):
             read_metric(wrong)
@@ -246,8 +246,8 @@ def test_suites_are_known_by_name() -> None:
 
 
 def test_the_most_frequent_answers_come_first() -> None:
-    assert common(["b", "a", "a", "c"]) == ("a", "b", "c")
-    assert len(common([str(at) for at in range(80)])) == 50
+    assert most_frequent_answers(["b", "a", "a", "c"]) == ("a", "b", "c")
+    assert len(most_frequent_answers([str(at) for at in range(80)])) == 50
 
 
 @pytest.mark.parametrize(
@@ -259,5 +259,5 @@ def test_the_most_frequent_answers_come_first() -> None:
         ("regex", ("exact_match", "contains", "length_words", "refusal")),
     ],
 )
-def test_what_is_worth_a_look_beside_a_metric(name: str, beside: tuple[str, ...]) -> None:
-    assert MetricWish(name=name).usually_beside() == beside
+def test_default_secondary_metrics(name: str, beside: tuple[str, ...]) -> None:
+    assert MetricOptions(name=name).usually_beside() == beside

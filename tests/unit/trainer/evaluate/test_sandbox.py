@@ -15,11 +15,11 @@ import pytest
 from tests.support.system import PACKAGES, in_ci
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.sandbox import sandbox as module
-from trainer.evaluate.sandbox.files import Shown, python_alone
-from trainer.evaluate.sandbox.sandbox import PACKAGE, Limits, Sandbox, outside, prove
+from trainer.evaluate.sandbox.files import PythonFiles, python_files
+from trainer.evaluate.sandbox.sandbox import PACKAGE, Sandbox, SandboxLimits, escape_targets, prove_sandbox
 
-SHORT = Limits(cpu_s=1, wall_s=2)
-PATIENT = Limits(cpu_s=60, wall_s=120)
+SHORT = SandboxLimits(cpu_s=1, wall_s=2)
+PATIENT = SandboxLimits(cpu_s=60, wall_s=120)
 """For what ends by itself: Python's start alone may take long on a busy machine."""
 PROBE = (Path(module.__file__).parent / "probe.py").read_text()
 
@@ -145,26 +145,26 @@ def _slack() -> Iterator[None]:
 async def made() -> Sandbox | None:
     """A sandbox that holds; None where this machine gives none, which in CI is a failure."""
     try:
-        return await prove(PATIENT)
+        return await prove_sandbox(PATIENT)
     except SandboxUnavailable as error:
         if in_ci():
             pytest.fail(f"{error.message} (libseccomp: apt-get install {PACKAGES['libseccomp.so.2']})")
         return None
 
 
-def within(made: Sandbox, limits: Limits) -> Sandbox:
-    return Sandbox(made._shown, limits, made._seccomp)
+def within(made: Sandbox, limits: SandboxLimits) -> Sandbox:
+    return Sandbox(made._python, limits, made._seccomp)
 
 
 async def refused() -> None:
     """Nothing runs where there are no walls. A machine may also give walls that do not hold, as without libseccomp:
     then nobody is given a sandbox."""
     try:
-        await Sandbox(python_alone(), SHORT, None).run("pass")
+        await Sandbox(python_files(), SHORT, None).run("pass")
     except SandboxUnavailable:
         return
-    with pytest.raises(SandboxUnavailable, match="does not hold"):
-        await prove(PATIENT)
+    with pytest.raises(SandboxUnavailable, match="is not safe"):
+        await prove_sandbox(PATIENT)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -200,7 +200,7 @@ async def test_processes_share_the_limit_of_memory(made: Sandbox | None) -> None
     if made is None:
         await refused()
         return
-    limits = Limits(cpu_s=60, wall_s=120, memory_bytes=96 << 20, processes=4)
+    limits = SandboxLimits(cpu_s=60, wall_s=120, memory_bytes=96 << 20, processes=4)
     program = (
         "import os, signal\n"
         "for n in range({}):\n"
@@ -214,7 +214,7 @@ async def test_processes_share_the_limit_of_memory(made: Sandbox | None) -> None
     alone = await within(made, limits).run(program.format(1, False, False))
     assert alone.ending == "finished", alone
     ran = await within(made, limits).run(program.format(3, True, True))
-    assert (ran.ending, ran.detail) == ("out_of_memory", "its processes together")
+    assert (ran.ending, ran.detail) == ("out_of_memory", "all processes together")
 
 
 async def test_an_event_loop_runs(made: Sandbox | None) -> None:
@@ -231,7 +231,7 @@ async def test_it_holds_under_the_umask_of_the_trainer(made: Sandbox | None) -> 
         await refused()
         return
     os.umask(0o077)  # what `trainer.__main__` sets
-    await prove(PATIENT)
+    await prove_sandbox(PATIENT)
 
 
 async def test_an_honest_program_comes_to_its_end_with_its_result(made: Sandbox | None) -> None:
@@ -247,7 +247,7 @@ async def test_an_honest_program_comes_to_its_end_with_its_result(made: Sandbox 
     assert (ran.ending, ran.result) == ("finished", [10, 1000])
 
 
-async def test_nothing_of_one_program_is_there_for_the_next(made: Sandbox | None) -> None:
+async def test_programs_do_not_see_files_of_earlier_ones(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
@@ -255,12 +255,12 @@ async def test_nothing_of_one_program_is_there_for_the_next(made: Sandbox | None
     assert (await made.run("import os\nRESULT = os.listdir('/work')")).result == []
 
 
-async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | None) -> None:
+async def test_a_cancelled_program_leaves_no_process(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
     before = set(psutil.Process().children(recursive=True))
-    patient = within(made, Limits(wall_s=600))  # so that it is not its time that ends it
+    patient = within(made, SandboxLimits(wall_s=600))  # so that it is not its time that ends it
     task = asyncio.create_task(patient.run("import ctypes, time\nctypes.CDLL(None).prctl(1, 0)\ntime.sleep(600)"))
     children: list[psutil.Process] = []
     while len(children) < 3:  # both helpers and the program
@@ -274,18 +274,18 @@ async def test_nothing_is_left_of_a_program_that_was_called_off(made: Sandbox | 
     assert alive == []
 
 
-async def test_what_says_a_lot_is_cut_off(made: Sandbox | None) -> None:
+async def test_long_output_is_truncated(made: Sandbox | None) -> None:
     if made is None:
         await refused()
         return
     ran = await made.run("RESULT = 'x' * 10**6")
-    assert (ran.ending, ran.detail) == ("failed", "it left before its end")
+    assert (ran.ending, ran.detail) == ("failed", "it exited early")
 
 
 def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
     """A self-test that could not see a hole would prove nothing."""
-    limits = Limits(memory_bytes=64 * 2**20, file_bytes=4096, tmp_bytes=65_536)
-    with outside(limits, tmp_path) as given:
+    limits = SandboxLimits(memory_bytes=64 * 2**20, file_bytes=4096, tmp_bytes=65_536)
+    with escape_targets(limits, tmp_path) as given:
         space: dict[str, Any] = {"__name__": "probe", "ASKED": {**given, "outside": set(given["outside"])}}
         exec(compile(PROBE, "probe.py", "exec"), space)  # noqa: S102
         # those that would change this process, or need a machine of a kind, are left out
@@ -298,14 +298,14 @@ def test_outside_of_a_sandbox_the_probe_gets_through(tmp_path: Path) -> None:
             changing.add("execute_file")
         found = {
             attempt.__name__: space["got_through"](attempt)
-            for attempt in space["TRIED"]
+            for attempt in space["ATTEMPTS"]
             if attempt.__name__ not in changing
         }
     assert all(found.values()), found
 
 
 @pytest.mark.parametrize("through", ["tcp", "secret_file"])
-async def test_a_sandbox_with_a_hole_is_none(
+async def test_a_sandbox_with_a_hole_is_refused(
     made: Sandbox | None, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe's attempts are really weighed: one that gets through is named, and there is no sandbox."""
@@ -320,26 +320,26 @@ async def test_a_sandbox_with_a_hole_is_none(
         return await real(self, holed if program == PROBE else program, given)
 
     monkeypatch.setattr(Sandbox, "run", run)
-    with pytest.raises(SandboxUnavailable, match=f"does not hold: {through} got through"):
-        await prove(PATIENT)
+    with pytest.raises(SandboxUnavailable, match=f"is not safe: its self-test could escape by {through}"):
+        await prove_sandbox(PATIENT)
 
 
-async def test_walls_that_cannot_be_made_are_an_error_and_nothing_is_run(tmp_path: Path) -> None:
-    shown = python_alone()
+async def test_a_failed_sandbox_setup_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
+    shown = python_files()
     missing = str(tmp_path / "missing")
-    broken = Shown(shown.python, (*shown.binds, (missing, missing)), shown.masked)
-    with pytest.raises(SandboxUnavailable, match="no sandbox can be made here"):
+    broken = PythonFiles(shown.python, (*shown.binds, (missing, missing)), shown.masked)
+    with pytest.raises(SandboxUnavailable, match="cannot set up a sandbox on this machine"):
         await Sandbox(broken, SHORT, None).run("RESULT = 1")
 
 
-async def test_another_system_has_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_systems_have_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
     with pytest.raises(SandboxUnavailable, match="Linux"):
-        await prove(PATIENT)
+        await prove_sandbox(PATIENT)
 
 
 def test_only_python_and_its_libraries_are_shown() -> None:
-    shown = python_alone()
+    shown = python_files()
     assert PACKAGE.startswith("trainer.")
     for source, target in shown.binds:
         path = Path(source)

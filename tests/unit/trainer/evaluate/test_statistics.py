@@ -19,16 +19,16 @@ from trainer.evaluate.statistics.agreement import agreement
 
 def test_tangos_interval_is_the_published_one() -> None:
     # airway hyper-responsiveness before and after transplantation: Fagerland, Lydersen and Laake (2014), table II
-    low, high = paired.tango(1, 7, 21, 0.95)
+    low, high = paired.tango_interval(1, 7, 21, 0.95)
     assert (round(low, 3), round(high, 3)) == (-0.517, -0.026)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60))
 def test_tangos_interval_holds_the_estimate_and_agrees_with_mcnemar(wins: int, losses: int, ties: int) -> None:
     count = wins + losses + ties
-    low, high = paired.tango(wins, losses, count, 0.95)
+    low, high = paired.tango_interval(wins, losses, count, 0.95)
     assert -1 <= low <= (wins - losses) / count <= high <= 1
-    mirrored = paired.tango(losses, wins, count, 0.95)
+    mirrored = paired.tango_interval(losses, wins, count, 0.95)
     assert (low, high) == pytest.approx((-mirrored[1], -mirrored[0]), abs=1e-7)
     if wins + losses:
         table = [[0, wins], [losses, 0]]
@@ -51,7 +51,7 @@ def test_at_its_ends_the_score_statistic_is_the_quantile(wins: int, losses: int,
         ).x
         return float((wins - losses - count * difference) / np.sqrt(count * (2 * q + difference - difference**2)))
 
-    low, high = paired.tango(wins, losses, count, 0.95)
+    low, high = paired.tango_interval(wins, losses, count, 0.95)
     assert (statistic(low), statistic(high)) == pytest.approx((1.96, -1.96), abs=2e-3)
 
 
@@ -59,10 +59,10 @@ def test_where_nothing_differs_the_interval_is_as_wide_as_so_few_examples_make_i
     z = float(stats.norm.ppf(0.975))
     for count in (10, 30, 1000):
         wide = z**2 / (count + z**2)
-        assert paired.tango(0, 0, count, 0.95) == pytest.approx((-wide, wide), abs=1e-6)
+        assert paired.tango_interval(0, 0, count, 0.95) == pytest.approx((-wide, wide), abs=1e-6)
         same = paired.interval(np.full(count, 0.25), confidence=0.95, binary=False, seed=0)
         assert (same.low, same.high) == pytest.approx((0.25 - wide, 0.25 + wide), abs=1e-6)
-    low, high = paired.tango(30, 0, 30, 0.95)
+    low, high = paired.tango_interval(30, 0, 30, 0.95)
     assert high == 1
     assert 0.7 < low < 0.9
 
@@ -94,8 +94,8 @@ def test_coverage_where_few_differ_and_one_in_thirty_by_all(count: int) -> None:
 
 def test_where_all_differ_the_interval_is_not_wider_than_students_and_the_bootstraps() -> None:
     for row in seeded(4).normal(0.02, 0.045, (20, 30)):
-        low, high = paired.sparse(row, 0.95)
-        one, other = paired.student(row, 0.95)
+        low, high = paired.sparse_interval(row, 0.95)
+        one, other = paired.student_interval(row, 0.95)
         assert one <= low
         assert high <= other
 
@@ -109,7 +109,7 @@ def test_mcnemars_test_is_the_exact_one() -> None:
 @pytest.mark.parametrize(("wins", "losses"), [(0.05, 0.05), (0.12, 0.10), (0.3, 0.1), (0.5, 0.05)])
 def test_coverage_of_right_or_wrong(count: int, wins: float, losses: float) -> None:
     drawn = seeded(count).multinomial(count, [wins, losses, 1 - wins - losses], 800)
-    found = {(a, b): paired.tango(a, b, count, 0.95) for a, b in {(int(a), int(b)) for a, b, _ in drawn}}
+    found = {(a, b): paired.tango_interval(a, b, count, 0.95) for a, b in {(int(a), int(b)) for a, b, _ in drawn}}
     bounds = np.array([found[int(a), int(b)] for a, b, _ in drawn])
     true = wins - losses
     assert np.mean((bounds[:, 0] <= true) & (true <= bounds[:, 1])) >= 0.95 - _three_errors(0.05, 800)
@@ -151,7 +151,7 @@ def test_an_interval_is_the_same_whenever_it_is_made() -> None:
 def test_one_run_says_nothing_of_noise() -> None:
     assert noise.run_noise([np.ones(5)]) == noise.NO_RUNS
     bounds = paired.Bounds(0.1, 0.3, "m")
-    assert noise.with_noise(0.2, bounds, noise.together([noise.NO_RUNS, noise.NO_RUNS]), 0.95) is bounds
+    assert noise.widen_by_noise(0.2, bounds, noise.combined_noise([noise.NO_RUNS, noise.NO_RUNS]), 0.95) is bounds
 
 
 def test_a_shift_of_a_whole_run_is_found_and_the_answers_own_noise_is_not_mistaken_for_it() -> None:
@@ -179,9 +179,9 @@ def test_coverage_with_noise_between_runs(shift: float, runs: int) -> None:
             for level in (base + gain, base)
         ]
         row = arms[0][0] - arms[1][0]
-        bounds = paired.Bounds(*paired.student(row, 0.95), "Student")
-        wider = noise.with_noise(
-            float(row.mean()), bounds, noise.together([noise.run_noise(arm) for arm in arms]), 0.95
+        bounds = paired.Bounds(*paired.student_interval(row, 0.95), "Student")
+        wider = noise.widen_by_noise(
+            float(row.mean()), bounds, noise.combined_noise([noise.run_noise(arm) for arm in arms]), 0.95
         )
         held += wider.low <= 0.1 <= wider.high
         widths.append((wider.high - wider.low) / (bounds.high - bounds.low))
@@ -192,13 +192,13 @@ def test_coverage_with_noise_between_runs(shift: float, runs: int) -> None:
 @pytest.mark.parametrize(("count", "wins", "losses"), [(60, 6, 6), (100, 30, 25), (200, 30, 24)])
 def test_what_is_called_detectable_is_detected_as_often_as_is_said(count: int, wins: int, losses: int) -> None:
     seen = np.array([1.0] * wins + [-1.0] * losses + [0.0] * (count - wins - losses))
-    spread, plan = power.spread(seen, binary=True), power.Plan(0.02, 0.95, 0.8)
+    spread, plan = power.score_variance(seen, binary=True), power.PowerPlan(0.02, 0.95, 0.8)
     difference = power.detectable(spread, count, plan)
     assert difference is not None
     discordant = max(spread.discordant or 0, difference)
     shares = [(discordant + difference) / 2, (discordant - difference) / 2, 1 - discordant]
     drawn = seeded(count).multinomial(count, shares, 500)
-    detected = np.mean([paired.tango(int(a), int(b), count, 0.95)[0] > 0.02 for a, b, _ in drawn])
+    detected = np.mean([paired.tango_interval(int(a), int(b), count, 0.95)[0] > 0.02 for a, b, _ in drawn])
     assert 0.75 <= detected <= 0.92
     needed = power.examples_needed(spread, difference, plan)
     assert needed == pytest.approx(count, abs=1)
@@ -206,7 +206,7 @@ def test_what_is_called_detectable_is_detected_as_often_as_is_said(count: int, w
 
 @pytest.mark.parametrize("count", [40, 150])
 def test_the_same_for_scores_between(count: int) -> None:
-    spread, plan = power.Spread(2 * 2 * 4 / (36 * 7)), power.Plan(0.02, 0.95, 0.8)
+    spread, plan = power.ScoreVariance(2 * 2 * 4 / (36 * 7)), power.PowerPlan(0.02, 0.95, 0.8)
     difference = power.detectable(spread, count, plan)
     assert difference is not None
     random = seeded(9)
@@ -224,20 +224,20 @@ def test_the_same_for_scores_between(count: int) -> None:
 
 
 def test_arms_that_never_differed_are_not_taken_for_arms_that_cannot() -> None:
-    spread = power.spread(np.zeros(30), binary=True)
-    found = power.detectable(spread, 30, power.Plan(0.02, 0.95, 0.8))
+    spread = power.score_variance(np.zeros(30), binary=True)
+    found = power.detectable(spread, 30, power.PowerPlan(0.02, 0.95, 0.8))
     assert found is not None
     assert found > 0.1
 
 
 def test_where_all_are_alike_the_advice_is_the_number_at_which_the_interval_clears_the_bound() -> None:
     for bound in (-0.05, 0.02):
-        needed = power.examples_needed_alike(0.0, power.Plan(bound, 0.95, 0.8))
+        needed = power.examples_needed_alike(0.0, power.PowerPlan(bound, 0.95, 0.8))
         assert needed is not None
-        wide = [paired.sparse(np.zeros(count), 0.95)[1] for count in (needed - 1, needed)]
+        wide = [paired.sparse_interval(np.zeros(count), 0.95)[1] for count in (needed - 1, needed)]
         assert wide[1] < abs(bound) <= wide[0]
-    assert power.examples_needed_alike(0.02, power.Plan(0.02, 0.95, 0.8)) is None
-    noisy = power.Plan(-0.05, 0.95, 0.8, noise.RunNoise(0.04, 2, 0.1))
+    assert power.examples_needed_alike(0.02, power.PowerPlan(0.02, 0.95, 0.8)) is None
+    noisy = power.PowerPlan(-0.05, 0.95, 0.8, noise.RunNoise(0.04, 2, 0.1))
     assert power.examples_needed_alike(0.0, noisy) is None
 
 
@@ -254,14 +254,14 @@ def test_an_interval_that_holds_the_bound_calls_for_more_examples_than_there_are
 
 
 def test_too_few_examples_detect_nothing_and_noise_between_runs_is_not_outnumbered() -> None:
-    plan = power.Plan(0.02, 0.95, 0.8)
-    assert power.detectable(power.Spread(1.0), 2, plan) is None
-    noisy = power.Plan(0.02, 0.95, 0.8, noise.RunNoise(0.04, 2, 0.1))
-    assert power.examples_needed(power.Spread(0.1), 0.1, noisy) is None
-    assert power.examples_needed(power.Spread(0.1), 0.021, plan) is None
-    assert power.examples_needed(power.Spread(0.01), 0.9, plan) == 2
-    fewer = power.examples_needed(power.Spread(0.1), 0.2, plan)
-    more = power.examples_needed(power.Spread(0.1), 0.1, plan)
+    plan = power.PowerPlan(0.02, 0.95, 0.8)
+    assert power.detectable(power.ScoreVariance(1.0), 2, plan) is None
+    noisy = power.PowerPlan(0.02, 0.95, 0.8, noise.RunNoise(0.04, 2, 0.1))
+    assert power.examples_needed(power.ScoreVariance(0.1), 0.1, noisy) is None
+    assert power.examples_needed(power.ScoreVariance(0.1), 0.021, plan) is None
+    assert power.examples_needed(power.ScoreVariance(0.01), 0.9, plan) == 2
+    fewer = power.examples_needed(power.ScoreVariance(0.1), 0.2, plan)
+    more = power.examples_needed(power.ScoreVariance(0.1), 0.1, plan)
     assert fewer is not None
     assert more is not None
     assert fewer < more

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, forgetting, form, seeded
-from trainer.evaluate.statistics.paired import tango
+from trainer.evaluate.statistics.paired import tango_interval
 from trainer.evaluate.verdict import Rules, decide
 
 MANY = 200
@@ -58,7 +58,7 @@ def promised() -> float:
 @pytest.mark.parametrize("count", [30, 60, 100])
 def test_counted_out_exactly_equal_arms_pass_no_oftener_whatever_share_of_pairs_differs(count: int) -> None:
     cells = [(wins, losses) for wins in range(count + 1) for losses in range(count + 1 - wins) if wins > losses]
-    passing = np.array([cell for cell in cells if tango(*cell, count, 0.95)[0] > RULES.smallest_difference])
+    passing = np.array([cell for cell in cells if tango_interval(*cell, count, 0.95)[0] > RULES.smallest_difference])
     counts = np.column_stack([passing, count - passing.sum(axis=1)])
     for differing in np.linspace(0.01, 0.99, 50):
         shares = [differing / 2, differing / 2, 1 - differing]

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.evaluate.arms import Arm, Question, Turn
+from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.compare import ArmResult, Comparison
-from trainer.evaluate.contrast import Method
-from trainer.evaluate.controls import Control
-from trainer.evaluate.forgetting import Area, Forgetting, Part, State
+from trainer.evaluate.control_arms import Control
+from trainer.evaluate.forgetting import AreaResult, Forgetting, SuitePart, SuiteState
+from trainer.evaluate.paired_difference import Method
 
 Runs = Sequence[Sequence[float]]
 
 
 def questions(count: int) -> tuple[Question, ...]:
     return tuple(
-        Question(id=str(at), turns=(Turn(role="user", content=f"question {at}?"),), reference=f"answer {at}")
+        Question(id=str(at), turns=(ChatMessage(role="user", content=f"question {at}?"),), reference=f"answer {at}")
         for at in range(count)
     )
 
@@ -73,8 +73,8 @@ def form(count: int, score: float = 0.0) -> tuple[Control, Control]:
     )
 
 
-def part(state: State = "kept", loss: float = 0.01) -> Part:
-    return Part(
+def part(state: SuiteState = "kept", loss: float = 0.01) -> SuitePart:
+    return SuitePart(
         base=0.8,
         candidate=0.8 - loss,
         loss=loss,
@@ -86,14 +86,14 @@ def part(state: State = "kept", loss: float = 0.01) -> Part:
     )
 
 
-def forgetting(accuracy: State = "kept", perplexity: State = "kept") -> Forgetting:
+def forgetting(accuracy: SuiteState = "kept", perplexity: SuiteState = "kept") -> Forgetting:
     return Forgetting(
         suite="general",
         against="base",
         accuracy=part(accuracy),
         perplexity=part(perplexity),
         chance=0.25,
-        areas=(Area(area="knowledge", items=40, base=33, candidate=32, at_chance=False),),
+        areas=(AreaResult(area="knowledge", items=40, base=33, candidate=32, at_chance=False),),
         lost=("knowledge-1",),
         won=(),
     )

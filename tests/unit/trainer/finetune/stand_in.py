@@ -22,7 +22,7 @@ from typing import Any
 from adapters.protocol.reports import ExampleLengths
 from trainer.data.report import HeldOut, Report
 from trainer.errors import FolderBusy
-from trainer.evaluate.evaluations.spec import Judged
+from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.finetune import spec
 from trainer.finetune.spec import JobSpec, Plan, Primary, Result
 from trainer.runs import protocol
@@ -103,7 +103,7 @@ class StandIn:
         how = self.metadata.get("judging")
         if how not in ("pass", "fail"):
             return {}
-        judged = Judged(verdict=how, sentence=f"{how}: s", metric="rouge_l", examples=40, live=how == "pass")  # type: ignore[arg-type]
+        judged = VerdictRecord(verdict=how, sentence=f"{how}: s", metric="rouge_l", examples=40, live=how == "pass")  # type: ignore[arg-type]
         return {"judged": judged, "files": ("file-report", "file-page", "file-held")}
 
     def _step(self, step: int, steps: int) -> None:

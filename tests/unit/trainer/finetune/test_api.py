@@ -120,14 +120,14 @@ async def test_how_it_is_to_be_judged_is_kept_with_the_operators_rules(
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [
-        ({"metric": "bleu"}, "metric", "there is no metric 'bleu'"),
+        ({"metric": "bleu"}, "metric", "no metric named 'bleu'"),
         ({"metric": "perplexity"}, "metric", "any tuning of style lowers it"),
         ({"metric": "length_words"}, "metric", "cannot be the primary metric"),
         ({"metric": "regex"}, "metric", "needs a `pattern`"),
-        ({"metric": "judge"}, "metric", "no judge is named"),
+        ({"metric": "judge"}, "metric", "needs a judge"),
         ({"metric": {"name": "regex", "pattern": "("}}, "metric", "pattern"),
         ({"metric": {"pattern": "a"}}, "metric", "name"),
-        ({"suites": ["general", "trivia"]}, "suites", "there is no suite 'trivia'"),
+        ({"suites": ["general", "trivia"]}, "suites", "no suite named 'trivia'"),
         ({"judge": "oracle"}, "judge", "oracle"),
         ({"promote": "always"}, "promote", "always"),
     ],

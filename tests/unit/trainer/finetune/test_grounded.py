@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, jsonl, rows
 from trainer.data.formats import read_dataset
-from trainer.evaluate.arms import GROUNDED
+from trainer.evaluate.arms import GROUNDED_NOTE
 from trainer.finetune.judging import Judging
 from trainer.finetune.pipeline import TrainingPipeline
 from trainer.finetune.spec import JobSpec, Plan, Primary
@@ -74,7 +74,7 @@ def test_the_base_is_asked_with_the_new_version_s_grounding(
     way.close()
     asked = {"vector_store_ids": ["vs_shop"], "max_passage_tokens": 700} if grounded else None
     assert [arm.grounding for arm in fixed.evaluation.arms] == [None, asked, asked]
-    assert fixed.notes == ((GROUNDED,) if grounded else ())
+    assert fixed.notes == ((GROUNDED_NOTE,) if grounded else ())
     # it is judged again as it was judged
     assert again is not None
     assert [arm.get("grounding") for arm in again["arms"]] == [None, asked, asked]

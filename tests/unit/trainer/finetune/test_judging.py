@@ -151,7 +151,7 @@ def test_one_that_forgot_fails_however_well_it_does_its_task(job: Callable[..., 
     assert report.verdict is not None
     states = {check.name: check.state for check in report.verdict.checks}
     assert states == {"examples": "kept", "base": "kept", "form": "kept", "forgetting": "broken"}
-    assert "`hatrack promote voice@1` makes it live all the same" in said(folder)[-1]
+    assert "`hatrack promote voice@1` makes it live anyway" in said(folder)[-1]
 
 
 @pytest.mark.parametrize("held_out", [0, 8])
@@ -233,7 +233,7 @@ def test_a_pass_moves_nothing_where_that_is_not_wanted(
     assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
     assert gateway.aliases == {}
     assert ("voice@2" in {model for model, _ in gateway.engine.asked}) is (how == "split")
-    assert "nothing was moved" in said(folder)[-1]
+    assert "not promoted" in said(folder)[-1]
     assert "`hatrack promote voice@1` makes it live" in said(folder)[-1]
 
 
@@ -387,7 +387,7 @@ def test_what_the_engine_answered_in_another_configuration_is_asked_again(
     gateway.engine.on_answer = once(lambda: setattr(gateway, "fingerprint", "f2"))
     assert run(folder) == DONE
     assert judged(folder).verdict == "pass"
-    told = [message for message in said(folder) if "is asked again" in message]
+    told = [message for message in said(folder) if "discarded and asked again" in message]
     assert len(told) == 1
     assert len(gateway.verdicts) == 1
     assert {number % 2 for number in Counter(gateway.engine.asked).values()} == {0}  # all of it was asked both times

@@ -11,7 +11,7 @@ from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import installation
 from trainer.app import Trainer
 from trainer.config import Settings
-from trainer.evaluate.evaluations.spec import ANSWER_BOOKS
+from trainer.evaluate.evaluations.spec import ANSWER_FILES
 from trainer.finetune import spec
 from trainer.finetune.capacity import Base
 from trainer.finetune.kind import FinetuneKind
@@ -68,7 +68,7 @@ def test_progress_is_what_a_crash_does_not_undo(finetune: FinetuneKind) -> None:
     assert finetune.progress(JOB) in seen
 
 
-@pytest.mark.parametrize("book", ANSWER_BOOKS)
+@pytest.mark.parametrize("book", ANSWER_FILES)
 def test_whatever_is_written_while_it_is_judged_is_progress(finetune: FinetuneKind, book: str) -> None:
     (finetune.directories.of(JOB) / spec.PUSHED).write_text("{}")
     before = finetune.progress(JOB)

@@ -6,12 +6,12 @@ import pytest
 
 from trainer.data.format import Example, Message
 from trainer.data.render import TokenSequence
-from trainer.evaluate.arms import MAX_ANSWER_TOKENS, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, answer_bound, listed
+from trainer.evaluate.arms import MAX_ANSWER_TOKENS, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, answer_list, max_answer_tokens
 from trainer.finetune.primary import choose
 from trainer.finetune.spec import JudgingWish, Primary
 
 INTENTS = ("card lost", "card late", "top up")
-LIST = len(listed(sorted(INTENTS)).split())
+LIST = len(answer_list(sorted(INTENTS)).split())
 
 
 def examples() -> list[Example]:
@@ -50,8 +50,8 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
     untold = chosen(enough - 1, longest=longest, held_out=held_out)
     assert (untold.name, untold.answers) == ("exact_match", ())
     assert untold.why == (
-        f"{told.why}; a list of the possible answers would leave no room for the longest question, so the base is not"
-        " told them"
+        f"{told.why}; the list of possible answers does not fit into the context with the longest question, so the "
+        "base is not given it"
     )
 
 
@@ -62,4 +62,4 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
 def test_an_answer_may_become_twice_the_longest_and_no_longer_than_the_context(
     longest: int, context: int, bound: int
 ) -> None:
-    assert answer_bound(longest, context) == bound
+    assert max_answer_tokens(longest, context) == bound

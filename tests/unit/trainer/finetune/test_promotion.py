@@ -8,11 +8,11 @@ import pytest
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
 from trainer.errors import GatewayRefused
-from trainer.evaluate.evaluations.promotion import Pointer, opponent, promote
-from trainer.evaluate.evaluations.spec import Judged
+from trainer.evaluate.evaluations.promotion import LivePointer, live_to_compare, promote
+from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.runs.gateway import Gateway
 
-PASS = Judged(verdict="pass", sentence="Pass: better.", metric="rouge_l", examples=40)
+PASS = VerdictRecord(verdict="pass", sentence="Pass: better.", metric="rouge_l", examples=40)
 SECOND = "/v1/adapters/voice/versions/2"
 
 
@@ -29,15 +29,15 @@ def test_what_answers_from_a_store_that_the_job_may_not_read_is_neither_compared
     gateway.aliases, gateway.grounded = {"live": 2}, {SECOND: {"vector_store_ids": ["vs_secret"]}}
     gateway.no_store = {"voice@2"}
     said: list[str] = []
-    pointer, live = opponent(way, "voice@3", said.append)
-    assert (pointer, live) == (Pointer(version=2, compared=False), None)
+    pointer, live = live_to_compare(way, "voice@3", said.append)
+    assert (pointer, live) == (LivePointer(version=2, compared=False), None)
     assert said == [
-        "voice@2, which is live, is not compared with: the key that asked may not read a store that it answers from"
+        "voice@2, which is live, is not compared with: the API key may not read a vector store that it uses"
     ]
     assert promote(way, "voice@3", PASS, "auto", pointer, lambda message, **_: said.append(message)) is False
     assert gateway.aliases == {"live": 2}
     assert said[-1] == (
-        "nothing was moved: voice still answers with @2, and could not be compared with. "
+        "not promoted: voice still answers with @2, which could not be compared with. "
         "`hatrack promote voice@3` makes it live"
     )
 
@@ -45,13 +45,13 @@ def test_what_answers_from_a_store_that_the_job_may_not_read_is_neither_compared
 def test_what_answers_from_a_store_that_the_job_may_read_is_compared_with(gateway: FakeGateway, way: Gateway) -> None:
     gateway.aliases, gateway.grounded = {"live": 2}, {SECOND: {"vector_store_ids": ["vs_shop"]}}
     said: list[str] = []
-    assert opponent(way, "voice@3", said.append) == (Pointer(version=2), "voice@2")
+    assert live_to_compare(way, "voice@3", said.append) == (LivePointer(version=2), "voice@2")
     assert said == []
 
 
 def test_a_version_without_grounding_is_asked_nothing_for_it(gateway: FakeGateway, way: Gateway) -> None:
     gateway.aliases = {"live": 2}
-    assert opponent(way, "voice@3", lambda _: None) == (Pointer(version=2), "voice@2")
+    assert live_to_compare(way, "voice@3", lambda _: None) == (LivePointer(version=2), "voice@2")
     assert gateway.engine.asked == []
 
 
@@ -59,13 +59,15 @@ def test_another_refusal_is_an_error(gateway: FakeGateway, way: Gateway) -> None
     gateway.aliases, gateway.grounded = {"live": 2}, {SECOND: {"vector_store_ids": ["vs_shop"]}}
     gateway.engine.says["voice@2"] = None
     with pytest.raises(GatewayRefused):
-        opponent(way, "voice@3", lambda _: None)
+        live_to_compare(way, "voice@3", lambda _: None)
 
 
 def test_a_pass_does_not_move_live_to_what_is_held_back(gateway: FakeGateway, way: Gateway) -> None:
     gateway.aliases, gateway.held_back = {"live": 2}, {3}
     said: list[tuple[str, str]] = []
-    moved = promote(way, "voice@3", PASS, "auto", Pointer(version=2), lambda text, level="": said.append((text, level)))
+    moved = promote(
+        way, "voice@3", PASS, "auto", LivePointer(version=2), lambda text, level="": said.append((text, level))
+    )
     assert moved is False
     assert gateway.aliases == {"live": 2}
-    assert said == [("it passed and is not live: version_held_back", "warn")]
+    assert said == [("it passed but is not live: version_held_back", "warn")]

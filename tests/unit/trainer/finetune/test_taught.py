@@ -15,8 +15,8 @@ from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.test_grounded import PLAN, PRIMARY
 from trainer.data.formats import read_dataset
 from trainer.errors import GatewayRefused
-from trainer.evaluate.arms import Question, Turn, questions
-from trainer.evaluate.evaluations.contamination import Memory, lessons
+from trainer.evaluate.arms import ChatMessage, Question, questions
+from trainer.evaluate.evaluations.contamination import TrainingHistory, training_chain
 from trainer.finetune.judging import Judging
 from trainer.finetune.spec import JobSpec
 from trainer.runs.directory import RunDirectory
@@ -58,7 +58,7 @@ def _place(tmp_path: Path) -> None:
 
 def ask(*numbers: int) -> tuple[Question, ...]:
     return tuple(
-        Question(id=str(at), turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        Question(id=str(at), turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows(60))
         if at in numbers
     )
@@ -68,8 +68,8 @@ def kept(*numbers: int) -> bytes:
     return "".join(question.model_dump_json() + "\n" for question in ask(*numbers)).encode()
 
 
-def memory(shelf: Shelf, folder: RunDirectory, said: list[str]) -> Memory:
-    return Memory(cast(Any, shelf), folder, said.append)
+def memory(shelf: Shelf, folder: RunDirectory, said: list[str]) -> TrainingHistory:
+    return TrainingHistory(cast(Any, shelf), folder, said.append)
 
 
 def test_what_each_version_before_was_trained_on_counts_but_for_what_its_own_job_held_out(folder: RunDirectory) -> None:
@@ -92,8 +92,13 @@ def test_what_each_version_before_was_trained_on_counts_but_for_what_its_own_job
     said: list[str] = []
     asked = ask(0, 11, 12, 13, 14, 35, 50)
     # 12 was held out of what @2 was taught; 13 was, too, but taught to what came before @2
-    assert memory(shelf, folder, said).taught(["voice@3", "voice@9"], asked, but="voice@3") == ("11", "13", "14", "35")
-    assert memory(shelf, folder, said).taught(["voice@3", None], asked, but="voice@3") == ("11", "13", "14")
+    assert memory(shelf, folder, said).trained_on(["voice@3", "voice@9"], asked, excluded="voice@3") == (
+        "11",
+        "13",
+        "14",
+        "35",
+    )
+    assert memory(shelf, folder, said).trained_on(["voice@3", None], asked, excluded="voice@3") == ("11", "13", "14")
     assert said == []
     assert not folder.path("taught.jsonl").exists()
 
@@ -108,25 +113,25 @@ def test_case_space_and_a_common_system_message_hide_nothing(folder: RunDirector
         ]}
     ]  # fmt: skip
     shelf = Shelf({"voice@1": {"files": ["f"]}}, files={"f": jsonl(spoken)})
-    plain, own = ask(7)[0], Turn(role="system", content="You are somebody else.")
+    plain, own = ask(7)[0], ChatMessage(role="system", content="You are somebody else.")
     asked = (plain, plain.model_copy(update={"id": "own", "turns": (own, *plain.turns)}))
-    assert memory(shelf, folder, []).taught(["voice@1"], asked, but="") == ("7", "own")
+    assert memory(shelf, folder, []).trained_on(["voice@1"], asked, excluded="") == ("7", "own")
 
 
 def test_what_cannot_be_looked_at_is_said(folder: RunDirectory) -> None:
     shelf = Shelf({"voice@3": {"files": ["f3"], "parent": "gone@1"}, "voice@4": {"files": ["bad"]}})
     shelf.files["bad"] = b"no json"
     said: list[str] = []
-    assert memory(shelf, folder, said).taught(["voice@3", "voice@4"], ask(1), but="") == ()
-    assert said[0] == "what voice@3 was trained on is not looked at: there is no file f3"
-    assert said[1] == "what voice@3 was trained on is not known: there is no gone@1"
-    assert said[2].startswith("what voice@4 was trained on is not looked at: ")
+    assert memory(shelf, folder, said).trained_on(["voice@3", "voice@4"], ask(1), excluded="") == ()
+    assert said[0] == "the training data of voice@3 was not checked: there is no file f3"
+    assert said[1] == "cannot tell what voice@3 was trained on: there is no gone@1"
+    assert said[2].startswith("the training data of voice@4 was not checked: ")
 
 
 def test_a_chain_that_is_a_ring_ends() -> None:
     shelf = Shelf({"voice@1": {"files": ["a"], "parent": "voice@2"}, "voice@2": {"files": 3, "parent": "voice@1"}})
-    assert [lesson.version for lesson in lessons(cast(Any, shelf), "voice@1")] == ["voice@1", "voice@2"]
-    assert list(lessons(cast(Any, shelf), None)) == []
+    assert [lesson.version for lesson in training_chain(cast(Any, shelf), "voice@1")] == ["voice@1", "voice@2"]
+    assert list(training_chain(cast(Any, shelf), None)) == []
 
 
 def test_the_training_s_verdict_names_what_the_job_held_out(gateway: FakeGateway) -> None:

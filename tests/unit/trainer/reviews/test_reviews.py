@@ -11,9 +11,9 @@ import pytest
 
 from tests.unit.trainer.finetune.conftest import FakeGateway, gateway
 from tests.unit.trainer.finetune.trainers import Running, running
-from trainer.evaluate.arms import Turn
-from trainer.evaluate.endpoints import JudgeSettings, read
-from trainer.evaluate.pairs import REVIEWS, STANDING, Pair, Standing
+from trainer.evaluate.arms import ChatMessage
+from trainer.evaluate.endpoints import JudgeSettings, read_endpoints
+from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair
 from trainer.evaluate.statistics.agreement import agreement
 
 __all__ = ["gateway"]
@@ -29,14 +29,14 @@ rubric = "{RUBRIC}"
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric=RUBRIC)
 
 
-def pair(at: int, vote: Any = "candidate") -> Pair:
+def pair(at: int, vote: Any = "candidate") -> ReviewPair:
     first: Any = "candidate" if at % 2 else "base"
     mine, other = f"mine {at}", f"other {at}"
-    return Pair(
+    return ReviewPair(
         judge="strict",
         digest=SETTINGS.digest,
         example=f"q{at}",
-        turns=(Turn(role="user", content=f"Question {at}?"),),
+        turns=(ChatMessage(role="user", content=f"Question {at}?"),),
         reference=f"Reference {at}.",
         first=mine if first == "candidate" else other,
         second=other if first == "candidate" else mine,
@@ -47,7 +47,7 @@ def pair(at: int, vote: Any = "candidate") -> Pair:
     )
 
 
-def leave(folder: Path, pairs: list[Pair]) -> None:
+def leave(folder: Path, pairs: list[ReviewPair]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REVIEWS).write_text("".join(each.model_dump_json() + "\n" for each in pairs))
 
@@ -185,16 +185,16 @@ async def test_a_judge_keeps_its_standing_over_evaluations_and_it_lies_in_the_ne
         await choose_all(client, name, lambda one, two: mine(one, two) if int(one.split()[1]) % 3 else mine(two, one))
     (tmp_path / "eval-3").mkdir()
     await reviews.prepare("default", "strict", tmp_path / "eval-3")
-    standing = Standing.model_validate_json((tmp_path / "eval-3" / STANDING).read_bytes())
+    standing = JudgeAgreement.model_validate_json((tmp_path / "eval-3" / AGREEMENT).read_bytes())
     assert (standing.pairs, standing.kappa) == (60, 1.0)
     assert standing.counts(SETTINGS)
     assert not standing.counts(SETTINGS.model_copy(update={"model": "large-2"}))
     (tmp_path / "eval-4").mkdir()
     await reviews.prepare("acme", "strict", tmp_path / "eval-4")
-    assert Standing.model_validate_json((tmp_path / "eval-4" / STANDING).read_bytes()).pairs == 0
+    assert JudgeAgreement.model_validate_json((tmp_path / "eval-4" / AGREEMENT).read_bytes()).pairs == 0
     await reviews.prepare("default", None, tmp_path / "eval-1")
     await reviews.prepare("default", "no-more", tmp_path / "eval-1")
-    assert not (tmp_path / "eval-1" / STANDING).exists()
+    assert not (tmp_path / "eval-1" / AGREEMENT).exists()
 
 
 async def test_pairs_are_taken_in_once(trainer: Running, client: httpx.AsyncClient, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ async def test_a_jobs_worker_hears_of_the_judge_and_its_pairs_come_in(trainer: R
     made = await client.create(metadata={"judge": "strict", "hold": "3"})
     await client.at_step(made.id, 3)
     folder = trainer.trainer.jobs.directories.of(made.id)
-    assert Standing.model_validate_json((folder / STANDING).read_bytes()).digest == SETTINGS.digest
+    assert JudgeAgreement.model_validate_json((folder / AGREEMENT).read_bytes()).digest == SETTINGS.digest
     leave(folder, [pair(at) for at in range(3)])
     await client.http.post(f"/v1/fine_tuning/jobs/{made.id}/cancel")
     await client.ended(made.id)
@@ -285,7 +285,7 @@ async def test_a_jobs_worker_hears_of_the_judge_and_its_pairs_come_in(trainer: R
 
 def test_the_settings_of_this_file_are_those_of_the_toml(tmp_path: Path) -> None:
     (tmp_path / "endpoints.toml").write_text(TOML)
-    assert read(tmp_path / "endpoints.toml").judge("strict") == SETTINGS
+    assert read_endpoints(tmp_path / "endpoints.toml").judge("strict") == SETTINGS
 
 
 async def test_a_key_that_may_not_use_an_adapter_sees_no_pair_of_it(trainer: Running, tmp_path: Path) -> None:

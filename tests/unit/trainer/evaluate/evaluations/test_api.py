@@ -134,7 +134,7 @@ ARMS = [{"label": "a", "model": "voice@1"}, {"label": "b", "model": "voice@2"}]
         ({"model": None, "arms": [{"label": "a", "model": "x", "url": "http://x"}]}, "arms.0.url"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_its_field(
+async def test_an_unavailable_option_is_refused_with_its_field(
     client: Client, trainer: Running, body: dict[str, Any], param: str
 ) -> None:
     answer = await client.create(**body)
@@ -142,7 +142,7 @@ async def test_what_cannot_be_done_is_refused_by_its_field(
     assert trainer.directories.ids() == []
 
 
-async def test_what_is_allowed_is_told(client: Client) -> None:
+async def test_the_message_says_what_is_allowed(client: Client) -> None:
     assert "exact_match" in error_of(await client.create(metric="bleu"))["message"]
     assert "general" in error_of(await client.create(suites=["weather"]))["message"]
 
@@ -157,7 +157,7 @@ async def test_the_same_idempotency_key_is_the_same_evaluation(client: Client) -
     assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_key_reused")
 
 
-async def test_lists_are_paged_and_another_project_s_evaluation_is_like_none(trainer: Running, client: Client) -> None:
+async def test_lists_are_paged_and_other_projects_evaluations_are_not_found(trainer: Running, client: Client) -> None:
     mine = [await client.made(metadata={"hold": "1"}) for _ in range(3)]
     other = trainer.client("other")
     theirs = await other.made(metadata={"hold": "1"})
@@ -233,12 +233,12 @@ async def test_a_killed_worker_is_started_again(client: Client) -> None:
     assert (await client.ended(made))["status"] == "succeeded"
 
 
-async def test_a_worker_that_dies_without_getting_any_further_is_given_up(client: Client) -> None:
+async def test_a_worker_that_dies_without_progress_is_given_up(client: Client) -> None:
     failed = await client.ended(await client.made(metadata={"stuck": "1"}))
     assert (failed["status"], failed["error"]["code"]) == ("failed", "worker_killed")
 
 
-async def test_a_worker_outlives_a_killed_trainer_and_is_found_again(
+async def test_a_worker_survives_a_killed_trainer_and_is_readopted(
     tmp_path: Path, base_dir: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, base_dir, world, stop_s=0.2) as first:

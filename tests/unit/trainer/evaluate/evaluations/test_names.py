@@ -5,19 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from trainer.evaluate import judge, plugs
+from trainer.evaluate import factory, judge
 from trainer.evaluate import spec as evaluate_spec
 from trainer.evaluate.evaluations import schemas, spec
 
 
-def test_both_places_say_the_same() -> None:
+def test_constants_defined_twice_are_equal() -> None:
     assert (spec.QUESTIONS, spec.REPORT, spec.PAGE) == (
         evaluate_spec.QUESTIONS,
         evaluate_spec.REPORT,
         evaluate_spec.PAGE,
     )
     assert (spec.ANSWERS, spec.SCORES) == (evaluate_spec.ANSWERS, evaluate_spec.SCORES)
-    assert (spec.SUITE_ANSWERS, spec.JUDGEMENTS) == (plugs.SUITE_ANSWERS, judge.JUDGEMENTS)
+    assert (spec.SUITE_ANSWERS, spec.JUDGEMENTS) == (factory.SUITE_ANSWERS, judge.JUDGEMENTS)
     assert (schemas.GENERAL, schemas.MAX_SUITES) == (evaluate_spec.GENERAL, evaluate_spec.MAX_SUITES)
     assert schemas.MAX_ARMS + 3 == evaluate_spec.MAX_ARMS  # the base at its best and what serves may be put beside them
 

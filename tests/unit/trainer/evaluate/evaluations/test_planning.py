@@ -8,26 +8,26 @@ import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.world import INTENTS
-from trainer.evaluate.arms import GROUNDED, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, Question, Turn, listed
-from trainer.evaluate.evaluations.planning import Plan, Serving, make_plan
-from trainer.evaluate.evaluations.promotion import Pointer
+from trainer.evaluate.arms import GROUNDED_NOTE, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, ChatMessage, Question, answer_list
+from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, make_plan
+from trainer.evaluate.evaluations.promotion import LivePointer
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import protocol
 
-LIST = len(listed(sorted(INTENTS)).split())
+LIST = len(answer_list(sorted(INTENTS)).split())
 SYSTEM = "You speak for the shop"
 
 
 def held_out() -> tuple[Question, ...]:
     """36 short questions, and one of three turns with 50 words."""
     found = [("user", f"question {at}?") for at in range(36)]
-    long = (Turn(role="user", content="w " * 20), Turn(role="assistant", content="w " * 10))
+    long = (ChatMessage(role="user", content="w " * 20), ChatMessage(role="assistant", content="w " * 10))
     return (
         *(
-            Question(id=str(at), turns=(Turn(role=role, content=text),), reference=INTENTS[at % 3])
+            Question(id=str(at), turns=(ChatMessage(role=role, content=text),), reference=INTENTS[at % 3])
             for at, (role, text) in enumerate(found)
         ),
-        Question(id="long", turns=(*long, Turn(role="user", content="w " * 20)), reference=INTENTS[0]),
+        Question(id="long", turns=(*long, ChatMessage(role="user", content="w " * 20)), reference=INTENTS[0]),
     )
 
 
@@ -36,15 +36,15 @@ def planned(
     context_tokens: int,
     body: dict[str, Any] | None = None,
     context: dict[str, Any] | None = None,
-    serving: Serving | None = None,
-) -> Plan:
+    live_state: LiveState | None = None,
+) -> EvaluationPlan:
     folder = make_folder(body, context={"system_prompt": SYSTEM} | (context or {}), context_tokens=context_tokens)
     job = EvaluationJob.model_validate_json((folder / protocol.SPEC).read_bytes())
     (folder / protocol.SPEC).unlink()
     (folder / protocol.KEY).unlink()
     folder.rmdir()
     found = held_out()
-    return make_plan(job, found, found, (), serving=serving or Serving(), count=lambda text: len(text.split()))
+    return make_plan(job, found, found, (), live_state=live_state or LiveState(), count=lambda text: len(text.split()))
 
 
 def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(make_folder: MakeFolder) -> None:
@@ -56,8 +56,8 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
     assert [arm.prompt.answers for arm in untold.evaluation.arms] == [(), ()]
     assert untold.evaluation.bases == ("base",)
     assert untold.why == (
-        f"{told.why}; a list of the possible answers would leave no room for the longest question, so the base is not"
-        " told them"
+        f"{told.why}; the list of possible answers does not fit into the context with the longest question, so the "
+        "base is not given it"
     )
 
 
@@ -103,14 +103,14 @@ def test_elsewhere_arms_are_what_a_client_says(
 def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: MakeFolder) -> None:
     other = {"label": "live", "model": "voice@1"}
     body = compared(WEAK, other, promote="auto")
-    plan = planned(make_folder, 2048, body, serving=Serving(Pointer(version=2), "voice@2")).evaluation
+    plan = planned(make_folder, 2048, body, live_state=LiveState(LivePointer(version=2), "voice@2")).evaluation
     assert plan.live == "live (2)"
     assert plan.arm("live (2)").model == "voice@2"
-    there = planned(make_folder, 2048, body, serving=Serving(Pointer(version=1), "voice@1")).evaluation
+    there = planned(make_folder, 2048, body, live_state=LiveState(LivePointer(version=1), "voice@1")).evaluation
     assert (there.live, len(there.arms)) == ("live", len(plan.arms) - 1)
     # the version under another prompt is not what serves
     dressed = compared(WEAK, other | {"prompt": {"system": "Be kind"}}, promote="auto")
-    kind = planned(make_folder, 2048, dressed, serving=Serving(Pointer(version=1), "voice@1")).evaluation
+    kind = planned(make_folder, 2048, dressed, live_state=LiveState(LivePointer(version=1), "voice@1")).evaluation
     assert kind.live == "live (2)"
 
 
@@ -127,7 +127,7 @@ def test_a_grounded_version_is_judged_against_a_grounded_base(make_folder: MakeF
     assert candidate.grounding is None  # its own
     assert [arm.grounding for arm in bases] == [{"vector_store_ids": ["vs_shop"]}] * 2
     assert plan.evaluation.bases == ("base with passages", "base with passages told the answers")
-    assert plan.notes == (GROUNDED,)
+    assert plan.notes == (GROUNDED_NOTE,)
     # a client's own base without passages is not the base at its best
     named = planned(make_folder, 2048, compared(BEST, TOLD, bases=("mine",)), {"grounding": grounding}).evaluation
     assert [arm.label for arm in named.arms[3:]] == ["base with passages", "base with passages told the answers"]

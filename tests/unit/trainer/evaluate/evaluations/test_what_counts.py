@@ -9,7 +9,7 @@ import pytest
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
 from tests.unit.trainer.evaluate.evaluations.world import World, jsonl, rows
-from trainer.evaluate.arms import Question, Turn
+from trainer.evaluate.arms import ChatMessage, Question
 from trainer.runs import protocol
 
 
@@ -24,7 +24,7 @@ def test_what_the_candidate_was_trained_on_is_no_measure_of_it(world: World, mak
 
 def questions(count: int) -> bytes:
     kept = [
-        Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        Question(id=f"q{at}", turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows(count))
     ]
     return "".join(question.model_dump_json() + "\n" for question in kept).encode()
@@ -78,16 +78,14 @@ def test_where_no_verdict_says_what_its_job_held_out_the_file_s_name_does(
     assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
 
 
-def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
-    world: World, make_folder: MakeFolder
-) -> None:
+def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(world: World, make_folder: MakeFolder) -> None:
     world.live = 2
     world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}, 2: {"files": ["second"]}}
     world.stored |= {"first": jsonl(rows()[:3]), "second": jsonl(rows()[2:5])}
     folder = make_folder()
     result = run(folder)
     said = (
-        "5 of 36 held-out examples are left out: a version that this one was trained on from, or the one that is live, "
+        "5 of 36 held-out examples are left out: an earlier version that this one continues, or the live one, "
         "was trained on them"
     )
     assert result.examples == 31
@@ -101,7 +99,7 @@ def test_what_was_taught_to_what_came_before_or_to_what_serves_is_left_out(
     assert again.examples == 33
 
 
-def test_where_all_was_taught_before_there_is_nothing_to_judge_by(world: World, make_folder: MakeFolder) -> None:
+def test_an_evaluation_fails_if_every_example_was_trained_on(world: World, make_folder: MakeFolder) -> None:
     world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
     world.stored["first"] = jsonl(rows())
     found = run(make_folder())
@@ -126,12 +124,12 @@ def test_what_the_engine_answered_in_another_configuration_is_asked_again(
     scored = sum(1 for path, body in world.requests if body.get("continue_final_message"))
     once = len(plan_of(folder).arms) * (36 + 30)
     assert len(world.asked()) - scored == 2 * once
-    assert "what it had answered is asked again" in (folder / protocol.EVENTS).read_text()
+    assert "earlier answers are discarded and asked again" in (folder / protocol.EVENTS).read_text()
     assert len(world.verdicts) == 1
 
 
 @pytest.mark.slow
-def test_one_that_never_comes_to_rest_fails(world: World, make_folder: MakeFolder) -> None:
+def test_an_engine_that_keeps_changing_fails_the_evaluation(world: World, make_folder: MakeFolder) -> None:
     folder, say = make_folder(), world.say
 
     def changing(model: str, asked: str) -> str:
@@ -155,15 +153,13 @@ def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
     result = run(folder)
     assert (result.verdict, result.live, world.live, world.moves) == ("pass", False, 2, [])
     assert plan_of(folder).live is None
-    said = "voice@2, which is live, is not compared with: the key that asked may not read a store that it answers from"
+    said = "voice@2, which is live, is not compared with: the API key may not read a vector store that it uses"
     assert str(result.note).startswith(said)
-    assert "nothing was moved: voice still answers with @2, and could not be compared with" in str(result.note)
+    assert "not promoted: voice still answers with @2, which could not be compared with" in str(result.note)
     assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
 
 
-def test_one_that_may_not_write_the_verdict_down_learns_so_without_looking_at_the_version(
-    world: World, make_folder: MakeFolder
-) -> None:
+def test_without_permission_to_record_the_verdict_the_note_says_so(world: World, make_folder: MakeFolder) -> None:
     world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
     result = run(make_folder({"model": "voice@3"}, context={"records": False, "live": "voice@2"}))
     assert result.verdict == "pass"

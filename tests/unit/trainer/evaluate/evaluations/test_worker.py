@@ -14,10 +14,10 @@ from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.world import BASE, INTENTS, World, jsonl, right, rows, tuned_is_right
 from trainer.config import Settings
-from trainer.evaluate.arms import Question, Turn
+from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.pipeline import EvaluationPipeline
-from trainer.evaluate.evaluations.planning import Plan
+from trainer.evaluate.evaluations.planning import EvaluationPlan
 from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationResult, Progress
 from trainer.evaluate.evaluations.worker import KIND
 from trainer.evaluate.report import EvaluationReport
@@ -40,10 +40,10 @@ def run(folder: Path) -> EvaluationResult:
 
 
 def plan_of(folder: Path) -> EvaluationSpec:
-    return Plan.model_validate_json((folder / spec.PLAN).read_bytes()).evaluation
+    return EvaluationPlan.model_validate_json((folder / spec.PLAN).read_bytes()).evaluation
 
 
-def test_a_better_version_passes_and_all_that_follows_is_done(world: World, make_folder: MakeFolder) -> None:
+def test_a_better_version_passes_and_is_promoted(world: World, make_folder: MakeFolder) -> None:
     world.live = 2
     world.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
     folder = make_folder({"model": "voice", "promote": "auto"})
@@ -115,7 +115,7 @@ def test_live_that_moved_meanwhile_stays(world: World, make_folder: MakeFolder) 
     world.say = moving
     result = run(make_folder({"model": "voice@3", "promote": "auto"}))
     assert (result.verdict, result.live, world.live) == ("pass", False, 2)
-    assert "points to another version since" in str(result.note)
+    assert "now points to another version" in str(result.note)
 
 
 def test_what_serves_and_cannot_answer_is_not_compared_with(world: World, make_folder: MakeFolder) -> None:
@@ -154,7 +154,7 @@ def test_training_answers_close_a_set_that_the_held_out_leaves_open(world: World
     assert len(wanted.taught) == 31
 
 
-def test_a_training_file_that_has_gone_is_done_without(make_folder: MakeFolder) -> None:
+def test_a_deleted_training_file_is_skipped(make_folder: MakeFolder) -> None:
     gone = {"id": "gone", "filename": "t.jsonl", "bytes": 1, "sha256": "0"}
     assert run(make_folder(context={"training_files": [gone]})).status == "succeeded"
 
@@ -181,7 +181,7 @@ def test_arms_without_a_candidate_are_compared(world: World, make_folder: MakeFo
 def test_arms_of_a_job_s_verdict_are_judged_again(world: World, make_folder: MakeFolder) -> None:
     world.live = 2
     asked = [
-        Question(id=f"q{at}", turns=(Turn(role="user", content=row["prompt"]),), reference=row["completion"])
+        Question(id=f"q{at}", turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows())
     ]
     content = "".join(question.model_dump_json() + "\n" for question in asked).encode()
@@ -250,7 +250,7 @@ def test_what_was_answered_before_a_crash_is_not_asked_again(world: World, make_
     assert len(world.verdicts) == 1
 
 
-def test_a_crash_after_the_report_was_kept_keeps_it_once(world: World, make_folder: MakeFolder) -> None:
+def test_a_crash_after_the_upload_does_not_upload_the_report_twice(world: World, make_folder: MakeFolder) -> None:
     folder = make_folder()
     run(folder)
     (folder / protocol.RESULT).unlink()
@@ -298,7 +298,7 @@ def test_more_examples_than_may_be_asked_are_drawn_the_same_way_each_time(
     assert (folder / "held_out_questions.jsonl").read_text() == lines
 
 
-def test_progress_stands_in_the_folder(make_folder: MakeFolder) -> None:
+def test_progress_is_written_to_the_run_directory(make_folder: MakeFolder) -> None:
     folder = make_folder()
     run(folder)
     assert Progress.model_validate_json((folder / PROGRESS).read_bytes()).stage == "report"
@@ -309,8 +309,8 @@ def test_progress_stands_in_the_folder(make_folder: MakeFolder) -> None:
     [
         (b'{"prompt": "q"}\n', "invalid_held_out_file", "line 1"),
         (b"", "invalid_held_out_file", "empty"),
-        (b'{"id": "1", "turns": [], "reference": "a"}\n' * 2, "invalid_held_out_file", "stands twice"),
-        (b'{"turns": [], "reference": "a"}\n', "invalid_held_out_file", "no question"),
+        (b'{"id": "1", "turns": [], "reference": "a"}\n' * 2, "invalid_held_out_file", "is used twice"),
+        (b'{"turns": [], "reference": "a"}\n', "invalid_held_out_file", "not a valid question"),
     ],
 )
 def test_a_file_that_cannot_be_read_fails_with_its_lines(
@@ -323,7 +323,7 @@ def test_a_file_that_cannot_be_read_fails_with_its_lines(
     assert told in result.error.message
 
 
-def test_a_version_that_cannot_answer_fails_by_name(world: World, make_folder: MakeFolder) -> None:
+def test_a_version_that_cannot_answer_fails_with_its_name(world: World, make_folder: MakeFolder) -> None:
     world.refused_models = {"voice@3": (409, "version_damaged", {})}
     result = run(make_folder())
     assert result.error is not None
@@ -331,7 +331,7 @@ def test_a_version_that_cannot_answer_fails_by_name(world: World, make_folder: M
     assert "voice@3" in result.error.message
 
 
-def test_a_key_that_was_revoked_is_told(world: World, make_folder: MakeFolder) -> None:
+def test_a_revoked_key_is_reported(world: World, make_folder: MakeFolder) -> None:
     folder = make_folder()
     world.keys.discard(KEY)
     result = run(folder)

@@ -12,16 +12,16 @@ from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import QUICK
 from trainer.evaluate.arms import Arm
 from trainer.evaluate.asking import HttpAnswerer
+from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.suites.data import Places
-from trainer.evaluate.suites.measured import Bench
+from trainer.evaluate.suites.data import DataSources
+from trainer.evaluate.suites.measured import SuiteContext
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wire import Endpoint
 
 BASE = Arm(label="base", model="base")
 CANDIDATE = Arm(label="candidate", model="shop@3")
 
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., SuiteContext]
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def bench(gateway: Gateway, tmp_path: Path) -> MakeBench:
     """Makes benches whose answers are kept in one folder."""
     endpoint = Endpoint(gateway.url, SecretStr(KEY))
 
-    def make(limit: int = 200, hub: str | None = None) -> Bench:
-        return Bench(
+    def make(limit: int = 200, hub: str | None = None) -> SuiteContext:
+        return SuiteContext(
             scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl", patience_s=60),
             answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", patience_s=60),
-            places=Places(tmp_path / "data", hub, tmp_path / "cache"),
+            sources=DataSources(tmp_path / "data", hub, tmp_path / "cache"),
             limit=limit,
             rules=Rules(method=QUICK),
         )

@@ -5,8 +5,8 @@ import pytest
 from tests.unit.trainer.evaluate.worlds import QUICK
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.spec import SuiteResult
-from trainer.evaluate.statistics.paired import tango
-from trainer.evaluate.suites.accuracy import weigh
+from trainer.evaluate.statistics.paired import tango_interval
+from trainer.evaluate.suites.accuracy import accuracy_result
 from trainer.evaluate.verdict import Rules
 
 
@@ -14,12 +14,12 @@ def found(before: int, after: int, count: int = 200, chance: float = 0.25, budge
     rules = Rules(method=QUICK, budget=Budget(accuracy=budget, perplexity=0.25))
     ids = [str(at) for at in range(count)]
     rows = [[at < right for at in range(count)] for right in (before, after)]
-    return weigh("quiz", "200 questions", ids, *rows, chance=chance, rules=rules)
+    return accuracy_result("quiz", "200 questions", ids, *rows, chance=chance, rules=rules)
 
 
-def test_a_loss_is_told_with_tangos_interval_and_the_lost_questions() -> None:
+def test_a_loss_is_reported_with_tangos_interval_and_the_lost_questions() -> None:
     result = found(150, 120)
-    low, high = tango(30, 0, 200, 0.95)
+    low, high = tango_interval(30, 0, 200, 0.95)
     assert result.numbers["accuracy"] == {"before": 0.75, "after": 0.6}
     assert result.numbers["loss"] == pytest.approx({"estimate": 0.15, "low": low, "high": high, "confidence": 0.95})
     assert result.numbers["lost"] == [str(at) for at in range(120, 150)]
@@ -46,7 +46,7 @@ def test_above_the_budget_on_few_questions_is_open() -> None:
     [
         (52, 0.25, "The base itself is at chance: the suite cannot show a loss."),
         (0, 0.0, "The base itself is at chance"),
-        (10, 0.0, "Losing all of that would keep the budget: the suite cannot show a loss."),
+        (10, 0.0, "Even losing all of that would be within the budget: the suite cannot show a loss."),
     ],
 )
 def test_where_no_loss_can_show_the_suite_says_so(before: int, chance: float, why: str) -> None:

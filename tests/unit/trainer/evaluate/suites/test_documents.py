@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from trainer.config import Settings
-from trainer.evaluate.endpoints import JudgeSettings, read
-from trainer.evaluate.plugs import LONGEST_ANSWER
-from trainer.evaluate.sandbox.sandbox import Limits
+from trainer.evaluate.endpoints import JudgeSettings, read_endpoints
+from trainer.evaluate.factory import MAX_ANSWER_TOKENS
+from trainer.evaluate.sandbox.sandbox import SandboxLimits
 from trainer.evaluate.spec import SUITES
 from trainer.evaluate.suites.measured import MMLU_SHOTS
 
@@ -22,12 +22,12 @@ ON_JUDGES = (FOLDER / "JUDGES.md").read_text()
 def test_every_suite_is_told() -> None:
     assert tuple(re.findall(r"\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|", ON_SUITES)) == SUITES
     assert f"up to {MMLU_SHOTS} examples of the subject" in ON_SUITES
-    assert ON_SUITES.count(f"{LONGEST_ANSWER} tokens") == 2
+    assert ON_SUITES.count(f"{MAX_ANSWER_TOKENS} tokens") == 2
     assert f"most questions of a suite ({Settings.model_fields['suites_limit'].default})" in ON_SUITES
 
 
 def test_the_sandboxs_limits_are_told() -> None:
-    limits = Limits()
+    limits = SandboxLimits()
     assert (
         f"{limits.cpu_s} s of processor, {limits.wall_s:g} s of time, {limits.memory_bytes // 2**20} MiB" in ON_SUITES
     )
@@ -40,10 +40,10 @@ def test_the_example_is_a_file_that_is_taken(tmp_path: Path, monkeypatch: pytest
     (example,) = re.findall(r"```toml\n(.*?)```", ON_JUDGES, re.DOTALL)
     (tmp_path / "endpoints.toml").write_text(example)
     monkeypatch.setenv("BIG_KEY", "sk-big")
-    judge = read(tmp_path / "endpoints.toml").judge("strict")
+    judge = read_endpoints(tmp_path / "endpoints.toml").judge("strict")
     defaults = JudgeSettings(endpoint="big", model="large-1", rubric=judge.rubric)
     assert judge == defaults
 
 
-def test_it_is_said_that_no_real_judge_was_run() -> None:
+def test_the_document_says_that_no_real_judge_was_run() -> None:
     assert "**No real judge was run**" in ON_JUDGES

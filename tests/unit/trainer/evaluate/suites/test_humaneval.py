@@ -11,11 +11,11 @@ import pytest
 from tests.unit.trainer.evaluate.conftest import Gateway
 from tests.unit.trainer.evaluate.suites.conftest import BASE, CANDIDATE, MakeBench
 from trainer.errors import SandboxUnavailable, SuiteUnavailable
-from trainer.evaluate.sandbox.sandbox import prove
+from trainer.evaluate.sandbox.sandbox import prove_sandbox
 from trainer.evaluate.suites import humaneval
-from trainer.evaluate.suites.humaneval import HumanEval, Task, problems
+from trainer.evaluate.suites.humaneval import HumanEval, HumanEvalTask, problems
 
-TASK = Task(
+TASK = HumanEvalTask(
     task_id="Test/0",
     prompt=(
         "from typing import List\n\ndef help(x):\n    return x\n\n"
@@ -74,7 +74,7 @@ async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench
     gateway.say = say
     suite = HumanEval(bench(limit=20), allowed=True)
     try:
-        await prove()
+        await prove_sandbox()
     except SandboxUnavailable:
         with pytest.raises(SandboxUnavailable):
             await suite.run(BASE, CANDIDATE)
@@ -91,7 +91,7 @@ async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench
     assert "humaneval, running, candidate 20/20" in stages
 
 
-async def test_off_it_asks_and_runs_nothing(gateway: Gateway, bench: MakeBench) -> None:
+async def test_when_disabled_it_asks_and_runs_nothing(gateway: Gateway, bench: MakeBench) -> None:
     with pytest.raises(SuiteUnavailable, match="HATRACK_TRAINER_SANDBOX=on"):
         await HumanEval(bench(), allowed=False).run(BASE, CANDIDATE)
     assert gateway.requests == []
@@ -103,7 +103,7 @@ async def test_without_a_sandbox_that_holds_it_asks_and_runs_nothing(
     async def broken() -> None:
         raise SandboxUnavailable("the sandbox does not hold: tcp got through")
 
-    monkeypatch.setattr(humaneval, "prove", broken)
+    monkeypatch.setattr(humaneval, "prove_sandbox", broken)
     with pytest.raises(SandboxUnavailable, match="tcp got through"):
         await HumanEval(bench(), allowed=True).run(BASE, CANDIDATE)
     assert gateway.requests == []

@@ -10,7 +10,7 @@ import pytest
 from adapters.protocol.runs import EvaluationContext, FileRef
 from trainer.config import Settings
 from trainer.errors import Invalid
-from trainer.evaluate.evaluations.options import check_wishes
+from trainer.evaluate.evaluations.options import check_options
 from trainer.evaluate.evaluations.schemas import read_request
 
 TOML = '[endpoints.big]\nurl = "https://models.example/v1"\n'
@@ -27,7 +27,7 @@ def check(tmp_path: Path, arms: list[dict[str, Any]], context: dict[str, Any] | 
     (tmp_path / "endpoints.toml").write_text(TOML)
     body = read_request({"held_out": "file-1", "arms": arms} | more)
     told = {"held_out": file("1"), "candidate": "voice@3", "records": True} | (context or {})
-    check_wishes(body, EvaluationContext(**told), Settings(endpoints=tmp_path / "endpoints.toml"))
+    check_options(body, EvaluationContext(**told), Settings(endpoints=tmp_path / "endpoints.toml"))
 
 
 def test_suites_are_put_to_the_gateway_s_own_alone(tmp_path: Path) -> None:

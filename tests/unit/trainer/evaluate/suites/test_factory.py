@@ -11,15 +11,15 @@ from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import QUICK
 from trainer.config import Settings
 from trainer.errors import EndpointUnknown, SandboxUnavailable, SettingsError, SuiteUnavailable
-from trainer.evaluate import plugs
+from trainer.evaluate import factory
 from trainer.evaluate.arms import Arm
+from trainer.evaluate.endpoint_client import Endpoint
+from trainer.evaluate.factory import WorkerContext, check_available, judge_of, suites_of
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.pairs import STANDING, Standing
-from trainer.evaluate.plugs import Bench, check_available, judge_of, suites_of
+from trainer.evaluate.pairs import AGREEMENT, JudgeAgreement
 from trainer.evaluate.run import run
-from trainer.evaluate.spec import SUITES, EvaluationSpec, MetricWish
+from trainer.evaluate.spec import SUITES, EvaluationSpec, MetricOptions
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.wire import Endpoint
 
 RUBRIC = "The better answer is right, and says so shortly."
 
@@ -29,7 +29,7 @@ def wanted(*suites: str, judge: str | None = None) -> EvaluationSpec:
         arms=(Arm(label="shop@3", model="shop@3"), Arm(label="base", model="base")),
         candidate="shop@3",
         bases=("base",),
-        metric=MetricWish(name="exact_match"),
+        metric=MetricOptions(name="exact_match"),
         suites=suites,
         rules=Rules(method=QUICK, min_examples=5),
         repeats=1,
@@ -39,7 +39,7 @@ def wanted(*suites: str, judge: str | None = None) -> EvaluationSpec:
 
 
 @pytest.fixture
-def bench(gateway: Gateway, tmp_path: Path) -> Bench:
+def bench(gateway: Gateway, tmp_path: Path) -> WorkerContext:
     endpoint = Endpoint(gateway.url, SecretStr(KEY))
     (tmp_path / "key").write_text(KEY)
     (tmp_path / "endpoints.toml").write_text(
@@ -49,16 +49,16 @@ def bench(gateway: Gateway, tmp_path: Path) -> Bench:
     settings = Settings(endpoints=tmp_path / "endpoints.toml", suites_limit=20)
     folder = tmp_path / "eval-1"
     folder.mkdir()
-    return Bench(endpoint, HttpScorer(endpoint, folder / "scores.jsonl"), folder, settings)
+    return WorkerContext(endpoint, HttpScorer(endpoint, folder / "scores.jsonl"), folder, settings)
 
 
-def test_every_suite_of_the_list_can_be_plugged_in(bench: Bench) -> None:
+def test_every_suite_of_the_list_can_be_plugged_in(bench: WorkerContext) -> None:
     assert set(suites_of(wanted(*SUITES), bench)) | {"general"} == set(SUITES)
     assert set(suites_of(wanted("general", "mmlu"), bench)) == {"mmlu"}
     assert suites_of(wanted("general"), bench) == {}
 
 
-async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: Bench) -> None:
+async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: WorkerContext) -> None:
     from tests.unit.trainer.evaluate.worlds import questions
     from trainer.evaluate.asking import HttpAnswerer
 
@@ -87,23 +87,23 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: B
     assert "judge" not in {check.name for check in outcome.verdict.checks}
 
 
-def test_the_trainers_word_on_a_judge_is_heard(bench: Bench) -> None:
+def test_the_stored_agreement_of_a_judge_is_used(bench: WorkerContext) -> None:
     judge = judge_of(wanted(judge="strict"), bench)
     assert judge is not None
-    assert judge._standing.pairs == 0
-    standing = Standing(digest=judge._settings.digest, pairs=60, kappa=0.9, low=0.8, high=1.0, observed=0.95)
-    (bench.folder / STANDING).write_text(standing.model_dump_json())
+    assert judge._agreement.pairs == 0
+    standing = JudgeAgreement(digest=judge._settings.digest, pairs=60, kappa=0.9, low=0.8, high=1.0, observed=0.95)
+    (bench.folder / AGREEMENT).write_text(standing.model_dump_json())
     judge = judge_of(wanted(judge="strict"), bench)
     assert judge is not None
-    assert judge._standing == standing
+    assert judge._agreement == standing
 
 
-def test_a_judge_that_has_gone_from_the_settings_is_an_error(bench: Bench, tmp_path: Path) -> None:
+def test_a_judge_that_has_gone_from_the_settings_is_an_error(bench: WorkerContext, tmp_path: Path) -> None:
     assert judge_of(wanted(), bench) is None
-    with pytest.raises(EndpointUnknown, match="there are: strict"):
+    with pytest.raises(EndpointUnknown, match="known: strict"):
         judge_of(wanted(judge="mild"), bench)
     (tmp_path / "key").unlink()
-    with pytest.raises(SettingsError, match="its key cannot be read"):
+    with pytest.raises(SettingsError, match="cannot read the key"):
         judge_of(wanted(judge="strict"), bench)
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_had_is_said_before_anything_is_asked(monkeypatch: pytest
     async def broken() -> None:
         raise SandboxUnavailable("no sandbox can be made here: no namespaces")
 
-    monkeypatch.setattr(plugs, "prove", broken)
+    monkeypatch.setattr(factory, "prove_sandbox", broken)
     with pytest.raises(SandboxUnavailable, match="no namespaces"):
         check_available(["humaneval"], Settings(sandbox="on"))
 

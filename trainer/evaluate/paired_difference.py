@@ -1,4 +1,4 @@
-"""Two rows of scores over the same examples: the difference, its interval, and what could have been seen."""
+"""The difference between two rows of scores over the same examples, with its interval and its power."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.statistics import power
-from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, run_noise, together, with_noise
+from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, combined_noise, run_noise, widen_by_noise
 from trainer.evaluate.statistics.paired import (
     RESAMPLES,
     Array,
     Bounds,
-    alike,
+    all_equal,
     as_array,
     interval,
     mcnemar_p,
@@ -27,7 +27,7 @@ from trainer.evaluate.statistics.paired import (
 
 
 class Method(Frozen):
-    """How intervals are made. ``confidence`` is two-sided; ``power`` is what planning aims at."""
+    """How intervals are computed. ``confidence``: two-sided. ``power``: what planning aims for."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     power: float = Field(0.8, gt=0.5, lt=1)
@@ -40,19 +40,19 @@ Difference = ArmDifference
 Mean = ArmMean
 
 
-def difference(comparison: Comparison, of: str, against: str, method: Method, *, bound: float = 0.0) -> Difference:
-    """Contrast two arms of a comparison."""
-    one, other = comparison.result(of), comparison.result(against)
-    return contrast(
-        (of, one.scores, noise_of(one)),
-        (against, other.scores, noise_of(other)),
+def arm_difference(comparison: Comparison, of: str, against: str, method: Method, *, bound: float = 0.0) -> Difference:
+    """The difference between two arms of a comparison."""
+    of_result, against_result = comparison.result(of), comparison.result(against)
+    return paired_difference(
+        (of, of_result.scores, noise_of(of_result)),
+        (against, against_result.scores, noise_of(against_result)),
         binary=comparison.binary,
         method=method,
         bound=bound,
     )
 
 
-def contrast(
+def paired_difference(
     of: tuple[str, Array, RunNoise],
     against: tuple[str, Array, RunNoise],
     *,
@@ -60,28 +60,28 @@ def contrast(
     method: Method,
     bound: float = 0.0,
 ) -> Difference:
-    """Contrast two rows of scores, each with its name and its noise between runs.
+    """The difference between two rows of scores, each given as (label, scores, noise between runs).
 
     Args:
-        of: The row that is hoped to be higher.
-        against: The other, over the same examples.
-        binary: Every score of both is 0 or 1.
-        method: How the interval is made.
-        bound: What the lower end is to be above, for planning.
+        of: The row that should be higher.
+        against: The other row, over the same examples.
+        binary: All scores are 0 or 1.
+        method: How the interval is computed.
+        bound: What the lower end has to be above, for planning.
     """
-    (name, high_row, one), (other_name, low_row, other) = of, against
-    differences = high_row - low_row
-    estimate, noise = float(differences.mean()), together([one, other])
+    (of_label, of_scores, of_noise), (against_label, against_scores, against_noise) = of, against
+    differences = of_scores - against_scores
+    estimate, noise = float(differences.mean()), combined_noise([of_noise, against_noise])
     bounds = interval(
         differences, confidence=method.confidence, binary=binary, seed=method.seed, resamples=method.resamples
     )
-    bounds = with_noise(estimate, bounds, noise, method.confidence)
+    bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
-    plan = power.Plan(bound, method.confidence, method.power, noise)
-    spread = power.spread(differences, binary=binary)
+    plan = power.PowerPlan(bound, method.confidence, method.power, noise)
+    variance = power.score_variance(differences, binary=binary)
     return Difference(
-        of=name,
-        against=other_name,
+        of=of_label,
+        against=against_label,
         estimate=estimate,
         low=bounds.low,
         high=bounds.high,
@@ -93,22 +93,24 @@ def contrast(
         p_value=mcnemar_p(wins, losses) if binary else None,
         noise=math.sqrt(noise.variance) if noise.degrees else None,
         bound=bound,
-        detectable=power.detectable(spread, len(differences), plan),
-        needed=_needed(differences, bounds, spread, plan, binary=binary),
+        detectable=power.detectable(variance, len(differences), plan),
+        needed=_needed(differences, bounds, variance, plan, binary=binary),
     )
 
 
-def _needed(differences: Array, bounds: Bounds, spread: power.Spread, plan: power.Plan, *, binary: bool) -> int | None:
-    """Examples in all; more than there are where the interval holds the bound."""
+def _needed(
+    differences: Array, bounds: Bounds, variance: power.ScoreVariance, plan: power.PowerPlan, *, binary: bool
+) -> int | None:
+    """Total number of examples needed; more than there are if the interval contains the bound."""
     estimate = float(differences.mean())
-    if not binary and alike(differences):
+    if not binary and all_equal(differences):
         return power.examples_needed_alike(estimate, plan)
-    ways = (
-        power.examples_needed(spread, estimate, plan),
+    estimates = (
+        power.examples_needed(variance, estimate, plan),
         power.examples_needed_by_interval(len(differences), estimate, bounds, plan.bound),
     )
-    known = [way for way in ways if way is not None]
-    return max(known) if len(known) == len(ways) else None
+    finite = [needed for needed in estimates if needed is not None]
+    return max(finite) if len(finite) == len(estimates) else None
 
 
 def noise_of(result: ArmResult) -> RunNoise:
@@ -117,22 +119,22 @@ def noise_of(result: ArmResult) -> RunNoise:
 
 
 def mean_of(result: ArmResult, *, binary: bool, method: Method) -> Mean:
-    """An arm's mean with an interval over examples: Wilson's for right-or-wrong scores, else as for differences."""
+    """An arm's mean with an interval over examples: Wilson's for binary scores, else as for differences."""
     scores = result.scores
     if binary:
         alpha = 1 - method.confidence
         low, high = proportion_confint(int(scores.sum()), len(scores), alpha=alpha, method="wilson")
     else:
-        found = interval(
+        bounds = interval(
             scores, confidence=method.confidence, binary=False, seed=method.seed, resamples=method.resamples
         )
-        low, high = max(0.0, found.low), min(1.0, found.high)
+        low, high = max(0.0, bounds.low), min(1.0, bounds.high)
     return Mean(
         label=result.arm.label, mean=float(scores.mean()), low=float(low), high=float(high), examples=len(scores)
     )
 
 
 def strongest(comparison: Comparison, labels: Sequence[str]) -> str:
-    """The arm among these with the highest mean; the first of equals."""
+    """The label of the arm with the highest mean; the first if several are equal."""
     means = [comparison.result(label).mean for label in labels]
     return labels[int(np.argmax(means))]

@@ -1,0 +1,231 @@
+"""Control arms: what answers that ignore the question score. The authors' and the candidate's own, at other questions.
+
+Answers are given to other questions by derangements: permutations under which no question keeps its own answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import EvaluationInvalid
+from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.metrics.base import Metric, words
+from trainer.evaluate.statistics.paired import Array, as_array
+
+DERANGEMENTS: Final = 20
+CONSTANTS_TRIED: Final = 50
+MIN_BEYOND_QUESTION: Final = 0.5
+"""The control `reassigned_beyond_question` needs at least this share of the references' words to be absent from their
+questions. Below, answers quote or summarise the question, and the remaining words say too little."""
+ControlKind = Literal["constant", "permuted", "reassigned", "reassigned_beyond_question", "question"]
+
+
+class Control(Frozen):
+    """A control arm's score on each example: what answers that ignore the question reach.
+
+    ``kind``:
+        ``constant``: one answer to every question, kept in ``answer``.
+        ``permuted``: the authors' answers, each given to another question.
+        ``reassigned``: the candidate's own answers, each given to another question.
+        ``reassigned_beyond_question``: the same, scored without the words of the questions.
+        ``question``: the question itself as the answer.
+
+    ``candidate``: the candidate's own scores, where this control scores it differently than the metric does.
+    """
+
+    kind: ControlKind
+    scores: tuple[float, ...]
+    answer: str | None = None
+    candidate: tuple[float, ...] | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean over the examples."""
+        return float(self.array.mean())
+
+    @property
+    def array(self) -> Array:
+        """The scores, one per example."""
+        return as_array(self.scores)
+
+
+def constant_and_permuted(
+    references: Sequence[str], metric: Metric, *, trained_answers: Sequence[str] = (), seed: int = 0
+) -> tuple[Control, Control]:
+    """The controls `constant` and `permuted` under a metric.
+
+    `constant` gives the same answer to every question. For binary metrics it is the answer that scores best when given
+    to all, chosen on the held-out examples themselves and so stronger than any that could be learnt (under exact
+    match: the most frequent one). For graded metrics it is the better of two answers that can be known from the
+    training data alone: the one most similar to the others, and the most frequent one; chosen on the held-out examples
+    it would profit from the example that it belongs to. `permuted` gives every question another question's answer: the
+    mean over 20 random derangements.
+
+    Args:
+        references: Of the held-out examples, in order.
+        metric: The primary metric.
+        trained_answers: The training examples' most frequent answers, the most frequent first.
+        seed: Of the derangements.
+
+    Raises:
+        EvaluationInvalid: There are no references.
+    """
+    if not references:
+        raise EvaluationInvalid("cannot build a control: there are no references")
+    constant = (
+        _best_constant(references, metric, trained_answers)
+        if metric.binary
+        else _typical_constant(references, metric, trained_answers)
+    )
+    return constant, _at_other_questions("permuted", references, references, metric, seed)
+
+
+def reassigned_answers(answers: Sequence[str], references: Sequence[str], metric: Metric, *, seed: int = 0) -> Control:
+    """The score of the candidate's own answers, each given to another question: the mean over 20 derangements.
+
+    A candidate whose answers ignore the question scores as high as with its own order.
+
+    Args:
+        answers: The candidate's, one per example.
+        references: The authors', in the same order.
+        metric: The primary metric.
+        seed: Of the derangements.
+    """
+    return _at_other_questions("reassigned", answers, references, metric, seed)
+
+
+def reassigned_beyond_question(
+    answers: Sequence[str], questions: Sequence[Question], metric: Metric, *, seed: int = 0
+) -> Control | None:
+    """As `reassigned_answers`, scored on the words that occur in neither of the two questions.
+
+    A candidate that gives a constant answer and adds words of the question scores higher at its own question than at
+    others. For each pair of questions, the words of both are removed from both answers and from the reference: then
+    such a candidate's two answers are equal, whatever it copies and in whatever order.
+
+    Args:
+        answers: The candidate's, one per question.
+        questions: The held-out questions.
+        metric: An overlap metric.
+        seed: Of the derangements: 20, or as many as there are.
+
+    Returns:
+        None if fewer than MIN_BEYOND_QUESTION of the references' words are absent from their questions.
+    """
+    question_words = [_question_words(question) for question in questions]
+    references = [words(question.reference) for question in questions]
+    beyond = [
+        sum(word not in in_question for word in reference) / len(reference)
+        for reference, in_question in zip(references, question_words, strict=True)
+        if reference
+    ]
+    if len(questions) < 2 or not beyond or float(np.mean(beyond)) < MIN_BEYOND_QUESTION:
+        return None
+    answer_words = [words(answer) for answer in answers]
+    permutations = derangements(len(questions), DERANGEMENTS, seed)
+    own_total, elsewhere_total = np.zeros(len(questions)), np.zeros(len(questions))
+    for sources in permutations:
+        for index, source in enumerate(sources):
+            both = question_words[index] | question_words[source]
+            reference = _without(references[index], both)
+            if reference:  # without any words left neither answer can score
+                own_total[index] += metric.score(_without(answer_words[index], both), reference)
+                elsewhere_total[index] += metric.score(_without(answer_words[source], both), reference)
+    return Control(
+        kind="reassigned_beyond_question",
+        scores=tuple(float(value) for value in elsewhere_total / len(permutations)),
+        candidate=tuple(float(value) for value in own_total / len(permutations)),
+    )
+
+
+def _question_words(question: Question) -> frozenset[str]:
+    """The words of all messages but the system message."""
+    return frozenset(word for turn in question.turns if turn.role != "system" for word in words(turn.content))
+
+
+def _without(tokens: Sequence[str], removed: frozenset[str]) -> str:
+    return " ".join(word for word in tokens if word not in removed)
+
+
+def copied_question(questions: Sequence[Question], metric: Metric) -> Control:
+    """The control that repeats the question as the answer."""
+    return Control(
+        kind="question", scores=tuple(metric.score(question.last_message, question.reference) for question in questions)
+    )
+
+
+def derangements(count: int, max_count: int, seed: int) -> list[NDArray[np.int64]]:
+    """Derangements of ``count`` positions: arrays that give for each position the position whose answer it gets.
+
+    They are rotations of one random cycle through all positions, so no position gets the same source twice. Returns
+    ``max_count`` of them, or ``count`` - 1 if that is fewer.
+    """
+    rng = np.random.default_rng(seed)
+    cycle = rng.permutation(count)
+    permutations = []
+    for shift in rng.permutation(np.arange(1, count))[:max_count]:
+        sources = np.empty(count, dtype=np.int64)
+        sources[cycle] = np.roll(cycle, -shift)
+        permutations.append(sources)
+    return permutations
+
+
+def _best_constant(references: Sequence[str], metric: Metric, trained_answers: Sequence[str]) -> Control:
+    """The answer that scores best when it is given to every question."""
+    candidates = dict.fromkeys((*_common(references), *_common(trained_answers)))
+    scores = {answer: tuple(metric.score(answer, reference) for reference in references) for answer in candidates}
+    best = max(scores, key=lambda answer: sum(scores[answer]))
+    return Control(kind="constant", scores=scores[best], answer=best)
+
+
+def _typical_constant(references: Sequence[str], metric: Metric, trained_answers: Sequence[str]) -> Control:
+    """The better of two answers that need no question: the most frequent one, and the one most similar to the others.
+
+    Both are training answers, or held-out answers if there are none.
+    """
+    candidates = _common(trained_answers or references)
+    mean_score = {
+        answer: sum(
+            metric.score(answer, reference_answer) for reference_answer in candidates if reference_answer != answer
+        )
+        / max(1, len(candidates) - 1)
+        for answer in candidates
+    }
+    counts = Counter(references)
+    most_typical = max(candidates, key=lambda answer: mean_score[answer])
+    most_frequent = [candidates[0]] if trained_answers or counts[candidates[0]] > 1 else []
+    # an answer that occurs once must not profit from the example that it belongs to
+    scores = {
+        answer: tuple(
+            mean_score[answer]
+            if not trained_answers and reference == answer and counts[reference] == 1
+            else metric.score(answer, reference)
+            for reference in references
+        )
+        for answer in (most_typical, *most_frequent)
+    }
+    best = max(scores, key=lambda answer: sum(scores[answer]))
+    return Control(kind="constant", scores=scores[best], answer=best)
+
+
+def _common(answers: Sequence[str]) -> list[str]:
+    return [answer for answer, _ in Counter(answers).most_common(CONSTANTS_TRIED)]
+
+
+def _at_other_questions(
+    kind: ControlKind, answers: Sequence[str], references: Sequence[str], metric: Metric, seed: int
+) -> Control:
+    """The mean score of other questions' answers at each question."""
+    # a single example has no derangement: it keeps its own answer
+    permutations = derangements(len(references), DERANGEMENTS, seed) or [np.zeros(1, dtype=np.int64)]
+    total = np.zeros(len(references))
+    for sources in permutations:
+        total += [
+            metric.score(answers[source], reference) for source, reference in zip(sources, references, strict=True)
+        ]
+    return Control(kind=kind, scores=tuple(float(value) for value in total / len(permutations)))

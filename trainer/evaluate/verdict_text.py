@@ -1,0 +1,265 @@
+"""The sentences of verdicts and reports, written for readers who do not know the statistics.
+
+Scores and differences are given in points: hundredths of the metric's range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from trainer.evaluate.compare import Comparison
+from trainer.evaluate.forgetting import Forgetting, SuitePart
+from trainer.evaluate.paired_difference import Difference
+
+State = Literal["kept", "broken", "open"]
+CONTROL_NAMES: Final = {
+    "constant": "giving every question the same answer",
+    "permuted": "giving every question another question's answer",
+    "reassigned": "its own answers, each given to another question,",
+    "reassigned_beyond_question": "its own answers, each given to another question and without the questions' words,",
+    "question": "repeating the question as the answer",
+}
+ALWAYS_SAME: Final = "It gives every question the same answer."
+NO_SECOND_MEASURE: Final = (
+    "Words in common are not enough for a pass, and no second measure was taken. It can be the likelihood of the "
+    "author's answers, for versions that this gateway serves, or a judge that counts."
+)
+VERDICT_WORDS: Final = {"pass": "Pass", "fail": "Fail", "not_enough_evidence": "Not enough evidence"}
+
+
+def points(value: float) -> str:
+    """A share as points (hundredths), with one decimal below 10."""
+    scaled = 100 * value
+    text = f"{scaled:.1f}" if abs(scaled) < 10 else f"{scaled:.0f}"
+    text = text.removesuffix(".0")
+    return "0" if text == "-0" else text.replace("-", "−")
+
+
+def interval_in_points(difference: Difference) -> str:
+    """The interval's ends in points: `-2 to 5`."""
+    return f"{points(difference.low)} to {points(difference.high)}"
+
+
+def difference_in_words(difference: Difference) -> str:
+    """The estimate as `12 points better`, `3 points worse` or `no better`."""
+    if points(difference.estimate) == "0":
+        return "no better"
+    return f"{points(abs(difference.estimate))} points {'better' if difference.estimate > 0 else 'worse'}"
+
+
+def examples(count: int, min_examples: int) -> str:
+    """Whether there are enough examples."""
+    if count >= min_examples:
+        return f"{count} held-out examples; at least {min_examples} are needed."
+    return f"{count} held-out examples are too few to judge by; at least {min_examples} are needed."
+
+
+def against_base(difference: Difference, state: State) -> str:
+    """The result of the check against the base at its best."""
+    result = (
+        f"Against “{difference.against}” it is {difference_in_words(difference)} "
+        f"({difference.confidence:.0%} interval {interval_in_points(difference)}). "
+        f"The smallest difference that matters is {points(difference.bound)} points"
+    )
+    if state == "kept":
+        return f"{result}; the whole interval is above it."
+    if state == "broken":
+        return f"{result}; the whole interval is at or below it."
+    return f"{result}; the interval contains it, so this is undecided."
+
+
+def against_live(difference: Difference, state: State) -> str:
+    """The result of the check against the live version."""
+    result = (
+        f"Against “{difference.against}”, which is live, it is {difference_in_words(difference)} "
+        f"(interval {interval_in_points(difference)}); "
+        f"it may be at most {points(-difference.bound)} points worse"
+    )
+    if state == "kept":
+        return f"{result}, and the whole interval is above that."
+    if state == "broken":
+        return f"{result}, and the whole interval is at or below that."
+    return f"{result}, and the interval does not rule out that it is worse than that."
+
+
+def against_form(difference: Difference, state: State) -> str:
+    """The result of the check against a control: answers that ignore the question."""
+    control = CONTROL_NAMES.get(difference.against, difference.against)
+    result = f"Against {control} it is {difference_in_words(difference)} (interval {interval_in_points(difference)})"
+    if state == "kept":
+        return f"{result}: its answers depend on the question."
+    if state == "broken":
+        return f"{result}: its answers are no better than answers that ignore the question."
+    return f"{result}: it is not shown that its answers are better than answers that ignore the question."
+
+
+def likelihood(over_base: Difference, own_question: Difference, left_out: int, state: State) -> str:
+    """The result of the second measure, the likelihood of the authors' answers.
+
+    Args:
+        over_base, own_question: Differences in nats per token.
+        left_out: Pairs of examples left out because they do not fit into the context together.
+        state: Of the check.
+    """
+    result = (
+        "The second measure, the likelihood of the author's answers: each of their tokens is "
+        f"{_times(over_base)} as likely as under “{over_base.against}”, and {_times(own_question)} as likely after "
+        "its own question as after another's"
+    )
+    if left_out:
+        result += (
+            f" (over {own_question.examples} pairs of examples; {left_out} were left out because question and answer "
+            "do not fit into the context together)"
+        )
+    if state == "kept":
+        return f"{result}. It agrees."
+    if state == "broken":
+        return f"{result}. It does not agree."
+    return f"{result}. It is not shown whether it agrees."
+
+
+def _times(difference: Difference) -> str:
+    low, high = _ratio(difference.low), _ratio(difference.high)
+    return f"{_ratio(difference.estimate)} times (interval {low} to {high})"
+
+
+def _ratio(nats: float) -> str:
+    return f"{math.exp(min(nats, 100.0)):.3g}"
+
+
+def judge_preference(difference: Difference) -> str:
+    """That a judge agrees as the second measure; ``difference`` is its preference for the candidate, over 0.5."""
+    return (
+        f"The second measure, the judge, agrees: it gave {difference.of} {points(0.5 + difference.estimate)} of 100 "
+        "against the base at its best, where 50 is even "
+        f"(interval {points(0.5 + difference.low)} to {points(0.5 + difference.high)})."
+    )
+
+
+def forgetting(result: Forgetting | None) -> str:
+    """How much of the base's ability was lost."""
+    if result is None:
+        return "Forgetting was not measured."
+    return f"{_accuracy(result)} {_perplexity(result.perplexity)}"
+
+
+def _accuracy(result: Forgetting) -> str:
+    part = result.accuracy
+    if part.state == "silent":
+        return (
+            f"The base itself is at chance in the suite's {part.items} questions ({part.base:.0%} right, guessing "
+            f"{result.chance:.0%}): the suite cannot show a loss."
+        )
+    summary = (
+        f"General questions: {part.base:.0%} right before, {part.candidate:.0%} after (loss {points(part.loss)} "
+        f"points, interval {points(part.low)} to {points(part.high)}; budget {points(part.budget)})"
+    )
+    return f"{summary}{_against_budget(part)}."
+
+
+def _perplexity(part: SuitePart) -> str:
+    change = f"{abs(part.loss):.0%} {'higher' if part.loss > 0 else 'lower'}"
+    summary = f"General texts: perplexity {part.base:.1f} before, {_large(part.candidate)} after ({change}"
+    return f"{summary}; budget {part.budget:.0%}){_against_budget(part)}."
+
+
+def _large(value: float) -> str:
+    return f"{value:.1f}" if value < 10_000 else f"{value:.1e}"
+
+
+def _against_budget(part: SuitePart) -> str:
+    return {
+        "kept": ", within the budget",
+        "broken": ", more than the budget allows",
+        "open": ", above the budget, but it may be chance",
+    }.get(part.state, "")
+
+
+def verdict(
+    word: Literal["pass", "fail", "not_enough_evidence"],
+    difference: Difference,
+    comparison: Comparison,
+    checks: Sequence[tuple[str, State]],
+    more: int | None,
+) -> str:
+    """The verdict in one or two sentences: the word, the scores, and what decided.
+
+    Args:
+        word: The verdict.
+        difference: The candidate against the strongest base.
+        comparison: With both of their scores.
+        checks: The name and the state of each.
+        more: Held-out examples to add before the open checks could be settled; None if no number would do.
+    """
+    score, base_score = comparison.result(difference.of).mean, comparison.result(difference.against).mean
+    summary = f"{VERDICT_WORDS[word]}: on {difference.examples} examples it had not seen, "
+    if comparison.metric == "judge":
+        summary += (
+            f"the judge gave {difference.of} {points(1 - base_score)} of 100 against the base at its best, "
+            "where 50 is even"
+        )
+    else:
+        summary += f"{difference.of} scored {points(score)} of 100, the base at its best {points(base_score)}"
+    if word == "pass":
+        return f"{summary}: {difference_in_words(difference)}, and it forgot no more than is allowed."
+    if word == "fail":
+        return f"{summary}. {_why_failed([name for name, state in checks if state == 'broken'])}"
+    return f"{summary}. {_why_undecided(difference, [name for name, state in checks if state == 'open'], more)}"
+
+
+def uncounted_verdict(reason: str) -> str:
+    """The verdict where the deciding scores do not count."""
+    return f"{VERDICT_WORDS['not_enough_evidence']}: the deciding metric does not count yet. {reason}"
+
+
+def without_word(sentence: str) -> str:
+    """A verdict's sentence without its first word, such as `Pass: `."""
+    rest = sentence.partition(": ")[2]
+    return rest[:1].upper() + rest[1:]
+
+
+def _why_failed(broken: Sequence[str]) -> str:
+    reasons = {
+        "base": "That is less than the smallest improvement that matters.",
+        "live": "It is worse than the live version by more than the margin.",
+        "form": "That is no better than answers that ignore the question.",
+        "second_measure": "The author's answers have not become likelier: it only has words in common with them.",
+        "forgetting": "It forgot more of what the base could do than is allowed.",
+        "suites": "It lost more in a suite than is allowed.",
+        "judge": "The judge prefers the base.",
+    }
+    return " ".join(text for name, text in reasons.items() if name in broken)
+
+
+def _why_undecided(difference: Difference, undecided: Sequence[str], more: int | None) -> str:
+    parts = []
+    if "examples" in undecided:
+        parts.append("That is too few to judge by.")
+    if "base" in undecided:
+        parts.append(f"The true difference may be anything from {interval_in_points(difference)} points.")
+    if {"examples", "base"} & set(undecided):
+        parts.append(
+            "This many examples cannot show any difference."
+            if difference.detectable is None
+            else f"This many examples can show a difference of {points(difference.detectable)} points."
+        )
+    elif "form" in undecided:
+        parts.append("It is not shown that its answers are better than answers that ignore the question.")
+    if "live" in undecided:
+        parts.append("It is not shown whether it is worse than the live version.")
+    if "second_measure" in undecided:
+        parts.append("No second measure agrees yet.")
+    if {"forgetting", "suites"} & set(undecided):
+        parts.append("It is undecided how much it forgot.")
+    if "judge" in undecided:
+        parts.append("It is undecided which side the judge prefers.")
+    if more:
+        direction = "" if difference.estimate > difference.bound else ", but so far the scores show no improvement"
+        parts.append(f"About {more} more examples would settle this{direction}.")
+    elif more is None and "base" in undecided:
+        parts.append("The estimate is so close to the bound that no practical number of examples would settle this.")
+    elif more is None:
+        parts.append("No practical number of examples would settle this.")
+    return " ".join(parts)
