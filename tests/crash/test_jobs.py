@@ -232,7 +232,7 @@ async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Cl
     assert gateway.pushed == []
     job = await client.ended(revoked.id)
     assert (job.status, job.error.code) == ("failed", "key_revoked")
-    assert "Make it with another" in job.error.message
+    assert "Create the job with another" in job.error.message
 
 
 def test_a_trainer_ends_with_whoever_started_it_and_is_alone_in_its_home(

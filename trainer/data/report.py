@@ -1,6 +1,6 @@
-"""The quality report: what a data file holds and what is wrong with it, before a second of training.
+"""The quality report of a data file, made before any training.
 
-Plain data, so that it travels: over HTTP, into a job's result files, onto the HTML report.
+Plain data, for the API, a job's result files and the HTML report.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class Finding(_Frozen):
-    """One kind of fault. ``lines`` (from 1, in ``file``) are the first SHOWN_LINES of the ``count`` lines at fault."""
+    """One kind of problem. ``lines`` (from 1, in ``file``) are the first SHOWN_LINES of ``count`` affected lines."""
 
     code: str
     severity: Literal["refused", "warning"]
@@ -28,7 +28,7 @@ class Finding(_Frozen):
 
 
 class Lengths(_Frozen):
-    """Tokens an example, rendered as the engine renders it; ``trained`` counts the tokens that the loss sees."""
+    """Statistics of tokens per example, rendered as in the engine; ``trained`` counts all tokens in the loss."""
 
     shortest: int
     median: int
@@ -38,45 +38,45 @@ class Lengths(_Frozen):
     trained: int
 
 
-class Piece(_Frozen):
-    """A run of a rendered example's text whose tokens are all trained, or all not."""
+class Segment(_Frozen):
+    """A part of a rendered example whose tokens are all trained or all untrained."""
 
     text: str
     trained: bool
 
 
-class Shown(_Frozen):
-    """An example as it is trained on."""
+class RenderedExample(_Frozen):
+    """An example as rendered for the training."""
 
     line: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Segment, ...]
 
 
 class HeldOut(_Frozen):
-    """The examples never trained on: given, or split off the training file by ``seed``."""
+    """The held-out examples: from their own file, or split off the training file with ``seed``."""
 
     examples: int
     source: Literal["given", "split", "none"]
     seed: int | None = None
     lines: tuple[int, ...] = ()
-    """Of the training file, where they were split off it."""
+    """Lines of the training file, if they were split off it."""
 
 
 class AnswerShare(_Frozen):
-    """How often one answer stands in the training examples."""
+    """The number of training examples with one answer."""
 
     answer: str
     examples: int
 
 
 class Report(_Frozen):
-    """All that was found. A job trains only where ``refused`` is false."""
+    """The whole report. A job trains only if ``refused`` is false."""
 
     file: str
     sha256: str
     format: str
     examples: int
-    """In the file; of these, ``trained_on`` are left after the held-out part and what was dropped as too long."""
+    """In the file. ``trained_on`` is what remains without held-out examples and those dropped as too long."""
     trained_on: int
     dropped: int
     held_out: HeldOut
@@ -84,13 +84,13 @@ class Report(_Frozen):
     max_length: int
     findings: tuple[Finding, ...]
     system_prompt: str | None
-    """The one that every example has, if there is one."""
+    """The system message that all examples share, if they do."""
     answers: tuple[AnswerShare, ...]
-    """The most frequent answers, where the answers are a closed set; else empty."""
+    """The most frequent answers if the answers are a closed set; else empty."""
     distinct_answers: int
-    shown: tuple[Shown, ...]
+    shown: tuple[RenderedExample, ...]
     size: str
-    """An honest word on what so many examples can teach."""
+    """A sentence on what this many examples can teach."""
 
     @property
     def refused(self) -> bool:
@@ -98,25 +98,29 @@ class Report(_Frozen):
         return any(finding.severity == "refused" for finding in self.findings)
 
 
-def word_on_size(examples: int, distinct_answers: int, closed: bool) -> str:
-    """What ``examples`` can be expected to teach."""
+def describe_size(examples: int, distinct_answers: int, closed: bool) -> str:
+    """A sentence on what this many examples can be expected to teach."""
     if closed:
         each = examples / max(1, distinct_answers)
-        few = (
-            "expect the frequent answers, not the rare ones" if each < 10 else "expect the set of answers to be learnt"
+        expectation = (
+            "expect the frequent answers to be learned, not the rare ones"
+            if each < 10
+            else "expect all answers to be learned"
         )
-        return f"{examples} examples over {distinct_answers} answers, {each:.0f} each: {few}."
+        return f"{examples} examples over {distinct_answers} answers, {each:.0f} each: {expectation}."
     if examples < 50:
-        return f"{examples} examples: expect a hint of the form, no more; a prompt with three of them may do as well."
+        return (
+            f"{examples} examples: expect no more than a hint of the style; a prompt with three of them may do as well."
+        )
     if examples < 500:
-        return f"{examples} examples: expect form, not coverage."
+        return f"{examples} examples: expect the style to be learned, not full coverage."
     if examples < 5000:
-        return f"{examples} examples: enough for form and for the usual cases; facts belong into retrieval."
-    return f"{examples} examples: more than form needs; 1,000 curated ones may do better than all of these."
+        return f"{examples} examples: enough for style and common cases; facts belong in retrieval."
+    return f"{examples} examples: more than style needs; 1,000 curated ones may do better."
 
 
-def word_on_held_out(examples: int, least: int) -> str | None:
-    """What so few held-out examples mean for the verdict; None where there are ``least`` or more."""
-    if examples >= least:
+def held_out_warning(examples: int, min_examples: int) -> str | None:
+    """A warning if there are too few held-out examples for a pass; None if there are ``min_examples`` or more."""
+    if examples >= min_examples:
         return None
-    return f"{examples} examples are held out, and under {least} no verdict is a pass: name a file of {least} or more."
+    return f"Only {examples} examples are held out, but a pass needs {min_examples}: send a larger validation_file."

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from trainer.config import named_secret
+from trainer.config import secret_from_environment
 from trainer.errors import EndpointUnknown, SettingsError
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.wire import Endpoint
@@ -164,7 +164,7 @@ def _unknown(kind: str, name: str, known: dict[str, Any]) -> str:
 
 def _key(name: str, found: EndpointSettings) -> SecretStr | None:
     if found.key_env is not None:
-        value = named_secret(found.key_env)
+        value = secret_from_environment(found.key_env)
         if value is None:
             raise SettingsError(f"endpoint {name!r}: the variable {found.key_env} that holds its key is not set")
         return SecretStr(value)

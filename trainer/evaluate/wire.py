@@ -16,14 +16,14 @@ import httpx
 from pydantic import SecretStr
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, GatewayUnreachable
-from trainer.runs.gateway import PASSING, PATIENCE_S, RETRY_S
+from trainer.runs.gateway import PATIENCE_S, RETRY_S, RETRYABLE
 
 TIMEOUT: Final = httpx.Timeout(30, connect=5, read=600)
 """A background request waits at the gate behind callers' before it is answered."""
 TOTAL_S: Final = 660.0
 """Longest time for one attempt, s: a body that trickles would go round the timeout of a read."""
 RETRY_AFTER_MOST_S: Final = 60.0
-AGAIN: Final = PASSING - {409}
+AGAIN: Final = RETRYABLE - {409}
 GONE: Final = frozenset({404, 409, 410})
 """Not this example is refused but the arm: its version was deleted, or this engine cannot serve it."""
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from trainer.data.format import split_lines
 from trainer.data.formats import read_dataset
-from trainer.data.taught import Said, Taught
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples
 from trainer.errors import DataError, GatewayRefused
 from trainer.evaluate.arms import Question
 from trainer.runs.directory import RunDirectory
@@ -48,7 +48,7 @@ def lessons(gateway: Gateway, version: str | None) -> Iterator[Lesson]:
         said: dict[str, Any] = lineage if isinstance(lineage, dict) else {}
         files = said.get("files")
         file = next((each for each in files if isinstance(each, str)), None) if isinstance(files, list) else None
-        yield Lesson(version, file, gateway.held_out_by_its_job(version) if file is not None else None)
+        yield Lesson(version, file, gateway.held_out_file(version) if file is not None else None)
         parent = said.get("parent")
         version = parent if isinstance(parent, str) and "@" in parent else None
 
@@ -62,16 +62,16 @@ class Memory:
 
     def __init__(self, gateway: Gateway, directory: RunDirectory, say: Callable[[str], None]) -> None:
         self._gateway, self._directory, self._say = gateway, directory, say
-        self._read: dict[str, Taught | None] = {}
+        self._read: dict[str, TrainedExamples | None] = {}
 
-    def held_out(self, version: str) -> list[Said] | None:
+    def held_out(self, version: str) -> list[NormalizedExample] | None:
         """What the version's own job held out, as its training's verdict says; None where nothing says it.
 
         Raises:
             GatewayUnreachable: It was away for too long.
         """
         try:
-            file = self._gateway.held_out_by_its_job(version)
+            file = self._gateway.held_out_file(version)
             return None if file is None else held_out_of(self._content(file))
         except GatewayRefused as error:
             self._say(f"what the job of {version} held out is not known: {error.message}")
@@ -93,22 +93,22 @@ class Memory:
             try:
                 for lesson in lessons(self._gateway, version):
                     learnt = self._learnt(lesson) if lesson.version != but else None
-                    found |= {each for each, one in said.items() if learnt is not None and learnt.holds(one)}
+                    found |= {each for each, one in said.items() if learnt is not None and learnt.contains(one)}
             except GatewayRefused as error:
                 self._say(f"what {version} was trained on is not known: {error.message}")
         return tuple(each for each in said if each in found)
 
-    def _learnt(self, lesson: Lesson) -> Taught | None:
+    def _learnt(self, lesson: Lesson) -> TrainedExamples | None:
         if lesson.file is None:
             return None
         if lesson.version not in self._read:
             self._read[lesson.version] = self._reading(lesson.version, lesson.file, lesson.held_out)
         return self._read[lesson.version]
 
-    def _reading(self, version: str, file: str, held_out: str | None) -> Taught | None:
+    def _reading(self, version: str, file: str, held_out: str | None) -> TrainedExamples | None:
         try:
             data = read_dataset(file, self._content(file))[1]
-            found = Taught((Said.example(example) for example in data.examples), common=True)
+            found = TrainedExamples((NormalizedExample.example(example) for example in data.examples), common=True)
             return found.without(held_out_of(self._content(held_out)) if held_out is not None else ())
         except (GatewayRefused, DataError) as error:
             self._say(f"what {version} was trained on is not looked at: {error.message}")
@@ -122,12 +122,12 @@ class Memory:
         return content
 
 
-def as_said(question: Question) -> Said:
+def as_said(question: Question) -> NormalizedExample:
     """A question as it is compared with what was taught."""
-    return Said.of([(turn.role, turn.content) for turn in question.turns], question.reference)
+    return NormalizedExample.of([(turn.role, turn.content) for turn in question.turns], question.reference)
 
 
-def held_out_of(content: bytes) -> list[Said]:
+def held_out_of(content: bytes) -> list[NormalizedExample]:
     """The questions of a file that a job kept; what is none is passed over."""
     found = []
     for line in split_lines(content):

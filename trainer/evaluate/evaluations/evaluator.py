@@ -152,7 +152,7 @@ class Evaluator:
         """Have the gateway keep what is asked, once."""
         kept = self.kept()
         if kept.held_out is None:
-            held_out = self._gateway.keep(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
+            held_out = self._gateway.upload_file(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
             self._directory.write(spec.KEPT, kept.model_copy(update={"held_out": held_out}))
 
     def keep(self, report: EvaluationReport) -> Kept:
@@ -165,7 +165,7 @@ class Evaluator:
             self._check()
             self._directory.path(name).write_text(content, "utf-8")
             if getattr(kept, part) is None:
-                kept_as = self._gateway.keep(f"{self._run_id}-{name}", content.encode(), RESULTS)
+                kept_as = self._gateway.upload_file(f"{self._run_id}-{name}", content.encode(), RESULTS)
                 kept = kept.model_copy(update={part: kept_as})
                 self._directory.write(spec.KEPT, kept)
         return kept

@@ -11,7 +11,7 @@ from adapters.protocol.runs import EvaluationContext
 from adapters.validation import faults, message
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
-from trainer.data.taught import Said, Taught
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples
 from trainer.errors import DataInvalid, HeldOutTaught, Problem
 from trainer.evaluate.arms import Question, questions
 from trainer.evaluate.evaluations.contamination import as_said
@@ -48,7 +48,10 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
 
 
 def refuse_taught(
-    job: EvaluationJob, held_out: Sequence[Question], taught: Sequence[Question], own: Sequence[Said] | None
+    job: EvaluationJob,
+    held_out: Sequence[Question],
+    taught: Sequence[Question],
+    own: Sequence[NormalizedExample] | None,
 ) -> None:
     """Refuse what the candidate was trained on: what it learnt by heart would count as understood.
 
@@ -65,8 +68,8 @@ def refuse_taught(
     """
     if job.context.candidate is None or (own is None and kept_by_its_job(job.context)):
         return
-    known = Taught((as_said(question) for question in taught), common=True).without(own or ())
-    same = [question for question in held_out if known.holds(as_said(question))]
+    known = TrainedExamples((as_said(question) for question in taught), common=True).without(own or ())
+    same = [question for question in held_out if known.contains(as_said(question))]
     if same:
         raise HeldOutTaught(
             f"{len(same)} of {len(held_out)} held-out examples (the first: {same[0].id[:40]}) stand in the file that "

@@ -13,14 +13,14 @@ from trainer.evaluate.evaluations.spec import ANSWER_BOOKS, EvaluationResult, Pr
 from trainer.reviews.service import Reviews
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
-from trainer.runs.kind import Cause, Cut, Ending, Kind, Stage
-from trainer.runs.process import Command, End
+from trainer.runs.kind import Abort, AbortCause, Kind, RunOutcome, Stage
+from trainer.runs.process import Command, WorkerExit
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
 
 NAME: Final = "evaluation"
 EVALUATE: Final = Stage(spec.EVALUATE, Status.QUEUED)
-BIG: Final = (spec.HELD_OUT, spec.TRAINING, spec.QUESTIONS, *ANSWER_BOOKS)
+LARGE_FILES: Final = (spec.HELD_OUT, spec.TRAINING, spec.QUESTIONS, *ANSWER_BOOKS)
 """Not the report: that is what an evaluation is for."""
 
 
@@ -32,7 +32,7 @@ def worker_command(directory: Path, _stage: str) -> list[str]:
 def evaluation_directories(installation: Installation) -> RunDirectories:
     """Where evaluations are."""
     home = installation.directory
-    return RunDirectories(home / "evaluations", home / "spent-evaluations", BIG)
+    return RunDirectories(home / "evaluations", home / "spent-evaluations", LARGE_FILES)
 
 
 class EvaluationKind(Kind[EvaluationResult]):
@@ -43,7 +43,7 @@ class EvaluationKind(Kind[EvaluationResult]):
     """
 
     name = NAME
-    noun = described = "evaluation"
+    noun = display_name = "evaluation"
     param = "evaluation_id"
     too_many = TooManyEvaluations
     stages = (EVALUATE,)
@@ -60,7 +60,7 @@ class EvaluationKind(Kind[EvaluationResult]):
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
-        directory = self.directories.of(run_id)
+        directory = self.directories.path_of(run_id)
         there = [name for name in (spec.HELD_OUT, spec.PLAN, spec.KEPT) if (directory / name).exists()]
         books = (name for name in ANSWER_BOOKS if (directory / name).exists())
         return " ".join([*there, *(f"{name}:{(directory / name).stat().st_size}" for name in books)])
@@ -69,12 +69,12 @@ class EvaluationKind(Kind[EvaluationResult]):
         """See Kind."""
         return "the answers that it has" if progress else "the beginning"
 
-    def cut_short(self, run: Run, cut: Cut) -> Ending[EvaluationResult]:
+    def abort_run(self, run: Run, abort: Abort) -> RunOutcome[EvaluationResult]:
         """See Kind."""
-        if cut.cause is Cause.CANCELLED:
-            return Ending(EvaluationResult(status="cancelled"), "cancelled")
-        failure = DISK_FULL if cut.cause is Cause.DISK_FULL else _given_up(cut.end, cut.times)
-        return Ending(EvaluationResult(status="failed", error=failure), failure.message)
+        if abort.cause is AbortCause.CANCELLED:
+            return RunOutcome(EvaluationResult(status="cancelled"), "cancelled")
+        failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else _given_up(abort.end, abort.times)
+        return RunOutcome(EvaluationResult(status="failed", error=failure), failure.message)
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
         """See Kind."""
@@ -87,7 +87,7 @@ class EvaluationKind(Kind[EvaluationResult]):
         return self.directories.read(run_id, spec.PROGRESS, Progress)
 
 
-def _given_up(end: End, times: int) -> Failure:
+def _given_up(end: WorkerExit, times: int) -> Failure:
     how = "was gone" if end.code is None else f"ended with exit code {end.code}"
     message = (
         f"The worker {how}, {times} times in a row without getting any further. Its log in the evaluation's "

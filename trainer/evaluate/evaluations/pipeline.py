@@ -185,7 +185,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             notes: list[str] = []
             pointer, live = opponent(self._gateway, context.candidate, notes.append)
             return Serving(pointer, live, tuple(notes))
-        if context.live is not None and not self._gateway.reads_stores(context.live):
+        if context.live is not None and not self._gateway.can_read_stores(context.live):
             return Serving(notes=(unread(context.live),))
         return Serving(live=context.live)
 

@@ -48,9 +48,9 @@ def opponent(gateway: Gateway, name: str, say: Callable[[str], None]) -> tuple[P
     adapter, _, number = name.partition("@")
     pointer = where(gateway, adapter)
     live = f"{adapter}@{pointer.version}"
-    if pointer.version in (None, int(number)) or not gateway.serves(live):
+    if pointer.version in (None, int(number)) or not gateway.is_servable(live):
         return pointer, None
-    if gateway.settings(live).get("grounding") and not gateway.reads_stores(live):
+    if gateway.settings(live).get("grounding") and not gateway.can_read_stores(live):
         say(unread(live))
         return pointer.model_copy(update={"compared": False}), None
     return pointer, live
@@ -110,7 +110,7 @@ def _move(gateway: Gateway, name: str, expected: int | None, say: Callable[..., 
     adapter = name.partition("@")[0]
     by_hand = f"`hatrack promote {name}` makes it live"
     try:
-        gateway.aim(name, LIVE, expected)
+        gateway.set_alias(name, LIVE, expected)
     except GatewayRefused as refused:
         if refused.gateway_code == MOVED:
             say(_moved(adapter, by_hand), level="warn")
