@@ -70,7 +70,7 @@ def test_the_base_is_asked_with_the_new_version_s_grounding(
             name="voice@2",
         )
         fixed = judging._fix_comparison()
-        again = judging._again(fixed.evaluation, judging._evaluator.kept())
+        again = judging._repeat_body(fixed.evaluation, judging._evaluator.kept())
     way.close()
     asked = {"vector_store_ids": ["vs_shop"], "max_passage_tokens": 700} if grounded else None
     assert [arm.grounding for arm in fixed.evaluation.arms] == [None, asked, asked]

@@ -137,7 +137,9 @@ def test_the_metric_is_fixed_before_training_and_said(job: Callable[..., Path]) 
     assert plan.primary.name == "exact_match"
     assert plan.primary.max_tokens >= 16
     spoken = said(folder)
-    fixed = next(at for at, message in enumerate(spoken) if message.startswith("it will be judged by exact_match"))
+    fixed = next(
+        at for at, message in enumerate(spoken) if message.startswith("the adapter will be judged by exact_match")
+    )
     assert fixed < spoken.index("training")
 
 
@@ -282,7 +284,7 @@ def test_cancelled_while_it_is_judged_the_version_stays_and_nothing_moves(
     assert (done.status, done.fine_tuned_model, done.judged) == ("succeeded", "voice@1", None)
     assert gateway.aliases == {}
     assert gateway.verdicts == []
-    assert "nothing was moved" in said(folder)[-1]
+    assert "`live` was not moved" in said(folder)[-1]
 
 
 def test_cancelled_before_it_goes_on_the_version_stays_too(job: Callable[..., Path], gateway: FakeGateway) -> None:
@@ -316,7 +318,7 @@ def test_a_verdict_stands_though_live_could_not_be_moved(
     assert run(folder) == DONE
     assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
     assert events(folder)[-1]["level"] == "error"
-    assert "`hatrack promote voice@1` makes it live" in said(folder)[-1]
+    assert "Run `hatrack promote voice@1` to make it live" in said(folder)[-1]
 
 
 def test_what_cannot_be_judged_has_succeeded_and_says_how_to_judge_it(

@@ -120,7 +120,7 @@ async def test_a_killed_worker_is_started_again_from_its_last_checkpoint(client:
     assert (await client.ended(made.id)).status == "succeeded"
     warned = [event for event in await client.events(made.id) if event.level == "warn"]
     assert [event.message for event in warned] == [
-        "The worker was killed (SIGKILL); it goes on from checkpoint step-00000002"
+        "The worker was killed (SIGKILL); resuming from checkpoint step-00000002"
     ]
     steps = [event.data["step"] for event in await client.events(made.id) if event.type == "metrics"]
     assert steps == [1, 2, 3, 4, 5]
@@ -139,7 +139,7 @@ async def test_a_worker_that_is_killed_while_it_judges_again_and_again_leaves_a_
     assert last.level == "error"
     assert "voice@1 is registered, without a verdict" in last.message
     warned = [event.message for event in await client.events(made.id) if event.level == "warn"]
-    assert warned == ["The worker was killed (SIGKILL); it goes on from the answers that it has"] * 3
+    assert warned == ["The worker was killed (SIGKILL); resuming from the answers collected so far"] * 3
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -251,7 +251,7 @@ async def test_a_worker_that_outlives_its_trainer_is_found_again(
         worker.send_signal(signal.SIGKILL)
         assert (await client.ended(made.id)).status == "succeeded"
         (warned,) = [event.message for event in await client.events(made.id) if event.level == "warn"]
-        assert warned == "The worker was gone; it goes on from checkpoint step-00000003"
+        assert warned == "The worker disappeared; resuming from checkpoint step-00000003"
 
 
 @pytest.mark.slow
