@@ -32,13 +32,13 @@ RUNNING_JOB, RUNNING_EVALUATION = "ftjob-abf9febf0e990b8802993217", "eval-18c670
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.finetune.spec import Result
+from trainer.finetune.spec import JobResult
 from trainer.runs.directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])) as directory:
     directory.emit_event("an earlier trainer's worker")
     while not directory.path("go").exists():
         time.sleep(0.02)
-    directory.write("result.json", Result(status="succeeded", fine_tuned_model="voice@9"))
+    directory.write("result.json", JobResult(status="succeeded", fine_tuned_model="voice@9"))
 """
 
 
