@@ -28,12 +28,12 @@ from adapters.errors import AdapterError
 from trainer.app import Trainer, create_app
 from trainer.config import Installation, Settings, load_settings
 from trainer.errors import SettingsError
-from trainer.finetune.capacity import Base
+from trainer.finetune.capacity import BaseModelInfo
 
-WRONG: Final = 2
-TAKEN: Final = 3
-PARENT_LOOK_S: Final = 0.5
-LINGER_S: Final = 1
+BAD_SETTINGS: Final = 2
+HOME_LOCKED: Final = 3
+PARENT_POLL_S: Final = 0.5
+GRACEFUL_SHUTDOWN_S: Final = 1
 """How long requests may take to end once the trainer is to stop, s: streams of events come back to the next one."""
 _LOG = logging.getLogger("hatrack.trainer")
 
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class HomeTaken(Exception):
+class HomeLocked(Exception):
     """Another trainer is at work in this home."""
 
 
@@ -63,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings()
         installation = _installation(options, settings)
-        base = Base.read(installation.base)
+        base = BaseModelInfo.read(installation.base)
     except SettingsError as error:
-        return _fail(str(error), WRONG)
+        return _fail(str(error), BAD_SETTINGS)
     except AdapterError as error:
-        return _fail(error.message, WRONG)
+        return _fail(error.message, BAD_SETTINGS)
     except (OSError, KeyError, ValueError) as error:
-        return _fail(f"{options.base} is no checkpoint that can be trained on: {error!r}", WRONG)
+        return _fail(f"{options.base} is no checkpoint that can be trained on: {error!r}", BAD_SETTINGS)
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.log_level.upper(),
@@ -77,14 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        with _alone(installation.directory):
+        with _lock_home(installation.directory):
             trainer = Trainer.build(settings, installation, base)
             listener = _unix(options.socket) if options.socket else _tcp(options.host, options.port)
             asyncio.run(_serve(trainer, settings, listener, parent if options.socket else None))
     except SettingsError as error:
-        return _fail(str(error), WRONG)
-    except HomeTaken as error:
-        return _fail(str(error), TAKEN)
+        return _fail(str(error), BAD_SETTINGS)
+    except HomeLocked as error:
+        return _fail(str(error), HOME_LOCKED)
     return 0
 
 
@@ -124,15 +124,15 @@ def _installation(options: argparse.Namespace, settings: Settings) -> Installati
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Be the only trainer of this home. Raises HomeTaken."""
+def _lock_home(directory: Path) -> Iterator[None]:
+    """Be the only trainer of this home. Raises HomeLocked."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     lock = os.open(directory / "trainer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise HomeTaken(f"another trainer is at work in {directory}") from None
+        raise HomeLocked(f"another trainer is at work in {directory}") from None
     else:
         yield
     finally:
@@ -170,12 +170,12 @@ async def _serve(trainer: Trainer, settings: Settings, listener: socket.socket, 
         access_log=False,
         lifespan="on",
         server_header=False,
-        timeout_graceful_shutdown=LINGER_S,
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
     )
     server = Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.stop)
-    watch = asyncio.create_task(_stop_without(parent, server)) if parent is not None else None
+    watch = asyncio.create_task(_stop_with_parent(parent, server)) if parent is not None else None
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -186,9 +186,9 @@ async def _serve(trainer: Trainer, settings: Settings, listener: socket.socket, 
         raise SettingsError("the trainer could not start; its log has the reason")
 
 
-async def _stop_without(parent: int, server: Server) -> None:
+async def _stop_with_parent(parent: int, server: Server) -> None:
     while os.getppid() == parent:  # noqa: ASYNC110 (a parent's end sends nothing that could be waited for)
-        await asyncio.sleep(PARENT_LOOK_S)
+        await asyncio.sleep(PARENT_POLL_S)
     _LOG.warning("the process that started the trainer has gone; it stops")
     server.stop()
 

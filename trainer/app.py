@@ -1,4 +1,4 @@
-"""The trainer's application: its parts put together, who is let in, and one error shape for whatever goes wrong."""
+"""Builds the trainer and its FastAPI application, with authentication and OpenAI's error format."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LOG = logging.getLogger("hatrack.trainer.http")
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """The parts of a trainer."""
+    """The components of a trainer."""
 
     database: Database
     kinds: tuple[AnyKind, ...]
@@ -64,15 +64,15 @@ class Trainer:
         cls,
         settings: Settings,
         installation: Installation,
-        base: capacity.Base,
+        base: capacity.BaseModelInfo,
         command: Command = finetune_kind.worker_command,
         evaluating: Command = evaluation_kind.worker_command,
     ) -> Trainer:
-        """Put the parts together; nothing is opened or started.
+        """Create the components; nothing is opened or started.
 
         Args:
-            command: The command line of a job's worker.
-            evaluating: The command line of an evaluation's worker.
+            command: Gives the command line of a job's worker.
+            evaluating: Gives the command line of an evaluation's worker.
         """
         database = Database(installation.directory / FILE)
         notifier = Notifier()
@@ -103,7 +103,7 @@ class Trainer:
         )
 
     async def start(self) -> None:
-        """Open the records, find what a former trainer has left, and begin. Raises SettingsError."""
+        """Open the database, adopt the runs of an earlier trainer, and start scheduling. Raises SettingsError."""
         for kind in self.kinds:
             kind.directories.open()
         await self.database.open()
@@ -111,7 +111,7 @@ class Trainer:
         await self.supervisor.start()
 
     async def stop(self) -> None:
-        """Have the workers checkpoint and end, and close everything."""
+        """Have the workers checkpoint and exit, and close everything."""
         await self.supervisor.stop()
         await self.housekeeper.stop()
         await self.database.close()
@@ -136,20 +136,20 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app.include_router(reviews_router)
     app.add_api_route("/health", _health, methods=["GET"])
     _add_error_handlers(app)
-    # the last that is added is the first that sees a request
-    app.add_middleware(OnlyTheGateway, secret=settings.secret.get_secret_value() if settings.secret else None)
-    app.add_middleware(LastResort)
+    # the last middleware added is the first to see a request
+    app.add_middleware(GatewayAuthentication, secret=settings.secret.get_secret_value() if settings.secret else None)
+    app.add_middleware(UnexpectedErrors)
     return app
 
 
 async def _health(request: Request) -> dict[str, Any]:
-    """The gateway asks every few seconds; its `/metrics` shows the pauses."""
+    """Polled by the gateway, whose `/metrics` shows the pauses."""
     trainer: Trainer = request.app.state.trainer
     return {"status": "ok", "paused_seconds": await trainer.database.run(records.paused_s)}
 
 
-class OnlyTheGateway:
-    """Lets in who shows the secret, where there is one; a socket's mode keeps others out where there is none."""
+class GatewayAuthentication:
+    """Rejects requests without the shared secret, if one is set; otherwise the socket's mode keeps others out."""
 
     def __init__(self, app: ASGIApp, secret: str | None) -> None:
         self.app = app
@@ -158,15 +158,17 @@ class OnlyTheGateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one scope."""
         if scope["type"] == "http" and self._secret is not None:
-            shown = Headers(scope=scope).get(SECRET_HEADER, "").encode("latin-1")
-            if not hmac.compare_digest(shown, self._secret):
-                refused = UnknownCaller("this trainer answers its gateway alone, which shows a secret")
-                return await answer(refused)(scope, receive, send)
+            secret = Headers(scope=scope).get(SECRET_HEADER, "").encode("latin-1")
+            if not hmac.compare_digest(secret, self._secret):
+                refused = UnknownCaller(
+                    f"missing or wrong {SECRET_HEADER} header; only the gateway may call the trainer"
+                )
+                return await error_response(refused)(scope, receive, send)
         return await self.app(scope, receive, send)
 
 
-class LastResort:
-    """An exception that nobody expected becomes a 500 in the one shape, if nothing was sent yet."""
+class UnexpectedErrors:
+    """Turns an unexpected exception into a 500 in OpenAI's error format, if no response was started."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -177,51 +179,51 @@ class LastResort:
             return await self.app(scope, receive, send)
         started = False
 
-        async def watched(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            return await self.app(scope, receive, watched)
+            return await self.app(scope, receive, send_watched)
         except ClientDisconnect:
             return None
         except Exception:
             _LOG.exception("a request failed: %s %s", scope["method"], scope["path"])
             if started:
                 raise
-            return await answer(Broken("the trainer failed; its log has the reason"))(scope, receive, send)
+            return await error_response(Broken("internal error in the trainer; see its log"))(scope, receive, send)
 
 
-def answer(error: RequestError) -> Response:
-    """An error as a response."""
+def error_response(error: RequestError) -> Response:
+    """The response for an error."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     if error.status == 409 or error.status >= 500:
-        headers["x-should-retry"] = "false"  # OpenAI's clients would; the same again ends the same
+        headers["x-should-retry"] = "false"  # OpenAI's clients would retry, with the same result
     return JSONResponse(error.payload(), error.status, headers)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    async def ours(_request: Request, error: Exception) -> Response:
+    async def handle_request_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)  # noqa: S101 (registered for this class alone)
-        return answer(error)
+        return error_response(error)
 
-    async def invalid(_request: Request, error: Exception) -> Response:
+    async def handle_validation_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")) or None
         kind = UnknownParameter if first["type"] == "extra_forbidden" else Invalid
-        found = f" (found {shown(first.get('input'))})" if first["loc"][0] != "header" else ""
-        return answer(kind(f"`{param}`: {message(first)}{found}", param=param))
+        given = f"; got {shown(first.get('input'))}" if first["loc"][0] != "header" else ""
+        return error_response(kind(f"`{param}`: {message(first)}{given}", param=param))
 
-    async def frameworks(request: Request, error: Exception) -> Response:
+    async def handle_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         if error.status_code == 405:
-            return answer(NotAllowed(f"{request.method} is not allowed here"))
+            return error_response(NotAllowed(f"{request.method} is not allowed for {request.url.path}"))
         if error.status_code == 404:
-            return answer(Missing("there is nothing here"))
-        return answer(Invalid(str(error.detail)))
+            return error_response(Missing(f"No such route: {request.method} {request.url.path}"))
+        return error_response(Invalid(str(error.detail)))
 
-    app.add_exception_handler(RequestError, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, frameworks)
+    app.add_exception_handler(RequestError, handle_request_error)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_exception_handler(HTTPException, handle_http_exception)

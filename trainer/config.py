@@ -21,7 +21,7 @@ from trainer.errors import SettingsError
 PREFIX: Final = "HATRACK_TRAINER_"
 SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET"})
 """Variables whose value stands in no message, and which no worker inherits."""
-KEPT_BACK: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
+NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
 
 
 class Settings(BaseSettings):
@@ -170,10 +170,10 @@ def load_settings(**overrides: object) -> Settings:
 
 def worker_environment() -> dict[str, str]:
     """What a worker inherits: all but the secrets of trainer and gateway. It has a key of its job's own."""
-    return {name: value for name, value in os.environ.items() if name not in KEPT_BACK}
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
 
 
-def named_secret(name: str) -> str | None:
+def secret_from_environment(name: str) -> str | None:
     """The value of a variable that the endpoints file names as the place of a key; None where it is unset or empty."""
     return os.environ.get(name) or None
 
@@ -184,6 +184,6 @@ def visible_gpus() -> tuple[str, ...] | None:
     return None if listed is None else tuple(part.strip() for part in listed.split(",") if part.strip())
 
 
-def gpu_seen() -> bool:
+def has_gpu() -> bool:
     """True where an NVIDIA driver answers on this machine; decided without importing torch."""
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()

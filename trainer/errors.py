@@ -30,7 +30,7 @@ Exception
     │   ├── DataRefused            the quality report forbids training
     │   ├── DataTooSmall
     │   └── TemplateUnsupported    the base's chat template cannot be trained on exactly
-    ├── WishRefused                a hyperparameter that cannot be had; `param` names it
+    ├── InvalidHyperparameter                a hyperparameter that cannot be had; `param` names it
     ├── TrainingError
     │   ├── NothingTrainable       no module of the base matches the recipe
     │   ├── ParentUnsupported      the version to train on from differs in what a recipe has one of
@@ -48,7 +48,7 @@ Exception
     │   ├── AnswerUnreadable       an answer that lacks what was asked for
     │   └── SuiteUnavailable       a suite whose data or libraries are not here
     │       └── SandboxUnavailable the machine gives none, or one that does not hold: nothing is run
-    ├── FolderBusy                 another worker is at the job
+    ├── RunDirectoryBusy                 another worker is at the job
     ├── GatewayUnreachable
     ├── GatewayRefused             the gateway said no; `status` and `code` are its
     └── ExportRefused              the adapter that came out could not be served
@@ -266,7 +266,7 @@ class TemplateUnsupported(DataError):
     code = "chat_template_unsupported"
 
 
-class WishRefused(TrainerError):
+class InvalidHyperparameter(TrainerError):
     """A hyperparameter that the engine, the base or the parent does not allow."""
 
     code = "invalid_hyperparameter"
@@ -351,7 +351,7 @@ class SandboxUnavailable(SuiteUnavailable):
     code = "sandbox_unavailable"
 
 
-class FolderBusy(TrainerError):
+class RunDirectoryBusy(TrainerError):
     code = "folder_busy"
 
 

@@ -1,4 +1,4 @@
-"""What all of the trainer's routes share: the caller, bodies that are read with a bound, pages of lists."""
+"""Shared by all routes of the trainer: the caller, size-limited request bodies, list responses."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADE
 from trainer.errors import BodyTooLarge, Invalid
 
 MAX_BODY_BYTES: Final = 2 * 2**20
-MOST_LISTED: Final = 100
+MAX_LISTED: Final = 100
 DEFAULT_LISTED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentCaller:
-    """Who asks, as the gateway says it. ``adapters`` are globs of the names that the key may use; None: of all."""
+    """The caller, from the gateway's headers. ``adapters`` are globs of the adapters that it may use; None: all."""
 
     project: str
     key_id: str
     adapters: tuple[str, ...] | None = None
 
     def may_use(self, adapter: str) -> bool:
-        """Whether the key's globs match the adapter's name."""
+        """Whether the key may use the adapter of this name."""
         return self.adapters is None or any(fnmatchcase(adapter, glob) for glob in self.adapters)
 
     def may_see(self, adapters: Collection[str]) -> bool:
-        """Whether the key may use all of these: what shows one adapter's answers is seen by who may ask it."""
+        """Whether the key may use all of these adapters, and so see results that show their answers."""
         return all(map(self.may_use, adapters))
 
 
@@ -40,37 +40,37 @@ async def current_caller(
     key_id: Annotated[str, Header(alias=KEY_ID_HEADER, max_length=128)],
     adapters: Annotated[str | None, Header(alias=ADAPTERS_HEADER, max_length=16_384)] = None,
 ) -> CurrentCaller:
-    """Who asks."""
+    """The caller, from the gateway's headers."""
     globs = None if adapters is None else tuple(glob for glob in adapters.split(",") if glob)
     return CurrentCaller(project, key_id, globs)
 
 
 Caller = Annotated[CurrentCaller, Depends(current_caller)]
 After = Annotated[str | None, Query(max_length=64)]
-Limit = Annotated[int, Query(ge=1, le=MOST_LISTED)]
+Limit = Annotated[int, Query(ge=1, le=MAX_LISTED)]
 
 
 async def read_json(request: Request) -> Any:
     """The body as JSON. Raises Invalid, BodyTooLarge."""
-    content = b"".join([piece async for piece in at_most(request, MAX_BODY_BYTES)])
+    content = b"".join([chunk async for chunk in read_bounded(request, MAX_BODY_BYTES)])
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Invalid("the body is not JSON") from error
+        raise Invalid(f"the request body is not valid JSON: {error}") from error
 
 
-async def at_most(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    """The body's pieces. Raises BodyTooLarge once there are more than ``most`` bytes."""
+async def read_bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The chunks of the request body. Raises BodyTooLarge once they exceed ``max_bytes``."""
     total = 0
-    async for piece in request.stream():
-        total += len(piece)
-        if total > most:
-            raise BodyTooLarge(f"the body has more than {most} bytes")
-        yield piece
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > max_bytes:
+            raise BodyTooLarge(f"the request body exceeds {max_bytes} bytes")
+        yield chunk
 
 
 def list_object(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """OpenAI's list."""
+    """OpenAI's list object."""
     return {
         "object": "list",
         "data": list(data),

@@ -1,4 +1,4 @@
-"""What comes from outside as a model of pydantic's, and what is told where it is none."""
+"""Validates external input with pydantic and formats the errors."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from adapters.validation import faults, message, path, shown
 from trainer.errors import Invalid, RequestError, UnknownParameter
 
 Model = TypeVar("Model", bound=BaseModel)
-NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
+NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def validated(model: type[Model], content: object, where: Mapping[str, str] = NOWHERE) -> Model:
-    """The content as a ``model``.
+def validated(model: type[Model], content: object, aliases: Mapping[str, str] = NO_ALIASES) -> Model:
+    """Validate content as a ``model``.
 
     Args:
-        where: The dotted name that a field is told by, where that is not its own.
+        aliases: Dotted names to report instead of fields' own names.
 
     Raises:
-        Invalid, UnknownParameter: With the field's dotted name, what was found and what is allowed.
+        Invalid, UnknownParameter: With the field's dotted name, the given value and what is allowed.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _refusal(error, content, where) from error
+        raise _refusal(error, content, aliases) from error
 
 
-def _refusal(error: ValidationError, content: object, where: Mapping[str, str]) -> RequestError:
-    """The first fault, with the field's dotted name, what was found and what is allowed."""
-    found = faults(error)
-    field = _field(found[0], content, where)
-    told = [fault for fault in found if _field(fault, content, where) == field]
+def _refusal(error: ValidationError, content: object, aliases: Mapping[str, str]) -> RequestError:
+    """The error about the first invalid field."""
+    all_faults = faults(error)
+    field = _field(all_faults[0], content, aliases)
+    field_faults = [fault for fault in all_faults if _field(fault, content, aliases) == field]
     param = ".".join(field) or None
-    name = f"`{param}`" if param else "the body"
-    if told[0]["type"] == "missing":
+    name = f"`{param}`" if param else "the request body"
+    if field_faults[0]["type"] == "missing":
         return Invalid(f"{name} is missing", param=param)
-    if told[0]["type"] == "extra_forbidden":
+    if field_faults[0]["type"] == "extra_forbidden":
         return UnknownParameter(f"{name} is not known", param=param)
-    allowed = " or ".join(dict.fromkeys(message(fault) for fault in told))
-    return Invalid(f"{name} is {shown(told[0]['input'])}: {allowed}", param=param)
+    allowed = " or ".join(dict.fromkeys(message(fault) for fault in field_faults))
+    return Invalid(f"{name} is {shown(field_faults[0]['input'])}: {allowed}", param=param)
 
 
-def _field(fault: ErrorDetails, content: object, where: Mapping[str, str]) -> list[str]:
+def _field(fault: ErrorDetails, content: object, aliases: Mapping[str, str]) -> list[str]:
     """The parts of a field's dotted name."""
     first = str(fault["loc"][0]) if fault["loc"] else ""
-    return [where[first]] if first in where else path(fault, content)
+    return [aliases[first]] if first in aliases else path(fault, content)

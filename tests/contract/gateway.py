@@ -34,7 +34,7 @@ from trainer.app import Trainer
 from trainer.app import create_app as create_trainer_app
 from trainer.config import Installation
 from trainer.config import Settings as TrainerSettings
-from trainer.finetune.capacity import Base
+from trainer.finetune.capacity import BaseModelInfo
 
 UNIT: Final = Path(__file__).parent.parent / "unit" / "trainer"
 ADMIN_KEY: Final = "a-key-for-these-tests-0123456789"
@@ -214,7 +214,7 @@ def _trainer(home: Path, base_dir: Path, settings: Settings) -> ASGIApp:
     def evaluate(folder: Path, _stage: str) -> list[str]:
         return [sys.executable, str(UNIT / "evaluate" / "evaluations" / "stand_in.py"), str(folder)]
 
-    return create_trainer_app(Trainer.build(chosen, installation, Base.read(base_dir), work, evaluate), chosen)
+    return create_trainer_app(Trainer.build(chosen, installation, BaseModelInfo.read(base_dir), work, evaluate), chosen)
 
 
 @asynccontextmanager

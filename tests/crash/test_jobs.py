@@ -218,7 +218,7 @@ async def test_a_worker_that_is_killed_while_it_judges_asks_nothing_twice(
     # ten examples twice, of the version and of the base; what was on its way when it died is asked for again
     assert 40 <= len(asked) <= 40 + AT_ONCE
     assert len(gateway.pushed) == len(gateway.verdicts) == 1
-    assert "it goes on from the answers that it has" in " ".join(await client.messages(made.id))
+    assert "resuming from the answers collected so far" in " ".join(await client.messages(made.id))
 
 
 async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Client, gateway: FakeGateway) -> None:
@@ -232,7 +232,7 @@ async def test_a_revoked_key_and_a_cancelled_training(daemon: Daemon, client: Cl
     assert gateway.pushed == []
     job = await client.ended(revoked.id)
     assert (job.status, job.error.code) == ("failed", "key_revoked")
-    assert "Make it with another" in job.error.message
+    assert "Create the job with another" in job.error.message
 
 
 def test_a_trainer_ends_with_whoever_started_it_and_is_alone_in_its_home(

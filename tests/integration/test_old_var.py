@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import ENGINE_TIMEOUT_S
 from tests.support.gateway import TIMEOUT
-from tests.support.hurry import hurried
 from tests.support.old_var import OldGateway, OldVersion, unpack, usage_of, versions
+from tests.support.scheduling import normal_priority
 
 pytestmark = pytest.mark.slow
 OVER = ("succeeded", "failed", "cancelled")
@@ -36,7 +36,7 @@ def successor(version: OldVersion, base_dir: Any, tmp_path_factory: pytest.TempP
     started = OldGateway(
         home=home, base_dir=base_dir, settings={"HATRACK_TRAINER_DEVICE": "cpu"}, arguments=("--trainer",)
     )
-    with hurried():
+    with normal_priority():
         started.start(prepare=lambda: unpack(version, home, base_dir=base_dir, gateway=started.url))
         yield started
         started.stop()

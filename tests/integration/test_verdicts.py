@@ -140,7 +140,11 @@ def test_the_verdict_stands_on_the_version_with_its_files(gateway: Gateway, good
 
 
 def test_the_metric_was_fixed_before_the_training_and_the_base_was_at_its_best(good: Ended) -> None:
-    fixed = [at for at, message in enumerate(good.messages) if message.startswith("it will be judged by exact_match")]
+    fixed = [
+        at
+        for at, message in enumerate(good.messages)
+        if message.startswith("the adapter will be judged by exact_match")
+    ]
     assert fixed
     assert fixed[0] < good.messages.index("training")
     assert good.job.hatrack["metric"] == good.report.metric == "exact_match"

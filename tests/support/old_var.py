@@ -33,7 +33,7 @@ from trainer.app import Trainer
 from trainer.app import create_app as create_trainer_app
 from trainer.config import Installation
 from trainer.config import Settings as TrainerSettings
-from trainer.finetune.capacity import Base
+from trainer.finetune.capacity import BaseModelInfo
 
 ROOT: Final = Path(__file__).parent.parent / "fixtures" / "old_var"
 ARCHIVE: Final = "var.tar.xz"
@@ -281,7 +281,7 @@ async def _read_trainer(home: Path, base_dir: Path) -> dict[str, Any]:
         home=home, gateway="http://gateway", base=base_dir, base_name="base", max_rank=32, context=2048
     )
     settings = TrainerSettings(device="cpu", secret=None)
-    trainer = Trainer.build(settings, installation, Base.read(base_dir))
+    trainer = Trainer.build(settings, installation, BaseModelInfo.read(base_dir))
     await trainer.database.open()
     app = create_trainer_app(trainer, settings)
     try:

@@ -1,1 +1,1 @@
-"""Training data: reading example files and rendering them to tokens."""
+"""Training data: reads example files, checks them, splits off held-out examples, and renders them to tokens."""

@@ -1,8 +1,7 @@
-"""`python -m trainer.data.check FILE --base DIR …`: the quality report of a data file, as JSON on stdout.
+"""`python -m trainer.data.check FILE --base DIR …`: prints the quality report of a data file as JSON on stdout.
 
-A process of its own, so that the one that answers requests loads no model library, and so that a file which takes too
-much memory or time ends nothing but its own check. Exit code 3: the file cannot be read, and stdout has
-`{"code": …, "message": …}`.
+This is its own process so that the API server loads no model library, and so that a file that takes too much memory or
+time ends only its own check. Exit code 3: the file is invalid, and stdout has `{"code": …, "message": …, "param": …}`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from trainer.data.formats import read_dataset
 from trainer.data.prepare import MIN_EXAMPLES, Rules, Source, inspect
 from trainer.errors import DataError, DataInvalid, TrainerError
 from trainer.tune import auto
-from trainer.tune.wish import Wish
+from trainer.tune.hyperparameters import HyperparameterRequest
 
 REFUSED: Final = 3
 SHOWN_PROBLEMS: Final = 20
@@ -29,22 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.data.check", description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--name", default="training.jsonl", help="what the file is called in the report")
-    parser.add_argument("--base", type=Path, required=True, help="the base model's checkpoint")
+    parser.add_argument("--name", default="training.jsonl", help="name of the file in the report")
+    parser.add_argument("--base", type=Path, required=True, help="checkpoint directory of the base model")
     parser.add_argument("--context", type=int, help="the engine's context, tokens")
-    parser.add_argument("--max-length", type=int, help="longest example, tokens; unset: chosen as a job chooses it")
-    parser.add_argument("--strict", action="store_true", help="refuse what is only warned of")
-    parser.add_argument("--drop-long", action="store_true", help="leave out what is longer than max-length")
+    parser.add_argument("--max-length", type=int, help="longest example, tokens; unset: as in a job with `auto`")
+    parser.add_argument("--strict", action="store_true", help="turn warnings into refusals")
+    parser.add_argument("--drop-long", action="store_true", help="drop examples longer than max-length")
     parser.add_argument("--min-held-out", type=int, default=0, help="held-out examples that a verdict needs")
-    parser.add_argument("--memory-gib", type=float, help="most address space, GiB")
+    parser.add_argument("--memory-gib", type=float, help="limit of the address space, GiB")
     options = parser.parse_args(arguments)
     if options.memory_gib is not None:
-        most = int(options.memory_gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        limit = int(options.memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         sys.stdout.write(_report(options) + "\n")
     except MemoryError:
-        return _refuse("out_of_memory", "the file takes more memory than a check may")
+        return _refuse("out_of_memory", "checking the file exceeds the memory limit of a data check")
     except DataInvalid as error:
         shown = "; ".join(str(problem) for problem in error.problems[:SHOWN_PROBLEMS])
         more = len(error.problems) - SHOWN_PROBLEMS
@@ -58,13 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> str:
     source = Source(options.name, options.file.read_bytes())
-    read_dataset(source.name, source.content, min_examples=MIN_EXAMPLES)  # what cannot be read need not wait for torch
+    read_dataset(
+        source.name, source.content, min_examples=MIN_EXAMPLES
+    )  # reports invalid files before the slow import of torch
     from trainer.data.render import Renderer, stop_tokens
     from trainer.tune.model import load_generation_config, load_tokenizer
 
     config: dict[str, Any] = json.loads((options.base / "config.json").read_text())
     positions = config.get("text_config", config)["max_position_embeddings"]
-    wish = Wish() if options.max_length is None else Wish(max_length=options.max_length)
+    wish = (
+        HyperparameterRequest() if options.max_length is None else HyperparameterRequest(max_length=options.max_length)
+    )
     tokenizer = load_tokenizer(options.base)
     renderer = Renderer(
         tokenizer,

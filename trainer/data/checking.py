@@ -1,5 +1,7 @@
-"""The quality report of a file that is sent for it: kept for as long as the check takes, looked at by a process of its
-own that is bounded in time and memory."""
+"""Data checks: the quality report of an uploaded file, made by a subprocess with limits on time and memory.
+
+The file is kept for the duration of the check only.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,15 @@ from trainer.data.report import Report
 from trainer.errors import BodyTooLarge, Broken, CheckTimedOut, Invalid, TooMany
 
 REFUSED: Final = 3
-"""`trainer.data.check` says so of a file that cannot be read."""
-WAITING_MOST: Final = 8
-AT_ONCE: Final = 1
+"""The exit code of `trainer.data.check` for an invalid file."""
+MAX_WAITING: Final = 8
+MAX_CONCURRENT: Final = 1
 IDLE_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class CheckWish:
-    """How a file is to be looked at."""
+class CheckOptions:
+    """The options of a data check."""
 
     max_length: int | None
     strict: bool
@@ -34,37 +36,37 @@ class CheckWish:
 
 
 class DataChecks:
-    """Looks at data files, one at a time; a few may wait."""
+    """Checks data files, one at a time; up to MAX_WAITING requests may wait."""
 
     def __init__(self, settings: Settings, installation: Installation) -> None:
         self._settings = settings
         self._installation = installation
-        self._turn = asyncio.Semaphore(AT_ONCE)
-        self._there = 0
+        self._slot = asyncio.Semaphore(MAX_CONCURRENT)
+        self._pending = 0
 
     @property
-    def most_bytes(self) -> int:
-        """Of a file."""
+    def max_bytes(self) -> int:
+        """The maximum size of a file."""
         return int(self._settings.max_file_mib * 2**20)
 
-    async def check(self, name: str, content: AsyncIterator[bytes], wish: CheckWish) -> dict[str, Any]:
-        """The report as JSON, and under `refused` whether a job would refuse the data.
+    async def check(self, name: str, content: AsyncIterator[bytes], options: CheckOptions) -> dict[str, Any]:
+        """The report as JSON, with `refused`: whether a job would refuse the data.
 
         Raises:
-            Invalid: The file cannot be read; the message has the lines and what is wrong with them.
+            Invalid: The file is invalid; the message lists the lines and their problems.
             BodyTooLarge, TooMany, CheckTimedOut, Broken.
         """
-        if self._there >= WAITING_MOST:
-            raise TooMany("too many files are being looked at already", retry_after_s=30)
-        self._there += 1
+        if self._pending >= MAX_WAITING:
+            raise TooMany(f"{MAX_WAITING} data checks are running or waiting, the maximum", retry_after_s=30)
+        self._pending += 1
         try:
             with tempfile.TemporaryDirectory(dir=self._installation.directory, prefix=".check-") as directory:
                 path = Path(directory, "data")
                 await self._receive(path, content)
-                async with self._turn:
-                    return await self._look(path, name, wish)
+                async with self._slot:
+                    return await self._run_check(path, name, options)
         finally:
-            self._there -= 1
+            self._pending -= 1
 
     async def _receive(self, path: Path, content: AsyncIterator[bytes]) -> None:
         total = 0
@@ -77,39 +79,39 @@ class DataChecks:
                 except StopAsyncIteration:
                     break
                 except TimeoutError:
-                    raise Invalid(f"nothing came for {IDLE_TIMEOUT_S:g} s in the middle of the file") from None
+                    raise Invalid(f"the upload stalled: no data for {IDLE_TIMEOUT_S:g} s") from None
                 total += len(chunk)
-                if total > self.most_bytes:
-                    raise BodyTooLarge(f"the file has more than {self._settings.max_file_mib:g} MiB")
+                if total > self.max_bytes:
+                    raise BodyTooLarge(f"the file exceeds {self._settings.max_file_mib:g} MiB")
                 await asyncio.to_thread(file.write, chunk)
         if total == 0:
             raise Invalid("the file is empty", param="file")
 
-    async def _look(self, path: Path, name: str, wish: CheckWish) -> dict[str, Any]:
+    async def _run_check(self, path: Path, name: str, options: CheckOptions) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
-            *self._command(path, name, wish),
+            *self._command(path, name, options),
             env=worker_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
         )
         try:
             async with asyncio.timeout(self._settings.check_timeout_s):
-                told, _ = await child.communicate()
+                output, _ = await child.communicate()
         except TimeoutError:
-            raise CheckTimedOut(f"the check took more than {self._settings.check_timeout_s:g} s") from None
+            raise CheckTimedOut(f"the data check exceeded {self._settings.check_timeout_s:g} s") from None
         finally:
             with suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
         if child.returncode == REFUSED:
-            refused = json.loads(told)
+            refused = json.loads(output)
             raise _refusal(refused["code"], refused["message"], refused["param"] or "file")
         if child.returncode != 0:
-            raise Broken(f"the check failed (exit code {child.returncode}); the trainer's log has the reason")
-        report = Report.model_validate_json(told)
+            raise Broken(f"the data check failed (exit code {child.returncode}); see the trainer's log")
+        report = Report.model_validate_json(output)
         return report.model_dump(mode="json") | {"refused": report.refused}
 
-    def _command(self, path: Path, name: str, wish: CheckWish) -> list[str]:
+    def _command(self, path: Path, name: str, options: CheckOptions) -> list[str]:
         installation = self._installation
         shown = "".join(letter if letter.isprintable() else "?" for letter in name)
         command = [sys.executable, "-m", "trainer.data.check", str(path), f"--name={shown}"]
@@ -117,9 +119,9 @@ class DataChecks:
         command += ["--min-held-out", str(self._settings.min_examples)]
         if installation.context is not None:
             command += ["--context", str(installation.context)]
-        if wish.max_length is not None:
-            command += ["--max-length", str(wish.max_length)]
-        return command + ["--strict"] * wish.strict + ["--drop-long"] * wish.drop_long
+        if options.max_length is not None:
+            command += ["--max-length", str(options.max_length)]
+        return command + ["--strict"] * options.strict + ["--drop-long"] * options.drop_long
 
 
 def _refusal(code: str, message: str, param: str) -> Invalid:

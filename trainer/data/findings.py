@@ -1,4 +1,4 @@
-"""What is looked for in examples that can be read: each check gives findings and changes nothing."""
+"""The checks of readable examples: each returns findings and changes nothing."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from trainer.data.format import Example
-from trainer.data.personal import Finder
+from trainer.data.personal import PersonalDataDetector
 from trainer.data.report import SHOWN_LINES, Finding
 from trainer.data.similar import groups
 from trainer.data.split import answer, question
-from trainer.data.taught import Said, Taught
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples
 
 DOMINANT: Final = 0.5
-"""Share of one answer above which a closed set is called imbalanced."""
+"""Share of the most frequent answer above which a closed set counts as imbalanced."""
 RARE: Final = 3
-"""Examples below which an answer of a closed set is called rare."""
-CLOSED_MOST_CHARS: Final = 80
+"""Number of examples below which an answer of a closed set counts as rare."""
+MAX_CLOSED_ANSWER_CHARS: Final = 80
 CLOSED_REPEATS: Final = 3
-"""Answers are a closed set where they are short and each stands CLOSED_REPEATS times or more on average."""
+"""Answers are a closed set if they are short and each occurs CLOSED_REPEATS times or more on average."""
 
 File = Literal["training", "held_out"]
 
@@ -27,83 +27,88 @@ File = Literal["training", "held_out"]
 def finding(
     code: str, message: str, lines: Iterable[int], *, refused: bool = False, file: File = "training"
 ) -> Finding:
-    """A finding over these lines."""
-    found = sorted(set(lines))
+    """A finding about these lines."""
+    distinct = sorted(set(lines))
     severity: Literal["refused", "warning"] = "refused" if refused else "warning"
     return Finding(
-        code=code, severity=severity, message=message, file=file, count=len(found), lines=tuple(found[:SHOWN_LINES])
+        code=code,
+        severity=severity,
+        message=message,
+        file=file,
+        count=len(distinct),
+        lines=tuple(distinct[:SHOWN_LINES]),
     )
 
 
 def duplicates(examples: Sequence[Example]) -> list[Finding]:
-    """Examples that say nearly the same, and questions that are answered in two ways."""
-    found: list[Finding] = []
+    """Near-duplicate examples, and questions with contradictory answers."""
+    findings: list[Finding] = []
     same: list[int] = []
     for group in groups([f"{question(example)}\n{answer(example)}" for example in examples]):
         same += [examples[index].line for index in group[1:]]
     if same:
-        found.append(
+        findings.append(
             finding(
                 "near_duplicates",
-                f"{len(same)} examples are nearly the same as an earlier one: they weigh more and teach nothing new",
+                f"{len(same)} examples are near-duplicates of an earlier one: they add weight but nothing to learn",
                 same,
             )
         )
-    asked: dict[tuple[str | None, str], list[tuple[str, int]]] = defaultdict(list)
+    answers: dict[tuple[str | None, str], list[tuple[str, int]]] = defaultdict(list)
     for example in examples:
-        said = Said.example(example)
-        asked[said.system, said.question].append((said.answer, example.line))
-    against = [line for several in asked.values() if len({text for text, _ in several}) > 1 for _, line in several]
-    if against:
-        found.append(
+        normalized = NormalizedExample.example(example)
+        answers[normalized.system, normalized.question].append((normalized.answer, example.line))
+    contradicting = [line for given in answers.values() if len({text for text, _ in given}) > 1 for _, line in given]
+    if contradicting:
+        findings.append(
             finding(
                 "contradictions",
-                f"{len(against)} examples ask the same and answer differently: the model can only learn to guess",
-                against,
+                f"{len(contradicting)} examples have the same question but different answers: the model can only guess",
+                contradicting,
             )
         )
-    return found
+    return findings
 
 
 def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> list[Finding]:
-    """The same example on both sides is refused: what was learnt by heart would count as understood. Under two system
-    messages it is two examples.
-
-    A question that is nearly the same as one trained on is warned of.
+    """Examples in both files are refused, as memorised answers would count; with different system messages they are
+    different examples. Questions that are near-duplicates of trained ones are a warning.
     """
-    taught = Taught(Said.example(example) for example in training)
-    same = [example.line for example in held_out if taught.holds(Said.example(example))]
-    found: list[Finding] = []
+    trained = TrainedExamples(NormalizedExample.example(example) for example in training)
+    same = [example.line for example in held_out if trained.contains(NormalizedExample.example(example))]
+    findings: list[Finding] = []
     if same:
-        message = f"{len(same)} held-out examples stand in the training file too: take them out of one of the two"
-        found.append(finding("held_out_in_training", message, same, refused=True, file="held_out"))
-    border = len(training)
+        message = f"{len(same)} held-out examples are also in the training file; remove them from one of the two"
+        findings.append(finding("held_out_in_training", message, same, refused=True, file="held_out"))
+    offset = len(training)
     near = [
-        held_out[index - border].line
+        held_out[index - offset].line
         for group in groups([question(example) for example in (*training, *held_out)])
-        if group[0] < border
+        if group[0] < offset
         for index in group
-        if index >= border
+        if index >= offset
     ]
     near = sorted(set(near) - set(same))
     if near:
-        message = f"{len(near)} held-out questions are nearly the same as one trained on: the measurement will flatter"
-        found.append(finding("held_out_near_training", message, near, file="held_out"))
-    return found
+        message = (
+            f"{len(near)} held-out questions are near-duplicates of trained ones: the evaluation will be too optimistic"
+        )
+        findings.append(finding("held_out_near_training", message, near, file="held_out"))
+    return findings
 
 
 def personal(examples: Sequence[Example], file: File = "training") -> list[Finding]:
-    """Personal data and secrets, a finding for each kind."""
-    finder = Finder()
+    """One finding for each kind of personal data and secrets."""
+    detector = PersonalDataDetector()
     lines: dict[str, list[int]] = defaultdict(list)
     for example in examples:
         for message in example.messages:
-            for kind in finder.find(message.content):
+            for kind in detector.find(message.content):
                 lines[kind].append(example.line)
     return [
         finding(
             "personal_data" if kind[0].islower() else "secret",
-            f"{len(set(at))} examples hold what looks like: {kind}. A model gives back what it was taught",
+            f"{len(set(at))} examples seem to contain: {kind}. A trained model can reproduce it",
             at,
             file=file,
         )
@@ -112,30 +117,32 @@ def personal(examples: Sequence[Example], file: File = "training") -> list[Findi
 
 
 def balance(examples: Sequence[Example], counts: Counter[str]) -> list[Finding]:
-    """For a closed set of answers: one that stands for most examples, and those too rare to be learnt."""
-    found: list[Finding] = []
-    most, times = counts.most_common(1)[0]
+    """For a closed set of answers: a dominant answer, and answers too rare to be learned."""
+    findings: list[Finding] = []
+    top, times = counts.most_common(1)[0]
     share = times / len(examples)
     if len(counts) > 1 and share > max(DOMINANT, 1.5 / len(counts)):
-        lines = [example.line for example in examples if answer(example).strip() == most]
-        message = f"the answer {most[:40]!r} stands in {share:.0%} of the examples: saying always that would look good"
-        found.append(finding("imbalance", message, lines))
+        lines = [example.line for example in examples if answer(example).strip() == top]
+        message = (
+            f"the answer {top[:40]!r} is in {share:.0%} of the examples: a model that always gives it would score well"
+        )
+        findings.append(finding("imbalance", message, lines))
     rare = {text for text, count in counts.items() if count < RARE}
     if rare:
         lines = [example.line for example in examples if answer(example).strip() in rare]
-        message = f"{len(rare)} of {len(counts)} answers stand in fewer than {RARE} examples"
-        found.append(finding("rare_answers", message, lines))
-    return found
+        message = f"{len(rare)} of {len(counts)} answers are in fewer than {RARE} examples each"
+        findings.append(finding("rare_answers", message, lines))
+    return findings
 
 
 def closed_answers(examples: Sequence[Example]) -> Counter[str] | None:
-    """How often each answer stands there, where the answers are a closed set (labels); else None."""
+    """The count of each answer if the answers are a closed set (labels); else None."""
     counts = Counter(answer(example).strip() for example in examples)
-    short = all(len(text) <= CLOSED_MOST_CHARS for text in counts)
+    short = all(len(text) <= MAX_CLOSED_ANSWER_CHARS for text in counts)
     return counts if short and len(examples) >= CLOSED_REPEATS * len(counts) else None
 
 
 def common_system_prompt(examples: Sequence[Example]) -> str | None:
-    """The system message that every example has; None where one has none or another."""
+    """The system message that all examples share; None if they differ or one has none."""
     prompts = {example.messages[0].content if example.messages[0].role == "system" else None for example in examples}
     return prompts.pop() if len(prompts) == 1 else None

@@ -1,8 +1,8 @@
-"""OpenAI's chat format: one JSON object a line, `{"messages": [{"role", "content"}, …]}`.
+"""OpenAI's chat format: one JSON object per line, `{"messages": [{"role", "content"}, …]}`.
 
-Strict: a line that is not exactly that is refused with its number and the reason, and a file with one such line is
-refused whole. An assistant message may carry `"weight": 0`, which keeps it as context and trains nothing on it.
-Other formats (`trainer.data.formats`) are turned into this one, line by line.
+Strict: any other line is refused with its number and the reason, and one such line refuses the file. An assistant
+message may have `"weight": 0`, which makes it context that is not trained on. Other formats (`trainer.data.formats`)
+are converted into this one, line by line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROLES: Final = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `trained` is true for an assistant's answer that the loss counts."""
+    """One message; `trained` is true for assistant messages that count in the loss."""
 
     role: Role
     content: str
@@ -32,7 +32,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation that ends with an assistant's answer; `line` (from 1) is where it stands in its file."""
+    """One conversation that ends with an assistant message; `line` is its line in the file, from 1."""
 
     line: int
     messages: tuple[Message, ...]
@@ -51,7 +51,7 @@ def read_chat(path: Path, *, min_examples: int = 1) -> Dataset:
     """Read a file of chat examples.
 
     Raises:
-        DataInvalid: With every line at fault.
+        DataInvalid: Lists every invalid line.
         DataTooSmall: Fewer than `min_examples`.
         OSError: The file cannot be read.
     """
@@ -68,17 +68,17 @@ def parse_chat(content: bytes) -> tuple[Example, ...]:
 
 
 def parse_lines(content: bytes, to_chat: Callable[[object], object]) -> tuple[Example, ...]:
-    """The examples in `content`, each line made into the chat format by `to_chat`, which may raise Refusal.
+    """The examples in `content`, each line converted to the chat format by `to_chat`, which may raise LineRefused.
 
     Raises:
-        DataInvalid: With every line at fault.
+        DataInvalid: Lists every invalid line.
     """
     examples: list[Example] = []
     problems: list[Problem] = []
     for number, line in enumerate(split_lines(content), start=1):
         try:
-            examples.append(Example(number, _messages(to_chat(decoded(line)))))
-        except Refusal as refusal:
+            examples.append(Example(number, _messages(to_chat(decode_line(line)))))
+        except LineRefused as refusal:
             problems.append(Problem(number, refusal.reason))
     if problems:
         raise DataInvalid(problems)
@@ -86,79 +86,79 @@ def parse_lines(content: bytes, to_chat: Callable[[object], object]) -> tuple[Ex
 
 
 def split_lines(content: bytes) -> list[bytes]:
-    """The lines of a file, without a byte-order mark and the empty line after its last newline."""
+    """The lines of a file, without a byte-order mark and without the empty line after the last newline."""
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1].strip() == b"":
         lines.pop()
     return lines
 
 
-class Refusal(Exception):
-    """Why a line is refused; never leaves `trainer.data`."""
+class LineRefused(Exception):
+    """A line is invalid for this reason; caught within `trainer.data`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-def decoded(line: bytes) -> object:
-    """A line's JSON value. Raises Refusal."""
+def decode_line(line: bytes) -> object:
+    """A line's JSON value. Raises LineRefused."""
     if not line.strip():
-        raise Refusal("the line is empty")
+        raise LineRefused("the line is empty")
     try:
         return json.loads(line.decode(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
-        raise Refusal(f"not UTF-8 at byte {error.start + 1}") from error
+        raise LineRefused(f"not UTF-8 at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
-        raise Refusal(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+        raise LineRefused(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
-        raise Refusal("nested too deeply") from error
+        raise LineRefused("nested too deeply") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    value_of: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise Refusal(f"the key {key!r} stands twice")
-        found[key] = value
-    return found
+        if key in value_of:
+            raise LineRefused(f"duplicate key {key!r}")
+        value_of[key] = value
+    return value_of
 
 
 def _messages(value: object) -> tuple[Message, ...]:
     if not isinstance(value, dict):
-        raise Refusal('not an object: expected {"messages": [...]}')
-    refuse_other_keys(value, {"messages"}, "")
+        raise LineRefused('not an object: expected {"messages": [...]}')
+    check_keys(value, {"messages"}, "")
     items = value.get("messages")
     if not isinstance(items, list) or not items:
-        raise Refusal("messages must be a list that is not empty")
+        raise LineRefused("messages must be a non-empty list")
     messages = tuple(_message(item, f"messages[{index}]") for index, item in enumerate(items))
     for index, message in enumerate(messages):
         if message.role == "system" and index > 0:
-            raise Refusal(f"messages[{index}]: a system message may only be the first")
+            raise LineRefused(f"messages[{index}]: only the first message may be a system message")
     if messages[-1].role != "assistant":
-        raise Refusal(f"the last message is the {messages[-1].role}'s, not the assistant's")
+        raise LineRefused(f"the last message has role {messages[-1].role}; it must be assistant")
     if not any(message.trained for message in messages):
-        raise Refusal("every assistant message has weight 0: there is nothing to train on")
+        raise LineRefused("every assistant message has weight 0, so there is nothing to train on")
     return messages
 
 
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
-        raise Refusal(f"{where} is not an object")
-    refuse_other_keys(value, {"role", "content", "weight"}, f"{where}.")
+        raise LineRefused(f"{where} is not an object")
+    check_keys(value, {"role", "content", "weight"}, f"{where}.")
     role, content, weight = value.get("role"), value.get("content"), value.get("weight", 1)
     if not _is_role(role):
-        raise Refusal(f"{where}.role is {role!r}, not one of {', '.join(_ROLES)}")
+        raise LineRefused(f"{where}.role is {role!r}; must be one of {', '.join(_ROLES)}")
     if not isinstance(content, str):
-        raise Refusal(f"{where}.content must be a text")
+        raise LineRefused(f"{where}.content must be a string")
     if role != "system" and not content.strip():
-        raise Refusal(f"{where}.content is empty")
+        raise LineRefused(f"{where}.content is empty")
     if not content.isprintable() and any(0xD800 <= ord(character) <= 0xDFFF for character in content):
-        raise Refusal(f"{where}.content holds half a surrogate pair")
+        raise LineRefused(f"{where}.content contains an unpaired surrogate")
     if "weight" in value and role != "assistant":
-        raise Refusal(f"{where}.weight: only an assistant message has one")
+        raise LineRefused(f"{where}.weight is allowed for assistant messages only")
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise Refusal(f"{where}.weight must be 0 or 1")
+        raise LineRefused(f"{where}.weight must be 0 or 1")
     return Message(role=role, content=content, trained=role == "assistant" and weight == 1)
 
 
@@ -166,8 +166,8 @@ def _is_role(value: object) -> TypeGuard[Role]:
     return value in _ROLES
 
 
-def refuse_other_keys(value: dict[str, Any], known: set[str], prefix: str) -> None:
-    """Raise Refusal where an object has a key that is not `known`."""
+def check_keys(value: dict[str, Any], known: set[str], prefix: str) -> None:
+    """Raise LineRefused if an object has a key that is not in `known`."""
     for key in value:
         if key not in known:
-            raise Refusal(f"{prefix}{key} is not supported; known here: {', '.join(sorted(known))}")
+            raise LineRefused(f"{prefix}{key} is not supported; allowed keys: {', '.join(sorted(known))}")

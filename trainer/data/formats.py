@@ -1,11 +1,11 @@
-"""The formats that training data comes in: found out from the first line, said, and turned into chat.
+"""The supported formats of training data: detected from the first line, reported, and converted to chat.
 
     chat               {"messages": [{"role", "content"}, …]}                        OpenAI
     prompt_completion  {"prompt", "completion"}                                      OpenAI's older one, TRL's
     alpaca             {"instruction", "input" (may be empty or absent), "output"}   Stanford Alpaca
     sharegpt           {"conversations": [{"from": "human"|"gpt"|…, "value"}, …]}    ShareGPT, Vicuna
 
-A file has one format: a line of another is refused by its number.
+A file has one format: a line in another format is refused with its number.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-from trainer.data.format import Dataset, Refusal, decoded, parse_lines, refuse_other_keys, split_lines
+from trainer.data.format import Dataset, LineRefused, check_keys, decode_line, parse_lines, split_lines
 from trainer.errors import DataInvalid, DataTooSmall, Problem
 
 
 class Format(StrEnum):
-    """How a file's lines are laid out."""
+    """The format of a file's lines."""
 
     CHAT = "chat"
     PROMPT_COMPLETION = "prompt_completion"
@@ -29,7 +29,7 @@ class Format(StrEnum):
     SHAREGPT = "sharegpt"
 
 
-_SIGNS: Final[Mapping[str, Format]] = MappingProxyType(
+_KEY_FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
         "messages": Format.CHAT,
         "prompt": Format.PROMPT_COMPLETION,
@@ -37,7 +37,7 @@ _SIGNS: Final[Mapping[str, Format]] = MappingProxyType(
         "conversations": Format.SHAREGPT,
     }
 )
-"""The key that tells a format; none has another's."""
+"""Each format has exactly one of these keys."""
 
 _SPEAKERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -57,11 +57,11 @@ def read_dataset(name: str, content: bytes, *, min_examples: int = 1) -> tuple[F
     """A data file's format and its examples.
 
     Args:
-        name: What the file is called in messages and in the lineage.
-        content: Its bytes: UTF-8, one JSON object a line.
+        name: The file's name in messages and in the lineage.
+        content: Its bytes: UTF-8, one JSON object per line.
 
     Raises:
-        DataInvalid: With every line at fault.
+        DataInvalid: Lists every invalid line.
         DataTooSmall: Fewer than `min_examples`.
     """
     kind = detect(content)
@@ -72,26 +72,30 @@ def read_dataset(name: str, content: bytes, *, min_examples: int = 1) -> tuple[F
 
 
 def detect(content: bytes) -> Format:
-    """The format, told from the first line.
+    """The format of a file, detected from its first line.
 
     Raises:
-        DataInvalid: The file is empty, or its first line is of no known format.
+        DataInvalid: The file is empty, or its first line has no known format.
     """
     lines = split_lines(content)
     if not lines:
         raise DataInvalid([Problem(1, "the file is empty")])
     if lines[0].lstrip().startswith(b"["):
         raise DataInvalid(
-            [Problem(1, "a JSON array: one object a line is needed (`jq -c '.[]' FILE` makes that of it)")]
+            [
+                Problem(
+                    1, "the file is a JSON array, but must have one object per line; convert it with `jq -c '.[]' FILE`"
+                )
+            ]
         )
     try:
-        first = decoded(lines[0])
-    except Refusal as refusal:
+        first = decode_line(lines[0])
+    except LineRefused as refusal:
         raise DataInvalid([Problem(1, refusal.reason)]) from refusal
-    kinds = [kind for sign, kind in _SIGNS.items() if isinstance(first, dict) and sign in first]
+    kinds = [kind for key, kind in _KEY_FORMATS.items() if isinstance(first, dict) and key in first]
     if len(kinds) != 1:
-        known = ", ".join(f"`{sign}` ({kind.value})" for sign, kind in _SIGNS.items())
-        raise DataInvalid([Problem(1, f"its format cannot be told: exactly one of these keys is looked for: {known}")])
+        known = ", ".join(f"`{key}` ({kind.value})" for key, kind in _KEY_FORMATS.items())
+        raise DataInvalid([Problem(1, f"unknown format: the line must have exactly one of these keys: {known}")])
     return kinds[0]
 
 
@@ -106,29 +110,29 @@ def _prompt_completion(value: object) -> object:
 
 def _alpaca(value: object) -> object:
     row = _row(value, Format.ALPACA, {"instruction", "input", "output", "system"})
-    more = _text(row, "input") if row.get("input") is not None else ""
+    extra = _text(row, "input") if row.get("input") is not None else ""
     instruction = _text(row, "instruction")
-    question = f"{instruction}\n\n{more}" if more.strip() else instruction
+    question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
     return _turns(_text(row, "system") if row.get("system") else None, question, _text(row, "output"))
 
 
 def _sharegpt(value: object) -> object:
     row = _row(value, Format.SHAREGPT, {"conversations", "system", "id"})
-    said = row.get("conversations")
-    if not isinstance(said, list):
-        raise Refusal("conversations must be a list")
+    turns = row.get("conversations")
+    if not isinstance(turns, list):
+        raise LineRefused("conversations must be a list")
     messages: list[dict[str, Any]] = []
     if row.get("system"):
         messages.append({"role": "system", "content": _text(row, "system")})
-    for index, turn in enumerate(said):
+    for index, turn in enumerate(turns):
         where = f"conversations[{index}]"
         if not isinstance(turn, dict):
-            raise Refusal(f"{where} is not an object")
-        refuse_other_keys(turn, {"from", "value", "weight"}, f"{where}.")
+            raise LineRefused(f"{where} is not an object")
+        check_keys(turn, {"from", "value", "weight"}, f"{where}.")
         speaker = turn.get("from")
         role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            raise Refusal(f"{where}.from is {speaker!r}, not one of {', '.join(_SPEAKERS)}")
+            raise LineRefused(f"{where}.from is {speaker!r}; must be one of {', '.join(_SPEAKERS)}")
         message = {"role": role, "content": _text(turn, "value", where)}
         messages.append(message | ({"weight": turn["weight"]} if "weight" in turn else {}))
     return {"messages": messages}
@@ -146,16 +150,16 @@ _TO_CHAT: Final[Mapping[Format, Callable[[object], object]]] = MappingProxyType(
 
 def _row(value: object, kind: Format, known: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Refusal(f"not an object: expected one of the format {kind.value}")
-    refuse_other_keys(value, known, "")
+        raise LineRefused(f"not an object: expected the format {kind.value}")
+    check_keys(value, known, "")
     return value
 
 
 def _text(row: dict[str, Any], key: str, where: str = "") -> str:
-    found = row.get(key)
-    if not isinstance(found, str):
-        raise Refusal(f"{where}{'.' if where else ''}{key} must be a text")
-    return found
+    text = row.get(key)
+    if not isinstance(text, str):
+        raise LineRefused(f"{where}{'.' if where else ''}{key} must be a string")
+    return text
 
 
 def _turns(system: str | None, question: str, answer: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Personal data and secrets in a text: what an adapter must not learn by heart.
+"""Detects personal data and secrets in a text, which an adapter must not memorise.
 
-Secrets are found by Yelp's detect-secrets (its pattern detectors; the entropy ones take prose for keys). Personal data
-are e-mail addresses, telephone numbers that a numbering plan knows, and card and bank account numbers whose check
-digits are right.
+Secrets are found by Yelp's detect-secrets (its pattern detectors; the entropy detectors mistake prose for keys).
+Personal data are e-mail addresses, telephone numbers that are valid in a numbering plan, and card and bank account
+numbers with correct check digits.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _IBAN: Final = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
 _RESERVED: Final = re.compile(
     r"@(?:[\w-]+\.)*example(?:\.(?:com|net|org))?$|\.(?:test|invalid|example)$", re.IGNORECASE
 )
-"""Addresses that can belong to nobody (RFC 2606)."""
+"""Domains reserved for examples (RFC 2606)."""
 
 
-class Finder:
-    """Finds personal data and secrets; make one for a whole file, its detectors are built once."""
+class PersonalDataDetector:
+    """Finds personal data and secrets. Create one per file: building the detectors is slow."""
 
     def __init__(self) -> None:
         kinds = get_mapping_from_secret_type_to_class().values()
@@ -40,11 +40,11 @@ class Finder:
         ]
 
     def find(self, text: str) -> set[str]:
-        """The kinds of personal data and secrets in `text` (`email`, `AWS Access Key`), never the thing itself."""
-        found = {kind for kind, present in _PERSONAL if present(text)}
+        """The kinds of personal data and secrets in `text` (`email`, `AWS Access Key`), not their values."""
+        kinds = {kind for kind, present in _PERSONAL if present(text)}
         for line in text.splitlines():
-            found |= {plugin.secret_type for plugin in self._secrets if _any(plugin.analyze_string(line))}
-        return found
+            kinds |= {plugin.secret_type for plugin in self._secrets if _any(plugin.analyze_string(line))}
+        return kinds
 
 
 def _any(values: Iterable[object]) -> bool:
@@ -52,23 +52,23 @@ def _any(values: Iterable[object]) -> bool:
 
 
 def has_email(text: str) -> bool:
-    """An e-mail address that somebody could have."""
+    """Whether the text has an e-mail address outside the reserved domains."""
     return any(not _RESERVED.search(match[0]) for match in _EMAIL.finditer(text))
 
 
 def has_phone(text: str) -> bool:
-    """A telephone number in international form, by its country's numbering plan; without a country code too much else
-    looks like one."""
+    """Whether the text has a valid telephone number in international form. Numbers without a country code are ignored:
+    they would give too many false positives."""
     return any(_is_phone(match[0]) for match in _PHONE.finditer(text))
 
 
 def has_card(text: str) -> bool:
-    """A payment card's number: 13 to 19 digits whose Luhn check digit is right."""
+    """Whether the text has a payment card number: 13 to 19 digits with a correct Luhn check digit."""
     return any(_is_card(re.sub(r"\D", "", match[0])) for match in _CARD.finditer(text))
 
 
 def has_iban(text: str) -> bool:
-    """A bank account's number of its country's form, whose check digits are right."""
+    """Whether the text has a valid IBAN of its country's form."""
     return any(_is_iban(match[0]) for match in _IBAN.finditer(text))
 
 
@@ -92,6 +92,6 @@ def _is_card(digits: str) -> bool:
 
 
 def _is_iban(text: str) -> bool:
-    # what follows the number in the text may look like more of it
+    # the words after the number may look like a part of it
     words = text.split(" ")
     return any(iban.is_valid("".join(words[:length])) for length in range(1, len(words) + 1))

@@ -1,4 +1,4 @@
-"""From a data file to what a training takes: read, checked, split and rendered, with the report on all of it."""
+"""Prepares a data file for training: reads, checks, splits and renders it, and reports on it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainer.data.report import (
     Finding,
     HeldOut,
     Report,
-    word_on_held_out,
-    word_on_size,
+    describe_size,
+    held_out_warning,
 )
 from trainer.data.split import SEED, SHARE, answer, split
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall, ExampleTooLong, Problem
 
 MIN_EXAMPLES = 10
-"""OpenAI's lower bound, too."""
+"""The same as OpenAI's minimum."""
 SHOWN_EXAMPLES = 3
 SHOWN_ANSWERS = 100
 
@@ -41,10 +41,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How a file is checked. ``drop_long`` leaves out what `max_length` would cut, which is refused otherwise;
-    ``strict`` makes refusals of warnings; ``held_out_share`` of the examples is split off where none is given, or those
-    of ``held_out_lines``, where that was decided before; ``min_held_out``: so many must be held out for a verdict that
-    is a pass."""
+    """How a file is checked.
+
+    ``drop_long``: drop examples longer than `max_length` instead of refusing them. ``strict``: turn warnings into
+    refusals. ``held_out_share``: the share of examples to split off if no held-out file is given; ``held_out_lines``
+    names the lines instead, if an earlier split decided them. ``min_held_out``: the number that a pass needs.
+    """
 
     drop_long: bool = False
     strict: bool = False
@@ -56,7 +58,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is trained on, what is not, and the report."""
+    """The training and held-out examples, also as tokens, and the quality report."""
 
     report: Report
     training: Dataset
@@ -73,15 +75,15 @@ def prepare(
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """Check a training file (and a held-out one) and make ready what is to be trained on.
+    """Check a training file, and a held-out file if there is one, and prepare their examples.
 
     Args:
-        check: Called between the steps and before every example that is rendered; may raise to end it.
+        check: Called between the steps and before every rendered example; may raise to stop.
 
     Raises:
-        DataInvalid: Lines that cannot be read, with number and reason.
+        DataInvalid: Lists every invalid line with its reason.
         DataTooSmall: Fewer than MIN_EXAMPLES.
-        DataRefused: The report refuses it; the report is on the exception.
+        DataRefused: The report has a refusal; the exception carries the report.
         TemplateUnsupported: The base's chat template cannot be trained on exactly.
     """
     prepared = inspect(training, held_out, renderer, rules, check=check)
@@ -98,27 +100,27 @@ def inspect(
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """The same, where the report is wanted whatever it says. Raises as `prepare`, but for DataRefused."""
+    """The same as `prepare`, but returns a refused report, too. Raises the same, except DataRefused."""
     kind, data = read_dataset(training.name, training.content, min_examples=MIN_EXAMPLES)
     check()
-    found = findings.duplicates(data.examples)
+    problems = findings.duplicates(data.examples)
     check()
-    found += findings.personal(data.examples)
+    problems += findings.personal(data.examples)
     check()
     counts = findings.closed_answers(data.examples)
     if counts is not None:
-        found += findings.balance(data.examples, counts)
-    taught, unseen, where = _divide(data, held_out, rules)
+        problems += findings.balance(data.examples, counts)
+    trained, unseen, source = _divide(data, held_out, rules)
     check()
     if held_out is not None:
-        found += findings.overlap(taught, unseen) + findings.personal(unseen, "held_out")
-    sequences, long = _render(taught, renderer, check)
-    with _blamed(held_out):
+        problems += findings.overlap(trained, unseen) + findings.personal(unseen, "held_out")
+    sequences, long = _render(trained, renderer, check)
+    with _blame_held_out(held_out):
         unseen_sequences, unseen_long = _render(unseen, renderer, check)
-    found += _too_long(renderer, long, rules, "training")
-    found += _too_long(renderer, unseen_long, rules, "held_out" if where == "given" else "training")
-    if not sequences and not any(finding.severity == "refused" for finding in found):
-        raise DataTooSmall(f"of {training.name} nothing is left to train on")
+    problems += _too_long(renderer, long, rules, "training")
+    problems += _too_long(renderer, unseen_long, rules, "held_out" if source == "given" else "training")
+    if not sequences and not any(finding.severity == "refused" for finding in problems):
+        raise DataTooSmall(f"{training.name} has no examples left to train on")
     unseen = tuple(example for example in unseen if example.line not in unseen_long)
     report = Report(
         file=data.name,
@@ -129,13 +131,13 @@ def inspect(
         dropped=len(long) + len(unseen_long),
         held_out=HeldOut(
             examples=len(unseen),
-            source=where,
-            seed=rules.seed if where == "split" else None,
-            lines=tuple(example.line for example in unseen) if where == "split" else (),
+            source=source,
+            seed=rules.seed if source == "split" else None,
+            lines=tuple(example.line for example in unseen) if source == "split" else (),
         ),
         lengths=_lengths(sequences),
         max_length=renderer.max_length,
-        findings=tuple(_strict(found) if rules.strict else found),
+        findings=tuple(_as_refusals(problems) if rules.strict else problems),
         system_prompt=findings.common_system_prompt(data.examples),
         answers=tuple(
             AnswerShare(answer=text, examples=times)
@@ -146,18 +148,18 @@ def inspect(
         size=_on_size(len(sequences), len(unseen), counts, rules),
     )
     kept = {sequence.line for sequence in sequences}
-    trained_on = Dataset(data.name, data.sha256, tuple(example for example in taught if example.line in kept))
+    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in kept))
     return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
 
 
 def _on_size(trained_on: int, unseen: int, counts: Counter[str] | None, rules: Rules) -> str:
-    few = word_on_held_out(unseen, rules.min_held_out)
-    word = word_on_size(trained_on, len(counts or ()), counts is not None)
-    return word if few is None else f"{word} {few}"
+    warning = held_out_warning(unseen, rules.min_held_out)
+    size = describe_size(trained_on, len(counts or ()), counts is not None)
+    return size if warning is None else f"{size} {warning}"
 
 
 def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
-    """A rendered example as text, in runs of trained and untrained tokens."""
+    """A rendered example as text, in segments of trained and untrained tokens."""
     runs = groupby(zip(sequence.tokens, sequence.trained, strict=True), key=lambda pair: pair[1])
     pieces = [ExamplePiece(text=renderer.text([token for token, _ in run]), trained=trained) for trained, run in runs]
     return ShownExample(line=sequence.line, pieces=tuple(pieces))
@@ -167,7 +169,7 @@ def _divide(
     data: Dataset, held_out: Source | None, rules: Rules
 ) -> tuple[tuple[Example, ...], tuple[Example, ...], Literal["given", "split", "none"]]:
     if held_out is not None:
-        with _blamed(held_out):
+        with _blame_held_out(held_out):
             _, given = read_dataset(held_out.name, held_out.content)
         return data.examples, given.examples, "given"
     if rules.held_out_lines is not None:
@@ -175,14 +177,14 @@ def _divide(
     else:
         parts = split(data.examples, seed=rules.seed, share=rules.held_out_share)
         chosen = {data.examples[index].line for index in parts.held_out}
-    taught = tuple(example for example in data.examples if example.line not in chosen)
+    trained = tuple(example for example in data.examples if example.line not in chosen)
     unseen = tuple(example for example in data.examples if example.line in chosen)
-    return taught, unseen, "split" if unseen else "none"
+    return trained, unseen, "split" if unseen else "none"
 
 
 @contextmanager
-def _blamed(held_out: Source | None) -> Iterator[None]:
-    """What is found wrong is the held-out file's fault, where there is one. Raises what was raised."""
+def _blame_held_out(held_out: Source | None) -> Iterator[None]:
+    """Attribute data errors inside the block to the held-out file, if there is one."""
     try:
         yield
     except (DataInvalid, DataTooSmall) as error:
@@ -194,7 +196,7 @@ def _blamed(held_out: Source | None) -> Iterator[None]:
 def _render(
     examples: Sequence[Example], renderer: Renderer, check: Callable[[], None]
 ) -> tuple[list[TokenSequence], dict[int, int]]:
-    """The examples as tokens, and those that are too long: line → tokens. Raises DataInvalid for all others."""
+    """The examples as tokens, and the token counts of too long ones by line. Raises DataInvalid."""
     sequences: list[TokenSequence] = []
     long: dict[int, int] = {}
     problems: list[Problem] = []
@@ -220,15 +222,16 @@ def _too_long(
         f"{len(long)} examples are longer than max_length ({renderer.max_length} tokens), up to {max(long.values())}"
     )
     if rules.drop_long:
-        return [findings.finding("dropped_too_long", f"{lengths}; they are left out, as told", long, file=file)]
-    message = f"{lengths}. Nothing is cut in silence: raise max_length, or have them left out"
+        return [findings.finding("dropped_too_long", f"{lengths}; they are dropped, as requested", long, file=file)]
+    message = f"{lengths}. Raise max_length, or set drop_long to leave them out"
     return [findings.finding("too_long", message, long, refused=True, file=file)]
 
 
-def _strict(found: Sequence[Finding]) -> list[Finding]:
-    said = {"dropped_too_long"}  # what was asked for is no fault
+def _as_refusals(problems: Sequence[Finding]) -> list[Finding]:
+    requested = {"dropped_too_long"}
     return [
-        finding if finding.code in said else finding.model_copy(update={"severity": "refused"}) for finding in found
+        finding if finding.code in requested else finding.model_copy(update={"severity": "refused"})
+        for finding in problems
     ]
 
 
@@ -247,7 +250,7 @@ def _lengths(sequences: Sequence[TokenSequence]) -> ExampleLengths | None:
 
 
 def _spread(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-    """The first, the middle and the last."""
+    """The first, the middle and the last sequence."""
     many = len(sequences)
-    places = sorted({round(at * (many - 1) / (SHOWN_EXAMPLES - 1)) for at in range(SHOWN_EXAMPLES)}) if many else []
-    return [sequences[place] for place in places]
+    indices = sorted({round(at * (many - 1) / (SHOWN_EXAMPLES - 1)) for at in range(SHOWN_EXAMPLES)}) if many else []
+    return [sequences[index] for index in indices]

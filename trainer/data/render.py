@@ -1,10 +1,9 @@
-"""From conversations to tokens, exactly as the engine renders them, with the trained tokens marked.
+"""Renders conversations to tokens exactly as the engine does, and marks the trained tokens.
 
 The engine renders a request's messages with the base's chat template and `add_generation_prompt`, and generates from
-there. So an answer's tokens are what the template adds when the answer follows that very prompt: the prompt must be a
-prefix of the rendering with the answer, token for token. Where a template breaks this (it rewrites earlier turns, or
-text merges over the border into one token) the example is refused rather than trained on with a mask that is
-nearly right.
+there. So an answer's tokens are those that the template adds after that prompt: the prompt must be a token-by-token
+prefix of the rendering with the answer. If it is not (the template rewrites earlier turns, or a token spans the
+border), the example is refused rather than trained on with a slightly wrong mask.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from trainer.errors import DataInvalid, ExampleTooLong, Problem, TemplateUnsuppo
 class TokenSequence:
     """One example as tokens.
 
-    tokens: The token ids of the whole conversation, length T.
-    trained: T flags; true where the loss counts the prediction of that token from those before it. Never true at 0.
-    line: Where the example stands in its file, from 1.
+    tokens: The T token ids of the whole conversation.
+    trained: T flags; true for tokens whose prediction counts in the loss. Never true at index 0.
+    line: The example's line in its file, from 1.
     """
 
     tokens: tuple[int, ...]
@@ -42,10 +41,10 @@ class Renderer:
     Args:
         tokenizer: The base's transformers tokenizer, with its chat template.
         stop_tokens: The ids that end a generation (`generation_config.eos_token_id` and the tokenizer's own).
-        max_length: Longest sequence in tokens; a longer one is refused, never cut.
-        system_prompt: Put first where an example brings no system message, as the gateway does when it serves.
+        max_length: Maximum length of a sequence in tokens; longer ones are refused, never truncated.
+        system_prompt: Prepended to examples without a system message, as the gateway does in serving.
 
-    Raises TemplateUnsupported if there is no chat template or no token that ends a turn.
+    Raises TemplateUnsupported if there is no chat template, or no token that ends a turn.
     """
 
     def __init__(
@@ -61,10 +60,10 @@ class Renderer:
         if not tokenizer.chat_template:
             raise TemplateUnsupported("The base model has no chat template.")
         if not self._stop_tokens:
-            raise TemplateUnsupported("The base model names no token that ends an answer.")
+            raise TemplateUnsupported("The base model has no token that ends an answer: eos_token_id is not set.")
 
     def render_all(self, examples: Iterable[Example]) -> list[TokenSequence]:
-        """Render every example. Raises DataInvalid with all that cannot be, TemplateUnsupported."""
+        """Render every example. Raises DataInvalid with every problem, or TemplateUnsupported."""
         sequences: list[TokenSequence] = []
         problems: list[Problem] = []
         for example in examples:
@@ -77,7 +76,13 @@ class Renderer:
         return sequences
 
     def render(self, example: Example) -> TokenSequence:
-        """Render one example. Raises DataInvalid where it would be cut or not masked exactly, TemplateUnsupported."""
+        """Render one example.
+
+        Raises:
+            ExampleTooLong: It exceeds `max_length`.
+            DataInvalid: Its trained tokens cannot be marked exactly.
+            TemplateUnsupported: The template does not end answers with a stop token.
+        """
         messages = example.messages
         if self._system_prompt is not None and messages[0].role != "system":
             messages = (Message("system", self._system_prompt, trained=False), *messages)
@@ -91,33 +96,34 @@ class Renderer:
                 start, stop = self._answer_span(messages[: index + 1], tokens, example.line)
                 trained[start:stop] = [True] * (stop - start)
         if not any(trained):
-            raise _refused(example.line, "there is no token to train on")
+            raise _refused(example.line, "it has no token to train on")
         return TokenSequence(tuple(tokens), tuple(trained), example.line)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What these tokens stand for, control tokens shown."""
-        shown: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
-        return shown
+        """The text of these tokens, with control tokens."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return text
 
     def _answer_span(self, messages: tuple[Message, ...], tokens: list[int], line: int) -> tuple[int, int]:
-        """[start, stop) of the last message's answer within `tokens`, up to and with the token that ends its turn."""
+        """[start, stop) of the last message within `tokens`, including the token that ends its turn."""
         prompt = self._tokens(messages[:-1], generate=True)
-        until = self._tokens(messages)
-        if not prompt or until[: len(prompt)] != prompt:
+        rendered = self._tokens(messages)
+        if not prompt or rendered[: len(prompt)] != prompt:
             raise _refused(
-                line, f"messages[{len(messages) - 1}]: its prompt is no prefix of it as the engine renders it"
+                line, f"messages[{len(messages) - 1}]: the chat template does not render its prompt as a prefix of it"
             )
-        if tokens[: len(until)] != until:
+        if tokens[: len(rendered)] != rendered:
             raise _refused(
-                line, f"messages[{len(messages) - 1}]: the chat template renders it otherwise in a later turn"
+                line,
+                f"messages[{len(messages) - 1}]: the chat template renders it differently once later messages follow",
             )
-        for position in range(len(prompt), len(until)):
-            if until[position] in self._stop_tokens:
+        for position in range(len(prompt), len(rendered)):
+            if rendered[position] in self._stop_tokens:
                 return len(prompt), position + 1
         raise TemplateUnsupported("The base's chat template does not end an answer with a token that stops generation.")
 
     def _tokens(self, messages: tuple[Message, ...], *, generate: bool = False) -> list[int]:
-        # In two steps, as the engine does it; the template has already put the special tokens in.
+        # In two steps, like the engine; the template has already added the special tokens.
         text = self._tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
             tokenize=False,
@@ -130,11 +136,11 @@ class Renderer:
         for message in messages:
             for text in self._control_texts:
                 if text in message.content:
-                    raise _refused(line, f"the {message.role}'s content holds the control token {text!r}")
+                    raise _refused(line, f"the {message.role}'s content contains the control token {text!r}")
 
 
 def stop_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """The token ids at which the engine ends a generation."""
+    """The token ids that end a generation in the engine."""
     configured = getattr(generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*ids, tokenizer.eos_token_id) if token is not None)

@@ -1,6 +1,6 @@
-"""The quality report: what a data file holds and what is wrong with it, before a second of training.
+"""The quality report of a data file, made before any training.
 
-Plain data, so that it travels: over HTTP, into a job's result files, onto the HTML report.
+Plain data, for the API, a job's result files and the HTML report.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ SHOWN_LINES: Final = 20
 
 
 class Finding(DataFinding):
-    """One kind of fault. ``lines`` (from 1, in ``file``) are the first SHOWN_LINES of the ``count`` lines at fault."""
+    """One kind of problem. ``lines`` (from 1, in ``file``) are the first SHOWN_LINES of ``count`` affected lines."""
 
     file: Literal["training", "held_out"] = "training"
     lines: tuple[int, ...] = ()
 
 
 class HeldOut(HeldOutExamples):
-    """The examples never trained on: given, or split off the training file by ``seed``."""
+    """The held-out examples: from their own file, or split off the training file with ``seed``."""
 
     seed: int | None = None
     lines: tuple[int, ...] = ()
 
 
 class Report(QualityReport):
-    """All that was found. A job trains only where ``refused`` is false."""
+    """The whole report. A job trains only if ``refused`` is false."""
 
     held_out: HeldOut
     findings: tuple[Finding, ...]
@@ -38,25 +38,29 @@ class Report(QualityReport):
         return any(finding.severity == "refused" for finding in self.findings)
 
 
-def word_on_size(examples: int, distinct_answers: int, closed: bool) -> str:
-    """What ``examples`` can be expected to teach."""
+def describe_size(examples: int, distinct_answers: int, closed: bool) -> str:
+    """A sentence on what this many examples can be expected to teach."""
     if closed:
         each = examples / max(1, distinct_answers)
-        few = (
-            "expect the frequent answers, not the rare ones" if each < 10 else "expect the set of answers to be learnt"
+        expectation = (
+            "expect the frequent answers to be learned, not the rare ones"
+            if each < 10
+            else "expect all answers to be learned"
         )
-        return f"{examples} examples over {distinct_answers} answers, {each:.0f} each: {few}."
+        return f"{examples} examples over {distinct_answers} answers, {each:.0f} each: {expectation}."
     if examples < 50:
-        return f"{examples} examples: expect a hint of the form, no more; a prompt with three of them may do as well."
+        return (
+            f"{examples} examples: expect no more than a hint of the style; a prompt with three of them may do as well."
+        )
     if examples < 500:
-        return f"{examples} examples: expect form, not coverage."
+        return f"{examples} examples: expect the style to be learned, not full coverage."
     if examples < 5000:
-        return f"{examples} examples: enough for form and for the usual cases; facts belong into retrieval."
-    return f"{examples} examples: more than form needs; 1,000 curated ones may do better than all of these."
+        return f"{examples} examples: enough for style and common cases; facts belong in retrieval."
+    return f"{examples} examples: more than style needs; 1,000 curated ones may do better."
 
 
-def word_on_held_out(examples: int, least: int) -> str | None:
-    """What so few held-out examples mean for the verdict; None where there are ``least`` or more."""
-    if examples >= least:
+def held_out_warning(examples: int, min_examples: int) -> str | None:
+    """A warning if there are too few held-out examples for a pass; None if there are ``min_examples`` or more."""
+    if examples >= min_examples:
         return None
-    return f"{examples} examples are held out, and under {least} no verdict is a pass: name a file of {least} or more."
+    return f"Only {examples} examples are held out, but a pass needs {min_examples}: send a larger validation_file."

@@ -1,8 +1,8 @@
-"""The sets of shingles that texts are compared by: Jaccard's similarity of one text with many, always exact.
+"""Shingle sets of texts, and the exact Jaccard similarity of one text with many others.
 
-Where a text has many others to be compared with, most of them mostly say the same: a long instruction that stands in
-every example. Then shingles that stand in many texts are compared as bits, a machine word for 64 of them, and the rest
-is counted by lists of who has which: about a hundred bytes of work for a pair, where two sets would take thousands.
+If a text has many candidates, these usually share most of their content, such as a long instruction in every example.
+Then shingles that are common to many texts are compared as bits, 64 per machine word, and the others are counted with
+an inverted index: about a hundred bytes of work per pair, where comparing two sets would take thousands.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ from numpy.typing import NDArray
 
 SHINGLE: Final = 4
 MAX_SHINGLES: Final = 4000
-"""Of a longer text its beginning is compared."""
+"""Of a longer text only the beginning is compared."""
 COMMON: Final = 8
-"""A shingle is common that stands in more than one of so many texts."""
+"""A shingle is common if it is in more than one of this many texts."""
 FEW: Final = 64
-"""Up to so many others are compared one by one."""
+"""Up to this many candidates are compared one by one."""
 
 Indices = NDArray[np.int64]
 
 
 class ShingleSets:
-    """A set of four-character shingles for each of `texts`, which are normalised."""
+    """The sets of four-character shingles of `texts`, which must be normalised."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         numbers: dict[str, int] = {}
         self._sets = [_numbered(text, numbers) for text in texts]
         self._hashes = np.fromiter((sha1_hash32(shingle.encode()) for shingle in numbers), np.uint32, len(numbers))
-        self._sizes = np.array([len(one) for one in self._sets], np.int64)
+        self._sizes = np.array([len(shingles) for shingles in self._sets], np.int64)
         self._marks = np.zeros(len(numbers), bool)
-        self._crowd: _Crowd | None = None
+        self._inverted_index: _InvertedIndex | None = None
 
     def __len__(self) -> int:
         return len(self._sets)
 
     def hashes(self, index: int) -> list[int]:
-        """A 32-bit hash of each of its shingles."""
+        """32-bit hashes of the shingles of the text with this index."""
         hashes: list[int] = self._hashes[self._sets[index]].tolist()
         return hashes
 
     def jaccard(self, index: int, others: Indices) -> NDArray[np.float64]:
-        """|A ∩ B| / |A ∪ B| with each of the others."""
-        both = self._one_by_one(index, others) if len(others) <= FEW else self._at_once(index, others)
-        similarity: NDArray[np.float64] = both / (self._sizes[index] + self._sizes[others] - both)
+        """|A ∩ B| / |A ∪ B| of the text with each of the others."""
+        shared = self._count_pairwise(index, others) if len(others) <= FEW else self._count_indexed(index, others)
+        similarity: NDArray[np.float64] = shared / (self._sizes[index] + self._sizes[others] - shared)
         return similarity
 
-    def _one_by_one(self, index: int, others: Indices) -> Indices:
+    def _count_pairwise(self, index: int, others: Indices) -> Indices:
         self._marks[self._sets[index]] = True
-        both = [np.count_nonzero(self._marks[self._sets[other]]) for other in others]
+        shared = [np.count_nonzero(self._marks[self._sets[other]]) for other in others]
         self._marks[self._sets[index]] = False
-        return np.array(both, np.int64)
+        return np.array(shared, np.int64)
 
-    def _at_once(self, index: int, others: Indices) -> Indices:
-        if self._crowd is None:
-            self._crowd = _Crowd.of(self._sets, len(self._marks))
-        return self._crowd.shared(self._sets[index], index, others)
+    def _count_indexed(self, index: int, others: Indices) -> Indices:
+        if self._inverted_index is None:
+            self._inverted_index = _InvertedIndex.of(self._sets, len(self._marks))
+        return self._inverted_index.shared(self._sets[index], index, others)
 
 
 @dataclass(frozen=True, slots=True)
-class _Crowd:
-    """``bits``: a row for each text, a bit for each common shingle; ``holders[starts[s] : starts[s + 1]]``: the texts
-    that shingle s stands in, where it is not common."""
+class _InvertedIndex:
+    """``bits``: one row per text, one bit per common shingle. ``holders[starts[s] : starts[s + 1]]``: indices of the
+    texts with shingle s, if s is not common."""
 
     common: NDArray[np.bool_]
     bits: NDArray[np.uint64]
@@ -74,26 +74,26 @@ class _Crowd:
     starts: Indices
 
     @classmethod
-    def of(cls, sets: Sequence[NDArray[np.int32]], shingles: int) -> _Crowd:
+    def of(cls, sets: Sequence[NDArray[np.int32]], shingles: int) -> _InvertedIndex:
         every = np.concatenate(sets)
         common = np.bincount(every, minlength=shingles) * COMMON > len(sets)
         columns = np.cumsum(common) - 1
         row = np.zeros(-(-int(common.sum()) // 64) * 64, bool)
         bits = np.empty((len(sets), len(row) // 64), np.uint64)
-        for text, one in enumerate(sets):
+        for text, shingles_of_text in enumerate(sets):
             row[:] = False
-            row[columns[one[common[one]]]] = True
+            row[columns[shingles_of_text[common[shingles_of_text]]]] = True
             bits[text] = np.packbits(row).view(np.uint64)
-        texts = np.repeat(np.arange(len(sets), dtype=np.int32), [len(one) for one in sets])
+        texts = np.repeat(np.arange(len(sets), dtype=np.int32), [len(each) for each in sets])
         rare = ~common[every]
         order = np.argsort(every[rare], kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(every[rare], minlength=shingles))])
         return cls(common, bits, texts[rare][order], starts)
 
-    def shared(self, one: NDArray[np.int32], index: int, others: Indices) -> Indices:
-        """How many shingles the text of that index, which has these, shares with each of the others."""
+    def shared(self, shingles: NDArray[np.int32], index: int, others: Indices) -> Indices:
+        """The number of shingles that the text with this index and these shingles shares with each of the others."""
         same = np.bitwise_count(self.bits[others] & self.bits[index]).sum(axis=1, dtype=np.int64)
-        rare = one[~self.common[one]]
+        rare = shingles[~self.common[shingles]]
         if len(rare):
             held = [self.holders[self.starts[shingle] : self.starts[shingle + 1]] for shingle in rare]
             same += np.bincount(np.concatenate(held), minlength=len(self.bits))[others]
@@ -103,5 +103,5 @@ class _Crowd:
 
 def _numbered(text: str, numbers: dict[str, int]) -> NDArray[np.int32]:
     last = max(1, min(len(text) - SHINGLE + 1, MAX_SHINGLES))
-    found = {text[start : start + SHINGLE] for start in range(last)}
-    return np.sort(np.fromiter((numbers.setdefault(one, len(numbers)) for one in found), np.int32, len(found)))
+    shingles = {text[start : start + SHINGLE] for start in range(last)}
+    return np.sort(np.fromiter((numbers.setdefault(each, len(numbers)) for each in shingles), np.int32, len(shingles)))

@@ -1,4 +1,4 @@
-"""A held-out part, where none is given: by groups of nearly equal questions, so that none straddles the border."""
+"""Splits off held-out examples if none are given, by groups of near-duplicate questions that stay on one side."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ from trainer.data.format import Example
 from trainer.data.similar import groups, normalise
 
 SHARE: Final = 0.1
-FEWEST: Final = 10
-"""Below twice this many examples nothing is held out: there would be nothing left to learn from."""
-MOST: Final = 1000
+MIN_HELD_OUT: Final = 10
+"""With fewer than twice as many examples nothing is held out, as too few would be left to train on."""
+MAX_HELD_OUT: Final = 1000
 SEED: Final = 0
-"""Of every split: a job's own seed would hold out what the former version of the same file learnt."""
+"""The same for every split: a job's own seed would hold out examples that an earlier version was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Positions of the examples on either side, each in the order of the file."""
+    """The indices of the examples on either side, each in file order."""
 
     training: tuple[int, ...]
     held_out: tuple[int, ...]
 
 
 def split(examples: Sequence[Example], *, seed: int = SEED, share: float = SHARE) -> Split:
-    """Hold out about `share` of the examples (at least FEWEST, at most MOST), by groups of similar questions.
+    """Hold out about `share` of the examples, between MIN_HELD_OUT and MAX_HELD_OUT, by groups of similar questions.
 
-    Depends on examples, seed and share alone, and for a group on what it asks: of a file that has grown, or was put in
-    another order, nearly the same is held out. Nothing is held out of fewer than 2 FEWEST examples, or where one group
-    is so large that nothing fits.
+    Depends on examples, seed and share alone, and a group's place on its questions alone: if the file grows or is
+    reordered, nearly the same examples are held out. Nothing is held out of fewer than 2 * MIN_HELD_OUT examples, or if
+    one group is so large that nothing else fits.
     """
     everything = tuple(range(len(examples)))
-    wanted = min(MOST, max(FEWEST, round(len(examples) * share)))
-    if len(examples) < 2 * FEWEST or share == 0:
+    target = min(MAX_HELD_OUT, max(MIN_HELD_OUT, round(len(examples) * share)))
+    if len(examples) < 2 * MIN_HELD_OUT or share == 0:
         return Split(everything, ())
-    asked = [normalise(question(example)) for example in examples]
+    normalised = [normalise(question(example)) for example in examples]
     held: list[int] = []
-    # by one question of each group: were the least of all its hashes to decide, large groups would come first
-    for group in sorted(groups(asked), key=lambda group: _drawn(seed, min(asked[index] for index in group))):
-        if len(held) + len(group) <= wanted:
+    # by the hash of one question per group: the smallest of all its hashes would favour large groups
+    for group in sorted(
+        groups(normalised), key=lambda group: _draw_key(seed, min(normalised[index] for index in group))
+    ):
+        if len(held) + len(group) <= target:
             held += group
     kept = set(held)
     return Split(tuple(index for index in everything if index not in kept), tuple(sorted(held)))
 
 
-def _drawn(seed: int, asked: str) -> str:
-    """A question's place in the order: nobody's choice, and the same in whatever file it stands."""
-    return hashlib.sha256(f"{seed}/held-out/{asked}".encode()).hexdigest()
+def _draw_key(seed: int, normalised: str) -> str:
+    """The sort key of a question: pseudo-random, and the same in every file."""
+    return hashlib.sha256(f"{seed}/held-out/{normalised}".encode()).hexdigest()
 
 
 def question(example: Example) -> str:
-    """What stands before the last answer: what two examples must not share across the border."""
+    """The messages before the last answer, without the system message, as one text."""
     return "\n".join(message.content for message in example.messages[:-1] if message.role != "system")
 
 
 def answer(example: Example) -> str:
-    """The last answer."""
+    """The last message."""
     return example.messages[-1].content

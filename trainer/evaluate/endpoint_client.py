@@ -16,14 +16,13 @@ import httpx
 from pydantic import SecretStr
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, GatewayUnreachable
-from trainer.runs.gateway import PASSING, PATIENCE_S, RETRY_S
+from trainer.runs.gateway import PATIENCE_S, RETRY_S, RETRYABLE_EXCEPT_CONFLICT
 
 TIMEOUT: Final = httpx.Timeout(30, connect=5, read=600)
 """Background requests wait in the queue behind callers'."""
 ATTEMPT_TIMEOUT_S: Final = 660.0
 """Limit for one attempt, in seconds: a body that trickles in never hits the read timeout."""
 MAX_RETRY_AFTER_S: Final = 60.0
-RETRYABLE: Final = PASSING - {409}
 ARM_UNSERVABLE: Final = frozenset({404, 409, 410})
 """Statuses that refuse the arm, not the example: its version was deleted, or this engine cannot serve it."""
 
@@ -108,7 +107,10 @@ class EndpointClient:
                 if response.status_code == 200:
                     return _object(response), response.headers
                 delay = max(delay, _retry_after(response))
-                retryable = response.status_code in RETRYABLE and response.headers.get("x-should-retry") != "false"
+                retryable = (
+                    response.status_code in RETRYABLE_EXCEPT_CONFLICT
+                    and response.headers.get("x-should-retry") != "false"
+                )
                 if not retryable or time.monotonic() + delay > deadline:
                     raise _refused(response)
             await self._wait(delay)

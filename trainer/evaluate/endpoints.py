@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from trainer.config import named_secret
+from trainer.config import secret_from_environment
 from trainer.errors import EndpointUnknown, SettingsError
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.endpoint_client import Endpoint
@@ -169,7 +169,7 @@ def _unknown(kind: str, name: str, known: dict[str, Any]) -> str:
 
 def _key(name: str, endpoint: EndpointSettings) -> SecretStr | None:
     if endpoint.key_env is not None:
-        value = named_secret(endpoint.key_env)
+        value = secret_from_environment(endpoint.key_env)
         if value is None:
             raise SettingsError(
                 f"endpoint {name!r}: the environment variable {endpoint.key_env} (`key_env`) is not set"

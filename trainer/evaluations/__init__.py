@@ -1,1 +1,1 @@
-"""Where evaluations were before `trainer.evaluate.evaluations`: what trainers of earlier releases still ask for."""
+"""Entry point of earlier releases, in which evaluations were here instead of in `trainer.evaluate.evaluations`."""

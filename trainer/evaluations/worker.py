@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluations.worker DIRECTORY`, as an earlier trainer starts a worker."""
+"""`python -m trainer.evaluations.worker DIRECTORY`, as trainers of earlier releases start it."""
 
 from __future__ import annotations
 

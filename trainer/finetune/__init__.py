@@ -1,1 +1,1 @@
-"""Fine-tuning jobs: what is asked for, what state it is in, and the process that does it."""
+"""Fine-tuning jobs: request schemas, the API service, and the worker process."""

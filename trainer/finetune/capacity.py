@@ -1,6 +1,6 @@
-"""Whether a training fits into the device's memory beside the engine, told with the numbers before it starts.
+"""Checks before it starts whether a training fits into the device's memory beside the engine.
 
-Imports no torch: a GPU's memory is asked of its driver.
+Imports no torch: the driver reports a GPU's memory.
 """
 
 from __future__ import annotations
@@ -17,35 +17,42 @@ import psutil
 from adapters.basefiles import read_json, weight_files
 from adapters.baseshapes import layers_of
 from adapters.protocol.runs import ParentShape
-from trainer.config import Installation, gpu_seen, visible_gpus
+from trainer.config import Installation, has_gpu, visible_gpus
 from trainer.tune import auto
-from trainer.tune.memory import EAGER_MAX_TOKENS, Need, Shape, estimate, read_shape
+from trainer.tune.hyperparameters import HyperparameterRequest
+from trainer.tune.memory import EAGER_MAX_TOKENS, MemoryEstimate, ModelShape, estimate, read_shape
 from trainer.tune.recipe import Recipe
-from trainer.tune.wish import Wish
 
 DRIVER_TIMEOUT_S: Final = 10.0
-SHORT_TOKENS: Final = 256
-"""How long the longest example is taken to be before anybody has seen the data, where no `max_length` was asked for."""
-FEWEST_EXAMPLES: Final = 10
+ASSUMED_LONGEST: Final = 256
+"""Assumed length of the longest example before the data are read, if the request has no `max_length`."""
+MIN_EXAMPLES: Final = 10
 CGROUP: Final = Path("/sys/fs/cgroup")
 CPUINFO: Final = Path("/proc/cpuinfo")
-SHORT_NUMBERS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Flags of CPUs that multiply in bfloat16, as the kernel tells them; `model.compute_dtype` asks torch for the same."""
+BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""/proc/cpuinfo flags of CPUs that multiply in bfloat16; `model.compute_dtype` asks torch for the same."""
 MIB: Final = 2**20
 _LOG = logging.getLogger("hatrack.trainer.capacity")
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """What of the base model decides whether a job can be done: its shape, its width, and its linear layers' names."""
+class BaseModelInfo:
+    """The properties of the base model that decide whether a job is possible.
 
-    shape: Shape
+    ``positions`` is its maximum context in tokens; ``modules`` are the names of its linear layers.
+    """
+
+    shape: ModelShape
     positions: int
     modules: frozenset[str]
 
     @classmethod
-    def read(cls, directory: Path) -> Base:
-        """From a checkpoint's config and headers. Raises AdapterError, OSError, KeyError, ValueError."""
+    def read(cls, directory: Path) -> BaseModelInfo:
+        """Read them from a checkpoint's config and safetensors headers.
+
+        Raises:
+            AdapterError, OSError, KeyError, ValueError: The directory is not a usable checkpoint.
+        """
         config = read_json(directory / "config.json")
         layers = layers_of(weight_files(directory), config)
         return cls(
@@ -54,27 +61,27 @@ class Base:
             modules=frozenset(name for name, layer in layers.items() if layer.is_linear),
         )
 
-    def unknown(self, targets: Collection[str]) -> list[str]:
-        """Those of `targets` that are the end of no linear layer's name, as PEFT matches them."""
+    def unknown_targets(self, targets: Collection[str]) -> list[str]:
+        """Those of `targets` that match no linear layer by PEFT's rule (equal to its name, or to the end of it)."""
         return [
             target
             for target in targets
             if not any(name == target or name.endswith(f".{target}") for name in self.modules)
         ]
 
-    def matching(self, targets: Collection[str]) -> list[str]:
-        """The linear layers that a LoRA on `targets` is put on, as PEFT matches them."""
-        ends = tuple(f".{target}" for target in targets)
-        return [name for name in self.modules if name in targets or name.endswith(ends)]
+    def matching_layers(self, targets: Collection[str]) -> list[str]:
+        """The names of the linear layers that a LoRA on `targets` adapts, by PEFT's rule."""
+        suffixes = tuple(f".{target}" for target in targets)
+        return [name for name in self.modules if name in targets or name.endswith(suffixes)]
 
-    def endings(self) -> list[str]:
-        """The last part of each linear layer's name."""
+    def module_suffixes(self) -> list[str]:
+        """The distinct last parts of the linear layers' names, sorted: `q_proj`, …"""
         return sorted({name.rpartition(".")[2] for name in self.modules})
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes that a training may take on `device`, and in words why no more."""
+class AvailableMemory:
+    """Bytes that a training may use on `device`, and the reason for that limit."""
 
     device: str
     bytes: int
@@ -82,25 +89,28 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """A training's need against the room for it."""
+class CapacityCheck:
+    """The memory that a training needs against the memory that is available."""
 
-    need: Need
-    room: Room
+    needed: MemoryEstimate
+    available: AvailableMemory
 
     @property
     def fits(self) -> bool:
-        return self.need.total <= self.room.bytes
+        return self.needed.total <= self.available.bytes
 
-    def words(self) -> str:
-        """The numbers."""
-        free = f"{self.room.bytes / 2**30:.1f} GiB"
-        return f"it needs about {self.need.words()} on {self.room.device}, where {free} are to be had ({self.room.why})"
+    def describe(self) -> str:
+        """Both numbers, as a clause for messages."""
+        free = f"{self.available.bytes / 2**30:.1f} GiB"
+        return (
+            f"it needs about {self.needed.describe()} on {self.available.device}, where {free} are available "
+            f"({self.available.why})"
+        )
 
 
-def at_least(
-    wish: Wish,
-    base: Base,
+def minimal_recipe(
+    wish: HyperparameterRequest,
+    base: BaseModelInfo,
     *,
     max_rank: int,
     length: int,
@@ -108,69 +118,76 @@ def at_least(
     on_gpu: bool,
     parent: ParentShape | None = None,
 ) -> Recipe:
-    """The least that a wish can become: with `auto` for the shortest of files, and activations computed again.
+    """The recipe of lowest memory use that a request allows: `auto` for a tiny file, and gradient checkpointing.
 
-    Raises WishRefused.
+    Raises InvalidHyperparameter.
     """
-    few = auto.Seen(examples=FEWEST_EXAMPLES, tokens=FEWEST_EXAMPLES, longest=min(SHORT_TOKENS, file_bytes))
+    stats = auto.DatasetStats(examples=MIN_EXAMPLES, tokens=MIN_EXAMPLES, longest=min(ASSUMED_LONGEST, file_bytes))
     recipe, _ = auto.choose(
-        wish, few, hidden_size=base.shape.hidden, max_rank=max_rank, length=length, seed=0, on_gpu=on_gpu, parent=parent
+        wish,
+        stats,
+        hidden_size=base.shape.hidden,
+        max_rank=max_rank,
+        length=length,
+        seed=0,
+        on_gpu=on_gpu,
+        parent=parent,
     )
     return recipe.model_copy(update={"gradient_checkpointing": True})
 
 
-def need(recipe: Recipe, base: Base, *, longest: int, on_gpu: bool) -> Need:
-    """What `recipe` takes with examples of up to `longest` tokens."""
+def required_memory(recipe: Recipe, base: BaseModelInfo, *, longest: int, on_gpu: bool) -> MemoryEstimate:
+    """The memory that `recipe` needs with examples of up to `longest` tokens."""
     fused = on_gpu or longest > EAGER_MAX_TOKENS
     return estimate(base.shape, recipe, longest=longest, fused=fused, number_bytes=number_bytes(on_gpu=on_gpu))
 
 
 def number_bytes(*, on_gpu: bool) -> int:
-    """Bytes of a number that a training computes with: 2 on a GPU, as all since 2020 do, and on CPUs that can."""
+    """Bytes per number in a training: 2 on a GPU (all since 2020 have bfloat16) and on CPUs with bfloat16, else 4."""
     if on_gpu:
         return 2
     try:
-        told = CPUINFO.read_text()
+        cpuinfo = CPUINFO.read_text()
     except OSError:
         return 4
-    flags = (line.partition(":")[2].split() for line in told.splitlines() if line.startswith(("flags", "Features")))
-    return 2 if SHORT_NUMBERS & set(next(flags, [])) else 4
+    flags = (line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith(("flags", "Features")))
+    return 2 if BFLOAT16_FLAGS & set(next(flags, [])) else 4
 
 
-def kind(device: str) -> str:
-    """`cpu` or `cuda`, `auto` resolved as the worker will resolve it."""
+def device_type(device: str) -> str:
+    """`cpu` or `cuda`; `auto` is resolved as the worker resolves it."""
     if device == "auto":
-        return "cuda" if gpu_seen() and visible_gpus() != () else "cpu"
+        return "cuda" if has_gpu() and visible_gpus() != () else "cpu"
     return device.partition(":")[0]
 
 
-def room(device: str, engine: Installation, working: Collection[int] = ()) -> Room:
-    """What there is on `device` for one training.
+def available_memory(device: str, engine: Installation, working: Collection[int] = ()) -> AvailableMemory:
+    """The memory that is available on `device` for one training.
 
     Args:
-        device: As the settings say it.
-        engine: Who holds its share of the first GPU, where it runs on one.
-        working: Process ids of workers: what they hold will be free when it is the next one's turn.
+        device: The value of the setting.
+        engine: Reserves its share of the first GPU if it runs on a GPU.
+        working: Process ids of workers, whose memory will be free by the time this training starts.
     """
-    if kind(device) == "cpu":
+    if device_type(device) == "cpu":
         return _host_room(working)
     index = int(device.partition(":")[2] or 0)
-    found = _gpu_memory(index)
-    if found is None:
-        return Room(f"cuda:{index}", 2**63 - 1, "the driver does not tell how much is free")
-    free, total = found
+    memory = _gpu_memory(index)
+    if memory is None:
+        return AvailableMemory(f"cuda:{index}", 2**63 - 1, "the driver does not report free memory")
+    free, total = memory
     shared = engine.engine_device == "cuda" and index == 0
     left = int(total * (1 - engine.engine_memory)) if shared else total
     why = f"the engine has {engine.engine_memory:.0%} of {total / 2**30:.1f} GiB" if shared else "free now"
-    return Room(f"cuda:{index}", left if working else min(left, free), why)
+    return AvailableMemory(f"cuda:{index}", left if working else min(left, free), why)
 
 
-def _host_room(working: Collection[int]) -> Room:
+def _host_room(working: Collection[int]) -> AvailableMemory:
     available, why = psutil.virtual_memory().available, "free now"
     limit = _cgroup_left()
     if limit is not None and limit < available:
-        available, why = limit, "left of the container's limit"
-    return Room("cpu", available + sum(_resident(pid) for pid in working), why)
+        available, why = limit, "left of the container's memory limit"
+    return AvailableMemory("cpu", available + sum(_resident(pid) for pid in working), why)
 
 
 def _resident(pid: int) -> int:
@@ -181,15 +198,15 @@ def _resident(pid: int) -> int:
 
 
 def _cgroup_left() -> int | None:
-    """Bytes left of the memory limit of this process's control group (version 2); None where there is no limit."""
+    """Bytes left of the memory limit of this process's control group (v2); None if there is no limit."""
     try:
-        most = (CGROUP / "memory.max").read_text().strip()
+        limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None
-    # the page cache counts as used and is given back when somebody needs the room
-    return None if most == "max" else max(0, int(most) - used + int(stat.get("inactive_file", 0)))
+    # the page cache counts as used, but the kernel reclaims it on demand
+    return None if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
 def _gpu_memory(index: int) -> tuple[int, int] | None:
@@ -205,9 +222,9 @@ def _gpu_memory(index: int) -> tuple[int, int] | None:
         gpus[index] if gpus is not None else str(index),
     ]
     try:
-        told = subprocess.run(command, capture_output=True, check=True, timeout=DRIVER_TIMEOUT_S, text=True).stdout
-        free, total = (int(part) * MIB for part in told.strip().splitlines()[0].split(","))
+        output = subprocess.run(command, capture_output=True, check=True, timeout=DRIVER_TIMEOUT_S, text=True).stdout
+        free, total = (int(part) * MIB for part in output.strip().splitlines()[0].split(","))
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        _LOG.warning("the driver did not tell the GPU's memory: %s", type(error).__name__)
+        _LOG.warning("nvidia-smi did not report the GPU's memory: %s", type(error).__name__)
         return None
     return free, total

@@ -1,8 +1,7 @@
-"""A job's last part: its version is judged through the gateway that serves, the verdict is written on it, and a pass
-makes it live.
+"""The last part of a job: evaluate its version through the serving gateway, record the verdict, promote it on a pass.
 
-Whatever has been done stands in the run directory (``trainer.finetune.spec``), so that a worker that is started again
-asks nothing twice, compares with what the first one compared with, and writes one verdict.
+Every completed step is stored in the run directory (``trainer.finetune.spec``), so that a restarted worker repeats no
+question, keeps the comparison that was fixed at first, and records one verdict.
 """
 
 from __future__ import annotations
@@ -27,37 +26,37 @@ from trainer.evaluate.report import EvaluationReport, build, loss_curve
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, most_frequent_answers
 from trainer.evaluate.verdict import RULE
 from trainer.finetune import spec
-from trainer.finetune.spec import Plan, Primary
+from trainer.finetune.spec import PrimaryMetric, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.tune.lineage import Metadata
 
-SAID_S: Final = 10.0
-"""Least seconds between two events on how far a stage is."""
+MIN_EVENT_INTERVAL_S: Final = 10.0
+"""Minimum seconds between two progress events of a stage."""
 EVALS: Final = "evals"
-NOTHING_HELD_OUT: Final = "Not enough evidence: nothing was held out, so that there is nothing to judge by."
-ALL_TAUGHT: Final = (
-    "Not enough evidence: all that was held out was taught to a version before this one, or to the one that is live."
+NOTHING_HELD_OUT: Final = "Not enough evidence: no examples were held out to judge by."
+ALL_TRAINED_ON: Final = (
+    "Not enough evidence: an ancestor of this version, or the live version, was trained on all held-out examples."
 )
 
 
-class Fixed(Frozen):
-    """What is compared with what, and where `live` pointed when the judging began."""
+class FixedComparison(Frozen):
+    """The arms and settings of the evaluation, and where `live` pointed when it was planned."""
 
     evaluation: EvaluationSpec
     pointer: LivePointer
     notes: tuple[str, ...] = ()
-    """What one has to know of the comparison, a sentence each, without its full stop."""
+    """Notes on the comparison for the report, one sentence each without a full stop."""
     left_out: tuple[str, ...] = ()
-    """Ids of held-out questions that were taught to what came before the candidate, or to what serves."""
+    """Ids of held-out questions that an ancestor of the candidate, or the live version, was trained on."""
 
 
 class Judging:
     """Judges the version of one job.
 
     Args:
-        check: Raises where the worker is to end.
-        name: `name@version`.
+        check: Raises Interrupted if the worker should exit.
+        name: The candidate, `name@version`.
     """
 
     def __init__(
@@ -67,8 +66,8 @@ class Judging:
         gateway: Gateway,
         check: Callable[[], None],
         *,
-        plan: Plan,
-        primary: Primary,
+        plan: TrainingPlan,
+        primary: PrimaryMetric,
         prepared: Prepared,
         metadata: Metadata,
         name: str,
@@ -76,82 +75,83 @@ class Judging:
         self._job, self._directory, self._gateway, self._check = job, directory, gateway, check
         self._plan, self._primary, self._prepared = plan, primary, prepared
         self._metadata, self._name = metadata, name
-        self._said = ("", 0.0)
+        self._last_event = ("", 0.0)
         self._evaluator = Evaluator(
             job.id,
             job.gateway,
             directory,
             gateway,
             check,
-            self._tell,
+            self._emit_progress,
             concurrency=job.judging.concurrency,
             settings=load_settings,
         )
 
     def judge(self) -> tuple[VerdictRecord, tuple[str, ...]]:
-        """The verdict, and the ids of the report's files; a pass has moved `live`, where that was wanted.
+        """Judge the version, and promote it on a pass if the job allows it.
+
+        Returns:
+            The verdict, and the ids of the report's files.
 
         Raises:
-            EvaluationError, GatewayUnreachable, GatewayRefused: No verdict can be had.
+            EvaluationError, GatewayUnreachable, GatewayRefused: No verdict is possible.
         """
         judged = self._directory.read(spec.JUDGED, VerdictRecord)
         if judged is None:
-            judged = self._decide() if self._prepared.held_out else self._undecided()
+            judged = self._decide() if self._prepared.held_out else self._record_undecided()
             self._directory.write(spec.JUDGED, judged)
-        fixed = self._directory.read(spec.JUDGING, Fixed)
-        expected = fixed.pointer if fixed is not None else None
-        return judged.model_copy(update={"live": self._promoted(judged, expected)}), self._evaluator.uploaded().ids
+        comparison = self._directory.read(spec.JUDGING, FixedComparison)
+        expected = comparison.pointer if comparison is not None else None
+        return judged.model_copy(update={"live": self._promote(judged, expected)}), self._evaluator.uploaded().ids
 
-    def _promoted(self, judged: VerdictRecord, expected: LivePointer | None) -> bool:
-        """Whether it is live now. The verdict stands, whatever becomes of `live`."""
+    def _promote(self, judged: VerdictRecord, expected: LivePointer | None) -> bool:
+        """Promote the version if it passed; returns whether it is live. A failure here does not change the verdict."""
         try:
             return promote(
                 self._gateway, self._name, judged, self._job.judging.promote, expected, self._directory.emit_event
             )
         except (GatewayUnreachable, GatewayRefused) as error:
-            by_hand = f"`hatrack promote {self._name}` makes it live"
-            self._directory.emit_event(
-                f"where `live` points could not be settled: {error.message}. {by_hand}", level="error"
-            )
+            by_hand = f"Run `hatrack promote {self._name}` to make it live"
+            self._directory.emit_event(f"could not move `live`: {error.message}. {by_hand}", level="error")
             return False
 
-    def so_far(self) -> dict[str, Any]:
-        """What of a result there is, where the judging was cut off: a verdict that stands on the version stays."""
+    def partial_result(self) -> dict[str, Any]:
+        """The fields of the result that an interrupted judging has completed: a recorded verdict stays."""
         judged = self._directory.read(spec.JUDGED, VerdictRecord)
         return {} if judged is None else {"judged": judged, "files": self._evaluator.uploaded().ids}
 
     def held_out(self) -> str | None:
-        """The id of the file with the questions, once it is at the gateway."""
+        """The id of the uploaded file with the held-out questions; None before the upload."""
         return self._evaluator.uploaded().held_out
 
     # the verdict
 
     def _decide(self) -> VerdictRecord:
-        fixed = self._directory.read(spec.JUDGING, Fixed)
-        if fixed is None:
-            fixed = self._fix()
-            self._directory.write(spec.JUDGING, fixed)
-            for note in fixed.notes:
+        comparison = self._directory.read(spec.JUDGING, FixedComparison)
+        if comparison is None:
+            comparison = self._fix_comparison()
+            self._directory.write(spec.JUDGING, comparison)
+            for note in comparison.notes:
                 self._directory.emit_event(note)
-        asked = self._questions(fixed)
-        if not asked:
-            return self._undecided(ALL_TAUGHT)
+        sample = self._questions(comparison)
+        if not sample:
+            return self._record_undecided(ALL_TRAINED_ON)
         self._directory.emit_event(
-            f"judging {self._name} by {self._primary.name} on {len(asked)} held-out examples that it has not seen"
-            f"{self._of_how_many(len(asked))}, against {', '.join(arm.label for arm in fixed.evaluation.arms[1:])}"
+            f"judging {self._name} by {self._primary.name} on {len(sample)} held-out examples"
+            f"{self._sample_note(len(sample))} against {', '.join(arm.label for arm in comparison.evaluation.arms[1:])}"
         )
         began = time.monotonic()
-        outcome = self._evaluator.ask(fixed.evaluation, asked)
+        outcome = self._evaluator.ask(comparison.evaluation, sample)
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
-        report = self._report(outcome, fixed.notes, time.monotonic() - began)
+        report = self._report(outcome, comparison.notes, time.monotonic() - began)
         kept = self._evaluator.upload_report(report)
         judged = verdict_record(outcome.verdict)
-        self._record(judged, kept, self._again(fixed.evaluation, kept))
+        self._record(judged, kept, self._repeat_body(comparison.evaluation, kept))
         return judged
 
-    def _undecided(self, why: str = NOTHING_HELD_OUT) -> VerdictRecord:
-        """Where nothing is held out nothing is asked."""
+    def _record_undecided(self, why: str = NOTHING_HELD_OUT) -> VerdictRecord:
+        """Record that there is nothing to judge by; no model is asked."""
         judged = VerdictRecord(
             verdict="not_enough_evidence",
             sentence=f"{why} At least {self._job.judging.min_examples} examples are needed.",
@@ -162,10 +162,10 @@ class Judging:
         self._record(judged, UploadedFiles(), None)
         return judged
 
-    def _fix(self) -> Fixed:
-        """Which arms: the candidate, the base at its honest best, and what serves now, each by its version."""
+    def _fix_comparison(self) -> FixedComparison:
+        """Fix the arms: the candidate, the base with its best prompts, and the live version."""
         job, primary = self._job, self._primary
-        wish = job.judging
+        options = job.judging
         notes: list[str] = []
         pointer, serving = live_to_compare(self._gateway, self._name, notes.append)
         plan = self._plan
@@ -173,58 +173,57 @@ class Judging:
             job.base_name, system=plan.system_prompt, answers=primary.answers, grounding=plan.grounding
         )
         notes += [GROUNDED_NOTE] if plan.grounding else []
-        there = questions(self._prepared.held_out)
+        held_out = questions(self._prepared.held_out)
         memory = TrainingHistory(self._gateway, self._directory, notes.append)
-        taught = memory.trained_on([job.parent, serving], there, excluded=self._name)
-        notes += [left_out_note(taught, len(there))] if taught else []
+        taught = memory.trained_on([job.parent, serving], held_out, excluded=self._name)
+        notes += [left_out_note(taught, len(held_out))] if taught else []
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
-        return Fixed(
+        return FixedComparison(
             evaluation=EvaluationSpec(
                 arms=tuple(arms),
                 candidate=self._name,
                 bases=tuple(arm.label for arm in bases),
                 live=LIVE if arms[-1].label == LIVE else None,
                 metric=MetricOptions(name=primary.name, pattern=primary.pattern, schema_=primary.json_schema),
-                suites=wish.suites,
+                suites=options.suites,
                 taught=most_frequent_answers(
                     [example.messages[-1].content for example in self._prepared.training.examples]
                 ),
-                rules=rules_of(wish),
-                repeats=wish.repeats,
+                rules=rules_of(options),
+                repeats=options.repeats,
                 max_tokens=primary.max_tokens,
-                judge=wish.judge,
+                judge=options.judge,
             ),
             pointer=pointer,
             notes=tuple(notes),
             left_out=taught,
         )
 
-    def _questions(self, fixed: Fixed) -> tuple[Question, ...]:
-        """What is asked: all that is held out and was not taught before, or a sample, in an order drawn with the job's
-        seed."""
-        known = set(fixed.left_out)
-        found = [question for question in questions(self._prepared.held_out) if question.id not in known]
-        random.Random(f"{self._job.seed}/asked").shuffle(found)  # noqa: S311 - no secret
-        asked = tuple(found[: self._job.judging.most_examples])
-        lines = self._evaluator.write_questions(asked)
-        if asked:
+    def _questions(self, comparison: FixedComparison) -> tuple[Question, ...]:
+        """At most `most_examples` of the held-out questions, without those left out, shuffled with the job's seed."""
+        left_out_ids = set(comparison.left_out)
+        eligible = [question for question in questions(self._prepared.held_out) if question.id not in left_out_ids]
+        random.Random(f"{self._job.seed}/asked").shuffle(eligible)  # noqa: S311 - no secret
+        sample = tuple(eligible[: self._job.judging.most_examples])
+        lines = self._evaluator.write_questions(sample)
+        if sample:
             self._evaluator.upload_questions(lines, EVALS)
-        return asked
+        return sample
 
-    def _of_how_many(self, asked: int) -> str:
-        there = len(self._prepared.held_out)
-        return f" (drawn from {there})" if there > asked else ""
+    def _sample_note(self, sample_size: int) -> str:
+        total = len(self._prepared.held_out)
+        return f" (drawn from {total})" if total > sample_size else ""
 
-    def _tell(self, stage: str, done: int, total: int) -> None:
+    def _emit_progress(self, stage: str, done: int, total: int) -> None:
         self._check()
-        before, at = self._said
-        if stage != before or done == total or time.monotonic() - at > SAID_S:
-            self._said = (stage, time.monotonic())
+        last_stage, at = self._last_event
+        if stage != last_stage or done == total or time.monotonic() - at > MIN_EVENT_INTERVAL_S:
+            self._last_event = (stage, time.monotonic())
             self._directory.emit_event(f"{stage}: {done} of {total}", stage=stage, done=done, total=total)
 
-    # what is left of it
+    # the report
 
     def _report(self, outcome: Outcome, notes: tuple[str, ...], seconds: float) -> EvaluationReport:
         training = self._metadata.training
@@ -250,9 +249,9 @@ class Judging:
             held_out=len(self._prepared.held_out),
         )
 
-    def _again(self, wanted: EvaluationSpec, kept: UploadedFiles) -> dict[str, Any] | None:
-        """The body that asks for the same again; None where it would be too large."""
-        return repeat_body(wanted, kept.held_out, repeat_arms(wanted, ()))
+    def _repeat_body(self, evaluation: EvaluationSpec, kept: UploadedFiles) -> dict[str, Any] | None:
+        """The request body that repeats this evaluation; None if it would be too large."""
+        return repeat_body(evaluation, kept.held_out, repeat_arms(evaluation, ()))
 
     def _record(self, judged: VerdictRecord, kept: UploadedFiles, again: dict[str, Any] | None) -> None:
         self._evaluator.record(self._name, judged, kept.model_dump(exclude_none=True), again, kind="training")

@@ -1,8 +1,8 @@
-"""Fine-tuning jobs as a kind of run: two stages, a device whose time is counted, a version that may outlive its job.
+"""Fine-tuning jobs as a kind of run: two stages, metered device time, and versions that may outlive a failed job.
 
-However a job ends, its `seconds` are the time that its workers have had the device: each from its start to its last
-sign, loading, judging and pauses for live traffic included. Its `cost` is that time by the device's price. What the
-training alone took stands in the version's lineage.
+However a job ends, its `seconds` are the time for which its workers had the device, each from its start to its last
+heartbeat, including loading, judging and pauses for live traffic. Its `cost` is that time multiplied by the device's
+price. The time of the training alone is in the version's metadata.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from trainer.database import Database
 from trainer.errors import TooMany
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
-from trainer.finetune.spec import JobDetails, JobSpec, Plan, Result
+from trainer.finetune.spec import JobDetails, JobResult, JobSpec, TrainingPlan
 from trainer.reviews.service import Reviews
 from trainer.runs import journal, protocol
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
 from trainer.runs.housekeeping import Housekeeper
-from trainer.runs.kind import Advance, Cause, Cut, Ending, Kind, Stage
+from trainer.runs.kind import Abort, AbortCause, Advance, Kind, RunOutcome, Stage
 from trainer.runs.process import Command
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
-from trainer.runs.transitions import describe_end
+from trainer.runs.transitions import describe_exit
 
 NAME: Final = "finetune"
 VALIDATE: Final = Stage(spec.VALIDATE, Status.VALIDATING, "looked_at")
 TRAIN: Final = Stage(spec.TRAIN, Status.QUEUED, on_device=True)
 CANCEL_PATIENCE_S: Final = 300.0
-JUDGING: Final = "judging-"
-"""How the part of a progress token begins that stands for the judging."""
+JUDGING_PREFIX: Final = "judging-"
+"""Prefix of the part of a progress token that stands for the judging."""
 CSV_NAME: Final = "step_metrics.csv"
 COLUMNS: Final = {
     "step": "step",
@@ -49,12 +49,12 @@ COLUMNS: Final = {
     "learning_rate": "learning_rate",
     "tokens_per_s": "tokens_per_s",
 }
-"""Columns of the result file, the first five OpenAI's, and the fields of a `metrics` event that they come from."""
-BIG: Final = (
+"""Columns of the result file (the first five are OpenAI's) and the fields of a `metrics` event that fill them."""
+LARGE_FILES: Final = (
     *(spec.CHECKPOINTS, spec.OUTPUT, spec.PARENT),
     *(spec.TRAINING, spec.HELD_OUT, QUESTIONS, *ANSWER_FILES),
 )
-"""Not the reports, which are what a job is remembered by."""
+"""Without the reports, which stay available."""
 
 
 def worker_command(directory: Path, stage: str) -> list[str]:
@@ -63,32 +63,32 @@ def worker_command(directory: Path, stage: str) -> list[str]:
 
 
 def job_directories(installation: Installation) -> RunDirectories:
-    """Where jobs are."""
-    return RunDirectories(installation.directory / "jobs", installation.directory / "spent", BIG)
+    """The directories of all jobs."""
+    return RunDirectories(installation.directory / "jobs", installation.directory / "spent", LARGE_FILES)
 
 
-class FinetuneKind(Kind[Result]):
+class FinetuneKind(Kind[JobResult]):
     """Fine-tuning jobs.
 
     Args:
-        base: What is trained on, as far as memory goes.
-        housekeeper: Keeps a job's result files.
-        reviews: Says how far a judge may be trusted, and takes in the pairs that are left for people.
+        base: The base model that jobs train on.
+        housekeeper: Uploads a job's result files.
+        reviews: Provides the judge's agreement with people, and collects the pairs left for human review.
     """
 
     name = NAME
-    noun, described, param = "job", "fine-tuning job", "fine_tuning_job_id"
+    noun, display_name, param = "job", "fine-tuning job", "fine_tuning_job_id"
     too_many = TooMany
     stages = (VALIDATE, TRAIN)
     cancel_patience_s = CANCEL_PATIENCE_S
-    signs = (protocol.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *ANSWER_FILES, protocol.RESULT)
-    result = Result
+    heartbeat_files = (protocol.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *ANSWER_FILES, protocol.RESULT)
+    result = JobResult
 
     def __init__(
         self,
         settings: Settings,
         installation: Installation,
-        base: capacity.Base,
+        base: capacity.BaseModelInfo,
         database: Database,
         directories: RunDirectories,
         housekeeper: Housekeeper,
@@ -108,7 +108,7 @@ class FinetuneKind(Kind[Result]):
         return TRAIN if self._plan(run_id) is not None else VALIDATE
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """See Kind: how far the job's judge may be trusted."""
+        """See Kind: writes how far the job's judge agrees with people."""
         if stage is TRAIN:
             job = await asyncio.to_thread(self.directories.read, run.id, protocol.SPEC, JobSpec)
             judge = None if job is None else job.judging.judge
@@ -118,125 +118,134 @@ class FinetuneKind(Kind[Result]):
         """See Kind."""
         if stage is VALIDATE:
             return None
-        return "Fine-tuning job goes on" if run.device_s else "Fine-tuning job started"
+        return "Fine-tuning job resumed" if run.device_s else "Fine-tuning job started"
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
-        directory = self.directories.of(run_id)
+        directory = self.directories.path_of(run_id)
         steps = sorted(path.name for path in (directory / spec.CHECKPOINTS).glob("step-*"))
         durable = (spec.TRAINING, spec.HELD_OUT, spec.PLAN, spec.OUTPUT)
-        there = [name for name in durable if (directory / name).exists()]
-        return " ".join([*there, *steps[-1:], *_judging_progress(directory)])
+        existing = [name for name in durable if (directory / name).exists()]
+        return " ".join([*existing, *steps[-1:], *_judging_progress(directory)])
 
     def restart_point(self, progress: str) -> str:
         """See Kind."""
         last = progress.rpartition(" ")[2]
-        if last.startswith(JUDGING):
-            return "the answers that it has"
+        if last.startswith(JUDGING_PREFIX):
+            return "the answers collected so far"
         return f"checkpoint {last}" if last.startswith("step-") else "the beginning"
 
-    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Advance | Ending[Result] | None:
-        """See Kind. Now that the data are known the memory is looked at again: where it does not reach, activations
-        are computed again in the backward pass; where that does not reach either, the job fails before it has cost
-        anything."""
+    async def stage_ended(
+        self, run: Run, stage: Stage, working: Collection[int]
+    ) -> Advance | RunOutcome[JobResult] | None:
+        """See Kind. With the data known, memory is checked again: if it does not suffice, gradient checkpointing is
+        switched on; if that does not suffice either, the job fails before it has cost anything."""
         plan = await asyncio.to_thread(self._plan, run.id)
         report = await asyncio.to_thread(self.report, run.id)
         if plan is None or report is None:
             return None
         longest = report.lengths.longest if report.lengths is not None else plan.recipe.max_length
         device = JobDetails.model_validate(run.details).device
-        room = await asyncio.to_thread(capacity.room, device, self._installation, working)
-        fit = self._fit(plan, longest, device, room)
+        available = await asyncio.to_thread(capacity.available_memory, device, self._installation, working)
+        check = self._check_capacity(plan, longest, device, available)
         notes: list[str] = []
-        if not fit.fits:
-            plan = _recomputing(plan)
-            notes.append(f"activations are computed again in the backward pass, about a third slower: {fit.words()}")
-            fit = self._fit(plan, longest, device, room)
-            if not fit.fits:
-                message = f"The job cannot be done here: {fit.words()}. A smaller batch_size or max_length needs less."
+        if not check.fits:
+            plan = _with_gradient_checkpointing(plan)
+            notes.append(f"gradient checkpointing is on, which is about a third slower: {check.describe()}")
+            check = self._check_capacity(plan, longest, device, available)
+            if not check.fits:
+                message = (
+                    f"The job does not fit into memory: {check.describe()}. Use a smaller batch_size or max_length."
+                )
                 failure = Failure(code="insufficient_memory", message=message)
-                return Ending(Result(status="failed", error=failure), message)
+                return RunOutcome(JobResult(status="failed", error=failure), message)
             await asyncio.to_thread(self.directories.write, run.id, spec.PLAN, plan)
         notes.append("Files validated, moving job to queued state")
         return Advance(tuple(notes), {"plan": plan.model_dump(mode="json"), "report": summary(report)})
 
-    def _fit(self, plan: Plan, longest: int, device: str, room: capacity.Room) -> capacity.Fit:
-        on_gpu = capacity.kind(device) == "cuda"
-        return capacity.Fit(capacity.need(plan.recipe, self._base, longest=longest, on_gpu=on_gpu), room)
+    def _check_capacity(
+        self, plan: TrainingPlan, longest: int, device: str, available: capacity.AvailableMemory
+    ) -> capacity.CapacityCheck:
+        on_gpu = capacity.device_type(device) == "cuda"
+        return capacity.CapacityCheck(
+            capacity.required_memory(plan.recipe, self._base, longest=longest, on_gpu=on_gpu), available
+        )
 
-    def cut_short(self, run: Run, cut: Cut) -> Ending[Result]:
-        """See Kind. A job whose version is there has succeeded, unjudged."""
+    def abort_run(self, run: Run, abort: Abort) -> RunOutcome[JobResult]:
+        """See Kind. A job whose version is registered has succeeded, without a verdict."""
         pushed = self.pushed(run.id)
         name = None if pushed is None else pushed.fine_tuned_model
-        if cut.cause is Cause.CANCELLED:
+        if abort.cause is AbortCause.CANCELLED:
             if pushed is None:
-                return Ending(Result(status="cancelled"), "cancelled")
-            return Ending(pushed, "cancelled before it was judged; nothing was moved")
-        if cut.cause is Cause.DISK_FULL:
+                return RunOutcome(JobResult(status="cancelled"), "cancelled")
+            return RunOutcome(pushed, "cancelled before it was judged; `live` was not moved")
+        if abort.cause is AbortCause.DISK_FULL:
             if pushed is None:
-                return Ending(Result(status="failed", error=DISK_FULL), DISK_FULL.message)
-            return Ending(
-                pushed, f"The trainer's disk is full: {name} is there, and no verdict could be kept.", "error"
+                return RunOutcome(JobResult(status="failed", error=DISK_FULL), DISK_FULL.message)
+            return RunOutcome(
+                pushed, f"The trainer's disk is full: {name} is registered, but no verdict could be stored.", "error"
             )
-        how = "ran out of memory" if cut.for_memory else describe_end(cut.end)
-        times = f"The worker {how}, {cut.times} times in a row without getting any further"
+        how = "ran out of memory" if abort.out_of_memory else describe_exit(abort.end)
+        times = f"The worker {how}, {abort.times} times in a row without progress"
         if pushed is not None:
-            return Ending(pushed, f"{times}: {name} is there, without a verdict. Nothing was moved.", "error")
-        if cut.for_memory:
-            code, advice = "out_of_memory", "A smaller batch_size or max_length needs less memory."
+            return RunOutcome(
+                pushed, f"{times}: {name} is registered, without a verdict. `live` was not moved.", "error"
+            )
+        if abort.out_of_memory:
+            code, advice = "out_of_memory", "Use a smaller batch_size or max_length."
         else:
-            code, advice = "worker_killed", "The worker's log in the job's folder may say why; then start it anew."
+            code, advice = "worker_killed", "See worker.log in the job's directory, then create the job again."
         failure = Failure(code=code, message=f"{times}. {advice}")
-        return Ending(Result(status="failed", error=failure), failure.message)
+        return RunOutcome(JobResult(status="failed", error=failure), failure.message)
 
-    async def conclude(self, run: Run, result: Result) -> tuple[Result, dict[str, Any]]:
-        """See Kind: the result is priced by the device's time, and the result files are kept at the gateway."""
-        priced = self._settings.price_per_hour * run.device_s / 3600
-        result = result.model_copy(update={"seconds": round(run.device_s, 3), "cost": round(priced, 6)})
+    async def conclude(self, run: Run, result: JobResult) -> tuple[JobResult, dict[str, Any]]:
+        """See Kind: computes the cost from the device time, and uploads the result files."""
+        cost = self._settings.price_per_hour * run.device_s / 3600
+        result = result.model_copy(update={"seconds": round(run.device_s, 3), "cost": round(cost, 6)})
         details = JobDetails.model_validate(run.details)
         await self._reviews.take(run.project, run.id, self.directory(run), [details.adapter])
         report = await asyncio.to_thread(self.report, run.id)
         plan = await asyncio.to_thread(self._plan, run.id)
-        changed: dict[str, Any] = {"plan": None if plan is None else plan.model_dump(mode="json")}
-        changed["report"] = None if report is None else summary(report)
+        updates: dict[str, Any] = {"plan": None if plan is None else plan.model_dump(mode="json")}
+        updates["report"] = None if report is None else summary(report)
         if not details.result_files:
-            kept = await self._keep(run, None if report is None else report.model_dump_json())
-            changed["result_files"] = [*kept, *result.files]
-        return result, changed
+            file_ids = await self._upload_results(run, None if report is None else report.model_dump_json())
+            updates["result_files"] = [*file_ids, *result.files]
+        return result, updates
 
-    async def _keep(self, run: Run, report: str | None) -> list[str]:
+    async def _upload_results(self, run: Run, report: str | None) -> list[str]:
         rows = await self._database.run(lambda db: journal.metrics(db, run.id))
         files = {f"{run.id}-{CSV_NAME}": metrics_csv(rows)} if rows else {}
         if report is not None:
             files[f"{run.id}-{spec.REPORT}"] = report.encode()
-        return await self._housekeeper.keep(self.directories, run.id, files)
+        return await self._housekeeper.upload_results(self.directories, run.id, files)
 
     def report(self, run_id: str) -> Report | None:
-        """The quality report, as far as there is one."""
+        """The quality report; None if there is none yet."""
         return self.directories.read(run_id, spec.REPORT, Report)
 
-    def pushed(self, run_id: str) -> Result | None:
-        """The result of a job whose version is there, before it is judged."""
-        return self.directories.read(run_id, spec.PUSHED, Result)
+    def pushed(self, run_id: str) -> JobResult | None:
+        """The result of a job from the registration of its version on; None before."""
+        return self.directories.read(run_id, spec.PUSHED, JobResult)
 
-    def _plan(self, run_id: str) -> Plan | None:
-        return self.directories.read(run_id, spec.PLAN, Plan)
+    def _plan(self, run_id: str) -> TrainingPlan | None:
+        return self.directories.read(run_id, spec.PLAN, TrainingPlan)
 
 
 def _judging_progress(directory: Path) -> list[str]:
-    """How far the judging is, in bytes of answers."""
+    """The judging's part of the progress token: the bytes of answers stored."""
     if not (directory / spec.PUSHED).exists():
         return []
     books = [directory / name for name in ANSWER_FILES if (directory / name).exists()]
-    return [f"{JUDGING}{sum(book.stat().st_size for book in books)}"]
+    return [f"{JUDGING_PREFIX}{sum(book.stat().st_size for book in books)}"]
 
 
-def _recomputing(plan: Plan) -> Plan:
+def _with_gradient_checkpointing(plan: TrainingPlan) -> TrainingPlan:
     return plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"gradient_checkpointing": True})})
 
 
 def metrics_csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    """A job's numbers, a line a step."""
+    """A job's metrics as CSV, one line per step."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -245,7 +254,7 @@ def metrics_csv(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """A quality report in short, as a job shows it."""
+    """The summary of a quality report that a job object shows."""
     return {
         "format": report.format,
         "examples": report.examples,

@@ -1,25 +1,29 @@
-"""Jobs, events and checkpoints as OpenAI's objects, with what is ours under `hatrack`."""
+"""Jobs, events and checkpoints as OpenAI's objects, with Hatrack's own fields under `hatrack`."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from trainer.errors import Invalid
-from trainer.finetune.spec import JobDetails, Plan, Result
+from trainer.finetune.spec import JobDetails, JobResult, TrainingPlan
 from trainer.runs.protocol import Control
 from trainer.runs.state import CheckpointRow, Event, Run, Status
 
 VERDICT: Final = "hatrack_verdict"
 EVENT_ID, CHECKPOINT_ID = "ftevent", "ftckpt"
-"""How the ids of events and checkpoints begin; the job's own part and a number follow."""
+"""Prefixes of the ids of events and checkpoints; the job's id suffix and a number follow."""
 
 
 def job_object(run: Run) -> dict[str, Any]:
-    """OpenAI's `fine_tuning.job`. `hyperparameters` are what was asked for until the plan is known, then its values."""
-    asked = _asked(run)
+    """OpenAI's `fine_tuning.job`. `hyperparameters` are the requested ones until there is a plan, then the plan's."""
+    requested = _requested_hyperparameters(run)
     details = JobDetails.model_validate(run.details)
-    result = None if run.result is None else Result.model_validate(run.result)
-    hyperparameters = asked if details.plan is None else resolved(details.plan, asked["learning_rate_multiplier"])
+    result = None if run.result is None else JobResult.model_validate(run.result)
+    hyperparameters = (
+        requested
+        if details.plan is None
+        else recipe_hyperparameters(details.plan, requested["learning_rate_multiplier"])
+    )
     return {
         "object": "fine_tuning.job",
         "id": run.id,
@@ -40,18 +44,18 @@ def job_object(run: Run) -> dict[str, Any]:
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         "integrations": [],
         "metadata": _metadata(run, result),
-        "hatrack": _ours(run, details, result),
+        "hatrack": _hatrack_fields(run, details, result),
     }
 
 
-def _metadata(run: Run, result: Result | None) -> dict[str, str] | None:
-    """The client's, and the verdict's bare word once there is one."""
+def _metadata(run: Run, result: JobResult | None) -> dict[str, str] | None:
+    """The client's metadata, plus the verdict once there is one."""
     given: dict[str, str] | None = run.body.get("metadata")
     judged = result.judged if result is not None else None
     return given if judged is None else {**(given or {}), VERDICT: judged.verdict}
 
 
-def _ours(run: Run, details: JobDetails, result: Result | None) -> dict[str, Any]:
+def _hatrack_fields(run: Run, details: JobDetails, result: JobResult | None) -> dict[str, Any]:
     plan = details.plan
     return {
         "adapter": details.adapter,
@@ -69,18 +73,18 @@ def _ours(run: Run, details: JobDetails, result: Result | None) -> dict[str, Any
     }
 
 
-def _asked(run: Run) -> dict[str, Any]:
-    """The hyperparameters of the body, `auto` where nothing was said."""
+def _requested_hyperparameters(run: Run) -> dict[str, Any]:
+    """The body's hyperparameters, with OpenAI's three as `auto` if unset."""
     inner = ((run.body.get("method") or {}).get("supervised") or {}).get("hyperparameters") or {}
-    openais = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
-    return openais | (run.body.get("hyperparameters") or {}) | inner
+    defaults = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
+    return defaults | (run.body.get("hyperparameters") or {}) | inner
 
 
-def resolved(plan: Plan, multiplier: Any) -> dict[str, Any]:
-    """A recipe under the names that hyperparameters are asked for by.
+def recipe_hyperparameters(plan: TrainingPlan, multiplier: Any) -> dict[str, Any]:
+    """A plan's recipe under the API's names of hyperparameters.
 
     Args:
-        multiplier: The `learning_rate_multiplier` as it was asked for; a recipe has the rate that it came to.
+        multiplier: The requested `learning_rate_multiplier`; the recipe has the resulting rate only.
     """
     recipe = plan.recipe
     return {
@@ -104,7 +108,7 @@ def event_object(event: Event) -> dict[str, Any]:
     """OpenAI's `fine_tuning.job.event`."""
     return {
         "object": "fine_tuning.job.event",
-        "id": f"{EVENT_ID}-{_own(event.run)}-{event.number}",
+        "id": f"{EVENT_ID}-{_id_suffix(event.run)}-{event.number}",
         "created_at": int(event.at),
         "level": event.level,
         "type": event.type,
@@ -116,14 +120,14 @@ def event_object(event: Event) -> dict[str, Any]:
 def checkpoint_object(run: Run, row: CheckpointRow, last: bool) -> dict[str, Any]:
     """OpenAI's `fine_tuning.job.checkpoint`.
 
-    The last one of a job that has succeeded is the version itself; the others are there to resume from, and their
-    model's name says that it is none that answers.
+    The last checkpoint of a succeeded job is the version itself. The others exist to resume from; no model of their
+    name can be called.
     """
-    result = None if run.result is None else Result.model_validate(run.result)
+    result = None if run.result is None else JobResult.model_validate(run.result)
     model = result.fine_tuned_model if last and result is not None else None
     return {
         "object": "fine_tuning.job.checkpoint",
-        "id": f"{CHECKPOINT_ID}-{_own(row.run)}-{row.step}",
+        "id": f"{CHECKPOINT_ID}-{_id_suffix(row.run)}-{row.step}",
         "created_at": int(row.at),
         "fine_tuned_model_checkpoint": model or f"{run.id}:step-{row.step}",
         "fine_tuning_job_id": run.id,
@@ -133,17 +137,17 @@ def checkpoint_object(run: Run, row: CheckpointRow, last: bool) -> dict[str, Any
 
 
 def event_number(run: Run, event_id: str | None) -> int:
-    """The number of an event of the job, from its id; 0, before the first one, where there is none. Raises Invalid."""
+    """The number in the id of one of the job's events; 0 (before the first event) for None. Raises Invalid."""
     return 0 if event_id is None else number_in(run, event_id, EVENT_ID)
 
 
 def number_in(run: Run, item_id: str, prefix: str) -> int:
-    """The number of an event, or the step of a checkpoint, of the job, from its id. Raises Invalid."""
-    number = item_id.removeprefix(f"{prefix}-{_own(run.id)}-")
+    """The event number or checkpoint step in the id of one of the job's items. Raises Invalid."""
+    number = item_id.removeprefix(f"{prefix}-{_id_suffix(run.id)}-")
     if number == item_id or not number.isdecimal() or len(number) > 15:
-        raise Invalid(f"`after` is {item_id[:80]!r}, which is none of this job's", param="after")
+        raise Invalid(f"`after` is {item_id[:80]!r}, which does not belong to the job `{run.id}`", param="after")
     return int(number)
 
 
-def _own(job_id: str) -> str:
+def _id_suffix(job_id: str) -> str:
     return job_id.removeprefix("ftjob-")

@@ -1,4 +1,4 @@
-"""How a job wants its adapter judged: what was asked for, checked before the job is made, and the operator's rules."""
+"""The evaluation options of a job: those of the request, checked before it is created, and the operator's rules."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from trainer.evaluate.evaluations.spec import operator_rules
 from trainer.evaluate.factory import check_available
 from trainer.evaluate.spec import check_judge_metric, check_suites, read_metric
 from trainer.finetune.schemas import JobRequest
-from trainer.finetune.spec import JudgingWish
+from trainer.finetune.spec import EvaluationOptions
 
 
-def judging_wish(asked: JobRequest, settings: Settings) -> JudgingWish:
-    """What becomes of a body's options. Blocks for a moment: it reads the operator's file, and imports.
+def evaluation_options(request: JobRequest, settings: Settings) -> EvaluationOptions:
+    """The evaluation options of a request. Blocks: reads the endpoints file and imports modules.
 
     Raises:
-        Invalid: There is no such metric, suite or judge, or the metric may not decide.
+        Invalid: No such metric, suite or judge, or the metric cannot decide a verdict.
     """
-    options, place = asked.options, asked.place
+    options, place = request.options, request.place
     try:
         param = place("metric")
         metric = read_metric(options.metric)
         check_judge_metric(metric, options.judge, candidate=True)
         param = place("suites")
-        suites = JudgingWish.model_fields["suites"].default if options.suites is None else options.suites
+        suites = EvaluationOptions.model_fields["suites"].default if options.suites is None else options.suites
         check_suites(suites)
         check_available(suites, settings)
         param = place("judge")
@@ -32,9 +32,9 @@ def judging_wish(asked: JobRequest, settings: Settings) -> JudgingWish:
             read_endpoints(settings.endpoints).judge(options.judge)
     except EvaluationError as error:
         raise Invalid(f"`{param}`: {error.message}", param=param) from error
-    except RecursionError as error:  # of a schema's check, which takes many calls a level
+    except RecursionError as error:  # from checking a JSON schema, which takes several calls per level
         raise Invalid(f"`{param}` is nested too deeply", param=param) from error
-    return JudgingWish(
+    return EvaluationOptions(
         promote=options.promote,
         metric=None if metric is None else metric.name,
         pattern=None if metric is None else metric.pattern,

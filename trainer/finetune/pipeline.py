@@ -1,4 +1,4 @@
-"""What a worker does, in order: fetch, look at the data, choose, train, write, push, judge."""
+"""The steps of a job's worker: fetch, prepare the data, plan, train, export, push, judge."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainer.data.prepare import Prepared, Rules, Source, prepare
 from trainer.data.report import Report
 from trainer.errors import DataRefused, ParentUnsupported
 from trainer.finetune import spec
-from trainer.finetune.plan_events import tell_plan
-from trainer.finetune.spec import JobSpec, Plan, Primary, Result
-from trainer.finetune.system_prompt import prompt_of
-from trainer.finetune.traffic import ServingFirst
+from trainer.finetune.plan_events import emit_plan_events
+from trainer.finetune.spec import JobResult, JobSpec, PrimaryMetric, TrainingPlan
+from trainer.finetune.system_prompt import resolve_system_prompt
+from trainer.finetune.traffic import TrafficMonitor
 from trainer.runs.control import Interrupted
 from trainer.runs.directory import RunDirectory
 from trainer.runs.failures import explain
@@ -31,35 +31,35 @@ from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune import auto
 from trainer.tune.lineage import (
-    BESIDE,
     CONFIG_FILE,
     METADATA_FILE,
+    NOT_COMPARED,
     WEIGHTS_FILE,
     DataSource,
     Lineage,
     Metadata,
     packages,
 )
-from trainer.tune.memory_release import let_go_of_memory
+from trainer.tune.memory_release import release_memory
 from trainer.tune.progress import Progress
-from trainer.tune.run import Material, choose_device, train_adapter
+from trainer.tune.run import TrainingInputs, choose_device, train_adapter
 
 if TYPE_CHECKING:
     from trainer.data.render import Renderer
 
 ALIAS: Final = "candidate"
 NO_ENGINE: Final = "none"
-"""The fingerprint's engine version: an adapter is trained for a base, whichever engine serves it."""
-METRICS_S: Final = 0.25
-"""Least seconds between two metrics events; the last step of an epoch always has one."""
-PAUSE_SAID_S: Final = 10.0
+"""The engine version in the fingerprint: an adapter is trained for a base model, whichever engine serves it."""
+METRICS_INTERVAL_S: Final = 0.25
+"""Minimum seconds between two metrics events; the last step of an epoch always has one."""
+PAUSE_REPORT_INTERVAL_S: Final = 10.0
 _LOG = logging.getLogger("hatrack.trainer.worker")
 
 
-class TrainingPipeline(Pipeline[Result]):
-    """One job. `check` raises where the worker is to end."""
+class TrainingPipeline(Pipeline[JobResult]):
+    """One job. `check` raises Interrupted if the worker should exit."""
 
-    result = Result
+    result = JobResult
 
     def __init__(self, job: JobSpec, directory: RunDirectory, gateway: Gateway, check: Callable[[], None]) -> None:
         self._job = job
@@ -67,57 +67,57 @@ class TrainingPipeline(Pipeline[Result]):
         self._gateway = gateway
         self._check = check
         self._epochs = 1
-        self._said_metrics = 0.0
-        self._said_pause = 0.0
-        self._said_paused_s = 0.0
+        self._last_metrics_at = 0.0
+        self._last_pause_report_at = 0.0
+        self._reported_pause_s = 0.0
 
-    def run(self, stage: str) -> Result | None:
+    def run(self, stage: str) -> JobResult | None:
         """See Pipeline."""
         if stage == spec.VALIDATE:
             self.validate()
             return None
         return self.train()
 
-    def cancelled(self) -> tuple[Result, str]:
-        """See Pipeline. A version that is there already is no cancelled one: it has no verdict, and nothing moves."""
-        pushed = self._directory.read(spec.PUSHED, Result)
+    def cancelled(self) -> tuple[JobResult, str]:
+        """See Pipeline. A job whose version is registered has succeeded, without a verdict."""
+        pushed = self._directory.read(spec.PUSHED, JobResult)
         if pushed is None:
-            return Result(status="cancelled"), "cancelled"
-        return pushed, "cancelled before it was judged; nothing was moved"
+            return JobResult(status="cancelled"), "cancelled"
+        return pushed, "cancelled before it was judged; `live` was not moved"
 
-    def failed(self, failure: Failure) -> tuple[Result, str]:
-        """See Pipeline. A version that is there already stays, unjudged."""
-        pushed = self._directory.read(spec.PUSHED, Result)
+    def failed(self, failure: Failure) -> tuple[JobResult, str]:
+        """See Pipeline. A job whose version is registered has succeeded, without a verdict."""
+        pushed = self._directory.read(spec.PUSHED, JobResult)
         if pushed is None:
-            return Result(status="failed", error=failure), failure.message
-        return pushed, f"{pushed.fine_tuned_model} is there, without a verdict. {failure.message}"
+            return JobResult(status="failed", error=failure), failure.message
+        return pushed, f"{pushed.fine_tuned_model} is registered, without a verdict. {failure.message}"
 
     def validate(self) -> None:
-        """Fetch the data, look at it, and decide the recipe; leaves report.json and plan.json."""
-        self._ready()
+        """Fetch and check the data and decide the recipe; writes report.json and plan.json."""
+        self._prepare()
 
-    def train(self) -> Result:
-        """The whole job, from wherever it stands."""
-        plan, prepared = self._ready()
+    def train(self) -> JobResult:
+        """Do the whole job, resuming where it stands."""
+        plan, prepared = self._prepare()
         output = self._directory.path(spec.OUTPUT)
         metadata = self._exported_metadata(output)
         if metadata is None:
             metadata = self._train(plan, prepared)
-            let_go_of_memory()
+            release_memory()
         self._check()
-        result = self._directory.read(spec.PUSHED, Result) or self._push(plan, output, metadata)
-        return self._judged(result, plan, prepared, metadata)
+        result = self._directory.read(spec.PUSHED, JobResult) or self._push(plan, output, metadata)
+        return self._judge(result, plan, prepared, metadata)
 
-    def _push(self, plan: Plan, output: Path, metadata: Metadata) -> Result:
-        """Hand the adapter over; from now on the job has succeeded, whatever comes of the judging."""
-        self._directory.emit_event("uploading the adapter; it is proven before it serves")
+    def _push(self, plan: TrainingPlan, output: Path, metadata: Metadata) -> JobResult:
+        """Upload the adapter. From here on the job has succeeded, whatever the judging gives."""
+        self._directory.emit_event("uploading the adapter; the gateway proves it before it serves")
         settings = plan.model_dump(include={"system_prompt", "grounding"}, exclude_none=True)
         version = self._gateway.push(
             self._job.adapter, output, alias=ALIAS, settings=settings, metadata=metadata.model_dump_json()
         )
         name = f"{version['adapter']}@{version['version']}"
         training = metadata.training
-        result = Result(
+        result = JobResult(
             status="succeeded",
             fine_tuned_model=name,
             digest=version["digest"],
@@ -128,11 +128,11 @@ class TrainingPipeline(Pipeline[Result]):
             final_loss=training.final_loss,
         )
         self._directory.write(spec.PUSHED, result)
-        self._directory.emit_event(f"{name} is proven and answers, also as {self._job.adapter}:{ALIAS}")
+        self._directory.emit_event(f"{name} is proven and serves, also as {self._job.adapter}:{ALIAS}")
         return result
 
-    def _judged(self, result: Result, plan: Plan, prepared: Prepared, metadata: Metadata) -> Result:
-        """The result with the verdict on it; without one where none can be had, and then nothing moves."""
+    def _judge(self, result: JobResult, plan: TrainingPlan, prepared: Prepared, metadata: Metadata) -> JobResult:
+        """The result with its verdict; without one if the judging fails, and then `live` does not move."""
         from trainer.finetune.judging import Judging
 
         name, primary = str(result.fine_tuned_model), plan.primary
@@ -152,24 +152,24 @@ class TrainingPipeline(Pipeline[Result]):
         except Interrupted as interrupted:
             if interrupted.code is not None:
                 raise
-            self._directory.emit_event(f"cancelled while it was judged: {name} is there, and nothing was moved")
-            return result.model_copy(update=judging.so_far())
+            self._directory.emit_event(f"cancelled while it was judged: {name} is registered, and `live` was not moved")
+            return result.model_copy(update=judging.partial_result())
         except Exception as error:
             _LOG.exception("the job could not be judged")
-            again = f"`hatrack evaluate {name} --held-out {judging.held_out() or 'FILE'}` judges it"
-            message = f"{name} could not be judged: {explain(error).message} Nothing was moved. {again}"
+            again = f"To judge it, run `hatrack evaluate {name} --held-out {judging.held_out() or 'FILE'}`"
+            message = f"{name} could not be judged: {explain(error).message} `live` was not moved. {again}"
             self._directory.emit_event(message, level="error", code=explain(error).code)
             return result
         return result.model_copy(update={"judged": judged, "files": files})
 
     # before training
 
-    def _ready(self) -> tuple[Plan, Prepared]:
+    def _prepare(self) -> tuple[TrainingPlan, Prepared]:
         job, directory = self._job, self._directory
         for name, file in ((spec.TRAINING, job.training_file), (spec.HELD_OUT, job.validation_file)):
             if file is not None and not directory.path(name).exists():
                 self._gateway.fetch(file, directory.path(name))
-        parent = self._parent()
+        parent = self._load_parent()
         self._check()
         config: dict[str, Any] = json.loads((job.base_dir / "config.json").read_text())
         config = config.get("text_config", config)
@@ -180,26 +180,26 @@ class TrainingPipeline(Pipeline[Result]):
                 self._source(spec.TRAINING, job.training_file.filename),
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
-                Rules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._split_before()),
+                Rules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._previous_split()),
                 check=self._check,
             )
         except DataRefused as refused:
             directory.write(spec.REPORT, refused.report)
             raise
-        known = directory.read(spec.PLAN, Plan)
-        if known is not None:
-            return known, prepared
+        stored = directory.read(spec.PLAN, TrainingPlan)
+        if stored is not None:
+            return stored, prepared
         directory.write(spec.REPORT, prepared.report)
         plan = self._plan(prepared, length, config["hidden_size"], parent)
         directory.write(spec.PLAN, plan)
-        tell_plan(directory.emit_event, job, prepared, plan)
+        emit_plan_events(directory.emit_event, job, prepared, plan)
         return plan, prepared
 
-    def _split_before(self) -> tuple[int, ...] | None:
-        """What was held out when the plan was made: it stays so, whichever release goes on with the job."""
+    def _previous_split(self) -> tuple[int, ...] | None:
+        """The lines held out when the plan was made: they stay held out, whichever release resumes the job."""
         report = self._directory.read(spec.REPORT, Report)
-        planned = self._directory.path(spec.PLAN).exists() and report is not None
-        return report.held_out.lines if planned and report is not None and report.held_out.source == "split" else None
+        has_plan = self._directory.path(spec.PLAN).exists() and report is not None
+        return report.held_out.lines if has_plan and report is not None and report.held_out.source == "split" else None
 
     def _renderer(self, length: int) -> Renderer:
         from trainer.data.render import Renderer, stop_tokens
@@ -212,20 +212,20 @@ class TrainingPipeline(Pipeline[Result]):
     def _source(self, name: str, filename: str) -> Source:
         return Source(filename, self._directory.path(name).read_bytes())
 
-    def _parent(self) -> ParentShape | None:
+    def _load_parent(self) -> ParentShape | None:
         if self._job.parent is None:
             return None
         directory = self._directory.path(spec.PARENT)
-        # each file is whole or absent, but a worker may have ended between the two
+        # each file is complete or absent, but a worker may have exited between the two
         if not all((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
             self._gateway.fetch_adapter(self._job.parent, directory)
         manifest = Manifest.parse((directory / CONFIG_FILE).read_bytes(), max_rank=self._job.max_rank)
         modules = modules_in(directory / WEIGHTS_FILE)
-        # by the modules that it has: expressions become names, and patterns that say nothing go
+        # against its own modules: expressions become names, and patterns without effect go
         manifest = manifest.resolve(modules)
         if manifest.rank_pattern or manifest.alpha_pattern:
             raise ParentUnsupported(
-                f"{self._job.parent} cannot be trained on from: its modules differ in rank or alpha"
+                f"{self._job.parent} cannot be trained further: its modules differ in rank or alpha"
             )
         return ParentShape(
             rank=manifest.rank,
@@ -235,11 +235,11 @@ class TrainingPipeline(Pipeline[Result]):
             modules=len(modules),
         )
 
-    def _plan(self, prepared: Prepared, length: int, hidden_size: int, parent: ParentShape | None) -> Plan:
+    def _plan(self, prepared: Prepared, length: int, hidden_size: int, parent: ParentShape | None) -> TrainingPlan:
         lengths = [len(sequence.tokens) for sequence in prepared.sequences]
         recipe, chosen = auto.choose(
             self._job.wish,
-            auto.Seen(examples=len(lengths), tokens=sum(lengths), longest=max(lengths)),
+            auto.DatasetStats(examples=len(lengths), tokens=sum(lengths), longest=max(lengths)),
             hidden_size=hidden_size,
             max_rank=self._job.max_rank,
             length=length,
@@ -247,18 +247,18 @@ class TrainingPipeline(Pipeline[Result]):
             on_gpu=choose_device(self._job.device).type == "cuda",
             parent=parent,
         )
-        return Plan(
+        return TrainingPlan(
             recipe=recipe,
             chosen=chosen,
-            system_prompt=prompt_of(self._job.system_prompt, prepared),
+            system_prompt=resolve_system_prompt(self._job.system_prompt, prepared),
             grounding=None if self._job.parent is None else self._gateway.settings(self._job.parent).get("grounding"),
             tokens_an_epoch=sum(lengths),
             primary=self._primary(prepared),
         )
 
-    def _primary(self, prepared: Prepared) -> Primary:
-        """By what it will be judged: fixed here, before anything is trained."""
-        from trainer.finetune.primary import choose
+    def _primary(self, prepared: Prepared) -> PrimaryMetric:
+        """The metric that will decide, fixed before the training starts."""
+        from trainer.finetune.primary_metric import choose
         from trainer.tune.model import load_tokenizer
 
         tokenizer = load_tokenizer(self._job.base_dir)
@@ -274,11 +274,11 @@ class TrainingPipeline(Pipeline[Result]):
     # training
 
     def _exported_metadata(self, output: Path) -> Metadata | None:
-        """What a training that had ended before a crash left."""
+        """The metadata of an adapter that was exported before a crash; None if there is none."""
         path = output / METADATA_FILE
         return Metadata.model_validate_json(path.read_bytes()) if path.exists() else None
 
-    def _train(self, plan: Plan, prepared: Prepared) -> Metadata:
+    def _train(self, plan: TrainingPlan, prepared: Prepared) -> Metadata:
         from trainer.tune.checkpoint import Checkpoints
 
         job, directory = self._job, self._directory
@@ -292,10 +292,9 @@ class TrainingPipeline(Pipeline[Result]):
             cache_dir=directory.directory.parent.parent / "base-cache",
         )
         lineage = self._lineage(plan, prepared, description)
-        same = lineage.model_dump_json(exclude=BESIDE)
-        key = hashlib.sha256(same.encode()).hexdigest()
+        key = hashlib.sha256(lineage.model_dump_json(exclude=NOT_COMPARED).encode()).hexdigest()
         checkpoints = Checkpoints(directory.path(spec.CHECKPOINTS), key=key, every_s=job.checkpoint_s)
-        material = Material(
+        inputs = TrainingInputs(
             base=job.base_dir,
             description=description,
             sequences=prepared.sequences,
@@ -306,39 +305,37 @@ class TrainingPipeline(Pipeline[Result]):
             device=job.device,
             price_per_hour=job.price_per_hour,
         )
-        with ServingFirst(
-            self._gateway.load, above=job.yield_above, most_s=job.yield_most_s, check=self._check
-        ) as serving:
+        with TrafficMonitor(
+            self._gateway.load, above=job.yield_above, max_s=job.yield_most_s, check=self._check
+        ) as traffic:
 
-            def between() -> None:
+            def before_batch() -> None:
                 self._check()
-                serving.give_way()
-                if time.monotonic() - self._said_pause > PAUSE_SAID_S:
-                    self._say_pauses(serving)
+                traffic.yield_to_traffic()
+                if time.monotonic() - self._last_pause_report_at > PAUSE_REPORT_INTERVAL_S:
+                    self._report_pauses(traffic)
 
             def on_progress(now: Progress) -> None:
                 self._report(now)
-                between()
+                before_batch()
 
             try:
                 return train_adapter(
-                    material,
+                    inputs,
                     directory.path(spec.OUTPUT),
                     on_stage=directory.emit_event,
                     on_progress=on_progress,
-                    between=between,
+                    before_batch=before_batch,
                     checkpoints=checkpoints,
                 )
             finally:
-                with suppress(OSError):  # a full disk is told by what is under way
-                    self._say_pauses(serving)
+                with suppress(OSError):  # the exception under way reports a full disk
+                    self._report_pauses(traffic)
 
-    def _lineage(self, plan: Plan, prepared: Prepared, description: BaseDescription) -> Lineage:
+    def _lineage(self, plan: TrainingPlan, prepared: Prepared, description: BaseDescription) -> Lineage:
         job = self._job
-        given = job.validation_file
-        held_out = (
-            DataSource(name=given.filename, sha256=given.sha256, examples=len(prepared.held_out)) if given else None
-        )
+        file = job.validation_file
+        held_out = DataSource(name=file.filename, sha256=file.sha256, examples=len(prepared.held_out)) if file else None
         files = [job.training_file, *([job.validation_file] if job.validation_file else [])]
         return Lineage(
             data=(
@@ -361,9 +358,9 @@ class TrainingPipeline(Pipeline[Result]):
     def _report(self, now: Progress) -> None:
         evaluation = now.evaluation
         ends = evaluation is not None or now.step % (now.steps // self._epochs) == 0
-        if not ends and time.monotonic() - self._said_metrics < METRICS_S:
+        if not ends and time.monotonic() - self._last_metrics_at < METRICS_INTERVAL_S:
             return
-        self._said_metrics = time.monotonic()
+        self._last_metrics_at = time.monotonic()
         data: dict[str, Any] = {
             "step": now.step,
             "total_steps": now.steps,
@@ -380,9 +377,9 @@ class TrainingPipeline(Pipeline[Result]):
             data |= {"full_valid_loss": evaluation.loss, "full_valid_mean_token_accuracy": evaluation.accuracy}
         self._directory.emit_event(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
 
-    def _say_pauses(self, serving: ServingFirst) -> None:
-        """Say how long it has stood still since this was last said."""
-        unsaid_s = serving.paused_s - self._said_paused_s
-        if unsaid_s:
-            self._directory.emit_event(f"stood still {unsaid_s:.1f} s for callers", paused_s=round(unsaid_s, 2))
-            self._said_pause, self._said_paused_s = time.monotonic(), serving.paused_s
+    def _report_pauses(self, traffic: TrafficMonitor) -> None:
+        """Emit an event on the pauses since the last such event."""
+        unreported_s = traffic.paused_s - self._reported_pause_s
+        if unreported_s:
+            self._directory.emit_event(f"paused {unreported_s:.1f} s for live traffic", paused_s=round(unreported_s, 2))
+            self._last_pause_report_at, self._reported_pause_s = time.monotonic(), traffic.paused_s

@@ -1,33 +1,31 @@
-"""The events of a job whose data were looked at: what was found, and what was chosen."""
+"""The events of a job whose data have been checked: the findings, and the choices of the plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from trainer.data.prepare import Prepared
-from trainer.data.report import SHOWN_LINES, word_on_held_out
-from trainer.finetune.spec import JobSpec, Plan
-from trainer.finetune.system_prompt import others
+from trainer.data.report import SHOWN_LINES, held_out_warning
+from trainer.finetune.spec import JobSpec, TrainingPlan
+from trainer.finetune.system_prompt import lines_with_other_prompt
 
 
-def tell_plan(emit_event: Callable[..., None], job: JobSpec, prepared: Prepared, plan: Plan) -> None:
-    """Say what there is to know before the training begins."""
+def emit_plan_events(emit_event: Callable[..., None], job: JobSpec, prepared: Prepared, plan: TrainingPlan) -> None:
+    """Emit an event for each finding and each automatic choice, before the training starts."""
     report = prepared.report
     emit_event(f"{report.file}: format {report.format}. {report.size}")
     for finding in report.findings:
         emit_event(finding.message, level="warn", code=finding.code, lines=list(finding.lines))
     if report.held_out.source == "split":
-        emit_event(
-            f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and never trained on"
-        )
-    few = word_on_held_out(report.held_out.examples, job.judging.min_examples)
+        emit_event(f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and not trained on")
+    few = held_out_warning(report.held_out.examples, job.judging.min_examples)
     if few is not None:
         emit_event(few, level="warn", code="too_few_held_out")
-    lines = others(job.system_prompt, prepared)
+    lines = lines_with_other_prompt(job.system_prompt, prepared)
     if lines:
-        message = f"{len(lines)} examples have another system message than `system_prompt`, and keep it in training"
+        message = f"{len(lines)} examples have a system message other than `system_prompt`; they keep their own"
         emit_event(message, level="warn", code="system_prompts_differ", lines=lines[:SHOWN_LINES])
     for name, why in plan.chosen.items():
         emit_event(f"{name} auto: {why}", hyperparameter=name)
     if plan.primary is not None:
-        emit_event(f"it will be judged by {plan.primary.name}: {plan.primary.why}", metric=plan.primary.name)
+        emit_event(f"the adapter will be judged by {plan.primary.name}: {plan.primary.why}", metric=plan.primary.name)

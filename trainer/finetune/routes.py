@@ -16,11 +16,11 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapters.protocol.runs import CreateJob
-from trainer.data.checking import CheckWish, DataChecks
+from trainer.data.checking import CheckOptions, DataChecks
 from trainer.errors import Invalid
 from trainer.finetune.objects import event_number
 from trainer.finetune.service import Jobs
-from trainer.http import DEFAULT_LISTED, After, Caller, Limit, at_most, read_json
+from trainer.http import DEFAULT_LISTED, After, Caller, Limit, read_bounded, read_json
 from trainer.runs.routes import Creation, add_run_routes, created
 from trainer.runs.streaming import Streams
 from trainer.validation import validated
@@ -145,11 +145,11 @@ async def check_data(
     filename: Annotated[str, Query(max_length=256)] = "training.jsonl",
 ) -> dict[str, Any]:
     """The quality report of the file in the body: multipart (`file`), or its bytes alone. Nothing is kept."""
-    wish = CheckWish(max_length, strict, drop_long)
+    wish = CheckOptions(max_length, strict, drop_long)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await data.check(filename, request.stream(), wish)
     try:
-        form = await MultiPartParser(request.headers, at_most(request, data.most_bytes + FRAMING_BYTES)).parse()
+        form = await MultiPartParser(request.headers, read_bounded(request, data.max_bytes + FRAMING_BYTES)).parse()
     except MultiPartException as error:
         raise Invalid(f"the form cannot be read: {error.message}") from error
     try:

@@ -14,7 +14,7 @@ from adapters.features import FEATURES, is_unset, refuse_unsupported
 from adapters.json_depth import MAX_LEVELS, too_deep
 from adapters.protocol.requests import MAX_SUITES, JobFields, JobOptionFields, OperatorsName, OptionName, RequestBody
 from trainer.errors import Invalid, UnknownParameter, Unsupported
-from trainer.tune.wish import Wish
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.validation import validated
 
 OPENAIS: Final = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
@@ -65,7 +65,7 @@ class JobRequest:
     """A body that has been understood. ``where`` gives the dotted place of each hyperparameter that was named."""
 
     body: CreateBody
-    wish: Wish
+    wish: HyperparameterRequest
     options: Options
     where: Mapping[str, str]
 
@@ -95,7 +95,11 @@ def read_body(content: object) -> JobRequest:
             raise Invalid(f"`{where[name]}` and `{place}` say two things", param=place)
         values.setdefault(name, value)
         where.setdefault(name, place)
-    wish = validated(Wish, {name: value for name, value in values.items() if name in Wish.model_fields}, where)
+    wish = validated(
+        HyperparameterRequest,
+        {name: value for name, value in values.items() if name in HyperparameterRequest.model_fields},
+        where,
+    )
     options = validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
     return JobRequest(body, wish, options, where)
 
@@ -107,8 +111,10 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
         for name, value in (given or {}).items():
             where = f"{place}.{name[:64]}"
             _servable(name, value, where)
-            if name not in Wish.model_fields and name not in Options.model_fields:
-                known = ", ".join(f"`{field}`" for field in (*Wish.model_fields, *Options.model_fields))
+            if name not in HyperparameterRequest.model_fields and name not in Options.model_fields:
+                known = ", ".join(
+                    f"`{field}`" for field in (*HyperparameterRequest.model_fields, *Options.model_fields)
+                )
                 raise UnknownParameter(f"`{where}` is not known; known are {known}", param=where)
             if isinstance(value, bool) and name not in ("rslora", "packing", "strict", "drop_long"):
                 raise Invalid(f"`{where}` is {json.dumps(value)}, which is no value for it", param=where)
@@ -116,7 +122,7 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
     for name, text in (body.metadata or {}).items():
         where = f"metadata.{name}"
         _servable(name, _plain(text), where)
-        if name in Options.model_fields or (name in Wish.model_fields and name not in OPENAIS):
+        if name in Options.model_fields or (name in HyperparameterRequest.model_fields and name not in OPENAIS):
             yield name, _list(text, name) if name in LISTS else _plain(text, name), where
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs for their routes: what is asked for is checked, and becomes what a worker is to do."""
+"""The fine-tuning API: checks requests, turns them into job specs, and reads jobs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from adapters.protocol.runs import JobContext
 from trainer.config import Installation, Settings
 from trainer.data.report import Report
 from trainer.database import Database
-from trainer.errors import Invalid, MemoryTooSmall, Missing, WishRefused
+from trainer.errors import Invalid, InvalidHyperparameter, MemoryTooSmall, Missing
 from trainer.finetune import capacity, kind
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.objects import CHECKPOINT_ID, EVENT_ID, checkpoint_object, event_object, job_object, number_in
 from trainer.finetune.schemas import JobRequest, read_body
-from trainer.finetune.spec import JobDetails, JobSpec, JudgingWish
+from trainer.finetune.spec import EvaluationOptions, JobDetails, JobSpec
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
 from trainer.runs.notifier import Notifier
-from trainer.runs.records import Draft
+from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Event, Run
 from trainer.tune import auto
@@ -34,7 +34,7 @@ class Jobs(RunService):
     """All fine-tuning jobs of this trainer.
 
     Args:
-        working: Gives the process ids of the workers that have the device now.
+        working: Gives the process ids of the workers that use the device now.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Jobs(RunService):
         finetune: FinetuneKind,
         settings: Settings,
         installation: Installation,
-        base: capacity.Base,
+        base: capacity.BaseModelInfo,
         database: Database,
         notifier: Notifier,
         working: Callable[[], list[int]],
@@ -60,67 +60,69 @@ class Jobs(RunService):
     async def create(
         self, caller: CurrentCaller, content: object, context: JobContext, key: RunKey, idempotency_key: str | None
     ) -> tuple[dict[str, Any], bool]:
-        """Make a job; the object, and whether it was there already for the same Idempotency-Key.
+        """Create a job; returns the job object, and whether an earlier request with this Idempotency-Key created it.
 
         Raises:
-            Invalid, UnknownParameter, Unsupported: A field is wrong, or could not be served.
-            MemoryTooSmall: It cannot fit.
-            KeyReused: The Idempotency-Key came with another body.
-            TooMany: The project has enough jobs.
+            Invalid, UnknownParameter, Unsupported: A field is wrong, or the engine could not serve the result.
+            MemoryTooSmall: The training does not fit into memory.
+            KeyReused: The Idempotency-Key was used with a different body.
+            TooMany: The project has the maximum number of unfinished jobs.
             NoSpace: The disk is full.
         """
-        asked = read_body(content)
+        request = read_body(content)
         retry = retry_of(idempotency_key, content)
-        known = await self.made_before(caller, retry)
-        if known is not None:
-            return job_object(known), True
-        await self._check(asked, context)
-        spec = self._spec(caller, asked, context, await asyncio.to_thread(_judging, asked, self._settings))
+        previous = await self.find_previous_run(caller, retry)
+        if previous is not None:
+            return job_object(previous), True
+        await self._check(request, context)
+        spec = self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
         details = JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device)
-        draft = Draft(
+        new_run = NewRun(
             id=spec.id,
             kind=kind.NAME,
             project=caller.project,
             key_id=caller.key_id,
             run_key_id=key.id,
             created_at=spec.created_at,
-            body=asked.body.model_dump(exclude_unset=True),
+            body=request.body.model_dump(exclude_unset=True),
             adapters=(spec.adapter,),
             details=details.model_dump(mode="json"),
             status=kind.VALIDATE.waits_as,
         )
-        run, made = await self.make(caller, draft, spec, key, retry, f"Created fine-tuning job: {spec.id}")
+        run, made = await self.create_run(caller, new_run, spec, key, retry, f"Created fine-tuning job: {spec.id}")
         return job_object(run), not made
 
     async def replay(self, caller: CurrentCaller, content: object, idempotency_key: str | None) -> dict[str, Any]:
-        """The job that was made with the Idempotency-Key before; nothing is looked at but the key and the body.
+        """The job that was created with this Idempotency-Key; only the key and the body are checked.
 
         Raises:
-            Missing: None was, or one that the caller may not see.
-            KeyReused: It came with another body.
+            Missing: There is none, or the caller may not see it.
+            KeyReused: The key was used with a different body.
         """
-        known = await self.made_before(caller, retry_of(idempotency_key, content))
-        if known is None or not caller.may_see(known.adapters):
-            raise Missing("no job was made with this Idempotency-Key")
-        return job_object(known)
+        previous = await self.find_previous_run(caller, retry_of(idempotency_key, content))
+        if previous is None or not caller.may_see(previous.adapters):
+            raise Missing("no job was created with this Idempotency-Key")
+        return job_object(previous)
 
-    async def _check(self, asked: JobRequest, context: JobContext) -> None:
-        """Refuse what could not be served or done. Raises Invalid, MemoryTooSmall."""
-        wish, max_rank = asked.wish, self._installation.max_rank
+    async def _check(self, request: JobRequest, context: JobContext) -> None:
+        """Check that the result can be served and the training fits. Raises Invalid, MemoryTooSmall."""
+        wish, max_rank = request.wish, self._installation.max_rank
         if wish.target_modules != "all-linear":
-            unknown = self._base.unknown(wish.target_modules)
+            unknown = self._base.unknown_targets(wish.target_modules)
             if unknown or not wish.target_modules:
-                place = asked.place("target_modules")
+                place = request.place("target_modules")
                 raise Invalid(
-                    f"`{place}` names {', '.join(map(repr, unknown)) or 'nothing'}; linear layers of the base are "
-                    f"{', '.join(self._base.endings())}",
+                    f"`{place}`: no such linear layer: {', '.join(map(repr, unknown))}; the base has "
+                    f"{', '.join(self._base.module_suffixes())}"
+                    if unknown
+                    else f"`{place}` is empty; name at least one of {', '.join(self._base.module_suffixes())}",
                     param=place,
                 )
-        self._trains_on(context)
-        on_gpu = capacity.kind(self._settings.device) == "cuda"
+        self._check_parent(context)
+        on_gpu = capacity.device_type(self._settings.device) == "cuda"
         try:
             length = auto.max_length(wish, context=self._installation.context, positions=self._base.positions)
-            recipe = capacity.at_least(
+            recipe = capacity.minimal_recipe(
                 wish,
                 self._base,
                 max_rank=max_rank,
@@ -129,38 +131,42 @@ class Jobs(RunService):
                 on_gpu=on_gpu,
                 parent=context.parent_shape,
             )
-        except WishRefused as refused:
-            place = asked.place(refused.param)
+        except InvalidHyperparameter as refused:
+            place = request.place(refused.param)
             raise Invalid(refused.message.replace(f"`{refused.param}`", f"`{place}`", 1), param=place) from refused
-        longest = capacity.SHORT_TOKENS if wish.max_length == "auto" else length
-        needed = capacity.need(
+        longest = capacity.ASSUMED_LONGEST if wish.max_length == "auto" else length
+        needed = capacity.required_memory(
             recipe, self._base, longest=min(longest, max(8, context.training_file.bytes)), on_gpu=on_gpu
         )
-        room = await asyncio.to_thread(capacity.room, self._settings.device, self._installation, self._working())
-        fit = capacity.Fit(needed, room)
-        if not fit.fits:
+        available = await asyncio.to_thread(
+            capacity.available_memory, self._settings.device, self._installation, self._working()
+        )
+        check = capacity.CapacityCheck(needed, available)
+        if not check.fits:
             raise MemoryTooSmall(
-                f"the job cannot be done here: {fit.words()}. A smaller batch_size, max_length or lora_rank, or "
-                "quantization nf4, needs less",
-                param=asked.place("batch_size"),
+                f"the job does not fit into memory: {check.describe()}. Use a smaller batch_size, max_length or "
+                "lora_rank, or quantization nf4",
+                param=request.place("batch_size"),
             )
 
-    def _trains_on(self, context: JobContext) -> None:
-        """Refuse a parent that leaves out modules of those that a LoRA would be put on. Raises Invalid."""
+    def _check_parent(self, context: JobContext) -> None:
+        """Refuse a parent whose LoRA does not cover every layer of its target modules. Raises Invalid."""
         parent = context.parent_shape
         if parent is None or parent.modules is None:
             return
-        there = len(self._base.matching(parent.target_modules))
-        if parent.modules != there:
+        layers = len(self._base.matching_layers(parent.target_modules))
+        if parent.modules != layers:
             raise Invalid(
-                f"`model` is `{context.parent}`, which has a LoRA on {parent.modules} of the base's {there} layers "
-                f"called {', '.join(parent.target_modules)}; a version is trained on from where it has one on all",
+                f"`model`: `{context.parent}` adapts {parent.modules} of the base's {layers} layers named "
+                f"{', '.join(parent.target_modules)}; a version can be trained further only if it adapts all of them",
                 param="model",
                 code="parent_unsupported",
             )
 
-    def _spec(self, caller: CurrentCaller, asked: JobRequest, context: JobContext, judging: JudgingWish) -> JobSpec:
-        settings, installation, body = self._settings, self._installation, asked.body
+    def _spec(
+        self, caller: CurrentCaller, request: JobRequest, context: JobContext, judging: EvaluationOptions
+    ) -> JobSpec:
+        settings, installation, body = self._settings, self._installation, request.body
         return JobSpec(
             id=self.new_id("ftjob"),
             project=caller.project,
@@ -175,11 +181,11 @@ class Jobs(RunService):
             parent=context.parent,
             training_file=context.training_file,
             validation_file=context.validation_file,
-            wish=asked.wish,
+            wish=request.wish,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
-            system_prompt=asked.options.system_prompt,
-            strict=asked.options.strict,
-            drop_long=asked.options.drop_long,
+            system_prompt=request.options.system_prompt,
+            strict=request.options.strict,
+            drop_long=request.options.drop_long,
             metadata=body.metadata or {},
             device=settings.device,
             checkpoint_s=settings.checkpoint_s,
@@ -189,21 +195,21 @@ class Jobs(RunService):
             judging=judging,
         )
 
-    # looking
+    # reading
 
     async def events(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
-        """A job's events, newest first. Raises Missing, Invalid."""
+        """A page of the job's events, newest first. Raises Missing, Invalid."""
 
         def read(db: sa.Connection) -> list[Event]:
             run = self.find(db, caller, job_id)
             before = number_in(run, after, EVENT_ID) if after is not None else None
             return journal.newest(db, run.id, before=before, limit=limit + 1)
 
-        found = await self._database.run(read)
-        return list_object([event_object(event) for event in found[:limit]], len(found) > limit)
+        events = await self._database.run(read)
+        return list_object([event_object(event) for event in events[:limit]], len(events) > limit)
 
     async def checkpoints(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
-        """A job's checkpoints, newest first. Raises Missing, Invalid."""
+        """A page of the job's checkpoints, newest first. Raises Missing, Invalid."""
 
         def read(db: sa.Connection) -> list[dict[str, Any]]:
             run = self.find(db, caller, job_id)
@@ -212,19 +218,21 @@ class Jobs(RunService):
             newest = journal.newest_checkpoints(db, run.id, before=None, limit=1)
             return [checkpoint_object(run, row, last=row == newest[0]) for row in rows]
 
-        found = await self._database.run(read)
-        return list_object(found[:limit], len(found) > limit)
+        checkpoints = await self._database.run(read)
+        return list_object(checkpoints[:limit], len(checkpoints) > limit)
 
     async def report(self, caller: CurrentCaller, job_id: str) -> Report:
         """A job's quality report. Raises Missing."""
         run = await self.row(caller, job_id)
         report = await asyncio.to_thread(self._finetune.report, run.id)
         if report is None:
-            raise Missing(f"the job `{run.id}` has no quality report (yet)")
+            raise Missing(f"the job `{run.id}` has no quality report yet")
         return report
 
 
-def _judging(asked: JobRequest, settings: Settings) -> JudgingWish:
-    from trainer.finetune.options import judging_wish  # statistics and all: nobody but a new job has use for them
+def _judging(request: JobRequest, settings: Settings) -> EvaluationOptions:
+    from trainer.finetune.options import (
+        evaluation_options,  # imports statistics libraries, which only job creation needs
+    )
 
-    return judging_wish(asked, settings)
+    return evaluation_options(request, settings)

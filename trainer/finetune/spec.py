@@ -1,19 +1,19 @@
-"""A fine-tuning job as its worker knows it, and what its run directory holds beside `trainer.runs.protocol`'s files.
+"""The spec, plan and result of a fine-tuning job, and the files of its directory beside `trainer.runs.protocol`'s.
 
 JOBS/ID/spec.json       JobSpec
-JOBS/ID/training.jsonl, held_out.jsonl   the data, fetched from the gateway
+JOBS/ID/training.jsonl, held_out.jsonl   the data from the gateway
 JOBS/ID/report.json     the quality report
-JOBS/ID/plan.json       Plan: the recipe with nothing left open, and what was chosen why
-JOBS/ID/parent/         the version that is trained on from
+JOBS/ID/plan.json       TrainingPlan: the complete recipe, and the reasons for automatic choices
+JOBS/ID/parent/         the version that the training starts from
 JOBS/ID/checkpoints/    see trainer.tune.checkpoint
 JOBS/ID/output/         the exported adapter
-JOBS/ID/pushed.json     Result as it will be, once the version is there and before it is judged
-JOBS/ID/judging.json    what is compared with what, fixed when the judging begins
-JOBS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the judging, as far as it is
+JOBS/ID/pushed.json     JobResult without the verdict, once the version is registered
+JOBS/ID/judging.json    the comparison, fixed when the judging starts
+JOBS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the judging so far
 JOBS/ID/evaluation.json, evaluation.html   the report
 JOBS/ID/kept.json       ids of the report's files at the gateway
-JOBS/ID/judged.json     the verdict, once it stands on the version
-JOBS/ID/result.json     Result
+JOBS/ID/judged.json     the verdict, once it is recorded on the version
+JOBS/ID/result.json     JobResult
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pydantic import Field
 from adapters.protocol.runs import FileRef
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import Recipe
-from trainer.tune.wish import Wish
 
 TRAINING: Final = "training.jsonl"
 HELD_OUT: Final = "held_out.jsonl"
@@ -44,11 +44,11 @@ WORKER: Final = "trainer.finetune.worker"
 """The module that starts a worker."""
 VALIDATE: Final = "validate"
 TRAIN: Final = "train"
-"""The stages: to look at the data alone, and to do the job."""
+"""The stages: check the data and plan; train, push and judge."""
 
 
-class JudgingWish(OperatorRules):
-    """How the adapter is judged once it is there. ``metric`` (and what it needs) is None where the data choose it."""
+class EvaluationOptions(OperatorRules):
+    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data."""
 
     promote: Literal["auto", "never"] = "auto"
     metric: str | None = None
@@ -59,7 +59,7 @@ class JudgingWish(OperatorRules):
 
 
 class JobSpec(Frozen):
-    """One job. Everything that its creator was allowed to name has been checked by the gateway."""
+    """One job. The gateway has authorised every object that it names."""
 
     id: str
     project: str
@@ -67,20 +67,21 @@ class JobSpec(Frozen):
     gateway: str
     """The gateway's URL."""
     adapter: str
-    """The name that the result is pushed under."""
+    """The name of the adapter that the result becomes a version of."""
     base_dir: Path
     base_name: str
     max_rank: int
-    """What the engine was started with: a higher rank could not be served."""
+    """The engine's `--max-lora-rank`."""
     context: int | None
-    """The engine's context in tokens."""
+    """The engine's context in tokens; None for the base's own."""
     dtype: str = "bfloat16"
-    """What the engine computes in."""
+    """The engine's dtype."""
     parent: str | None = None
-    """`name@version` to train on from; its files are fetched over HTTP."""
+    """`name@version` to train further; its files are fetched over HTTP."""
     training_file: FileRef
     validation_file: FileRef | None = None
-    wish: Wish
+    wish: HyperparameterRequest
+    """The requested hyperparameters (the name is persisted in spec.json)."""
     seed: int
     system_prompt: str | None = None
     strict: bool = False
@@ -89,19 +90,19 @@ class JobSpec(Frozen):
     device: str = "auto"
     checkpoint_s: float = 60.0
     price_per_hour: float = 0.0
-    """Of the device, in the operator's currency."""
+    """Price of the device in the operator's currency."""
     yield_above: int = 0
-    """The worker pauses between steps while more callers' requests than this are waiting or in flight …"""
+    """The worker pauses between steps while more callers' requests than this wait or are in flight, …"""
     yield_most_s: float = 30.0
     """… for at most this long at a time."""
-    judging: JudgingWish = JudgingWish()
+    judging: EvaluationOptions = EvaluationOptions()
 
 
-class Primary(Frozen):
-    """The metric that will decide: fixed by the training examples or by the client, before anything is trained.
+class PrimaryMetric(Frozen):
+    """The metric that decides the verdict, fixed before the training from the examples or by the client.
 
-    ``answers``: the closed set that the base is told, too, where there is one; ``max_tokens``: longest answer that is
-    asked for, twice the longest that was taught.
+    ``answers``: the closed set of answers, if there is one; the base model's prompt lists it. ``max_tokens``: limit for
+    an answer in the evaluation, twice the longest trained one.
     """
 
     name: str
@@ -112,10 +113,10 @@ class Primary(Frozen):
     max_tokens: int
 
 
-class Plan(Frozen):
-    """What is trained: the whole recipe, in words what was chosen and why, and by what it will be judged.
+class TrainingPlan(Frozen):
+    """The complete recipe, the reasons for automatic choices by hyperparameter, and the metric that will judge.
 
-    ``grounding``: the parent version's setting, which the new version takes over.
+    ``grounding``: the parent version's setting, which the new version inherits.
     """
 
     recipe: Recipe
@@ -124,13 +125,14 @@ class Plan(Frozen):
     grounding: dict[str, Any] | None = None
     tokens_an_epoch: int
     seconds_expected: float | None = None
-    primary: Primary | None = None
+    primary: PrimaryMetric | None = None
 
 
-class Result(RunResult):
-    """How a job ended. Losses in nats per trained token, `cost` in the currency of the price.
+class JobResult(RunResult):
+    """The result of a job. Losses are in nats per trained token, `cost` in the currency of the price.
 
-    A worker says `seconds` and `cost` of the training; on record are those of the device (`trainer.finetune.kind`).
+    The worker writes `seconds` and `cost` of the training alone; the trainer records those of the device time instead
+    (`trainer.finetune.kind`).
     """
 
     fine_tuned_model: str | None = None
@@ -142,18 +144,18 @@ class Result(RunResult):
     cost: float = 0.0
     final_loss: float | None = None
     judged: VerdictRecord | None = None
-    """None where it could not be judged: an event says why."""
+    """None if it could not be judged; an event has the reason."""
     files: tuple[str, ...] = ()
     """Ids of the report's files at the gateway."""
 
 
 class JobDetails(Frozen):
-    """What a fine-tuning job adds to the record of a run. ``report`` is the quality report in short."""
+    """A fine-tuning job's part of the run's record. ``report`` is a summary of the quality report."""
 
     adapter: str
     seed: int
     device: str
-    plan: Plan | None = None
-    """Once the data were looked at."""
+    plan: TrainingPlan | None = None
+    """Set once the data are checked."""
     report: dict[str, Any] | None = None
     result_files: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
-"""Serving comes first: a worker stands still between steps while callers are waiting, for a bounded time.
+"""Pauses a worker between steps while callers' requests wait, for a bounded time.
 
-A thread asks the gateway how many callers' requests there are, so that a step never waits for an answer.
+A thread polls the gateway's load, so that a step never waits for a response.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from typing import Final
 
 from trainer.errors import GatewayRefused, GatewayUnreachable
 
-POLL_S: Final = 0.25
-LOOK_S: Final = 0.1
+LOAD_POLL_S: Final = 0.25
+PAUSE_POLL_S: Final = 0.1
 REST_SHARE: Final = 1.0
-"""After a pause that ran into its bound the worker works for at least REST_SHARE times as long before the next."""
+"""After a pause of the maximum length the worker trains for REST_SHARE times as long before the next."""
 
 
-class ServingFirst:
-    """Watches the load; usable as a context manager.
+class TrafficMonitor:
+    """Polls the load in a thread while the context manager is active.
 
     Args:
-        load: Gives callers' requests (waiting, in flight).
-        above: More of both together than this make the worker pause …
-        most_s: … for at most this long at a time.
-        check: Called while pausing; may raise to end it (a cancelled job).
+        load: Gives the numbers of callers' requests (waiting, in flight).
+        above: The worker pauses while more requests than this, both together, are there …
+        max_s: … for at most this many seconds at a time.
+        check: Called during a pause; may raise to end it (a cancelled job).
     """
 
     def __init__(
-        self, load: Callable[[], tuple[int, int]], *, above: int, most_s: float, check: Callable[[], None]
+        self, load: Callable[[], tuple[int, int]], *, above: int, max_s: float, check: Callable[[], None]
     ) -> None:
         self._load = load
         self._above = above
-        self._most_s = most_s
+        self._most_s = max_s
         self._check = check
         self._busy = 0
-        self._work_until = 0.0
+        self._no_pause_until = 0.0
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="serving-first", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="traffic-monitor", daemon=True)
         self.paused_s = 0.0
         self.pauses = 0
 
-    def __enter__(self) -> ServingFirst:
-        self._look()  # before the first step, not a while after it
+    def __enter__(self) -> TrafficMonitor:
+        self._poll()  # before the first step
         self._thread.start()
         return self
 
@@ -51,30 +51,30 @@ class ServingFirst:
         self._end.set()
         self._thread.join(timeout=5)
 
-    def give_way(self) -> float:
-        """Stand still while callers are there; returns the seconds that it took, which count though `check` raises."""
+    def yield_to_traffic(self) -> float:
+        """Pause while there is traffic; returns the seconds paused, which are counted even if `check` raises."""
         began = time.monotonic()
-        if self._busy <= self._above or began < self._work_until:
+        if self._busy <= self._above or began < self._no_pause_until:
             return 0.0
         before = self.paused_s
         self.pauses += 1
         try:
             while self._busy > self._above and time.monotonic() - began < self._most_s:
                 self._check()
-                time.sleep(LOOK_S)
+                time.sleep(PAUSE_POLL_S)
         finally:
             self.paused_s += time.monotonic() - began
-        took = self.paused_s - before
+        pause_s = self.paused_s - before
         if self._busy > self._above:
-            self._work_until = time.monotonic() + REST_SHARE * took
-        return took
+            self._no_pause_until = time.monotonic() + REST_SHARE * pause_s
+        return pause_s
 
     def _watch(self) -> None:
-        while not self._end.wait(POLL_S):
-            self._look()
+        while not self._end.wait(LOAD_POLL_S):
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         try:
             self._busy = sum(self._load())
         except (GatewayUnreachable, GatewayRefused):
-            self._busy = 0  # a gateway that does not answer serves nobody
+            self._busy = 0  # a gateway that does not respond has no traffic

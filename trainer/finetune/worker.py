@@ -1,6 +1,6 @@
-"""The process that does one fine-tuning job: `python -m trainer.finetune.worker DIRECTORY --stage validate|train`.
+"""The worker process of a fine-tuning job: `python -m trainer.finetune.worker DIRECTORY --stage validate|train`.
 
-Paused it ends with 4; see ``trainer.runs.worker`` for the rest.
+See ``trainer.runs.worker``; the exit codes are in ``trainer.runs.protocol``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A worker of an earlier release imports this in the middle of its job; what it has done stands in its directory."""
+"""Imported by a worker of an earlier release in the middle of its job: restarts it from its directory."""
 
 from __future__ import annotations
 

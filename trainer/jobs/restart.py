@@ -1,4 +1,4 @@
-"""How a worker of an earlier release becomes one of this: as the same process, from what its directory holds."""
+"""Turns a worker of an earlier release into one of this release: the same process, resumed from its directory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ WORKER: Final = "trainer.jobs.worker"
 
 
 def restart() -> NoReturn:
-    """Start this worker's program anew; its lock and its files are let go of as it does.
+    """Re-execute this worker's command line; its lock and its files are closed by that.
 
     Raises:
-        ImportError: The process is no such worker.
+        ImportError: The process is not such a worker.
     """
     if WORKER not in sys.orig_argv:
         raise ImportError("this module has moved to trainer.finetune")

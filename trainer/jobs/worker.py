@@ -1,4 +1,4 @@
-"""`python -m trainer.jobs.worker DIRECTORY --stage validate|train`, as an earlier trainer starts a worker."""
+"""`python -m trainer.jobs.worker DIRECTORY --stage validate|train`, as trainers of earlier releases start it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trainer wants of a worker, and how a worker hears of it."""
+"""The worker's side of run control: notices cancel, pause and stop requests of the trainer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trainer.runs.protocol import PAUSED, STOPPED, Control
 
 T = TypeVar("T")
 CHECK_INTERVAL_S: Final = 0.5
-"""How often the control file is read while something is awaited."""
+"""How often the control file is read during an await."""
 
 
 class Interrupted(Exception):
-    """The trainer wants the worker to end; ``code`` is the exit code, None a cancelled run."""
+    """The trainer asked the worker to exit. ``code`` is the exit code to use; None means that the run was cancelled."""
 
     def __init__(self, code: int | None) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 class WorkerControl:
-    """What the trainer wants, by the control file and by SIGTERM; looked at before every step and in every wait."""
+    """The trainer's current request, from the control file and SIGTERM; check before every step and in every wait."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -36,17 +36,17 @@ class WorkerControl:
         self._term = True
 
     def check(self) -> None:
-        """Raise Interrupted where the worker is to end."""
-        wanted = self._directory.control()
-        if wanted is Control.CANCEL:
+        """Raise Interrupted if the worker should exit."""
+        control = self._directory.control()
+        if control is Control.CANCEL:
             raise Interrupted(None)
         if self._term:
             raise Interrupted(STOPPED)
-        if wanted is Control.PAUSE:
+        if control is Control.PAUSE:
             raise Interrupted(PAUSED)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, and look."""
+        """Sleep, checking all the while. Raises Interrupted."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.check()
@@ -54,7 +54,7 @@ class WorkerControl:
 
 
 async def run_interruptible(work: Coroutine[Any, Any, T], check: Callable[[], None]) -> T:
-    """Await it, and check twice a second meanwhile: an answer may take minutes. Raises what `check` raises."""
+    """Await `work` while calling `check` every CHECK_INTERVAL_S; an exception from `check` cancels `work`."""
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=CHECK_INTERVAL_S))[0]:

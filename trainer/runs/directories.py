@@ -1,8 +1,8 @@
-"""The directories of all runs of one kind, as the trainer uses them: made whole, read, cleared.
+"""The directories of all runs of one kind, as the trainer uses them: created atomically, read, cleaned up.
 
 RUNS/ID/          one run; `trainer.runs.protocol` says what is in it
-RUNS/.new-ID/     one that is being made
-SPENT/ID          keys of runs that are over, until the gateway has revoked them
+RUNS/.new-ID/     one that is being created
+SPENT/ID          keys of finished runs, until the gateway has revoked them
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from trainer.runs import protocol
 from trainer.runs.protocol import Control, WorkerEvent
 
 Model = TypeVar("Model", bound=BaseModel)
-TAIL_BYTES: Final = 1024 * 1024
-"""Most of events.jsonl that is read at once."""
-LONGEST_LINE: Final = 256 * 1024
+MAX_TAIL_BYTES: Final = 1024 * 1024
+"""Largest part of events.jsonl that is read at once."""
+MAX_LINE_BYTES: Final = 256 * 1024
 
 
 class RunDirectories:
-    """The run directories under `directory`. Every method is quick, and blocks.
+    """The run directories under `directory`. Every method blocks, briefly.
 
     Args:
         directory: The directory of the kind's runs.
-        spent: Where the keys of ended runs wait to be revoked.
-        big: Names of the files and directories in a run's own that are deleted some time after its end.
+        keys_to_revoke: Holds the keys of finished runs until they are revoked.
+        large_files: Names of the files and directories of a run that are deleted some time after its end.
     """
 
-    def __init__(self, directory: Path, spent: Path, big: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, keys_to_revoke: Path, large_files: tuple[str, ...]) -> None:
         self.directory = directory
-        self.spent = spent
-        self._big = (*big, protocol.LOG, protocol.OLD_LOG)
+        self.keys_to_revoke = keys_to_revoke
+        self._large_files = (*large_files, protocol.LOG, protocol.OLD_LOG)
 
     def open(self) -> None:
-        """Make what is missing, for nobody else's eyes, and forget what was never finished."""
-        for path in (self.directory, self.spent):
+        """Create missing directories (mode 0700), and delete run directories whose creation was interrupted."""
+        for path in (self.directory, self.keys_to_revoke):
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o700)
         for leftover in self.directory.glob(".new-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def of(self, run_id: str) -> Path:
+    def path_of(self, run_id: str) -> Path:
         """The run's directory."""
         return self.directory / run_id
 
-    def make(self, run_id: str, spec: BaseModel, key: str) -> None:
-        """Make a run's directory, whole or not at all. Raises OSError."""
+    def create(self, run_id: str, spec: BaseModel, key: str) -> None:
+        """Create a run's directory atomically. Raises OSError."""
         partial = self.directory / f".new-{run_id}"
         partial.mkdir(mode=0o700)
         try:
@@ -62,49 +62,49 @@ class RunDirectories:
             with os.fdopen(descriptor, "w") as file:
                 file.write(key + "\n")
             (partial / protocol.CONTROL).write_text(Control.RUN + "\n")
-            publish(partial, self.of(run_id))
+            publish(partial, self.path_of(run_id))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def discard(self, run_id: str) -> None:
-        """Remove the directory of a run that never came to be."""
-        shutil.rmtree(self.of(run_id), ignore_errors=True)
+        """Remove the directory of a run that was not recorded."""
+        shutil.rmtree(self.path_of(run_id), ignore_errors=True)
 
     def ids(self) -> list[str]:
-        """Of all directories."""
+        """The ids of all runs that have a directory."""
         return sorted(path.name for path in self.directory.iterdir() if not path.name.startswith("."))
 
-    def order(self, run_id: str, control: Control) -> None:
-        """Tell the worker what is wanted, in one step."""
+    def set_control(self, run_id: str, control: Control) -> None:
+        """Atomically write the control file for the run's worker."""
         self._replace(run_id, protocol.CONTROL, control)
 
     def write(self, run_id: str, name: str, content: BaseModel) -> None:
-        """Write a file of the run's, in one step; no worker may be at the run."""
+        """Atomically write a file of the run; no worker may be running."""
         self._replace(run_id, name, content.model_dump_json())
 
     def read(self, run_id: str, name: str, model: type[Model]) -> Model | None:
-        """A file of the run's as a ``model``, or None where it is not there or is not one."""
+        """A file of the run as a ``model``; None if it is missing or does not validate."""
         try:
-            return model.model_validate_json((self.of(run_id) / name).read_bytes())
+            return model.model_validate_json((self.path_of(run_id) / name).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
-    def content(self, run_id: str, name: str) -> bytes | None:
-        """A file of the run's, or None where it is not there."""
+    def read_bytes(self, run_id: str, name: str) -> bytes | None:
+        """The bytes of a file of the run; None if it is missing."""
         try:
-            return (self.of(run_id) / name).read_bytes()
+            return (self.path_of(run_id) / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def key(self, run_id: str) -> str | None:
-        """The run's key; None once it is over."""
-        content = self.content(run_id, protocol.KEY)
+        """The run's key; None once the run is over."""
+        content = self.read_bytes(run_id, protocol.KEY)
         return None if content is None else content.decode().strip()
 
     def worker(self, run_id: str) -> int | None:
-        """The process id of the run's worker; 0 where there is one that has not written it yet; else None."""
+        """The process id of the run's worker; 0 if it has not written it yet; None if there is no worker."""
         try:
-            lock = os.open(self.of(run_id) / protocol.LOCK, os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(self.path_of(run_id) / protocol.LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
@@ -117,50 +117,50 @@ class RunDirectories:
         return None
 
     def tail(self, run_id: str, offset: int) -> tuple[list[WorkerEvent], int]:
-        """The whole lines of events.jsonl from `offset` on, and where the next ones will begin.
+        """The complete lines of events.jsonl from `offset` on, and the offset to continue from.
 
-        A line that is no event (a worker was killed in the middle of it) is left out; one that has no end yet is left
-        for the next time. A file that is shorter than that (the machine lost power before the end was on the disk, and
-        the record was not lost) is gone on with from its end.
+        A line that is not an event (a worker was killed while writing it) is skipped; one without a newline yet is left
+        for the next call. If the file is shorter than `offset` (the machine lost power before the end reached the disk,
+        while the database kept the offset), reading continues from the file's end.
         """
         try:
-            with (self.of(run_id) / protocol.EVENTS).open("rb") as file:
+            with (self.path_of(run_id) / protocol.EVENTS).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < offset:
                     return [], size
-                if size > offset:  # the record that these were read must not be there before they are
+                if size > offset:  # the offset must not be recorded before these events are on the disk
                     os.fsync(file.fileno())
                 file.seek(offset)
-                content = file.read(min(TAIL_BYTES, size - offset))
+                content = file.read(min(MAX_TAIL_BYTES, size - offset))
         except FileNotFoundError:
             return [], offset
         end = content.rfind(b"\n") + 1
-        if not end and len(content) > LONGEST_LINE:
-            end = len(content)  # no event is so long: never stand still before it
+        if not end and len(content) > MAX_LINE_BYTES:
+            end = len(content)  # no event is this long: skip it rather than wait for ever
         return list(_events(content[:end])), offset + end
 
-    def last_sign(self, run_id: str, names: tuple[str, ...]) -> float:
-        """When one of these files was last written to, Unix seconds; 0 where none is there."""
-        found = 0.0
+    def last_heartbeat(self, run_id: str, names: tuple[str, ...]) -> float:
+        """When any of these files was last modified, in Unix seconds; 0 if none exists."""
+        newest = 0.0
         for name in names:
             try:
-                found = max(found, (self.of(run_id) / name).stat().st_mtime)
+                newest = max(newest, (self.path_of(run_id) / name).stat().st_mtime)
             except OSError:
                 continue
-        return found
+        return newest
 
-    def spend_key(self, run_id: str) -> None:
-        """The run needs its key no more: it is kept until the gateway has revoked it. Doing it again is no harm."""
+    def queue_key_revocation(self, run_id: str) -> None:
+        """Move the key of a finished run to where it waits to be revoked. Idempotent."""
         try:
-            (self.of(run_id) / protocol.KEY).replace(self.spent / run_id)
+            (self.path_of(run_id) / protocol.KEY).replace(self.keys_to_revoke / run_id)
         except FileNotFoundError:
             return
 
     def clear(self, run_id: str) -> None:
-        """Delete what is big, and the log."""
-        for name in self._big:
-            path = self.of(run_id) / name
-            # a worker that was killed leaves the half of a file or directory that it was replacing
+        """Delete the run's large files and its log."""
+        for name in self._large_files:
+            path = self.path_of(run_id) / name
+            # a killed worker leaves half of the file or directory that it was replacing
             for left in (path, path.with_name(f".{name}.partial"), path.with_name(f".{name}.retired")):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
@@ -168,8 +168,10 @@ class RunDirectories:
                     left.unlink(missing_ok=True)
 
     def _replace(self, run_id: str, name: str, content: str) -> None:
-        self.of(run_id).mkdir(exist_ok=True)  # a directory that somebody has removed must not keep its run from ending
-        replace_file(self.of(run_id) / name, content + "\n")
+        self.path_of(run_id).mkdir(
+            exist_ok=True
+        )  # a directory that somebody has removed must not keep its run from ending
+        replace_file(self.path_of(run_id) / name, content + "\n")
 
 
 def _events(content: bytes) -> Iterator[WorkerEvent]:

@@ -1,4 +1,4 @@
-"""A run's directory as its worker uses it: the lock, the control word, events that only grow, files whole or absent."""
+"""A run's directory as its worker uses it: lock, control file, append-only events, atomically written files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from trainer.durable import replace_file
-from trainer.errors import FolderBusy
+from trainer.errors import RunDirectoryBusy
 from trainer.runs import protocol
 from trainer.runs.protocol import Control, WorkerEvent
 
@@ -19,10 +19,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class RunDirectory:
-    """One run's directory, held for one worker; usable as a context manager.
+    """One run's directory, locked by its worker while the context manager is active.
 
     Raises:
-        FolderBusy: Another worker holds it; on entering.
+        RunDirectoryBusy: On entering, if another worker holds the lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -36,7 +36,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise FolderBusy(f"another worker is at {self.directory}") from None
+            raise RunDirectoryBusy(f"another worker holds the lock of {self.directory}") from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         self._events = os.open(
@@ -50,11 +50,11 @@ class RunDirectory:
         os.close(self._lock)
 
     def path(self, name: str) -> Path:
-        """Where a file of the directory is."""
+        """The path of a file in the directory."""
         return self.directory / name
 
     def control(self) -> Control:
-        """What the trainer wants now: that the run is done, where it has said nothing."""
+        """The trainer's current request; `run` if there is none."""
         try:
             return Control(self.path(protocol.CONTROL).read_text().strip())
         except (FileNotFoundError, ValueError):
@@ -73,30 +73,30 @@ class RunDirectory:
         os.write(self._events, event.model_dump_json().encode() + b"\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The numbers of all `metrics` events so far, one a step, in order of the steps."""
+        """The data of all `metrics` events so far, one per step, ordered by step."""
         by_step: dict[int, dict[str, Any]] = {}
         for line in self.path(protocol.EVENTS).read_bytes().splitlines():
             try:
                 event = WorkerEvent.model_validate_json(line)
             except ValidationError:
-                continue  # torn by a kill
+                continue  # cut off when a worker was killed
             if event.type == "metrics" and "step" in event.data:
                 by_step[int(event.data["step"])] = event.data
         return [by_step[step] for step in sorted(by_step)]
 
     def read(self, name: str, model: type[Model]) -> Model | None:
-        """The file as a ``model``, or None where it is not there or is not one."""
+        """The file as a ``model``; None if it is missing or does not validate."""
         try:
             return model.model_validate_json(self.path(name).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def write(self, name: str, content: BaseModel) -> None:
-        """Write a file, flushed to the disk, in one step."""
+        """Atomically write a file and flush it to the disk."""
         replace_file(self.path(name), content.model_dump_json() + "\n")
 
     def _end_torn_line(self) -> None:
-        """A worker that was killed in the middle of a line must not spoil the next one."""
+        """End a line that a killed worker left unfinished, so that it does not corrupt the next one."""
         path = self.path(protocol.EVENTS)
         size = path.stat().st_size
         if size:

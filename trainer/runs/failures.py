@@ -1,4 +1,4 @@
-"""What a worker's error says to whoever asked for the job."""
+"""Turns a worker's exception into the run's `error`: a code and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,44 +6,48 @@ import errno
 from typing import Final
 
 from adapters.errors import AdapterError
-from trainer.errors import AnswerRefused, DataError, GatewayRefused, TrainerError, WishRefused
+from trainer.errors import AnswerRefused, DataError, GatewayRefused, InvalidHyperparameter, TrainerError
 from trainer.runs.protocol import Failure
 
 KEY_UNKNOWN: Final = 401
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-NO_MEMORY: Final = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
-"""Words of torch's RuntimeError where the host's memory does not reach: it has no type of its own for that."""
-DISK_FULL: Final = Failure(code="disk_full", message="The trainer's disk is full: make room and start the job again.")
+DISK_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+OUT_OF_MEMORY_TEXTS: Final = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+"""Fragments of torch's RuntimeError when host memory runs out: torch has no exception type for that."""
+DISK_FULL: Final = Failure(
+    code="disk_full", message="The trainer's disk is full. Free some space and start the job again."
+)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk, or the share of it that this user may take, is full."""
-    return error.errno in NO_ROOM
+    """Whether the disk, or this user's quota on it, is full."""
+    return error.errno in DISK_FULL_ERRNOS
 
 
 def explain(error: Exception) -> Failure:
-    """What a job's `error` says: a code, and what to do about it."""
+    """The `error` of a run that failed with this exception."""
     if isinstance(error, DataError):
         return Failure(code=f"invalid_{error.param}", message=error.message, param=error.param)
-    if isinstance(error, WishRefused):
+    if isinstance(error, InvalidHyperparameter):
         return Failure(code=error.code, message=error.message, param=f"hyperparameters.{error.param}")
     if isinstance(error, (GatewayRefused, AnswerRefused)) and error.status == KEY_UNKNOWN:
-        revoked = "The job's key is no longer valid: the key of whoever made the job was revoked. Make it with another."
+        revoked = (
+            "The job's key is no longer valid because its creator's key was revoked. Create the job with another key."
+        )
         return Failure(code="key_revoked", message=revoked)
     if isinstance(error, (TrainerError, AdapterError)):
         return Failure(code=error.code, message=error.message)
     if _is_memory(error):
         return Failure(
-            code="out_of_memory", message="The memory did not reach: a smaller batch_size or max_length helps."
+            code="out_of_memory", message="The worker ran out of memory. Use a smaller batch_size or max_length."
         )
     if isinstance(error, OSError) and is_full(error):
         return DISK_FULL
-    failed = f"The worker failed ({type(error).__name__}); its log in the job's folder says why."
+    failed = f"The worker failed ({type(error).__name__}); see worker.log in the job's directory."
     return Failure(code="internal_error", message=failed)
 
 
 def _is_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
-    return told or isinstance(error, MemoryError)
+    is_torch_oom = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return is_torch_oom or isinstance(error, MemoryError)

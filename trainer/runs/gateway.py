@@ -1,4 +1,4 @@
-"""A worker's way to the gateway: plain HTTP with the job's key, like any other client."""
+"""The worker's HTTP client for the gateway; it uses the run's key, like any other client."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE
 T = TypeVar("T")
 TIMEOUT: Final = httpx.Timeout(30, connect=5)
 PUSH_TIMEOUT: Final = httpx.Timeout(60, connect=5, read=900)
-"""An upload is answered when it is proven; the proof waits for callers."""
+"""An upload is answered once the adapter is proven, and the proof yields to callers' requests."""
 LOAD_TIMEOUT: Final = httpx.Timeout(2)
 PATIENCE_S: Final = 900.0
-"""How long a gateway may be away (an upgrade, a restart of the engine) before a job gives up."""
+"""How long the gateway may be unavailable (an upgrade, an engine restart) before a run gives up."""
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
-"""Answers that another attempt may better. A push is the same version however often it is sent."""
-DECIDED: Final = PASSING - {409}
-"""The same where a conflict is an answer: it stays one."""
+RETRYABLE: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
+"""Statuses that are worth a retry. Pushing the same adapter again gives the same version."""
+RETRYABLE_EXCEPT_CONFLICT: Final = RETRYABLE - {409}
+"""The same, for calls where a conflict is a final answer."""
 NO_STORE: Final = "vector_store_not_found"
 
 
 class Gateway:
-    """One gateway and the job's key.
+    """A client of one gateway with the run's key.
+
+    Every method but `load` retries for up to PATIENCE_S, then raises GatewayUnreachable or GatewayRefused.
 
     Args:
-        wait: Called instead of sleeping, with seconds; may raise to end the waiting.
+        wait: Called instead of `time.sleep`; may raise to stop waiting.
     """
 
     def __init__(self, url: str, key: str, *, wait: Callable[[float], None] = time.sleep) -> None:
@@ -48,100 +50,103 @@ class Gateway:
         self._http.close()
 
     def fetch(self, file: FileRef, target: Path) -> None:
-        """Write a file's content to `target`, whole or not at all, and only if it is what its digest says."""
-        self._persist(lambda: self._fetch(f"/v1/files/{file.id}/content", target, file.sha256))
+        """Atomically write a file's content to `target`. Raises GatewayRefused if its digest does not match."""
+        self._with_retries(lambda: self._fetch(f"/v1/files/{file.id}/content", target, file.sha256))
 
     def fetch_content(self, file_id: str, target: Path) -> None:
-        """Write to `target` the content of a file of which the id alone is known."""
-        self._persist(lambda: self._fetch(f"/v1/files/{file_id}/content", target, None))
+        """Atomically write the content of the file with this id to `target`; no digest is checked."""
+        self._with_retries(lambda: self._fetch(f"/v1/files/{file_id}/content", target, None))
 
     def fetch_adapter(self, model: str, directory: Path) -> None:
         """Write the two files of `name@version` into `directory`."""
         name, _, version = model.partition("@")
         place = f"/v1/adapters/{name}/versions/{version}/files"
         directory.mkdir(parents=True, exist_ok=True)
-        self._persist(lambda: self._fetch(f"{place}/config", directory / CONFIG_FILE, None))
-        self._persist(lambda: self._fetch(f"{place}/weights", directory / WEIGHTS_FILE, None))
+        self._with_retries(lambda: self._fetch(f"{place}/config", directory / CONFIG_FILE, None))
+        self._with_retries(lambda: self._fetch(f"{place}/weights", directory / WEIGHTS_FILE, None))
 
     def push(
         self, name: str, directory: Path, *, alias: str, settings: dict[str, Any], metadata: str
     ) -> dict[str, Any]:
-        """Upload the adapter in `directory` and wait for its proof; the version object."""
-        return self._persist(lambda: self._push(name, directory, alias, settings, metadata))
+        """Upload the adapter in `directory`, wait for its proof, and return the version object."""
+        return self._with_retries(lambda: self._push(name, directory, alias, settings, metadata))
 
     def adapter(self, name: str) -> dict[str, Any]:
-        """An adapter with its versions and aliases."""
-        return self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}")))
+        """The adapter object, with its versions and aliases."""
+        return self._with_retries(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}")))
 
-    def keep(self, name: str, content: bytes, purpose: str) -> str:
-        """Upload a file; its id."""
-        found = self._persist(
+    def upload_file(self, name: str, content: bytes, purpose: str) -> str:
+        """Upload a file and return its id."""
+        uploaded = self._with_retries(
             lambda: self._json(
                 lambda: self._http.post("/v1/files", data={"purpose": purpose}, files={"file": (name, content)})
             )
         )
-        return str(found["id"])
+        return str(uploaded["id"])
 
     def record_verdict(self, model: str, body: dict[str, Any]) -> None:
-        """Write a verdict on `name@version` down, unless the newest one there says the same already."""
+        """Record a verdict on `name@version`, unless the newest recorded verdict is the same."""
         name, _, version = model.partition("@")
         place = f"/v1/adapters/{name}/versions/{version}/verdicts"
 
         def attempt() -> None:
-            there = self._json(lambda: self._http.get(place, params={"limit": 1}))["data"]
-            if not any(_says_the_same(verdict, body) for verdict in there):
+            newest = self._json(lambda: self._http.get(place, params={"limit": 1}))["data"]
+            if not any(_is_same_verdict(verdict, body) for verdict in newest):
                 self._json(lambda: self._http.post(place, json=body))
 
-        self._persist(attempt, DECIDED)
+        self._with_retries(attempt, RETRYABLE_EXCEPT_CONFLICT)
 
-    def aim(self, model: str, alias: str, expected: int | None) -> None:
-        """Point an alias to `name@version`, if it still points where it did.
+    def set_alias(self, model: str, alias: str, expected: int | None) -> None:
+        """Point an alias to `name@version`, if it still points to version `expected`.
 
         Raises:
-            GatewayRefused: It has moved since, or the version cannot serve; `gateway_code` says which.
+            GatewayRefused: The alias has moved, or the version cannot serve; see `gateway_code`.
         """
         name, _, version = model.partition("@")
         body = {"version": int(version), "expected": expected}
         place = f"/v1/adapters/{name}/aliases/{alias}"
-        self._persist(lambda: self._json(lambda: self._http.put(place, json=body, timeout=PUSH_TIMEOUT)), DECIDED)
+        self._with_retries(
+            lambda: self._json(lambda: self._http.put(place, json=body, timeout=PUSH_TIMEOUT)),
+            RETRYABLE_EXCEPT_CONFLICT,
+        )
 
-    def serves(self, model: str) -> bool:
+    def is_servable(self, model: str) -> bool:
         """Whether `name@version` can serve now."""
         return bool(self._version(model)["servable"] == "ok")
 
     def _version(self, model: str) -> dict[str, Any]:
         name, _, version = model.partition("@")
-        return self._persist(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
+        return self._with_retries(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}/versions/{version}")))
 
     def settings(self, model: str) -> dict[str, Any]:
-        """What `name@version` serves with; empty where nothing was set."""
+        """The serving settings of `name@version`; empty if none are set."""
         return {**(self._version(model).get("settings") or {})}
 
     def metadata(self, model: str) -> dict[str, Any]:
-        """What was uploaded with `name@version`."""
+        """The metadata that was uploaded with `name@version`."""
         return {**(self._version(model).get("metadata") or {})}
 
-    def held_out_by_its_job(self, model: str) -> str | None:
-        """The id of the file with what the job of `name@version` held out, if it could judge it."""
+    def held_out_file(self, model: str) -> str | None:
+        """The id of the file with the examples that the job of `name@version` held out; None if it is not known."""
         name, _, version = model.partition("@")
         place = f"/v1/adapters/{name}/versions/{version}/verdicts"
         params: dict[str, str] = {"limit": "100"}
         while True:
-            page = self._persist(lambda: self._json(lambda: self._http.get(place, params=params)))
+            page = self._with_retries(lambda: self._json(lambda: self._http.get(place, params=params)))
             for verdict in page["data"]:
                 if verdict.get("kind") == "training":
-                    found = (verdict.get("files") or {}).get("held_out")
-                    return None if found is None else str(found)
+                    file_id = (verdict.get("files") or {}).get("held_out")
+                    return None if file_id is None else str(file_id)
             if not page.get("has_more"):
                 return None
             params["after"] = str(page["last_id"])
 
-    def reads_stores(self, model: str) -> bool:
-        """Whether this key may read what a model is grounded in, if it is: the gateway says so before it answers."""
+    def can_read_stores(self, model: str) -> bool:
+        """Whether this key may read the vector stores that `model` is grounded in; asks the model for one token."""
         body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1, "temperature": 0}
-        ask = partial(self._http.post, "/v1/chat/completions", json=body, timeout=PUSH_TIMEOUT)
+        send = partial(self._http.post, "/v1/chat/completions", json=body, timeout=PUSH_TIMEOUT)
         try:
-            self._persist(lambda: self._json(ask), DECIDED)
+            self._with_retries(lambda: self._json(send), RETRYABLE_EXCEPT_CONFLICT)
         except GatewayRefused as refused:
             if refused.gateway_code != NO_STORE:
                 raise
@@ -149,18 +154,22 @@ class Gateway:
         return True
 
     def fingerprint(self) -> str:
-        """Of the base as it is served now, as one short hash; waits for an engine that is not ready."""
-        return str(self._persist(lambda: self._json(lambda: self._http.get("/readyz")))["fingerprint"])
+        """The fingerprint of the served base model, a short hash; waits until the engine is ready."""
+        return str(self._with_retries(lambda: self._json(lambda: self._http.get("/readyz")))["fingerprint"])
 
     def count_tokens(self, model: str, text: str) -> int:
-        """How many tokens a text has."""
+        """The number of tokens in `text`."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}
-        return int(self._persist(lambda: self._json(lambda: self._http.post("/v1/tokenize", json=body)))["count"])
+        return int(self._with_retries(lambda: self._json(lambda: self._http.post("/v1/tokenize", json=body)))["count"])
 
     def load(self) -> tuple[int, int]:
-        """Callers' requests that are waiting, and in flight. Raises GatewayUnreachable, GatewayRefused; at once."""
-        found = self._json(lambda: self._http.get("/v1/load", timeout=LOAD_TIMEOUT))
-        return int(found["waiting"]), int(found["in_flight"])
+        """The numbers of callers' requests that wait and that are in flight.
+
+        Raises:
+            GatewayUnreachable, GatewayRefused: Without a retry.
+        """
+        load = self._json(lambda: self._http.get("/v1/load", timeout=LOAD_TIMEOUT))
+        return int(load["waiting"]), int(load["in_flight"])
 
     def _push(self, name: str, directory: Path, alias: str, settings: dict[str, Any], metadata: str) -> dict[str, Any]:
         with (directory / WEIGHTS_FILE).open("rb") as weights:
@@ -177,7 +186,7 @@ class Gateway:
             )
 
     def _fetch(self, path: str, target: Path, sha256: str | None) -> None:
-        seen = hashlib.sha256()
+        digest = hashlib.sha256()
         try:
             with self._http.stream("GET", path) as response:
                 if response.status_code != 200:
@@ -185,25 +194,25 @@ class Gateway:
                     raise _refused(response)
                 with replaced_file(target) as file:
                     for chunk in response.iter_bytes():
-                        seen.update(chunk)
+                        digest.update(chunk)
                         file.write(chunk)
-                    if sha256 is not None and seen.hexdigest() != sha256:
-                        raise GatewayRefused(0, "file_changed", f"{path} is not what it was when the job was made")
+                    if sha256 is not None and digest.hexdigest() != sha256:
+                        raise GatewayRefused(0, "file_changed", f"the content of {path} does not match its SHA-256")
         except httpx.TransportError as error:
-            raise GatewayUnreachable(f"the gateway went away: {error}") from error
+            raise GatewayUnreachable(f"cannot reach the gateway: {error}") from error
 
-    def _json(self, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
+    def _json(self, send: Callable[[], httpx.Response]) -> dict[str, Any]:
         try:
-            response = ask()
+            response = send()
         except httpx.TransportError as error:
-            raise GatewayUnreachable(f"the gateway went away: {error}") from error
+            raise GatewayUnreachable(f"cannot reach the gateway: {error}") from error
         if response.status_code >= 300:
             raise _refused(response)
-        found: dict[str, Any] = response.json()
-        return found
+        content: dict[str, Any] = response.json()
+        return content
 
-    def _persist(self, attempt: Callable[[], T], passing: frozenset[int] = PASSING) -> T:
-        """Try until it succeeds, is refused for good, or the gateway has been away for PATIENCE_S."""
+    def _with_retries(self, attempt: Callable[[], T], retryable: frozenset[int] = RETRYABLE) -> T:
+        """Call `attempt` until it succeeds, is refused for good, or PATIENCE_S have passed."""
         deadline = time.monotonic() + PATIENCE_S
         for tries in range(10_000):
             try:
@@ -212,14 +221,14 @@ class Gateway:
                 if time.monotonic() > deadline:
                     raise
             except GatewayRefused as error:
-                if error.status not in passing or time.monotonic() > deadline:
+                if error.status not in retryable or time.monotonic() > deadline:
                     raise
             self._wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
         raise GatewayUnreachable("the gateway did not answer")
 
 
-def _says_the_same(there: dict[str, Any], body: dict[str, Any]) -> bool:
-    return all(there.get(field) == body[field] for field in ("kind", "verdict", "sentence", "files"))
+def _is_same_verdict(recorded: dict[str, Any], body: dict[str, Any]) -> bool:
+    return all(recorded.get(field) == body[field] for field in ("kind", "verdict", "sentence", "files"))
 
 
 def _refused(response: httpx.Response) -> GatewayRefused:

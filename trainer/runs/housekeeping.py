@@ -1,4 +1,4 @@
-"""What the trainer itself asks of the gateway, with a run's key: to keep the run's result files, to revoke the key."""
+"""The trainer's own requests to the gateway, made with a run's key: upload result files, revoke the key."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from trainer.runs.directories import RunDirectories
 TIMEOUT: Final = httpx.Timeout(10, connect=3)
 RETRY_S: Final = (0.5, 2.0)
 ROUND_S: Final = (1.0, 5.0, 15.0, 60.0)
-"""Between two rounds of revoking while the gateway is away."""
+"""Pauses between rounds of revoking while the gateway is unreachable."""
 CLEARING_S: Final = 3600.0
-PASSING: Final = frozenset({408, 429})
+RETRYABLE: Final = frozenset({408, 429})
 PURPOSE: Final = "fine-tune-results"
 _LOG = logging.getLogger("hatrack.trainer.gateway")
 
 
 class Housekeeper:
-    """Keeps runs' results at the gateway, has the keys of ended runs revoked, and deletes old runs' big files.
+    """Uploads runs' result files to the gateway, revokes the keys of finished runs, and deletes old runs' large files.
 
     Args:
-        url: The gateway's.
-        directories: The directories of each kind of run, by its name.
+        url: The gateway's URL.
+        directories: The run directories of each kind, by the kind's name.
     """
 
     def __init__(
@@ -43,31 +43,31 @@ class Housekeeper:
         self._keep_s = settings.keep_days * 86400
         self._database = database
         self._directories = directories
-        self._spent = asyncio.Event()
+        self._key_queued = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to keep house."""
+        """Start the background tasks."""
         self._tasks = [
             asyncio.create_task(self._revoke_all(), name="revoke-keys"),
             asyncio.create_task(self._clear_old(), name="clear-old-runs"),
         ]
 
     async def stop(self) -> None:
-        """End; keys that are left are revoked by the next trainer."""
+        """Stop the background tasks. Keys that are not revoked yet are revoked by the next trainer."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._http.aclose()
 
-    async def keep(self, directories: RunDirectories, run_id: str, files: dict[str, bytes]) -> list[str]:
-        """Upload result files with the run's key; the ids of those that the gateway took."""
+    async def upload_results(self, directories: RunDirectories, run_id: str, files: dict[str, bytes]) -> list[str]:
+        """Upload result files with the run's key and return their ids; stops at the first that the gateway refuses."""
         key = await asyncio.to_thread(directories.key, run_id)
         kept = []
         for name, content in files.items():
             file_id = await self._upload(key, name, content) if key is not None else None
             if file_id is None:
-                _LOG.warning("a result file was not kept: run %s, %s", run_id, name)
+                _LOG.warning("could not upload a result file: run %s, %s", run_id, name)
                 break
             kept.append(file_id)
         return kept
@@ -83,7 +83,7 @@ class Housekeeper:
                 )
                 if response.status_code < 300:
                     return str(response.json()["id"])
-                if response.status_code < 500 and response.status_code not in PASSING:
+                if response.status_code < 500 and response.status_code not in RETRYABLE:
                     return None
             except httpx.TransportError:
                 pass
@@ -92,39 +92,43 @@ class Housekeeper:
         return None
 
     async def revoke_key(self, directories: RunDirectories, run_id: str) -> None:
-        """The run is over: its key is revoked as soon as the gateway can be reached."""
-        await asyncio.to_thread(directories.spend_key, run_id)
-        self._spent.set()
+        """Have the key of a finished run revoked as soon as the gateway can be reached."""
+        await asyncio.to_thread(directories.queue_key_revocation, run_id)
+        self._key_queued.set()
 
     async def _revoke_all(self) -> None:
         tries = 0
         while True:
-            self._spent.clear()
-            spent = [path for each in self._directories.values() for path in sorted(each.spent.iterdir())]
-            left = [path for path in spent if not await self._revoke(path)]
+            self._key_queued.clear()
+            queued = [
+                path
+                for directories in self._directories.values()
+                for path in sorted(directories.keys_to_revoke.iterdir())
+            ]
+            left = [path for path in queued if not await self._revoke(path)]
             tries = tries + 1 if left else 0
             pause_s = ROUND_S[min(tries, len(ROUND_S)) - 1] if left else CLEARING_S
             try:
                 async with asyncio.timeout(pause_s):
-                    await self._spent.wait()
+                    await self._key_queued.wait()
             except TimeoutError:
                 continue
 
     async def _revoke(self, path: Path) -> bool:
-        """Revoke one key; False where it is to be tried again."""
+        """Revoke one key; False if it must be tried again."""
         try:
             key = path.read_text().strip()
         except OSError:
-            _LOG.exception("the key of %s cannot be read, and was not revoked", path.name)
+            _LOG.exception("cannot read the key of %s; it was not revoked", path.name)
             return False
         try:
             response = await self._http.delete("/v1/keys/current", headers={"authorization": f"Bearer {key}"})
         except httpx.TransportError:
             return False
-        if response.status_code >= 500 or response.status_code in PASSING:
+        if response.status_code >= 500 or response.status_code in RETRYABLE:
             return False
         if response.status_code not in (200, 204, 401):
-            _LOG.warning("the gateway did not revoke the key of %s: status %d", path.name, response.status_code)
+            _LOG.warning("the gateway refused to revoke the key of %s: status %d", path.name, response.status_code)
         path.unlink(missing_ok=True)
         return True
 
@@ -136,18 +140,18 @@ class Housekeeper:
                     for run_id in await self._database.run(partial(records.stale, kind=kind, finished_before=before)):
                         await self._clear(directories, run_id)
                 except Exception:
-                    _LOG.exception("old runs of the kind %s could not be looked for", kind)
+                    _LOG.exception("could not look for old runs of kind %s", kind)
             await asyncio.sleep(CLEARING_S)
 
     async def _clear(self, directories: RunDirectories, run_id: str) -> None:
         try:
             await asyncio.to_thread(directories.clear, run_id)
             await self._database.run(partial(clear_record, run_id=run_id))
-        except Exception:  # one that cannot be cleared must not keep the others
-            _LOG.exception("the big files of %s could not be deleted", run_id)
+        except Exception:  # one run that cannot be cleared must not block the others
+            _LOG.exception("could not delete the large files of %s", run_id)
 
 
 def clear_record(db: sa.Connection, run_id: str) -> None:
-    """Note that a run's big files are gone; of its curve, fewer points stay."""
+    """Record that a run's large files are deleted, and downsample its loss curve."""
     journal.downsample(db, run_id)
     records.change(db, run_id, cleared=True)

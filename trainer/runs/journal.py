@@ -1,4 +1,4 @@
-"""Events and checkpoints on record. Each function runs inside ``Database.run``."""
+"""Recorded events and checkpoints. Each function runs inside ``Database.run``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CHECKPOINT_METRICS: Final = (
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
 )
-"""Of a `metrics` event; `step` comes beside them, and OpenAI's `valid_loss` is the same as `full_valid_loss` here."""
+"""Fields of a `metrics` event that a checkpoint keeps beside `step`; `valid_loss` is the same as `full_valid_loss`."""
 MAX_POINTS: Final = 400
-DELETED_AT_ONCE: Final = 500
-"""Rows that one statement deletes: SQLite bounds its parameters."""
+DELETE_BATCH: Final = 500
+"""Rows deleted per statement: SQLite limits the number of parameters."""
 
 
 def record_event(
@@ -34,31 +34,31 @@ def record_event(
     level: Literal["info", "warn", "error"] = "info",
     **data: Any,
 ) -> Run:
-    """Add an event of the trainer's own; the run as it is then."""
+    """Append one of the trainer's own events and return the updated run."""
     return append(db, run, [WorkerEvent(at=time.time(), level=level, message=message, data=data)], run.events_offset)
 
 
-def append(db: sa.Connection, run: Run, found: Sequence[WorkerEvent], offset: int) -> Run:
-    """Add events, and whatever of the run follows from them.
+def append(db: sa.Connection, run: Run, new_events: Sequence[WorkerEvent], offset: int) -> Run:
+    """Append events and update the run's pauses, checkpoints and estimated finish from them; returns the run.
 
     Args:
-        run: As it is on record now.
-        found: In their order.
-        offset: Where in events.jsonl the next ones begin.
+        run: The run as recorded now.
+        new_events: In order.
+        offset: The offset in events.jsonl after them.
     """
-    changes: dict[str, Any] = {"events_offset": offset, "next_event": run.next_event + len(found)}
-    if found:
+    changes: dict[str, Any] = {"events_offset": offset, "next_event": run.next_event + len(new_events)}
+    if new_events:
         rows = [
             {"run": run.id, "number": number, **event.model_dump()}
-            for number, event in enumerate(found, start=run.next_event)
+            for number, event in enumerate(new_events, start=run.next_event)
         ]
         db.execute(events.insert(), rows)
     pauses, paused_s = run.pauses, run.paused_s
-    for event in found:
+    for event in new_events:
         if "paused_s" in event.data:
             pauses, paused_s = pauses + 1, paused_s + float(event.data["paused_s"])
         if "stage" in event.data:
-            changes["estimated_finish"] = None  # of the training: nobody knows how busy the engine will be
+            changes["estimated_finish"] = None  # it covers the training alone: how busy the engine will be is not known
         if event.type == "metrics":
             if event.data.get("ends_epoch"):
                 _add_checkpoint(db, run.id, event)
@@ -75,59 +75,62 @@ def _add_checkpoint(db: sa.Connection, run_id: str, event: WorkerEvent) -> None:
         if f"full_valid_{name}" in metrics:
             metrics[f"valid_{name}"] = metrics[f"full_valid_{name}"]
     values = {"at": event.at, "metrics": metrics}
-    # a step that is done again after a crash is the same checkpoint
+    # a step that is repeated after a crash is the same checkpoint
     statement = insert(checkpoints).values(run=run_id, step=int(event.data["step"]), **values)
     db.execute(statement.on_conflict_do_update(index_elements=["run", "step"], set_=values))
 
 
 def newest(db: sa.Connection, run_id: str, *, before: int | None, limit: int) -> list[Event]:
-    """Events, newest first, those before the event of that number."""
-    wanted = sa.select(events).where(events.c.run == run_id)
+    """At most ``limit`` events before the event number ``before``, newest first."""
+    query = sa.select(events).where(events.c.run == run_id)
     if before is not None:
-        wanted = wanted.where(events.c.number < before)
-    return [Event(**row._mapping) for row in db.execute(wanted.order_by(events.c.number.desc()).limit(limit))]
+        query = query.where(events.c.number < before)
+    return [Event(**row._mapping) for row in db.execute(query.order_by(events.c.number.desc()).limit(limit))]
 
 
 def following(db: sa.Connection, run_id: str, *, after: int, limit: int) -> list[Event]:
-    """Events, oldest first, those after the event of that number."""
-    wanted = sa.select(events).where(events.c.run == run_id, events.c.number > after)
-    return [Event(**row._mapping) for row in db.execute(wanted.order_by(events.c.number).limit(limit))]
+    """At most ``limit`` events after the event number ``after``, oldest first."""
+    query = sa.select(events).where(events.c.run == run_id, events.c.number > after)
+    return [Event(**row._mapping) for row in db.execute(query.order_by(events.c.number).limit(limit))]
 
 
 def metrics(db: sa.Connection, run_id: str) -> list[dict[str, Any]]:
-    """The numbers of all `metrics` events, one a step, in order of the steps."""
-    wanted = sa.select(events.c.data).where(events.c.run == run_id, events.c.type == "metrics")
-    by_step = {data["step"]: data for data in db.execute(wanted.order_by(events.c.number)).scalars() if "step" in data}
+    """The data of all `metrics` events, one per step, ordered by step."""
+    query = sa.select(events.c.data).where(events.c.run == run_id, events.c.type == "metrics")
+    by_step = {data["step"]: data for data in db.execute(query.order_by(events.c.number)).scalars() if "step" in data}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def newest_checkpoints(db: sa.Connection, run_id: str, *, before: int | None, limit: int) -> list[CheckpointRow]:
-    """Checkpoints, newest first, those before that step."""
-    wanted = sa.select(checkpoints).where(checkpoints.c.run == run_id)
+    """At most ``limit`` checkpoints before the step ``before``, newest first."""
+    query = sa.select(checkpoints).where(checkpoints.c.run == run_id)
     if before is not None:
-        wanted = wanted.where(checkpoints.c.step < before)
-    rows = db.execute(wanted.order_by(checkpoints.c.step.desc()).limit(limit))
+        query = query.where(checkpoints.c.step < before)
+    rows = db.execute(query.order_by(checkpoints.c.step.desc()).limit(limit))
     return [CheckpointRow(**row._mapping) for row in rows]
 
 
 def downsample(db: sa.Connection, run_id: str) -> int:
-    """Delete a run's `metrics` events but those that end an epoch and at most MAX_POINTS between; how many went.
+    """Delete a run's `metrics` events except those that end an epoch and at most MAX_POINTS others.
 
-    As many points stay on record as a picture of the curve shows; the whole curve is in the run's result file. All
-    other events stay, and so do the ids of those that are left.
+    That is as many points as a plot of the curve shows; the run's result file has the whole curve. All other events
+    stay, and the remaining events keep their ids.
+
+    Returns:
+        The number of deleted events.
     """
     ends = sa.func.json_extract(events.c.data, "$.ends_epoch")
     metrics_events = sa.select(events.c.number, ends).where(events.c.run == run_id, events.c.type == "metrics")
     between = [number for number, ends_epoch in db.execute(metrics_events.order_by(events.c.number)) if not ends_epoch]
-    gone = sorted(set(between) - set(spread(between, MAX_POINTS)))
-    for start in range(0, len(gone), DELETED_AT_ONCE):
-        chunk = gone[start : start + DELETED_AT_ONCE]
+    deleted = sorted(set(between) - set(spread(between, MAX_POINTS)))
+    for start in range(0, len(deleted), DELETE_BATCH):
+        chunk = deleted[start : start + DELETE_BATCH]
         db.execute(events.delete().where(events.c.run == run_id, events.c.number.in_(chunk)))
-    return len(gone)
+    return len(deleted)
 
 
 def spread(numbers: Sequence[int], limit: int) -> list[int]:
-    """At most ``limit`` (two or more) of ``numbers``, evenly spread, the first and the last among them."""
+    """At most ``limit`` (two or more) of ``numbers``, evenly spread and including the first and the last."""
     if len(numbers) <= limit:
         return list(numbers)
     return [numbers[index * (len(numbers) - 1) // (limit - 1)] for index in range(limit)]

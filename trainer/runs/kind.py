@@ -1,4 +1,4 @@
-"""What a kind of run adds to the runner: its name, its stages, its result, and what its runs leave behind."""
+"""The interface of a kind of run: its name, stages, result, and what happens when its workers exit."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from trainer.errors import TooMany
 from trainer.runs.directories import RunDirectories
-from trainer.runs.process import Command, End
+from trainer.runs.process import Command, WorkerExit
 from trainer.runs.protocol import RunResult
-from trainer.runs.records import Turn
+from trainer.runs.records import TurnColumn
 from trainer.runs.state import Run, Status
 
 R = TypeVar("R", bound=RunResult)
-UNSEEN: Final = End(None)
+UNKNOWN_EXIT: Final = WorkerExit(None)
 Level = Literal["info", "warn", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One part of a run, done by a worker of its own. At each stage of a kind one worker runs at a time.
+    """One part of a run, done by its own worker process. One worker per stage of a kind runs at a time.
 
     Attributes:
-        name: As the worker's command line has it.
-        waits_as: The state of a run that waits for its turn at this stage.
-        turn: The column that says when a run last had its turn.
-        on_device: Whether the worker has the training device: its time is counted, and its memory will be free for
-            the next one.
+        name: The value of `--stage` on the worker's command line.
+        waits_as: The status of a run that waits for this stage.
+        turn: The column with the time at which a run last started this stage.
+        on_device: Whether the worker uses the training device: its time is counted, and the memory that it holds
+            will be free for the next worker.
     """
 
     name: str
     waits_as: Status
-    turn: Turn = "served_at"
+    turn: TurnColumn = "served_at"
     on_device: bool = False
 
 
-class Cause(StrEnum):
-    """Why a run is ended though its worker left no result."""
+class AbortCause(StrEnum):
+    """Why a run ends without a result from its worker."""
 
     CANCELLED = "cancelled"
     DISK_FULL = "disk full"
@@ -49,25 +49,25 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A run that is ended though its worker left no result.
+class Abort:
+    """The end of a run whose worker left no result.
 
     Attributes:
-        cause: Why.
-        end: How the last worker ended.
+        cause: Why it ends.
+        end: How the last worker exited.
         times: How often in a row a worker died without progress.
-        for_memory: The kernel has killed some process for want of memory while the last one ran.
+        out_of_memory: Whether the kernel killed a process for lack of memory while the last worker ran.
     """
 
-    cause: Cause
-    end: End = UNSEEN
+    cause: AbortCause
+    end: WorkerExit = UNKNOWN_EXIT
     times: int = 0
-    for_memory: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Ending(Generic[R]):
-    """How a run ends, and the last event, where its worker has written none."""
+class RunOutcome(Generic[R]):
+    """The result of a run that ends, and its last event if its worker has not written it."""
 
     result: R
     message: str | None = None
@@ -76,11 +76,11 @@ class Ending(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """A stage that is not the last has ended well: the run waits for its turn at the next one.
+    """A stage other than the last has succeeded, and the run joins the queue of the next one.
 
     Attributes:
-        notes: Events, in their order.
-        details: What changes of the run's details.
+        notes: Messages of the events to record, in order.
+        details: Updates to the run's details.
     """
 
     notes: tuple[str, ...] = ()
@@ -88,29 +88,29 @@ class Advance:
 
 
 class Kind(ABC, Generic[R]):
-    """One kind of run. Whatever it reads or writes in a directory of a run it does on another thread.
+    """One kind of run. Its coroutines access run directories on another thread only.
 
     Args:
-        directories: Where its runs are.
-        command: The command line of its workers.
+        directories: The directories of its runs.
+        command: Gives the command line of its workers.
     """
 
     name: ClassVar[str]
-    """As the table of runs has it; a released one never changes."""
+    """The value of the `kind` column; never change a released one."""
     noun: ClassVar[str]
-    """What messages call a run."""
-    described: ClassVar[str]
-    """The same where it stands alone."""
+    """How messages name a run: "the job `ftjob-1`"."""
+    display_name: ClassVar[str]
+    """The full name, for messages without context: "no fine-tuning job"."""
     param: ClassVar[str]
-    """The name of a run's id in an error's `param`."""
+    """The `param` of an error about a run's id."""
     too_many: ClassVar[type[TooMany]]
-    """The error where a project has too many runs that are not over."""
+    """The error raised if a project has too many unfinished runs."""
     stages: ClassVar[tuple[Stage, ...]]
-    """In their order; the last one's worker leaves the result."""
+    """In order; the worker of the last stage writes the result."""
     cancel_patience_s: ClassVar[float]
-    """A worker that has not ended so long after it was told to is killed: nobody wants what it does."""
-    signs: ClassVar[tuple[str, ...]] = ()
-    """Files that a worker on the device writes to again and again: the last of them says when it had the device."""
+    """How long a cancelled worker may take to exit before it is killed, in seconds."""
+    heartbeat_files: ClassVar[tuple[str, ...]] = ()
+    """Files that a worker writes to regularly: the newest modification is its last sign of life on the device."""
     result: type[R]
 
     def __init__(self, directories: RunDirectories, command: Command) -> None:
@@ -118,15 +118,15 @@ class Kind(ABC, Generic[R]):
         self.command = command
 
     def next_stage(self, run_id: str) -> Stage:
-        """The stage that a paused run goes on with."""
+        """The stage at which a paused run resumes."""
         return self.stages[0]
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """Leave in a run's directory what its worker must know. Raises OSError."""
+        """Write what the worker needs into the run's directory. Raises OSError."""
         return
 
     def started(self, run: Run, stage: Stage) -> str | None:
-        """The event of a worker's start."""
+        """The message of the event that is recorded when a worker starts; None for no event."""
         return None
 
     @abstractmethod
@@ -134,29 +134,29 @@ class Kind(ABC, Generic[R]):
         """Progress token: changes after each durable step. Reads the directory."""
 
     def restart_point(self, progress: str) -> str:
-        """Where a run goes on from, in words, by its progress token."""
+        """Where a run with this progress token resumes, as a phrase for messages."""
         return "the beginning"
 
-    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Advance | Ending[R] | None:
-        """What follows from the end of a stage before the last; None where its worker left nothing.
+    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Advance | RunOutcome[R] | None:
+        """What follows after a stage other than the last; None if its worker left no output.
 
         Args:
-            working: Process ids of the workers that have the device.
+            working: Process ids of the workers that use the device.
         """
-        raise AssertionError(f"a run of the kind {self.name} has no stage before its last")
+        raise AssertionError(f"kind {self.name} has one stage only")
 
     @abstractmethod
-    def cut_short(self, run: Run, cut: Cut) -> Ending[R]:
-        """How a run ends whose worker left no result. Reads the directory."""
+    def abort_run(self, run: Run, abort: Abort) -> RunOutcome[R]:
+        """The outcome of a run whose worker left no result. Reads the directory."""
 
     async def conclude(self, run: Run, result: R) -> tuple[R, dict[str, Any]]:
-        """Take in what an ended run has left, before it is on record as over. Doing it again is no harm.
+        """Process what a run has left in its directory before its end is recorded. Must be idempotent.
 
         Returns:
-            The result as it will be on record, and what changes of the run's details.
+            The result to record, and updates to the run's details.
         """
         return result, {}
 
     def directory(self, run: Run) -> Path:
         """The run's directory."""
-        return self.directories.of(run.id)
+        return self.directories.path_of(run.id)

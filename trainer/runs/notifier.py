@@ -7,18 +7,18 @@ from contextlib import suppress
 
 
 class Notifier:
-    """Wakes whoever waits. Of one event loop; a wait that is not woken ends by itself, so that nothing hangs on it."""
+    """Wakes waiters of one event loop. Every wait has a timeout, so that a missed notification does no harm."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
     def notify(self) -> None:
-        """Wake all who wait now."""
+        """Wake all current waiters."""
         self._next.set()
         self._next = asyncio.Event()
 
-    async def wait(self, at_most_s: float) -> None:
-        """Until the next notification, or for that long."""
+    async def wait(self, timeout_s: float) -> None:
+        """Wait for the next notification, or until the timeout."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(at_most_s):
+            async with asyncio.timeout(timeout_s):
                 await self._next.wait()

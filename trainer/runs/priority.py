@@ -1,4 +1,4 @@
-"""A worker's place at the cores: behind everybody else."""
+"""Lowers a worker's CPU priority below every other process."""
 
 from __future__ import annotations
 
@@ -11,37 +11,36 @@ NICENESS: Final = 10
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 AUTOGROUP_NICENESS: Final = 19
 TRIES: Final = 20
-PAUSE: Final = 0.05
-"""Seconds between two tries."""
+RETRY_S: Final = 0.05
 
 
 def lower_priority() -> None:
-    """Have this process, and what it will start, run where nobody else wants to.
+    """Let this process, and those it starts, run only on cores that no other process wants.
 
-    Under Linux in the class SCHED_IDLE (sched(7)): whoever else wakes up has the core at once. But where the kernel
-    groups processes by session, classes and niceness count within a session alone, and each session gets the same part
-    of a core: a worker, which has a session of its own, as much as the engine. So its group steps back, too. Elsewhere
-    just the niceness.
+    On Linux this is the scheduling class SCHED_IDLE (sched(7)): any other process that wakes up gets the core at once.
+    But if the kernel groups processes by session (autogroup), classes and niceness count only within a session, and
+    every session gets the same share of a core, so a worker's session would get as much as the engine's. Therefore the
+    session's priority is lowered, too. On other systems only the niceness changes.
     """
     os.nice(NICENESS)
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    if os.getsid(0) == os.getpid():  # else it is somebody's terminal that would step back
+    if os.getsid(0) == os.getpid():  # otherwise this would lower the priority of a user's terminal
         lower_session_priority()
 
 
 def lower_session_priority() -> None:
-    """Have this process's session step back, where the kernel groups by session and lets it.
+    """Lower the autogroup priority of this process's session, if the kernel has autogroups and permits it.
 
-    Linux lets the whole machine's users change such a group once in 100 ms (kernel/sched/autogroup.c) and refuses the
-    next for so long, as where two workers start together.
+    Linux accepts one such change per 100 ms from all unprivileged users together (kernel/sched/autogroup.c) and refuses
+    others meanwhile, as when two workers start at once. So this retries.
     """
     for _ in range(TRIES):
         try:
             AUTOGROUP.write_text(str(AUTOGROUP_NICENESS))
         except BlockingIOError:
-            time.sleep(PAUSE)
-        except OSError:  # no such groups here, or /proc cannot be written
+            time.sleep(RETRY_S)
+        except OSError:  # no autogroups here, or /proc is read-only
             return
         else:
             return

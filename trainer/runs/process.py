@@ -1,4 +1,4 @@
-"""Workers' processes: in sessions of their own, so that they outlive a trainer that is killed, and found again."""
+"""Worker processes: each has its own session, so that it survives a killed trainer and is adopted by the next."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ CGROUP: Final = Path("/sys/fs/cgroup")
 VMSTAT: Final = Path("/proc/vmstat")
 
 Command = Callable[[Path, str], list[str]]
-"""The command line of a worker, by the run's directory and the name of the stage."""
+"""Gives the command line of a worker from the run's directory and the stage's name."""
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a worker ended: its exit code, minus a signal's number where one killed it; None where nobody can know."""
+class WorkerExit:
+    """How a worker exited: its exit code, or the negative number of the signal that killed it; None if unknown."""
 
     code: int | None
 
 
 class Worker(Protocol):
-    """A worker that was started by somebody."""
+    """A worker process, whichever trainer started it."""
 
     @property
     def pid(self) -> int: ...
 
-    def poll(self) -> End | None:
-        """How it ended; None while it runs."""
+    def poll(self) -> WorkerExit | None:
+        """How it exited; None while it runs."""
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is still there."""
+        """Send it a signal, if it still runs."""
 
 
 class Spawned:
@@ -50,10 +50,10 @@ class Spawned:
         self._child = child
         self.pid = child.pid
 
-    def poll(self) -> End | None:
+    def poll(self) -> WorkerExit | None:
         """See Worker."""
         code = self._child.poll()
-        return None if code is None else End(code)
+        return None if code is None else WorkerExit(code)
 
     def signal(self, number: signal.Signals) -> None:
         """See Worker."""
@@ -61,10 +61,10 @@ class Spawned:
 
 
 class Adopted:
-    """A worker that a former trainer has started: it lives as long as it holds its lock.
+    """A worker that an earlier trainer started: it runs as long as it holds its lock.
 
     Args:
-        pid: As `RunDirectories.worker` gives it.
+        pid: From `RunDirectories.worker`.
     """
 
     def __init__(self, directories: RunDirectories, run_id: str, pid: int) -> None:
@@ -72,11 +72,11 @@ class Adopted:
         self._run_id = run_id
         self.pid = pid
 
-    def poll(self) -> End | None:
+    def poll(self) -> WorkerExit | None:
         """See Worker."""
         pid = self._directories.worker(self._run_id)
         self.pid = pid or self.pid
-        return End(None) if pid is None else None
+        return WorkerExit(None) if pid is None else None
 
     def signal(self, number: signal.Signals) -> None:
         """See Worker."""
@@ -85,7 +85,7 @@ class Adopted:
                 return
             process = os.pidfd_open(self.pid)
             try:
-                # asked after the process was pinned: as long as the lock is held, that number is the worker's
+                # checked after the pidfd is open: while the lock is held, the pid is the worker's
                 if self._directories.worker(self._run_id) == self.pid:
                     signal.pidfd_send_signal(process, number)
             finally:
@@ -93,7 +93,7 @@ class Adopted:
 
 
 def spawn(directory: Path, argv: Sequence[str]) -> Spawned:
-    """Start a process whose log is in `directory`. Raises OSError."""
+    """Start a process that logs to `directory`. Raises OSError."""
     log = directory / LOG
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         log.replace(directory / OLD_LOG)
@@ -110,7 +110,7 @@ def spawn(directory: Path, argv: Sequence[str]) -> Spawned:
 
 
 def memory_kills() -> int:
-    """How often the kernel has killed a process for want of memory, in this control group and on this machine."""
+    """How many processes the kernel has killed for lack of memory, in this control group and on this machine."""
     counts = 0
     for path in (CGROUP / "memory.events", VMSTAT):
         with suppress(OSError, ValueError):

@@ -1,16 +1,15 @@
-"""What the trainer and a run's worker say to each other, in files of the run's directory.
+"""How the trainer and a run's worker communicate: through files in the run's directory.
 
-    RUNS/ID/spec.json       what is to be done, in the kind's own schema; written once, by the trainer
-    RUNS/ID/key             the key that the worker shows the gateway (mode 0600)
-    RUNS/ID/control         one word, by the trainer: run, pause or cancel; the worker looks before every step
-    RUNS/ID/worker.lock     held (flock) by the worker as long as it lives, its process id inside
-    RUNS/ID/worker.log      what the worker's process writes to its standard streams
+    RUNS/ID/spec.json       what to do, in the kind's own schema; written once, by the trainer
+    RUNS/ID/key             the API key that the worker uses at the gateway (mode 0600)
+    RUNS/ID/control         run, pause or cancel, written by the trainer; the worker reads it before every step
+    RUNS/ID/worker.lock     held (flock) by the worker while it runs; contains its process id
+    RUNS/ID/worker.log      stdout and stderr of the worker's process
     RUNS/ID/events.jsonl    WorkerEvent lines, appended by the worker, read by the trainer
-    RUNS/ID/result.json     how it ended, in the kind's own schema; written once, at the end
+    RUNS/ID/result.json     the result, in the kind's own schema; written once, at the end
 
-What else is in it is the kind's. A worker that finds a step's file there does not do that step again: that is how a
-run goes on after a crash. An older trainer's worker may be at a run, and an older trainer's directories are adopted:
-none of these names may change.
+All other files belong to the kind. A worker skips a step whose output file exists: that is how a run resumes after a
+crash. Workers and directories of older trainers are adopted, so none of these names may change.
 """
 
 from __future__ import annotations
@@ -29,28 +28,28 @@ OLD_LOG: Final = "worker.log.1"
 EVENTS: Final = "events.jsonl"
 RESULT: Final = "result.json"
 
-# A worker's exit codes.
+# A worker's exit codes
 DONE: Final = 0
-"""See result.json; after a stage that is not the last, what that stage leaves."""
+"""The result is in result.json; after a stage other than the last, the output is in that stage's files."""
 FAILED: Final = 1
-"""It could not even write its result."""
+"""The worker could not write its result."""
 PAUSED: Final = 4
 STOPPED: Final = 5
-"""Told to stop (SIGTERM), to be started again."""
+"""Stopped by SIGTERM; to be started again."""
 BUSY: Final = 6
-"""Another worker has the run."""
+"""Another worker holds the run's lock."""
 FULL: Final = 7
-"""The disk is so full that it could not write its result."""
+"""The disk is full, and the result could not be written."""
 
 
 class Frozen(BaseModel):
-    """A record that never changes and has no field that is not its own."""
+    """An immutable model that rejects unknown fields."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Control(StrEnum):
-    """What the trainer wants of the worker."""
+    """What the trainer asks of the worker."""
 
     RUN = "run"
     PAUSE = "pause"
@@ -61,8 +60,9 @@ class WorkerEvent(Frozen):
     """One event of a run.
 
     ``data`` of a `metrics` event: step, total_steps, epoch, train_loss, train_mean_token_accuracy, learning_rate,
-    tokens_per_s, seconds_left, memory_bytes, ends_epoch (then a checkpoint was written), and where something is held
-    out, at an epoch's end, full_valid_loss and full_valid_mean_token_accuracy.
+    tokens_per_s, seconds_left, memory_bytes, ends_epoch (true if a checkpoint was written), and at the end of an epoch,
+    if there are held-out examples, full_valid_loss and full_valid_mean_token_accuracy. ``data`` during the judging:
+    stage, done, total. ``data`` of the verdict's event: verdict, metric, examples.
     """
 
     at: float
@@ -71,11 +71,10 @@ class WorkerEvent(Frozen):
     type: Literal["message", "metrics"] = "message"
     message: str
     data: dict[str, Any] = {}
-    """… while it is judged: stage, done, total; and of the verdict's event: verdict, metric, examples."""
 
 
 class Failure(Frozen):
-    """OpenAI's `error` of a run: what happened, and what to do about it."""
+    """OpenAI's `error` of a job: what happened, and what to do about it."""
 
     code: str
     message: str
@@ -83,7 +82,7 @@ class Failure(Frozen):
 
 
 class RunResult(Frozen):
-    """How a run ended: what the results of all kinds have."""
+    """The fields that the results of all kinds of run share."""
 
     status: Literal["succeeded", "failed", "cancelled"]
     error: Failure | None = None

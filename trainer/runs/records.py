@@ -1,4 +1,4 @@
-"""Runs on record: every statement that reads or changes the table of runs. Each runs inside ``Database.run``."""
+"""Every statement that reads or changes the table of runs. Each function runs inside ``Database.run``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trainer.runs.protocol import Control
 from trainer.runs.state import OVER, Run, Status
 from trainer.runs.tables import runs
 
-CLEARED_AT_ONCE: Final = 100
+CLEAR_BATCH: Final = 100
 NO_FILTER: Final[Mapping[str, str]] = MappingProxyType({})
-Turn = Literal["looked_at", "served_at"]
-"""The column that says when a run last had its turn in a queue."""
+TurnColumn = Literal["looked_at", "served_at"]
+"""The column with the time at which a run last left a queue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A run that is to be."""
+class NewRun:
+    """The values of a run that is created."""
 
     id: str
     kind: str
@@ -35,44 +35,44 @@ class Draft:
     adapters: tuple[str, ...]
     details: dict[str, Any]
     status: Status
-    """The state that it begins in."""
+    """Its first status."""
 
 
-def add(db: sa.Connection, draft: Draft, retry: Retry | None) -> Run:
-    """Note a new run, and the Idempotency-Key that it was made with."""
+def add(db: sa.Connection, new_run: NewRun, retry: Retry | None) -> Run:
+    """Record a new run, and the Idempotency-Key that it was created with."""
     db.execute(
         runs.insert().values(
-            id=draft.id,
-            kind=draft.kind,
-            project=draft.project,
-            key_id=draft.key_id,
-            run_key_id=draft.run_key_id,
-            created_at=draft.created_at,
-            body=draft.body,
-            adapters=list(draft.adapters),
-            details=draft.details,
-            status=draft.status,
+            id=new_run.id,
+            kind=new_run.kind,
+            project=new_run.project,
+            key_id=new_run.key_id,
+            run_key_id=new_run.run_key_id,
+            created_at=new_run.created_at,
+            body=new_run.body,
+            adapters=list(new_run.adapters),
+            details=new_run.details,
+            status=new_run.status,
             wanted=Control.RUN,
             queued_at=time.time(),
         )
     )
     if retry is not None:
-        remember(db, draft.project, draft.kind, retry, draft.id, float(draft.created_at))
-    return get(db, draft.id)
+        remember(db, new_run.project, new_run.kind, retry, new_run.id, float(new_run.created_at))
+    return get(db, new_run.id)
 
 
 def get(db: sa.Connection, run_id: str) -> Run:
-    """The run, of whatever project; there is one."""
+    """The run with this id, in any project; it must exist."""
     return Run.of(db.execute(sa.select(runs).where(runs.c.id == run_id)).one())
 
 
 def find(db: sa.Connection, kind: str, project: str, run_id: str) -> Run | None:
-    """The project's run of that kind and id."""
+    """The project's run of this kind and id; None if there is none."""
     return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.id == run_id)
 
 
-def made_with(db: sa.Connection, kind: str, project: str, run_key_id: str) -> Run | None:
-    """The project's run of that kind that has the key of that id."""
+def find_by_run_key(db: sa.Connection, kind: str, project: str, run_key_id: str) -> Run | None:
+    """The project's run of this kind that was given the key of this id; None if there is none."""
     return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.run_key_id == run_key_id)
 
 
@@ -94,21 +94,21 @@ def page(
     """The project's runs of a kind, newest first.
 
     Args:
-        before: Only those older than the run of this number.
-        limit: At most so many.
-        may_see: Whether whoever asks sees a run.
-        metadata: Only those with these pairs in their metadata; None: only those without any metadata.
+        before: Only runs older than the run with this number.
+        limit: Maximum number of runs.
+        may_see: Whether the caller may see a run.
+        metadata: Only runs with these pairs in their metadata; None selects runs without any metadata.
     """
     query = sa.select(runs).where(runs.c.kind == kind, runs.c.project == project, *_with_metadata(metadata))
-    found: list[Run] = []
-    while len(found) < limit:  # most keys may use all adapters, and need one round
+    visible: list[Run] = []
+    while len(visible) < limit:  # once for most keys, which may use all adapters
         older = query if before is None else query.where(runs.c.number < before)
         batch = [Run.of(row) for row in db.execute(older.order_by(runs.c.number.desc()).limit(limit))]
-        found += filter(may_see, batch)
+        visible += filter(may_see, batch)
         if len(batch) < limit:
             break
         before = batch[-1].number
-    return found[:limit]
+    return visible[:limit]
 
 
 def _with_metadata(metadata: Mapping[str, str] | None) -> Iterable[sa.ColumnElement[bool]]:
@@ -121,39 +121,44 @@ def _with_metadata(metadata: Mapping[str, str] | None) -> Iterable[sa.ColumnElem
 
 
 def open_runs(db: sa.Connection, kind: str, project: str) -> int:
-    """How many of the project's runs of a kind are not over."""
+    """The number of the project's unfinished runs of a kind."""
     query = sa.select(sa.func.count()).where(runs.c.kind == kind, runs.c.project == project, runs.c.status.not_in(OVER))
     return int(db.execute(query).scalar_one())
 
 
 def paused_s(db: sa.Connection) -> float:
-    """How long all runs together, over or not, were paused for live traffic."""
+    """Seconds for which all runs together, finished or not, were paused for live traffic."""
     return float(db.execute(sa.select(sa.func.coalesce(sa.func.sum(runs.c.paused_s), 0.0))).scalar_one())
 
 
 def with_status(db: sa.Connection, statuses: Collection[Status]) -> list[Run]:
-    """All projects' runs in one of these states, oldest first."""
+    """The runs of all projects with one of these statuses, oldest first."""
     query = sa.select(runs).where(runs.c.status.in_(statuses)).order_by(runs.c.number)
     return [Run.of(row) for row in db.execute(query)]
 
 
 def over_by_id(db: sa.Connection, kind: str) -> dict[str, bool]:
-    """Whether each run of a kind, of all projects, is over, by its id."""
+    """Maps the id of every run of a kind, in all projects, to whether the run is over."""
     rows = db.execute(sa.select(runs.c.id, runs.c.status).where(runs.c.kind == kind))
     return {row.id: Status(row.status) in OVER for row in rows}
 
 
 def change(db: sa.Connection, run_id: str, **values: Any) -> Run:
-    """Set columns of a run, and give it as it is then."""
+    """Set columns of a run and return the updated run."""
     db.execute(runs.update().where(runs.c.id == run_id).values(**values))
     return get(db, run_id)
 
 
-def take(db: sa.Connection, kind: str, *, status: Status, turn: Turn, but: Collection[str]) -> Run | None:
-    """The run of a kind, waiting in `status`, whose turn it is, noted as served; None where none may be started now.
+def take_next(
+    db: sa.Connection, kind: str, *, status: Status, turn: TurnColumn, exclude: Collection[str]
+) -> Run | None:
+    """Take the next run of a kind that waits in `status` and record its turn; None if no run may start now.
 
-    Runs that were interrupted go on first. Else projects take turns: the one that has waited longest since one of its
-    runs was served, and of its runs the one that has waited longest.
+    Interrupted runs come first. Otherwise projects take turns: the project whose last turn is the longest ago, and of
+    its runs the one that has waited longest.
+
+    Args:
+        exclude: Ids of runs that must not be taken.
     """
     now = time.time()
     others = runs.alias()
@@ -167,7 +172,7 @@ def take(db: sa.Connection, kind: str, *, status: Status, turn: Turn, but: Colle
             runs.c.status == status,
             runs.c.wanted == Control.RUN,
             runs.c.not_before <= now,
-            runs.c.id.not_in(but),
+            runs.c.id.not_in(exclude),
         )
         .order_by(runs.c.interrupted.desc(), last.scalar_subquery(), runs.c.queued_at, runs.c.number)
         .limit(1)
@@ -181,11 +186,11 @@ def take(db: sa.Connection, kind: str, *, status: Status, turn: Turn, but: Colle
 
 
 def stale(db: sa.Connection, kind: str, finished_before: float) -> list[str]:
-    """Runs of a kind that ended before then (Unix seconds) and whose big files are still there; a batch of them."""
+    """A batch of ids of runs that ended before then (Unix seconds) and whose large files still exist."""
     query = sa.select(runs.c.id).where(
         runs.c.kind == kind,
         runs.c.status.in_(OVER),
         runs.c.cleared.is_(False),
         runs.c.finished_at < finished_before,
     )
-    return list(db.execute(query.limit(CLEARED_AT_ONCE)).scalars())
+    return list(db.execute(query.limit(CLEAR_BATCH)).scalars())

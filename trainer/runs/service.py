@@ -1,4 +1,4 @@
-"""What the API of every kind does with its runs: made once, listed, cancelled, paused, resumed."""
+"""What the APIs of all kinds share: creating, listing, cancelling, pausing and resuming runs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from trainer.errors import Broken, Missing, NoSpace, WrongState
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal, records
 from trainer.runs.directories import RunDirectories
-from trainer.runs.idempotency import Retry, made_before
+from trainer.runs.idempotency import Retry, find_previous_run
 from trainer.runs.kind import Kind
 from trainer.runs.notifier import Notifier
 from trainer.runs.protocol import Control
-from trainer.runs.records import NO_FILTER, Draft
+from trainer.runs.records import NO_FILTER, NewRun
 from trainer.runs.state import Run, Status
 
 SETTLE_S: Final = 10.0
-"""How long an answer to cancel, pause and resume waits for the worker, which looks between two steps."""
-LOOK_S: Final = 0.5
+"""How long a response to cancel, pause or resume waits for the worker, which checks between steps."""
+POLL_S: Final = 0.5
 TOO_MANY_RETRY_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """The key that the gateway has minted for a run."""
+    """The API key that the gateway has created for a run."""
 
     secret: str
     id: str
@@ -50,129 +50,129 @@ class RunService(ABC):
         self._settings = settings
         self._database = database
         self._notifier = notifier
-        self._given_up: set[str] = set()
-        """Ids of keys that the gateway revokes, because no run had been made with them when it asked."""
+        self._abandoned_keys: set[str] = set()
+        """Ids of keys that the gateway revokes because they had no run yet when it asked."""
 
     @property
     def directories(self) -> RunDirectories:
-        """The directories of its runs."""
+        """The directories of the kind's runs."""
         return self.kind.directories
 
     @abstractmethod
     async def show(self, run: Run) -> dict[str, Any]:
-        """A run as the API shows it."""
+        """The API object of a run."""
 
-    # making
+    # creating
 
     def new_id(self, prefix: str) -> str:
-        """An id that no run has had."""
+        """A new random id."""
         return f"{prefix}-{secrets.token_hex(12)}"
 
-    async def made_before(self, caller: CurrentCaller, retry: Retry | None) -> Run | None:
-        """The run that the same request has made before. Raises KeyReused."""
+    async def find_previous_run(self, caller: CurrentCaller, retry: Retry | None) -> Run | None:
+        """The run that an earlier request with this Idempotency-Key created. Raises KeyReused."""
         return await self._database.run(partial(self._made_before, caller=caller, retry=retry))
 
-    async def make(
+    async def create_run(
         self,
         caller: CurrentCaller,
-        draft: Draft,
+        new_run: NewRun,
         spec: BaseModel,
         key: RunKey,
         retry: Retry | None,
         message: str | None,
     ) -> tuple[Run, bool]:
-        """Make a run, whole or not at all.
+        """Create a run atomically: its directory and its record.
 
         Args:
-            draft: The run on record.
+            new_run: The run to record.
             spec: What its worker is to do.
-            key: What its worker shows the gateway.
-            retry: The Idempotency-Key that it is asked for with.
+            key: The key that its worker uses at the gateway.
+            retry: The Idempotency-Key of the request.
             message: Its first event.
 
         Returns:
-            The run, and whether it was made now: another request with the same key may have been quicker.
+            The run, and whether this call created it: a concurrent request with the same key may have been faster.
 
         Raises:
-            KeyReused: The Idempotency-Key came with another body.
-            TooMany: The project has enough runs that are not over.
+            KeyReused: The Idempotency-Key was used with a different body.
+            TooMany: The project has the maximum number of unfinished runs.
             NoSpace: The disk is full.
-            Broken: The directory could not be made, or the gateway has given up.
+            Broken: The directory could not be created, or the gateway has given up on the request.
         """
         try:
-            await asyncio.to_thread(self.directories.make, draft.id, spec, key.secret)
+            await asyncio.to_thread(self.directories.create, new_run.id, spec, key.secret)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpace("the trainer's disk is full; nothing was made") from error
-            raise Broken(f"the {self.kind.noun}'s folder could not be made") from error
+                raise NoSpace("the trainer's disk is full; nothing was created") from error
+            raise Broken(f"could not create the {self.kind.noun}'s directory") from error
         made = False
         try:
             run, made = await self._database.run(
-                partial(self._add, caller=caller, draft=draft, retry=retry, message=message)
+                partial(self._add, caller=caller, new_run=new_run, retry=retry, message=message)
             )
         finally:
             if not made:
-                await asyncio.to_thread(self.directories.discard, draft.id)
+                await asyncio.to_thread(self.directories.discard, new_run.id)
         self._notifier.notify()
         return run, made
 
     def _add(
-        self, db: sa.Connection, caller: CurrentCaller, draft: Draft, retry: Retry | None, message: str | None
+        self, db: sa.Connection, caller: CurrentCaller, new_run: NewRun, retry: Retry | None, message: str | None
     ) -> tuple[Run, bool]:
         known = self._made_before(db, caller, retry)
         if known is not None:
             return known, False
-        if draft.run_key_id in self._given_up:
-            raise Broken(f"the gateway has stopped waiting for this {self.kind.noun}; nothing was made")
+        if new_run.run_key_id in self._abandoned_keys:
+            raise Broken(f"the gateway has stopped waiting for this {self.kind.noun}; nothing was created")
         limit = self._settings.max_queued
         if records.open_runs(db, self.kind.name, caller.project) >= limit:
             raise self.kind.too_many(
-                f"the project has {limit} {self.kind.noun}s that are not over: wait, or cancel one",
+                f"the project has {limit} unfinished {self.kind.noun}s, the maximum: wait for one to end or cancel one",
                 retry_after_s=TOO_MANY_RETRY_S,
             )
-        run = records.add(db, draft, retry)
+        run = records.add(db, new_run, retry)
         return (run if message is None else journal.record_event(db, run, message)), True
 
     def _made_before(self, db: sa.Connection, caller: CurrentCaller, retry: Retry | None) -> Run | None:
-        run_id = made_before(db, caller.project, self.kind.name, retry, time.time())
+        run_id = find_previous_run(db, caller.project, self.kind.name, retry, time.time())
         return None if run_id is None else records.get(db, run_id)
 
     async def claim(self, caller: CurrentCaller, run_key_id: str) -> dict[str, Any] | None:
-        """The run that was made with a key; None where there is none, and then there never will be.
+        """The run that was created with a key; None if there is none, and then none can be created with it any more.
 
-        A gateway that has got no answer asks this before it revokes the key.
+        A gateway that got no response to a creation calls this before it revokes the key.
         """
 
-        def ask(db: sa.Connection) -> Run | None:
-            run = records.made_with(db, self.kind.name, caller.project, run_key_id)
-            if run is None:  # a creation may still be under way: in this thread, after this
-                self._given_up.add(run_key_id)
+        def claim(db: sa.Connection) -> Run | None:
+            run = records.find_by_run_key(db, self.kind.name, caller.project, run_key_id)
+            if run is None:  # a creation under way must fail: its transaction runs after this one
+                self._abandoned_keys.add(run_key_id)
             return run
 
-        run = await self._database.run(ask)
+        run = await self._database.run(claim)
         return None if run is None else await self.show(run)
 
-    # looking
+    # reading
 
     async def get(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
         """One run. Raises Missing."""
         return await self.show(await self.row(caller, run_id))
 
     async def row(self, caller: CurrentCaller, run_id: str) -> Run:
-        """One run as it is on record. Raises Missing: it is not there, or of an adapter that the key may not use."""
+        """One run as recorded. Raises Missing if there is none, or if the key may not use its adapters."""
         return await self._database.run(lambda db: self.find(db, caller, run_id))
 
     def find(self, db: sa.Connection, caller: CurrentCaller, run_id: str) -> Run:
-        """The same inside ``Database.run``. Raises Missing."""
+        """The same as `row`, to be called inside ``Database.run``. Raises Missing."""
         run = records.find(db, self.kind.name, caller.project, run_id)
         if run is None or not caller.may_see(run.adapters):
-            raise Missing(f"there is no {self.kind.described} {run_id[:64]!r}", param=self.kind.param)
+            raise Missing(f"no {self.kind.display_name} with the id {run_id[:64]!r}", param=self.kind.param)
         return run
 
     async def page(
         self, caller: CurrentCaller, *, after: str | None, limit: int, metadata: Mapping[str, str] | None = NO_FILTER
     ) -> dict[str, Any]:
-        """The project's runs, newest first; ``metadata`` as in ``records.page``. Raises Missing."""
+        """A page of the project's runs, newest first; ``metadata`` as in ``records.page``. Raises Missing."""
 
         def read(db: sa.Connection) -> list[Run]:
             before = self.find(db, caller, after).number if after is not None else None
@@ -192,41 +192,41 @@ class RunService(ABC):
     # changing
 
     async def cancel(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """End a run for good. Raises Missing, WrongState."""
-        return await self._want(caller, run_id, Control.CANCEL)
+        """WorkerExit a run for good. Raises Missing, WrongState."""
+        return await self._request_control(caller, run_id, Control.CANCEL)
 
     async def pause(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """Have a run stand still and give the device away. Raises Missing, WrongState."""
-        return await self._want(caller, run_id, Control.PAUSE)
+        """Pause a run and free the device. Raises Missing, WrongState."""
+        return await self._request_control(caller, run_id, Control.PAUSE)
 
     async def resume(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """Have a paused run go on, in its turn. Raises Missing, WrongState."""
-        return await self._want(caller, run_id, Control.RUN)
+        """Put a paused run back into the queue. Raises Missing, WrongState."""
+        return await self._request_control(caller, run_id, Control.RUN)
 
-    async def _want(self, caller: CurrentCaller, run_id: str, wanted: Control) -> dict[str, Any]:
-        def note(db: sa.Connection) -> Run:
+    async def _request_control(self, caller: CurrentCaller, run_id: str, control: Control) -> dict[str, Any]:
+        def record(db: sa.Connection) -> Run:
             run = self.find(db, caller, run_id)
-            self._check_allowed(run, wanted)
-            return records.change(db, run.id, wanted=wanted)
+            self._check_allowed(run, control)
+            return records.change(db, run.id, wanted=control)
 
-        run = await self._database.run(note)
+        run = await self._database.run(record)
         self._notifier.notify()
         deadline = time.monotonic() + SETTLE_S
-        while not _settled(run) and run.wanted is wanted and time.monotonic() < deadline:
-            await self._notifier.wait(LOOK_S)
+        while not _settled(run) and run.wanted is control and time.monotonic() < deadline:
+            await self._notifier.wait(POLL_S)
             run = await self.row(caller, run_id)
         return await self.show(run)
 
-    def _check_allowed(self, run: Run, wanted: Control) -> None:
-        """Raise WrongState where that cannot be wanted of the run. Wanting the same again is no fault."""
-        if run.over and not (wanted is Control.CANCEL and run.status is Status.CANCELLED):
-            raise WrongState(f"the {self.kind.noun} `{run.id}` has ended: it is {run.status}")
-        if wanted is not Control.CANCEL and run.wanted is Control.CANCEL:
+    def _check_allowed(self, run: Run, control: Control) -> None:
+        """Raise WrongState if the run cannot be controlled this way now. Repeating the same request is allowed."""
+        if run.over and not (control is Control.CANCEL and run.status is Status.CANCELLED):
+            raise WrongState(f"the {self.kind.noun} `{run.id}` cannot change any more: its status is {run.status}")
+        if control is not Control.CANCEL and run.wanted is Control.CANCEL:
             raise WrongState(f"the {self.kind.noun} `{run.id}` is being cancelled")
 
 
 def _settled(run: Run) -> bool:
-    """Whether what is wanted of the run has come true."""
+    """Whether the run is in the requested state."""
     if run.wanted is Control.RUN:
         return run.status is not Status.PAUSED
     return run.over or (run.wanted is Control.PAUSE and run.status is Status.PAUSED)

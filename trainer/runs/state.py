@@ -1,4 +1,4 @@
-"""A run's states, and a run as it stands in the records."""
+"""The statuses of a run, and the rows of the tables as dataclasses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from trainer.runs.protocol import Control
 
 
 class Status(StrEnum):
-    """OpenAI's words for a job: validating_files → queued → running → succeeded | failed | cancelled, and paused on
-    the way. A kind whose runs are not validated begins with queued."""
+    """OpenAI's job statuses: validating_files → queued → running → succeeded | failed | cancelled; paused in between.
+
+    A kind without a validation stage starts with queued."""
 
     VALIDATING = "validating_files"
     QUEUED = "queued"
@@ -63,7 +64,7 @@ class Run:
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> Run:
-        """From a whole row."""
+        """From a complete row."""
         values = {field.name: getattr(row, field.name) for field in fields(cls)}
         values["status"] = Status(row.status)
         values["wanted"] = Control(row.wanted)
@@ -72,7 +73,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended for good."""
+        """Whether the run has ended for good."""
         return self.status in OVER
 
 

@@ -1,4 +1,4 @@
-"""A run's events as server-sent events: from the beginning or from `Last-Event-ID` on, until the run has ended."""
+"""Streams a run's events as server-sent events, from the start or after `Last-Event-ID`, until the run ends."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.state import Event, Run
 
 MAX_STREAMS: Final = 256
-PAGE: Final = 200
-LOOK_S: Final = 5.0
-QUIET_S: Final = 15.0
-"""After so long without an event a comment is sent, so that nothing on the way takes the connection for dead."""
+PAGE_SIZE: Final = 200
+POLL_S: Final = 5.0
+KEEPALIVE_S: Final = 15.0
+"""After this long without an event a comment is sent, so that no proxy closes the idle connection."""
 
 
 class Streams:
-    """All open streams of events; bounded.
+    """All open event streams; their number is bounded.
 
     Args:
-        show: An event as the API shows it, with its `id`.
+        show: Gives the API object of an event, with its `id`.
     """
 
     def __init__(self, database: Database, notifier: Notifier, show: Callable[[Event], dict[str, Any]]) -> None:
@@ -34,35 +34,38 @@ class Streams:
         self._open = 0
 
     async def open(self, run: Run, after: int) -> AsyncIterator[bytes]:
-        """The stream of a run's events after the one of that number. Raises TooMany."""
+        """A stream of the run's events after event number `after`. Raises TooMany."""
         if self._open >= MAX_STREAMS:
-            raise TooMany(f"{MAX_STREAMS} streams of events are open already", retry_after_s=10)
+            raise TooMany(
+                f"{MAX_STREAMS} event streams are open, the maximum; close one, or poll instead",
+                retry_after_s=10,
+            )
         return self._events(run.id, after)
 
     async def _events(self, run_id: str, after: int) -> AsyncIterator[bytes]:
         self._open += 1
         try:
-            said = time.monotonic()
+            last_sent_at = time.monotonic()
             while True:
-                # read before the events: what is said by the time that a run is over has then been sent
+                # read before the events, so that a finished run's last events are still sent
                 over = (await self._database.run(lambda db: records.get(db, run_id))).over
                 events = await self._following(run_id, after)
                 for event in events:
                     yield self._frame(event)
-                    after, said = event.number, time.monotonic()
+                    after, last_sent_at = event.number, time.monotonic()
                 if not events and over:
                     break
                 if not events:
-                    await self._notifier.wait(LOOK_S)
-                if time.monotonic() - said >= QUIET_S:
-                    said = time.monotonic()
+                    await self._notifier.wait(POLL_S)
+                if time.monotonic() - last_sent_at >= KEEPALIVE_S:
+                    last_sent_at = time.monotonic()
                     yield b": still there\n\n"
             yield b"data: [DONE]\n\n"
         finally:
             self._open -= 1
 
     async def _following(self, run_id: str, after: int) -> list[Event]:
-        return await self._database.run(lambda db: journal.following(db, run_id, after=after, limit=PAGE))
+        return await self._database.run(lambda db: journal.following(db, run_id, after=after, limit=PAGE_SIZE))
 
     def _frame(self, event: Event) -> bytes:
         shown = self._show(event)

@@ -1,8 +1,8 @@
-"""What becomes of runs: whose turn it is, the worker that is at it, and what is done when a worker ends, however it
-ends. At each stage of a kind one worker runs at a time; the rest wait.
+"""Schedules runs, watches their workers, and handles every worker's exit. One worker per stage of a kind runs at a
+time; other runs wait.
 
     validating_files ─▶ queued ─▶ running ─▶ succeeded | failed | cancelled
-           ▲               ▲ └──── killed or told to stop: it goes on from where it was
+           ▲               ▲ └──── killed or stopped: resumes from its last durable step
            └─── paused ────┘
 """
 
@@ -23,9 +23,9 @@ from trainer.config import Settings
 from trainer.database import Database
 from trainer.runs import journal, protocol, records
 from trainer.runs.failures import is_full
-from trainer.runs.kind import Cause, Cut, Ending, Stage
+from trainer.runs.kind import Abort, AbortCause, RunOutcome, Stage
 from trainer.runs.notifier import Notifier
-from trainer.runs.process import Adopted, End, Worker, memory_kills, spawn
+from trainer.runs.process import Adopted, Worker, WorkerExit, memory_kills, spawn
 from trainer.runs.protocol import BUSY, DONE, FAILED, FULL, PAUSED, STOPPED, Control
 from trainer.runs.state import UNDER_WAY, Run, Status
 from trainer.runs.transitions import AnyKind, Transitions
@@ -37,14 +37,17 @@ _LOG = logging.getLogger("hatrack.trainer.runs")
 
 @dataclass(slots=True)
 class Watch:
-    """A worker at a run. ``ordered`` is what its control file says, None where nobody knows; ``kills`` the kernel's
-    count when it began."""
+    """A worker that is watched.
+
+    ``sent_control`` is the content of the run's control file, None if unknown; ``kills`` is `memory_kills` when the
+    watch began.
+    """
 
     kind: AnyKind
     run_id: str
     stage: Stage
     worker: Worker
-    ordered: Control | None
+    sent_control: Control | None
     kills: int
     cancelled_at: float | None = None
 
@@ -53,7 +56,7 @@ class Supervisor:
     """Runs the workers of all kinds.
 
     Args:
-        kinds: In the order in which they are looked at.
+        kinds: In the order in which their queues are served.
     """
 
     def __init__(
@@ -75,19 +78,19 @@ class Supervisor:
         self._stopping = False
 
     def working(self) -> list[int]:
-        """Process ids of the workers that have the device now."""
+        """Process ids of the workers that use the device now."""
         return [watch.worker.pid for watch in self._watches.values() if watch.stage.on_device]
 
     async def start(self) -> None:
-        """Find the workers that a former trainer has left, and begin; a first turn sees to the runs that have none."""
+        """Adopt the workers that an earlier trainer left running, and start; the first turn handles the other runs."""
         for run in await self._database.run(lambda db: records.with_status(db, UNDER_WAY)):
             await self._adopt(run)
         for kind in self._kinds.values():
-            await self._tidy(kind)
+            await self._remove_orphans(kind)
         self._loop = asyncio.create_task(self._run(), name="runs")
 
     async def stop(self) -> None:
-        """Have the workers checkpoint and end, and wait for it for a while; those that need longer go on alone."""
+        """Have the workers checkpoint and exit, and wait up to `stop_s`; slower ones finish on their own."""
         self._stopping = True
         if self._loop is not None:
             self._loop.cancel()
@@ -102,25 +105,25 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _adopt(self, run: Run) -> bool:
-        """Watch over a worker that this trainer has not started; False where there is none."""
+        """Watch the worker that another trainer started for this run; False if there is none."""
         kind = self._kinds[run.kind]
         pid = await asyncio.to_thread(kind.directories.worker, run.id)
         if pid is None:
             return False
-        _LOG.info("found the worker of %s: process %d", run.id, pid)
-        self._watch(kind, run, _stage_of(kind, run), Adopted(kind.directories, run.id, pid), ordered=None)
+        _LOG.info("adopted the worker of %s: process %d", run.id, pid)
+        self._watch(kind, run, _stage_of(kind, run), Adopted(kind.directories, run.id, pid), sent_control=None)
         return True
 
     async def _recover(self, run: Run) -> None:
-        """A run that nobody watches: its worker may be alive all the same, or have ended unseen."""
+        """Handle a running run that is not watched: its worker may still run, or have exited unnoticed."""
         if not await self._adopt(run):
             kind = self._kinds[run.kind]
             while await self._ingest(kind, run.id):
                 pass
-            await self._ended(kind, run.id, _stage_of(kind, run), End(None), kills=memory_kills())
+            await self._worker_exited(kind, run.id, _stage_of(kind, run), WorkerExit(None), kills=memory_kills())
 
-    async def _tidy(self, kind: AnyKind) -> None:
-        """What a crash between two steps has left: directories of no run, keys of runs that are over."""
+    async def _remove_orphans(self, kind: AnyKind) -> None:
+        """Clean up after a crash: directories without a run, keys of finished runs."""
         known = await self._database.run(lambda db: records.over_by_id(db, kind.name))
         for run_id in await asyncio.to_thread(kind.directories.ids):
             if known.get(run_id, True):
@@ -133,61 +136,63 @@ class Supervisor:
             try:
                 await self._turn()
             except Exception:
-                _LOG.exception("a turn of the runs failed; the next one comes")
+                _LOG.exception("a scheduling turn failed; trying again")
             await self._notifier.wait(TURN_S)
 
     async def _turn(self) -> None:
         for run in await self._database.run(lambda db: records.with_status(db, UNDER_WAY | {Status.PAUSED})):
             if self._is_due(run):
                 try:
-                    await self._obey(run.id)
+                    await self._apply_control(run.id)
                 except Exception:
-                    _LOG.exception("what is wanted of %s could not be brought about", run.id)
+                    _LOG.exception("could not apply the requested state of %s", run.id)
         for kind in self._kinds.values():
             for stage in kind.stages:
                 if not any(watch.kind is kind and watch.stage is stage for watch in self._watches.values()):
                     try:
                         await self._start_next(kind, stage)
-                    except Exception:  # one run that cannot start must not keep other stages and kinds
-                        _LOG.exception("no run of the kind %s could start its stage %s", kind.name, stage.name)
+                    except Exception:  # a run that cannot start must not block other stages and kinds
+                        _LOG.exception("could not start a run of kind %s at stage %s", kind.name, stage.name)
 
     async def _start_next(self, kind: AnyKind, stage: Stage) -> None:
-        take = partial(records.take, kind=kind.name, status=stage.waits_as, turn=stage.turn, but=[*self._watches])
+        take = partial(
+            records.take_next, kind=kind.name, status=stage.waits_as, turn=stage.turn, exclude=[*self._watches]
+        )
         run = await self._database.run(take)
         if run is not None:
             await self._begin(kind, run, stage)
 
     def _is_due(self, run: Run) -> bool:
-        """Whether something else is wanted of a run than what it does."""
+        """Whether a run's requested state differs from what it does."""
         watch = self._watches.get(run.id)
         if watch is not None:
-            return watch.ordered is not run.wanted
-        is_paused, is_to_pause = run.status is Status.PAUSED, run.wanted is Control.PAUSE
-        return run.status is Status.RUNNING or run.wanted is Control.CANCEL or is_paused is not is_to_pause
+            return watch.sent_control is not run.wanted
+        is_paused, should_pause = run.status is Status.PAUSED, run.wanted is Control.PAUSE
+        return run.status is Status.RUNNING or run.wanted is Control.CANCEL or is_paused is not should_pause
 
-    async def _obey(self, run_id: str) -> None:
-        """Bring about what is wanted of a run: by word to its worker, or at once where it has none."""
+    async def _apply_control(self, run_id: str) -> None:
+        """Apply a run's requested state: through its worker's control file, or directly if it has no worker."""
         run = await self._database.run(lambda db: records.get(db, run_id))
         kind, watch = self._kinds[run.kind], self._watches.get(run_id)
         if watch is not None:
-            if watch.ordered is not run.wanted:
-                await asyncio.to_thread(kind.directories.order, run_id, run.wanted)
-                watch.ordered = run.wanted
+            if watch.sent_control is not run.wanted:
+                await asyncio.to_thread(kind.directories.set_control, run_id, run.wanted)
+                watch.sent_control = run.wanted
                 watch.cancelled_at = time.monotonic() if run.wanted is Control.CANCEL else None
         elif run.status is Status.RUNNING:
             await self._recover(run)
         elif run.over:
-            return  # its worker has ended since
+            return  # its worker has exited meanwhile
         elif run.wanted is Control.CANCEL:
-            await self._transitions.cut_short(kind, run, Cut(Cause.CANCELLED))
+            await self._transitions.abort_run(kind, run, Abort(AbortCause.CANCELLED))
         elif run.wanted is Control.PAUSE and run.status is not Status.PAUSED:
             await self._move(kind, run, Status.PAUSED, "paused")
         elif run.wanted is Control.RUN and run.status is Status.PAUSED:
             stage = await asyncio.to_thread(kind.next_stage, run_id)
-            await self._move(kind, run, stage.waits_as, "resumed; it waits for its turn")
+            await self._move(kind, run, stage.waits_as, "resumed; waiting in the queue")
 
     async def _move(self, kind: AnyKind, run: Run, status: Status, message: str) -> None:
-        await asyncio.to_thread(kind.directories.order, run.id, run.wanted)
+        await asyncio.to_thread(kind.directories.set_control, run.id, run.wanted)
 
         def move(db: sa.Connection) -> None:
             if records.get(db, run.id).wanted is run.wanted:
@@ -198,31 +203,31 @@ class Supervisor:
         self._notifier.notify()
 
     async def _begin(self, kind: AnyKind, run: Run, stage: Stage) -> None:
-        await self._ingest(kind, run.id)  # where the file is shorter than was read, that shows before it grows again
+        await self._ingest(kind, run.id)  # notices a truncated events file before it grows again
         try:
-            await asyncio.to_thread(kind.directories.order, run.id, Control.RUN)
+            await asyncio.to_thread(kind.directories.set_control, run.id, Control.RUN)
             await kind.prepare(run, stage)
-            # on this thread: a start that outlived its cancellation would leave a worker that nobody watches
+            # on this thread: in another one it could outlive a cancellation and leave an unwatched worker
             directory = kind.directory(run)
             worker = spawn(directory, kind.command(directory, stage.name))
         except OSError as error:
-            _LOG.exception("the worker of %s cannot be started", run.id)
-            end = End(FULL if is_full(error) else FAILED)
-            await self._ended(kind, run.id, stage, end, kills=memory_kills())
+            _LOG.exception("cannot start the worker of %s", run.id)
+            end = WorkerExit(FULL if is_full(error) else FAILED)
+            await self._worker_exited(kind, run.id, stage, end, kills=memory_kills())
             return
-        self._watch(kind, run, stage, worker, ordered=Control.RUN)
+        self._watch(kind, run, stage, worker, sent_control=Control.RUN)
         started = kind.started(run, stage)
         if started is not None:
             await self._database.run(lambda db: journal.record_event(db, records.get(db, run.id), started))
         self._notifier.notify()
 
-    def _watch(self, kind: AnyKind, run: Run, stage: Stage, worker: Worker, *, ordered: Control | None) -> None:
-        watch = Watch(kind, run.id, stage, worker, ordered, kills=memory_kills())
+    def _watch(self, kind: AnyKind, run: Run, stage: Stage, worker: Worker, *, sent_control: Control | None) -> None:
+        watch = Watch(kind, run.id, stage, worker, sent_control, kills=memory_kills())
         self._watches[run.id] = watch
-        self._tasks[run.id] = asyncio.create_task(self._see_through(watch), name=f"watch {run.id}")
+        self._tasks[run.id] = asyncio.create_task(self._supervise(watch), name=f"watch {run.id}")
 
-    async def _see_through(self, watch: Watch) -> None:
-        """Read what a worker says until it ends, and see to what follows; then perhaps another one's."""
+    async def _supervise(self, watch: Watch) -> None:
+        """Read a worker's events until it exits and handle its exit; then watch any other worker of the run."""
         kind, run_id = watch.kind, watch.run_id
         try:
             worker: Worker | None = watch.worker
@@ -231,26 +236,26 @@ class Supervisor:
                 end = await self._wait(watch)
                 while await self._ingest(kind, run_id):
                     pass
-                worker = await self._ended(kind, run_id, watch.stage, end, kills=watch.kills)
+                worker = await self._worker_exited(kind, run_id, watch.stage, end, kills=watch.kills)
         except Exception:
-            _LOG.exception("watching the worker of %s failed; it is looked for again", run_id)
+            _LOG.exception("watching the worker of %s failed; it will be adopted again", run_id)
         finally:
             self._watches.pop(run_id, None)
             self._tasks.pop(run_id, None)
             self._notifier.notify()
 
-    async def _wait(self, watch: Watch) -> End:
+    async def _wait(self, watch: Watch) -> WorkerExit:
         while (end := await asyncio.to_thread(watch.worker.poll)) is None:
             await self._ingest(watch.kind, watch.run_id)
             patience_s = watch.kind.cancel_patience_s
             if watch.cancelled_at is not None and time.monotonic() - watch.cancelled_at > patience_s:
-                _LOG.warning("the worker of %s does not end; it is killed", watch.run_id)
+                _LOG.warning("the worker of %s does not exit after its run was cancelled; killing it", watch.run_id)
                 watch.worker.signal(signal.SIGKILL)
             await asyncio.sleep(TICK_S)
         return end
 
     async def _ingest(self, kind: AnyKind, run_id: str) -> bool:
-        """Take over what the worker has said since; whether it was anything."""
+        """Record the worker's new events; returns whether there were any."""
         run = await self._database.run(lambda db: records.get(db, run_id))
         events, offset = await asyncio.to_thread(kind.directories.tail, run_id, run.events_offset)
         if offset == run.events_offset:
@@ -259,19 +264,23 @@ class Supervisor:
         self._notifier.notify()
         return True
 
-    async def _ended(self, kind: AnyKind, run_id: str, stage: Stage, end: End, *, kills: int) -> Worker | None:
-        """See to what follows from a worker's end; gives another worker that turned out to be at the run."""
+    async def _worker_exited(
+        self, kind: AnyKind, run_id: str, stage: Stage, end: WorkerExit, *, kills: int
+    ) -> Worker | None:
+        """Handle a worker's exit; returns the worker that holds the run instead, if there is one."""
         try:
-            return await self._follow(kind, run_id, stage, end, kills=kills)
+            return await self._handle_exit(kind, run_id, stage, end, kills=kills)
         except OSError as error:
             if not is_full(error):
                 raise
-            _LOG.exception("what follows from the end of the worker of %s cannot be written", run_id)
+            _LOG.exception("cannot write what follows from the exit of the worker of %s", run_id)
             run = await self._database.run(lambda db: records.get(db, run_id))
-            await self._transitions.cut_short(kind, run, Cut(Cause.DISK_FULL, end))
+            await self._transitions.abort_run(kind, run, Abort(AbortCause.DISK_FULL, end))
             return None
 
-    async def _follow(self, kind: AnyKind, run_id: str, stage: Stage, end: End, *, kills: int) -> Worker | None:
+    async def _handle_exit(
+        self, kind: AnyKind, run_id: str, stage: Stage, end: WorkerExit, *, kills: int
+    ) -> Worker | None:
         transitions = self._transitions
         if stage.on_device:
             await transitions.count_device_time(kind, run_id)
@@ -279,27 +288,27 @@ class Supervisor:
         result = await asyncio.to_thread(kind.directories.read, run_id, protocol.RESULT, kind.result)
         may_advance = stage is not kind.stages[-1] and end.code in (DONE, None)
         if result is not None:
-            await transitions.finish(kind, run, Ending(result))
+            await transitions.finish(kind, run, RunOutcome(result))
         elif end.code == BUSY:
             pid = await asyncio.to_thread(kind.directories.worker, run_id)
             if pid is not None:
                 return Adopted(kind.directories, run_id, pid)
-            await transitions.requeue(run, stage, "another worker was at it")
+            await transitions.requeue(run, stage, "another worker held the run")
         elif run.wanted is Control.CANCEL:
-            await transitions.cut_short(kind, run, Cut(Cause.CANCELLED, end))
+            await transitions.abort_run(kind, run, Abort(AbortCause.CANCELLED, end))
         elif end.code == FULL:
-            await transitions.cut_short(kind, run, Cut(Cause.DISK_FULL, end))
+            await transitions.abort_run(kind, run, Abort(AbortCause.DISK_FULL, end))
         elif may_advance and await transitions.advance(kind, run, stage, self.working()):
             return None
         elif run.wanted is Control.PAUSE:
-            await self._move(kind, run, Status.PAUSED, "it waits to be resumed")
+            await self._move(kind, run, Status.PAUSED, "paused until it is resumed")
         elif self._stopping or end.code in (STOPPED, PAUSED, -signal.SIGTERM):
             await transitions.requeue(run, stage, None)
         else:
-            await transitions.killed(kind, run, stage, end, for_memory=memory_kills() > kills)
+            await transitions.killed(kind, run, stage, end, out_of_memory=memory_kills() > kills)
         return None
 
 
 def _stage_of(kind: AnyKind, run: Run) -> Stage:
-    """The stage that a run's worker is at: of those whose runs wait in another state than `queued`, by that state."""
+    """The stage that a run's worker does: the one whose queue has the run's status, else the last."""
     return next((stage for stage in kind.stages if stage.waits_as is run.status), kind.stages[-1])

@@ -1,4 +1,4 @@
-"""What follows from a worker's end: the run's next state, its result on record, the end of its key."""
+"""State transitions after a worker's exit: the next status, the recorded result, the revoked key."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import sqlalchemy as sa
 from trainer.database import Database
 from trainer.runs import journal, protocol, records
 from trainer.runs.housekeeping import Housekeeper
-from trainer.runs.kind import Advance, Cause, Cut, Ending, Kind, Stage
+from trainer.runs.kind import Abort, AbortCause, Advance, Kind, RunOutcome, Stage
 from trainer.runs.notifier import Notifier
-from trainer.runs.process import End
+from trainer.runs.process import WorkerExit
 from trainer.runs.protocol import RunResult
 from trainer.runs.state import Run, Status
 
 MAX_KILLS: Final = 3
-"""Consecutive restarts without progress, before a run is given up."""
+"""Consecutive restarts without progress before a run is given up."""
 BACK_OFF_S: Final = (0.0, 5.0, 30.0)
 _LOG = logging.getLogger("hatrack.trainer.runs")
 AnyKind = Kind[Any]
 
 
 class Transitions:
-    """Takes runs from a worker's end to their next state."""
+    """Moves runs to their next state after a worker's exit."""
 
     def __init__(self, database: Database, notifier: Notifier, housekeeper: Housekeeper) -> None:
         self._database = database
@@ -40,35 +40,35 @@ class Transitions:
         await self._housekeeper.revoke_key(kind.directories, run_id)
 
     async def count_device_time(self, kind: AnyKind, run_id: str) -> None:
-        """A worker has given the device back, at its last sign: nobody may have been there to see its end."""
-        sign = await asyncio.to_thread(kind.directories.last_sign, run_id, kind.signs)
-        signed = min(time.time(), sign)
+        """Add the device time of an exited worker, up to its last heartbeat, as its exit may have gone unnoticed."""
+        heartbeat = await asyncio.to_thread(kind.directories.last_heartbeat, run_id, kind.heartbeat_files)
+        until = min(time.time(), heartbeat)
 
         def count(db: sa.Connection) -> None:
             run = records.get(db, run_id)
-            if run.status is Status.RUNNING and signed > run.served_at:
-                # a crash before the next state is on record comes here again, which must add nothing
-                records.change(db, run_id, device_s=run.device_s + signed - run.served_at, served_at=signed)
+            if run.status is Status.RUNNING and until > run.served_at:
+                # after a crash before the next state is recorded this runs again and must add nothing
+                records.change(db, run_id, device_s=run.device_s + until - run.served_at, served_at=until)
 
         await self._database.run(count)
 
-    async def finish(self, kind: AnyKind, run: Run, ending: Ending[Any]) -> None:
-        """End a run for good: what it leaves is taken in, and its key is of no more use."""
+    async def finish(self, kind: AnyKind, run: Run, outcome: RunOutcome[Any]) -> None:
+        """End a run for good: conclude it, record its result, and revoke its key."""
         result: RunResult
-        result, details = await kind.conclude(run, ending.result)
+        result, details = await kind.conclude(run, outcome.result)
         try:
             await asyncio.to_thread(kind.directories.write, run.id, protocol.RESULT, result)
         except OSError:
-            # the record is what counts: a run must not wait for room on the disk to be over
-            _LOG.exception("the result of %s could not be written into its directory", run.id)
+            # the database record is authoritative: a full disk must not keep a run from ending
+            _LOG.exception("could not write the result of %s into its directory", run.id)
 
         def end(db: sa.Connection) -> None:
             current = records.get(db, run.id)
             if current.over:
                 return
-            if ending.message is not None:
-                level = "error" if result.error is not None else ending.level
-                current = journal.record_event(db, current, ending.message, level=level)
+            if outcome.message is not None:
+                level = "error" if result.error is not None else outcome.level
+                current = journal.record_event(db, current, outcome.message, level=level)
             records.change(
                 db,
                 run.id,
@@ -83,20 +83,20 @@ class Transitions:
         await self.revoke_key(kind, run.id)
         self._notifier.notify()
 
-    async def cut_short(self, kind: AnyKind, run: Run, cut: Cut) -> None:
+    async def abort_run(self, kind: AnyKind, run: Run, abort: Abort) -> None:
         """End a run whose worker left no result."""
-        await self.finish(kind, run, await asyncio.to_thread(kind.cut_short, run, cut))
+        await self.finish(kind, run, await asyncio.to_thread(kind.abort_run, run, abort))
 
     async def advance(self, kind: AnyKind, run: Run, stage: Stage, working: Collection[int]) -> bool:
-        """Put a run whose worker has ended a stage before the last into the next one's queue, or end it.
+        """Move a run whose worker finished a stage other than the last into the next queue, or end it.
 
         Returns:
-            False where the worker has left nothing.
+            False if the worker left no output.
         """
         outcome = await kind.stage_ended(run, stage, working)
         if outcome is None:
             return False
-        if isinstance(outcome, Ending):
+        if isinstance(outcome, RunOutcome):
             await self.finish(kind, run, outcome)
             return True
         await self._database.run(lambda db: _advance(db, run.id, kind.stages[kind.stages.index(stage) + 1], outcome))
@@ -104,7 +104,7 @@ class Transitions:
         return True
 
     async def requeue(self, run: Run, stage: Stage, message: str | None) -> None:
-        """Have a run that was told to stop go on at the next chance, before others."""
+        """Put an interrupted run back at the head of its queue."""
 
         def requeue(db: sa.Connection) -> None:
             current = records.change(db, run.id, status=stage.waits_as, interrupted=True, estimated_finish=None)
@@ -113,21 +113,21 @@ class Transitions:
 
         await self._database.run(requeue)
 
-    async def killed(self, kind: AnyKind, run: Run, stage: Stage, end: End, *, for_memory: bool) -> None:
-        """A worker died: it is started again, unless that has brought nothing several times in a row.
+    async def killed(self, kind: AnyKind, run: Run, stage: Stage, end: WorkerExit, *, out_of_memory: bool) -> None:
+        """Requeue a run whose worker died, with a back-off; give it up after MAX_KILLS deaths without progress.
 
         Args:
-            stage: What it was at.
-            end: How it ended.
-            for_memory: The kernel has killed some process for want of memory meanwhile.
+            stage: The worker's stage.
+            end: How it exited.
+            out_of_memory: Whether the kernel killed a process for lack of memory meanwhile.
         """
         progress = await asyncio.to_thread(kind.progress, run.id)
         kills = run.kills + 1 if progress == run.progress else 1
-        how = f"The worker {'ran out of memory' if for_memory else describe_end(end)}"
+        how = f"The worker {'ran out of memory' if out_of_memory else describe_exit(end)}"
         _LOG.warning("%s: %s, %d times in a row without progress", run.id, how, kills)
         if kills > MAX_KILLS:
-            cut = Cut(Cause.GIVEN_UP, end, times=kills, for_memory=for_memory)
-            await self.cut_short(kind, run, cut)
+            abort = Abort(AbortCause.GIVEN_UP, end, times=kills, out_of_memory=out_of_memory)
+            await self.abort_run(kind, run, abort)
             return
 
         def requeue(db: sa.Connection) -> None:
@@ -141,17 +141,17 @@ class Transitions:
                 progress=progress,
                 not_before=time.time() + BACK_OFF_S[kills - 1],
             )
-            message = f"{how}; it goes on from {kind.restart_point(progress)}"
+            message = f"{how}; resuming from {kind.restart_point(progress)}"
             journal.record_event(db, current, message, level="warn", restarts=kills)
 
         await self._database.run(requeue)
         self._notifier.notify()
 
 
-def describe_end(end: End) -> str:
-    """How a worker ended, in words that follow its name."""
+def describe_exit(end: WorkerExit) -> str:
+    """How a worker exited, as a phrase that follows "the worker"."""
     if end.code is None:
-        return "was gone"
+        return "disappeared"
     if end.code < 0:
         return f"was killed ({signal.Signals(-end.code).name})"
     return f"ended with exit code {end.code}"

@@ -1,7 +1,7 @@
 """The process that does one run: `python -m <the kind's worker> DIRECTORY [--stage STAGE]`.
 
-It finds in the directory what is to be done (``trainer.runs.protocol``) and leaves there what came of it. Whatever has
-been done stays done: started again, it goes on from there. Exit codes stand in ``trainer.runs.protocol``.
+The directory holds the input and receives the output (``trainer.runs.protocol``, which also lists the exit codes). A
+restarted worker resumes after the last completed step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.errors import FolderBusy
+from trainer.errors import RunDirectoryBusy
 from trainer.runs import protocol
 from trainer.runs.control import Interrupted, WorkerControl
 from trainer.runs.directory import RunDirectory
@@ -31,41 +31,41 @@ _LOG = logging.getLogger("hatrack.trainer.worker")
 
 
 class Pipeline(ABC, Generic[R]):
-    """What a worker of one kind does, in order."""
+    """The steps of a worker of one kind."""
 
     result: type[R]
 
     @abstractmethod
     def run(self, stage: str) -> R | None:
-        """Do the run up to the end of the stage, from wherever it stands; None where another stage comes after it.
+        """Do the run up to the end of `stage`, resuming where it stands; None if another stage follows.
 
-        Raises whatever keeps it from being done, and Interrupted.
+        Raises Interrupted, and any exception that makes the run fail.
         """
 
     @abstractmethod
     def cancelled(self) -> tuple[R, str]:
-        """How a run ends that was cancelled, and what its last event says."""
+        """The result of a cancelled run, and the message of its last event."""
 
     @abstractmethod
     def failed(self, failure: Failure) -> tuple[R, str]:
-        """How a run ends that could not be done, and what its last event says."""
+        """The result of a failed run, and the message of its last event."""
 
     def explain(self, error: Exception) -> Failure:
-        """What an error says to whoever asked for the run."""
+        """The run's `error` for an exception."""
         return explain(error)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerKind:
-    """What the worker's process must know of a kind.
+    """What the worker process needs to know about a kind.
 
     Attributes:
-        module: That starts it, as it is named on a command line.
-        stages: Their names; where there is one, the command line need not name it.
-        lower_priority: Called before anything is done: serving comes first, whoever else is at the cores.
-        spec: What its runs are to do.
-        pipeline: Makes what does it: of the spec, the directory, the way to the gateway, and what raises where the
-            worker is to end.
+        module: The module on the worker's command line.
+        stages: Their names; `--stage` is optional if there is only one.
+        lower_priority: Called first, so that serving gets the cores before training.
+        spec: The schema of spec.json.
+        pipeline: Creates the pipeline from the spec, the directory, the gateway client, and a check that raises
+            Interrupted if the worker should exit.
     """
 
     module: str
@@ -79,16 +79,16 @@ def main(kind: WorkerKind, arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {kind.module}")
     parser.add_argument("directory", type=Path)
-    one = len(kind.stages) == 1
-    parser.add_argument("--stage", choices=kind.stages, required=not one, default=kind.stages[0] if one else None)
+    default = kind.stages[0] if len(kind.stages) == 1 else None
+    parser.add_argument("--stage", choices=kind.stages, required=default is None, default=default)
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look at the load would be 35 MB a day
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every poll of the load would be 35 MB a day
     try:
         with RunDirectory(options.directory) as directory:
             kind.lower_priority()
             return work(kind, directory, options.stage)
-    except FolderBusy as error:
+    except RunDirectoryBusy as error:
         _LOG.error(error.message)
         return BUSY
     except OSError as error:
@@ -115,8 +115,8 @@ def work(kind: WorkerKind, directory: RunDirectory, stage: str) -> int:
     except Interrupted as interrupted:
         if interrupted.code is not None:
             paused = interrupted.code == PAUSED
-            with suppress(OSError):  # a disk that is full must not make a failure of a stop
-                directory.emit_event("paused" if paused else "interrupted; it goes on from here")
+            with suppress(OSError):  # a full disk must not turn a stop into a failure
+                directory.emit_event("paused" if paused else "interrupted; it will resume from here")
             return interrupted.code
         result, message = pipeline.cancelled()
         directory.emit_event(message)
@@ -124,13 +124,13 @@ def work(kind: WorkerKind, directory: RunDirectory, stage: str) -> int:
         _LOG.exception("the run failed")
         failure = pipeline.explain(error)
         result, message = pipeline.failed(failure)
-        with suppress(OSError):  # a disk that is full takes no event either, and what follows says so
+        with suppress(OSError):  # a full disk takes no event either; writing the result below reports it
             directory.emit_event(message, level="error", code=failure.code)
     finally:
         gateway.close()
     try:
         directory.write(protocol.RESULT, result)
     except OSError as error:
-        _LOG.exception("the result could not be written")
+        _LOG.exception("could not write the result")
         return FULL if is_full(error) else FAILED
     return DONE

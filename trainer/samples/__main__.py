@@ -1,8 +1,8 @@
-"""Trains the sample adapters that are not there yet, or no longer what their data, recipe and base would make.
+"""Trains the sample adapters that are missing, or outdated by a change of data, recipe or base.
 
     python -m trainer.samples --base var/base/smollm2-135m-instruct --out var/samples [--only tidewater]
 
-Each becomes a PEFT directory OUT/NAME. The last line on stdout is `{"NAME": "OUT/NAME", …}`; progress goes to stderr.
+Each becomes a PEFT directory OUT/NAME. The last line of stdout is `{"NAME": "OUT/NAME", …}`; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -26,36 +26,38 @@ from trainer.base_model import check_complete, slug
 from trainer.errors import TrainerError
 from trainer.samples import NAMES, RECIPE, sample_data
 from trainer.tune.progress import Progress
-from trainer.tune.run import SERVING_DTYPE, Order, make_adapter
+from trainer.tune.run import SERVING_DTYPE, TrainingSpec, make_adapter
 
 LOCK_TIMEOUT_S: Final = 3600.0
 """How long to wait for another process that trains the same sample."""
 
 NO_ENGINE: Final = "none"
-"""The fingerprint's engine version: an adapter is trained for a base, whichever engine serves it."""
+"""The engine version in the fingerprint: an adapter is trained for a base model, whichever engine serves it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.samples", description="Train the sample adapters.")
     parser.add_argument("--base", type=Path, required=True, help="the prepared base model's directory")
-    parser.add_argument("--out", type=Path, required=True, help="the directory that gets one folder a sample")
-    parser.add_argument("--only", choices=NAMES, action="append", help="only this one (may be given again)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the output directory, with one subdirectory per sample"
+    )
+    parser.add_argument("--only", choices=NAMES, action="append", help="train only this sample (repeatable)")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    # as it is imported it warns of a kernel that inference in four bits would use and that nobody here has asked for
+    # on import it warns about a missing kernel for four-bit inference, which is not used here
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        made = make_samples(options.base, options.out, options.only or NAMES, console)
+        paths = make_samples(options.base, options.out, options.only or NAMES, console)
     except (TrainerError, AdapterError) as error:
         console.print(f"[red]{error.code}[/red]: {error.message}", markup=True, highlight=False)
         return 1
-    print(json.dumps({name: str(path) for name, path in made.items()}))
+    print(json.dumps({name: str(path) for name, path in paths.items()}))
     return 0
 
 
 def make_samples(base: Path, out: Path, names: Sequence[str], console: Console) -> dict[str, Path]:
-    """Train the samples `names` into `out`; returns where each is. Raises TrainerError, AdapterError, OSError."""
+    """Train the samples `names` into `out`; returns their paths. Raises TrainerError, AdapterError, OSError."""
     description = describe(
         check_complete(base),
         served_name=slug(str(base)),
@@ -65,17 +67,17 @@ def make_samples(base: Path, out: Path, names: Sequence[str], console: Console) 
         cache_dir=out.parent / "base-cache",
     )
     out.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for name in names:
         with FileLock(out / f".{name}.lock", timeout=LOCK_TIMEOUT_S):
-            made[name] = _make_sample(name, base, description, out / name, console)
-    return made
+            paths[name] = _make_sample(name, base, description, out / name, console)
+    return paths
 
 
 def _make_sample(name: str, base: Path, description: BaseDescription, target: Path, console: Console) -> Path:
-    order = Order(base=base, description=description, data=sample_data(name), recipe=RECIPE)
-    if order.is_done(target):
-        console.print(f"{name}: trained before, nothing to do")
+    spec = TrainingSpec(base=base, description=description, data=sample_data(name), recipe=RECIPE)
+    if spec.is_done(target):
+        console.print(f"{name}: up to date")
         return target
     columns = (
         TextColumn("{task.description}"),
@@ -94,7 +96,7 @@ def _make_sample(name: str, base: Path, description: BaseDescription, target: Pa
             numbers = f"loss {now.loss:.2f}, {now.tokens_per_s:.0f} tokens/s"
             bar.update(task, completed=now.step, total=now.steps, numbers=numbers)
 
-        metadata = make_adapter(order, target, on_stage=on_stage, on_progress=on_progress)
+        metadata = make_adapter(spec, target, on_stage=on_stage, on_progress=on_progress)
         bar.update(task, description=f"{name}: done")
     training = metadata.training
     console.print(f"{name}: {training.tokens} tokens in {training.seconds:.0f} s, loss {training.final_loss:.2f}")

@@ -1,1 +1,1 @@
-"""Tuning: recipe, batches, the training loop, export."""
+"""LoRA training: recipe, batches, training loop, checkpoints, export."""

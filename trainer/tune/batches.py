@@ -1,4 +1,4 @@
-"""The order in which examples are seen: shuffled by seed and epoch, grouped by length so that little is padding."""
+"""The order of examples: shuffled by seed and epoch, grouped by length to reduce padding."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 GROUP_BATCHES: Final = 16
-"""Batches that are sorted by length together: enough to fill them evenly, few enough that neighbours stay random."""
+"""Batches that are sorted by length together: enough for little padding, few enough to keep the order random."""
 
 
 def plan_batches(lengths: Sequence[int], *, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """All batches of a training in order, as indices into `lengths`; every example stands in each epoch exactly once.
+    """All batches of a training in order, as indices into `lengths`; each epoch has every example exactly once.
 
-    Depends on the arguments alone, so that a resumed training finds the same plan again.
+    Depends on the arguments alone, so that a resumed training gets the same batches.
     """
     batches: list[list[int]] = []
     for epoch in range(epochs):
@@ -31,7 +31,7 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int, epochs: int, seed: 
 
 
 def shared_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
-    """How many tokens all `rows` begin with in common, at most `limit`."""
+    """The length of the common prefix of all `rows`, at most `limit`."""
     first, *others = rows
     for position in range(min([limit, *map(len, rows)])):
         if any(row[position] != first[position] for row in others):

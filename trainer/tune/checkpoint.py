@@ -1,10 +1,10 @@
-"""What a training needs to go on as if it had never stopped: written whole or not at all, the newest two kept.
+"""Checkpoints from which a training resumes bit for bit: written atomically, the newest two are kept.
 
-    DIRECTORY/step-00000120/state.pt     float32 originals, AdamW's moments, the random generators
-    DIRECTORY/step-00000120/state.json   step, losses, evaluations, tokens, seconds, and what it belongs to
+    DIRECTORY/step-00000120/state.pt     float32 master weights, AdamW's moments, the states of the random generators
+    DIRECTORY/step-00000120/state.json   TrainingState
 
-The order of the batches depends on data, recipe and seed alone (``batches.plan_batches``), so the step is all that is
-kept of the sampler.
+The order of the batches depends on data, recipe and seed alone (``batches.plan_batches``), so the sampler's only state
+is the step.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.durable import replaced_directory
 from trainer.errors import CheckpointUnusable
-from trainer.tune.full_disk import told_as_oserror
+from trainer.tune.os_errors import reraise_as_oserror
 from trainer.tune.progress import Evaluation
 
-STATE: Final = "state.pt"
-PAPERS: Final = "state.json"
-KEPT: Final = 2
-"""Two, so that a disk that fails under the newest leaves one."""
+STATE_TENSORS: Final = "state.pt"
+STATE_JSON: Final = "state.json"
+MAX_CHECKPOINTS: Final = 2
+"""Two, so that one is left if the newest turns out to be corrupt."""
 
 
-class Position(BaseModel):
-    """Where a training stands after ``step``; ``key`` names the training (its data, recipe and base)."""
+class TrainingState(BaseModel):
+    """The progress of a training after ``step``; ``key`` identifies the training (its data, recipe and base)."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,17 +40,17 @@ class Position(BaseModel):
     tokens: int
     seconds: float
     evaluations: tuple[Evaluation, ...] = ()
-    """One fewer than the epochs that are done where the last one was interrupted."""
+    """One per finished epoch; one fewer if the last evaluation was interrupted."""
     learning_rate: float = 0.0
-    """Of the last step, as `accuracy` is."""
+    """Of the last step, like `accuracy`."""
     accuracy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A position with the tensors that belong to it."""
+    """A training state and the optimizer's state that belongs to it."""
 
-    position: Position
+    state: TrainingState
     optimizer: dict[str, Any]
 
 
@@ -58,9 +58,9 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        directory: Theirs alone; made when the first is written.
-        key: What the training is; another training's checkpoints are not resumed from.
-        every_s: Seconds between two of them; what a crash can cost, beside the steps of one.
+        directory: Used for nothing else; created with the first checkpoint.
+        key: Identifies the training; checkpoints with another key are refused.
+        every_s: Seconds between two checkpoints, and so about the most work that a crash can cost.
     """
 
     def __init__(self, directory: Path, *, key: str, every_s: float) -> None:
@@ -70,42 +70,42 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the time for the next one has come."""
+        """Whether it is time for the next checkpoint."""
         return time.monotonic() - self._last >= self._every_s
 
     def save(self, checkpoint: Checkpoint, device: torch.device) -> Path:
-        """Write one and forget the oldest. Raises OSError; the ones before it are whole all the same."""
-        place = self.directory / f"step-{checkpoint.position.step:08d}"
-        with replaced_directory(place) as partial:
-            # a file of Python's: of one that torch opens itself nobody learns that the disk is full
-            with told_as_oserror(), (partial / STATE).open("wb") as file:
+        """Write a checkpoint and delete the oldest; returns its path. After an OSError the earlier ones are intact."""
+        path = self.directory / f"step-{checkpoint.state.step:08d}"
+        with replaced_directory(path) as partial:
+            # a Python file: if torch opens the file itself, a full disk goes unnoticed
+            with reraise_as_oserror(), (partial / STATE_TENSORS).open("wb") as file:
                 torch.save({"optimizer": checkpoint.optimizer, "random": _random(device)}, file)
-            (partial / PAPERS).write_text(checkpoint.position.model_dump_json() + "\n")
-        for old in self._places()[:-KEPT]:
+            (partial / STATE_JSON).write_text(checkpoint.state.model_dump_json() + "\n")
+        for old in self._paths()[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         self._last = time.monotonic()
-        return place
+        return path
 
     def load(self, device: torch.device) -> Checkpoint | None:
-        """The newest one that can be read, its random generators set; None where there is none.
+        """The newest readable checkpoint, after restoring its random generators; None if there is none.
 
         Raises:
-            CheckpointUnusable: There are some, and they belong to another training.
+            CheckpointUnusable: The newest readable checkpoint belongs to another training.
         """
-        for place in reversed(self._places()):
+        for path in reversed(self._paths()):
             try:
-                position = Position.model_validate_json((place / PAPERS).read_bytes())
-                # only tensors and plain values: a file that somebody has changed runs no code
-                state = torch.load(place / STATE, map_location=device, weights_only=True)
+                state = TrainingState.model_validate_json((path / STATE_JSON).read_bytes())
+                # weights_only: a manipulated file cannot run code
+                tensors = torch.load(path / STATE_TENSORS, map_location=device, weights_only=True)
             except (OSError, ValidationError, RuntimeError, EOFError):
-                continue  # half of it is gone; the one before it is as good, only older
-            if position.key != self.key:
-                raise CheckpointUnusable(f"{place} belongs to another training: data, recipe or base have changed")
-            _set_random(state["random"], device)
-            return Checkpoint(position, state["optimizer"])
+                continue  # incomplete; the one before it is as good, only older
+            if state.key != self.key:
+                raise CheckpointUnusable(f"{path} belongs to another training: the data, recipe or base have changed")
+            _set_random(tensors["random"], device)
+            return Checkpoint(state, tensors["optimizer"])
         return None
 
-    def _places(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         return sorted(self.directory.glob("step-*")) if self.directory.is_dir() else []
 
 

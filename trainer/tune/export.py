@@ -1,10 +1,10 @@
-"""Writes what training made as a directory that the registry takes: PEFT's two files, metadata and settings.
+"""Exports a trained adapter as a directory that the registry accepts: PEFT's two files, metadata and settings.
 
-adapter_config.json, adapter_model.safetensors   as PEFT saves them, in the dtype that serves
-metadata.json   {"format", "lineage", "training", "proof"}: where the adapter comes from and what it does to the probes
-settings.json   what it must be served with (a system prompt)
+adapter_config.json, adapter_model.safetensors   as PEFT saves them, in the serving dtype
+metadata.json   {"format", "lineage", "training", "proof"}: the adapter's origin and its effect on the probes
+settings.json   the settings that it must be served with (a system prompt)
 
-Nothing is written that `adapters/` would refuse: the same checks that an upload meets run here.
+The export runs the same checks as an upload, so that the registry does not refuse its result.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from adapters.errors import AdapterError
 from adapters.inspect import inspect_weights
 from adapters.manifest import Manifest
 from trainer.errors import ExportRefused
-from trainer.tune.full_disk import told_as_oserror
 from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, SETTINGS_FILE, WEIGHTS_FILE, Metadata, TrainingRecord
+from trainer.tune.os_errors import reraise_as_oserror
 from trainer.tune.progress import Training
 
 
-def record(training: Training, model: Any, *, price_per_hour: float = 0.0) -> TrainingRecord:
-    """The record of a training that has just ended on `model`, on a device of that price."""
+def training_record(training: Training, model: Any, *, price_per_hour: float = 0.0) -> TrainingRecord:
+    """The record of a finished training of `model`. `price_per_hour` is the device's."""
     parameter = next(model.parameters())
     return TrainingRecord(
         finished_at=datetime.now(UTC),
@@ -43,27 +43,29 @@ def record(training: Training, model: Any, *, price_per_hour: float = 0.0) -> Tr
 
 
 def cast_parameters(model: Any, dtype: Any) -> None:
-    """Turn every parameter into `dtype` (a torch.dtype), in place.
+    """Cast every parameter to `dtype` (a torch.dtype), in place.
 
-    Buffers stay as they are: rotary frequencies are float32 in a bfloat16 model. `model.to(dtype)` would round them,
-    which moved the base's log-probabilities by 0.04 nats a token, as much as a second stack does.
+    Buffers are left alone: rotary frequencies are float32 in a bfloat16 model. `model.to(dtype)` would round them,
+    which moved the base's log-probabilities by 0.04 nats a token, as much as a different software stack does.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def export(model: Any, directory: Path, *, base: BaseDescription, metadata: Metadata) -> None:
-    """Write `model`'s adapter and its papers into `directory`, which exists and is empty.
+    """Write `model`'s adapter, metadata and settings into `directory`, which must exist and be empty.
 
-    Raises ExportRefused if `adapters/` finds fault with it, or if it changes nothing; OSError as of a full disk.
+    Raises:
+        ExportRefused: The registry would refuse the adapter, or it has no effect.
+        OSError: For instance, the disk is full.
     """
     config = model.peft_config["default"]
-    config.base_model_name_or_path = base.served_name  # not the place on this machine's disk
-    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order changes from run to run
+    config.base_model_name_or_path = base.served_name  # not a path on this machine
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order differs between runs
     config.inference_mode = True
-    with told_as_oserror():
+    with reraise_as_oserror():
         model.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the hub for the base's config
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's form with every field left open
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's model card template
     _inspect(directory, base, max_rank=config.r)
     system_prompt = metadata.lineage.system_prompt
     settings = {} if system_prompt is None else {"system_prompt": system_prompt}
@@ -78,4 +80,4 @@ def _inspect(directory: Path, base: BaseDescription, *, max_rank: int) -> None:
     except AdapterError as error:
         raise ExportRefused(f"The trained adapter could not be served: {error.message} ({error.code})") from error
     if inspection.effect_is_zero:
-        raise ExportRefused("The trained adapter changes nothing: B·A is zero in every module.")
+        raise ExportRefused("The trained adapter has no effect: B·A is zero in every module.")

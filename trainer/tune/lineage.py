@@ -1,6 +1,6 @@
-"""Where an adapter comes from: the schema of metadata.json, and whether a training needs to be done again.
+"""The origin of an adapter: the schema of metadata.json, and whether a training needs to be repeated.
 
-Imports no torch: a cached adapter is recognised in milliseconds.
+Imports no torch, so that a cached adapter is recognised in milliseconds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ METADATA_FILE: Final = "metadata.json"
 SETTINGS_FILE: Final = "settings.json"
 
 PACKAGES: Final = ("torch", "transformers", "peft", "safetensors", "tokenizers")
-"""Whose versions decide what a training gives."""
+"""Packages whose versions may change the result of a training."""
 
 
-BESIDE: Final = {"python", "packages", "job", "files", "held_out", "drop_long"}
-"""Fields of a lineage that decide no weights, or that others tell already."""
+NOT_COMPARED: Final = {"python", "packages", "job", "files", "held_out", "drop_long"}
+"""Fields of a lineage that do not decide the weights, or that follow from others."""
 
 
 class _Frozen(BaseModel):
@@ -35,7 +35,7 @@ class _Frozen(BaseModel):
 
 
 class DataSource(_Frozen):
-    """A data file that was trained on: its name, the SHA-256 of its bytes, and how many examples it holds."""
+    """A data file: its name, the SHA-256 of its bytes, and its number of examples."""
 
     name: str
     sha256: str
@@ -43,32 +43,32 @@ class DataSource(_Frozen):
 
 
 class Lineage(_Frozen):
-    """All that decides an adapter's weights."""
+    """Everything that determines an adapter's weights."""
 
     data: tuple[DataSource, ...]
     recipe: Recipe
     system_prompt: str | None = None
     held_out: DataSource | None = None
-    """The data file that was named to be held out; none where the held-out part is of the training file."""
+    """The held-out file; None if the held-out examples were split off the training file."""
     drop_long: bool = False
-    """Whether examples above `max_length` were left out: ``data`` counts those that were trained on."""
+    """Whether examples above `max_length` were dropped; ``data`` counts the examples trained on."""
     base_name: str
     base: Fingerprint
     parent: str | None = None
-    """`name@version` that was trained on from, or a digest."""
+    """The version that the training started from: `name@version` or a digest."""
     job: str | None = None
     files: tuple[str, ...] = ()
-    """The gateway's ids of the data files: it keeps them as long as the version lives."""
+    """The gateway's ids of the data files, which it keeps as long as the version exists."""
     python: str = platform.python_version()
     packages: dict[str, str] = {}
 
     def same_training(self, other: Lineage) -> bool:
-        """Whether the other would train the same adapter: data, recipe, prompt, parent and base alike."""
-        return self.model_dump(exclude=BESIDE) == other.model_dump(exclude=BESIDE)
+        """Whether both trainings give the same adapter: same data, recipe, prompt, parent and base."""
+        return self.model_dump(exclude=NOT_COMPARED) == other.model_dump(exclude=NOT_COMPARED)
 
 
 class TrainingRecord(_Frozen):
-    """What the training cost and came to. Losses are in nats per trained token, times in seconds."""
+    """Cost and outcome of a training. Losses are in nats per trained token, times in seconds."""
 
     finished_at: datetime
     seconds: float
@@ -80,13 +80,13 @@ class TrainingRecord(_Frozen):
     device: str
     dtype: str
     held_out_loss: float | None = None
-    """After the last epoch, where something was held out."""
+    """After the last epoch; None without held-out examples."""
     cost: float | None = None
-    """In the operator's currency: seconds of the device by its price."""
+    """In the operator's currency: the training's seconds multiplied by the device's price."""
 
 
 class Metadata(_Frozen):
-    """metadata.json: what an upload's `metadata` carries."""
+    """The content of metadata.json, which an upload sends as `metadata`."""
 
     format: int = 1
     lineage: Lineage
@@ -95,7 +95,7 @@ class Metadata(_Frozen):
 
 
 def read_lineage(adapter: Path) -> Lineage | None:
-    """The lineage of an exported directory; None where there is none, or it is not whole or of another format."""
+    """The lineage of an exported directory; None if there is none, or it is incomplete or of another format."""
     files = (CONFIG_FILE, WEIGHTS_FILE, METADATA_FILE, SETTINGS_FILE)
     if not all((adapter / name).is_file() for name in files):
         return None

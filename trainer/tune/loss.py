@@ -1,4 +1,4 @@
-"""The loss of a batch: logits only where an answer is predicted, and a common beginning computed once."""
+"""The loss of a batch: logits only at predicting positions, and a shared prefix computed once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trainer.data.render import TokenSequence
 from trainer.tune.batches import shared_prefix
 
 WIDTH_MULTIPLE: Final = 8
-"""Widths and prefixes are rounded to this: a CPU's kernels are built anew for every shape, which costs more than
-padding does."""
+"""Widths and prefixes are multiples of this: CPU kernels are rebuilt for every new shape, which costs more than
+padding."""
 
 CHUNK_ROWS: Final = 32
 """Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
@@ -26,8 +26,8 @@ CHUNK_ROWS: Final = 32
 class Batch:
     """B rows, padded on the right to T tokens, whose first `prefix` tokens are equal.
 
-    tokens, attention: [B, T], the ids and 1 where there is one. predicting: [B, T], true at the position *before* each
-    trained token. targets: [N], those trained tokens in the order of `predicting`.
+    tokens, attention: [B, T], the token ids, and 1 where there is a token. predicting: [B, T], true at the
+    position *before* each trained token. targets: [N], those trained tokens in the order of `predicting`.
     """
 
     tokens: Tensor
@@ -36,18 +36,18 @@ class Batch:
     targets: Tensor
     prefix: int
     positions: Tensor | None = None
-    """[1, T], from 0 in each example, where several stand behind each other in one row: attention then stays inside."""
+    """[1, T], restarting at 0 with each example of a packed row, which keeps attention within examples."""
 
 
 def pack(rows: Sequence[TokenSequence], device: torch.device) -> Batch:
-    """All `rows` behind each other in one, with positions that begin anew: [1, sum of their lengths].
+    """Concatenate `rows` into one row [1, sum of their lengths], with positions that restart at 0 for each.
 
     transformers builds a block-diagonal causal mask from such positions where no mask is given, so that no example
     sees another.
     """
     tokens = torch.tensor([[token for row in rows for token in row.tokens]])
     positions = torch.cat([torch.arange(len(row.tokens)) for row in rows]).unsqueeze(0)
-    # the last token of a row predicts nothing: what follows is another example's beginning
+    # the last token of a row predicts nothing: the next token belongs to another example
     flags = [flag for row in rows for flag in (*row.trained[1:], False)]
     predicting = torch.tensor([flags], dtype=torch.bool)
     return Batch(
@@ -61,7 +61,7 @@ def pack(rows: Sequence[TokenSequence], device: torch.device) -> Batch:
 
 
 def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.device) -> Batch:
-    """Pad `rows` and find what they share. A prefix never reaches a position that predicts a trained token."""
+    """Pad `rows` and find their shared prefix, which never includes a position that predicts a trained token."""
     longest = max(len(row.tokens) for row in rows)
     width = math.ceil(longest / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
@@ -97,10 +97,10 @@ def can_share_prefix(config: Any) -> bool:
 
 
 def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
-    """Mean cross-entropy in nats over the batch's trained tokens (a float32 scalar), and how many were guessed right.
+    """Mean cross-entropy in nats over the trained tokens (a float32 scalar), and the number predicted correctly.
 
-    With a shared prefix the model runs twice, over one copy of the prefix and then over the rest of every row behind
-    its keys and values. Under causal attention that is the same function, so the gradients are the same too.
+    With a shared prefix the model runs twice: over one copy of the prefix, then over the rest of every row with the
+    prefix's keys and values. Under causal attention this is the same function, so the gradients are the same, too.
     """
     cache = None
     if batch.prefix:
@@ -126,8 +126,8 @@ def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
 def _logits_at(model: Any, positions: Tensor) -> Iterator[None]:
     """Let the output layer see only the hidden states at `positions` ([B, T] of bool): logits are [1, N, V].
 
-    The output layer is a fifth of a small model's work. A hook keeps the model's own forward, and so whatever it does
-    to its logits afterwards (scaling, soft caps).
+    The output layer is a fifth of a small model's work. A hook keeps the model's own forward pass, including what it
+    does to the logits afterwards (scaling, soft caps).
     """
 
     def select(module: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -141,16 +141,16 @@ def _logits_at(model: Any, positions: Tensor) -> Iterator[None]:
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
-    """Cross-entropy that turns the logits' own memory into their gradient, a few rows at a time.
+    """Cross-entropy that overwrites the logits with their gradient, a few rows at a time.
 
-    The usual one keeps a float32 copy of all logits and writes another in the backward pass: 13% of a step here.
+    The standard one keeps a float32 copy of all logits and writes another in the backward pass: 13% of a step here.
     The gradient of the mean over N rows is (softmax(z) - onehot) / N. Overwriting is safe because nothing else reads
-    the logits; it costs second derivatives, which nobody takes.
+    the logits; second derivatives become impossible, but nobody needs them.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """logits: [N, V] in any float type; targets: [N]. Returns the loss and the count of right guesses, scalars."""
+        """logits: [N, V] in any float type; targets: [N]. Returns loss and number of correct predictions (scalars)."""
         count = logits.shape[0]
         right = torch.zeros((), dtype=torch.long, device=logits.device)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
@@ -160,10 +160,10 @@ class _MeanCrossEntropy(torch.autograd.Function):
             target = targets[start : start + CHUNK_ROWS].unsqueeze(1)
             scores = rows.float()
             normalizer = scores.logsumexp(dim=1, keepdim=True)
-            wanted = scores.gather(1, target)
-            total += (normalizer - wanted).sum()
-            right += (wanted[:, 0] >= scores.amax(dim=1)).sum()
-            # For float32 logits `scores` is the same memory, which is as well overwritten.
+            target_scores = scores.gather(1, target)
+            total += (normalizer - target_scores).sum()
+            right += (target_scores[:, 0] >= scores.amax(dim=1)).sum()
+            # For float32 logits `scores` shares their memory, which may be overwritten as well.
             probabilities = scores.sub_(normalizer).exp_()
             probabilities.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
             rows.copy_(probabilities.div_(count))

@@ -1,8 +1,8 @@
-"""How much memory a training will need, told before it starts; imports no torch.
+"""Estimates before it starts how much memory a training needs; imports no torch.
 
 Activations follow Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models": a layer
-keeps s·b·h·(34 + 5·a·s/h) bytes in 16 bits (their equation 1), of which the second term falls away where attention is
-fused; recomputed, a layer keeps its input, 2·s·b·h.
+keeps s·b·h·(34 + 5·a·s/h) bytes in 16 bits (their equation 1), where the second term vanishes if attention is
+fused; with recomputation a layer keeps only its input, 2·s·b·h.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Final
 from trainer.tune.recipe import Recipe
 
 RUNTIME_BYTES: Final = 900 * 2**20
-"""Libraries, tokenizer and allocator: what a process holds that has loaded no model yet, measured on a CPU."""
-NF4_BYTES_A_WEIGHT: Final = 0.516
-"""Four bits, and the doubly quantized constants of blocks of 64 (Dettmers et al. 2023, section 3)."""
+"""Libraries, tokenizer and allocator: the memory of a process without a model, measured on a CPU."""
+NF4_BYTES_PER_WEIGHT: Final = 0.516
+"""Four bits plus the doubly quantized constants of blocks of 64 (Dettmers et al. 2023, section 3)."""
 EAGER_MAX_TOKENS: Final = 512
 """Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s
 against 2.1 s. Its memory grows with the square of the length."""
-ORIGINAL_BYTES: Final = 4 + 4 + 8
-"""Of a trained number, beside it and its gradient: its float32 original and gradient, AdamW's two moments."""
+OPTIMIZER_BYTES: Final = 4 + 4 + 8
+"""Per trained number, in addition to it and its gradient: float32 master weight and gradient, AdamW's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What of a base's config decides its memory. ``weights`` counts its numbers, of which ``embeddings`` stay whole
-    whatever the quantization."""
+class ModelShape:
+    """The dimensions of a base that decide its memory. ``weights`` counts its parameters, of which ``embeddings`` are
+    never quantized."""
 
     layers: int
     hidden: int
@@ -40,39 +40,39 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """Bytes, by what they are for. ``whole`` is the base as it serves, on which an adapter is proven in the end: where
-    it was trained in four bits, that copy is gone by then."""
+class MemoryEstimate:
+    """Bytes by purpose. ``unquantized`` is the base in the serving dtype, on which the adapter is proven at the end; a
+    four-bit copy used for training is freed before."""
 
     base: int
     adapter: int
     activations: int
-    whole: int = 0
+    unquantized: int = 0
     runtime: int = RUNTIME_BYTES
 
     @property
     def total(self) -> int:
-        """At the worst moment: while it trains, or while it is proven."""
-        return self.runtime + max(self.base + self.adapter + self.activations, self.whole)
+        """The peak: during the training or during the proof."""
+        return self.runtime + max(self.base + self.adapter + self.activations, self.unquantized)
 
-    def words(self) -> str:
-        """The sum and its parts, in GiB."""
+    def describe(self) -> str:
+        """The total and its parts in GiB, for messages."""
         parts = {"base": self.base, "adapter": self.adapter, "activations": self.activations}
-        if self.whole > sum(parts.values()):
-            parts = {"the whole base, for the proof": self.whole}
+        if self.unquantized > sum(parts.values()):
+            parts = {"unquantized base, for the proof": self.unquantized}
         parts["runtime"] = self.runtime
         listed = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
         return f"{self.total / 2**30:.1f} GiB ({listed})"
 
 
-def read_shape(base: Path) -> Shape:
-    """The shape of the checkpoint in `base`. Raises OSError, KeyError, ValueError where it has no usual config."""
+def read_shape(base: Path) -> ModelShape:
+    """The shape of the checkpoint in `base`. Raises OSError, KeyError or ValueError if its config is unusable."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text())
     config = config.get("text_config", config)
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     tied = config.get("tie_word_embeddings", True)
     weights = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 2
-    return Shape(
+    return ModelShape(
         layers=layers,
         hidden=hidden,
         heads=config["num_attention_heads"],
@@ -83,28 +83,32 @@ def read_shape(base: Path) -> Shape:
     )
 
 
-def estimate(shape: Shape, recipe: Recipe, *, longest: int, fused: bool, number_bytes: int = 2) -> Need:
-    """What a training needs at most.
+def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, number_bytes: int = 2) -> MemoryEstimate:
+    """An upper bound of the memory that a training needs.
 
     Args:
         longest: Tokens of the longest example.
-        fused: Attention never writes its [s, s] scores (always on a GPU; on a CPU beyond EAGER_MAX_TOKENS).
-        number_bytes: Of a number that is computed with: 2, or 4 where the hardware knows no 16 bits.
+        fused: Whether attention avoids storing its [s, s] scores (always on a GPU; on a CPU above EAGER_MAX_TOKENS).
+        number_bytes: Bytes per number: 2, or 4 if the hardware has no 16-bit arithmetic.
     """
     linear = shape.weights - shape.embeddings
-    a_weight = NF4_BYTES_A_WEIGHT if recipe.quantization == "nf4" else float(number_bytes)
-    a_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
+    bytes_per_weight = NF4_BYTES_PER_WEIGHT if recipe.quantization == "nf4" else float(number_bytes)
+    lora_per_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
     rows, width = recipe.batch_size, longest
     if recipe.packing:
         rows, width = 1, recipe.batch_size * longest
     tokens = rows * width
     scores = 0 if fused else 5 * shape.heads * width * tokens
-    whole = 34 * tokens * shape.hidden + scores
-    kept = shape.layers * 2 * tokens * shape.hidden + whole if recipe.gradient_checkpointing else shape.layers * whole
-    logits = 2 * tokens * shape.vocabulary  # as if every token were trained: a bound, not a guess
-    return Need(
-        base=int(linear * a_weight + number_bytes * shape.embeddings),
-        adapter=(2 * number_bytes + ORIGINAL_BYTES) * shape.layers * a_layer,
+    per_layer = 34 * tokens * shape.hidden + scores
+    kept = (
+        shape.layers * 2 * tokens * shape.hidden + per_layer
+        if recipe.gradient_checkpointing
+        else shape.layers * per_layer
+    )
+    logits = 2 * tokens * shape.vocabulary  # as if every token were trained: an upper bound
+    return MemoryEstimate(
+        base=int(linear * bytes_per_weight + number_bytes * shape.embeddings),
+        adapter=(2 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
         activations=(kept + logits) * number_bytes // 2,
-        whole=number_bytes * shape.weights,
+        unquantized=number_bytes * shape.weights,
     )

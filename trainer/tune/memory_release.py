@@ -1,4 +1,4 @@
-"""Giving a training's memory back while the process lives on: others, the engine among them, have use for it."""
+"""Returns a training's memory to the system while the process goes on, for the engine and others to use."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import gc
 import sys
 
 
-def let_go_of_memory() -> None:
-    """Collect what nobody holds any more, and hand the freed pages back to the system and to the device."""
+def release_memory() -> None:
+    """Collect garbage and return freed memory to the operating system and the GPU."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)

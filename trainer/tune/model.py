@@ -1,4 +1,4 @@
-"""The base model in memory, a LoRA on it, and the dtype that both compute in."""
+"""Loads the base model, attaches a LoRA, and chooses the compute dtype."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from trainer.tune.recipe import Recipe
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies in it, else float32."""
+    """bfloat16 if the hardware supports it natively, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
-        abilities = torch.cpu.get_capabilities()
-        native = any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
         return torch.bfloat16 if native else torch.float32
     return torch.float32
 
@@ -34,11 +34,11 @@ def load_tokenizer(base: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise BaseModelIncomplete(f"The tokenizer in {base} cannot be read: {error}") from error
+        raise BaseModelIncomplete(f"The tokenizer in {base} cannot be loaded: {error}") from error
 
 
 def load_generation_config(base: Path) -> Any:
-    """The base's generation defaults, which name the tokens that end an answer; None where it has none."""
+    """The base's generation config, which has the tokens that end an answer; None if there is none."""
     if not (base / "generation_config.json").is_file():
         return None
     return GenerationConfig.from_pretrained(base, local_files_only=True)
@@ -51,29 +51,29 @@ def load_base(base: Path, *, dtype: torch.dtype, device: torch.device, longest: 
     """
     eager = device.type == "cpu" and longest <= EAGER_MAX_TOKENS
     logging.disable_progress_bar()
-    more: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if quantization == "nf4":
-        more["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        more["device_map"] = {"": device}
+        options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, attn_implementation="eager" if eager else "sdpa", local_files_only=True, **more
+            base, dtype=dtype, attn_implementation="eager" if eager else "sdpa", local_files_only=True, **options
         )
     except (OSError, ValueError) as error:
-        raise BaseModelIncomplete(f"The model in {base} cannot be read: {error}") from error
-    return model if more else model.to(device)
+        raise BaseModelIncomplete(f"The model in {base} cannot be loaded: {error}") from error
+    return model if options else model.to(device)
 
 
 def attach_lora(model: Any, recipe: Recipe) -> Any:
     """Put a fresh LoRA on every target module: A random, B zero, in the model's own dtype.
 
-    The parameters that the forward pass sees are in the dtype that the engine applies them in; train.py keeps their
-    float32 originals. Mixed dtypes under autocast cost a tenth of each step in casts.
+    The forward pass uses parameters in the dtype in which the engine applies them; the optimizer keeps float32 master
+    weights. Mixed dtypes under autocast would spend a tenth of each step on casts.
 
     Raises NothingTrainable if the recipe's modules are not in the model.
     """
@@ -93,7 +93,9 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
         raise NothingTrainable(f"No LoRA could be attached to {targets!r}: {error}") from error
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad != ("lora_" in name):
-            raise NothingTrainable(f"{name} would be trained where it should not, or not where it should.")
+            raise NothingTrainable(
+                f"{name}: requires_grad is {parameter.requires_grad}, but only LoRA parameters must be trained."
+            )
     if recipe.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         adapted.enable_input_require_grads()
@@ -102,26 +104,28 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
 
 
 def load_adapter(model: Any, directory: Path) -> None:
-    """Begin `model` (from attach_lora) with the weights of the adapter in `directory`.
+    """Load the weights of the adapter in `directory` into `model` (from attach_lora).
 
-    Raises NothingTrainable where they are not of its shape.
+    Raises NothingTrainable if their shapes do not match.
     """
     weights = load_file(directory / "adapter_model.safetensors")
     try:
-        found = set_peft_model_state_dict(model, weights)
+        result = set_peft_model_state_dict(model, weights)
     except RuntimeError as error:
-        raise NothingTrainable(f"the parent's weights do not fit the recipe: {error}") from error
-    missing = [name for name in found.missing_keys if "lora_" in name]
-    if missing or found.unexpected_keys:
-        raise NothingTrainable(f"the parent's weights do not fit the recipe: {(missing or found.unexpected_keys)[0]}")
+        raise NothingTrainable(f"the parent's weights do not match the recipe: {error}") from error
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
+        raise NothingTrainable(
+            f"the parent's weights do not match the recipe: {(missing or result.unexpected_keys)[0]}"
+        )
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout off for a while.
+    """Switch dropout off inside the block.
 
-    Four-bit layers are left as they are: on a CPU, bitsandbytes packs their weights for inference as soon as one is
-    asked in evaluation mode, and from then on the gradients through it are silently wrong.
+    Four-bit layers stay in training mode: on a CPU, bitsandbytes packs their weights for inference on the first forward
+    pass in evaluation mode, and from then on the gradients through them are silently wrong.
     """
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
@@ -140,7 +144,7 @@ def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Give `model` (from attach_lora, same recipe) the parameters that `adapter_weights` took from another."""
+    """Set the parameters of `model` (from attach_lora, same recipe) to those from `adapter_weights`."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if own.keys() != weights.keys():
         raise NothingTrainable("the adapter's parameters are not those of this model")
@@ -150,5 +154,5 @@ def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _plain(value: float) -> int | float:
-    """32 for 32.0: the way PEFT writes an alpha."""
+    """32 for 32.0, as PEFT writes an alpha."""
     return int(value) if value.is_integer() else value

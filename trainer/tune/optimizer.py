@@ -1,4 +1,4 @@
-"""AdamW on float32 originals of the adapter's parameters, and the schedule of its learning rate."""
+"""AdamW on float32 master weights of the adapter's parameters, and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from trainer.tune.recipe import Recipe
 
 
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) on float32 originals of the trainable parameters, with clipping and a schedule.
+    """AdamW (Loshchilov & Hutter 2019) on float32 master weights, with gradient clipping and a schedule.
 
-    The parameters themselves may be bfloat16, whose eight bits would swallow a small update; the originals collect it.
+    The parameters themselves may be bfloat16, whose eight bits of precision would lose small updates; the master
+    weights accumulate them.
     """
 
     def __init__(self, model: Any, recipe: Recipe, *, steps: int) -> None:
@@ -24,51 +25,53 @@ class Optimizer:
         self._steps = steps
         self._step = 0
         self._parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._originals = [parameter.detach().float().clone() for parameter in self._parameters]
-        self._paged = paged.wanted(next(model.parameters()).device, recipe)
-        self._adamw: Any = paged.make(self._originals, recipe) if self._paged else self._usual()
+        self._master_weights = [parameter.detach().float().clone() for parameter in self._parameters]
+        self._paged = paged.is_paged(next(model.parameters()).device, recipe)
+        self._adamw: Any = paged.make_optimizer(self._master_weights, recipe) if self._paged else self._torch_adamw()
 
-    def _usual(self) -> torch.optim.AdamW:
+    def _torch_adamw(self) -> torch.optim.AdamW:
         rate, decay = self._recipe.learning_rate, self._recipe.weight_decay
-        return torch.optim.AdamW(self._originals, lr=rate, weight_decay=decay, foreach=True)
+        return torch.optim.AdamW(self._master_weights, lr=rate, weight_decay=decay, foreach=True)
 
     def state(self) -> dict[str, Any]:
-        """All that decides the next steps: the originals, AdamW's moments and the step."""
-        adamw = paged.state_of(self._adamw, self._originals) if self._paged else self._adamw.state_dict()
-        return {"step": self._step, "originals": self._originals, "adamw": adamw}
+        """Everything that determines the next steps: master weights, AdamW's moments and the step."""
+        adamw = paged.state_of(self._adamw, self._master_weights) if self._paged else self._adamw.state_dict()
+        return {"step": self._step, "originals": self._master_weights, "adamw": adamw}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave, and set the parameters to it."""
+        """Restore a result of `state`, including the model's parameters."""
         self._step = int(state["step"])
         if self._paged:
-            paged.restore(self._adamw, self._originals, state["adamw"])
+            paged.restore(self._adamw, self._master_weights, state["adamw"])
         else:
             self._adamw.load_state_dict(self._adamw.state_dict() | {"state": state["adamw"]["state"]})
         with torch.no_grad():
-            for original, parameter, kept in zip(self._originals, self._parameters, state["originals"], strict=True):
-                original.copy_(kept)
+            for original, parameter, saved in zip(
+                self._master_weights, self._parameters, state["originals"], strict=True
+            ):
+                original.copy_(saved)
                 parameter.copy_(original)
 
     def step(self) -> float:
-        """Apply the gradients and clear them; returns the learning rate used. Raises LossNotFinite."""
+        """Apply the gradients and clear them; returns the learning rate. Raises LossNotFinite."""
         self._step += 1
         rate = self._recipe.learning_rate * schedule(self._step, self._steps, self._recipe)
-        for original, parameter in zip(self._originals, self._parameters, strict=True):
+        for original, parameter in zip(self._master_weights, self._parameters, strict=True):
             original.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self._originals, self._recipe.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._master_weights, self._recipe.max_grad_norm)
         finite(norm.item(), self._step, "gradient")
         for group in self._adamw.param_groups:
             group["lr"] = rate
         self._adamw.step()
         with torch.no_grad():
-            for original, parameter in zip(self._originals, self._parameters, strict=True):
+            for original, parameter in zip(self._master_weights, self._parameters, strict=True):
                 parameter.copy_(original)
         return rate
 
 
 def schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate's factor at `step` (from 1): a linear rise, then constant, or linear or cosine towards zero."""
+    """The learning rate's factor at `step` (from 1): linear warmup, then constant, linear or cosine."""
     warmup = math.ceil(recipe.warmup_ratio * steps)
     if step <= warmup:
         return step / warmup
@@ -79,9 +82,7 @@ def schedule(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def finite(value: float, step: int, what: str) -> float:
-    """`value`, which must be a number. Raises LossNotFinite."""
+    """Returns `value` if it is finite. Raises LossNotFinite."""
     if not math.isfinite(value):
-        raise LossNotFinite(
-            f"The {what} is {value} at step {step}. A lower learning rate usually helps; so does a look at the data."
-        )
+        raise LossNotFinite(f"The {what} is {value} at step {step}. Try a lower learning rate, and check the data.")
     return value

@@ -1,7 +1,7 @@
-"""AdamW whose moments lie in paged memory (QLoRA, Dettmers et al. 2023, section 3): where a GPU's own is full they move
-to the host's instead of ending the training. bitsandbytes' with 32 bits, whose mathematics are those of torch's AdamW.
+"""AdamW with its moments in paged memory (QLoRA, Dettmers et al. 2023, section 3): if GPU memory is full, they move to
+the host instead of ending the training. Uses bitsandbytes' 32-bit AdamW, which computes the same as torch's.
 
-Nobody has run it on a GPU yet. On a CPU bitsandbytes pages nothing and computes the same; that is what tests look at.
+Not run on a GPU yet. On a CPU bitsandbytes pages nothing and computes the same, which is what the tests check.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from torch import Tensor
 from trainer.tune.recipe import Recipe
 
 
-def wanted(device: torch.device, recipe: Recipe) -> bool:
-    """Whether a training is one that QLoRA pages: a four-bit base on a GPU."""
+def is_paged(device: torch.device, recipe: Recipe) -> bool:
+    """Whether a training uses paged moments: a four-bit base on a GPU."""
     return device.type == "cuda" and recipe.quantization == "nf4"
 
 
-def make(originals: Sequence[Tensor], recipe: Recipe) -> Any:
-    """The optimizer of these float32 tensors."""
-    optim: Any = import_module("bitsandbytes.optim")  # takes a second, and only a GPU's training needs it
+def make_optimizer(originals: Sequence[Tensor], recipe: Recipe) -> Any:
+    """The optimizer for these float32 tensors."""
+    optim: Any = import_module("bitsandbytes.optim")  # takes a second, and only a training on a GPU needs it
     return optim.PagedAdamW32bit(list(originals), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
 def state_of(adamw: Any, originals: Sequence[Tensor]) -> dict[str, Any]:
-    """Its state under the names of torch's AdamW, so that one may go on from the other's checkpoint."""
-    found = {}
+    """The optimizer's state under the names of torch's AdamW, so that either can resume from the other's checkpoint."""
+    state = {}
     for number, original in enumerate(originals):
-        kept = adamw.state.get(original)
-        if kept:
-            moments = {"exp_avg": kept["state1"].clone(), "exp_avg_sq": kept["state2"].clone()}
-            found[number] = {"step": torch.tensor(float(kept["step"])), **moments}
-    return {"state": found}
+        saved = adamw.state.get(original)
+        if saved:
+            moments = {"exp_avg": saved["state1"].clone(), "exp_avg_sq": saved["state2"].clone()}
+            state[number] = {"step": torch.tensor(float(saved["step"])), **moments}
+    return {"state": state}
 
 
 def restore(adamw: Any, originals: Sequence[Tensor], state: Mapping[str, Any]) -> None:
-    """Go on from such a state, in paged memory again: what bitsandbytes itself loads is paged no more."""
+    """Restore a result of `state_of` into paged memory; bitsandbytes' own loading would not page it."""
     for number, original in enumerate(originals):
-        kept = state["state"].get(number)
-        if kept is None:
+        saved = state["state"].get(number)
+        if saved is None:
             continue
         adamw.init_state(adamw.param_groups[0], original, 0, number)
         if original.device.type == "cuda":
-            torch.cuda.synchronize(original.device)  # new pages are filled with zeros behind our back
+            torch.cuda.synchronize(original.device)  # new pages are zeroed asynchronously
         own = adamw.state[original]
-        own["step"] = int(kept["step"])
-        own["state1"].copy_(kept["exp_avg"])
-        own["state2"].copy_(kept["exp_avg_sq"])
+        own["step"] = int(saved["step"])
+        own["state1"].copy_(saved["exp_avg"])
+        own["state2"].copy_(saved["exp_avg_sq"])

@@ -1,4 +1,4 @@
-"""What a training says while it runs and when it has ended. Imports no torch, so that callers need none."""
+"""Progress and result of a training. Imports no torch, so that callers need none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Loss (nats per trained token) and token accuracy on examples that are not trained on, over ``tokens`` of them."""
+    """Loss (nats per trained token) and token accuracy over ``tokens`` tokens of held-out examples."""
 
     loss: float
     accuracy: float
@@ -16,10 +16,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training stands after a step (from 1). `loss` is that batch's, in nats per trained token.
+    """The progress of a training after a step (from 1). `loss` is the batch's, in nats per trained token.
 
-    tokens_per_s: Tokens of the data (padding not counted) over all steps so far. memory_bytes: What the process holds
-    resident on a CPU, the most that was allocated on a GPU.
+    tokens_per_s: Tokens without padding, over all steps so far. memory_bytes: On a CPU the resident memory of the
+    process, on a GPU the peak of allocated memory.
     """
 
     step: int
@@ -31,14 +31,14 @@ class Progress:
     seconds_left: float
     memory_bytes: int
     accuracy: float
-    """Share of the batch's trained tokens that were the likeliest."""
+    """Share of the batch's trained tokens to which the model gave the highest probability."""
     evaluation: Evaluation | None = None
-    """On the held-out examples, after an epoch's last step."""
+    """On the held-out examples, after the last step of an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a finished training was. `final_loss` is the mean over the steps of the last epoch."""
+    """The result of a finished training. `final_loss` is the mean over the steps of the last epoch."""
 
     steps: int
     tokens: int
@@ -47,8 +47,8 @@ class Training:
     final_loss: float
     losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...] = ()
-    """One an epoch, where something is held out; after a resume, those since."""
+    """One per epoch, if there are held-out examples."""
 
 
-def nothing() -> None:
-    """What is done between two batches where nobody wants anything done."""
+def no_op() -> None:
+    """Do nothing."""

@@ -1,4 +1,4 @@
-"""Measures an adapter's effect with PEFT, for the gateway to compare with what its engine says of the same probes."""
+"""Measures an adapter's effect on the probes with PEFT, for the gateway to compare with its engine's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from adapters.proof import PROBES, ProbeProof, Proof
 
 
 def measure(model: Any, tokenizer: Any) -> Proof:
-    """The probes' log-probabilities under the base and under the adapter, in the dtype that `model` is in.
+    """The log-probabilities of the probes under the base and under the adapter.
 
-    `model` is a PEFT model in the dtype that serves. Probes are cut into tokens as the engine cuts a plain prompt, with
-    whatever the tokenizer puts before a text.
+    `model` is a PEFT model in the serving dtype. Probes are tokenized as the engine tokenizes a plain prompt, with the
+    special tokens that the tokenizer puts before a text.
     """
     was_training = model.training
     model.eval()
@@ -32,7 +32,7 @@ def measure(model: Any, tokenizer: Any) -> Proof:
 
 @torch.no_grad()
 def _logprobs(model: Any, tokens: list[int]) -> tuple[float, ...]:
-    """log p(token | those before it) for all tokens but the first, in nats; the softmax is taken in float32."""
+    """log p(token | previous tokens) in nats for all tokens but the first; the softmax is computed in float32."""
     ids = torch.tensor([tokens], device=next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     chosen = logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None])

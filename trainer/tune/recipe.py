@@ -1,4 +1,4 @@
-"""What decides how an adapter is trained: frozen, written into its lineage, and part of the key of every cache."""
+"""All hyperparameters of a training: frozen, recorded in the lineage, and part of every cache key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
-"""Every linear layer but the output layer: PEFT's own word for it."""
+"""PEFT's name for every linear layer except the output layer."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -15,9 +15,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class Recipe(BaseModel):
     """Hyperparameters of a LoRA (Hu et al. 2021): W x + (alpha / rank) B A x, and of its training.
 
-    `rank` is bounded by what the engine can be started with (`--max-lora-rank` 512); `max_length` is in tokens and
-    `batch_size` in examples; `warmup_ratio` is the part of all steps in which the rate rises from zero to its full
-    value.
+    `rank` is limited by the engine's largest `--max-lora-rank`, 512; `max_length` is in tokens and `batch_size` in
+    examples; `warmup_ratio` is the share of all steps in which the rate rises from zero to its full value.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,12 +34,12 @@ class Recipe(BaseModel):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
     quantization: Literal["none", "nf4"] = "none"
-    """nf4: the frozen base in four bits with double quantization (QLoRA, Dettmers et al. 2023)."""
+    """nf4: frozen base in four bits with double quantization (QLoRA, Dettmers et al. 2023)."""
     packing: bool = False
-    """The examples of a batch behind each other in one row, without padding, none of which sees another. Where they
-    begin alike, computing the common beginning once saves more: so it is off unless asked for."""
+    """Concatenates a batch into one row without padding; examples do not attend to each other. Off by default: if
+    examples share a prefix, computing the prefix once saves more."""
     gradient_checkpointing: bool = False
-    """Activations are computed again in the backward pass: about a third slower, far less memory."""
+    """Recomputes activations in the backward pass: about a third slower, much less memory."""
 
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
@@ -49,7 +48,7 @@ class Recipe(BaseModel):
 
     @field_validator("target_modules")
     @classmethod
-    def _some_module(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _check_modules(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not value or (isinstance(value, tuple) and (len(set(value)) != len(value) or "" in value)):
-            raise ValueError("names at least one module, each once")
+            raise ValueError("must name at least one module, each once")
         return value

@@ -1,4 +1,4 @@
-"""From a data file to an exported adapter: the whole of a training in one function, and whether it is needed at all."""
+"""A whole training in one function, from a data file to an exported adapter, and whether it is needed at all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trainer.data.render import TokenSequence
 from trainer.durable import replaced_directory
 from trainer.errors import OutOfMemory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
-from trainer.tune.memory_release import let_go_of_memory
-from trainer.tune.progress import Progress, nothing
+from trainer.tune.memory_release import release_memory
+from trainer.tune.progress import Progress, no_op
 from trainer.tune.recipe import Recipe
 
 if TYPE_CHECKING:
     from trainer.tune.checkpoint import Checkpoints
 
 SERVING_DTYPE: Final = "bfloat16"
-"""What the engine computes in unless it is told otherwise.
+"""The engine's default dtype.
 
 Adapters are saved, and their proof is measured, in the dtype of the base's description.
 """
@@ -33,8 +33,8 @@ OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be trained: `base` is the checkpoint that `description` describes."""
+class TrainingSpec:
+    """What to train: `base` is the checkpoint that `description` describes."""
 
     base: Path
     description: BaseDescription
@@ -43,7 +43,7 @@ class Order:
     system_prompt: str | None = None
 
     def lineage(self) -> Lineage:
-        """The lineage that an adapter made by this order has."""
+        """The lineage of the adapter that this spec gives."""
         return Lineage(
             data=(DataSource(name=self.data.name, sha256=self.data.sha256, examples=len(self.data.examples)),),
             recipe=self.recipe,
@@ -54,17 +54,17 @@ class Order:
         )
 
     def is_done(self, target: Path) -> bool:
-        """Whether `target` already holds what this order would make."""
-        made = read_lineage(target)
-        return made is not None and made.same_training(self.lineage())
+        """Whether `target` already holds the adapter that this spec gives."""
+        lineage = read_lineage(target)
+        return lineage is not None and lineage.same_training(self.lineage())
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """All that a training takes, rendered and decided.
+class TrainingInputs:
+    """The inputs of a training, tokenized and with a complete recipe.
 
-    ``parent`` is the directory of an adapter (PEFT's two files) that is trained on from; ``device`` a torch device's
-    name or `auto`; ``price_per_hour`` the device's.
+    ``parent`` is the directory of an adapter (PEFT's two files) to train further; ``device`` is the name of a torch
+    device or `auto`; ``price_per_hour`` is the device's.
     """
 
     base: Path
@@ -78,48 +78,48 @@ class Material:
     price_per_hour: float = 0.0
 
 
-def make_adapter(order: Order, target: Path, *, on_stage: OnStage, on_progress: OnProgress) -> Metadata:
-    """Train what `order` says and put the PEFT directory at `target`, in one step and only when it is whole.
+def make_adapter(spec: TrainingSpec, target: Path, *, on_stage: OnStage, on_progress: OnProgress) -> Metadata:
+    """Train an adapter by `spec` and atomically put its PEFT directory at `target`.
 
-    `on_stage` gets a few words before each part of the work, `on_progress` the numbers after each step; an exception
-    from either ends it and leaves `target` as it was. Uses every core that this process may run on.
+    `on_stage` is called with the name of each stage as it starts, `on_progress` after each step; an exception from
+    either ends the training and leaves `target` as it was. Uses every core that this process may run on.
 
-    Raises DataError, TrainingError, BaseModelIncomplete, ExportRefused; OSError for the disk.
+    Raises DataError, TrainingError, BaseModelIncomplete, ExportRefused; OSError.
     """
     on_stage("loading libraries")
     from trainer.data.render import Renderer, stop_tokens
     from trainer.tune.model import load_generation_config, load_tokenizer
 
     on_stage("reading the data")
-    tokenizer = load_tokenizer(order.base)
+    tokenizer = load_tokenizer(spec.base)
     renderer = Renderer(
         tokenizer,
-        stop_tokens=stop_tokens(tokenizer, load_generation_config(order.base)),
-        max_length=order.recipe.max_length,
-        system_prompt=order.system_prompt,
+        stop_tokens=stop_tokens(tokenizer, load_generation_config(spec.base)),
+        max_length=spec.recipe.max_length,
+        system_prompt=spec.system_prompt,
     )
-    material = Material(
-        base=order.base,
-        description=order.description,
-        sequences=renderer.render_all(order.data.examples),
-        recipe=order.recipe,
-        lineage=order.lineage(),
+    inputs = TrainingInputs(
+        base=spec.base,
+        description=spec.description,
+        sequences=renderer.render_all(spec.data.examples),
+        recipe=spec.recipe,
+        lineage=spec.lineage(),
     )
-    return train_adapter(material, target, on_stage=on_stage, on_progress=on_progress)
+    return train_adapter(inputs, target, on_stage=on_stage, on_progress=on_progress)
 
 
 def train_adapter(
-    material: Material,
+    inputs: TrainingInputs,
     target: Path,
     *,
     on_stage: OnStage,
     on_progress: OnProgress,
-    between: Callable[[], None] = nothing,
+    before_batch: Callable[[], None] = no_op,
     checkpoints: Checkpoints | None = None,
 ) -> Metadata:
-    """Train, measure and write; as `make_adapter`, from where `checkpoints` say that it stood. `between` as in `train`.
+    """Train, measure and export like `make_adapter`, resuming from `checkpoints`. `before_batch` is as in `train`.
 
-    Raises OutOfMemory and CheckpointUnusable, too.
+    Raises the same, and OutOfMemory and CheckpointUnusable.
     """
     import torch
 
@@ -128,83 +128,83 @@ def train_adapter(
     from trainer.tune.train import train
 
     torch.set_num_threads(cores())
-    device = choose_device(material.device)
-    recipe = material.recipe
+    device = choose_device(inputs.device)
+    recipe = inputs.recipe
     on_stage("loading the base model")
-    with _told_of_memory(recipe), torch.random.fork_rng(), replaced_directory(target) as directory:
-        model = _load(material, device, recipe.quantization)
+    with _explain_out_of_memory(recipe), torch.random.fork_rng(), replaced_directory(target) as directory:
+        model = _load(inputs, device, recipe.quantization)
         torch.manual_seed(recipe.seed)
         model = attach_lora(model, recipe)
-        if material.parent is not None:
-            load_adapter(model, material.parent)
+        if inputs.parent is not None:
+            load_adapter(model, inputs.parent)
         on_stage("training")
         training = train(
             model,
-            material.sequences,
+            inputs.sequences,
             recipe,
             on_progress=on_progress,
-            between=between,
-            held_out=material.held_out,
+            before_batch=before_batch,
+            held_out=inputs.held_out,
             checkpoints=checkpoints,
         )
-        record = export.record(training, model, price_per_hour=material.price_per_hour)
+        record = export.training_record(training, model, price_per_hour=inputs.price_per_hour)
         on_stage("measuring and writing")
-        serving = getattr(torch, material.description.fingerprint.dtype)
+        serving = getattr(torch, inputs.description.fingerprint.dtype)
         if recipe.quantization != "none" or _is_coarser(next(model.parameters()).dtype, serving):
             weights = adapter_weights(model)
-            del model  # there is not room for two bases
-            let_go_of_memory()
-            model = _on_whole_base(material, weights, device, serving)
+            del model  # two copies of the base may not fit
+            release_memory()
+            model = _on_serving_base(inputs, weights, device, serving)
         export.cast_parameters(model, serving)
         metadata = Metadata(
-            lineage=material.lineage, training=record, proof=proof.measure(model, load_tokenizer(material.base))
+            lineage=inputs.lineage, training=record, proof=proof.measure(model, load_tokenizer(inputs.base))
         )
-        export.export(model, directory, base=material.description, metadata=metadata)
+        export.export(model, directory, base=inputs.description, metadata=metadata)
     return metadata
 
 
-def _load(material: Material, device: Any, quantization: str, dtype: Any = None) -> Any:
-    """The base; in ``dtype``, else in the one that is trained in."""
+def _load(inputs: TrainingInputs, device: Any, quantization: str, dtype: Any = None) -> Any:
+    """The base model in ``dtype``, by default in the training dtype."""
     from trainer.tune.model import compute_dtype, load_base
 
-    longest = max(len(sequence.tokens) for sequence in (*material.sequences, *material.held_out))
+    longest = max(len(sequence.tokens) for sequence in (*inputs.sequences, *inputs.held_out))
     dtype = compute_dtype(device) if dtype is None else dtype
-    return load_base(material.base, dtype=dtype, device=device, longest=longest, quantization=quantization)
+    return load_base(inputs.base, dtype=dtype, device=device, longest=longest, quantization=quantization)
 
 
 def _is_coarser(trained: Any, serving: Any) -> bool:
-    """Whether a base in the one dtype has lost what it has in the other: cast again, it would not be what serves."""
+    """Whether a base in the training dtype has lost precision that the serving dtype has."""
     import torch
 
     return trained not in (torch.float32, serving)
 
 
 @contextmanager
-def _told_of_memory(recipe: Recipe) -> Iterator[None]:
-    """Whatever runs out of the device's memory, loading and proving too. Raises OutOfMemory."""
+def _explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
+    """Turn torch's OutOfMemoryError into OutOfMemory, during loading and proving as well."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"The device ran out of memory with batches of {recipe.batch_size}. A smaller batch_size or max_length, or "
-            "quantization nf4, needs less; the base itself must fit whole beside the engine, for the proof."
+            f"The device ran out of memory with batches of {recipe.batch_size}. Use a smaller batch_size or "
+            "max_length, or quantization nf4. The unquantized base must fit beside the engine, for the proof."
         ) from error
 
 
-def _on_whole_base(material: Material, weights: dict[str, Any], device: Any, serving: Any) -> Any:
-    """The adapter on the base as it serves: a proof on the four-bit copy would prove something else."""
+def _on_serving_base(inputs: TrainingInputs, weights: dict[str, Any], device: Any, serving: Any) -> Any:
+    """The adapter on the base in the serving dtype: a proof on a four-bit copy would not describe what is served."""
     from trainer.tune.model import attach_lora, compute_dtype, set_adapter_weights
 
     dtype = serving if _is_coarser(compute_dtype(device), serving) else None
-    whole = attach_lora(_load(material, device, "none", dtype), material.recipe)
-    set_adapter_weights(whole, weights)
-    return whole
+    model = attach_lora(_load(inputs, device, "none", dtype), inputs.recipe)
+    set_adapter_weights(model, weights)
+    return model
 
 
 def choose_device(name: str) -> Any:
-    """The torch device that `name` stands for; `auto` is the first GPU, else the CPU."""
+    """The torch device called `name`; `auto` is the first GPU, or the CPU if there is none."""
     import torch
 
     if name == "auto":
@@ -213,5 +213,5 @@ def choose_device(name: str) -> Any:
 
 
 def cores() -> int:
-    """How many cores this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from adapters.protocol.runs import ParentShape
-from trainer.errors import WishRefused
-from trainer.tune.auto import Seen, choose, max_length
-from trainer.tune.memory import Shape, estimate, read_shape
+from trainer.errors import InvalidHyperparameter
+from trainer.tune.auto import DatasetStats, choose, max_length
+from trainer.tune.hyperparameters import HyperparameterRequest
+from trainer.tune.memory import ModelShape, estimate, read_shape
 from trainer.tune.recipe import Recipe
-from trainer.tune.wish import Wish
 
-FEW = Seen(examples=80, tokens=4_000, longest=90)
-MANY = Seen(examples=9_000, tokens=450_000, longest=120)
+FEW = DatasetStats(examples=80, tokens=4_000, longest=90)
+MANY = DatasetStats(examples=9_000, tokens=450_000, longest=120)
 
 
-def chosen(wish: Wish, seen: Seen = FEW, **changes: Any) -> tuple[Recipe, dict[str, str]]:
+def chosen(wish: HyperparameterRequest, stats: DatasetStats = FEW, **changes: Any) -> tuple[Recipe, dict[str, str]]:
     options: dict[str, Any] = {
         "hidden_size": 576,
         "max_rank": 32,
@@ -26,27 +26,27 @@ def chosen(wish: Wish, seen: Seen = FEW, **changes: Any) -> tuple[Recipe, dict[s
         "on_gpu": False,
         "parent": None,
     }
-    return choose(wish, seen, **(options | changes))
+    return choose(wish, stats, **(options | changes))
 
 
 def test_everything_that_is_left_open_is_chosen_and_explained() -> None:
-    recipe, why = chosen(Wish())
+    recipe, why = chosen(HyperparameterRequest())
     assert (recipe.rank, recipe.alpha, recipe.batch_size, recipe.epochs) == (16, 32.0, 4, 3)
     assert recipe.learning_rate == pytest.approx(5e-4 * (2000 / 576) ** 0.781, rel=0.05)
     assert (recipe.quantization, recipe.max_length, recipe.seed) == ("none", 1024, 3)
     shape = {"lora_rank", "lora_alpha"}
     assert set(why) == shape | {"batch_size", "n_epochs", "learning_rate", "quantization", "max_length"}
-    assert why["batch_size"].startswith("4: 80 examples give 20 steps")
+    assert why["batch_size"].startswith("4: 80 examples make 20 steps")
 
 
 def test_many_examples_are_seen_once_in_large_batches_and_wide_models_learn_slower() -> None:
-    recipe, _ = chosen(Wish(), MANY, hidden_size=4096)
+    recipe, _ = chosen(HyperparameterRequest(), MANY, hidden_size=4096)
     assert (recipe.batch_size, recipe.epochs) == (16, 1)
     assert recipe.learning_rate < 5e-4
 
 
 def test_what_was_asked_for_stays() -> None:
-    wish = Wish(
+    wish = HyperparameterRequest(
         n_epochs=7,
         batch_size=2,
         learning_rate=1e-4,
@@ -62,54 +62,56 @@ def test_what_was_asked_for_stays() -> None:
 
 
 def test_on_a_gpu_the_base_is_quantized() -> None:
-    assert chosen(Wish(), on_gpu=True)[0].quantization == "nf4"
+    assert chosen(HyperparameterRequest(), on_gpu=True)[0].quantization == "nf4"
 
 
 def test_what_makes_no_recipe_is_told_by_the_name_that_it_was_asked_for_by() -> None:
-    with pytest.raises(WishRefused) as caught:
-        chosen(Wish.model_construct(lora_dropout=3.0))
+    with pytest.raises(InvalidHyperparameter) as caught:
+        chosen(HyperparameterRequest.model_construct(lora_dropout=3.0))
     assert (caught.value.param, "3.0" in caught.value.message) == ("lora_dropout", True)
 
 
 def test_a_multiplier_is_of_the_rate_that_would_be_chosen() -> None:
-    usual = chosen(Wish())[0].learning_rate
-    assert chosen(Wish(learning_rate_multiplier=2.0))[0].learning_rate == pytest.approx(2 * usual, rel=0.02)
-    with pytest.raises(WishRefused) as caught:
-        chosen(Wish(learning_rate_multiplier=2.0, learning_rate=1e-3))
+    usual = chosen(HyperparameterRequest())[0].learning_rate
+    assert chosen(HyperparameterRequest(learning_rate_multiplier=2.0))[0].learning_rate == pytest.approx(
+        2 * usual, rel=0.02
+    )
+    with pytest.raises(InvalidHyperparameter) as caught:
+        chosen(HyperparameterRequest(learning_rate_multiplier=2.0, learning_rate=1e-3))
     assert caught.value.param == "learning_rate_multiplier"
-    twice = chosen(Wish(learning_rate_multiplier=2.0))[0].learning_rate
-    assert chosen(Wish(learning_rate_multiplier=2.0, learning_rate=twice))[0].learning_rate == twice
+    twice = chosen(HyperparameterRequest(learning_rate_multiplier=2.0))[0].learning_rate
+    assert chosen(HyperparameterRequest(learning_rate_multiplier=2.0, learning_rate=twice))[0].learning_rate == twice
 
 
 def test_a_rank_that_the_engine_does_not_serve_is_refused_and_auto_stays_below() -> None:
-    with pytest.raises(WishRefused, match="serves 8 at most"):
-        chosen(Wish(lora_rank=16), max_rank=8)
-    assert chosen(Wish(), max_rank=8)[0].rank == 8
+    with pytest.raises(InvalidHyperparameter, match="serves 8 at most"):
+        chosen(HyperparameterRequest(lora_rank=16), max_rank=8)
+    assert chosen(HyperparameterRequest(), max_rank=8)[0].rank == 8
 
 
 def test_the_parents_shape_stays() -> None:
     parent = ParentShape(rank=4, alpha=9.0, rslora=True, target_modules=("q_proj",))
-    recipe, why = chosen(Wish(lora_rank=4), parent=parent)
+    recipe, why = chosen(HyperparameterRequest(lora_rank=4), parent=parent)
     assert (recipe.rank, recipe.alpha, recipe.rslora, recipe.target_modules) == (4, 9.0, True, ("q_proj",))
     assert (why["lora_rank"], why["lora_alpha"]) == ("4: the parent's", "9: the parent's")
     assert why["target_modules"] == "q_proj: the parent's"
     assert why["max_length"].startswith(f"{recipe.max_length}: ")
-    assert "max_length" not in chosen(Wish(max_length=512))[1]
-    with pytest.raises(WishRefused, match="parent has 4"):
-        chosen(Wish(lora_rank=8), parent=parent)
-    with pytest.raises(WishRefused, match="parent has q_proj"):
-        chosen(Wish(target_modules=("v_proj",)), parent=parent)
+    assert "max_length" not in chosen(HyperparameterRequest(max_length=512))[1]
+    with pytest.raises(InvalidHyperparameter, match="parent has 4"):
+        chosen(HyperparameterRequest(lora_rank=8), parent=parent)
+    with pytest.raises(InvalidHyperparameter, match="parent has q_proj"):
+        chosen(HyperparameterRequest(target_modules=("v_proj",)), parent=parent)
 
 
 def test_the_longest_example_is_bounded_by_engine_and_base() -> None:
-    assert max_length(Wish(), context=2048, positions=8192) == 2048
-    assert max_length(Wish(), context=None, positions=131_072) == 4096
-    assert max_length(Wish(max_length=512), context=2048, positions=8192) == 512
-    with pytest.raises(WishRefused, match="2048 at most"):
-        max_length(Wish(max_length=4096), context=2048, positions=8192)
+    assert max_length(HyperparameterRequest(), context=2048, positions=8192) == 2048
+    assert max_length(HyperparameterRequest(), context=None, positions=131_072) == 4096
+    assert max_length(HyperparameterRequest(max_length=512), context=2048, positions=8192) == 512
+    with pytest.raises(InvalidHyperparameter, match="2048 at most"):
+        max_length(HyperparameterRequest(max_length=4096), context=2048, positions=8192)
 
 
-SMOL = Shape(
+SMOL = ModelShape(
     layers=30, hidden=576, heads=9, intermediate=1536, vocabulary=49_152, weights=134_515_008, embeddings=28_311_552
 )
 
@@ -119,7 +121,7 @@ def test_memory_counts_what_it_should() -> None:
     need = estimate(SMOL, recipe, longest=104, fused=False)
     assert need.base == 2 * SMOL.weights
     assert 0.4e9 < need.activations < 4e9
-    assert f"{need.total / 2**30:.1f} GiB" in need.words()
+    assert f"{need.total / 2**30:.1f} GiB" in need.describe()
     less = {
         "nf4": estimate(SMOL, recipe.model_copy(update={"quantization": "nf4"}), longest=104, fused=False).base,
         "half": 2 * estimate(SMOL, recipe.model_copy(update={"batch_size": 4}), longest=104, fused=False).activations,
@@ -137,7 +139,7 @@ def test_the_proof_on_the_whole_base_counts_and_so_does_the_size_of_a_number() -
     recipe = Recipe(rank=1, batch_size=1, quantization="nf4")
     four_bits = estimate(SMOL, recipe, longest=8, fused=True)
     assert four_bits.total == four_bits.runtime + 2 * SMOL.weights > four_bits.runtime + four_bits.base
-    assert "the whole base, for the proof 0.3" in four_bits.words()
+    assert "unquantized base, for the proof 0.3" in four_bits.describe()
     whole = recipe.model_copy(update={"quantization": "none"})
     short, long = (estimate(SMOL, whole, longest=8, fused=True, number_bytes=size) for size in (2, 4))
     assert short.total == short.runtime + short.base + short.adapter + short.activations

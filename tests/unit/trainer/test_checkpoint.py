@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from trainer.data.render import TokenSequence
 from trainer.errors import CheckpointUnusable
 from trainer.runs.failures import explain
-from trainer.tune.checkpoint import STATE, Checkpoint, Checkpoints, Position
+from trainer.tune.checkpoint import STATE_TENSORS, Checkpoint, Checkpoints, TrainingState
 from trainer.tune.model import attach_lora
 from trainer.tune.progress import Progress, Training
 from trainer.tune.recipe import Recipe
@@ -81,20 +81,20 @@ def test_two_checkpoints_are_kept_and_a_broken_newest_one_is_passed_over(
     run(base_dir, sequences, Checkpoints(tmp_path, key="this", every_s=0), stop_after=5)
     older, newest = sorted(tmp_path.iterdir())
     assert (older.name, newest.name) == ("step-00000004", "step-00000005")
-    (newest / STATE).write_bytes((newest / STATE).read_bytes()[:100])
+    (newest / STATE_TENSORS).write_bytes((newest / STATE_TENSORS).read_bytes()[:100])
     found = Checkpoints(tmp_path, key="this", every_s=0).load(torch.device("cpu"))
     assert found is not None
-    assert found.position.step == 4
+    assert found.state.step == 4
 
 
 def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def full(_place: Path) -> Iterator[Path]:
-        (tmp_path / STATE).symlink_to("/dev/full")
+        (tmp_path / STATE_TENSORS).symlink_to("/dev/full")
         yield tmp_path
 
     monkeypatch.setattr("trainer.tune.checkpoint.replaced_directory", full)
-    position = Position(key="this", step=1, losses=(), tokens=0, seconds=0)
+    position = TrainingState(key="this", step=1, losses=(), tokens=0, seconds=0)
     with pytest.raises(OSError, match="No space left") as raised:
         Checkpoints(tmp_path, key="this", every_s=0).save(
             Checkpoint(position, {"moments": torch.zeros(1_000_000)}), torch.device("cpu")
@@ -146,7 +146,7 @@ def test_one_that_is_interrupted_while_it_looks_at_the_held_out_looks_again(
             base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, attn_implementation="eager")
             model = attach_lora(base, recipe)
             return train(
-                model, sequences, recipe, on_progress=told.append, between=between, held_out=sequences,
+                model, sequences, recipe, on_progress=told.append, before_batch=between, held_out=sequences,
                 checkpoints=checkpoints,
             )  # fmt: skip
 

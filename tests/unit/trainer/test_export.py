@@ -19,11 +19,11 @@ from trainer.errors import DataInvalid, ExportRefused, LossNotFinite
 from trainer.runs.failures import explain
 from trainer.tune import export as exporting
 from trainer.tune import proof, run
-from trainer.tune.full_disk import told_as_oserror
 from trainer.tune.lineage import Metadata, read_lineage
 from trainer.tune.model import attach_lora
+from trainer.tune.os_errors import reraise_as_oserror
 from trainer.tune.recipe import Recipe
-from trainer.tune.run import Order, make_adapter
+from trainer.tune.run import TrainingSpec, make_adapter
 
 RECIPE = Recipe(rank=4, alpha=8, learning_rate=1e-2, epochs=4, batch_size=2, max_length=256, seed=5)
 
@@ -34,8 +34,10 @@ def description(base_dir: Path) -> BaseDescription:
 
 
 @pytest.fixture
-def order(base_dir: Path, description: BaseDescription, dataset: Dataset) -> Order:
-    return Order(base=base_dir, description=description, data=dataset, recipe=RECIPE, system_prompt="Be a sailor.")
+def order(base_dir: Path, description: BaseDescription, dataset: Dataset) -> TrainingSpec:
+    return TrainingSpec(
+        base=base_dir, description=description, data=dataset, recipe=RECIPE, system_prompt="Be a sailor."
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,9 @@ def made(
 ) -> tuple[Path, Metadata, list[str]]:
     target = tmp_path_factory.mktemp("out") / "voice"
     stages: list[str] = []
-    whole = Order(base=base_dir, description=description, data=dataset, recipe=RECIPE, system_prompt="Be a sailor.")
+    whole = TrainingSpec(
+        base=base_dir, description=description, data=dataset, recipe=RECIPE, system_prompt="Be a sailor."
+    )
     return target, make_adapter(whole, target, on_stage=stages.append, on_progress=lambda _: None), stages
 
 
@@ -65,7 +69,7 @@ def test_a_full_disk_is_told_as_what_it_is(
 
 def test_an_error_of_another_kind_stays_what_it_is() -> None:
     for error in (RuntimeError("shapes"), SafetensorError("a header is too large")):
-        with pytest.raises(type(error)), told_as_oserror():
+        with pytest.raises(type(error)), reraise_as_oserror():
             raise error
 
 
@@ -116,7 +120,7 @@ def test_the_proof_is_what_plain_peft_measures_on_the_saved_files(
 
 
 def test_done_is_done_until_data_recipe_prompt_or_base_change(
-    made: tuple[Path, Metadata, list[str]], order: Order
+    made: tuple[Path, Metadata, list[str]], order: TrainingSpec
 ) -> None:
     target = made[0]
     assert order.is_done(target)
@@ -129,7 +133,7 @@ def test_done_is_done_until_data_recipe_prompt_or_base_change(
         {"system_prompt": None},
         {"description": type(order.description)(**{**_fields(order.description), "fingerprint": other_base})},
     ):
-        assert not Order(**{**_fields(order), **change}).is_done(target)
+        assert not TrainingSpec(**{**_fields(order), **change}).is_done(target)
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def test_a_directory_that_is_not_whole_has_no_lineage(made: tuple[Path, Metadata
     assert read_lineage(tmp_path) is None
 
 
-def test_a_failed_training_leaves_the_old_adapter(order: Order, tmp_path: Path) -> None:
+def test_a_failed_training_leaves_the_old_adapter(order: TrainingSpec, tmp_path: Path) -> None:
     target = tmp_path / "voice"
     target.mkdir()
     (target / "old").touch()
@@ -157,13 +161,13 @@ def test_a_failed_training_leaves_the_old_adapter(order: Order, tmp_path: Path) 
 
     with pytest.raises(LossNotFinite):
         make_adapter(order, target, on_stage=lambda _: None, on_progress=fail)
-    short = Order(**{**_fields(order), "recipe": RECIPE.model_copy(update={"max_length": 8})})
+    short = TrainingSpec(**{**_fields(order), "recipe": RECIPE.model_copy(update={"max_length": 8})})
     with pytest.raises(DataInvalid):
         make_adapter(short, target, on_stage=lambda _: None, on_progress=lambda _: None)
     assert [path.name for path in tmp_path.rglob("*")] == ["voice", "old"]
 
 
-@pytest.mark.parametrize(("value", "reason"), [(0.0, "changes nothing"), (float("nan"), "weights_not_finite")])
+@pytest.mark.parametrize(("value", "reason"), [(0.0, "has no effect"), (float("nan"), "weights_not_finite")])
 def test_what_could_not_be_served_is_not_written(
     base_model: Any,
     tokenizer: Any,

@@ -61,8 +61,8 @@ def test_sharegpt_keeps_system_turns_and_weights() -> None:
     [
         (b"", "empty"),
         (b'[{"prompt": "q", "completion": "a"}]', "JSON array"),
-        (lines({"text": "q"}), "cannot be told"),
-        (lines({"prompt": "q", "completion": "a", "messages": []}), "cannot be told"),
+        (lines({"text": "q"}), "unknown format"),
+        (lines({"prompt": "q", "completion": "a", "messages": []}), "unknown format"),
         (b"{", "not JSON"),
     ],
 )
@@ -77,12 +77,12 @@ def test_what_has_no_format_is_refused_on_its_first_line(content: bytes, reason:
     ("kind", "row", "reason"),
     [
         (Format.PROMPT_COMPLETION, CHAT, "messages is not supported"),
-        (Format.PROMPT_COMPLETION, {"prompt": "q", "completion": 3}, "completion must be a text"),
+        (Format.PROMPT_COMPLETION, {"prompt": "q", "completion": 3}, "completion must be a string"),
         (Format.PROMPT_COMPLETION, ["q"], "not an object"),
-        (Format.ALPACA, {"instruction": "q", "input": 1, "output": "a"}, "input must be a text"),
+        (Format.ALPACA, {"instruction": "q", "input": 1, "output": "a"}, "input must be a string"),
         (Format.SHAREGPT, {"conversations": [{"from": "tool", "value": "x"}]}, "conversations[0].from is 'tool'"),
         (Format.SHAREGPT, {"conversations": "x"}, "conversations must be a list"),
-        (Format.SHAREGPT, {"conversations": [{"from": "human", "value": "q"}]}, "the last message is the user's"),
+        (Format.SHAREGPT, {"conversations": [{"from": "human", "value": "q"}]}, "the last message has role user"),
     ],
 )
 def test_a_line_at_fault_is_named_with_its_number(kind: Format, row: object, reason: str) -> None:

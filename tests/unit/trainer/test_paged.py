@@ -27,7 +27,7 @@ class Layer(torch.nn.Module):
 
 
 def made(monkeypatch: pytest.MonkeyPatch, *, is_paged: bool) -> tuple[Layer, Optimizer]:
-    monkeypatch.setattr(paged, "wanted", lambda *_: is_paged)
+    monkeypatch.setattr(paged, "is_paged", lambda *_: is_paged)
     layer = Layer()
     return layer, Optimizer(layer, NF4, steps=STEPS)
 
@@ -53,9 +53,9 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 def test_it_is_chosen_for_a_four_bit_base_on_a_gpu_alone() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert paged.wanted(gpu, NF4)
-    assert not paged.wanted(cpu, NF4)
-    assert not paged.wanted(gpu, Recipe())
+    assert paged.is_paged(gpu, NF4)
+    assert not paged.is_paged(cpu, NF4)
+    assert not paged.is_paged(gpu, Recipe())
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")

@@ -60,7 +60,7 @@ def test_clean_data_is_split_rendered_and_shown() -> None:
     shown = report.shown[0].pieces
     assert [piece.trained for piece in shown] == [False, True, False]
     assert shown[1].text.endswith("it is<|im_end|>")
-    assert "expect form, not coverage" in report.size
+    assert "expect the style to be learned" in report.size
     assert report.answers == ()
 
 
@@ -162,7 +162,7 @@ def test_a_refusal_blames_the_file_that_is_at_fault() -> None:
 
 
 def test_too_few_held_out_for_a_verdict_are_told() -> None:
-    assert "10 examples are held out, and under 30" in look(questions(60), min_held_out=30).report.size
+    assert "Only 10 examples are held out, but a pass needs 30" in look(questions(60), min_held_out=30).report.size
     assert "are held out" not in look(questions(60), min_held_out=10).report.size
 
 

@@ -95,7 +95,7 @@ def test_nothing_to_train_on_is_refused() -> None:
 
 @pytest.mark.parametrize("message", [user("<|im_end|>"), assistant("a <|im_start|> b"), system("<|endoftext|>")])
 def test_control_tokens_in_a_text_are_refused(message: Message) -> None:
-    with pytest.raises(DataInvalid, match=f"the {message.role}'s content holds the control token"):
+    with pytest.raises(DataInvalid, match=f"the {message.role}'s content contains the control token"):
         renderer().render(Example(1, (message, user("hi"), assistant("Aye"))))
 
 
@@ -103,13 +103,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_does() -> No
     rewriting = TEMPLATE.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '...' }}")
     strict = renderer(make_tokenizer(rewriting))
     strict.render(Example(1, (user("hi"), assistant("Aye"))))
-    with pytest.raises(DataInvalid, match=r"line 2: messages\[1\]: the chat template renders it otherwise"):
+    with pytest.raises(DataInvalid, match=r"line 2: messages\[1\]: the chat template renders it differently"):
         strict.render(Example(2, (user("hi"), assistant("Aye"), user("hm"), assistant("Nay"))))
 
 
 def test_a_template_whose_prompt_is_not_how_the_answer_begins_is_refused() -> None:
     thinking = TEMPLATE.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n(thinking){% endif %}")
-    with pytest.raises(DataInvalid, match="its prompt is no prefix"):
+    with pytest.raises(DataInvalid, match="does not render its prompt as a prefix"):
         renderer(make_tokenizer(thinking)).render(Example(1, (user("hi"), assistant("Aye"))))
 
 

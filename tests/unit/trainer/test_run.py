@@ -18,7 +18,7 @@ from trainer.tune.loss import batch_loss, collate
 from trainer.tune.model import attach_lora, load_base, load_tokenizer
 from trainer.tune.proof import measure
 from trainer.tune.recipe import Recipe
-from trainer.tune.run import Material, _load, train_adapter
+from trainer.tune.run import TrainingInputs, _load, train_adapter
 from trainer.tune.train import evaluate
 
 RECIPE = Recipe(rank=4, alpha=8, learning_rate=1e-2, epochs=6, batch_size=2, max_length=256, seed=5)
@@ -41,10 +41,10 @@ def made(
     parent: Path | None,
 ) -> Metadata:
     lineage = Lineage(data=(), recipe=recipe, base_name="tiny", base=description.fingerprint, packages=packages())
-    material = Material(
+    inputs = TrainingInputs(
         base, description, rows, recipe, lineage, held_out=rows[:1], parent=parent, device="cpu", price_per_hour=36.0
     )
-    return train_adapter(material, target, on_stage=lambda _: None, on_progress=lambda _: None)
+    return train_adapter(inputs, target, on_stage=lambda _: None, on_progress=lambda _: None)
 
 
 def test_a_training_goes_on_from_its_parent(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from trainer.data.format import Example, Message
-from trainer.data.personal import Finder
+from trainer.data.personal import PersonalDataDetector
 from trainer.data.shingles import FEW, ShingleSets
 from trainer.data.similar import SIMILAR, groups, normalise
-from trainer.data.split import FEWEST, question, split
+from trainer.data.split import MIN_HELD_OUT, question, split
 
 SENTENCE = "I ordered a brass lantern last week and the parcel has not come to my door yet, where is it number {}?"
 
@@ -149,9 +149,9 @@ def test_large_groups_are_not_held_out_before_small_ones() -> None:
 
 
 def test_nothing_is_held_out_of_a_handful() -> None:
-    few = [example(line, str(line) * 20) for line in range(2 * FEWEST - 1)]
+    few = [example(line, str(line) * 20) for line in range(2 * MIN_HELD_OUT - 1)]
     assert split(few, seed=0).held_out == ()
-    assert len(split([*few, example(99, "one more")], seed=0).held_out) == FEWEST
+    assert len(split([*few, example(99, "one more")], seed=0).held_out) == MIN_HELD_OUT
 
 
 @pytest.mark.parametrize(
@@ -172,4 +172,4 @@ def test_nothing_is_held_out_of_a_handful() -> None:
     ],
 )
 def test_personal_data_and_secrets(text: str, kinds: set[str]) -> None:
-    assert Finder().find(text) == kinds
+    assert PersonalDataDetector().find(text) == kinds

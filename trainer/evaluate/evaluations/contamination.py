@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from trainer.data.format import split_lines
 from trainer.data.formats import read_dataset
-from trainer.data.taught import Said, Taught
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples
 from trainer.errors import DataError, GatewayRefused
 from trainer.evaluate.arms import Question
 from trainer.runs.directory import RunDirectory
@@ -50,7 +50,7 @@ def training_chain(gateway: Gateway, version: str | None) -> Iterator[VersionTra
         file = (
             next((file_id for file_id in files if isinstance(file_id, str)), None) if isinstance(files, list) else None
         )
-        yield VersionTraining(version, file, gateway.held_out_by_its_job(version) if file is not None else None)
+        yield VersionTraining(version, file, gateway.held_out_file(version) if file is not None else None)
         parent = lineage.get("parent")
         version = parent if isinstance(parent, str) and "@" in parent else None
 
@@ -64,16 +64,16 @@ class TrainingHistory:
 
     def __init__(self, gateway: Gateway, directory: RunDirectory, warn: Callable[[str], None]) -> None:
         self._gateway, self._directory, self._warn = gateway, directory, warn
-        self._cache: dict[str, Taught | None] = {}
+        self._cache: dict[str, TrainedExamples | None] = {}
 
-    def held_out(self, version: str) -> list[Said] | None:
+    def held_out(self, version: str) -> list[NormalizedExample] | None:
         """What the version's own job held out, according to its verdict; None if unknown.
 
         Raises:
             GatewayUnreachable: The gateway was unreachable for too long.
         """
         try:
-            file = self._gateway.held_out_by_its_job(version)
+            file = self._gateway.held_out_file(version)
             return None if file is None else questions_of_job_file(self._fetch(file))
         except GatewayRefused as error:
             self._warn(f"cannot tell what the job of {version} held out: {error.message}")
@@ -101,13 +101,13 @@ class TrainingHistory:
                     seen_ids |= {
                         question_id
                         for question_id, example in normalised.items()
-                        if examples is not None and examples.holds(example)
+                        if examples is not None and examples.contains(example)
                     }
             except GatewayRefused as error:
                 self._warn(f"cannot tell what {version} was trained on: {error.message}")
         return tuple(question_id for question_id in normalised if question_id in seen_ids)
 
-    def _trained_examples(self, training: VersionTraining) -> Taught | None:
+    def _trained_examples(self, training: VersionTraining) -> TrainedExamples | None:
         if training.file is None:
             return None
         if training.version not in self._cache:
@@ -116,10 +116,10 @@ class TrainingHistory:
             )
         return self._cache[training.version]
 
-    def _read_trained_examples(self, version: str, file: str, held_out: str | None) -> Taught | None:
+    def _read_trained_examples(self, version: str, file: str, held_out: str | None) -> TrainedExamples | None:
         try:
             data = read_dataset(file, self._fetch(file))[1]
-            trained = Taught((Said.example(example) for example in data.examples), common=True)
+            trained = TrainedExamples((NormalizedExample.example(example) for example in data.examples), common=True)
             return trained.without(questions_of_job_file(self._fetch(held_out)) if held_out is not None else ())
         except (GatewayRefused, DataError) as error:
             self._warn(f"the training data of {version} was not checked: {error.message}")
@@ -133,12 +133,12 @@ class TrainingHistory:
         return content
 
 
-def as_said(question: Question) -> Said:
+def as_said(question: Question) -> NormalizedExample:
     """A question in the form that is compared with training examples."""
-    return Said.of([(turn.role, turn.content) for turn in question.turns], question.reference)
+    return NormalizedExample.of([(turn.role, turn.content) for turn in question.turns], question.reference)
 
 
-def questions_of_job_file(content: bytes) -> list[Said]:
+def questions_of_job_file(content: bytes) -> list[NormalizedExample]:
     """The questions in a file that a job stored; invalid lines are skipped."""
     questions = []
     for line in split_lines(content):

@@ -157,7 +157,7 @@ class Evaluator:
         """Upload the questions to the gateway, once."""
         uploaded = self.uploaded()
         if uploaded.held_out is None:
-            held_out = self._gateway.keep(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
+            held_out = self._gateway.upload_file(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
             self._directory.write(spec.UPLOADED_FILES, uploaded.model_copy(update={"held_out": held_out}))
 
     def upload_report(self, report: EvaluationReport) -> UploadedFiles:
@@ -170,7 +170,7 @@ class Evaluator:
             self._check()
             self._directory.path(name).write_text(content, "utf-8")
             if getattr(uploaded, part) is None:
-                file_id = self._gateway.keep(f"{self._run_id}-{name}", content.encode(), RESULTS_PURPOSE)
+                file_id = self._gateway.upload_file(f"{self._run_id}-{name}", content.encode(), RESULTS_PURPOSE)
                 uploaded = uploaded.model_copy(update={part: file_id})
                 self._directory.write(spec.UPLOADED_FILES, uploaded)
         return uploaded

@@ -11,7 +11,7 @@ from adapters.protocol.runs import EvaluationContext
 from adapters.validation import faults, message
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
-from trainer.data.taught import Said, Taught
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples
 from trainer.errors import DataInvalid, HeldOutTaught, Problem
 from trainer.evaluate.arms import Question, questions
 from trainer.evaluate.evaluations.contamination import as_said
@@ -51,7 +51,7 @@ def refuse_trained_on(
     job: EvaluationJob,
     held_out: Sequence[Question],
     trained_on: Sequence[Question],
-    own_held_out: Sequence[Said] | None,
+    own_held_out: Sequence[NormalizedExample] | None,
 ) -> None:
     """Refuse held-out examples that the candidate was trained on.
 
@@ -69,8 +69,8 @@ def refuse_trained_on(
     """
     if job.context.candidate is None or (own_held_out is None and is_job_held_out(job.context)):
         return
-    trained = Taught((as_said(question) for question in trained_on), common=True).without(own_held_out or ())
-    overlap = [question for question in held_out if trained.holds(as_said(question))]
+    trained = TrainedExamples((as_said(question) for question in trained_on), common=True).without(own_held_out or ())
+    overlap = [question for question in held_out if trained.contains(as_said(question))]
     if overlap:
         raise HeldOutTaught(
             f"{len(overlap)} of {len(held_out)} held-out examples (the first: {overlap[0].id[:40]}) are in the file "

@@ -13,8 +13,8 @@ from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult, Pr
 from trainer.reviews.service import Reviews
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
-from trainer.runs.kind import Cause, Cut, Ending, Kind, Stage
-from trainer.runs.process import Command, End
+from trainer.runs.kind import Abort, AbortCause, Kind, RunOutcome, Stage
+from trainer.runs.process import Command, WorkerExit
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
 
@@ -45,7 +45,7 @@ class EvaluationKind(Kind[EvaluationResult]):
     """
 
     name = NAME
-    noun = described = "evaluation"
+    noun = display_name = "evaluation"
     param = "evaluation_id"
     too_many = TooManyEvaluations
     stages = (EVALUATE,)
@@ -62,7 +62,7 @@ class EvaluationKind(Kind[EvaluationResult]):
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
-        directory = self.directories.of(run_id)
+        directory = self.directories.path_of(run_id)
         present = [name for name in (spec.HELD_OUT, spec.PLAN, spec.UPLOADED_FILES) if (directory / name).exists()]
         answer_files = (name for name in ANSWER_FILES if (directory / name).exists())
         return " ".join([*present, *(f"{name}:{(directory / name).stat().st_size}" for name in answer_files)])
@@ -71,12 +71,12 @@ class EvaluationKind(Kind[EvaluationResult]):
         """See Kind."""
         return "the answers that it has" if progress else "the beginning"
 
-    def cut_short(self, run: Run, cut: Cut) -> Ending[EvaluationResult]:
+    def abort_run(self, run: Run, abort: Abort) -> RunOutcome[EvaluationResult]:
         """See Kind."""
-        if cut.cause is Cause.CANCELLED:
-            return Ending(EvaluationResult(status="cancelled"), "cancelled")
-        failure = DISK_FULL if cut.cause is Cause.DISK_FULL else _worker_killed(cut.end, cut.times)
-        return Ending(EvaluationResult(status="failed", error=failure), failure.message)
+        if abort.cause is AbortCause.CANCELLED:
+            return RunOutcome(EvaluationResult(status="cancelled"), "cancelled")
+        failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else _worker_killed(abort.end, abort.times)
+        return RunOutcome(EvaluationResult(status="failed", error=failure), failure.message)
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
         """See Kind."""
@@ -89,7 +89,7 @@ class EvaluationKind(Kind[EvaluationResult]):
         return self.directories.read(run_id, spec.PROGRESS, Progress)
 
 
-def _worker_killed(end: End, times: int) -> Failure:
+def _worker_killed(end: WorkerExit, times: int) -> Failure:
     how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
     message = (
         f"The worker {how}, {times} times in a row without progress. Check its log in the evaluation's directory, then "

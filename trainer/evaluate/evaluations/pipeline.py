@@ -196,7 +196,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             notes: list[str] = []
             pointer, live = live_to_compare(self._gateway, context.candidate, notes.append)
             return LiveState(pointer, live, tuple(notes))
-        if context.live is not None and not self._gateway.reads_stores(context.live):
+        if context.live is not None and not self._gateway.can_read_stores(context.live):
             return LiveState(notes=(live_unreadable_note(context.live),))
         return LiveState(live=context.live)
 

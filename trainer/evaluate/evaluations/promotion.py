@@ -48,9 +48,9 @@ def live_to_compare(gateway: Gateway, name: str, warn: Callable[[str], None]) ->
     adapter, _, number = name.partition("@")
     pointer = live_pointer(gateway, adapter)
     live = f"{adapter}@{pointer.version}"
-    if pointer.version in (None, int(number)) or not gateway.serves(live):
+    if pointer.version in (None, int(number)) or not gateway.is_servable(live):
         return pointer, None
-    if gateway.settings(live).get("grounding") and not gateway.reads_stores(live):
+    if gateway.settings(live).get("grounding") and not gateway.can_read_stores(live):
         warn(live_unreadable_note(live))
         return pointer.model_copy(update={"compared": False}), None
     return pointer, live
@@ -115,7 +115,7 @@ def _move(gateway: Gateway, name: str, expected: int | None, emit: Callable[...,
     adapter = name.partition("@")[0]
     by_hand = f"`hatrack promote {name}` makes it live"
     try:
-        gateway.aim(name, LIVE, expected)
+        gateway.set_alias(name, LIVE, expected)
     except GatewayRefused as error:
         if error.gateway_code == MOVED:
             emit(_moved_message(adapter, by_hand), level="warn")

@@ -19,7 +19,7 @@ from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationJob, 
 from trainer.http import CurrentCaller
 from trainer.runs.idempotency import retry_of
 from trainer.runs.notifier import Notifier
-from trainer.runs.records import Draft
+from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Run, Status
 
@@ -69,13 +69,13 @@ class Evaluations(RunService):
         """
         body = read_request(request)
         retry = retry_of(idempotency_key, request)
-        existing = await self.made_before(caller, retry)
+        existing = await self.find_previous_run(caller, retry)
         if existing is not None:
             return await self.show(existing), True
         await asyncio.to_thread(_check, body, context, self._settings)
         job = self._job(caller, body, context)
         details = EvaluationDetails(arms=tuple(_arms(body, context, self._installation.base_name)))
-        draft = Draft(
+        new_run = NewRun(
             id=job.id,
             kind=kind.NAME,
             project=caller.project,
@@ -87,7 +87,7 @@ class Evaluations(RunService):
             details=details.model_dump(mode="json"),
             status=kind.EVALUATE.waits_as,
         )
-        run, made = await self.make(caller, draft, job, key, retry, None)
+        run, made = await self.create_run(caller, new_run, job, key, retry, None)
         return await self.show(run), not made
 
     def _job(self, caller: CurrentCaller, body: EvaluationBody, context: EvaluationContext) -> EvaluationJob:
@@ -117,7 +117,7 @@ class Evaluations(RunService):
         run = await self.row(caller, evaluation_id)
         if not run.over:
             raise NotFinished(f"the evaluation `{run.id}` is {run.status} and has no report yet", retry_after_s=5)
-        content = await asyncio.to_thread(self.directories.content, run.id, name)
+        content = await asyncio.to_thread(self.directories.read_bytes, run.id, name)
         if run.status is not Status.SUCCEEDED or content is None:
             raise Missing(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")
         return content

@@ -32,8 +32,8 @@ from service.training.openapi import FORWARDED
 from service.training.routes import router
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.finetune.routes import router as jobs_router
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import Recipe
-from trainer.tune.wish import Wish
 
 DESCRIBED = {
     (method, route.path): route for route in FORWARDED if isinstance(route, APIRoute) for method in route.methods
@@ -94,8 +94,8 @@ def test_nothing_that_is_described_is_run() -> None:
         (request_schemas.ArmBody, Arm, set()),
         (request_schemas.MetricBody, evaluate.MetricOptions, set()),
         (job_schemas.Recipe, Recipe, set()),
-        (job_schemas.JobPlan, spec.Plan, set()),
-        (job_schemas.PrimaryMetric, spec.Primary, {"answers"}),
+        (job_schemas.JobPlan, spec.TrainingPlan, set()),
+        (job_schemas.PrimaryMetric, spec.PrimaryMetric, {"answers"}),
         (job_schemas.JobVerdict, evaluation_spec.VerdictRecord, set()),
         (job_schemas.JobError, protocol.Failure, set()),
         (reports.QualityReport, data.Report, set()),
@@ -114,10 +114,10 @@ def test_a_described_object_has_the_fields_of_the_trainer_s(
 
 
 def test_the_hyperparameters_are_those_that_a_job_can_be_told() -> None:
-    known = set(Wish.model_fields) | set(jobs.Options.model_fields)
+    known = set(HyperparameterRequest.model_fields) | set(jobs.Options.model_fields)
     assert names(request_schemas.HyperparametersBody) == names(job_schemas.Hyperparameters) == known
     for name, field in request_schemas.HyperparametersBody.model_fields.items():
-        model = Wish if name in Wish.model_fields else jobs.Options
+        model = HyperparameterRequest if name in HyperparameterRequest.model_fields else jobs.Options
         assert field.default == model.model_fields[name].default, name
 
 

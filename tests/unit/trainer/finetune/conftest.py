@@ -19,7 +19,7 @@ from tests.support.http import QuietHandler
 from tests.unit.trainer.finetune.fake_engine import FakeEngine
 from trainer.finetune.spec import JobSpec
 from trainer.runs import protocol
-from trainer.tune.wish import Wish
+from trainer.tune.hyperparameters import HyperparameterRequest
 
 KEY = "hk_job"
 
@@ -214,7 +214,7 @@ def make_job(gateway: FakeGateway, base_dir: Path, tmp_path: Path) -> Any:
             "context": 256,
             "training_file": ref("train", jsonl(rows()) if content is None else content),
             "validation_file": ref("held", held_out) if held_out is not None else None,
-            "wish": Wish(n_epochs=3, batch_size=4, lora_rank=4, learning_rate=5e-3),
+            "wish": HyperparameterRequest(n_epochs=3, batch_size=4, lora_rank=4, learning_rate=5e-3),
             "seed": 3,
             "device": "cpu",
             "checkpoint_s": 0.0,

@@ -21,10 +21,10 @@ from typing import Any
 
 from adapters.protocol.reports import ExampleLengths
 from trainer.data.report import HeldOut, Report
-from trainer.errors import FolderBusy
+from trainer.errors import RunDirectoryBusy
 from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.finetune import spec
-from trainer.finetune.spec import JobSpec, Plan, Primary, Result
+from trainer.finetune.spec import JobResult, JobSpec, PrimaryMetric, TrainingPlan
 from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.protocol import BUSY, DONE, PAUSED, STOPPED, Control
@@ -42,7 +42,7 @@ def main() -> int:
         with RunDirectory(options.folder) as folder:
             job = JobSpec.model_validate_json(folder.path(protocol.SPEC).read_bytes())
             return validate(folder, job) if options.stage == "validate" else StandIn(folder, job).train()
-    except FolderBusy:
+    except RunDirectoryBusy:
         return BUSY
 
 
@@ -55,8 +55,10 @@ def validate(folder: RunDirectory, job: JobSpec) -> int:
     )  # fmt: skip
     recipe = Recipe(rank=4, epochs=1, batch_size=int(job.metadata.get("batch", "4")), max_length=64)
     folder.write(spec.REPORT, report)
-    primary = Primary(name="rouge_l", why="it is free text", answers=("yes", "no"), max_tokens=16)
-    folder.write(spec.PLAN, Plan(recipe=recipe, chosen={}, system_prompt=None, tokens_an_epoch=90, primary=primary))
+    primary = PrimaryMetric(name="rouge_l", why="it is free text", answers=("yes", "no"), max_tokens=16)
+    folder.write(
+        spec.PLAN, TrainingPlan(recipe=recipe, chosen={}, system_prompt=None, tokens_an_epoch=90, primary=primary)
+    )
     folder.emit_event("looked at the data")
     return DONE
 
@@ -77,11 +79,11 @@ class StandIn:
             while (ordered := self._ordered()) is None and self.metadata.get("hold") == str(step):
                 time.sleep(STEP_S)
             if ordered == DONE:
-                self.folder.write(protocol.RESULT, Result(status="cancelled"))
+                self.folder.write(protocol.RESULT, JobResult(status="cancelled"))
             if ordered is not None:
                 return ordered
         self.folder.emit_event("voice@1 is proven")
-        result = Result(status="succeeded", fine_tuned_model="voice@1", trained_tokens=40, cost=0.5)
+        result = JobResult(status="succeeded", fine_tuned_model="voice@1", trained_tokens=40, cost=0.5)
         self.folder.write(spec.PUSHED, result)
         ordered = self._judge()
         if ordered is not None:

@@ -43,7 +43,7 @@ async def test_a_job_from_its_creation_to_its_end(trainer: Running, client: Clie
     assert (made.finished_at, made.fine_tuned_model, made.trained_tokens, made.error) == (None, None, None, None)
     assert (made.organization_id, made.result_files, made.integrations) == ("default", [], [])
     assert made.hyperparameters.n_epochs == "auto"
-    folder = trainer.trainer.jobs.directories.of(made.id)
+    folder = trainer.trainer.jobs.directories.path_of(made.id)
     assert oct((folder / "key").stat().st_mode & 0o777) == "0o600"
 
     job = await client.ended(made.id)

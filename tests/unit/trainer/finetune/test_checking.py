@@ -15,7 +15,7 @@ from tests.unit.trainer.finetune.trainers import Client, Running, installation, 
 from trainer.config import Settings
 from trainer.data import check, checking
 from trainer.data.check import REFUSED
-from trainer.data.checking import CheckWish, DataChecks
+from trainer.data.checking import CheckOptions, DataChecks
 from trainer.data.report import Report
 from trainer.errors import RequestError
 
@@ -108,7 +108,7 @@ async def test_a_check_is_bounded_in_time_in_number_and_in_what_it_may_break(
 
     async def status(of: DataChecks = checks) -> tuple[int, str]:
         with pytest.raises(RequestError) as refused:
-            await of.check("f", content(), CheckWish(None, False, False))
+            await of.check("f", content(), CheckOptions(None, False, False))
         return refused.value.status, refused.value.shown_code
 
     # the short time is for this one alone: where the machine is busy, Python takes longer than that to start
@@ -117,6 +117,6 @@ async def test_a_check_is_bounded_in_time_in_number_and_in_what_it_may_break(
     assert await status() == (500, "internal_error")
     code = f'import sys; print(\'{{"code": "c", "message": "m", "param": null}}\'); sys.exit({REFUSED})'
     assert await status() == (400, "c")
-    monkeypatch.setattr(checking, "WAITING_MOST", 0)
+    monkeypatch.setattr(checking, "MAX_WAITING", 0)
     assert await status() == (429, "too_many_jobs")
     assert list(place.directory.iterdir()) == []

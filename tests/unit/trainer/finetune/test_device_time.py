@@ -12,13 +12,13 @@ import pytest
 
 from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import installation
-from tests.unit.trainer.runs.test_database import draft
+from tests.unit.trainer.runs.test_database import new_run
 from trainer.app import Trainer
 from trainer.config import Settings
 from trainer.finetune import capacity, spec
-from trainer.finetune.spec import Result
+from trainer.finetune.spec import JobResult
 from trainer.runs import protocol, records
-from trainer.runs.kind import Ending
+from trainer.runs.kind import RunOutcome
 from trainer.runs.state import Run, Status
 from trainer.runs.transitions import Transitions
 
@@ -31,7 +31,7 @@ class Stopped:
     def __init__(self, trainer: Trainer) -> None:
         self.transitions: Transitions = trainer.supervisor._transitions
         self.kind, self.database = trainer.jobs.kind, trainer.database
-        self.folder = trainer.jobs.directories.of(JOB)
+        self.folder = trainer.jobs.directories.path_of(JOB)
 
     async def change(self, **values: Any) -> Run:
         found: Run = await self.database.run(lambda db: records.change(db, JOB, **values))
@@ -51,12 +51,12 @@ class Stopped:
 async def stopped(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> AsyncIterator[Stopped]:
     settings = Settings(device="cpu", price_per_hour=36.0)
     place = installation(tmp_path, base_dir, gateway)
-    base = capacity.Base.read(base_dir)
+    base = capacity.BaseModelInfo.read(base_dir)
     trainer = Trainer.build(settings, place, base)
     trainer.jobs.directories.open()
     await trainer.database.open()
-    await trainer.database.run(lambda db: records.add(db, draft(1), None))
-    trainer.jobs.directories.of(JOB).mkdir()
+    await trainer.database.run(lambda db: records.add(db, new_run(1), None))
+    trainer.jobs.directories.path_of(JOB).mkdir()
     yield Stopped(trainer)
     await trainer.housekeeper.stop()
     await trainer.database.close()
@@ -83,6 +83,6 @@ async def test_a_worker_that_gave_no_sign_since_its_start_has_taken_no_time(stop
 @pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
 async def test_seconds_and_cost_are_those_of_the_device_at_every_end(stopped: Stopped, status: Any) -> None:
     job = await stopped.change(status=Status.RUNNING, device_s=100.0)
-    await stopped.transitions.finish(stopped.kind, job, Ending(Result(status=status, seconds=7.0, cost=0.5)))
-    result = Result.model_validate((await stopped.job()).result)
+    await stopped.transitions.finish(stopped.kind, job, RunOutcome(JobResult(status=status, seconds=7.0, cost=0.5)))
+    result = JobResult.model_validate((await stopped.job()).result)
     assert (result.status, result.seconds, result.cost) == (status, 100.0, 1.0)

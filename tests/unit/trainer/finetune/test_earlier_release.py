@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from trainer.evaluate.evaluations.spec import EvaluationResult
-from trainer.finetune.spec import Result
+from trainer.finetune.spec import JobResult
 from trainer.runs.protocol import RESULT
 
 
@@ -38,7 +38,7 @@ def test_a_worker_that_comes_to_what_has_moved_starts_anew(name: str, monkeypatc
 def test_a_worker_is_started_by_its_earlier_name(make_job: Any, module: str) -> None:
     folder: Path = make_job()
     evaluates = module == "trainer.evaluations.worker"
-    result = EvaluationResult(status="cancelled") if evaluates else Result(status="cancelled")
+    result = EvaluationResult(status="cancelled") if evaluates else JobResult(status="cancelled")
     (folder / RESULT).write_text(result.model_dump_json())
     stage = [] if evaluates else ["--stage", "train"]
     done = subprocess.run(

@@ -17,7 +17,7 @@ from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
 from tests.unit.trainer.finetune.trainers import Running, running, stand_in
 from trainer.finetune import worker
 from trainer.finetune.kind import FinetuneKind
-from trainer.finetune.spec import Result
+from trainer.finetune.spec import JobResult
 from trainer.runs import control, supervisor
 from trainer.runs import directory as folders
 from trainer.runs.directories import RunDirectories
@@ -71,7 +71,7 @@ def test_nothing_is_left_of_what_could_not_be_written_whole(
     reference = FileRef(id="train", filename=name, bytes=len(content), sha256=digest)
     writes = {
         "training.jsonl": lambda: way.fetch(reference, folder / name),
-        "result.json": lambda: folders.RunDirectory(folder).write(name, Result(status="cancelled")),
+        "result.json": lambda: folders.RunDirectory(folder).write(name, JobResult(status="cancelled")),
     }
     monkeypatch.setattr("trainer.durable.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
@@ -91,14 +91,14 @@ async def test_a_job_ends_though_nothing_can_be_written_into_its_folder(
     async with running(tmp_path, base_dir, gateway, command=exits(FULL)) as trainer:
         job = await ended(trainer)
         assert (job.status, job.error.code) == ("failed", "disk_full")
-        assert "make room" in job.error.message
+        assert "Free some space" in job.error.message
         assert (await trainer.client().messages(job.id))[-1] == job.error.message
 
 
 async def test_a_job_whose_worker_has_no_room_to_start_ends(
     tmp_path: Path, base_dir: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RunDirectories, "order", full)
+    monkeypatch.setattr(RunDirectories, "set_control", full)
     async with running(tmp_path, base_dir, gateway, command=stand_in) as trainer:
         job = await ended(trainer)
         assert (job.status, job.error.code) == ("failed", "disk_full")
@@ -107,13 +107,13 @@ async def test_a_job_whose_worker_has_no_room_to_start_ends(
 async def test_a_version_that_is_there_stays_though_the_disk_is_full(
     tmp_path: Path, base_dir: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pushed = Result(status="succeeded", fine_tuned_model="voice@1")
+    pushed = JobResult(status="succeeded", fine_tuned_model="voice@1")
     monkeypatch.setattr(FinetuneKind, "pushed", lambda *_: pushed)
     monkeypatch.setattr(RunDirectories, "write", full)
     async with running(tmp_path, base_dir, gateway, command=exits(FULL)) as trainer:
         job = await ended(trainer)
         assert (job.status, job.fine_tuned_model) == ("succeeded", "voice@1")
-        assert "no verdict could be kept" in (await trainer.client().messages(job.id))[-1]
+        assert "no verdict could be stored" in (await trainer.client().messages(job.id))[-1]
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from trainer.data.formats import read_dataset
 from trainer.evaluate.arms import GROUNDED_NOTE
 from trainer.finetune.judging import Judging
 from trainer.finetune.pipeline import TrainingPipeline
-from trainer.finetune.spec import JobSpec, Plan, Primary
+from trainer.finetune.spec import JobSpec, PrimaryMetric, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.tune.recipe import Recipe
 
 GROUNDING = {"vector_store_ids": ["vs_shop"], "template": None, "max_passage_tokens": 700}
-PRIMARY = Primary(name="exact_match", why="w", answers=("a", "b"), max_tokens=16)
-PLAN = Plan(
+PRIMARY = PrimaryMetric(name="exact_match", why="w", answers=("a", "b"), max_tokens=16)
+PLAN = TrainingPlan(
     recipe=Recipe(rank=4, epochs=1, batch_size=4, max_length=64),
     chosen={},
     system_prompt="Be salty.",
@@ -69,8 +69,8 @@ def test_the_base_is_asked_with_the_new_version_s_grounding(
             metadata=cast(Any, None),
             name="voice@2",
         )
-        fixed = judging._fix()
-        again = judging._again(fixed.evaluation, judging._evaluator.uploaded())
+        fixed = judging._fix_comparison()
+        again = judging._repeat_body(fixed.evaluation, judging._evaluator.uploaded())
     way.close()
     asked = {"vector_store_ids": ["vs_shop"], "max_passage_tokens": 700} if grounded else None
     assert [arm.grounding for arm in fixed.evaluation.arms] == [None, asked, asked]

@@ -18,15 +18,15 @@ from trainer.errors import GatewayUnreachable
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.report import EvaluationReport
 from trainer.finetune import judging, spec
-from trainer.finetune.spec import JobSpec, JudgingWish, Plan
+from trainer.finetune.spec import EvaluationOptions, JobSpec, TrainingPlan
 from trainer.runs import control, protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import DONE, PAUSED
-from trainer.tune.wish import Wish
+from trainer.tune.hyperparameters import HyperparameterRequest
 
 HELD_OUT = 14
-WISH = JudgingWish(concurrency=2, min_examples=12, live_margin=0.22)
+WISH = EvaluationOptions(concurrency=2, min_examples=12, live_margin=0.22)
 """A margin that fourteen examples can show an equal version to be within."""
 
 
@@ -55,7 +55,7 @@ def job(make_job: Any, gateway: FakeGateway, trained: Path, monkeypatch: pytest.
     def new(held_out: int, **wish: Any) -> Path:
         content = jsonl(rows(24 + HELD_OUT)[24:][:held_out])
         changes = {
-            "wish": Wish(n_epochs=1, lora_rank=4),
+            "wish": HyperparameterRequest(n_epochs=1, lora_rank=4),
             "judging": WISH.model_copy(update=wish),
             "context": 2048,
         }
@@ -132,12 +132,14 @@ def test_a_version_that_passes_goes_live_and_carries_its_verdict(
 
 def test_the_metric_is_fixed_before_training_and_said(job: Callable[..., Path]) -> None:
     folder = job()
-    plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
+    plan = TrainingPlan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert plan.primary is not None
     assert plan.primary.name == "exact_match"
     assert plan.primary.max_tokens >= 16
     spoken = said(folder)
-    fixed = next(at for at, message in enumerate(spoken) if message.startswith("it will be judged by exact_match"))
+    fixed = next(
+        at for at, message in enumerate(spoken) if message.startswith("the adapter will be judged by exact_match")
+    )
     assert fixed < spoken.index("training")
 
 
@@ -247,7 +249,7 @@ def test_killed_at_any_point_it_asks_nothing_twice_and_writes_one_verdict(
 ) -> None:
     folder = job()
     say = RunDirectory.emit_event
-    monkeypatch.setattr(judging, "SAID_S", 0.0)
+    monkeypatch.setattr(judging, "MIN_EVENT_INTERVAL_S", 0.0)
 
     def killed(self: RunDirectory, message: str, **data: Any) -> None:
         if message.startswith(at) and data.get("done") != 0:
@@ -282,7 +284,7 @@ def test_cancelled_while_it_is_judged_the_version_stays_and_nothing_moves(
     assert (done.status, done.fine_tuned_model, done.judged) == ("succeeded", "voice@1", None)
     assert gateway.aliases == {}
     assert gateway.verdicts == []
-    assert "nothing was moved" in said(folder)[-1]
+    assert "`live` was not moved" in said(folder)[-1]
 
 
 def test_cancelled_before_it_goes_on_the_version_stays_too(job: Callable[..., Path], gateway: FakeGateway) -> None:
@@ -309,14 +311,14 @@ def test_a_verdict_stands_though_live_could_not_be_moved(
     job: Callable[..., Path], gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: Any, **__: Any) -> Any:
-        raise GatewayUnreachable("the gateway went away")
+        raise GatewayUnreachable("cannot reach the gateway")
 
-    monkeypatch.setattr(Gateway, "aim", away)
+    monkeypatch.setattr(Gateway, "set_alias", away)
     folder = job()
     assert run(folder) == DONE
     assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
     assert events(folder)[-1]["level"] == "error"
-    assert "`hatrack promote voice@1` makes it live" in said(folder)[-1]
+    assert "Run `hatrack promote voice@1` to make it live" in said(folder)[-1]
 
 
 def test_what_cannot_be_judged_has_succeeded_and_says_how_to_judge_it(
@@ -330,7 +332,7 @@ def test_what_cannot_be_judged_has_succeeded_and_says_how_to_judge_it(
     assert gateway.aliases == {}
     last = events(folder)[-1]
     assert (last["level"], last["data"]["code"]) == ("error", "arm_unservable")
-    assert "`hatrack evaluate voice@1 --held-out file-kept1` judges it" in last["message"]
+    assert "To judge it, run `hatrack evaluate voice@1 --held-out file-kept1`" in last["message"]
 
 
 def test_one_whose_data_have_gone_since_it_was_pushed_has_succeeded(
@@ -345,7 +347,7 @@ def test_one_whose_data_have_gone_since_it_was_pushed_has_succeeded(
     assert run(folder) == DONE
     assert (result(folder).status, result(folder).fine_tuned_model) == ("succeeded", "voice@1")
     assert events(folder)[-1]["level"] == "error"
-    assert "voice@1 is there, without a verdict" in said(folder)[-1]
+    assert "voice@1 is registered, without a verdict" in said(folder)[-1]
 
 
 def test_of_many_held_out_examples_a_sample_is_asked_and_the_report_says_so(
@@ -375,7 +377,7 @@ def test_a_job_of_before_there_was_judging_is_judged_too(job: Callable[..., Path
         found.pop("judging", None)
         found.pop("primary", None)
         (folder / name).write_text(json.dumps(found))
-    assert JobSpec.model_validate_json((folder / protocol.SPEC).read_bytes()).judging == JudgingWish()
+    assert JobSpec.model_validate_json((folder / protocol.SPEC).read_bytes()).judging == EvaluationOptions()
     assert run(folder) == DONE
     assert (judged(folder).metric, judged(folder).examples) == ("exact_match", HELD_OUT)
 

@@ -75,7 +75,7 @@ async def test_a_cancelled_job_ends_and_its_key_with_it(client: Client, gateway:
             await change(made.id)
         assert refused.value.code == "invalid_state"
     await until(lambda: KEY not in gateway.keys)
-    await until(lambda: not any(trainer.trainer.jobs.directories.spent.iterdir()))
+    await until(lambda: not any(trainer.trainer.jobs.directories.keys_to_revoke.iterdir()))
 
 
 async def test_a_job_that_waits_is_cancelled_without_a_worker(client: Client) -> None:
@@ -120,7 +120,7 @@ async def test_a_killed_worker_is_started_again_from_its_last_checkpoint(client:
     assert (await client.ended(made.id)).status == "succeeded"
     warned = [event for event in await client.events(made.id) if event.level == "warn"]
     assert [event.message for event in warned] == [
-        "The worker was killed (SIGKILL); it goes on from checkpoint step-00000002"
+        "The worker was killed (SIGKILL); resuming from checkpoint step-00000002"
     ]
     steps = [event.data["step"] for event in await client.events(made.id) if event.type == "metrics"]
     assert steps == [1, 2, 3, 4, 5]
@@ -137,9 +137,9 @@ async def test_a_worker_that_is_killed_while_it_judges_again_and_again_leaves_a_
     assert "hatrack_verdict" not in job.metadata
     last = (await client.events(made.id))[-1]
     assert last.level == "error"
-    assert "voice@1 is there, without a verdict" in last.message
+    assert "voice@1 is registered, without a verdict" in last.message
     warned = [event.message for event in await client.events(made.id) if event.level == "warn"]
-    assert warned == ["The worker was killed (SIGKILL); it goes on from the answers that it has"] * 3
+    assert warned == ["The worker was killed (SIGKILL); resuming from the answers collected so far"] * 3
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -231,7 +231,7 @@ async def test_a_trainer_that_stops_leaves_jobs_that_go_on_by_themselves(
         assert (await client.ended(waiting.id)).status == "succeeded"
         messages = await client.messages(made.id)
         assert "killed" not in " ".join(messages)
-        assert messages.count("Fine-tuning job started") == messages.count("Fine-tuning job goes on") == 1
+        assert messages.count("Fine-tuning job started") == messages.count("Fine-tuning job resumed") == 1
         assert len(messages) == len({*messages})
 
 
@@ -251,7 +251,7 @@ async def test_a_worker_that_outlives_its_trainer_is_found_again(
         worker.send_signal(signal.SIGKILL)
         assert (await client.ended(made.id)).status == "succeeded"
         (warned,) = [event.message for event in await client.events(made.id) if event.level == "warn"]
-        assert warned == "The worker was gone; it goes on from checkpoint step-00000003"
+        assert warned == "The worker disappeared; resuming from checkpoint step-00000003"
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ async def test_a_worker_that_was_still_starting_when_its_trainer_died_is_left_to
         await until(lambda: trainer.trainer.supervisor.working() == [orphan.pid])
         assert (await client.ended(made.id)).status == "succeeded"
         assert await client.steps(made.id) == list(range(1, 151))
-    await until(lambda: orphan.poll() == process.End(0))
+    await until(lambda: orphan.poll() == process.WorkerExit(0))
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ async def test_a_key_outlives_a_gateway_that_is_away_but_not_the_job(
         made = await client.create()
         job = await client.ended(made.id)
         assert (job.status, job.result_files) == ("succeeded", [])
-        spent = trainer.trainer.jobs.directories.spent / made.id
+        spent = trainer.trainer.jobs.directories.keys_to_revoke / made.id
         await until(spent.exists)
         assert oct(spent.stat().st_mode & 0o777) == "0o600"
         assert KEY in gateway.keys
@@ -326,7 +326,7 @@ async def test_a_job_whose_folder_somebody_has_removed_fails_and_holds_up_nobody
     lost, other = await client.create(), await client.create()
     for made in (lost, other):
         await client.until(made.id, lambda job: job.status == "queued")
-    shutil.rmtree(trainer.trainer.jobs.directories.of(lost.id))
+    shutil.rmtree(trainer.trainer.jobs.directories.path_of(lost.id))
     await client.openai.fine_tuning.jobs.cancel(first.id)
     assert (await client.ended(other.id)).status == "succeeded"
     job = await client.ended(lost.id)
@@ -350,7 +350,7 @@ async def test_big_files_go_after_their_time(tmp_path: Path, base_dir: Path, gat
     async with running(tmp_path, base_dir, gateway) as trainer:
         made = await trainer.client().create()
         await trainer.client().ended(made.id)
-        folder = trainer.trainer.jobs.directories.of(made.id)
+        folder = trainer.trainer.jobs.directories.path_of(made.id)
         assert (folder / "checkpoints").exists()
     await asyncio.sleep(1)
     async with running(tmp_path, base_dir, gateway, keep_days=0) as trainer:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import trainer
-from trainer.config import KEPT_BACK, Settings, load_settings, visible_gpus, worker_environment
+from trainer.config import NOT_INHERITED, Settings, load_settings, visible_gpus, worker_environment
 from trainer.errors import SettingsError
 
 PACKAGE = Path(trainer.__file__).parent
@@ -44,7 +44,7 @@ def test_the_secret_is_never_in_a_message_and_no_worker_inherits_it(monkeypatch:
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert "too-short" not in str(caught.value)
-    for name in KEPT_BACK:
+    for name in NOT_INHERITED:
         monkeypatch.setenv(name, "a-very-secret-key-0123")
     assert "a-very-secret" not in repr(load_settings())
     assert "a-very-secret-key-0123" not in worker_environment().values()

@@ -15,14 +15,14 @@ from trainer.data.report import Report
 from trainer.data.split import Split
 from trainer.finetune import pipeline as job_work
 from trainer.finetune import spec, system_prompt, worker
-from trainer.finetune.spec import TRAIN, VALIDATE, Plan, Result
+from trainer.finetune.spec import TRAIN, VALIDATE, JobResult, TrainingPlan
 from trainer.runs import control, protocol
 from trainer.runs import worker as runs_worker
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import BUSY, DONE, PAUSED
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE, Metadata
-from trainer.tune.wish import Wish
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def run(folder: Path, stage: str = TRAIN) -> int:
         return runs_worker.work(worker.KIND, held, stage)
 
 
-def result(folder: Path) -> Result:
-    return Result.model_validate_json((folder / protocol.RESULT).read_bytes())
+def result(folder: Path) -> JobResult:
+    return JobResult.model_validate_json((folder / protocol.RESULT).read_bytes())
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     folder = make_job()
     assert run(folder, VALIDATE) == DONE
     assert Report.model_validate_json((folder / spec.REPORT).read_bytes()).trained_on == 14
-    plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
+    plan = TrainingPlan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
     assert set(plan.chosen) == {"lora_alpha", "quantization", "max_length"}
     assert plan.primary is not None
@@ -84,7 +84,7 @@ def test_a_system_prompt_that_all_examples_have_becomes_the_versions(make_job: A
                       {"role": "assistant", "content": row["completion"]}]}
         for row in rows()
     ]  # fmt: skip
-    folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    folder = make_job(jsonl(found), wish=HyperparameterRequest(n_epochs=1, batch_size=8, lora_rank=4))
     assert run(folder) == DONE
     assert json.loads(gateway.pushed[0]["settings"]) == {"system_prompt": "Be salty."}
 
@@ -94,12 +94,12 @@ def test_one_that_no_version_may_hold_is_refused_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(system_prompt, "MAX_PROMPT_CHARS", 8)
     found = [{"messages": [{"role": "system", "content": "Be salty."}, *turns(row)]} for row in rows()]
-    folder = make_job(jsonl(found), wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    folder = make_job(jsonl(found), wish=HyperparameterRequest(n_epochs=1, batch_size=8, lora_rank=4))
     assert run(folder) == DONE
     failed = result(folder)
     assert failed.error is not None
     assert (failed.status, failed.error.param) == ("failed", "hyperparameters.system_prompt")
-    assert "has 9 characters; a version holds 8" in failed.error.message
+    assert "has 9 characters; the maximum is 8" in failed.error.message
     assert gateway.pushed == []
 
 
@@ -114,7 +114,7 @@ def test_paused_and_resumed_it_has_the_losses_of_one_that_ran_through(
     whole = make_job()
     assert run(whole) == DONE
     paused = make_job(id="ftjob-2")
-    monkeypatch.setattr("trainer.finetune.pipeline.METRICS_S", 0.0)
+    monkeypatch.setattr("trainer.finetune.pipeline.METRICS_INTERVAL_S", 0.0)
     say = RunDirectory.emit_event
 
     def pause_at_step_5(self: RunDirectory, message: str, **data: Any) -> None:
@@ -139,7 +139,7 @@ def test_a_cancelled_job_ends_within_a_step_and_pushes_nothing(
     make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_job()
-    monkeypatch.setattr("trainer.finetune.pipeline.METRICS_S", 0.0)
+    monkeypatch.setattr("trainer.finetune.pipeline.METRICS_INTERVAL_S", 0.0)
     say = RunDirectory.emit_event
 
     def cancel_at_step_3(self: RunDirectory, message: str, **data: Any) -> None:
@@ -160,10 +160,20 @@ def test_a_cancelled_job_ends_within_a_step_and_pushes_nothing(
         (b"{", {}, "invalid_training_file", "line 1: not JSON"),
         (jsonl(rows(5)), {}, "invalid_training_file", "at least 10"),
         (jsonl([*rows(), {"prompt": "why " * 400, "completion": "so"}]), {}, "invalid_training_file", "max_length"),
-        (None, {"wish": Wish(lora_rank=32)}, "invalid_hyperparameter", "engine serves 16"),
-        (None, {"wish": Wish(max_length=4096)}, "invalid_hyperparameter", "256 at most"),
-        (None, {"wish": Wish(target_modules=("nothing",), lora_rank=4)}, "nothing_trainable", "nothing"),
-        (None, {"wish": Wish(learning_rate=1.0, n_epochs=50, lora_rank=4)}, "loss_not_finite", "lower learning rate"),
+        (None, {"wish": HyperparameterRequest(lora_rank=32)}, "invalid_hyperparameter", "engine serves 16"),
+        (None, {"wish": HyperparameterRequest(max_length=4096)}, "invalid_hyperparameter", "256 at most"),
+        (
+            None,
+            {"wish": HyperparameterRequest(target_modules=("nothing",), lora_rank=4)},
+            "nothing_trainable",
+            "nothing",
+        ),
+        (
+            None,
+            {"wish": HyperparameterRequest(learning_rate=1.0, n_epochs=50, lora_rank=4)},
+            "loss_not_finite",
+            "lower learning rate",
+        ),
     ],
 )
 def test_what_cannot_be_done_fails_with_a_code_and_says_what_to_do(
@@ -221,7 +231,7 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
     make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
     gateway.grounded = {"/v1/adapters/voice/versions/1": {"vector_store_ids": ["vs_shop"]}}
-    first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    first = make_job(wish=HyperparameterRequest(n_epochs=1, lora_rank=4))
     assert run(first) == DONE
 
     def fetch(_gateway: Gateway, _model: str, directory: Path) -> None:
@@ -229,12 +239,12 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
             shutil.copy(first / spec.OUTPUT / name, directory / name)
 
     monkeypatch.setattr(Gateway, "fetch_adapter", fetch)
-    folder = make_job(id="ftjob-2", parent="voice@1", wish=Wish(n_epochs=1))
+    folder = make_job(id="ftjob-2", parent="voice@1", wish=HyperparameterRequest(n_epochs=1))
     (folder / "parent").mkdir()
     shutil.copy(first / spec.OUTPUT / there, folder / "parent" / there)
     assert run(folder, VALIDATE) == DONE
     # what the parent is grounded in the new version will be
-    plan = Plan.model_validate_json((folder / spec.PLAN).read_bytes())
+    plan = TrainingPlan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert plan.grounding == {"vector_store_ids": ["vs_shop"]}
     assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
@@ -275,11 +285,11 @@ def test_an_upload_is_tried_again_while_the_gateway_is_away(
 ) -> None:
     monkeypatch.setattr("trainer.runs.gateway.RETRY_S", (0.01,))
     gateway.failing = [503, 502, 429]
-    folder = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    folder = make_job(wish=HyperparameterRequest(n_epochs=1, lora_rank=4))
     assert run(folder) == DONE
     assert result(folder).fine_tuned_model == "voice@1"
     gateway.failing = [422]
-    refused = make_job(id="ftjob-2", wish=Wish(n_epochs=1, lora_rank=4))
+    refused = make_job(id="ftjob-2", wish=HyperparameterRequest(n_epochs=1, lora_rank=4))
     assert run(refused) == DONE
     failed = result(refused).error
     assert failed is not None
@@ -289,7 +299,7 @@ def test_an_upload_is_tried_again_while_the_gateway_is_away(
 @pytest.mark.slow
 def test_a_training_that_had_ended_is_not_done_again(make_job: Any, gateway: FakeGateway) -> None:
     gateway.failing = [422]
-    folder = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    folder = make_job(wish=HyperparameterRequest(n_epochs=1, lora_rank=4))
     assert run(folder) == DONE
     (folder / protocol.RESULT).unlink()
     before = len(metrics(folder))
@@ -320,27 +330,27 @@ def test_the_worker_gives_way_to_callers(make_job: Any, gateway: FakeGateway) ->
     assert run(folder) == DONE
     callers.join()
     assert gateway.asked.count("GET /v1/load") >= 3
-    assert any("for callers" in event["message"] for event in events(folder))
+    assert any("for live traffic" in event["message"] for event in events(folder))
 
 
 @pytest.mark.slow
 def test_short_pauses_are_said_at_the_end(make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.finetune.pipeline.PAUSE_SAID_S", float("inf"))
-    folder = make_job(yield_most_s=0.01, wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    monkeypatch.setattr("trainer.finetune.pipeline.PAUSE_REPORT_INTERVAL_S", float("inf"))
+    folder = make_job(yield_most_s=0.01, wish=HyperparameterRequest(n_epochs=1, batch_size=8, lora_rank=4))
     gateway.load = (1, 0)
     assert run(folder) == DONE
-    (said,) = [event for event in events(folder) if "for callers" in event["message"]]
+    (said,) = [event for event in events(folder) if "for live traffic" in event["message"]]
     assert said["data"]["paused_s"] >= 0.01
 
 
 def test_an_order_is_heeded_while_the_held_out_are_looked_at(
     make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_job(wish=Wish(n_epochs=1, batch_size=8, lora_rank=4))
+    folder = make_job(wish=HyperparameterRequest(n_epochs=1, batch_size=8, lora_rank=4))
 
-    def look(*_: Any, between: Any) -> None:
+    def look(*_: Any, before_batch: Any) -> None:
         (folder / protocol.CONTROL).write_text("cancel")
-        between()
+        before_batch()
         raise AssertionError("it went on")
 
     monkeypatch.setattr("trainer.tune.train.evaluate", look)

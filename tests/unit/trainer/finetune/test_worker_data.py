@@ -15,13 +15,13 @@ from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.test_worker import events, result, run, turns
 from trainer.data.report import Report
 from trainer.finetune import spec
-from trainer.finetune.capacity import Base
-from trainer.finetune.spec import VALIDATE, JudgingWish, Plan
+from trainer.finetune.capacity import BaseModelInfo
+from trainer.finetune.spec import VALIDATE, EvaluationOptions, TrainingPlan
 from trainer.runs import control, protocol
 from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import DONE
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE, DataSource, Metadata
-from trainer.tune.wish import Wish
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_a_prompt_that_every_example_contradicts_is_refused_before_training(make
     failed = result(folder).error
     assert failed is not None
     assert (failed.code, failed.param) == ("invalid_hyperparameter", "hyperparameters.system_prompt")
-    assert "every example has a system message of its own" in failed.message
+    assert "differs from the system message of every example" in failed.message
     same = make_job(jsonl([with_system(row, "Be salty.") for row in rows()]), id="ftjob-2", system_prompt="Be salty.")
     assert run(same, VALIDATE) == DONE
     assert not (same / protocol.RESULT).exists()
@@ -59,12 +59,12 @@ def test_a_prompt_that_some_examples_contradict_is_warned_of(make_job: Any) -> N
 
 
 def test_a_held_out_part_that_is_too_small_for_a_pass_is_told_before_training(make_job: Any) -> None:
-    few, enough = make_job(), make_job(id="ftjob-2", judging=JudgingWish(min_examples=2))
+    few, enough = make_job(), make_job(id="ftjob-2", judging=EvaluationOptions(min_examples=2))
     for folder, times in ((few, 1), (enough, 0)):
         assert run(folder, VALIDATE) == DONE
         told = [event for event in events(folder) if event["data"].get("code") == "too_few_held_out"]
         assert [event["level"] for event in told] == ["warn"] * times
-    assert any("held out, and under 30 no verdict is a pass" in event["message"] for event in events(few))
+    assert any("held out, but a pass needs 30" in event["message"] for event in events(few))
 
 
 def test_a_fault_of_the_validation_file_names_it(make_job: Any) -> None:
@@ -81,7 +81,7 @@ def test_the_lineage_has_the_validation_file_what_was_left_out_and_the_dtype(
     make_job: Any, gateway: FakeGateway
 ) -> None:
     held = jsonl(rows(30)[24:])
-    wish = Wish(n_epochs=1, batch_size=8, lora_rank=4)
+    wish = HyperparameterRequest(n_epochs=1, batch_size=8, lora_rank=4)
     assert run(make_job(held_out=held, drop_long=True, dtype="float32", wish=wish)) == DONE
     lineage = Metadata.model_validate_json(gateway.pushed[0]["metadata"]).lineage
     assert lineage.held_out == DataSource(name="held.jsonl", sha256=hashlib.sha256(held).hexdigest(), examples=6)
@@ -93,7 +93,7 @@ def test_the_lineage_has_the_validation_file_what_was_left_out_and_the_dtype(
 def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trained_on(
     make_job: Any, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = make_job(wish=Wish(n_epochs=1, lora_rank=4))
+    first = make_job(wish=HyperparameterRequest(n_epochs=1, lora_rank=4))
     assert run(first) == DONE
     changes: dict[str, Any] = {"target_modules": ".*proj", "alpha_pattern": {"no_such": 3}}
 
@@ -104,16 +104,16 @@ def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trai
         (directory / CONFIG_FILE).write_text(json.dumps(config | changes))
 
     monkeypatch.setattr(Gateway, "fetch_adapter", fetch)
-    folder = make_job(id="ftjob-2", parent="voice@1", wish=Wish(n_epochs=1))
+    folder = make_job(id="ftjob-2", parent="voice@1", wish=HyperparameterRequest(n_epochs=1))
     assert run(folder, VALIDATE) == DONE
-    recipe = Plan.model_validate_json((folder / spec.PLAN).read_bytes()).recipe
+    recipe = TrainingPlan.model_validate_json((folder / spec.PLAN).read_bytes()).recipe
     assert {"q_proj", "down_proj"} < set(recipe.target_modules)
     # one on all linear layers leaves none out, as it is counted when a job is made
     there = modules_in(folder / "parent" / WEIGHTS_FILE)
-    assert set(Base.read(base_dir).matching(recipe.target_modules)) == there
+    assert set(BaseModelInfo.read(base_dir).matching_layers(recipe.target_modules)) == there
 
     changes["alpha_pattern"] = {"layers.1.mlp.down_proj": 3}
-    folder = make_job(id="ftjob-3", parent="voice@1", wish=Wish(n_epochs=1))
+    folder = make_job(id="ftjob-3", parent="voice@1", wish=HyperparameterRequest(n_epochs=1))
     assert run(folder, VALIDATE) == DONE
     failed = result(folder).error
     assert failed is not None

@@ -21,7 +21,7 @@ from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
 from tests.unit.trainer.through_gateway import CONTEXT_HEADER, ThroughGateway
 from trainer.app import Trainer, create_app
 from trainer.config import Installation, Settings
-from trainer.finetune.capacity import Base
+from trainer.finetune.capacity import BaseModelInfo
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")
@@ -118,7 +118,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     chosen = Settings(**({"device": "cpu", "checkpoint_s": 0.0, "stop_s": 120.0} | settings))
     place = installation(home, base_dir, gateway)
-    trainer = Trainer.build(chosen, place, Base.read(base_dir), command)
+    trainer = Trainer.build(chosen, place, BaseModelInfo.read(base_dir), command)
     app = create_app(trainer, chosen)
     async with app.router.lifespan_context(app):
         yield Running(trainer, app, chosen.secret.get_secret_value() if chosen.secret else None)

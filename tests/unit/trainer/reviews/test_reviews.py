@@ -274,7 +274,7 @@ async def test_a_jobs_worker_hears_of_the_judge_and_its_pairs_come_in(trainer: R
     client = trainer.client()
     made = await client.create(metadata={"judge": "strict", "hold": "3"})
     await client.at_step(made.id, 3)
-    folder = trainer.trainer.jobs.directories.of(made.id)
+    folder = trainer.trainer.jobs.directories.path_of(made.id)
     assert JudgeAgreement.model_validate_json((folder / AGREEMENT).read_bytes()).digest == SETTINGS.digest
     leave(folder, [pair(at) for at in range(3)])
     await client.http.post(f"/v1/fine_tuning/jobs/{made.id}/cancel")

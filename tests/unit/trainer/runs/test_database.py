@@ -14,14 +14,14 @@ import sqlalchemy as sa
 from trainer.database import Database, metadata
 from trainer.errors import SettingsError
 from trainer.runs import journal, records
-from trainer.runs.idempotency import Retry, made_before
+from trainer.runs.idempotency import Retry, find_previous_run
 from trainer.runs.protocol import WorkerEvent
-from trainer.runs.records import Draft
+from trainer.runs.records import NewRun
 from trainer.runs.state import Status
 
 
-def draft(number: int, project: str = "default", created_at: int = 0) -> Draft:
-    return Draft(
+def new_run(number: int, project: str = "default", created_at: int = 0) -> NewRun:
+    return NewRun(
         id=f"ftjob-{number}", kind="finetune", project=project, key_id="k", run_key_id="j",
         created_at=created_at or int(time.time()), body={"model": "m", "training_file": "f"}, adapters=("voice",),
         details={"adapter": "voice", "seed": 0, "device": "cpu"}, status=Status.VALIDATING,
@@ -64,7 +64,7 @@ async def test_a_change_that_fails_changes_nothing_and_one_whose_caller_leaves_i
     database = await opened(tmp_path / "jobs.db")
 
     def fail(db: sa.Connection) -> None:
-        records.add(db, draft(1), None)
+        records.add(db, new_run(1), None)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -73,10 +73,10 @@ async def test_a_change_that_fails_changes_nothing_and_one_whose_caller_leaves_i
     halfway, go_on = threading.Event(), threading.Event()
 
     def slow(db: sa.Connection) -> None:
-        records.add(db, draft(2), None)
+        records.add(db, new_run(2), None)
         halfway.set()
         assert go_on.wait(240)
-        records.add(db, draft(3), None)
+        records.add(db, new_run(3), None)
 
     task = asyncio.create_task(database.run(slow))
     assert await asyncio.to_thread(halfway.wait, 240)
@@ -94,17 +94,17 @@ async def test_a_change_that_fails_changes_nothing_and_one_whose_caller_leaves_i
 async def test_idempotency_keys_are_forgotten_after_a_day_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.runs.idempotency.REMEMBERED_MOST", 3)
+    monkeypatch.setattr("trainer.runs.idempotency.MAX_KEYS", 3)
     database = await opened(tmp_path / "jobs.db")
     now = int(time.time())
 
     def fill(db: sa.Connection) -> list[bool]:
-        records.add(db, draft(100, created_at=now - 25 * 3600), Retry("old", "0"))
-        records.add(db, draft(101, "other", created_at=now - 60), Retry("theirs", "0"))
+        records.add(db, new_run(100, created_at=now - 25 * 3600), Retry("old", "0"))
+        records.add(db, new_run(101, "other", created_at=now - 60), Retry("theirs", "0"))
         for number in range(5):
-            records.add(db, draft(number, created_at=now - 50 + number), Retry(f"key{number}", "0"))
+            records.add(db, new_run(number, created_at=now - 50 + number), Retry(f"key{number}", "0"))
         keys = [("default", "old"), ("other", "theirs"), *(("default", f"key{n}") for n in range(5))]
-        return [made_before(db, project, "finetune", Retry(key, "0"), now) is not None for project, key in keys]
+        return [find_previous_run(db, project, "finetune", Retry(key, "0"), now) is not None for project, key in keys]
 
     assert await database.run(fill) == [False, True, False, False, True, True, True]
     await database.close()
@@ -118,7 +118,7 @@ async def test_a_step_that_is_done_again_is_one_checkpoint_and_one_line(tmp_path
         return WorkerEvent(at=step, type="metrics", message="s", data=data)
 
     def say(db: sa.Connection) -> None:
-        job = records.add(db, draft(1), None)
+        job = records.add(db, new_run(1), None)
         job = journal.append(db, job, [metrics(1, 3.0), metrics(2, 2.0)], 10)
         journal.append(db, job, [metrics(2, 2.5), metrics(3, 1.0)], 20)
         assert [row["train_loss"] for row in journal.metrics(db, "ftjob-1")] == [3.0, 2.5, 1.0]

@@ -20,14 +20,14 @@ RUN = "run-1"
 def runs(tmp_path: Path) -> RunDirectories:
     found = RunDirectories(tmp_path / "runs", tmp_path / "spent", ())
     found.open()
-    found.make(RUN, RunResult(status="succeeded"), "hk_run")
+    found.create(RUN, RunResult(status="succeeded"), "hk_run")
     return found
 
 
 def test_events_are_read_once_each_and_torn_lines_left_out(runs: RunDirectories) -> None:
     assert runs.tail(RUN, 0) == ([], 0)
-    path = runs.of(RUN) / protocol.EVENTS
-    with RunDirectory(runs.of(RUN)) as directory:
+    path = runs.path_of(RUN) / protocol.EVENTS
+    with RunDirectory(runs.path_of(RUN)) as directory:
         directory.emit_event("one")
         directory.emit_event("two")
         found, offset = runs.tail(RUN, 0)
@@ -35,7 +35,7 @@ def test_events_are_read_once_each_and_torn_lines_left_out(runs: RunDirectories)
     with path.open("a") as file:
         file.write('{"at": 1, "mess')
     assert runs.tail(RUN, offset) == ([], offset)
-    with RunDirectory(runs.of(RUN)) as directory:
+    with RunDirectory(runs.path_of(RUN)) as directory:
         directory.emit_event("three")
     found, offset = runs.tail(RUN, offset)
     assert [event.message for event in found] == ["three"]
@@ -43,8 +43,8 @@ def test_events_are_read_once_each_and_torn_lines_left_out(runs: RunDirectories)
 
 
 def test_many_events_are_read_a_piece_at_a_time(runs: RunDirectories, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directories, "TAIL_BYTES", 300)
-    with RunDirectory(runs.of(RUN)) as directory:
+    monkeypatch.setattr(directories, "MAX_TAIL_BYTES", 300)
+    with RunDirectory(runs.path_of(RUN)) as directory:
         for number in range(20):
             directory.emit_event(str(number))
     seen, offset = [], 0
@@ -57,25 +57,25 @@ def test_many_events_are_read_a_piece_at_a_time(runs: RunDirectories, monkeypatc
 def test_a_line_without_an_end_is_not_waited_for_for_ever(
     runs: RunDirectories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directories, "TAIL_BYTES", 300)
-    monkeypatch.setattr(directories, "LONGEST_LINE", 200)
-    (runs.of(RUN) / protocol.EVENTS).write_text("x" * 1000)
+    monkeypatch.setattr(directories, "MAX_TAIL_BYTES", 300)
+    monkeypatch.setattr(directories, "MAX_LINE_BYTES", 200)
+    (runs.path_of(RUN) / protocol.EVENTS).write_text("x" * 1000)
     assert runs.tail(RUN, 0) == ([], 300)
 
 
 def test_the_worker_is_known_by_its_lock(runs: RunDirectories) -> None:
     assert runs.worker(RUN) is None
-    with RunDirectory(runs.of(RUN)):
+    with RunDirectory(runs.path_of(RUN)):
         assert runs.worker(RUN) is not None
-        (runs.of(RUN) / protocol.LOCK).write_text("")
+        (runs.path_of(RUN) / protocol.LOCK).write_text("")
         assert runs.worker(RUN) == 0
     assert runs.worker(RUN) is None
 
 
 def test_orders_are_read_by_the_worker(runs: RunDirectories) -> None:
-    with RunDirectory(runs.of(RUN)) as directory:
+    with RunDirectory(runs.path_of(RUN)) as directory:
         for control in Control:
-            runs.order(RUN, control)
+            runs.set_control(RUN, control)
             assert directory.control() is control
 
 
@@ -83,7 +83,7 @@ def test_a_log_that_has_grown_too_long_is_put_aside_under_the_name_that_is_clear
     runs: RunDirectories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "MAX_LOG_BYTES", 0)
-    folder = runs.of(RUN)
+    folder = runs.path_of(RUN)
     for _ in range(2):
         child = process.spawn(folder, [sys.executable, "-c", "print(1)"])
         while child.poll() is None:
@@ -94,13 +94,13 @@ def test_a_log_that_has_grown_too_long_is_put_aside_under_the_name_that_is_clear
 
 
 def test_of_a_file_that_is_shorter_than_was_read_the_new_lines_are_read_whole(runs: RunDirectories) -> None:
-    path = runs.of(RUN) / protocol.EVENTS
-    with RunDirectory(runs.of(RUN)) as directory:
+    path = runs.path_of(RUN) / protocol.EVENTS
+    with RunDirectory(runs.path_of(RUN)) as directory:
         directory.emit_event("one")
     kept = path.stat().st_size
     found, offset = runs.tail(RUN, kept + 1000)  # the power went before the rest was on the disk
     assert (found, offset) == ([], kept)
-    with RunDirectory(runs.of(RUN)) as directory:
+    with RunDirectory(runs.path_of(RUN)) as directory:
         directory.emit_event("two")
     assert [event.message for event in runs.tail(RUN, offset)[0]] == ["two"]
 
@@ -110,7 +110,7 @@ def test_events_are_on_the_disk_before_it_is_noted_that_they_were_read(
 ) -> None:
     flushed: list[int] = []
     monkeypatch.setattr(directories.os, "fsync", flushed.append)
-    with RunDirectory(runs.of(RUN)) as directory:
+    with RunDirectory(runs.path_of(RUN)) as directory:
         directory.emit_event("one")
     _, offset = runs.tail(RUN, 0)
     assert len(flushed) == 1
@@ -121,10 +121,10 @@ def test_events_are_on_the_disk_before_it_is_noted_that_they_were_read(
 def test_what_a_killed_worker_left_of_a_directory_is_cleared_too(tmp_path: Path) -> None:
     runs = RunDirectories(tmp_path / "runs", tmp_path / "spent", ("output", "train.jsonl"))
     runs.open()
-    runs.make(RUN, RunResult(status="succeeded"), "hk_run")
+    runs.create(RUN, RunResult(status="succeeded"), "hk_run")
     for name in ("output", ".output.partial", ".output.retired"):
-        (runs.of(RUN) / name).mkdir()
-        (runs.of(RUN) / name / "weights").write_text("w")
-    (runs.of(RUN) / ".train.jsonl.partial").write_text("{}")
+        (runs.path_of(RUN) / name).mkdir()
+        (runs.path_of(RUN) / name / "weights").write_text("w")
+    (runs.path_of(RUN) / ".train.jsonl.partial").write_text("{}")
     runs.clear(RUN)
-    assert [path.name for path in runs.of(RUN).iterdir() if "output" in path.name or "train" in path.name] == []
+    assert [path.name for path in runs.path_of(RUN).iterdir() if "output" in path.name or "train" in path.name] == []

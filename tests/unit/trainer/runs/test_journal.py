@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.trainer.runs.test_database import draft, opened
+from tests.unit.trainer.runs.test_database import new_run, opened
 from trainer.runs import journal, records
 from trainer.runs.housekeeping import clear_record
 from trainer.runs.journal import MAX_POINTS, downsample, spread
@@ -33,7 +33,7 @@ def test_a_spread_is_even_and_keeps_both_ends(numbers: list[int], most: int) -> 
 
 def written(db: sa.Connection, number: int, steps: int) -> None:
     """A job with an event a step, and a word at the beginning and the end."""
-    made = records.add(db, draft(number), None)
+    made = records.add(db, new_run(number), None)
     events = [
         WorkerEvent(
             at=float(step), type="metrics", message=f"Step {step}", data={"step": step, "ends_epoch": step % EPOCH == 0}

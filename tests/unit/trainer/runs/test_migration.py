@@ -22,9 +22,9 @@ from trainer.app import Trainer
 from trainer.config import Settings
 from trainer.database import Database
 from trainer.errors import KeyReused, SettingsError
-from trainer.finetune.capacity import Base
+from trainer.finetune.capacity import BaseModelInfo
 from trainer.runs import journal, records
-from trainer.runs.idempotency import Retry, made_before
+from trainer.runs.idempotency import Retry, find_previous_run
 from trainer.runs.state import Run, Status
 
 __all__ = ["gateway"]
@@ -32,13 +32,13 @@ RUNNING_JOB, RUNNING_EVALUATION = "ftjob-abf9febf0e990b8802993217", "eval-18c670
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.finetune.spec import Result
+from trainer.finetune.spec import JobResult
 from trainer.runs.directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])) as directory:
     directory.emit_event("an earlier trainer's worker")
     while not directory.path("go").exists():
         time.sleep(0.02)
-    directory.write("result.json", Result(status="succeeded", fine_tuned_model="voice@9"))
+    directory.write("result.json", JobResult(status="succeeded", fine_tuned_model="voice@9"))
 """
 
 
@@ -87,10 +87,10 @@ async def test_what_an_earlier_trainer_had_is_taken_over_once(home: Path) -> Non
         read = "SELECT run, number, message, data FROM events ORDER BY run, number"
         assert await database.run(lambda db: [tuple(row) for row in db.exec_driver_sql(read)]) == events  # noqa: B023
         for kind, run_id in (("finetune", RUNNING_JOB), ("evaluation", RUNNING_EVALUATION)):
-            known = await database.run(lambda db: made_before(db, "default", kind, Retry("once", "0"), now))  # noqa: B023
+            known = await database.run(lambda db: find_previous_run(db, "default", kind, Retry("once", "0"), now))  # noqa: B023
             assert known == run_id
             with pytest.raises(KeyReused):
-                await database.run(lambda db: made_before(db, "default", kind, Retry("once", "1"), now))  # noqa: B023
+                await database.run(lambda db: find_previous_run(db, "default", kind, Retry("once", "1"), now))  # noqa: B023
         queue = "SELECT evaluation, adapters FROM queues"
         assert await database.run(lambda db: [tuple(row) for row in db.exec_driver_sql(queue)]) == [  # noqa: B023
             ("eval-1", None)
@@ -131,12 +131,12 @@ async def test_a_worker_that_runs_during_the_upgrade_goes_on(
 ) -> None:
     place = installation(home, base_dir, gateway)
     trainer = Trainer.build(
-        Settings(device="cpu", stop_s=120.0), place, Base.read(base_dir), stand_in, lambda *_: ["sleep", "60"]
+        Settings(device="cpu", stop_s=120.0), place, BaseModelInfo.read(base_dir), stand_in, lambda *_: ["sleep", "60"]
     )
     await trainer.start()
     try:
         assert trainer.supervisor.working() == [worker.pid]
-        (trainer.jobs.directories.of(RUNNING_JOB) / "go").touch()
+        (trainer.jobs.directories.path_of(RUNNING_JOB) / "go").touch()
         job = await ended(trainer)
         assert (job.status, job.result and job.result["fine_tuned_model"]) == ("succeeded", "voice@9")
         newest = await trainer.database.run(lambda db: journal.newest(db, RUNNING_JOB, before=None, limit=1))

@@ -50,14 +50,14 @@ def test_a_kernel_that_is_asked_too_often_is_asked_again(
 ) -> None:
     group = Refusing(refusals)
     monkeypatch.setattr(priority, "AUTOGROUP", group)
-    monkeypatch.setattr(priority, "PAUSE", 0.0)
+    monkeypatch.setattr(priority, "RETRY_S", 0.0)
     priority.lower_session_priority()
     assert (group.text == "19") is written
 
 
 def test_where_there_are_no_such_groups_nothing_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(priority, "AUTOGROUP", tmp_path / "nowhere" / "autogroup")
-    monkeypatch.setattr(priority, "PAUSE", 60.0)
+    monkeypatch.setattr(priority, "RETRY_S", 60.0)
     priority.lower_session_priority()
 
 

@@ -18,7 +18,7 @@ from tests.unit.trainer.evaluate.evaluations.world import BASE, World
 from tests.unit.trainer.finetune.trainers import gateway_headers
 from trainer.app import Trainer, create_app
 from trainer.config import Installation, Settings
-from trainer.finetune.capacity import Base
+from trainer.finetune.capacity import BaseModelInfo
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")
@@ -114,7 +114,7 @@ async def running(home: Path, base_dir: Path, world: World, **settings: Any) -> 
     values: dict[str, Any] = {"device": "cpu", "stop_s": 120.0, **settings}
     chosen = Settings(**values)
     place = Installation(home=home, gateway=world.url, base=base_dir, base_name=BASE, max_rank=16, context=256)
-    trainer = Trainer.build(chosen, place, Base.read(base_dir), evaluating=stand_in)
+    trainer = Trainer.build(chosen, place, BaseModelInfo.read(base_dir), evaluating=stand_in)
     app = create_app(trainer, chosen)
     async with app.router.lifespan_context(app):
         yield Running(trainer, app)

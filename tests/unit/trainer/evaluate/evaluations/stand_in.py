@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.errors import FolderBusy
+from trainer.errors import RunDirectoryBusy
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationJob, EvaluationResult, Progress
 from trainer.runs import protocol
@@ -26,7 +26,7 @@ def main() -> int:
     try:
         with RunDirectory(Path(sys.argv[1])) as folder:
             return work(folder)
-    except FolderBusy:
+    except RunDirectoryBusy:
         return BUSY
 
 

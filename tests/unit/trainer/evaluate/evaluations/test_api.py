@@ -75,7 +75,7 @@ async def test_an_evaluation_from_its_making_to_its_report(client: Client, world
     assert (report.status_code, report.json()) == (200, {"verdict": None})
     # the key dies with it
     await until(lambda: KEY not in world.keys)
-    await until(lambda: not any(trainer.directories.spent.iterdir()))
+    await until(lambda: not any(trainer.directories.keys_to_revoke.iterdir()))
 
 
 async def test_the_page_can_load_and_run_nothing(client: Client) -> None:
@@ -204,7 +204,7 @@ async def test_one_runs_at_a_time_and_projects_take_turns(trainer: Running, clie
     second, other = await client.made(metadata={"hold": "1"}), trainer.client("other")
     theirs = await other.made(metadata={"hold": "1"})
     assert [(await client.get(second))["status"], (await other.get(theirs))["status"]] == ["queued", "queued"]
-    (trainer.directories.of(first) / "go").touch()
+    (trainer.directories.path_of(first) / "go").touch()
     await other.asking(theirs)  # though it came last: their project has waited longer
     assert (await client.get(second))["status"] == "queued"
 
@@ -250,7 +250,7 @@ async def test_a_worker_survives_a_killed_trainer_and_is_readopted(
     assert psutil.pid_exists(pid)
     async with running(tmp_path, base_dir, world) as second:
         assert await second.worker(made) == pid
-        (second.directories.of(made) / "go").touch()
+        (second.directories.path_of(made) / "go").touch()
         assert (await second.client().ended(made))["status"] == "succeeded"
 
 
@@ -267,7 +267,7 @@ async def test_a_worker_that_ended_while_there_was_no_trainer_is_not_forgotten(
     os.kill(pid, signal.SIGKILL)
     async with running(tmp_path, base_dir, world) as second:
         await second.client().asking(made)
-        (second.directories.of(made) / "go").touch()
+        (second.directories.path_of(made) / "go").touch()
         assert (await second.client().ended(made))["status"] == "succeeded"
         assert (await second.client().ended(waiting))["status"] == "succeeded"
 
@@ -282,7 +282,7 @@ async def test_a_stopped_trainer_ends_its_worker_and_the_next_goes_on(
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     async with running(tmp_path, base_dir, world) as second:
         await second.client().asking(made)
-        (second.directories.of(made) / "go").touch()
+        (second.directories.path_of(made) / "go").touch()
         assert (await second.client().ended(made))["status"] == "succeeded"
 
 
@@ -290,7 +290,7 @@ async def test_old_folders_are_cleared_and_keep_their_report(tmp_path: Path, bas
     async with running(tmp_path, base_dir, world) as first:
         made = await first.client().made(metadata={"die": "1"})
         await first.client().ended(made)
-        answers = first.directories.of(made) / "answers.jsonl"
+        answers = first.directories.path_of(made) / "answers.jsonl"
         assert answers.exists()
         log = answers.with_name("worker.log")
         assert log.exists()

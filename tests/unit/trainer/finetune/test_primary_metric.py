@@ -7,8 +7,8 @@ import pytest
 from trainer.data.format import Example, Message
 from trainer.data.render import TokenSequence
 from trainer.evaluate.arms import MAX_ANSWER_TOKENS, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, answer_list, max_answer_tokens
-from trainer.finetune.primary import choose
-from trainer.finetune.spec import JudgingWish, Primary
+from trainer.finetune.primary_metric import choose
+from trainer.finetune.spec import EvaluationOptions, PrimaryMetric
 
 INTENTS = ("card lost", "card late", "top up")
 LIST = len(answer_list(sorted(INTENTS)).split())
@@ -28,9 +28,9 @@ def sequence(tokens: int, trained: int = 3) -> TokenSequence:
     return TokenSequence(tokens=tuple(range(tokens)), trained=(False,) * (tokens - trained) + (True,) * trained, line=1)
 
 
-def chosen(context: int, *, longest: int = 20, held_out: int = 20) -> Primary:
+def chosen(context: int, *, longest: int = 20, held_out: int = 20) -> PrimaryMetric:
     return choose(
-        JudgingWish(),
+        EvaluationOptions(),
         examples(),
         [sequence(9), sequence(longest)],
         held_out=[sequence(held_out)],

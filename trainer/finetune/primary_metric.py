@@ -1,4 +1,4 @@
-"""By what a job's adapter will be judged: fixed before it is trained, by its training examples or by the client."""
+"""The metric that judges a job's adapter: fixed before the training, from its examples or by the client."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from trainer.data.render import TokenSequence
 from trainer.evaluate.arms import NO_ROOM_FOR_ANSWERS, answer_list_fits, max_answer_tokens
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import MetricOptions
-from trainer.finetune.spec import JudgingWish, Primary
+from trainer.finetune.spec import EvaluationOptions, PrimaryMetric
 
 
 def choose(
-    wish: JudgingWish,
+    options: EvaluationOptions,
     examples: Sequence[Example],
     sequences: Sequence[TokenSequence],
     *,
     held_out: Sequence[TokenSequence],
     count: Callable[[str], int],
     context: int,
-) -> Primary:
-    """Fix the metric that decides.
+) -> PrimaryMetric:
+    """Choose the primary metric.
 
     Args:
-        wish: What was asked for.
-        examples: What is trained on.
-        sequences: The same, rendered.
-        held_out: What it is judged by, rendered.
-        count: Gives a text's length in tokens.
-        context: The engine's, in tokens.
+        options: The requested evaluation options.
+        examples: The training examples.
+        sequences: The training examples as tokens.
+        held_out: The held-out examples as tokens.
+        count: Counts the tokens of a text.
+        context: The engine's context in tokens.
 
     Raises:
-        EvaluationInvalid: There is no such metric, or it may not decide.
+        EvaluationInvalid: No such metric, or it cannot decide a verdict.
     """
-    if wish.metric is None:
+    if options.metric is None:
         chosen = choose_primary(examples)
         name, why = chosen.primary.name, chosen.why
     else:
-        asked = MetricOptions(name=wish.metric, pattern=wish.pattern, schema_=wish.json_schema)
-        name, why = asked.primary().name, "it was asked for"
+        requested = MetricOptions(name=options.metric, pattern=options.pattern, schema_=options.json_schema)
+        name, why = requested.primary().name, "the request names it"
     max_tokens = max_answer_tokens(max(sum(sequence.trained) for sequence in sequences), context)
     closed = tuple(sorted(closed_answers(examples) or ()))
     if closed:
         beside = max(len(sequence.tokens) for sequence in (*sequences, *held_out)) + max_tokens
         if not answer_list_fits(closed, beside, count=count, context=context):
             closed, why = (), f"{why}; {NO_ROOM_FOR_ANSWERS}"
-    return Primary(
+    return PrimaryMetric(
         name=name,
-        pattern=wish.pattern,
-        json_schema=wish.json_schema,
+        pattern=options.pattern,
+        json_schema=options.json_schema,
         why=why,
         answers=closed,
         max_tokens=max_tokens,

@@ -14,7 +14,7 @@ LOOK_S: Final = 0.5
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
+def normal_priority() -> Iterator[None]:
     """Meanwhile, take this process's descendants out of the class SCHED_IDLE, in which a worker hardly moves beside
     others that keep the cores busy."""
     over = threading.Event()

@@ -17,9 +17,9 @@ from tests.unit.trainer.finetune.trainers import Client, context, running
 from tests.unit.trainer.through_gateway import CONTEXT_HEADER
 from trainer.config import Settings
 from trainer.errors import RequestError
-from trainer.finetune.options import judging_wish
+from trainer.finetune.options import evaluation_options
 from trainer.finetune.schemas import read_body
-from trainer.tune.wish import Wish
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.validation import validated
 
 LEAST = {"model": "tiny", "training_file": "train"}
@@ -40,7 +40,7 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
         "packing": True, "warmup_ratio": 0.2, "adapter": "voice", "system_prompt": "Be salty.", "strict": True,
         "drop_long": True,
     }  # fmt: skip
-    wish = Wish(
+    wish = HyperparameterRequest(
         n_epochs=2, batch_size=4, learning_rate=1e-3, lora_rank=8, lora_alpha=16, lora_dropout=0.1,
         target_modules=("q_proj", "v_proj"), rslora=True, quantization="none", max_length=128, packing=True,
         warmup_ratio=0.2,
@@ -77,20 +77,20 @@ def test_a_schema_whose_check_goes_too_deep_is_refused_by_its_field(monkeypatch:
 
     monkeypatch.setattr("trainer.finetune.options.read_metric", deep)
     with pytest.raises(RequestError) as refused:
-        judging_wish(read_body(LEAST | hyper(metric="rouge_l")), Settings())
+        evaluation_options(read_body(LEAST | hyper(metric="rouge_l")), Settings())
     assert refused.value.param == "hyperparameters.metric"
 
 
 def test_auto_is_the_usual_value_of_what_no_data_decide() -> None:
     fields = ("lora_dropout", "target_modules", "rslora", "packing", "warmup_ratio")
     for body in (hyper(**dict.fromkeys(fields, "auto")), {"metadata": dict.fromkeys(fields, "auto")}):
-        assert read_body(LEAST | body).wish == Wish()
+        assert read_body(LEAST | body).wish == HyperparameterRequest()
 
 
 def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> None:
     asked = read_body(LEAST | {"metadata": {"team": "sea", "n_epochs": "many", "use_dora": "false"}} | supervised())
-    assert asked.wish == Wish()
-    assert read_body(LEAST | hyper(n_epochs="auto", batch_size="auto")).wish == Wish()
+    assert asked.wish == HyperparameterRequest()
+    assert read_body(LEAST | hyper(n_epochs="auto", batch_size="auto")).wish == HyperparameterRequest()
     assert read_body(LEAST | {"metadata": {"target_modules": '["q_proj"]'}}).wish.target_modules == ("q_proj",)
     assert read_body(LEAST | {"metadata": {"target_modules": "all-linear"}}).wish.target_modules == "all-linear"
     assert read_body(LEAST | {"metadata": {"system_prompt": "16"}}).options.system_prompt == "16"
@@ -178,13 +178,13 @@ async def client(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> AsyncI
         (hyper(target_modules=["q_proj", "query"]), "hyperparameters.target_modules", "'query'"),
         (hyper(target_modules=["lm_head"]), "hyperparameters.target_modules", "down_proj"),
         (hyper(target_modules=["proj"]), "hyperparameters.target_modules", "'proj'"),
-        (hyper(target_modules=[]), "hyperparameters.target_modules", "nothing"),
+        (hyper(target_modules=[]), "hyperparameters.target_modules", "is empty"),
         (
             hyper(learning_rate=1e-3, learning_rate_multiplier=2),
             "hyperparameters.learning_rate_multiplier",
             "learning_rate",
         ),
-        (hyper(learning_rate_multiplier=1e-322), "hyperparameters.learning_rate_multiplier", "so small"),
+        (hyper(learning_rate_multiplier=1e-322), "hyperparameters.learning_rate_multiplier", "too small"),
     ],
 )
 async def test_what_the_engine_could_not_serve_is_refused_at_creation(
@@ -229,6 +229,6 @@ async def test_a_parent_that_leaves_out_layers_is_refused_at_creation_by_model(c
     with pytest.raises(openai.BadRequestError) as refused:
         await client.create(headers={CONTEXT_HEADER: context(parent="voice@3", parent_shape=shape)})
     assert (refused.value.param, refused.value.code) == ("model", "parent_unsupported")
-    assert "on 3 of the base's 4 layers called v_proj, q_proj" in refused.value.message
+    assert "adapts 3 of the base's 4 layers named v_proj, q_proj" in refused.value.message
     whole = {CONTEXT_HEADER: context(parent="voice@3", parent_shape=shape | {"modules": 4})}
     assert (await client.create(headers=whole)).status == "validating_files"

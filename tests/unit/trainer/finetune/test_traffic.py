@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.finetune.traffic import ServingFirst
+from trainer.finetune.traffic import TrafficMonitor
 
 
 class Cancelled(Exception):
@@ -13,8 +13,8 @@ def test_a_pause_that_is_ended_by_an_order_counts() -> None:
     def check() -> None:
         raise Cancelled
 
-    with ServingFirst(lambda: (1, 0), above=0, most_s=60.0, check=check) as serving:
+    with TrafficMonitor(lambda: (1, 0), above=0, max_s=60.0, check=check) as serving:
         with pytest.raises(Cancelled):
-            serving.give_way()
+            serving.yield_to_traffic()
         assert serving.paused_s > 0
         assert serving.pauses == 1

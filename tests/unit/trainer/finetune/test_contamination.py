@@ -36,7 +36,7 @@ class Shelf:
             raise GatewayRefused(404, "version_not_found", f"there is no {version}")
         return {"lineage": self.lineages[version]}
 
-    def held_out_by_its_job(self, version: str) -> str | None:
+    def held_out_file(self, version: str) -> str | None:
         return self.held_out.get(version)
 
     def fetch_content(self, file: str, target: Path) -> None:
@@ -137,9 +137,9 @@ def test_a_chain_that_is_a_ring_ends() -> None:
 def test_the_training_s_verdict_names_what_the_job_held_out(gateway: FakeGateway) -> None:
     way = Gateway(gateway.url, KEY)
     gateway.verdicts = [{"kind": "evaluation", "files": {"held_out": "another"}}]
-    assert way.held_out_by_its_job("voice@1") is None
+    assert way.held_out_file("voice@1") is None
     gateway.verdicts = [{"kind": "training", "files": {"held_out": "file-h"}}]
-    assert way.held_out_by_its_job("voice@1") == "file-h"
+    assert way.held_out_file("voice@1") == "file-h"
     way.close()
 
 
@@ -163,10 +163,10 @@ def test_a_job_asks_nothing_that_was_taught_to_its_parent(
         if taught == 24:
             judged, _ = judging.judge()
             assert (judged.verdict, judged.examples) == ("not_enough_evidence", 0)
-            assert judged.sentence.startswith("Not enough evidence: all that was held out was taught to a version")
+            assert judged.sentence.startswith("Not enough evidence: an ancestor of this version")
             assert gateway.kept == []
         else:
-            fixed = judging._fix()
+            fixed = judging._fix_comparison()
             assert fixed.left_out == tuple(str(line) for line in range(1, 7))
             assert any(note.startswith("6 of 24 held-out examples are left out") for note in fixed.notes)
             asked = judging._questions(fixed)
@@ -186,7 +186,7 @@ def test_the_record_of_what_is_left_out_survives_a_crash(make_job: Any, gateway:
             job, held, way, lambda: None, plan=PLAN, primary=PRIMARY, name="voice@2", metadata=cast(Any, None),
             prepared=cast(Any, SimpleNamespace(training=data, held_out=data.examples)),
         )  # fmt: skip
-        fixed = judging._fix().model_copy(update={"left_out": ("1", "2")})
+        fixed = judging._fix_comparison().model_copy(update={"left_out": ("1", "2")})
         again = type(fixed).model_validate(json.loads(fixed.model_dump_json(by_alias=True)))
         assert len(judging._questions(again)) == 22
     way.close()

@@ -1,4 +1,4 @@
-"""Hyperparameters as somebody asks for them, `auto` included; `trainer.tune.auto` makes a Recipe of them."""
+"""The hyperparameters of a request, `auto` included; `trainer.tune.auto` turns them into a Recipe."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from adapters.protocol.requests import Auto, HyperparameterFields
 
 
-class Wish(HyperparameterFields):
-    """The hyperparameters as they were asked for; ``auto`` is chosen from the data."""
+class HyperparameterRequest(HyperparameterFields):
+    """Requested hyperparameters; ``auto`` values are chosen from the data."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
@@ -24,11 +24,11 @@ class Wish(HyperparameterFields):
 
     @field_validator("lora_dropout", "target_modules", "rslora", "packing", "warmup_ratio", mode="before")
     @classmethod
-    def _usual(cls, value: Any, info: ValidationInfo) -> Any:
-        """`auto` of those that no data decide is their default."""
+    def _resolve_auto(cls, value: Any, info: ValidationInfo) -> Any:
+        """`auto` means the default for hyperparameters that do not depend on the data."""
         return cls.model_fields[str(info.field_name)].default if value == "auto" else value
 
     @field_validator("target_modules")
     @classmethod
-    def _each_once(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _remove_duplicates(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         return tuple(dict.fromkeys(value)) if isinstance(value, tuple) else value

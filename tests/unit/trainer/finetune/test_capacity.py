@@ -16,16 +16,23 @@ from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import installation, running
 from trainer.config import Installation
 from trainer.finetune import capacity
-from trainer.finetune.capacity import Base, Room, at_least, kind, need, room
+from trainer.finetune.capacity import (
+    AvailableMemory,
+    BaseModelInfo,
+    available_memory,
+    device_type,
+    minimal_recipe,
+    required_memory,
+)
+from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import Recipe
-from trainer.tune.wish import Wish
 
 GIB = 2**30
 
 
 @pytest.fixture
-def base(base_dir: Path) -> Base:
-    return Base.read(base_dir)
+def base(base_dir: Path) -> BaseModelInfo:
+    return BaseModelInfo.read(base_dir)
 
 
 @pytest.fixture
@@ -52,25 +59,27 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def test_the_base_is_known_by_its_headers(base: Base) -> None:
-    assert base.endings() == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert base.unknown(["q_proj", "proj", "lm_head", "self_attn.q_proj"]) == ["proj", "lm_head"]
+def test_the_base_is_known_by_its_headers(base: BaseModelInfo) -> None:
+    assert base.module_suffixes() == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert base.unknown_targets(["q_proj", "proj", "lm_head", "self_attn.q_proj"]) == ["proj", "lm_head"]
     assert (base.positions, base.shape.hidden, base.shape.layers) == (512, 32, 2)
 
 
-def test_more_is_needed_for_longer_examples_larger_batches_and_less_where_it_is_computed_again(base: Base) -> None:
-    least = need(Recipe(batch_size=4, gradient_checkpointing=True), base, longest=128, on_gpu=True)
+def test_more_is_needed_for_longer_examples_larger_batches_and_less_where_it_is_computed_again(
+    base: BaseModelInfo,
+) -> None:
+    least = required_memory(Recipe(batch_size=4, gradient_checkpointing=True), base, longest=128, on_gpu=True)
     for recipe, longest in (
         (Recipe(batch_size=4), 128),
         (Recipe(batch_size=8, gradient_checkpointing=True), 128),
         (Recipe(batch_size=4, gradient_checkpointing=True), 256),
         (Recipe(batch_size=4, rank=64, gradient_checkpointing=True), 128),
     ):
-        assert need(recipe, base, longest=longest, on_gpu=True).total > least.total
+        assert required_memory(recipe, base, longest=longest, on_gpu=True).total > least.total
 
 
 def test_a_number_is_as_long_as_the_worker_will_compute_with(
-    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: BaseModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trainer.tune.model import compute_dtype
 
@@ -80,16 +89,22 @@ def test_a_number_is_as_long_as_the_worker_will_compute_with(
     for flags in ("flags\t\t: fpu avx512f avx512_bf16", "Features\t: fp asimd bf16", "flags\t\t: fpu avx2", ""):
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
         monkeypatch.setattr(capacity, "CPUINFO", tmp_path / "cpuinfo")
-        needs[flags] = need(Recipe(), base, longest=9, on_gpu=False).base
+        needs[flags] = required_memory(Recipe(), base, longest=9, on_gpu=False).base
     assert [size // min(needs.values()) for size in needs.values()] == [1, 1, 2, 2]
 
 
-def test_the_least_that_a_wish_can_become(base: Base) -> None:
-    def least(wish: Wish) -> Recipe:
-        return at_least(wish, base, max_rank=16, length=256, file_bytes=4096, on_gpu=False)
+def test_the_least_that_a_wish_can_become(base: BaseModelInfo) -> None:
+    def least(wish: HyperparameterRequest) -> Recipe:
+        return minimal_recipe(wish, base, max_rank=16, length=256, file_bytes=4096, on_gpu=False)
 
-    assert (least(Wish()).batch_size, least(Wish()).gradient_checkpointing) == (4, True)
-    assert (least(Wish(batch_size=64)).batch_size, least(Wish(lora_rank=3)).rank) == (64, 3)
+    assert (least(HyperparameterRequest()).batch_size, least(HyperparameterRequest()).gradient_checkpointing) == (
+        4,
+        True,
+    )
+    assert (least(HyperparameterRequest(batch_size=64)).batch_size, least(HyperparameterRequest(lora_rank=3)).rank) == (
+        64,
+        3,
+    )
 
 
 def test_what_a_cpu_has(engine: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +112,9 @@ def test_what_a_cpu_has(engine: Installation, tmp_path: Path, monkeypatch: pytes
     memory = psutil.virtual_memory()
     # as it is at one moment: an engine that starts beside the tests takes gigabytes between two looks
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    free = room("cpu", engine)
+    free = available_memory("cpu", engine)
     assert (free.device, free.bytes) == ("cpu", memory.available)
-    with_worker = room("cpu", engine, working=[os.getpid(), 2**22 + 1])
+    with_worker = available_memory("cpu", engine, working=[os.getpid(), 2**22 + 1])
     # this process has loaded torch: its memory counts as free by then
     assert with_worker.bytes > free.bytes + 10 * 2**20
     group = tmp_path / "group"
@@ -108,27 +123,29 @@ def test_what_a_cpu_has(engine: Installation, tmp_path: Path, monkeypatch: pytes
     (group / "memory.current").write_text(f"{2 * GIB}\n")
     (group / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
     monkeypatch.setattr(capacity, "CGROUP", group)
-    assert room("cpu", engine) == Room("cpu", int(1.5 * GIB), "left of the container's limit")
+    assert available_memory("cpu", engine) == AvailableMemory(
+        "cpu", int(1.5 * GIB), "left of the container's memory limit"
+    )
     (group / "memory.max").write_text("max\n")
-    assert room("cpu", engine).why == "free now"
+    assert available_memory("cpu", engine).why == "free now"
 
 
 def test_what_a_gpu_has_beside_the_engines_share(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = driver(g0=(6_000, 80_000), g1=(70_000, 80_000))
     engine = Installation(Path("h"), "u", Path("b"), "n", 16, engine_device="cuda", engine_memory=0.8)
     mib = 2**20
-    assert room("cuda", engine).bytes == 6_000 * mib  # somebody else is there, too
+    assert available_memory("cuda", engine).bytes == 6_000 * mib  # somebody else is there, too
     assert "--query-gpu=memory.free,memory.total" in asked.read_text()
-    assert room("cuda:0", engine, working=[1]).bytes == int(80_000 * mib * (1 - 0.8))
-    assert room("cuda:0", engine).why == "the engine has 80% of 78.1 GiB"
-    assert room("cuda:1", engine) == Room("cuda:1", 70_000 * mib, "free now")
-    assert room("cuda:1", engine, working=[1]).bytes == 80_000 * mib
-    assert room("cuda:7", engine).bytes > 2**60  # a driver that does not tell is no reason to refuse
+    assert available_memory("cuda:0", engine, working=[1]).bytes == int(80_000 * mib * (1 - 0.8))
+    assert available_memory("cuda:0", engine).why == "the engine has 80% of 78.1 GiB"
+    assert available_memory("cuda:1", engine) == AvailableMemory("cuda:1", 70_000 * mib, "free now")
+    assert available_memory("cuda:1", engine, working=[1]).bytes == 80_000 * mib
+    assert available_memory("cuda:7", engine).bytes > 2**60  # a driver that does not tell is no reason to refuse
     on_cpu = Installation(Path("h"), "u", Path("b"), "n", 16, engine_device="cpu")
-    assert room("cuda", on_cpu).bytes == 6_000 * mib
+    assert available_memory("cuda", on_cpu).bytes == 6_000 * mib
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert room("cuda:0", engine).bytes == int(80_000 * mib * (1 - 0.8))
-    assert room("cuda:1", engine).bytes == 0
+    assert available_memory("cuda:0", engine).bytes == int(80_000 * mib * (1 - 0.8))
+    assert available_memory("cuda:1", engine).bytes == 0
 
 
 def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch, engine: Installation) -> None:
@@ -136,36 +153,42 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch, engine: Ins
         raise FileNotFoundError("nvidia-smi")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    assert room("cuda", engine).bytes > 2**60
-    monkeypatch.setattr(capacity, "gpu_seen", lambda: True)
+    assert available_memory("cuda", engine).bytes > 2**60
+    monkeypatch.setattr(capacity, "has_gpu", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert (kind("auto"), kind("cpu"), kind("cuda:1")) == ("cuda", "cpu", "cuda")
+    assert (device_type("auto"), device_type("cpu"), device_type("cuda:1")) == ("cuda", "cpu", "cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert kind("auto") == "cpu"
+    assert device_type("auto") == "cpu"
 
 
 async def test_what_cannot_fit_is_refused_at_creation_with_the_numbers(
     tmp_path: Path, base_dir: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity, "room", lambda *_, **__: Room("cuda:0", GIB // 2, "the engine has 85% of 24.0 GiB"))
+    monkeypatch.setattr(
+        capacity,
+        "available_memory",
+        lambda *_, **__: AvailableMemory("cuda:0", GIB // 2, "the engine has 85% of 24.0 GiB"),
+    )
     async with running(tmp_path, base_dir, gateway) as trainer:
         with pytest.raises(openai.BadRequestError) as refused:
             await trainer.client().create(hyperparameters={"batch_size": 8})
         assert trainer.trainer.jobs.directories.ids() == []
     assert (refused.value.code, refused.value.param) == ("insufficient_memory", "hyperparameters.batch_size")
     assert "0.9 GiB (base" in refused.value.message
-    assert "cuda:0, where 0.5 GiB are to be had (the engine has 85% of 24.0 GiB)" in refused.value.message
+    assert "cuda:0, where 0.5 GiB are available (the engine has 85% of 24.0 GiB)" in refused.value.message
 
 
 async def test_what_the_data_ask_for_is_recomputed_or_refused_before_it_is_trained(
-    tmp_path: Path, base_dir: Path, base: Base, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base_dir: Path, base: BaseModelInfo, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def needed(batch: int, again: bool) -> int:
         recipe = Recipe(rank=4, epochs=1, batch_size=batch, max_length=64, gradient_checkpointing=again)
-        return need(recipe, base, longest=9, on_gpu=False).total
+        return required_memory(recipe, base, longest=9, on_gpu=False).total
 
     assert needed(2048, True) < needed(2048, False) < needed(8192, True)
-    monkeypatch.setattr(capacity, "room", lambda *_, **__: Room("cpu", needed(2048, False) - 1, "free now"))
+    monkeypatch.setattr(
+        capacity, "available_memory", lambda *_, **__: AvailableMemory("cpu", needed(2048, False) - 1, "free now")
+    )
     async with running(tmp_path, base_dir, gateway) as trainer:
         client = trainer.client()
         fits = await client.create(metadata={"batch": "4"})
@@ -174,7 +197,7 @@ async def test_what_the_data_ask_for_is_recomputed_or_refused_before_it_is_train
         for made, recomputed in ((fits, False), (again, True)):
             job = await client.ended(made.id)
             assert (job.status, job.hatrack["plan"]["recipe"]["gradient_checkpointing"]) == ("succeeded", recomputed)
-        assert any("computed again" in message for message in await client.messages(again.id))
+        assert any("gradient checkpointing is on" in message for message in await client.messages(again.id))
         job = await client.ended(never.id)
         assert (job.status, job.error.code) == ("failed", "insufficient_memory")
         assert "free now" in job.error.message
