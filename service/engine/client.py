@@ -16,7 +16,7 @@ from service.errors import AdapterNotFinite, BadGateway, EngineCut, EngineUnavai
 from service.http.connection_errors import ConnectionErrors
 from service.http.pool import ConnectionPool, PeerResponse
 
-CONNECT_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S: Final = 5.0
 QUICK_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 3.0
 """Shorter than the 5 s after which vLLM's server closes an idle connection: a request must not meet that moment."""

@@ -33,7 +33,8 @@ class ConnectionPool:
 
     Args:
         socket: Path of the Unix socket; None: use TCP.
-        connect_s: Connect timeout, s.
+        connect_s: Connect timeout over TCP, s. A Unix socket connects at once or fails at once: a timer there would
+            only turn away requests on a busy machine.
         keep_alive_s: How long an idle connection is kept, s; must be less than on the other side.
         options: Further options of the session.
     """
@@ -54,7 +55,8 @@ class ConnectionPool:
                 if self._socket
                 else aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keep_alive_s)
             )
-            timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_s, sock_connect=self._connect_s)
+            connect_s = None if self._socket else self._connect_s
+            timeout = aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, **self._options)
         return self._session
 

@@ -85,7 +85,7 @@ class Daemon:
 
     def steps(self, job_id: str) -> list[int]:
         """As the worker has said them."""
-        path = self.place.of(job_id) / "events.jsonl"
+        path = self.place.path_of(job_id) / "events.jsonl"
         lines = path.read_bytes().splitlines() if path.exists() else []
         found = [json.loads(line) for line in lines if line.endswith(b"}")]
         return [event["data"]["step"] for event in found if event["type"] == "metrics"]
@@ -187,7 +187,7 @@ async def test_a_killed_trainer_finds_its_job_again_and_a_polite_stop_resumes(
 
     assert daemon.end(signal.SIGTERM) == 0
     assert daemon.place.worker(made.id) is None
-    assert (daemon.place.of(made.id) / "key").exists()
+    assert (daemon.place.path_of(made.id) / "key").exists()
     gateway.load = IDLE
     daemon.start()
     assert (await client.ended(made.id)).status == "succeeded"

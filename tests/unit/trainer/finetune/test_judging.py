@@ -15,6 +15,7 @@ from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, once, rows
 from tests.unit.trainer.finetune.fake_engine import knows, shrugs
 from tests.unit.trainer.finetune.test_worker import events, result, run
 from trainer.errors import GatewayUnreachable
+from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.report import EvaluationReport
 from trainer.finetune import judging, spec
@@ -90,7 +91,7 @@ def said(folder: Path) -> list[str]:
     return [event["message"] for event in events(folder)]
 
 
-def judged(folder: Path) -> spec.Judged:
+def judged(folder: Path) -> VerdictRecord:
     found = result(folder).judged
     assert found is not None
     return found

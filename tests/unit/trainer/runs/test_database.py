@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+import trainer.reviews.tables  # noqa: F401 (its tables belong to the schema)
 from trainer.database import Database, metadata
 from trainer.errors import SettingsError
 from trainer.runs import journal, records
