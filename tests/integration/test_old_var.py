@@ -131,7 +131,8 @@ def test_the_job_that_ran_goes_on_from_its_checkpoint_and_the_one_behind_it_foll
 def test_the_evaluation_that_ran_ends(http: httpx.Client, facts: dict[str, Any]) -> None:
     evaluation = f"/v1/evaluations/{facts['evaluations']['unfinished']}"
     done = until(http, evaluation, lambda found: found["status"] in OVER)
-    assert (done["status"], done["examples"]) == ("succeeded", 10), done
+    assert done["error"] is None, done["error"]
+    assert (done["status"], done["examples"]) == ("succeeded", 10)
     assert http.get(f"{evaluation}/report").json()["labels"] == ["shop", "base"]
 
 
