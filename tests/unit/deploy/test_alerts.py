@@ -23,7 +23,7 @@ RULES: list[dict[str, Any]] = [
 ]
 NAMES = [rule["alert"] for rule in RULES]
 ENTRIES: dict[str, str] = dict(entry.split("\n", 1) for entry in re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[1:])
-LOGGED = ("a metrics source failed", "restarting the engine", "usage cannot be written")
+LOGGED = ("a metrics source failed", "restarting the engine", "usage could not be written")
 """Lines of the log that the runbook tells to look for."""
 
 

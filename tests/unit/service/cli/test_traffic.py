@@ -46,7 +46,7 @@ def test_split_sends_the_weights_and_says_what_goes_where(hatrack: Hatrack, gate
         (["3"], "VERSION=WEIGHT"),
         (["3=x", "4=1"], "VERSION=WEIGHT"),
         (["3=-1", "4=1"], "VERSION=WEIGHT"),
-        (["live=1", "4=1"], "not a version"),
+        (["live=1", "4=1"], "is not a valid version"),
         (["4=1", "@4=2"], "twice"),
         ([], "Missing argument"),
     ],
