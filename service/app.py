@@ -103,46 +103,46 @@ def create_app(settings: Settings) -> ASGIApp:
     Raises:
         SettingsError: The base model, the store or the admin key cannot be used.
     """
-    component_sources = build(settings)
+    parts = build(settings)
     # no redirects of slashes: they would go to wherever the request's Host header says
     api = FastAPI(
         title="Hatrack",
         version=__version__,
-        lifespan=_lifespan(component_sources),
+        lifespan=_lifespan(parts),
         openapi_url=None,
         redirect_slashes=False,
     )
-    api.state.authenticator = component_sources.keys.authenticator
-    api.state.keys, api.state.refusals = component_sources.keys, component_sources.refusals
-    api.state.registry = component_sources.registry
-    api.state.usage_report = UsageReport(component_sources.database, component_sources.usage)
+    api.state.authenticator = parts.keys.authenticator
+    api.state.keys, api.state.refusals = parts.keys, parts.refusals
+    api.state.registry = parts.registry
+    api.state.usage_report = UsageReport(parts.database, parts.usage)
     api.include_router(access_router)
     api.include_router(usage_router)
     api.include_router(registry_router)
     api.state.files, api.state.training, api.state.gate = (
-        component_sources.files,
-        component_sources.sidecar.training,
-        component_sources.admission.gate,
+        parts.files,
+        parts.sidecar.training,
+        parts.admission.gate,
     )
     api.include_router(files_router)
-    if component_sources.knowledge is not None:
-        _add_knowledge(api, component_sources.knowledge)
+    if parts.knowledge is not None:
+        _add_knowledge(api, parts.knowledge)
     api.state.evaluations, api.state.revalidations = (
-        component_sources.sidecar.evaluations,
-        component_sources.sidecar.revalidations,
+        parts.sidecar.evaluations,
+        parts.sidecar.revalidations,
     )
     api.include_router(training_router)
     api.include_router(revalidation_router)
-    api.state.telemetry = component_sources.telemetry
+    api.state.telemetry = parts.telemetry
     api.include_router(metrics_router)
-    fingerprint = component_sources.base.fingerprint.digest
+    fingerprint = parts.base.fingerprint.digest
     api.include_router(
-        health(component_sources.supervisor, component_sources.sidecar.watch, settings.base_served_name, fingerprint)
+        health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint)
     )
-    routes = component_sources.inference.routes
+    routes = parts.inference.routes
     api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
     add_error_handlers(api)
-    return DataPathFirst(component_sources.inference, RequestIds(api))
+    return DataPathFirst(parts.inference, RequestIds(api))
 
 
 class DataPathFirst:
@@ -199,7 +199,7 @@ def build(settings: Settings) -> Parts:
         grammars=structured,
     )
     telemetry.in_flight = lambda: pipeline.in_flight
-    component_sources = Parts(
+    parts = Parts(
         settings,
         database,
         keys,
@@ -218,25 +218,25 @@ def build(settings: Settings) -> Parts:
         sidecar,
         structured,
     )
-    telemetry.watch(*_sources(component_sources))
-    return component_sources
+    telemetry.watch(*_sources(parts))
+    return parts
 
 
-def _sources(component_sources: Parts) -> tuple[Source, ...]:
+def _sources(parts: Parts) -> tuple[Source, ...]:
     """What `/metrics` is read from."""
-    supervisor, gate = component_sources.supervisor, component_sources.admission.gate
-    config, account = supervisor.config, component_sources.telemetry.account
+    supervisor, gate = parts.supervisor, parts.admission.gate
+    config, account = supervisor.config, parts.telemetry.account
     return (
         EngineSource(supervisor, supervisor.client, slots=config.slots, resident_limit=config.resident),
-        AdmissionSource(gate, component_sources.settings.queue_size, account),
-        ResidencySource(component_sources.admission.residency, account),
-        LimitsSource(component_sources.limiter),
-        UsageSource(component_sources.usage),
-        RegistrySource(component_sources.registry),
-        VerdictsSource(component_sources.registry.verdicts),
-        GroundingSource(component_sources.grounding.hook.counts),
-        StructuredSource(component_sources.structured),
-        TrainerSource(component_sources.sidecar.watch),
+        AdmissionSource(gate, parts.settings.queue_size, account),
+        ResidencySource(parts.admission.residency, account),
+        LimitsSource(parts.limiter),
+        UsageSource(parts.usage),
+        RegistrySource(parts.registry),
+        VerdictsSource(parts.registry.verdicts),
+        GroundingSource(parts.grounding.hook.counts),
+        StructuredSource(parts.structured),
+        TrainerSource(parts.sidecar.watch),
     )
 
 
@@ -320,31 +320,31 @@ def engine_version() -> str:
     return "unknown"
 
 
-def _lifespan(component_sources: Parts) -> Any:
+def _lifespan(parts: Parts) -> Any:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(component_sources.telemetry.running())
-            await component_sources.database.open()
-            stack.push_async_callback(component_sources.database.close)
-            await component_sources.usage.open()
-            stack.push_async_callback(component_sources.usage.close)
-            await stack.enter_async_context(component_sources.refusals.running())
-            component_sources.limiter.restore(await component_sources.usage.charged_today())
-            await stack.enter_async_context(component_sources.admission.running())
-            stack.push_async_callback(component_sources.supervisor.stop)
-            await component_sources.keys.open()
-            await component_sources.registry.open()
-            stack.push_async_callback(component_sources.registry.close)
-            await component_sources.files.open()
-            stack.push_async_callback(component_sources.files.close)
-            if component_sources.knowledge is not None:
-                await component_sources.knowledge.open()
-                stack.push_async_callback(component_sources.knowledge.close)
-            await stack.enter_async_context(component_sources.grounding.running())
-            await stack.enter_async_context(component_sources.structured.running())
-            await component_sources.supervisor.start()
-            await stack.enter_async_context(component_sources.sidecar.running())
+            await stack.enter_async_context(parts.telemetry.running())
+            await parts.database.open()
+            stack.push_async_callback(parts.database.close)
+            await parts.usage.open()
+            stack.push_async_callback(parts.usage.close)
+            await stack.enter_async_context(parts.refusals.running())
+            parts.limiter.restore(await parts.usage.charged_today())
+            await stack.enter_async_context(parts.admission.running())
+            stack.push_async_callback(parts.supervisor.stop)
+            await parts.keys.open()
+            await parts.registry.open()
+            stack.push_async_callback(parts.registry.close)
+            await parts.files.open()
+            stack.push_async_callback(parts.files.close)
+            if parts.knowledge is not None:
+                await parts.knowledge.open()
+                stack.push_async_callback(parts.knowledge.close)
+            await stack.enter_async_context(parts.grounding.running())
+            await stack.enter_async_context(parts.structured.running())
+            await parts.supervisor.start()
+            await stack.enter_async_context(parts.sidecar.running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()

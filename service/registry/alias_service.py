@@ -19,7 +19,7 @@ from service.registry.audit_notes import note_move
 from service.registry.proof import Prober
 from service.registry.records import AdapterWithVersions, VersionRow
 from service.registry.split import AliasTarget, Split, versions_of
-from service.registry.state import RegistryState, held_back, held_back_numbers, parse_alias_path
+from service.registry.state import RegistryState, held_back_numbers, held_back_reason, parse_alias_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ def _held_back(
     current_versions = () if current is None else versions_of(current)
     if alias != DEFAULT_ALIAS:
         return []
-    reasons = [(row, held_back(row)) for row in rows if row.number not in current_versions]
+    reasons = [(row, held_back_reason(row)) for row in rows if row.number not in current_versions]
     return [(row, reason) for row, reason in reasons if reason is not None]
 
 

@@ -29,8 +29,8 @@ MAX_PROVING: Final = 256
 """Most versions that wait for their proof at once; they are proven one after another."""
 
 ENGINE_EVIDENCE: Final = (LogprobsNotFinite, NotApplied)
-"""What the engine itself shows of an adapter. Nothing else marks a digest, which may be in many projects, as corrupt:
-where an uploader's `metadata.proof` and the engine differ, the proof may be what is wrong."""
+"""What the engine itself shows of an adapter. Of a proof's endings these alone mark the digest, which many projects may
+share, as corrupt: where an uploader's `metadata.proof` and the engine differ, the former may be wrong."""
 
 log = logging.getLogger(__name__)
 

@@ -266,7 +266,7 @@ def make_ready(
     if row.state != "ready":
         note(db, actor, "version.ready", f"{name}@{row.number}")
     alias = DEFAULT_ALIAS if wanted_alias is None and first else wanted_alias
-    if alias == DEFAULT_ALIAS and holds_back(proof):
+    if alias == DEFAULT_ALIAS and is_held_back(proof):
         note(db, actor, "version.hold_back", f"{name}@{row.number}", {"because": "push"})
     elif alias and alias_records.move(db, row.adapter_id, alias, row.number, "push"):
         note_move(db, actor, name, alias, row.number, "push")
@@ -275,7 +275,7 @@ def make_ready(
 def _may_be_first(db: sa.Connection, adapter_id: int) -> bool:
     """Whether no version of the name could go live by itself so far, and nobody has moved `live`."""
     chosen = sa.select(versions.c.proof).where(versions.c.adapter_id == adapter_id, versions.c.ready_at.is_not(None))
-    return all(holds_back(proof) for proof in db.scalars(chosen)) and not alias_records.history(
+    return all(is_held_back(proof) for proof in db.scalars(chosen)) and not alias_records.history(
         db, adapter_id, DEFAULT_ALIAS
     )
 
@@ -288,7 +288,7 @@ def set_perplexity(db: sa.Connection, version_id: int, perplexity: dict[str, Any
     )
 
 
-def holds_back(proof: dict[str, Any] | None) -> bool:
+def is_held_back(proof: dict[str, Any] | None) -> bool:
     """Whether a version with this proof is held back from `live`; one that was never measured is not."""
     perplexity = measured(proof)
     return perplexity is not None and perplexity.holds_back

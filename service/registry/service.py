@@ -257,7 +257,7 @@ class Registry:
         Raises:
             NotFound: There is no such version.
             Conflict: It is being proven, belongs to another base, or its files are damaged.
-            ProofError: It failed. Where the engine itself shows that (OWN_EVIDENCE), a ready version is corrupt from
+            ProofError: It failed. Where the engine itself shows that (ENGINE_EVIDENCE), a ready version is corrupt from
                 now on, and with it every version of the digest.
         """
         _, row = await self._state.version(project, name, number)

@@ -288,7 +288,7 @@ def _version_object(adapter: AdapterWithVersions, row: VersionRow, servable: Ser
         "settings": row.settings,
         "metadata": {} if hidden else row.metadata,
         "proof": row.proof,
-        "held_back": held_back(row),
+        "held_back": held_back_reason(row),
         "warnings": [*row.warnings, TOO_DEEP] if hidden else row.warnings,
     }
     if row.state == "rejected":
@@ -296,7 +296,7 @@ def _version_object(adapter: AdapterWithVersions, row: VersionRow, servable: Ser
     return shown
 
 
-def held_back(row: VersionRow) -> dict[str, Any] | None:
+def held_back_reason(row: VersionRow) -> dict[str, Any] | None:
     """Why `live` does not move to a version unless it is forced, in the API's form; None: nothing holds it back."""
     perplexity = measured(row.proof)
     if perplexity is None or not perplexity.holds_back:
@@ -311,7 +311,7 @@ def held_back(row: VersionRow) -> dict[str, Any] | None:
 
 def held_back_numbers(adapter: AdapterWithVersions) -> frozenset[int]:
     """The versions that `live` must not go to by itself."""
-    return frozenset(row.number for row in adapter.versions if held_back(row) is not None)
+    return frozenset(row.number for row in adapter.versions if held_back_reason(row) is not None)
 
 
 def verdict_object(adapter: AdapterWithVersions, row: VersionRow, verdict: VerdictRow) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from service.structured.process import MEMORY_MIB, Trial, TrialProcess, TrialUna
 from service.structured.projects import BUSY_RETRY_S, CPU_SHARE, Project, Projects
 from service.structured.spec import Spec, specs_of
 
-MAX_VERDICTS: Final = 4096
+MAX_RESULTS: Final = 4096
 MAX_COMPILED_BYTES: Final = 256 * 1024 * 1024
 """Bound on the cached grammars that passed: half of the engine's own cache (VLLM_XGRAMMAR_CACHE_MB), so that a grammar
 cached here need not be compiled there again."""
@@ -46,7 +46,7 @@ _LOG: Final = logging.getLogger("hatrack.structured")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """The result of checking one specification; ``error`` is (message, code), None: it passes.
 
     ``token_ms`` is the CPU time of a token's mask, ``size`` the compiled grammar's bytes, ``until`` the end of a
@@ -96,7 +96,7 @@ class StructuredOutputs:
         self._wait_s = wait_s
         self._trials = trials
         self._at_once = asyncio.Semaphore(MAX_CONCURRENT_TRIALS)
-        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._results: OrderedDict[bytes, CheckResult] = OrderedDict()
         self._compiled_bytes = 0
         self._shared: dict[tuple[str, bytes], _Shared] = {}
         self._projects = Projects()
@@ -163,9 +163,9 @@ class StructuredOutputs:
         with self._projects.using(project) as state:
             try:
                 async with asyncio.timeout(self._wait_s):
-                    verdicts = [await self._judge(spec, project, state) for spec in specs]
+                    results = [await self._judge(spec, project, state) for spec in specs]
                     # a request decodes by one grammar, whatever its tools are; `n` answers have `n` masks
-                    cost = self._cost(max(verdict.token_ms for verdict in verdicts), body)
+                    cost = self._cost(max(result.token_ms for result in results), body)
                     with state.waiting(REQUESTS_WAITING_PER_PROJECT):
                         await state.take_turn(cost, self._token_ms)
             except TimeoutError:
@@ -202,33 +202,33 @@ class StructuredOutputs:
             field,
         )
 
-    async def _judge(self, spec: Spec, project: str, state: Project) -> Verdict:
-        """Check one specification and return its verdict.
+    async def _judge(self, spec: Spec, project: str, state: Project) -> CheckResult:
+        """Check one specification and return its result.
 
         Raises:
             HatrackError: It is rejected, or it cannot be tried now.
         """
         key = spec.key
-        verdict = self._known(key)
-        if verdict is None:
+        result = self._known(key)
+        if result is None:
             with state.waiting(REQUESTS_WAITING_PER_PROJECT):
-                verdict = await self._share(spec, (project, key))
-        self.counts.note("passed" if verdict.error is None else "refused")
-        if verdict.error is not None:
-            message, code = verdict.error
+                result = await self._share(spec, (project, key))
+        self.counts.note("passed" if result.error is None else "refused")
+        if result.error is not None:
+            message, code = result.error
             raise BadRequest(message.replace(_PATH, spec.path), param=spec.path[:200], code=code)
-        return verdict
+        return result
 
-    def _known(self, key: bytes) -> Verdict | None:
-        verdict = self._verdicts.get(key)
-        if verdict is not None and verdict.until < time.monotonic():
+    def _known(self, key: bytes) -> CheckResult | None:
+        result = self._results.get(key)
+        if result is not None and result.until < time.monotonic():
             self._forget(key)
             return None
-        if verdict is not None:
-            self._verdicts.move_to_end(key)
-        return verdict
+        if result is not None:
+            self._results.move_to_end(key)
+        return result
 
-    async def _share(self, spec: Spec, key: tuple[str, bytes]) -> Verdict:
+    async def _share(self, spec: Spec, key: tuple[str, bytes]) -> CheckResult:
         """Share one examination among a project's requests with the same specification; it is cancelled when the last
         of them has left."""
         shared = self._shared.get(key)
@@ -243,15 +243,15 @@ class StructuredOutputs:
                 del self._shared[key]
                 shared.task.cancel()
 
-    async def _examine_and_remember(self, spec: Spec, project: str, key: bytes) -> Verdict:
-        """Examine a specification and cache the verdict. The project's state is kept until the end, so that the trial's
+    async def _examine_and_remember(self, spec: Spec, project: str, key: bytes) -> CheckResult:
+        """Examine a specification and cache the result. The project's state is kept until the end, so that the trial's
         CPU time is charged even if the request has left."""
         anonymous = Spec(spec.kind, spec.value, _PATH)  # the next request may have it in another field
         cacheable = True
         with self._projects.using(project) as state:
             try:
                 try:
-                    verdict = await self._examine(anonymous, state)
+                    result = await self._examine(anonymous, state)
                 except TrialUnavailable as error:
                     self.counts.note("untried")
                     _LOG.warning(
@@ -259,30 +259,30 @@ class StructuredOutputs:
                         extra={"reason": str(error)},
                     )
                     cacheable = False
-                    verdict = self._untried(anonymous)
+                    result = self._untried(anonymous)
             except BadRequest as error:
-                verdict = Verdict((error.message, error.code or CODE), until=time.monotonic() + REFUSAL_TTL_S)
+                result = CheckResult((error.message, error.code or CODE), until=time.monotonic() + REFUSAL_TTL_S)
         if cacheable:
-            self._remember(key, verdict)
-        return verdict
+            self._remember(key, result)
+        return result
 
-    def _untried(self, spec: Spec) -> Verdict:
+    def _untried(self, spec: Spec) -> CheckResult:
         bounds.check(spec, UNTRIED)
-        return Verdict(token_ms=self._token_ms * UNTRIED_COST_FRACTION)
+        return CheckResult(token_ms=self._token_ms * UNTRIED_COST_FRACTION)
 
-    def _remember(self, key: bytes, verdict: Verdict) -> None:
+    def _remember(self, key: bytes, result: CheckResult) -> None:
         self._forget(key)
-        self._verdicts[key] = verdict
-        self._compiled_bytes += verdict.size
-        while len(self._verdicts) > MAX_VERDICTS or self._compiled_bytes > MAX_COMPILED_BYTES:
-            self._forget(next(iter(self._verdicts)))
+        self._results[key] = result
+        self._compiled_bytes += result.size
+        while len(self._results) > MAX_RESULTS or self._compiled_bytes > MAX_COMPILED_BYTES:
+            self._forget(next(iter(self._results)))
 
     def _forget(self, key: bytes) -> None:
-        old = self._verdicts.pop(key, None)
+        old = self._results.pop(key, None)
         if old is not None:
             self._compiled_bytes -= old.size
 
-    async def _examine(self, spec: Spec, state: Project) -> Verdict:
+    async def _examine(self, spec: Spec, state: Project) -> CheckResult:
         """The static bound, then the trial.
 
         Raises:
@@ -312,7 +312,7 @@ class StructuredOutputs:
                         self.counts.cpu_s += cpu_s
         return trial
 
-    def _read(self, trial: Trial, path: str) -> Verdict:
+    def _read(self, trial: Trial, path: str) -> CheckResult:
         if trial.outcome == "invalid":
             raise BadRequest(f"`{path}` cannot be compiled: {trial.reason}", param=path, code="invalid_grammar")
         if trial.outcome == "slow":
@@ -335,14 +335,14 @@ class StructuredOutputs:
                 "repeats and alternatives differ from what follows them, or use `maxLength` instead of a pattern",
                 path,
             )
-        return Verdict(token_ms=max(trial.token_ms, MIN_TOKEN_MS), size=trial.size)
+        return CheckResult(token_ms=max(trial.token_ms, MIN_TOKEN_MS), size=trial.size)
 
 
 @dataclass(slots=True)
 class _Shared:
     """An examination shared by several requests."""
 
-    task: asyncio.Task[Verdict]
+    task: asyncio.Task[CheckResult]
     waiters: int = 0
 
 
