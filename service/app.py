@@ -136,9 +136,7 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.telemetry = parts.telemetry
     api.include_router(metrics_router)
     fingerprint = parts.base.fingerprint.digest
-    api.include_router(
-        health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint)
-    )
+    api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
     routes = parts.inference.routes
     api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
     add_error_handlers(api)

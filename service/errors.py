@@ -201,14 +201,16 @@ class AdapterNotFinite(HatrackError):
 
 
 class BadGateway(HatrackError):
-    status, type, default_code = 502, "server_error", "engine_error"
-    retry = False
+    status, type = 502, "server_error"
+    default_code: ClassVar[str | None] = "engine_error"
+    retry: ClassVar[bool | None] = False
 
 
 class EngineCut(BadGateway):
     """The engine went away, or the connection to it was cut, before its answer was complete."""
 
     default_code = "engine_cut"
+    retry = None
 
 
 class Unavailable(HatrackError):

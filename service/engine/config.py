@@ -180,6 +180,8 @@ class EngineConfig:
             "VLLM_PROCESS_NAME_PREFIX": process_title(token),
             # by the clock; a grammar that compiles beside other work takes longer than the CPU time it was allowed
             "VLLM_REGEX_COMPILATION_TIMEOUT_S": "120",
+            # far longer than we keep an idle connection: one must not be closed in the moment of a request
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -235,7 +235,7 @@ def test_a_server_without_the_plugin_is_refused_at_start(gateway: Gateway) -> No
         refused = hatrack(external(gateway, HATRACK_ENGINE_URL=url), "serve")
         plain.shutdown()
     assert refused.returncode == 1
-    assert "Hatrack's plugin does not answer there" in " ".join(refused.stderr.split())
+    assert "Hatrack's plugin does not respond" in " ".join(refused.stderr.split())
 
 
 def test_a_frozen_engine_is_ended_and_a_changed_flag_names_itself(gateway: Gateway) -> None:

@@ -67,7 +67,8 @@ async def until(gateway: Gateway, **wanted: tuple[float, float]) -> None:
     async with asyncio.timeout(WITHIN_S):
         while True:
             now = await gate(gateway)
-            if all(least <= now[name] <= most for name, (least, most) in wanted.items()):
+            # what is late is missing from a scrape
+            if all(name in now and least <= now[name] <= most for name, (least, most) in wanted.items()):
                 return
             await asyncio.sleep(0.1)
 

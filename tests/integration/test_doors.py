@@ -350,4 +350,4 @@ LONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("path", LONG)
 async def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, path: str, stream: bool) -> None:
     asked = {"model": gateway_base(gateway), "temperature": 0, "stream": stream, **LONG[path]}
-    assert await leave_midway(gateway, path, asked) < 300
+    assert await leave_midway(gateway, path, asked) < 1000

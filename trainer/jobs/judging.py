@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trainer.jobs.restart import restart
+from trainer.restart import restart
 
 restart()

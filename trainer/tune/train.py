@@ -9,15 +9,21 @@ from typing import Any, Final
 import psutil
 import torch
 
-from trainer.data.render import TokenSequence
-from trainer.errors import DataTooSmall, OutOfMemory
-from trainer.tune.batches import plan_batches
-from trainer.tune.checkpoint import Checkpoint, Checkpoints, TrainingState
-from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
-from trainer.tune.model import evaluating
-from trainer.tune.optimizer import Optimizer, finite
-from trainer.tune.progress import Evaluation, Progress, Training, no_op
-from trainer.tune.recipe import Recipe
+try:
+    from trainer.data.render import TokenSequence
+    from trainer.errors import DataTooSmall, OutOfMemory
+    from trainer.tune.batches import plan_batches
+    from trainer.tune.checkpoint import Checkpoint, Checkpoints, TrainingState
+    from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
+    from trainer.tune.model import evaluating
+    from trainer.tune.optimizer import Optimizer, finite
+    from trainer.tune.progress import Evaluation, Progress, Training, no_op
+    from trainer.tune.recipe import Recipe
+except ImportError:
+    # a worker of an earlier release comes here late, with that release's modules in memory
+    from trainer.restart import restart
+
+    restart()
 
 MAX_EVALUATED: Final = 200
 """Maximum number of held-out examples evaluated after each epoch; more would cost much time for little precision."""

@@ -310,5 +310,5 @@ async def test_numbers_that_are_none_in_a_long_prompt_refuse(bench: Bench, files
 
 
 def test_a_proof_of_another_time_holds_nothing_back() -> None:
-    assert not records.holds_back(None)
-    assert not records.holds_back({"distance": 0.5})
+    assert not records.is_held_back(None)
+    assert not records.is_held_back({"distance": 0.5})

@@ -14,6 +14,7 @@ import pytest
 from trainer.evaluate.evaluations.spec import EvaluationResult
 from trainer.finetune.spec import JobResult
 from trainer.runs.protocol import RESULT
+from trainer.tune import progress
 
 
 @pytest.mark.parametrize("name", ["judging", "primary"])
@@ -32,6 +33,16 @@ def test_a_worker_that_comes_to_what_has_moved_starts_anew(name: str, monkeypatc
     with pytest.raises(SystemExit):
         importlib.import_module(f"trainer.jobs.{name}")
     assert started == [(sys.executable, command)]
+
+
+def test_a_worker_that_begins_to_train_among_new_files_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "trainer.jobs.worker", "/jobs/ftjob-1", "--stage", "train"]
+    monkeypatch.setattr(sys, "orig_argv", command)
+    monkeypatch.setattr(os, "execv", lambda *_: sys.exit("started anew"))
+    monkeypatch.delattr(progress, "no_op")  # the module as it is in memory has another name for it
+    monkeypatch.delitem(sys.modules, "trainer.tune.train", raising=False)
+    with pytest.raises(SystemExit, match="started anew"):
+        importlib.import_module("trainer.tune.train")
 
 
 @pytest.mark.parametrize("module", ["trainer.jobs.worker", "trainer.evaluations.worker"])

@@ -8,7 +8,15 @@ import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.world import INTENTS
-from trainer.evaluate.arms import GROUNDED_NOTE, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, ChatMessage, Question, answer_list
+from trainer.evaluate.arms import (
+    GROUNDED_NOTE,
+    MIN_ANSWER_TOKENS,
+    NO_ROOM_FOR_ANSWERS,
+    TEMPLATE_TOKENS,
+    ChatMessage,
+    Question,
+    answer_list,
+)
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, make_plan
 from trainer.evaluate.evaluations.promotion import LivePointer
 from trainer.evaluate.evaluations.spec import EvaluationJob
@@ -97,7 +105,7 @@ def test_elsewhere_arms_are_what_a_client_says(
     told = {"label": "base", "model": "tiny", "prompt": {"answers": list(INTENTS)}}
     plan = planned(make_folder, 40, compared(told, **more), context)
     assert [(arm.label, arm.prompt.answers) for arm in plan.evaluation.arms] == [("new", ()), ("base", INTENTS)]
-    assert "leave no room" not in plan.why
+    assert NO_ROOM_FOR_ANSWERS not in plan.why
 
 
 def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: MakeFolder) -> None:
