@@ -65,7 +65,7 @@ class JobRequest:
     """A parsed body. ``where`` maps each given option to its dotted path in the body."""
 
     body: CreateBody
-    wish: HyperparameterRequest
+    hyperparameters: HyperparameterRequest
     options: Options
     where: Mapping[str, str]
 
@@ -95,13 +95,13 @@ def read_body(content: object) -> JobRequest:
             raise Invalid(f"`{where[name]}` and `{place}` conflict; send one", param=place)
         values.setdefault(name, value)
         where.setdefault(name, place)
-    wish = validated(
+    hyperparameters = validated(
         HyperparameterRequest,
         {name: value for name, value in values.items() if name in HyperparameterRequest.model_fields},
         where,
     )
     options = validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
-    return JobRequest(body, wish, options, where)
+    return JobRequest(body, hyperparameters, options, where)
 
 
 def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
