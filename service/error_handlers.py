@@ -1,4 +1,4 @@
-"""What every route outside the data path shares: request ids, and one error shape for whatever goes wrong."""
+"""Request ids and error responses for every route outside the data path."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapters.errors import AdapterError
 from adapters.validation import message, shown
 from service.access.http import note_refusal, request_id
-from service.errors import BadRequest, HatrackError, MethodNotAllowed, NotFound, UnknownField, to_hatrack_error
+from service.errors import BadRequest, HatrackError, MethodNotAllowed, UnknownField, no_such_route, to_hatrack_error
 
 PUBLIC: Final = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
-"""Paths that need no key; without one, everything else is 401 (`GET /metrics` decides for itself)."""
+"""Paths that need no key. Every other path answers 401 without one; `GET /metrics` decides for itself."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIds:
-    """Gives each response an ``x-request-id``: the client's own where it is a sane one, else a new one.
+    """Sets ``x-request-id`` on each response: the client's own if it is well formed, else a new one.
 
-    Also the last resort: an exception that nobody expected becomes a 500 in the one shape, if nothing was sent yet.
+    Also turns an unexpected exception into a 500 with the usual body, unless the response has started.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one scope."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(12).encode()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id.decode()}
         started = finished = False
 
@@ -52,51 +52,54 @@ class RequestIds:
             return await self.app(scope, receive, send_with_id)
         except Exception as error:
             if finished:
-                return None  # Starlette raises again what its handler, `ours`, has answered and logged
-            failed = to_hatrack_error(error, request_id.decode())
+                return None  # Starlette re-raises what its handler, `hatrack_error`, has already answered and logged
+            internal = to_hatrack_error(error, request_id.decode())
             if started:
                 raise
-            return await answer(failed)(scope, receive, send_with_id)
+            return await answer(internal)(scope, receive, send_with_id)
 
 
 def answer(error: HatrackError) -> Response:
-    """An error as a response."""
+    """The response for an error."""
     return Response(error.body(), error.status, error.headers, media_type="application/json")
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """One shape for every error that a route or the framework raises."""
+    """Answer every error of a route or of the framework with the same body shape."""
 
-    async def ours(request: Request, error: Exception) -> Response:
+    async def hatrack_error(request: Request, error: Exception) -> Response:
         refusal = to_hatrack_error(error, request_id(request))
         note_refusal(request, refusal.status, refusal.code)
         return answer(refusal)
 
-    async def invalid(_request: Request, error: Exception) -> Response:
+    async def validation_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         first = error.errors()[0]
         param = ".".join(str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path")) or None
-        kind = UnknownField if first["type"] == "extra_forbidden" else BadRequest
-        said = f"{param or 'the request'}: {message(first)} (found {shown(first.get('input'))})"
-        return answer(kind(said, param=param))
+        error_class = UnknownField if first["type"] == "extra_forbidden" else BadRequest
+        text = f"{param or 'the request'}: {message(first)}; got {shown(first.get('input'))}"
+        return answer(error_class(text, param=param))
 
-    async def frameworks(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         if request.scope["path"] not in PUBLIC:
-            # without a key nobody learns which routes there are
+            # callers without a key must not learn which routes exist
             try:
                 app.state.authenticator.authenticate(request.headers)
             except HatrackError as refusal:
                 note_refusal(request, refusal.status, refusal.code)
                 return answer(refusal)
         if error.status_code == 405:
-            return answer(MethodNotAllowed(f"{request.method} is not allowed here", headers=dict(error.headers or {})))
+            headers = dict(error.headers or {})
+            allowed = f"; allowed: {headers['Allow']}" if "Allow" in headers else ""
+            text = f"{request.method} is not allowed for this route{allowed}"
+            return answer(MethodNotAllowed(text, headers=headers))
         if error.status_code == 404:
-            return answer(NotFound("there is nothing here"))
+            return answer(no_such_route(request.method, request.scope["path"]))
         return answer(BadRequest(str(error.detail)))
 
-    app.add_exception_handler(Exception, ours)
-    app.add_exception_handler(HatrackError, ours)
-    app.add_exception_handler(AdapterError, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, frameworks)
+    app.add_exception_handler(Exception, hatrack_error)
+    app.add_exception_handler(HatrackError, hatrack_error)
+    app.add_exception_handler(AdapterError, hatrack_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)

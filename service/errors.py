@@ -125,6 +125,12 @@ class NotFound(HatrackError):
     default_code: ClassVar[str | None] = "not_found"
 
 
+def no_such_route(method: str, path: str) -> NotFound:
+    """The error for a path that no route has."""
+    shown = path if len(path) <= 100 else f"{path[:100]}…"
+    return NotFound(f"No such route: {method} {shown}. The API is under /v1; see /docs.")
+
+
 class ModelNotFound(NotFound):
     default_code = "model_not_found"
 

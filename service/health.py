@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it answers; neither needs a key."""
+"""Liveness and readiness; neither needs a key."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from service.training.watch import TrainerWatch
 
 
 class Health(ApiModel):
-    """The process lives."""
+    """The process is alive."""
 
     status: Literal["ok"]
     version: str
 
 
 class EngineHealth(ApiModel):
-    """What the engine does now, why, and since when (Unix seconds)."""
+    """The engine's state, the reason for it, and its start (Unix seconds)."""
 
     state: StateName
     reason: str
@@ -31,38 +31,44 @@ class EngineHealth(ApiModel):
 
 
 class TrainerHealth(ApiModel):
-    """Whether the trainer answers."""
+    """The trainer's state."""
 
-    state: TrainerState = Field(description="`off`: there is to be none; `starting`: it has not answered yet.")
+    state: TrainerState = Field(
+        description="`off`: not configured; `starting`: it has not answered yet; `down`: it has stopped answering."
+    )
 
 
 class Readiness(ApiModel):
-    """Whether requests are answered, and what the engine and the trainer do."""
+    """Whether the gateway serves requests, with the states of the engine and the trainer."""
 
     status: StateName
     base: str
-    fingerprint: str = Field(description="Digest of the base and of how the engine computes with it.")
+    fingerprint: str = Field(
+        description="Digest of the base model and of the engine's settings that affect its output."
+    )
     engine: EngineHealth
     trainer: TrainerHealth
 
 
 def health(engine: WatchedEngine, trainer: TrainerWatch, base: str, fingerprint: str) -> APIRouter:
-    """The routes.
+    """Build the routes.
 
     Args:
-        base: The name that the base is served under.
-        fingerprint: The base's.
+        engine: Its state decides readiness.
+        trainer: Its state is shown only.
+        base: Name under which the base is served.
+        fingerprint: Digest of the base and of how it is served.
     """
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", responses=answers(Health))
     async def healthz() -> dict[str, str]:
-        """The process lives; needs no key."""
+        """Liveness; needs no key."""
         return {"status": "ok", "version": __version__}
 
     @router.get("/readyz", responses=answers(Readiness) | answers(Readiness, status=503))
     async def readyz() -> JSONResponse:
-        """Whether the engine answers, with what it is doing if not; needs no key."""
+        """Readiness: 200 if the engine answers, else 503 with its state and the reason; needs no key."""
         state = engine.state
         body = {
             "status": "ready" if engine.ready else state.name,

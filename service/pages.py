@@ -1,4 +1,4 @@
-"""What a stranger meets without a key: what this is, the OpenAPI document, and a page that shows it."""
+"""Public pages: a description of the service, the OpenAPI document and Swagger UI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service import __version__
 from service.http.schema import ApiModel, answers
 
 ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
-"""Swagger UI, as the package `fastapi-offline` carries it: nothing is loaded from elsewhere."""
+"""Swagger UI's files from the package `fastapi-offline`, so that nothing is loaded from a CDN."""
 POLICY: Final = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 DOCS: Final = """<!doctype html>
 <html lang="en">
@@ -40,7 +40,7 @@ START: Final = """SwaggerUIBundle({
 
 
 class About(ApiModel):
-    """What answers here, and where to go on."""
+    """The service, and where to find its documentation and health."""
 
     name: str
     version: str
@@ -51,18 +51,18 @@ class About(ApiModel):
 
 
 def pages(base: str, document: Callable[[], dict[str, Any]]) -> APIRouter:
-    """The routes.
+    """Build the routes.
 
     Args:
-        base: The name that the base is served under.
-        document: Makes the OpenAPI document; called once, when somebody asks for it.
+        base: Name under which the base is served.
+        document: Builds the OpenAPI document; called once, at the first request for it.
     """
     router = APIRouter()
-    made: list[bytes] = []
+    cached: list[bytes] = []
 
     @router.get("/", tags=["health"], responses=answers(About))
     async def about() -> dict[str, str]:
-        """What this is; needs no key."""
+        """Name, version and links; needs no key."""
         return {
             "name": "hatrack",
             "version": __version__,
@@ -74,9 +74,9 @@ def pages(base: str, document: Callable[[], dict[str, Any]]) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        if not made:
-            made.append(orjson.dumps(document()))
-        return Response(made[0], media_type="application/json")
+        if not cached:
+            cached.append(orjson.dumps(document()))
+        return Response(cached[0], media_type="application/json")
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> Response:

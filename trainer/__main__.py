@@ -1,10 +1,10 @@
 """The trainer: `python -m trainer --home H --socket S --gateway URL --base DIR --base-name NAME --max-rank N`.
 
-It answers the gateway on a Unix socket that nobody else may open, or on a port (`--port`) to whoever shows the shared
-secret, and runs fine-tuning jobs in processes of their own. SIGTERM ends it politely: jobs checkpoint and go on at the
-next start. On a socket it also ends when the process that started it has gone.
+It serves the gateway on a Unix socket that only its user can open, or on a port (`--port`) with the shared secret, and
+runs each fine-tuning job in its own process. On SIGTERM it stops gracefully: jobs write checkpoints and resume at the
+next start. On a socket it also stops when its parent process has exited.
 
-Exit codes: 0 stopped · 2 a setting or an argument is wrong · 3 another trainer has this home.
+Exit codes: 0 stopped · 2 invalid setting or argument · 3 another trainer uses this home.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ BAD_SETTINGS: Final = 2
 HOME_LOCKED: Final = 3
 PARENT_POLL_S: Final = 0.5
 GRACEFUL_SHUTDOWN_S: Final = 1
-"""How long requests may take to end once the trainer is to stop, s: streams of events come back to the next one."""
+"""How long open requests may take to finish on shutdown, s; event streams reconnect to the next trainer."""
 _LOG = logging.getLogger("hatrack.trainer")
 
 
 class Server(uvicorn.Server):
-    """One that leaves signals to us: uvicorn would raise them again at its end, and the exit code would not be 0."""
+    """A server without signal handlers: uvicorn re-raises signals on exit, so that the exit code would not be 0."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield
 
     def stop(self) -> None:
-        """End politely, soon."""
+        """Request a graceful shutdown."""
         self.should_exit = True
 
 
 class HomeLocked(Exception):
-    """Another trainer is at work in this home."""
+    """Another trainer uses this home."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    os.umask(0o077)  # what is written here is for nobody else's eyes: keys, data, logs
+    os.umask(0o077)  # keys, data and logs must not be readable by other users
     parent = os.getppid()
     try:
         settings = load_settings()
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AdapterError as error:
         return _fail(error.message, BAD_SETTINGS)
     except (OSError, KeyError, ValueError) as error:
-        return _fail(f"{options.base} is no checkpoint that can be trained on: {error!r}", BAD_SETTINGS)
+        return _fail(f"{options.base} is not a checkpoint that can be trained: {error!r}", BAD_SETTINGS)
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.log_level.upper(),
@@ -90,26 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Runs fine-tuning jobs for a gateway.")
-    parser.add_argument("--home", type=Path, required=True, help="directory of all state; the trainer's is trainer/")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--socket", type=Path, help="Unix socket to listen on")
-    where.add_argument("--port", type=int, help="port to listen on, instead; needs HATRACK_TRAINER_SECRET")
+    parser.add_argument("--home", type=Path, required=True, help="state directory; the trainer uses trainer/ in it")
+    address = parser.add_mutually_exclusive_group(required=True)
+    address.add_argument("--socket", type=Path, help="Unix socket to listen on")
+    address.add_argument("--port", type=int, help="port to listen on instead; requires HATRACK_TRAINER_SECRET")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on, with --port")
-    parser.add_argument("--gateway", required=True, help="the gateway's URL, as workers reach it")
+    parser.add_argument("--gateway", required=True, help="URL at which workers reach the gateway")
     parser.add_argument("--base", type=Path, required=True, help="checkpoint directory of the base model")
-    parser.add_argument("--base-name", required=True, help="the name that the base is served under")
-    parser.add_argument("--max-rank", type=int, required=True, help="largest rank that the engine serves")
-    parser.add_argument("--context", type=int, help="the engine's context, tokens; unset: the base's own")
+    parser.add_argument("--base-name", required=True, help="name under which the base is served")
+    parser.add_argument("--max-rank", type=int, required=True, help="maximum LoRA rank of the engine")
+    parser.add_argument("--context", type=int, help="the engine's context in tokens; default: the base's own")
     dtypes = ("bfloat16", "float16", "float32")
-    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="what the engine computes in")
-    parser.add_argument("--engine-device", choices=("cpu", "cuda"), default="cpu", help="what the engine runs on")
-    parser.add_argument("--engine-memory", type=float, default=0.85, help="share of its GPU that the engine takes")
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="data type of the engine")
+    parser.add_argument("--engine-device", choices=("cpu", "cuda"), default="cpu", help="device of the engine")
+    parser.add_argument("--engine-memory", type=float, default=0.85, help="fraction of GPU memory that the engine uses")
     return parser
 
 
 def _installation(options: argparse.Namespace, settings: Settings) -> Installation:
     if options.port is not None and settings.secret is None:
-        raise SettingsError("with --port HATRACK_TRAINER_SECRET is needed: whoever reaches a port is not the gateway")
+        raise SettingsError("--port requires HATRACK_TRAINER_SECRET, since other processes can reach the port too")
     return Installation(
         home=options.home.absolute(),
         gateway=options.gateway,
@@ -125,14 +125,16 @@ def _installation(options: argparse.Namespace, settings: Settings) -> Installati
 
 @contextmanager
 def _lock_home(directory: Path) -> Iterator[None]:
-    """Be the only trainer of this home. Raises HomeLocked."""
+    """Hold the lock of this home. Raises HomeLocked if another trainer holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     lock = os.open(directory / "trainer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise HomeLocked(f"another trainer is at work in {directory}") from None
+        raise HomeLocked(
+            f"another trainer is already running in {directory}; stop it or choose another --home"
+        ) from None
     else:
         yield
     finally:
@@ -140,19 +142,21 @@ def _lock_home(directory: Path) -> Iterator[None]:
 
 
 def _unix(path: Path) -> socket.socket:
-    """Listen on a socket that nobody but this user may open. Whoever holds the home's lock may take its place."""
+    """Listen on a socket that only this user can open. Replaces a leftover one; call it under the home's lock."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)  # from its first moment on: a mode that is set later comes too late
+    previous_umask = os.umask(0o177)  # not chmod afterwards: the socket must never be open to others
     try:
         listener.bind(str(path))
     except OSError as error:
         raise SettingsError(f"cannot listen on {path}: {error.strerror}") from error
     finally:
-        os.umask(before)
+        os.umask(previous_umask)
     mode = path.stat().st_mode & 0o777
     if mode != 0o600:
-        raise SettingsError(f"{path} could be opened by others (mode {mode:o}): its file system keeps no modes")
+        raise SettingsError(
+            f"{path} is open to other users (mode {mode:o}): its file system has no file modes; use another one"
+        )
     return listener
 
 
@@ -183,13 +187,13 @@ async def _serve(trainer: Trainer, settings: Settings, listener: socket.socket, 
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
     if not server.started:
-        raise SettingsError("the trainer could not start; its log has the reason")
+        raise SettingsError("the trainer could not start; see its log")
 
 
 async def _stop_with_parent(parent: int, server: Server) -> None:
-    while os.getppid() == parent:  # noqa: ASYNC110 (a parent's end sends nothing that could be waited for)
+    while os.getppid() == parent:  # noqa: ASYNC110 (a parent's exit cannot be awaited)
         await asyncio.sleep(PARENT_POLL_S)
-    _LOG.warning("the process that started the trainer has gone; it stops")
+    _LOG.warning("the parent process has exited; stopping")
     server.stop()
 
 

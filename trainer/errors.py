@@ -1,57 +1,57 @@
-"""One exception tree; `code` stands on the class and is what a job or a script reports.
+"""All exceptions of the trainer; each class has the `code` that a job or a script reports.
 
 Exception
-├── SettingsError                  a start-up mistake; never reaches a client
+├── SettingsError                  an invalid setting or argument; never reaches a client
 └── TrainerError
-    ├── RequestError               what a client of the API sees; `status` and `type` stand on the class
+    ├── RequestError               an error that a client of the API sees, with its `status` and `type`
     │   ├── Invalid            400 a field's value is not allowed
-    │   ├── UnknownParameter   400 a field that nobody knows
-    │   ├── Unsupported        400 a field that could not be served, or is not done here
-    │   ├── MemoryTooSmall     400 it cannot fit beside the engine
-    │   ├── WrongState         400 a job that is over cannot be paused
-    │   ├── UnknownCaller      401 the request does not come from the gateway
+    │   ├── UnknownParameter   400 an unknown field
+    │   ├── Unsupported        400 a feature that the engine or the trainer does not support
+    │   ├── MemoryTooSmall     400 the job does not fit into memory beside the engine
+    │   ├── WrongState         400 the job's state does not allow the action
+    │   ├── UnknownCaller      401 the request is not from the gateway
     │   ├── Missing            404
     │   ├── NotAllowed         405
-    │   ├── KeyReused          409 an Idempotency-Key with another body
-    │   ├── NotFinished        409 an evaluation that has no report yet
-    │   ├── ReviewFinal        409 every pair of the evaluation has been looked at
+    │   ├── KeyReused          409 an Idempotency-Key was reused with another body
+    │   ├── NotFinished        409 the evaluation has no report yet
+    │   ├── ReviewFinal        409 every pair of the evaluation has been reviewed
     │   ├── BodyTooLarge       413
     │   ├── TooMany            429
     │   ├── Broken             500
     │   ├── CheckTimedOut      504
     │   └── NoSpace            507
     ├── BaseModelError
-    │   ├── BaseModelUnknown       neither a directory nor a hub id nor the default
-    │   ├── BaseModelUnavailable   the package or the hub could not give it
-    │   └── BaseModelIncomplete    a directory that lacks what serving or training needs
+    │   ├── BaseModelUnknown       not a directory, a hub id or the default
+    │   ├── BaseModelUnavailable   the package is missing or the download failed
+    │   └── BaseModelIncomplete    a directory without the files that serving or training needs
     ├── DataError
-    │   ├── DataInvalid            lines that cannot be trained on, each with its number and reason
-    │   │   └── ExampleTooLong     one that `max_length` would cut
-    │   ├── DataRefused            the quality report forbids training
-    │   ├── DataTooSmall
-    │   └── TemplateUnsupported    the base's chat template cannot be trained on exactly
-    ├── InvalidHyperparameter                a hyperparameter that cannot be had; `param` names it
+    │   ├── DataInvalid            invalid lines, each with its number and the reason
+    │   │   └── ExampleTooLong     an example that `max_length` would truncate
+    │   ├── DataRefused            the quality report refuses the data
+    │   ├── DataTooSmall           too few examples
+    │   └── TemplateUnsupported    the base's chat template does not allow exact training
+    ├── InvalidHyperparameter      a hyperparameter that engine, base or parent does not allow; `param` names it
     ├── TrainingError
-    │   ├── NothingTrainable       no module of the base matches the recipe
-    │   ├── ParentUnsupported      the version to train on from differs in what a recipe has one of
+    │   ├── NothingTrainable       no module of the base matches the recipe's target modules
+    │   ├── ParentUnsupported      the parent version's modules differ in rank or alpha
     │   ├── LossNotFinite
     │   ├── OutOfMemory
-    │   └── CheckpointUnusable     it belongs to another training
-    ├── EvaluationError            no verdict can be had
-    │   ├── EvaluationInvalid      arms, examples or a metric that cannot be compared
-    │   ├── HeldOutTaught          the candidate was trained on what it should be judged by
-    │   ├── EndpointUnknown        an outside endpoint that the settings do not name
-    │   ├── AnswerRefused          an arm will not answer an example, now or ever; `status` and `answer_code` say why
-    │   │   └── ArmUnservable      the version went away, or cannot be served by this engine
-    │   ├── EngineMoved            the base was served in another way each time that it was asked
-    │   ├── ArmMoved               an alias pointed to another version while it was asked
-    │   ├── AnswerUnreadable       an answer that lacks what was asked for
-    │   └── SuiteUnavailable       a suite whose data or libraries are not here
-    │       └── SandboxUnavailable the machine gives none, or one that does not hold: nothing is run
-    ├── RunDirectoryBusy                 another worker is at the job
+    │   └── CheckpointUnusable     the checkpoint belongs to another training run
+    ├── EvaluationError            the evaluation cannot produce a verdict
+    │   ├── EvaluationInvalid      arms, examples or a metric that do not allow a comparison
+    │   ├── HeldOutTaught          the candidate was trained on held-out examples
+    │   ├── EndpointUnknown        an external endpoint that is not in the settings
+    │   ├── AnswerRefused          an arm permanently refuses an example; see `status` and `answer_code`
+    │   │   └── ArmUnservable      the version was deleted, or this engine cannot serve it
+    │   ├── EngineMoved            the engine's fingerprint kept changing during the evaluation
+    │   ├── ArmMoved               an alias moved to another version during the evaluation
+    │   ├── AnswerUnreadable       a response without the requested content
+    │   └── SuiteUnavailable       a suite's data or libraries are missing
+    │       └── SandboxUnavailable no sandbox, or none that isolates: nothing is run
+    ├── RunDirectoryBusy           another worker uses the run's directory
     ├── GatewayUnreachable
-    ├── GatewayRefused             the gateway said no; `status` and `code` are its
-    └── ExportRefused              the adapter that came out could not be served
+    ├── GatewayRefused             the gateway refused a request; see `status` and `gateway_code`
+    └── ExportRefused              the trained adapter could not be served
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ SHOWN_PROBLEMS: Final = 5
 
 
 class SettingsError(Exception):
-    """A setting is wrong; the message is for the person at the terminal."""
+    """An invalid setting or argument; the message is for the operator."""
 
 
 class TrainerError(Exception):
-    """Anything that the trainer refuses or fails at.
+    """Base class of the trainer's errors.
 
     Args:
-        message: One or two sentences for the person who can do something about it.
+        message: What is wrong and what to do, in one or two sentences.
     """
 
     code: ClassVar[str] = "trainer_error"
@@ -85,13 +85,13 @@ class TrainerError(Exception):
 
 
 class RequestError(TrainerError):
-    """An error as a client of the API sees it.
+    """An error that a client of the API sees.
 
     Args:
-        message: The field, what was found, what is allowed.
+        message: The field, what was given and what is allowed.
         param: The field at fault, dotted, or None.
-        code: Overrides the class's.
-        retry_after_s: When asking again makes sense.
+        code: Overrides the class's code.
+        retry_after_s: When a retry makes sense, s.
     """
 
     status: ClassVar[int] = 400
@@ -198,24 +198,24 @@ class BaseModelIncomplete(BaseModelError):
 
 
 class DataError(TrainerError):
-    """Data that cannot be trained on, or judged by.
+    """Data that cannot be used for training or evaluation.
 
     Attributes:
-        param: The field that names the file at fault.
+        param: The request's field of the file at fault.
     """
 
     code = "data_error"
     param = "training_file"
 
     def blame_validation_file(self, name: str) -> None:
-        """The file at fault is the one that the client holds out, called ``name``."""
+        """Attribute the error to the client's validation file, called ``name``."""
         self.param = "validation_file"
         self.message = f"{name}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why one line of a data file cannot be used; `line` counts from 1."""
+    """Why a line of a data file is invalid; `line` counts from 1."""
 
     line: int
     reason: str
@@ -225,7 +225,7 @@ class Problem:
 
 
 class DataInvalid(DataError):
-    """Raised once for a whole file: `problems` holds every line at fault, in the order of the file."""
+    """Raised once per file; `problems` has every invalid line in file order."""
 
     code = "invalid_training_file"
 
@@ -237,15 +237,15 @@ class DataInvalid(DataError):
 
 
 class ExampleTooLong(DataInvalid):
-    """One example is `tokens` long, above `max_length`."""
+    """An example has more tokens than `max_length`."""
 
     def __init__(self, line: int, tokens: int, max_length: int) -> None:
-        super().__init__([Problem(line, f"{tokens} tokens long, and max_length is {max_length}")])
+        super().__init__([Problem(line, f"{tokens} tokens, but `max_length` is {max_length}")])
         self.tokens = tokens
 
 
 class DataRefused(DataError):
-    """The data can be read and must not be trained on; `report` says why."""
+    """The data are readable, but the quality `report` refuses them."""
 
     code = "training_data_refused"
 
@@ -317,7 +317,7 @@ class EndpointUnknown(EvaluationError):
 
 
 class AnswerRefused(EvaluationError):
-    """A comparison over fewer examples than were held out is none, so that one refusal ends it."""
+    """One refusal ends the evaluation: a comparison must cover every held-out example."""
 
     code = "answer_refused"
 
@@ -360,7 +360,7 @@ class GatewayUnreachable(TrainerError):
 
 
 class GatewayRefused(TrainerError):
-    """The gateway's error; ``gateway_code`` is its code."""
+    """An error response of the gateway; ``gateway_code`` is its code."""
 
     code = "gateway_refused"
 

@@ -1,7 +1,7 @@
-"""Every metric that `/metrics` shows: name, kind, labels and meaning, in one place.
+"""All metrics of `/metrics`: names, types, labels and descriptions.
 
-`service/telemetry/METRICS.md` documents the same list; a test fails where the two part. Names follow Prometheus'
-conventions: base units (seconds, ratios between 0 and 1), counters end in `_total`.
+`service/telemetry/METRICS.md` documents the same list; a test compares the two. Names follow Prometheus' conventions:
+base units (seconds, ratios between 0 and 1), counters end in `_total`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAG_S: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric's name and meaning; ``bounds`` are a histogram's upper bounds, in its unit."""
+    """One metric's declaration; ``bounds`` are a histogram's upper bounds in the metric's unit."""
 
     name: str
     kind: Kind
@@ -37,7 +37,7 @@ class Metric:
     bounds: tuple[float, ...] = ()
 
     def values(self, rows: Iterable[tuple[Sequence[str], float]]) -> Family:
-        """This counter or gauge with a value for each tuple of label values."""
+        """The counter or gauge with one sample per tuple of label values."""
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = make(self.name, self.help, labels=self.labels)
         for labels, value in rows:
@@ -45,15 +45,15 @@ class Metric:
         return family
 
     def value(self, value: float) -> Family:
-        """This counter or gauge, which has no labels."""
+        """The counter or gauge without labels."""
         return self.values([((), value)])
 
     def histograms(self, rows: Iterable[tuple[Sequence[str], Histogram]]) -> Family:
-        """This histogram with its counts for each tuple of label values."""
+        """The histogram with one set of buckets per tuple of label values."""
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         bounds = [*map(str, self.bounds), "+Inf"]
-        for labels, counted in rows:
-            family.add_metric(labels, list(zip(bounds, accumulate(counted.counts), strict=True)), counted.sum)
+        for labels, histogram in rows:
+            family.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)
         return family
 
 
@@ -63,99 +63,99 @@ _TARGET: Final = ("project", "adapter", "version")
 REQUESTS: Final = Metric(
     "hatrack_requests_total",
     "counter",
-    "Inference requests that are over, by how they ended: ok, refused (4xx), failed (5xx), cut (broken after the "
-    "answer had begun), left (the client went away).",
+    "Finished inference requests by outcome: ok, refused (4xx), failed (5xx), cut (failed after the response had "
+    "started), left (the client disconnected).",
     ("route", "outcome", *_TARGET),
 )
-ERRORS: Final = Metric(
-    "hatrack_errors_total", "counter", "Inference requests that did not end well, by error code.", ("route", "code")
-)
+ERRORS: Final = Metric("hatrack_errors_total", "counter", "Failed inference requests by error code.", ("route", "code"))
 FAULTS: Final = Metric(
     "hatrack_adapter_faults_total",
     "counter",
-    "Requests that the engine could not answer because of the adapter or of itself: adapter_not_finite, "
-    "adapter_unloadable, engine_not_finite.",
+    "Requests that failed because of a faulty adapter or engine: adapter_not_finite, adapter_unloadable, "
+    "engine_not_finite.",
     (*_TARGET, "code"),
 )
-IN_FLIGHT: Final = Metric("hatrack_requests_in_flight", "gauge", "Inference requests that the gateway works on now.")
+IN_FLIGHT: Final = Metric("hatrack_requests_in_flight", "gauge", "Inference requests in progress in the gateway.")
 FIRST_TOKEN: Final = Metric(
     "hatrack_time_to_first_token_seconds",
     "histogram",
-    "From a streaming request's arrival to its first event.",
+    "Time from a streaming request's arrival to its first event.",
     _TARGET,
     FIRST_TOKEN_S,
 )
 INTER_TOKEN: Final = Metric(
     "hatrack_inter_token_seconds",
     "histogram",
-    "Between two events of a streamed answer that bring tokens.",
+    "Time between two token events of a streamed response.",
     _TARGET,
     GAP_S,
 )
 QUEUE: Final = Metric(
-    "hatrack_queue_seconds", "histogram", "What a request waited for its place in the engine.", _TARGET, WAIT_S
+    "hatrack_queue_seconds", "histogram", "Time that a request waited in the queue for the engine.", _TARGET, WAIT_S
 )
 DURATION: Final = Metric(
     "hatrack_request_duration_seconds",
     "histogram",
-    "From a request's arrival to its end, whatever that was.",
+    "Time from a request's arrival to its end, whatever the outcome.",
     ("route",),
     TOTAL_S,
 )
-PROMPT_TOKENS: Final = Metric("hatrack_prompt_tokens_total", "counter", "Tokens read, cached ones among them.", _TARGET)
-CACHED_TOKENS: Final = Metric(
-    "hatrack_cached_prompt_tokens_total", "counter", "Tokens read from the engine's prefix cache.", _TARGET
+PROMPT_TOKENS: Final = Metric(
+    "hatrack_prompt_tokens_total", "counter", "Prompt tokens, including cached ones.", _TARGET
 )
-COMPLETION_TOKENS: Final = Metric("hatrack_completion_tokens_total", "counter", "Tokens written.", _TARGET)
+CACHED_TOKENS: Final = Metric(
+    "hatrack_cached_prompt_tokens_total", "counter", "Prompt tokens served from the engine's prefix cache.", _TARGET
+)
+COMPLETION_TOKENS: Final = Metric("hatrack_completion_tokens_total", "counter", "Completion tokens.", _TARGET)
 
 # the engine, as the gateway sees it
 ENGINE_STATE: Final = Metric(
     "hatrack_engine_state", "gauge", "1 for the engine's state: starting, ready, stalled or down.", ("state",)
 )
 ENGINE_STATE_SINCE: Final = Metric(
-    "hatrack_engine_state_since_timestamp_seconds", "gauge", "When the engine came into its state, Unix time."
+    "hatrack_engine_state_since_timestamp_seconds", "gauge", "Unix time at which the engine entered its state."
 )
 ENGINE_RESTARTS: Final = Metric(
-    "hatrack_engine_restarts_total", "counter", "Times that the engine was lost or given up and started anew."
+    "hatrack_engine_restarts_total", "counter", "Restarts of the engine after it was lost or given up."
 )
 ENGINE_START: Final = Metric(
-    "hatrack_engine_start_seconds", "gauge", "What the engine's latest start took until it answered."
+    "hatrack_engine_start_seconds", "gauge", "Duration of the engine's latest start, until it was ready."
 )
-ENGINE_SLOTS: Final = Metric("hatrack_engine_slots", "gauge", "Adapters that one batch can hold.")
+ENGINE_SLOTS: Final = Metric("hatrack_engine_slots", "gauge", "Maximum number of adapters in one batch.")
 ENGINE_RESIDENT_LIMIT: Final = Metric(
-    "hatrack_engine_resident_limit", "gauge", "Adapters that the engine's memory can hold."
+    "hatrack_engine_resident_limit", "gauge", "Maximum number of adapters in the engine's memory."
 )
 ENGINE_RESIDENT: Final = Metric(
-    "hatrack_engine_resident_adapters", "gauge", "Adapters (digests) in the engine's memory now, in use or not."
+    "hatrack_engine_resident_adapters", "gauge", "Adapters (digests) in the engine's memory, in use or not."
 )
 SLOTS_IN_USE: Final = Metric(
-    "hatrack_engine_slots_in_use", "gauge", "Slots whose adapter has requests in the engine now, as admission counts."
+    "hatrack_engine_slots_in_use", "gauge", "Slots whose adapter has requests in the engine, as counted by admission."
 )
 ADAPTER_RESIDENT: Final = Metric(
     "hatrack_adapter_resident",
     "gauge",
-    "1 for a version that lies in the engine's memory now, 0 for one that does not.",
+    "1 for a version in the engine's memory, otherwise 0.",
     _TARGET,
 )
 ADAPTER_RUNNING: Final = Metric(
     "hatrack_adapter_requests_running", "gauge", "A version's requests in the engine.", _TARGET
 )
 ADAPTER_QUEUED: Final = Metric(
-    "hatrack_adapter_requests_queued", "gauge", "A version's requests that wait for their place in the engine.", _TARGET
+    "hatrack_adapter_requests_queued", "gauge", "A version's requests that are queued for the engine.", _TARGET
 )
 COLD_LOADS: Final = Metric(
-    "hatrack_engine_cold_loads_total", "counter", "Times that a request had its adapter loaded from the disk."
+    "hatrack_engine_cold_loads_total", "counter", "Requests whose adapter had to be loaded from disk."
 )
 COLD_LOAD_S: Final = Metric(
     "hatrack_engine_cold_load_seconds_total",
     "counter",
-    "What these loads took together, from letting the request in to its first token.",
+    "Total time of these loads, from the request's admission to its first token.",
 )
 ENGINE_SCRAPE_ERRORS: Final = Metric(
-    "hatrack_engine_scrape_errors_total", "counter", "Times that the engine's own metrics could not be had."
+    "hatrack_engine_scrape_errors_total", "counter", "Failed scrapes of the engine's own metrics."
 )
 
-# the engine, in its own words
+# the engine's own metrics
 ENGINE_RUNNING: Final = Metric("hatrack_engine_requests_running", "gauge", "vllm:num_requests_running.")
 ENGINE_WAITING: Final = Metric("hatrack_engine_requests_waiting", "gauge", "vllm:num_requests_waiting.")
 ENGINE_KV: Final = Metric(
@@ -177,100 +177,99 @@ ENGINE_CACHE_HITS: Final = Metric(
 )
 
 # admission
-QUEUED: Final = Metric(
-    "hatrack_admission_queued", "gauge", "Requests that wait for their place in the engine.", ("class",)
-)
-QUEUE_LIMIT: Final = Metric("hatrack_admission_queue_limit", "gauge", "Requests that may wait at once.")
+QUEUED: Final = Metric("hatrack_admission_queued", "gauge", "Requests that are queued for the engine.", ("class",))
+QUEUE_LIMIT: Final = Metric("hatrack_admission_queue_limit", "gauge", "Maximum number of queued requests.")
 ADMITTED: Final = Metric(
-    "hatrack_admission_in_engine", "gauge", "Requests that were let in and have not left the engine.", ("class",)
+    "hatrack_admission_in_engine", "gauge", "Admitted requests that have not left the engine.", ("class",)
 )
-WIDTH: Final = Metric("hatrack_admission_width", "gauge", "Requests that may be in the engine at once.")
-SLOT_WAITERS: Final = Metric("hatrack_admission_adapters_waiting", "gauge", "Adapters that wait for a slot.")
-GRANTED: Final = Metric("hatrack_admission_granted_total", "counter", "Requests let into the engine.", ("class",))
+WIDTH: Final = Metric("hatrack_admission_width", "gauge", "Maximum number of concurrent requests in the engine.")
+SLOT_WAITERS: Final = Metric("hatrack_admission_adapters_waiting", "gauge", "Adapters that are waiting for a slot.")
+GRANTED: Final = Metric("hatrack_admission_granted_total", "counter", "Requests admitted to the engine.", ("class",))
 QUEUE_REFUSED: Final = Metric(
     "hatrack_admission_refused_total",
     "counter",
-    "Requests that admission did not let in, by reason: queue_full, share_full (the caller's own), timeout.",
+    "Requests rejected by admission, by reason: queue_full, share_full (the caller's share of the queue), timeout.",
     ("reason",),
 )
 
 # access
 LIMIT_HITS: Final = Metric(
-    "hatrack_limit_hits_total", "counter", "Requests refused because of their key's limit, by the limit.", ("limit",)
+    "hatrack_limit_hits_total", "counter", "Requests refused because of a key's limit, by limit.", ("limit",)
 )
-USAGE_ROWS: Final = Metric("hatrack_usage_rows_written_total", "counter", "Rows of usage written to the database.")
-USAGE_PENDING: Final = Metric("hatrack_usage_rows_pending", "gauge", "Rows of usage not yet written.")
-USAGE_ERRORS: Final = Metric("hatrack_usage_write_errors_total", "counter", "Times that usage could not be written.")
+USAGE_ROWS: Final = Metric("hatrack_usage_rows_written_total", "counter", "Usage rows written to the database.")
+USAGE_PENDING: Final = Metric("hatrack_usage_rows_pending", "gauge", "Usage rows not yet written.")
+USAGE_ERRORS: Final = Metric("hatrack_usage_write_errors_total", "counter", "Failed writes of usage.")
 
 # the registry
-REGISTRY_ADAPTERS: Final = Metric("hatrack_registry_adapters", "gauge", "Adapters that have a ready version.")
+REGISTRY_ADAPTERS: Final = Metric("hatrack_registry_adapters", "gauge", "Adapters with a ready version.")
 REGISTRY_VERSIONS: Final = Metric(
     "hatrack_registry_versions",
     "gauge",
-    "Versions by state (proving, ready, rejected) and, of the ready ones, whether they can serve now.",
+    "Versions by state (proving, ready, rejected) and, for ready ones, whether they can serve now.",
     ("state", "servable"),
 )
 
 REGISTRY_PINS: Final = Metric("hatrack_registry_pins", "gauge", "Adapters whose live version is kept warm.")
-REGISTRY_SPLITS: Final = Metric("hatrack_registry_splits", "gauge", "Aliases that split their requests over versions.")
+REGISTRY_SPLITS: Final = Metric(
+    "hatrack_registry_splits", "gauge", "Aliases that split their requests between versions."
+)
 VERSIONS_REVALIDATION: Final = Metric(
     "hatrack_versions_revalidation",
     "gauge",
-    "Judged ready versions by what their verdict is worth now: fresh, due, failed; of those that fit the base.",
+    "Ready versions with a verdict that fit the base, by the state of the verdict: fresh, due, failed.",
     ("state",),
 )
 LIVE_FAILED: Final = Metric(
     "hatrack_live_versions_failed",
     "gauge",
-    "Versions that `live` answers with though their latest revalidation failed them.",
+    "Live versions that failed their latest revalidation.",
 )
 
 # the trainer
 TRAINER_UP: Final = Metric(
-    "hatrack_trainer_up", "gauge", "1 where the trainer answers, 0 where it does not; missing where there is none."
+    "hatrack_trainer_up", "gauge", "1 if the trainer answers, otherwise 0; missing if no trainer is configured."
 )
 TRAINER_PAUSED: Final = Metric(
     "hatrack_trainer_paused_seconds_total",
     "counter",
-    "How long all training jobs together have stood still for callers' requests, as far as the trainer has said it.",
+    "Total time that training jobs were paused for live traffic, as reported by the trainer.",
 )
 
 # structured outputs
 STRUCTURED: Final = Metric(
     "hatrack_structured_outputs_total",
     "counter",
-    "Schemas, grammars and their like in requests, by how their check ended: passed, refused; untried ones were held "
-    "to the stricter bound, and passed or were refused besides.",
+    "Schemas, grammars and other structured outputs in requests, by the outcome of their check: passed, refused; also "
+    "untried, if only the stricter static bound was applied.",
     ("outcome",),
 )
 STRUCTURED_CPU: Final = Metric(
-    "hatrack_structured_cpu_seconds_total", "counter", "CPU time of the trial compiles of structured outputs."
+    "hatrack_structured_cpu_seconds_total", "counter", "CPU time of trial compilations of structured outputs."
 )
 STRUCTURED_UP: Final = Metric(
     "hatrack_structured_trial_up",
     "gauge",
-    "1 where structured outputs are compiled on trial, 0 where the process for it is not there; missing where none is "
-    "wanted.",
+    "1 if the process for trial compilations runs, otherwise 0; missing if none is configured.",
 )
 
 # grounding
 GROUNDING: Final = Metric(
     "hatrack_grounding_requests_total",
     "counter",
-    "Retrievals for inference requests, by how they ended: ok, empty (nothing found), no_room (the context is full), "
+    "Retrievals for inference requests, by outcome: ok, empty (nothing found), no_room (no space left in the context), "
     "late, broken.",
     ("provider", "outcome"),
 )
 GROUNDING_S: Final = Metric(
-    "hatrack_grounding_seconds", "histogram", "What a retrieval took.", ("provider",), RETRIEVAL_S
+    "hatrack_grounding_seconds", "histogram", "Duration of a retrieval.", ("provider",), RETRIEVAL_S
 )
 GROUNDING_PASSAGES: Final = Metric(
-    "hatrack_grounding_passages_total", "counter", "Passages put into prompts.", ("provider",)
+    "hatrack_grounding_passages_total", "counter", "Passages inserted into prompts.", ("provider",)
 )
 GROUNDING_UNUSABLE: Final = Metric(
     "hatrack_grounding_unusable_passages_total",
     "counter",
-    "Passages that a provider gave and that were left out: too long, or not well formed.",
+    "Passages from a provider that were dropped because they were too long or malformed.",
     ("provider",),
 )
 
@@ -278,16 +277,18 @@ GROUNDING_UNUSABLE: Final = Metric(
 LOOP_LAG: Final = Metric(
     "hatrack_event_loop_lag_seconds",
     "histogram",
-    "How late the gateway's event loop wakes up a task that asked to be woken.",
+    "Delay with which the gateway's event loop wakes a sleeping task.",
     (),
     LAG_S,
 )
-DISK_FREE: Final = Metric("hatrack_disk_free_bytes", "gauge", "Free space of the disk under HATRACK_HOME.")
-BUILD_INFO: Final = Metric("hatrack_build_info", "gauge", "Always 1; what runs here.", ("version", "vllm", "base"))
+DISK_FREE: Final = Metric("hatrack_disk_free_bytes", "gauge", "Free space on the disk of HATRACK_HOME.")
+BUILD_INFO: Final = Metric(
+    "hatrack_build_info", "gauge", "Always 1; the versions in use are in the labels.", ("version", "vllm", "base")
+)
 SOURCE_ERRORS: Final = Metric(
     "hatrack_metrics_source_errors_total",
     "counter",
-    "Times that a part of the gateway could not say its numbers; they are missing from that scrape.",
+    "Scrapes in which a component failed to report its metrics, which are then missing.",
     ("source",),
 )
 
@@ -301,4 +302,4 @@ PROCESS_NAMES: Final = (
     "process_start_time_seconds",
     "process_virtual_memory_bytes",
 )
-"""prometheus-client's own, of the gateway's process."""
+"""prometheus-client's metrics of the gateway's process."""

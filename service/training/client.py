@@ -1,4 +1,4 @@
-"""The way to the trainer: HTTP over its Unix socket (or TCP). What was sent once is never sent again by itself."""
+"""HTTP client for the trainer, over its Unix socket or TCP. Requests are never retried."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from service.http.pool import ConnectionPool, PeerResponse
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 60.0
-"""Until the trainer begins to answer, s; it looks at a record or writes one."""
+"""Time limit until the response starts, s, for requests that read or write one record."""
 CHECK_TIMEOUT_S: Final = 600.0
-"""Until it begins to answer a data check, s: it reads, tokenizes and compares all of a file."""
+"""Time limit until the response to a data check starts, s: it reads, tokenizes and compares a whole file."""
 SILENCE_TIMEOUT_S: Final = 300.0
-"""Between two pieces of an answer, s; an event stream says a comment more often than that."""
+"""Time limit between two chunks of a response, s; event streams send keep-alive comments more often."""
 KEEP_ALIVE_S: Final = 2.0
-"""The trainer closes an idle connection after five: a request must not meet that moment."""
+"""Below the five seconds after which the trainer closes an idle connection, so that no request meets the close."""
 RETRY_AFTER_S: Final = 5
 
 Body = bytes | AsyncIterable[bytes]
@@ -31,20 +31,20 @@ Body = bytes | AsyncIterable[bytes]
 
 def _unreachable(_: BaseException) -> TrainerUnavailable:
     return TrainerUnavailable(
-        "the trainer cannot be reached: it is not running, or is being started; inference goes on",
+        "the trainer is not reachable: it is not running or still starting; inference is not affected; retry later",
         retry_after=RETRY_AFTER_S,
     )
 
 
-# no `timeout`: connecting for too long is unreachable here, while an answer that is late is a Timeout
+# no `timeout` entry: a connect timeout counts as unreachable; only a late response is a Timeout
 _ERRORS: Final = ConnectionErrors(
     unreachable=_unreachable,
-    cut=lambda _: BadGateway("the trainer went away before its answer was complete", code="trainer_cut"),
+    cut=lambda _: BadGateway("the trainer closed the connection before its response was complete", code="trainer_cut"),
 )
 
 
 class TrainerResponse(PeerResponse):
-    """The trainer's answer to one request."""
+    """The trainer's response to one request."""
 
     __slots__ = ("_silence_s",)
 
@@ -53,33 +53,33 @@ class TrainerResponse(PeerResponse):
         self._silence_s = silence_s
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes as they come. Raises BadGateway, Timeout."""
-        pieces = self._response.content.iter_any()
+        """Yield the body's bytes as they arrive. Raises BadGateway, Timeout."""
+        chunks = self._response.content.iter_any()
         while True:
             try:
                 with _ERRORS:
                     async with asyncio.timeout(self._silence_s):
-                        piece = await anext(pieces)
+                        chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise Timeout(f"the trainer said nothing for {self._silence_s:g} s") from None
-            yield piece
+                raise Timeout(f"the trainer sent nothing for {self._silence_s:g} s") from None
+            yield chunk
 
     async def read(self) -> bytes:
         """The whole body. Raises BadGateway, Timeout."""
-        return b"".join([piece async for piece in self.chunks()])
+        return b"".join([chunk async for chunk in self.chunks()])
 
 
 class TrainerClient:
-    """One trainer, by the path of its socket or a URL.
+    """A client for one trainer, reached by its socket or its URL.
 
     Args:
         socket: Path of the Unix socket, or None.
         url: Base URL.
-        secret: What it knows the gateway by, if it asks for that.
-        answer_s: Longest time until it begins to answer, s, where no other is asked for.
-        silence_s: Longest time between two pieces of an answer, s.
+        secret: The shared secret sent with each request; None sends none.
+        answer_s: Default time limit until a response starts, s.
+        silence_s: Time limit between two chunks of a response, s.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TrainerClient:
         )
 
     async def close(self) -> None:
-        """Close the connections; requests in flight end."""
+        """Close the connections; requests in flight are cancelled."""
         await self._pool.close()
 
     @asynccontextmanager
@@ -117,32 +117,32 @@ class TrainerClient:
         *,
         timeout_s: float | None = None,
     ) -> AsyncIterator[TrainerResponse]:
-        """Ask; leaving the context before the body's end closes the connection, which ends the request.
+        """Send a request. Leaving the context before the end of the body closes the connection and ends the request.
 
         Args:
             method: The HTTP method.
             target: Path and query, percent-encoded.
-            headers: All of the request's headers but the secret.
-            body: Sent as it is, or as it comes.
-            timeout_s: Longest time until the trainer begins to answer, s; None: the client's own.
+            headers: The request's headers, without the secret.
+            body: Bytes, or an async iterable that is streamed.
+            timeout_s: Time limit until the response starts, s; None uses the client's default.
 
         Raises:
-            TrainerUnavailable: Nothing listens there; at once.
-            BadGateway: It went away before it answered.
-            Timeout: It did not answer in time.
+            TrainerUnavailable: It cannot be connected to.
+            BadGateway: It closed the connection before it responded.
+            Timeout: It did not respond in time.
         """
         limit_s = self.answer_s if timeout_s is None else timeout_s
-        url = URL(self._url + target, encoded=True)  # as it came: what is quoted stays quoted
-        asked = self._pool.session.request(method, url, headers=headers, data=body, allow_redirects=False)
+        url = URL(self._url + target, encoded=True)  # keep the percent-encoding of the caller
+        request = self._pool.session.request(method, url, headers=headers, data=body, allow_redirects=False)
         try:
             with _ERRORS:
                 async with asyncio.timeout(limit_s):
-                    response = await asked
+                    response = await request
         except TimeoutError as error:
-            raise Timeout(f"the trainer did not answer within {limit_s:g} s") from error
+            raise Timeout(f"the trainer did not respond within {limit_s:g} s") from error
         try:
             yield TrainerResponse(response, self.silence_s)
         finally:
-            # a connection whose body was read to its end is kept for the next request; any other one is cut
+            # reuse the connection only if its body was read to the end
             with suppress(aiohttp.ClientError):
                 response.close() if not response.content.is_eof() else response.release()

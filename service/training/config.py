@@ -1,4 +1,4 @@
-"""Where the trainer is, and how one of our own is started."""
+"""How to reach the trainer, and how the gateway starts its own."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from urllib.parse import urlsplit
 from service.client.addresses import is_unix
 from service.config import Settings
 
-KEPT_BACK: Final = ("HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY", "OPENAI_API_KEY")
-"""Variables that a trainer does not inherit: it shows the gateway a key of its job's, and none that can do more."""
+NOT_INHERITED: Final = (
+    "HATRACK_ADMIN_KEY",
+    "HATRACK_ENGINE_KEY",
+    "HATRACK_METRICS_KEY",
+    "HATRACK_KEY",
+    "OPENAI_API_KEY",
+)
+"""Variables that the trainer does not inherit: it authenticates with each job's own key, which has no more rights."""
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
-    """The trainer's part of the settings.
+    """The settings that concern the trainer.
 
-    ``socket`` is its Unix socket; None where it is reached at ``url``. ``secret`` is shown to it with each request.
-    ``starts`` says whether the gateway starts it, with ``arguments``.
+    Attributes:
+        socket: Its Unix socket; None if it is reached at ``url``.
+        secret: Sent with each request.
+        starts: Whether the gateway starts the trainer, with ``arguments``.
     """
 
     home: Path
@@ -35,7 +43,7 @@ class TrainerConfig:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> TrainerConfig:
-        """Take the trainer's part of the settings."""
+        """Extract the trainer's settings from the gateway's."""
         directory = settings.home / "trainer"
         socket: Path | None = directory / "trainer.sock"
         if settings.trainer_url:
@@ -51,7 +59,7 @@ class TrainerConfig:
 
     @property
     def directory(self) -> Path:
-        """Of the trainer that the gateway starts; its socket's place is ours alone."""
+        """State directory of the trainer that the gateway starts; only this user can reach the socket in it."""
         return self.home / "trainer"
 
     @property
@@ -60,7 +68,7 @@ class TrainerConfig:
 
     @property
     def lock(self) -> Path:
-        """Locked as long as a trainer that a gateway has started lives; its process id is inside."""
+        """Lock file, held as long as a trainer started by a gateway is alive; contains its process id."""
         return self.directory / "supervised.lock"
 
     def argv(self) -> list[str]:
@@ -68,22 +76,22 @@ class TrainerConfig:
         return [*self.program, *self.arguments]
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The trainer's environment: the gateway's own without its keys."""
-        return {name: value for name, value in inherited.items() if name not in KEPT_BACK}
+        """The trainer's environment: the gateway's without its keys."""
+        return {name: value for name, value in inherited.items() if name not in NOT_INHERITED}
 
 
 def _arguments(settings: Settings, socket: Path) -> tuple[str, ...]:
-    found = ["--home", str(settings.home), "--socket", str(socket), "--gateway", local_url(settings)]
-    found += ["--base", str(settings.base_dir), "--base-name", settings.base_served_name]
-    found += ["--max-rank", str(settings.engine_max_rank)]
-    if settings.engine_dtype != "auto":  # the base is described as bfloat16 then, and so is the trainer's
-        found += ["--dtype", settings.engine_dtype]
+    arguments = ["--home", str(settings.home), "--socket", str(socket), "--gateway", local_url(settings)]
+    arguments += ["--base", str(settings.base_dir), "--base-name", settings.base_served_name]
+    arguments += ["--max-rank", str(settings.engine_max_rank)]
+    if settings.engine_dtype != "auto":  # `auto` is described as bfloat16, the trainer's default
+        arguments += ["--dtype", settings.engine_dtype]
     if settings.context is not None:
-        found += ["--context", str(settings.context)]
-    return (*found, "--engine-device", settings.device, "--engine-memory", str(settings.engine_memory))
+        arguments += ["--context", str(settings.context)]
+    return (*arguments, "--engine-device", settings.device, "--engine-memory", str(settings.engine_memory))
 
 
 def local_url(settings: Settings) -> str:
-    """Where processes of this machine reach the gateway."""
+    """The gateway's URL for processes on this machine."""
     host = ANY_ADDRESS.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"

@@ -1,4 +1,4 @@
-"""Evaluations and reviews as the API shows them. The trainer builds them; here they are described alone."""
+"""Response schemas of evaluations and reviews, for the OpenAPI document; the trainer builds the objects."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Evaluation(ApiModel):
     kind: Literal["evaluation", "revalidation"]
     model: str | None
     arms: list[EvaluationArm]
-    candidate: str | None = Field(description="The model of the arm that is judged.")
+    candidate: str | None = Field(description="Model of the arm that is judged.")
     held_out: str
-    metric: str | dict[str, Any] = Field(description="As it was asked for; once known, the name of what it came to.")
+    metric: str | dict[str, Any] = Field(description="As requested; once resolved, the metric's name.")
     promote: Literal["auto", "never"]
     verdict: VerdictWord | None
     sentence: str | None
     examples: int | None
-    live: bool | None = Field(description="Whether the candidate serves under its name since.")
-    note: str | None = Field(description="What became of the promotion, in words.")
-    progress: EvaluationProgress | None = Field(description="Null once it has ended.")
+    live: bool | None = Field(description="Whether the candidate was promoted to live.")
+    note: str | None = Field(description="Outcome of the promotion.")
+    progress: EvaluationProgress | None = Field(description="Null once the evaluation has ended.")
     result_files: list[str]
     seconds: float | None
     error: JobError | None
@@ -59,7 +59,7 @@ class Evaluation(ApiModel):
 
 
 class VerdictCheck(ApiModel):
-    """One of the things that a pass needs; `broken`: shown not to be so, `open`: neither is shown."""
+    """One condition of a pass: `kept` (shown to hold), `broken` (shown not to hold) or `open` (neither is shown)."""
 
     name: Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
     state: Literal["kept", "broken", "open"]
@@ -67,108 +67,112 @@ class VerdictCheck(ApiModel):
 
 
 class ReportVerdict(ApiModel):
-    """The verdict, and every number behind it."""
+    """The verdict and the numbers behind it."""
 
-    rule: int = Field(description="The rule that it was decided by; later ones are stricter.")
+    rule: int = Field(description="Version of the verdict rule; later versions are stricter.")
     word: VerdictWord
     sentence: str
     checks: list[VerdictCheck]
     metric: str
     candidate: str
-    base: str = Field(description="The strongest of the base's arms.")
+    base: str = Field(description="Label of the strongest base arm.")
     live: str | None
     examples: int
     means: list[ArmMean]
     against_base: ArmDifference
     against_live: ArmDifference | None
     against_form: list[ArmDifference]
-    form: list[dict[str, Any]] = Field(description="Controls: what an answer's form alone would score.")
-    likelihood: dict[str, Any] | None = Field(None, description="The second measure of free text.")
+    form: list[dict[str, Any]] = Field(description="Control arms: scores of answers that ignore the question.")
+    likelihood: dict[str, Any] | None = Field(None, description="The second measure for free text.")
     forgetting: dict[str, Any] | None
     detectable: float | None
-    more: int | None = Field(description="Examples more that would settle what is open; null: no number would.")
+    more: int | None = Field(
+        description="Additional examples that would settle the open checks; null if no number would."
+    )
     rules: dict[str, Any]
 
 
 class ReportSuite(ApiModel):
-    """What a suite found."""
+    """The result of a suite."""
 
     name: str
-    kind: Literal["budget", "report"] = Field(description="`budget` counts in the verdict, `report` is shown.")
+    kind: Literal["budget", "report"] = Field(
+        description="`budget` counts towards the verdict; `report` is only shown."
+    )
     state: Literal["kept", "broken", "open"] = "kept"
-    silent: bool = Field(False, description="The base is at chance: no loss can show.")
+    silent: bool = Field(False, description="The base scores at chance, so no loss can be measured.")
     sentence: str
     numbers: dict[str, Any] = Field(default_factory=dict)
     forgetting: dict[str, Any] | None = None
 
 
 class EvaluationReport(ApiModel):
-    """Everything about one evaluation."""
+    """The full report of an evaluation."""
 
     format: int = 1
     adapter: str
     created_at: str = Field(description="ISO 8601.")
     verdict: ReportVerdict | None
     metric: str
-    why: str = Field("", description="Why that metric.")
+    why: str = Field("", description="Why this metric was chosen.")
     notes: list[str] = Field(default_factory=list)
     means: list[ArmMean]
     differences: list[ArmDifference] = Field(default_factory=list)
     held_out: int
     suites: list[ReportSuite] = Field(default_factory=list)
     judged: ReportJudge | None = None
-    labels: list[str] = Field(description="The arms, in the order that they are shown in.")
-    served: dict[str, str] = Field(description="What each arm was answered by.")
+    labels: list[str] = Field(description="The arms' labels in display order.")
+    served: dict[str, str] = Field(description="The model that answered for each arm.")
     measures: list[ReportMeasure]
     samples: list[ReportSample]
     loss_curve: list[LossPoint] = Field(default_factory=list)
     data: QualityReport | None = None
-    lineage: dict[str, Any] | None = Field(None, description="Where the adapter comes from.")
+    lineage: dict[str, Any] | None = Field(None, description="How the adapter was trained.")
     cost: ReportCost | None = None
     asked_tokens: int = 0
-    cut: dict[str, int] = Field(description="Answers of each arm that reached the longest length.")
+    cut: dict[str, int] = Field(description="Answers per arm that were cut at the maximum length.")
 
 
 class StartedRevalidation(ApiModel):
-    """A version that is due, and the evaluation that judges it again, or why there is none."""
+    """A version that is due for revalidation, with its evaluation or the error that prevents it."""
 
     object: Literal["revalidation"]
     version: str
-    reasons: list[str] = Field(description="What has changed since its last verdict.")
+    reasons: list[str] = Field(description="Why it is due: what changed since its last verdict.")
     evaluation: Evaluation | None
     error: Error | None
 
 
 class StartedRevalidations(ApiModel):
-    """The versions that are judged again now."""
+    """The versions that are being revalidated."""
 
     object: Literal["list"]
     data: list[StartedRevalidation]
-    left: int = Field(description="How many the next call would begin with.")
+    left: int = Field(description="Versions left for the next call.")
 
 
 class Agreement(ApiModel):
-    """How far a judge and people agree."""
+    """Agreement between a judge and human reviewers."""
 
     pairs: int
-    kappa: float | None = Field(description="Cohen's.")
+    kappa: float | None = Field(description="Cohen's kappa.")
     low: float | None
     high: float | None
-    observed: float | None = Field(description="Share of pairs on which they do.")
+    observed: float | None = Field(description="Fraction of pairs on which they agree.")
 
 
 class ReviewQueue(ApiModel):
-    """An evaluation's pairs for people."""
+    """An evaluation's pairs for human review."""
 
     object: Literal["review.queue"]
-    id: str = Field(description="The evaluation's, or the job's.")
+    id: str = Field(description="Id of the evaluation or the job.")
     judge: str
     created_at: int
     pairs: int
     reviewed: int
-    final: bool = Field(description="Every pair has its choice: none is changed any more.")
+    final: bool = Field(description="Every pair has been reviewed; choices can no longer change.")
     agreement: Agreement
-    standing: Agreement = Field(description="Over all evaluations of the project.")
+    standing: Agreement = Field(description="Agreement over all evaluations of the project.")
     counted: bool
     sentence: str
 
@@ -181,7 +185,7 @@ class ReviewTurn(ApiModel):
 
 
 class Review(ApiModel):
-    """Two answers, of which a person says which is better. Whose they are is told once all pairs are looked at."""
+    """Two answers to compare. Which arm each is from is shown once all pairs have been reviewed."""
 
     object: Literal["review"]
     id: str
@@ -194,14 +198,14 @@ class Review(ApiModel):
     chosen_at: int | None
     first_is: Literal["candidate", "base"] | None = None
     judge_vote: Literal["candidate", "base", "tie"] | None = None
-    vote: Literal["candidate", "base", "tie"] | None = Field(None, description="The person's.")
+    vote: Literal["candidate", "base", "tie"] | None = Field(None, description="The reviewer's vote.")
 
 
 class NextReview(ApiModel):
-    """The next pair to look at."""
+    """The next pair to review."""
 
     object: Literal["review.next"]
-    review: Review | None = Field(description="Null: none is left.")
+    review: Review | None = Field(description="Null if none is left.")
     evaluation: str | None
     reviewed: int
     total: int

@@ -1,8 +1,8 @@
-"""What an evaluation's creation is checked for, before the trainer hears of it.
+"""Authorisation of a new evaluation, before it is forwarded.
 
-The trainer trusts what reaches it: that every file and every model of the gateway's in the body is the caller's to
-use, and that the key it gets can do no more than the caller's. What else a body names (metrics, suites, outside
-endpoints, judges) is the trainer's to know.
+The trainer trusts what it receives: that the caller may use every file and model in the body, and that the
+evaluation's key has no more rights than the caller's. The trainer itself checks metrics, suites, outside endpoints and
+judges.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servabl
 from service.registry.split import AliasTarget
 from service.registry.verdict_records import REVALIDATION
 from service.training.jobs import reference
-from service.training.service import JSON, Answer, Making, Training
+from service.training.service import JSON, Answer, ProvisionRequest, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
 HELD_OUT: Final = (Purpose.EVALS, Purpose.FINE_TUNE)
 
 
 class Arm(ArmFields):
-    """One side of a comparison, as far as the gateway looks into it."""
+    """One side of a comparison, as far as the gateway checks it."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
@@ -48,7 +48,7 @@ class Arm(ArmFields):
 
 
 class EvaluationRequest(EvaluationFields):
-    """Body of ``POST /v1/evaluations``, as far as the gateway looks into it; the trainer looks at the rest."""
+    """Body of ``POST /v1/evaluations``, as far as the gateway checks it; the trainer checks the rest."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
@@ -61,8 +61,8 @@ class EvaluationRequest(EvaluationFields):
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """What a model's name stands for: the base (no entry), or a version that can serve."""
+class ResolvedModel:
+    """What a model name resolves to: the base (no entry) or a servable version."""
 
     name: str
     entry: AdapterEntry | None = None
@@ -70,39 +70,39 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What an evaluation's body stands for; ``models`` by the arms' labels, ``candidate`` a version that is judged."""
+class AuthorizedEvaluation:
+    """The version that is judged, if any, and the models of the arms by label."""
 
-    candidate: Named | None
-    models: dict[str, Named] = field(default_factory=dict)
+    candidate: ResolvedModel | None
+    models: dict[str, ResolvedModel] = field(default_factory=dict)
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The names of all adapters that are asked."""
-        named = [*self.models.values(), *([self.candidate] if self.candidate is not None else [])]
-        return tuple(sorted({one.entry.name for one in named if one.entry is not None}))
+        """The names of all adapters that are evaluated."""
+        models = [*self.models.values(), *([self.candidate] if self.candidate is not None else [])]
+        return tuple(sorted({model.entry.name for model in models if model.entry is not None}))
 
     @property
     def live(self) -> str | None:
-        """The version that serves under the candidate's name, if that is another one and can serve."""
+        """The candidate's live version as ``name@number``; None if it is the candidate itself or cannot serve."""
         if self.candidate is None or self.candidate.entry is None:
             return None
         entry = self.candidate.entry
         number = heaviest(entry.aliases.get(DEFAULT_ALIAS))
-        found = None if number is None else entry.versions.get(number)
-        if found is None or found is self.candidate.version or found.servable is not Servable.OK:
+        version = None if number is None else entry.versions.get(number)
+        if version is None or version is self.candidate.version or version.servable is not Servable.OK:
             return None
         return f"{entry.name}@{number}"
 
 
 class Evaluations:
-    """Makes evaluations.
+    """Creates evaluations.
 
     Args:
-        training: The way to the trainer.
-        files: Whose holds keep what is held out.
-        catalog: What can be asked.
-        database: What versions were trained on.
+        training: Requests them from the trainer.
+        files: Holds the held-out and training files.
+        catalog: Resolves the models.
+        database: The versions' lineage.
     """
 
     def __init__(self, training: Training, files: Files, catalog: Catalog, database: Database) -> None:
@@ -114,49 +114,51 @@ class Evaluations:
     async def create(
         self, caller: Caller, body: dict[str, Any], headers: dict[str, str], *, actor: Actor, version: str | None = None
     ) -> Answer:
-        """Check an evaluation's creation, make its key, hold its files, and ask the trainer for it.
+        """Check the request, create the evaluation's key, hold its files and request it from the trainer.
 
         Args:
-            body: The client's.
-            version: The ``name@number`` that is judged again: what it holds may be named, and the evaluation is a
-                revalidation, which is nobody's to ask for in a body: it is spared what a verdict else demands.
+            body: The client's body.
+            headers: Headers for the trainer, from `headers_of`.
+            actor: For the audit.
+            version: The ``name@number`` to revalidate; None for an ordinary evaluation. Files that this version holds
+                may be used. Clients cannot request a revalidation in the body, since its verdict has fewer checks.
 
         Raises:
-            Forbidden: The caller is a job itself, or lacks a scope.
-            NotFound: A file, or a model, does not exist for this caller.
+            Forbidden: The caller is itself a job, or is missing a scope.
+            NotFound: A file or a model does not exist for this caller.
             Conflict: A model cannot serve now.
             BadRequest: A field's value is not allowed.
-            TrainerUnavailable, BadGateway, Timeout: There is no answer; no key of the evaluation is left.
+            TrainerUnavailable, BadGateway, Timeout: No response; the key is revoked.
         """
         if caller.background:
-            raise Forbidden("a job's own key makes no evaluations", code="job_key")
+            raise Forbidden("a job's own key cannot create evaluations", code="job_key")
         request = as_model(body, EvaluationRequest)
         if request.promote == "auto":
             caller.demand(Scope.ADAPTERS)
-        checked = check(request, caller, self._catalog)
+        authorized = check(request, caller, self._catalog)
         held_out = await self._files.named(caller, request.held_out, HELD_OUT, "held_out", version=version)
-        row = await self._row(caller, checked.candidate)
-        taught = await self._taught(caller, checked.candidate, row)
-        settings = _settings(checked.candidate).stored()
+        row = await self._row(caller, authorized.candidate)
+        training_file = await self._training_file(caller, authorized.candidate, row)
+        settings = _settings(authorized.candidate).stored()
         context = EvaluationContext(
             held_out=reference(held_out),
-            models={label: named.name for label, named in checked.models.items()},
-            candidate=None if checked.candidate is None else checked.candidate.name,
+            models={label: model.name for label, model in authorized.models.items()},
+            candidate=None if authorized.candidate is None else authorized.candidate.name,
             system_prompt=settings["system_prompt"],
             grounding=settings.get("grounding"),
-            live=checked.live,
+            live=authorized.live,
             records=caller.may(Scope.ADAPTERS),
-            training_files=() if taught is None else (reference(taught),),
+            training_files=() if training_file is None else (reference(training_file),),
             lineage=_lineage(row),
         )
-        marked = {} if version is None else {"kind": REVALIDATION}
-        sent = CreateEvaluation(request=request.model_dump(exclude_unset=True) | marked, context=context)
-        making = Making(
+        kind = {} if version is None else {"kind": REVALIDATION}
+        envelope = CreateEvaluation(request=request.model_dump(exclude_unset=True) | kind, context=context)
+        provision = ProvisionRequest(
             path=EVALUATIONS_PATH,
-            key=key_draft(caller, checked),
-            files={"held_out": held_out.id} | ({} if taught is None else {"training_file": taught.id}),
+            key=key_draft(caller, authorized),
+            files={"held_out": held_out.id} | ({} if training_file is None else {"training_file": training_file.id}),
             headers=headers | JSON,
-            body=orjson.dumps(sent.model_dump()),
+            body=orjson.dumps(envelope.model_dump()),
             action="evaluation.create",
             detail={
                 "model": request.model or [arm.model for arm in request.arms or ()],
@@ -165,85 +167,87 @@ class Evaluations:
             },
             version=version or context.candidate,
         )
-        return await self._training.make(making, actor)
+        return await self._training.provision(provision, actor)
 
-    async def _row(self, caller: Caller, candidate: Named | None) -> records.VersionRow | None:
+    async def _row(self, caller: Caller, candidate: ResolvedModel | None) -> records.VersionRow | None:
         if candidate is None or candidate.entry is None or candidate.version is None:
             return None
         name, number = candidate.entry.name, candidate.version.number
 
         def read(db: sa.Connection) -> records.VersionRow | None:
-            holding = records.find(db, caller.project, name)
-            return None if holding is None else holding.version(number)
+            adapter = records.find(db, caller.project, name)
+            return None if adapter is None else adapter.version(number)
 
         return await self._database.run(read)
 
-    async def _taught(self, caller: Caller, candidate: Named | None, row: records.VersionRow | None) -> FileRow | None:
-        """What the candidate was trained on, if the project or the version still has it."""
-        named = lineage_files(row.metadata)[:1] if row is not None else []
-        if candidate is None or not named:
+    async def _training_file(
+        self, caller: Caller, candidate: ResolvedModel | None, row: records.VersionRow | None
+    ) -> FileRow | None:
+        """The candidate's training file, if the project or the version still has it."""
+        file_ids = lineage_files(row.metadata)[:1] if row is not None else []
+        if candidate is None or not file_ids:
             return None
         purposes = (Purpose.FINE_TUNE,)
         try:
-            return await self._files.named(caller, named[0], purposes, "training_file", version=candidate.name)
+            return await self._files.named(caller, file_ids[0], purposes, "training_file", version=candidate.name)
         except (NotFound, BadRequest):
             return None
 
 
-def check(request: EvaluationRequest, caller: Caller, catalog: Catalog) -> Checked:
-    """What is compared.
+def check(request: EvaluationRequest, caller: Caller, catalog: Catalog) -> AuthorizedEvaluation:
+    """Resolve and authorise the models to compare.
 
     Raises:
-        ModelNotFound, NoLiveVersion: There is no such model for this caller.
-        Conflict: It cannot serve now.
-        BadRequest: Neither ``model`` nor ``arms``, or both; an alias that is split; what cannot be promoted.
+        ModelNotFound, NoLiveVersion: A model does not exist for this caller.
+        Conflict: A model cannot serve now.
+        BadRequest: Neither or both of ``model`` and ``arms``; a split alias; a candidate that cannot be promoted.
     """
     if (request.model is None) == (request.arms is None):
-        found = "neither" if request.model is None else "both"
+        given = "neither" if request.model is None else "both"
         param = "model" if request.model is None else "arms"
-        raise BadRequest(f"send either `model` or `arms`, found {found}", param=param)
+        raise BadRequest(f"send either `model` or `arms`; got {given}", param=param)
     if request.model is not None:
         candidate = resolve(catalog, caller, request.model, "model")
         if candidate.entry is None:
-            raise BadRequest("`model` is the base: name the version that is to be judged against it", param="model")
-        return Checked(candidate)
+            raise BadRequest("`model` is the base; name the version to judge against it", param="model")
+        return AuthorizedEvaluation(candidate)
     models = {}
-    judged: Named | None = None
+    candidate_model: ResolvedModel | None = None
     for index, arm in enumerate(request.arms or ()):
         if arm.endpoint is not None:
             continue
         models[arm.label] = resolve(catalog, caller, arm.model, f"arms.{index}.model")
         as_served = not any((arm.prompt or {}).values()) and arm.grounding is None
         if arm.label == request.candidate and as_served and models[arm.label].entry is not None:
-            judged = models[arm.label]
-    if request.promote == "auto" and judged is None:
+            candidate_model = models[arm.label]
+    if request.promote == "auto" and candidate_model is None:
         raise BadRequest(
-            "`promote` is `auto`, and the candidate is no version as it serves: an arm with a prompt or a grounding of "
-            "its own, or elsewhere, cannot go live",
+            "`promote: auto` requires a candidate that is a version with its own settings: an arm with a `prompt`, "
+            "`grounding` or `endpoint` cannot go live",
             param="promote",
         )
-    return Checked(judged, models)
+    return AuthorizedEvaluation(candidate_model, models)
 
 
-def resolve(catalog: Catalog, caller: Caller, wanted: str, param: str) -> Named:
-    """The base or the version that a name stands for at this moment.
+def resolve(catalog: Catalog, caller: Caller, model: str, param: str) -> ResolvedModel:
+    """The base or the version that a model name resolves to now.
 
     Raises:
-        ModelNotFound, NoLiveVersion: There is none for this caller.
+        ModelNotFound, NoLiveVersion: It does not exist for this caller.
         Conflict: It cannot serve now.
         BadRequest: It is an alias that is split over several versions.
     """
-    if wanted == catalog.base_name:
-        return Named(wanted)
-    found = catalog.find(caller, wanted, param=param)
-    if not isinstance(found.target, int):
+    if model == catalog.base_name:
+        return ResolvedModel(model)
+    match = catalog.find(caller, model, param=param)
+    if not isinstance(match.target, int):
         raise BadRequest(
-            f"`{param}` is {wanted[:100]!r}, which is split over several versions: name one of them", param=param
+            f"`{param}` is {model[:100]!r}, an alias split over several versions; use one of them", param=param
         )
-    name = f"{found.entry.name}@{found.target}"
-    version = found.entry.versions.get(found.target)
+    name = f"{match.entry.name}@{match.target}"
+    version = match.entry.versions.get(match.target)
     if version is None:
-        catalog.find(caller, name, param=param)  # an alias that points to what cannot be asked is like none
+        catalog.find(caller, name, param=param)  # an alias of a version that does not exist raises like a missing model
         raise Conflict(f"the version `{name}` cannot serve now", param=param)
     if version.servable is not Servable.OK:
         raise Conflict(
@@ -251,36 +255,36 @@ def resolve(catalog: Catalog, caller: Caller, wanted: str, param: str) -> Named:
             param=param,
             code=f"version_{version.servable.value}",
         )
-    return Named(name, found.entry, version)
+    return ResolvedModel(name, match.entry, version)
 
 
-def key_draft(caller: Caller, checked: Checked) -> KeyDraft:
-    """The key that the evaluation shows the gateway: it asks what is compared, and writes down what was found."""
+def key_draft(caller: Caller, authorized: AuthorizedEvaluation) -> KeyDraft:
+    """The key that the evaluation uses at the gateway to query the models and to record the verdict."""
     scopes = {Scope.INFER, Scope.TRAIN} | ({Scope.ADAPTERS} if caller.may(Scope.ADAPTERS) else set())
-    named = ", ".join(checked.adapters) or "the base"
+    names = ", ".join(authorized.adapters) or "the base"
     return KeyDraft(
-        name=f"evaluating {named}"[:100],
+        name=f"evaluating {names}"[:100],
         project=caller.project,
         scopes=frozenset(scopes),
-        adapters=checked.adapters,
-        stores=None,  # the caller's: a version is judged with the grounding that it serves with
+        adapters=authorized.adapters,
+        stores=None,  # the caller's: a version is evaluated with its own grounding
         background=True,
         parent_key_id=None if caller.key_id == SYSTEM_ID else caller.key_id,
     )
 
 
 def heaviest(target: AliasTarget | None) -> int | None:
-    """The version that an alias points to, of a split the one with the largest share."""
+    """The version that an alias points to; for a split, the one with the largest share."""
     if target is None or isinstance(target, int):
         return target
     shares: Mapping[str, int] = target.shown()
     return int(max(shares, key=lambda number: shares[number]))
 
 
-def _settings(candidate: Named | None) -> VersionSettings:
+def _settings(candidate: ResolvedModel | None) -> VersionSettings:
     return NO_SETTINGS if candidate is None or candidate.version is None else candidate.version.settings
 
 
 def _lineage(row: records.VersionRow | None) -> dict[str, Any] | None:
-    found = None if row is None else row.metadata.get("lineage")
-    return found if isinstance(found, dict) else None
+    lineage = None if row is None else row.metadata.get("lineage")
+    return lineage if isinstance(lineage, dict) else None

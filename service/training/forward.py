@@ -1,4 +1,4 @@
-"""An answer that is the trainer's: asked when it is sent, streamed where it is events, ended when the client leaves."""
+"""Responses proxied from the trainer. Event streams are relayed; a client disconnect cancels the request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER
 from service.access.caller import Caller
 from service.access.http import request_id
-from service.errors import BadGateway, BadRequest, HatrackError, NotFound
+from service.errors import BadGateway, BadRequest, HatrackError, no_such_route
 from service.http.multipart import check_content_length, too_large, with_idle_timeout
 from service.training.client import TrainerClient, TrainerResponse
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-"""Largest answer that is no stream."""
+"""Largest response that is not an event stream."""
 MAX_QUERY_BYTES: Final = 4096
 MAX_HEADER_CHARS: Final = 255
 MAX_SEGMENTS: Final = 8
@@ -28,7 +28,7 @@ _SEGMENT_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS
 PASSED_ON: Final = ("accept", "last-event-id", "idempotency-key")
 PASSED_BACK: Final = (
     *("content-type", "retry-after", "x-should-retry", "x-hatrack-replayed"),
-    # of a report's page: what it must not do in a browser
+    # restrict what a report's page may do in a browser
     *("content-security-policy", "x-content-type-options", "referrer-policy", "cache-control"),
 )
 EVENTS: Final = "text/event-stream"
@@ -37,78 +37,82 @@ _LOG = logging.getLogger("hatrack.training")
 
 
 def target_of(request: Request) -> str:
-    """Path and query as the trainer is asked for them.
+    """The path and query to request from the trainer.
 
     Raises:
-        NotFound: The path holds what no path of the trainer's does.
-        BadRequest: The query is too long, or no plain ASCII.
+        NotFound: The path has a segment that no path of the trainer has.
+        BadRequest: The query is too long or not printable ASCII.
     """
     path: str = request.scope["path"]
     segments = path.removeprefix("/").split("/")
-    sane = all(
+    valid = all(
         0 < len(segment) <= MAX_SEGMENT_CHARS and segment not in (".", "..") and _SEGMENT_CHARS.issuperset(segment)
         for segment in segments
     )
-    if not sane or len(segments) > MAX_SEGMENTS:
-        raise NotFound("there is nothing here")
+    if not valid or len(segments) > MAX_SEGMENTS:
+        raise no_such_route(request.method, path)
     query: bytes = request.scope.get("query_string", b"")
     if len(query) > MAX_QUERY_BYTES or not all(0x20 < byte < 0x7F for byte in query):
-        raise BadRequest(f"the query has more than {MAX_QUERY_BYTES} bytes, or some that are not ASCII")
+        raise BadRequest(
+            f"the query must be at most {MAX_QUERY_BYTES} bytes of printable ASCII; percent-encode the rest"
+        )
     return path + (f"?{query.decode('ascii')}" if query else "")
 
 
 def headers_of(request: Request, caller: Caller) -> dict[str, str]:
-    """The headers that the trainer sees: who asks, and the few of the client's own that mean something to it.
+    """The headers to send to the trainer: the caller's identity and the client's headers that the trainer uses.
 
     Raises:
-        BadRequest: One of those is too long, or holds control characters.
+        BadRequest: One of the client's headers is too long or not printable ASCII.
     """
-    found = {PROJECT_HEADER: caller.project, KEY_ID_HEADER: caller.key_id}
-    if caller.adapters is not None:  # of other adapters' jobs the trainer knows nothing then
-        found[ADAPTERS_HEADER] = ",".join(caller.adapters)
-    known = request_id(request)
-    if known is not None:
-        found["x-request-id"] = known
+    headers = {PROJECT_HEADER: caller.project, KEY_ID_HEADER: caller.key_id}
+    if caller.adapters is not None:  # hides the jobs of other adapters
+        headers[ADAPTERS_HEADER] = ",".join(caller.adapters)
+    current_id = request_id(request)
+    if current_id is not None:
+        headers["x-request-id"] = current_id
     for name in PASSED_ON:
         value = request.headers.get(name)
         if value is None:
             continue
         if len(value) > MAX_HEADER_CHARS or not value.isascii() or not value.isprintable():
-            raise BadRequest(f"the header `{name}` has up to {MAX_HEADER_CHARS} printable ASCII characters", param=name)
-        found[name] = value
-    return found
+            raise BadRequest(
+                f"the header `{name}` must be at most {MAX_HEADER_CHARS} printable ASCII characters", param=name
+            )
+        headers[name] = value
+    return headers
 
 
 class Streamed:
-    """A request's body on its way to the trainer: counted, and its own errors kept, which the way would hide.
+    """A request body that is streamed to the trainer. Keeps its own error, which the HTTP client would replace.
 
     Args:
-        request: Whose body it is.
-        most: Most bytes.
+        request: The client's request.
+        max_bytes: Size limit.
 
     Raises:
-        TooLarge: The request says that it has more.
+        TooLarge: The request's Content-Length exceeds the limit.
     """
 
-    def __init__(self, request: Request, most: int) -> None:
-        check_content_length(request.headers, most)
+    def __init__(self, request: Request, max_bytes: int) -> None:
+        check_content_length(request.headers, max_bytes)
         self._request = request
-        self._most = most
+        self._max_bytes = max_bytes
         self.error: HatrackError | None = None
         self.read = asyncio.Event()
-        """Set once nothing of the body is to come any more."""
+        """Set once the body has been read or has failed."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         total = 0
         try:
-            async for piece in with_idle_timeout(self._request.stream()):
-                total += len(piece)
-                if total > self._most:
-                    raise too_large(self._most)
-                if piece:
-                    yield piece
+            async for chunk in with_idle_timeout(self._request.stream()):
+                total += len(chunk)
+                if total > self._max_bytes:
+                    raise too_large(self._max_bytes)
+                if chunk:
+                    yield chunk
         except ClientDisconnect:
-            self.error = BadRequest("the client left in the middle of its upload", code="client_disconnected")
+            self.error = BadRequest("the client disconnected during the upload", code="client_disconnected")
             raise self.error from None
         except HatrackError as error:
             self.error = error
@@ -118,16 +122,16 @@ class Streamed:
 
 
 class Forward(Response):
-    """Asks the trainer when it is its turn to answer.
+    """Sends the request to the trainer when the response is due, and relays its response.
 
     Args:
-        client: The trainer.
+        client: The trainer's client.
         method: The HTTP method.
         target: Path and query.
         headers: All headers of the request to the trainer.
-        body: Sent with it.
-        timeout_s: Longest time until the trainer begins to answer, s; None: the usual one.
-        done: Awaited before the client hears that a change was made (a status below 400).
+        body: The request's body.
+        timeout_s: Time limit until the response starts, s; None uses the client's default.
+        done: Awaited before a successful response (a status below 400) is sent to the client.
     """
 
     def __init__(
@@ -143,35 +147,35 @@ class Forward(Response):
     ) -> None:
         super().__init__()
         self._client = client
-        self._ask = (method, target, headers)
-        self._sent = body
+        self._request = (method, target, headers)
+        self._body = body
         self._timeout_s = timeout_s
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask and answer. Raises what asking raises, as long as nothing was sent."""
-        work = asyncio.ensure_future(self._relay(send))
-        left = asyncio.ensure_future(self._left(receive))
+        """Relay the response. Raises the client's errors if nothing has been sent yet."""
+        relay = asyncio.ensure_future(self._relay(send))
+        disconnected = asyncio.ensure_future(self._disconnected(receive))
         try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                await work
+            await asyncio.wait({relay, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            if relay.done():
+                await relay
         finally:
-            work.cancel()
-            left.cancel()
-            await asyncio.gather(work, left, return_exceptions=True)
+            relay.cancel()
+            disconnected.cancel()
+            await asyncio.gather(relay, disconnected, return_exceptions=True)
 
-    async def _left(self, receive: Receive) -> None:
-        if isinstance(self._sent, Streamed):
-            await self._sent.read.wait()
+    async def _disconnected(self, receive: Receive) -> None:
+        if isinstance(self._body, Streamed):
+            await self._body.read.wait()
         while (await receive())["type"] != "http.disconnect":
             pass
 
     async def _relay(self, send: Send) -> None:
-        method, target, headers = self._ask
-        streamed = self._sent if isinstance(self._sent, Streamed) else None
+        method, target, headers = self._request
+        streamed = self._body if isinstance(self._body, Streamed) else None
         try:
-            async with self._client.open(method, target, headers, self._sent, timeout_s=self._timeout_s) as response:
+            async with self._client.open(method, target, headers, self._body, timeout_s=self._timeout_s) as response:
                 if response.headers.get("content-type", "").startswith(EVENTS):
                     await _relay_events(response, send)
                     return
@@ -186,29 +190,29 @@ class Forward(Response):
 
 
 async def _relay_events(response: TrainerResponse, send: Send) -> None:
-    """Events as they come. Where the trainer goes away the stream ends: its reader comes back with Last-Event-ID."""
+    """Relay events as they arrive. If the trainer stops, the stream ends and the client resumes with Last-Event-ID."""
     headers = [(name.encode(), value.encode("latin-1")) for name, value in kept_headers(response).items()]
     await send({"type": "http.response.start", "status": response.status, "headers": headers + EVENT_HEADERS})
     try:
-        async for piece in response.chunks():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async for chunk in response.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except HatrackError as error:
         _LOG.warning("a stream of events ended early", extra={"reason": error.message})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def read_bounded(response: TrainerResponse) -> bytes:
-    """The trainer's whole answer. Raises BadGateway, Timeout."""
-    found = bytearray()
-    async for piece in response.chunks():
-        found += piece
-        if len(found) > MAX_ANSWER_BYTES:
-            raise BadGateway(f"the trainer's answer has more than {MAX_ANSWER_BYTES} bytes", code="trainer_answer")
-    return bytes(found)
+    """The whole body of the trainer's response. Raises BadGateway, Timeout."""
+    content = bytearray()
+    async for chunk in response.chunks():
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
+            raise BadGateway(f"the trainer's response exceeds {MAX_ANSWER_BYTES} bytes", code="trainer_answer")
+    return bytes(content)
 
 
 def kept_headers(response: TrainerResponse) -> dict[str, str]:
-    """The trainer's headers that the client sees."""
+    """The response headers that are passed on to the client."""
     return {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
 
 

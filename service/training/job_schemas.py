@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as the API shows them. Built by `trainer.finetune.objects`, described here alone."""
+"""Response schemas of fine-tuning jobs, for the OpenAPI document; `trainer.finetune.objects` builds the objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.http.schema import ApiModel
 
 
 class Load(ApiModel):
-    """Requests of callers, not of jobs, at the engine."""
+    """Requests from callers (jobs excluded) that are queued for the engine or in it."""
 
     object: Literal["load"]
     waiting: int
@@ -24,11 +24,11 @@ class JobError(ApiModel):
 
     code: str
     message: str
-    param: str | None = Field(description="The field of its creation that is at fault.")
+    param: str | None = Field(description="The request's field at fault.")
 
 
 class Hyperparameters(ApiModel):
-    """Until a plan is made, what was asked for; then what it came to, with nothing left at `auto`."""
+    """As requested until the plan is made; then the resolved values, with no `auto` left."""
 
     n_epochs: int | str
     batch_size: int | str
@@ -67,7 +67,7 @@ class JobMethod(ApiModel):
 
 
 class Recipe(ApiModel):
-    """Everything that decides how an adapter is trained."""
+    """All parameters of a training run."""
 
     rank: int
     alpha: float
@@ -76,10 +76,10 @@ class Recipe(ApiModel):
     target_modules: str | list[str]
     learning_rate: float
     scheduler: Literal["linear", "cosine", "constant"]
-    warmup_ratio: float = Field(description="Part of all steps in which the rate rises from zero.")
+    warmup_ratio: float = Field(description="Fraction of all steps in which the learning rate rises from zero.")
     weight_decay: float
     max_grad_norm: float
-    quantization: Literal["none", "nf4"] = Field(description="Of the frozen base; `nf4`: QLoRA.")
+    quantization: Literal["none", "nf4"] = Field(description="Quantization of the frozen base; `nf4` means QLoRA.")
     packing: bool
     gradient_checkpointing: bool
     epochs: int
@@ -89,22 +89,22 @@ class Recipe(ApiModel):
 
 
 class PrimaryMetric(ApiModel):
-    """The metric that decides, fixed before anything is trained."""
+    """The metric that decides the verdict, fixed before training."""
 
     name: str
     pattern: str | None
     json_schema: dict[str, Any] | None
     why: str
-    max_tokens: int = Field(description="Longest answer that is asked for.")
+    max_tokens: int = Field(description="Maximum length of an answer.")
 
 
 class JobPlan(ApiModel):
-    """What is trained: the whole recipe, and in words what was chosen why."""
+    """The resolved recipe, with the reasons for the values chosen by `auto`."""
 
     recipe: Recipe
-    chosen: dict[str, str] = Field(description="By hyperparameter.")
+    chosen: dict[str, str] = Field(description="Reason for each value chosen by `auto`, by hyperparameter.")
     system_prompt: str | None
-    grounding: dict[str, Any] | None = Field(description="The parent version's, which the new version takes over.")
+    grounding: dict[str, Any] | None = Field(description="Inherited from the parent version.")
     tokens_an_epoch: int
     seconds_expected: float | None
     primary: PrimaryMetric | None
@@ -117,12 +117,12 @@ class JobVerdict(ApiModel):
     sentence: str
     metric: str
     examples: int
-    live: bool = Field(description="Whether the version serves under the adapter's name since.")
-    rule: int = Field(description="The rule that it was decided by; later ones are stricter.")
+    live: bool = Field(description="Whether the version was promoted to live.")
+    rule: int = Field(description="Version of the verdict rule; later versions are stricter.")
 
 
 class JobReport(ApiModel):
-    """The data's quality report in short."""
+    """Summary of the data's quality report."""
 
     format: str
     examples: int
@@ -130,35 +130,35 @@ class JobReport(ApiModel):
     dropped: int
     held_out: HeldOutSummary
     findings: list[ReportedFinding]
-    size: str = Field(description="What so many examples can teach, in a sentence.")
+    size: str = Field(description="What can be expected from this number of examples.")
 
 
 class JobPauses(ApiModel):
-    """How often and how long a job has stood still for callers' requests."""
+    """How often and how long a job was paused for live traffic."""
 
     count: int
     seconds: float
 
 
 class JobDetails(ApiModel):
-    """What OpenAI's job has no field for."""
+    """Hatrack's own fields of a job."""
 
     adapter: str
     device: str
-    wanted: Literal["pause", "cancel"] | None = Field(description="What was asked of the job and is not done yet.")
+    wanted: Literal["pause", "cancel"] | None = Field(description="A requested action that has not taken effect yet.")
     plan: JobPlan | None
     metric: str | None
     verdict: JobVerdict | None
     report: JobReport | None
     pauses: JobPauses
-    digest: str | None = Field(description="Of the version that was pushed.")
+    digest: str | None = Field(description="Digest of the pushed version.")
     seconds: float | None
-    cost: float | None = Field(description="In the operator's currency.")
+    cost: float | None = Field(description="In the operator's currency, by the price per hour.")
     final_loss: float | None = Field(description="In nats per trained token.")
 
 
 class FineTuningJob(ApiModel):
-    """A fine-tuning job: OpenAI's object, with what is Hatrack's under `hatrack`."""
+    """A fine-tuning job: OpenAI's object, with Hatrack's own fields under `hatrack`."""
 
     object: Literal["fine_tuning.job"]
     id: str
@@ -178,7 +178,9 @@ class FineTuningJob(ApiModel):
     hyperparameters: Hyperparameters
     method: JobMethod
     integrations: Annotated[list[Any], Field(max_length=0)]
-    metadata: dict[str, str] | None = Field(description="The client's, and `hatrack_verdict` once there is one.")
+    metadata: dict[str, str] | None = Field(
+        description="The client's metadata, and `hatrack_verdict` once there is a verdict."
+    )
     hatrack: JobDetails
 
 
@@ -199,7 +201,7 @@ class FineTuningJobEvent(ApiModel):
 
 
 class CheckpointMetrics(ApiModel):
-    """Losses in nats per trained token. What was not measured is missing."""
+    """Losses in nats per trained token; values that were not measured are missing."""
 
     step: int
     train_loss: float | None = None
@@ -211,7 +213,7 @@ class CheckpointMetrics(ApiModel):
 
 
 class FineTuningJobCheckpoint(ApiModel):
-    """A checkpoint of a job; only the last one of a job that has succeeded can be asked."""
+    """A checkpoint of a job; only the last one of a succeeded job can be used as a model."""
 
     object: Literal["fine_tuning.job.checkpoint"]
     id: str
@@ -223,6 +225,6 @@ class FineTuningJobCheckpoint(ApiModel):
 
 
 class DataCheck(QualityReport):
-    """What a data file holds and what is wrong with it, and whether a job would refuse it."""
+    """The quality report of a data file, and whether a job would refuse the file."""
 
     refused: bool

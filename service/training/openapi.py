@@ -1,7 +1,7 @@
-"""What the trainer answers, in the OpenAPI document: these routes are forwarded as they are, so nothing here is run.
+"""The forwarded routes' entries in the OpenAPI document; these functions are never called.
 
-`service.training.routes` authorises and forwards; the trainer checks queries and bodies. A test holds this against the
-trainer's own routes.
+`service.training.routes` authorises and forwards; the trainer validates queries and bodies. A test compares this with
+the trainer's own routes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METADATA: Final = {
     "name": "metadata",
     "in": "query",
     "style": "deepObject",
-    "description": "`metadata[key]=value`: jobs that have it; `metadata=null`: jobs that have none.",
+    "description": "`metadata[key]=value`: jobs with this entry; `metadata=null`: jobs without metadata.",
     "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
@@ -41,15 +41,15 @@ METADATA: Final = {
 def trainers(
     model: Any, *errors: type[HatrackError], description: str = "", media_type: str | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that the trainer answers: as `answers`, and that there is no answer of its."""
-    found = answers(
+    """The `responses` of a forwarded route: those of `answers`, and the errors of the forwarding itself."""
+    responses = answers(
         model, *errors, BadGateway, TrainerUnavailable, Timeout, description=description, media_type=media_type
     )
-    return found | {502: {"model": ErrorResponse, "description": "`trainer_cut`, `trainer_answer`"}}
+    return responses | {502: {"model": ErrorResponse, "description": "`trainer_cut`, `trainer_answer`"}}
 
 
 def _or_events(responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
-    """The same, where the answer may also be a stream of what it is a list of."""
+    """Add an event stream to a list's responses."""
     schema = {"type": "string", "description": "Each event's data is a `FineTuningJobEvent`; the last one's `[DONE]`."}
     responses[200]["content"] = {EVENTS: {"schema": schema}}
     return responses
@@ -58,7 +58,11 @@ def _or_events(responses: dict[int | str, dict[str, Any]]) -> dict[int | str, di
 After = Annotated[str | None, Query(max_length=64)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 IdempotencyKey = Annotated[
-    str | None, Header(max_length=255, description="The same again gives the same object, and makes nothing.")
+    str | None,
+    Header(
+        max_length=255,
+        description="A retry with the same key and body returns the object created by the first request.",
+    ),
 ]
 
 jobs = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
@@ -69,7 +73,7 @@ reviews = APIRouter(prefix="/v1/reviews", tags=["reviews"])
 @jobs.post("/jobs", responses=trainers(FineTuningJob, NotFound, Conflict, TooLarge, RateLimited, DiskFull))
 @takes(JobBody)
 def create_job(idempotency_key: IdempotencyKey = None) -> None:
-    """Make a fine-tuning job; needs the scopes `train`, `infer` and `adapters`."""
+    """Create a fine-tuning job; needs the scopes `train`, `infer` and `adapters`."""
 
 
 @jobs.get("/jobs", responses=trainers(Page[FineTuningJob], NotFound), openapi_extra={"parameters": [METADATA]})
@@ -84,17 +88,17 @@ def get_job(job_id: str) -> None:
 
 @jobs.post("/jobs/{job_id}/cancel", responses=trainers(FineTuningJob, NotFound, TooLarge))
 def cancel_job(job_id: str) -> None:
-    """End a job for good."""
+    """Cancel a job."""
 
 
 @jobs.post("/jobs/{job_id}/pause", responses=trainers(FineTuningJob, NotFound, TooLarge))
 def pause_job(job_id: str) -> None:
-    """Have a job stand still and free its device."""
+    """Pause a job and free its device."""
 
 
 @jobs.post("/jobs/{job_id}/resume", responses=trainers(FineTuningJob, NotFound, TooLarge))
 def resume_job(job_id: str) -> None:
-    """Have a paused job go on, in its turn."""
+    """Resume a paused job; it is queued again."""
 
 
 @jobs.get("/jobs/{job_id}/events", responses=_or_events(trainers(Page[FineTuningJobEvent], NotFound)))
@@ -105,7 +109,7 @@ def list_events(
     stream: bool = False,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> None:
-    """A job's events, newest first; or with `stream`, oldest first, as they come, until the job has ended."""
+    """A job's events, newest first; with `stream`, oldest first and live until the job has ended."""
 
 
 @jobs.get("/jobs/{job_id}/checkpoints", responses=trainers(Page[FineTuningJobCheckpoint], NotFound))
@@ -121,18 +125,22 @@ def get_job_report(job_id: str) -> None:
 @jobs.post("/data_check", responses=trainers(DataCheck, TooLarge, RateLimited))
 @takes(DataCheckForm, media_type="multipart/form-data")
 def check_data(
-    max_length: Annotated[int | None, Query(ge=8, description="Tokens; left out: the engine's context.")] = None,
-    strict: Annotated[bool, Query(description="Refuse what would be warned of.")] = False,
-    drop_long: Annotated[bool, Query(description="Leave examples over `max_length` out.")] = False,
-    filename: Annotated[str, Query(max_length=256, description="Where the body is no form.")] = "training.jsonl",
+    max_length: Annotated[
+        int | None, Query(ge=8, description="Maximum length of an example in tokens; default: the engine's context.")
+    ] = None,
+    strict: Annotated[bool, Query(description="Treat warnings as errors.")] = False,
+    drop_long: Annotated[bool, Query(description="Drop examples longer than `max_length`.")] = False,
+    filename: Annotated[
+        str, Query(max_length=256, description="Name of the file if the body is not a form.")
+    ] = "training.jsonl",
 ) -> None:
-    """Look at training data without keeping it."""
+    """Check training data without storing it."""
 
 
 @evaluations.post("", responses=trainers(Evaluation, NotFound, Conflict, TooLarge, RateLimited, DiskFull))
 @takes(EvaluationBody)
 def create_evaluation(idempotency_key: IdempotencyKey = None) -> None:
-    """Make an evaluation; needs the scopes `train` and `infer`."""
+    """Create an evaluation; needs the scopes `train` and `infer`."""
 
 
 @evaluations.get("", responses=trainers(Page[Evaluation], NotFound))
@@ -147,7 +155,7 @@ def get_evaluation(evaluation_id: str) -> None:
 
 @evaluations.post("/{evaluation_id}/cancel", responses=trainers(Evaluation, NotFound, TooLarge))
 def cancel_evaluation(evaluation_id: str) -> None:
-    """End an evaluation for good."""
+    """Cancel an evaluation."""
 
 
 @evaluations.get("/{evaluation_id}/report", responses=trainers(EvaluationReport, NotFound, Conflict))
@@ -161,17 +169,17 @@ def get_evaluation_report(evaluation_id: str) -> None:
     responses=trainers(None, NotFound, Conflict, description="The page.", media_type="text/html"),
 )
 def get_report_page(evaluation_id: str) -> None:
-    """An evaluation's report as a page that loads nothing."""
+    """An evaluation's report as a self-contained HTML page."""
 
 
 @reviews.get("", responses=trainers(Page[ReviewQueue], NotFound))
 def list_reviews(after: After = None, limit: Limit = 20) -> None:
-    """The project's evaluations with pairs for people, newest first."""
+    """The project's evaluations with pairs for human review, newest first."""
 
 
 @reviews.get("/next", responses=trainers(NextReview, NotFound))
 def next_review(evaluation: After = None, after: After = None) -> None:
-    """The next pair that nobody has looked at; behind `after`, where that is to be skipped."""
+    """The next pair that has not been reviewed; with `after`, the next one after that pair."""
 
 
 @reviews.get("/{review_id}", responses=trainers(Review, NotFound))
@@ -182,7 +190,7 @@ def get_review(review_id: str) -> None:
 @reviews.post("/{review_id}", responses=trainers(Review, NotFound, Conflict, TooLarge))
 @takes(ChoiceBody)
 def choose(review_id: str) -> None:
-    """Say which answer is better."""
+    """Choose the better answer."""
 
 
 FORWARDED: Final = (*jobs.routes, *evaluations.routes, *reviews.routes)

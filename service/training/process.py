@@ -1,8 +1,8 @@
-"""The trainer's process: started with the gateway, watched, started again when it ends, and ended with the gateway.
+"""Supervises the trainer's process: starts it with the gateway, restarts it when it exits, stops it with the gateway.
 
-Three threads tie it to the gateway. Its standard input is a pipe that the gateway holds, so that it reads an end there
-when the gateway is gone, however that went, and stops. A lock that it inherits is held as long as it lives, so that a
-leftover is known by it. And it is a child, whose end is seen.
+Three things tie it to the gateway. Its standard input is a pipe from the gateway: end of file means that the gateway
+is gone, however it ended, and the trainer stops. It inherits a lock that is held as long as it lives, which identifies
+a leftover process. And it is a child process, so that its exit is seen.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from service.training.config import TrainerConfig
 
 BACK_OFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0
-"""A trainer that has run this long starts the back-off anew."""
+"""A trainer that has run this long resets the back-off."""
 TICK_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 20.0
-"""Until it is killed, s: time for its workers to end a step and write a checkpoint."""
+"""Grace period before SIGKILL, s: time for its workers to finish a step and write a checkpoint."""
 KILL_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
@@ -36,10 +36,10 @@ _LOG = logging.getLogger("hatrack.training")
 
 
 class TrainerProcess:
-    """Keeps one trainer running as long as the gateway does.
+    """Keeps one trainer running as long as the gateway runs.
 
     Args:
-        config: How it is started.
+        config: Its command line and paths.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
@@ -47,19 +47,19 @@ class TrainerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self.starts = 0
-        """How often it was started."""
+        """Number of starts so far."""
 
     @property
     def pid(self) -> int | None:
-        """Of the running trainer."""
+        """Process id of the running trainer; None if none runs."""
         return None if self._child is None or self._child.poll() is not None else self._child.pid
 
     async def start(self) -> None:
-        """End what a crash left, and begin to keep one running. Returns before it answers."""
+        """End a leftover process, if any, and start supervising. Returns before the trainer answers."""
         self._task = asyncio.create_task(self._run(), name="trainer-process")
 
     async def stop(self) -> None:
-        """End it, politely at first. Blocks until it is gone."""
+        """Stop the trainer: SIGTERM, then SIGKILL after STOP_TIMEOUT_S. Returns when it is gone."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -69,28 +69,28 @@ class TrainerProcess:
             await asyncio.to_thread(_end_child, child)
 
     async def _run(self) -> None:
-        left = await asyncio.to_thread(end_leftover, self._config.lock)
-        if left is not None:
-            _LOG.warning("ended a trainer that a former gateway had left", extra={"pid": left})
+        leftover = await asyncio.to_thread(end_leftover, self._config.lock)
+        if leftover is not None:
+            _LOG.warning("ended a trainer left over from a previous gateway", extra={"pid": leftover})
         failures = 0
         while True:
             began = time.monotonic()
             try:
-                # on this thread: a start that outlived its cancellation would leave a trainer that nobody knows of
+                # not in a thread: a start that outlived its cancellation would leave an unsupervised trainer
                 self._child = spawn(self._config)
                 self.starts += 1
-                code = await _ended(self._child)
+                code = await _wait(self._child)
                 _close_input(self._child)
-                reason = f"it ended with exit code {code}; see {self._config.log.name}"
+                reason = f"exited with code {code}; see {self._config.log.name}"
             except OSError as error:
-                reason = f"it cannot be started: {error}"
+                reason = f"cannot be started: {error}"
             failures = 1 if time.monotonic() - began > STABLE_S else failures + 1
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1]
-            _LOG.error("the trainer is started again", extra={"reason": reason, "in_s": pause_s})
+            _LOG.error("restarting the trainer", extra={"reason": reason, "in_s": pause_s})
             await asyncio.sleep(pause_s)
 
 
-async def _ended(child: subprocess.Popen[bytes]) -> int:
+async def _wait(child: subprocess.Popen[bytes]) -> int:
     while True:
         code = child.poll()
         if code is not None:
@@ -99,19 +99,19 @@ async def _ended(child: subprocess.Popen[bytes]) -> int:
 
 
 def spawn(config: TrainerConfig) -> subprocess.Popen[bytes]:
-    """Start a trainer. What a former one left must have been ended before.
+    """Start a trainer. A leftover process must have been ended before.
 
     Raises:
-        OSError: It cannot be started; BlockingIOError where a trainer that a gateway has started still runs.
+        OSError: It cannot be started; BlockingIOError if a trainer started by a gateway still runs.
     """
     config.directory.mkdir(parents=True, exist_ok=True)
-    config.directory.chmod(0o700)  # whoever reaches the socket acts in every project
+    config.directory.chmod(0o700)  # whoever can open the socket can act in every project
     if config.log.exists() and config.log.stat().st_size > MAX_LOG_BYTES:
         config.log.replace(config.log.with_suffix(".log.1"))
     lock = os.open(config.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)  # before the start: no other process's number may ever stand in a lock that is held
+        os.ftruncate(lock, 0)  # before the start: a held lock must never contain another process's id
         with config.log.open("ab") as log:
             child = subprocess.Popen(
                 config.argv(),
@@ -119,8 +119,8 @@ def spawn(config: TrainerConfig) -> subprocess.Popen[bytes]:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends the trainer
-                pass_fds=(lock,),  # the lock is the child's now: it goes when the child does
+                start_new_session=True,  # a terminal's Ctrl-C goes to the gateway, which stops the trainer
+                pass_fds=(lock,),  # the child holds the lock until it exits
             )
         os.pwrite(lock, f"{child.pid}\n".encode(), 0)
         return child
@@ -141,16 +141,16 @@ def _end_child(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        _LOG.warning("the trainer did not stop in time and is killed", extra={"pid": child.pid})
+        _LOG.warning("the trainer did not stop in time; killing it", extra={"pid": child.pid})
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait(KILL_TIMEOUT_S)
 
 
 def end_leftover(lock: Path) -> int | None:
-    """End a trainer that a gateway had started and that outlived it: its process id, or None where there is none.
+    """End a trainer that outlived the gateway that started it. Returns its process id, or None if there is none.
 
-    Blocks until it is gone: SIGTERM first, SIGKILL after STOP_TIMEOUT_S.
+    Blocks until it is gone: SIGTERM, then SIGKILL after STOP_TIMEOUT_S.
     """
     pid = holder(lock)
     if pid is None:
@@ -159,19 +159,19 @@ def end_leftover(lock: Path) -> int | None:
         with suppress(psutil.Error):
             psutil.Process(pid).send_signal(number)
         deadline = time.monotonic() + timeout_s
-        while (held := holder(lock)) is not None and time.monotonic() < deadline:
+        while (held_by := holder(lock)) is not None and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        if held is None:
+        if held_by is None:
             return pid
-    _LOG.error("a trainer that a former gateway had left could not be ended", extra={"pid": pid})
+    _LOG.error("a trainer left over from a previous gateway could not be ended", extra={"pid": pid})
     return pid
 
 
 def holder(lock: Path) -> int | None:
-    """The process id of the trainer that holds the lock; None where nobody does.
+    """The process id of the trainer that holds the lock; None if nobody does.
 
-    A process that holds the lock is a trainer that a gateway has started: nobody else has ever had it open, and the
-    number in the file is that trainer's as long as it is held.
+    Only a trainer started by a gateway can hold the lock: no other process opens it, and the id in the file is that
+    trainer's as long as the lock is held.
     """
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)

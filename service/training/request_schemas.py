@@ -1,6 +1,6 @@
-"""The bodies of fine-tuning jobs, evaluations and reviews, as the OpenAPI document shows them. The trainer checks them.
+"""Request schemas of fine-tuning jobs and evaluations, for the OpenAPI document; the trainer validates the bodies.
 
-What gateway and trainer read in the same way is declared in `adapters.protocol.requests`.
+Fields that gateway and trainer share are declared in `adapters.protocol.requests`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.files.schemas import FileContent
 
 
 class MetricBody(RequestBody):
-    """A metric that needs more than its name."""
+    """A metric with parameters."""
 
     name: OptionName
     pattern: str | None = Field(None, max_length=1_000, description="A regular expression.")
@@ -35,21 +35,23 @@ class MetricBody(RequestBody):
 
 
 class HyperparametersBody(HyperparameterFields, JobOptionFields):
-    """Hyperparameters, and what else a job may be told: what is left out, or `auto`, is chosen from the data. Each may
-    stand in `metadata` too, as text, but for OpenAI's three (`n_epochs`, `batch_size`, `learning_rate_multiplier`)."""
+    """Hyperparameters and options of a job. Values that are omitted or `auto` are chosen from the data. All except
+    `n_epochs`, `batch_size` and `learning_rate_multiplier` may also be sent as strings in `metadata`."""
 
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = 0.0
     target_modules: str | list[str] = Field(
-        "all-linear", description="`all-linear`, or modules' names: a list, or one text with commas."
+        "all-linear", description="`all-linear`, or module names as a list or comma-separated string."
     )
     rslora: bool | Auto = False
     quantization: Literal["none", "nf4"] | Auto = "auto"
-    max_length: Annotated[int, Field(ge=8)] | Auto = Field("auto", description="Tokens of an example.")
+    max_length: Annotated[int, Field(ge=8)] | Auto = Field(
+        "auto", description="Maximum length of an example in tokens."
+    )
     packing: bool | Auto = False
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | Auto = 0.1
     metric: OptionName | MetricBody = "auto"
-    suites: list[OptionName] | str | None = Field(None, description="Left out: the general one; `[]`: none.")
-    judge: str | None = Field(None, max_length=64, description="Name of a judge of the operator's settings.")
+    suites: list[OptionName] | str | None = Field(None, description="Default: the general suite; `[]` for none.")
+    judge: str | None = Field(None, max_length=64, description="Name of a judge in the operator's settings.")
 
 
 class SupervisedBody(RequestBody):
@@ -59,21 +61,23 @@ class SupervisedBody(RequestBody):
 
 
 class MethodBody(RequestBody):
-    """OpenAI's `method`: supervised is the one that there is."""
+    """OpenAI's `method`; only `supervised` is supported."""
 
     type: Literal["supervised"]
     supervised: SupervisedBody | None = None
 
 
 class JobBody(JobFields):
-    """What is to be trained on what."""
+    """A new fine-tuning job."""
 
-    hyperparameters: HyperparametersBody | None = Field(None, description="As `method.supervised.hyperparameters`.")
+    hyperparameters: HyperparametersBody | None = Field(
+        None, description="Same as `method.supervised.hyperparameters`."
+    )
     method: MethodBody | None = None
 
 
 class DataCheckForm(RequestBody):
-    """A data file. In place of the form, its bytes alone may be sent."""
+    """A data file. The raw bytes may be sent instead of a form."""
 
     file: FileContent
 
@@ -85,11 +89,11 @@ class ArmBody(ArmFields):
 
 
 class EvaluationBody(EvaluationFields):
-    """What is compared: `model`, the candidate, or `arms`."""
+    """A new evaluation: either `model`, the candidate, or `arms`."""
 
     arms: list[ArmBody] | None = Field(None, min_length=1, max_length=MAX_ARMS)
     bases: list[Label] | None = Field(
-        None, max_length=MAX_ARMS, description="With `candidate`: what it is judged against."
+        None, max_length=MAX_ARMS, description="With `candidate`: labels of the arms that it is judged against."
     )
-    metric: OptionName | MetricBody | None = Field(None, description="Left out, or `auto`: chosen from the data.")
-    suites: list[OptionName] | None = Field(None, max_length=MAX_SUITES, description="Left out: the general one.")
+    metric: OptionName | MetricBody | None = Field(None, description="Omitted or `auto`: chosen from the data.")
+    suites: list[OptionName] | None = Field(None, max_length=MAX_SUITES, description="Default: the general suite.")

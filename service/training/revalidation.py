@@ -1,4 +1,4 @@
-"""Versions judged again: the evaluation that their latest verdict came from, asked for once more."""
+"""Revalidation of versions: repeats the evaluation that produced a version's latest verdict."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from service.training.forward import read_bounded
 from service.training.service import Answer
 
 EVALUATIONS: Final = "/v1/evaluations"
-MARK: Final = "revalidates"
-"""Key of an evaluation's metadata; its value is the version that the evaluation judges again."""
+METADATA_KEY: Final = "revalidates"
+"""Key in an evaluation's metadata whose value is the version that it revalidates."""
 MAX_AT_ONCE: Final = 100
-"""Evaluations that one request makes."""
+"""Maximum number of evaluations created by one request."""
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 PAGE: Final = 100
 MAX_PAGES: Final = 20
 FIRST_S: Final = 60.0
 AGAIN_S: Final = 300.0
 POLL_S: Final = 10.0
-KEPT_HEADERS: Final = ("x-hatrack-project", "x-hatrack-key-id", "x-request-id")
-AWAY: Final = (TrainerUnavailable, BadGateway, Timeout)
-"""What says nothing of a version: it would be the same for the next one."""
+IDENTITY_HEADERS: Final = ("x-hatrack-project", "x-hatrack-key-id", "x-request-id")
+UNAVAILABLE: Final = (TrainerUnavailable, BadGateway, Timeout)
+"""Errors of the trainer, not of one version: the next version would fail in the same way."""
 _LOG = logging.getLogger("hatrack.training")
 
 
 class Evaluations(Protocol):
-    """Who makes evaluations."""
+    """Creates evaluations."""
 
     async def create(
         self, caller: Caller, body: dict[str, Any], headers: dict[str, str], *, actor: Actor, version: str | None = None
     ) -> Answer:
-        """Make one. ``version`` is the ``name@number`` that is judged again, which makes it a revalidation."""
+        """Create an evaluation; a revalidation of the ``name@number`` in ``version`` if that is given."""
 
 
 class Revalidations:
-    """Asks for evaluations of versions again, one of each at a time.
+    """Revalidates versions, with at most one evaluation of each at a time.
 
     Args:
-        verdicts: What is known of the versions.
-        evaluations: Makes evaluations.
-        client: The trainer, for those that there are.
+        verdicts: The versions' verdicts.
+        evaluations: Creates evaluations.
+        client: The trainer's client, to look up running evaluations.
     """
 
     def __init__(self, verdicts: Verdicts, evaluations: Evaluations, client: TrainerClient) -> None:
@@ -59,77 +59,82 @@ class Revalidations:
         self._evaluations = evaluations
         self._client = client
 
-    async def one(self, caller: Caller, name: str, number: str, headers: Mapping[str, str], *, actor: Actor) -> Answer:
-        """Judge a version again; the evaluation, which may be one that is under way.
+    async def revalidate(
+        self, caller: Caller, name: str, number: str, headers: Mapping[str, str], *, actor: Actor
+    ) -> Answer:
+        """Revalidate a version; returns the new evaluation, or the one in progress.
 
         Raises:
-            NotFound: There is no such version, or no file any more to judge it on.
-            Conflict: It cannot serve now, was never judged, or nobody said how to judge it again.
-            TrainerUnavailable, BadGateway, Timeout: There is no answer.
+            NotFound: The version or its held-out file does not exist.
+            Conflict: The version cannot serve now, has no verdict, or its verdict has no evaluation to repeat.
+            TrainerUnavailable, BadGateway, Timeout: No response.
         """
-        found, body = await self._verdicts.evaluation(caller.project, name, number)
-        running = await self._running(_own(headers))
-        return await self._start(caller, f"{name}@{found}", body, running, headers, actor)
+        resolved, body = await self._verdicts.evaluation(caller.project, name, number)
+        running = await self._running(_identity(headers))
+        return await self._start(caller, f"{name}@{resolved}", body, running, headers, actor)
 
-    async def due(self, caller: Caller, headers: Mapping[str, str], *, every: bool, actor: Actor) -> dict[str, Any]:
-        """Judge again what is due of the caller's project; at most ``MAX_AT_ONCE`` evaluations are made.
+    async def revalidate_due(
+        self, caller: Caller, headers: Mapping[str, str], *, every: bool, actor: Actor
+    ) -> dict[str, Any]:
+        """Revalidate the due versions of the caller's project; creates at most ``MAX_AT_ONCE`` evaluations.
 
-        What cannot be judged again now is told and passed over: it takes nobody's place.
+        Versions that cannot be revalidated now do not count towards that limit.
 
         Args:
-            every: All that were ever judged.
+            every: Revalidate every version that has a verdict, due or not.
 
         Returns:
-            A list of ``{version, reasons, evaluation, error}``: where a version cannot be judged again, ``evaluation``
-            is null and ``error`` says why; ``left`` counts what a next call would begin.
+            A list of ``{version, reasons, evaluation, error}``. If a version cannot be revalidated, ``evaluation`` is
+            null and ``error`` says why. ``left`` is the number of versions left for the next call.
 
         Raises:
-            TrainerUnavailable, BadGateway, Timeout: There is no answer.
+            TrainerUnavailable, BadGateway, Timeout: No response.
         """
-        wanted = [
+        candidates = [
             version
             for version in await self._verdicts.revalidation_candidates(caller.project, every=every)
             if caller.may_use(version.name)
         ]
-        running = await self._running(_own(headers))
-        data, made = [], 0
-        for version in sorted(wanted, key=lambda one: one.version not in running):
-            if made == MAX_AT_ONCE:
+        running = await self._running(_identity(headers))
+        data, created = [], 0
+        for candidate in sorted(candidates, key=lambda candidate: candidate.version not in running):
+            if created == MAX_AT_ONCE:
                 break
-            begun = await self._begin(caller, version, running, headers, actor)
-            data.append(begun)
-            made += begun["evaluation"] is not None and version.version not in running
-        return {"object": "list", "data": data, "left": len(wanted) - len(data)}
+            item = await self._revalidate_candidate(caller, candidate, running, headers, actor)
+            data.append(item)
+            created += item["evaluation"] is not None and candidate.version not in running
+        return {"object": "list", "data": data, "left": len(candidates) - len(data)}
 
-    async def wanted(self) -> list[RevalidationCandidate]:
-        """What is due in all projects and can be judged on this base: what serves first, then the oldest verdict."""
-        return [one for one in await self._verdicts.revalidation_candidates(None) if one.is_same_base]
+    async def due_candidates(self) -> list[RevalidationCandidate]:
+        """Due versions of all projects that fit this base: live versions first, then by the age of the verdict."""
+        candidates = await self._verdicts.revalidation_candidates(None)
+        return [candidate for candidate in candidates if candidate.is_same_base]
 
-    async def look(self, project: str, evaluation_id: str) -> dict[str, Any] | None:
-        """One evaluation as it is now; None where there is none. Raises TrainerUnavailable, BadGateway, Timeout."""
-        status, found = await self._get(f"{EVALUATIONS}/{evaluation_id}", _headers(project))
-        return None if status == 404 else found
+    async def get(self, project: str, evaluation_id: str) -> dict[str, Any] | None:
+        """An evaluation's current state; None if it does not exist. Raises TrainerUnavailable, BadGateway, Timeout."""
+        status, evaluation = await self._get(f"{EVALUATIONS}/{evaluation_id}", _headers(project))
+        return None if status == 404 else evaluation
 
-    async def _begin(
+    async def _revalidate_candidate(
         self,
         caller: Caller,
-        wanted: RevalidationCandidate,
+        candidate: RevalidationCandidate,
         running: dict[str, dict[str, Any]],
         headers: Mapping[str, str],
         actor: Actor,
     ) -> dict[str, Any]:
-        shown = {"object": "revalidation", "version": wanted.version, "reasons": list(wanted.reasons)}
+        item = {"object": "revalidation", "version": candidate.version, "reasons": list(candidate.reasons)}
         try:
-            _, body = await self._verdicts.evaluation(caller.project, wanted.name, wanted.number)
-            answer = await self._start(caller, wanted.version, body, running, headers, actor)
-        except AWAY:
+            _, body = await self._verdicts.evaluation(caller.project, candidate.name, candidate.number)
+            answer = await self._start(caller, candidate.version, body, running, headers, actor)
+        except UNAVAILABLE:
             raise
         except HatrackError as error:
-            return shown | {"evaluation": None, **error.payload()}
-        found = parsed(answer)
+            return item | {"evaluation": None, **error.payload()}
+        content = parsed(answer)
         if answer.status >= 400:
-            return shown | {"evaluation": None, "error": found.get("error")}
-        return shown | {"evaluation": found, "error": None}
+            return item | {"evaluation": None, "error": content.get("error")}
+        return item | {"evaluation": content, "error": None}
 
     async def _start(
         self,
@@ -142,42 +147,44 @@ class Revalidations:
     ) -> Answer:
         if version in running:
             return Answer(200, {"content-type": "application/json"}, orjson.dumps(running[version]))
-        again = again_of(body, version)
-        return await self._evaluations.create(caller, again, _own(headers), actor=actor, version=version)
+        request = revalidation_body(body, version)
+        return await self._evaluations.create(caller, request, _identity(headers), actor=actor, version=version)
 
     async def _running(self, headers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-        """The project's revalidations that have not ended, by version."""
-        found: dict[str, dict[str, Any]] = {}
+        """The project's unfinished revalidations, by version."""
+        running: dict[str, dict[str, Any]] = {}
         after = ""
         for _ in range(MAX_PAGES):
             _, page = await self._get(f"{EVALUATIONS}?limit={PAGE}{after}", headers)
             data = page.get("data") or []
             for evaluation in data:
-                version = (evaluation.get("metadata") or {}).get(MARK)
+                version = (evaluation.get("metadata") or {}).get(METADATA_KEY)
                 if version is not None and evaluation.get("status") not in ENDED:
-                    found[str(version)] = evaluation
+                    running[str(version)] = evaluation
             if not page.get("has_more") or not data:
                 break
             after = f"&after={data[-1]['id']}"
-        return found
+        return running
 
     async def _get(self, target: str, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
         async with self._client.open("GET", target, headers) as response:
             answer = Answer(response.status, {}, await read_bounded(response))
         if answer.status >= 500 or (answer.status >= 400 and answer.status != 404):
-            raise BadGateway(f"the trainer refused to say what it evaluates: {answer.status}", code="trainer_answer")
+            raise BadGateway(
+                f"the trainer refused to list its evaluations: status {answer.status}", code="trainer_answer"
+            )
         return answer.status, parsed(answer)
 
 
 class RevalidationTimer:
-    """Judges what is due again by itself, in all projects, one version at a time.
+    """Revalidates due versions of all projects periodically, one version at a time.
 
     Args:
-        revalidations: Asks for evaluations.
-        every_s: Between two rounds, s.
-        first_s: Until the first round, s.
-        again_s: Until the next try of a round that the trainer did not let end, s.
-        poll_s: Between two looks at an evaluation that is under way, s.
+        revalidations: Revalidates versions.
+        every_s: Interval between rounds, s.
+        first_s: Delay before the first round, s.
+        again_s: Delay before a round is retried that failed because the trainer was unavailable, s.
+        poll_s: Polling interval for a running evaluation, s.
     """
 
     def __init__(
@@ -197,11 +204,11 @@ class RevalidationTimer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin."""
+        """Start the timer."""
         self._task = asyncio.create_task(self._run(), name="revalidation")
 
     async def stop(self) -> None:
-        """Begin nothing more; an evaluation that is under way goes on without us."""
+        """Stop the timer; a running evaluation continues in the trainer."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -215,89 +222,89 @@ class RevalidationTimer:
             try:
                 await self.round()
             except HatrackError as error:
-                _LOG.warning("versions could not be judged again for now", extra={"reason": error.message})
+                _LOG.warning("revalidation is postponed", extra={"reason": error.message})
                 pause = self._again_s
-            except Exception:  # whatever it was, the next round may be luckier
-                _LOG.exception("judging versions again failed")
+            except Exception:  # keep the timer alive; the next round may succeed
+                _LOG.exception("a revalidation round failed")
 
     async def round(self) -> None:
-        """Judge what is due again, one after another, and wait for each.
+        """Revalidate the due versions one after another, waiting for each evaluation to end.
 
         Raises:
-            TrainerUnavailable, BadGateway, Timeout: The trainer went away before one began.
+            TrainerUnavailable, BadGateway, Timeout: The trainer became unavailable before an evaluation started.
         """
         tried: set[tuple[str, str]] = set()
         while True:
-            # looked at anew each time: an evaluation takes minutes, and others judge versions, too
-            open_ones = [one for one in await self._revalidations.wanted() if (one.project, one.version) not in tried]
-            if not open_ones:
+            # queried anew each time: an evaluation takes minutes, and clients revalidate versions too
+            candidates = await self._revalidations.due_candidates()
+            candidate = next((due for due in candidates if (due.project, due.version) not in tried), None)
+            if candidate is None:
                 return
-            wanted = open_ones[0]
-            tried.add((wanted.project, wanted.version))
-            await self._judge(wanted)
+            tried.add((candidate.project, candidate.version))
+            await self._revalidate(candidate)
 
-    async def _judge(self, wanted: RevalidationCandidate) -> None:
-        said = {"project": wanted.project, "version": wanted.version}
-        caller, actor = system_caller(wanted.project), system_actor(wanted.project)
-        headers = _headers(wanted.project)
+    async def _revalidate(self, candidate: RevalidationCandidate) -> None:
+        project, version = candidate.project, {"project": candidate.project, "version": candidate.version}
+        caller, actor, headers = system_caller(project), system_actor(project), _headers(project)
+        number = str(candidate.number)
         try:
-            answer = await self._revalidations.one(caller, wanted.name, str(wanted.number), headers, actor=actor)
-        except AWAY:
+            answer = await self._revalidations.revalidate(caller, candidate.name, number, headers, actor=actor)
+        except UNAVAILABLE:
             raise
         except HatrackError as error:
-            _LOG.warning("a version cannot be judged again", extra={**said, "reason": error.message})
+            _LOG.warning("a version cannot be revalidated", extra={**version, "reason": error.message})
             return
         evaluation = parsed(answer)
         if answer.status >= 400:
             reason = (evaluation.get("error") or {}).get("message")
-            _LOG.warning("a version cannot be judged again", extra={**said, "reason": reason})
+            _LOG.warning("a version cannot be revalidated", extra={**version, "reason": reason})
             return
-        _LOG.info("a version is judged again", extra={**said, "evaluation": evaluation.get("id")})
-        await self._until_ended(wanted.project, str(evaluation.get("id")))
+        _LOG.info("revalidating a version", extra={**version, "evaluation": evaluation.get("id")})
+        await self._wait(project, str(evaluation.get("id")))
 
-    async def _until_ended(self, project: str, evaluation_id: str) -> None:
-        """Return when the evaluation has ended; a trainer that is away meanwhile takes it up where it was."""
+    async def _wait(self, project: str, evaluation_id: str) -> None:
+        """Wait until the evaluation has ended; if the trainer is unavailable meanwhile, keep polling."""
         while True:
             await asyncio.sleep(self._poll_s)
             try:
-                found = await self._revalidations.look(project, evaluation_id)
+                evaluation = await self._revalidations.get(project, evaluation_id)
             except HatrackError as error:
-                _LOG.debug("an evaluation could not be looked at", extra={"reason": error.message})
+                _LOG.debug("cannot poll an evaluation", extra={"reason": error.message})
                 continue
-            if found is None or found.get("status") in ENDED:
+            if evaluation is None or evaluation.get("status") in ENDED:
                 return
 
 
-def again_of(body: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """The body that judges ``version`` again: what was asked then, which promotes nothing and says of what it is."""
-    again = {name: value for name, value in body.items() if name != "kind"}  # that is said for whom it is made
-    if "model" in again:
-        again["model"] = version  # a name or an alias may have moved since
-    metadata = [(key, value) for key, value in (again.get("metadata") or {}).items() if key != MARK]
+def revalidation_body(body: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """The request that revalidates ``version``: the earlier one with no promotion and the version in its metadata."""
+    request = {name: value for name, value in body.items() if name != "kind"}  # `kind` is set by the gateway alone
+    if "model" in request:
+        request["model"] = version  # the original name or alias may have moved
+    metadata = [(key, value) for key, value in (request.get("metadata") or {}).items() if key != METADATA_KEY]
     kept = dict(metadata[: MAX_METADATA - 1])
-    return again | {"promote": "never", "metadata": {**kept, MARK: version}}
+    return request | {"promote": "never", "metadata": {**kept, METADATA_KEY: version}}
 
 
 def system_caller(project: str) -> Caller:
-    """The gateway itself, as far as it may go to judge a project's versions."""
+    """The gateway itself as a caller, with the scopes that a revalidation needs."""
     return Caller(SYSTEM_ID, project, frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN}))
 
 
 def parsed(answer: Answer) -> dict[str, Any]:
-    """The trainer's answer. Raises BadGateway where it is no JSON object."""
+    """The trainer's response as a dict. Raises BadGateway if it is not a JSON object."""
     try:
-        found = orjson.loads(answer.body)
+        content = orjson.loads(answer.body)
     except orjson.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise BadGateway("the trainer's answer is no JSON object", code="trainer_answer")
-    return found
+        content = None
+    if not isinstance(content, dict):
+        raise BadGateway("the trainer's response is not a JSON object", code="trainer_answer")
+    return content
 
 
 def _headers(project: str) -> dict[str, str]:
     return {"x-hatrack-project": project, "x-hatrack-key-id": SYSTEM_ID}
 
 
-def _own(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that say who asks: a client's Idempotency-Key is about its one request, not about each evaluation."""
-    return {name: headers[name] for name in KEPT_HEADERS if name in headers}
+def _identity(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that identify the caller; an Idempotency-Key is left out, since it is not about each evaluation."""
+    return {name: headers[name] for name in IDENTITY_HEADERS if name in headers}

@@ -22,7 +22,7 @@ from service.training.revalidation import Revalidations
 
 
 class RevalidateBody(BaseModel):
-    """Body of ``POST /v1/revalidations``; may be left out."""
+    """Optional body of ``POST /v1/revalidations``."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -30,29 +30,31 @@ class RevalidateBody(BaseModel):
 
 
 class NoBody(BaseModel):
-    """A body that holds nothing, or none."""
+    """An empty or missing body."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 def revalidations(request: Request) -> Revalidations:
-    """Who judges again."""
-    found: Revalidations = request.app.state.revalidations
-    return found
+    """The revalidation service."""
+    service: Revalidations = request.app.state.revalidations
+    return service
 
 
 router = APIRouter(prefix="/v1", tags=["revalidation"])
-Who = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
-By = Annotated[Actor, Depends(actor)]
-Again = Annotated[Revalidations, Depends(revalidations)]
+CurrentCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
+CurrentActor = Annotated[Actor, Depends(actor)]
+RevalidationService = Annotated[Revalidations, Depends(revalidations)]
 
 
 @router.post("/revalidations", responses=trainers(StartedRevalidations, TooLarge))
 @takes(RevalidateBody, required=False)
-async def revalidate_due(request: Request, who: Who, by: By, again: Again) -> dict[str, Any]:
-    """Judge again what is due of the project; with ``all``, all that was ever judged."""
+async def revalidate_due(
+    request: Request, caller: CurrentCaller, actor: CurrentActor, service: RevalidationService
+) -> dict[str, Any]:
+    """Revalidate the project's due versions; with ``all``, every version that has a verdict."""
     body = as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), RevalidateBody)
-    return await again.due(who, headers_of(request, who), every=body.all, actor=by)
+    return await service.revalidate_due(caller, headers_of(request, caller), every=body.all, actor=actor)
 
 
 @router.post(
@@ -60,10 +62,17 @@ async def revalidate_due(request: Request, who: Who, by: By, again: Again) -> di
     responses=trainers(Evaluation, NotFound, Conflict, TooLarge, RateLimited, DiskFull),
 )
 @takes(NoBody, required=False)
-async def revalidate(name: str, number: str, request: Request, who: Who, by: By, again: Again) -> Response:
-    """Judge one version again: the evaluation, perhaps one that is under way."""
-    if not who.may_use(name):
+async def revalidate(
+    name: str,
+    number: str,
+    request: Request,
+    caller: CurrentCaller,
+    actor: CurrentActor,
+    service: RevalidationService,
+) -> Response:
+    """Revalidate one version; returns the new evaluation, or the one in progress."""
+    if not caller.may_use(name):
         raise adapter_not_found(name)
     as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), NoBody)
-    answer = await again.one(who, name, number, headers_of(request, who), actor=by)
+    answer = await service.revalidate(caller, name, number, headers_of(request, caller), actor=actor)
     return Response(answer.body, answer.status, answer.headers)

@@ -1,6 +1,6 @@
-"""The trainer's routes, as clients reach them: authorised here, answered there. And the load, which workers ask for.
+"""The trainer's routes as clients see them, authorised here and forwarded, and ``GET /v1/load`` for workers.
 
-What of them the trainer answers is described in `service.training.openapi`.
+The forwarded routes are described in `service.training.openapi`.
 """
 
 from __future__ import annotations
@@ -28,83 +28,91 @@ from service.training.jobs import JobRequest
 from service.training.service import Training
 
 MAX_JSON_BYTES: Final = 2 * 1024 * 1024
-VERBS: Final = ("cancel", "pause", "resume")
+ACTIONS: Final = ("cancel", "pause", "resume")
 METHODS: Final = ["GET", "POST", "DELETE"]
-Done: TypeAlias = Callable[[], Awaitable[None]]
+OnSuccess: TypeAlias = Callable[[], Awaitable[None]]
 FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders")
 
 
 def training(request: Request) -> Training:
-    """The way to the trainer."""
-    found: Training = request.app.state.training
-    return found
+    """The gateway's side of training."""
+    service: Training = request.app.state.training
+    return service
 
 
 def evaluations(request: Request) -> Evaluations:
-    """Who makes evaluations."""
-    found: Evaluations = request.app.state.evaluations
-    return found
+    """The evaluation service."""
+    service: Evaluations = request.app.state.evaluations
+    return service
 
 
 router = APIRouter(prefix="/v1", tags=["training"])
-Trains = Annotated[Caller, Depends(needs(Scope.TRAIN))]
-MakesJobs = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
-Judges = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER))]
-By = Annotated[Actor, Depends(actor)]
-Way = Annotated[Training, Depends(training)]
-Desk = Annotated[Evaluations, Depends(evaluations)]
+TrainCaller = Annotated[Caller, Depends(needs(Scope.TRAIN))]
+JobCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
+EvaluationCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER))]
+CurrentActor = Annotated[Actor, Depends(actor)]
+TrainerGateway = Annotated[Training, Depends(training)]
+EvaluationService = Annotated[Evaluations, Depends(evaluations)]
 
 
 @router.get("/load", responses=answers(Load))
-async def load(request: Request, who: Trains) -> dict[str, Any]:
-    """How many requests of callers (not of jobs) wait for the engine, and how many are in it."""
-    gate: AdmissionQueue = request.app.state.gate
-    callers = gate.scheduler.callers
+async def load(request: Request, caller: TrainCaller) -> dict[str, Any]:
+    """How many requests from callers (jobs excluded) are queued for the engine, and how many are in it."""
+    queue: AdmissionQueue = request.app.state.gate
+    callers = queue.scheduler.callers
     return {"object": "load", "waiting": callers.queued, "in_flight": callers.in_flight}
 
 
 @router.post("/fine_tuning/jobs", include_in_schema=False)
-async def create_job(request: Request, who: MakesJobs, by: By, way: Way) -> Response:
-    """Make a fine-tuning job."""
-    headers = headers_of(request, who)
+async def create_job(request: Request, caller: JobCaller, actor: CurrentActor, trainer: TrainerGateway) -> Response:
+    """Create a fine-tuning job."""
+    headers = headers_of(request, caller)
     body = as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), JobRequest)
-    answer = await way.create_job(who, body, headers, actor=by)
+    answer = await trainer.create_job(caller, body, headers, actor=actor)
     return Response(answer.body, answer.status, answer.headers)
 
 
 @router.post("/evaluations", include_in_schema=False)
-async def create_evaluation(request: Request, who: Judges, by: By, desk: Desk) -> Response:
-    """Make an evaluation."""
-    headers = headers_of(request, who)
+async def create_evaluation(
+    request: Request, caller: EvaluationCaller, actor: CurrentActor, service: EvaluationService
+) -> Response:
+    """Create an evaluation."""
+    headers = headers_of(request, caller)
     body = await read_object(request, max_bytes=MAX_JSON_BYTES)
-    answer = await desk.create(who, body, headers, actor=by)
+    answer = await service.create(caller, body, headers, actor=actor)
     return Response(answer.body, answer.status, answer.headers)
 
 
 @router.post("/evaluations/{evaluation_id}/cancel", include_in_schema=False)
-async def cancel_evaluation(evaluation_id: str, request: Request, who: Trains, by: By, way: Way) -> Response:
-    """End an evaluation."""
-    return await _json(request, who, way, done=partial(way.noted, by, "evaluation.cancel", evaluation_id))
+async def cancel_evaluation(
+    evaluation_id: str, request: Request, caller: TrainCaller, actor: CurrentActor, trainer: TrainerGateway
+) -> Response:
+    """Cancel an evaluation."""
+    return await _json(
+        request, caller, trainer, done=partial(trainer.record_audit, actor, "evaluation.cancel", evaluation_id)
+    )
 
 
 @router.post("/fine_tuning/data_check", include_in_schema=False)
-async def check_data(request: Request, who: Trains, way: Way) -> Response:
-    """Look at training data without keeping it: the file is streamed to the trainer."""
-    headers = headers_of(request, who) | {"content-type": request.headers.get("content-type", "")}
+async def check_data(request: Request, caller: TrainCaller, trainer: TrainerGateway) -> Response:
+    """Check training data without storing it: the file is streamed to the trainer."""
+    headers = headers_of(request, caller) | {"content-type": request.headers.get("content-type", "")}
     body = Streamed(request, request.app.state.files.max_file_bytes + FRAMING_BYTES)
-    return Forward(way.client, "POST", target_of(request), headers, body, timeout_s=CHECK_TIMEOUT_S)
+    return Forward(trainer.client, "POST", target_of(request), headers, body, timeout_s=CHECK_TIMEOUT_S)
 
 
 @router.post("/fine_tuning/jobs/{job_id}/{verb}", include_in_schema=False)
-async def change_job(job_id: str, verb: str, request: Request, who: Trains, by: By, way: Way) -> Response:
+async def change_job(
+    job_id: str, verb: str, request: Request, caller: TrainCaller, actor: CurrentActor, trainer: TrainerGateway
+) -> Response:
     """Cancel, pause or resume a job."""
-    done = partial(way.noted, by, f"job.{verb}", job_id) if verb in VERBS else None
-    return await _json(request, who, way, done=done)
+    done = partial(trainer.record_audit, actor, f"job.{verb}", job_id) if verb in ACTIONS else None
+    return await _json(request, caller, trainer, done=done)
 
 
-async def forward(request: Request, who: Trains, way: Way) -> Response:
-    """Everything else that the trainer answers."""
-    return await _json(request, who, way)
+async def forward(request: Request, caller: TrainCaller, trainer: TrainerGateway) -> Response:
+    """Forward any other request to the trainer."""
+    return await _json(request, caller, trainer)
 
 
 for _name in FORWARDED:
@@ -114,11 +122,10 @@ for _name in FORWARDED:
     )
 
 
-async def _json(request: Request, who: Caller, way: Training, *, done: Done | None = None) -> Response:
-    headers, body = headers_of(request, who), None
+async def _json(request: Request, caller: Caller, trainer: Training, *, done: OnSuccess | None = None) -> Response:
+    headers, body = headers_of(request, caller), None
     target = target_of(request)
     if request.method != "GET":
-        given = await read_object(request, max_bytes=MAX_JSON_BYTES)
-        body = orjson.dumps(given)
+        body = orjson.dumps(await read_object(request, max_bytes=MAX_JSON_BYTES))
         headers["content-type"] = "application/json"
-    return Forward(way.client, request.method, target, headers, body, done=done)
+    return Forward(trainer.client, request.method, target, headers, body, done=done)

@@ -1,4 +1,4 @@
-"""Training, as far as it is the gateway's: a job is checked, given its key and a hold on its data, and asked for."""
+"""The gateway's side of training: checks a job, creates its key, holds its files and requests it from the trainer."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ REPLAY_PATH: Final = "/internal/jobs/replay"
 CLAIM_PATH: Final = "/internal/jobs/claim"
 OK, NOT_FOUND, CONFLICT, SERVER_ERROR = 200, 404, 409, 500
 SETTLE_S: Final = (0.5, 2.0, 10.0, 60.0)
-"""Between two questions whether a job was made, s, while the trainer cannot be asked."""
+"""Delays between attempts to find out whether a job was created, s, while the trainer is unavailable."""
 JSON: Final = {"content-type": "application/json"}
 _LOG = logging.getLogger("hatrack.training")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the trainer answered, for the client."""
+    """The trainer's response, for the client."""
 
     status: int
     headers: dict[str, str]
@@ -52,19 +52,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
-    """Something that the trainer is to make.
+class ProvisionRequest:
+    """A job or an evaluation to request from the trainer, with the key and the files that it needs.
 
     Attributes:
-        path: Where the trainer is asked for it.
-        key: What its key may do.
-        files: Ids of the files that the key holds, by the field that names them.
-        headers: Of the request, but for the key.
-        body: Of the request.
-        action: What the audit calls it.
-        detail: What the audit tells of it, beside key and files.
-        version: ``name@number``; what it holds may be off the list.
-        claim: Where the trainer is asked what was made with a key; None where it cannot be asked that.
+        path: The trainer's route that creates it.
+        key: The key to create for it.
+        files: Ids of the files that the key holds, by the request's field.
+        headers: The request's headers, without the key.
+        body: The request's body.
+        action: The audit action.
+        detail: Details for the audit, besides key and files.
+        version: ``name@number`` whose held files may be used even if they were deleted from the list.
+        claim: The trainer's route that tells what was created with a key; None if there is none.
     """
 
     path: str
@@ -80,9 +80,9 @@ class Making:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """A making whose answer was lost: the key that it was given, and who asked."""
+    """A request whose response was lost: the key that was created for it, and the actor."""
 
-    making: Making
+    request: ProvisionRequest
     key_id: str
     actor: Actor
 
@@ -91,12 +91,12 @@ class Training:
     """The gateway's side of the trainer's routes.
 
     Args:
-        client: The trainer.
-        database: For the audit.
-        keys: Where a job's key is made and revoked.
-        files: Whose holds keep a job's data.
-        catalog: What a job may train on from.
-        store: Where the weights of that are, which say what a config's expressions came to.
+        client: The trainer's client.
+        database: Stores the audit.
+        keys: Creates and revokes a job's key.
+        files: Holds a job's files.
+        catalog: The versions that a job may continue training.
+        store: The versions' weights, which tell the modules that a config's patterns match.
     """
 
     def __init__(
@@ -117,125 +117,130 @@ class Training:
         self._settling: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Close the connections to the trainer."""
+        """Cancel pending settlements and close the connections to the trainer."""
         for task in self._settling:
             task.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self.client.close()
 
     async def create_job(self, caller: Caller, request: JobRequest, headers: dict[str, str], *, actor: Actor) -> Answer:
-        """Check a job's creation, make its key, hold its files, and ask the trainer for it.
+        """Check the request, create the job's key, hold its files and request the job from the trainer.
 
         Raises:
-            Forbidden: The caller is a job itself, or may not make that adapter.
-            NotFound: A file, or the model, does not exist for this caller.
+            Forbidden: The caller is itself a job, or may not create that adapter.
+            NotFound: A file or the model does not exist for this caller.
             BadRequest: A field's value is not allowed.
-            TrainerUnavailable, BadGateway, Timeout: There is no answer; a key is left only with a job.
+            TrainerUnavailable, BadGateway, Timeout: No response; the key is kept only if the job exists.
         """
         if caller.background:
-            raise Forbidden("a job's own key makes no jobs", code="job_key")
-        again = await self._replay(request, headers)
-        if again is not None:
-            return again
+            raise Forbidden("a job's own key cannot create jobs", code="job_key")
+        replayed = await self._replay(request, headers)
+        if replayed is not None:
+            return replayed
         files = {
             param: await self._files.named(caller, file_id, (Purpose.FINE_TUNE,), param)
             for param, file_id in request.files().items()
         }
-        checked = check(request, caller, self._catalog)
-        shape = await self._parent_shape(caller, checked.parent)
-        sent = CreateJob(request=request.forwarded(), context=checked.context(files, shape))
-        making = Making(
+        authorized = check(request, caller, self._catalog)
+        shape = await self._parent_shape(caller, authorized.parent)
+        envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
+        provision = ProvisionRequest(
             path=JOBS_PATH,
-            key=checked.key(caller),
+            key=authorized.key(caller),
             files=request.files(),
             headers=headers | JSON,
-            body=orjson.dumps(sent.model_dump()),
+            body=orjson.dumps(envelope.model_dump()),
             action="job.create",
             claim=CLAIM_PATH,
-            detail={"adapter": checked.adapter, "model": request.model},
+            detail={"adapter": authorized.adapter, "model": request.model},
         )
-        return await self.make(making, actor)
+        return await self.provision(provision, actor)
 
     async def _replay(self, request: JobRequest, headers: dict[str, str]) -> Answer | None:
-        """What the same request has made before, whatever has become of its files and its parent since.
+        """The response to an earlier request with the same Idempotency-Key, even if its files or parent are gone.
 
         Raises:
-            TrainerUnavailable, BadGateway, Timeout: There is no answer.
+            TrainerUnavailable, BadGateway, Timeout: No response.
         """
         if "idempotency-key" not in headers:
             return None
         body = orjson.dumps(request.forwarded())
         async with self.client.open("POST", REPLAY_PATH, headers | JSON, body) as response:
             answer = Answer(response.status, kept_headers(response), await read_bounded(response))
-            known = response.headers.get(REPLAYED_HEADER, "") == "true"
-        return answer if known or answer.status == CONFLICT else None
+            replayed = response.headers.get(REPLAYED_HEADER, "") == "true"
+        return answer if replayed or answer.status == CONFLICT else None
 
     async def _parent_shape(self, caller: Caller, parent: str | None) -> ParentShape | None:
-        """What of the parent stays as it is; None where there is no parent, or it was deleted this moment.
+        """The parent's LoRA shape, which the job must keep; None without a parent, or if it was just deleted.
 
         Raises:
-            BadRequest: It cannot be trained on from.
+            BadRequest: Training cannot continue from it.
         """
         if parent is None:
             return None
-        named = parse_reference(parent)
+        reference = parse_reference(parent)
 
         def read(db: sa.Connection) -> tuple[str, bytes | None] | None:
-            holding = records.find(db, caller.project, named.name)
-            row = holding.version(named.version) if holding is not None and named.version is not None else None
+            adapter = records.find(db, caller.project, reference.name)
+            if adapter is None or reference.version is None:
+                return None
+            row = adapter.version(reference.version)
             return None if row is None else (row.digest, records.version_file(db, row.id, "config"))
 
-        found = await self._database.run(read)
-        digest, config = found if found is not None else ("", None)
+        row = await self._database.run(read)
+        digest, config = row if row is not None else ("", None)
         if config is None:
             return None
         return shape_of(parent, config, await asyncio.to_thread(self._modules, digest))
 
     def _modules(self, digest: str) -> frozenset[str]:
-        """The modules that an adapter's weights have tensors of; none where they cannot be read."""
+        """The modules that an adapter's weights have tensors for; empty if the weights cannot be read."""
         try:
             return frozenset() if self._store is None else modules_in(self._store.path(digest) / WEIGHTS_FILE)
         except (OSError, AdapterError):
-            _LOG.exception("the weights of a job's parent cannot be read", extra={"digest": digest})
+            _LOG.exception("cannot read the weights of a job's parent", extra={"digest": digest})
             return frozenset()
 
-    async def make(self, making: Making, actor: Actor) -> Answer:
-        """Make the key, hold the files, and ask the trainer; to the end, whoever leaves: there is never a job that has
-        no key, nor, once the trainer could be asked for it, a key that has no job.
+    async def provision(self, request: ProvisionRequest, actor: Actor) -> Answer:
+        """Create the key, hold the files and send the request to the trainer.
+
+        Runs to completion even if the client disconnects: no job is left without a key and, once the trainer could be
+        asked, no key without a job.
 
         Raises:
-            NotFound: A file is not there any more.
-            Forbidden, Unauthenticated: The key reaches further than its creator's, which may be gone.
-            TrainerUnavailable, BadGateway, Timeout: There is no answer; a key is left only with a job.
+            NotFound: A file no longer exists.
+            Forbidden, Unauthenticated: The key would exceed its creator's rights, or the creator's key is gone.
+            TrainerUnavailable, BadGateway, Timeout: No response; the key is kept only if the job exists.
         """
-        return await _to_the_end(self._make(making, actor))
+        return await _run_to_completion(self._provision(request, actor))
 
-    async def _make(self, making: Making, actor: Actor) -> Answer:
-        made, key = await self._keys.mint(actor, making.key)
-        key_id = str(made["id"])
-        begun = lost = False
+    async def _provision(self, request: ProvisionRequest, actor: Actor) -> Answer:
+        minted, key = await self._keys.mint(actor, request.key)
+        key_id = str(minted["id"])
+        created = lost = False
         try:
-            await self._files.hold(making.key.project, key_id, dict(making.files), version=making.version)
-            shown = {**making.headers, RUN_KEY_HEADER: key, RUN_KEY_ID_HEADER: key_id}
-            lost = True  # from here on only the trainer knows what was made
-            async with self.client.open("POST", making.path, shown, making.body) as response:
+            await self._files.hold(request.key.project, key_id, dict(request.files), version=request.version)
+            headers = {**request.headers, RUN_KEY_HEADER: key, RUN_KEY_ID_HEADER: key_id}
+            lost = True  # from here on only the trainer knows whether the job exists
+            async with self.client.open("POST", request.path, headers, request.body) as response:
                 answer = Answer(response.status, kept_headers(response), await read_bounded(response))
                 lost = response.status >= SERVER_ERROR
-                begun = response.status < 400 and response.headers.get(REPLAYED_HEADER, "") != "true"
+                created = response.status < 400 and response.headers.get(REPLAYED_HEADER, "") != "true"
         except TrainerUnavailable:
             lost = False  # it was never reached
             raise
         finally:
-            if lost and making.claim is not None:
-                self._settle_later(Settlement(making, key_id, actor))
-            elif not begun:
-                await self._forget(key_id, actor)
-        if begun:
-            await self._note_made(making, key_id, actor, answer.body)
+            if lost and request.claim is not None:
+                self._settle_later(Settlement(request, key_id, actor))
+            elif not created:
+                await self._revoke(key_id, actor)
+        if created:
+            await self._record_created(request, key_id, actor, answer.body)
         return answer
 
-    async def _note_made(self, making: Making, key_id: str, actor: Actor, body: bytes) -> None:
-        await self.noted(actor, making.action, _id_in(body), {**making.detail, "key": key_id, **making.files})
+    async def _record_created(self, request: ProvisionRequest, key_id: str, actor: Actor, body: bytes) -> None:
+        detail = {**request.detail, "key": key_id, **request.files}
+        await self.record_audit(actor, request.action, _id_in(body), detail)
 
     def _settle_later(self, settlement: Settlement) -> None:
         task = asyncio.create_task(self._settle(settlement), name="settle a job's key")
@@ -243,63 +248,63 @@ class Training:
         task.add_done_callback(self._settling.discard)
 
     async def _settle(self, settlement: Settlement) -> None:
-        """Find out whether a job was made, whose answer was lost: its key is revoked only where there is none.
+        """Find out whether a job whose response was lost was created; revoke its key only if it was not.
 
-        A key that was taken from its job would fail it; one that has no job is in nobody's hands meanwhile.
+        Revoking the key of an existing job would fail the job; a key without a job is known to nobody meanwhile.
         """
-        making, key_id, actor = settlement.making, settlement.key_id, settlement.actor
+        request, key_id, actor = settlement.request, settlement.key_id, settlement.actor
         for tries in count():
             try:
-                body = await self._claimed(making, key_id)
+                body = await self._claimed(request, key_id)
             except HatrackError as error:
-                _LOG.warning("it is not known yet whether a job was made", extra={"reason": error.message})
+                _LOG.warning("cannot tell yet whether a job was created", extra={"reason": error.message})
                 await asyncio.sleep(SETTLE_S[min(tries, len(SETTLE_S) - 1)])
                 continue
             if body is None:
-                await self._forget(key_id, actor)
+                await self._revoke(key_id, actor)
             else:
-                await self._note_made(making, key_id, actor, body)
+                await self._record_created(request, key_id, actor, body)
             return
 
-    async def _claimed(self, making: Making, key_id: str) -> bytes | None:
-        """The job that was made with a key, as JSON; None where there is none. Raises HatrackError."""
-        async with self.client.open("POST", f"{making.claim}/{key_id}", dict(making.headers), b"") as response:
+    async def _claimed(self, request: ProvisionRequest, key_id: str) -> bytes | None:
+        """The job that was created with a key, as JSON; None if there is none. Raises HatrackError."""
+        async with self.client.open("POST", f"{request.claim}/{key_id}", dict(request.headers), b"") as response:
             content = await read_bounded(response)
         if response.status == NOT_FOUND:
-            return None  # a trainer that does not know the question yet
-        found = _object_in(content)
-        if response.status != OK or "job" not in found:
+            return None  # an older trainer without this route
+        claim = _object_in(content)
+        if response.status != OK or "job" not in claim:
             raise BadGateway(f"the trainer answered {response.status}", code="trainer_answer")
-        return orjson.dumps(found["job"]) if found["job"] is not None else None
+        return orjson.dumps(claim["job"]) if claim["job"] is not None else None
 
-    async def _forget(self, key_id: str, actor: Actor) -> None:
-        """Revoke a key that no job needs; it was never anybody's."""
+    async def _revoke(self, key_id: str, actor: Actor) -> None:
+        """Revoke a key that no job uses."""
         try:
             await self._keys.delete(actor, key_id)
         except NotFound:
-            pass  # it died with its parent meanwhile
+            pass  # already revoked together with its parent
         except HatrackError:
-            _LOG.exception("the key of a job that was not made could not be revoked", extra={"key_id": key_id})
+            _LOG.exception("cannot revoke the key of a job that was not created", extra={"key_id": key_id})
 
-    async def noted(self, actor: Actor, action: str, target: str, detail: dict[str, Any] | None = None) -> None:
-        """Note in the audit what the trainer was asked for and has done; it is done, noted or not."""
+    async def record_audit(self, actor: Actor, action: str, target: str, detail: dict[str, Any] | None = None) -> None:
+        """Record in the audit a change that the trainer has made; a failure is logged, since the change stands."""
         try:
             await self._database.run(lambda db: note(db, actor, action, target, detail))
         except HatrackError:
-            _LOG.exception("a change could not be noted", extra={"action": action, "target": target})
+            _LOG.exception("cannot record a change in the audit", extra={"action": action, "target": target})
 
 
 def _object_in(body: bytes) -> dict[str, Any]:
     try:
-        found = orjson.loads(body)
+        content = orjson.loads(body)
     except orjson.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _id_in(body: bytes) -> str:
     return str(_object_in(body).get("id", ""))
 
 
-async def _to_the_end(change: Coroutine[Any, Any, T]) -> T:
+async def _run_to_completion(change: Coroutine[Any, Any, T]) -> T:
     return await asyncio.shield(asyncio.ensure_future(change))

@@ -1,4 +1,4 @@
-"""The trainer's side of the gateway, put together: the way to it, the process where we start one, and its watch."""
+"""Assembles the gateway's side of training: client, trainer process, health watch, evaluations and revalidations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.training.watch import TrainerWatch
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """All that there is of the trainer in the gateway. ``process`` is None where the gateway starts no trainer."""
+    """The gateway's components for training. ``process`` is None if the gateway does not start the trainer."""
 
     training: Training
     process: TrainerProcess | None
@@ -35,7 +35,7 @@ class Sidecar:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start what runs, and stop it in the reverse order."""
+        """Start the components; stop them in reverse order."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.training.close)
             if self.process is not None:
@@ -58,7 +58,7 @@ def assemble(
     verdicts: Verdicts,
     store: Store,
 ) -> Sidecar:
-    """Put it together; nothing is started."""
+    """Create the components without starting them."""
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
     training = Training(client, database, keys, files, catalog, store)
@@ -68,7 +68,7 @@ def assemble(
     return Sidecar(
         training=training,
         process=TrainerProcess(config) if config.starts else None,
-        watch=TrainerWatch(client, there=config.starts or bool(settings.trainer_url)),
+        watch=TrainerWatch(client, configured=config.starts or bool(settings.trainer_url)),
         evaluations=evaluations,
         revalidations=revalidations,
         timer=RevalidationTimer(revalidations, every_s=every_s) if every_s else None,

@@ -1,5 +1,4 @@
-"""Whether the trainer answers, and how long its jobs have stood still for callers, for `/readyz` and `/metrics`: asked
-every few seconds, so that whoever looks is told at once."""
+"""Polls the trainer's health and the time its jobs were paused for live traffic, for `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -19,30 +18,30 @@ PATH: Final = "/health"
 
 
 class TrainerWatch:
-    """Asks one trainer how it is.
+    """Polls one trainer's health.
 
     Args:
-        client: The way to it.
-        there: Whether there is to be one at all.
-        every_s: Between two questions once it has answered, s; before that it is asked more often.
+        client: The trainer's client.
+        configured: Whether there should be a trainer at all.
+        every_s: Polling interval once it has answered, s; before that, ``STARTING_EVERY_S``.
     """
 
-    def __init__(self, client: TrainerClient, *, there: bool, every_s: float = EVERY_S) -> None:
+    def __init__(self, client: TrainerClient, *, configured: bool, every_s: float = EVERY_S) -> None:
         self._client = client
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
-        self.state: State = "starting" if there else "off"
-        """``off``: there is to be none; ``starting``: it has not answered yet; ``down``: it did, and does not now."""
+        self.state: State = "starting" if configured else "off"
+        """``off``: not configured; ``starting``: it has not answered yet; ``down``: it has stopped answering."""
         self.paused_s: float | None = None
-        """How long its jobs have stood still for callers, all together; None until it has said it."""
+        """Total time that its jobs were paused for live traffic, s; None until it has reported one."""
 
     async def start(self) -> None:
-        """Begin to ask."""
+        """Start polling."""
         if self.state != "off":
             self._task = asyncio.create_task(self._run(), name="trainer-watch")
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -50,13 +49,13 @@ class TrainerWatch:
 
     async def _run(self) -> None:
         while True:
-            if await self._answers():
+            if await self._is_healthy():
                 self.state = "up"
             elif self.state == "up":
                 self.state = "down"
             await asyncio.sleep(STARTING_EVERY_S if self.state == "starting" else self._every_s)
 
-    async def _answers(self) -> bool:
+    async def _is_healthy(self) -> bool:
         try:
             async with self._client.open("GET", PATH, {}, timeout_s=ANSWER_S) as response:
                 content = await response.read()
@@ -67,11 +66,11 @@ class TrainerWatch:
             return False
 
 
-def _paused_s(content: bytes, before: float | None) -> float | None:
-    """What an answer says; one that says nothing of it, as an older trainer's, leaves what was known before."""
+def _paused_s(content: bytes, previous: float | None) -> float | None:
+    """The response's `paused_seconds`; ``previous`` if it has none, as from an older trainer."""
     try:
-        found = orjson.loads(content)
+        status = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return before
-    said = found.get("paused_seconds") if isinstance(found, dict) else None
-    return float(said) if isinstance(said, int | float) else before
+        return previous
+    seconds = status.get("paused_seconds") if isinstance(status, dict) else None
+    return float(seconds) if isinstance(seconds, int | float) else previous

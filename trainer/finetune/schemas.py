@@ -1,4 +1,4 @@
-"""What a client asks for when it makes a job: OpenAI's body, and ours in its hyperparameters or its metadata."""
+"""The request body of a new job: OpenAI's fields, with Hatrack's options in the hyperparameters or the metadata."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.validation import validated
 
 OPENAIS: Final = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
-"""Read from the hyperparameters alone: in metadata they are a note of the client's own."""
+"""Read only from the hyperparameters: in metadata they are the client's own notes."""
 UNSERVABLE: Final = frozenset({*FEATURES, "bias", "init_lora_weights", "peft_type", "task_type"})
-"""Keys of PEFT's that name what an engine might refuse; asked for in metadata they must not be passed over."""
+"""PEFT's options that an engine may not support; refused even in metadata, where unknown keys are otherwise ignored."""
 
 LISTS: Final = frozenset({"target_modules", "suites"})
 TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
-"""Values that are text, whatever they look like."""
+"""Options whose metadata value is never parsed as JSON."""
 
 
 class Options(JobOptionFields):
-    """What is asked for beside the hyperparameters."""
+    """Options of a job besides its hyperparameters."""
 
     metric: Annotated[str, Field(max_length=40)] | dict[str, Any] = "auto"
     """The primary metric: `auto`, a name, or an object with `name` and `pattern` or `schema`."""
     suites: Annotated[tuple[OptionName, ...], Field(max_length=MAX_SUITES)] | None = None
-    """Names of suites; none: the general one."""
+    """Names of suites; None means the general suite."""
     judge: OperatorsName | None = None
-    """Name of a judge of the operator's settings."""
+    """Name of a judge in the operator's settings."""
 
 
 class Inner(RequestBody):
@@ -62,50 +62,50 @@ class CreateBody(JobFields):
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A body that has been understood. ``where`` gives the dotted place of each hyperparameter that was named."""
+    """A parsed body. ``where`` maps each given option to its dotted path in the body."""
 
     body: CreateBody
-    wish: HyperparameterRequest
+    hyperparameters: HyperparameterRequest
     options: Options
     where: Mapping[str, str]
 
     def place(self, name: str) -> str:
-        """Where a hyperparameter stands in the body, or would."""
+        """The dotted path of a hyperparameter in the body; the default path if it was not given."""
         return self.where.get(name, f"hyperparameters.{name}")
 
 
 def read_body(content: object) -> JobRequest:
-    """Understand a body. Raises Invalid, UnknownParameter, Unsupported, with the dotted name of the field."""
-    deep = too_deep(content)
-    if deep is not None:
-        raise Invalid(f"`{deep}` is nested more than {MAX_LEVELS} levels deep", param=deep)
+    """Parse a body. Raises Invalid, UnknownParameter or Unsupported with the field's dotted path as ``param``."""
+    deep_path = too_deep(content)
+    if deep_path is not None:
+        raise Invalid(f"`{deep_path}` is nested more than {MAX_LEVELS} levels deep", param=deep_path)
     body = validated(CreateBody, content)
     if body.method is not None and body.method.type != "supervised":
         raise Unsupported(
-            f"`method.type` is {body.method.type[:40]!r}; `supervised` is the one that is done here",
+            f"`method.type` must be `supervised`; got {body.method.type[:40]!r}",
             param="method.type",
         )
     for name in ("dpo", "reinforcement"):
         if body.method is not None and getattr(body.method, name) is not None:
-            raise Unsupported(f"`method.{name}` does not go with `method.type` supervised", param=f"method.{name}")
+            raise Unsupported(f"`method.{name}` is not allowed with `method.type: supervised`", param=f"method.{name}")
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     for name, value, place in _named(body):
         if name in values and values[name] != value:
-            raise Invalid(f"`{where[name]}` and `{place}` say two things", param=place)
+            raise Invalid(f"`{where[name]}` and `{place}` conflict; send one", param=place)
         values.setdefault(name, value)
         where.setdefault(name, place)
-    wish = validated(
+    hyperparameters = validated(
         HyperparameterRequest,
         {name: value for name, value in values.items() if name in HyperparameterRequest.model_fields},
         where,
     )
     options = validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
-    return JobRequest(body, wish, options, where)
+    return JobRequest(body, hyperparameters, options, where)
 
 
 def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
-    """Each hyperparameter with its value and its dotted place. Raises UnknownParameter, Unsupported."""
+    """Yield each option with its value and its dotted path. Raises Invalid, UnknownParameter, Unsupported."""
     inner = body.method.supervised.hyperparameters if body.method and body.method.supervised else None
     for place, given in (("method.supervised.hyperparameters", inner), ("hyperparameters", body.hyperparameters)):
         for name, value in (given or {}).items():
@@ -115,9 +115,9 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
                 known = ", ".join(
                     f"`{field}`" for field in (*HyperparameterRequest.model_fields, *Options.model_fields)
                 )
-                raise UnknownParameter(f"`{where}` is not known; known are {known}", param=where)
+                raise UnknownParameter(f"`{where}` is not a known hyperparameter; use one of {known}", param=where)
             if isinstance(value, bool) and name not in ("rslora", "packing", "strict", "drop_long"):
-                raise Invalid(f"`{where}` is {json.dumps(value)}, which is no value for it", param=where)
+                raise Invalid(f"`{where}` must be {_allowed(name)}; got {json.dumps(value)}", param=where)
             yield name, _list(value, name) if name in LISTS else value, where
     for name, text in (body.metadata or {}).items():
         where = f"metadata.{name}"
@@ -126,8 +126,19 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
             yield name, _list(text, name) if name in LISTS else _plain(text, name), where
 
 
+def _allowed(name: str) -> str:
+    """The types that an option accepts, for the message that refuses a boolean."""
+    if name in ("n_epochs", "batch_size", "lora_rank", "max_length"):
+        return 'an integer or "auto"'
+    if name in ("learning_rate", "learning_rate_multiplier", "lora_alpha", "lora_dropout", "warmup_ratio"):
+        return 'a number or "auto"'
+    if name in LISTS:
+        return "a string or a list of strings"
+    return "a string or an object" if name == "metric" else "a string"
+
+
 def _servable(name: str, value: Any, where: str) -> None:
-    """Refuse what the engine could not serve, by PEFT's name for it."""
+    """Raise Unsupported if the engine cannot serve this PEFT option."""
     if name not in UNSERVABLE or is_unset(value):
         return
     try:
@@ -137,28 +148,28 @@ def _servable(name: str, value: Any, where: str) -> None:
 
 
 def _plain(text: str, name: str = "") -> Any:
-    """The value that a metadata string stands for; text stays text where text is wanted."""
+    """Parse a metadata string as a JSON boolean, number or metric; options in `TEXTS` stay strings."""
     if name in TEXTS:
         return text
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return {"True": True, "False": False}.get(text, text)
     if name == "metric":
-        return found if isinstance(found, dict) else text
-    return found if isinstance(found, (bool, int, float)) else text
+        return value if isinstance(value, dict) else text
+    return value if isinstance(value, (bool, int, float)) else text
 
 
 def _list(value: Any, name: str) -> Any:
-    """`target_modules` or `suites` as a list: from JSON's or one with commas; of suites, `none` is the empty one."""
+    """Parse `target_modules` or `suites`: a JSON list or a comma-separated one; `none` or an empty string is `[]`."""
     if not isinstance(value, str) or (name == "target_modules" and value in ("all-linear", "auto")):
         return value
     if value in ("", "none"):
         return []
     if value.startswith("["):
         try:
-            found = json.loads(value)
+            parsed = json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return value if too_deep(found) is not None else found
+        return value if too_deep(parsed) is not None else parsed
     return [part.strip() for part in value.split(",")]

@@ -106,10 +106,10 @@ class Jobs(RunService):
 
     async def _check(self, request: JobRequest, context: JobContext) -> None:
         """Check that the result can be served and the training fits. Raises Invalid, MemoryTooSmall."""
-        wish, max_rank = request.wish, self._installation.max_rank
-        if wish.target_modules != "all-linear":
-            unknown = self._base.unknown_targets(wish.target_modules)
-            if unknown or not wish.target_modules:
+        hyperparameters, max_rank = request.hyperparameters, self._installation.max_rank
+        if hyperparameters.target_modules != "all-linear":
+            unknown = self._base.unknown_targets(hyperparameters.target_modules)
+            if unknown or not hyperparameters.target_modules:
                 place = request.place("target_modules")
                 raise Invalid(
                     f"`{place}`: no such linear layer: {', '.join(map(repr, unknown))}; the base has "
@@ -121,9 +121,11 @@ class Jobs(RunService):
         self._check_parent(context)
         on_gpu = capacity.device_type(self._settings.device) == "cuda"
         try:
-            length = auto.max_length(wish, context=self._installation.context, positions=self._base.positions)
+            length = auto.max_length(
+                hyperparameters, context=self._installation.context, positions=self._base.positions
+            )
             recipe = capacity.minimal_recipe(
-                wish,
+                hyperparameters,
                 self._base,
                 max_rank=max_rank,
                 length=length,
@@ -134,7 +136,7 @@ class Jobs(RunService):
         except InvalidHyperparameter as refused:
             place = request.place(refused.param)
             raise Invalid(refused.message.replace(f"`{refused.param}`", f"`{place}`", 1), param=place) from refused
-        longest = capacity.ASSUMED_LONGEST if wish.max_length == "auto" else length
+        longest = capacity.ASSUMED_LONGEST if hyperparameters.max_length == "auto" else length
         needed = capacity.required_memory(
             recipe, self._base, longest=min(longest, max(8, context.training_file.bytes)), on_gpu=on_gpu
         )
@@ -181,7 +183,7 @@ class Jobs(RunService):
             parent=context.parent,
             training_file=context.training_file,
             validation_file=context.validation_file,
-            wish=request.wish,
+            wish=request.hyperparameters,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,
             strict=request.options.strict,

@@ -1,1 +1,1 @@
-"""People's part in judging: pairs of answers, blind, and how far a judge agrees with what they say of them."""
+"""Human review: blind pairs of answers, and the agreement between a judge and the reviewers."""

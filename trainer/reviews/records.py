@@ -1,4 +1,4 @@
-"""Reviews on record: every statement that reads or changes the tables. Each runs inside ``Database.run``."""
+"""Database queries of reviews; each runs inside ``Database.run``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trainer.reviews.tables import pairs, queues
 
 Choice = Literal["first", "second", "tie"]
 Globs = Sequence[str] | None
-"""Over adapters' names; None matches all."""
+"""Patterns for adapter names; None matches all."""
 _WITH_QUEUE: Final = pairs.join(queues, pairs.c.queue == queues.c.number)
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """An evaluation's pairs: how many there are, and how many people have looked at."""
+    """An evaluation's pairs: how many there are, and how many have been reviewed."""
 
     number: int
     evaluation: str
@@ -37,13 +37,13 @@ class Queue:
 
     @property
     def final(self) -> bool:
-        """Whether every pair has its choice: then none is changed any more."""
+        """Whether every pair has been reviewed; choices can then no longer change."""
         return self.reviewed == self.pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """One pair, and what was chosen."""
+    """One pair and its choice, if any."""
 
     number: int
     id: str
@@ -61,37 +61,37 @@ class Review:
 
     @property
     def preferred(self) -> Vote | None:
-        """A person's choice as a vote."""
+        """The reviewer's choice as a vote for an arm."""
         return None if self.choice is None else preferred(self.choice, self.first_is)
 
 
 def preferred(choice: Choice, first_is: str) -> Vote:
-    """What a choice of places says of the arms."""
+    """The arm that a choice of position votes for."""
     if choice == "tie":
         return "tie"
     return "candidate" if (choice == "first") == (first_is == "candidate") else "base"
 
 
 def add(
-    db: sa.Connection, project: str, evaluation: str, found: Sequence[ReviewPair], adapters: Collection[str] = ()
+    db: sa.Connection, project: str, evaluation: str, review_pairs: Sequence[ReviewPair], adapters: Collection[str] = ()
 ) -> bool:
-    """Note an evaluation's pairs, in their order; False where they are there already.
+    """Store an evaluation's pairs in their order; False if they are already stored.
 
     Args:
-        adapters: The names of those whose answers are compared.
+        adapters: Names of the adapters whose answers are compared.
     """
     if db.execute(sa.select(queues.c.number).where(queues.c.evaluation == evaluation)).first() is not None:
         return False
-    one = found[0]
+    first = review_pairs[0]
     number = db.execute(
         queues.insert()
         .values(
             evaluation=evaluation,
             project=project,
-            judge=one.judge,
-            digest=one.digest,
-            candidate=one.candidate,
-            base=one.base,
+            judge=first.judge,
+            digest=first.digest,
+            candidate=first.candidate,
+            base=first.base,
             created_at=int(time.time()),
             adapters=sorted(adapters),
         )
@@ -111,14 +111,14 @@ def add(
                 "first_is": pair.first_is,
                 "vote": pair.vote,
             }
-            for pair in found
+            for pair in review_pairs
         ],
     )
     return True
 
 
 def find(db: sa.Connection, project: str, review_id: str, globs: Globs = None) -> Review | None:
-    """The project's review of that id, of adapters that the globs match."""
+    """The project's review with that id, if the globs match its adapters."""
     row = db.execute(_reviews().where(_visible(project, globs), pairs.c.id == review_id)).first()
     return None if row is None else _review(row)
 
@@ -126,63 +126,62 @@ def find(db: sa.Connection, project: str, review_id: str, globs: Globs = None) -
 def following(
     db: sa.Connection, project: str, *, evaluation: str | None, after: int, globs: Globs = None
 ) -> Review | None:
-    """The first pair without a choice that is behind the one of that number; the newest evaluation's where none is
-    named."""
-    wanted = _reviews().where(_visible(project, globs), pairs.c.choice.is_(None), pairs.c.number > after)
+    """The first pair without a choice after pair number ``after``, of the given or else the newest evaluation."""
+    query = _reviews().where(_visible(project, globs), pairs.c.choice.is_(None), pairs.c.number > after)
     if evaluation is not None:
-        wanted = wanted.where(queues.c.evaluation == evaluation)
-    row = db.execute(wanted.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()
+        query = query.where(queues.c.evaluation == evaluation)
+    row = db.execute(query.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()
     return None if row is None else _review(row)
 
 
 def choose(db: sa.Connection, review_id: str, choice: Choice, key_id: str) -> Review:
-    """Note a choice, and give the review as it is then."""
+    """Store a choice; returns the updated review."""
     values = {"choice": choice, "key_id": key_id, "chosen_at": int(time.time())}
     db.execute(pairs.update().where(pairs.c.id == review_id).values(**values))
     return _review(db.execute(_reviews().where(pairs.c.id == review_id)).one())
 
 
 def queue(db: sa.Connection, project: str, evaluation: str, globs: Globs = None) -> Queue | None:
-    """The project's queue of that evaluation, if the globs match its adapters."""
+    """The evaluation's queue, if it is in the project and the globs match its adapters."""
     row = db.execute(_queues().where(_visible(project, globs), queues.c.evaluation == evaluation)).first()
     return None if row is None else Queue(**row._mapping)
 
 
 def page(db: sa.Connection, project: str, *, before: int | None, limit: int, globs: Globs = None) -> list[Queue]:
-    """The project's queues, newest first, of adapters that the globs match."""
-    wanted = _queues().where(_visible(project, globs))
+    """The project's queues whose adapters the globs match, newest first."""
+    query = _queues().where(_visible(project, globs))
     if before is not None:
-        wanted = wanted.where(queues.c.number < before)
-    return [Queue(**row._mapping) for row in db.execute(wanted.order_by(queues.c.number.desc()).limit(limit))]
+        query = query.where(queues.c.number < before)
+    return [Queue(**row._mapping) for row in db.execute(query.order_by(queues.c.number.desc()).limit(limit))]
 
 
 def votes(
     db: sa.Connection, project: str, *, digest: str | None = None, evaluation: str | None = None
 ) -> list[tuple[Vote, Vote]]:
-    """Judge's and people's votes on the pairs that have both, of a judge or of an evaluation."""
-    wanted = sa.select(pairs.c.vote, pairs.c.choice, pairs.c.first_is).select_from(_WITH_QUEUE)
-    wanted = wanted.where(queues.c.project == project, pairs.c.choice.is_not(None))
+    """(judge's vote, reviewer's vote) of each reviewed pair, optionally of one judge or one evaluation."""
+    query = sa.select(pairs.c.vote, pairs.c.choice, pairs.c.first_is).select_from(_WITH_QUEUE)
+    query = query.where(queues.c.project == project, pairs.c.choice.is_not(None))
     if digest is not None:
-        wanted = wanted.where(queues.c.digest == digest)
+        query = query.where(queues.c.digest == digest)
     if evaluation is not None:
-        wanted = wanted.where(queues.c.evaluation == evaluation)
-    return [(row.vote, preferred(row.choice, row.first_is)) for row in db.execute(wanted)]
+        query = query.where(queues.c.evaluation == evaluation)
+    return [(row.vote, preferred(row.choice, row.first_is)) for row in db.execute(query)]
 
 
 def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
-    """Of queues that a key with these globs may see: they match every adapter whose answers stand there."""
-    mine = queues.c.project == project
+    """Condition for the queues that a key may see: in its project, with every adapter matched by its globs."""
+    in_project = queues.c.project == project
     if globs is None:
-        return mine
+        return in_project
     name = sa.func.json_each(queues.c.adapters).table_valued("value")
     matching = sa.or_(sa.false(), *(name.c.value.op("GLOB")(glob) for glob in globs))
-    beyond = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).correlate(queues).exists()
-    return sa.and_(mine, queues.c.adapters.is_not(None), sa.not_(beyond))
+    unmatched = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).correlate(queues).exists()
+    return sa.and_(in_project, queues.c.adapters.is_not(None), sa.not_(unmatched))
 
 
 def _reviews() -> sa.Select[Any]:
-    wanted = [column for column in pairs.c if column.name != "key_id"]
-    return sa.select(*wanted, queues.c.evaluation).select_from(_WITH_QUEUE)
+    columns = [column for column in pairs.c if column.name != "key_id"]
+    return sa.select(*columns, queues.c.evaluation).select_from(_WITH_QUEUE)
 
 
 def _review(row: sa.Row[Any]) -> Review:

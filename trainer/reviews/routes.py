@@ -1,4 +1,4 @@
-"""``/v1/reviews``: from HTTP to the reviews and back. Who asks stands in headers of the gateway."""
+"""``/v1/reviews``. The gateway's headers identify the caller."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trainer.reviews.service import Reviews
 
 
 async def reviews(request: Request) -> Reviews:
-    """The trainer's reviews."""
-    found: Reviews = request.app.state.trainer.reviews
-    return found
+    """The review service."""
+    service: Reviews = request.app.state.trainer.reviews
+    return service
 
 
 router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
@@ -26,7 +26,7 @@ EvaluationId = Annotated[str | None, Query(max_length=64)]
 async def list_reviews(
     caller: Caller, service: Service, after: After = None, limit: Limit = DEFAULT_LISTED
 ) -> dict[str, Any]:
-    """The project's evaluations with pairs for people, newest first."""
+    """The project's evaluations with pairs for human review, newest first."""
     return await service.page(caller, after=after, limit=limit)
 
 
@@ -34,7 +34,7 @@ async def list_reviews(
 async def next_review(
     caller: Caller, service: Service, evaluation: EvaluationId = None, after: After = None
 ) -> dict[str, Any]:
-    """The next pair that nobody has looked at; behind `after`, where that is to be skipped."""
+    """The next pair that has not been reviewed; with `after`, the next one after that pair."""
     return await service.following(caller, evaluation=evaluation, after=after)
 
 
@@ -46,5 +46,5 @@ async def get_review(review_id: str, caller: Caller, service: Service) -> dict[s
 
 @router.post("/{review_id}")
 async def choose(review_id: str, body: ChoiceBody, caller: Caller, service: Service) -> dict[str, Any]:
-    """Say which answer is better."""
+    """Choose the better answer."""
     return await service.choose(caller, review_id, body.choice)

@@ -1,4 +1,4 @@
-"""What people are asked and what they said: pairs come from an evaluation's folder, a judge's standing goes into it."""
+"""Human reviews: imports pairs from an evaluation's directory, and writes the judge's agreement with people into it."""
 
 from __future__ import annotations
 
@@ -28,120 +28,121 @@ class Reviews:
     """The reviews of all projects.
 
     Args:
-        database: Where their records are.
-        outside: The operator's judges.
+        database: Stores the reviews.
+        endpoints: The operator's judges.
     """
 
-    def __init__(self, database: Database, outside: OperatorEndpoints) -> None:
+    def __init__(self, database: Database, endpoints: OperatorEndpoints) -> None:
         self._database = database
-        self._outside = outside
+        self._endpoints = endpoints
 
-    # for whoever runs evaluations
+    # used by the services that run evaluations
 
     async def prepare(self, project: str, judge: str | None, folder: Path) -> None:
-        """Leave the judge's standing in an evaluation's folder, before its worker starts; nothing where it has none.
+        """Write the judge's agreement into an evaluation's directory before its worker starts, if it has a judge.
 
-        A judge that the settings do not name any more is the worker's to refuse.
+        A judge that is no longer in the settings is skipped; the worker refuses it.
         """
-        known = None if judge is None else self._outside.judges.get(judge)
-        if known is not None:
-            standing = await self.standing(project, known)
+        settings = None if judge is None else self._endpoints.judges.get(judge)
+        if settings is not None:
+            standing = await self.standing(project, settings)
             await asyncio.to_thread(_replace, folder / AGREEMENT, standing.model_dump_json())
 
     async def take(self, project: str, evaluation: str, folder: Path, adapters: Collection[str] = ()) -> int:
-        """Take in the pairs that an evaluation has left in its folder; how many there are. Once: again it does nothing.
+        """Import the pairs that an evaluation wrote; returns their number. Repeated calls change nothing.
 
         Args:
-            project: Whose evaluation it is.
-            evaluation: Its id, or the job's.
-            folder: Its folder.
-            adapters: The names of those that are compared: keys that may not use one of them do not see the pairs.
+            project: The evaluation's project.
+            evaluation: Id of the evaluation or the job.
+            folder: Its directory.
+            adapters: Names of the compared adapters; keys that may not use all of them do not see the pairs.
         """
-        found = await asyncio.to_thread(_read_pairs, folder / REVIEWS)
-        if found:
+        review_pairs = await asyncio.to_thread(_read_pairs, folder / REVIEWS)
+        if review_pairs:
             await self._database.run(
-                partial(records.add, project=project, evaluation=evaluation, found=found, adapters=adapters)
+                partial(
+                    records.add, project=project, evaluation=evaluation, review_pairs=review_pairs, adapters=adapters
+                )
             )
-        return len(found)
+        return len(review_pairs)
 
     async def standing(self, project: str, judge: JudgeSettings) -> JudgeAgreement:
-        """How far a judge and the project's people have agreed so far, over all evaluations."""
-        found = await self._database.run(partial(records.votes, project=project, digest=judge.digest))
-        return _standing(judge.digest, found)
+        """The agreement between a judge and the project's reviewers so far, over all evaluations."""
+        votes = await self._database.run(partial(records.votes, project=project, digest=judge.digest))
+        return _standing(judge.digest, votes)
 
-    # for people
+    # used by the routes
 
     async def following(self, caller: CurrentCaller, *, evaluation: str | None, after: str | None) -> dict[str, Any]:
-        """The next pair to look at, blind. Raises Missing: there is no such evaluation or review."""
+        """The next pair to review, blind. Raises Missing if the evaluation or review does not exist."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            skipped = None if after is None else _find(db, caller, after)
-            counted = None if evaluation is None else _queue(db, caller, evaluation)
-            behind = 0 if skipped is None else skipped.number
-            found = records.following(db, caller.project, evaluation=evaluation, after=behind, globs=caller.adapters)
-            if found is not None and counted is None:
-                counted = _queue(db, caller, found.evaluation)
+            number = 0 if after is None else _find(db, caller, after).number
+            queue = None if evaluation is None else _queue(db, caller, evaluation)
+            review = records.following(db, caller.project, evaluation=evaluation, after=number, globs=caller.adapters)
+            if review is not None and queue is None:
+                queue = _queue(db, caller, review.evaluation)
             return {
                 "object": "review.next",
-                "review": None if found is None else blind(found),
-                "evaluation": None if counted is None else counted.evaluation,
-                "reviewed": 0 if counted is None else counted.reviewed,
-                "total": 0 if counted is None else counted.pairs,
+                "review": None if review is None else blind(review),
+                "evaluation": None if queue is None else queue.evaluation,
+                "reviewed": 0 if queue is None else queue.reviewed,
+                "total": 0 if queue is None else queue.pairs,
             }
 
         return await self._database.run(work)
 
     async def get(self, caller: CurrentCaller, review_id: str) -> dict[str, Any]:
-        """One pair: blind until its evaluation's are all looked at. Raises Missing."""
+        """One pair, blind until all of its evaluation's pairs have been reviewed. Raises Missing."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            found = _find(db, caller, review_id)
-            return opened(found) if _queue(db, caller, found.evaluation).final else blind(found)
+            review = _find(db, caller, review_id)
+            return unblinded(review) if _queue(db, caller, review.evaluation).final else blind(review)
 
         return await self._database.run(work)
 
     async def choose(self, caller: CurrentCaller, review_id: str, choice: Choice) -> dict[str, Any]:
-        """Say which answer is better; it may be said otherwise until all of the evaluation's pairs are looked at.
+        """Choose the better answer; may be changed until all of the evaluation's pairs have been reviewed.
 
         Raises:
-            Missing: There is no such pair.
-            ReviewFinal: They are.
+            Missing: The pair does not exist.
+            ReviewFinal: All pairs have been reviewed.
         """
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            found = _find(db, caller, review_id)
-            if found.choice == choice:
-                return blind(found)
-            if _queue(db, caller, found.evaluation).final:
+            review = _find(db, caller, review_id)
+            if review.choice == choice:
+                return blind(review)
+            if _queue(db, caller, review.evaluation).final:
                 raise ReviewFinal(
-                    f"every pair of {found.evaluation} has been looked at: its agreement stands and no choice changes"
+                    f"every pair of {review.evaluation} has been reviewed; its choices can no longer change"
                 )
             return blind(records.choose(db, review_id, choice, caller.key_id))
 
         return await self._database.run(work)
 
     async def page(self, caller: CurrentCaller, *, after: str | None, limit: int) -> dict[str, Any]:
-        """The project's evaluations with pairs, newest first: how far people are, and how far they agree."""
+        """The project's evaluations with pairs, newest first, with the progress and agreement of the reviews."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
             before = None if after is None else _queue(db, caller, after).number
-            found = records.page(db, caller.project, before=before, limit=limit + 1, globs=caller.adapters)
+            queues = records.page(db, caller.project, before=before, limit=limit + 1, globs=caller.adapters)
             rows = [
                 self._summary(
-                    each,
-                    _standing(each.digest, records.votes(db, caller.project, evaluation=each.evaluation)),
-                    _standing(each.digest, records.votes(db, caller.project, digest=each.digest)),
+                    queue,
+                    _standing(queue.digest, records.votes(db, caller.project, evaluation=queue.evaluation)),
+                    _standing(queue.digest, records.votes(db, caller.project, digest=queue.digest)),
                 )
-                for each in found[:limit]
+                for queue in queues[:limit]
             ]
-            return list_object(rows, len(found) > limit)
+            return list_object(rows, len(queues) > limit)
 
         return await self._database.run(work)
 
     def _summary(self, queue: Queue, here: JudgeAgreement, overall: JudgeAgreement) -> dict[str, Any]:
-        """``agreement`` is over this evaluation's pairs, ``standing`` over all that its judge was checked by."""
-        judge = self._outside.judges.get(queue.judge)
-        known = judge is not None and judge.digest == queue.digest
+        """``agreement`` covers this evaluation's pairs; ``standing`` covers all reviewed pairs of its judge."""
+        judge = self._endpoints.judges.get(queue.judge)
+        is_current = judge is not None and judge.digest == queue.digest
         return {
             "object": "review.queue",
             "id": queue.evaluation,
@@ -152,15 +153,15 @@ class Reviews:
             "final": queue.final,
             "agreement": here.model_dump(exclude={"digest"}),
             "standing": overall.model_dump(exclude={"digest"}),
-            "counted": judge is not None and known and overall.counts(judge),
+            "counted": judge is not None and is_current and overall.counts(judge),
             "sentence": overall.sentence(queue.judge, judge)
-            if judge is not None and known
-            else f"The settings name no judge {queue.judge} with this model and rubric any more.",
+            if judge is not None and is_current
+            else f"The settings no longer contain the judge {queue.judge} with this model and rubric.",
         }
 
 
 def blind(review: Review) -> dict[str, Any]:
-    """A pair as people see it: nothing says whose answer is which, or what the judge has said."""
+    """A pair as reviewers see it, without the arms' positions and the judge's vote."""
     return {
         "object": "review",
         "id": review.id,
@@ -174,39 +175,39 @@ def blind(review: Review) -> dict[str, Any]:
     }
 
 
-def opened(review: Review) -> dict[str, Any]:
-    """The same, once nothing can change any more."""
+def unblinded(review: Review) -> dict[str, Any]:
+    """A pair with the arms' positions and the votes, for a queue that is final."""
     return blind(review) | {"first_is": review.first_is, "judge_vote": review.vote, "vote": review.preferred}
 
 
 def _standing(digest: str, votes: list[tuple[Any, Any]]) -> JudgeAgreement:
     if not votes:
         return JudgeAgreement(digest=digest)
-    from trainer.evaluate.statistics.agreement import agreement  # statistics: nobody else here has use for them
+    from trainer.evaluate.statistics.agreement import agreement  # imported late: pulls in the statistics libraries
 
-    found = agreement([judge for judge, _ in votes], [person for _, person in votes])
+    result = agreement([judge for judge, _ in votes], [reviewer for _, reviewer in votes])
     return JudgeAgreement(
         digest=digest,
-        pairs=found.pairs,
-        kappa=found.kappa,
-        low=found.low,
-        high=found.high,
-        observed=found.observed,
+        pairs=result.pairs,
+        kappa=result.kappa,
+        low=result.low,
+        high=result.high,
+        observed=result.observed,
     )
 
 
 def _find(db: sa.Connection, caller: CurrentCaller, review_id: str) -> Review:
-    found = records.find(db, caller.project, review_id, caller.adapters)
-    if found is None:
-        raise Missing(f"there is no review {review_id[:64]!r}", code="review_not_found")
-    return found
+    review = records.find(db, caller.project, review_id, caller.adapters)
+    if review is None:
+        raise Missing(f"no such review: {review_id[:64]!r}", code="review_not_found")
+    return review
 
 
 def _queue(db: sa.Connection, caller: CurrentCaller, evaluation: str) -> Queue:
-    found = records.queue(db, caller.project, evaluation, caller.adapters)
-    if found is None:
-        raise Missing(f"there are no reviews of {evaluation[:64]!r}", code="reviews_not_found", param="evaluation")
-    return found
+    queue = records.queue(db, caller.project, evaluation, caller.adapters)
+    if queue is None:
+        raise Missing(f"no reviews of the evaluation {evaluation[:64]!r}", code="reviews_not_found", param="evaluation")
+    return queue
 
 
 def _read_pairs(path: Path) -> list[ReviewPair]:
@@ -215,7 +216,7 @@ def _read_pairs(path: Path) -> list[ReviewPair]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, ValidationError):
-        _LOG.exception("the pairs of %s cannot be read", path)
+        _LOG.exception("cannot read review pairs from %s", path)
         return []
 
 

@@ -84,7 +84,7 @@ def test_what_max_length_would_cut_is_refused_with_its_length() -> None:
     example = Example(7, (user("hi"), assistant("Ahoy!")))
     length = len(renderer().render(example).tokens)
     assert len(renderer(max_length=length).render(example).tokens) == length
-    with pytest.raises(DataInvalid, match=f"line 7: {length} tokens long, and max_length is {length - 1}"):
+    with pytest.raises(DataInvalid, match=f"line 7: {length} tokens, but `max_length` is {length - 1}"):
         renderer(max_length=length - 1).render(example)
 
 

@@ -95,7 +95,7 @@ class Handler(QuietHandler):
                 of = found.removeprefix("eval-").replace("%40", "@")
                 answer = self.server.evaluation(of, self.server.status)
             case _:
-                answer = {"error": {"message": "there is nothing here", "code": "not_found"}}
+                answer = {"error": {"message": "No such route", "code": "not_found"}}
         text = json.dumps(answer).encode()
         self.send_response(status if "error" in answer else 200)
         self.send_header("content-length", str(len(text)))

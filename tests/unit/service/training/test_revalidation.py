@@ -20,7 +20,7 @@ from service.errors import TrainerUnavailable
 from service.files.tables import files as file_table
 from service.registry.tables import verdicts
 from service.training import revalidation as revalidation_module
-from service.training.revalidation import RevalidationTimer, again_of
+from service.training.revalidation import RevalidationTimer, revalidation_body
 from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
 from tests.unit.service.registry.engine import BASE
 from tests.unit.service.training.bureau import EVALUATION, HELD_OUT, Bureau
@@ -82,16 +82,16 @@ def test_the_same_is_asked_for_of_the_same_version_and_promotes_nothing() -> Non
         "kind": "evaluation",
         "metadata": {"revalidates": "x@9", "a": "b"},
     }
-    assert again_of(body, "voice@3") == {
+    assert revalidation_body(body, "voice@3") == {
         "model": "voice@3",
         "held_out": "file-1",
         "promote": "never",
         "metadata": {"a": "b", "revalidates": "voice@3"},
     }
     arms = {"arms": [{"label": "new", "model": "voice@3"}], "candidate": "new", "held_out": "file-1"}
-    assert again_of(arms, "voice@3")["arms"] == arms["arms"]
-    assert "model" not in again_of(arms, "voice@3")
-    full = again_of({"model": "voice", "metadata": {str(number): "x" for number in range(16)}}, "voice@3")
+    assert revalidation_body(arms, "voice@3")["arms"] == arms["arms"]
+    assert "model" not in revalidation_body(arms, "voice@3")
+    full = revalidation_body({"model": "voice", "metadata": {str(number): "x" for number in range(16)}}, "voice@3")
     assert len(full["metadata"]) == 16
     assert full["metadata"]["revalidates"] == "voice@3"
 
@@ -227,10 +227,10 @@ async def test_on_another_base_the_timer_passes_over_what_does_not_fit_and_a_per
         async with Bureau(Path(home), base).opened() as before:
             await before.push("voice", files(seed=1))
             await judge(before, "voice@1", days=91)
-            assert [one.version for one in await before.revalidations.wanted()] == ["voice@1"]
+            assert [one.version for one in await before.revalidations.due_candidates()] == ["voice@1"]
         other = base.fingerprint.model_copy(update={"weights": "another", "template": "another"})
         async with Bureau(Path(home), replace(base, fingerprint=other)).opened() as after, after.here():
-            assert await after.revalidations.wanted() == []
+            assert await after.revalidations.due_candidates() == []
             (item,) = (await after.http.post("/v1/revalidations")).json()["data"]
             assert (item["version"], item["error"]["code"]) == ("voice@1", "version_other_base")
 

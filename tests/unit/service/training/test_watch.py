@@ -13,7 +13,7 @@ from tests.unit.service.training.test_forward import eventually
 
 @pytest.fixture
 async def watch(house: House) -> AsyncIterator[TrainerWatch]:
-    found = TrainerWatch(house.client, there=True, every_s=0.05)
+    found = TrainerWatch(house.client, configured=True, every_s=0.05)
     yield found
     await found.stop()
 
@@ -51,7 +51,7 @@ async def test_one_that_is_not_there_yet_is_starting(house: House, watch: Traine
 
 
 async def test_none_is_asked_where_there_is_to_be_none(house: House) -> None:
-    watch = TrainerWatch(house.client, there=False)
+    watch = TrainerWatch(house.client, configured=False)
     await watch.start()
     await watch.stop()
     assert (watch.state, house.trainer.asked) == ("off", [])

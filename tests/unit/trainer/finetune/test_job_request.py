@@ -40,7 +40,7 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
         "packing": True, "warmup_ratio": 0.2, "adapter": "voice", "system_prompt": "Be salty.", "strict": True,
         "drop_long": True,
     }  # fmt: skip
-    wish = HyperparameterRequest(
+    expected = HyperparameterRequest(
         n_epochs=2, batch_size=4, learning_rate=1e-3, lora_rank=8, lora_alpha=16, lora_dropout=0.1,
         target_modules=("q_proj", "v_proj"), rslora=True, quantization="none", max_length=128, packing=True,
         warmup_ratio=0.2,
@@ -53,7 +53,7 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
     openais = {"n_epochs": 2, "batch_size": 4}
     for body in (hyper(**values), supervised(**values), {"metadata": texts} | hyper(**openais)):
         asked = read_body(LEAST | body)
-        assert asked.wish == wish
+        assert asked.hyperparameters == expected
         assert asked.options.model_dump(exclude_unset=True) == {
             "adapter": "voice", "system_prompt": "Be salty.", "strict": True, "drop_long": True
         }  # fmt: skip
@@ -68,7 +68,7 @@ for _ in range(600):
 
 def test_modules_are_trained_once_each_however_often_they_are_named() -> None:
     for body in (hyper(target_modules=["q_proj", "q_proj"]), {"metadata": {"target_modules": "q_proj,q_proj"}}):
-        assert read_body(LEAST | body).wish.target_modules == ("q_proj",)
+        assert read_body(LEAST | body).hyperparameters.target_modules == ("q_proj",)
 
 
 def test_a_schema_whose_check_goes_too_deep_is_refused_by_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,15 +84,19 @@ def test_a_schema_whose_check_goes_too_deep_is_refused_by_its_field(monkeypatch:
 def test_auto_is_the_usual_value_of_what_no_data_decide() -> None:
     fields = ("lora_dropout", "target_modules", "rslora", "packing", "warmup_ratio")
     for body in (hyper(**dict.fromkeys(fields, "auto")), {"metadata": dict.fromkeys(fields, "auto")}):
-        assert read_body(LEAST | body).wish == HyperparameterRequest()
+        assert read_body(LEAST | body).hyperparameters == HyperparameterRequest()
 
 
 def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> None:
     asked = read_body(LEAST | {"metadata": {"team": "sea", "n_epochs": "many", "use_dora": "false"}} | supervised())
-    assert asked.wish == HyperparameterRequest()
-    assert read_body(LEAST | hyper(n_epochs="auto", batch_size="auto")).wish == HyperparameterRequest()
-    assert read_body(LEAST | {"metadata": {"target_modules": '["q_proj"]'}}).wish.target_modules == ("q_proj",)
-    assert read_body(LEAST | {"metadata": {"target_modules": "all-linear"}}).wish.target_modules == "all-linear"
+    assert asked.hyperparameters == HyperparameterRequest()
+    assert read_body(LEAST | hyper(n_epochs="auto", batch_size="auto")).hyperparameters == HyperparameterRequest()
+    assert read_body(LEAST | {"metadata": {"target_modules": '["q_proj"]'}}).hyperparameters.target_modules == (
+        "q_proj",
+    )
+    assert (
+        read_body(LEAST | {"metadata": {"target_modules": "all-linear"}}).hyperparameters.target_modules == "all-linear"
+    )
     assert read_body(LEAST | {"metadata": {"system_prompt": "16"}}).options.system_prompt == "16"
 
 
