@@ -25,7 +25,7 @@ samples: setup-dev
 	@$(BIN)/python -m trainer.samples --base var/base/$(BASE) --out var/samples >/dev/null
 
 # one process has the engine and all tests that need one, while the others run unit tests
-test: samples ## unit tests, and beside them one real engine for all that need one (15 minutes on two cores; the aim is 12)
+test: samples ## unit tests, and beside them one real engine for all that need one (11 minutes on two cores, and 3 before for the voices)
 	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n logical --dist loadscope
 
 test-unit: setup-dev ## the tier of milliseconds
