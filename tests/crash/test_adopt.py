@@ -247,7 +247,7 @@ def test_a_frozen_engine_is_ended_and_a_changed_flag_names_itself(gateway: Gatew
     logged = log_size(gateway)
     gateway.start()
     assert alive(old) == []
-    assert "it does not answer" in said_since(gateway, logged)
+    assert "it does not respond" in said_since(gateway, logged)
 
     gateway.stop()
     old = gateway.engine_processes()

@@ -249,7 +249,7 @@ def test_a_trainer_ends_with_whoever_started_it_and_is_alone_in_its_home(
     second = subprocess.run(
         [*daemon.command], env=daemon.environment, capture_output=True, timeout=START_S, check=False
     )
-    assert (second.returncode, b"another trainer is at work" in second.stderr) == (3, True)
+    assert (second.returncode, b"another trainer is already running" in second.stderr) == (3, True)
     starter.kill()
     starter.wait(ENDED_S)
     starter.stdout.close()
@@ -267,7 +267,7 @@ def ended(process: psutil.Process) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--port", "0"], "HATRACK_TRAINER_SECRET is needed"),
+        (["--port", "0"], "--port requires HATRACK_TRAINER_SECRET"),
         (["--socket", "t.sock", "--base", "nowhere"], "config.json"),
         (["--socket", "/nowhere/t.sock"], "cannot listen on /nowhere/t.sock"),
     ],

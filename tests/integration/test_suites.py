@@ -118,7 +118,7 @@ def test_people_look_at_its_pairs_in_the_terminal(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{queued} looked at." in done.stdout
+    assert f"{queued} reviewed." in done.stdout
     (row,) = [each for each in http.get("/v1/reviews").json()["data"] if each["id"] == evaluated["id"]]
     assert (row["reviewed"], row["final"], row["counted"]) == (queued, True, False)
     assert row["agreement"]["pairs"] == queued

@@ -166,7 +166,7 @@ def test_with_its_answers_shuffled_it_never_goes_live(trainings: Trainings) -> N
     assert "live" not in ended.adapter["aliases"]
     with pytest.raises(openai.NotFoundError):
         trainings.client.chat.completions.create(model="mixed-up", messages=[{"role": "user", "content": "hi"}])
-    assert "`hatrack promote mixed-up@1` makes it live all the same" in ended.messages[-1]
+    assert "`hatrack promote mixed-up@1` makes it live" in ended.messages[-1]
 
 
 def test_ten_held_out_examples_are_not_enough_evidence(trainings: Trainings) -> None:
