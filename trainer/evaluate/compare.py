@@ -103,11 +103,9 @@ async def compare(
         metric: The primary metric.
         answerer: Asks the arms.
         secondary: Other metrics to report.
-        scorer: If given, also measures the references' likelihood, for the gateway's arms that are not given the list
-            of answers (such an arm's prompt contains the reference).
+        scorer: Also measures the references' likelihood, for the gateway's arms whose prompt does not list the answers.
         scored: Number of references to score, from the first; None for all.
-        elsewhere: Label of an arm for which the references' likelihood is also measured after other examples'
-            questions; None for no arm.
+        elsewhere: Label of an arm whose references are also scored after other examples' questions; None for no arm.
         seed: Decides which question each of those references follows.
         repeats: How often each question is asked; with 2 or more the noise between runs is measured.
         repeated: Number of examples, from the first, in the later runs; None for all.

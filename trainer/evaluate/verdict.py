@@ -134,12 +134,10 @@ def decide(
 
     Args:
         comparison: With arms for the candidate, each base, and live if given.
-        candidate: Label of the arm to judge.
         bases: Labels of the base's arms; the strongest one counts.
-        live: Label of the arm that is live now, if any.
+        candidate, live: Labels of the arm to judge, and of the one that is live now, if any.
         form: The controls over the comparison's questions; the candidate must beat every one.
-        forgetting: The general suite's result; without it or another suite's check there is no pass.
-        more_checks: The checks of other suites and of a judge.
+        forgetting, more_checks: The general suite's result; other suites' and a judge's checks. A pass needs a suite's.
         preferred: A counted judge's preference for the candidate over the strongest base, minus one half.
         rules: The operator's settings.
         uncounted: Why the scores do not count, so that their checks stay open; None if they count.
