@@ -305,10 +305,10 @@ async def _ready(process: subprocess.Popen[bytes], server: Server, log: Path) ->
 
 
 @contextmanager
-def hatrack(home: Path, base: Path, adapters: Sequence[Path]) -> Iterator[Server]:
-    """Start it, and push the adapters that it does not have yet."""
+def hatrack(home: Path, base: Path, adapters: Sequence[Path], checkout: Path | None = None) -> Iterator[Server]:
+    """Start it (or, with ``checkout``, the version there), and push the adapters that it does not have yet."""
     running: Running
-    with gateway(home, base, settings(home, base, len(adapters))) as running:
+    with gateway(home, base, settings(home, base, len(adapters)), checkout=checkout) as running:
         push(running, list(adapters))
         served = engine_config(home, base, len(adapters)).base_name
         yield Server(running.url, served, [directory.name for directory in adapters])

@@ -57,17 +57,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def gateway(home: Path, base: Path, settings: Mapping[str, str], *arguments: str) -> Iterator[Running]:
-    """Start `hatrack serve` with ``arguments`` on a free port, wait until it is ready, and stop it at the end."""
+def gateway(
+    home: Path, base: Path, settings: Mapping[str, str], *arguments: str, checkout: Path | None = None
+) -> Iterator[Running]:
+    """Start `hatrack serve` with ``arguments`` on a free port, wait until it is ready, and stop it at the end.
+
+    With ``checkout``, another version is started: from that directory, with the ``.venv`` there.
+    """
     port = free_port()
     home.mkdir(parents=True, exist_ok=True)
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("HATRACK_", "OPENAI_"))}
     ours = {"HATRACK_HOME": str(home), "HATRACK_BASE_MODEL": str(base), "HATRACK_PORT": str(port)}
     environment = plain | ours | {"HATRACK_ADMIN_KEY": KEY} | dict(settings)
+    python = str(checkout / ".venv" / "bin" / "python") if checkout else sys.executable
+    command = [python, "-m", "service.cli", "serve", *arguments]
     with (home / "gateway.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", *arguments], env=environment, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=checkout)
     running = Running(home, port, process.pid)
     try:
         with HatrackClient(base_url=running.url, api_key=KEY) as client:
