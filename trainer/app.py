@@ -35,12 +35,14 @@ from trainer.finetune.service import Jobs
 from trainer.reviews.routes import router as reviews_router
 from trainer.reviews.service import Reviews
 from trainer.runs import records
+from trainer.runs.children import Children
 from trainer.runs.housekeeping import Housekeeper
+from trainer.runs.kind import AnyKind
 from trainer.runs.notifier import Notifier
 from trainer.runs.process import Command
 from trainer.runs.streaming import Streams
 from trainer.runs.supervisor import Supervisor
-from trainer.runs.transitions import AnyKind, Transitions
+from trainer.runs.transitions import Transitions
 
 _LOG = logging.getLogger("hatrack.trainer.http")
 
@@ -88,7 +90,8 @@ class Trainer:
         )
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, evaluating)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation)
-        transitions = Transitions(database, notifier, housekeeper)
+        children = Children(database, {kind.name: kind for kind in kinds})
+        transitions = Transitions(database, notifier, housekeeper, children)
         supervisor = Supervisor(settings, database, notifier, transitions, kinds)
         return cls(
             database=database,

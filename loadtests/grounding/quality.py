@@ -14,7 +14,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.index.part import Part, PlacedSegment, build
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, FEEDBACK, Question, bm25, rank
 from service.knowledge.terms import Analyzer
+from service.knowledge.text import PassageText
 from service.knowledge.types import Chunking
 
 TOP: Final = 10
@@ -36,21 +37,37 @@ Scores = NDArray[np.float32]
 """(questions, passages), or (questions, documents)"""
 
 
-async def embed(data: Collection, chunking: Chunking, home: Path) -> tuple[Part, Scores]:
-    """All passages as one part, and the questions' vectors. A passage's document is its place in the collection."""
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A collection's passages as one part and as texts, in the same order, and its questions' vectors.
+
+    A passage's document (`Part.documents`) is its place in the collection.
+    """
+
+    part: Part
+    passages: list[PassageText]
+    questions: Scores
+
+
+async def embed(data: Collection, chunking: Chunking, home: Path) -> Embedded:
+    """Read, cut and embed the whole collection."""
     embedder = Embedder(EmbedderConfig(home / "embedder"))
     placed: list[PlacedSegment] = []
+    passages: list[PassageText] = []
     loop = asyncio.get_running_loop()
     try:
         for place, (name, text) in enumerate(data.files):
             (home / name).write_text(text)
             async for batch in embedder.passages(home / name, name, chunking):
                 placed.append(PlacedSegment(batch.segment, len(placed), place))
+                passages += batch.passages
         vectors = [await embedder.question(text, loop.time() + WAIT_S) for text in data.questions]
     finally:
         await embedder.close()
     part = build(placed)
-    return replace(part, documents=np.arange(part.size, dtype=np.int32)) if data.rows else part, np.stack(vectors)
+    if data.rows:
+        part = replace(part, documents=np.arange(part.size, dtype=np.int32))
+    return Embedded(part, passages, np.stack(vectors))
 
 
 class Bench:
@@ -153,10 +170,12 @@ async def main() -> None:
     for data in [reader(directory) for reader, directory in readers if directory is not None]:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as home:
-            part, vectors = await embed(data, Chunking(size, overlap), Path(home))
+            embedded = await embed(data, Chunking(size, overlap), Path(home))
         spent = time.perf_counter() - began
-        print(f"\n{data.name}: {part.size} passages of at most {size} tokens, overlap {overlap}; {spent:.0f} s\n")
-        report(Bench(data, part, vectors))
+        print(
+            f"\n{data.name}: {embedded.part.size} passages of at most {size} tokens, overlap {overlap}; {spent:.0f} s\n"
+        )
+        report(Bench(data, embedded.part, embedded.questions))
 
 
 if __name__ == "__main__":

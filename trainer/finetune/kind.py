@@ -77,6 +77,7 @@ class FinetuneKind(Kind[JobResult]):
     """
 
     name = NAME
+    id_prefix = "ftjob"
     noun, display_name, param = "job", "fine-tuning job", "fine_tuning_job_id"
     too_many = TooMany
     stages = (VALIDATE, TRAIN)

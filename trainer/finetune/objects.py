@@ -30,7 +30,7 @@ def job_object(run: Run) -> dict[str, Any]:
         "created_at": run.created_at,
         "finished_at": run.finished_at,
         "estimated_finish": run.estimated_finish if run.status is Status.RUNNING else None,
-        "status": run.status,
+        "status": run.shown_status,
         "error": result.error.model_dump() if result is not None and result.error is not None else None,
         "model": run.body["model"],
         "fine_tuned_model": result.fine_tuned_model if result is not None else None,

@@ -170,7 +170,7 @@ class Jobs(RunService):
     ) -> JobSpec:
         settings, installation, body = self._settings, self._installation, request.body
         return JobSpec(
-            id=self.new_id("ftjob"),
+            id=self.kind.new_id(),
             project=caller.project,
             created_at=int(time.time()),
             gateway=installation.gateway,

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -52,8 +53,8 @@ class RunDirectories:
         """The run's directory."""
         return self.directory / run_id
 
-    def create(self, run_id: str, spec: BaseModel, key: str) -> None:
-        """Create a run's directory atomically. Raises OSError."""
+    def create(self, run_id: str, spec: BaseModel, key: str, *, shared_key: bool = False) -> None:
+        """Create a run's directory atomically; ``shared_key``: the key is its parent's. Raises OSError."""
         partial = self.directory / f".new-{run_id}"
         partial.mkdir(mode=0o700)
         try:
@@ -61,6 +62,8 @@ class RunDirectories:
             descriptor = os.open(partial / protocol.KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(key + "\n")
+            if shared_key:
+                (partial / protocol.SHARED_KEY).touch(0o600)
             (partial / protocol.CONTROL).write_text(Control.RUN + "\n")
             publish(partial, self.path_of(run_id))
         finally:
@@ -150,11 +153,13 @@ class RunDirectories:
         return newest
 
     def queue_key_revocation(self, run_id: str) -> None:
-        """Move the key of a finished run to where it waits to be revoked. Idempotent."""
-        try:
-            (self.path_of(run_id) / protocol.KEY).replace(self.keys_to_revoke / run_id)
-        except FileNotFoundError:
+        """Move the key of a finished run to where it waits to be revoked; delete a child run's. Idempotent."""
+        key = self.path_of(run_id) / protocol.KEY
+        if key.with_name(protocol.SHARED_KEY).exists():
+            key.unlink(missing_ok=True)
             return
+        with suppress(FileNotFoundError):
+            key.replace(self.keys_to_revoke / run_id)
 
     def clear(self, run_id: str) -> None:
         """Delete the run's large files and its log."""

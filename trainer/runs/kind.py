@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from trainer.errors import TooMany
 from trainer.runs.directories import RunDirectories
@@ -87,6 +90,42 @@ class Advance:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class NewChild:
+    """A run that another run starts and waits for. It has its parent's project, creator and key.
+
+    Attributes:
+        kind: The name of its kind.
+        id: New, from its kind's `new_id`.
+        spec: What its worker is to do, in the kind's schema.
+        body: Recorded as what was asked for.
+        adapters: The names of the adapters that it is about.
+        details: In the kind's schema.
+    """
+
+    kind: str
+    id: str
+    spec: BaseModel
+    body: dict[str, Any]
+    adapters: tuple[str, ...]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A run starts child runs and waits for them, without a worker.
+
+    Attributes:
+        children: At least one.
+        notes: Messages of the events to record, in order.
+        details: Updates to the run's details.
+    """
+
+    children: tuple[NewChild, ...]
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
 class Kind(ABC, Generic[R]):
     """One kind of run. Its coroutines access run directories on another thread only.
 
@@ -97,6 +136,8 @@ class Kind(ABC, Generic[R]):
 
     name: ClassVar[str]
     """The value of the `kind` column; never change a released one."""
+    id_prefix: ClassVar[str]
+    """What its runs' ids begin with."""
     noun: ClassVar[str]
     """How messages name a run: "the job `ftjob-1`"."""
     display_name: ClassVar[str]
@@ -117,8 +158,12 @@ class Kind(ABC, Generic[R]):
         self.directories = directories
         self.command = command
 
+    def new_id(self) -> str:
+        """A new random id of a run."""
+        return f"{self.id_prefix}-{secrets.token_hex(12)}"
+
     def next_stage(self, run_id: str) -> Stage:
-        """The stage at which a paused run resumes."""
+        """The stage at which a paused run resumes, and one whose child runs have ended goes on."""
         return self.stages[0]
 
     async def prepare(self, run: Run, stage: Stage) -> None:
@@ -137,13 +182,25 @@ class Kind(ABC, Generic[R]):
         """Where a run with this progress token resumes, as a phrase for messages."""
         return "the beginning"
 
-    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Advance | RunOutcome[R] | None:
-        """What follows after a stage other than the last; None if its worker left no output.
+    async def stage_ended(
+        self, run: Run, stage: Stage, working: Collection[int]
+    ) -> Advance | Wait | RunOutcome[R] | None:
+        """What follows after a stage other than the last; None if its worker left no output. After a crash it may be
+        called again.
 
         Args:
             working: Process ids of the workers that use the device.
         """
         raise AssertionError(f"kind {self.name} has one stage only")
+
+    async def children_ended(self, run: Run, children: Sequence[Run]) -> Advance | Wait | RunOutcome[R]:
+        """What follows when all child runs of a waiting run have ended. An `Advance` leads to `next_stage`. After a
+        crash it may be called again.
+
+        Args:
+            children: All that the run ever started, oldest first.
+        """
+        raise AssertionError(f"kind {self.name} starts no child runs")
 
     @abstractmethod
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[R]:
@@ -160,3 +217,6 @@ class Kind(ABC, Generic[R]):
     def directory(self, run: Run) -> Path:
         """The run's directory."""
         return self.directories.path_of(run.id)
+
+
+AnyKind = Kind[Any]

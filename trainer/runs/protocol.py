@@ -2,6 +2,7 @@
 
     RUNS/ID/spec.json       what to do, in the kind's own schema; written once, by the trainer
     RUNS/ID/key             the API key that the worker uses at the gateway (mode 0600)
+    RUNS/ID/key.shared      exists if the key is that of the run's parent, which must outlive this run
     RUNS/ID/control         run, pause or cancel, written by the trainer; the worker reads it before every step
     RUNS/ID/worker.lock     held (flock) by the worker while it runs; contains its process id
     RUNS/ID/worker.log      stdout and stderr of the worker's process
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 SPEC: Final = "spec.json"
 KEY: Final = "key"
+SHARED_KEY: Final = "key.shared"
 CONTROL: Final = "control"
 LOCK: Final = "worker.lock"
 LOG: Final = "worker.log"

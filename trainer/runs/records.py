@@ -36,6 +36,8 @@ class NewRun:
     details: dict[str, Any]
     status: Status
     """Its first status."""
+    parent: str | None = None
+    """The run that starts it and waits for it."""
 
 
 def add(db: sa.Connection, new_run: NewRun, retry: Retry | None) -> Run:
@@ -54,6 +56,7 @@ def add(db: sa.Connection, new_run: NewRun, retry: Retry | None) -> Run:
             status=new_run.status,
             wanted=Control.RUN,
             queued_at=time.time(),
+            parent=new_run.parent,
         )
     )
     if retry is not None:
@@ -72,8 +75,10 @@ def find(db: sa.Connection, kind: str, project: str, run_id: str) -> Run | None:
 
 
 def find_by_run_key(db: sa.Connection, kind: str, project: str, run_key_id: str) -> Run | None:
-    """The project's run of this kind that was given the key of this id; None if there is none."""
-    return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.run_key_id == run_key_id)
+    """The project's run of this kind that was given the key of this id; None if there is none. A child run has its
+    parent's key, and is not found."""
+    own = runs.c.parent.is_(None)
+    return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.run_key_id == run_key_id, own)
 
 
 def _first(db: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Run | None:
@@ -121,9 +126,24 @@ def _with_metadata(metadata: Mapping[str, str] | None) -> Iterable[sa.ColumnElem
 
 
 def open_runs(db: sa.Connection, kind: str, project: str) -> int:
-    """The number of the project's unfinished runs of a kind."""
-    query = sa.select(sa.func.count()).where(runs.c.kind == kind, runs.c.project == project, runs.c.status.not_in(OVER))
+    """The number of the project's unfinished runs of a kind, without child runs: their parent counts."""
+    unfinished = sa.and_(runs.c.status.not_in(OVER), runs.c.parent.is_(None))
+    query = sa.select(sa.func.count()).where(runs.c.kind == kind, runs.c.project == project, unfinished)
     return int(db.execute(query).scalar_one())
+
+
+def children(db: sa.Connection, run_id: str) -> list[Run]:
+    """The child runs of a run, oldest first."""
+    query = sa.select(runs).where(runs.c.parent == run_id).order_by(runs.c.number)
+    return [Run.of(row) for row in db.execute(query)]
+
+
+def request_control(db: sa.Connection, run_id: str, control: Control) -> Run:
+    """Record what is wanted of a run and of all its unfinished child runs; what is being cancelled stays so."""
+    for child in children(db, run_id):
+        if not child.over and child.wanted is not Control.CANCEL:
+            request_control(db, child.id, control)
+    return change(db, run_id, wanted=control)
 
 
 def paused_s(db: sa.Connection) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -63,10 +62,6 @@ class RunService(ABC):
         """The API object of a run."""
 
     # creating
-
-    def new_id(self, prefix: str) -> str:
-        """A new random id."""
-        return f"{prefix}-{secrets.token_hex(12)}"
 
     async def find_previous_run(self, caller: CurrentCaller, retry: Retry | None) -> Run | None:
         """The run that an earlier request with this Idempotency-Key created. Raises KeyReused."""
@@ -207,7 +202,7 @@ class RunService(ABC):
         def record(db: sa.Connection) -> Run:
             run = self.find(db, caller, run_id)
             self._check_allowed(run, control)
-            return records.change(db, run.id, wanted=control)
+            return records.request_control(db, run.id, control)
 
         run = await self._database.run(record)
         self._notifier.notify()
@@ -226,7 +221,7 @@ class RunService(ABC):
 
 
 def _settled(run: Run) -> bool:
-    """Whether the run is in the requested state."""
+    """Whether the run is in the requested state. A run that waits has no worker of its own to wait for."""
     if run.wanted is Control.RUN:
-        return run.status is not Status.PAUSED
-    return run.over or (run.wanted is Control.PAUSE and run.status is Status.PAUSED)
+        return run.shown_status is not Status.PAUSED
+    return run.over or (run.wanted is Control.PAUSE and run.shown_status is Status.PAUSED)

@@ -14,11 +14,13 @@ from trainer.runs.protocol import Control
 class Status(StrEnum):
     """OpenAI's job statuses: validating_files → queued → running → succeeded | failed | cancelled; paused in between.
 
-    A kind without a validation stage starts with queued."""
+    A kind without a validation stage starts with queued. A run that waits for its child runs is ``waiting``, which no
+    API object shows (`Run.shown_status`)."""
 
     VALIDATING = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
+    WAITING = "waiting"
     PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -26,7 +28,7 @@ class Status(StrEnum):
 
 
 OVER: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
-UNDER_WAY: Final = frozenset({Status.VALIDATING, Status.QUEUED, Status.RUNNING})
+UNDER_WAY: Final = frozenset({Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.WAITING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Run:
     finished_at: int | None
     result: dict[str, Any] | None
     cleared: bool
+    parent: str | None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> Run:
@@ -75,6 +78,13 @@ class Run:
     def over(self) -> bool:
         """Whether the run has ended for good."""
         return self.status in OVER
+
+    @property
+    def shown_status(self) -> Status:
+        """The status for clients: a run that waits for its child runs is running, or paused as they are."""
+        if self.status is not Status.WAITING:
+            return self.status
+        return Status.PAUSED if self.wanted is Control.PAUSE else Status.RUNNING
 
 
 @dataclass(frozen=True, slots=True)

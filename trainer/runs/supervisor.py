@@ -4,6 +4,7 @@ time; other runs wait.
     validating_files ─▶ queued ─▶ running ─▶ succeeded | failed | cancelled
            ▲               ▲ └──── killed or stopped: resumes from its last durable step
            └─── paused ────┘
+    Between two stages a run may be waiting: for child runs of its own, without a worker.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -23,15 +24,16 @@ from trainer.config import Settings
 from trainer.database import Database
 from trainer.runs import journal, protocol, records
 from trainer.runs.failures import is_full
-from trainer.runs.kind import Abort, AbortCause, RunOutcome, Stage
+from trainer.runs.kind import Abort, AbortCause, AnyKind, RunOutcome, Stage
 from trainer.runs.notifier import Notifier
 from trainer.runs.process import Adopted, Worker, WorkerExit, memory_kills, spawn
 from trainer.runs.protocol import BUSY, DONE, FAILED, FULL, PAUSED, STOPPED, Control
 from trainer.runs.state import UNDER_WAY, Run, Status
-from trainer.runs.transitions import AnyKind, Transitions
+from trainer.runs.transitions import Transitions
 
 TICK_S: Final = 0.25
 TURN_S: Final = 1.0
+T = TypeVar("T")
 _LOG = logging.getLogger("hatrack.trainer.runs")
 
 
@@ -168,7 +170,8 @@ class Supervisor:
         if watch is not None:
             return watch.sent_control is not run.wanted
         is_paused, should_pause = run.status is Status.PAUSED, run.wanted is Control.PAUSE
-        return run.status is Status.RUNNING or run.wanted is Control.CANCEL or is_paused is not should_pause
+        unwatched = run.status in (Status.RUNNING, Status.WAITING)
+        return unwatched or run.wanted is Control.CANCEL or is_paused is not should_pause
 
     async def _apply_control(self, run_id: str) -> None:
         """Apply a run's requested state: through its worker's control file, or directly if it has no worker."""
@@ -181,6 +184,8 @@ class Supervisor:
                 watch.cancelled_at = time.monotonic() if run.wanted is Control.CANCEL else None
         elif run.status is Status.RUNNING:
             await self._recover(run)
+        elif run.status is Status.WAITING:
+            await self._or_disk_full(kind, run_id, WorkerExit(None), self._transitions.resume_parent(kind, run))
         elif run.over:
             return  # its worker has exited meanwhile
         elif run.wanted is Control.CANCEL:
@@ -268,12 +273,16 @@ class Supervisor:
         self, kind: AnyKind, run_id: str, stage: Stage, end: WorkerExit, *, kills: int
     ) -> Worker | None:
         """Handle a worker's exit; returns the worker that holds the run instead, if there is one."""
+        return await self._or_disk_full(kind, run_id, end, self._handle_exit(kind, run_id, stage, end, kills=kills))
+
+    async def _or_disk_full(self, kind: AnyKind, run_id: str, end: WorkerExit, following: Awaitable[T]) -> T | None:
+        """Await what follows in a run; end the run, and return None, if the disk is full."""
         try:
-            return await self._handle_exit(kind, run_id, stage, end, kills=kills)
+            return await following
         except OSError as error:
             if not is_full(error):
                 raise
-            _LOG.exception("cannot write what follows from the exit of the worker of %s", run_id)
+            _LOG.exception("cannot write what follows in %s", run_id)
             run = await self._database.run(lambda db: records.get(db, run_id))
             await self._transitions.abort_run(kind, run, Abort(AbortCause.DISK_FULL, end))
             return None

@@ -39,10 +39,12 @@ runs: Final = sa.Table(
     sa.Column("finished_at", sa.Integer),
     sa.Column("result", sa.JSON(none_as_null=True)),
     sa.Column("cleared", sa.Boolean, nullable=False, server_default=sa.false(), comment="its big files are gone"),
+    sa.Column("parent", sa.Text, sa.ForeignKey("runs.id"), comment="the run that started it and waits for it"),
     sa.Index("ix_runs_kind_project_number", "kind", "project", "number"),
     sa.Index("ix_runs_status", "status"),
     sa.Index("ix_runs_kind_project_looked", "kind", "project", "looked_at"),
     sa.Index("ix_runs_kind_project_served", "kind", "project", "served_at"),
+    sa.Index("ix_runs_parent", "parent"),
     sqlite_autoincrement=True,
 )
 

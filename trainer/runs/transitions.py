@@ -13,27 +13,28 @@ import sqlalchemy as sa
 
 from trainer.database import Database
 from trainer.runs import journal, protocol, records
+from trainer.runs.children import Children
 from trainer.runs.housekeeping import Housekeeper
-from trainer.runs.kind import Abort, AbortCause, Advance, Kind, RunOutcome, Stage
+from trainer.runs.kind import Abort, AbortCause, Advance, AnyKind, RunOutcome, Stage, Wait
 from trainer.runs.notifier import Notifier
 from trainer.runs.process import WorkerExit
-from trainer.runs.protocol import RunResult
+from trainer.runs.protocol import Control, RunResult
 from trainer.runs.state import Run, Status
 
 MAX_KILLS: Final = 3
 """Consecutive restarts without progress before a run is given up."""
 BACK_OFF_S: Final = (0.0, 5.0, 30.0)
 _LOG = logging.getLogger("hatrack.trainer.runs")
-AnyKind = Kind[Any]
 
 
 class Transitions:
     """Moves runs to their next state after a worker's exit."""
 
-    def __init__(self, database: Database, notifier: Notifier, housekeeper: Housekeeper) -> None:
+    def __init__(self, database: Database, notifier: Notifier, housekeeper: Housekeeper, children: Children) -> None:
         self._database = database
         self._notifier = notifier
         self._housekeeper = housekeeper
+        self._children = children
 
     async def revoke_key(self, kind: AnyKind, run_id: str) -> None:
         """Have a run's key revoked."""
@@ -88,7 +89,8 @@ class Transitions:
         await self.finish(kind, run, await asyncio.to_thread(kind.abort_run, run, abort))
 
     async def advance(self, kind: AnyKind, run: Run, stage: Stage, working: Collection[int]) -> bool:
-        """Move a run whose worker finished a stage other than the last into the next queue, or end it.
+        """Move a run whose worker finished a stage other than the last into the next queue, have it wait for child
+        runs, or end it.
 
         Returns:
             False if the worker left no output.
@@ -96,12 +98,29 @@ class Transitions:
         outcome = await kind.stage_ended(run, stage, working)
         if outcome is None:
             return False
+        await self._follow(kind, run, kind.stages[kind.stages.index(stage) + 1], outcome)
+        return True
+
+    async def resume_parent(self, kind: AnyKind, run: Run) -> None:
+        """Continue a run that waits, if all its child runs have ended and it is not paused."""
+        children = await self._database.run(lambda db: records.children(db, run.id))
+        if not all(child.over for child in children) or run.wanted is Control.PAUSE:
+            return
+        if run.wanted is Control.CANCEL:
+            await self.abort_run(kind, run, Abort(AbortCause.CANCELLED))
+            return
+        outcome = await kind.children_ended(run, children)
+        await self._follow(kind, run, await asyncio.to_thread(kind.next_stage, run.id), outcome)
+
+    async def _follow(self, kind: AnyKind, run: Run, stage: Stage, outcome: Advance | Wait | RunOutcome[Any]) -> None:
+        """Do what follows a stage or child runs; ``stage`` is the next one."""
         if isinstance(outcome, RunOutcome):
             await self.finish(kind, run, outcome)
-            return True
-        await self._database.run(lambda db: _advance(db, run.id, kind.stages[kind.stages.index(stage) + 1], outcome))
+        elif isinstance(outcome, Wait):
+            await self._children.start(kind, run, outcome)
+        else:
+            await self._database.run(lambda db: _advance(db, run.id, stage, outcome))
         self._notifier.notify()
-        return True
 
     async def requeue(self, run: Run, stage: Stage, message: str | None) -> None:
         """Put an interrupted run back at the head of its queue."""

@@ -45,6 +45,7 @@ class EvaluationKind(Kind[EvaluationResult]):
     """
 
     name = NAME
+    id_prefix = "eval"
     noun = display_name = "evaluation"
     param = "evaluation_id"
     too_many = TooManyEvaluations

@@ -19,7 +19,7 @@ def evaluation_object(run: Run, progress: Progress | None) -> dict[str, Any]:
     return {
         "object": "evaluation",
         "id": run.id,
-        "status": run.status,
+        "status": run.shown_status,
         "created_at": run.created_at,
         "finished_at": run.finished_at,
         "kind": body.get("kind", "evaluation"),

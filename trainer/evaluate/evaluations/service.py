@@ -92,7 +92,7 @@ class Evaluations(RunService):
 
     def _job(self, caller: CurrentCaller, body: EvaluationBody, context: EvaluationContext) -> EvaluationJob:
         return EvaluationJob(
-            id=self.new_id("eval"),
+            id=self.kind.new_id(),
             project=caller.project,
             created_at=int(time.time()),
             gateway=self._installation.gateway,

@@ -1,0 +1,308 @@
+"""Runs that start runs of their own and wait for them: without a worker, under one key, and through crashes.
+
+The workers are real processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
+from tests.unit.trainer.runs.child_tasks import SPLIT, Task, TaskKind
+from trainer.config import Settings
+from trainer.database import Database
+from trainer.errors import TooMany
+from trainer.http import CurrentCaller
+from trainer.runs import journal, records, supervisor
+from trainer.runs.children import Children
+from trainer.runs.directories import RunDirectories
+from trainer.runs.housekeeping import Housekeeper
+from trainer.runs.notifier import Notifier
+from trainer.runs.records import NewRun
+from trainer.runs.service import RunKey, RunService
+from trainer.runs.state import Run, Status
+from trainer.runs.supervisor import Supervisor
+from trainer.runs.transitions import Transitions
+
+__all__ = ["gateway"]
+WORKER = Path(__file__).with_name("child_tasks.py")
+PATIENCE_S = 240.0
+CALLER = CurrentCaller("default", "key_1")
+
+
+def command(directory: Path, stage: str) -> list[str]:
+    return [sys.executable, str(WORKER), str(directory), "--stage", stage]
+
+
+class Tasks(RunService):
+    """What a kind's routes would use."""
+
+    async def show(self, run: Run) -> dict[str, Any]:
+        return {"id": run.id, "status": run.shown_status}
+
+
+@dataclass
+class Trainer:
+    """The runner with one kind."""
+
+    database: Database
+    kind: TaskKind
+    supervisor: Supervisor
+    tasks: Tasks
+
+    async def create(self, task: Task) -> str:
+        new_run = NewRun(
+            id=self.kind.new_id(),
+            kind=self.kind.name,
+            project="default",
+            key_id="key_1",
+            run_key_id="key_job",
+            created_at=int(time.time()),
+            body=task.model_dump(mode="json"),
+            adapters=(),
+            details={},
+            status=SPLIT.waits_as,
+        )
+        run, _ = await self.tasks.create_run(CALLER, new_run, task, RunKey(KEY, "key_job"), None, None)
+        return run.id
+
+    async def get(self, run_id: str) -> Run:
+        return await self.database.run(partial(records.get, run_id=run_id))
+
+    async def children(self, run_id: str) -> list[Run]:
+        return await self.database.run(partial(records.children, run_id=run_id))
+
+    async def until(self, run_id: str, wanted: Callable[[Run], bool]) -> Run:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            run = await self.get(run_id)
+            if wanted(run):
+                return run
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"it did not come; the run is {run}, its children {await self.children(run_id)}")
+
+    async def ended(self, run_id: str) -> Run:
+        return await self.until(run_id, lambda run: run.over)
+
+    async def child_at_work(self, run_id: str) -> Run:
+        """The first child of a waiting run, when its last stage runs."""
+        await self.until(run_id, lambda run: run.status is Status.WAITING)
+        first = (await self.children(run_id))[0]
+        return await self.until(first.id, lambda run: run.status is Status.RUNNING)
+
+    async def events(self, run_id: str) -> list[str]:
+        found = await self.database.run(partial(journal.following, run_id=run_id, after=0, limit=100))
+        return [event.message for event in found]
+
+
+@asynccontextmanager
+async def running(home: Path, gateway: FakeGateway, *, max_queued: int = 10) -> AsyncIterator[Trainer]:
+    settings = Settings(device="cpu", stop_s=120.0, max_queued=max_queued)
+    database, notifier = Database(home / "jobs.db"), Notifier()
+    kind = TaskKind(RunDirectories(home / "tasks", home / "spent", ()), command)
+    housekeeper = Housekeeper(gateway.url, settings, database, {kind.name: kind.directories})
+    transitions = Transitions(database, notifier, housekeeper, Children(database, {kind.name: kind}))
+    runner = Supervisor(settings, database, notifier, transitions, [kind])
+    tasks = Tasks(kind, settings, database, notifier)
+    kind.directories.open()
+    await database.open()
+    await housekeeper.start()
+    await runner.start()
+    try:
+        yield Trainer(database, kind, runner, tasks)
+    finally:
+        await runner.stop()
+        await housekeeper.stop()
+        await database.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
+    monkeypatch.setattr(supervisor, "TURN_S", 0.1)
+
+
+@pytest.fixture
+async def trainer(tmp_path: Path, gateway: FakeGateway) -> AsyncIterator[Trainer]:
+    async with running(tmp_path, gateway) as found:
+        yield found
+
+
+async def test_a_run_waits_for_its_child_runs_without_a_worker(
+    trainer: Trainer, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    hold = tmp_path / "go"
+    grandchildren = ((Task(number=1), Task(number=2)),)
+    first, second = (Task(hold=hold), Task(number=4, parts=grandchildren)), (Task(number=8),)
+    parent = await trainer.create(Task(parts=(first, second)))
+    child = await trainer.child_at_work(parent)
+    # each stage has one worker: the child could not have come to its last one if its parent held any
+    assert (await trainer.get(parent)).shown_status is Status.RUNNING
+    assert trainer.kind.directories.worker(parent) is None
+    assert trainer.kind.directories.key(child.id) == KEY
+    assert len(await trainer.children(parent)) == 2, "the second round waits for the first"
+    hold.touch()
+    assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+    children = await trainer.children(parent)
+    assert [child.body["number"] for child in children] == [0, 4, 8]
+    assert [child.status for child in children] == [Status.SUCCEEDED] * 3
+    assert [child.body["number"] for child in await trainer.children(children[1].id)] == [1, 2]
+    assert (children[0].project, children[0].key_id, children[0].run_key_id) == ("default", "key_1", "key_job")
+    ids = [child.id for child in children]
+    assert await trainer.events(parent) == [
+        "split",
+        f"waiting for {ids[0]}, {ids[1]}",
+        "split",
+        f"waiting for {ids[2]}",
+        "all parts are there",
+    ]
+    for child in children:
+        assert trainer.kind.directories.key(child.id) is None, "no key is left of a run that has ended"
+
+
+async def test_the_key_is_revoked_at_the_end_of_the_parent_alone(
+    trainer: Trainer, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    hold = tmp_path / "go"
+    parent = await trainer.create(Task(parts=((Task(number=1),),), hold=hold))
+    await trainer.until(parent, lambda run: run.status is Status.RUNNING and run.details.get("rounds") == 2)
+    assert [child.status for child in await trainer.children(parent)] == [Status.SUCCEEDED]
+    assert list(trainer.kind.directories.keys_to_revoke.iterdir()) == []
+    assert (KEY in gateway.keys, trainer.kind.directories.key(parent)) == (True, KEY)
+    hold.touch()
+    await trainer.ended(parent)
+    await until(lambda: KEY not in gateway.keys)
+
+
+async def test_a_cancelled_run_takes_its_child_runs_with_it(trainer: Trainer, gateway: FakeGateway) -> None:
+    held = Task(hold=Path("/nowhere"))
+    parent = await trainer.create(Task(parts=((held, Task(parts=((held,),))),)))
+    await trainer.child_at_work(parent)
+    assert (await trainer.tasks.cancel(CALLER, parent))["status"] == Status.CANCELLED
+    below = await trainer.children(parent)
+    below += [grandchild for child in below for grandchild in await trainer.children(child.id)]
+    assert {run.status for run in below} == {Status.CANCELLED}
+    await until(lambda: KEY not in gateway.keys)
+
+
+async def test_a_paused_run_pauses_its_child_runs_until_it_is_resumed(trainer: Trainer, tmp_path: Path) -> None:
+    hold = tmp_path / "go"
+    parent = await trainer.create(Task(parts=((Task(hold=hold), Task(number=2)),)))
+    child = await trainer.child_at_work(parent)
+    assert (await trainer.tasks.pause(CALLER, parent))["status"] == Status.PAUSED
+    await trainer.until(child.id, lambda run: run.status is Status.PAUSED)
+    hold.touch()
+    other = (await trainer.children(parent))[1]
+    await trainer.until(other.id, lambda run: run.status is Status.PAUSED)
+    assert (await trainer.get(parent)).shown_status is Status.PAUSED
+    assert (await trainer.tasks.resume(CALLER, parent))["status"] == Status.RUNNING
+    assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+
+
+async def test_children_that_have_ended_do_not_continue_a_paused_run(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "go"
+    parent = await trainer.create(Task(parts=((Task(hold=hold),),)))
+    child = await trainer.child_at_work(parent)
+    await trainer.tasks.pause(CALLER, parent)
+    await trainer.until(child.id, lambda run: run.status is Status.PAUSED)
+    hold.touch()
+    await trainer.tasks.resume(CALLER, child.id)
+    await trainer.ended(child.id)
+    transitions, looks = trainer.supervisor._transitions, list[str]()
+    resume_parent = transitions.resume_parent
+
+    async def recorded(kind: Any, run: Run) -> None:
+        await resume_parent(kind, run)
+        looks.append(run.id)
+
+    monkeypatch.setattr(transitions, "resume_parent", recorded)
+    await until(lambda: looks.count(parent) >= 2)
+    assert (await trainer.get(parent)).shown_status is Status.PAUSED
+    await trainer.tasks.resume(CALLER, parent)
+    assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+
+
+async def test_what_follows_from_a_child_that_did_not_succeed_is_the_kinds_decision(trainer: Trainer) -> None:
+    parent = await trainer.create(Task(parts=((Task(hold=Path("/nowhere")),),)))
+    child = await trainer.child_at_work(parent)
+    await trainer.tasks.cancel(CALLER, child.id)
+    ended = await trainer.ended(parent)
+    assert ended.status is Status.FAILED
+    assert ended.result is not None
+    assert ended.result["error"]["code"] == "child_failed"
+
+
+async def test_a_waiting_run_goes_on_under_the_next_trainer(tmp_path: Path, gateway: FakeGateway) -> None:
+    hold = tmp_path / "go"
+    async with running(tmp_path, gateway) as trainer:
+        parent = await trainer.create(Task(parts=((Task(hold=hold),), (Task(number=2),))))
+        await trainer.child_at_work(parent)
+        # as kill -9 between the directory of a child and its record leaves it
+        trainer.kind.directories.create("task-unknown", Task(), KEY, shared_key=True)
+    async with running(tmp_path, gateway) as trainer:
+        assert not trainer.kind.directories.path_of("task-unknown").exists()
+        assert (await trainer.get(parent)).status is Status.WAITING
+        hold.touch()
+        assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+        assert len(await trainer.children(parent)) == 2
+        await until(lambda: KEY not in gateway.keys)
+    assert gateway.asked.count("DELETE /v1/keys/current") == 1, "the orphan's key is its parent's"
+
+
+async def test_a_full_disk_ends_the_parent_and_leaves_no_half_of_its_child_runs(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, made = trainer.kind.directories.create, []
+
+    def full(run_id: str, *arguments: Any, **options: Any) -> None:
+        if made:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        create(run_id, *arguments, **options)
+        made.append(run_id)
+
+    parent = await trainer.create(Task(parts=((Task(hold=Path("/nowhere")),),) * 2))
+    child = await trainer.child_at_work(parent)
+    other = await trainer.create(Task(parts=((Task(), Task()),)))
+    monkeypatch.setattr(trainer.kind.directories, "create", full)
+    assert (await trainer.ended(other)).status is Status.FAILED
+    assert await trainer.children(other) == []
+    assert not trainer.kind.directories.path_of(made[0]).exists()
+    assert (await trainer.get(child.id)).status is Status.RUNNING
+    await trainer.tasks.cancel(CALLER, parent)
+
+
+async def test_child_runs_are_listed_and_count_as_their_parent(tmp_path: Path, gateway: FakeGateway) -> None:
+    async with running(tmp_path, gateway, max_queued=1) as trainer:
+        parent = await trainer.create(Task(parts=((Task(hold=Path("/nowhere")), Task()),)))
+        await trainer.child_at_work(parent)
+        page = await trainer.tasks.page(CALLER, after=None, limit=10)
+        assert [run["id"] for run in page["data"]][-1] == parent
+        assert len(page["data"]) == 3
+        assert await trainer.database.run(partial(records.open_runs, kind="task", project="default")) == 1
+        with pytest.raises(TooMany, match="1 unfinished task"):
+            await trainer.create(Task())
+        claimed = await trainer.tasks.claim(CALLER, "key_job")
+        assert claimed is not None
+        assert claimed["id"] == parent
+        await trainer.tasks.cancel(CALLER, parent)
+
+
+async def until(wanted: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not wanted():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)

@@ -1,0 +1,93 @@
+"""Child runs: a run starts them and waits for them, in the status ``waiting`` and without a worker.
+
+They are scheduled like all other runs of their kinds. They work with their parent's key, which is revoked at the
+parent's end; they do not count towards the project's maximum of unfinished runs. What is requested of the parent
+(cancel, pause, resume) is recorded for its unfinished children in the same transaction (`records.request_control`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import sqlalchemy as sa
+
+from trainer.database import Database
+from trainer.errors import Broken
+from trainer.runs import journal, records
+from trainer.runs.kind import AnyKind, NewChild, Wait
+from trainer.runs.records import NewRun
+from trainer.runs.state import Run, Status
+
+
+class Children:
+    """Starts child runs.
+
+    Args:
+        kinds: By name.
+    """
+
+    def __init__(self, database: Database, kinds: Mapping[str, AnyKind]) -> None:
+        self._database = database
+        self._kinds = kinds
+
+    async def start(self, kind: AnyKind, parent: Run, wait: Wait) -> None:
+        """Create the child runs' directories, then record them together with the parent's new status.
+
+        What a crash leaves in between are directories without a run, which the next start removes.
+
+        Raises:
+            Broken: The parent has no key any more.
+            OSError: A directory could not be created; nothing was recorded.
+        """
+        key = await asyncio.to_thread(kind.directories.key, parent.id)
+        if key is None:
+            raise Broken(f"the {kind.noun} `{parent.id}` has no key for its child runs")
+        recorded = False
+        try:
+            for child in wait.children:
+                directories = self._kinds[child.kind].directories
+                await asyncio.to_thread(directories.create, child.id, child.spec, key, shared_key=True)
+            await self._database.run(partial(self._record, parent_id=parent.id, wait=wait))
+            recorded = True
+        finally:
+            for child in () if recorded else wait.children:
+                await asyncio.to_thread(self._kinds[child.kind].directories.discard, child.id)
+
+    def _record(self, db: sa.Connection, parent_id: str, wait: Wait) -> None:
+        parent = records.get(db, parent_id)
+        for child in wait.children:
+            records.add(db, self._new_run(parent, child), None)
+        for note in wait.notes:
+            parent = journal.record_event(db, parent, note)
+        ids = [child.id for child in wait.children]
+        parent = journal.record_event(db, parent, f"waiting for {', '.join(ids)}", children=ids)
+        records.change(
+            db,
+            parent_id,
+            status=Status.WAITING,
+            interrupted=False,
+            estimated_finish=None,
+            kills=0,
+            not_before=0.0,
+            details=parent.details | wait.details,
+        )
+        # what was requested of the parent while its worker ended holds for its children, too
+        records.request_control(db, parent_id, parent.wanted)
+
+    def _new_run(self, parent: Run, child: NewChild) -> NewRun:
+        return NewRun(
+            id=child.id,
+            kind=child.kind,
+            project=parent.project,
+            key_id=parent.key_id,
+            run_key_id=parent.run_key_id,
+            created_at=int(time.time()),
+            body=child.body,
+            adapters=child.adapters,
+            details=child.details,
+            status=self._kinds[child.kind].stages[0].waits_as,
+            parent=parent.id,
+        )
