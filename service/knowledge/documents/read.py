@@ -25,6 +25,9 @@ KINDS: Final = {
     ".htm": "html",
     ".xhtml": "html",
     ".pdf": "pdf",
+    ".docx": "docx",
+    ".pptx": "pptx",
+    ".xlsx": "xlsx",
     ".csv": "csv",
     ".tsv": "tsv",
     ".jsonl": "jsonl",
@@ -65,6 +68,10 @@ def _reader(kind: str) -> Reader:
         from service.knowledge.documents.pdf import read_pdf
 
         return read_pdf
+    if kind in ("docx", "pptx", "xlsx"):
+        from service.knowledge.documents.office import read_office
+
+        return partial(read_office, kind=kind)
     if kind == "html":
         from service.knowledge.documents.web import read_html
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -31,21 +31,30 @@ def read_csv(data: bytes, budget: Budget, *, delimiter: str | None = None) -> It
     first = text.split("\n", 1)[0]
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or max(_DELIMITERS, key=first.count))
-    header: list[str] | None = None
     try:
-        for row in rows:
-            cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if len(cells) > MAX_COLUMNS:
-                raise invalid(f"line {rows.line_num} has {len(cells)} columns, and may have {MAX_COLUMNS}")
-            if header is None:
-                header = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
-                continue
-            names = header + [f"column {number}" for number in range(len(header) + 1, len(cells) + 1)]
-            yield Block(budget.take("\n".join(f"{n}: {c}" for n, c in zip(names, cells, strict=False) if c)), "row")
+        yield from read_rows(((f"line {rows.line_num}", row) for row in rows), budget)
     except csv.Error as error:
         raise invalid(f"line {rows.line_num} is no CSV: {error}") from error
+
+
+def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iterator[Block]:
+    """A row each, its cells named by the first row that is not empty. Raises DocumentError.
+
+    Args:
+        rows: What messages call a row, and its cells.
+    """
+    header: list[str] | None = None
+    for name, row in rows:
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if len(cells) > MAX_COLUMNS:
+            raise invalid(f"{name} has {len(cells)} columns, and may have {MAX_COLUMNS}")
+        if header is None:
+            header = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
+            continue
+        names = header + [f"column {number}" for number in range(len(header) + 1, len(cells) + 1)]
+        yield Block(budget.take("\n".join(f"{n}: {c}" for n, c in zip(names, cells, strict=False) if c)), "row")
 
 
 def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:
