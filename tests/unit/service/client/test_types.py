@@ -281,15 +281,13 @@ def _resolved(schema: Document, components: Document) -> Document:
     return found
 
 
-@pytest.mark.parametrize("name", ["README.md", "service/API.md"])
-def test_a_document_s_example_runs(name: str, paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (REPO / name).read_text(), re.DOTALL)
+def test_the_example_of_the_api_page_runs(paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPO / "service/API.md").read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "HatrackClient" in block]
     recorder = Recorder()
     monkeypatch.setattr("service.client.HatrackClient", partial(HatrackClient, "http://x", transport=recorder))
     monkeypatch.chdir(paths["ADAPTER"])
     (paths["ADAPTER"] / "examples.jsonl").write_text("{}")
-    example = example.replace('"out/"', '"."')
     exec(example, {})  # noqa: S102 (our own document)
     assert len(recorder.asked) >= 3
 
