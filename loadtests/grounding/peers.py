@@ -135,7 +135,7 @@ def tantivy(data: Passages, home: Path) -> Search:
     analyzer = builder.filter(filters.custom_stopword(sorted(STOP_WORDS))).filter(filters.stemmer("english")).build()
     schema = library.SchemaBuilder()
     schema.add_text_field("text", tokenizer_name="ours")
-    schema.add_unsigned_field("row", fast=True)
+    schema.add_integer_field("row", fast=True)
     index = library.Index(schema.build(), path=str(home))
     index.register_tokenizer("ours", analyzer)
     writer = index.writer(num_threads=1)
