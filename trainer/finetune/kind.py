@@ -104,9 +104,9 @@ class FinetuneKind(Kind[JobResult]):
         self._housekeeper = housekeeper
         self._reviews = reviews
 
-    def next_stage(self, run_id: str) -> Stage:
+    def next_stage(self, run: Run) -> Stage:
         """See Kind."""
-        return TRAIN if self._plan(run_id) is not None else VALIDATE
+        return VALIDATE if JobDetails.model_validate(run.details).plan is None else TRAIN
 
     async def prepare(self, run: Run, stage: Stage) -> None:
         """See Kind: writes how far the job's judge agrees with people."""

@@ -45,16 +45,15 @@ class Children:
         key = await asyncio.to_thread(kind.directories.key, parent.id)
         if key is None:
             raise Broken(f"the {kind.noun} `{parent.id}` has no key for its child runs")
-        recorded = False
         try:
             for child in wait.children:
                 directories = self._kinds[child.kind].directories
                 await asyncio.to_thread(directories.create, child.id, child.spec, key, shared_key=True)
             await self._database.run(partial(self._record, parent_id=parent.id, wait=wait))
-            recorded = True
-        finally:
-            for child in () if recorded else wait.children:
+        except Exception:  # not when cancelled: the transaction may still be committed
+            for child in wait.children:
                 await asyncio.to_thread(self._kinds[child.kind].directories.discard, child.id)
+            raise
 
     def _record(self, db: sa.Connection, parent_id: str, wait: Wait) -> None:
         parent = records.get(db, parent_id)

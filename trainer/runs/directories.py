@@ -71,6 +71,8 @@ class RunDirectories:
 
     def discard(self, run_id: str) -> None:
         """Remove the directory of a run that was not recorded."""
+        # the key first: what is left of it after a crash is revoked, unless the marker says that it is the parent's
+        (self.path_of(run_id) / protocol.KEY).unlink(missing_ok=True)
         shutil.rmtree(self.path_of(run_id), ignore_errors=True)
 
     def ids(self) -> list[str]:

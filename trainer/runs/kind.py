@@ -162,8 +162,12 @@ class Kind(ABC, Generic[R]):
         """A new random id of a run."""
         return f"{self.id_prefix}-{secrets.token_hex(12)}"
 
-    def next_stage(self, run_id: str) -> Stage:
-        """The stage at which a paused run resumes, and one whose child runs have ended goes on."""
+    def next_stage(self, run: Run) -> Stage:
+        """The stage at which a paused run resumes, and one whose child runs have ended goes on.
+
+        It follows from what is recorded: an output in the directory says only that a worker has left it there, not that
+        `stage_ended` has been called.
+        """
         return self.stages[0]
 
     async def prepare(self, run: Run, stage: Stage) -> None:

@@ -206,8 +206,14 @@ def take_next(
 
 
 def stale(db: sa.Connection, kind: str, finished_before: float) -> list[str]:
-    """A batch of ids of runs that ended before then (Unix seconds) and whose large files still exist."""
+    """A batch of ids of runs that ended before then (Unix seconds) and whose large files still exist.
+
+    A child run is not among them while its parent may still read them.
+    """
+    parents = runs.alias()
+    unfinished = sa.select(parents.c.id).where(parents.c.id == runs.c.parent, parents.c.status.not_in(OVER))
     query = sa.select(runs.c.id).where(
+        ~unfinished.exists(),
         runs.c.kind == kind,
         runs.c.status.in_(OVER),
         runs.c.cleared.is_(False),

@@ -105,6 +105,9 @@ class RunService(ABC):
             run, made = await self._database.run(
                 partial(self._add, caller=caller, new_run=new_run, retry=retry, message=message)
             )
+        except asyncio.CancelledError:
+            made = True  # the transaction may still be committed; if it is not, the next start removes the directory
+            raise
         finally:
             if not made:
                 await asyncio.to_thread(self.directories.discard, new_run.id)

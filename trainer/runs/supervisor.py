@@ -76,6 +76,8 @@ class Supervisor:
         self._kinds = {kind.name: kind for kind in kinds}
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._resuming: dict[str, asyncio.Task[None]] = {}
+        """Of waiting runs, while it is looked whether they can go on."""
         self._loop: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -99,7 +101,7 @@ class Supervisor:
             await asyncio.gather(self._loop, return_exceptions=True)
         for watch in self._watches.values():
             watch.worker.signal(signal.SIGTERM)
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._resuming.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=self._settings.stop_s)
         for task in tasks:
@@ -185,7 +187,9 @@ class Supervisor:
         elif run.status is Status.RUNNING:
             await self._recover(run)
         elif run.status is Status.WAITING:
-            await self._or_disk_full(kind, run_id, WorkerExit(None), self._transitions.resume_parent(kind, run))
+            # a task of its own: what follows may take long, and other runs must not wait for it
+            if run_id not in self._resuming:
+                self._resuming[run_id] = asyncio.create_task(self._resume_parent(kind, run_id), name=f"resume {run_id}")
         elif run.over:
             return  # its worker has exited meanwhile
         elif run.wanted is Control.CANCEL:
@@ -193,8 +197,7 @@ class Supervisor:
         elif run.wanted is Control.PAUSE and run.status is not Status.PAUSED:
             await self._move(kind, run, Status.PAUSED, "paused")
         elif run.wanted is Control.RUN and run.status is Status.PAUSED:
-            stage = await asyncio.to_thread(kind.next_stage, run_id)
-            await self._move(kind, run, stage.waits_as, "resumed; waiting in the queue")
+            await self._move(kind, run, kind.next_stage(run).waits_as, "resumed; waiting in the queue")
 
     async def _move(self, kind: AnyKind, run: Run, status: Status, message: str) -> None:
         await asyncio.to_thread(kind.directories.set_control, run.id, run.wanted)
@@ -225,6 +228,15 @@ class Supervisor:
         if started is not None:
             await self._database.run(lambda db: journal.record_event(db, records.get(db, run.id), started))
         self._notifier.notify()
+
+    async def _resume_parent(self, kind: AnyKind, run_id: str) -> None:
+        try:
+            run = await self._database.run(lambda db: records.get(db, run_id))
+            await self._or_disk_full(kind, run_id, WorkerExit(None), self._transitions.resume_parent(kind, run))
+        except Exception:
+            _LOG.exception("could not continue %s, which waits for its child runs", run_id)
+        finally:
+            self._resuming.pop(run_id, None)
 
     def _watch(self, kind: AnyKind, run: Run, stage: Stage, worker: Worker, *, sent_control: Control | None) -> None:
         watch = Watch(kind, run.id, stage, worker, sent_control, kills=memory_kills())

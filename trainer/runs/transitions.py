@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from trainer.database import Database
 from trainer.runs import journal, protocol, records
 from trainer.runs.children import Children
+from trainer.runs.failures import is_full
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import Abort, AbortCause, Advance, AnyKind, RunOutcome, Stage, Wait
 from trainer.runs.notifier import Notifier
 from trainer.runs.process import WorkerExit
-from trainer.runs.protocol import Control, RunResult
+from trainer.runs.protocol import FAILED, Control, RunResult
 from trainer.runs.state import Run, Status
 
 MAX_KILLS: Final = 3
@@ -102,15 +103,31 @@ class Transitions:
         return True
 
     async def resume_parent(self, kind: AnyKind, run: Run) -> None:
-        """Continue a run that waits, if all its child runs have ended and it is not paused."""
+        """Continue a run that waits, if all its child runs have ended and it is not paused.
+
+        What fails is tried again after a back-off, and given up after MAX_KILLS attempts.
+        """
         children = await self._database.run(lambda db: records.children(db, run.id))
-        if not all(child.over for child in children) or run.wanted is Control.PAUSE:
+        if run.status is not Status.WAITING or not all(child.over for child in children):
             return
         if run.wanted is Control.CANCEL:
             await self.abort_run(kind, run, Abort(AbortCause.CANCELLED))
+        elif run.wanted is Control.RUN and run.not_before <= time.time():
+            try:
+                outcome = await kind.children_ended(run, children)
+                await self._follow(kind, run, kind.next_stage(run), outcome)
+            except Exception as error:
+                if isinstance(error, OSError) and is_full(error):
+                    raise
+                _LOG.exception("could not continue %s after its child runs", run.id)
+                await self._retry_parent(kind, run)
+
+    async def _retry_parent(self, kind: AnyKind, run: Run) -> None:
+        if run.kills >= MAX_KILLS:
+            await self.abort_run(kind, run, Abort(AbortCause.GIVEN_UP, WorkerExit(FAILED), times=run.kills + 1))
             return
-        outcome = await kind.children_ended(run, children)
-        await self._follow(kind, run, await asyncio.to_thread(kind.next_stage, run.id), outcome)
+        not_before = time.time() + BACK_OFF_S[run.kills]
+        await self._database.run(lambda db: records.change(db, run.id, kills=run.kills + 1, not_before=not_before))
 
     async def _follow(self, kind: AnyKind, run: Run, stage: Stage, outcome: Advance | Wait | RunOutcome[Any]) -> None:
         """Do what follows a stage or child runs; ``stage`` is the next one."""

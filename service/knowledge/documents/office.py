@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any, Final
@@ -9,6 +10,10 @@ from typing import Any, Final
 from service.knowledge.documents.blocks import MAX_HEADING, Block, Budget, DocumentError, invalid, sound
 from service.knowledge.documents.tables import read_rows
 from service.knowledge.documents.web import read_html
+
+_CELL: Final = re.compile(r"<(t[dh])\b[^>]*>((?:(?!<t[dh]\b).)*?)</\1>", re.DOTALL)
+"""A cell without cells of a table in it."""
+_TAG: Final = re.compile(r"<[^>]*>")
 
 
 def read_office(data: bytes, budget: Budget, *, kind: str) -> Iterator[Block]:
@@ -34,9 +39,10 @@ def _read_docx(data: bytes, budget: Budget) -> Iterator[Block]:
     import mammoth
 
     without_images = mammoth.images.img_element(lambda _image: {})  # else each stands in the text as base64
-    page = mammoth.convert_to_html(BytesIO(data), convert_image=without_images).value
-    # each cell is a paragraph in itself: as it stands, a table would be cut into its cells
-    yield from read_html(page.replace("<td><p>", "<td>").replace("</p></td>", "</td>").encode(), budget)
+    options = {"convert_image": without_images, "include_embedded_style_map": False}
+    page = mammoth.convert_to_html(BytesIO(data), **options).value
+    # a cell holds paragraphs: as they stand, they would cut a table into its cells
+    yield from read_html(_CELL.sub(lambda cell: f"<td>{_TAG.sub(' ', cell[2])}</td>", page).encode(), budget)
 
 
 def _read_pptx(data: bytes, budget: Budget) -> Iterator[Block]:
@@ -44,12 +50,13 @@ def _read_pptx(data: bytes, budget: Budget) -> Iterator[Block]:
 
     for number, slide in enumerate(Presentation(BytesIO(data)).slides, 1):
         title = slide.shapes.title
-        name = " ".join(title.text.split()) if title is not None and title.has_text_frame else ""
+        name = " ".join(sound(title.text).split()) if title is not None and title.has_text_frame else ""
         found = [_tidy(text) for text in _texts(shape for shape in slide.shapes if shape != title)]
         if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
             found.append(_tidy(slide.notes_slide.notes_text_frame.text))
         if name or any(found):
-            yield Block(budget.take(name)[:MAX_HEADING] or f"slide {number}", "heading", 1)
+            yield Block(name[:MAX_HEADING] or f"slide {number}", "heading", 1)
+            found.insert(0, name if len(name) > MAX_HEADING else "")
             yield from (Block(budget.take(text)) for text in found if text)
 
 
@@ -65,7 +72,7 @@ def _texts(shapes: Iterable[Any]) -> Iterator[str]:
 
 
 def _tidy(text: str) -> str:
-    lines = (" ".join(line.split()) for line in sound(text).replace("\v", "\n").split("\n"))
+    lines = (" ".join(line.split()) for line in sound(text).replace("\0", " ").replace("\v", "\n").split("\n"))
     return "\n".join(line for line in lines if line)
 
 
@@ -74,17 +81,20 @@ def _read_xlsx(data: bytes, budget: Budget) -> Iterator[Block]:
 
     workbook = CalamineWorkbook.from_filelike(BytesIO(data))
     for name in workbook.sheet_names:
-        rows = workbook.get_sheet_by_name(name).iter_rows()
-        named = ((f"row {at} of the sheet {name!r}", list(map(_cell, row))) for at, row in enumerate(rows, 1))
-        for number, block in enumerate(read_rows(named, budget)):
-            if not number:
-                yield Block(budget.take(name)[:MAX_HEADING], "heading", 1)
-            yield block
+        rows = [list(map(_cell, row)) for row in workbook.get_sheet_by_name(name).iter_rows()]
+        filled = [row for row in rows if any(row)]
+        if filled:
+            yield Block(budget.take(name)[:MAX_HEADING], "heading", 1)
+        if len(filled) == 1:  # no header, as nothing follows it
+            yield Block(budget.take(" | ".join(cell for cell in filled[0] if cell)), "row")
+        else:
+            named = ((f"row {at} of the sheet {name!r}", row) for at, row in enumerate(rows, 1))
+            yield from read_rows(named, budget)
 
 
 def _cell(value: Any) -> str:
-    # a sheet has no whole numbers: 12 is stored as 12.0
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    # 15 digits are what a sheet shows of a number; it has no whole ones
+    return f"{value:.15g}" if isinstance(value, float) else str(value).replace("\0", " ").strip()
 
 
 READERS: Final[dict[str, Callable[[bytes, Budget], Iterator[Block]]]] = {

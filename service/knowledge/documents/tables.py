@@ -46,7 +46,9 @@ def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iter
     header: list[str] | None = None
     for name, row in rows:
         cells = [cell.strip() for cell in row]
-        if not any(cells):
+        while cells and not cells[-1]:  # of a sheet all rows are as wide as the widest
+            cells.pop()
+        if not cells:
             continue
         if len(cells) > MAX_COLUMNS:
             raise invalid(f"{name} has {len(cells)} columns, and may have {MAX_COLUMNS}")

@@ -116,7 +116,7 @@ class Evaluations(RunService):
     async def _finished(self, caller: CurrentCaller, evaluation_id: str, name: str) -> bytes:
         run = await self.row(caller, evaluation_id)
         if not run.over:
-            raise NotFinished(f"the evaluation `{run.id}` is {run.status} and has no report yet", retry_after_s=5)
+            raise NotFinished(f"the evaluation `{run.id}` is {run.shown_status} and has no report yet", retry_after_s=5)
         content = await asyncio.to_thread(self.directories.read_bytes, run.id, name)
         if run.status is not Status.SUCCEEDED or content is None:
             raise Missing(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")

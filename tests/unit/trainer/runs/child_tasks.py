@@ -50,11 +50,11 @@ class TaskKind(Kind[RunResult]):
         assert found is not None
         return found
 
-    def next_stage(self, run_id: str) -> Stage:
-        return FINISH if self.directories.read_bytes(run_id, PARTS) is not None else SPLIT
+    def next_stage(self, run: Run) -> Stage:
+        return FINISH if "rounds" in run.details else SPLIT
 
     def progress(self, run_id: str) -> str:
-        return self.next_stage(run_id).name
+        return str(self.directories.read_bytes(run_id, PARTS) is not None)
 
     async def stage_ended(
         self, run: Run, stage: Stage, working: Collection[int]

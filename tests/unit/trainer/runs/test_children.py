@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,18 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
-from tests.unit.trainer.runs.child_tasks import SPLIT, Task, TaskKind
+from tests.unit.trainer.runs.child_tasks import PARTS, SPLIT, Task, TaskKind
 from trainer.config import Settings
 from trainer.database import Database
 from trainer.errors import TooMany
 from trainer.http import CurrentCaller
-from trainer.runs import journal, records, supervisor
+from trainer.runs import journal, records, supervisor, transitions
 from trainer.runs.children import Children
 from trainer.runs.directories import RunDirectories
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.notifier import Notifier
+from trainer.runs.protocol import Control
 from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Run, Status
@@ -113,8 +116,8 @@ async def running(home: Path, gateway: FakeGateway, *, max_queued: int = 10) -> 
     database, notifier = Database(home / "jobs.db"), Notifier()
     kind = TaskKind(RunDirectories(home / "tasks", home / "spent", ()), command)
     housekeeper = Housekeeper(gateway.url, settings, database, {kind.name: kind.directories})
-    transitions = Transitions(database, notifier, housekeeper, Children(database, {kind.name: kind}))
-    runner = Supervisor(settings, database, notifier, transitions, [kind])
+    moves = Transitions(database, notifier, housekeeper, Children(database, {kind.name: kind}))
+    runner = Supervisor(settings, database, notifier, moves, [kind])
     tasks = Tasks(kind, settings, database, notifier)
     kind.directories.open()
     await database.open()
@@ -188,12 +191,13 @@ async def test_the_key_is_revoked_at_the_end_of_the_parent_alone(
 
 async def test_a_cancelled_run_takes_its_child_runs_with_it(trainer: Trainer, gateway: FakeGateway) -> None:
     held = Task(hold=Path("/nowhere"))
-    parent = await trainer.create(Task(parts=((held, Task(parts=((held,),))),)))
-    await trainer.child_at_work(parent)
+    parent = await trainer.create(Task(parts=((Task(parts=((held,),)), held),)))
+    await trainer.until(parent, lambda run: run.status is Status.WAITING)
+    await trainer.until((await trainer.children(parent))[0].id, lambda run: run.status is Status.WAITING)
     assert (await trainer.tasks.cancel(CALLER, parent))["status"] == Status.CANCELLED
     below = await trainer.children(parent)
     below += [grandchild for child in below for grandchild in await trainer.children(child.id)]
-    assert {run.status for run in below} == {Status.CANCELLED}
+    assert [run.status for run in below] == [Status.CANCELLED] * 3
     await until(lambda: KEY not in gateway.keys)
 
 
@@ -222,16 +226,36 @@ async def test_children_that_have_ended_do_not_continue_a_paused_run(
     hold.touch()
     await trainer.tasks.resume(CALLER, child.id)
     await trainer.ended(child.id)
-    transitions, looks = trainer.supervisor._transitions, list[str]()
-    resume_parent = transitions.resume_parent
+    moves, looks = trainer.supervisor._transitions, list[str]()
+    resume_parent = moves.resume_parent
 
     async def recorded(kind: Any, run: Run) -> None:
         await resume_parent(kind, run)
         looks.append(run.id)
 
-    monkeypatch.setattr(transitions, "resume_parent", recorded)
+    monkeypatch.setattr(moves, "resume_parent", recorded)
     await until(lambda: looks.count(parent) >= 2)
     assert (await trainer.get(parent)).shown_status is Status.PAUSED
+    await trainer.tasks.resume(CALLER, parent)
+    assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+
+
+async def test_a_pause_requested_while_the_child_runs_are_recorded_holds_for_them(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage_ended = trainer.kind.stage_ended
+
+    async def meanwhile(run: Run, *arguments: Any) -> Any:
+        following = await stage_ended(run, *arguments)
+        await trainer.database.run(partial(records.request_control, run_id=run.id, control=Control.PAUSE))
+        return following
+
+    monkeypatch.setattr(trainer.kind, "stage_ended", meanwhile)
+    parent = await trainer.create(Task(parts=((Task(),),)))
+    await trainer.until(parent, lambda run: run.status is Status.WAITING)
+    (child,) = await trainer.children(parent)
+    await trainer.until(child.id, lambda run: run.status is Status.PAUSED)
+    monkeypatch.undo()
     await trainer.tasks.resume(CALLER, parent)
     assert (await trainer.ended(parent)).status is Status.SUCCEEDED
 
@@ -261,6 +285,79 @@ async def test_a_waiting_run_goes_on_under_the_next_trainer(tmp_path: Path, gate
         assert len(await trainer.children(parent)) == 2
         await until(lambda: KEY not in gateway.keys)
     assert gateway.asked.count("DELETE /v1/keys/current") == 1, "the orphan's key is its parent's"
+
+
+async def test_a_trainer_that_stops_while_child_runs_are_recorded_leaves_them_whole(
+    tmp_path: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, go_on = threading.Event(), threading.Event()
+    record = Children._record
+
+    def slow(self: Children, db: sa.Connection, **values: Any) -> None:
+        record(self, db, **values)
+        recorded.set()
+        assert go_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(Children, "_record", slow)
+    async with running(tmp_path, gateway) as trainer:
+        parent = await trainer.create(Task(parts=((Task(), Task()),)))
+        await until(recorded.is_set)
+        for task in (*trainer.supervisor._tasks.values(), *trainer.supervisor._resuming.values()):
+            task.cancel()
+        go_on.set()
+    monkeypatch.undo()
+    async with running(tmp_path, gateway) as trainer:
+        assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+        assert len(await trainer.children(parent)) == 2
+
+
+async def test_a_stage_whose_end_was_not_recorded_is_not_taken_for_done(
+    tmp_path: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has left its output, the trainer dies before it knows, and a pause is requested meanwhile."""
+
+    async def dead(*_: Any) -> bool:
+        await asyncio.sleep(PATIENCE_S)
+        return True
+
+    async with running(tmp_path, gateway) as trainer:
+        monkeypatch.setattr(trainer.supervisor._transitions, "advance", dead)
+        parent = await trainer.create(Task(parts=((Task(),),)))
+        directories = trainer.kind.directories
+        await until(lambda: directories.read_bytes(parent, PARTS) is not None and directories.worker(parent) is None)
+        await trainer.database.run(partial(records.request_control, run_id=parent, control=Control.PAUSE))
+        for task in trainer.supervisor._tasks.values():
+            task.cancel()
+    async with running(tmp_path, gateway) as trainer:
+        await trainer.until(parent, lambda run: run.shown_status is Status.PAUSED)
+        await trainer.tasks.resume(CALLER, parent)
+        assert (await trainer.ended(parent)).status is Status.SUCCEEDED
+        assert len(await trainer.children(parent)) == 1
+
+
+async def test_a_parent_that_cannot_go_on_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    async def broken(run: Run, _children: list[Run]) -> None:
+        attempts.append(run.kills)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(transitions, "BACK_OFF_S", (0.0, 0.05, 0.05))
+    monkeypatch.setattr(trainer.kind, "children_ended", broken)
+    parent = await trainer.create(Task(parts=((Task(),),)))
+    assert (await trainer.ended(parent)).status is Status.FAILED
+    assert attempts == [0, 1, 2, 3]
+
+
+async def test_an_ended_child_is_kept_whole_until_its_parent_ends(trainer: Trainer, tmp_path: Path) -> None:
+    hold = tmp_path / "go"
+    parent = await trainer.create(Task(parts=((Task(),),), hold=hold))
+    await trainer.until(parent, lambda run: run.details.get("rounds") == 2)
+    stale = partial(records.stale, kind="task", finished_before=time.time() + 60)
+    assert await trainer.database.run(stale) == []
+    hold.touch()
+    await trainer.ended(parent)
+    assert len(await trainer.database.run(stale)) == 2
 
 
 async def test_a_full_disk_ends_the_parent_and_leaves_no_half_of_its_child_runs(

@@ -47,6 +47,18 @@ def test_docx_is_headings_paragraphs_and_tables(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_in_docx_is_its_rows_whatever_is_in_a_cell(tmp_path: Path) -> None:
+    document = make_docx([("", "before")], table=[["Item", "Days"], ["Boots", "45"]])
+    header = replaced(document, "word/document.xml", "<w:tr>", "<w:tr><w:trPr><w:tblHeader/></w:trPr>")
+    assert texts(blocks_of(tmp_path, "a.docx", header)) == ["before", "Item | Days", "Boots | 45"]
+    two = "<w:t>Boots</w:t></w:r></w:p><w:p><w:r><w:t>and socks</w:t>"
+    paragraphs = replaced(document, "word/document.xml", "<w:t>Boots</w:t>", two)
+    assert texts(blocks_of(tmp_path, "a.docx", paragraphs)) == ["before", "Item | Days", "Boots and socks | 45"]
+    wide = '<w:tc><w:tcPr><w:gridSpan w:val="2"/></w:tcPr><w:p><w:r><w:t>Item</w:t>'
+    spans = replaced(document, "word/document.xml", "<w:tc><w:p><w:r><w:t>Item</w:t>", wide)
+    assert texts(blocks_of(tmp_path, "a.docx", spans)) == ["before", "Item | Days", "Boots | 45"]
+
+
 def test_pptx_is_slides(tmp_path: Path) -> None:
     slides = make_pptx([("Sales & costs", "Sales rose."), ("", "A slide without a title.")])
     assert texts(blocks_of(tmp_path, "a.PPTX", slides)) == [
@@ -68,6 +80,12 @@ def test_xlsx_is_rows_with_their_columns_names_under_their_sheets(tmp_path: Path
         "name: Ada",
     ]
     assert [block.kind for block in found] == ["heading", "row", "row", "heading", "row"]
+
+
+def test_numbers_of_a_sheet_are_as_it_shows_them_and_one_row_is_a_row(tmp_path: Path) -> None:
+    values = [["x"], [0.1 + 0.2], [6.022e23], [1234567890123.0]]
+    found = texts(blocks_of(tmp_path, "a.xlsx", make_xlsx({"Numbers": values, "One": [["only", None, "row"]]})))
+    assert found[1:] == ["x: 0.3", "x: 6.022e+23", "x: 1234567890123", "# One", "only | row"]
 
 
 @pytest.mark.parametrize("kind", ["docx", "pptx", "xlsx"])
