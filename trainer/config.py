@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         ge=0,
         description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept.",
     )
-    max_file_mib: float = Field(512, gt=0, description="Largest file of a data check, MiB.")
+    max_file_mib: float = Field(512, gt=0, description="Maximum file size of a data check, MiB.")
     check_timeout_s: float = Field(300, gt=0, description="Time limit for a data check, s.")
     check_memory_gib: float = Field(
         16, ge=2, description="Address space limit for a data check, GiB; the libraries alone reserve some."
@@ -84,14 +84,14 @@ class Settings(BaseSettings):
         0.02,
         ge=0,
         lt=1,
-        description="Smallest improvement over the base that matters; for a pass, the whole interval is above it.",
+        description="Smallest improvement over the base that matters; for a pass, the whole interval must be above it.",
     )
     live_margin: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="Non-inferiority margin to `live`: for a pass, the whole interval of the difference is above "
-        "minus this. Unset: 0.05, or 0.02 if the metric counts words in common.",
+        description="Non-inferiority margin to `live`: for a pass, the whole interval of the difference must be "
+        "above minus this. Unset: 0.05, or 0.02 for overlap metrics.",
     )
     forget_accuracy: float = Field(
         0.05,

@@ -45,7 +45,7 @@ HONEST_BEYOND_QUESTION: Final = (
     *(0.041, 0.030, 0.030, 0.077, -0.011, -0.005, -0.009, -0.005, -0.076, 0.019),
     *(-0.005, 0.100, 0.008, -0.027, 0.012, 0.071, -0.004, 0.042, 0.002, -0.020),
 )
-"""The same without the questions' words (`controls.reassigned_beyond_question`)."""
+"""The same without the questions' words (`control_arms.reassigned_beyond_question`)."""
 SHOWN: Final[tuple[State, ...]] = ("kept", "open", "broken")
 
 
@@ -186,7 +186,7 @@ def voices(*, draws: int = PARROTS) -> str:
     """In Markdown: how often the control `reassigned` is passed, in percent."""
     lines = [f"| answers |{''.join(f' {count} examples |' for count in VOICES)}", "|---|" + "---|" * len(VOICES)]
     rows = (
-        ("random ones that were taught", parrots),
+        ("random training answers", parrots),
         ("the sample voice's", honest),
         ("the sample voice's, without the questions' words", honest_beyond_question),
     )

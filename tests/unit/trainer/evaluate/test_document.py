@@ -17,7 +17,7 @@ def test_the_rule_has_the_settings_defaults() -> None:
     assert f"at least {rules.min_examples} held-out examples" in TEXT
     assert f"lower end of the interval above {100 * rules.smallest_difference:g} points" in TEXT
     assert f"the confidence ({100 * rules.method.confidence:g}%, two-sided)" in TEXT
-    margins = f"{100 * rules.margin('exact_match'):g} points (−{100 * rules.margin('rouge_l'):g} where words in common"
+    margins = f"{100 * rules.margin('exact_match'):g} points (−{100 * rules.margin('rouge_l'):g} for overlap metrics)"
     assert f"lower end above −{margins}" in TEXT
     assert f"with {100 * rules.method.power:g}% power" in TEXT
     assert f"Tango's interval | {100 * rules.budget.accuracy:g} points |" in TEXT

@@ -106,7 +106,7 @@ def test_the_pages_chains_are_what_comes_out(change: float, related: float | Non
 @pytest.mark.slow
 def test_the_pages_rates_of_parrots_and_of_the_voice_are_what_comes_out() -> None:
     for name, share in (
-        ("random ones that were taught", rates.parrots),
+        ("random training answers", rates.parrots),
         ("the sample voice's", rates.honest),
         ("the sample voice's, without the questions' words", rates.honest_beyond_question),
     ):

@@ -23,15 +23,16 @@ def test_every_suite_is_told() -> None:
     assert tuple(re.findall(r"\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|", ON_SUITES)) == SUITES
     assert f"up to {MMLU_SHOTS} examples of the subject" in ON_SUITES
     assert ON_SUITES.count(f"{MAX_ANSWER_TOKENS} tokens") == 2
-    assert f"most questions of a suite ({Settings.model_fields['suites_limit'].default})" in ON_SUITES
+    assert f"maximum number of questions of a suite ({Settings.model_fields['suites_limit'].default})" in ON_SUITES
 
 
 def test_the_sandboxs_limits_are_told() -> None:
     limits = SandboxLimits()
     assert (
-        f"{limits.cpu_s} s of processor, {limits.wall_s:g} s of time, {limits.memory_bytes // 2**20} MiB" in ON_SUITES
+        f"{limits.cpu_s} s of CPU time, {limits.wall_s:g} s of wall-clock time, {limits.memory_bytes // 2**20} MiB"
+        in ON_SUITES
     )
-    assert f"{limits.file_bytes // 2**20} MiB a file" in ON_SUITES
+    assert f"{limits.file_bytes // 2**20} MiB per file" in ON_SUITES
     assert f"an empty directory of {limits.tmp_bytes // 2**20} MiB in memory" in ON_SUITES
     assert limits.processes == 1
 
