@@ -17,7 +17,7 @@ class ExampleLengths(Message):
     p95: int
     longest: int
     total: int
-    trained: int = Field(description="Tokens that the loss sees.")
+    trained: int = Field(description="Tokens that count towards the loss.")
 
 
 class AnswerShare(Message):
@@ -46,7 +46,7 @@ class ReportedFinding(Message):
 
     code: str
     severity: Literal["refused", "warning"]
-    count: int = Field(description="Lines at fault.")
+    count: int = Field(description="Number of affected lines.")
 
 
 class DataFinding(ReportedFinding):
@@ -54,7 +54,7 @@ class DataFinding(ReportedFinding):
 
     message: str
     file: Literal["training", "held_out"]
-    lines: tuple[int, ...] = Field(description="The first 20 at fault, from 1.")
+    lines: tuple[int, ...] = Field(description="The first 20 affected lines, counted from 1.")
 
 
 class HeldOutSummary(Message):
@@ -68,7 +68,7 @@ class HeldOutExamples(HeldOutSummary):
     """The examples that are never trained on: given, or split off the training file."""
 
     seed: int | None
-    lines: tuple[int, ...] = Field(description="Of the training file, where they were split off it.")
+    lines: tuple[int, ...] = Field(description="Lines of the training file, if they were split off from it.")
 
 
 class QualityReport(Message):
@@ -80,16 +80,16 @@ class QualityReport(Message):
     examples: int
     """In the file; of these, `trained_on` are left after the held-out part and what was dropped as too long."""
     trained_on: int
-    dropped: int = Field(description="As too long.")
+    dropped: int = Field(description="Examples left out because they are too long.")
     held_out: HeldOutExamples
     lengths: ExampleLengths | None
     max_length: int
     findings: tuple[DataFinding, ...]
-    system_prompt: str | None = Field(description="The one that every example has.")
-    answers: tuple[AnswerShare, ...] = Field(description="The most frequent ones, where answers are a closed set.")
+    system_prompt: str | None = Field(description="The system prompt that every example has.")
+    answers: tuple[AnswerShare, ...] = Field(description="The most frequent answers, if the answers are a closed set.")
     distinct_answers: int
     shown: tuple[ShownExample, ...]
-    size: str = Field(description="What so many examples can teach, in a sentence.")
+    size: str = Field(description="What this number of examples can teach, as a sentence.")
 
 
 class EvaluationProgress(Message):
@@ -125,10 +125,12 @@ class ArmDifference(Message):
     wins: int
     losses: int
     p_value: float | None = Field(None, description="McNemar's exact test, for right-or-wrong scores.")
-    noise: float | None = Field(None, description="Standard deviation between runs, where questions were repeated.")
-    bound: float = Field(0.0, description="What the lower end is to be above.")
-    detectable: float | None = Field(None, description="Smallest true difference that so many examples show.")
-    needed: int | None = Field(None, description="Examples after which such a difference would be told.")
+    noise: float | None = Field(None, description="Standard deviation between runs, if questions were repeated.")
+    bound: float = Field(0.0, description="The value that `low` must exceed.")
+    detectable: float | None = Field(
+        None, description="Smallest true difference that this number of examples can show."
+    )
+    needed: int | None = Field(None, description="Number of examples needed to show a difference of this size.")
 
 
 class ReportJudge(Message):
@@ -137,7 +139,7 @@ class ReportJudge(Message):
     judge: str
     scores: tuple[float, ...]
     """½ for a tie. Examples that it would not look at are left out; where it was away there are none."""
-    counted: bool = Field(description="Whether the judge was found to agree with people, so that its word counts.")
+    counted: bool = Field(description="Whether the judge agrees with people enough to count.")
     missed: bool = False
     """It would have counted, but too few of its votes could be had."""
     sentence: str

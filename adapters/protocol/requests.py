@@ -55,20 +55,24 @@ class JobOptionFields(RequestBody):
 
     adapter: str | None = Field(None, description="Name of the adapter that gets the new version.")
     system_prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
-        None, description="The version's; left out: the one that every example has."
+        None, description="The version's system prompt. Default: the one that every example has."
     )
-    strict: bool = Field(False, description="Refuse data that would be warned of.")
-    drop_long: bool = Field(False, description="Leave examples over `max_length` out; else they are refused.")
-    promote: Literal["auto", "never"] = Field("auto", description="Whether a version that passes goes live by itself.")
+    strict: bool = Field(False, description="Treat warnings of the data check as errors.")
+    drop_long: bool = Field(
+        False, description="Leave out examples longer than `max_length` instead of refusing the file."
+    )
+    promote: Literal["auto", "never"] = Field(
+        "auto", description="Whether a version that passes goes live automatically."
+    )
 
 
 class JobFields(RequestBody):
     """Body of ``POST /v1/fine_tuning/jobs``."""
 
-    model: ModelName = Field(description="The base, or a version to train on from: `brand-voice@3`.")
+    model: ModelName = Field(description="The base, or a version to continue from, such as `brand-voice@3`.")
     training_file: FileId
-    validation_file: FileId | None = Field(None, description="Held out; left out: a part of the training file is.")
-    suffix: Suffix | None = Field(None, description="Becomes the adapter's name where `adapter` is not given.")
+    validation_file: FileId | None = Field(None, description="Held-out examples. Default: a part of the training file.")
+    suffix: Suffix | None = Field(None, description="The adapter's name if `adapter` is not given.")
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] | None = None
     metadata: Metadata | None = None
     hyperparameters: Any = None
@@ -81,7 +85,7 @@ class ArmPrompt(RequestBody):
 
     system: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
     answers: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1_000)], ...] = Field(
-        (), max_length=MAX_ANSWERS, description="Told to the arm as all that there are."
+        (), max_length=MAX_ANSWERS, description="All possible answers; the arm is told them."
     )
 
 
@@ -91,29 +95,31 @@ class ArmFields(RequestBody):
     label: Label
     model: ModelName
     endpoint: OperatorsName | None = Field(
-        None, description="Name of an outside endpoint of the operator's settings; left out: this gateway."
+        None, description="Name of an outside endpoint in the operator's settings. Default: this gateway."
     )
     prompt: Any = None
-    grounding: dict[str, Any] | bool | None = Field(None, description="As `grounding` of a chat completion.")
+    grounding: dict[str, Any] | bool | None = Field(None, description="As the field `grounding` of a chat completion.")
 
 
 class EvaluationFields(RequestBody):
     """Body of ``POST /v1/evaluations``."""
 
-    model: ModelName | None = Field(None, description="The version that is judged, against the base at its best.")
+    model: ModelName | None = Field(None, description="The version to judge against the base at its best.")
     arms: Any = None
-    candidate: Label | None = Field(None, description="With `arms`: the one that is judged.")
+    candidate: Label | None = Field(None, description="With `arms`: the arm to judge.")
     bases: Any = None
     held_out: FileId = Field(description="A file with the purpose `evals` or `fine-tune`.")
     metric: Any = None
     suites: Any = None
     promote: Literal["auto", "never"] = Field(
-        "never", description="Whether a version that passes goes live by itself; needs the scope `adapters`."
+        "never", description="Whether a version that passes goes live automatically; needs the scope `adapters`."
     )
-    judge: OperatorsName | None = Field(None, description="Name of a judge of the operator's settings.")
-    max_tokens: Annotated[int, Field(strict=True, ge=1, le=8_192)] | None = Field(None, description="Longest answer.")
+    judge: OperatorsName | None = Field(None, description="Name of a judge in the operator's settings.")
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=8_192)] | None = Field(
+        None, description="Maximum length of an answer."
+    )
     repeats: Annotated[int, Field(strict=True, ge=1, le=5)] | None = Field(
-        None, description="How often each question is asked."
+        None, description="How many times each question is asked."
     )
     metadata: Metadata | None = None
 

@@ -17,13 +17,13 @@ class KeyObject(ApiModel):
     id: str
     name: str
     project: str
-    hint: str = Field(description="The key's beginning, by which its holder knows it.")
+    hint: str = Field(description="The beginning of the key, to recognise it by.")
     scopes: list[Scope]
-    adapters: list[str] | None = Field(description="Globs over adapters' names; null: all of the project.")
-    stores: list[str] | None = Field(description="Globs over vector stores' names and ids; null: all of the project.")
+    adapters: list[str] | None = Field(description="Globs over adapter names; null: all in the project.")
+    stores: list[str] | None = Field(description="Globs over vector store names and ids; null: all in the project.")
     limits: Limits
-    background: bool = Field(description="A job's key: its requests yield to callers'.")
-    parent_key_id: str | None = Field(description="The key that it was made with; revoked together with that one.")
+    background: bool = Field(description="A job's key, whose requests yield to those of callers.")
+    parent_key_id: str | None = Field(description="The key that created it; revoking that key revokes this one, too.")
     created_at: int
     expires_at: int | None
 

@@ -24,7 +24,7 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([mhdw])", re.ASCII)
 _DETAIL_CHARS: Final = 60
 
 keys = typer.Typer(
-    help="API keys: who may do what, in which project. Needs a key with the scope admin.",
+    help="Manage API keys. Needs a key with the scope admin.",
     epilog=examples(
         "hatrack keys ls", "hatrack keys create shop --project acme", "hatrack keys rm key_4f0c2m9x7q1z8b3d"
     ),
@@ -46,7 +46,7 @@ def ls(
         columns = ("ID", "NAME", "KEY", "PROJECT", "SCOPES", "ADAPTERS", "STORES", "LIMITS", "EXPIRES")
         terminal.print_table(columns, [_row(key) for key in listed])
     else:
-        typer.echo("No keys but the admin key. Make one: hatrack keys create NAME --project PROJECT")
+        typer.echo("No keys except the admin key. Create one: hatrack keys create NAME --project PROJECT")
 
 
 def _row(key: KeyObject) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def create(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, this once, alone on stdout."""
+    """Create a key and print it to stdout. It cannot be shown again."""
     limits, expires_at = _limits(limit or []), _expiry(expires)
     with terminal.reporting(as_json), HatrackClient() as client:
         made = client.keys.create(
@@ -148,7 +148,7 @@ def create(
         terminal.print_json(made)
         return
     summary = (
-        f"{made['id']} may {' '.join(made['scopes'])} in project {made['project']}. Keep it: it is not shown again."
+        f"{made['id']} may {' '.join(made['scopes'])} in project {made['project']}. Save it now: it is not shown again."
     )
     typer.echo(terminal.clean(summary), err=True)
     typer.echo(terminal.clean(made["key"]))
@@ -160,7 +160,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke a key: its next request is refused. Asks first on a terminal."""
+    """Revoke a key: its next request is refused. Asks for confirmation on a terminal."""
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Revoke {key_id}?", abort=True, err=True)
     with terminal.reporting(as_json), HatrackClient() as client:
@@ -175,9 +175,9 @@ def rm(
 def rotate_admin(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False, as_json: AsJson = False
 ) -> None:
-    """Replace the admin key, also in admin.key, and print the new one on stdout."""
+    """Replace the admin key, write the new one to admin.key and print it to stdout."""
     if not yes and sys.stdin.isatty():
-        typer.confirm("End the admin key, and the keys of the jobs that it started?", abort=True, err=True)
+        typer.confirm("Revoke the admin key and the keys of jobs that it started?", abort=True, err=True)
     with terminal.reporting(as_json), HatrackClient() as client:
         made = client.keys.rotate_admin()
     if as_json:
@@ -195,7 +195,7 @@ def audit(
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Maximum number of entries.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show who has changed what, newest first. Needs a key with the scope admin."""
+    """Show who changed what, newest first. Needs a key with the scope admin."""
     with terminal.reporting(as_json), HatrackClient() as client:
         entries = list(client.audit.list(project=project, action=action, limit=count))
     if as_json:

@@ -15,22 +15,22 @@ from service.client import ClientError, HatrackClient, JsonObject
 if TYPE_CHECKING:
     from service.client.types.gateway import Citation
 
-_HELP: Final = "/exit leaves, /reset forgets the conversation, /system TEXT sets the system prompt and forgets."
+_HELP: Final = "/exit quits, /reset clears the conversation, /system TEXT sets the system prompt and clears it."
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="The base's name, brand-voice, brand-voice@3 or brand-voice:canary.")],
     prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="One question.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer, tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Sampling temperature.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
     kb: Annotated[
-        list[str] | None, typer.Option(metavar="STORE", help="Ground answers on a knowledge base; may be repeated.")
+        list[str] | None, typer.Option(metavar="STORE", help="Ground answers in a knowledge base; repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Talk to a model. With a PROMPT, or with text on stdin, one answer; else a conversation."""
+    """Chat with a model. With PROMPT or text on stdin: print one answer. Otherwise: start a conversation."""
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     params: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # A given prompt wins over stdin, which a scheduler may leave open for ever.

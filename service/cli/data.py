@@ -32,7 +32,7 @@ def check(
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Report on a data file: format, lengths, duplicates, contradictions, personal data. Nothing is kept."""
+    """Report on a data file: format, lengths, duplicates, contradictions, personal data. The file is not stored."""
     with terminal.reporting(as_json), HatrackClient() as client:
         report = client.fine_tuning.check_data(file, max_length=max_length, strict=strict, drop_long=drop_long)
     if as_json:
@@ -49,13 +49,13 @@ def print_report(report: DataCheck) -> None:
     lengths, held = report.get("lengths"), report["held_out"]
     lines = [
         f"{report['file']}: {report['examples']} examples, format {report['format']}",
-        f"{report['trained_on']} are trained on, {held['examples']} held out ({held['source']}), "
+        f"{report['trained_on']} for training, {held['examples']} held out ({held['source']}), "
         f"{report['dropped']} left out as too long",
     ]
     if lengths:
         lines.append(
-            f"tokens each: {lengths['shortest']} to {lengths['longest']}, median {lengths['median']}, 95% up to "
-            f"{lengths['p95']}; {lengths['total']:,} in all, {lengths['trained']:,} of them trained"
+            f"tokens per example: {lengths['shortest']} to {lengths['longest']}, median {lengths['median']}, 95% up to "
+            f"{lengths['p95']}; {lengths['total']:,} in total, {lengths['trained']:,} of them trained"
         )
     lines.append(report["size"])
     for line in lines:
@@ -65,13 +65,13 @@ def print_report(report: DataCheck) -> None:
         at = ", ".join(map(str, finding["lines"])) + (" …" if finding["count"] > len(finding["lines"]) else "")
         console.print(Text(terminal.clean(f"{mark} {finding['message']} [{finding['code']}: lines {at}]"), style=style))
     if not report["findings"]:
-        console.print("nothing to object to", style="green")
+        console.print("no problems found", style="green")
     for shown in report["shown"]:
         _show(console, shown)
 
 
 def _show(console: Console, shown: ShownExample) -> None:
-    text = Text(f"\nline {shown['line']} (what is trained stands out)\n", style="dim")
+    text = Text(f"\nline {shown['line']} (trained text is highlighted)\n", style="dim")
     for piece in shown["pieces"]:
         text.append(terminal.clean(piece["text"]), style="bold green" if piece["trained"] else "dim")
     console.print(text)

@@ -35,7 +35,9 @@ def engine(
     prepare_base(settings)
     if uds is None:
         if settings.engine_key is None and not on_this_machine(f"http://{host}"):
-            console.print("[yellow]warning:[/yellow] without HATRACK_ENGINE_KEY anybody on the network may use it")
+            console.print(
+                "[yellow]warning:[/yellow] without HATRACK_ENGINE_KEY anybody on the network can use the engine"
+            )
         listen, address = ["--host", host, "--port", str(port)], f"http://{host}:{port}"
     else:
         path = uds.expanduser().absolute()
@@ -62,7 +64,7 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
     except SettingsError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"the adapter store {settings.store_dir} cannot be made: {error.strerror}")
+        fail(f"the adapter store {settings.store_dir} cannot be created: {error.strerror}")
     environment = config.environment(secrets.token_hex(16), inherited_environment(), base=base)
     if settings.engine_key is not None:
         environment["VLLM_API_KEY"] = settings.engine_key.get_secret_value()
@@ -75,11 +77,11 @@ def _make_way(path: Path) -> None:
     if not path.exists():
         return
     if not S_ISSOCK(path.stat().st_mode):
-        fail(f"{path} exists and is no socket")
+        fail(f"{path} exists but is not a socket; remove it, or choose another --uds")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
-    fail(f"somebody listens on {path} already")
+    fail(f"another process already listens on {path}; stop it, or choose another --uds")

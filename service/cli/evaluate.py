@@ -65,14 +65,14 @@ def evaluate(
     ] = None,
     judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer in tokens. [default: automatic]")
+        int | None, typer.Option(min=1, help="Maximum length of an answer, tokens. [default: automatic]")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has finished.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a version on examples that it has not seen: pass, fail, or not enough evidence.
+    """Evaluate a version on examples that it has not seen: pass, fail, or not enough evidence.
 
-    Exit codes: 0 pass (or a comparison that is done), 1 fail or no result, 4 not enough evidence.
+    Exit codes: 0 pass (or a finished comparison), 1 fail or no result, 4 not enough evidence.
     """
     if (name is None) == (not arms):
         raise typer.BadParameter("give either a version to judge or at least two --arm options, not both.")

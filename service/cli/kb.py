@@ -42,7 +42,9 @@ def create(
     if as_json:
         terminal.print_json(store)
     else:
-        typer.echo(f"{store['id']} is {terminal.clean(name)}; `hatrack kb add {terminal.clean(name)} FILE…` fills it")
+        typer.echo(
+            f"{store['id']} is {terminal.clean(name)}; add documents with `hatrack kb add {terminal.clean(name)} FILE…`"
+        )
 
 
 @app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
@@ -69,7 +71,7 @@ def list_(
     epilog=examples(
         "hatrack kb add policies docs/",
         "hatrack kb add policies returns.md --attribute region=eu --attribute year=2026",
-        "hatrack kb add policies returns.md   (again: the new text takes the old one's place)",
+        "hatrack kb add policies returns.md   (again: replaces the old text)",
     )
 )
 def add(
@@ -81,9 +83,9 @@ def add(
     keep: Annotated[bool, typer.Option("--keep", help="Keep older files with the same path.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload documents and index them; one takes the place of the older one that was added from the same path.
+    """Upload documents and index them. A document replaces an older one that was added from the same path.
 
-    A file is known by its path, seen from the directory in which this is called; it stands in the attribute `path`.
+    Files are identified by their path relative to the current directory, which is stored in the attribute `path`.
     """
     documents = dict(_documents(paths))
     if not documents:
@@ -126,7 +128,7 @@ def add(
 )
 def search(
     store: Store,
-    query: Annotated[str, typer.Argument(help="A question, or words.")],
+    query: Annotated[str, typer.Argument(help="A question or keywords.")],
     max_results: Annotated[int, typer.Option("-k", min=1, max=50, help="Maximum number of passages.")] = 5,
     filters: Annotated[
         str | None, typer.Option("--filter", metavar="JSON", help="Filter on the files' attributes.")

@@ -31,7 +31,7 @@ app = typer.Typer(
         "  HATRACK_URL      the gateway [default: OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
         "  HATRACK_KEY      the API key [default: OPENAI_API_KEY with OPENAI_BASE_URL,\n"
         "                   else admin.key under HATRACK_HOME for a gateway on this machine]\n"
-        "  HATRACK_PROJECT  the project that an admin's key acts in [default: default]\n\n"
+        "  HATRACK_PROJECT  the project in which an admin key acts [default: default]\n\n"
         "\b\nExit codes:\n"
         "  0 done   1 refused or failed   2 wrong usage   3 cannot connect   4 not enough evidence"
     ),

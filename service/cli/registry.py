@@ -242,7 +242,7 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Allow versions that are held back from live.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias at a version; requests under way keep theirs."""
+    """Point an alias to a version. Requests in progress keep the old one."""
     target = terminal.reference_argument(reference)
     if target.version is None:
         raise typer.BadParameter(f"Name a version, such as {target.name}@3.")
@@ -256,7 +256,7 @@ def rollback(
     alias: Annotated[str, typer.Option(help="The alias to move back.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias at the version that it pointed at before."""
+    """Point an alias back to its previous version."""
     name = terminal.name_argument(reference)
     with terminal.reporting(as_json), HatrackClient() as client:
         moved = client.adapters.rollback(name, alias)
@@ -267,7 +267,7 @@ def _print_moved(moved: AdapterAlias, name: str, alias: str, as_json: bool) -> N
     if as_json:
         terminal.print_json(moved)
     else:
-        typer.echo(terminal.clean(f"{name}:{alias} now points at {name}@{moved.get('version', '?')}"))
+        typer.echo(terminal.clean(f"{name}:{alias} now points to {name}@{moved.get('version', '?')}"))
 
 
 def rm(
@@ -276,7 +276,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a version, or an adapter with all its versions. Asks first on a terminal."""
+    """Delete a version, or an adapter with all its versions. Asks for confirmation on a terminal."""
     target = terminal.reference_argument(reference)
     if target.alias is not None:
         raise typer.BadParameter(f"Name a version ({target.name}@2) or the whole adapter ({target.name}).")

@@ -29,7 +29,7 @@ def revalidate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge versions again that are due: the evaluation of each one's latest verdict is run once more."""
+    """Revalidate the versions that are due: repeat the evaluation of each one's latest verdict."""
     target = None if reference is None else terminal.reference_argument(reference)
     with terminal.reporting(as_json), HatrackClient() as client:
         started, left = _begin(client, target, every)

@@ -38,7 +38,7 @@ def review(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which of two answers is better, without knowing whose they are. A judge counts once people agree with it."""
+    """Choose the better of two answers, without knowing whose they are. A judge counts only if people agree with it."""
     with terminal.reporting(as_json), HatrackClient() as client:
         if as_json or list_only:
             _list(list(client.reviews.list()), as_json)

@@ -48,8 +48,8 @@ Trains: TypeAlias = Annotated[
 def up(keep_engine: KeepEngine = None) -> None:
     """Prepare the base model, start engine, gateway and trainer, and push two sample adapters on first run.
 
-    An engine that is running already is adopted if it is just what would be started. Stays in the foreground; Ctrl-C
-    stops everything, or all but the engine with --keep-engine.
+    An engine that is already running is adopted if it matches the settings. Stays in the foreground; Ctrl-C stops
+    everything, except the engine with --keep-engine.
 
     Example: hatrack up
     """
@@ -63,10 +63,10 @@ def up(keep_engine: KeepEngine = None) -> None:
 
 
 def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
-    """Start the gateway and its engine, with --trainer the trainer too. The base model must have been prepared.
+    """Start the gateway and its engine, and with --trainer the trainer. The base model must have been prepared.
 
-    An engine that is running already is adopted if it is just what would be started, else ended. With
-    HATRACK_ENGINE_URL an engine that somebody else runs is used, and never ended.
+    An engine that is already running is adopted if it matches the settings, otherwise stopped. With HATRACK_ENGINE_URL
+    the gateway uses the engine at that address, and never stops it.
 
     Example: HATRACK_PORT=9000 hatrack serve
     """
@@ -83,7 +83,9 @@ def down(
         bool, typer.Option("--keep-engine", help="Stop only the gateway; the next one adopts the engine.")
     ] = False,
 ) -> None:
-    """End the gateway of this home, its engine and its trainer, also such as were kept or as a crash left.
+    """Stop the gateway of this HATRACK_HOME with its engine and trainer.
+
+    Also stops those that --keep-engine or a crash left running.
 
     Example: hatrack down
     """
@@ -98,14 +100,16 @@ def down(
     ended = [] if keep_engine else end_leftovers(settings.engine_dir)
     trainer = end_leftover(TrainerConfig.from_settings(settings).lock)
     if trainer is not None:
-        console.print(f"ended a trainer that was still running (process {trainer})")
+        console.print(f"stopped a trainer that was still running (process {trainer})")
     if pid is None and not ended and trainer is None:
-        console.print(f"nothing of {settings.home} was running" if not keep_engine else "no gateway was running")
+        console.print(f"nothing was running for {settings.home}" if not keep_engine else "no gateway was running")
         return
     if pid is not None:
-        console.print(f"ended the gateway (process {pid}){'; its engine was to be kept' if keep_engine else ''}")
+        console.print(
+            f"stopped the gateway (process {pid}){'; it was asked to keep its engine' if keep_engine else ''}"
+        )
     if ended:
-        console.print(f"ended an engine that was still running ({len(ended)} processes)")
+        console.print(f"stopped an engine that was still running ({len(ended)} processes)")
 
 
 def prepare_base(settings: Settings) -> None:
@@ -126,7 +130,7 @@ def train_samples(settings: Settings) -> list[Path]:
 def _child(module: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
-        fail(f"`python -m {module}` failed with exit code {done.returncode}; its reason stands above")
+        fail(f"`python -m {module}` failed with exit code {done.returncode}; see its output above")
 
 
 def read_settings(**flags: object) -> Settings:
@@ -166,7 +170,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     finally:
         lock.release()
     if not server.started:
-        fail("the gateway did not start; the log above says why")
+        fail("the gateway did not start; see the log above")
 
 
 def _first_run(settings: Settings, samples: list[Path]) -> None:
@@ -180,7 +184,7 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
                 client.wait_ready(settings.engine_start_timeout_s)
             for directory in samples:
                 pushed = client.adapters.push(directory.name, directory, settings=SAMPLE_SETTINGS)
-                console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and serves")
+                console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and ready")
         except ClientError as error:
             console.print(f"[red]✗[/red] {error}", markup=True)
             return
@@ -189,7 +193,7 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
         try_this(url, names, key_file=None if given else settings.home / "admin.key"), markup=False, soft_wrap=True
     )
     keeps = settings.keep_engine or settings.engine_url
-    console.print(f"\nCtrl-C stops {'the gateway; the engine runs on' if keeps else 'everything'}.")
+    console.print(f"\nCtrl-C stops {'the gateway; the engine keeps running' if keeps else 'everything'}.")
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:

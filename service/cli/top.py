@@ -77,7 +77,7 @@ def picture(frame: Frame, url: str, *, max_lines: int, trouble: str = "") -> Ren
     """
     parts: list[RenderableType] = [_head(frame, url), _numbers(frame)]
     if trouble:
-        parts.append(Text(f"no fresh numbers: {trouble}", style="bold red"))
+        parts.append(Text(f"cannot update: {trouble}", style="bold red"))
     parts += [Text(), _adapters(frame.adapters[:max_lines])]
     if len(frame.adapters) > max_lines:
         parts.append(Text(f"… and {len(frame.adapters) - max_lines} more", style="dim"))

@@ -15,7 +15,9 @@ from service.client import HatrackClient
 if TYPE_CHECKING:
     from service.client.types.adapters import AdapterPin
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter, brand-voice.", callback=terminal.name_argument)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The adapter, such as brand-voice.", callback=terminal.name_argument)
+]
 
 
 def split(
@@ -25,7 +27,7 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Include versions that are held back from live.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Split an alias over several versions. `hatrack promote` ends it, `hatrack rollback` takes it back."""
+    """Split an alias over several versions. `hatrack promote` ends the split, `hatrack rollback` undoes it."""
     weights = _weights(shares)
     with terminal.reporting(as_json), HatrackClient() as client:
         alias_object = client.adapters.split(name, weights, alias, force=force)
@@ -55,14 +57,14 @@ def _weights(shares: list[str]) -> dict[int, int]:
 
 
 def pin(name: Name, as_json: AsJson = False) -> None:
-    """Keep an adapter's live version loaded in the engine, wherever `live` moves."""
+    """Keep an adapter's live version loaded in the engine, even when `live` moves."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.pin(name)
     _print(shown, f"{name} is pinned: {_kept(name, shown)} kept warm", as_json)
 
 
 def unpin(name: Name, as_json: AsJson = False) -> None:
-    """Let an adapter come and go in the engine like any other."""
+    """Stop keeping the adapter loaded; the engine may unload it like any other."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.unpin(name)
     _print(shown, f"{name} is not pinned", as_json)

@@ -62,7 +62,7 @@ def train(
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter on examples and evaluate it. It serves as NAME:candidate, and goes live if it passes."""
+    """Train an adapter on examples and evaluate it. It is served as NAME:candidate, and goes live if it passes."""
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
     long_values = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
@@ -81,7 +81,7 @@ def train(
             seed=seed,
         )
         if not as_json:
-            typer.echo(f"{job['id']} trains {name} on {file.name}; `hatrack job {job['id']} --follow` shows it again")
+            typer.echo(f"{job['id']} trains {name} on {file.name}; follow it with `hatrack job {job['id']} --follow`")
         if follow:
             job = _follow(client, job["id"], quiet=as_json)
     _finish(job, as_json, followed=follow)

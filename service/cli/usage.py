@@ -36,7 +36,7 @@ def usage(
     adapter: Annotated[str | None, typer.Option(help="Only this adapter.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show requests and tokens; an admin's key sees everything, every other its own."""
+    """Show requests and tokens. An admin key sees everything, other keys only their own."""
     names = _names(by or ["adapter"])
     group_by = ["hour" if name == "day" else name for name in names]
     query: UsageQuery = {

@@ -130,7 +130,7 @@ class Adapters(Resource):
         """
         target = parse_reference(reference)
         if target.version is None:
-            raise ClientError(0, "version_missing", f"Say which version: {target.name}@3.", "reference")
+            raise ClientError(0, "version_missing", f"Name a version, such as {target.name}@3.", "reference")
         return self._point(target.name, alias, {"version": target.version}, force)
 
     def split(

@@ -91,4 +91,4 @@ class ChatStream:
                 for choice in event.get("choices") or []:
                     if text := (choice.get("delta") or {}).get("content"):
                         yield text
-        raise ClientError(200, "stream_cut", "The answer broke off: the stream ended before its end mark.")
+        raise ClientError(200, "stream_cut", "The answer is incomplete: the stream ended before its end mark.")

@@ -66,7 +66,7 @@ class HatrackClient:
         self.url: Final = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
         key = api_key if api_key is not None else settings.gateway_key(self.url)
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ClientError(0, "key_invalid", "The API key holds characters that no key of Hatrack has.")
+            raise ClientError(0, "key_invalid", "The API key must be printable ASCII; check HATRACK_KEY.")
         acts_in = project or settings.project
         http = httpx.Client(
             base_url=self.url,
@@ -220,5 +220,5 @@ def _checked_url(url: str) -> str:
     except httpx.InvalidURL as error:
         raise ClientError(0, "url_invalid", f"{url!r} is not a URL: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ClientError(0, "url_invalid", f"{url!r} is not an address of a gateway: write http://HOST:PORT.")
+        raise ClientError(0, "url_invalid", f"{url!r} is not a gateway address; use http://HOST:PORT.")
     return url

@@ -50,10 +50,12 @@ class Connection:
         response = self.checked(method, path, **options)
         value = json_body(response)
         if value is None:
-            message = f"{self.url} answered with something that is not JSON: is it a Hatrack gateway?"
+            message = f"{self.url} returned something other than JSON; is it a Hatrack gateway?"
             raise ClientError(response.status_code, "not_hatrack", message)
         if not isinstance(value, dict):
-            raise ClientError(200, "not_hatrack", f"{self.url} answered {method} {path} with no JSON object.")
+            raise ClientError(
+                200, "not_hatrack", f"{self.url} returned something other than a JSON object for {method} {path}."
+            )
         return cast(Item, value)
 
     def pages(
@@ -114,7 +116,7 @@ class Connection:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise CannotConnect(self.url, str(error) or "no answer") from error
         except httpx.TimeoutException as error:
-            message = f"{self.url} took the connection but did not answer in time."
+            message = f"{self.url} accepted the connection but did not answer in time."
             raise ClientError(0, "timeout", message) from error
         except httpx.TransportError as error:
             message = f"The connection to {self.url} broke: {str(error) or type(error).__name__}."

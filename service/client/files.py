@@ -120,7 +120,9 @@ class VectorStores(Resource):
             return stores[0]
         if stores:
             ids = ", ".join(store["id"] for store in stores)
-            raise ClientError(409, "vector_store_ambiguous", f"Several stores are named {name}: say which of {ids}.")
+            raise ClientError(
+                409, "vector_store_ambiguous", f"Several stores are named {name}; use one of these ids: {ids}."
+            )
         raise ClientError(404, "vector_store_not_found", f"There is no vector store named {name}.")
 
     def delete(self, store_id: str) -> DeletedVectorStore:

@@ -54,10 +54,10 @@ class AdapterDirectory:
 def _missing(root: Path, name: str) -> str:
     if name == WEIGHTS_FILE and (root / "adapter_model.bin").is_file():
         return (
-            f"{root} has its weights as a pickle (adapter_model.bin), which Hatrack does not read: "
+            f"{root} contains its weights as a pickle (adapter_model.bin), which Hatrack does not read; "
             "save them again with `model.save_pretrained(DIR, safe_serialization=True)`."
         )
-    return f"{root} has no {name}: give the directory that PEFT's `save_pretrained` wrote."
+    return f"{root} has no {name}; pass the directory written by PEFT's `save_pretrained`."
 
 
 def read_json_object(path: Path) -> JsonObject:
@@ -71,7 +71,7 @@ def read_json_object(path: Path) -> JsonObject:
     except (OSError, ValueError) as error:
         raise ClientError(0, "json_invalid", f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ClientError(0, "json_invalid", f"{path} holds no JSON object.")
+        raise ClientError(0, "json_invalid", f"{path} does not contain a JSON object.")
     return value
 
 

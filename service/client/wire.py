@@ -91,7 +91,7 @@ def event_of(data: bytes) -> JsonObject:
     try:
         event = json.loads(data)
     except ValueError as error:
-        raise ClientError(200, "not_hatrack", "The stream held an event that is not JSON.") from error
+        raise ClientError(200, "not_hatrack", "The stream contained an event that is not JSON.") from error
     if not isinstance(event, dict):
-        raise ClientError(200, "not_hatrack", "The stream held an event that is no JSON object.")
+        raise ClientError(200, "not_hatrack", "The stream contained an event that is not a JSON object.")
     return event

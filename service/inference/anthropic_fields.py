@@ -29,7 +29,7 @@ from service.inference.tools import parameters_schema, tool_name
 from service.inference.values import MAX_HINT_CHARS, MAX_TOKEN_ID, template_kwargs
 
 NO_FILES = "the server does not fetch URLs or open files"
-BUILT_IN = "tools that run on the server are not served"
+BUILT_IN = "tools that run on the server are not supported"
 MIN_THINKING_TOKENS = 1024
 IGNORED_MEMBERS = ("cache_control", "citations")
 """Members of a block that ask for nothing here: the engine's prefix cache needs no marks, and cites nothing."""
@@ -80,7 +80,7 @@ _BLOCKS: dict[str, dict[str, Check]] = {
 
 
 def _content(role: str) -> Check:
-    blocks = list_of(by_type(_BLOCKS[role], otherwise=f"in a message of the {role}; {BUILT_IN}, {NO_FILES}"))
+    blocks = list_of(by_type(_BLOCKS[role], otherwise=f"in a message with the role {role}; {BUILT_IN}, {NO_FILES}"))
     return either((str, text()), (list, blocks), allowed="a string or an array of blocks")
 
 
@@ -195,10 +195,10 @@ def _shared(settings: Settings) -> dict[str, Rule]:
             chat_template_kwargs=template_kwargs,
         )
         | dropped(cache_control=mapping)
-        | refused("there is one speed", "speed", neutral=("standard",))
-        | refused("the context is the caller's to manage", "context_management", "compaction", "thread")
+        | refused("there is only one speed", "speed", neutral=("standard",))
+        | refused("context management is not supported", "context_management", "compaction", "thread")
         | refused(BUILT_IN, "mcp_servers", neutral=([],))
-        | refused("workspaces and profiles are Anthropic's", "workspace_id", "user_profile_id")
+        | refused("workspaces and profiles exist only at Anthropic", "workspace_id", "user_profile_id")
         | refused("use `output_config`", "output_format")
         | GUARDED
     )
@@ -220,12 +220,12 @@ def messages_table(settings: Settings) -> Table:
         )
         | dropped(metadata=_metadata)
         | refused(BUILT_IN, "container")
-        | refused("there is one tier", "service_tier", neutral=("auto", "standard_only"))
-        | refused("the engine is where it is", "inference_geo")
-        | refused("no other model stands in for one that fails", "fallbacks", "fallback_credit_token")
-        | refused("nothing is billed here", "billing_policy")
-        | refused("the engine makes no diagnosis", "diagnostics")
-        | refused("watermarking is not served", "watermarking", neutral=(False,))
+        | refused("there is only one service tier", "service_tier", neutral=("auto", "standard_only"))
+        | refused("the location of inference cannot be chosen", "inference_geo")
+        | refused("fallback models are not supported", "fallbacks", "fallback_credit_token")
+        | refused("billing is not supported", "billing_policy")
+        | refused("diagnostics are not supported", "diagnostics")
+        | refused("watermarking is not supported", "watermarking", neutral=(False,))
     )
 
 

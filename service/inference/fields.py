@@ -97,7 +97,7 @@ GUARDED = (
     | refused("send prompts as text or token ids", "prompt_embeds")
     | refused("use `grounding`, which the gateway handles", "documents")
     | refused("only chat completions, responses and messages can be grounded", "grounding", neutral=(False,))
-    | refused("the engine's render routes are not served", "return_token_offsets", neutral=(False,))
+    | refused("the engine's render routes are not supported", "return_token_offsets", neutral=(False,))
     | refused(
         "vLLM removed it; use `structured_outputs` or `response_format`",
         *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
@@ -163,8 +163,8 @@ def _generation(settings: Settings) -> dict[str, Rule]:
             ),
         )
         | dropped(user=text(MAX_HINT_CHARS))
-        | refused("beam search is not served", "use_beam_search", neutral=(False,))
-        | refused("watermarking is not served", "watermarking", neutral=(False,))
+        | refused("beam search is not supported", "use_beam_search", neutral=(False,))
+        | refused("watermarking is not supported", "watermarking", neutral=(False,))
         | GUARDED
     )
 

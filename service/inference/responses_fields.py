@@ -42,7 +42,7 @@ from service.inference.values import (
 )
 
 STATELESS = "this server does not store responses"
-BUILT_IN = "tools that run on the server are not served"
+BUILT_IN = "tools that run on the server are not supported"
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -164,7 +164,7 @@ _tool = by_type(
                 "type": text(),
                 "name": tool_name,
                 "description": text(),
-                "format": by_type({"text": fields({"type": text()})}, otherwise="grammars are not served"),
+                "format": by_type({"text": fields({"type": text()})}, otherwise="grammars are not supported"),
             },
             required=("name",),
         ),
@@ -272,9 +272,9 @@ def responses_table(settings: Settings) -> Table:
         | refused("the engine does not keep messages", "previous_input_messages")
         | refused("the engine's own messages are not shown", "enable_response_messages", neutral=(False,))
         | refused("there is only one service tier", "service_tier", neutral=("auto", "default"))
-        | refused("the context is the caller's to manage", "context_management", neutral=([],))
+        | refused("context management is not supported", "context_management", neutral=([],))
         | refused("moderation is not supported", "moderation")
-        | refused("watermarking is not served", "watermarking", neutral=(False,))
+        | refused("watermarking is not supported", "watermarking", neutral=(False,))
         | refused("answers are text", "image", "modalities")
         | refused("access programs are not supported", "access_programs")
         | GUARDED

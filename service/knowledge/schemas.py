@@ -28,10 +28,10 @@ class VectorStore(ApiModel):
     created_at: int
     name: str | None
     description: str | None
-    usage_bytes: int = Field(description="Of its passages, their vectors and its indexes; an estimate.")
+    usage_bytes: int = Field(description="Estimated size of its passages, vectors and indexes.")
     file_counts: StoreFileCounts
     status: Literal["in_progress", "completed"] = Field(description="`in_progress` while a file is being indexed.")
-    expires_after: None = Field(description="Stores do not expire.")
+    expires_after: None = Field(description="Always null: stores do not expire.")
     expires_at: None
     last_active_at: int
     metadata: dict[str, str]
@@ -84,7 +84,7 @@ class VectorStoreFile(ApiModel):
     status: FileStatus
     last_error: IndexingError | None
     usage_bytes: int
-    attributes: dict[str, str | bool | float] = Field(description="What a search's `filters` are held against.")
+    attributes: dict[str, str | bool | float] = Field(description="Attributes that a search's `filters` compare.")
     chunking_strategy: ChunkingStrategy
     passages: IndexedPassages
 
@@ -123,7 +123,7 @@ class VectorStoreFileBatch(ApiModel):
     id: str
     created_at: int
     vector_store_id: str
-    status: FileStatus = Field(description="`failed` where every file has failed.")
+    status: FileStatus = Field(description="`failed` if every file failed.")
     file_counts: StoreFileCounts
 
 
@@ -132,10 +132,10 @@ class SearchResult(ApiModel):
 
     file_id: str
     filename: str
-    score: float = Field(description="0 to 1; of several queries, the best.")
+    score: float = Field(description="0 to 1; with several queries, the best score.")
     attributes: dict[str, str | bool | float]
     content: list[VectorStoreText]
-    passage_id: str = Field(description="What citations of a grounded answer name.")
+    passage_id: str = Field(description="The id that citations in a grounded answer use.")
 
 
 class SearchResults(ApiModel):

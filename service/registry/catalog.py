@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,19 @@ class Servable(StrEnum):
     OTHER_BASE = "other_base"
     DAMAGED = "damaged"
     CORRUPT = "corrupt"
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot serve, and what to do about it, for an error message; empty if it can."""
+        return _REASONS[self]
+
+
+_REASONS: Final[Mapping[Servable, str]] = {
+    Servable.OK: "",
+    Servable.OTHER_BASE: "it was proven on another base model (`other_base`); push an adapter for this base",
+    Servable.DAMAGED: "its files in the store are missing or damaged (`damaged`); push the same files again",
+    Servable.CORRUPT: "it failed in the engine (`corrupt`); use another version, or push it again to prove it again",
+}
 
 
 class VersionSettings(BaseModel):
@@ -189,7 +202,7 @@ class Catalog:
             raise _missing(label, param)
         if version.servable is not Servable.OK:
             raise Conflict(
-                f"the version `{entry.name}@{version.number}` cannot serve now: {version.servable.value}",
+                f"the version `{entry.name}@{version.number}` cannot serve now: {version.servable.reason}",
                 param=param,
                 code=f"version_{version.servable.value}",
             )

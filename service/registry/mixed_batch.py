@@ -20,7 +20,7 @@ ENGINE_ONLY_ERRORS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
 MAX_KNOWN: Final = 8
 """Maximum number of adapters whose answers are cached, to be used as neighbours."""
 NEIGHBOUR_DIFFERS: Final = (
-    "In one batch with another adapter the answers differ from those alone; beside the base they do not."
+    "In a batch with another adapter the answers differ from those without it; in a batch with the base they do not."
 )
 """A warning: which of the two adapters is at fault is not known."""
 
@@ -106,10 +106,10 @@ class MixedBatchCheck:
             raise
         except HatrackError as error:  # it is not known which model it is about
             raise MixedBatchDiffers(
-                f"In one batch with others the engine computes no answer: {error.message}"
+                f"In a batch with other models the engine cannot answer: {error.message}"
             ) from error
         if not all(is_finite(rows, MIXED_PROBES) for rows in answers if rows is not None):
-            raise MixedBatchDiffers("In one batch with others the log-probabilities are not all finite numbers.")
+            raise MixedBatchDiffers("In a batch with other models some log-probabilities are missing or not finite.")
         beside = None
         if neighbour is not None and answers[2] is not None:
             beside = Side(self._known[neighbour][:MIXED_PROBES], answers[2])
@@ -117,7 +117,7 @@ class MixedBatchCheck:
         try:
             return weigh_mixed_batch(*sides, beside)
         except (ProbeTokensDiffer, LogprobsNotFinite) as error:
-            raise MixedBatchDiffers(f"In one batch with others: {error.message}") from error
+            raise MixedBatchDiffers(f"In a batch with other models: {error.message}") from error
 
     async def _neighbour(self, digest: str, but: str | None = None) -> str | None:
         """A loaded adapter whose answers alone are known; where none is, the first that can be asked."""

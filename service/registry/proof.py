@@ -142,8 +142,8 @@ class Prober:
         warnings = evidence.warnings + mixed_warnings
         if not perplexity.is_long:
             warnings += (
-                f"The engine's context takes {perplexity.tokens} tokens of the plain text: "
-                f"no prompt of more than {LONG_PROMPT} tokens was asked.",
+                f"The engine's context holds only {perplexity.tokens} tokens of the plain text: "
+                f"no prompt of more than {LONG_PROMPT} tokens was tested.",
             )
         return evidence.model_copy(update={"perplexity": perplexity, "mixed_batch": mixed, "warnings": warnings})
 
@@ -161,7 +161,7 @@ class Prober:
         except TimeoutError:
             raise Unavailable(
                 f"the adapter could not be measured within {self._timeout_s:g} s (HATRACK_PROOF_TIMEOUT_S); the engine "
-                "is busy, or other proofs are ahead",
+                "is busy, or other proofs are queued; try again later",
                 retry_after=PROOF_RETRY_S,
             ) from None
 
@@ -176,8 +176,8 @@ class Prober:
             answer = await self._engine.logprobs(self._base_name, (PLAIN_TEXT,))
             if not is_finite(answer, 1):
                 raise BadGateway(
-                    "the base's log-probabilities over a long prompt are not all finite numbers: "
-                    "nothing can be proven on this engine",
+                    "some of the base's log-probabilities for a long prompt are missing or not finite; "
+                    "no adapter can be proven until the engine is restarted",
                     code=ENGINE_NOT_FINITE,
                 )
             self._plain = answer[0]
@@ -190,13 +190,17 @@ class Prober:
         try:
             answer = await self._engine.logprobs(digest, texts)
         except AdapterNotFinite as error:
-            raise LogprobsNotFinite(f"Under this adapter the engine computes no numbers: {error.message}") from error
+            raise LogprobsNotFinite(
+                f"With this adapter the engine produces NaN or infinite values: {error.message}"
+            ) from error
         except ENGINE_ONLY_ERRORS:
             raise
         except HatrackError as error:
             raise Unprocessable(f"the engine rejects this adapter: {error.message}", code="engine_refused") from error
         if not is_finite(answer, len(texts)):
-            raise LogprobsNotFinite("Under this adapter the engine's log-probabilities are not all finite numbers.")
+            raise LogprobsNotFinite(
+                "With this adapter some of the engine's log-probabilities are missing or not finite."
+            )
         return answer
 
     async def _healthy_base(self) -> Logprobs:

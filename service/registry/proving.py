@@ -79,7 +79,7 @@ class Proving:
         perplexity = evidence.perplexity
         if perplexity is not None and perplexity.refuses and not is_served:
             raise PerplexityTooHigh(
-                f"Under this adapter the perplexity of plain text is {perplexity.ratio:,.0f} times the base's "
+                f"With this adapter the perplexity of plain text is {perplexity.ratio:,.0f} times the base's "
                 f"({perplexity.adapter:.3g} instead of {perplexity.base:.3g}): it is no longer a language model. "
                 f"Less than {REFUSE_RATIO:,.0f} times is allowed.",
                 param="weights",

@@ -67,9 +67,9 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 CurrentCaller = Annotated[Caller, Depends(needs(Scope.ADAPTERS))]
 CurrentActor = Annotated[Actor, Depends(actor)]
 CurrentRegistry = Annotated[Registry, Depends(registry)]
-After = Annotated[str | None, Query(max_length=64, description="The `last_id` of the page before.")]
+After = Annotated[str | None, Query(max_length=64, description="The `last_id` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
-Force = Annotated[bool, Query(description="Delete even if aliases point there; the aliases are deleted, too.")]
+Force = Annotated[bool, Query(description="Delete even if aliases point to it; the aliases are deleted, too.")]
 InState = Annotated[
     RevalidationState | None,
     Query(description="Only versions whose verdict still holds (`fresh`), is `due` for revalidation, or has `failed`."),
@@ -104,7 +104,7 @@ async def push(
     caller: CurrentCaller,
     actor: CurrentActor,
     registry: CurrentRegistry,
-    wait: Annotated[bool, Query(description="Answer only when the version is proven; otherwise at once.")] = True,
+    wait: Annotated[bool, Query(description="Respond only once the version is proven; otherwise at once.")] = True,
 ) -> JSONResponse:
     """Upload a version and prove that the engine serves it.
 

@@ -33,7 +33,7 @@ JSON_TYPES: Final[Mapping[type, str]] = {float: "number", int: "integer"}
 STOP: Final = {"type": "string", "minLength": 1, "maxLength": 256}
 SAMPLING_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "Defaults of request fields; what a request sends itself wins.",
+    "description": "Defaults of request fields; values in the request take precedence.",
     "properties": {
         **{
             field: {"type": JSON_TYPES[kind], "minimum": minimum, "maximum": maximum}
@@ -122,7 +122,7 @@ class AliasRequest(BaseModel):
         description="Move the alias only if it points to this version now (null: only if it does not exist). "
         "Left out: wherever it points.",
     )
-    force: bool = Field(False, description="`live` moves to versions that are held back from it, too.")
+    force: bool = Field(False, description="Move `live` even to versions that are held back from it.")
 
     @property
     def target(self) -> AliasTarget:
@@ -164,8 +164,8 @@ class VerdictRequest(BaseModel):
     verdict: VerdictResult
     sentence: str = Field(min_length=1, max_length=4000, description="The verdict in words.")
     metric: str = Field(min_length=1, max_length=64)
-    examples: int = Field(ge=0, le=2**53, description="How many examples it was judged on.")
-    kind: VerdictKind = Field(description="What asked for it.")
+    examples: int = Field(ge=0, le=2**53, description="Number of examples that it was judged on.")
+    kind: VerdictKind = Field(description="What triggered the evaluation.")
     evaluation_id: str | None = Field(None, min_length=1, max_length=64)
     files: VerdictFiles = Field(default_factory=VerdictFiles)
     evaluation: dict[str, Any] | None = Field(
@@ -275,8 +275,8 @@ class AdapterVerdict(ApiModel):
     verdict: VerdictResult
     sentence: str = Field(description="The verdict in words.")
     metric: str
-    examples: int = Field(description="How many examples it was judged on.")
-    kind: VerdictKind = Field(description="What asked for it.")
+    examples: int = Field(description="Number of examples that it was judged on.")
+    kind: VerdictKind = Field(description="What triggered the evaluation.")
     evaluation_id: str | None
     files: dict[Literal["report", "page", "held_out"], str] = Field(description="Ids of files.")
     base: Fingerprint = Field(description="The base as it was served meanwhile.")

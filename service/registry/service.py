@@ -266,7 +266,7 @@ class Registry:
             raise Conflict(f"the version `{name}@{row.number}` is still being proven", code="version_not_ready")
         if servable in (Servable.OTHER_BASE, Servable.DAMAGED):
             raise Conflict(
-                f"the version `{name}@{row.number}` cannot be proven: {servable.value}",
+                f"the version `{name}@{row.number}` cannot be proven: {servable.reason}",
                 code=f"version_{servable.value}",
             )
         try:

@@ -129,7 +129,7 @@ class RegistryState:
         servable = (await self.servability([row]))[row.id]
         if servable is not Servable.OK:
             raise Conflict(
-                f"the version `{name}@{row.number}` cannot serve now: {servable.value}",
+                f"the version `{name}@{row.number}` cannot serve now: {servable.reason}",
                 code=f"version_{servable.value}",
             )
 
@@ -303,7 +303,7 @@ def held_back_reason(row: VersionRow) -> dict[str, Any] | None:
         return None
     return {
         "code": PerplexityTooHigh.code,
-        "message": f"the perplexity of plain text under it is {perplexity.ratio:,.0f} times the base's",
+        "message": f"with it, the perplexity of plain text is {perplexity.ratio:,.0f} times the base's",
         "ratio": perplexity.ratio,
         "limit": HOLD_BACK_RATIO,
     }

@@ -251,7 +251,7 @@ def resolve(catalog: Catalog, caller: Caller, model: str, param: str) -> Resolve
         raise Conflict(f"the version `{name}` cannot serve now", param=param)
     if version.servable is not Servable.OK:
         raise Conflict(
-            f"the version `{name}` cannot serve now: {version.servable.value}",
+            f"the version `{name}` cannot serve now: {version.servable.reason}",
             param=param,
             code=f"version_{version.servable.value}",
         )

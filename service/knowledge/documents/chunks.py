@@ -58,7 +58,7 @@ def split(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -
         for stretch in _stretches(section.text):
             for begin, end, repeats in _spans(stretch, tokens(stretch), size, overlap):
                 if number >= MAX_PASSAGES:
-                    raise invalid(f"it makes more than {MAX_PASSAGES} passages: split it")
+                    raise invalid(f"it has more than {MAX_PASSAGES} passages, the maximum; split it")
                 yield PassageText(number, section.path, stretch[begin:end], repeats, section.attributes)
                 number += 1
 

@@ -24,14 +24,14 @@ def read_pdf(data: bytes, budget: Budget) -> Iterator[Block]:
     try:
         reader = PdfReader(BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise invalid("it is encrypted")
+            raise invalid("it is encrypted; upload it without a password")
         pages = len(reader.pages)
     except (FileNotDecryptedError, DependencyError) as error:
-        raise invalid("it is encrypted") from error
+        raise invalid("it is encrypted; upload it without a password") from error
     except (*_BROKEN, ArithmeticError, RecursionError) as error:
-        raise invalid(f"it is no PDF that can be read ({type(error).__name__})") from error
+        raise invalid(f"it is not a readable PDF ({type(error).__name__})") from error
     if pages > MAX_PAGES:
-        raise invalid(f"it has {pages} pages, and may have {MAX_PAGES}: split it")
+        raise invalid(f"it has {pages} pages; at most {MAX_PAGES} are allowed; split it")
     for number in range(pages):
         try:
             text = reader.pages[number].extract_text()

@@ -55,7 +55,7 @@ def read(path: Path, kind: str) -> list[Block]:
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise invalid(f"it has {size} bytes, and may have {MAX_BYTES}: split it")
+        raise invalid(f"it has {size} bytes; at most {MAX_BYTES} are allowed; split it")
     blocks = list(_reader(kind)(path.read_bytes(), Budget()))
     if not blocks:
         raise invalid("it has no text")

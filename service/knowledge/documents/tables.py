@@ -34,7 +34,7 @@ def read_csv(data: bytes, budget: Budget, *, delimiter: str | None = None) -> It
     try:
         yield from read_rows(((f"line {rows.line_num}", row) for row in rows), budget)
     except csv.Error as error:
-        raise invalid(f"line {rows.line_num} is no CSV: {error}") from error
+        raise invalid(f"line {rows.line_num} is not valid CSV: {error}") from error
 
 
 def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iterator[Block]:
@@ -51,7 +51,7 @@ def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iter
         if not cells:
             continue
         if len(cells) > MAX_COLUMNS:
-            raise invalid(f"{name} has {len(cells)} columns, and may have {MAX_COLUMNS}")
+            raise invalid(f"{name} has {len(cells)} columns; at most {MAX_COLUMNS} are allowed")
         if header is None:
             header = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
             continue
@@ -67,13 +67,13 @@ def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise invalid(f"line {number} is no JSON: {error}") from error
+            raise invalid(f"line {number} is not valid JSON: {error}") from error
         text = value.get("text") if isinstance(value, dict) else None
         if not isinstance(text, str) or not text.strip():
-            raise invalid(f"line {number} is no object with a string `text`")
+            raise invalid(f"line {number} must be an object with a string `text`")
         title = value.get("title")
         if title is not None and not isinstance(title, str):
-            raise invalid(f"line {number}: `title` is no string")
+            raise invalid(f"line {number}: `title` must be a string")
         head = f"{' '.join(title.split())[:MAX_HEADING]}\n" if title else ""
         yield Block(budget.take(head + text.strip()), "row", 0, _attributes(value.get("metadata"), number))
 
@@ -85,9 +85,9 @@ def _attributes(value: Any, line: int) -> Mapping[str, Attribute] | None:
         raise invalid(f"line {line}: `metadata` must be an object of at most {MAX_ATTRIBUTES} keys")
     for key, one in value.items():
         if not 0 < len(key) <= MAX_KEY:
-            raise _bad(line, key, f"a key has 1 to {MAX_KEY} characters")
+            raise _bad(line, key, f"a key must have 1 to {MAX_KEY} characters")
         if not isinstance(one, str | int | float | bool) or (isinstance(one, str) and len(one) > MAX_STRING):
-            raise _bad(line, key, f"a value is a string of at most {MAX_STRING} characters, a number or a boolean")
+            raise _bad(line, key, f"a value must be a string of at most {MAX_STRING} characters, a number or a boolean")
     return value or None
 
 

@@ -97,7 +97,7 @@ class DocumentReader:
         try:
             return await self._process.stdout.readline()
         except ValueError as error:
-            raise invalid(f"it unfolds into more than {MAX_ANSWER} bytes") from error
+            raise invalid(f"its text takes more than {MAX_ANSWER} bytes, the maximum; split it") from error
 
 
 def _blocks(packed: Sequence[Sequence[Any]]) -> list[Block]:

@@ -135,8 +135,8 @@ def test_show_an_adapter_a_version_and_an_alias(hatrack: Hatrack, gateway: Gatew
 def test_promote_and_roll_back(hatrack: Hatrack, gateway: Gateway) -> None:
     gateway.add("voice")
     gateway.add("voice")
-    assert hatrack("promote", "voice@2").stdout == "voice:live now points at voice@2\n"
-    assert hatrack("promote", "voice@1", "--alias", "canary").stdout == "voice:canary now points at voice@1\n"
+    assert hatrack("promote", "voice@2").stdout == "voice:live now points to voice@2\n"
+    assert hatrack("promote", "voice@1", "--alias", "canary").stdout == "voice:canary now points to voice@1\n"
     assert gateway.adapter("voice")["aliases"] == {"live": 2, "canary": 1}
     assert json.loads(hatrack("rollback", "voice", "--json").stdout)["version"] == 1
     again = hatrack("rollback", "voice")
@@ -155,7 +155,7 @@ def test_what_is_held_back_is_shown_and_takes_force(hatrack: Hatrack, gateway: G
     refused = hatrack("promote", "voice@2")
     assert (refused.exit_code, refused.stderr) == (1, "hatrack: It is held back. [version_held_back]\n")
     assert hatrack("split", "voice", "1=9", "2=1").exit_code == 1
-    assert hatrack("promote", "voice@2", "--force").stdout == "voice:live now points at voice@2\n"
+    assert hatrack("promote", "voice@2", "--force").stdout == "voice:live now points to voice@2\n"
     assert hatrack("split", "voice", "1=9", "2=1", "--force").exit_code == 0
 
 
@@ -262,7 +262,7 @@ def test_a_conversation_remembers_until_reset(gateway: Gateway) -> None:
         gateway.say("one")
         talk.ask("first", echo=False)
         gateway.say("lost", end=b"")
-        with pytest.raises(ClientError, match="broke off"):
+        with pytest.raises(ClientError, match="incomplete"):
             talk.ask("broken", echo=False)
         gateway.say("two")
         talk.ask("second", echo=False)

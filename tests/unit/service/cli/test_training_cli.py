@@ -289,7 +289,7 @@ def test_a_hyperparameter_without_a_value_is_a_usage_error(hatrack: Hatrack, dat
 def test_the_data_check_shows_what_is_trained_and_what_is_wrong(hatrack: Hatrack, server: Server, data: Path) -> None:
     result = hatrack("data", "check", str(data), "--max-length", "64", "--strict")
     assert result.exit_code == 0
-    assert "10 are trained on, 10 held out (split)" in result.stdout
+    assert "10 for training, 10 held out (split)" in result.stdout
     assert "! twice the same [near_duplicates: lines 3]" in result.stdout
     assert "an answer" in result.stdout
     assert "max_length=64" in server.asked[-1][1]

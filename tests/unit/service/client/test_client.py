@@ -99,7 +99,7 @@ def test_push_hands_on_the_reason_of_a_refusal(client: HatrackClient, directory:
             "safe_serialization",
         ),
         (lambda root: (root / "settings.json").write_text("{"), "json_invalid", "settings.json"),
-        (lambda root: (root / "metadata.json").write_text("[]"), "json_invalid", "no JSON object"),
+        (lambda root: (root / "metadata.json").write_text("[]"), "json_invalid", "not contain a JSON object"),
     ],
 )
 def test_a_directory_that_is_no_adapter_is_refused_unsent(
@@ -135,7 +135,7 @@ def test_aliases_move_and_move_back(client: HatrackClient, gateway: Gateway) -> 
     assert client.adapters.rollback("a")["version"] == 1
     assert client.adapters.promote("a@2", "canary")["version"] == 2
     assert client.adapters.versions.retrieve("a", 2)["aliases"] == ["canary"]
-    with pytest.raises(ClientError, match="Say which version"):
+    with pytest.raises(ClientError, match="Name a version"):
         client.adapters.promote("a:canary")
 
 

@@ -72,7 +72,7 @@ async def test_a_first_version_that_is_held_back_answers_by_its_number_alone(
     assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", [])
     assert shown["held_back"] == {
         "code": "perplexity_too_high",
-        "message": "the perplexity of plain text under it is 35 times the base's",
+        "message": "with it, the perplexity of plain text is 35 times the base's",
         "ratio": pytest.approx(HELD),
         "limit": 10.0,
     }
