@@ -33,7 +33,7 @@ class ResidencySnapshot:
     cold_loads: int
     """Adapters that requests have had loaded from the disk."""
     cold_load_s: float
-    """Time that these took together, from the gate to the first byte of the first answer."""
+    """Time that these took together, from admission to the first byte of the first answer."""
     last_cold_load_s: float | None
     looks: int
     look_errors: int

@@ -1,4 +1,4 @@
-"""The gate in front of the engine and the engine's memory behind it: who waits, who is in, what is loaded."""
+"""Metrics of the admission queue and of the engine's memory: what waits, what is in the engine, what is loaded."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class AdmissionSource:
 
     name = "admission"
 
-    def __init__(self, gate: AdmissionQueue, queue_limit: int, account: MetricsAccount) -> None:
-        self._gate = gate
+    def __init__(self, queue: AdmissionQueue, queue_limit: int, account: MetricsAccount) -> None:
+        self._queue = queue
         self._queue_limit = queue_limit
         self._account = account
 
     async def families(self) -> Iterator[Family]:
         """Everything of one moment."""
-        return self._families(self._gate.snapshot())
+        return self._families(self._queue.snapshot())
 
     def _families(self, now: Snapshot) -> Iterator[Family]:
         yield metrics.QUEUED.values(_classes(now.queued, now.background_queued))
