@@ -183,13 +183,13 @@ class _BootMonitor:
         self._name = name
         self._boot = boot
         self._also_check = also_check
-        self._asked = time.monotonic()
+        self._checked_at = time.monotonic()
         self._unreached = 0
 
     async def check(self) -> None:
         """Raises EngineFailed, EngineUnreachable. One that is too busy to answer is judged by its tokens, not here."""
         self._also_check()
-        if time.monotonic() - self._asked < RECHECK_S:
+        if time.monotonic() - self._checked_at < RECHECK_S:
             return
         try:
             boot = (await self._probe.report()).get("boot")
@@ -203,4 +203,4 @@ class _BootMonitor:
             self._unreached = 0
             if boot != self._boot:
                 raise EngineFailed(f"the engine at {self._name} has been restarted")
-        self._asked = time.monotonic()
+        self._checked_at = time.monotonic()

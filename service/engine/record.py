@@ -73,19 +73,20 @@ class Signature(BaseModel):
         """64 hex digits, which the engine's plugin reports back."""
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    def differences(self, other: Signature) -> list[str]:
+    def differences(self, previous: Signature) -> list[str]:
         """The differences as phrases: flags and variables by name, versions and parts of the base with both values."""
-        differences = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(other.argv))]
-        differences += [f"the variable {name}" for name in _unequal(self.environment, other.environment)]
+        differences = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(previous.argv))]
+        differences += [f"the variable {name}" for name in _unequal(self.environment, previous.environment)]
         differences += [
-            f"{part} {_both(part, self.versions, other.versions)}" for part in _unequal(self.versions, other.versions)
+            f"{part} {_both(part, self.versions, previous.versions)}"
+            for part in _unequal(self.versions, previous.versions)
         ]
         differences += [
-            f"the base's {part} {_both(part, self.base, other.base)}" for part in _unequal(self.base, other.base)
+            f"the base's {part} {_both(part, self.base, previous.base)}" for part in _unequal(self.base, previous.base)
         ]
-        return (
-            differences if self.store == other.store else [*differences, f"the store ({self.store}, was {other.store})"]
-        )
+        if self.store != previous.store:
+            differences.append(f"the store ({self.store}, was {previous.store})")
+        return differences
 
 
 @dataclass(frozen=True, slots=True)
