@@ -12,7 +12,7 @@ from service.knowledge.documents.web import read_html
 
 
 def read_office(data: bytes, budget: Budget, *, kind: str) -> Iterator[Block]:
-    """Headings, paragraphs and tables; of a sheet a row each, as of CSV.
+    """Headings, paragraphs and tables; of a spreadsheet one block per row, as for CSV.
 
     Args:
         kind: A key of READERS.
@@ -45,12 +45,12 @@ def _read_pptx(data: bytes, budget: Budget) -> Iterator[Block]:
     for number, slide in enumerate(Presentation(BytesIO(data)).slides, 1):
         title = slide.shapes.title
         name = " ".join(title.text.split()) if title is not None and title.has_text_frame else ""
-        found = [_tidy(text) for text in _texts(shape for shape in slide.shapes if shape != title)]
+        texts = [_tidy(text) for text in _texts(shape for shape in slide.shapes if shape != title)]
         if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
-            found.append(_tidy(slide.notes_slide.notes_text_frame.text))
-        if name or any(found):
+            texts.append(_tidy(slide.notes_slide.notes_text_frame.text))
+        if name or any(texts):
             yield Block(budget.take(name)[:MAX_HEADING] or f"slide {number}", "heading", 1)
-            yield from (Block(budget.take(text)) for text in found if text)
+            yield from (Block(budget.take(text)) for text in texts if text)
 
 
 def _texts(shapes: Iterable[Any]) -> Iterator[str]:
