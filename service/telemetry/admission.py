@@ -16,7 +16,7 @@ CALLER, BACKGROUND = "caller", "background"
 
 
 class AdmissionSource:
-    """The queue, the places in the engine and the slots.
+    """Metrics of the admission queue, the requests in the engine and the LoRA slots.
 
     Args:
         queue_limit: Requests that may wait at once.
@@ -31,7 +31,7 @@ class AdmissionSource:
         self._account = account
 
     async def families(self) -> Iterator[Family]:
-        """Everything of one moment."""
+        """All metrics, from one snapshot."""
         return self._families(self._queue.snapshot())
 
     def _families(self, now: Snapshot) -> Iterator[Family]:
@@ -55,7 +55,7 @@ class AdmissionSource:
 
 
 class ResidencySource:
-    """What lies in the engine's memory, whether it runs or not, and what was loaded into it from the disk.
+    """Metrics of the adapters in the engine's memory and of loads from disk.
 
     Args:
         account: Knows under which labels an adapter's digest is shown; names of the same digest show the same.
@@ -68,7 +68,7 @@ class ResidencySource:
         self._account = account
 
     async def families(self) -> Iterator[Family]:
-        """Everything of one moment; what is resident is missing while the engine has not been asked."""
+        """All metrics, from one snapshot; those of resident adapters are missing while nothing is known of them."""
         return self._families(self._residency.snapshot())
 
     def _families(self, now: ResidencySnapshot) -> Iterator[Family]:
