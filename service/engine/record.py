@@ -91,14 +91,14 @@ class Signature(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
-    """One engine. ``pid`` is its API server's; None where the start was cut off before there was one."""
+    """An engine on record. ``pid`` is its API server's; None if the start was interrupted before there was one."""
 
     token: str
     pid: int | None = None
     signature: Signature | None = None
 
     def write(self, path: Path) -> None:
-        """Write it to a file that only its owner can read. Raises OSError."""
+        """Write the record to a file that only its owner can read. Raises OSError."""
         content = {
             "token": self.token,
             "pid": self.pid,
@@ -108,7 +108,7 @@ class EngineRecord:
 
 
 def read_record(path: Path) -> EngineRecord | None:
-    """The record, or None where there is none or it names no engine.
+    """The record; None if there is none or it names no engine.
 
     One that another version of Hatrack wrote still names its engine, so that it can be ended; its signature is None.
     """
