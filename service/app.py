@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything that lives as long as the gateway."""
+    """All components that live as long as the gateway."""
 
     settings: Settings
     database: Database
@@ -141,7 +141,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
 
 class DataPathFirst:
-    """Sends inference requests to their own app and everything else to the rest."""
+    """Routes inference requests to the data path's app and all others to FastAPI."""
 
     def __init__(self, inference: InferenceApp, rest: ASGIApp) -> None:
         self._inference = inference
@@ -156,7 +156,7 @@ class DataPathFirst:
 
 
 def build(settings: Settings) -> Parts:
-    """Make the parts and join them."""
+    """Create the components and connect them."""
     database = Database(settings.home / "hatrack.db")
     limiter = KeyLimiter()
     keys = _keys(settings, database, limiter)
@@ -265,7 +265,7 @@ def _files(settings: Settings, database: Database) -> Files:
 
 
 def engine_for(settings: Settings, base: BaseDescription) -> WatchedEngine:
-    """The engine that the settings name: one of our own, or one that somebody else runs.
+    """The engine according to the settings: managed by the gateway, or external.
 
     Raises:
         SettingsError: No vLLM is installed to run one of our own, or a flag for it is not allowed.

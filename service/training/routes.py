@@ -35,13 +35,13 @@ FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders")
 
 
 def training(request: Request) -> Training:
-    """The gateway's side of training."""
+    """The service that the composition root put on the app."""
     service: Training = request.app.state.training
     return service
 
 
 def evaluations(request: Request) -> Evaluations:
-    """The evaluation service."""
+    """The service that the composition root put on the app."""
     service: Evaluations = request.app.state.evaluations
     return service
 

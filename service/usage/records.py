@@ -55,7 +55,7 @@ class Counts:
     charged_tokens: int = 0
 
     def add(self, counts: Counts) -> None:
-        """Add ``counts`` to this one."""
+        """Add ``counts`` to these, in place."""
         self.requests += counts.requests
         self.errors += counts.errors
         self.prompt_tokens += counts.prompt_tokens
@@ -88,7 +88,7 @@ class Selection:
 
 
 def add(db: sa.Connection, rows: Mapping[RowKey, Counts]) -> None:
-    """Add counts to what is there."""
+    """Add counts to the stored rows."""
     if not rows:
         return
     statement = insert(usage)
@@ -142,6 +142,6 @@ def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
 
 
 def key_names(db: sa.Connection, key_ids: Collection[str]) -> dict[str, str]:
-    """The names of keys by id, also of revoked ones; ids that are no key's are left out."""
+    """Names of keys by id, including revoked ones; unknown ids are left out."""
     query = sa.select(keys.c.id, keys.c.name).where(keys.c.id.in_(key_ids))
     return {row.id: row.name for row in db.execute(query)}

@@ -51,7 +51,7 @@ class UsagePage(ApiModel):
 
 
 async def usage_report(request: Request) -> UsageReport:
-    """The report that the composition root put on the app."""
+    """The report service that the composition root put on the app."""
     report: UsageReport = request.app.state.usage_report
     return report
 
