@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything that lives as long as the gateway."""
+    """All components that live as long as the gateway."""
 
     settings: Settings
     database: Database
@@ -119,11 +119,8 @@ def create_app(settings: Settings) -> ASGIApp:
     api.include_router(access_router)
     api.include_router(usage_router)
     api.include_router(registry_router)
-    api.state.files, api.state.training, api.state.gate = (
-        parts.files,
-        parts.sidecar.training,
-        parts.admission.gate,
-    )
+    api.state.files, api.state.training = parts.files, parts.sidecar.training
+    api.state.admission_queue = parts.admission.queue
     api.include_router(files_router)
     if parts.knowledge is not None:
         _add_knowledge(api, parts.knowledge)
@@ -144,7 +141,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
 
 class DataPathFirst:
-    """Sends inference requests to their own app and everything else to the rest."""
+    """Routes inference requests to the data path's app and all others to FastAPI."""
 
     def __init__(self, inference: InferenceApp, rest: ASGIApp) -> None:
         self._inference = inference
@@ -159,7 +156,7 @@ class DataPathFirst:
 
 
 def build(settings: Settings) -> Parts:
-    """Make the parts and join them."""
+    """Create the components and connect them."""
     database = Database(settings.home / "hatrack.db")
     limiter = KeyLimiter()
     keys = _keys(settings, database, limiter)
@@ -168,8 +165,8 @@ def build(settings: Settings) -> Parts:
     store = Store(settings.store_dir)
     supervisor = engine_for(settings, base)
     admission = Admission(settings, supervisor.client, supervisor.on_change)
-    gated = admission.background_engine
-    registry = Registry(settings, database, store, catalog, base, gated, supervisor.restart, supervisor.client)
+    background = admission.background_engine
+    registry = Registry(settings, database, store, catalog, base, background, supervisor.restart, supervisor.client)
     supervisor.before_spawn = registry.collect
     usage = UsageAccount(database, flush_s=settings.usage_flush_s)
     refusals = Refusals(database)
@@ -189,7 +186,7 @@ def build(settings: Settings) -> Parts:
         suspect=registry.report_failure,
         saw_tokens=supervisor.saw_tokens,
         limiter=limiter,
-        gate=admission.gate,
+        admission_queue=admission.queue,
         tracer=telemetry.tracer,
         hook=grounding.hook,
         counting=admission.counting,
@@ -222,11 +219,11 @@ def build(settings: Settings) -> Parts:
 
 def _sources(parts: Parts) -> tuple[Source, ...]:
     """What `/metrics` is read from."""
-    supervisor, gate = parts.supervisor, parts.admission.gate
-    config, account = supervisor.config, parts.telemetry.account
+    supervisor, account = parts.supervisor, parts.telemetry.account
+    config = supervisor.config
     return (
         EngineSource(supervisor, supervisor.client, slots=config.slots, resident_limit=config.resident),
-        AdmissionSource(gate, parts.settings.queue_size, account),
+        AdmissionSource(parts.admission.queue, parts.settings.queue_size, account),
         ResidencySource(parts.admission.residency, account),
         LimitsSource(parts.limiter),
         UsageSource(parts.usage),
@@ -268,7 +265,7 @@ def _files(settings: Settings, database: Database) -> Files:
 
 
 def engine_for(settings: Settings, base: BaseDescription) -> WatchedEngine:
-    """The engine that the settings name: one of our own, or one that somebody else runs.
+    """The engine according to the settings: managed by the gateway, or external.
 
     Raises:
         SettingsError: No vLLM is installed to run one of our own, or a flag for it is not allowed.

@@ -200,7 +200,7 @@ class Internal(HatrackError):
 
 
 class AdapterNotFinite(HatrackError):
-    """The adapter's activations became NaN or infinite; asking again gives the same."""
+    """The adapter's activations became NaN or infinite; a retry gives the same result."""
 
     status, type, default_code = 500, "server_error", "adapter_not_finite"
     retry = False
@@ -213,14 +213,14 @@ class BadGateway(HatrackError):
 
 
 class EngineCut(BadGateway):
-    """The engine went away, or the connection to it was cut, before its answer was complete."""
+    """The connection to the engine was lost before its answer was complete."""
 
     default_code = "engine_cut"
     retry = None
 
 
 class Unavailable(HatrackError):
-    """Nothing can serve the request now; `retry_after` (seconds) says when to come back."""
+    """Nothing can serve the request now; `retry_after` (seconds) says when to retry."""
 
     status, type = 503, "server_error"
     default_code: ClassVar[str | None] = "unavailable"
@@ -236,11 +236,11 @@ class EngineUnavailable(Unavailable):
 
 
 class EngineUnreachable(EngineUnavailable):
-    """Nothing listens where the engine should."""
+    """Nothing listens at the engine's address."""
 
 
 class TrainerUnavailable(Unavailable):
-    """No trainer to ask; inference goes on."""
+    """The trainer is off or does not answer; inference is not affected."""
 
     default_code = "trainer_unavailable"
 
@@ -262,13 +262,13 @@ _STATUS: Final[tuple[tuple[type[AdapterError], type[HatrackError]], ...]] = (
 
 
 def to_http(error: AdapterError) -> HatrackError:
-    """What a client sees of an adapter's error: 422 with its code; 413, 415 and 507 where they say more."""
+    """The HTTP error for an adapter error: 422 with its code; 413, 415 or 507 where these fit better."""
     kind = next((http for cause, http in _STATUS if isinstance(error, cause)), Unprocessable)
     return kind(error.message, param=error.param, code=error.code)
 
 
 def to_hatrack_error(error: Exception, request_id: str | None) -> HatrackError:
-    """The gateway's catch-all: what a client sees of any error; an unexpected one is logged and becomes a 500."""
+    """The error that a client gets for any exception; an unexpected one is logged and becomes a 500."""
     if isinstance(error, HatrackError):
         return error
     if isinstance(error, AdapterError):

@@ -16,7 +16,7 @@ from service.training.watch import TrainerWatch
 
 
 class Health(ApiModel):
-    """The process is alive."""
+    """The gateway process is up."""
 
     status: Literal["ok"]
     version: str

@@ -75,8 +75,8 @@ def _complete(operation: dict[str, Any], route: APIRoute, method: str, schemas: 
     if route.path_format not in PUBLIC:
         # the headers that say who calls, and for which project, may be at fault whatever the route
         answers.setdefault("400", _error("`invalid_value`, or another code that says what is wrong with a field."))
-        for status, said in REFUSED.items():
-            answers.setdefault(status, _error(said))
+        for status, description in REFUSED.items():
+            answers.setdefault(status, _error(description))
         operation["security"] = [{}, {"key": []}] if route.path_format in KEYLESS else [{"key": []}]
     answers.setdefault("500", _error("The gateway failed; its log has the reason under the answer's `x-request-id`."))
 

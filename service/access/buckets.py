@@ -32,13 +32,13 @@ class Bucket:
         self._at = now
 
     def fill(self, now: float) -> None:
-        """Add what came since the last time."""
+        """Add the tokens that have accrued since the last call."""
         level = self.level + (now - self._at) * self._rate
         self.level = level if level < self.capacity else float(self.capacity)
         self._at = now
 
     def resize(self, capacity: int) -> None:
-        """Another capacity and rate; what is owed stays owed."""
+        """Change capacity and rate; tokens that were taken stay taken."""
         self.level += capacity - self.capacity
         self.capacity = capacity
         self._rate = capacity / MINUTE_S
@@ -48,16 +48,16 @@ class Bucket:
         return self.level + _ROUNDING >= (tokens if tokens < self.capacity else self.capacity)
 
     def wait_s(self, tokens: int) -> float:
-        """Seconds until it ``holds`` so many."""
+        """Seconds until ``holds`` becomes true for this amount."""
         return max(0.0, (min(tokens, self.capacity) - self.level) / self._rate)
 
     @property
     def remaining(self) -> int:
-        """Whole tokens that are there; below 0 in debt."""
+        """Whole tokens available; negative in debt."""
         return math.floor(self.level + _ROUNDING)
 
     def headers(self, kind: Kind) -> Headers:
-        """OpenAI's three headers for it."""
+        """OpenAI's three rate-limit headers for this bucket."""
         return limit_headers(kind, self.capacity, self.remaining, (self.capacity - self.level) / self._rate)
 
 

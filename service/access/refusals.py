@@ -153,8 +153,8 @@ def _write(db: sa.Connection, counted: dict[Kind, RefusalCount]) -> None:
             "path": refusals.path,
         }
         note(db, Actor(key_id, project, refusals.request_id), ACTION, reason, detail)
-    for kept in (audit.c.project == NO_PROJECT, audit.c.project != NO_PROJECT):
-        refused = sa.and_(audit.c.action == ACTION, kept)
+    for project_filter in (audit.c.project == NO_PROJECT, audit.c.project != NO_PROJECT):
+        refused = sa.and_(audit.c.action == ACTION, project_filter)
         newest_surplus = sa.select(audit.c.id).where(refused).order_by(audit.c.id.desc()).offset(MAX_KEPT).limit(1)
         last_id = db.scalar(newest_surplus)
         if last_id is not None:

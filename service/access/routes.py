@@ -78,7 +78,7 @@ class KeyRequest(BaseModel):
 
 
 async def keys(request: Request) -> Keys:
-    """The keys of this gateway."""
+    """The service that the composition root put on the app."""
     service: Keys = request.app.state.keys
     return service
 

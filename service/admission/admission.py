@@ -28,17 +28,17 @@ class Admission:
         self, settings: Settings, engine: EngineClient, on_change: Callable[[Callable[[EngineState], None]], None]
     ) -> None:
         self.residency = Residency(engine)
-        self.gate = AdmissionQueue(Policy.from_settings(settings), self.residency)
+        self.queue = AdmissionQueue(Policy.from_settings(settings), self.residency)
         self.counting = AdmissionQueue(Policy.for_counting(settings))
         """For requests that only need the engine's tokenizer."""
-        self.residency.activity = lambda: self.gate.scheduler.counts.admitted
-        self.background_engine = BackgroundEngine(engine, self.gate, settings.base_served_name)
+        self.residency.activity = lambda: self.queue.scheduler.counts.admitted
+        self.background_engine = BackgroundEngine(engine, self.queue, settings.base_served_name)
         """For proofs and warming, which yield to callers."""
         on_change(self._changed)
 
     def _changed(self, state: EngineState) -> None:
         self.residency.engine_changed(ready=state.name == "ready")
-        self.gate.engine_changed(state)
+        self.queue.engine_changed(state)
         self.counting.engine_changed(state)
 
     @asynccontextmanager

@@ -30,13 +30,13 @@ class BackgroundEngine:
 
     Args:
         engine: The engine's client.
-        gate: The queue that requests wait in.
+        queue: The queue that requests wait in.
         base_name: The base's served name; it needs no slot.
     """
 
-    def __init__(self, engine: EngineClient, gate: AdmissionQueue, base_name: str) -> None:
+    def __init__(self, engine: EngineClient, queue: AdmissionQueue, base_name: str) -> None:
         self._engine = engine
-        self._gate = gate
+        self._queue = queue
         self._base_name = base_name
 
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
@@ -82,7 +82,7 @@ class BackgroundEngine:
     @asynccontextmanager
     async def _admitted(self, adapter: str | None, tokens: int, patience_s: float = MAX_WAIT_S) -> AsyncIterator[_Used]:
         request = AdmissionRequest(PROJECT, KEY, adapter, tokens, background=True, prompt=tokens)
-        place = await self._gate.enter(request, asyncio.get_running_loop().time() + patience_s)
+        place = await self._queue.enter(request, asyncio.get_running_loop().time() + patience_s)
         used = _Used()
         try:
             yield used

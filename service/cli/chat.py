@@ -53,7 +53,7 @@ def chat(
 
 
 class Conversation:
-    """What was said so far, with one model."""
+    """The messages exchanged with one model."""
 
     def __init__(self, client: HatrackClient, model: str, system: str | None, params: dict[str, Any]) -> None:
         self.model = model
@@ -65,9 +65,9 @@ class Conversation:
         self.reset(system)
 
     def reset(self, system: str | None = None) -> None:
-        """Forget what was said; keep the system prompt unless a new one is given."""
-        kept = [message for message in self._messages if message["role"] == "system"]
-        self._messages = [{"role": "system", "content": system}] if system else kept
+        """Remove all messages, and the system prompt if a new one is given."""
+        system_messages = [message for message in self._messages if message["role"] == "system"]
+        self._messages = [{"role": "system", "content": system}] if system else system_messages
 
     def ask(self, question: str, *, echo: bool = True) -> str:
         """Put a question, print the answer as it comes, and remember both.

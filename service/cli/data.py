@@ -44,7 +44,7 @@ def check(
 
 
 def print_report(report: DataCheck) -> None:
-    """The quality report for a person."""
+    """Print the quality report for people."""
     console = Console(highlight=False)
     lengths, held = report.get("lengths"), report["held_out"]
     lines = [

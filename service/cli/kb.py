@@ -242,13 +242,13 @@ def _index(
     with _bars(*bar, TextColumn("{task.description}", markup=False), quiet=quiet) as progress:
         task = progress.add_task("", total=None)
         for batch in client.vector_stores.file_batches.create(store_id, files):
-            seen: Sequence[VectorStoreFile] = []
-            for seen in client.vector_stores.file_batches.poll(store_id, batch["id"]):
-                counts = [_count(file) for file in [*done, *seen]]
+            batch_files: Sequence[VectorStoreFile] = []
+            for batch_files in client.vector_stores.file_batches.poll(store_id, batch["id"]):
+                counts = [_count(file) for file in [*done, *batch_files]]
                 indexed = sum(indexed for indexed, _ in counts)
                 total = sum(total or 1 for _, total in counts)  # a file that is not read yet counts as one passage
-                progress.update(task, total=total, completed=indexed, description=_why_it_waits(seen))
-            done += seen
+                progress.update(task, total=total, completed=indexed, description=_why_it_waits(batch_files))
+            done += batch_files
     return done
 
 

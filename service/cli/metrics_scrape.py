@@ -21,7 +21,7 @@ Samples = Mapping[str, Mapping[Labels, float]]
 
 @dataclass(frozen=True, slots=True)
 class AdapterStats:
-    """One version of one adapter; rates are a second, times in seconds, None where nothing was seen."""
+    """One adapter version. Rates are per second, times in seconds; None: nothing was observed."""
 
     project: str
     adapter: str
@@ -38,7 +38,7 @@ class AdapterStats:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything that one picture shows; rates are a second over ``window_s``, None is not known."""
+    """Everything that `hatrack top` shows at a time. Rates are per second over ``window_s``; None: unknown."""
 
     window_s: float
     version: str
@@ -71,7 +71,7 @@ class Frame:
 
 
 def parse(text: str) -> Samples:
-    """Samples by name and labels.
+    """The samples of a text in the Prometheus format, by name and labels.
 
     Raises:
         ClientError: It is not Prometheus' text, or not of a gateway.
@@ -89,13 +89,13 @@ def parse(text: str) -> Samples:
 
 
 class ScrapeWindow:
-    """The scrapes of the last WINDOW_S seconds; rates and quantiles are over all of it."""
+    """The scrapes of the last WINDOW_S seconds, over which rates and quantiles are computed."""
 
     def __init__(self) -> None:
         self._scrapes: deque[tuple[float, Samples]] = deque(maxlen=MAX_SCRAPES)
 
     def add(self, samples: Samples, at: float | None = None) -> None:
-        """Take one more; ``at`` is seconds on a clock that only grows."""
+        """Add a scrape; ``at`` is seconds on a monotonic clock."""
         now = time.monotonic() if at is None else at
         self._scrapes.append((now, samples))
         while len(self._scrapes) > 2 and now - self._scrapes[0][0] > WINDOW_S:
@@ -103,20 +103,20 @@ class ScrapeWindow:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Time between the first and the last scrape, s."""
         return self._scrapes[-1][0] - self._scrapes[0][0]
 
     def now(self, name: str, **labels: str) -> float | None:
-        """The sum of the newest values with these labels; None where there are none."""
+        """The sum of the latest values with these labels; None if there are none."""
         values = [value for _, value in _matching(self._scrapes[-1][1], name, labels)]
         return sum(values) if values else None
 
     def labels(self, name: str) -> list[dict[str, str]]:
-        """The label sets that a metric has now."""
+        """The label sets of a metric in the latest scrape."""
         return [dict(labels) for labels in self._scrapes[-1][1].get(name, {})]
 
     def increase(self, name: str, **labels: str) -> float:
-        """By how much counters have grown in the window; one that was set back has started anew."""
+        """By how much the counters with these labels have grown; a counter that decreased has restarted at 0."""
         before = self._scrapes[0][1].get(name, {})
         total = 0.0
         for key, value in _matching(self._scrapes[-1][1], name, labels):
@@ -125,11 +125,11 @@ class ScrapeWindow:
         return total
 
     def rate(self, name: str, **labels: str) -> float:
-        """How much counters grow, a second; 0 where there is only one scrape."""
+        """The counters' growth per second; 0 if there is only one scrape."""
         return self.increase(name, **labels) / self.seconds if self.seconds > 0 else 0.0
 
     def quantile(self, share: float, name: str, **labels: str) -> float | None:
-        """Prometheus' histogram_quantile over the window: linear within a bucket. None where nothing was observed."""
+        """Prometheus' histogram_quantile over the window, linear within a bucket; None if nothing was observed."""
         bounds = sorted(
             {float(dict(key)["le"]) for key, _ in _matching(self._scrapes[-1][1], f"{name}_bucket", labels)}
         )
@@ -156,7 +156,7 @@ def _matching(samples: Samples, name: str, labels: dict[str, str]) -> Iterator[t
 
 
 def read_frame(window: ScrapeWindow) -> Frame:
-    """What the window has to say."""
+    """The values to show, computed from the window."""
     build = (window.labels("hatrack_build_info") or [{}])[0]
     state = next(
         (row["state"] for row in window.labels("hatrack_engine_state") if window.now("hatrack_engine_state", **row)),

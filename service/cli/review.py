@@ -75,31 +75,31 @@ def _kappa(agreement: Agreement) -> str:
 def _ask(client: HatrackClient, evaluation: str | None) -> None:
     console = Console(highlight=False)
     skipped: str | None = None
-    seen = 0
+    reviewed = 0
     while True:
         answer = client.reviews.next(evaluation, after=skipped)
         pair = answer.get("review")
         if pair is None:
-            _end(client, evaluation or answer.get("evaluation"), skipped is not None, seen)
+            _end(client, evaluation or answer.get("evaluation"), skipped is not None, reviewed)
             return
         evaluation = str(pair["evaluation"])
         show(console, pair, int(answer["reviewed"]), int(answer["total"]))
         key = _key()
         if key == QUIT:
-            typer.echo(f"{seen} reviewed. Run `hatrack review {evaluation}` to continue.")
+            typer.echo(f"{reviewed} reviewed. Run `hatrack review {evaluation}` to continue.")
             return
         if key == SKIP:
             skipped = str(pair["id"])
             continue
         client.reviews.choose(pair["id"], KEYS[key])
-        seen += 1
+        reviewed += 1
 
 
-def _end(client: HatrackClient, evaluation: object, skipped: bool, seen: int) -> None:
+def _end(client: HatrackClient, evaluation: object, skipped: bool, reviewed: int) -> None:
     if evaluation is None:
         typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
         return
-    typer.echo(f"{seen} reviewed." + (" Skipped pairs will be shown again next time." if skipped else ""))
+    typer.echo(f"{reviewed} reviewed." + (" Skipped pairs will be shown again next time." if skipped else ""))
     for queue in client.reviews.list():
         if queue["id"] == evaluation and queue["final"]:
             typer.echo(terminal.clean(str(queue["sentence"])))

@@ -197,7 +197,7 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
-    """The three commands that a newcomer tries first."""
+    """Three commands to try first, as text to print."""
     question = "Where is my parcel?"
     first, last = models[min(1, len(models) - 1)], models[-1]
     body = orjson.dumps(

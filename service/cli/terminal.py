@@ -71,12 +71,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def clean(text: str) -> str:
-    """Text without control characters but line feed and tab: what comes over the wire must not steer the terminal."""
+    """The text without control characters except line feed and tab, which could control the terminal."""
     return "".join(char for char in text if char in "\n\t" or (char >= " " and not "\x7f" <= char <= "\x9f"))
 
 
 def size(count: Any) -> str:
-    """A number of bytes for a person."""
+    """A number of bytes in human-readable units."""
     if not isinstance(count, int):
         return "-"
     value = float(count)
@@ -88,14 +88,14 @@ def size(count: Any) -> str:
 
 
 def when(seconds: Any) -> str:
-    """A Unix time in seconds as date and minute, UTC."""
+    """A Unix time as date and time to the minute, UTC."""
     if not isinstance(seconds, int | float):
         return "-"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
 def pointers(aliases: Any) -> str:
-    """An adapter's aliases, `{"live": 3}`, as `live→3`, a split one as `live→3:90+4:10`; a version's as `live`."""
+    """An adapter's aliases, `{"live": 3}`, as `live→3`, a split as `live→3:90+4:10`; a version's as `live`."""
     if isinstance(aliases, dict):
         return " ".join(f"{name}→{_number(target)}" for name, target in sorted(aliases.items())) or "-"
     if isinstance(aliases, list):
@@ -117,7 +117,7 @@ def servable(version: AdapterVersion) -> str:
 
 
 def judged(version: AdapterVersion) -> str:
-    """What a version's verdict is worth now: `fresh`, `failed`, `due: template age`; `-` where it was never judged."""
+    """The state of a version's verdict: `fresh`, `failed`, `due: template age`; `-` if it was never judged."""
     revalidation = version.get("revalidation")
     if not revalidation:
         return "-"
@@ -126,7 +126,7 @@ def judged(version: AdapterVersion) -> str:
 
 
 def verdict(version: AdapterVersion) -> str:
-    """A version's latest verdict in a word; `-` where it was never judged."""
+    """A version's latest verdict in one word; `-` if it was never judged."""
     verdict = version.get("verdict")
     return str(verdict.get("verdict", "-")) if verdict else "-"
 

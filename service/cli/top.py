@@ -69,7 +69,7 @@ def _watch(console: Console, client: HatrackClient, window: ScrapeWindow, interv
 
 
 def picture(frame: Frame, url: str, *, max_lines: int, trouble: str = "") -> RenderableType:
-    """One frame, as something that rich prints.
+    """A frame as something that rich can print.
 
     Args:
         max_lines: Maximum number of adapters shown.

@@ -60,7 +60,7 @@ def pin(name: Name, as_json: AsJson = False) -> None:
     """Keep an adapter's live version loaded in the engine, even when `live` moves."""
     with terminal.reporting(as_json), HatrackClient() as client:
         shown = client.adapters.pin(name)
-    _print(shown, f"{name} is pinned: {_kept(name, shown)} kept warm", as_json)
+    _print(shown, f"{name} is pinned: {_pinned_versions(name, shown)} kept warm", as_json)
 
 
 def unpin(name: Name, as_json: AsJson = False) -> None:
@@ -70,7 +70,7 @@ def unpin(name: Name, as_json: AsJson = False) -> None:
     _print(shown, f"{name} is not pinned", as_json)
 
 
-def _kept(name: str, shown: AdapterPin) -> str:
+def _pinned_versions(name: str, shown: AdapterPin) -> str:
     versions = [f"{name}@{version}" for version in shown.get("versions") or []]
     return f"{', '.join(versions)} {'is' if len(versions) == 1 else 'are'}"
 

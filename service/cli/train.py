@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.cli import terminal
-from service.cli.curve import draw
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, HatrackClient
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FILE: Final = typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Examples, JSONL.")
 VERDICTS: Final = {"pass": "bold green", "fail": "bold red", "not_enough_evidence": "bold yellow"}
 COLOURS: Final = {"warn": "yellow", "error": "red"}
+EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
+"""Blocks of 0 to 8 eighths of a line's height."""
 
 
 class Promote(StrEnum):
@@ -178,7 +181,7 @@ def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> FineTuningJob
                 bar.update(task, description="judging", completed=data["done"], total=data["total"], numbers=stage)
             else:
                 _print_event(console, event)
-    for line in draw(losses):
+    for line in draw_curve(losses):
         console.print(line, markup=False)
     return client.fine_tuning.jobs.retrieve(job_id)
 
@@ -230,3 +233,32 @@ def _cost(job: FineTuningJob) -> str:
 def _money(job: FineTuningJob) -> str:
     cost = (job.get("hatrack") or {}).get("cost")
     return f"{cost:.2f}" if isinstance(cost, int | float) and cost else "-"
+
+
+def draw_curve(values: Sequence[float], *, width: int = 60, height: int = 6) -> list[str]:
+    """A curve as lines of text, the highest values at the top, labelled with the largest and the smallest mean.
+
+    Each column shows the mean of the values that fall into it.
+
+    Args:
+        values: In order; none gives no lines.
+        width: Columns of the curve; fewer values take as many columns.
+    """
+    if not values:
+        return []
+    columns = _columns(values, width)
+    low, high = min(columns), max(columns)
+    span = (high - low) or 1.0
+    levels = [round((value - low) / span * (height * 8 - 1)) + 1 for value in columns]
+    lines = []
+    for row in reversed(range(height)):
+        line = "".join(EIGHTHS[max(0, min(8, level - 8 * row))] for level in levels)
+        label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else " " * 8
+        lines.append(f"{label} │{line}")
+    return lines
+
+
+def _columns(values: Sequence[float], width: int) -> list[float]:
+    many = min(width, len(values))
+    edges = [round(column * len(values) / many) for column in range(many + 1)]
+    return [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]

@@ -23,7 +23,7 @@ def on_this_machine(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own and nobody else's."""
+    """Whether a host name or address is a loopback address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -31,7 +31,7 @@ def is_loopback(host: str) -> bool:
 
 
 def client_ip(address: str) -> IPv4Address | IPv6Address | None:
-    """A client's IP address, an IPv4 one that is mapped into IPv6 as what it is; None: it is none."""
+    """A client's IP address, with IPv4-mapped IPv6 as IPv4; None if it is not an IP address."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -40,5 +40,5 @@ def client_ip(address: str) -> IPv4Address | IPv6Address | None:
 
 
 def peer_of(ip: IPv4Address | IPv6Address) -> str:
-    """Under what name a client is counted: whoever has one IPv6 address has its whole /64."""
+    """The name that a client is counted under: its IPv4 address, or the /64 of its IPv6 address."""
     return str(ip) if isinstance(ip, IPv4Address) else str(IPv6Network((ip, 64), strict=False))

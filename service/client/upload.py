@@ -20,7 +20,7 @@ SETTINGS_FILE: Final = "settings.json"
 
 @dataclass(frozen=True, slots=True)
 class AdapterDirectory:
-    """What a directory that PEFT wrote holds of an upload; `metadata` and `settings` come from files beside it."""
+    """The parts of an upload in a PEFT output directory; `metadata` and `settings` are files in it."""
 
     config: Path
     weights: Path

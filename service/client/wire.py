@@ -48,7 +48,7 @@ class CannotConnect(ClientError):
 
 
 def json_body(response: httpx.Response) -> Any:
-    """The body as JSON, None where it is none (what a proxy or another server may send)."""
+    """The body as JSON; None if it is not JSON, as from a proxy or another server."""
     try:
         return json.loads(response.content)
     except ValueError:
@@ -56,7 +56,7 @@ def json_body(response: httpx.Response) -> Any:
 
 
 def refusal(response: httpx.Response) -> ClientError:
-    """What a response that is no success says, whoever sent it."""
+    """The error for an unsuccessful response, whoever sent it."""
     body = json_body(response)
     if isinstance(body, dict) and "error" in body:
         return error_of(response.status_code, body)

@@ -312,13 +312,13 @@ class Settings(ServerSettings, GroundingSettings):
 
     @property
     def otlp_traces(self) -> str:
-        """The URL that takes traces: `otlp_endpoint` with OTLP's path; empty where there is none."""
+        """The URL that traces are sent to: `otlp_endpoint` with OTLP's path; empty if there is none."""
         base = self.otlp_endpoint.rstrip("/")
         return base if not base or base.endswith("/v1/traces") else f"{base}/v1/traces"
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What the engine runs on, `auto` resolved."""
+        """The engine's device, with `auto` resolved."""
         if self.engine_device == "auto":
             return "cuda" if gpu_seen() else "cpu"
         return self.engine_device

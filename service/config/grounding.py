@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode
 
 
 class GroundingSettings(BaseSettings):
-    """What ``HATRACK_EMBEDDINGS_*`` and ``HATRACK_GROUNDING_*`` say."""
+    """The settings ``HATRACK_EMBEDDINGS_*`` and ``HATRACK_GROUNDING_*``."""
 
     # knowledge: the embedded stores
     knowledge: bool = Field(

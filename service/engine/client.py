@@ -40,19 +40,19 @@ class EngineResponse(PeerResponse):
     __slots__ = ()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes as they come. Raises EngineCut where the engine goes away in the middle."""
+        """The body's bytes as they arrive. Raises EngineCut if the connection is lost."""
         with _ERRORS:
             async for chunk in self._response.content.iter_any():
                 yield chunk
 
     async def read(self) -> bytes:
-        """The whole body. Raises EngineCut where the engine goes away in the middle."""
+        """The whole body. Raises EngineCut if the connection is lost."""
         with _ERRORS:
             return await self._response.read()
 
 
 class EngineClient:
-    """One engine, by the path of its socket or a URL.
+    """A client for one engine, reached by its socket or its URL.
 
     Args:
         socket: Path of the Unix socket.
@@ -129,7 +129,7 @@ class EngineClient:
             raise BadGateway("the engine's answer is not JSON") from error
 
     async def get_text(self, path: str, *, timeout_s: float = QUICK_TIMEOUT_S) -> str:
-        """GET a text, whether or not the engine counts as ready: how it is found out that it is.
+        """GET a text, even while the engine does not count as ready.
 
         Raises:
             EngineUnreachable: Nothing listens there.
@@ -153,7 +153,7 @@ class EngineClient:
         return text
 
     async def report(self, *, loaded: bool = False, timeout_s: float = QUICK_TIMEOUT_S) -> dict[str, Any]:
-        """What the plugin says of the engine. Raises as ``get_text``; BadGateway also where no plugin is there."""
+        """The report of the engine's plugin. Raises as ``get_text``; also BadGateway if there is no plugin."""
         try:
             path = PLUGIN_ROUTE + ("?loaded=1" if loaded else "")
             answer = orjson.loads(await self.get_text(path, timeout_s=timeout_s))

@@ -26,7 +26,7 @@ def check_compatibility(report: Mapping[str, Any], config: EngineConfig, base: F
         store_id: The id of the gateway's adapter store.
 
     Raises:
-        Misfit: Something differs.
+        IncompatibleEngine: Something differs.
     """
     if report.get("protocol") != PLUGIN_PROTOCOL:
         raise IncompatibleEngine(

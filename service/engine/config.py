@@ -50,7 +50,7 @@ KEEP_REQUEST = "keep"
 
 
 def require_vllm() -> None:
-    """Raises SettingsError where no vLLM is installed."""
+    """Raise SettingsError if no vLLM is installed."""
     if find_spec("vllm") is None:
         raise SettingsError("vLLM is not installed; `make setup` installs the build for this machine")
 
@@ -86,7 +86,7 @@ class EngineConfig:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> EngineConfig:
-        """Take the engine's part of the settings.
+        """Extract the engine's settings from the gateway's.
 
         Raises:
             SettingsError: An extra flag repeats one that Hatrack sets, or no vLLM is installed to run an engine with.
@@ -121,7 +121,7 @@ class EngineConfig:
 
     @property
     def socket(self) -> Path:
-        """The Unix socket that vLLM listens on; its directory is ours alone."""
+        """Path of the Unix socket that vLLM listens on; only this user may enter its directory."""
         return self.directory / "engine.sock"
 
     @property
@@ -130,16 +130,16 @@ class EngineConfig:
 
     @property
     def record(self) -> Path:
-        """What is known of the running engine, for whoever must end it or may adopt it."""
+        """Path of the record of the running engine, by which it is ended or adopted."""
         return self.directory / RECORD
 
     @property
     def keep_request(self) -> Path:
-        """A file that asks the gateway to leave the engine running when it stops this time."""
+        """Path of the file that asks the gateway to leave the engine running when it stops this time."""
         return self.directory / KEEP_REQUEST
 
     def argv(self, listen: Sequence[str] | None = None) -> list[str]:
-        """The command line. vLLM's own ``vllm`` command does not start from the CPU build; its module does.
+        """The command line. It runs vLLM's module, because the `vllm` command does not start from the CPU build.
 
         Args:
             listen: vLLM's flags of where it listens; our socket by default.
@@ -165,7 +165,7 @@ class EngineConfig:
     def environment(
         self, token: str, inherited: Mapping[str, str], *, base: Fingerprint | None = None
     ) -> dict[str, str]:
-        """The engine's environment: what it inherits but for our settings and keys, and what we set.
+        """The engine's environment: what it inherits except our settings and keys, plus our own variables.
 
         Args:
             token: The mark of this engine's processes.
@@ -198,5 +198,5 @@ class EngineConfig:
 
 
 def process_title(token: str) -> str:
-    """How the titles of the engine's children begin; they overwrite their environment with it."""
+    """The beginning of the titles of the engine's child processes, which overwrites their environment."""
     return f"hatrack-{token}"

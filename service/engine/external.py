@@ -73,7 +73,7 @@ class ExternalEngine(WatchedEngine):
         return cls(config, base, name=settings.engine_url, url=url, socket=settings.engine_socket, key=key)
 
     async def check(self) -> None:
-        """Look at the engine once, before the gateway starts. One that is not there yet is waited for later.
+        """Check the engine once, before the gateway starts. If it is not there yet, it is waited for later.
 
         Raises:
             SettingsError: What answers at its URL is no engine for this gateway, or the store cannot be written.
@@ -90,16 +90,16 @@ class ExternalEngine(WatchedEngine):
             await self._probe.close()
 
     async def start(self) -> None:
-        """Begin to look for it; returns before it is ready."""
+        """Start looking for the engine; returns before it is ready."""
         self._set_state("starting", f"looking for the engine at {self.name}")
         self._task = asyncio.create_task(self._run(), name="engine-watch")
 
     async def stop(self) -> None:
-        """Let go of it; it runs on."""
+        """Stop using the engine, which keeps running."""
         await self._shut_down()
 
     async def restart(self, reason: str) -> None:
-        """Take no more requests until somebody has restarted it, for that is not ours to do."""
+        """Send no more requests until its operator has restarted it; the gateway cannot."""
         self._rejected = (self._boot, reason)
         self._set_state("stalled", self._restart_request(reason))
 
@@ -148,7 +148,7 @@ class ExternalEngine(WatchedEngine):
         """Ask the engine what it is; returns its plugin's report.
 
         Raises:
-            Misfit: What answers there is no engine for this gateway.
+            IncompatibleEngine: What answers there is not an engine for this gateway.
             EngineUnreachable: Nothing listens there.
             EngineUnavailable: It does not answer in time.
             OSError: The store cannot be written.
@@ -183,13 +183,13 @@ class _BootMonitor:
         self._name = name
         self._boot = boot
         self._also_check = also_check
-        self._asked = time.monotonic()
+        self._checked_at = time.monotonic()
         self._unreached = 0
 
     async def check(self) -> None:
         """Raises EngineFailed, EngineUnreachable. One that is too busy to answer is judged by its tokens, not here."""
         self._also_check()
-        if time.monotonic() - self._asked < RECHECK_S:
+        if time.monotonic() - self._checked_at < RECHECK_S:
             return
         try:
             boot = (await self._probe.report()).get("boot")
@@ -203,4 +203,4 @@ class _BootMonitor:
             self._unreached = 0
             if boot != self._boot:
                 raise EngineFailed(f"the engine at {self._name} has been restarted")
-        self._asked = time.monotonic()
+        self._checked_at = time.monotonic()

@@ -13,10 +13,10 @@ import time
 from typing import Final
 
 from service.engine.client import EngineClient
-from service.engine.counters import tokens_made
 from service.errors import HatrackError
 
 COUNTERS_S: Final = 2.0
+TOKEN_COUNTERS: Final = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 CANARY_TIMEOUT_S: Final = 30.0
 CANARIES_FAILED: Final = 3
 CANARY_TEXT: Final = "The canary sings"
@@ -107,6 +107,17 @@ class LivenessMonitor:
 
     async def _tokens(self) -> float:
         try:
-            return tokens_made(await self._probe.get_text("/metrics"))
+            return _tokens_processed(await self._probe.get_text("/metrics"))
         except HatrackError:
             return -1.0
+
+
+def _tokens_processed(metrics: str) -> float:
+    """How many tokens the engine has read and written since its start, from its Prometheus text."""
+    total = 0.0
+    for line in metrics.splitlines():
+        if line.startswith(TOKEN_COUNTERS):
+            name, _, value = line.rpartition(" ")
+            if name.split("{", 1)[0] in TOKEN_COUNTERS:
+                total += float(value)
+    return total

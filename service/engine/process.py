@@ -37,7 +37,7 @@ _LOG = logging.getLogger("hatrack.engine")
 
 
 class EngineProcess:
-    """A running engine: one that this process has started, or one that it has found.
+    """A running engine, started by this process or by an earlier one.
 
     Args:
         token: The mark of all its processes.
@@ -67,11 +67,11 @@ class EngineProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Of an API server that has ended; None where it lives, or where only its own parent can know."""
+        """Exit code of the API server; None if it runs or is not a child of this process."""
         return self._child.poll() if self._child is not None else None
 
     def end(self) -> None:
-        """End it and all that belongs to it, and forget it. Blocks until they are gone."""
+        """End all of its processes, and stop tracking it. Blocks until they are gone."""
         end(self.token)
         if self._child is not None:
             with suppress(subprocess.TimeoutExpired):
@@ -79,7 +79,7 @@ class EngineProcess:
         self.release()
 
     def release(self) -> None:
-        """Forget it; it runs on."""
+        """Stop tracking it; it keeps running."""
         if self._descriptor is not None:
             self._ended.unregister(self._descriptor)
             os.close(self._descriptor)
@@ -98,7 +98,7 @@ def _open(pid: int) -> int | None:
 
 
 def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProcess:
-    """Start vLLM. What a former one left must have been ended before.
+    """Start vLLM. A previous engine must have been ended before.
 
     Args:
         config: Its flags and directories.
@@ -143,7 +143,7 @@ def _rotate(log: Path) -> None:
 
 
 def end(token: str, *, graceful: bool = True) -> list[int]:
-    """End every process that carries the token; returns the process ids that there were.
+    """End every process that carries the token; returns their process ids.
 
     Blocks until they are gone: SIGTERM first (if ``graceful``), SIGKILL for what remains after ten seconds.
     """
@@ -163,7 +163,7 @@ def end(token: str, *, graceful: bool = True) -> list[int]:
 
 
 def members(token: str) -> list[psutil.Process]:
-    """The living processes whose environment or title carries the token."""
+    """The running processes whose environment or title carries the token."""
     variable, title = f"{TOKEN_VARIABLE}={token}".encode(), process_title(token).encode()
     matching = []
     for entry in Path("/proc").iterdir():
@@ -179,7 +179,7 @@ def members(token: str) -> list[psutil.Process]:
 
 
 def end_leftovers(directory: Path) -> list[int]:
-    """End the engine that is on record in ``directory``, whoever left it; returns the process ids that there were."""
+    """End the engine on record in ``directory``, whoever started it; returns its process ids."""
     path = directory / RECORD
     record = read_record(path)
     if record is None:

@@ -73,31 +73,32 @@ class Signature(BaseModel):
         """64 hex digits, which the engine's plugin reports back."""
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    def differences(self, other: Signature) -> list[str]:
+    def differences(self, previous: Signature) -> list[str]:
         """The differences as phrases: flags and variables by name, versions and parts of the base with both values."""
-        differences = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(other.argv))]
-        differences += [f"the variable {name}" for name in _unequal(self.environment, other.environment)]
+        differences = [f"the flag {name}" for name in _unequal(_flags(self.argv), _flags(previous.argv))]
+        differences += [f"the variable {name}" for name in _unequal(self.environment, previous.environment)]
         differences += [
-            f"{part} {_both(part, self.versions, other.versions)}" for part in _unequal(self.versions, other.versions)
+            f"{part} {_both(part, self.versions, previous.versions)}"
+            for part in _unequal(self.versions, previous.versions)
         ]
         differences += [
-            f"the base's {part} {_both(part, self.base, other.base)}" for part in _unequal(self.base, other.base)
+            f"the base's {part} {_both(part, self.base, previous.base)}" for part in _unequal(self.base, previous.base)
         ]
-        return (
-            differences if self.store == other.store else [*differences, f"the store ({self.store}, was {other.store})"]
-        )
+        if self.store != previous.store:
+            differences.append(f"the store ({self.store}, was {previous.store})")
+        return differences
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
-    """One engine. ``pid`` is its API server's; None where the start was cut off before there was one."""
+    """An engine on record. ``pid`` is its API server's; None if the start was interrupted before there was one."""
 
     token: str
     pid: int | None = None
     signature: Signature | None = None
 
     def write(self, path: Path) -> None:
-        """Write it to a file that only its owner can read. Raises OSError."""
+        """Write the record to a file that only its owner can read. Raises OSError."""
         content = {
             "token": self.token,
             "pid": self.pid,
@@ -107,7 +108,7 @@ class EngineRecord:
 
 
 def read_record(path: Path) -> EngineRecord | None:
-    """The record, or None where there is none or it names no engine.
+    """The record; None if there is none or it names no engine.
 
     One that another version of Hatrack wrote still names its engine, so that it can be ended; its signature is None.
     """

@@ -33,7 +33,7 @@ class ResidencySnapshot:
     cold_loads: int
     """Adapters that requests have had loaded from the disk."""
     cold_load_s: float
-    """Time that these took together, from the gate to the first byte of the first answer."""
+    """Time that these took together, from admission to the first byte of the first answer."""
     last_cold_load_s: float | None
     looks: int
     look_errors: int
@@ -67,18 +67,18 @@ class Residency:
         self._errors = 0
 
     def is_cold(self, adapter: str) -> bool:
-        """True where the engine is known not to have ``adapter`` in its memory; False also where nothing is known."""
+        """True if the engine is known not to have loaded ``adapter``; False if unknown."""
         return self._known and adapter not in self._resident
 
     def loaded(self, adapter: str, seconds: float) -> None:
-        """The engine has read ``adapter`` from the disk and answered, ``seconds`` after that request was let in."""
+        """Record that the engine loaded ``adapter`` and answered, ``seconds`` after the request was admitted."""
         self._cold_loads += 1
         self._cold_load_s += seconds
         self._last_s = seconds
         self._resident |= {adapter}
 
     def engine_changed(self, *, ready: bool) -> None:
-        """The engine is ready, or it is not (any more): a new one has nothing in its memory that is known here."""
+        """Record whether the engine is ready; of a new engine nothing is known to be loaded."""
         if ready == self._ready:
             return
         self._ready = ready

@@ -46,13 +46,13 @@ class Supervisor(WatchedEngine):
         self._engine: EngineProcess | None = None
 
     async def start(self) -> None:
-        """Begin with the engine on record, if it may be adopted, else end it and start one."""
+        """Adopt the engine on record if possible, else end it and start a new one. Returns before it is ready."""
         self.config.keep_request.unlink(missing_ok=True)  # it was meant for a gateway that is gone
         self._set_state("starting", "starting the engine")
         self._task = asyncio.create_task(self._run(), name="engine-supervisor")
 
     async def stop(self) -> None:
-        """End the engine and everything that belongs to it; or leave it, idle, where that was asked for.
+        """End the engine and all of its processes, or leave it running if that was requested.
 
         Only a sound engine is left: nobody would adopt another.
         """
@@ -70,7 +70,7 @@ class Supervisor(WatchedEngine):
         await asyncio.to_thread(end_leftovers, self.config.directory)  # where a restart was cut off half-way
 
     async def restart(self, reason: str) -> None:
-        """Have the engine replaced by a new one; from now on requests answer 503 until that is ready."""
+        """Replace the engine by a new one; until that is ready, requests are answered with 503."""
         self._set_state("stalled", reason)
         self._restart_reason = reason
         self._restart.set()

@@ -22,7 +22,7 @@ StateName = Literal["starting", "ready", "stalled", "down"]
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What the engine does now, why, and since when (seconds since the epoch)."""
+    """The engine's state, the reason, and its beginning (Unix seconds)."""
 
     name: StateName
     reason: str
@@ -62,11 +62,11 @@ class WatchedEngine(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken now; false from the moment that the engine is known to have ended."""
+        """Whether requests are accepted; False as soon as the engine is known to have ended."""
         return self._unavailable_reason() is None
 
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
-        """Have ``listener`` called with each new state."""
+        """Register a listener for changes of state."""
         self._listeners.append(listener)
 
     def saw_tokens(self) -> None:
@@ -83,7 +83,7 @@ class WatchedEngine(ABC):
 
     @abstractmethod
     async def restart(self, reason: str) -> None:
-        """Take no more requests until the engine was replaced, because its answers are wrong."""
+        """Accept no more requests until the engine is replaced, because its answers are wrong."""
 
     @abstractmethod
     async def _run_once(self) -> None:

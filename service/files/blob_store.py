@@ -23,7 +23,7 @@ CHUNK_BYTES: Final = 1 << 20
 
 
 class Incoming(BlobWriter):
-    """One upload in progress; ``discard`` leaves nothing behind unless ``keep`` was reached.
+    """An upload in progress. ``discard`` removes it, unless ``keep`` has stored it.
 
     Args:
         store: Where it goes.
@@ -41,27 +41,27 @@ class Incoming(BlobWriter):
         return _disk_full()
 
     def chunks(self) -> Iterator[bytes]:
-        """Everything written so far, again."""
+        """Everything written so far, from the beginning."""
         offset = 0
         while data := os.pread(self._fd, CHUNK_BYTES, offset):
             yield data
             offset += len(data)
 
     def keep(self, file_id: str) -> None:
-        """Put it in its place; durable when this returns. Raises DiskFull."""
+        """Move it into the store; durable when this returns. Raises DiskFull."""
         self.finish()
         with disk_errors(_disk_full):
             self.path.rename(self._store.path(file_id))
             fsync_directory(self._store.root)
 
     def discard(self) -> None:
-        """Close it, and remove it where it was not kept. A second call does nothing."""
+        """Close it, and remove it unless it was kept. May be called twice."""
         self.close()
         self.path.unlink(missing_ok=True)
 
 
 class BlobStore:
-    """The files under ``root``; one process writes, threads of it may do so at once."""
+    """The files under ``root``, named by their ids. For one process; its threads may write at once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -90,11 +90,11 @@ class BlobStore:
         return Incoming(self, max_bytes=max_bytes)
 
     def path(self, file_id: str) -> Path:
-        """Where the bytes of ``file_id`` are, which must be an id of a row."""
+        """The path of a file's bytes; ``file_id`` must be the id of a row."""
         return self.root / file_id
 
     def remove(self, file_ids: Collection[str]) -> None:
-        """Remove the bytes; what reads one of them at this moment reads on."""
+        """Remove the bytes of these files; open readers are not affected."""
         for file_id in file_ids:
             self.path(file_id).unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ UPLOAD_HINT: Final = "send the file as multipart/form-data (with a boundary), wi
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What came beside the bytes; ``expires_after_s`` counts from the file's creation."""
+    """The fields of an upload; ``expires_after_s`` counts from the file's creation."""
 
     filename: str
     purpose: Purpose

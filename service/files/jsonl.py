@@ -30,7 +30,7 @@ FORMAT_KEYS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class LineCheck:
-    """Checks the lines of a file that is fed in pieces; stops at the fifth line that is wrong."""
+    """Checks JSON lines that are fed in chunks; stops after SHOWN_PROBLEMS invalid lines."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -39,7 +39,7 @@ class LineCheck:
         self._problems: list[str] = []
 
     def feed(self, data: bytes) -> None:
-        """Look at the lines that ``data`` completes. Raises BadRequest once there are SHOWN_PROBLEMS wrong ones."""
+        """Check the lines that ``data`` completes. Raises BadRequest after SHOWN_PROBLEMS invalid ones."""
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             self._rest += data[start:end]
@@ -52,7 +52,7 @@ class LineCheck:
             raise self._refusal()
 
     def finish(self) -> None:
-        """The file has ended. Raises BadRequest where a line is wrong, or there is none."""
+        """Check the last line. Raises BadRequest if a line is invalid, or there is none."""
         if self._rest.strip():
             self._line(bytes(self._rest))
         if self._number == 0 and not self._problems:

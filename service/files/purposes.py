@@ -10,7 +10,7 @@ from service.errors import BadRequest, Forbidden
 
 
 class Purpose(StrEnum):
-    """OpenAI's names."""
+    """The purposes of files, under OpenAI's names."""
 
     FINE_TUNE = "fine-tune"
     EVALS = "evals"
@@ -38,13 +38,13 @@ def visible(caller: Caller) -> frozenset[Purpose]:
 
 
 def demand(caller: Caller, purpose: Purpose) -> None:
-    """Raise Forbidden, naming the scope, where the caller may not see files of this purpose."""
+    """Raise Forbidden, naming the missing scope, if the caller may not see files of this purpose."""
     if purpose not in visible(caller):
         raise Forbidden(f"the API key is missing the scope `train`, which files with the purpose `{purpose}` need")
 
 
 def parse_purpose(text: str, allowed: tuple[Purpose, ...] = tuple(Purpose)) -> Purpose:
-    """The purpose of that name. Raises BadRequest where it is none of ``allowed``."""
+    """The purpose of that name. Raises BadRequest if it is not one of ``allowed``."""
     parsed = next((purpose for purpose in allowed if purpose == text), None)
     if parsed is None:
         raise BadRequest(

@@ -34,7 +34,7 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file before it is written down."""
+    """A file to be inserted."""
 
     id: str
     project: str
@@ -54,22 +54,22 @@ def now() -> int:
 
 
 def is_listed(at: int) -> sa.ColumnElement[bool]:
-    """Of files that are on the list at that time."""
+    """SQL condition on ``files``: neither deleted nor expired at the time ``at``, Unix seconds."""
     return sa.and_(files.c.deleted_at.is_(None), sa.or_(files.c.expires_at.is_(None), files.c.expires_at > at))
 
 
 def find(db: sa.Connection, caller: Caller, file_id: str) -> FileRow | None:
-    """The file, on the list and within the caller's reach; else None."""
+    """The file if it is listed and the caller may access it, else None."""
     return _fetch(db, sa.and_(_has_id(caller, file_id), is_listed(now()), accessible(caller)))
 
 
 def may_delete(db: sa.Connection, caller: Caller, file_id: str) -> bool:
-    """Whether the caller may take a file that it reaches off the list."""
+    """Whether the caller may delete a file that it may access."""
     return db.scalar(sa.select(files.c.id).where(_has_id(caller, file_id), deletable(caller))) is not None
 
 
 def find_held(db: sa.Connection, caller: Caller, file_id: str, holder: str, kind: str = "key") -> FileRow | None:
-    """The file, on the list and within the caller's reach, or held by the key (or another kind of holder); else None.
+    """The file if the caller may access it, or if ``holder``, of this ``kind``, holds it; else None.
 
     The caller must be one that may use the holder.
     """
@@ -83,7 +83,7 @@ def find_held(db: sa.Connection, caller: Caller, file_id: str, holder: str, kind
 def find_held_by_version(
     db: sa.Connection, project: str, file_id: str, may_use: Callable[[str], bool]
 ) -> FileRow | None:
-    """The project's file, kept by a version of an adapter that ``may_use`` allows; else None."""
+    """The project's file if a version of an adapter that ``may_use`` allows holds it, else None."""
     holders = sa.select(file_holds.c.holder).where(file_holds.c.file_id == file_id, file_holds.c.kind == "version")
     if not any(may_use(holder.partition("@")[0]) for holder in db.scalars(holders)):
         return None
@@ -102,7 +102,7 @@ def _fetch(db: sa.Connection, where: sa.ColumnElement[bool]) -> FileRow | None:
 def page(
     db: sa.Connection, caller: Caller, purposes: Collection[str], *, after: str | None, limit: int, newest_first: bool
 ) -> list[FileRow] | None:
-    """Up to ``limit`` files on the list, within the caller's reach.
+    """Up to ``limit`` listed files that the caller may access.
 
     None where ``after`` is no id of such a file; one that was deleted still marks its place.
     """
@@ -118,7 +118,7 @@ def page(
 
 
 def stored_bytes(db: sa.Connection, project: str) -> int:
-    """Bytes that the project's files take, those that are only held too."""
+    """Total size of the project's files, including deleted ones that are still held."""
     total = db.scalar(
         sa.select(sa.func.sum(files.c.bytes)).where(files.c.project == project, files.c.gone_at.is_(None))
     )
@@ -126,7 +126,7 @@ def stored_bytes(db: sa.Connection, project: str) -> int:
 
 
 def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int) -> None:
-    """Raise TooLarge where ``size`` more bytes of the project would be more than ``max_bytes``."""
+    """Raise TooLarge if ``size`` more bytes would exceed the project's ``max_bytes``."""
     used = stored_bytes(db, project)
     if used + size > max_bytes:
         raise TooLarge(
@@ -138,7 +138,7 @@ def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int) -> N
 
 
 def add(db: sa.Connection, new_file: NewFile) -> FileRow:
-    """Write a file down: from now on it is listed."""
+    """Insert a file, which lists it."""
     created_at = now()
     row = FileRow(
         id=new_file.id,
@@ -157,12 +157,12 @@ def add(db: sa.Connection, new_file: NewFile) -> FileRow:
 
 
 def delete(db: sa.Connection, file_id: str) -> None:
-    """Take a file off the list."""
+    """Remove a file from the list; its bytes are kept while something holds it."""
     db.execute(files.update().where(files.c.id == file_id).values(deleted_at=now()))
 
 
 def stored_ids(db: sa.Connection) -> set[str]:
-    """The ids of all files whose bytes are kept."""
+    """The ids of all files whose bytes are stored."""
     return set(db.scalars(sa.select(files.c.id).where(files.c.gone_at.is_(None))))
 
 

@@ -24,13 +24,13 @@ DOWNLOAD_HEADERS: Final = {"x-content-type-options": "nosniff", "cache-control":
 
 
 async def files(request: Request) -> Files:
-    """The files of this gateway."""
+    """The service that the composition root put on the app."""
     service: Files = request.app.state.files
     return service
 
 
 async def allowed(caller: Annotated[Caller, Depends(caller)]) -> Caller:
-    """The caller, who may see files of some purpose. Raises Forbidden."""
+    """The caller, which may see files of some purpose. Raises Forbidden."""
     visible(caller)
     return caller
 

@@ -101,11 +101,13 @@ class Files:
         }
 
     async def content(self, caller: Caller, file_id: str) -> tuple[FileRow, Path]:
-        """A file and where its bytes are; a job reads what its key, or a version that it may use, holds, on the list or
-        not: what is compared, and what a job trained on from, must be known for what it was taught.
+        """A file and the path of its bytes.
+
+        A job may also read deleted files that its key, or a version that it may use, holds.
 
         Raises:
-            NotFound, Forbidden.
+            NotFound: The file does not exist, or the caller may not access it.
+            Forbidden: The key has neither of the scopes for files.
         """
         row = await self._find(caller, file_id)
         return row, self._blobs.path(row.id)
@@ -246,7 +248,7 @@ class Files:
             raise not_found(missing, next(param for param, file_id in file_ids.items() if file_id == missing))
 
     async def collect(self) -> list[str]:
-        """Remove bytes that nothing holds any more; returns the ids of their files."""
+        """Remove the bytes of deleted files that nothing holds; returns the files' ids."""
         file_ids = await self._database.run(holds.release_unheld)
         if file_ids:
             await in_thread(self._blobs.remove, file_ids)
@@ -254,7 +256,7 @@ class Files:
 
 
 def file_object(row: FileRow) -> dict[str, Any]:
-    """A file as the API shows it: OpenAI's fields, and its digest."""
+    """The file as OpenAI's file object, plus its `sha256`."""
     return {
         "id": row.id,
         "object": "file",

@@ -20,14 +20,14 @@ from service.grounding.webhook import Webhook
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """The gateway's grounding."""
+    """The hook, and the webhook if one is configured."""
 
     hook: Hook
     webhook: Webhook | None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open meanwhile."""
+        """Close the webhook's connections on leaving."""
         try:
             yield
         finally:
@@ -36,7 +36,7 @@ class Grounding:
 
 
 def model_context(base_dir: Path) -> int | None:
-    """The context in tokens that a checkpoint says it has, which is what vLLM takes where no setting names one."""
+    """The context in tokens that a checkpoint states, which vLLM uses if no setting names one; None if unknown."""
     path = base_dir / "config.json"
     config = orjson.loads(path.read_bytes()) if path.is_file() else {}
     context = (config.get("text_config") or config).get("max_position_embeddings")
@@ -44,7 +44,7 @@ def model_context(base_dir: Path) -> int | None:
 
 
 def assemble(settings: Settings, secret: bytes, builtin_providers: Mapping[str, Provider]) -> Grounding:
-    """Make the parts and join them.
+    """Create the providers and the hook from the settings.
 
     Args:
         secret: Key of the hash that makes the delimiters around passages; must stay the same across restarts.

@@ -46,7 +46,7 @@ class Column:
 
 
 def check_filters(value: Any, path: str = "filters") -> Filters:
-    """The filter, if it is one.
+    """Check a filter and return it.
 
     Args:
         value: Parsed JSON.
@@ -119,7 +119,7 @@ def is_attribute(value: Any) -> bool:
 
 
 def mask(filters: Filters, column: Callable[[str], Column]) -> Mask:
-    """Which rows match.
+    """The rows that match, as a boolean array.
 
     Args:
         filters: As `check_filters` lets it pass.

@@ -41,7 +41,7 @@ _LOG = logging.getLogger("hatrack.grounding")
 
 
 class Hook:
-    """Grounds requests.
+    """Adds retrieved passages to requests.
 
     Args:
         providers: By the name that settings and requests use.
@@ -69,7 +69,7 @@ class Hook:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of the providers."""
         return tuple(sorted(self._providers))
 
     async def ground(

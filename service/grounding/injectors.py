@@ -79,7 +79,7 @@ class PromptInjector:
         body["messages"] = messages
 
     def cite(self, answer: bytes, citations: bytes) -> bytes:
-        """A whole answer with the top-level member `citations` (a JSON array)."""
+        """The answer, a JSON object, with the top-level member `citations` (a JSON array) added."""
         return add_citations(answer, citations)
 
     def cite_event(self, event: bytes, citations: bytes) -> bytes:
@@ -104,7 +104,7 @@ class ResponsesInjector(PromptInjector):
         body["input"] = messages
 
     def cite_event(self, event: bytes, citations: bytes) -> bytes:
-        """Inside the last event's response object."""
+        """The event with the citations added to its response object."""
         if not event.startswith(self._last):
             return event
         before, marker, after = event.partition(self._marker)
@@ -137,7 +137,7 @@ class CitationRelay:
         self._citations = citations
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes that the client may have now."""
+        """The bytes to send to the client now."""
         block = self._inner.feed(chunk)
         if not block:
             return block
@@ -146,20 +146,20 @@ class CitationRelay:
 
     @property
     def done(self) -> bool:
-        """The engine has sent its last event."""
+        """Whether the engine has sent its last event."""
         return self._inner.done
 
     @property
     def error(self) -> bytes | None:
-        """The engine's error event."""
+        """The engine's error event, if it has sent one."""
         return self._inner.error
 
     def counted(self) -> Usage | None:
-        """The engine's count."""
+        """The engine's token count, or an estimate of it."""
         return self._inner.counted()
 
     def error_event(self, error: HatrackError, request_id: str) -> bytes:
-        """The event that tells the client of an error."""
+        """The event that reports an error to the client."""
         return self._inner.error_event(error, request_id)
 
 

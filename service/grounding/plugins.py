@@ -17,7 +17,7 @@ GROUP: Final = "hatrack.grounding"
 
 
 def load_plugins() -> dict[str, Provider]:
-    """Every registered provider by its name.
+    """The providers of all installed packages, by name.
 
     Raises:
         SettingsError: One cannot be loaded, is no provider, or has a name that cannot be used.

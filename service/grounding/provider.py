@@ -76,7 +76,7 @@ class Provider(Protocol):
     """Finds passages. Any exception counts as a failure of the provider; its message never reaches a client."""
 
     async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
-        """The passages that fit best, best first, at most ``query.k``.
+        """The best matching passages, best first, at most ``query.k``.
 
         Args:
             query: The question and its constraints.

@@ -50,7 +50,7 @@ Network = IPv4Network | IPv6Network
 
 
 class WebhookFailed(HatrackError):
-    """The retriever gave no answer that can be used; the hook decides what comes of it."""
+    """The retriever gave no usable answer; the hook decides whether the request fails."""
 
     status, type, default_code = 502, "server_error", "grounding_webhook_failed"
 
@@ -79,7 +79,7 @@ def signed_headers(secret: bytes, timestamp: int, body: bytes) -> dict[str, str]
 
 
 def signing_key(secret: str) -> bytes:
-    """The key of Standard Webhooks' signature: of a secret in its own form, `whsec_` and base64, what that encodes.
+    """The HMAC key for a secret; of one in Standard Webhooks' form, `whsec_` and base64, the decoded bytes.
 
     Raises:
         SettingsError: It begins with `whsec_`, and no base64 follows.
@@ -111,7 +111,7 @@ class _WebhookResponse(BaseModel):
 
 
 def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether an IP address may be asked: one of ``networks``; where there are none, any that a host can have.
+    """Whether requests may go to an IP address: to ``networks``, or if there are none, to any host's address.
 
     Link-local addresses and METADATA are none of these without a network that names them: there, clouds give out
     credentials.
@@ -128,7 +128,7 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
 
 
 class AllowedResolver(AbstractResolver):
-    """Resolves names, and gives out those addresses alone that may be asked."""
+    """Resolves names to allowed addresses only."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._inner = ThreadedResolver()
@@ -137,7 +137,7 @@ class AllowedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The host's allowed addresses. Raises OSError where there is none."""
+        """The host's allowed addresses. Raises OSError if there is none."""
         results = await self._inner.resolve(host, port, family)
         allowed = [result for result in results if is_allowed(result["host"], self._networks)]
         if not allowed:
@@ -145,12 +145,12 @@ class AllowedResolver(AbstractResolver):
         return allowed
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Close the inner resolver."""
         await self._inner.close()
 
 
 class Webhook:
-    """Asks the retriever at ``url``.
+    """The provider that asks the retriever at ``url``.
 
     Args:
         url: Where it is.

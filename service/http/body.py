@@ -56,7 +56,7 @@ def parse(text: bytes | bytearray, param: str | None = None) -> Any:
     """The JSON value of a body, or of the part ``param`` of one, as ``load_json`` reads it.
 
     Raises:
-        BadRequest: It is not JSON, has too many values, or is nested more than MOST_LEVELS levels deep.
+        BadRequest: It is not JSON, has too many values, or is nested more than MAX_LEVELS levels deep.
     """
     value = load_json(text, param=param)
     deep = too_deep_text(text, value)

@@ -27,7 +27,7 @@ RANGE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 class Download(FileResponse):
-    """A file that a client keeps. Starlette refuses a `Range` that it cannot read or serve in plain text."""
+    """A file response. Unlike Starlette's, it refuses an invalid or unsatisfiable `Range` with a JSON error."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""

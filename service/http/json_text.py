@@ -39,7 +39,7 @@ def load_json(text: bytes | bytearray, *, param: str | None = None) -> Any:
 
 
 def why_not_json(text: bytes | bytearray, error: orjson.JSONDecodeError) -> str:
-    """What is wrong with the text, and at which byte."""
+    """Why the text is not valid JSON, and at which byte."""
     try:
         text.decode()
     except UnicodeDecodeError as wrong:

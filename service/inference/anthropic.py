@@ -115,7 +115,7 @@ class MessagesRelay(EventRelay):
 
 
 class Messages(Dialect):
-    """Anthropic's Messages."""
+    """Anthropic's Messages API."""
 
     id_header: ClassVar[bytes | None] = b"request-id"
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"stop": "stop_sequences"})

@@ -97,7 +97,7 @@ def _message(value: Any, path: str) -> None:
 
 
 def check_conversation(value: Any, path: str) -> None:
-    """Check Anthropic's messages, and drop what is null or says nothing; changes them in place.
+    """Check Anthropic's messages and drop null and empty parts; changes them in place.
 
     Raises:
         BadRequest: A message or one of its blocks is not well formed.

@@ -54,9 +54,9 @@ MAX_PATTERN_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What happens to one field.
+    """How a request's field is handled.
 
-    ``refuse`` is the reason why no request may set it; the values in ``neutral`` ask for nothing and are dropped.
+    ``refuse`` is the reason why no request may set it; the values in ``neutral`` are dropped without an error.
     """
 
     check: Check = anything
@@ -69,7 +69,7 @@ Table = Mapping[str, Rule]
 
 
 def passed(**checks: Check) -> dict[str, Rule]:
-    """Rules of fields that go to the engine once they are checked."""
+    """Rules of fields that are checked and passed to the engine."""
     return {name: Rule(check) for name, check in checks.items()}
 
 
@@ -79,7 +79,7 @@ def dropped(**checks: Check) -> dict[str, Rule]:
 
 
 def refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, Rule]:
-    """Rules of fields that no request may set, save to a ``neutral`` value."""
+    """Rules of fields that a request may only set to a ``neutral`` value."""
     return {name: Rule(forward=False, refuse=reason, neutral=neutral) for name in names}
 
 

@@ -52,7 +52,7 @@ class PromptLimit:
 
     @property
     def chars(self) -> int | None:
-        """Characters that the longest prompt of that many tokens can have; None: no limit."""
+        """Maximum characters of a prompt that fits the context; None: no limit."""
         return None if self.tokens is None else self.tokens * self.token_chars
 
     def check_ids(self, body: dict[str, Any], size: int) -> None:

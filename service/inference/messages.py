@@ -26,7 +26,7 @@ URL_PARTS = ("image_url", "audio_url", "video_url")
 
 
 def check_messages(messages: Any, path: str) -> None:
-    """Check a conversation and drop what is null or says nothing; changes the messages in place.
+    """Check a conversation and drop null and empty parts; changes the messages in place.
 
     Raises:
         BadRequest: A message or one of its parts is not well formed.

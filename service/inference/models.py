@@ -13,7 +13,7 @@ OWNER = "hatrack"
 
 
 def list_models(catalog: Catalog, caller: Caller) -> dict[str, Any]:
-    """OpenAI's list: the base first, then an entry for each adapter with a live version, oldest first."""
+    """OpenAI's list of models: the base first, then the adapters with a live version, oldest first."""
     cards = [_base(catalog)]
     for entry in catalog.served(caller):
         root = _root(ResolvedName(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS]))
@@ -30,14 +30,15 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
     """
     if model == catalog.base_name:
         return _base(catalog)
-    found = catalog.find(caller, model)
-    if isinstance(found.target, int):
+    resolved = catalog.find(caller, model)
+    entry, target = resolved.entry, resolved.target
+    if isinstance(target, int):
         catalog.resolve(caller, model)  # one that cannot serve is refused here as it is there
-        created = found.entry.created_at if model == found.entry.name else found.entry.versions[found.target].created_at
+        created = entry.created_at if model == entry.name else entry.versions[target].created_at
     else:
-        _check_servable(found.entry, found.target.versions, model)
-        created = found.entry.created_at
-    return _card(model, created, root=_root(found), parent=catalog.base_name)
+        _check_servable(entry, target.versions, model)
+        created = entry.created_at
+    return _card(model, created, root=_root(resolved), parent=catalog.base_name)
 
 
 def _check_servable(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -> None:
@@ -50,11 +51,10 @@ def _check_servable(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -
         )
 
 
-def _root(found: ResolvedName) -> str:
+def _root(resolved: ResolvedName) -> str:
     """The version behind a name; of a split, which has several, the alias."""
-    return (
-        f"{found.entry.name}@{found.target}" if isinstance(found.target, int) else f"{found.entry.name}:{found.alias}"
-    )
+    name, target = resolved.entry.name, resolved.target
+    return f"{name}@{target}" if isinstance(target, int) else f"{name}:{resolved.alias}"
 
 
 def _base(catalog: Catalog) -> dict[str, Any]:

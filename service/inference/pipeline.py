@@ -77,7 +77,7 @@ class Pipeline:
         suspect: Called with the digest of an adapter whose request failed in the engine.
         saw_tokens: Called whenever the engine sent output: a sign of life.
         limiter: Enforces the keys' limits; None: no limits.
-        gate: Fair admission; None: requests go straight to the engine.
+        admission_queue: Fair admission; None: requests go straight to the engine.
         tracer: Begins a trace for each request; None: no traces.
         hook: Retrieves passages for grounded requests; None: those are refused.
         counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
@@ -96,7 +96,7 @@ class Pipeline:
         suspect: ReportSuspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
         limiter: KeyLimiter | None = None,
-        gate: AdmissionQueue | None = None,
+        admission_queue: AdmissionQueue | None = None,
         tracer: Traces | None = None,
         hook: Hook | None = None,
         counting: AdmissionQueue | None = None,
@@ -114,7 +114,7 @@ class Pipeline:
         self._suspect = suspect
         self._saw_tokens = saw_tokens
         self._limiter = limiter
-        self._gate = gate
+        self._admission_queue = admission_queue
         self._counting = counting
         self._prompt_limit = prompt_limit or PromptLimit(settings.context)
         self._tracer = tracer
@@ -130,14 +130,14 @@ class Pipeline:
         """Answer one request. Every error is sent to the client, and every request is recorded."""
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
-        lease: Reservation | None = None
+        reservation: Reservation | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
             caller = record.caller = self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
             if self._limiter is not None:
-                lease = self._limiter.enter(caller)
+                reservation = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
             body = parse_body(raw)
             target = record.target = self._resolve(caller, body, exchange.headers)
@@ -152,15 +152,15 @@ class Pipeline:
             record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
             record.prompt = min(len(raw) // BYTES_PER_TOKEN, record.estimate)
             _name_adapter(exchange, target)
-            if lease is not None:
-                lease.charge(record.estimate)
+            if reservation is not None:
+                reservation.charge(record.estimate)
                 if options is None:
-                    exchange.add_headers(lease.headers())
+                    exchange.add_headers(reservation.headers())
             with self._admitted():
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
                 async with exchange.cancel_on_disconnect(self._timeout_s):
                     if options is not None:
-                        await self._ground(options, exchange, route, record, body, lease)
+                        await self._ground(options, exchange, route, record, body, reservation)
                     async with self._admit_structured_output(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
@@ -177,8 +177,8 @@ class Pipeline:
         except Exception as error:
             await self._fail(exchange, record, to_hatrack_error(error, exchange.request_id))
         finally:
-            if lease is not None:
-                lease.close(record.tokens)
+            if reservation is not None:
+                reservation.close(record.tokens)
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
@@ -190,7 +190,7 @@ class Pipeline:
         route: Route,
         record: Record,
         body: dict[str, Any],
-        lease: Reservation | None,
+        reservation: Reservation | None,
     ) -> None:
         """Add passages to the body, and charge their tokens to the key like the rest of the prompt."""
         caller, target, injector = record.caller, record.target, route.injector
@@ -200,9 +200,9 @@ class Pipeline:
         exchange.add_headers(list(grounded.headers))
         record.estimate += grounded.tokens
         record.prompt += grounded.tokens
-        if lease is not None:
-            lease.charge(grounded.tokens)
-            exchange.add_headers(lease.headers())
+        if reservation is not None:
+            reservation.charge(grounded.tokens)
+            exchange.add_headers(reservation.headers())
 
     def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
@@ -213,11 +213,11 @@ class Pipeline:
         return self._grammars.admitted(body, caller.project)
 
     async def _enter(self, caller: Caller, target: Target, record: Record, route: Route) -> Permit | None:
-        """Wait at the gate for a place in the engine; a route that runs no model takes one of its tokenizer's."""
-        gate = self._gate if route.salted else self._counting
-        if gate is None:
+        """Wait for a place in the engine; a route that runs no model takes one of its tokenizer's."""
+        queue = self._admission_queue if route.salted else self._counting
+        if queue is None:
             return None
-        ticket = AdmissionRequest(
+        request = AdmissionRequest(
             caller.project,
             caller.key_id,
             target.digest if route.salted else None,
@@ -227,7 +227,7 @@ class Pipeline:
         )
         arrived = asyncio.get_running_loop().time()
         try:
-            return await gate.enter(ticket, arrived + self._queue_timeout_s)
+            return await queue.enter(request, arrived + self._queue_timeout_s)
         finally:
             record.queue_s = asyncio.get_running_loop().time() - arrived
 
@@ -255,7 +255,7 @@ class Pipeline:
 
     def _payload(self, body: dict[str, Any], caller: Caller, target: Target, route: Route) -> bytes:
         """The request body for the engine: the checked fields and those that only the gateway sets."""
-        # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the gate
+        # the tokenizer is the base's: where no model runs, the engine need not load an adapter past the queue
         model = target.engine_model if route.salted else self.catalog.base_name
         payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:

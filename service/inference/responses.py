@@ -108,7 +108,7 @@ class ResponsesRelay(EventRelay):
 
 
 class Responses(Dialect):
-    """OpenAI's Responses, without a memory."""
+    """OpenAI's Responses API, without stored responses."""
 
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"max_tokens": "max_output_tokens"})
 

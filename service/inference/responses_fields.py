@@ -134,7 +134,7 @@ _items = list_of(_item, min_items=1, max_items=MAX_MESSAGES)
 
 
 def check_input(value: Any, path: str) -> None:
-    """Check a text or a list of items, and drop what is null or says nothing; changes the items in place.
+    """Check a text or a list of items and drop null and empty parts; changes the items in place.
 
     Raises:
         BadRequest: An item or one of its parts is not well formed.

@@ -12,10 +12,10 @@ STICKY_HEADER = "x-hatrack-sticky"
 
 
 def sticky(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
-    """What the caller gave of `safety_identifier`, `user`, `metadata.user_id` and the header `x-hatrack-sticky`.
+    """The first of `safety_identifier`, `user`, `metadata.user_id` and the header `x-hatrack-sticky` that is set.
 
-    The first one counts; None: there is none, and the version is drawn anew for each request. The body is not yet
-    checked: a value that is no string says nothing here, and the route's table refuses it afterwards.
+    None: none is set, and the version is drawn anew for each request. The body is not checked yet: a value that is
+    not a string is ignored here, and rejected by the route's table afterwards.
 
     Args:
         body: The parsed request.

@@ -24,7 +24,7 @@ _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fa
 
 
 def tool_name(value: Any, path: str) -> None:
-    """The name of a function, in the characters that OpenAI and Anthropic allow, and dots and colons."""
+    """A function's name: the characters that OpenAI and Anthropic allow, and dots and colons."""
     if not isinstance(value, str) or _NAME.fullmatch(value) is None:
         raise invalid_value(
             path, value, f"1 to {MAX_TOOL_NAME_CHARS} letters, digits, underscores, dashes, dots or colons (ASCII)"
@@ -32,7 +32,7 @@ def tool_name(value: Any, path: str) -> None:
 
 
 def parameters_schema(value: Any, path: str) -> None:
-    """The JSON schema of a function's arguments, which are an object. `{}` is a function without a schema."""
+    """The JSON schema of a function's arguments, an object; `{}` means no schema."""
     mapping(value, path)
     kind = value.get("type", "object")
     if kind != "object":
@@ -40,7 +40,7 @@ def parameters_schema(value: Any, path: str) -> None:
 
 
 def tool_call(value: Any, path: str) -> None:
-    """A call in an earlier answer of the assistant."""
+    """A tool call in an earlier answer of the assistant."""
     mapping(value, path)
     if value.get("type", "function") != "function":
         raise invalid_value(f"{path}.type", value["type"], "'function'")
@@ -56,7 +56,7 @@ def tool_call(value: Any, path: str) -> None:
 
 
 def call_arguments(value: Any, path: str) -> None:
-    """The arguments of an earlier call, as text.
+    """The arguments of an earlier tool call, as a string.
 
     The engine parses them for the chat template. What is no JSON is allowed, since models write that, and conversations
     go on: the engine takes it for an empty object. What would stop its parser or its tokenizer is not.
@@ -98,7 +98,7 @@ def _holds_lone_surrogate(text: str) -> bool:
 
 
 def forced_tools(declared: Iterable[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
-    """The tools that a forced call may name: of those ``declared``, the one called ``name``, or all (None).
+    """The tools that a forced call may use: the one of ``declared`` called ``name``, or all if it is None.
 
     Raises:
         BadRequest: There is none.
@@ -113,7 +113,7 @@ def forced_tools(declared: Iterable[dict[str, Any]], name: str | None) -> list[d
 
 
 def make_strict(function: dict[str, Any], schema_field: str) -> None:
-    """Have the arguments of a call decoded by the schema in ``schema_field``; changes the function in place.
+    """Constrain a call's arguments to the schema in ``schema_field``; changes the function in place.
 
     A function without a schema takes no arguments, as with OpenAI.
     """

@@ -84,7 +84,7 @@ def response_format(value: Any, path: str) -> None:
 
 
 def structured_outputs(max_bytes: int) -> Check:
-    """vLLM's structured outputs; its grammars and schemas have at max_items ``max_bytes`` bytes."""
+    """vLLM's structured outputs; its grammars and schemas have at most ``max_bytes`` bytes."""
     choices = list_of(text(max_bytes), min_items=1)
     known: dict[str, Check] = dict.fromkeys(
         ("regex", "grammar", "whitespace_pattern", "structural_tag"), text(max_bytes)
@@ -145,7 +145,7 @@ def _all_ids(values: list[Any]) -> bool:
 
 
 def texts_or_tokens(what: str, max_items: int) -> Check:
-    """A string, token ids, or an array of at max_items ``max_items`` of either."""
+    """A string, token ids, or an array of at most ``max_items`` of either."""
     ids = token_ids(min_items=1)
     single = either((str, text()), (list, ids), allowed=f"{what}: a string or an array of token ids")
     many = list_of(single, min_items=1, max_items=max_items)

@@ -86,7 +86,7 @@ class EmbedderConfig:
 
     @property
     def identity(self) -> str:
-        """Of what makes the vectors: those of two identities do not compare."""
+        """Identifies what makes the vectors; vectors of different identities cannot be compared."""
         return f"{self.url} {self.model}" if self.url else self.model or DEFAULT_MODEL
 
     @property
@@ -98,7 +98,7 @@ class EmbedderConfig:
         return self.directory / "embedder.log"
 
     def argv(self) -> list[str]:
-        """The command line; the key is not on it."""
+        """The command line; the key is not in it, but sent on standard input."""
         argv = [sys.executable, "-m", "service.knowledge.embedder"]
         argv += ["--socket", str(self.socket), "--threads", str(self.threads)]
         argv += ["--model", self.model] if self.model else []
@@ -107,7 +107,7 @@ class EmbedderConfig:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some passages of a document that has ``total`` of them."""
+    """Some of a document's ``total`` passages."""
 
     segment: Segment
     passages: list[PassageText]
@@ -115,7 +115,7 @@ class Batch:
 
 
 class DocumentRefused(Exception):
-    """The embedder could not make passages of a document; ``code`` is OpenAI's."""
+    """The embedder cannot turn a document into passages; ``code`` is one of OpenAI's."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -124,7 +124,7 @@ class DocumentRefused(Exception):
 
 
 class EmbedderGone(Unavailable):
-    """The embedder ended, or hung, in the middle of a document: perhaps because of it."""
+    """The embedder ended or hung while it processed a document, which may be the cause."""
 
 
 _ERRORS: Final = ConnectionErrors(
@@ -135,7 +135,7 @@ _ERRORS: Final = ConnectionErrors(
 
 
 class Embedder:
-    """One embedder, started by the first who needs it.
+    """An embedder process, started on first use and restarted when it ends or hangs.
 
     Args:
         config: How it is started.
@@ -155,21 +155,21 @@ class Embedder:
 
     @property
     def pid(self) -> int | None:
-        """Of the one that runs."""
+        """The running embedder's process id; None if there is none."""
         return None if self._child is None or self._child.poll() is not None else self._child.pid
 
     @property
     def identity(self) -> str:
-        """Of what makes the vectors."""
+        """See ``EmbedderConfig.identity``."""
         return self.config.identity
 
     def start(self) -> None:
-        """Have one running from now on. Returns at once; a second call does nothing."""
+        """Start an embedder and keep it running. Returns at once; a second call does nothing."""
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), name="embedder")
 
     async def close(self) -> None:
-        """End it. Blocks until it is gone."""
+        """Stop the embedder; returns when it is gone."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -204,13 +204,13 @@ class Embedder:
         return question
 
     async def passages(self, path: Path, filename: str, chunking: Chunking) -> AsyncIterator[Batch]:
-        """A document's passages, as they are embedded.
+        """A document's passages, in batches, as they are embedded.
 
         Raises:
             DocumentRefused: It cannot be read or embedded.
             EmbedderGone: The embedder went away over this document.
             Unavailable: It cannot be started, or its endpoint gives nothing now; no document is to blame.
-            BadGateway: It answered something that makes no sense.
+            BadGateway: It sent an invalid frame.
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -310,9 +310,9 @@ def _spawn(config: EmbedderConfig) -> subprocess.Popen[bytes]:
 
 
 def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in inherited.items() if not NOT_INHERITED.fullmatch(name)}
+    environment = {name: value for name, value in inherited.items() if not NOT_INHERITED.fullmatch(name)}
     # a library that asks for no threads of its own gets none: one batch must not take the engine's cores
-    return kept | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    return environment | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 def _close_input(child: subprocess.Popen[bytes]) -> None:
@@ -337,10 +337,10 @@ async def _reason(response: aiohttp.ClientResponse) -> str:
         return f"the embedder answered {response.status}"
 
 
-def _check_end(told: dict[str, Any]) -> None:
-    if told.get("busy"):
-        raise Unavailable(told["busy"], code="embedder_unavailable")
-    if told.get("error"):
-        raise DocumentRefused(*told["error"])
-    if not told.get("end"):
+def _check_end(last_frame: dict[str, Any]) -> None:
+    if last_frame.get("busy"):
+        raise Unavailable(last_frame["busy"], code="embedder_unavailable")
+    if last_frame.get("error"):
+        raise DocumentRefused(*last_frame["error"])
+    if not last_frame.get("end"):
         raise BadGateway("the embedder sent an invalid frame", code="embedder_error")

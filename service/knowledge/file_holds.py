@@ -22,14 +22,14 @@ from service.files.tables import file_holds, files
 
 
 class FileHolds:
-    """The stores' holds on files."""
+    """Holds of vector stores on uploaded files; the bytes of a held file are kept."""
 
     def __init__(self, file_service: Files, database: Database) -> None:
         self._files = file_service
         self._database = database
 
     async def hold(self, caller: Caller, file_ids: Sequence[str], param: str, store_id: str) -> list[FileRow]:
-        """The files that a store is to have, held for it from now on.
+        """Hold files for a store, in the order of ``file_ids``; returns their rows.
 
         Raises:
             NotFound: One is not on the project's list, or not within the caller's reach.
@@ -52,7 +52,7 @@ class FileHolds:
         return await self._database.run(work)
 
     async def release(self, store_id: str, file_ids: Sequence[str] | None = None) -> None:
-        """A store has let these files go; None is all of them."""
+        """Release a store's holds on these files; None: on all of its files."""
 
         def work(db: sa.Connection) -> None:
             of_store = sa.and_(file_holds.c.kind == STORE, file_holds.c.holder == store_id)
@@ -65,7 +65,7 @@ class FileHolds:
         await self._files.collect()
 
     async def reconcile(self, contents: Set[tuple[str, str]]) -> None:
-        """Make the holds those of the stores' contents, which are pairs of store and file id."""
+        """Make the holds match ``contents``, pairs of store id and file id."""
 
         def work(db: sa.Connection) -> None:
             rows = db.execute(sa.select(file_holds.c.holder, file_holds.c.file_id).where(file_holds.c.kind == STORE))

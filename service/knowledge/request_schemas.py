@@ -124,10 +124,10 @@ class AddBatch(_Body):
         if (self.file_ids is None) == (self.files is None):
             raise BadRequest("send either `file_ids` or `files`", param="file_ids")
         if self.files is not None:
-            found = [file.draft for file in self.files]
+            drafts = [file.draft for file in self.files]
         else:
-            found = [draft(file_id, self.attributes, self.chunking_strategy) for file_id in self.file_ids or ()]
-        return list({one.file_id: one for one in found}.values())
+            drafts = [draft(file_id, self.attributes, self.chunking_strategy) for file_id in self.file_ids or ()]
+        return list({file.file_id: file for file in drafts}.values())
 
 
 class Ranking(_Body):

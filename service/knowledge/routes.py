@@ -45,7 +45,7 @@ DEFAULT_LIMIT: Final = 20
 
 
 async def knowledge(request: Request) -> Knowledge:
-    """The stores of this gateway."""
+    """The service that the composition root put on the app."""
     service: Knowledge = request.app.state.knowledge
     return service
 

@@ -11,7 +11,7 @@ from service.knowledge.types import ErrorCode, FileStatus
 
 
 class StoreFileCounts(ApiModel):
-    """How many files are in which state."""
+    """Number of files in each state."""
 
     in_progress: int
     completed: int
@@ -67,7 +67,7 @@ class IndexingError(ApiModel):
 
 
 class IndexedPassages(ApiModel):
-    """How far the indexing of a file is."""
+    """Indexing progress of a file."""
 
     total: int
     indexed: int
@@ -128,7 +128,7 @@ class VectorStoreFileBatch(ApiModel):
 
 
 class SearchResult(ApiModel):
-    """A passage that was found."""
+    """A retrieved passage."""
 
     file_id: str
     filename: str

@@ -10,7 +10,7 @@ from service.knowledge.types import BatchInfo, Chunking, FileCounts, FileInfo, S
 
 
 def store_object(store: StoreInfo) -> dict[str, Any]:
-    """A vector store."""
+    """The store as OpenAI's `vector_store` object."""
     return {
         "id": store.id,
         "object": "vector_store",
@@ -28,7 +28,7 @@ def store_object(store: StoreInfo) -> dict[str, Any]:
 
 
 def counts_object(counts: FileCounts) -> dict[str, int]:
-    """How many files are in which state."""
+    """OpenAI's `file_counts`: the number of files in each state, and their total."""
     return {
         "in_progress": counts.in_progress,
         "completed": counts.completed,
@@ -39,7 +39,7 @@ def counts_object(counts: FileCounts) -> dict[str, int]:
 
 
 def file_object(file: FileInfo) -> dict[str, Any]:
-    """A store's file, with its name and its progress beside OpenAI's fields."""
+    """The file as OpenAI's `vector_store.file` object, plus its `filename` and its indexing progress in `passages`."""
     error = {"code": file.error[0], "message": file.error[1]} if file.error else None
     return {
         "id": file.file_id,
@@ -57,13 +57,13 @@ def file_object(file: FileInfo) -> dict[str, Any]:
 
 
 def chunking_object(chunking: Chunking) -> dict[str, Any]:
-    """How a file is cut."""
+    """The chunking as OpenAI's `static` chunking strategy."""
     static = {"max_chunk_size_tokens": chunking.size, "chunk_overlap_tokens": chunking.overlap}
     return {"type": "static", "static": static}
 
 
 def batch_object(batch: BatchInfo) -> dict[str, Any]:
-    """A batch of files: in progress while one of them is."""
+    """The batch as OpenAI's `vector_store.files_batch` object; `in_progress` as long as one of its files is."""
     if batch.counts.in_progress:
         status = "in_progress"
     elif batch.cancelled:
@@ -81,7 +81,7 @@ def batch_object(batch: BatchInfo) -> dict[str, Any]:
 
 
 def result_object(passage: Passage) -> dict[str, Any]:
-    """One result of a search; `passage_id` is the id that citations name."""
+    """The passage as OpenAI's search result, plus `passage_id`, the id that citations name."""
     return {
         "file_id": passage.file_id or "",
         "filename": passage.source,
@@ -93,7 +93,7 @@ def result_object(passage: Passage) -> dict[str, Any]:
 
 
 def listed(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """A page."""
+    """A page of objects as OpenAI's `list` object."""
     return {
         "object": "list",
         "data": list(data),

@@ -29,7 +29,7 @@ SEARCH_TIMEOUT_S: Final = 10.0
 
 
 class Knowledge:
-    """All that a caller can do with vector stores; a store that a key may not read does not exist for it.
+    """The vector stores as callers see them; one that the caller's key may not read is treated as nonexistent.
 
     Args:
         stores: The embedded stores; opened and closed here.
@@ -43,7 +43,7 @@ class Knowledge:
         self._database = database
 
     async def open(self) -> None:
-        """Open the stores; afterwards they hold exactly the files that they have."""
+        """Open the stores, and make their holds on uploaded files match their contents."""
         await self._stores.open()
         await self._file_holds.reconcile(set(await self._stores.contents()))
 
@@ -64,11 +64,11 @@ class Knowledge:
         file_ids: Sequence[str],
         chunking: Chunking | None,
     ) -> StoreInfo:
-        """A new store, with files where some are named.
+        """Create a store, and add the files in ``file_ids``; they are indexed in the background.
 
         Raises:
             Forbidden: The key's globs do not match the name.
-            NotFound: There is no such project, or a file is not there.
+            NotFound: The project or a file does not exist.
         """
         self._check_name(caller, name)
         store = await self._stores.create_store(caller.project, name, description=description, metadata=metadata)
@@ -88,7 +88,7 @@ class Knowledge:
         await self._file_holds.release(store.id)
 
     async def show(self, caller: Caller, store_id: str) -> StoreInfo:
-        """One store. Raises NotFound."""
+        """The store. Raises NotFound if it does not exist or the key may not read it."""
         return await self._readable(caller, store_id, "vector_store_id")
 
     async def _readable(self, caller: Caller, store_id: str, param: str) -> StoreInfo:
@@ -100,7 +100,7 @@ class Knowledge:
     async def page(
         self, caller: Caller, *, after: str | None, before: str | None, limit: int, newest_first: bool
     ) -> tuple[list[StoreInfo], bool]:
-        """A page of the stores that the caller may read, and whether more follow. Raises BadRequest."""
+        """Up to ``limit`` stores that the caller may read, and whether more follow. Raises BadRequest."""
         stores = [
             store for store in await self._stores.list_stores(caller.project) if may_read(caller, store.id, store.name)
         ]
@@ -118,7 +118,7 @@ class Knowledge:
     async def update(
         self, caller: Caller, actor: Actor, store_id: str, *, name: str | None, metadata: Mapping[str, str] | None
     ) -> StoreInfo:
-        """Another name, other metadata; what is None stays. Raises NotFound, Forbidden."""
+        """Change a store's name or metadata; None leaves it unchanged. Raises NotFound, Forbidden."""
         store = await self.show(caller, store_id)
         if name is not None:
             self._check_name(caller, name)
@@ -140,14 +140,14 @@ class Knowledge:
     async def add(
         self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, param: str
     ) -> Sequence[FileInfo]:
-        """Put files into a store; they are indexed in the background.
+        """Add files to a store; they are indexed in the background.
 
         Args:
-            drafts: Without names of files; those are looked up.
+            drafts: Without filenames, which are looked up.
 
         Raises:
-            NotFound: There is no such store or file.
-            BadRequest: A file has no documents' purpose.
+            NotFound: The store or a file does not exist.
+            BadRequest: A file's purpose is not one for documents.
             Conflict: The store is full.
         """
         return (await self._add(caller, actor, store_id, drafts, batch=False, param=param))[0]
@@ -155,7 +155,7 @@ class Knowledge:
     async def add_batch(
         self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, param: str
     ) -> BatchInfo:
-        """Like ``add``, as a batch."""
+        """Add files to a store as one batch, which can be cancelled as a whole. Raises as ``add``."""
         _, batch = await self._add(caller, actor, store_id, drafts, batch=True, param=param)
         if batch is None:
             raise Internal("the batch was not created")
@@ -182,7 +182,7 @@ class Knowledge:
         return added
 
     async def file(self, caller: Caller, store_id: str, file_id: str) -> FileInfo:
-        """A store's file. Raises NotFound."""
+        """A file in a store. Raises NotFound."""
         await self.show(caller, store_id)
         file = await self._stores.get_file(caller.project, store_id, file_id)
         if file is None:
@@ -201,7 +201,7 @@ class Knowledge:
         status: FileStatus | None,
         batch_id: str | None = None,
     ) -> FilePage:
-        """A page of a store's files, or of a batch's. Raises NotFound, BadRequest."""
+        """A page of the files in a store, or of those in a batch. Raises NotFound, BadRequest."""
         await self.show(caller, store_id)
         return await self._stores.list_files(
             caller.project,
@@ -217,12 +217,12 @@ class Knowledge:
     async def set_attributes(
         self, caller: Caller, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
     ) -> FileInfo:
-        """Other metadata for a file. Raises NotFound."""
+        """Replace a file's attributes. Raises NotFound."""
         await self.file(caller, store_id, file_id)
         return await self._stores.set_attributes(caller.project, store_id, file_id, attributes)
 
     async def remove(self, caller: Caller, actor: Actor, store_id: str, file_id: str) -> None:
-        """Take a file out of a store. Raises NotFound."""
+        """Remove a file from a store. Raises NotFound."""
         await self.file(caller, store_id, file_id)
         await self._note(actor, "store.remove", store_id, {"file": file_id})
         await asyncio.shield(asyncio.ensure_future(self._remove_and_release(caller.project, store_id, file_id)))
@@ -232,7 +232,7 @@ class Knowledge:
         await self._file_holds.release(store_id, [file_id])
 
     async def text(self, caller: Caller, store_id: str, file_id: str) -> tuple[FileInfo, str]:
-        """A file and the text that was read out of it. Raises NotFound."""
+        """A file and the text extracted from it, empty until it is indexed. Raises NotFound."""
         file = await self.file(caller, store_id, file_id)
         return file, await self._stores.file_text(caller.project, store_id, file_id)
 
@@ -247,7 +247,7 @@ class Knowledge:
         return batch
 
     async def cancel(self, caller: Caller, actor: Actor, store_id: str, batch_id: str) -> BatchInfo:
-        """Cancel what is left of a batch. Raises NotFound."""
+        """Cancel the files of a batch that are still in progress. Raises NotFound."""
         await self.batch(caller, store_id, batch_id)
         await self._note(actor, "store.cancel", store_id, {"batch": batch_id})
         return await self._stores.cancel_batch(caller.project, store_id, batch_id)
@@ -257,7 +257,7 @@ class Knowledge:
     async def search(
         self, caller: Caller, store_id: str, text: str, *, filters: Filters | None, k: int, threshold: float | None
     ) -> Sequence[Passage]:
-        """The best passages of one store. Raises NotFound; Unavailable where it takes too long."""
+        """Up to ``k`` passages of one store, best first. Raises NotFound; Unavailable after SEARCH_TIMEOUT_S."""
         await self.show(caller, store_id)
         deadline = asyncio.get_running_loop().time() + SEARCH_TIMEOUT_S
         try:

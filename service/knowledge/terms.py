@@ -108,7 +108,7 @@ _WIDE: Final = re.compile(r"[぀-ヿ㐀-鿿豈-﫿가-힯]")
 
 
 class Analyzer:
-    """Counts terms. One a thread: the stemmer keeps state."""
+    """Splits text into terms and counts them. Not thread-safe: the stemmer has state."""
 
     def __init__(self) -> None:
         stem = snowballstemmer.stemmer("english").stemWord
@@ -122,12 +122,12 @@ class Analyzer:
         self._term = term
 
     def terms(self, text: str) -> list[int]:
-        """The terms of a text in their order, stop words left out."""
+        """The terms of a text, in order, without stop words."""
         candidates = (self._term(word) for word in words(text))
         return [term for term in candidates if term is not None]
 
     def bag(self, heading: str, text: str) -> tuple[Terms, Counts]:
-        """The distinct terms of a passage, ascending, and how often each counts."""
+        """The distinct terms of a passage, ascending, and how often each occurs."""
         counts = Counter(self.terms(text))
         for term in self.terms(heading):
             counts[term] += HEADING_WEIGHT
@@ -139,7 +139,7 @@ class Analyzer:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case without accents."""
+    """The words of a text, in lower case and without accents."""
     folded = unicodedata.normalize("NFKD", text).casefold()
     if not folded.isascii():
         folded = unicodedata.normalize("NFC", "".join(c for c in folded if not unicodedata.combining(c)))

@@ -28,5 +28,5 @@ class PassageText:
 
     @property
     def whole(self) -> str:
-        """With the heading, as it is embedded and goes into a prompt."""
+        """Heading and text together: what is embedded and put into prompts."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text

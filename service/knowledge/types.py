@@ -31,7 +31,7 @@ DEFAULT_CHUNKING: Final = Chunking(200, 40)
 
 @dataclass(frozen=True, slots=True)
 class FileCounts:
-    """How many files of a store (or of a batch) are in which state."""
+    """Number of files of a store or of a batch in each state."""
 
     in_progress: int = 0
     completed: int = 0
@@ -40,13 +40,13 @@ class FileCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Number of files in any state."""
         return self.in_progress + self.completed + self.cancelled + self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """One store. ``usage_bytes`` is what its passages, their vectors and its indexes take (an estimate will do)."""
+    """A vector store. ``usage_bytes`` is an estimate of the size of its passages, their vectors and its indexes."""
 
     id: str
     project: str
@@ -61,7 +61,7 @@ class StoreInfo:
 
 @dataclass(frozen=True, slots=True)
 class NewStoreFile:
-    """A file of `/v1/files` that goes into a store; its bytes stay where they are as long as the store has it."""
+    """A file of `/v1/files` to add to a store; its bytes are kept as long as the store has it."""
 
     file_id: str
     filename: str
@@ -72,7 +72,7 @@ class NewStoreFile:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file in a store; ``passages`` and ``done`` count its passages and those that are indexed by now."""
+    """A file in a store; ``passages`` is the number of its passages, ``done`` how many of them are indexed."""
 
     file_id: str
     store_id: str
@@ -108,7 +108,7 @@ class FilePage:
 
 
 def file_not_in_store(store_id: str, file_id: str, param: str = "file_id") -> NotFound:
-    """The answer for a file that a store does not hold."""
+    """The error for a file that the store does not contain."""
     return NotFound(
         f"the vector store {store_id[:80]!r} has no file {file_id[:80]!r}",
         param=param,
@@ -117,7 +117,7 @@ def file_not_in_store(store_id: str, file_id: str, param: str = "file_id") -> No
 
 
 def batch_not_found(store_id: str, batch_id: str) -> NotFound:
-    """The answer for a batch that a store does not know."""
+    """The error for a batch that the store does not have."""
     return NotFound(
         f"the vector store {store_id[:80]!r} has no file batch {batch_id[:80]!r}",
         param="batch_id",

@@ -27,7 +27,7 @@ ReadExactly = Callable[[int], Awaitable[bytes]]
 
 
 def pack(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
-    """One frame."""
+    """Pack a header and blobs into one frame."""
     text = orjson.dumps({**header, "sizes": [len(blob) for blob in blobs]})
     return b"".join([_LENGTH.pack(len(text)), text, *blobs])
 
@@ -36,8 +36,8 @@ async def unpack(read: ReadExactly) -> tuple[bytes, list[bytes]]:
     """A frame's header, not parsed yet, and its blobs.
 
     Raises:
-        BadGateway: It is no frame.
-        asyncio.IncompleteReadError: It is cut off.
+        BadGateway: It is not a frame.
+        asyncio.IncompleteReadError: The frame is cut off.
     """
     (length,) = _LENGTH.unpack(await read(_LENGTH.size))
     if length > MAX_HEADER:
@@ -57,23 +57,23 @@ def _sizes(header: bytes) -> list[int]:
 
 
 def pack_vectors(vectors: Vectors) -> bytes:
-    """A frame with vectors, (n, dimensions)."""
+    """Pack vectors, (n, dimensions), into a frame."""
     return pack({"rows": len(vectors)}, [vectors.astype("<f4", copy=False).tobytes()])
 
 
 def vectors_of(header: bytes, blobs: Sequence[bytes]) -> Vectors:
-    """The vectors of such a frame."""
+    """The inverse of :func:`pack_vectors`: (n, dimensions)."""
     return np.frombuffer(blobs[0], dtype="<f4").reshape(int(orjson.loads(header)["rows"]), -1)
 
 
 def pack_batch(segment: Segment, passages: Sequence[PassageText], total: int) -> bytes:
-    """A frame with some passages of a document that has ``total``."""
-    return pack({"passages": [asdict(one) for one in passages], "total": total}, segment.dump())
+    """Pack some of a document's ``total`` passages into a frame."""
+    return pack({"passages": [asdict(passage) for passage in passages], "total": total}, segment.dump())
 
 
 def batch_of(header: bytes, blobs: Sequence[bytes]) -> tuple[Segment, list[PassageText], int]:
     """The inverse of :func:`pack_batch`. Raises ValueError where the arrays do not fit together."""
-    told = orjson.loads(header)
-    passages = [PassageText(**one) for one in told["passages"]]
+    content = orjson.loads(header)
+    passages = [PassageText(**fields) for fields in content["passages"]]
     vectors, offsets, terms, counts = blobs
-    return Segment.load((vectors, offsets, terms, counts), len(passages)), passages, told["total"]
+    return Segment.load((vectors, offsets, terms, counts), len(passages)), passages, content["total"]

@@ -28,13 +28,13 @@ def now() -> int:
 
 
 def target_of(row: sa.Row[*tuple[Any, ...]]) -> AliasTarget | None:
-    """What a row of ``aliases`` or ``alias_history`` points to."""
+    """The target in a row of ``aliases`` or ``alias_history``."""
     number: int | None = row.version
     return number if row.split is None else stored_split(row.split)
 
 
 def move(db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, action: str) -> bool:
-    """Point the alias to a version or split it; False where it points there already."""
+    """Point the alias to a version or split; False if it points there already."""
     pointer = _pointer(db, adapter_id, alias)
     if pointer is not None and target_of(pointer) == target:
         return False
@@ -46,7 +46,7 @@ def move(db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, ac
 def rollback_target(
     db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int] = frozenset()
 ) -> AliasTarget | None:
-    """Where a rollback would go: the last aim before the current one whose versions all are ready still; else None.
+    """The alias's last earlier target whose versions are all ready; None if there is none.
 
     Args:
         without: Versions that it must not go to, nor to a split over them.
@@ -58,7 +58,7 @@ def rollback_target(
 def move_back(
     db: sa.Connection, adapter_id: int, alias: str, expected: AliasTarget, without: frozenset[int] = frozenset()
 ) -> bool:
-    """Do what ``rollback_target`` said; False where the history has moved on since."""
+    """Roll back to what ``rollback_target`` returned; False if the alias was moved meanwhile."""
     entry = _rollback_entry(db, adapter_id, alias, without)
     if entry is None or entry.target != expected:
         return False
@@ -85,7 +85,7 @@ def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: fro
 
 
 def drop(db: sa.Connection, adapter_id: int, alias: str) -> bool:
-    """Delete the alias; its history stays. False where there is none."""
+    """Delete the alias but not its history. False if it does not exist."""
     pointer = _pointer(db, adapter_id, alias)
     if pointer is None:
         return False

@@ -122,8 +122,10 @@ class AliasService:
         return frozenset(unsound)
 
     async def follow_push(self, adapter: AdapterWithVersions, alias: str, row: VersionRow, *, actor: Actor) -> None:
-        """Point the alias to a version that was pushed once more, unless that is held back from it; the caller holds
-        the adapter's lock, and has measured the version."""
+        """Point the alias to a version that was pushed again, unless the version is held back from it.
+
+        The caller holds the adapter's lock, and has measured the version.
+        """
         if not _held_back(adapter, alias, [row]):
             await self.point(adapter, alias, row.number, "push", actor=actor)
 

@@ -12,14 +12,14 @@ from service.registry.split import AliasTarget, Split
 
 
 def system_actor(project: str) -> Actor:
-    """The gateway itself, acting in a project."""
+    """The gateway itself as the actor of a change in a project."""
     return replace(SYSTEM, project=project)
 
 
 def note_move(
     db: sa.Connection, actor: Actor, name: str, alias: str, target: AliasTarget, because: str, *, forced: bool = False
 ) -> None:
-    """Note that an alias now points elsewhere.
+    """Note in the audit that an alias was moved.
 
     Args:
         because: What moved it: ``push``, ``promote``, ``split``, ``rollback``, or ``revalidation``: a rollback that

@@ -33,7 +33,7 @@ class Counts:
 
     @classmethod
     def of(cls, snapshot: Snapshot, states: Mapping[str, int]) -> Counts:
-        """Count what the data path sees, beside the database's number of versions by state."""
+        """Count the catalog's versions, and take the rest from the database's number of versions by state."""
         entries = snapshot.adapters.values()
         ready = Counter(version.servable for entry in entries for version in entry.versions.values())
         return cls(

@@ -29,12 +29,12 @@ Neighbours = Callable[[], Awaitable[Sequence[str]]]
 
 
 async def no_neighbours() -> Sequence[str]:
-    """For a prober that asks an adapter beside the base alone."""
+    """A ``Neighbours`` without any: an adapter is asked in one batch with the base only."""
     return ()
 
 
 class MixedBatchCheck:
-    """Asks an adapter in one batch with the base and with a neighbour.
+    """Checks an adapter's answers in one batch with the base and with a neighbour.
 
     Args:
         engine: The engine's client for background requests.
@@ -58,7 +58,7 @@ class MixedBatchCheck:
         self._known: OrderedDict[str, Logprobs] = OrderedDict()
 
     def forget(self) -> None:
-        """Forget how adapters answer: the engine is another one."""
+        """Forget earlier answers, because the engine has been replaced."""
         self._known.clear()
 
     async def check(self, digest: str, base: Logprobs, under: Logprobs) -> tuple[MixedBatch, tuple[str, ...]]:

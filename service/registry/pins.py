@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class PinLoader:
-    """Loads what is pinned and not loaded, until it is cancelled.
+    """Loads pinned versions that the engine has not loaded, until cancelled.
 
     Args:
         catalog: What is pinned, and to what it points.
@@ -57,12 +57,12 @@ class PinLoader:
         self._retry_at: dict[str, float] = {}  # digest → when it is tried again; pinned ones only
 
     def wake(self) -> None:
-        """Something was pinned or moved: look now."""
+        """Check now, because an adapter was pinned or an alias moved."""
         self._woken.set()
 
     @property
     def digests_to_keep(self) -> list[str]:
-        """Digests to keep warm, the oldest pin's first; what cannot serve is left out."""
+        """Digests to keep loaded, oldest pin first, without those that cannot serve."""
         pinned = [entry for entry in self._catalog.snapshot.adapters.values() if entry.pinned_at is not None]
         pinned.sort(key=lambda entry: (entry.pinned_at or 0, entry.created_at, entry.name))
         digests: dict[str, None] = {}
@@ -75,7 +75,7 @@ class PinLoader:
         return list(digests)[: self._slots - 1]
 
     async def work(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check repeatedly, until cancelled."""
         await repeat(self._try_load_missing, self._check_s, self._woken)
 
     async def _try_load_missing(self) -> None:
@@ -85,7 +85,7 @@ class PinLoader:
             log.debug("pinned adapters could not be checked: %s", error.message)
 
     async def load_missing(self) -> None:
-        """Load what is pinned and not loaded, once.
+        """Load each pinned version that is not loaded, once.
 
         Raises:
             HatrackError: The engine cannot say what it has, or cannot load anything now.
@@ -117,7 +117,7 @@ class Pins:
         self._slots = slots
 
     async def pin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
-        """Keep the adapter's live version warm from now on; it is loaded in the background.
+        """Pin the adapter: its live version is loaded in the background and kept loaded.
 
         Raises:
             NotFound: There is no such adapter.

@@ -241,7 +241,7 @@ class Prober:
             return True
 
     async def wait_for_base(self, delay_s: float) -> None:
-        """Return as soon as the base answers as it should; asks every ``delay_s`` seconds until then."""
+        """Return once the base answers correctly; asks every ``delay_s`` seconds."""
         while True:
             try:
                 async with self._turn:
@@ -264,12 +264,12 @@ class Prober:
             return True
 
     async def check_base(self) -> None:
-        """Raises EngineUnavailable where the engine is poisoned; it is being restarted then."""
+        """Check that the base answers correctly; if not, restart the engine and raise EngineUnavailable."""
         async with self._turn:
             await self._healthy_base()
 
     async def warm(self, digest: str) -> None:
-        """Have the engine load the adapter: one short text under it.
+        """Make the engine load the adapter, by one short text.
 
         Raises:
             HatrackError: As the engine says.

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Proving:
-    """Runs proofs and writes how they end."""
+    """Runs proofs and records their results."""
 
     def __init__(self, state: RegistryState, prober: Prober) -> None:
         self._state = state
@@ -61,7 +61,7 @@ class Proving:
     async def ask(
         self, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool = False
     ) -> Evidence:
-        """Prove an adapter.
+        """Prove an adapter; the caller records the result.
 
         Args:
             is_served: It is ready since an earlier proof: whatever its perplexity, it serves on, held back from `live`.
@@ -90,11 +90,11 @@ class Proving:
     # in the background
 
     def running(self, version_id: int) -> asyncio.Task[None] | None:
-        """The proof of this version that is going on, if any."""
+        """The task of this version's current proof; None if there is none."""
         return self._tasks.get(version_id)
 
     def require_room(self) -> None:
-        """Raise RateLimited where as many versions wait for their proof as may."""
+        """Raise RateLimited if MAX_PROVING versions already wait for their proof."""
         if len(self._tasks) >= MAX_PROVING:
             raise RateLimited(
                 f"{MAX_PROVING} versions are already waiting for their proof, the maximum; try again later",
@@ -102,7 +102,7 @@ class Proving:
             )
 
     def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
-        """Begin a version's proof in the background; how it ends is noted as the actor's."""
+        """Start a version's proof in the background; the audit notes its result under the actor."""
         proof = self._finish(project, name, version_id, actor)
         task = asyncio.create_task(proof, name=f"registry-proof-{version_id}")
         self._tasks[version_id] = task
@@ -120,12 +120,12 @@ class Proving:
             )
 
     async def idle(self) -> None:
-        """Return when no proof runs in the background."""
+        """Return once no proof runs in the background."""
         while self._tasks:
             await asyncio.wait(set(self._tasks.values()))
 
     async def close(self) -> None:
-        """Cut the proofs off; their versions stay ``proving``."""
+        """Cancel running proofs; their versions stay ``proving``."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -159,7 +159,7 @@ class Proving:
     async def settle_row(
         self, project: str, name: str, row: VersionRow, evidence: Evidence, *, actor: Actor, again: bool = False
     ) -> None:
-        """``settle`` for a version that is written already; takes the lock."""
+        """``settle`` for a version that already has a row; takes the adapter's lock."""
         warnings = [*row.warnings, *(text for text in evidence.warnings if text not in row.warnings)]
         proof = evidence.model_dump(mode="json")
         async with self._state.lock(project, name):
@@ -176,7 +176,7 @@ class Proving:
         actor: Actor,
         again: bool = False,
     ) -> VersionRow | None:
-        """Proven: ready, alias moved, no longer corrupt, in one transaction. The caller holds the adapter's lock.
+        """Record a passed proof in one transaction: ready, alias moved, not corrupt. The caller holds the lock.
 
         Args:
             version: A draft is written as a new version.
@@ -202,14 +202,14 @@ class Proving:
         return row
 
     async def mark_corrupt(self, digest: str) -> None:
-        """The digest is corrupt on this engine until it is proven again: no version of it can serve."""
+        """Mark a digest as corrupt on this engine: none of its versions serves until it is proven again."""
         reason = "its probes failed when asked again"
         await self._state.database.run(lambda db: records.mark_corrupt(db, digest, self._state.engine, reason))
         log.warning("the adapter %s is marked corrupt on this engine until it is proven again", digest[:12])
         await self.refresh_others(digest, None)
 
     async def refresh_others(self, digest: str, but: tuple[str, str] | None) -> None:
-        """Bring all adapters (but one) that have a version of this digest up to date in the catalog."""
+        """Refresh the catalog's entries of all adapters except ``but`` that have a version of this digest."""
         for project, name in await self._state.database.run(lambda db: records.owners(db, digest)):
             if (project, name) != but:
                 async with self._state.lock(project, name):
@@ -217,6 +217,6 @@ class Proving:
 
 
 def reference_of(metadata: dict[str, Any]) -> Proof | None:
-    """The trainer's measurements in a version's metadata. Raises ProofInvalid."""
+    """The trainer's measurements in a version's metadata; None if there are none. Raises ProofInvalid."""
     given = metadata.get("proof")
     return None if given is None else Proof.parse(given)

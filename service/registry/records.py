@@ -24,7 +24,7 @@ _SUMMARY = [column for column in versions.c if column.name not in _BLOBS]
 
 @dataclass(frozen=True, slots=True)
 class VersionDraft:
-    """A version before it has a number: what an upload says and its inspection found."""
+    """A version without a number: the upload, and the result of its inspection."""
 
     digest: str
     settings: dict[str, Any]
@@ -52,7 +52,7 @@ class AdapterRow:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """A version as it is stored, without the uploaded config and readme (see ``version_file``)."""
+    """A version as it is stored, without its config and readme (see ``version_file``)."""
 
     id: int
     adapter_id: int
@@ -87,7 +87,7 @@ class AdapterWithVersions:
         return next((row for row in self.versions if row.number == number), None)
 
     def aliases_of(self, number: int) -> list[str]:
-        """The aliases that may answer with a version, by name."""
+        """The names of the aliases that may resolve to a version, sorted."""
         return sorted(alias for alias, target in self.aliases.items() if number in versions_of(target))
 
 
@@ -95,7 +95,7 @@ class AdapterWithVersions:
 
 
 def find(db: sa.Connection, project: str, name: str) -> AdapterWithVersions | None:
-    """The adapter, or None where there is none (or it was deleted)."""
+    """The adapter; None if it does not exist or was deleted."""
     matches = load_adapters(db, sa.and_(adapters.c.project == project, adapters.c.name == name))
     return matches[0] if matches else None
 
@@ -103,7 +103,7 @@ def find(db: sa.Connection, project: str, name: str) -> AdapterWithVersions | No
 def load_adapters(
     db: sa.Connection, where: sa.ColumnElement[bool] | None = None, limit: int | None = None
 ) -> list[AdapterWithVersions]:
-    """Adapters that are not deleted, in the order of their first upload."""
+    """Up to ``limit`` adapters that are not deleted, in the order of their first upload."""
     chosen = sa.select(adapters).where(adapters.c.deleted_at.is_(None)).order_by(adapters.c.id).limit(limit)
     if where is not None:
         chosen = chosen.where(where)
@@ -160,7 +160,7 @@ def version_by_id(db: sa.Connection, version_id: int) -> VersionRow | None:
 
 
 def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
-    """(project, name, version id) of all versions whose proof is not finished."""
+    """(project, name, version id) of all versions that are being proven."""
     rows = db.execute(
         sa.select(adapters.c.project, adapters.c.name, versions.c.id)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
@@ -171,7 +171,7 @@ def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
 
 
 def states(db: sa.Connection) -> dict[str, int]:
-    """How many versions are in each state, all projects together."""
+    """Number of versions in each state, over all projects."""
     rows = db.execute(sa.select(versions.c.state, sa.func.count().label("versions")).group_by(versions.c.state))
     return {row.state: int(row.versions) for row in rows}
 
@@ -202,7 +202,7 @@ def _version(row: sa.Row[Any]) -> VersionRow:
 def add_version(
     db: sa.Connection, project: str, name: str, draft: VersionDraft, *, actor: Actor, is_proven: bool = False
 ) -> int:
-    """Write a new version (and the adapter, where the name is new); its id.
+    """Insert a version (and the adapter, if the name is new); returns its id.
 
     It is ``proving``. One that ``is_proven`` is ``ready``: the caller gives it its proof by ``make_ready``, in the same
     transaction.
@@ -247,7 +247,7 @@ def make_ready(
     *,
     actor: Actor,
 ) -> None:
-    """``ready`` with its proof; moves the wanted alias (default: ``live`` for the name's first version that may be it).
+    """Make a version ``ready`` and move ``wanted_alias`` to it (None: ``live``, if none could go live before).
 
     ``live`` does not move to a version that its perplexity holds back.
     """
@@ -281,7 +281,7 @@ def _may_be_first(db: sa.Connection, adapter_id: int) -> bool:
 
 
 def set_perplexity(db: sa.Connection, version_id: int, perplexity: dict[str, Any]) -> None:
-    """Add what plain text says of a version to a proof from before it was asked."""
+    """Add the measured perplexity to a proof from before proofs included it."""
     proof = db.scalar(sa.select(versions.c.proof).where(versions.c.id == version_id))
     db.execute(
         versions.update().where(versions.c.id == version_id).values(proof={**(proof or {}), "perplexity": perplexity})
@@ -305,13 +305,13 @@ def _owner(db: sa.Connection, adapter_id: int) -> tuple[str, str]:
 
 
 def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None, *, actor: Actor) -> None:
-    """A rejected version is tried again: ``proving``."""
+    """Set a rejected version back to ``proving``."""
     values = {"state": "proving", "reason": None, "wanted_alias": wanted_alias}
     _leave(db, version_id, "rejected", values, "adapter.push", actor)
 
 
 def reject(db: sa.Connection, version_id: int, reason: dict[str, Any], *, actor: Actor) -> None:
-    """A proof failed: ``rejected``, with code, message and param."""
+    """Set a version to ``rejected``; ``reason`` has the code, message and param of the failed proof."""
     _leave(db, version_id, "proving", {"state": "rejected", "reason": reason}, "version.reject", actor)
 
 
@@ -326,7 +326,7 @@ def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any
 
 
 def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
-    """The version becomes ``deleted`` and the aliases that point to it go; with its last version goes the name."""
+    """Delete a version and the aliases that point to it; with its last version, the adapter."""
     for row in db.execute(sa.select(aliases).where(aliases.c.adapter_id == adapter_id)).all():
         target = alias_records.target_of(row)
         if target is not None and number in versions_of(target):
@@ -348,7 +348,7 @@ def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:
 
 
 def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
-    """Everything of the adapter goes but the row that remembers the next version's number."""
+    """Delete an adapter; only the row with its next version's number is kept."""
     numbers = db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id)).all()
     release_versions(db, *_owner(db, adapter_id), numbers)
     db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id))
@@ -365,12 +365,12 @@ def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
 
 
 def corrupt_digests(db: sa.Connection, engine: str) -> set[str]:
-    """Digests that proved corrupt on this engine and were not proven since."""
+    """Digests that are marked corrupt on this engine."""
     return set(db.scalars(sa.select(corrupt.c.digest).where(corrupt.c.engine == engine)))
 
 
 def mark_corrupt(db: sa.Connection, digest: str, engine: str, reason: str) -> None:
-    """No version of the digest serves on this engine until it is proven again; noted in each project that has one."""
+    """Mark a digest as corrupt on this engine; noted in each project that has a ready version of it."""
     clear_corrupt(db, digest, engine)
     db.execute(corrupt.insert().values(digest=digest, engine=engine, reason=reason, created_at=alias_records.now()))
     affected = (

@@ -50,7 +50,7 @@ class Revalidation:
         return any(reason != RULE for reason in self.reasons)
 
     def shown(self) -> dict[str, Any]:
-        """In the API's form."""
+        """As the API's `revalidation` object."""
         return {"state": self.state.value, "reasons": list(self.reasons)}
 
 

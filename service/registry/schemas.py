@@ -138,7 +138,7 @@ class AliasRequest(BaseModel):
 
     @property
     def where(self) -> ExpectedVersion | None:
-        """Where the alias has to be; None where nothing was said of it."""
+        """The expected target of the alias; None if the request states none."""
         return ExpectedVersion(self.expected) if "expected" in self.model_fields_set else None
 
 
@@ -152,7 +152,7 @@ class VerdictFiles(BaseModel):
     held_out: FileId | None = None
 
     def named(self) -> dict[str, str]:
-        """The ids that are given, by what they are."""
+        """The ids that were sent, by field name."""
         return {name: value for name, value in self if value is not None}
 
 

@@ -55,14 +55,14 @@ Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """A version in the API's form, and the status that says how it came about (200 known, 201 new, 202 proving)."""
+    """A version in the API's form, with the HTTP status: 200 existed already, 201 new, 202 being proven."""
 
     version: dict[str, Any]
     status: int
 
 
 class Registry:
-    """All changes of adapters, versions and aliases; the catalog follows each of them.
+    """Makes all changes to adapters, versions and aliases, and keeps the catalog up to date.
 
     Args:
         settings: Bounds of an upload and of a proof.
@@ -110,7 +110,7 @@ class Registry:
         self._workers: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Clean up after a crash, fill the catalog, and take up the proofs that were not finished."""
+        """Clean up after a crash, fill the catalog, and resume unfinished proofs."""
         await in_thread(self._store.recover)
         await self._state.refresh_all()
         for project, name, version_id in await self._database.run(records.proving):
@@ -123,7 +123,7 @@ class Registry:
             self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
 
     async def close(self) -> None:
-        """Stop what runs in the background; proofs that are cut off are taken up by the next ``open``."""
+        """Stop background tasks; the next ``open`` resumes interrupted proofs."""
         await self._proving.close()
         for worker in self._workers:
             worker.cancel()
@@ -131,18 +131,18 @@ class Registry:
 
     @property
     def counts(self) -> Counts:
-        """How much there is of everything, all projects together, as of the last change."""
+        """Counts over all projects, as of the last change."""
         return self._state.counts
 
     @property
     def max_weights(self) -> int:
-        """Most bytes of a weights file."""
+        """Maximum size of a weights file, bytes."""
         return int(self._settings.max_adapter_mib * MIB)
 
     # push
 
     async def push(self, caller: Caller, receive: Receive, *, wait: bool, actor: Actor) -> PushResult:
-        """Take an upload in: receive, inspect, store, prove.
+        """Receive an upload, inspect and store it, and prove the version.
 
         Raises:
             Forbidden: The key's globs do not match the adapter's name, whether or not there is one of that name.
@@ -334,19 +334,19 @@ class Registry:
         }
 
     async def config_file(self, project: str, name: str, number: str) -> bytes:
-        """The config as it was uploaded, byte for byte. Raises NotFound."""
+        """The uploaded adapter_config.json, byte for byte. Raises NotFound."""
         _, row = await self._state.version(project, name, number)
         return await self._database.run(lambda db: records.version_file(db, row.id, "config")) or b""
 
     async def weights_file(self, project: str, name: str, number: str) -> Path:
-        """Where the weights are, which are as they were uploaded. Raises NotFound, NotInStore."""
+        """Path of the weights file, identical to the upload. Raises NotFound, NotInStore."""
         _, row = await self._state.version(project, name, number)
         return self._store.path(row.digest) / WEIGHTS_FILE
 
     # deleting
 
     async def delete_version(self, project: str, name: str, number: str, *, force: bool, actor: Actor) -> None:
-        """Make a version unroutable; its files go when no engine can ask for them.
+        """Delete a version; its files are removed once no engine may need them.
 
         Raises:
             NotFound: There is no such version.
@@ -384,8 +384,10 @@ class Registry:
             await self._state.refresh(project, name)
 
     async def collect(self) -> list[str]:
-        """Remove the files that no version uses; the digests. Call it only while no engine runs: one that once had
-        an adapter and no longer finds its files dies of it."""
+        """Remove the files that no version uses; returns their digests.
+
+        Call it only while no engine runs: one that had an adapter dies if it no longer finds its files.
+        """
         async with self._store_lock:
             used = await self._database.run(records.digests_in_use)
             return await in_thread(self._store.collect, used | self._proving.held_digests)

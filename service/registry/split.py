@@ -41,12 +41,12 @@ class Split:
 
     @classmethod
     def of(cls, weights: Mapping[int, int]) -> Split:
-        """The split with these weights by version, which are known to be allowed."""
+        """A split with these weights by version, which must be valid."""
         return cls(tuple(sorted(weights.items())))
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The versions' numbers, ascending."""
+        """The version numbers, ascending."""
         return tuple(version for version, _ in self.weights)
 
     def at(self, position: int) -> int:
@@ -59,7 +59,7 @@ class Split:
         return self.weights[-1][0]
 
     def shown(self) -> dict[str, int]:
-        """The weights in the API's form, which is also how they are stored."""
+        """The weights by version, in the form of the API and the database."""
         return {str(version): weight for version, weight in self.weights}
 
 
@@ -68,17 +68,17 @@ AliasTarget: TypeAlias = int | Split
 
 
 def versions_of(target: AliasTarget) -> tuple[int, ...]:
-    """All versions that an alias with this aim may answer with."""
+    """All versions that an alias with this target may resolve to."""
     return (target,) if isinstance(target, int) else target.versions
 
 
 def share_of(target: AliasTarget, position: int) -> int:
-    """The version that answers a request at ``position`` (see :func:`position_of`)."""
+    """The version for a request at ``position`` (see :func:`position_of`)."""
     return target if isinstance(target, int) else target.at(position)
 
 
 def position_of(project: str, name: str, alias: str, sticky: str | None) -> int:
-    """A request's place on the line, 0 … 2⁶⁴−1: a hash of all four, or by chance where ``sticky`` is None.
+    """A request's position, 0 to 2⁶⁴ − 1: a hash of the arguments, or random if ``sticky`` is None.
 
     The first 64 bits of BLAKE2b: the same in every process and after every restart.
     """
@@ -90,7 +90,7 @@ def position_of(project: str, name: str, alias: str, sticky: str | None) -> int:
 
 
 def parse_split(given: Mapping[str, int]) -> Split:
-    """The split that a request's body asks for, a weight by each version's number.
+    """The split in a request's body: a weight for each version number.
 
     Raises:
         BadRequest: Too few or too many versions, something that is no version's number, or a weight out of bounds.
@@ -121,5 +121,5 @@ def parse_split(given: Mapping[str, int]) -> Split:
 
 
 def stored_split(weights: Mapping[str, int]) -> Split:
-    """The split that :meth:`Split.shown` wrote."""
+    """The inverse of :meth:`Split.shown`."""
     return Split.of({int(version): weight for version, weight in weights.items()})

@@ -32,7 +32,7 @@ TOO_DEEP: Final = f"The metadata is nested more than {MAX_LEVELS} levels deep an
 
 
 class RegistryState:
-    """Reads rows, judges them against the engine that runs now, and keeps the catalog's snapshot up to date."""
+    """Reads adapters from the database, computes what can serve, and keeps the catalog up to date."""
 
     def __init__(
         self, database: Database, store: Store, catalog: Catalog, base: BaseDescription, freshness: Freshness
@@ -48,7 +48,7 @@ class RegistryState:
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
     def lock(self, project: str, name: str) -> AbstractAsyncContextManager[None]:
-        """An async context manager: one change at a time of one adapter."""
+        """An async context manager that serialises changes of one adapter."""
         return self._locks.hold((project, name))
 
     async def adapter(self, project: str, name: str) -> AdapterWithVersions:
@@ -81,7 +81,7 @@ class RegistryState:
         return adapter, row
 
     async def servability(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
-        """Whether each version could serve now, by row id: computed from base, disk and what proved corrupt."""
+        """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests."""
         rows = list(rows)
         corrupt = await self.database.run(lambda db: records.corrupt_digests(db, self.engine))
         return await in_thread(self._servability, rows, corrupt)
@@ -101,12 +101,12 @@ class RegistryState:
         directory = self.store.root / digest
         try:
             stats = [(directory / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
-            seen = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
-            if self._sound.get(digest) != seen:
+            file_states = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
+            if self._sound.get(digest) != file_states:
                 self.store.check(digest)
                 if len(self._sound) >= MAX_REMEMBERED:
                     self._sound.clear()
-                self._sound[digest] = seen
+                self._sound[digest] = file_states
         except (OSError, StoreError):
             self._sound.pop(digest, None)
             return False
@@ -136,7 +136,7 @@ class RegistryState:
     # the catalog
 
     async def refresh(self, project: str, name: str) -> None:
-        """Bring one adapter's entry in the catalog up to date; the caller holds its lock."""
+        """Update the catalog's entry of one adapter; the caller holds its lock."""
         adapter = await self.database.run(lambda db: records.find(db, project, name))
         entry = None if adapter is None else (await self._entries([adapter]))[0]
         entries = dict(self.catalog.snapshot.adapters)
@@ -147,7 +147,7 @@ class RegistryState:
         await self.recount()
 
     async def refresh_all(self) -> None:
-        """Build the catalog anew from the database."""
+        """Rebuild the catalog from the database."""
         adapters = await self.database.run(records.load_adapters)
         built = await self._entries(adapters)
         keys = [(adapter.row.project, adapter.row.name) for adapter in adapters]
@@ -156,7 +156,7 @@ class RegistryState:
         await self.recount()
 
     async def recount(self) -> None:
-        """Bring ``counts`` up to date."""
+        """Update ``counts``."""
         states = await self.database.run(records.states)
         self.counts = Counts.of(self.catalog.snapshot, states)
 
@@ -182,7 +182,7 @@ class RegistryState:
     async def adapter_objects(
         self, adapters: list[AdapterWithVersions], only: RevalidationState | None = None
     ) -> list[dict[str, Any]]:
-        """Adapters in the API's form, with their versions but the rejected ones.
+        """Adapters in the API's form, with their versions except rejected ones.
 
         Args:
             only: Show no versions but those that are in this state.
@@ -224,7 +224,7 @@ class RegistryState:
 
 
 def adapter_not_found(name: str) -> NotFound:
-    """The answer for an adapter that does not exist, and for one that the key may not see."""
+    """The error for an adapter that does not exist or that the key may not see."""
     return NotFound(f"the adapter `{name[:100]}` does not exist", code="adapter_not_found")
 
 
@@ -234,7 +234,7 @@ def _number(target: AliasTarget) -> int | None:
 
 
 def parse_or_404(parse: Callable[[str], T], text: str, message: str, code: str) -> T:
-    """What ``parse`` makes of a part of the path; what cannot be a name cannot be found."""
+    """Parse a part of the path with ``parse``; raises NotFound if it is not a valid name."""
     try:
         return parse(text)
     except AdapterError:
@@ -242,7 +242,7 @@ def parse_or_404(parse: Callable[[str], T], text: str, message: str, code: str) 
 
 
 def parse_alias_path(text: str, name: str) -> str:
-    """An alias in a path that must exist."""
+    """Parse an alias in a path. Raises NotFound if it is not a valid name."""
     return parse_or_404(parse_alias, text, f"the adapter `{name}` has no alias `{text[:100]}`", "alias_not_found")
 
 
@@ -310,7 +310,7 @@ def held_back_reason(row: VersionRow) -> dict[str, Any] | None:
 
 
 def held_back_numbers(adapter: AdapterWithVersions) -> frozenset[int]:
-    """The versions that `live` must not go to by itself."""
+    """The numbers of the versions that `live` does not move to unless it is forced to."""
     return frozenset(row.number for row in adapter.versions if held_back_reason(row) is not None)
 
 
@@ -341,7 +341,7 @@ def find_equal_version(
     settings: dict[str, Any],
     is_same_base: Callable[[VersionRow], bool],
 ) -> VersionRow | None:
-    """The version that an upload of this digest with these settings on this base would be again; the best one."""
+    """The version that an upload of this digest, settings and base would repeat, preferably a ready one; or None."""
     if adapter is None:
         return None
     same = [row for row in adapter.versions if row.digest == digest and row.settings == settings and is_same_base(row)]

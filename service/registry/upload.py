@@ -72,7 +72,7 @@ SAMPLING: Final[Mapping[str, tuple[type, float, float]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What came beside the weights. ``alias`` is None where the part is missing, and empty for "no alias"."""
+    """The parts of an upload except the weights. ``alias`` is None if the part is missing, empty for "no alias"."""
 
     name: str
     config: bytes
@@ -82,7 +82,7 @@ class Upload:
     alias: str | None
 
     def draft(self, inspection: Inspection, digest: str, base: Fingerprint) -> VersionDraft:
-        """The version that comes of it, which is not proven yet."""
+        """The version to create, which is not proven yet."""
         return VersionDraft(
             digest=digest,
             settings=self.settings.stored(),
@@ -119,7 +119,7 @@ async def receive(
     max_weights: int,
     check_name: Callable[[str], object] = lambda _name: None,
 ) -> Upload:
-    """Read the whole body; the weights go to ``write`` in a thread, in order.
+    """Read the whole body; the weights are passed to ``write`` in a thread, in order.
 
     Args:
         headers: The request's headers, names in lower case.
@@ -211,10 +211,10 @@ class _Form(MultipartForm):
         if self._part == "weights":
             self._take_weights(data)
             return
-        kept, bound = self._parts[self._part], BOUNDS[self._part]
-        if len(kept) + len(data) > bound:
+        content, bound = self._parts[self._part], BOUNDS[self._part]
+        if len(content) + len(data) > bound:
             raise TooLarge(f"`{self._part}` must have at most {bound} bytes", param=self._part)
-        kept += data
+        content += data
 
     def _take_weights(self, data: bytes) -> None:
         self._weights += len(data)

@@ -20,7 +20,7 @@ FAIL: Final = "fail"
 
 @dataclass(frozen=True, slots=True)
 class VerdictDraft:
-    """A verdict before it is written down.
+    """A verdict to be recorded.
 
     Attributes:
         files: Ids of the project's files by what they are: ``report``, ``page``, ``held_out``.
@@ -45,7 +45,7 @@ class VerdictDraft:
 
 @dataclass(frozen=True, slots=True)
 class VerdictRow:
-    """A verdict as it is stored, without the body of its evaluation (see ``evaluations``)."""
+    """A verdict as it is stored, without its evaluation's body (see ``evaluations``)."""
 
     seq: int
     id: str
@@ -114,7 +114,7 @@ _SHOWN = [verdicts.c[name] for name in VerdictRow.__dataclass_fields__]
 
 
 def add(db: sa.Connection, version_id: int, draft: VerdictDraft) -> VerdictRow:
-    """Write a verdict on a version down: it is its latest."""
+    """Insert a version's verdict, which becomes its latest."""
     values = {name: getattr(draft, name) for name in VerdictDraft.__dataclass_fields__} | {"files": dict(draft.files)}
     row = db.execute(
         verdicts.insert().values(version_id=version_id, created_at=alias_records.now(), **values).returning(*_SHOWN)
@@ -123,12 +123,12 @@ def add(db: sa.Connection, version_id: int, draft: VerdictDraft) -> VerdictRow:
 
 
 def count(db: sa.Connection, version_id: int) -> int:
-    """How many verdicts a version has."""
+    """Number of verdicts on a version."""
     return int(db.scalar(sa.select(sa.func.count()).where(verdicts.c.version_id == version_id)) or 0)
 
 
 def page(db: sa.Connection, version_id: int, after: str | None, limit: int) -> list[VerdictRow] | None:
-    """Up to ``limit`` verdicts on a version, newest first; None where ``after`` is none of them."""
+    """Up to ``limit`` verdicts on a version, newest first; None if ``after`` is not the id of one of them."""
     chosen = sa.select(*_SHOWN).where(verdicts.c.version_id == version_id).order_by(verdicts.c.seq.desc()).limit(limit)
     if after is not None:
         cursor = db.scalar(sa.select(verdicts.c.seq).where(verdicts.c.version_id == version_id, verdicts.c.id == after))
@@ -139,13 +139,13 @@ def page(db: sa.Connection, version_id: int, after: str | None, limit: int) -> l
 
 
 def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str, Any] | None]:
-    """The bodies that ask for the same evaluations again, by the verdicts' ``seq``."""
+    """The request bodies that repeat the verdicts' evaluations, by the verdicts' ``seq``."""
     rows = db.execute(sa.select(verdicts.c.seq, verdicts.c.evaluation).where(verdicts.c.seq.in_(seqs)))
     return {row.seq: row.evaluation for row in rows}
 
 
 def verdict_status(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, VerdictStatus]:
-    """What is known of these adapters' versions, by the version's row id; versions without a verdict are left out."""
+    """The verdict status of these adapters' versions, by row id; versions without a verdict are left out."""
     mine = sa.select(versions.c.id).where(versions.c.adapter_id.in_(adapter_ids)).scalar_subquery()
     flags = _failed().label("failed"), _unconfirmed().label("unconfirmed")
     chosen = sa.select(*_SHOWN, *flags).where(verdicts.c.version_id.in_(mine), _is_latest())
@@ -184,7 +184,7 @@ def ready(db: sa.Connection, project: str | None = None) -> list[VersionVerdict]
 
 
 def last_evaluation(db: sa.Connection, version_id: int) -> dict[str, Any] | None:
-    """The body that asks for the latest evaluation of a version again that has one."""
+    """The request body of the version's latest evaluation that can be repeated; None if there is none."""
     evaluation: dict[str, Any] | None = db.scalar(
         sa.select(verdicts.c.evaluation)
         .where(verdicts.c.version_id == version_id, verdicts.c.evaluation.is_not(None))
@@ -249,7 +249,7 @@ def _may_answer(row: Any) -> bool:
 
 
 def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:
-    """The verdicts on the versions that ``where`` chooses go with them."""
+    """Delete the verdicts on the versions that ``where`` selects."""
     db.execute(verdicts.delete().where(verdicts.c.version_id.in_(sa.select(versions.c.id).where(where))))
 
 

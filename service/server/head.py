@@ -46,15 +46,15 @@ def check_head(version: str, headers: list[tuple[bytes, bytes]]) -> set[bytes]:
 
 
 def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
-    seen = set()
+    seen_names = set()
     for name, _ in headers:
-        if name in seen and name not in REPEATABLE:
+        if name in seen_names and name not in REPEATABLE:
             raise BadRequest(
                 f"The header `{_shown(name)}` was sent more than once; send it once.",
                 param=_shown(name),
                 code="repeated_header",
             )
-        seen.add(name)
+        seen_names.add(name)
 
 
 def _shown(text: bytes) -> str:

@@ -55,8 +55,8 @@ def _tighten(path: str) -> bool:
         shared = S_ISREG(stat.st_mode) and stat.st_nlink > 1
         if not others or shared or S_ISLNK(stat.st_mode):
             return False
-        kept = 0o7700 if S_ISDIR(stat.st_mode) else 0o700
-        Path(path).chmod(stat.st_mode & kept)
+        mask = 0o7700 if S_ISDIR(stat.st_mode) else 0o700
+        Path(path).chmod(stat.st_mode & mask)
     except FileNotFoundError:
         return False
     except OSError as error:

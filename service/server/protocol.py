@@ -87,12 +87,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(refusal, linger=self._connections.keep_rejected(self))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed."""
+        """Remove the closed connection from the count."""
         self._connections.forget(self)
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Close at once."""
+        """Abort the connection; unsent data is lost."""
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -209,7 +209,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # time
 
     def check(self, now: float) -> None:
-        """End the connection where the client has taken too long."""
+        """Close the connection if the client has exceeded a timeout. ``now`` is on the loop's clock."""
         waited, limits = now - self._since, self._limits
         if self._phase == "refused":
             if waited > LINGER_S:
@@ -274,7 +274,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # refusals
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's own refusal, in our shape."""
+        """Send uvicorn's own refusal in OpenAI's error shape."""
         self._refuse(BadRequest(msg, code="invalid_http"))
 
     def _head_too_large(self) -> HeadersTooLarge:

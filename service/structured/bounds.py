@@ -39,7 +39,7 @@ MANY_ALTERNATIVES: Final = 32
 
 
 def check(spec: Spec, limits: Limits) -> list[Part]:
-    """Hold a specification to the bounds.
+    """Check a specification against the static bounds.
 
     Returns:
         Parts that are to be tried by themselves: their cost could hide from a trial of the whole.
@@ -71,7 +71,7 @@ def _bound(path: str, what: str, count: int, allowed: int) -> None:
 
 
 def is_lark(grammar: str) -> bool:
-    """Whether the engine reads a grammar as Lark's: no line of it, without its comment, has EBNF's `::=`."""
+    """Whether the engine reads a grammar as Lark: no line, without its comment, contains EBNF's `::=`."""
     return "::=" not in _COMMENT.sub("", grammar)
 
 
@@ -140,11 +140,11 @@ def _check_nesting(plain: str, path: str, limits: Limits, opening: str) -> None:
 
 def _worth_trying(rules: list[str], bodies: list[str]) -> Iterator[str]:
     """The rules, but the root, that repeat something or name a rule that was begun before."""
-    seen: set[str] = set()
+    begun_rules: set[str] = set()
     for rule, body in zip(rules, bodies, strict=False):
-        seen.add(rule)
+        begun_rules.add(rule)
         names = set(_NAME.findall(body))
-        if rule not in ("root", "start") and (names & seen or _REPEATS.search(body)):
+        if rule not in ("root", "start") and (names & begun_rules or _REPEATS.search(body)):
             yield rule
 
 

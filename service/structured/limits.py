@@ -78,7 +78,7 @@ UNTRIED: Final = Limits(
 
 
 class TooComplex(BadRequest):
-    """A specification that would cost the engine too much."""
+    """The specification would cost the engine too much."""
 
     default_code = CODE
 

@@ -244,9 +244,9 @@ class TrialProcess:
 
 def _environment() -> dict[str, str]:
     """The gateway's environment without its settings and keys; libraries are limited to one thread."""
-    kept = {
+    environment = {
         name: value
         for name, value in inherited_environment().items()
         if name in ("PATH", "HOME", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     }
-    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return environment | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

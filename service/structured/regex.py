@@ -17,7 +17,7 @@ Rest = tuple[()] | tuple[int, int, "Rest"]
 
 @dataclass(slots=True)
 class Analysis:
-    """The measure of an expression that is within its bounds."""
+    """The size of an expression that is within the bounds."""
 
     states: int
     parts: list[str]
@@ -25,7 +25,7 @@ class Analysis:
 
 
 def analyse(pattern: str, path: str, limits: Limits) -> Analysis:
-    """Measure an expression.
+    """Measure a regular expression and check it against the bounds.
 
     Raises:
         TooComplex: It is beyond a bound; the message names ``path``.

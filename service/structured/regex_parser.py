@@ -27,7 +27,7 @@ _LITERALS: Final = re.compile(r"[\w ,:;<>=@#!\"'/&%~-]+(?![*+?{])", re.ASCII)
 
 
 def count_of(digits: str) -> int:
-    """The value of decimal digits, however many; beyond any bound, where there are more than twelve that count."""
+    """The value of decimal digits; a number beyond any bound if more than twelve are significant."""
     digits = digits.lstrip("0")
     return int(digits or 0) if len(digits) <= MAX_COUNT_DIGITS else 10**MAX_COUNT_DIGITS
 
@@ -82,12 +82,12 @@ class Node:
 
     @property
     def wide(self) -> bool:
-        """It can begin with most of the vocabulary's tokens."""
+        """Whether it can begin with most of the vocabulary's tokens."""
         return self.first.bit_count() > WIDE
 
     @property
     def max_count(self) -> int:
-        """The largest number of repeats that is written."""
+        """The largest written number of repeats."""
         return max(self.low, self.high or 0)
 
     @property
@@ -96,11 +96,11 @@ class Node:
 
     @property
     def counted(self) -> bool:
-        """The number of repeats has a bound that the automaton must keep track of."""
+        """Whether the automaton must count the repeats."""
         return (self.high or 0) > 1 or self.low > 1
 
     def settle(self) -> None:
-        """Work out `nullable` and `first` from the branches, whose nodes must be settled."""
+        """Compute `nullable` and `first` from the branches, whose nodes must be settled."""
         self.first, self.nullable = self.chars, self.low == 0
         for branch in self.branches:
             first, nullable = 0, True
@@ -111,13 +111,13 @@ class Node:
             self.nullable = self.nullable or nullable
 
     def states(self) -> int:
-        """Of an automaton in which every bounded repeat is written out."""
+        """Number of states of an automaton in which every bounded repeat is written out."""
         once = sum(item.states() for branch in self.branches for item in branch) if self.branches else self.length
         return once * max(self.low, self.high or 1, 1)
 
 
 class Parser:
-    """Recursive descent; its depth is bounded by the limit on nesting."""
+    """A recursive descent parser; the limit on nesting bounds its depth."""
 
     def __init__(self, pattern: str, path: str, limits: Limits) -> None:
         self._text = pattern

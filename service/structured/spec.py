@@ -16,7 +16,7 @@ Kind = Literal["json", "regex", "choice", "grammar", "structural_tag"]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One specification.
+    """A structured output's specification in a request.
 
     Attributes:
         kind: What it is written in.
@@ -30,7 +30,7 @@ class Spec:
 
     @property
     def text(self) -> str:
-        """As the engine compiles it; `choice` as a JSON array.
+        """The specification as the engine compiles it; `choice` as a JSON array.
 
         Raises:
             BadRequest: It cannot be written as UTF-8 or as JSON.
@@ -39,12 +39,12 @@ class Spec:
 
     @property
     def key(self) -> bytes:
-        """Equal for specifications that compile to the same."""
+        """A key that is equal for specifications that compile to the same grammar."""
         return hashlib.blake2b(f"{self.kind} {self.text}".encode(), digest_size=16).digest()
 
 
 def json_text(value: Any, path: str) -> str:
-    """A string as it is, anything else as JSON.
+    """A string unchanged, any other value as JSON.
 
     Raises:
         BadRequest: It has half a character, a number beyond 64 bits, or too many levels.
@@ -63,7 +63,7 @@ def json_text(value: Any, path: str) -> str:
 
 
 def specs_of(body: Mapping[str, Any]) -> list[Spec]:
-    """Every specification in a request's body that the engine would compile, whatever field it came in.
+    """Every specification in a request's body that the engine would compile, in whatever field.
 
     All dialects are read at once: none has a field that means something else in another.
     """

@@ -73,7 +73,7 @@ class MetricsAccount:
         self._max_series = max_series
         self._targets: dict[Labels, Series] = {}
         self._projects: dict[str, Series] = {}
-        self._other = Series((OTHER, OTHER, ""))
+        self._overflow = Series((OTHER, OTHER, ""))
         self._until_sweep = 0
         self._errors: dict[tuple[str, str], int] = {}
         self._durations: dict[str, Histogram] = {}
@@ -126,14 +126,14 @@ class MetricsAccount:
             if series is not None:
                 return series
             if len(self._projects) >= self._max_series:
-                return self._other
+                return self._overflow
             return self._projects.setdefault(project, Series((project, NONE, "")))
         labels = (project, target.adapter or BASE, str(target.version) if target.version else "")
         series = self._targets.get(labels)
         if series is not None:
             return series
         if len(self._targets) >= self._max_series and not self._evict_deleted():
-            return self._other
+            return self._overflow
         return self._targets.setdefault(labels, Series(labels, target.digest))
 
     def _evict_deleted(self) -> bool:
@@ -158,7 +158,7 @@ class MetricsAccount:
 
         Requests may be counted between two parts: each part is read in one go.
         """
-        all_series = [*self._targets.values(), *self._projects.values(), self._other]
+        all_series = [*self._targets.values(), *self._projects.values(), self._overflow]
         chunks = [all_series[start : start + SERIES_PER_CHUNK] for start in range(0, len(all_series), SERIES_PER_CHUNK)]
         for chunk in chunks:
             yield metrics.REQUESTS.values(

@@ -1,4 +1,4 @@
-"""The gate in front of the engine and the engine's memory behind it: who waits, who is in, what is loaded."""
+"""Metrics of the admission queue and of the engine's memory: what waits, what is in the engine, what is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CALLER, BACKGROUND = "caller", "background"
 
 
 class AdmissionSource:
-    """The queue, the places in the engine and the slots.
+    """Metrics of the admission queue, the requests in the engine and the LoRA slots.
 
     Args:
         queue_limit: Requests that may wait at once.
@@ -25,14 +25,14 @@ class AdmissionSource:
 
     name = "admission"
 
-    def __init__(self, gate: AdmissionQueue, queue_limit: int, account: MetricsAccount) -> None:
-        self._gate = gate
+    def __init__(self, queue: AdmissionQueue, queue_limit: int, account: MetricsAccount) -> None:
+        self._queue = queue
         self._queue_limit = queue_limit
         self._account = account
 
     async def families(self) -> Iterator[Family]:
-        """Everything of one moment."""
-        return self._families(self._gate.snapshot())
+        """All metrics, from one snapshot."""
+        return self._families(self._queue.snapshot())
 
     def _families(self, now: Snapshot) -> Iterator[Family]:
         yield metrics.QUEUED.values(_classes(now.queued, now.background_queued))
@@ -55,7 +55,7 @@ class AdmissionSource:
 
 
 class ResidencySource:
-    """What lies in the engine's memory, whether it runs or not, and what was loaded into it from the disk.
+    """Metrics of the adapters in the engine's memory and of loads from disk.
 
     Args:
         account: Knows under which labels an adapter's digest is shown; names of the same digest show the same.
@@ -68,7 +68,7 @@ class ResidencySource:
         self._account = account
 
     async def families(self) -> Iterator[Family]:
-        """Everything of one moment; what is resident is missing while the engine has not been asked."""
+        """All metrics, from one snapshot; those of resident adapters are missing while nothing is known of them."""
         return self._families(self._residency.snapshot())
 
     def _families(self, now: ResidencySnapshot) -> Iterator[Family]:

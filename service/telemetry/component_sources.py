@@ -28,7 +28,7 @@ class Trainer(Protocol):
 
 
 class LimitsSource:
-    """Limits hit."""
+    """Metrics of requests refused by keys' limits."""
 
     name = "limits"
 
@@ -36,12 +36,12 @@ class LimitsSource:
         self._limits = limits
 
     async def families(self) -> Iterator[Family]:
-        """Refusals by limit."""
+        """Number of refusals by limit."""
         return iter([metrics.LIMIT_HITS.values(((name,), count) for name, count in self._limits.refused.items())])
 
 
 class RegistrySource:
-    """Adapters, and versions by what has become of them."""
+    """Metrics of adapters and versions, over all projects."""
 
     name = "registry"
 
@@ -49,7 +49,7 @@ class RegistrySource:
         self._registry = registry
 
     async def families(self) -> Iterator[Family]:
-        """What the registry holds, all projects together."""
+        """The registry's counts as of its last change."""
         counts = self._registry.counts
         versions = [(("ready", servable.value), float(count)) for servable, count in counts.ready.items()]
         versions += [((state, ""), float(count)) for state, count in counts.unready.items()]
@@ -64,7 +64,7 @@ class RegistrySource:
 
 
 class VerdictsSource:
-    """Versions by the state of their verdicts."""
+    """Metrics of versions by the state of their verdicts, over all projects."""
 
     name = "verdicts"
 
@@ -72,7 +72,7 @@ class VerdictsSource:
         self._verdicts = verdicts
 
     async def families(self) -> Iterator[Family]:
-        """Fresh, due and failed versions, and the failed ones that are live; all projects together."""
+        """Numbers of fresh, due and failed versions, and of failed ones that are live."""
         summary = await self._verdicts.standing()
         return iter(
             [
@@ -85,7 +85,7 @@ class VerdictsSource:
 
 
 class TrainerSource:
-    """Whether the trainer answers, and how long it was paused for live traffic."""
+    """Metrics of the trainer: whether it answers, and how long it was paused for live traffic."""
 
     name = "trainer"
 
@@ -102,7 +102,7 @@ class TrainerSource:
 
 
 class StructuredSource:
-    """Checks of structured outputs."""
+    """Metrics of the checks of structured outputs."""
 
     name = "structured"
 
@@ -110,7 +110,7 @@ class StructuredSource:
         self._structured = structured
 
     async def families(self) -> Iterator[Family]:
-        """How they ended, what they took, and whether anything is compiled on trial."""
+        """Checks by outcome, CPU time of trials, and the state of the trial process."""
         counts, state = self._structured.counts, self._structured.trial_state
         families = [
             metrics.STRUCTURED.values(((outcome,), count) for outcome, count in counts.outcomes.items()),
@@ -122,7 +122,7 @@ class StructuredSource:
 
 
 class GroundingSource:
-    """Retrievals for inference requests."""
+    """Metrics of retrievals for inference requests."""
 
     name = "grounding"
 
@@ -130,7 +130,7 @@ class GroundingSource:
         self._counts = counts
 
     async def families(self) -> Iterator[Family]:
-        """How they ended, what they took, what they brought."""
+        """Retrievals by outcome, their durations, and the numbers of used and unusable passages."""
         counts = self._counts
         return iter(
             [

@@ -36,10 +36,10 @@ FORWARDED: Final[dict[str, Metric]] = {
 
 
 class MetricsClient(Protocol):
-    """The way to the engine's own metrics."""
+    """Fetches the engine's own metrics."""
 
     async def get_text(self, path: str, *, timeout_s: float) -> str:
-        """The text at ``path``. Raises HatrackError where there is none."""
+        """The text at ``path``. Raises HatrackError if it cannot be fetched."""
 
 
 class EngineStatus(Protocol):
@@ -47,10 +47,10 @@ class EngineStatus(Protocol):
 
     @property
     def state(self) -> EngineState:
-        """What the engine does now."""
+        """The current state."""
 
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
-        """Have ``listener`` called with each new state."""
+        """Register a listener for changes of state."""
 
 
 class EngineSource:
@@ -115,7 +115,7 @@ class EngineSource:
 
 
 def forwarded_metrics(text: str) -> dict[Metric, float]:
-    """The metrics that are passed on, from vLLM's own text. Raises ValueError where it is malformed."""
+    """The metrics that are passed on, from vLLM's text. Raises ValueError if it is malformed."""
     lines = "\n".join(line for line in text.splitlines() if line.startswith(tuple(FORWARDED)))
     totals: dict[Metric, float] = {}
     for family in text_string_to_metric_families(lines + "\n"):

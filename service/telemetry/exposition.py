@@ -30,7 +30,7 @@ class Source(Protocol):
         """Its name in ``hatrack_metrics_source_errors_total``."""
 
     async def families(self) -> Iterable[Family]:
-        """Its metrics as of now; may raise, and then they are missing from one scrape."""
+        """Its current metrics. If this raises, they are missing from this scrape."""
 
 
 class Exposition:
@@ -52,11 +52,11 @@ class Exposition:
         self._texts: dict[bool, tuple[float, bytes]] = {}
 
     def add(self, source: Source) -> None:
-        """Ask one more source from now on."""
+        """Add a source, from the next scrape on."""
         self._sources.append(source)
 
     def collect(self) -> Iterator[Family]:
-        """What the sources gave last; prometheus-client's interface of a collector."""
+        """The sources' latest metrics; implements prometheus-client's collector interface."""
         yield from self._families
 
     async def text(self, *, named: bool = True) -> bytes:
@@ -108,7 +108,7 @@ class Exposition:
 
 
 async def without_names(families: Iterable[Family]) -> list[Family]:
-    """The families with the series of all projects, adapters and versions added up, and their names gone.
+    """The families summed over projects, adapters and versions; the labels have the values of NAMELESS.
 
     The labels stay: a dashboard or an alert that was written for them still finds its series.
     """

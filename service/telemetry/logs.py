@@ -70,7 +70,7 @@ class TerminalFormatter(logging.Formatter):
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    """What a call passed as ``extra``."""
+    """The fields that a log call passed as ``extra``."""
     return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
 
 
@@ -79,11 +79,11 @@ def describe(error: BaseException) -> str:
     return "\n".join(_parts(error, set()))
 
 
-def _parts(error: BaseException, seen: set[int]) -> Iterator[str]:
-    seen.add(id(error))
+def _parts(error: BaseException, visited: set[int]) -> Iterator[str]:
+    visited.add(id(error))
     earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if earlier is not None and id(earlier) not in seen:
-        yield from _parts(earlier, seen)
+    if earlier is not None and id(earlier) not in visited:
+        yield from _parts(earlier, visited)
         yield "which led to"
     yield "".join(traceback.format_tb(error.__traceback__)).rstrip()
     kind = type(error)
@@ -91,9 +91,9 @@ def _parts(error: BaseException, seen: set[int]) -> Iterator[str]:
     yield f"{name}: {error}" if isinstance(error, SPEAKING) else name
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            if id(inner) not in seen:
+            if id(inner) not in visited:
                 yield "in which"
-                yield from _parts(inner, seen)
+                yield from _parts(inner, visited)
 
 
 def configure_logs(level: str) -> None:

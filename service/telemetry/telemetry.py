@@ -6,22 +6,40 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from prometheus_client.metrics_core import Metric as Family
 
 from service import __version__
 from service.config import Settings
+from service.histogram import Histogram
 from service.registry.catalog import Catalog
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
 from service.telemetry.exposition import Exposition, Source
-from service.telemetry.loop import LoopLag
 from service.telemetry.record import Account
 from service.telemetry.traces import Traces, make_traces
 
+LAG_TICK_S: Final = 0.25
+
+
+class LoopLag:
+    """Measures how late the event loop is, in seconds; a late loop delays every request of this process."""
+
+    def __init__(self) -> None:
+        self.histogram = Histogram(metrics.LAG_S)
+
+    async def watch(self) -> None:
+        """Measure every LAG_TICK_S seconds until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_TICK_S
+            await asyncio.sleep(LAG_TICK_S)
+            self.histogram.observe(max(0.0, loop.time() - due))
+
 
 class Telemetry:
-    """Metrics of requests and of the gateway's parts, and traces where a setting wants them.
+    """Metrics of requests and of the gateway's components, and traces if they are configured.
 
     Args:
         settings: Who may read, how much is told apart, where traces go.
@@ -43,18 +61,18 @@ class Telemetry:
         self.lag = LoopLag()
 
     def watch(self, *sources: Source) -> None:
-        """Show what ``sources`` know, too."""
+        """Add the metrics of ``sources``."""
         for source in sources:
             self.exposition.add(source)
 
     @property
     def accounts(self) -> tuple[Account, ...]:
-        """Who wants to be told of every request: the metrics and, where there are any, the traces."""
+        """Called with the record of every request: the metrics and, if there are any, the traces."""
         return (self.account,) if self.tracer is None else (self.account, self.tracer)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Measure the event loop meanwhile; at the end send what traces are left."""
+        """Measure the event loop's lag while this is open; send the remaining traces on leaving."""
         watch = asyncio.create_task(self.lag.watch(), name="event-loop-lag")
         try:
             yield
@@ -66,7 +84,7 @@ class Telemetry:
 
 
 class AccountSource:
-    """What was counted of requests."""
+    """Metrics of requests."""
 
     name = "requests"
 
@@ -74,12 +92,12 @@ class AccountSource:
         self._account = account
 
     async def families(self) -> Iterator[Family]:
-        """Every metric of requests."""
+        """All metrics of requests."""
         return self._account.families()
 
 
 class GatewaySource:
-    """The gateway itself."""
+    """Metrics of the gateway process."""
 
     name = "gateway"
 
@@ -88,7 +106,7 @@ class GatewaySource:
         self._build = (__version__, engine_version, telemetry.settings.base_served_name)
 
     async def families(self) -> Iterable[Family]:
-        """What runs, how busy it is and how much room is left for it."""
+        """Build, requests in flight, event loop lag and free disk space."""
         home = self._telemetry.settings.home
         free = (await asyncio.to_thread(shutil.disk_usage, home)).free if home.is_dir() else None
         return self._families(free)

@@ -51,7 +51,7 @@ class RequestSpan:
 
 
 class Traces:
-    """Begins spans, and ends them as an account (`service.telemetry.record.Account`).
+    """Starts spans, and ends them as an account (`service.telemetry.record.Account`).
 
     Args:
         provider: OpenTelemetry's, with the exporter that it was given.
@@ -65,7 +65,7 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, route: str, headers: Mapping[str, str], request_id: str) -> RequestSpan:
-        """A span for a request that has just arrived; a sane `traceparent` among its headers is its parent."""
+        """Start the span of a request that has just arrived, as a child of a valid `traceparent` header."""
         from opentelemetry.trace import SpanKind
 
         return RequestSpan(
@@ -78,7 +78,7 @@ class Traces:
         )
 
     def __call__(self, record: Record) -> None:
-        """End the record's span, with what has become known and the stages that the request went through."""
+        """End the record's span, with its attributes and a child span for each stage."""
         span = record.span
         if span is None:
             return
@@ -121,7 +121,7 @@ class Traces:
             stage("engine", record.sent_s, record.total_s, SpanKind.CLIENT)
 
     async def close(self) -> None:
-        """Send what has not been sent, for a bounded time."""
+        """Send the remaining spans, within a bounded time."""
         try:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await asyncio.to_thread(self._provider.shutdown)

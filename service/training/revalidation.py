@@ -281,8 +281,8 @@ def revalidation_body(body: Mapping[str, Any], version: str) -> dict[str, Any]:
     if "model" in request:
         request["model"] = version  # the original name or alias may have moved
     metadata = [(key, value) for key, value in (request.get("metadata") or {}).items() if key != METADATA_KEY]
-    kept = dict(metadata[: MAX_METADATA - 1])
-    return request | {"promote": "never", "metadata": {**kept, METADATA_KEY: version}}
+    retained = dict(metadata[: MAX_METADATA - 1])
+    return request | {"promote": "never", "metadata": {**retained, METADATA_KEY: version}}
 
 
 def system_caller(project: str) -> Caller:

@@ -36,7 +36,7 @@ class NoBody(BaseModel):
 
 
 def revalidations(request: Request) -> Revalidations:
-    """The revalidation service."""
+    """The service that the composition root put on the app."""
     service: Revalidations = request.app.state.revalidations
     return service
 

@@ -35,13 +35,13 @@ FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders")
 
 
 def training(request: Request) -> Training:
-    """The gateway's side of training."""
+    """The service that the composition root put on the app."""
     service: Training = request.app.state.training
     return service
 
 
 def evaluations(request: Request) -> Evaluations:
-    """The evaluation service."""
+    """The service that the composition root put on the app."""
     service: Evaluations = request.app.state.evaluations
     return service
 
@@ -58,7 +58,7 @@ EvaluationService = Annotated[Evaluations, Depends(evaluations)]
 @router.get("/load", responses=answers(Load))
 async def load(request: Request, caller: TrainCaller) -> dict[str, Any]:
     """How many requests from callers (jobs excluded) are queued for the engine, and how many are in it."""
-    queue: AdmissionQueue = request.app.state.gate
+    queue: AdmissionQueue = request.app.state.admission_queue
     callers = queue.scheduler.callers
     return {"object": "load", "waiting": callers.queued, "in_flight": callers.in_flight}
 

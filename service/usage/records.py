@@ -11,7 +11,30 @@ from sqlalchemy.dialects.sqlite import insert
 
 from service.access.audit import ADMIN_ID
 from service.access.tables import keys
-from service.usage.tables import usage
+from service.database import metadata
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    # Unix seconds of the hour's beginning
+    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+    # no foreign keys: what was used stays on the bill when the key, the adapter or the project is gone
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Text, primary_key=True),
+    # the base's served name where no adapter was asked for; empty where the model's name stood for nothing
+    sa.Column("adapter", sa.Text, primary_key=True),
+    # 0 where there is none
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("requests", sa.Integer, nullable=False),
+    sa.Column("errors", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("cached_tokens", sa.Integer, nullable=False),
+    # what counted against the key's limits: the engine's count, else the estimate
+    sa.Column("charged_tokens", sa.Integer, nullable=False),
+    sa.Index("ix_usage_key_id_hour", "key_id", "hour"),
+)
+"""One row per hour, project, key and adapter version."""
 
 RowKey: TypeAlias = tuple[int, str, str, str, int]
 """hour (Unix seconds of its beginning), project, key id, adapter (or the base's name, or nothing), version (or 0)"""
@@ -32,7 +55,7 @@ class Counts:
     charged_tokens: int = 0
 
     def add(self, counts: Counts) -> None:
-        """Add ``counts`` to this one."""
+        """Add ``counts`` to these, in place."""
         self.requests += counts.requests
         self.errors += counts.errors
         self.prompt_tokens += counts.prompt_tokens
@@ -65,7 +88,7 @@ class Selection:
 
 
 def add(db: sa.Connection, rows: Mapping[RowKey, Counts]) -> None:
-    """Add counts to what is there."""
+    """Add counts to the stored rows."""
     if not rows:
         return
     statement = insert(usage)
@@ -119,6 +142,6 @@ def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
 
 
 def key_names(db: sa.Connection, key_ids: Collection[str]) -> dict[str, str]:
-    """The names of keys by id, also of revoked ones; ids that are no key's are left out."""
+    """Names of keys by id, including revoked ones; unknown ids are left out."""
     query = sa.select(keys.c.id, keys.c.name).where(keys.c.id.in_(key_ids))
     return {row.id: row.name for row in db.execute(query)}

@@ -1,16 +1,16 @@
-"""The route ``/v1/usage``."""
+"""The route ``/v1/usage`` and the models of its answer."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field
 
 from service.access.caller import Caller
 from service.access.http import caller
-from service.http.schema import answers
+from service.http.schema import ApiModel, answers
 from service.usage.report import Bucket, UsageQuery, UsageReport
-from service.usage.schemas import UsagePage
 
 MAX_NAME_CHARS: Final = 256
 MAX_ID_CHARS: Final = 2048
@@ -21,8 +21,37 @@ Name = Annotated[str | None, Query(max_length=MAX_NAME_CHARS)]
 Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
 
 
+class UsageRow(ApiModel):
+    """Requests and tokens of one group; what it is not grouped by is left out."""
+
+    object: Literal["usage"]
+    id: str
+    start: int
+    end: int
+    project: str = ""
+    key: str = Field("", description="The key's id.")
+    key_name: str | None = None
+    adapter: str | None = Field(None, description="The base's name where the base answered; null where nothing did.")
+    version: int | None = None
+    requests: int
+    errors: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class UsagePage(ApiModel):
+    """A page of usage, over whole buckets of time."""
+
+    object: Literal["list"]
+    start: int
+    end: int
+    data: list[UsageRow]
+    has_more: bool
+
+
 async def usage_report(request: Request) -> UsageReport:
-    """The report that the composition root put on the app."""
+    """The report service that the composition root put on the app."""
     report: UsageReport = request.app.state.usage_report
     return report
 

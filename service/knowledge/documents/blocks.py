@@ -48,21 +48,21 @@ class Block:
     attributes: Mapping[str, Attribute] | None = None
 
     def packed(self) -> list[Any]:
-        """As JSON."""
+        """The fields as a list that JSON can hold."""
         return [self.text, self.kind, self.level, self.attributes]
 
 
 class Budget:
-    """Counts what was read, so that a small file that unfolds into a huge text is stopped on the way."""
+    """Limits the text extracted from one document, since a small file may expand into a huge text."""
 
     def __init__(self, max_chars: int = MAX_TEXT) -> None:
         self._max_chars = max_chars
-        self._seen = 0
+        self._chars = 0
 
     def take(self, text: str) -> str:
-        """The text, counted. Raises DocumentError where it is too much."""
-        self._seen += len(text)
-        if self._seen > self._max_chars:
+        """Count ``text`` and return it. Raises DocumentError once more than ``max_chars`` characters were counted."""
+        self._chars += len(text)
+        if self._chars > self._max_chars:
             raise DocumentError(
                 "invalid_file", f"the document has more than {self._max_chars} characters of text; split it"
             )
@@ -70,7 +70,7 @@ class Budget:
 
 
 def sound(text: str) -> str:
-    """The text without halves of characters: pairs are joined, what is left alone is replaced.
+    """The text with surrogate pairs joined and lone surrogates replaced, so that it can be encoded as UTF-8.
 
     A library that reads UTF-16 without a look at it may give them, and no JSON can hold them.
     """
@@ -78,5 +78,5 @@ def sound(text: str) -> str:
 
 
 def invalid(message: str) -> DocumentError:
-    """The file is broken."""
+    """The DocumentError `invalid_file` with this message."""
     return DocumentError("invalid_file", message)

@@ -90,12 +90,12 @@ def _sections(blocks: Sequence[Block]) -> Iterator[_Section]:
 
 
 def _shown(path: Sequence[tuple[int, str]]) -> str:
-    kept: list[str] = []
+    titles: list[str] = []
     for _, title in reversed(path):
-        if kept and len(PATH.join([title, *kept])) > MAX_PATH:
+        if titles and len(PATH.join([title, *titles])) > MAX_PATH:
             break
-        kept.insert(0, title)
-    return PATH.join(kept)[:MAX_PATH]
+        titles.insert(0, title)
+    return PATH.join(titles)[:MAX_PATH]
 
 
 def _stretches(text: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ _TAG: Final = re.compile(r"<[^>]*>")
 
 
 def read_office(data: bytes, budget: Budget, *, kind: str) -> Iterator[Block]:
-    """Headings, paragraphs and tables; of a sheet a row each, as of CSV.
+    """Headings, paragraphs and tables; of a spreadsheet one block per row, as for CSV.
 
     Args:
         kind: A key of READERS.
@@ -51,13 +51,13 @@ def _read_pptx(data: bytes, budget: Budget) -> Iterator[Block]:
     for number, slide in enumerate(Presentation(BytesIO(data)).slides, 1):
         title = slide.shapes.title
         name = " ".join(sound(title.text).split()) if title is not None and title.has_text_frame else ""
-        found = [_tidy(text) for text in _texts(shape for shape in slide.shapes if shape != title)]
+        texts = [_tidy(text) for text in _texts(shape for shape in slide.shapes if shape != title)]
         if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
-            found.append(_tidy(slide.notes_slide.notes_text_frame.text))
-        if name or any(found):
+            texts.append(_tidy(slide.notes_slide.notes_text_frame.text))
+        if name or any(texts):
             yield Block(name[:MAX_HEADING] or f"slide {number}", "heading", 1)
-            found.insert(0, name if len(name) > MAX_HEADING else "")
-            yield from (Block(budget.take(text)) for text in found if text)
+            texts.insert(0, name if len(name) > MAX_HEADING else "")
+            yield from (Block(budget.take(text)) for text in texts if text)
 
 
 def _texts(shapes: Iterable[Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ _BROKEN: Final = (PyPdfError, LimitReachedError, ValueError, TypeError, KeyError
 
 
 def read_pdf(data: bytes, budget: Budget) -> Iterator[Block]:
-    """A heading a page, and its paragraphs. Raises DocumentError."""
+    """The paragraphs of each page, under a heading with its number. Raises DocumentError."""
     try:
         reader = PdfReader(BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):

@@ -21,10 +21,10 @@ _MARKS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16")
 
 
 def decode(data: bytes) -> str:
-    """The text of a file: UTF-8, or UTF-16 with its mark. Line ends become ``\\n``.
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark. Line ends become ``\\n``.
 
     Raises:
-        DocumentError: It is neither, or no text at all.
+        DocumentError: It is in another encoding, or is not text.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -38,14 +38,14 @@ def decode(data: bytes) -> str:
 
 
 def read_text(data: bytes, budget: Budget) -> Iterator[Block]:
-    """Paragraphs: what blank lines part. Raises DocumentError."""
+    """The paragraphs, which are separated by blank lines. Raises DocumentError."""
     for paragraph in _BLANK.split(budget.take(decode(data))):
         if paragraph.strip():
             yield Block(paragraph.strip())
 
 
 def read_markdown(data: bytes, budget: Budget) -> Iterator[Block]:
-    """Headings and, as they are written, the blocks between them. Raises DocumentError."""
+    """The headings, and the blocks between them in Markdown. Raises DocumentError."""
     text = _without_front_matter(budget.take(decode(data)))
     lines = text.split("\n")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)

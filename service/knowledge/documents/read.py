@@ -37,7 +37,7 @@ KINDS: Final = {
 
 
 def kind_of(filename: str) -> str:
-    """How a file of that name is read. Raises DocumentError where its ending is not known."""
+    """The kind of a file of that name, by its suffix. Raises DocumentError if the suffix is unknown."""
     suffix = PurePath(filename).suffix.lower()
     if suffix not in KINDS:
         shown = ", ".join(sorted(set(KINDS) - set(CODE)))
@@ -48,7 +48,7 @@ def kind_of(filename: str) -> str:
 
 
 def read(path: Path, kind: str) -> list[Block]:
-    """The blocks of a document, at least one.
+    """The document's blocks, at least one.
 
     Raises:
         DocumentError: It is broken, empty or too large.

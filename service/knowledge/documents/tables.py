@@ -22,10 +22,10 @@ _DELIMITERS: Final = (",", ";", "\t", "|")
 
 
 def read_csv(data: bytes, budget: Budget, *, delimiter: str | None = None) -> Iterator[Block]:
-    """A row each, its cells named by the first row: ``order: TW-1042``, a line each. Raises DocumentError.
+    """One block per row, with a line for each cell, such as ``order: TW-1042``. Raises DocumentError.
 
     Args:
-        delimiter: None: whichever the first line has most of.
+        delimiter: None: the candidate that occurs most often in the first line.
     """
     text = budget.take(decode(data))
     first = text.split("\n", 1)[0]
@@ -38,10 +38,10 @@ def read_csv(data: bytes, budget: Budget, *, delimiter: str | None = None) -> It
 
 
 def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iterator[Block]:
-    """A row each, its cells named by the first row that is not empty. Raises DocumentError.
+    """One block per row; the first row that is not empty names the cells. Raises DocumentError.
 
     Args:
-        rows: What messages call a row, and its cells.
+        rows: The name of each row in error messages, and its cells.
     """
     header: list[str] | None = None
     for name, row in rows:
@@ -60,7 +60,7 @@ def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iter
 
 
 def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:
-    """A row each. ``title`` goes before the text, ``metadata`` are attributes of the row. Raises DocumentError."""
+    """One block per line: ``title`` and ``text``, with ``metadata`` as its attributes. Raises DocumentError."""
     for number, line in enumerate(decode(data).split("\n"), 1):
         if not line.strip():
             continue
@@ -83,10 +83,12 @@ def _attributes(value: Any, line: int) -> Mapping[str, Attribute] | None:
         return None
     if not isinstance(value, dict) or len(value) > MAX_ATTRIBUTES:
         raise invalid(f"line {line}: `metadata` must be an object of at most {MAX_ATTRIBUTES} keys")
-    for key, one in value.items():
+    for key, attribute in value.items():
         if not 0 < len(key) <= MAX_KEY:
             raise _bad(line, key, f"a key must have 1 to {MAX_KEY} characters")
-        if not isinstance(one, str | int | float | bool) or (isinstance(one, str) and len(one) > MAX_STRING):
+        if not isinstance(attribute, str | int | float | bool) or (
+            isinstance(attribute, str) and len(attribute) > MAX_STRING
+        ):
             raise _bad(line, key, f"a value must be a string of at most {MAX_STRING} characters, a number or a boolean")
     return value or None
 

@@ -24,10 +24,10 @@ _CELLS: Final = frozenset({"td", "th"})
 
 
 def read_html(data: bytes, budget: Budget) -> Iterator[Block]:
-    """Headings and paragraphs; scripts, styles, navigation and what a form is filled in with are left out.
+    """Headings and paragraphs, without scripts, styles, navigation and the fields of forms.
 
     Raises:
-        DocumentError: It is no text, or too much.
+        DocumentError: It is not text, or too long.
     """
     tree = LexborHTMLParser(decode(data))
     title = tree.css_first("title")

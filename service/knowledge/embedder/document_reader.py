@@ -44,7 +44,7 @@ class DocumentReader:
 
     @property
     def pid(self) -> int | None:
-        """Of the reader that runs now."""
+        """The reader's process id; None if none runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def blocks(self, path: Path, filename: str) -> list[Block]:
@@ -67,13 +67,13 @@ class DocumentReader:
         if not line:
             await self.close()
             raise invalid("the document crashed the reader process")
-        told = await asyncio.to_thread(orjson.loads, line)
-        if "error" in told:
-            raise DocumentError(*told["error"])
-        return await asyncio.to_thread(_blocks, told["blocks"])
+        reply = await asyncio.to_thread(orjson.loads, line)
+        if "error" in reply:
+            raise DocumentError(*reply["error"])
+        return await asyncio.to_thread(_blocks, reply["blocks"])
 
     async def close(self) -> None:
-        """End the reader that runs."""
+        """Kill the reader process, if one runs."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
@@ -101,4 +101,4 @@ class DocumentReader:
 
 
 def _blocks(packed: Sequence[Sequence[Any]]) -> list[Block]:
-    return [Block(*one) for one in packed]
+    return [Block(*fields) for fields in packed]

@@ -34,11 +34,11 @@ _WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 class ModelError(Exception):
-    """The model cannot be loaded, or the endpoint gave no vectors."""
+    """The model cannot be loaded, or the endpoint returned no vectors."""
 
 
 class ModelBusy(ModelError):
-    """The endpoint gives no vectors now; later it may."""
+    """The endpoint returns no vectors now but may do so later."""
 
 
 def _busy(error: BaseException) -> ModelBusy:
@@ -61,14 +61,19 @@ class Model(Protocol):
     tokens: Tokens
 
     async def embed(self, texts: Sequence[str], *, query: bool) -> Vectors:
-        """Questions go before passages. Raises ModelError; ModelBusy where it may pass."""
+        """The texts' vectors, (n, dimensions); queries take precedence over passages.
+
+        Raises:
+            ModelBusy: The endpoint returns no vectors now; a retry may succeed.
+            ModelError: There are no vectors.
+        """
 
     async def close(self) -> None:
-        """Let go of what it holds."""
+        """Release threads and connections."""
 
 
 def directory_of(model: str) -> str:
-    """Where the named model is: a local directory as it stands, else the packaged one. Raises ModelError."""
+    """The directory ``model``, or the packaged model's if ``model`` is empty. Raises ModelError if it is missing."""
     if model:
         if not Path(model).is_dir():
             raise ModelError(f"HATRACK_EMBEDDINGS_MODEL is {model!r}, which is not a directory")

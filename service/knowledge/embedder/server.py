@@ -47,13 +47,13 @@ class EmbedderServer:
         self._indexing = asyncio.Lock()
 
     def app(self) -> web.Application:
-        """The routes."""
+        """The aiohttp application with the server's routes."""
         app = web.Application(client_max_size=MAX_BODY)
         app.add_routes([web.get("/", self.alive), web.post("/embed", self.embed), web.post("/index", self.index)])
         return app
 
     async def alive(self, _request: web.Request) -> web.Response:
-        """It answers: the model is loaded."""
+        """Answers 200; the server listens only once the model is loaded."""
         return web.json_response({"status": "ready"})
 
     async def embed(self, request: web.Request) -> web.Response:
@@ -72,7 +72,8 @@ class EmbedderServer:
     async def _answer(self) -> None:
         """Embed what waits, together, until nothing does."""
         while self._waiting:
-            waiting = [one for one in self._waiting if not one[1].done()]  # whoever has left is not answered
+            # whoever has left is not answered
+            waiting = [(text, future) for text, future in self._waiting if not future.done()]
             batch, self._waiting = waiting[:MAX_QUERIES], waiting[MAX_QUERIES:]
             if not batch:
                 return
@@ -116,7 +117,7 @@ class EmbedderServer:
         return list(split(blocks, self._model.tokens, size=size, overlap=overlap))
 
     async def _segment(self, passages: Sequence[PassageText]) -> Segment:
-        texts = [one.whole for one in passages]
+        texts = [passage.whole for passage in passages]
         bags = await asyncio.to_thread(self._bags, passages)
         vectors = [await self._model.embed(texts[at : at + STEP], query=False) for at in range(0, len(texts), STEP)]
         sizes = [len(terms) for terms, _ in bags]
@@ -128,7 +129,7 @@ class EmbedderServer:
         )
 
     def _bags(self, passages: Sequence[PassageText]) -> list[Any]:
-        return [self._analyzer.bag(one.heading, one.text) for one in passages]
+        return [self._analyzer.bag(passage.heading, passage.text) for passage in passages]
 
 
 def _batches(passages: Sequence[PassageText]) -> Iterator[Sequence[PassageText]]:

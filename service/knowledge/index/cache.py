@@ -30,7 +30,7 @@ class CachedStore:
 
 
 class IndexCache:
-    """Open stores by id.
+    """Open stores by id; those unused for longest are closed when a limit is exceeded.
 
     Args:
         root: The directory of the passage files.
@@ -43,11 +43,11 @@ class IndexCache:
         self._open: OrderedDict[str, CachedStore] = OrderedDict()
         self._opening = Locks()
 
-    def clean(self, kept: set[str]) -> int:
-        """Make the directory, and remove the files of stores that do not exist any more; how many. Blocks."""
+    def clean(self, store_ids: set[str]) -> int:
+        """Create the directory and remove the files of all stores but ``store_ids``; returns how many. Blocks."""
         self._root.mkdir(parents=True, exist_ok=True)
         self._root.chmod(0o700)
-        orphans = [path for path in self._root.glob(f"*{SUFFIX}") if path.name.removesuffix(SUFFIX) not in kept]
+        orphans = [path for path in self._root.glob(f"*{SUFFIX}") if path.name.removesuffix(SUFFIX) not in store_ids]
         for path in orphans:
             remove(path)
         return len(orphans)
@@ -60,7 +60,7 @@ class IndexCache:
 
     @asynccontextmanager
     async def use(self, store_id: str) -> AsyncIterator[CachedStore]:
-        """A store, open as long as the context lasts. ``store_id`` must be a store's."""
+        """Open the store, and keep it open as long as the context lasts. ``store_id`` must be the id of a store."""
         async with self._opening.hold(store_id):
             store = self._open.get(store_id)
             if store is None:
@@ -78,7 +78,7 @@ class IndexCache:
                 await self._make_room()
 
     async def remove(self, store_id: str) -> None:
-        """Remove a store's file, now or when the last user leaves it."""
+        """Remove a store's file, now or when its last user leaves."""
         async with self._opening.hold(store_id):
             store = self._open.pop(store_id, None)
             if store is None:
@@ -89,7 +89,7 @@ class IndexCache:
                 await in_thread(self._remove, store)
 
     def loaded(self, store_id: str) -> CachedStore | None:
-        """The store, if it is open; used as long as nothing is awaited."""
+        """The store if it is open, else None; valid only until the next await."""
         return self._open.get(store_id)
 
     async def _make_room(self) -> None:

@@ -42,7 +42,7 @@ _LOG: Final = logging.getLogger("hatrack.grounding")
 
 @dataclass(slots=True)
 class Progress:
-    """Of the file that is being indexed: ``done`` of ``total`` passages; ``dropped`` when nobody wants it any more."""
+    """Progress of the current task: ``done`` of ``total`` passages; ``dropped`` if the file was removed meanwhile."""
 
     task: IndexingTask
     done: int = 0
@@ -51,11 +51,11 @@ class Progress:
 
 
 class Dropped(Exception):
-    """Nobody wants the file any more."""
+    """The file that is being indexed was removed, or its batch was cancelled."""
 
 
 class Indexing:
-    """The task that indexes.
+    """The background task that indexes files, one at a time.
 
     Args:
         path_of: Where the bytes of a file id are.
@@ -94,27 +94,27 @@ class Indexing:
         """Called between two files, and when there is nothing to do."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start the task."""
         self._task = asyncio.create_task(self._run(), name="grounding-indexing")
 
     async def close(self) -> None:
-        """Stop; what is half indexed is begun anew by the next start."""
+        """Stop the task; a file that is half indexed is indexed anew after the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
     def wake(self) -> None:
-        """There is work."""
+        """Look for work now: files were added."""
         self._wake.set()
 
     def drop(self, generations: set[str]) -> None:
-        """Nobody wants these any more."""
+        """Stop indexing the current file if it is one of these generations."""
         if self.current is not None and self.current.task.generation in generations:
             self.current.dropped = True
 
     def drop_store(self, store_id: str) -> None:
-        """Nobody wants anything of this store any more."""
+        """Stop indexing the current file if it belongs to this store."""
         if self.current is not None and self.current.task.store_id == store_id:
             self.current.dropped = True
 

@@ -55,10 +55,10 @@ class IndexingResult:
 
 
 def searchable_files(db: sa.Connection, store_id: str, model: str) -> tuple[list[SearchableFile], set[str]]:
-    """The files of a store that are found, and the generations that are being written.
+    """A store's searchable files, and the generations that are still to be indexed.
 
     Args:
-        model: Vectors of any other embedding model are of no use.
+        model: The embedding model; files that another one embedded are left out.
     """
     files = store_files.join(stores, stores.c.seq == store_files.c.store)
     rows = db.execute(
@@ -80,19 +80,19 @@ def searchable_files(db: sa.Connection, store_id: str, model: str) -> tuple[list
 
 
 def requeue_outdated(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
-    """Have all files indexed anew whose vectors another model made; how many.
+    """Queue all files for indexing whose vectors another model made; returns how many.
 
     Args:
-        generation: Makes one.
+        generation: Returns a new generation.
     """
     return _requeue(db, sa.and_(store_files.c.status == "completed", store_files.c.model != model), generation)
 
 
 def requeue_failed(db: sa.Connection, generation: Callable[[], str]) -> int:
-    """Have all files indexed again that failed through no fault of their own; how many.
+    """Queue all files for indexing that failed with SERVER_ERROR; returns how many.
 
     Args:
-        generation: Makes one.
+        generation: Returns a new generation.
     """
     return _requeue(db, sa.and_(store_files.c.status == "failed", store_files.c.error_code == SERVER_ERROR), generation)
 
@@ -107,10 +107,10 @@ def _requeue(db: sa.Connection, which: sa.ColumnElement[bool], generation: Calla
 
 
 def next_task(db: sa.Connection, last_project: str | None, later: Sequence[str] = ()) -> IndexingTask | None:
-    """The file that has waited longest, of another project than the last one if there is one; else None.
+    """The task that has waited longest, of another project than ``last_project`` if possible; None if there is none.
 
     Args:
-        later: Generations that come behind all others, in this order.
+        later: Generations to try after all others, in this order.
     """
     generation = store_files.c.wanted
     turn = (
@@ -164,9 +164,9 @@ def record_result(db: sa.Connection, result: IndexingResult) -> None:
 
 
 def pending_file(db: sa.Connection, task: IndexingTask) -> tuple[SearchableFile, str | None] | None:
-    """The file as it will be found when the work is done, and the generation that is found until then.
+    """The file as it will be once indexed, and the generation that is searchable until then.
 
-    None where nobody wants it any more.
+    None if the file was removed or cancelled meanwhile.
     """
     row = db.execute(sa.select(store_files).where(store_files.c.wanted == task.generation)).one_or_none()
     if row is None:
@@ -175,7 +175,7 @@ def pending_file(db: sa.Connection, task: IndexingTask) -> tuple[SearchableFile,
 
 
 def usage_bytes(db: sa.Connection, store_id: str, but: str) -> int:
-    """What the passages of a store take, those of the file ``but`` left out."""
+    """Size of a store's passages, in bytes, without those of the file ``but``."""
     joined = store_files.join(stores, stores.c.seq == store_files.c.store)
     total = sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined)
     return int(db.scalar(total.where(stores.c.id == store_id, store_files.c.file_id != but)) or 0)

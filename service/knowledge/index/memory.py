@@ -26,7 +26,7 @@ MAX_COLUMNS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file in a store, as far as a search needs it.
+    """A file in a store, with what a search needs.
 
     ``generation`` names it in the metadata database. ``own`` holds attributes of single rows, by segment and position;
     they go before the file's.
@@ -41,7 +41,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The parts of a store, large ones first, and its documents by number."""
+    """A store's index: its parts, larger ones first, and its documents by number. Immutable."""
 
     parts: tuple[Part, ...] = ()
     documents: Mapping[int, Document] = field(default_factory=lambda: MappingProxyType({}))
@@ -58,24 +58,24 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """Passages that can be found."""
+        """Number of passages that a search can find."""
         return sum(int(part.alive.sum()) for part in self.parts)
 
     def with_document(
         self, number: int, document: Document, segments: Sequence[PlacedSegment], replaces: int | None
     ) -> Index:
-        """The index with one document more, and without the one that it comes ``replaces`` of."""
+        """A new index with this document added and the document number ``replaces`` removed."""
         rest = self if replaces is None else self.without(replaces)
         parts = [*rest.parts, build(segments)] if segments else list(rest.parts)
         return Index(_merge_parts(parts), MappingProxyType({**rest.documents, number: document}))
 
     def without(self, number: int) -> Index:
-        """The index without a document."""
+        """A new index without this document."""
         documents = {key: document for key, document in self.documents.items() if key != number}
         return Index(tuple(part.without(number) for part in self.parts), MappingProxyType(documents))
 
     def without_generations(self, generations: Collection[str]) -> Index:
-        """The index without the documents of these generations."""
+        """A new index without the documents of these generations."""
         numbers = [number for number, document in self.documents.items() if document.generation in generations]
         index = self
         for number in numbers:
@@ -83,7 +83,7 @@ class Index:
         return index
 
     def with_attributes(self, attributes: Mapping[str, Attributes]) -> Index:
-        """The index with other attributes of some files, by their ids."""
+        """A new index with the attributes of some files replaced, by file id."""
         changed = {
             number: replace(document, attributes=attributes[document.file_id])
             for number, document in self.documents.items()
@@ -92,15 +92,15 @@ class Index:
         return Index(self.parts, MappingProxyType({**self.documents, **changed})) if changed else self
 
     def number_of(self, generation: str) -> int | None:
-        """The number of the document of that generation, or None."""
+        """The number of the document of this generation; None if there is none."""
         return next((number for number, document in self.documents.items() if document.generation == generation), None)
 
     def search(self, question: Question, filters: Filters | None) -> list[Hit]:
-        """The best rows, best first."""
+        """The best matching rows, best first."""
         return rank(self.parts, question, None if filters is None else self._masks(filters))
 
     def attributes(self, hit: Hit) -> Attributes:
-        """Those of the file with those of the row over them."""
+        """The attributes of the hit's file, overridden by those of its row."""
         document = self.documents[int(hit.part.documents[hit.row])]
         own = document.own.get(hit.place)
         return document.attributes if own is None else {**document.attributes, **own}
@@ -151,7 +151,7 @@ class Index:
 
 
 def load(documents: Mapping[int, Document], segments: Sequence[PlacedSegment]) -> Index:
-    """An index of these documents."""
+    """Build an index of these documents."""
     return Index((build(segments),) if segments else (), MappingProxyType(dict(documents)))
 
 
@@ -162,9 +162,9 @@ def _merge_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
         alive = int(part.alive.sum())
         if alive == 0:
             continue
-        kept = part if alive * 2 > part.size else join([part])
-        while merged and kept is not None and merged[-1].size <= 2 * kept.size:
-            kept = join([merged.pop(), kept])
-        if kept is not None:
-            merged.append(kept)
+        compacted = part if alive * 2 > part.size else join([part])
+        while merged and compacted is not None and merged[-1].size <= 2 * compacted.size:
+            compacted = join([merged.pop(), compacted])
+        if compacted is not None:
+            merged.append(compacted)
     return tuple(merged)

@@ -48,18 +48,18 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Rows, those that are not alive included."""
+        """Number of rows, including those that are not alive."""
         return len(self.lengths)
 
     @property
     def bytes(self) -> int:
-        """What the arrays take in memory."""
+        """Size of the arrays in memory, bytes."""
         rows = self.vectors.nbytes + self.lengths.nbytes + self.segments.nbytes + self.positions.nbytes
         postings = self.terms.nbytes + self.starts.nbytes + self.rows.nbytes + self.counts.nbytes
         return rows + self.documents.nbytes + self.alive.nbytes + postings
 
     def postings(self, term: int) -> tuple[Ints, Counts]:
-        """The rows that have a term, and how often it counts in each."""
+        """The rows that contain a term, and how often it occurs in each."""
         at = int(np.searchsorted(self.terms, np.uint64(term)))
         if at == len(self.terms) or int(self.terms[at]) != term:
             return self.rows[:0], self.counts[:0]
@@ -67,13 +67,13 @@ class Part:
         return self.rows[span], self.counts[span]
 
     def without(self, document: int) -> Part:
-        """The same, with the document's rows no longer alive."""
+        """A copy in which the document's rows are not alive."""
         return replace(self, alive=self.alive & (self.documents != document))
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedSegment:
-    """A segment, its number, and its document's number, in the passage file."""
+    """A segment with its number and its document's number in the passage file."""
 
     segment: Segment
     number: int
@@ -81,8 +81,8 @@ class PlacedSegment:
 
 
 def build(placed: Sequence[PlacedSegment]) -> Part:
-    """A part of the rows of these segments, at least one, in their order."""
-    segments = [one.segment for one in placed]
+    """Build a part from at least one segment; rows are in the order of the segments."""
+    segments = [placement.segment for placement in placed]
     sizes = [segment.rows for segment in segments]
     widths = np.concatenate([np.diff(segment.offsets) for segment in segments]).astype(np.int64)
     counts = np.concatenate([segment.counts for segment in segments])
@@ -92,9 +92,9 @@ def build(placed: Sequence[PlacedSegment]) -> Part:
     return Part(
         vectors=np.concatenate([segment.vectors for segment in segments]),
         lengths=lengths,
-        segments=np.repeat(np.array([one.number for one in placed], dtype=np.int64), sizes),
+        segments=np.repeat(np.array([placement.number for placement in placed], dtype=np.int64), sizes),
         positions=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
-        documents=np.repeat(np.array([one.document for one in placed], dtype=np.int32), sizes),
+        documents=np.repeat(np.array([placement.document for placement in placed], dtype=np.int32), sizes),
         alive=np.ones(len(widths), dtype=np.bool_),
         terms=terms,
         starts=starts,
@@ -104,13 +104,13 @@ def build(placed: Sequence[PlacedSegment]) -> Part:
 
 
 def join(parts: Sequence[Part]) -> Part | None:
-    """One part of the rows of several that are alive, in their order; None where there are none."""
-    kept = [part.alive for part in parts]
-    if not any(alive.any() for alive in kept):
+    """Join the rows that are alive of several parts, in order; None if there are none."""
+    masks = [part.alive for part in parts]
+    if not any(alive.any() for alive in masks):
         return None
     rows, counts, terms = [], [], []
     before = 0
-    for part, alive in zip(parts, kept, strict=True):
+    for part, alive in zip(parts, masks, strict=True):
         numbers = np.cumsum(alive, dtype=np.int32) - 1 + before
         living = alive[part.rows]
         rows.append(numbers[part.rows[living]].astype(np.int32, copy=False))
@@ -120,7 +120,7 @@ def join(parts: Sequence[Part]) -> Part | None:
     distinct, starts, order = _by_term(np.concatenate(terms))
 
     def gathered(name: str) -> NDArray[np.generic]:
-        return np.concatenate([getattr(part, name)[alive] for part, alive in zip(parts, kept, strict=True)])
+        return np.concatenate([getattr(part, name)[alive] for part, alive in zip(parts, masks, strict=True)])
 
     return Part(
         vectors=gathered("vectors"),  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ COMMIT;
 
 @dataclass(frozen=True, slots=True)
 class LoadedPassages:
-    """What a file holds of the documents asked for: numbers by generation, segments, and attributes of single rows."""
+    """The requested documents of a passage file: numbers by generation, segments, and attributes of single rows."""
 
     numbers: Mapping[str, int]
     segments: Sequence[PlacedSegment]
@@ -83,7 +83,7 @@ class PassageFile:
             self._writer.close()
 
     def begin(self, generation: str) -> int:
-        """Make a document without passages, anew where there is one of that generation; its number. Durable."""
+        """Create an empty document, replacing one of the same generation; returns its number. Durable."""
 
         def work(db: sqlite3.Connection) -> int:
             _delete(db, [generation])
@@ -93,7 +93,7 @@ class PassageFile:
         return self._write(work)
 
     def add(self, document: int, segment: Segment, passages: Sequence[PassageText]) -> int:
-        """Append a segment and the text of its passages; its number. Durable when this returns."""
+        """Append a segment and the texts of its passages; returns the segment's number. Durable."""
 
         def work(db: sqlite3.Connection) -> int:
             row = db.execute(
@@ -121,7 +121,7 @@ class PassageFile:
         return self._write(work)
 
     def delete(self, generations: Collection[str]) -> None:
-        """Delete documents, and give some of their room back to the file system."""
+        """Delete documents, and return some of the space to the file system."""
         if not generations:
             return
         self._write(lambda db: _delete(db, generations))
@@ -129,11 +129,11 @@ class PassageFile:
             self._writer.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
 
     def generations(self) -> set[str]:
-        """Of all documents, finished or not."""
+        """The generations of all documents, finished or not."""
         return self._read(lambda db: {row[0] for row in db.execute("SELECT generation FROM documents")})
 
     def load(self, generations: Collection[str]) -> LoadedPassages:
-        """The arrays of documents, in the order in which they were written."""
+        """Load the arrays of documents, in the order in which they were written."""
 
         def work(db: sqlite3.Connection) -> LoadedPassages:
             rows = db.execute("SELECT generation, number FROM documents ORDER BY number")
@@ -143,7 +143,7 @@ class PassageFile:
         return self._read(work)
 
     def load_one(self, generation: str) -> LoadedPassages:
-        """The arrays of one document."""
+        """Load the arrays of one document."""
 
         def work(db: sqlite3.Connection) -> LoadedPassages:
             rows = db.execute("SELECT generation, number FROM documents WHERE generation = ?", (generation,))
@@ -164,7 +164,7 @@ class PassageFile:
             )
             if document in documents
         ]
-        owner = {parameters.number: parameters.document for parameters in placed}
+        owner = {placement.number: placement.document for placement in placed}
         own: dict[int, dict[tuple[int, int], Mapping[str, Attribute]]] = {}
         rows = db.execute("SELECT id, attributes FROM passages WHERE attributes IS NOT NULL") if owner else ()
         for number, packed in rows:
@@ -174,7 +174,7 @@ class PassageFile:
         return LoadedPassages(numbers, placed, own)
 
     def texts(self, places: Sequence[tuple[int, int]]) -> list[PassageText | None]:
-        """The passages at these (segment, position), in that order; None where one is gone."""
+        """The passages at these (segment, position), in that order; None for one that was deleted."""
 
         def work(db: sqlite3.Connection) -> list[PassageText | None]:
             rows = (
@@ -189,7 +189,7 @@ class PassageFile:
         return self._read(work)
 
     def document(self, generation: str) -> list[PassageText]:
-        """All passages of a document in their order."""
+        """All passages of a document, in order; empty if it does not exist."""
 
         def work(db: sqlite3.Connection) -> list[PassageText]:
             rows = db.execute(
@@ -221,7 +221,7 @@ class PassageFile:
 
 
 def remove(path: Path) -> None:
-    """Remove a closed passage file and what SQLite keeps beside it."""
+    """Delete a closed passage file and SQLite's files beside it."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

@@ -69,7 +69,7 @@ class Hit:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Its segment's number in the passage file, and its position there."""
+        """The segment's number in the passage file, and the row's position in the segment."""
         return int(self.part.segments[self.row]), int(self.part.positions[self.row])
 
 

@@ -46,7 +46,7 @@ def create_store(
     description: str | None,
     metadata: Mapping[str, str],
 ) -> StoreInfo:
-    """Raises NotFound where there is no such project, Conflict where it has too many stores."""
+    """Insert a store. Raises NotFound if the project does not exist, Conflict if it has MAX_STORES stores."""
     require_project(db, project)
     count = db.scalar(sa.select(sa.func.count()).select_from(stores).where(stores.c.project == project)) or 0
     if count >= MAX_STORES:
@@ -67,7 +67,7 @@ def create_store(
 
 
 def find_stores(db: sa.Connection, project: str, store_id: str | None = None) -> list[StoreInfo]:
-    """The project's stores, oldest first; or only the one."""
+    """The project's stores, oldest first; only ``store_id`` if it is given."""
     where = stores.c.project == project
     if store_id is not None:
         where = sa.and_(where, stores.c.id == store_id)
@@ -110,7 +110,7 @@ def find_stores(db: sa.Connection, project: str, store_id: str | None = None) ->
 def update_store(
     db: sa.Connection, project: str, store_id: str, name: str | None, metadata: Mapping[str, str]
 ) -> StoreInfo:
-    """Raises NotFound."""
+    """Set a store's name and metadata. Raises NotFound."""
     seq = demand_store(db, project, store_id)
     values = {"name": name, "metadata": dict(metadata), "last_active_at": now()}
     db.execute(stores.update().where(stores.c.seq == seq).values(values))
@@ -118,18 +118,18 @@ def update_store(
 
 
 def delete_store(db: sa.Connection, project: str, store_id: str) -> None:
-    """Raises NotFound."""
+    """Delete a store. Raises NotFound."""
     db.execute(stores.delete().where(stores.c.seq == demand_store(db, project, store_id)))
 
 
 def touch(db: sa.Connection, used: Mapping[str, int]) -> None:
-    """Say when stores were last used: Unix seconds by id."""
+    """Record when stores were last used: Unix seconds by id."""
     for store_id, at in used.items():
         db.execute(stores.update().where(stores.c.id == store_id).values(last_active_at=at))
 
 
 def demand_store(db: sa.Connection, project: str, store_id: str) -> int:
-    """The number of the project's store. Raises NotFound."""
+    """The row number of the project's store. Raises NotFound."""
     seq = db.scalar(sa.select(stores.c.seq).where(stores.c.project == project, stores.c.id == store_id))
     if seq is None:
         raise store_not_found(store_id)
@@ -137,7 +137,7 @@ def demand_store(db: sa.Connection, project: str, store_id: str) -> int:
 
 
 def store_ids(db: sa.Connection) -> set[str]:
-    """Of all projects."""
+    """The ids of the stores of all projects."""
     return set(db.scalars(sa.select(stores.c.id)))
 
 
@@ -151,10 +151,10 @@ def add_files(
     drafts: Sequence[tuple[NewStoreFile, Chunking, str]],
     batch_id: str | None,
 ) -> tuple[list[FileInfo], BatchInfo | None]:
-    """Write files down.
+    """Add files to a store, or update those that it already has; queue those that must be indexed.
 
     Args:
-        drafts: With each its chunking, and the generation that it gets if it must be indexed.
+        drafts: Each with its chunking, and the generation that it gets if it must be indexed.
 
     Raises:
         NotFound: There is no such store.
@@ -204,7 +204,7 @@ def add_files(
 
 
 def find_file(db: sa.Connection, project: str, store_id: str, file_id: str) -> FileInfo | None:
-    """One file, or None."""
+    """The file; None if the store or the file does not exist."""
     row = _find_row(db, project, store_id, file_id)
     return None if row is None else _file(store_id, row)
 
@@ -221,7 +221,7 @@ def page(
     status: FileStatus | None,
     batch_id: str | None,
 ) -> FilePage:
-    """Raises NotFound, BadRequest: as ``Stores.list_files``."""
+    """A page of a store's files. Raises NotFound, BadRequest: as ``Stores.list_files``."""
     store = demand_store(db, project, store_id)
     if batch_id is not None and find_batch(db, project, store_id, batch_id) is None:
         raise batch_not_found(store_id, batch_id)
@@ -248,21 +248,21 @@ def page(
 def set_attributes(
     db: sa.Connection, project: str, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
 ) -> FileInfo:
-    """Raises NotFound."""
+    """Replace a file's attributes. Raises NotFound."""
     row = demand_file(db, project, store_id, file_id)
     db.execute(store_files.update().where(store_files.c.seq == row["seq"]).values(attributes=dict(attributes)))
     return _file(store_id, {**row, "attributes": dict(attributes)})
 
 
 def remove_file(db: sa.Connection, project: str, store_id: str, file_id: str) -> list[str]:
-    """Take a file out; the generations that are garbage now. Raises NotFound."""
+    """Remove a file from a store; returns the generations whose passages can be deleted. Raises NotFound."""
     row = demand_file(db, project, store_id, file_id)
     db.execute(store_files.delete().where(store_files.c.seq == row["seq"]))
     return [generation for generation in (row["generation"], row["wanted"]) if generation]
 
 
 def demand_file(db: sa.Connection, project: str, store_id: str, file_id: str) -> dict[str, Any]:
-    """The row of a file. Raises NotFound."""
+    """The row of a file in a store. Raises NotFound."""
     demand_store(db, project, store_id)
     row = _find_row(db, project, store_id, file_id)
     if row is None:
@@ -271,7 +271,7 @@ def demand_file(db: sa.Connection, project: str, store_id: str, file_id: str) ->
 
 
 def contents(db: sa.Connection) -> list[tuple[str, str]]:
-    """The (store id, file id) of all files of all stores."""
+    """The (store id, file id) of all files in all stores."""
     joined = store_files.join(stores, stores.c.seq == store_files.c.store)
     return [(row[0], row[1]) for row in db.execute(sa.select(stores.c.id, store_files.c.file_id).select_from(joined))]
 
@@ -280,7 +280,7 @@ def contents(db: sa.Connection) -> list[tuple[str, str]]:
 
 
 def find_batch(db: sa.Connection, project: str, store_id: str, batch_id: str) -> BatchInfo | None:
-    """A batch, or None."""
+    """The batch; None if it does not exist."""
     row = db.execute(
         sa.select(store_batches)
         .join(stores, stores.c.seq == store_batches.c.store)
@@ -294,7 +294,7 @@ def find_batch(db: sa.Connection, project: str, store_id: str, batch_id: str) ->
 
 
 def cancel_batch(db: sa.Connection, project: str, store_id: str, batch_id: str) -> tuple[BatchInfo, list[str]]:
-    """The batch, and the generations that are garbage now. Raises NotFound."""
+    """Cancel a batch; returns it and the generations whose passages can be deleted. Raises NotFound."""
     store = demand_store(db, project, store_id)
     if find_batch(db, project, store_id, batch_id) is None:
         raise batch_not_found(store_id, batch_id)

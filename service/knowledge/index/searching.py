@@ -40,10 +40,10 @@ class SearchPool:
     async def search(
         self, contexts: AsyncExitStack, stores: Sequence[OpenStore], question: Question, filters: Filters | None
     ) -> tuple[list[Passage], bool]:
-        """As ``search``, off the loop. Whoever gives up does not wait for a thread: what is still queued is dropped.
+        """Run ``search`` in the pool's threads. If the caller is cancelled, a search that is still queued is dropped.
 
         Args:
-            contexts: Holds open what is read; taken over where nobody waits any more and the search still runs.
+            contexts: Keeps the stores open. If the caller is cancelled while the search runs, it is closed afterwards.
         """
         future = self._threads.submit(search_stores, stores, question, filters)
         try:
@@ -56,7 +56,7 @@ class SearchPool:
             raise
 
     async def close(self) -> None:
-        """Wait for what runs, and end the threads."""
+        """Wait for running searches, and end the threads."""
         await asyncio.gather(*self._left)
         self._threads.shutdown(wait=True)
 

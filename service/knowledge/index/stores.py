@@ -84,7 +84,7 @@ class Stores:
         self._touched = time.monotonic()
 
     async def open(self) -> None:
-        """Remove what a crash left, and go on with what is to be indexed."""
+        """Clean up after a crash, and resume indexing."""
         ids = await self._database.run(records.store_ids)
         removed = await in_thread(self._cache.clean, ids)
         if removed:
@@ -103,7 +103,7 @@ class Stores:
         self._indexing.start()
 
     async def close(self) -> None:
-        """Stop indexing, and close all files."""
+        """Stop indexing and the embedder, and close all files."""
         await self._indexing.close()
         await self._write_last_used(now=True)
         await self._embedder.close()
@@ -119,7 +119,7 @@ class Stores:
     async def create_store(
         self, project: str, name: str | None, *, description: str | None = None, metadata: Mapping[str, str]
     ) -> StoreInfo:
-        """A new, empty store. Raises Conflict where the project has MAX_STORES of them."""
+        """Create an empty store. Raises NotFound (no such project), Conflict (it has MAX_STORES stores)."""
         store_id = f"vs_{secrets.token_hex(12)}"
         store = await self._database.run(
             lambda db: records.create_store(db, store_id, project, name, description, metadata)
@@ -128,7 +128,7 @@ class Stores:
         return store
 
     async def get_store(self, project: str, store_id: str) -> StoreInfo | None:
-        """One store, or None; quick, for the data path asks it."""
+        """The store, or None; cached, because the data path asks for it."""
         cached = self._store_cache.get((project, store_id))
         if cached is not None:
             return cached
@@ -149,13 +149,13 @@ class Stores:
     async def update_store(
         self, project: str, store_id: str, *, name: str | None, metadata: Mapping[str, str]
     ) -> StoreInfo:
-        """Give it this name and these metadata. Raises NotFound."""
+        """Set a store's name and metadata. Raises NotFound."""
         store = await self._database.run(lambda db: records.update_store(db, project, store_id, name, metadata))
         self._change()
         return store
 
     async def delete_store(self, project: str, store_id: str) -> None:
-        """Delete it with all that it holds; the next search does not find it. Raises NotFound."""
+        """Delete a store and its passages; the next search does not find it. Raises NotFound."""
         async with self._locks.hold(store_id):
             await self._database.run(lambda db: records.delete_store(db, project, store_id))
             self._change()
@@ -167,7 +167,7 @@ class Stores:
     async def add_files(
         self, project: str, store_id: str, drafts: Sequence[NewStoreFile], *, batch: bool = False
     ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
-        """Take files in, all or none; they are indexed in the background, in this order, and found once `completed`.
+        """Add files, all or none; they are indexed in the background, in this order, and searchable once `completed`.
 
         A file that the store already has gets the draft's attributes, and is indexed anew where its chunking differs or
         it had failed or was cancelled; while that goes on, what was indexed before is still found.
@@ -186,7 +186,7 @@ class Stores:
         return [self._with_progress(file) for file in files], made
 
     async def get_file(self, project: str, store_id: str, file_id: str) -> FileInfo | None:
-        """One file of a store, or None where there is no such store or file."""
+        """A file in a store; None if the store or the file does not exist."""
         file = await self._database.run(lambda db: records.find_file(db, project, store_id, file_id))
         return None if file is None else self._with_progress(file)
 
@@ -221,7 +221,7 @@ class Stores:
     async def set_attributes(
         self, project: str, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
     ) -> FileInfo:
-        """Replace a file's metadata; the next search sees them. Raises NotFound."""
+        """Replace a file's attributes; they apply from the next search on. Raises NotFound."""
         async with self._locks.hold(store_id):
             file = await self._database.run(
                 lambda db: records.set_attributes(db, project, store_id, file_id, attributes)
@@ -230,7 +230,7 @@ class Stores:
         return self._with_progress(file)
 
     async def remove_file(self, project: str, store_id: str, file_id: str) -> None:
-        """Take a file out of a store; the next search does not find it. Raises NotFound."""
+        """Remove a file from a store; the next search does not find it. Raises NotFound."""
         async with self._locks.hold(store_id):
             garbage = await self._database.run(lambda db: records.remove_file(db, project, store_id, file_id))
             self._change()
@@ -241,7 +241,7 @@ class Stores:
         await self._delete_documents(store_id, garbage)
 
     async def file_text(self, project: str, store_id: str, file_id: str) -> str:
-        """The text that was read out of a file; empty where it is not read yet. Raises NotFound."""
+        """The text extracted from a file; empty until it is indexed. Raises NotFound."""
         row = await self._database.run(lambda db: records.demand_file(db, project, store_id, file_id))
         if row["generation"] is None:
             return ""
@@ -249,11 +249,11 @@ class Stores:
             return join_passages(await in_thread(store.file.document, row["generation"]))
 
     async def get_batch(self, project: str, store_id: str, batch_id: str) -> BatchInfo | None:
-        """A batch, or None."""
+        """The batch; None if it does not exist."""
         return await self._database.run(lambda db: records.find_batch(db, project, store_id, batch_id))
 
     async def cancel_batch(self, project: str, store_id: str, batch_id: str) -> BatchInfo:
-        """Cancel those of its files that are still in progress. Raises NotFound."""
+        """Cancel the files of a batch that are still in progress. Raises NotFound."""
         async with self._locks.hold(store_id):
             batch, garbage = await self._database.run(lambda db: records.cancel_batch(db, project, store_id, batch_id))
             self._change()
@@ -261,7 +261,7 @@ class Stores:
         return batch
 
     async def contents(self) -> Sequence[tuple[str, str]]:
-        """The (store id, file id) of every file in every store: whose bytes must be kept."""
+        """The (store id, file id) of every file in every store; their bytes must be kept."""
         return await self._database.run(records.contents)
 
     # search
@@ -277,7 +277,7 @@ class Stores:
         threshold: float | None,
         deadline: float,
     ) -> Sequence[Passage]:
-        """The best passages of these stores together, best first, at most ``k``; a store that has gone has none.
+        """Up to ``k`` passages of these stores together, best first; stores that no longer exist are skipped.
 
         ``filters`` must be checked already; ``threshold`` is of the fused score, 0 to 1; ``deadline`` is on the event
         loop's clock, seconds. Raises TimeoutError after it, HatrackError where embedder or database cannot be used.
@@ -308,7 +308,7 @@ class Stores:
 
     @asynccontextmanager
     async def opened(self, store_id: str) -> AsyncIterator[Index]:
-        """The index of a store, whoever's it is, in memory as long as the context lasts."""
+        """The index of any project's store, kept in memory as long as the context lasts."""
         async with self._cache.use(store_id) as store:
             yield await self._index(store_id, store)
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli.curve import draw
 from service.cli.main import app
+from service.cli.train import draw_curve
 from tests.support.http import QuietHandler
 
 Hatrack: TypeAlias = Callable[..., Result]
@@ -306,13 +306,13 @@ def test_the_lineage_is_shown_or_said_to_be_missing(hatrack: Hatrack) -> None:
 
 
 def test_a_curve_falls_where_its_values_do() -> None:
-    lines = draw([float(value) for value in range(100, 0, -1)], width=20, height=4)
+    lines = draw_curve([float(value) for value in range(100, 0, -1)], width=20, height=4)
     assert len(lines) == 4
     assert lines[0].startswith("  98.000 │█")
     assert lines[-1].startswith("   3.000 │█")
     assert lines[0].endswith(" " * 14)
-    assert draw([]) == []
-    assert len(draw([1.0, 1.0])) == 6
+    assert draw_curve([]) == []
+    assert len(draw_curve([1.0, 1.0])) == 6
 
 
 def test_values_are_read_as_json_where_they_are(hatrack: Hatrack, server: Server, data: Path) -> None:

@@ -181,7 +181,7 @@ class World:
             account=self.records.append,
             suspect=self.suspects.append,
             saw_tokens=self._sign,
-            gate=gate,
+            admission_queue=gate,
             limiter=limiter,
             hook=hook,
             counting=counting,

@@ -118,7 +118,7 @@ class House(Cabinet):
 
     def app(self) -> FastAPI:
         app = super().app()
-        app.state.training, app.state.gate = self.training, self.gate
+        app.state.training, app.state.admission_queue = self.training, self.gate
         app.state.evaluations = Evaluations(self.training, self.files, self.catalog, self.database)
         app.include_router(router)
         return app

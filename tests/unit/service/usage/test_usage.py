@@ -22,7 +22,7 @@ from service.http.stream import Usage
 from service.registry.catalog import Target
 from service.telemetry.record import Accounts, Outcome, Record
 from service.usage.account import UsageAccount
-from service.usage.tables import usage
+from service.usage.records import usage
 from tests.unit.service.access.clock import MIDNIGHT, Clock, caller
 from tests.unit.service.inference.fakes import until
 
