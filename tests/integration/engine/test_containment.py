@@ -1,4 +1,4 @@
-"""One adapter cannot hurt its neighbours: real adapters, sound and broken, in one batch of the real engine."""
+"""One adapter cannot harm others: real adapters, sound and broken, in one batch of the real engine."""
 
 import asyncio
 import itertools
@@ -44,8 +44,8 @@ def same_answer(got: Any, alone: Any) -> bool:
     """Whether two greedy answers agree up to the first step where the second one was a near tie."""
     got, alone = got["choices"][0], alone["choices"][0]
     steps = zip(got["token_ids"], alone["token_ids"], alone["logprobs"]["top_logprobs"], strict=True)
-    for token, wanted, likeliest in steps:
-        if token != wanted:
+    for token, expected, likeliest in steps:
+        if token != expected:
             first, second = sorted(likeliest.values(), reverse=True)[:2]
             return bool(first - second < NEAR_TIE)
     return True
@@ -67,9 +67,11 @@ async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
     models = [engine.base_name, *sound]
     assert len(models) - 1 + len(broken) <= SLOTS, "all in one step, else nothing is mixed"
     expected = await alone(engine, models)
-    for one, other in itertools.permutations(models, 2):
-        told_apart = [prompt for prompt in PROMPTS if not same_answer(expected[one, prompt], expected[other, prompt])]
-        assert len(told_apart) >= len(PROMPTS) // 2, f"{one} and {other} answer alike: this would prove nothing"
+    for first, second in itertools.permutations(models, 2):
+        distinguishing = [
+            prompt for prompt in PROMPTS if not same_answer(expected[first, prompt], expected[second, prompt])
+        ]
+        assert len(distinguishing) >= len(PROMPTS) // 2, f"{first} and {second} answer alike: this would prove nothing"
     order = random.Random(5)
     for attempt in range(4):
         jobs = [(model, prompt) for model in (*models, *broken.values()) for prompt in PROMPTS]
@@ -136,7 +138,7 @@ def request_for(path: str, model: str, options: dict[str, Any]) -> dict[str, Any
 
 @pytest.mark.parametrize("kind", ["nan", "overflow"])
 @pytest.mark.parametrize(("path", "options"), CASES, ids=IDS)
-async def test_a_broken_adapter_answers_an_error_whatever_is_asked(
+async def test_a_broken_adapter_answers_an_error_to_every_kind_of_request(
     engine: Engine, broken: dict[str, str], path: str, options: dict[str, Any], kind: str
 ) -> None:
     status, data = await engine.post(path, request_for(path, broken[kind], options))
@@ -162,13 +164,13 @@ async def test_a_stream_of_a_broken_adapter_ends_in_an_error_event_and_has_no_te
 
 
 @pytest.mark.parametrize("options", (REQUESTS | CHAT).values(), ids=(REQUESTS | CHAT).keys())
-async def test_what_masks_logits_on_purpose_is_no_fault(engine: Engine, options: dict[str, Any]) -> None:
+async def test_requests_that_mask_logits_on_purpose_are_answered(engine: Engine, options: dict[str, Any]) -> None:
     path = "/v1/chat/completions"
     status, data = await engine.post(path, request_for(path, engine.base_name, options))
     assert status == 200, data
 
 
-async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_them(
+async def test_an_adapter_with_missing_files_fails_alone_and_serves_again_once_they_are_back(
     engine: Engine, sound: list[str]
 ) -> None:
     digest = engine.put("vanishing", seed=21, scale=0.05)
@@ -176,13 +178,13 @@ async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_the
     _, expected = await engine.complete(digest, PROMPTS[0])
     _, base_alone = await engine.complete(engine.base_name, PROMPTS[0])
 
-    async def push_out() -> None:
-        for other in others:
-            status, _ = await engine.complete(other, PROMPTS[0])
+    async def evict() -> None:
+        for resident in others:
+            status, _ = await engine.complete(resident, PROMPTS[0])
             assert status == 200
         assert digest not in (await engine.client.report(loaded=True))["loaded"]
 
-    await push_out()
+    await evict()
     away = engine.store / "away"
     shutil.move(engine.store / digest, away)
     (status, gone), (base_status, base_answer), (other_status, _) = await asyncio.gather(
@@ -198,7 +200,7 @@ async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_the
     assert status == 200
     assert same_answer(back, expected)
 
-    await push_out()
+    await evict()
     weights = engine.store / digest / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -210,7 +212,7 @@ async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_the
     assert same_answer(back, expected)
 
 
-async def test_a_file_that_is_broken_from_the_start_is_refused_and_harms_nobody(engine: Engine) -> None:
+async def test_a_truncated_adapter_is_refused_and_the_base_still_answers(engine: Engine) -> None:
     digest = engine.put("truncated", variant="truncated", seed=22)
     status, answer = await engine.complete(digest, PROMPTS[0])
     assert status == 400, answer
@@ -231,7 +233,9 @@ async def test_a_link_in_the_store_is_not_followed(engine: Engine, sound: list[s
     assert status == 404, answer
 
 
-async def test_the_plugins_route_says_what_the_engine_is(engine: Engine, sound: list[str]) -> None:
+async def test_the_plugin_route_reports_the_engines_settings_and_loaded_adapters(
+    engine: Engine, sound: list[str]
+) -> None:
     await engine.complete(sound[0], PROMPTS[0])
     report = await engine.client.report(loaded=True)
     assert report["protocol"] == 2
