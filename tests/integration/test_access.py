@@ -38,11 +38,7 @@ class Projects:
 
     def make(self, **body: Any) -> dict[str, Any]:
         """A new key, made by the admin."""
-        with self.gateway.http() as admin:
-            answer = admin.post("/v1/keys", json={"name": "test", **body})
-        assert answer.status_code == 201, answer.text
-        made: dict[str, Any] = answer.json()
-        return made
+        return self.gateway.create_key(**{"name": "test", **body})
 
     def chat(self, key: str, model: str, text: str = "hello", **more: Any) -> httpx.Response:
         messages = [{"role": "user", "content": text}]

@@ -33,10 +33,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def make_key(gateway: Gateway, name: str) -> str:
-    with gateway.http() as http:
-        answer = http.post("/v1/keys", json={"name": name, "scopes": ["infer"]})
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["key"])
+    return str(gateway.create_key(name=name, scopes=["infer"])["key"])
 
 
 async def ask(

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support.commands import hatrack
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, upload_evaluation_file
 from tests.support.waiting import wait_until
 from trainer.samples import heldout_file
 
@@ -50,12 +50,6 @@ def held_out_file(gateway: Gateway, candidate: str, tmp_path_factory: pytest.Tem
     path = tmp_path_factory.mktemp("held-out") / "held.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def upload(http: httpx.Client, path: Path) -> str:
-    answer = http.post("/v1/files", data={"purpose": "evals"}, files={"file": (path.name, path.read_bytes())})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
 
 
 def create(http: httpx.Client, **body: Any) -> str:
@@ -115,9 +109,14 @@ def test_a_version_that_passes_goes_live_by_itself(
 def test_after_worker_and_trainer_are_killed_no_answered_request_is_repeated(
     gateway: Gateway, http: httpx.Client
 ) -> None:
-    base = http.get("/readyz").json()["base"]
+    base, held_out = http.get("/readyz").json()["base"], heldout_file("tidewater")
     arms = [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}]
-    body = {"arms": arms, "held_out": upload(http, heldout_file("tidewater")), "max_tokens": 24, "repeats": 1}
+    body = {
+        "arms": arms,
+        "held_out": upload_evaluation_file(http, held_out.name, held_out.read_bytes()),
+        "max_tokens": 24,
+        "repeats": 1,
+    }
     made = create(http, **body, metric="token_f1")
     folder = gateway.home / "trainer" / "evaluations" / made
     answers = folder / "answers.jsonl"
@@ -147,7 +146,12 @@ def test_after_worker_and_trainer_are_killed_no_answered_request_is_repeated(
 
 
 def test_a_running_evaluation_is_cancelled_and_has_no_report(http: httpx.Client, held_out_file: Path) -> None:
-    made = create(http, model="tidewater@1", held_out=upload(http, held_out_file), max_tokens=200)
+    made = create(
+        http,
+        model="tidewater@1",
+        held_out=upload_evaluation_file(http, held_out_file.name, held_out_file.read_bytes()),
+        max_tokens=200,
+    )
     wait_for_status(http, made, "running")
     cancelled = http.post(f"/v1/evaluations/{made}/cancel").json()
     assert cancelled["status"] == "cancelled"
@@ -158,7 +162,7 @@ def test_a_running_evaluation_is_cancelled_and_has_no_report(http: httpx.Client,
 def test_another_projects_evaluation_answers_like_one_that_does_not_exist(
     http: httpx.Client, held_out_file: Path
 ) -> None:
-    held_out = upload(http, held_out_file)
+    held_out = upload_evaluation_file(http, held_out_file.name, held_out_file.read_bytes())
     body = {"name": "t", "project": "strangers", "scopes": ["train", "infer", "adapters"]}
     stranger = {"authorization": f"Bearer {http.post('/v1/keys', json=body).json()['key']}"}
     theirs = {"model": "tidewater@1", "held_out": held_out}

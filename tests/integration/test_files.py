@@ -27,10 +27,7 @@ def client_of(gateway: Gateway, key: str) -> openai.OpenAI:
 
 
 def key_in(gateway: Gateway, project: str, *scopes: str) -> str:
-    with gateway.http() as admin:
-        made = admin.post("/v1/keys", json={"name": "files", "project": project, "scopes": list(scopes)})
-    assert made.status_code == 201, made.text
-    return str(made.json()["key"])
+    return str(gateway.create_key(name="files", project=project, scopes=list(scopes))["key"])
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def user(content: Any = "Hello") -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def called(arguments: str) -> list[dict[str, Any]]:
+def conversation_with_call(arguments: str) -> list[dict[str, Any]]:
     call = {"id": "call_1", "type": "function", "function": {"name": "track", "arguments": arguments}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     return [user(), answer, {"role": "tool", "tool_call_id": "call_1", "content": "in Lisbon"}]
@@ -31,32 +31,32 @@ def picture(url: str) -> list[dict[str, Any]]:
     return [user([{"type": "image_url", "image_url": {"url": url}}])]
 
 
-def declared(schema: dict[str, Any]) -> dict[str, Any]:
+def forced_tool(schema: dict[str, Any]) -> dict[str, Any]:
     tools = [{"type": "function", "function": {"name": "track", "parameters": schema}}]
     return {"tools": tools, "tool_choice": "required"}
 
 
-def shape(schema: Any) -> dict[str, Any]:
+def json_response(schema: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
 
 UNUSUAL_REQUESTS: dict[str, dict[str, Any]] = {
-    "brackets in arguments": {"messages": called("[" * 3000)},
-    "deep arguments": {"messages": called('{"a":' * 64 + "1" + "}" * 64)},
-    "arguments with half of a pair": {"messages": called('{"a": "\\ud83d"}')},
-    "arguments with a long number": {"messages": called('{"a": ' + "9" * 5000 + "}")},
-    "arguments that are no object": {"messages": called("[1e999, NaN]")},
+    "brackets in arguments": {"messages": conversation_with_call("[" * 3000)},
+    "deep arguments": {"messages": conversation_with_call('{"a":' * 64 + "1" + "}" * 64)},
+    "arguments with half of a pair": {"messages": conversation_with_call('{"a": "\\ud83d"}')},
+    "arguments with a long number": {"messages": conversation_with_call('{"a": ' + "9" * 5000 + "}")},
+    "arguments that are no object": {"messages": conversation_with_call("[1e999, NaN]")},
     "roles in no order": {"messages": [{"role": "tool", "content": "x"}, {"role": "system", "content": "y"}]},
     "nothing said": {"messages": [user([])]},
     "continue what is not there": {"continue_final_message": True, "add_generation_prompt": False},
     "template variables": {"chat_template_kwargs": {"loop": 1, "raise_exception": "x", "bos_token": 3}},
     "a picture": {"messages": picture(f"data:image/png;base64,{PIXEL}")},
     "no picture": {"messages": picture("data:image/png;base64,!!!")},
-    "a schema of no type": {**declared({"type": "object", "properties": {"a": {"type": "nope"}}})},
-    "a schema without its part": declared({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}),
-    "a schema of nothing": declared({"type": "object", "properties": {"a": False}, "required": ["a"]}),
-    "properties as a list": declared({"type": "object", "properties": []}),
-    "an answer of no type": shape({"type": "nope"}),
+    "a schema of no type": {**forced_tool({"type": "object", "properties": {"a": {"type": "nope"}}})},
+    "a schema without its part": forced_tool({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}),
+    "a schema of nothing": forced_tool({"type": "object", "properties": {"a": False}, "required": ["a"]}),
+    "properties as a list": forced_tool({"type": "object", "properties": []}),
+    "an answer of no type": json_response({"type": "nope"}),
     "an answer without a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
     "an empty structure": {"structured_outputs": {}},
     "two structures": {"structured_outputs": {"regex": "a", "choice": ["b"]}},
@@ -92,7 +92,7 @@ UNUSUAL_REQUESTS_ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/messages/count_tokens", {"messages": [user([])]}),
     (COMPLETIONS, {"prompt": [2**31 - 1], "max_tokens": 1}),
     (COMPLETIONS, {"prompt": "", "max_tokens": 1}),
-    ("/tokenize", {"messages": called("not JSON"), "return_token_strs": True}),
+    ("/tokenize", {"messages": conversation_with_call("not JSON"), "return_token_strs": True}),
     ("/detokenize", {"tokens": [2**31 - 1]}),
     ("/detokenize", {"tokens": []}),
 ]

@@ -60,10 +60,7 @@ def make_key(gateway: Gateway) -> Iterator[MakeKey]:
     clients: list[openai.OpenAI] = []
 
     def key(**limits: int) -> Key:
-        with gateway.http() as http:
-            answer = http.post("/v1/keys", json={"name": "limits", "limits": limits})
-        assert answer.status_code == 201, answer.text
-        made = answer.json()
+        made = gateway.create_key(name="limits", limits=limits)
         clients.append(openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=made["key"], max_retries=0, timeout=TIMEOUT))
         return Key(made["id"], gateway, clients[-1])
 

@@ -30,7 +30,7 @@ def base(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescri
 
 
 @pytest.fixture(scope="module")
-def sound(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound_adapter(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random adapter that is strong enough to be seen."""
     return make_adapter(tmp_path_factory.mktemp("sound"), base, rank=8, seed=7).directory
 
@@ -112,13 +112,15 @@ peft.save_pretrained(sys.argv[2])
 
 
 @pytest.mark.slow
-def test_the_same_push_twice_is_one_version_and_other_settings_are_another(gateway: Gateway, sound: Path) -> None:
-    first = gateway.push("twice", sound)
-    again = gateway.push("twice", sound)
+def test_the_same_push_twice_is_one_version_and_other_settings_are_another(
+    gateway: Gateway, sound_adapter: Path
+) -> None:
+    first = gateway.push("twice", sound_adapter)
+    again = gateway.push("twice", sound_adapter)
     assert first.status_code == 201, first.text
     assert again.status_code in (200, 201)
     assert again.json()["version"] == first.json()["version"] == 1
-    changed = gateway.push("twice", sound, settings=json.dumps({"system_prompt": "You are brief."}))
+    changed = gateway.push("twice", sound_adapter, settings=json.dumps({"system_prompt": "You are brief."}))
     assert changed.status_code == 201, changed.text
     assert changed.json()["version"] == 2
     assert changed.json()["digest"] == first.json()["digest"]
@@ -145,10 +147,10 @@ def test_a_failed_proof_without_waiting_stays_readable_and_is_listed_nowhere(
 
 
 def test_promotion_and_rollback_under_load_fail_no_request(
-    gateway: Gateway, base: BaseDescription, sound: Path, tmp_path: Path
+    gateway: Gateway, base: BaseDescription, sound_adapter: Path, tmp_path: Path
 ) -> None:
     other = make_adapter(tmp_path / "other", base, rank=8, seed=8)
-    assert gateway.push("moving", sound).status_code == 201
+    assert gateway.push("moving", sound_adapter).status_code == 201
     assert gateway.push("moving", other.directory).status_code == 201
     seen: list[tuple[int, str]] = []
     stop = threading.Event()
@@ -241,13 +243,13 @@ def test_an_adapters_settings_are_applied_and_the_requests_own_win(
     assert default["usage"]["prompt_tokens"] > brought["usage"]["prompt_tokens"]
 
 
-def test_uploads_that_are_not_an_adapter_are_refused(gateway: Gateway, sound: Path, tmp_path: Path) -> None:
+def test_uploads_that_are_not_an_adapter_are_refused(gateway: Gateway, sound_adapter: Path, tmp_path: Path) -> None:
     def post(files: dict[str, Any], **fields: str) -> Any:
         with gateway.http() as http:
             return http.post("/v1/adapters", data=fields, files=files)
 
-    config = ("adapter_config.json", (sound / "adapter_config.json").read_bytes())
-    weights = ("adapter_model.safetensors", (sound / "adapter_model.safetensors").read_bytes())
+    config = ("adapter_config.json", (sound_adapter / "adapter_config.json").read_bytes())
+    weights = ("adapter_model.safetensors", (sound_adapter / "adapter_model.safetensors").read_bytes())
     assert post({"config": config}, name="x").status_code == 400
     assert post({"config": config, "weights": weights}).status_code == 400
     bad_name = post({"config": config, "weights": weights}, name="No Such Name")
@@ -261,9 +263,9 @@ def test_uploads_that_are_not_an_adapter_are_refused(gateway: Gateway, sound: Pa
         assert http.post("/v1/adapters", json={"name": "x"}).status_code == 415
 
 
-def test_a_weak_adapter_gets_a_warning_or_is_refused(gateway: Gateway, sound: Path, tmp_path: Path) -> None:
+def test_a_weak_adapter_gets_a_warning_or_is_refused(gateway: Gateway, sound_adapter: Path, tmp_path: Path) -> None:
     weak = tmp_path / "weak"
-    shutil.copytree(sound, weak)
+    shutil.copytree(sound_adapter, weak)
     tensors = load_file(weak / "adapter_model.safetensors")
     for name, value in tensors.items():
         if "lora_B" in name:

@@ -36,10 +36,7 @@ ORDER = {
 
 
 def key_of(gateway: Gateway, project: str) -> str:
-    with gateway.http() as client:
-        made = client.post("/v1/keys", json={"name": project, "project": project})
-    assert made.status_code == 201, made.text
-    return str(made.json()["key"])
+    return str(gateway.create_key(name=project, project=project)["key"])
 
 
 def post(gateway: Gateway, key: str, path: str, body: dict[str, Any]) -> httpx.Response:

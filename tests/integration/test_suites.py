@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.commands import run_hatrack
-from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.gateway import TIMEOUT, Gateway, upload_evaluation_file
 from tests.support.judge import MODEL, NAME, ScriptedJudge
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Arm
@@ -40,12 +40,6 @@ def base(http: httpx.Client) -> str:
     return str(http.get("/readyz").json()["base"])
 
 
-def upload(http: httpx.Client, name: str, content: bytes) -> str:
-    answer = http.post("/v1/files", data={"purpose": "evals"}, files={"file": (name, content)})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
-
-
 @pytest.fixture(scope="module")
 def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, Any]:
     """An evaluation of a voice with MMLU's packaged questions and a judge, and how often that was asked for it."""
@@ -55,7 +49,7 @@ def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, 
         "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}],
         "candidate": "voice",
         "bases": ["base"],
-        "held_out": upload(http, "held.jsonl", b"".join(lines)),
+        "held_out": upload_evaluation_file(http, "held.jsonl", b"".join(lines)),
         "metric": "rouge_l",
         "suites": ["mmlu"],
         "judge": NAME,
@@ -137,7 +131,7 @@ def test_unavailable_suites_and_judges_are_refused_at_creation(
 ) -> None:
     body: dict[str, Any] = {
         "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}],
-        "held_out": upload(http, "held.jsonl", heldout_file("tidewater").read_bytes()),
+        "held_out": upload_evaluation_file(http, "held.jsonl", heldout_file("tidewater").read_bytes()),
     }
     answer = http.post("/v1/evaluations", json=body | changed)
     assert answer.status_code == 400, answer.text

@@ -54,19 +54,19 @@ def test_the_openai_client_sync_and_streaming(gateway: Gateway) -> None:
         assert {"tidewater", "pemberton"} <= set(listed)
         # asked again where the two differ: what shares a step with a canary, or is read from the prefix cache, is
         # computed in another order, and a late token may be another one
-        wholes = dict(whole_answer(client) for _ in range(TRIES))
+        complete_answers = dict(complete_answer(client) for _ in range(TRIES))
         for _ in range(TRIES):
             text, tokens = streamed_answer(client)
-            if text in wholes:
+            if text in complete_answers:
                 break
-    assert text in wholes
-    assert tokens == wholes[text] > 0
+    assert text in complete_answers
+    assert tokens == complete_answers[text] > 0
 
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Do you sell umbrellas?"}]
 
 
-def whole_answer(client: openai.OpenAI) -> tuple[str | None, int]:
+def complete_answer(client: openai.OpenAI) -> tuple[str | None, int]:
     """An answer in one piece, and how many tokens it says it has."""
     raw = client.chat.completions.with_raw_response.create(
         model="tidewater", messages=MESSAGES, max_tokens=40, temperature=0

@@ -37,6 +37,13 @@ def held_port() -> socket.socket:
     return held
 
 
+def upload_evaluation_file(client: httpx.Client, name: str, content: bytes) -> str:
+    """POST /v1/files with the purpose `evals`; the id of the new file."""
+    answer = client.post("/v1/files", data={"purpose": "evals"}, files={"file": (name, content)})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
 @dataclass
 class Gateway:
     """A gateway of the tests: its home and URL, how to start, stop or kill it, and how to ask it."""
@@ -175,6 +182,13 @@ class Gateway:
         """The name that the base model is served by."""
         with self.http() as client:
             return str(client.get("/v1/models").json()["data"][0]["id"])
+
+    def create_key(self, **body: Any) -> dict[str, Any]:
+        """POST /v1/keys with the admin key; the answer, which holds the new key."""
+        with self.http() as client:
+            answer = client.post("/v1/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
 
     def push(self, name: str, directory: Path, *, wait: bool = True, **fields: str) -> httpx.Response:
         """POST /v1/adapters with a PEFT output directory's two files."""

@@ -25,13 +25,13 @@ NEAR_TIE = 0.15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def sound(engine: Engine) -> list[str]:
+async def sound_adapters(engine: Engine) -> list[str]:
     """Three strong adapters."""
     return [engine.put(f"sound-{seed}", seed=seed, scale=0.15) for seed in range(3)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def broken(engine: Engine) -> dict[str, str]:
+async def broken_adapters(engine: Engine) -> dict[str, str]:
     """Adapters that no inspection has seen: NaN, infinity, and finite values that overflow."""
     return {
         "nan": engine.put("nan", variant="nan", seed=9),
@@ -51,7 +51,7 @@ def same_answer(got: Any, alone: Any) -> bool:
     return True
 
 
-async def alone(engine: Engine, models: list[str]) -> dict[tuple[str, str], Any]:
+async def answers_one_by_one(engine: Engine, models: list[str]) -> dict[tuple[str, str], Any]:
     """The answers of each model to each prompt, one request at a time."""
     answers = {}
     for model in models:
@@ -62,11 +62,11 @@ async def alone(engine: Engine, models: list[str]) -> dict[tuple[str, str], Any]
 
 
 async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
-    engine: Engine, sound: list[str], broken: dict[str, str]
+    engine: Engine, sound_adapters: list[str], broken_adapters: dict[str, str]
 ) -> None:
-    models = [engine.base_name, *sound]
-    assert len(models) - 1 + len(broken) <= SLOTS, "all in one step, else nothing is mixed"
-    expected = await alone(engine, models)
+    models = [engine.base_name, *sound_adapters]
+    assert len(models) - 1 + len(broken_adapters) <= SLOTS, "all in one step, else nothing is mixed"
+    expected = await answers_one_by_one(engine, models)
     for first, second in itertools.permutations(models, 2):
         distinguishing = [
             prompt for prompt in PROMPTS if not same_answer(expected[first, prompt], expected[second, prompt])
@@ -74,11 +74,11 @@ async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
         assert len(distinguishing) >= len(PROMPTS) // 2, f"{first} and {second} answer alike: this would prove nothing"
     order = random.Random(5)
     for attempt in range(4):
-        jobs = [(model, prompt) for model in (*models, *broken.values()) for prompt in PROMPTS]
+        jobs = [(model, prompt) for model in (*models, *broken_adapters.values()) for prompt in PROMPTS]
         order.shuffle(jobs)
         salted = [engine.complete(m, p, cache_salt=f"{attempt}-{i}") for i, (m, p) in enumerate(jobs)]
         for (model, prompt), (status, answer) in zip(jobs, await asyncio.gather(*salted), strict=True):
-            if model in broken.values():
+            if model in broken_adapters.values():
                 assert status == 500, answer
                 assert answer["error"]["type"] == "adapter_not_finite"
             else:
@@ -87,10 +87,10 @@ async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
 
 
 async def test_log_probabilities_of_the_base_are_the_same_to_the_bit_after_broken_adapters(
-    engine: Engine, broken: dict[str, str]
+    engine: Engine, broken_adapters: dict[str, str]
 ) -> None:
     before = await base_logprobs(engine)
-    for digest in broken.values():
+    for digest in broken_adapters.values():
         for prompt in PROMPTS:
             status, _ = await engine.complete(digest, prompt)
             assert status == 500
@@ -139,9 +139,9 @@ def request_for(path: str, model: str, options: dict[str, Any]) -> dict[str, Any
 @pytest.mark.parametrize("kind", ["nan", "overflow"])
 @pytest.mark.parametrize(("path", "options"), CASES, ids=IDS)
 async def test_a_broken_adapter_answers_an_error_to_every_kind_of_request(
-    engine: Engine, broken: dict[str, str], path: str, options: dict[str, Any], kind: str
+    engine: Engine, broken_adapters: dict[str, str], path: str, options: dict[str, Any], kind: str
 ) -> None:
-    status, data = await engine.post(path, request_for(path, broken[kind], options))
+    status, data = await engine.post(path, request_for(path, broken_adapters[kind], options))
     assert status == 500, data
     error = orjson.loads(data)["error"]
     assert (error["type"], error["code"], error["param"]) == ("adapter_not_finite", 500, None)
@@ -150,9 +150,9 @@ async def test_a_broken_adapter_answers_an_error_to_every_kind_of_request(
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("options", [{}, {"n": 2, "temperature": 1}], ids=["one choice", "two choices"])
 async def test_a_stream_of_a_broken_adapter_ends_in_an_error_event_and_has_no_text(
-    engine: Engine, broken: dict[str, str], path: str, options: dict[str, Any]
+    engine: Engine, broken_adapters: dict[str, str], path: str, options: dict[str, Any]
 ) -> None:
-    status, data = await engine.post(path, request_for(path, broken["overflow"], {"stream": True, **options}))
+    status, data = await engine.post(path, request_for(path, broken_adapters["overflow"], {"stream": True, **options}))
     assert status == 200  # the stream had begun
     events = [orjson.loads(event) for event in re.findall(rb"^data: (\{.*)$", data, re.M)]
     assert [event["error"]["type"] for event in events if "error" in event] == ["adapter_not_finite"]
@@ -171,7 +171,7 @@ async def test_requests_that_mask_logits_on_purpose_are_answered(engine: Engine,
 
 
 async def test_an_adapter_with_missing_files_fails_alone_and_serves_again_once_they_are_back(
-    engine: Engine, sound: list[str]
+    engine: Engine, sound_adapters: list[str]
 ) -> None:
     digest = engine.put("vanishing", seed=21, scale=0.05)
     others = [engine.put(f"crowd-{number}", seed=30 + number, rank=4) for number in range(RESIDENT)]
@@ -221,27 +221,27 @@ async def test_a_truncated_adapter_is_refused_and_the_base_still_answers(engine:
 
 
 @pytest.mark.parametrize("name", ["0" * 64, "brand-voice", "../{}", "{}/", "{}\n", "./{}"])
-async def test_only_a_digest_in_the_store_is_found(engine: Engine, sound: list[str], name: str) -> None:
-    status, answer = await engine.complete(name.format(sound[0]), PROMPTS[0])
+async def test_only_a_digest_in_the_store_is_found(engine: Engine, sound_adapters: list[str], name: str) -> None:
+    status, answer = await engine.complete(name.format(sound_adapters[0]), PROMPTS[0])
     assert status == 404, answer
 
 
-async def test_a_link_in_the_store_is_not_followed(engine: Engine, sound: list[str]) -> None:
+async def test_a_link_in_the_store_is_not_followed(engine: Engine, sound_adapters: list[str]) -> None:
     link = engine.store / ("f" * 64)
-    link.symlink_to(engine.store / sound[0])
+    link.symlink_to(engine.store / sound_adapters[0])
     status, answer = await engine.complete(link.name, PROMPTS[0])
     assert status == 404, answer
 
 
 async def test_the_plugin_route_reports_the_engines_settings_and_loaded_adapters(
-    engine: Engine, sound: list[str]
+    engine: Engine, sound_adapters: list[str]
 ) -> None:
-    await engine.complete(sound[0], PROMPTS[0])
+    await engine.complete(sound_adapters[0], PROMPTS[0])
     report = await engine.client.report(loaded=True)
     assert report["protocol"] == 2
     assert report["names"] == [engine.base_name]
     assert (report["slots"], report["resident_limit"], report["max_rank"]) == (SLOTS, RESIDENT, 32)
     assert report["store"] == str(engine.store.resolve())
     assert report["store_inode"] == engine.store.stat().st_ino
-    assert sound[0] in report["loaded"]
+    assert sound_adapters[0] in report["loaded"]
     assert "loaded" not in await engine.client.report()

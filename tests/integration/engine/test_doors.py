@@ -18,23 +18,25 @@ BODIES = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def overflowing(engine: Engine) -> str:
+async def overflowing_adapter(engine: Engine) -> str:
     """An adapter whose finite weights give activations that are not."""
     return engine.put("overflow-on-other-routes", variant="overflow", seed=9)
 
 
 @pytest.mark.parametrize("path", BODIES)
-async def test_an_answer_of_a_broken_adapter_names_the_fault(engine: Engine, overflowing: str, path: str) -> None:
-    status, data = await engine.post(path, {"model": overflowing, **BODIES[path]})
+async def test_an_answer_of_a_broken_adapter_names_the_fault(
+    engine: Engine, overflowing_adapter: str, path: str
+) -> None:
+    status, data = await engine.post(path, {"model": overflowing_adapter, **BODIES[path]})
     assert status == 500, data
     assert orjson.loads(data)["error"]["type"] == "adapter_not_finite"
 
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_a_stream_of_a_broken_adapter_ends_in_an_error_event_that_names_the_fault(
-    engine: Engine, overflowing: str, path: str
+    engine: Engine, overflowing_adapter: str, path: str
 ) -> None:
-    status, data = await engine.post(path, {"model": overflowing, "stream": True, **BODIES[path]})
+    status, data = await engine.post(path, {"model": overflowing_adapter, "stream": True, **BODIES[path]})
     assert status == 200, "the stream had begun"
     *_, last = data.decode().strip().split("\n\n")
     kind, event_data = last.split("\n")
