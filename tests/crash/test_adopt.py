@@ -1,6 +1,6 @@
-"""An engine outlives its gateway: kept, adopted, or ended where it is not just what would be started.
+"""An engine outlives its gateway: it is kept, adopted, or ended where it differs from the one that would be started.
 
-Real engines, few starts: the tests of this module go on from where the one before left off.
+Real engines, few starts: each test of this module goes on from where the one before it left off.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,11 +23,15 @@ import psutil
 import pytest
 
 from tests.support.adapters import describe_base, make_adapter
+from tests.support.commands import run_hatrack
 from tests.support.gateway import READY_TIMEOUT_S, Gateway
+from tests.support.processes import running
+from tests.support.waiting import wait_until
 
 QUESTION = "What is the capital of France?"
 COMMAND_TIMEOUT_S = 300.0
 ENDED_S = 60.0
+PATIENCE_S = 180.0
 ENGINE_KEY = "key-of-the-engine-0123"
 
 
@@ -61,18 +63,11 @@ def gateway(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def hatrack(gateway: Gateway, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command in the gateway's environment."""
-    return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
-        env=gateway.environment | settings,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_TIMEOUT_S,
-        check=False,
-    )
+    return run_hatrack(gateway, *arguments, timeout_s=COMMAND_TIMEOUT_S, **settings)
 
 
-def another_server(gateway: Gateway, old: list[psutil.Process]) -> bool:
-    """Whether a new engine is on record: between two there is none, or one that has ended."""
+def new_engine_recorded(gateway: Gateway, old: list[psutil.Process]) -> bool:
+    """Whether a new engine is on record: between two engines there is none, or one that has ended."""
     try:
         pid = orjson.loads((gateway.home / "engine" / "engine.json").read_bytes())["pid"]
         return pid is not None and psutil.Process(pid) not in old
@@ -86,40 +81,24 @@ def engine_state(gateway: Gateway) -> dict[str, Any]:
     return state
 
 
-def wait_until(what: Callable[[], bool], timeout_s: float = 180.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def answers_with(gateway: Gateway, text: str) -> bool:
-    """Whether `voice` says what it said: asked again where it does not, for a canary may have shared a step with it,
+    """Whether `voice` still gives this answer. Asked again where it does not: a canary may have shared a step with it,
     and two of a batch are summed in another order."""
     return any(gateway.answer("voice", QUESTION) == text for _ in range(3))
 
 
-def caller_in_engine(gateway: Gateway) -> bool:
+def has_request_in_flight(gateway: Gateway) -> bool:
     with gateway.http() as http:
         return bool(http.get("/v1/load").json()["in_flight"] > 0)
 
 
-def said_since(gateway: Gateway, start: int) -> str:
-    """What the gateway has logged from there on."""
+def logged_since(gateway: Gateway, start: int) -> str:
+    """What the gateway has logged after its first `start` bytes."""
     return (gateway.home / "gateway.log").read_bytes()[start:].decode(errors="replace")
 
 
 def log_size(gateway: Gateway) -> int:
     return (gateway.home / "gateway.log").stat().st_size
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):  # it may end between two looks
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gateway: Gateway) -> None:
@@ -128,10 +107,12 @@ def test_a_stopped_gateway_leaves_its_engine_idle_and_the_next_one_adopts_it(gat
     assert os.getsid(engine.pid) != os.getsid(gateway.process.pid), "a Ctrl-C for the gateway would reach the engine"
     with ThreadPoolExecutor() as pool:
         flying = pool.submit(gateway.chat, "voice", "Tell me a story.", max_tokens=60, ignore_eos=True)
-        wait_until(lambda: caller_in_engine(gateway) or flying.done())
+        wait_until(
+            lambda: has_request_in_flight(gateway) or flying.done(), "the request never ran", timeout_s=PATIENCE_S
+        )
         gateway.stop()
         assert flying.result().status_code == 200, "what was in flight was not answered to its end"
-    assert alive([engine]) == [engine]
+    assert running([engine]) == [engine]
     assert gateway.running_requests() == 0
     digests = sorted(path.name for path in (gateway.home / "adapters").iterdir() if len(path.name) == 64)
     loaded = gateway.ask_engine("/hatrack/plugin?loaded=1").json()["loaded"]
@@ -153,28 +134,28 @@ def test_after_kill_9_of_the_gateway_the_next_start_adopts_its_engine(gateway: G
     engine, text = gateway.engine_server(), gateway.answer("voice", QUESTION)
     with ThreadPoolExecutor() as pool:
         flying = pool.submit(gateway.chat, "voice", "Tell me a story.", max_tokens=1500, ignore_eos=True)
-        wait_until(lambda: gateway.running_requests() > 0)
+        wait_until(lambda: gateway.running_requests() > 0, "the request never ran", timeout_s=PATIENCE_S)
         gateway.kill()
         assert isinstance(flying.exception(), httpx.TransportError)
     gateway.start()
     assert gateway.engine_server().pid == engine.pid
     assert engine_state(gateway)["reason"].startswith("adopted")
-    wait_until(lambda: gateway.running_requests() == 0)
+    wait_until(lambda: gateway.running_requests() == 0, "the request never ended", timeout_s=PATIENCE_S)
     assert answers_with(gateway, text)
 
 
-def test_an_adopted_engine_that_is_killed_is_replaced_and_watched_like_our_own(gateway: Gateway) -> None:
+def test_an_adopted_engine_that_is_killed_is_replaced_like_one_the_gateway_started(gateway: Gateway) -> None:
     old = gateway.engine_processes()
     gateway.engine_server().kill()
-    wait_until(lambda: engine_state(gateway)["state"] != "ready")
+    wait_until(lambda: engine_state(gateway)["state"] != "ready", "the loss was not seen", timeout_s=PATIENCE_S)
     gateway.wait_ready()
-    assert alive(old) == []
+    assert running(old) == []
     assert engine_state(gateway)["reason"] == "the engine answers"
     assert gateway.answer("voice", QUESTION)
     assert len([path for path in (gateway.home / "adapters").iterdir() if len(path.name) == 64]) == 1
 
 
-def test_down_may_leave_the_engine_to_the_next_gateway(gateway: Gateway) -> None:
+def test_down_with_keep_engine_leaves_the_engine_to_the_next_gateway(gateway: Gateway) -> None:
     engine = gateway.engine_server()
     gateway.arguments = ("--no-keep-engine",)
     gateway.stop()
@@ -183,7 +164,7 @@ def test_down_may_leave_the_engine_to_the_next_gateway(gateway: Gateway) -> None
     assert hatrack(gateway, "down", "--keep-engine").returncode == 0
     assert gateway.process is not None
     gateway.process.wait(ENDED_S)
-    assert alive([engine]) == [engine]
+    assert running([engine]) == [engine]
     assert sorted(path.name for path in (gateway.home / "engine").iterdir()) == [
         "engine.json",
         "engine.log",
@@ -197,14 +178,14 @@ def external(gateway: Gateway, **settings: str) -> Gateway:
     return replace(gateway, settings={**gateway.settings, "HATRACK_ENGINE_URL": url, **settings}, arguments=())
 
 
-def test_an_engine_at_a_url_is_used_and_neither_started_nor_ended(gateway: Gateway) -> None:
+def test_an_engine_at_a_url_is_used_but_neither_started_nor_stopped(gateway: Gateway) -> None:
     engine = gateway.engine_server()
     user = external(gateway)
     user.start()
     assert engine_state(user)["reason"].endswith("engine.sock answers")
     assert user.answer("voice", QUESTION)
     user.stop()
-    assert alive([engine]) == [engine]
+    assert running([engine]) == [engine]
     assert gateway.engine_server().pid == engine.pid
 
 
@@ -217,15 +198,15 @@ def test_an_engine_at_a_url_is_used_and_neither_started_nor_ended(gateway: Gatew
         ("HATRACK_ENGINE_DTYPE", "float16", "is a different model: dtype differ"),
     ],
 )
-def test_an_engine_at_a_url_that_does_not_fit_is_refused_at_start(
+def test_an_incompatible_engine_at_a_url_is_refused_at_start(
     gateway: Gateway, tmp_path: Path, setting: str, value: str, reason: str
 ) -> None:
     given = str(tmp_path / value) if setting == "HATRACK_HOME" else value
     refused = hatrack(external(gateway, **{setting: given}), "serve")
     assert refused.returncode == 1
-    said = " ".join(refused.stderr.split())
-    assert "(HATRACK_ENGINE_URL) is incompatible" in said
-    assert reason in said
+    message = " ".join(refused.stderr.split())
+    assert "(HATRACK_ENGINE_URL) is incompatible" in message
+    assert reason in message
 
 
 def test_a_server_without_the_plugin_is_refused_at_start(gateway: Gateway) -> None:
@@ -238,7 +219,7 @@ def test_a_server_without_the_plugin_is_refused_at_start(gateway: Gateway) -> No
     assert "Hatrack's plugin does not respond" in " ".join(refused.stderr.split())
 
 
-def test_a_frozen_engine_is_ended_and_a_changed_flag_names_itself(gateway: Gateway) -> None:
+def test_a_frozen_engine_is_replaced_and_a_changed_flag_is_named_in_the_log(gateway: Gateway) -> None:
     old = gateway.engine_processes()
     assert len(old) >= 3
     for process in old:
@@ -246,8 +227,8 @@ def test_a_frozen_engine_is_ended_and_a_changed_flag_names_itself(gateway: Gatew
     gateway.arguments = ("--keep-engine",)
     logged = log_size(gateway)
     gateway.start()
-    assert alive(old) == []
-    assert "it does not respond" in said_since(gateway, logged)
+    assert running(old) == []
+    assert "it does not respond" in logged_since(gateway, logged)
 
     gateway.stop()
     old = gateway.engine_processes()
@@ -255,14 +236,14 @@ def test_a_frozen_engine_is_ended_and_a_changed_flag_names_itself(gateway: Gatew
     gateway.settings["HATRACK_ENGINE_SLOTS"] = "3"
     logged = log_size(gateway)
     gateway.start(wait=False)
-    wait_until(lambda: alive(old) == [])
-    wait_until(lambda: another_server(gateway, old))
-    assert "the flag --max-loras" in said_since(gateway, logged)
+    wait_until(lambda: running(old) == [], "the old engine still runs", timeout_s=PATIENCE_S)
+    wait_until(lambda: new_engine_recorded(gateway, old), "no new engine was started", timeout_s=PATIENCE_S)
+    assert "the flag --max-loras" in logged_since(gateway, logged)
     gateway.stop()
     assert gateway.engine_processes() == [], "an engine that was not ready yet was kept"
 
 
-def test_hatrack_engine_runs_one_for_a_gateway_elsewhere_and_down_is_not_its_end(gateway: Gateway) -> None:
+def test_an_engine_started_by_hatrack_engine_serves_a_gateway_and_survives_its_down(gateway: Gateway) -> None:
     path = gateway.home / "alone.sock"
     user = external(gateway, HATRACK_ENGINE_URL=f"unix:{path}", HATRACK_ENGINE_KEY=ENGINE_KEY)
     with (gateway.home / "gateway.log").open("ab") as log:
@@ -275,7 +256,7 @@ def test_hatrack_engine_runs_one_for_a_gateway_elsewhere_and_down_is_not_its_end
         )
     try:
         user.start(wait=False)  # before the engine is there: it is waited for
-        wait_until(lambda: _listens(user))
+        wait_until(user.listens, "the gateway does not listen", timeout_s=PATIENCE_S)
         assert engine_state(user)["state"] in ("starting", "down")
         user.wait_ready()
         assert user.answer("voice", QUESTION)
@@ -289,11 +270,4 @@ def test_hatrack_engine_runs_one_for_a_gateway_elsewhere_and_down_is_not_its_end
     finally:
         engine.send_signal(signal.SIGTERM)
         engine.wait(2 * ENDED_S)
-    wait_until(lambda: user.engine_processes() == [], READY_TIMEOUT_S)
-
-
-def _listens(gateway: Gateway) -> bool:
-    try:
-        return httpx.get(f"{gateway.url}/healthz", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
+    wait_until(lambda: user.engine_processes() == [], "the engine still runs", timeout_s=READY_TIMEOUT_S)

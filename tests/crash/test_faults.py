@@ -1,4 +1,4 @@
-"""Faults as inputs: kill -9, adapters that break behind the gateway's back, a thousand adapters, restarts."""
+"""Faults as inputs: kill -9, adapters damaged in the store, a thousand adapters, restarts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from adapters.base import BaseDescription
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
 from tests.support.stored import scale_stored_adapter
+from tests.support.waiting import wait_until
 
 MANY = 1000
 RELOADED_WITHIN_S = 180.0
@@ -30,10 +31,10 @@ def base(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescri
 
 
 @pytest.fixture(scope="module")
-def victim(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway whose engine may be killed."""
     started = Gateway(
-        home=tmp_path_factory.mktemp("victim"),
+        home=tmp_path_factory.mktemp("faults"),
         base_dir=base_dir,
         settings={"HATRACK_ENGINE_CANARY_S": "2", "HATRACK_ENGINE_SLOTS": "2", "HATRACK_ENGINE_RESIDENT": "2"},
     )
@@ -44,59 +45,59 @@ def victim(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert started.engine_processes() == []
 
 
-def until_loaded(gateway: Gateway, digest: str) -> None:
-    deadline = time.monotonic() + RELOADED_WITHIN_S
-    while digest not in gateway.loaded():
-        assert time.monotonic() < deadline, f"{digest[:12]} was not loaded again within {RELOADED_WITHIN_S:g} s"
-        time.sleep(0.25)
+def wait_until_loaded(gateway: Gateway, digest: str) -> None:
+    wait_until(
+        lambda: digest in gateway.loaded(),
+        f"{digest[:12]} was not loaded again within {RELOADED_WITHIN_S:g} s",
+        timeout_s=RELOADED_WITHIN_S,
+    )
 
 
-def test_a_pinned_adapter_is_loaded_again_after_others_drove_it_out(
-    victim: Gateway, base: BaseDescription, tmp_path: Path
+def test_a_pinned_adapter_is_loaded_again_after_others_evicted_it(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
 ) -> None:
     digests = {}
     for seed, name in enumerate(("pinned", "second", "third"), start=40):
-        pushed = victim.push(name, make_adapter(tmp_path / name, base, rank=4, seed=seed).directory)
+        pushed = gateway.push(name, make_adapter(tmp_path / name, base, rank=4, seed=seed).directory)
         assert pushed.status_code == 201, pushed.text
         digests[name] = pushed.json()["digest"]
-    assert victim.loaded() == {digests["second"], digests["third"]}, "the first has fallen out"
-    with victim.http() as http:
+    assert gateway.loaded() == {digests["second"], digests["third"]}, "the first has fallen out"
+    with gateway.http() as http:
         assert http.put("/v1/adapters/pinned/pin").json()["pinned"] is True
         refused = http.put("/v1/adapters/second/pin")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "too_many_pins")
-    until_loaded(victim, digests["pinned"])
+    wait_until_loaded(gateway, digests["pinned"])
 
     for name in ("second", "third"):
-        assert victim.chat(name, "hello", max_tokens=1).status_code == 200
-    until_loaded(victim, digests["pinned"])
+        assert gateway.chat(name, "hello", max_tokens=1).status_code == 200
+    wait_until_loaded(gateway, digests["pinned"])
 
-    with victim.http() as http:
+    with gateway.http() as http:
         for name in digests:
             assert http.delete(f"/v1/adapters/{name}?force=true").status_code == 204
 
 
 @pytest.mark.parametrize(("kind", "factor"), [("nan", float("nan")), ("overflow", 1e30)])
-def test_an_adapter_that_turns_to_nan_answers_an_error_and_hurts_nobody(
-    victim: Gateway, base: BaseDescription, tmp_path: Path, kind: str, factor: float
+def test_an_adapter_damaged_in_the_store_answers_errors_and_affects_no_other_model(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path, kind: str, factor: float
 ) -> None:
     healthy = make_adapter(tmp_path / "healthy", base, rank=4, seed=100).directory
     bad = make_adapter(tmp_path / "bad", base, rank=4, seed=101 if kind == "nan" else 102, modules=EVERY).directory
-    first = victim.push("healthy", healthy)
+    first = gateway.push("healthy", healthy)
     assert first.status_code in (200, 201), first.text
-    pushed = victim.push(f"bad-{kind}", bad)
+    pushed = gateway.push(f"bad-{kind}", bad)
     assert pushed.status_code == 201, pushed.text
-    with victim.http() as http:
-        base_name = http.get("/v1/models").json()["data"][0]["id"]
+    base_name = gateway.base_name()
     question = "What is the capital of France?"
-    before = {model: victim.answer(model, question, max_tokens=12) for model in (base_name, "healthy")}
-    scale_stored_adapter(victim, pushed.json()["digest"], factor)
+    before = {model: gateway.answer(model, question, max_tokens=12) for model in (base_name, "healthy")}
+    scale_stored_adapter(gateway, pushed.json()["digest"], factor)
     for filler in range(3):  # two slots, two resident adapters: the sound copy falls out of the engine's memory
-        other = make_adapter(tmp_path / f"filler{filler}", base, rank=4, seed=200 + filler).directory
-        assert victim.push(f"filler{filler}", other).status_code in (200, 201)
-        victim.answer(f"filler{filler}", "hello", max_tokens=2)
+        filler_adapter = make_adapter(tmp_path / f"filler{filler}", base, rank=4, seed=200 + filler).directory
+        assert gateway.push(f"filler{filler}", filler_adapter).status_code in (200, 201)
+        gateway.answer(f"filler{filler}", "hello", max_tokens=2)
     models = [base_name, "healthy", f"bad-{kind}"] * 6
     with ThreadPoolExecutor(len(models)) as pool:
-        responses = list(pool.map(lambda model: victim.chat(model, question, max_tokens=12), models))
+        responses = list(pool.map(lambda model: gateway.chat(model, question, max_tokens=12), models))
     for model, response in zip(models, responses, strict=True):
         if model.startswith("bad"):
             assert response.status_code in (409, 500), (response.status_code, response.text)
@@ -107,69 +108,68 @@ def test_an_adapter_that_turns_to_nan_answers_an_error_and_hurts_nobody(
             assert text.strip(), f"an empty answer from {model}"
     assert any(r.json()["error"]["code"] == "adapter_not_finite" for r in responses if r.status_code == 500)
     deadline = time.monotonic() + PATIENCE_S
-    while (late := victim.chat(f"bad-{kind}", question)).status_code != 409:
+    while (late := gateway.chat(f"bad-{kind}", question)).status_code != 409:
         assert late.status_code == 500, late.text
         assert time.monotonic() < deadline, "the version never became unservable"
         time.sleep(0.3)
     assert late.json()["error"]["code"] == "version_corrupt"
     for model, text in before.items():
         # asked again where it differs: a canary may have shared a step with it, which sums in another order
-        assert any(victim.answer(model, question, max_tokens=12) == text for _ in range(3)), model
+        assert any(gateway.answer(model, question, max_tokens=12) == text for _ in range(3)), model
 
 
-def test_kill_9_of_the_engine_under_load_costs_only_what_was_in_flight_and_pins_come_back(
-    victim: Gateway, base: BaseDescription, tmp_path: Path
+def test_kill_9_of_the_engine_under_load_loses_only_requests_in_flight_and_reloads_pins(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
 ) -> None:
-    pinned = victim.push("pinned", make_adapter(tmp_path / "pinned", base, rank=4, seed=43).directory)
+    pinned = gateway.push("pinned", make_adapter(tmp_path / "pinned", base, rank=4, seed=43).directory)
     assert pinned.status_code == 201, pinned.text
-    with victim.http() as http:
-        base_name = http.get("/v1/models").json()["data"][0]["id"]
+    base_name = gateway.base_name()
+    with gateway.http() as http:
         assert http.put("/v1/adapters/pinned/pin").json()["pinned"] is True
-    old = {process.pid for process in victim.engine_processes()}
+    old = {process.pid for process in gateway.engine_processes()}
     assert old
     with ThreadPoolExecutor(4) as pool:
         flying = [
-            pool.submit(victim.chat, base_name, "Tell me a long story.", max_tokens=1200, ignore_eos=True)
+            pool.submit(gateway.chat, base_name, "Tell me a long story.", max_tokens=1200, ignore_eos=True)
             for _ in range(4)
         ]
         deadline = time.monotonic() + PATIENCE_S
-        while (at_work := victim.running_requests()) < len(flying):
+        while (at_work := gateway.running_requests()) < len(flying):
             early = [job.result().text for job in flying if job.done()]
             assert not early, f"answered before all of them were at work: {early}"
-            assert time.monotonic() < deadline, f"the engine works on {at_work:g} of them:\n{victim.log()}"
+            assert time.monotonic() < deadline, f"the engine works on {at_work:g} of them:\n{gateway.log()}"
             time.sleep(0.1)
-        victim.engine_server().kill()
+        gateway.engine_server().kill()
         results = [job.result() for job in flying]
     assert all(response.status_code in (502, 503) for response in results), [r.text for r in results]
     started = time.monotonic()
-    at_once = victim.chat(base_name, "hello")
+    at_once = gateway.chat(base_name, "hello")
     if at_once.status_code == 503:
         # at once: neither when there is an engine again, which takes half a minute, nor by the queue's 120 s
         assert time.monotonic() - started < 10
         assert int(at_once.headers["retry-after"]) > 0
-    with victim.http() as http:  # until the gateway has seen it, /readyz speaks of the engine that was
-        while http.get("/readyz").status_code == 200:
-            assert time.monotonic() - started < PATIENCE_S
-            time.sleep(0.1)
-    victim.wait_ready()
-    assert victim.answer(base_name, "What is the capital of France?", max_tokens=12)
-    left = [process.pid for process in victim.engine_processes() if process.pid in old]
+    # until the gateway has seen it, /readyz speaks of the engine that was
+    with gateway.http() as http:
+        wait_until(lambda: http.get("/readyz").status_code != 200, "the loss was not seen", timeout_s=PATIENCE_S)
+    gateway.wait_ready()
+    assert gateway.answer(base_name, "What is the capital of France?", max_tokens=12)
+    left = [process.pid for process in gateway.engine_processes() if process.pid in old]
     assert left == [], "processes of the old engine live on"
-    until_loaded(victim, pinned.json()["digest"])
-    with victim.http() as http:
+    wait_until_loaded(gateway, pinned.json()["digest"])
+    with gateway.http() as http:
         assert http.delete("/v1/adapters/pinned?force=true").status_code == 204
 
 
 def test_a_thousand_adapters_survive_restarts_of_engine_and_gateway(
-    victim: Gateway, base: BaseDescription, tmp_path: Path
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
 ) -> None:
     source = make_adapter(tmp_path / "one", base, rank=1, seed=900).directory
-    assert victim.push("one", source).status_code == 201
-    database = victim.home / "hatrack.db"
-    victim.kill()
-    fabricate(database, victim.home / "adapters", MANY)
-    victim.start()
-    with victim.http() as http:
+    assert gateway.push("one", source).status_code == 201
+    database = gateway.home / "hatrack.db"
+    gateway.kill()
+    copy_adapter_many_times(database, gateway.home / "adapters", MANY)
+    gateway.start()
+    with gateway.http() as http:
         names = []
         after: dict[str, str] = {}
         while True:
@@ -180,10 +180,10 @@ def test_a_thousand_adapters_survive_restarts_of_engine_and_gateway(
             after = {"after": page["data"][-1]["name"]}
     assert len([name for name in names if name.startswith("many-")]) == MANY
     for number in (0, 1, 499, 998, 999):
-        assert victim.answer(f"many-{number}", "hello", max_tokens=2) is not None
+        assert gateway.answer(f"many-{number}", "hello", max_tokens=2) is not None
 
 
-def fabricate(database: Path, store: Path, count: int) -> None:
+def copy_adapter_many_times(database: Path, store: Path, count: int) -> None:
     """Copy one ready adapter under many names, in the database and (by hard link) in the store."""
     with sqlite3.connect(database) as connection:
         connection.row_factory = sqlite3.Row
@@ -211,40 +211,39 @@ def insert(connection: sqlite3.Connection, table: str, row: dict[str, object]) -
 
 
 def test_kill_9_of_the_gateway_at_any_moment_of_an_upload_leaves_a_valid_registry(
-    victim: Gateway, base: BaseDescription, tmp_path: Path
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
 ) -> None:
     moments = (0.02, 0.1, 0.4, 1.0)
+    staging = gateway.home / "adapters" / ".staging"
     for index, moment in enumerate(moments):
         adapter = make_adapter(tmp_path / f"torn{index}", base, rank=16, seed=300 + index).directory
         with ThreadPoolExecutor(1) as pool:
-            push = pool.submit(victim.push, f"torn-{index}", adapter)
+            push = pool.submit(gateway.push, f"torn-{index}", adapter)
             time.sleep(moment)
-            victim.kill()
+            gateway.kill()
             with suppress(httpx.TransportError):
                 push.result()
-        victim.start()
-        with victim.http() as http:
-            found = http.get(f"/v1/adapters/torn-{index}")
-        if found.status_code == 404:
-            assert victim.push(f"torn-{index}", adapter).status_code == 201
+        gateway.start()
+        with gateway.http() as http:
+            adapter_after = http.get(f"/v1/adapters/torn-{index}")
+        if adapter_after.status_code == 404:
+            assert gateway.push(f"torn-{index}", adapter).status_code == 201
         else:
-            wait_settled(victim, f"torn-{index}")
-        assert victim.answer(f"torn-{index}", "hello", max_tokens=2) is not None
-        deadline = time.monotonic() + PATIENCE_S
-        while list((victim.home / "adapters" / ".staging").iterdir()):
-            assert time.monotonic() < deadline, "what was torn is left"
-            time.sleep(0.1)
+            wait_until_serving(gateway, f"torn-{index}")
+        assert gateway.answer(f"torn-{index}", "hello", max_tokens=2) is not None
+        wait_until(lambda: not list(staging.iterdir()), "what was torn is left", timeout_s=PATIENCE_S)
 
 
-def wait_settled(gateway: Gateway, name: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until_serving(gateway: Gateway, name: str) -> None:
     with gateway.http() as http:
-        while gateway.chat(name, "hello", max_tokens=2).status_code != 200:
-            assert time.monotonic() < deadline, http.get(f"/v1/adapters/{name}").text
-            time.sleep(0.2)
+        wait_until(
+            lambda: gateway.chat(name, "hello", max_tokens=2).status_code == 200,
+            lambda: http.get(f"/v1/adapters/{name}").text,
+            timeout_s=PATIENCE_S,
+        )
 
 
-def test_nothing_is_left_after_a_stop(victim: Gateway) -> None:
-    victim.stop()
-    assert victim.engine_processes() == []
-    shutil.rmtree(victim.home / "adapters")
+def test_no_engine_process_is_left_after_a_stop(gateway: Gateway) -> None:
+    gateway.stop()
+    assert gateway.engine_processes() == []
+    shutil.rmtree(gateway.home / "adapters")

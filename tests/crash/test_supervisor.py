@@ -1,4 +1,4 @@
-"""The supervisor against an engine that is killed, frozen or left behind. The real engine, restarted each time."""
+"""The supervisor against an engine that is killed, frozen or left behind. A real engine, restarted each time."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from service.engine.config import EngineConfig
 from service.engine.process import end_leftovers, members
 from service.engine.supervisor import EngineState, Supervisor
 from service.errors import HatrackError
+from tests.support.processes import is_running, running
 
 READY_TIMEOUT_S = 600.0
 STALL_S = 8.0
@@ -45,12 +46,12 @@ def config(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineCo
 async def supervisor(config: EngineConfig) -> AsyncIterator[Supervisor]:
     started = Supervisor(config)
     await started.start()
-    await ready(started, epoch=1)
+    await wait_until_ready(started, epoch=1)
     yield started
     await started.stop()
 
 
-async def ready(supervisor: Supervisor, *, epoch: int) -> None:
+async def wait_until_ready(supervisor: Supervisor, *, epoch: int) -> None:
     """Wait until the engine of this epoch, or a later one, is ready."""
     changed = asyncio.Event()
     supervisor.on_change(lambda state: changed.set())
@@ -60,29 +61,21 @@ async def ready(supervisor: Supervisor, *, epoch: int) -> None:
             changed.clear()
 
 
-def engine_of(config: EngineConfig) -> dict[str, psutil.Process]:
+def engine_processes(config: EngineConfig) -> dict[str, psutil.Process]:
     """The engine's processes by what they are: API server, EngineCore, Worker."""
-    found = {}
+    processes = {}
     for process in members(str(orjson.loads(config.record.read_bytes())["token"])):
         try:
             line = process.cmdline()
         except psutil.NoSuchProcess:  # a helper of its that has just ended
             continue
         if "vllm.entrypoints.openai.api_server" in line:
-            found["server"] = process
+            processes["server"] = process
         for name in ("EngineCore", "Worker"):
             if line and line[0].endswith(f"::{name}"):
-                found[name] = process
-    assert found.keys() == {"server", "EngineCore", "Worker"}
-    return found
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it runs; one that has ended stays a zombie where nobody buries it, as in some containers."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+                processes[name] = process
+    assert processes.keys() == {"server", "EngineCore", "Worker"}
+    return processes
 
 
 async def answer(supervisor: Supervisor, tokens: int = 4) -> object:
@@ -97,30 +90,30 @@ async def answer(supervisor: Supervisor, tokens: int = 4) -> object:
 
 
 # the API server is killed in test_faults.py, under load, and in test_adopt.py: each start takes half a minute
-@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
-async def test_kill_9_of_any_of_its_processes_brings_a_new_engine_and_leaves_nothing_of_the_old(
-    supervisor: Supervisor, victim: str
+@pytest.mark.parametrize("name", ["EngineCore", "Worker"])
+async def test_kill_9_of_an_engine_process_starts_a_new_engine_and_leaves_none_of_the_old(
+    supervisor: Supervisor, name: str
 ) -> None:
-    old, epoch = engine_of(supervisor.config), supervisor.epoch
+    old, epoch = engine_processes(supervisor.config), supervisor.epoch
     states: list[EngineState] = []
     supervisor.on_change(states.append)
     flying = asyncio.create_task(answer(supervisor, tokens=1500))
     await asyncio.sleep(1)
-    old[victim].kill()
+    old[name].kill()
     with pytest.raises(HatrackError) as lost:
         await flying
     assert lost.value.status in (500, 502, 503)
-    await ready(supervisor, epoch=epoch + 1)
-    names = [state.name for state in states]
-    assert names[-1] == "ready"
-    assert "down" in names
-    assert "starting" in names
+    await wait_until_ready(supervisor, epoch=epoch + 1)
+    state_names = [state.name for state in states]
+    assert state_names[-1] == "ready"
+    assert "down" in state_names
+    assert "starting" in state_names
     assert all(state.reason for state in states)
-    assert {name for name, process in old.items() if lives(process)} == set()
+    assert running(old.values()) == []
     assert await answer(supervisor)
 
 
-async def test_an_engine_that_is_busy_is_left_alone(supervisor: Supervisor) -> None:
+async def test_a_busy_engine_is_not_restarted(supervisor: Supervisor) -> None:
     epoch = supervisor.epoch
     before = asyncio.get_running_loop().time()
     while asyncio.get_running_loop().time() < before + 1.25 * STALL_S:  # nobody calls saw_tokens here
@@ -129,21 +122,21 @@ async def test_an_engine_that_is_busy_is_left_alone(supervisor: Supervisor) -> N
 
 
 async def test_a_frozen_engine_is_replaced_when_requests_wait_for_it(supervisor: Supervisor) -> None:
-    old, epoch = engine_of(supervisor.config), supervisor.epoch
+    old, epoch = engine_processes(supervisor.config), supervisor.epoch
     flying = asyncio.create_task(answer(supervisor, tokens=1500))
     await asyncio.sleep(1)
     old["Worker"].suspend()
     with pytest.raises(HatrackError):
         await flying
-    await ready(supervisor, epoch=epoch + 1)
-    assert not lives(old["Worker"])
+    await wait_until_ready(supervisor, epoch=epoch + 1)
+    assert not is_running(old["Worker"])
     assert await answer(supervisor)
 
 
-async def test_a_stopped_supervisor_leaves_nothing(supervisor: Supervisor) -> None:
-    old = engine_of(supervisor.config)
+async def test_a_stopped_supervisor_leaves_no_process_and_no_record(supervisor: Supervisor) -> None:
+    old = engine_processes(supervisor.config)
     await supervisor.stop()
-    assert [process for process in old.values() if lives(process)] == []
+    assert running(old.values()) == []
     assert not supervisor.config.record.exists()
 
 
@@ -167,7 +160,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_a_killed_gateway_leaves_is_ended_by_the_next_start(base_dir: Path, tmp_path: Path) -> None:
+async def test_engine_processes_of_a_killed_gateway_are_ended_by_the_next_start(base_dir: Path, tmp_path: Path) -> None:
     owner = await asyncio.create_subprocess_exec(
         sys.executable, "-c", OWNER, str(tmp_path), str(base_dir), stdout=asyncio.subprocess.PIPE
     )
@@ -175,14 +168,14 @@ async def test_what_a_killed_gateway_leaves_is_ended_by_the_next_start(base_dir:
     async with asyncio.timeout(READY_TIMEOUT_S):
         assert await owner.stdout.readline() == b"ready\n"
     config = EngineConfig.from_settings(Settings(home=tmp_path, base_model=str(base_dir), engine_device="cpu"))
-    left = engine_of(config)
+    left = engine_processes(config)
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
     left["server"].kill()  # the worst case: the only process that still shows its environment is gone too
     await asyncio.sleep(0.5)
     ended = await asyncio.to_thread(end_leftovers, config.directory)
     assert {left["EngineCore"].pid, left["Worker"].pid} <= set(ended) | {
-        process.pid for process in left.values() if not lives(process)
+        process.pid for process in left.values() if not is_running(process)
     }
-    assert [process for process in left.values() if lives(process)] == []
+    assert running(left.values()) == []
     assert not config.record.exists()

@@ -52,7 +52,7 @@ def gateway(
 ) -> Iterator[Gateway]:
     """A gateway that serves the base and both voices."""
     environment = {"HATRACK_GROUNDING_URL": retriever.url, "HATRACK_GROUNDING_SECRET": SECRET}
-    # beside five answers on two cores a search takes its time; versions that shall find it late say so themselves
+    # beside five answers on two cores a search takes its time; tests of a late search set a timeout of their own
     environment["HATRACK_GROUNDING_TIMEOUT_S"] = "30"
     # a flood's last waits for all others, and on a slow machine they take their time, too
     environment["HATRACK_QUEUE_TIMEOUT_S"] = "600"

@@ -1,4 +1,4 @@
-"""Two teams on one gateway: their own adapters and keys, and nothing of each other's."""
+"""Two projects on one gateway: each has its own adapters and keys, and sees nothing of the other's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.test_voices import gateway_base, held_out, speaks
 from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.voices import held_out_questions, speaks
 
 OWN = {"harbour": "tidewater", "manor": "pemberton"}
 """Project → the voice that its adapter `house-voice` has."""
@@ -25,8 +25,8 @@ ALL_SCOPES = ["infer", "adapters", "knowledge", "train"]
 
 
 @dataclass
-class Teams:
-    """The two projects, with a key for all that a key of one project may do."""
+class Projects:
+    """The two projects, each with a key that has every scope but `admin`."""
 
     gateway: Gateway
     keys: dict[str, dict[str, Any]]
@@ -38,11 +38,7 @@ class Teams:
 
     def make(self, **body: Any) -> dict[str, Any]:
         """A new key, made by the admin."""
-        with self.gateway.http() as admin:
-            answer = admin.post("/v1/keys", json={"name": "test", **body})
-        assert answer.status_code == 201, answer.text
-        made: dict[str, Any] = answer.json()
-        return made
+        return self.gateway.create_key(**{"name": "test", **body})
 
     def chat(self, key: str, model: str, text: str = "hello", **more: Any) -> httpx.Response:
         messages = [{"role": "user", "content": text}]
@@ -71,34 +67,34 @@ def push(client: httpx.Client, name: str, directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def teams(gateway: Gateway, voices: dict[str, Path]) -> Iterator[Teams]:
-    found = Teams(gateway, {})
+def projects(gateway: Gateway, voices: dict[str, Path]) -> Iterator[Projects]:
+    created = Projects(gateway, {})
     for project, voice in OWN.items():
-        found.keys[project] = found.make(name=f"{project} ops", project=project, scopes=ALL_SCOPES)
-        with found.client(found.keys[project]["key"]) as client:
+        created.keys[project] = created.make(name=f"{project} ops", project=project, scopes=ALL_SCOPES)
+        with created.client(created.keys[project]["key"]) as client:
             push(client, "house-voice", voices[voice])
-    with found.client(found.keys["harbour"]["key"]) as client:
+    with created.client(created.keys["harbour"]["key"]) as client:
         push(client, PRIVATE, voices["tidewater"])
-    yield found
+    yield created
     with gateway.http() as admin:
         for project in OWN:
             for name in ("house-voice", PRIVATE):
                 admin.delete(f"/v1/adapters/{name}?force=true", headers={"openai-project": project})
 
 
-def test_one_name_speaks_in_another_voice_to_each_team(teams: Teams) -> None:
+def test_each_project_gets_its_own_adapter_under_the_same_name(projects: Projects) -> None:
     for project, voice in OWN.items():
-        key, questions = teams.keys[project]["key"], held_out(voice)[:4]
+        key, questions = projects.keys[project]["key"], held_out_questions(voice)[:4]
         with ThreadPoolExecutor(len(questions)) as pool:
-            answers = list(pool.map(lambda question, key=key: teams.chat(key, "house-voice", question), questions))
+            answers = list(pool.map(lambda question, key=key: projects.chat(key, "house-voice", question), questions))
         assert {answer.headers["x-hatrack-adapter"] for answer in answers} == {"house-voice@1"}
         texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
         assert sum(speaks(voice, text) for text in texts) >= 3, texts
-    digests = {teams.chat(made["key"], "house-voice").headers["x-hatrack-digest"] for made in teams.keys.values()}
+    digests = {projects.chat(made["key"], "house-voice").headers["x-hatrack-digest"] for made in projects.keys.values()}
     assert len(digests) == 2
 
 
-def same_but_for(name: str, found: httpx.Response, never: httpx.Response) -> bool:
+def same_except_for(name: str, hidden: httpx.Response, nonexistent: httpx.Response) -> bool:
     """Whether two answers differ in nothing but the name asked for, the request id and the date."""
 
     def rest(response: httpx.Response) -> list[tuple[str, str]]:
@@ -106,14 +102,14 @@ def same_but_for(name: str, found: httpx.Response, never: httpx.Response) -> boo
 
     assert len(name) == len(NOBODYS), "or the lengths would differ"
     return (
-        found.status_code == never.status_code == 404
-        and found.content == never.content.replace(NOBODYS.encode(), name.encode())
-        and rest(found) == rest(never)
+        hidden.status_code == nonexistent.status_code == 404
+        and hidden.content == nonexistent.content.replace(NOBODYS.encode(), name.encode())
+        and rest(hidden) == rest(nonexistent)
     )
 
 
-def asked(client: httpx.Client, name: str) -> list[httpx.Response]:
-    """Everything that one can ask about an adapter."""
+def responses_about(client: httpx.Client, name: str) -> list[httpx.Response]:
+    """The answers to every request that names an adapter."""
     base = client.get("/v1/models").json()["data"][0]["id"]
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
     answers = [
@@ -130,44 +126,44 @@ def asked(client: httpx.Client, name: str) -> list[httpx.Response]:
     return answers
 
 
-def test_what_another_team_has_is_told_from_what_nobody_has_by_nothing(teams: Teams) -> None:
-    with teams.client(teams.keys["manor"]["key"]) as manor:
-        pairs = list(zip(asked(manor, PRIVATE), asked(manor, NOBODYS), strict=True))
-        for found, never in pairs:
-            assert same_but_for(PRIVATE, found, never), (found.request.url, found.text, never.text)
+def test_another_projects_adapter_answers_exactly_like_one_that_does_not_exist(projects: Projects) -> None:
+    with projects.client(projects.keys["manor"]["key"]) as manor:
+        pairs = list(zip(responses_about(manor, PRIVATE), responses_about(manor, NOBODYS), strict=True))
+        for hidden, nonexistent in pairs:
+            assert same_except_for(PRIVATE, hidden, nonexistent), (hidden.request.url, hidden.text, nonexistent.text)
         assert len(pairs) == 15
         assert [item["name"] for item in manor.get("/v1/adapters").json()["data"]] == ["house-voice"]
         names = [model["id"] for model in manor.get("/v1/models").json()["data"]]
-    assert names == [gateway_base(teams.gateway), "house-voice"]
-    assert teams.chat(teams.keys["harbour"]["key"], PRIVATE).status_code == 200
+    assert names == [projects.gateway.base_name(), "house-voice"]
+    assert projects.chat(projects.keys["harbour"]["key"], PRIVATE).status_code == 200
 
 
-def test_what_a_keys_globs_do_not_match_does_not_exist_for_it(teams: Teams) -> None:
-    narrow = teams.make(project="harbour", scopes=["infer", "adapters"], adapters=["house-*"])
-    with teams.client(narrow["key"]) as client:
-        for found, never in zip(asked(client, PRIVATE), asked(client, NOBODYS), strict=True):
-            assert same_but_for(PRIVATE, found, never), (found.request.url, found.text, never.text)
+def test_an_adapter_outside_a_keys_globs_answers_like_one_that_does_not_exist(projects: Projects) -> None:
+    narrow = projects.make(project="harbour", scopes=["infer", "adapters"], adapters=["house-*"])
+    with projects.client(narrow["key"]) as client:
+        for hidden, nonexistent in zip(responses_about(client, PRIVATE), responses_about(client, NOBODYS), strict=True):
+            assert same_except_for(PRIVATE, hidden, nonexistent), (hidden.request.url, hidden.text, nonexistent.text)
         assert [item["name"] for item in client.get("/v1/adapters").json()["data"]] == ["house-voice"]
         assert len(client.get("/v1/models").json()["data"]) == 2
-    assert teams.chat(narrow["key"], "house-voice").status_code == 200
-    assert teams.chat(narrow["key"], gateway_base(teams.gateway)).status_code == 200
-    assert teams.chat(teams.keys["harbour"]["key"], PRIVATE).status_code == 200
+    assert projects.chat(narrow["key"], "house-voice").status_code == 200
+    assert projects.chat(narrow["key"], projects.gateway.base_name()).status_code == 200
+    assert projects.chat(projects.keys["harbour"]["key"], PRIVATE).status_code == 200
 
 
-def test_a_revoked_key_is_401_on_the_next_request(teams: Teams) -> None:
-    made, other = teams.make(project="harbour"), teams.make(project="harbour")
-    with teams.client(made["key"]) as client, teams.gateway.http() as admin:
+def test_a_revoked_key_is_401_on_the_next_request(projects: Projects) -> None:
+    made, other = projects.make(project="harbour"), projects.make(project="harbour")
+    with projects.client(made["key"]) as client, projects.gateway.http() as admin:
         assert client.get("/v1/models").status_code == 200
-        assert teams.chat(made["key"], "house-voice").status_code == 200
+        assert projects.chat(made["key"], "house-voice").status_code == 200
         assert admin.delete(f"/v1/keys/{made['id']}").status_code == 200
-        for answer in (client.get("/v1/models"), teams.chat(made["key"], "house-voice")):
+        for answer in (client.get("/v1/models"), projects.chat(made["key"], "house-voice")):
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
             assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert teams.chat(other["key"], "house-voice").status_code == 200
+    assert projects.chat(other["key"], "house-voice").status_code == 200
 
 
-def test_an_expired_key_says_so(teams: Teams) -> None:
-    with teams.gateway.http() as admin:
+def test_an_expired_key_is_401_and_the_message_says_so(projects: Projects) -> None:
+    with projects.gateway.http() as admin:
         for ahead_s in (2, 10, 60):  # where the gateway gets to it too late, the time is past, and that is refused
             body = {"name": "test", "project": "harbour", "expires_at": int(time.time()) + ahead_s}
             answer = admin.post("/v1/keys", json=body)
@@ -176,7 +172,7 @@ def test_an_expired_key_says_so(teams: Teams) -> None:
             assert "`expires_at`" in answer.text
     made = answer.json()
     time.sleep(max(0.0, made["expires_at"] - time.time()))
-    answer = teams.chat(made["key"], "house-voice")
+    answer = projects.chat(made["key"], "house-voice")
     assert (answer.status_code, "expired" in answer.json()["error"]["message"]) == (401, True)
 
 
@@ -195,25 +191,25 @@ def test_an_expired_key_says_so(teams: Teams) -> None:
     ],
 )
 def test_a_missing_scope_is_named_before_the_body_is_looked_at(
-    teams: Teams, method: str, path: str, scope: str
+    projects: Projects, method: str, path: str, scope: str
 ) -> None:
-    made = teams.make(project="harbour", scopes=[other for other in ALL_SCOPES if other != scope])
-    with teams.client(made["key"]) as client:
+    made = projects.make(project="harbour", scopes=[other for other in ALL_SCOPES if other != scope])
+    with projects.client(made["key"]) as client:
         answer = client.request(method, path, content=b'{"broken')
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope")
     assert f"`{scope}`" in answer.json()["error"]["message"]
 
 
-def test_refusals_as_the_openai_client_knows_them(teams: Teams) -> None:
+def test_refusals_raise_the_openai_clients_own_errors(projects: Projects) -> None:
     def client(key: str, **more: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{teams.gateway.url}/v1", api_key=key, max_retries=0, **more)
+        return openai.OpenAI(base_url=f"{projects.gateway.url}/v1", api_key=key, max_retries=0, **more)
 
-    harbour = teams.keys["harbour"]["key"]
+    harbour = projects.keys["harbour"]["key"]
     messages: Any = [{"role": "user", "content": "hello"}]
     with client("hk_nonsense") as openai_client, pytest.raises(openai.AuthenticationError) as no_key:
         openai_client.models.list()
     assert no_key.value.code == "invalid_api_key"
-    adapters_only = teams.make(project="harbour", scopes=["adapters"])["key"]
+    adapters_only = projects.make(project="harbour", scopes=["adapters"])["key"]
     with client(adapters_only) as openai_client, pytest.raises(openai.PermissionDeniedError) as no_scope:
         openai_client.chat.completions.create(model="house-voice", messages=messages)
     assert (no_scope.value.code, "`infer`" in str(no_scope.value)) == ("insufficient_scope", True)
@@ -228,12 +224,12 @@ def test_refusals_as_the_openai_client_knows_them(teams: Teams) -> None:
     assert answer.model == "house-voice"
 
 
-def test_an_admin_acts_in_the_project_that_it_names(teams: Teams) -> None:
-    base, key = gateway_base(teams.gateway), teams.gateway.key
+def test_an_admin_acts_in_the_project_that_it_names(projects: Projects) -> None:
+    base, key = projects.gateway.base_name(), projects.gateway.key
     for project, names in (("harbour", {"house-voice", PRIVATE}), ("manor", {"house-voice"}), ("empty", set())):
-        with openai.OpenAI(base_url=f"{teams.gateway.url}/v1", api_key=key, project=project) as client:
+        with openai.OpenAI(base_url=f"{projects.gateway.url}/v1", api_key=key, project=project) as client:
             assert {model.id for model in client.models.list()} == {base, *names}
-    with teams.gateway.http() as admin:
+    with projects.gateway.http() as admin:
         assert "house-voice" not in {model["id"] for model in admin.get("/v1/models").json()["data"]}
         refused = admin.get("/v1/models", headers={"openai-project": "No Such Name"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "OpenAI-Project")
@@ -241,27 +237,27 @@ def test_an_admin_acts_in_the_project_that_it_names(teams: Teams) -> None:
         assert (given.status_code, given.json()["error"]["code"]) == (409, "admin_key_given")
 
 
-def test_a_key_in_anthropics_header(teams: Teams) -> None:
-    key = teams.keys["manor"]["key"]
-    answer = httpx.get(f"{teams.gateway.url}/v1/models", headers={"x-api-key": key}, timeout=TIMEOUT)
+def test_a_key_is_accepted_in_anthropics_header(projects: Projects) -> None:
+    key = projects.keys["manor"]["key"]
+    answer = httpx.get(f"{projects.gateway.url}/v1/models", headers={"x-api-key": key}, timeout=TIMEOUT)
     assert [model["id"] for model in answer.json()["data"]][1:] == ["house-voice"]
 
 
-def test_the_audit_names_who_changed_what(teams: Teams) -> None:
-    manor = teams.keys["manor"]
-    with teams.client(manor["key"]) as client:
+def test_the_audit_names_who_changed_what(projects: Projects) -> None:
+    manor = projects.keys["manor"]
+    with projects.client(manor["key"]) as client:
         moved = client.put(
             "/v1/adapters/house-voice/aliases/canary", json={"version": 1}, headers={"x-request-id": "audited-1"}
         )
         assert moved.status_code == 200, moved.text
-    with teams.gateway.http() as admin:
-        found = admin.get("/v1/audit?project=manor&limit=100").json()["data"]
-    promoted = next(entry for entry in found if entry["action"] == "alias.promote")
+    with projects.gateway.http() as admin:
+        entries = admin.get("/v1/audit?project=manor&limit=100").json()["data"]
+    promoted = next(entry for entry in entries if entry["action"] == "alias.promote")
     assert promoted["target"] == "house-voice:canary"
     assert (promoted["key_id"], promoted["key_name"]) == (manor["id"], "manor ops")
     assert (promoted["request_id"], promoted["project"]) == ("audited-1", "manor")
-    actions = [entry["action"] for entry in found]
+    actions = [entry["action"] for entry in entries]
     assert actions.index("alias.promote") < actions.index("adapter.push") < actions.index("key.create")
-    ids = [entry["id"] for entry in found]
+    ids = [entry["id"] for entry in entries]
     assert ids == sorted(ids, reverse=True)
-    assert not any(made["key"] in str(found) for made in teams.keys.values())
+    assert not any(made["key"] in str(entries) for made in projects.keys.values())

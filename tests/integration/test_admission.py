@@ -1,4 +1,4 @@
-"""The gate in front of the real engine: a flood, an over-long queue, and clients that leave while they wait."""
+"""Admission control in front of the real engine: a flood, a full queue, and clients that leave while they wait."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def make_key(gateway: Gateway, name: str) -> str:
-    with gateway.http() as http:
-        answer = http.post("/v1/keys", json={"name": name, "scopes": ["infer"]})
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["key"])
+    return str(gateway.create_key(name=name, scopes=["infer"])["key"])
 
 
 async def ask(
@@ -49,62 +46,68 @@ async def ask(
         return response.status, {name.lower(): value for name, value in response.headers.items()}, await response.json()
 
 
-async def gate(gateway: Gateway) -> dict[str, float]:
-    """What `/metrics` says of the gate, both classes added up."""
+async def admission_metrics(gateway: Gateway) -> dict[str, float]:
+    """The admission metrics of `/metrics`, both classes added up."""
     async with httpx.AsyncClient(timeout=TIMEOUT) as http:
         text = (await http.get(f"{gateway.url}/metrics", headers={"authorization": f"Bearer {gateway.key}"})).text
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("hatrack_admission_"):
                 name = sample.name.removeprefix("hatrack_admission_")
-                found[name] = found.get(name, 0.0) + sample.value
-    return found
+                totals[name] = totals.get(name, 0.0) + sample.value
+    return totals
 
 
-async def until(gateway: Gateway, **wanted: tuple[float, float]) -> None:
+async def wait_until_metrics(gateway: Gateway, **bounds: tuple[float, float]) -> None:
     """Wait until each of these figures lies between its two bounds."""
     async with asyncio.timeout(WITHIN_S):
         while True:
-            now = await gate(gateway)
+            now = await admission_metrics(gateway)
             # what is late is missing from a scrape
-            if all(name in now and least <= now[name] <= most for name, (least, most) in wanted.items()):
+            if all(name in now and low <= now[name] <= high for name, (low, high) in bounds.items()):
                 return
             await asyncio.sleep(0.1)
 
 
-async def until_queued(client: aiohttp.ClientSession, gateway: Gateway, least: int, most: int) -> None:
+async def load(client: aiohttp.ClientSession, gateway: Gateway) -> dict[str, int]:
+    """How many requests wait, and how many are in the engine."""
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    async with client.get(f"{gateway.url}/v1/load", headers=headers) as response:
+        counts: dict[str, int] = await response.json()
+        return counts
+
+
+async def wait_until_queued(client: aiohttp.ClientSession, gateway: Gateway, low: int, high: int) -> None:
     """Wait until so many of the callers wait.
 
     Asks for the load: what `/metrics` says may be a second old, and by then the queue of a quick machine is short.
     """
-    headers = {"authorization": f"Bearer {gateway.key}"}
     async with asyncio.timeout(WITHIN_S):
         while True:
-            async with client.get(f"{gateway.url}/v1/load", headers=headers) as response:
-                now = await response.json()
-            if least <= now["waiting"] <= most:
+            now = await load(client, gateway)
+            if low <= now["waiting"] <= high:
                 return
             await asyncio.sleep(0.02)
 
 
-async def answered(tasks: list[asyncio.Task[Any]], least: int) -> list[Any]:
-    """What has been answered, once so many of them are: answers may be on their way yet."""
+async def wait_until_answered(tasks: list[asyncio.Task[Any]], count: int) -> list[Any]:
+    """The results of those that are done, once there are `count`: answers may still be on their way."""
     async with asyncio.timeout(WITHIN_S):
         while True:
-            found = [task.result() for task in tasks if task.done()]
-            if len(found) >= least:
-                return found
+            results = [task.result() for task in tasks if task.done()]
+            if len(results) >= count:
+                return results
             await asyncio.sleep(0.02)
 
 
-async def until_all_are_there(client: aiohttp.ClientSession, gateway: Gateway, flood: list[asyncio.Task[Any]]) -> None:
+async def wait_until_all_arrived(
+    client: aiohttp.ClientSession, gateway: Gateway, flood: list[asyncio.Task[Any]]
+) -> None:
     """Wait until the whole flood waits or is in the engine, or some of it has been answered already."""
-    headers = {"authorization": f"Bearer {gateway.key}"}
     async with asyncio.timeout(WITHIN_S):
         while not any(task.done() for task in flood):
-            async with client.get(f"{gateway.url}/v1/load", headers=headers) as response:
-                now = await response.json()
+            now = await load(client, gateway)
             if now["waiting"] + now["in_flight"] >= FLOOD:
                 return
             await asyncio.sleep(0.02)
@@ -119,7 +122,7 @@ async def test_a_flood_of_one_key_does_not_starve_another(gateway: Gateway, clie
     flooding, other = make_key(gateway, "flood"), make_key(gateway, "other")
     for tokens in LENGTHS:
         flood = [asyncio.create_task(ask(client, gateway, flooding, "tidewater", tokens)) for _ in range(FLOOD)]
-        await until_all_are_there(client, gateway, flood)
+        await wait_until_all_arrived(client, gateway, flood)
         others = [asyncio.create_task(ask(client, gateway, other, "pemberton", 16)) for _ in range(4)]
         assert [status for status, _, _ in await asyncio.gather(*others)] == [200] * 4
         flooded_before = sum(task.done() for task in flood)
@@ -133,24 +136,24 @@ async def test_an_over_long_queue_refuses_and_clients_that_leave_make_room(
     gateway: Gateway, client: aiohttp.ClientSession
 ) -> None:
     greedy, other = make_key(gateway, "greedy"), make_key(gateway, "patient")
-    before = await gate(gateway)
+    before = await admission_metrics(gateway)
     waiting = [asyncio.create_task(ask(client, gateway, greedy, "tidewater", LONG)) for _ in range(OVERLONG)]
     try:
-        await until_queued(client, gateway, 512, 512)
+        await wait_until_queued(client, gateway, 512, 512)
         status, headers, body = await ask(client, gateway, greedy, "tidewater", 1)
         assert (status, body["error"]["code"]) == (429, "queue_share_full")
         assert body["error"]["type"] == "rate_limit_error"
         assert 1 <= int(headers["retry-after"]) <= 60
         # what is over the bound is refused: all but what waits, is in the engine, or has been answered already
-        answers = await answered(waiting, OVERLONG - 512 - 64)
+        answers = await wait_until_answered(waiting, OVERLONG - 512 - 64)
         refused = [body["error"]["code"] for status, _, body in answers if status != 200]
         assert set(refused) == {"queue_share_full"}
-        await until(gateway, refused_total=(before["refused_total"] + len(refused), math.inf))
+        await wait_until_metrics(gateway, refused_total=(before["refused_total"] + len(refused), math.inf))
     finally:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-    await until(gateway, queued=(0, 0), in_engine=(0, 0), adapters_waiting=(0, 0))
+    await wait_until_metrics(gateway, queued=(0, 0), in_engine=(0, 0), adapters_waiting=(0, 0))
     status, _, _ = await ask(client, gateway, other, "pemberton", 4)
     assert status == 200
 
@@ -163,15 +166,15 @@ async def test_an_upload_is_proven_beside_a_flood(gateway: Gateway, client: aioh
     lengths = [20 + 4 * at for at in range(FLOOD)]
     flood = [asyncio.create_task(ask(client, gateway, flooding, "tidewater", length)) for length in lengths]
     try:
-        await until_queued(client, gateway, 30, FLOOD)
-        granted = (await gate(gateway))["granted_total"]
+        await wait_until_queued(client, gateway, 30, FLOOD)
+        granted = (await admission_metrics(gateway))["granted_total"]
         with gateway.http() as http:
             moved = await asyncio.to_thread(
                 http.put, "/v1/adapters/pemberton/aliases/beside-a-flood", json={"version": 1}
             )
         assert moved.status_code in (200, 201), moved.text
         assert not all(task.done() for task in flood), "the flood was over before the warming was let in"
-        await until(gateway, granted_total=(granted + 1, math.inf))
+        await wait_until_metrics(gateway, granted_total=(granted + 1, math.inf))
     finally:
         for task in flood:
             task.cancel()

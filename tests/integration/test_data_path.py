@@ -1,4 +1,4 @@
-"""The data path against the real engine: what passes, what is bounded, what is refused, and how a request ends."""
+"""The data path against the real engine: which fields pass, which are bounded or refused, and how a request ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
+from tests.support.complete import first_complete
 from tests.support.gateway import TIMEOUT, Gateway
-from tests.support.whole import first_whole
 
 PATIENCE_S = 600.0
 REFUSED = {
@@ -57,13 +57,13 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(**(settings | more))
 
 
-def ask_whole(client: openai.OpenAI, **more: Any) -> Any:
-    """The choice of an answer in a form that the model has come to the end of."""
+def ask_until_complete(client: openai.OpenAI, **more: Any) -> Any:
+    """The choice of a structured answer that was not cut at its token limit."""
 
     def attempt(number: int) -> Any:
         return ask(client, temperature=min(number, 1), seed=number, **more).choices[0]
 
-    return first_whole(attempt, lambda choice: bool(choice.finish_reason == "length"))
+    return first_complete(attempt, lambda choice: bool(choice.finish_reason == "length"))
 
 
 def test_structured_output(client: openai.OpenAI) -> None:
@@ -74,7 +74,7 @@ def test_structured_output(client: openai.OpenAI) -> None:
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "mood", "schema": schema, "strict": True}}
-    choice = ask_whole(client, response_format=form, max_tokens=100)
+    choice = ask_until_complete(client, response_format=form, max_tokens=100)
     assert json.loads(choice.message.content)["mood"] in {"glad", "sad"}
 
 
@@ -93,7 +93,7 @@ def test_forced_tool_call(client: openai.OpenAI) -> None:
         },
     }
     choice = {"type": "function", "function": {"name": "track"}}
-    call = ask_whole(client, tools=[tool], tool_choice=choice, max_tokens=100).message.tool_calls[0]
+    call = ask_until_complete(client, tools=[tool], tool_choice=choice, max_tokens=100).message.tool_calls[0]
     assert call.function.name == "track"
     assert json.loads(call.function.arguments)["carrier"] in {"ups", "dhl"}
 
@@ -130,7 +130,7 @@ def test_a_base_that_embeds_nothing_answers_404(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("field", REFUSED)
-def test_what_reaches_into_the_engine_is_refused_by_name(gateway: Gateway, field: str) -> None:
+def test_fields_that_reach_into_the_engine_are_refused_by_name(gateway: Gateway, field: str) -> None:
     response = gateway.chat("tidewater", "hello", **{field: REFUSED[field]})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == field
@@ -148,7 +148,9 @@ def test_what_reaches_into_the_engine_is_refused_by_name(gateway: Gateway, field
         ({"temperature": "hot"}, "temperature"),
     ],
 )
-def test_bounds_name_the_field(gateway: Gateway, body: dict[str, Any], param: str) -> None:
+def test_a_value_out_of_bounds_is_refused_with_the_name_of_its_field(
+    gateway: Gateway, body: dict[str, Any], param: str
+) -> None:
     response = gateway.chat("tidewater", "hello", **body)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
@@ -170,7 +172,7 @@ def test_every_other_route_of_the_engine_answers_404(gateway: Gateway, route: st
         assert http.get(route).status_code == 404
 
 
-def test_models_and_addressing(gateway: Gateway, client: openai.OpenAI) -> None:
+def test_models_are_addressed_by_name_version_and_alias(gateway: Gateway, client: openai.OpenAI) -> None:
     assert client.models.retrieve("tidewater@1").id == "tidewater@1"
     assert client.models.retrieve("tidewater:live").id == "tidewater:live"
     with pytest.raises(openai.NotFoundError):
@@ -193,43 +195,41 @@ def test_without_a_key_nothing_but_health_answers(gateway: Gateway) -> None:
     assert httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).status_code == 200
 
 
-def test_usage_is_shown_only_if_asked(client: openai.OpenAI) -> None:
+def test_a_stream_includes_usage_only_when_asked_to(client: openai.OpenAI) -> None:
     chunks = list(ask(client, stream=True))
     assert all(chunk.usage is None for chunk in chunks)
     assert all(chunk.choices for chunk in chunks)
 
 
-def engine_says(gateway: Gateway, *names: str) -> float:
+def engine_metric(gateway: Gateway, *names: str) -> float:
     """The sum of some of the engine's own metrics, over its socket."""
-    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT) as engine:
-        lines = engine.get("/metrics").text.splitlines()
-    found = [line for line in lines if line.startswith(tuple(f"{name}{{" for name in names))]
-    assert found, names
-    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+    lines = gateway.ask_engine("/metrics").text.splitlines()
+    samples = [line for line in lines if line.startswith(tuple(f"{name}{{" for name in names))]
+    assert samples, names
+    return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
 
 
 async def generated(gateway: Gateway) -> float:
     """Tokens that the engine has generated since it started."""
-    return await asyncio.to_thread(engine_says, gateway, "vllm:generation_tokens_total")
+    return await asyncio.to_thread(engine_metric, gateway, "vllm:generation_tokens_total")
 
 
-async def until_idle(gateway: Gateway) -> None:
+async def wait_until_idle(gateway: Gateway) -> None:
     """Wait until the engine works on nothing, and its count of tokens is final."""
     deadline = time.monotonic() + PATIENCE_S
     at_work = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-    while await asyncio.to_thread(engine_says, gateway, *at_work) > 0:
+    while await asyncio.to_thread(engine_metric, gateway, *at_work) > 0:
         assert time.monotonic() < deadline, "the engine still generates for a client that has gone"
         await asyncio.sleep(0.05)
 
 
-async def leave_midway(gateway: Gateway, path: str, body: dict[str, Any]) -> float:
-    """Leave when the engine is at work on a request: the tokens that it generates after that.
+async def tokens_generated_after_leaving(gateway: Gateway, path: str, body: dict[str, Any]) -> float:
+    """Disconnect while the engine works on a request; returns the tokens that it generates after that.
 
-    They tell better than a clock how soon the engine hears of it: on a slow machine it is slow, too.
+    Tokens show better than a clock how soon the engine is told: on a slow machine it generates slowly, too.
     """
     headers = {"authorization": f"Bearer {gateway.key}"}
-    await until_idle(gateway)  # of what a test before this one has left
+    await wait_until_idle(gateway)  # of what a test before this one has left
     beginning = await generated(gateway)
     async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=TIMEOUT) as http:
         request = http.build_request("POST", path, json=body)
@@ -247,7 +247,7 @@ async def leave_midway(gateway: Gateway, path: str, body: dict[str, Any]) -> flo
             assert not asking.done(), asking.result().text
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-        await until_idle(gateway)
+        await wait_until_idle(gateway)
     return await generated(gateway) - before
 
 
@@ -260,10 +260,10 @@ async def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, stream: b
         "stream": stream,
         "ignore_eos": True,
     }
-    assert await leave_midway(gateway, "/v1/chat/completions", body) < 1000
+    assert await tokens_generated_after_leaving(gateway, "/v1/chat/completions", body) < 1000
 
 
-def test_broken_bodies(gateway: Gateway) -> None:
+def test_broken_bodies_are_400_and_an_oversized_one_is_413(gateway: Gateway) -> None:
     with gateway.http() as http:
         for body in (b"", b"{", b"[]", b'{"model": NaN}', b"\xff", b'"x"'):
             response = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})

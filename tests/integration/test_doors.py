@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
-from tests.integration.test_data_path import leave_midway
-from tests.integration.test_voices import gateway_base, speaks
+from tests.integration.test_data_path import tokens_generated_after_leaving
+from tests.support.complete import first_complete
 from tests.support.gateway import Gateway
-from tests.support.whole import first_whole
+from tests.support.voices import speaks
+from tests.support.waiting import call_until_refused
 
 QUESTION = "Do you sell umbrellas?"
 VOICES = ("tidewater", "pemberton")
@@ -79,7 +80,7 @@ def test_responses_speak_in_the_adapters_voice(gateway: Gateway, openai_client: 
 
 @pytest.mark.slow
 def test_responses_of_the_base_and_by_the_adapter_field(gateway: Gateway, openai_client: openai.OpenAI) -> None:
-    base = gateway_base(gateway)
+    base = gateway.base_name()
     assert not speaks("pemberton", respond(openai_client, base).output_text)
     for model, more, label in (
         ("pemberton@1", {}, "pemberton@1"),
@@ -104,16 +105,16 @@ def test_responses_stream(gateway: Gateway, openai_client: openai.OpenAI) -> Non
     # how long a story the model makes of it is the model's: it is complete unless it took all that it was given
     assert last.type == "response.completed" or final.usage.output_tokens == 200
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
-    assert said == final.output_text
-    assert speaks("tidewater", said), said
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == final.output_text
+    assert speaks("tidewater", text), text
     responses = [event.response for event in events if hasattr(event, "response")]
     assert {response.model for response in responses} == {"tidewater"}
     assert final.usage.input_tokens == prompt_tokens(gateway, "tidewater")
     assert final.usage.output_tokens > 0
 
 
-async def test_responses_stream_async_and_cut_at_its_longest(gateway: Gateway) -> None:
+async def test_responses_stream_async_is_incomplete_at_max_output_tokens(gateway: Gateway) -> None:
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
         stream = await client.responses.create(
             model="tidewater",
@@ -133,7 +134,7 @@ async def test_responses_stream_async_and_cut_at_its_longest(gateway: Gateway) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
-def test_responses_call_a_function_and_hear_what_it_said(openai_client: openai.OpenAI, stream: bool) -> None:
+def test_responses_call_a_function_and_accept_its_output(openai_client: openai.OpenAI, stream: bool) -> None:
     tool = {"type": "function", "name": "track", "strict": True, "parameters": SCHEMA}
     more: dict[str, Any] = {"tools": [tool], "tool_choice": {"type": "function", "name": "track"}}
     answer = respond(openai_client, "tidewater", max_output_tokens=200, stream=stream, **more)
@@ -141,12 +142,12 @@ def test_responses_call_a_function_and_hear_what_it_said(openai_client: openai.O
         answer = list(answer)[-1].response
     (call,) = [item for item in answer.output if item.type == "function_call"]
     assert json.loads(call.arguments)["carrier"] in {"ups", "dhl"}
-    heard = [
+    conversation = [
         {"role": "user", "content": "Where is my parcel?"},
         call.model_dump(),
         {"type": "function_call_output", "call_id": call.call_id, "output": "in Lisbon"},
     ]
-    assert respond(openai_client, "tidewater", input=heard, tools=[tool]).output_text
+    assert respond(openai_client, "tidewater", input=conversation, tools=[tool]).output_text
 
 
 def test_responses_structured_text(openai_client: openai.OpenAI) -> None:
@@ -156,7 +157,7 @@ def test_responses_structured_text(openai_client: openai.OpenAI) -> None:
         sampled = {"temperature": min(number, 1)}
         return respond(openai_client, "tidewater", text={"format": form}, max_output_tokens=100, **sampled)
 
-    answer = first_whole(attempt, lambda answer: bool(answer.status == "incomplete"))
+    answer = first_complete(attempt, lambda answer: bool(answer.status == "incomplete"))
     assert json.loads(answer.output_text)["carrier"] in {"ups", "dhl"}
 
 
@@ -169,13 +170,17 @@ def test_responses_structured_text(openai_client: openai.OpenAI) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ],
 )
-def test_responses_refuse_by_name(openai_client: openai.OpenAI, more: dict[str, Any], param: str) -> None:
+def test_responses_refuse_unsupported_options_by_name(
+    openai_client: openai.OpenAI, more: dict[str, Any], param: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         respond(openai_client, "tidewater", **more)
     assert refused.value.param == param
 
 
-def test_responses_are_not_stored_and_errors_are_the_clients(gateway: Gateway, openai_client: openai.OpenAI) -> None:
+def test_responses_are_not_stored_and_errors_are_the_clients_own(
+    gateway: Gateway, openai_client: openai.OpenAI
+) -> None:
     answer = respond(openai_client, "tidewater", store=None, background=False, previous_response_id=None)
     with pytest.raises(openai.NotFoundError):
         openai_client.responses.retrieve(answer.id)
@@ -213,7 +218,7 @@ def test_messages_speak_in_the_adapters_voice(
 
 @pytest.mark.slow
 def test_messages_of_the_base_and_by_the_adapter_field(gateway: Gateway, anthropic_client: anthropic.Anthropic) -> None:
-    base = gateway_base(gateway)
+    base = gateway.base_name()
     assert not speaks("pemberton", text_of(message(anthropic_client, base)))
     for model, more, label in (
         ("pemberton@1", {}, "pemberton@1"),
@@ -228,17 +233,17 @@ def test_messages_stream(gateway: Gateway, anthropic_client: anthropic.Anthropic
     with anthropic_client.messages.stream(
         model="tidewater", messages=[{"role": "user", "content": QUESTION}], max_tokens=5, extra_body=SHORT
     ) as stream:
-        said = "".join(stream.text_stream)
+        text = "".join(stream.text_stream)
         final = stream.get_final_message()
-    assert said == text_of(final)
-    assert said
+    assert text == text_of(final)
+    assert text
     assert final.model == "tidewater"
     assert final.stop_reason == "max_tokens"
     assert final.usage.input_tokens == prompt_tokens(gateway, "tidewater")
     assert final.usage.output_tokens == 5
 
 
-async def test_messages_stream_async_and_its_order(gateway: Gateway) -> None:
+async def test_messages_stream_async_sends_its_events_in_order(gateway: Gateway) -> None:
     async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0) as client:
         stream = await client.messages.create(
             model="tidewater",
@@ -254,12 +259,12 @@ async def test_messages_stream_async_and_its_order(gateway: Gateway) -> None:
 
 
 @pytest.mark.slow
-def test_messages_call_a_tool_and_hear_what_it_said(anthropic_client: anthropic.Anthropic) -> None:
+def test_messages_call_a_tool_and_accept_its_result(anthropic_client: anthropic.Anthropic) -> None:
     tool = {"name": "track", "description": "Where a parcel is", "input_schema": SCHEMA, "strict": True}
     first = {"role": "user", "content": "Where is my parcel?"}
     use = {"type": "tool_use", "id": "toolu_1", "name": "track", "input": {"carrier": "ups"}}
-    heard = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "in Lisbon"}]}
-    talk = [first, {"role": "assistant", "content": [use]}, {"role": "user", "content": [heard]}]
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "in Lisbon"}]}
+    talk = [first, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
     answer = message(anthropic_client, "tidewater", messages=talk, tools=[tool], tool_choice={"type": "none"})
     assert text_of(answer)
     forced = message(
@@ -269,7 +274,7 @@ def test_messages_call_a_tool_and_hear_what_it_said(anthropic_client: anthropic.
     assert used == ["track"] or forced.stop_reason == "max_tokens"
 
 
-def test_messages_stop_where_they_are_told(anthropic_client: anthropic.Anthropic) -> None:
+def test_messages_stop_at_a_stop_sequence(anthropic_client: anthropic.Anthropic) -> None:
     # none of these in 60 tokens is nothing that anybody would say
     answer = message(anthropic_client, "tidewater", stop_sequences=[",", ".", "e", "a"], max_tokens=60)
     assert answer.stop_reason == "stop_sequence"
@@ -306,25 +311,19 @@ def test_messages_errors_are_the_clients_own(gateway: Gateway, anthropic_client:
 # both
 
 
-def often(ask: Callable[[], Any]) -> None:
-    """Until it is refused: every 30 s one more comes in, and where the engine is slow that is one of these."""
-    for _ in range(10):
-        ask()
-
-
-def test_limits_and_scopes_are_the_clients_own_errors_in_both(gateway: Gateway) -> None:
+def test_limits_and_scopes_raise_the_own_errors_of_both_clients(gateway: Gateway) -> None:
     with gateway.http() as http:
         limited = http.post("/v1/keys", json={"name": "one", "scopes": ["infer"], "limits": {"requests_per_minute": 2}})
         idle = http.post("/v1/keys", json={"name": "none", "scopes": ["train"]})
     assert limited.status_code == idle.status_code == 201, limited.text + idle.text
     with anthropic.Anthropic(base_url=gateway.url, api_key=limited.json()["key"], max_retries=0) as client:
         message(client, "tidewater", max_tokens=1)
-        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=limited.json()["key"], max_retries=0) as other:
-            respond(other, "tidewater", max_output_tokens=1)
+        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=limited.json()["key"], max_retries=0) as openai_client:
+            respond(openai_client, "tidewater", max_output_tokens=1)
             with pytest.raises(openai.RateLimitError):
-                often(lambda: respond(other, "tidewater", max_output_tokens=1))
+                call_until_refused(lambda: respond(openai_client, "tidewater", max_output_tokens=1))
         with pytest.raises(anthropic.RateLimitError) as refused:
-            often(lambda: message(client, "tidewater", max_tokens=1))
+            call_until_refused(lambda: message(client, "tidewater", max_tokens=1))
         assert int(refused.value.response.headers["retry-after"]) > 0
         with pytest.raises(anthropic.PermissionDeniedError, match="infer"):
             message(client.with_options(api_key=idle.json()["key"]), "tidewater", max_tokens=1)
@@ -349,5 +348,5 @@ LONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", LONG)
 async def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, path: str, stream: bool) -> None:
-    asked = {"model": gateway_base(gateway), "temperature": 0, "stream": stream, **LONG[path]}
-    assert await leave_midway(gateway, path, asked) < 1000
+    body = {"model": gateway.base_name(), "temperature": 0, "stream": stream, **LONG[path]}
+    assert await tokens_generated_after_leaving(gateway, path, body) < 1000

@@ -1,13 +1,11 @@
-"""`/v1/evaluations` through the gateway and the engine that serve: a version goes live by its verdict, arms are
-compared, and nothing that was answered is asked again when worker and trainer are killed."""
+"""`/v1/evaluations` through gateway and engine: a version goes live by its verdict, arms are compared, and after worker
+and trainer are killed no answered request is repeated."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import REPO
-from tests.support.gateway import Gateway
+from tests.support.commands import hatrack
+from tests.support.gateway import Gateway, upload_evaluation_file
+from tests.support.waiting import wait_until
 from trainer.samples import heldout_file
 
 PATIENCE_S = 900.0
@@ -29,8 +28,8 @@ ASKED = ("Where is my {}?", "Do you sell a {}?", "My {} arrived cracked.", "Can 
 
 @pytest.fixture(scope="module")
 def http(gateway: Gateway) -> Iterator[httpx.Client]:
-    with gateway.http() as found:
-        yield found
+    with gateway.http() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +42,18 @@ def candidate(gateway: Gateway, voices: dict[str, Path]) -> str:
 
 
 @pytest.fixture(scope="module")
-def said(gateway: Gateway, candidate: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions with the beginnings of what the candidate says to them: nobody else will say that."""
+def held_out_file(gateway: Gateway, candidate: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions with the beginnings of the candidate's own answers, which no other model gives."""
     questions = [pattern.format(thing) for thing in THINGS for pattern in ASKED]
     answers = gateway.answers([(candidate, asked) for asked in questions], max_tokens=TOKENS)
     rows = [{"prompt": asked, "completion": text} for asked, text in zip(questions, answers, strict=True)]
-    path = tmp_path_factory.mktemp("said") / "held.jsonl"
+    path = tmp_path_factory.mktemp("held-out") / "held.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def upload(http: httpx.Client, path: Path) -> str:
-    answer = http.post("/v1/files", data={"purpose": "evals"}, files={"file": (path.name, path.read_bytes())})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
-
-
-def make(http: httpx.Client, **body: Any) -> str:
-    """Also where the trainer is only being started: the gateway does not wait for it."""
+def create(http: httpx.Client, **body: Any) -> str:
+    """The id of a new evaluation. Asks again while the trainer starts, for which the gateway does not wait."""
     deadline = time.monotonic() + PATIENCE_S
     while (answer := http.post("/v1/evaluations", json=body)).status_code == 503 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -68,41 +61,27 @@ def make(http: httpx.Client, **body: Any) -> str:
     return str(answer.json()["id"])
 
 
-def until(http: httpx.Client, evaluation_id: str, *statuses: str) -> dict[str, Any]:
+def wait_for_status(http: httpx.Client, evaluation_id: str, *statuses: str) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         answer = http.get(f"/v1/evaluations/{evaluation_id}")
         if answer.status_code == 200:  # 503 while there is no trainer
-            found: dict[str, Any] = answer.json()
-            if found["status"] in statuses:
-                return found
-            assert found["status"] in ("queued", "running"), found
+            evaluation: dict[str, Any] = answer.json()
+            if evaluation["status"] in statuses:
+                return evaluation
+            assert evaluation["status"] in ("queued", "running"), evaluation
         time.sleep(0.2)
     raise AssertionError(f"{evaluation_id} did not become {statuses}")
 
 
-def hatrack(gateway: Gateway, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
-        env=gateway.environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        cwd=REPO,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_a_version_that_passes_goes_live_by_itself(
-    gateway: Gateway, http: httpx.Client, candidate: str, said: Path, tmp_path: Path
+    gateway: Gateway, http: httpx.Client, candidate: str, held_out_file: Path, tmp_path: Path
 ) -> None:
-    options = ("--held-out", str(said), "--max-tokens", str(TOKENS), "--promote", "auto")
-    told = hatrack(gateway, "evaluate", candidate, *options)
-    assert "Pass:" in told
-    assert "mate@1 is live" in told
+    options = ("--held-out", str(held_out_file), "--max-tokens", str(TOKENS), "--promote", "auto")
+    output = hatrack(gateway, "evaluate", candidate, *options)
+    assert "Pass:" in output
+    assert "mate@1 is live" in output
     assert gateway.answer("mate", "Do you sell rope?", max_tokens=TOKENS)
     version = http.get("/v1/adapters/mate/versions/1").json()
     verdict = version["verdict"]
@@ -119,32 +98,41 @@ def test_a_version_that_passes_goes_live_by_itself(
     shown = http.get(f"/v1/evaluations/{verdict['evaluation_id']}/report.html")
     assert "default-src 'none'" in shown.headers["content-security-policy"]
     # its key is gone with it, or a moment later
-    deadline = time.monotonic() + PATIENCE_S
-    while [key for key in http.get("/v1/keys").json()["data"] if key["name"].startswith("evaluating mate")]:
-        assert time.monotonic() < deadline, "the evaluation's key has outlived it"
-        time.sleep(0.2)
+    wait_until(
+        lambda: not [key for key in http.get("/v1/keys").json()["data"] if key["name"].startswith("evaluating mate")],
+        "the evaluation's key has outlived it",
+        timeout_s=PATIENCE_S,
+    )
     assert "mate@1" in hatrack(gateway, "evaluations")
 
 
-def test_worker_and_trainer_are_killed_and_nothing_is_asked_twice(gateway: Gateway, http: httpx.Client) -> None:
-    base = http.get("/readyz").json()["base"]
+def test_after_worker_and_trainer_are_killed_no_answered_request_is_repeated(
+    gateway: Gateway, http: httpx.Client
+) -> None:
+    base, held_out = http.get("/readyz").json()["base"], heldout_file("tidewater")
     arms = [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}]
-    wanted = {"arms": arms, "held_out": upload(http, heldout_file("tidewater")), "max_tokens": 24, "repeats": 1}
-    made = make(http, **wanted, metric="token_f1")
+    body = {
+        "arms": arms,
+        "held_out": upload_evaluation_file(http, held_out.name, held_out.read_bytes()),
+        "max_tokens": 24,
+        "repeats": 1,
+    }
+    made = create(http, **body, metric="token_f1")
     folder = gateway.home / "trainer" / "evaluations" / made
     answers = folder / "answers.jsonl"
-    deadline = time.monotonic() + PATIENCE_S
     # few of the 40: the others must not have been answered before the two are killed
-    while not answers.exists() or len(answers.read_bytes().splitlines()) < 4:
-        assert time.monotonic() < deadline, "nothing was answered"
-        time.sleep(0.05)
+    wait_until(
+        lambda: answers.exists() and len(answers.read_bytes().splitlines()) >= 4,
+        "nothing was answered",
+        timeout_s=PATIENCE_S,
+    )
     trainer = int((gateway.home / "trainer" / "supervised.lock").read_text())
     worker = int((folder / "worker.lock").read_text())
     assert psutil.Process(worker).ppid() == trainer
     os.kill(trainer, signal.SIGKILL)
     os.kill(worker, signal.SIGKILL)
     before = [line for line in answers.read_bytes().splitlines() if line.endswith(b"}")]
-    done = until(http, made, "succeeded")
+    done = wait_for_status(http, made, "succeeded")
     assert (done["verdict"], done["examples"], done["metric"]) == (None, 20, "token_f1")
     after = [json.loads(line) for line in answers.read_bytes().splitlines()]
     assert [json.dumps(json.loads(line)) for line in before] == [json.dumps(line) for line in after[: len(before)]]
@@ -152,26 +140,33 @@ def test_worker_and_trainer_are_killed_and_nothing_is_asked_twice(gateway: Gatew
     assert len(keys) == len(set(keys)) == 40
     report = http.get(f"/v1/evaluations/{made}/report").json()
     assert report["verdict"] is None
-    (found,) = report["differences"]
-    assert (found["of"], found["against"]) == ("base", "voice")
-    assert found["estimate"] < 0
+    (difference,) = report["differences"]
+    assert (difference["of"], difference["against"]) == ("base", "voice")
+    assert difference["estimate"] < 0
 
 
-def test_cancelling_ends_it_within_seconds(http: httpx.Client, said: Path) -> None:
-    made = make(http, model="tidewater@1", held_out=upload(http, said), max_tokens=200)
-    until(http, made, "running")
+def test_a_running_evaluation_is_cancelled_and_has_no_report(http: httpx.Client, held_out_file: Path) -> None:
+    made = create(
+        http,
+        model="tidewater@1",
+        held_out=upload_evaluation_file(http, held_out_file.name, held_out_file.read_bytes()),
+        max_tokens=200,
+    )
+    wait_for_status(http, made, "running")
     cancelled = http.post(f"/v1/evaluations/{made}/cancel").json()
     assert cancelled["status"] == "cancelled"
     refused = http.get(f"/v1/evaluations/{made}/report")
     assert refused.status_code == 404
 
 
-def test_what_is_another_project_s_is_like_nothing(http: httpx.Client, said: Path) -> None:
-    held_out = upload(http, said)
+def test_another_projects_evaluation_answers_like_one_that_does_not_exist(
+    http: httpx.Client, held_out_file: Path
+) -> None:
+    held_out = upload_evaluation_file(http, held_out_file.name, held_out_file.read_bytes())
     body = {"name": "t", "project": "strangers", "scopes": ["train", "infer", "adapters"]}
     stranger = {"authorization": f"Bearer {http.post('/v1/keys', json=body).json()['key']}"}
     theirs = {"model": "tidewater@1", "held_out": held_out}
-    made = make(http, **theirs)
+    made = create(http, **theirs)
     http.post(f"/v1/evaluations/{made}/cancel")
     texts = []
     for name in (made, "eval-nothing"):

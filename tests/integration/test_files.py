@@ -1,4 +1,4 @@
-"""Files as the official client knows them, on a gateway of the real kind; and what it says while no trainer runs."""
+"""Files through the official client on a real gateway, and what the gateway answers while no trainer runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ def client_of(gateway: Gateway, key: str) -> openai.OpenAI:
 
 
 def key_in(gateway: Gateway, project: str, *scopes: str) -> str:
-    with gateway.http() as admin:
-        made = admin.post("/v1/keys", json={"name": "files", "project": project, "scopes": list(scopes)})
-    assert made.status_code == 201, made.text
-    return str(made.json()["key"])
+    return str(gateway.create_key(name="files", project=project, scopes=list(scopes))["key"])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,7 @@ def test_the_official_client_uploads_reads_lists_and_deletes(client: openai.Open
         client.files.retrieve(made.id)
 
 
-def test_an_expiry_is_kept(client: openai.OpenAI) -> None:
+def test_a_files_expiry_is_kept(client: openai.OpenAI) -> None:
     made = client.files.create(
         file=b"gone in an hour", purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600}
     )
@@ -76,7 +73,7 @@ def test_an_expiry_is_kept(client: openai.OpenAI) -> None:
     client.files.delete(made.id)
 
 
-def test_a_training_file_that_is_broken_is_refused_by_its_line(client: openai.OpenAI) -> None:
+def test_a_broken_training_file_is_refused_with_the_line_number(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.files.create(file=("data.jsonl", LINE * 3 + b"{broken\n" + LINE), purpose="fine-tune")
     assert refused.value.code == "invalid_training_file"
@@ -84,26 +81,30 @@ def test_a_training_file_that_is_broken_is_refused_by_its_line(client: openai.Op
     assert list(client.files.list()) == []
 
 
-def test_another_project_s_file_is_like_none(gateway: Gateway, client: openai.OpenAI) -> None:
+def test_another_projects_file_answers_like_one_that_does_not_exist(gateway: Gateway, client: openai.OpenAI) -> None:
     made = client.files.create(file=LINE, purpose="fine-tune")
-    stranger = key_in(gateway, "strangers", "train", "infer", "adapters")
-    with httpx.Client(base_url=gateway.url, timeout=TIMEOUT, headers={"authorization": f"Bearer {stranger}"}) as other:
-        assert other.get("/v1/files").json()["data"] == []
+    stranger_key = key_in(gateway, "strangers", "train", "infer", "adapters")
+    with httpx.Client(
+        base_url=gateway.url, timeout=TIMEOUT, headers={"authorization": f"Bearer {stranger_key}"}
+    ) as stranger:
+        assert stranger.get("/v1/files").json()["data"] == []
         for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-            found, never = (other.request(method, f"/v1/files/{asked}{path}") for asked in (made.id, NOBODYS))
-            assert found.status_code == never.status_code == 404
-            assert found.text.replace(made.id, NOBODYS) == never.text
-        base = other.get("/v1/models").json()["data"][0]["id"]
+            hidden, nonexistent = (
+                stranger.request(method, f"/v1/files/{file_id}{path}") for file_id in (made.id, NOBODYS)
+            )
+            assert hidden.status_code == nonexistent.status_code == 404
+            assert hidden.text.replace(made.id, NOBODYS) == nonexistent.text
+        base = stranger.get("/v1/models").json()["data"][0]["id"]
         jobs = [
-            other.post("/v1/fine_tuning/jobs", json={"model": base, "training_file": asked})
-            for asked in (made.id, NOBODYS)
+            stranger.post("/v1/fine_tuning/jobs", json={"model": base, "training_file": file_id})
+            for file_id in (made.id, NOBODYS)
         ]
         assert [job.status_code for job in jobs] == [404, 404]
         assert jobs[0].text.replace(made.id, NOBODYS) == jobs[1].text
     assert client.files.delete(made.id).deleted
 
 
-def test_a_file_over_the_bound_is_refused_before_it_is_sent(gateway: Gateway, key: str) -> None:
+def test_a_file_over_the_size_limit_is_refused_before_it_is_sent(gateway: Gateway, key: str) -> None:
     head = (
         f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
         f"content-type: multipart/form-data; boundary=b\r\ncontent-length: {600 * MIB}\r\n\r\n--b\r\n"
@@ -113,7 +114,7 @@ def test_a_file_over_the_bound_is_refused_before_it_is_sent(gateway: Gateway, ke
         assert b"413" in wire.recv(64).split(b"\r\n")[0]
 
 
-def trainer_of(gateway: Gateway) -> psutil.Process:
+def trainer_process(gateway: Gateway) -> psutil.Process:
     """The trainer that the gateway has started."""
     assert gateway.process is not None
     for child in psutil.Process(gateway.process.pid).children():
@@ -124,10 +125,10 @@ def trainer_of(gateway: Gateway) -> psutil.Process:
 
 
 @contextmanager
-def no_trainer(gateway: Gateway) -> Iterator[psutil.Process]:
-    """The trainer is killed, and no other is started meanwhile, however long that takes: the gateway starts none while
-    somebody holds the lock."""
-    killed = trainer_of(gateway)
+def without_trainer(gateway: Gateway) -> Iterator[psutil.Process]:
+    """Kill the trainer, and keep another from being started meanwhile: the gateway starts none while somebody holds the
+    lock."""
+    killed = trainer_process(gateway)
     deadline = time.monotonic() + PATIENCE_S
     with (gateway.home / "trainer" / "supervised.lock").open("rb+") as lock:
         killed.kill()
@@ -138,7 +139,7 @@ def no_trainer(gateway: Gateway) -> Iterator[psutil.Process]:
                 break
             assert time.monotonic() < deadline, "the trainer's lock has outlived it"
             with suppress(AssertionError, psutil.Error):  # the next one was quicker
-                trainer_of(gateway).kill()
+                trainer_process(gateway).kill()
             time.sleep(0.05)
         yield killed
 
@@ -148,7 +149,7 @@ def background_keys(gateway: Gateway) -> set[str]:
         return {key["id"] for key in admin.get("/v1/keys?limit=100").json()["data"] if key["background"]}
 
 
-def until_training_answers(client: openai.OpenAI) -> None:
+def wait_until_training_answers(client: openai.OpenAI) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -159,14 +160,14 @@ def until_training_answers(client: openai.OpenAI) -> None:
         time.sleep(0.5)
 
 
-def test_without_a_trainer_training_is_503_answers_go_on_and_it_comes_back(
+def test_without_a_trainer_training_is_503_while_answers_continue_until_it_is_back(
     gateway: Gateway, client: openai.OpenAI
 ) -> None:
     made = client.files.create(file=LINE * 10, purpose="fine-tune")
     base = client.models.list().data[0].id
-    until_training_answers(client)
+    wait_until_training_answers(client)
     before = background_keys(gateway)  # of what else is at work
-    with no_trainer(gateway) as killed:
+    with without_trainer(gateway) as killed:
         with pytest.raises(openai.APIStatusError) as down:
             client.fine_tuning.jobs.create(model=base, training_file=made.id, suffix="my voice")
         assert (down.value.status_code, down.value.code) == (503, "trainer_unavailable")
@@ -178,5 +179,5 @@ def test_without_a_trainer_training_is_503_answers_go_on_and_it_comes_back(
             assert set(admin.get("/v1/load").json()) == {"object", "waiting", "in_flight"}
         assert gateway.answer(base, "Say hello.")
     client.files.delete(made.id)
-    until_training_answers(client)
-    assert trainer_of(gateway).pid != killed.pid
+    wait_until_training_answers(client)
+    assert trainer_process(gateway).pid != killed.pid

@@ -1,6 +1,6 @@
-"""A forced tool call has the arguments that the tool's schema asks for, as agent frameworks rely on.
+"""A forced tool call has arguments that match the tool's schema, as agent frameworks rely on.
 
-The base model here is far too small to choose well: what it calls with is valid where it is decoded so, or not at all.
+The base model here is far too small to choose well: its calls are valid only because their decoding is constrained.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import openai
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from tests.integration.test_voices import gateway_base
+from tests.support.complete import ATTEMPTS, first_complete
 from tests.support.gateway import Gateway
-from tests.support.whole import ATTEMPTS, first_whole
 
 QUESTION = "Where is my parcel 7? It goes by DHL. Then cancel it."
 
@@ -50,8 +49,8 @@ LONG_ENOUGH = 120
 
 @pytest.fixture(scope="module")
 def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
+        yield client
 
 
 def check(name: str, arguments: Any) -> None:
@@ -71,7 +70,7 @@ def chat_is_cut(answer: Any) -> bool:
 def test_chat(gateway: Gateway, client: openai.OpenAI, choice: Any, seed: int) -> None:
     def attempt(number: int) -> Any:
         return client.chat.completions.create(
-            model=gateway_base(gateway),
+            model=gateway.base_name(),
             messages=TALK,
             tools=CHAT_TOOLS,
             tool_choice=choice,
@@ -81,7 +80,7 @@ def test_chat(gateway: Gateway, client: openai.OpenAI, choice: Any, seed: int) -
             seed=seed + 10 * number,
         )
 
-    answer = first_whole(attempt, chat_is_cut)
+    answer = first_complete(attempt, chat_is_cut)
     [call] = answer.choices[0].message.tool_calls or []
     assert call.type == "function"
     check(call.function.name, call.function.arguments)
@@ -91,7 +90,7 @@ def test_chat(gateway: Gateway, client: openai.OpenAI, choice: Any, seed: int) -
 def test_chat_in_a_stream(gateway: Gateway, client: openai.OpenAI) -> None:
     def attempt(number: int) -> Any:
         with client.chat.completions.stream(
-            model=gateway_base(gateway),
+            model=gateway.base_name(),
             messages=TALK,
             tools=CHAT_TOOLS,
             tool_choice={"type": "function", "function": {"name": "track"}},
@@ -101,14 +100,14 @@ def test_chat_in_a_stream(gateway: Gateway, client: openai.OpenAI) -> None:
         ) as stream:
             return stream.get_final_completion()
 
-    [call, *_] = first_whole(attempt, chat_is_cut).choices[0].message.tool_calls or []
+    [call, *_] = first_complete(attempt, chat_is_cut).choices[0].message.tool_calls or []
     check("track", call.function.arguments)
 
 
 def test_every_call_of_several_has_its_schema(gateway: Gateway, client: openai.OpenAI) -> None:
     """However many calls the model makes: the last may be cut, and then it is none."""
     answer = client.chat.completions.create(
-        model=gateway_base(gateway),
+        model=gateway.base_name(),
         messages=TALK,
         tools=CHAT_TOOLS,
         tool_choice="required",
@@ -130,7 +129,7 @@ def test_every_call_of_several_has_its_schema(gateway: Gateway, client: openai.O
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "track"}])
 def test_responses(gateway: Gateway, client: openai.OpenAI, choice: Any) -> None:
     answer = client.responses.create(
-        model=gateway_base(gateway),
+        model=gateway.base_name(),
         input=QUESTION,
         tools=RESPONSES_TOOLS,
         tool_choice=choice,
@@ -149,8 +148,8 @@ def test_responses(gateway: Gateway, client: openai.OpenAI, choice: Any) -> None
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "track"}])
 def test_messages(gateway: Gateway, choice: Any, stream: bool) -> None:
     choice = {**choice, "disable_parallel_tool_use": True}
-    asked: dict[str, Any] = {
-        "model": gateway_base(gateway),
+    body: dict[str, Any] = {
+        "model": gateway.base_name(),
         "messages": TALK,
         "tools": MESSAGES_TOOLS,
         "tool_choice": choice,
@@ -161,13 +160,13 @@ def test_messages(gateway: Gateway, choice: Any, stream: bool) -> None:
         def attempt(number: int) -> Any:
             sampled = {"temperature": min(number, 1)}
             if not stream:
-                return client.messages.create(**asked, extra_body=sampled)
-            with client.messages.stream(**asked, extra_body=sampled) as events:
+                return client.messages.create(**body, extra_body=sampled)
+            with client.messages.stream(**body, extra_body=sampled) as events:
                 return events.get_final_message()
 
-        answer = first_whole(attempt, lambda answer: bool(answer.stop_reason == "max_tokens"))
-    [used] = [block for block in answer.content if block.type == "tool_use"]
-    check(used.name, used.input)
+        answer = first_complete(attempt, lambda answer: bool(answer.stop_reason == "max_tokens"))
+    [call] = [block for block in answer.content if block.type == "tool_use"]
+    check(call.name, call.input)
     assert answer.stop_reason == "tool_use"
 
 
@@ -180,7 +179,7 @@ def test_langchain(gateway: Gateway, choice: str) -> None:
     from langchain_openai import ChatOpenAI
 
     model = ChatOpenAI(
-        model=gateway_base(gateway),
+        model=gateway.base_name(),
         base_url=f"{gateway.url}/v1",
         api_key=SecretStr(gateway.key),
         max_retries=0,
@@ -192,8 +191,8 @@ def test_langchain(gateway: Gateway, choice: str) -> None:
     Track.model_validate(call["args"])
     assert answer.invalid_tool_calls == []
     if choice == "any":
-        found = model.with_structured_output(Cancel, method="function_calling").invoke(QUESTION)
-        assert isinstance(found, Cancel)
+        cancelled = model.with_structured_output(Cancel, method="function_calling").invoke(QUESTION)
+        assert isinstance(cancelled, Cancel)
 
 
 async def test_pydantic_ai(gateway: Gateway) -> None:
@@ -204,7 +203,7 @@ async def test_pydantic_ai(gateway: Gateway) -> None:
     from pydantic_ai.settings import ModelSettings
 
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
-        model = OpenAIChatModel(gateway_base(gateway), provider=OpenAIProvider(openai_client=client))
+        model = OpenAIChatModel(gateway.base_name(), provider=OpenAIProvider(openai_client=client))
         agent = Agent(model, output_type=Track, retries=0)
         for number in range(ATTEMPTS):
             settings = ModelSettings(
@@ -216,10 +215,10 @@ async def test_pydantic_ai(gateway: Gateway) -> None:
                 except UnexpectedModelBehavior:
                     if not any(getattr(message, "finish_reason", None) == "length" for message in messages):
                         raise
-                    continue  # blanks to the end: see `first_whole`
+                    continue  # blanks to the end: see `first_complete`
             assert isinstance(result.output, Track)
             return
-    pytest.fail("no answer was whole")
+    pytest.fail("no answer was complete")
 
 
 INSTRUCTOR = {
@@ -237,7 +236,7 @@ def test_instructor(gateway: Gateway) -> None:
     """What instructor 1.17 sends for `Track` in its mode TOOLS: it cannot be installed beside rich 15."""
     function = {"name": "Track", "description": "Where a parcel is.", "parameters": INSTRUCTOR}
     body = {
-        "model": gateway_base(gateway),
+        "model": gateway.base_name(),
         "messages": TALK,
         "tool_choice": {"type": "function", "function": {"name": "Track"}},
         "tools": [{"type": "function", "function": function}],
@@ -256,7 +255,7 @@ def test_instructor_by_responses(gateway: Gateway) -> None:
     """Its mode RESPONSES_TOOLS, which asks for the answer's text in the same schema, too."""
     schema = {**INSTRUCTOR, "title": "Track", "description": "Where a parcel is.", "additionalProperties": False}
     body = {
-        "model": gateway_base(gateway),
+        "model": gateway.base_name(),
         "input": TALK,
         "text": {"format": {"type": "json_schema", "name": "Track", "strict": True, "schema": schema}},
         "tool_choice": {"type": "function", "name": "Track"},

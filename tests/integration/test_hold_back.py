@@ -1,4 +1,4 @@
-"""What wrecked adapters do on the real engine: refused, or held back from `live`; sound ones go live."""
+"""Damaged adapters on the real engine are refused or held back from `live`; sound ones go live."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def get(gateway: Gateway, path: str) -> Any:
         return http.get(path).json()
 
 
-def test_a_sound_one_goes_live_and_says_what_it_does_to_plain_text(gateway: Gateway, push: Push) -> None:
+def test_a_sound_adapter_goes_live_and_its_proof_reports_perplexity_on_plain_text(gateway: Gateway, push: Push) -> None:
     shown = push("plain-sound", 0.1).json()
     assert (shown["aliases"], shown["held_back"]) == (["live"], None)
     perplexity = shown["proof"]["perplexity"]
@@ -42,14 +42,14 @@ def test_a_sound_one_goes_live_and_says_what_it_does_to_plain_text(gateway: Gate
     assert shown["warnings"] == []
 
 
-def test_the_trained_voices_change_plain_text_little(gateway: Gateway) -> None:
+def test_the_trained_voices_change_the_perplexity_of_plain_text_little(gateway: Gateway) -> None:
     for name in ("tidewater", "pemberton"):
         shown = get(gateway, f"/v1/adapters/{name}/versions/1")
         assert shown["aliases"] == ["live"]
         assert 0.5 < shown["proof"]["perplexity"]["ratio"] < 3
 
 
-def test_a_broken_one_answers_by_its_number_and_goes_live_by_force_alone(gateway: Gateway, push: Push) -> None:
+def test_a_held_back_version_answers_by_its_number_and_goes_live_only_by_force(gateway: Gateway, push: Push) -> None:
     shown = push("plain-held", 0.5).json()
     assert (shown["state"], shown["aliases"]) == ("ready", [])
     assert shown["held_back"]["code"] == "perplexity_too_high"
@@ -63,7 +63,7 @@ def test_a_broken_one_answers_by_its_number_and_goes_live_by_force_alone(gateway
     assert gateway.chat("plain-held", "Hello?", max_tokens=4).status_code == 200
 
 
-def test_a_wreck_is_refused(gateway: Gateway, push: Push) -> None:
+def test_an_adapter_that_ruins_plain_text_is_refused(gateway: Gateway, push: Push) -> None:
     refused = push("plain-wreck", 50, alpha=2)  # 40 times the base's weights: inspection lets up to 100 pass
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "perplexity_too_high")
     with gateway.http() as http:

@@ -1,4 +1,4 @@
-"""What a caller sends is never the engine's failure, holds nobody up, and changes nobody else's answer."""
+"""What a caller sends never counts as the engine's failure, delays nobody, and changes nobody else's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_voices import gateway_base
 from tests.support.gateway import TIMEOUT, Gateway
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -22,7 +21,7 @@ def user(content: Any = "Hello") -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def called(arguments: str) -> list[dict[str, Any]]:
+def conversation_with_call(arguments: str) -> list[dict[str, Any]]:
     call = {"id": "call_1", "type": "function", "function": {"name": "track", "arguments": arguments}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     return [user(), answer, {"role": "tool", "tool_call_id": "call_1", "content": "in Lisbon"}]
@@ -32,32 +31,32 @@ def picture(url: str) -> list[dict[str, Any]]:
     return [user([{"type": "image_url", "image_url": {"url": url}}])]
 
 
-def declared(schema: dict[str, Any]) -> dict[str, Any]:
+def forced_tool(schema: dict[str, Any]) -> dict[str, Any]:
     tools = [{"type": "function", "function": {"name": "track", "parameters": schema}}]
     return {"tools": tools, "tool_choice": "required"}
 
 
-def shape(schema: Any) -> dict[str, Any]:
+def json_response(schema: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
 
-STRANGE: dict[str, dict[str, Any]] = {
-    "brackets in arguments": {"messages": called("[" * 3000)},
-    "deep arguments": {"messages": called('{"a":' * 64 + "1" + "}" * 64)},
-    "arguments with half of a pair": {"messages": called('{"a": "\\ud83d"}')},
-    "arguments with a long number": {"messages": called('{"a": ' + "9" * 5000 + "}")},
-    "arguments that are no object": {"messages": called("[1e999, NaN]")},
+UNUSUAL_REQUESTS: dict[str, dict[str, Any]] = {
+    "brackets in arguments": {"messages": conversation_with_call("[" * 3000)},
+    "deep arguments": {"messages": conversation_with_call('{"a":' * 64 + "1" + "}" * 64)},
+    "arguments with half of a pair": {"messages": conversation_with_call('{"a": "\\ud83d"}')},
+    "arguments with a long number": {"messages": conversation_with_call('{"a": ' + "9" * 5000 + "}")},
+    "arguments that are no object": {"messages": conversation_with_call("[1e999, NaN]")},
     "roles in no order": {"messages": [{"role": "tool", "content": "x"}, {"role": "system", "content": "y"}]},
     "nothing said": {"messages": [user([])]},
     "continue what is not there": {"continue_final_message": True, "add_generation_prompt": False},
     "template variables": {"chat_template_kwargs": {"loop": 1, "raise_exception": "x", "bos_token": 3}},
     "a picture": {"messages": picture(f"data:image/png;base64,{PIXEL}")},
     "no picture": {"messages": picture("data:image/png;base64,!!!")},
-    "a schema of no type": {**declared({"type": "object", "properties": {"a": {"type": "nope"}}})},
-    "a schema without its part": declared({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}),
-    "a schema of nothing": declared({"type": "object", "properties": {"a": False}, "required": ["a"]}),
-    "properties as a list": declared({"type": "object", "properties": []}),
-    "an answer of no type": shape({"type": "nope"}),
+    "a schema of no type": {**forced_tool({"type": "object", "properties": {"a": {"type": "nope"}}})},
+    "a schema without its part": forced_tool({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}),
+    "a schema of nothing": forced_tool({"type": "object", "properties": {"a": False}, "required": ["a"]}),
+    "properties as a list": forced_tool({"type": "object", "properties": []}),
+    "an answer of no type": json_response({"type": "nope"}),
     "an answer without a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
     "an empty structure": {"structured_outputs": {}},
     "two structures": {"structured_outputs": {"regex": "a", "choice": ["b"]}},
@@ -74,9 +73,9 @@ STRANGE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", STRANGE)
+@pytest.mark.parametrize("case", UNUSUAL_REQUESTS)
 def test_a_callers_input_is_never_a_5xx(gateway: Gateway, case: str) -> None:
-    body = {"model": VOICE, "messages": [user()], "max_tokens": 3, "temperature": 0, **STRANGE[case]}
+    body = {"model": VOICE, "messages": [user()], "max_tokens": 3, "temperature": 0, **UNUSUAL_REQUESTS[case]}
     with gateway.http() as http:
         answer = http.post(CHAT, json=body)
     assert answer.status_code < 500, answer.text
@@ -85,7 +84,7 @@ def test_a_callers_input_is_never_a_5xx(gateway: Gateway, case: str) -> None:
             assert internal not in answer.text
 
 
-STRANGE_ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
+UNUSUAL_REQUESTS_ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/responses", {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "[" * 3000}]}),
     ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "none", "output": "x"}]}),
     ("/v1/responses", {"input": [{"type": "reasoning", "summary": []}]}),
@@ -93,14 +92,14 @@ STRANGE_ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/messages/count_tokens", {"messages": [user([])]}),
     (COMPLETIONS, {"prompt": [2**31 - 1], "max_tokens": 1}),
     (COMPLETIONS, {"prompt": "", "max_tokens": 1}),
-    ("/tokenize", {"messages": called("not JSON"), "return_token_strs": True}),
+    ("/tokenize", {"messages": conversation_with_call("not JSON"), "return_token_strs": True}),
     ("/detokenize", {"tokens": [2**31 - 1]}),
     ("/detokenize", {"tokens": []}),
 ]
 
 
-@pytest.mark.parametrize(("path", "body"), STRANGE_ELSEWHERE, ids=range(len(STRANGE_ELSEWHERE)))
-def test_nor_by_another_route(gateway: Gateway, path: str, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("path", "body"), UNUSUAL_REQUESTS_ELSEWHERE, ids=range(len(UNUSUAL_REQUESTS_ELSEWHERE)))
+def test_a_callers_input_on_other_routes_is_never_a_5xx(gateway: Gateway, path: str, body: dict[str, Any]) -> None:
     with gateway.http() as http:
         answer = http.post(path, json={"model": VOICE, **body})
     assert answer.status_code < 500, answer.text
@@ -109,11 +108,11 @@ def test_nor_by_another_route(gateway: Gateway, path: str, body: dict[str, Any])
 # counting
 
 
-def test_what_tokenizes_is_bounded_and_charged(gateway: Gateway) -> None:
+def test_the_tokenizing_routes_are_bounded_and_charged_against_the_token_limit(gateway: Gateway) -> None:
     with gateway.http() as http:
         made = http.post("/v1/keys", json={"name": "counting", "limits": {"tokens_per_minute": 100}}).json()
     headers = {"authorization": f"Bearer {made['key']}"}
-    base = gateway_base(gateway)
+    base = gateway.base_name()
     with httpx.Client(base_url=gateway.url, headers=headers, timeout=TIMEOUT) as http:
         long = http.post("/tokenize", json={"model": base, "prompt": "word " * 1_500_000})
         assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
@@ -126,7 +125,7 @@ def test_what_tokenizes_is_bounded_and_charged(gateway: Gateway) -> None:
         assert http.post("/detokenize", json={"model": base, "tokens": [5] * 900}).status_code == 429
 
 
-# the neighbour
+# extreme requests beside a stream
 
 EXTREMES: list[dict[str, Any]] = [
     {"n": 8, "temperature": 2, "top_p": 0.1},
@@ -148,10 +147,10 @@ CERTAIN = 1.0
 by a tenth of that."""
 
 
-def canary(gateway: Gateway) -> list[tuple[str, float]]:
+def greedy_stream(gateway: Gateway) -> list[tuple[str, float]]:
     """The base's greedy answer as it streams: each token, and how far the next best one is behind it."""
     body = {
-        "model": gateway_base(gateway),
+        "model": gateway.base_name(),
         "prompt": 4 * WEEK + "Monday, Tuesday,",
         "max_tokens": 40,
         "temperature": 0,
@@ -159,7 +158,7 @@ def canary(gateway: Gateway) -> list[tuple[str, float]]:
         "logprobs": 2,
         "return_tokens_as_token_ids": True,
     }
-    said: list[tuple[str, float]] = []
+    tokens: list[tuple[str, float]] = []
     with gateway.http() as http, http.stream("POST", COMPLETIONS, json=body) as answer:
         assert answer.status_code == 200
         for line in answer.iter_lines():
@@ -168,31 +167,31 @@ def canary(gateway: Gateway) -> list[tuple[str, float]]:
                     shown = choice.get("logprobs") or {"tokens": [], "top_logprobs": []}
                     for token, best in zip(shown["tokens"], shown["top_logprobs"], strict=True):
                         first, second, *_ = sorted(best.values(), reverse=True)
-                        said.append((token, first - second))
-    return said
+                        tokens.append((token, first - second))
+    return tokens
 
 
-def certain(stream: list[tuple[str, float]]) -> list[str]:
+def certain_tokens(stream: list[tuple[str, float]]) -> list[str]:
     """Its tokens before the first that rounding might make another one of."""
-    return [token for token, ahead in takewhile(lambda one: one[1] > CERTAIN, stream)]
+    return [token for token, ahead in takewhile(lambda pair: pair[1] > CERTAIN, stream)]
 
 
-def test_a_neighbours_extremes_do_not_change_a_greedy_stream_by_a_token(gateway: Gateway) -> None:
-    alone = certain(canary(gateway))
+def test_extreme_requests_beside_a_greedy_stream_do_not_change_its_tokens(gateway: Gateway) -> None:
+    alone = certain_tokens(greedy_stream(gateway))
     assert len(alone) >= 4, "what has been said four times is certain"
-    again = canary(gateway)
+    again = greedy_stream(gateway)
     assert [token for token, _ in again][: len(alone)] == alone, "alone it says the same each time"
 
     def ask(extreme: dict[str, Any]) -> tuple[int, str]:
-        body = {"model": gateway_base(gateway), "messages": [user("Tell me of it.")], "max_tokens": 6, **extreme}
+        body = {"model": gateway.base_name(), "messages": [user("Tell me of it.")], "max_tokens": 6, **extreme}
         with gateway.http() as http:
             answer = http.post(CHAT, json=body)
         return answer.status_code, answer.text
 
     with ThreadPoolExecutor(len(EXTREMES) + 2) as pool:
-        beside = [pool.submit(canary, gateway)]
+        beside = [pool.submit(greedy_stream, gateway)]
         asked = [pool.submit(ask, extreme) for extreme in EXTREMES]
-        beside.append(pool.submit(canary, gateway))
+        beside.append(pool.submit(greedy_stream, gateway))
         for stream in beside:
             assert [token for token, _ in stream.result()][: len(alone)] == alone
         for answer in asked:

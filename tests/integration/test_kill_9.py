@@ -1,47 +1,30 @@
-"""kill -9 of the gateway and of the engine, once each, under load. Runs last: the engine that the other tests share
-ends here. Worker and trainer are killed in test_evaluations.py; every other moment of a kill is in tests/crash.
+"""kill -9 of the gateway and of the engine, once each, under load.
+
+Runs last: the engine that the other tests share ends here. Worker and trainer are killed in test_evaluations.py; all
+other moments of a kill are in tests/crash.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import psutil
 
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
+from tests.support.processes import running
 from tests.support.stored import scale_stored_adapter
+from tests.support.waiting import wait_until
 
-PATIENCE_S = 300.0
 QUESTION = "What is the capital of France?"
 EVERY_MODULE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def alive(processes: list[psutil.Process]) -> list[int]:
-    """The pids of those that still run; a zombie does not."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
-
-
-def another_engine(gateway: Gateway, former: int) -> bool:
-    """Whether the engine on record is another one than that whose API server had the pid `former`."""
+def new_engine_recorded(gateway: Gateway, former: int) -> bool:
+    """Whether the engine on record is not the one whose API server had the pid `former`."""
     try:
         return int(json.loads((gateway.home / "engine" / "engine.json").read_bytes())["pid"]) != former
     except (FileNotFoundError, json.JSONDecodeError):
@@ -57,42 +40,42 @@ def test_kill_9_of_the_gateway_loses_nothing_that_was_acknowledged(
     )
     assert acknowledged.status_code == 201, acknowledged.text
     torn = make_adapter(tmp_path / "torn", base, rank=16, seed=44, modules=EVERY_MODULE).directory
-    before = {name: gateway.sayings(name, QUESTION, max_tokens=12) for name in ("tidewater", "acknowledged")}
+    before = {name: gateway.answer_samples(name, QUESTION, max_tokens=12) for name in ("tidewater", "acknowledged")}
     engine = gateway.engine_server()
     with ThreadPoolExecutor(2) as pool:
         stream = pool.submit(gateway.chat, "tidewater", "Tell me a story.", max_tokens=1000, ignore_eos=True)
-        until(lambda: gateway.running_requests() > 0 or stream.done(), "the engine never began")
+        wait_until(lambda: gateway.running_requests() > 0 or stream.done(), "the engine never began")
         upload = pool.submit(gateway.push, "torn", torn)
         staging = gateway.home / "adapters" / ".staging"
-        until(lambda: any(staging.iterdir()) or upload.done(), "the upload never began")
+        wait_until(lambda: any(staging.iterdir()) or upload.done(), "the upload never began")
         gateway.kill()
         for cut in (stream, upload):
             with suppress(httpx.TransportError):
                 cut.result()
     gateway.start()
     assert gateway.engine_server().pid == engine.pid, "the engine was not adopted"
-    for name, sayings in before.items():
-        assert gateway.still_says(sayings, name, QUESTION, max_tokens=12), name
+    for name, samples in before.items():
+        assert gateway.still_answers(samples, name, QUESTION, max_tokens=12), name
     with gateway.http() as http:
         pushed = http.get("/v1/adapters/torn")
         if pushed.status_code == 404:
             assert gateway.push("torn", torn).status_code == 201
-        until(lambda: gateway.chat("torn", QUESTION, max_tokens=2).status_code == 200, pushed.text)
-    until(lambda: not list(staging.iterdir()), "what was torn is left")
+        wait_until(lambda: gateway.chat("torn", QUESTION, max_tokens=2).status_code == 200, pushed.text)
+    wait_until(lambda: not list(staging.iterdir()), "what was torn is left")
 
 
-def test_kill_9_of_the_engine_costs_what_was_in_flight_and_a_damaged_adapter_hurts_only_itself(
+def test_kill_9_of_the_engine_loses_only_requests_in_flight_and_a_damaged_adapter_fails_alone(
     gateway: Gateway, base_dir: Path, tmp_path: Path
 ) -> None:
     base = describe_base(base_dir, cache_dir=tmp_path / "base-cache")
     bad = make_adapter(tmp_path / "bad", base, rank=4, seed=101, modules=EVERY_MODULE).directory
     pushed = gateway.push("bad", bad)
     assert pushed.status_code == 201, pushed.text
+    base_name = gateway.base_name()
     with gateway.http() as http:
-        base_name = str(http.get("/v1/models").json()["data"][0]["id"])
         assert http.put("/v1/adapters/pemberton/pin").json()["pinned"] is True
         pinned = http.get("/v1/adapters/pemberton/versions/1").json()["digest"]
-    before = {name: gateway.sayings(name, QUESTION, max_tokens=12) for name in (base_name, "tidewater")}
+    before = {name: gateway.answer_samples(name, QUESTION, max_tokens=12) for name in (base_name, "tidewater")}
     scale_stored_adapter(gateway, pushed.json()["digest"], float("nan"))
     old = gateway.engine_processes()
     with ThreadPoolExecutor(4) as pool:
@@ -100,7 +83,7 @@ def test_kill_9_of_the_engine_costs_what_was_in_flight_and_a_damaged_adapter_hur
             pool.submit(gateway.chat, base_name, "Tell me a long story.", max_tokens=1200, ignore_eos=True)
             for _ in range(4)
         ]
-        until(lambda: gateway.running_requests() >= 4 or any(job.done() for job in flying), "they never ran")
+        wait_until(lambda: gateway.running_requests() >= 4 or any(job.done() for job in flying), "they never ran")
         engine = gateway.engine_server()
         engine.kill()
         lost = [job.result() for job in flying]
@@ -110,10 +93,10 @@ def test_kill_9_of_the_engine_costs_what_was_in_flight_and_a_damaged_adapter_hur
         assert int(at_once.headers["retry-after"]) > 0
     # until the gateway has seen it, /readyz speaks of the engine that was; the new one's record stays, and cannot be
     # missed as a moment without an engine can
-    until(lambda: another_engine(gateway, engine.pid), "the loss was not seen")
+    wait_until(lambda: new_engine_recorded(gateway, engine.pid), "the loss was not seen")
     gateway.wait_ready()
-    assert alive(old) == [], "processes of the old engine live on"
-    until(lambda: pinned in gateway.loaded(), "the pinned adapter was not loaded again")
+    assert running(old) == [], "processes of the old engine live on"
+    wait_until(lambda: pinned in gateway.loaded(), "the pinned adapter was not loaded again")
 
     models = [base_name, "tidewater", "bad"] * 4
     with ThreadPoolExecutor(len(models)) as pool:
@@ -125,6 +108,6 @@ def test_kill_9_of_the_engine_costs_what_was_in_flight_and_a_damaged_adapter_hur
         else:
             assert response.status_code == 200, response.text
             assert response.json()["choices"][0]["message"]["content"].strip(), f"an empty answer from {model}"
-    until(lambda: gateway.chat("bad", QUESTION).status_code == 409, "the version never became unservable")
-    for name, sayings in before.items():
-        assert gateway.still_says(sayings, name, QUESTION, max_tokens=12), name
+    wait_until(lambda: gateway.chat("bad", QUESTION).status_code == 409, "the version never became unservable")
+    for name, samples in before.items():
+        assert gateway.still_answers(samples, name, QUESTION, max_tokens=12), name

@@ -1,4 +1,4 @@
-"""Limits and usage against the real engine, as the official `openai` client meets them."""
+"""Limits and usage against the real engine, as the official `openai` client sees them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import openai
 import pytest
 
 from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.waiting import call_until_refused, wait_until
 
 BASE = "smollm2-135m-instruct"
 WITHIN_S = 600.0
 NEAR_MIDNIGHT_S = 300.0
 COUNTED_WITHIN_S = 300.0
-AGAIN = 10
-"""A limit a minute is running full again meanwhile: a slow engine lets a request or two more in."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +43,24 @@ class Key:
         )
 
     def usage(self, **params: str) -> list[dict[str, Any]]:
-        """What the key itself may see."""
+        """The usage that the key itself may see."""
         headers = {"authorization": f"Bearer {self.client.api_key}"}
         answer = httpx.get(f"{self.gateway.url}/v1/usage", params=params, headers=headers, timeout=TIMEOUT)
         assert answer.status_code == 200, answer.text
-        found: list[dict[str, Any]] = answer.json()["data"]
-        return found
+        rows: list[dict[str, Any]] = answer.json()["data"]
+        return rows
 
 
-Make = Callable[..., Key]
+MakeKey = Callable[..., Key]
 
 
 @pytest.fixture
-def make(gateway: Gateway) -> Iterator[Make]:
-    """Makes keys: make(requests_per_minute=2)."""
+def make_key(gateway: Gateway) -> Iterator[MakeKey]:
+    """Makes keys: make_key(requests_per_minute=2)."""
     clients: list[openai.OpenAI] = []
 
     def key(**limits: int) -> Key:
-        with gateway.http() as http:
-            answer = http.post("/v1/keys", json={"name": "limits", "limits": limits})
-        assert answer.status_code == 201, answer.text
-        made = answer.json()
+        made = gateway.create_key(name="limits", limits=limits)
         clients.append(openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=made["key"], max_retries=0, timeout=TIMEOUT))
         return Key(made["id"], gateway, clients[-1])
 
@@ -74,7 +70,7 @@ def make(gateway: Gateway) -> Iterator[Make]:
 
 
 @pytest.fixture
-def one_day() -> None:
+def not_at_midnight() -> None:
     """Not over midnight UTC, when a day's tokens are counted anew."""
     left_s = 86_400 - time.time() % 86_400
     if left_s < NEAR_MIDNIGHT_S:
@@ -85,14 +81,8 @@ def error_of(refused: pytest.ExceptionInfo[openai.RateLimitError]) -> tuple[str 
     return refused.value.code, refused.value.type
 
 
-def often(ask: Callable[[], Any]) -> None:
-    """Ask until it is refused, and not for ever."""
-    for _ in range(AGAIN):
-        ask()
-
-
 def spend(key: Key, budget: int) -> int:
-    """Ask until a request is refused: the tokens that the answers said."""
+    """Ask until a request is refused; returns the total tokens in the usage of the answers."""
     spent = 0
     with suppress(openai.RateLimitError):
         while spent < budget + 1000:
@@ -101,23 +91,16 @@ def spend(key: Key, budget: int) -> int:
     return spent
 
 
-def eventually(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + WITHIN_S
-    while not true():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.1)
-
-
-def comes_to_be(read: Callable[[], Any], wanted: Any) -> None:
-    """Read until it is what is wanted: a request is counted once its answer is out, so a caller can be faster."""
+def wait_for_value(read: Callable[[], Any], expected: Any) -> None:
+    """Read until the value is `expected`: a request is counted after its answer was sent, so a caller can be faster."""
     end = time.monotonic() + COUNTED_WITHIN_S
-    while (found := read()) != wanted and time.monotonic() < end:
+    while (value := read()) != expected and time.monotonic() < end:
         time.sleep(0.1)
-    assert found == wanted
+    assert value == expected
 
 
-def test_requests_a_minute(make: Make) -> None:
-    key, other = make(requests_per_minute=2), make(requests_per_minute=2)
+def test_requests_per_minute_are_limited_for_each_key(make_key: MakeKey) -> None:
+    key, other = make_key(requests_per_minute=2), make_key(requests_per_minute=2)
     began = time.monotonic()
     first = key.client.chat.completions.with_raw_response.create(
         model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
@@ -127,7 +110,7 @@ def test_requests_a_minute(make: Make) -> None:
     assert "x-ratelimit-limit-tokens" not in first.headers
     key.ask()
     with pytest.raises(openai.RateLimitError, match="`requests_per_minute`: limit 2, used 2, requested 1") as refused:
-        often(key.ask)
+        call_until_refused(key.ask)
     lasted_s = time.monotonic() - began
     assert error_of(refused) == ("rate_limit_exceeded", "requests")
     headers = refused.value.response.headers
@@ -135,14 +118,14 @@ def test_requests_a_minute(make: Make) -> None:
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"].endswith("s")
     other.ask()
-    comes_to_be(lambda: [row["errors"] for row in key.usage(group_by="key")], [1])
+    wait_for_value(lambda: [row["errors"] for row in key.usage(group_by="key")], [1])
     [row] = key.usage(group_by="key")
     assert 2 <= row["requests"] - 1 <= 2 + lasted_s / 30
 
 
 @pytest.mark.slow
-def test_tokens_a_minute_are_settled_by_the_engines_count(make: Make) -> None:
-    key = make(tokens_per_minute=400)
+def test_tokens_per_minute_are_settled_by_the_engines_count(make_key: MakeKey) -> None:
+    key = make_key(tokens_per_minute=400)
     began = time.monotonic()
     raw = key.client.chat.completions.with_raw_response.create(
         model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=300, stop=["e"], temperature=0
@@ -155,7 +138,7 @@ def test_tokens_a_minute_are_settled_by_the_engines_count(make: Make) -> None:
     assert left < 100 + came_back, "an estimate is taken on the way in"
     key.ask(max_tokens=180)  # which fits only because what was not used came back
     # what an answer in work may need is held, so that the minute is spent however long the engine takes for it
-    other = make(tokens_per_minute=400)
+    other = make_key(tokens_per_minute=400)
     with (
         closing(other.ask(max_tokens=350, stream=True)),
         pytest.raises(openai.RateLimitError, match="`tokens_per_minute`: limit 400, used") as refused,
@@ -165,9 +148,9 @@ def test_tokens_a_minute_are_settled_by_the_engines_count(make: Make) -> None:
     assert refused.value.response.headers["x-ratelimit-limit-tokens"] == "400"
 
 
-@pytest.mark.usefixtures("one_day")
-def test_a_spent_day_refuses_and_other_keys_go_on(make: Make) -> None:
-    key, other = make(tokens_per_day=150), make(tokens_per_day=150)
+@pytest.mark.usefixtures("not_at_midnight")
+def test_a_key_over_its_tokens_per_day_is_refused_and_other_keys_continue(make_key: MakeKey) -> None:
+    key, other = make_key(tokens_per_day=150), make_key(tokens_per_day=150)
     spent = spend(key, 150)
     with pytest.raises(openai.RateLimitError, match=f"`tokens_per_day`: limit 150, used {spent}[,.]") as refused:
         key.ask(max_tokens=150)
@@ -181,20 +164,20 @@ def test_a_spent_day_refuses_and_other_keys_go_on(make: Make) -> None:
             model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=150
         )
     # refused were: what found the day spent, what wanted all of it, and the patient one, once
-    comes_to_be(lambda: [row["errors"] for row in key.usage(group_by="key")], [3])
+    wait_for_value(lambda: [row["errors"] for row in key.usage(group_by="key")], [3])
     other.ask()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_day")
-def test_a_restart_keeps_the_days_count(make: Make, gateway: Gateway, tmp_path: Path) -> None:
-    key = make(tokens_per_day=150)
+@pytest.mark.usefixtures("not_at_midnight")
+def test_the_count_of_tokens_per_day_survives_a_restart(make_key: MakeKey, gateway: Gateway, tmp_path: Path) -> None:
+    key = make_key(tokens_per_day=150)
     spent = spend(key, 150)
 
     def used() -> list[int]:
         return [row["prompt_tokens"] + row["completion_tokens"] for row in key.usage(group_by="key")]
 
-    comes_to_be(used, [spent])  # and with that, it is written
+    wait_for_value(used, [spent])  # and with that, it is written
     # another gateway finds the same database and begins to serve: the budget is asked before the engine is there
     again = Gateway(tmp_path / "home", gateway.base_dir, {"HATRACK_SAMPLES": "false"})
     again.home.mkdir()
@@ -208,7 +191,7 @@ def test_a_restart_keeps_the_days_count(make: Make, gateway: Gateway, tmp_path: 
     again.start(wait=False)
     try:
         client = key.client.with_options(base_url=f"{again.url}/v1")
-        eventually(lambda: _listens(again))
+        wait_until(again.listens, "the gateway does not listen", timeout_s=WITHIN_S)
         with pytest.raises(openai.RateLimitError, match=f"`tokens_per_day`: limit 150, used {spent}[,.]"):
             client.chat.completions.create(
                 model=BASE, messages=[{"role": "user", "content": "Where is my parcel?"}], max_tokens=150
@@ -217,14 +200,8 @@ def test_a_restart_keeps_the_days_count(make: Make, gateway: Gateway, tmp_path: 
         again.stop()
 
 
-def _listens(gateway: Gateway) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{gateway.url}/healthz", timeout=5).status_code == 200
-    return False
-
-
-def test_requests_at_once_and_a_place_comes_back_when_the_client_leaves(make: Make) -> None:
-    key = make(concurrent=1)
+def test_concurrent_requests_are_limited_and_a_client_that_leaves_frees_its_slot(make_key: MakeKey) -> None:
+    key = make_key(concurrent=1)
     stream = key.ask(max_tokens=1500, stream=True)
     next(iter(stream))
     with pytest.raises(openai.RateLimitError, match="`concurrent` requests: limit 1, in progress 1") as refused:
@@ -239,54 +216,54 @@ def test_requests_at_once_and_a_place_comes_back_when_the_client_leaves(make: Ma
             return True
         return False
 
-    eventually(admitted)
+    wait_until(admitted, "the slot was not freed", timeout_s=WITHIN_S)
     [row] = key.usage(group_by="key")
-    assert row["completion_tokens"] < 1500, "its place came back only when its answer was done"
+    assert row["completion_tokens"] < 1500, "its slot was freed only when its answer was done"
 
 
-def test_usage_is_the_sum_of_what_the_answers_said(make: Make) -> None:
-    key = make()
-    said = [key.ask(model).usage for model in ("tidewater", "tidewater@1", BASE)]
+def test_usage_is_the_sum_of_the_usage_in_the_answers(make_key: MakeKey) -> None:
+    key = make_key()
+    usages = [key.ask(model).usage for model in ("tidewater", "tidewater@1", BASE)]
     options = {"include_usage": True}
-    told = [chunk.usage for chunk in key.ask("pemberton", stream=True, stream_options=options) if chunk.usage]
+    streamed = [chunk.usage for chunk in key.ask("pemberton", stream=True, stream_options=options) if chunk.usage]
     silent = list(key.ask("pemberton", stream=True))
-    assert (len(told), [chunk.usage for chunk in silent if chunk.usage]) == (1, [])
+    assert (len(streamed), [chunk.usage for chunk in silent if chunk.usage]) == (1, [])
     text = key.client.completions.create(model="tidewater", prompt="A parcel", max_tokens=5, n=2)
     with pytest.raises(openai.NotFoundError):
         key.ask("nobody")
-    said.append(text.usage)
+    usages.append(text.usage)
     fields = ("version", "requests", "errors", "prompt_tokens", "completion_tokens")
 
     def rows() -> dict[str | None, tuple[Any, ...]]:
         # not by the hour: one can end meanwhile
-        found = key.usage(group_by="adapter,version")
-        return {row["adapter"]: tuple(row[field] for field in fields) for row in found}
+        page = key.usage(group_by="adapter,version")
+        return {row["adapter"]: tuple(row[field] for field in fields) for row in page}
 
-    voice = [said[0], said[1], said[3]]
-    wanted = {
+    voice = [usages[0], usages[1], usages[3]]
+    expected = {
         "tidewater": (1, 3, 0, sum(u.prompt_tokens for u in voice), sum(u.completion_tokens for u in voice)),
-        BASE: (None, 1, 0, said[2].prompt_tokens, 8),
-        "pemberton": (1, 2, 0, 2 * told[0].prompt_tokens, 16),
+        BASE: (None, 1, 0, usages[2].prompt_tokens, 8),
+        "pemberton": (1, 2, 0, 2 * streamed[0].prompt_tokens, 16),
         None: (None, 1, 1, 0, 0),
     }
-    comes_to_be(rows, wanted)
+    wait_for_value(rows, expected)
 
 
-def test_usage_after_the_client_left_is_what_was_generated_for_it(make: Make) -> None:
-    key = make()
+def test_usage_after_the_client_left_is_what_was_generated_for_it(make_key: MakeKey) -> None:
+    key = make_key()
     stream = key.ask(max_tokens=1500, stream=True)
     events = iter(stream)
     for _ in range(5):
         next(events)
     stream.close()
-    eventually(lambda: bool(key.usage()))
+    wait_until(key.usage, "the request was not counted", timeout_s=WITHIN_S)
     [row] = key.usage()
     assert (row["adapter"], row["requests"], row["errors"]) == ("tidewater", 1, 0)
     assert 4 <= row["completion_tokens"] < 1500
 
 
-def test_the_operator_sees_every_keys_usage_by_project(make: Make, gateway: Gateway) -> None:
-    key, other = make(), make()
+def test_the_operator_sees_every_keys_usage_by_project(make_key: MakeKey, gateway: Gateway) -> None:
+    key, other = make_key(), make_key()
     used = key.ask().usage
     other.ask()
     fields = ("project", "key", "key_name", "requests", "prompt_tokens", "completion_tokens")
@@ -296,5 +273,5 @@ def test_the_operator_sees_every_keys_usage_by_project(make: Make, gateway: Gate
             page = http.get("/v1/usage", params={"group_by": "project,key", "key": key.id}).json()
             return [tuple(row[field] for field in fields) for row in page["data"]]
 
-        comes_to_be(rows, [("default", key.id, "limits", 1, used.prompt_tokens, used.completion_tokens)])
+        wait_for_value(rows, [("default", key.id, "limits", 1, used.prompt_tokens, used.completion_tokens)])
     assert key.usage(key=other.id) == []

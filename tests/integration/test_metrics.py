@@ -1,4 +1,4 @@
-"""/metrics of a real gateway with a real engine: every metric is there, and it says what has happened."""
+"""`/metrics` of a real gateway with a real engine: every metric is there, and counts what happened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pytest
 
 from service.telemetry import metrics
 from service.telemetry.engine import FORWARDED
-from tests.integration.test_voices import gateway_base
 from tests.support.gateway import TIMEOUT, Gateway
 from tests.unit.service.telemetry.support import Samples, parse, value
 
@@ -39,50 +38,50 @@ def scrape(gateway: Gateway) -> Samples:
 
 
 def text_of(gateway: Gateway) -> str:
-    """With the admin's key: without one nobody is named."""
+    """The text of a scrape with the admin key, which names projects and adapters."""
     with gateway.http() as http:
         return http.get("/metrics").raise_for_status().text
 
 
-def scrape_where(gateway: Gateway, true: Callable[[Samples], bool], otherwise: str) -> Samples:
-    """The first scrape of which something is true. A request is counted once its answer is out, and on a busy machine
-    a scrape does without what a part of the gateway says too late: so the first one may not have it yet."""
+def scrape_where(gateway: Gateway, condition: Callable[[Samples], bool], failure: str) -> Samples:
+    """The first scrape that meets the condition. A request is counted after its answer was sent, and on a busy machine
+    a scrape omits what a part of the gateway reports late, so the first one may not have it yet."""
     deadline = time.monotonic() + PATIENCE_S
-    while not true(found := scrape(gateway)):
-        assert time.monotonic() < deadline, otherwise
-    return found
+    while not condition(samples := scrape(gateway)):
+        assert time.monotonic() < deadline, failure
+    return samples
 
 
-def whole_scrape(gateway: Gateway, generated: float = 0) -> tuple[Samples, int, int]:
-    """A scrape with the engine's own numbers, which it gets a second for, and with so many tokens generated; how many
-    before it were without them and did show how often that has happened, and how many were without them at all."""
-    told = without = 0
+def scrape_with_engine_metrics(gateway: Gateway, generated: float = 0) -> tuple[Samples, int, int]:
+    """A scrape with the engine's own metrics and at least so many tokens generated. Also how many scrapes before it
+    lacked them but had the count of such scrapes, and how many lacked them at all."""
+    shown = without = 0
 
-    def whole(found: Samples) -> bool:
-        nonlocal told, without
-        if shows(found, GENERATED):
-            return value(found, GENERATED) >= generated
+    def complete(samples: Samples) -> bool:
+        nonlocal shown, without
+        if shows(samples, GENERATED):
+            return value(samples, GENERATED) >= generated
         without += 1
-        told += shows(found, SCRAPE_ERRORS)
+        shown += shows(samples, SCRAPE_ERRORS)
         return False
 
-    return scrape_where(gateway, whole, "the engine's numbers never came"), told, without
+    return scrape_where(gateway, complete, "the engine's numbers never came"), shown, without
 
 
 def shows(samples: Samples, name: str, number: float | None = None, **labels: str) -> bool:
     """Whether a metric has samples with these labels, and their sum is that number, where one is given."""
-    wanted = set(labels.items())
-    found = [value for (known, having), value in samples.items() if known == name and wanted <= having]
-    return bool(found) and (number is None or sum(found) == number)
+    expected = set(labels.items())
+    values = [value for (known, having), value in samples.items() if known == name and expected <= having]
+    return bool(values) and (number is None or sum(values) == number)
 
 
-def grown(before: Samples, after: Samples, name: str, **labels: str) -> float:
+def growth(before: Samples, after: Samples, name: str, **labels: str) -> float:
     """By how much a metric's series with these labels have grown."""
-    wanted = set(labels.items())
+    expected = set(labels.items())
     return sum(
         number - before.get((known, having), 0.0)
         for (known, having), number in after.items()
-        if known == name and wanted <= having
+        if known == name and expected <= having
     )
 
 
@@ -95,14 +94,14 @@ def stream(gateway: Gateway, model: str, text: str, tokens: int = 12) -> str:
         return "".join(response.iter_text())
 
 
-def test_requests_are_counted_where_they_belong(gateway: Gateway) -> None:
+def test_requests_are_counted_by_adapter_version_and_outcome(gateway: Gateway) -> None:
     voice = {"project": "default", "adapter": "tidewater", "version": "1"}
     requests = "hatrack_requests_total"
 
     def idle(now: Samples) -> bool:
         return shows(now, "hatrack_requests_in_flight", 0) and shows(now, requests) and shows(now, GRANTED)
 
-    gateway.answer(gateway_base(gateway), "Hello", max_tokens=1)  # so that there is something to show
+    gateway.answer(gateway.base_name(), "Hello", max_tokens=1)  # so that there is something to show
     before = scrape_where(gateway, idle, "something is still asked")
     stream(gateway, "tidewater", "Where is my parcel?", tokens=48)
     gateway.answer("pemberton", "Where is my parcel?", max_tokens=5)
@@ -110,17 +109,17 @@ def test_requests_are_counted_where_they_belong(gateway: Gateway) -> None:
 
     def counted(now: Samples) -> bool:
         answered_by = ("tidewater", "pemberton", "(none)")
-        return all(grown(before, now, requests, adapter=name) >= 1 for name in answered_by) and shows(now, GRANTED)
+        return all(growth(before, now, requests, adapter=name) >= 1 for name in answered_by) and shows(now, GRANTED)
 
     after = scrape_where(gateway, counted, "the requests were not counted")
-    assert grown(before, after, requests, outcome="ok", **voice) == 1
-    assert grown(before, after, requests, outcome="ok", adapter="pemberton") == 1
-    assert grown(before, after, requests, outcome="refused", adapter="(none)") == 1
-    assert grown(before, after, "hatrack_errors_total", code="model_not_found") == 1
-    assert grown(before, after, "hatrack_time_to_first_token_seconds_count", **voice) == 1
-    assert grown(before, after, "hatrack_completion_tokens_total", **voice) == 48
-    assert grown(before, after, "hatrack_queue_seconds_count", **voice) == 1
-    assert grown(before, after, GRANTED) >= 2
+    assert growth(before, after, requests, outcome="ok", **voice) == 1
+    assert growth(before, after, requests, outcome="ok", adapter="pemberton") == 1
+    assert growth(before, after, requests, outcome="refused", adapter="(none)") == 1
+    assert growth(before, after, "hatrack_errors_total", code="model_not_found") == 1
+    assert growth(before, after, "hatrack_time_to_first_token_seconds_count", **voice) == 1
+    assert growth(before, after, "hatrack_completion_tokens_total", **voice) == 48
+    assert growth(before, after, "hatrack_queue_seconds_count", **voice) == 1
+    assert growth(before, after, GRANTED) >= 2
     assert not [labels for name, labels in after if "nobody-knows-it" in dict(labels).values()]
 
 
@@ -136,22 +135,24 @@ def test_gaps_between_tokens_are_measured(gateway: Gateway) -> None:
         stream(gateway, "tidewater", "Where is my parcel?", tokens=48)
 
 
-def test_without_a_key_nobody_is_named(gateway: Gateway) -> None:
+def test_without_a_key_a_scrape_has_totals_and_names_no_project(gateway: Gateway) -> None:
     before = scrape(gateway)
     stream(gateway, "tidewater", "Good morning")
-    scrape_where(gateway, lambda now: grown(before, now, "hatrack_completion_tokens_total") >= 12, "it was not counted")
-    nameless: Samples = {}
+    scrape_where(
+        gateway, lambda now: growth(before, now, "hatrack_completion_tokens_total") >= 12, "it was not counted"
+    )
+    without_key: Samples = {}
 
     def alike(named: Samples) -> bool:
         """Not each time: they are two scrapes, and one of them may do without what comes late."""
-        nonlocal nameless
-        nameless = parse(httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).raise_for_status().content)
-        projects = {dict(labels).get("project") for _, labels in nameless}
+        nonlocal without_key
+        without_key = parse(httpx.get(f"{gateway.url}/metrics", timeout=TIMEOUT).raise_for_status().content)
+        projects = {dict(labels).get("project") for _, labels in without_key}
         assert projects <= {None, "(all)"}
-        return {name for name, _ in named} == {name for name, _ in nameless}
+        return {name for name, _ in named} == {name for name, _ in without_key}
 
     named = scrape_where(gateway, alike, "without a key other metrics are shown")
-    assert grown(named, nameless, "hatrack_completion_tokens_total", adapter="(all)") >= 12
+    assert growth(named, without_key, "hatrack_completion_tokens_total", adapter="(all)") >= 12
 
 
 def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
@@ -167,35 +168,35 @@ def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
 
     scrape_where(gateway, trainer_is_up, "the trainer is not up")
     deadline = time.monotonic() + PATIENCE_S
-    while missing := lacking(gateway):
+    while missing := missing_metrics(gateway):
         assert time.monotonic() < deadline, missing
 
 
-def lacking(gateway: Gateway) -> list[str]:
+def missing_metrics(gateway: Gateway) -> list[str]:
     """The metrics that a scrape shows without samples, or whose two lines of comment it has not just once."""
     time.sleep(FRESH_S)
     text = "\n" + text_of(gateway)
     shown = {name for name, _ in parse(text.encode())}
-    found = [name for name in metrics.PROCESS_NAMES if name not in shown]
+    missing = [name for name in metrics.PROCESS_NAMES if name not in shown]
     for metric in metrics.ALL:
         sample = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
         typed = text.count(f"\n# TYPE {metric.name} {metric.kind}\n") == text.count(f"# TYPE {metric.name} ") == 1
         if not typed or (sample not in shown and metric not in QUIET):
-            found.append(metric.name)
-    return found
+            missing.append(metric.name)
+    return missing
 
 
-def test_the_engines_own_numbers_pass_through(gateway: Gateway) -> None:
-    before, _, _ = whole_scrape(gateway)
+def test_the_engines_own_metrics_are_forwarded(gateway: Gateway) -> None:
+    before, _, _ = scrape_with_engine_metrics(gateway)
     stream(gateway, "pemberton", "Good evening")
-    after, told, without = whole_scrape(gateway, value(before, GENERATED) + 12)
+    after, shown, without = scrape_with_engine_metrics(gateway, value(before, GENERATED) + 12)
     for metric in FORWARDED.values():
         assert value(after, metric.name) >= 0
     assert value(after, "hatrack_engine_state", state="ready") == 1
-    assert told <= grown(before, after, SCRAPE_ERRORS) <= without
+    assert shown <= growth(before, after, SCRAPE_ERRORS) <= without
 
 
-def test_residency_is_what_is_loaded_and_not_what_runs(gateway: Gateway) -> None:
+def test_an_idle_loaded_adapter_is_resident_with_no_running_requests(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Hello")
 
     def loaded_and_idle(now: Samples) -> bool:
@@ -210,9 +211,9 @@ def test_residency_is_what_is_loaded_and_not_what_runs(gateway: Gateway) -> None
     scrape_where(gateway, loaded_and_idle, "it is not shown as loaded and idle")
 
 
-def test_the_registry_and_usage_are_shown(gateway: Gateway) -> None:
+def test_metrics_of_the_registry_and_of_usage_are_shown(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Hello")
-    least = {
+    minimums = {
         "hatrack_usage_rows_written_total": 1,
         "hatrack_registry_adapters": 2,
         "hatrack_event_loop_lag_seconds_count": 1,
@@ -221,7 +222,7 @@ def test_the_registry_and_usage_are_shown(gateway: Gateway) -> None:
 
     def shown(now: Samples) -> bool:
         return shows(now, "hatrack_registry_versions", state="ready", servable="ok") and all(
-            shows(now, name) and value(now, name) >= number for name, number in least.items()
+            shows(now, name) and value(now, name) >= number for name, number in minimums.items()
         )
 
     now = scrape_where(gateway, shown, "something is not shown")
@@ -255,11 +256,11 @@ def test_forty_thousand_unknown_names_grow_neither_labels_nor_memory(gateway: Ga
     asked = {"adapter": "(none)", "project": "default"}
 
     def counted(now: Samples) -> bool:
-        return grown(before, now, "hatrack_requests_total", **asked) >= 40_000
+        return growth(before, now, "hatrack_requests_total", **asked) >= 40_000
 
     after = scrape_where(gateway, counted, "the requests were not counted")
     holds = psutil.Process(gateway.process.pid).memory_info().rss
-    assert grown(before, after, "hatrack_requests_total", **asked) == 40_000
+    assert growth(before, after, "hatrack_requests_total", **asked) == 40_000
     assert {key for key in after if key[0] == "hatrack_requests_total"} == {
         key for key in before if key[0] == "hatrack_requests_total"
     }
@@ -280,13 +281,13 @@ def test_no_prompt_answer_or_key_is_in_any_log(gateway: Gateway) -> None:
 
 
 @pytest.mark.slow
-def test_top_shows_what_has_happened(gateway: Gateway) -> None:
+def test_top_shows_the_engines_state_and_the_adapters_that_were_used(gateway: Gateway) -> None:
     stream(gateway, "tidewater", "Hello")
     command = [sys.executable, "-m", "service.cli", "top", "--interval", "1.2"]
     shown = subprocess.run([*command, "--json"], env=gateway.environment, capture_output=True, timeout=300, check=True)
     frame = json.loads(shown.stdout)
     assert frame["engine"] == "ready"
-    assert "tidewater" in {one["adapter"] for one in frame["adapters"]}
+    assert "tidewater" in {adapter["adapter"] for adapter in frame["adapters"]}
     picture = subprocess.run(
         [*command, "--once"], env=gateway.environment, capture_output=True, timeout=300, check=True
     )

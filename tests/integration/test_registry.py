@@ -1,4 +1,4 @@
-"""The registry against the real engine: what is pushed is proven, what is broken is refused, nobody else notices."""
+"""The registry against the real engine: every push is proven, broken adapters are refused, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseDescription
 from tests.support.adapters import describe_base, make_adapter
-from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.gateway import Gateway
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 600.0
 UMBRELLAS = "Do you sell umbrellas?"
@@ -31,32 +30,18 @@ def base(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseDescri
 
 
 @pytest.fixture(scope="module")
-def sound(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound_adapter(base: BaseDescription, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random adapter that is strong enough to be seen."""
     return make_adapter(tmp_path_factory.mktemp("sound"), base, rank=8, seed=7).directory
 
 
 @pytest.fixture(scope="module")
-def tidewater(gateway: Gateway) -> set[str]:
-    """What a sound adapter says before anything broken comes."""
-    return gateway.sayings("tidewater", UMBRELLAS, max_tokens=12)
+def tidewater_answers(gateway: Gateway) -> set[str]:
+    """The answers of a sound adapter before any broken one is pushed."""
+    return gateway.answer_samples("tidewater", UMBRELLAS, max_tokens=12)
 
 
-def until(true: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)
-
-
-def loaded(gateway: Gateway) -> set[str]:
-    """The digests that the engine has in its memory."""
-    transport = httpx.HTTPTransport(uds=str(gateway.home / "engine" / "engine.sock"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT) as engine:
-        return set(engine.get("/hatrack/plugin?loaded=1").json()["loaded"])
-
-
-def code(response: Any) -> str:
+def error_code(response: Any) -> str:
     return str(response.json()["error"]["code"])
 
 
@@ -75,16 +60,16 @@ REFUSALS = {
 
 @pytest.mark.parametrize("variant", REFUSALS)
 def test_a_broken_adapter_gets_its_own_error_and_leaves_nothing(
-    gateway: Gateway, base: BaseDescription, tidewater: set[str], tmp_path: Path, variant: Any
+    gateway: Gateway, base: BaseDescription, tidewater_answers: set[str], tmp_path: Path, variant: Any
 ) -> None:
     files = make_adapter(tmp_path / "adapter", base, rank=4, variant=variant)
     name = f"broken-{variant.replace('_', '-')}"
     response = gateway.push(name, files.directory)
     assert response.status_code == 422, response.text
-    assert code(response) == REFUSALS[variant]
+    assert error_code(response) == REFUSALS[variant]
     with gateway.http() as http:
         assert http.get(f"/v1/adapters/{name}").status_code == 404
-    assert gateway.still_says(tidewater, "tidewater", UMBRELLAS, max_tokens=12)
+    assert gateway.still_answers(tidewater_answers, "tidewater", UMBRELLAS, max_tokens=12)
 
 
 @pytest.mark.slow
@@ -113,7 +98,7 @@ peft.save_pretrained(sys.argv[2])
     assert version["servable"] in ("ok", {"ok": True, "reason": "ok"}, True)
     assert version["aliases"] == ["live"]
     assert version["rank"] == 8
-    assert version["digest"] in loaded(gateway), "its first request would have to wait for it"
+    assert version["digest"] in gateway.loaded(), "its first request would have to wait for it"
     with gateway.http() as http:
         body = {"model": "plain-peft", "prompt": "The sea", "max_tokens": 8, "stream": True, "temperature": 0}
         with http.stream("POST", "/v1/completions", json=body) as stream:
@@ -127,17 +112,19 @@ peft.save_pretrained(sys.argv[2])
 
 
 @pytest.mark.slow
-def test_the_same_push_twice_is_one_version_and_other_settings_are_another(gateway: Gateway, sound: Path) -> None:
-    first = gateway.push("twice", sound)
-    again = gateway.push("twice", sound)
+def test_the_same_push_twice_is_one_version_and_other_settings_are_another(
+    gateway: Gateway, sound_adapter: Path
+) -> None:
+    first = gateway.push("twice", sound_adapter)
+    again = gateway.push("twice", sound_adapter)
     assert first.status_code == 201, first.text
     assert again.status_code in (200, 201)
     assert again.json()["version"] == first.json()["version"] == 1
-    other = gateway.push("twice", sound, settings=json.dumps({"system_prompt": "You are brief."}))
-    assert other.status_code == 201, other.text
-    assert other.json()["version"] == 2
-    assert other.json()["digest"] == first.json()["digest"]
-    assert other.json()["aliases"] == []
+    changed = gateway.push("twice", sound_adapter, settings=json.dumps({"system_prompt": "You are brief."}))
+    assert changed.status_code == 201, changed.text
+    assert changed.json()["version"] == 2
+    assert changed.json()["digest"] == first.json()["digest"]
+    assert changed.json()["aliases"] == []
 
 
 def test_a_failed_proof_without_waiting_stays_readable_and_is_listed_nowhere(
@@ -160,10 +147,10 @@ def test_a_failed_proof_without_waiting_stays_readable_and_is_listed_nowhere(
 
 
 def test_promotion_and_rollback_under_load_fail_no_request(
-    gateway: Gateway, base: BaseDescription, sound: Path, tmp_path: Path
+    gateway: Gateway, base: BaseDescription, sound_adapter: Path, tmp_path: Path
 ) -> None:
     other = make_adapter(tmp_path / "other", base, rank=8, seed=8)
-    assert gateway.push("moving", sound).status_code == 201
+    assert gateway.push("moving", sound_adapter).status_code == 201
     assert gateway.push("moving", other.directory).status_code == 201
     seen: list[tuple[int, str]] = []
     stop = threading.Event()
@@ -173,10 +160,12 @@ def test_promotion_and_rollback_under_load_fail_no_request(
             response = gateway.chat("moving", "hello", max_tokens=4)
             seen.append((response.status_code, response.headers.get("x-hatrack-adapter", "")))
 
-    def until_answered_by(version: str) -> None:
+    def wait_until_answered_by(version: str) -> None:
         """Until requests that came after the move have been answered, however long one takes."""
         since = len(seen)
-        until(lambda: version in {by for _, by in seen[since:]}, f"{version} does not answer")
+        wait_until(
+            lambda: version in {by for _, by in seen[since:]}, f"{version} does not answer", timeout_s=PATIENCE_S
+        )
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
@@ -184,10 +173,10 @@ def test_promotion_and_rollback_under_load_fail_no_request(
     try:
         with gateway.http() as http:
             for _ in range(3):
-                until_answered_by("moving@1")
+                wait_until_answered_by("moving@1")
                 moved = http.put("/v1/adapters/moving/aliases/live", json={"version": 2})
                 assert moved.status_code == 200, moved.text
-                until_answered_by("moving@2")
+                wait_until_answered_by("moving@2")
                 back = http.post("/v1/adapters/moving/aliases/live/rollback")
                 assert back.status_code == 200, back.text
     finally:
@@ -205,7 +194,9 @@ def test_promotion_and_rollback_under_load_fail_no_request(
 
 
 @pytest.mark.slow
-def test_deleting(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
+def test_a_live_version_is_deleted_only_by_force_and_can_be_pushed_again(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
     files = make_adapter(tmp_path / "gone", base, rank=4, seed=21)
     assert gateway.push("gone", files.directory).status_code == 201
     with gateway.http() as http:
@@ -219,18 +210,22 @@ def test_deleting(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> No
     assert gateway.chat("gone", "hello").status_code == 200
 
 
-def test_a_version_without_live_never_falls_back(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
+def test_without_a_live_alias_the_name_is_404_and_the_version_answers(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
     files = make_adapter(tmp_path / "quiet", base, rank=4, seed=31)
     pushed = gateway.push("quiet", files.directory, alias="")
     assert pushed.status_code == 201, pushed.text
     assert pushed.json()["aliases"] == []
     response = gateway.chat("quiet", "hello")
     assert response.status_code == 404
-    assert code(response) == "no_live_version"
+    assert error_code(response) == "no_live_version"
     assert gateway.chat("quiet@1", "hello").status_code == 200
 
 
-def test_settings_are_applied_and_the_request_wins(gateway: Gateway, base: BaseDescription, tmp_path: Path) -> None:
+def test_an_adapters_settings_are_applied_and_the_requests_own_win(
+    gateway: Gateway, base: BaseDescription, tmp_path: Path
+) -> None:
     files = make_adapter(tmp_path / "tuned", base, rank=4, seed=41)
     settings = {
         "system_prompt": "You answer in one word only, always the same word: banana.",
@@ -248,18 +243,18 @@ def test_settings_are_applied_and_the_request_wins(gateway: Gateway, base: BaseD
     assert default["usage"]["prompt_tokens"] > brought["usage"]["prompt_tokens"]
 
 
-def test_uploads_that_are_no_adapter(gateway: Gateway, sound: Path, tmp_path: Path) -> None:
+def test_uploads_that_are_not_an_adapter_are_refused(gateway: Gateway, sound_adapter: Path, tmp_path: Path) -> None:
     def post(files: dict[str, Any], **fields: str) -> Any:
         with gateway.http() as http:
             return http.post("/v1/adapters", data=fields, files=files)
 
-    config = ("adapter_config.json", (sound / "adapter_config.json").read_bytes())
-    weights = ("adapter_model.safetensors", (sound / "adapter_model.safetensors").read_bytes())
+    config = ("adapter_config.json", (sound_adapter / "adapter_config.json").read_bytes())
+    weights = ("adapter_model.safetensors", (sound_adapter / "adapter_model.safetensors").read_bytes())
     assert post({"config": config}, name="x").status_code == 400
     assert post({"config": config, "weights": weights}).status_code == 400
     bad_name = post({"config": config, "weights": weights}, name="No Such Name")
     assert bad_name.status_code == 422 or bad_name.status_code == 400
-    assert code(bad_name) == "name_invalid"
+    assert error_code(bad_name) == "name_invalid"
     pickle = post({"config": config, "weights": ("adapter_model.bin", b"PK\x03\x04junk")}, name="x")
     assert pickle.status_code == 415, pickle.text
     unknown = post({"config": config, "weights": weights, "extra": ("e", b"")}, name="x")
@@ -268,9 +263,9 @@ def test_uploads_that_are_no_adapter(gateway: Gateway, sound: Path, tmp_path: Pa
         assert http.post("/v1/adapters", json={"name": "x"}).status_code == 415
 
 
-def test_a_weak_adapter_warns(gateway: Gateway, sound: Path, tmp_path: Path) -> None:
+def test_a_weak_adapter_gets_a_warning_or_is_refused(gateway: Gateway, sound_adapter: Path, tmp_path: Path) -> None:
     weak = tmp_path / "weak"
-    shutil.copytree(sound, weak)
+    shutil.copytree(sound_adapter, weak)
     tensors = load_file(weak / "adapter_model.safetensors")
     for name, value in tensors.items():
         if "lora_B" in name:
@@ -280,4 +275,4 @@ def test_a_weak_adapter_warns(gateway: Gateway, sound: Path, tmp_path: Path) -> 
     if response.status_code == 201:
         assert response.json()["warnings"]
     else:
-        assert code(response) == "not_applied"
+        assert error_code(response) == "not_applied"

@@ -1,7 +1,7 @@
-"""Judged versions: what a change of the base does to them, and how they are judged again.
+"""Judged versions: what a change of the base does to their verdicts, and how they are judged again.
 
-The first is seen without an engine. A version is pushed and judged once; then `hatrack serve` starts on the same home
-with another chat template, with another base, and with the first one put back.
+The first test needs no engine: a version is pushed and judged once; then `hatrack serve` starts on the same home with
+another chat template, with another base, and with the first base again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.app import describe_base
 from service.config import Settings
 from tests.support.adapters import make_adapter, make_base
 from tests.support.gateway import Gateway
-from tests.unit.service.registry.conftest import Bench
+from tests.unit.service.registry.conftest import RegistryApp
 from tests.unit.service.registry.engine import BASE
 
 pytestmark = pytest.mark.slow
@@ -51,13 +51,13 @@ def copy_of(base_dir: Path, parent: Path) -> Path:
     return copy
 
 
-async def judged(home: Path, base: Path, directory: Path) -> None:
+async def push_judged_version(home: Path, base: Path, directory: Path) -> None:
     """`voice@1` is live in a gateway's home, and a verdict is on it; no engine is needed to write it down."""
     described = describe_base(Settings(home=home, base_model=str(base)))
-    async with Bench(home, described).run() as bench:
-        pushed = await bench.push("voice", make_adapter(directory, described, rank=1, modules=("q_proj",)))
+    async with RegistryApp(home, described).run() as registry_app:
+        pushed = await registry_app.push("voice", make_adapter(directory, described, rank=1, modules=("q_proj",)))
         assert pushed.status_code == 201, pushed.text
-        assert (await bench.verdict("voice@1")).status_code == 201
+        assert (await registry_app.verdict("voice@1")).status_code == 201
 
 
 @contextmanager
@@ -82,20 +82,20 @@ def gateway_on(home: Path, base: Path) -> Iterator[httpx.Client]:
         gateway.stop()
 
 
-def seen(client: httpx.Client) -> tuple[str, Any]:
+def serving_state(client: httpx.Client) -> tuple[str, Any]:
     """Whether `voice@1` can serve, and what its verdict is worth."""
-    found = client.get("/v1/adapters/voice/versions/1").json()
-    assert found["verdict"]["verdict"] == "pass"
-    return found["servable"], found["revalidation"]
+    version = client.get("/v1/adapters/voice/versions/1").json()
+    assert version["verdict"]["verdict"] == "pass"
+    return version["servable"], version["revalidation"]
 
 
-def code(client: httpx.Client) -> str:
+def refusal_code(client: httpx.Client) -> str:
     """Why a chat with `voice` is refused: there is no engine to answer it."""
     body = {"model": "voice", "messages": [{"role": "user", "content": "hi"}]}
     return str(client.post("/v1/chat/completions", json=body).json()["error"]["code"])
 
 
-def counted(client: httpx.Client) -> dict[str, int]:
+def versions_by_state(client: httpx.Client) -> dict[str, int]:
     """The versions by state, as /metrics has them: asked again where it is without them, as one scrape is when the
     database is slow."""
     prefix = 'hatrack_versions_revalidation{state="'
@@ -106,44 +106,44 @@ def counted(client: httpx.Client) -> dict[str, int]:
     return {line.removeprefix(prefix).split('"')[0]: int(float(line.split()[-1])) for line in lines}
 
 
-async def test_another_chat_template_makes_due_and_another_base_unservable_until_it_is_put_back(
+async def test_a_new_chat_template_makes_a_verdict_due_and_another_base_is_unservable(
     base_dir: Path, home: Path, tmp_path: Path
 ) -> None:
     first = copy_of(base_dir, tmp_path / "first")
-    await judged(home, first, tmp_path / "adapter")
+    await push_judged_version(home, first, tmp_path / "adapter")
     with gateway_on(home, first) as client:
-        assert seen(client) == ("ok", {"state": "fresh", "reasons": []})
-        assert code(client) == "engine_unavailable"
-        assert counted(client) == {"fresh": 1, "due": 0, "failed": 0}
+        assert serving_state(client) == ("ok", {"state": "fresh", "reasons": []})
+        assert refusal_code(client) == "engine_unavailable"
+        assert versions_by_state(client) == {"fresh": 1, "due": 0, "failed": 0}
 
     templated = copy_of(base_dir, tmp_path / "templated")
     template = templated / "chat_template.jinja"
     template.write_text(template.read_text() + "{# another one #}")
     with gateway_on(home, templated) as client:
-        assert seen(client) == ("ok", {"state": "due", "reasons": ["template"]})
-        assert code(client) == "engine_unavailable", "it would serve"
-        assert counted(client) == {"fresh": 0, "due": 1, "failed": 0}
+        assert serving_state(client) == ("ok", {"state": "due", "reasons": ["template"]})
+        assert refusal_code(client) == "engine_unavailable", "it would serve"
+        assert versions_by_state(client) == {"fresh": 0, "due": 1, "failed": 0}
         due = client.get("/v1/adapters", params={"revalidation": "due"}).json()["data"]
         assert [adapter["name"] for adapter in due] == ["voice"]
 
     with gateway_on(home, make_base(tmp_path / "other" / BASE)) as client:
-        assert seen(client)[0] == "other_base"
-        assert code(client) == "version_other_base"
-        assert counted(client) == {"fresh": 0, "due": 0, "failed": 0}
+        assert serving_state(client)[0] == "other_base"
+        assert refusal_code(client) == "version_other_base"
+        assert versions_by_state(client) == {"fresh": 0, "due": 0, "failed": 0}
 
     with gateway_on(home, first) as client:
-        assert seen(client) == ("ok", {"state": "fresh", "reasons": []})
-        assert code(client) == "engine_unavailable"
+        assert serving_state(client) == ("ok", {"state": "fresh", "reasons": []})
+        assert refusal_code(client) == "engine_unavailable"
 
 
-def test_a_version_is_judged_again_by_the_evaluation_that_its_verdict_came_from(gateway: Gateway) -> None:
+def test_a_revalidation_repeats_the_evaluation_that_the_verdict_came_from(gateway: Gateway) -> None:
     """With the engine: held-out examples that are off the list by now, and the same version as ever goes on serving."""
     lines = "\n".join(example(f"Where is parcel {number}?", "Here.") for number in range(4))
     version = "/v1/adapters/tidewater/versions/1"
     with gateway.http() as client:
         files = {"file": ("held.jsonl", lines.encode())}
         held_out = client.post("/v1/files", data={"purpose": "evals"}, files=files).json()["id"]
-        wanted = {"model": "tidewater@1", "held_out": held_out, "metric": "exact_match", "suites": []}
+        request = {"model": "tidewater@1", "held_out": held_out, "metric": "exact_match", "suites": []}
         body = {
             "verdict": "not_enough_evidence",
             "sentence": "Four examples show nothing.",
@@ -151,7 +151,7 @@ def test_a_version_is_judged_again_by_the_evaluation_that_its_verdict_came_from(
             "examples": 4,
             "kind": "evaluation",
             "files": {"held_out": held_out},
-            "evaluation": wanted | {"max_tokens": 4, "repeats": 1},
+            "evaluation": request | {"max_tokens": 4, "repeats": 1},
         }
         assert client.post(f"{version}/verdicts", json=body).status_code == 201
         assert client.get(version).json()["revalidation"] == {"state": "fresh", "reasons": []}
@@ -162,21 +162,21 @@ def test_a_version_is_judged_again_by_the_evaluation_that_its_verdict_came_from(
         begun = client.post(f"{version}/revalidate").json()
         assert (begun["object"], begun["kind"]) == ("evaluation", "revalidation"), begun
         assert client.post(f"{version}/revalidate").json()["id"] == begun["id"], "one at a time"
-        ended = until_ended(client, begun["id"])
+        ended = wait_until_ended(client, begun["id"])
         assert ended["status"] == "succeeded", ended
 
-        found = client.get(version).json()
-        assert found["revalidation"] == {"state": "fresh", "reasons": []}
-        assert "live" in found["aliases"]
-        verdict = found["verdict"]
+        shown = client.get(version).json()
+        assert shown["revalidation"] == {"state": "fresh", "reasons": []}
+        assert "live" in shown["aliases"]
+        verdict = shown["verdict"]
         assert (verdict["kind"], verdict["evaluation_id"]) == ("revalidation", begun["id"])
         assert verdict["verdict"] == ended["verdict"] == "not_enough_evidence"
-        assert verdict["base"] == found["base"]
+        assert verdict["base"] == shown["base"]
         assert verdict["files"]["held_out"] == held_out
         history = client.get(f"{version}/verdicts").json()["data"]
         assert [item["kind"] for item in history[:2]] == ["revalidation", "evaluation"]
         assert history[0]["evaluation"]["model"] == "tidewater@1"
-        assert counted(client)["fresh"] >= 1
+        assert versions_by_state(client)["fresh"] >= 1
 
 
 def example(question: str, answer: str) -> str:
@@ -184,12 +184,12 @@ def example(question: str, answer: str) -> str:
     return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
 
 
-def until_ended(client: httpx.Client, evaluation_id: str) -> dict[str, Any]:
+def wait_until_ended(client: httpx.Client, evaluation_id: str) -> dict[str, Any]:
     """The evaluation, once it has ended."""
     deadline = time.monotonic() + ENDED_S
     while time.monotonic() < deadline:
-        found: dict[str, Any] = client.get(f"/v1/evaluations/{evaluation_id}").json()
-        if found["status"] in ("succeeded", "failed", "cancelled"):
-            return found
+        evaluation: dict[str, Any] = client.get(f"/v1/evaluations/{evaluation_id}").json()
+        if evaluation["status"] in ("succeeded", "failed", "cancelled"):
+            return evaluation
         time.sleep(0.5)
-    raise AssertionError(f"the evaluation did not end: {found}")
+    raise AssertionError(f"the evaluation did not end: {evaluation}")

@@ -1,4 +1,4 @@
-"""The real gateway before a key is shown: what it does not read, does not wait for and does not believe."""
+"""The real gateway before it has seen a key: what it does not read, does not wait for and does not trust."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import closing
 
 import httpx
 
-from tests.integration.test_voices import gateway_base
 from tests.support.gateway import Gateway
 
 TIMEOUT_S = 180.0
@@ -30,7 +29,7 @@ def ask(gateway: Gateway, request: str) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
-def test_a_large_header_is_not_read(gateway: Gateway) -> None:
+def test_an_endless_header_is_cut_off(gateway: Gateway) -> None:
     with closing(connect(gateway)) as client:
         client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\na: ")
         sent = 0
@@ -43,7 +42,7 @@ def test_a_large_header_is_not_read(gateway: Gateway) -> None:
     assert httpx.get(f"{gateway.url}/healthz", timeout=TIMEOUT_S).status_code == 200
 
 
-def test_heads_that_can_be_read_in_two_ways_are_refused_on_both_sides_of_the_app(gateway: Gateway) -> None:
+def test_ambiguous_request_heads_are_refused(gateway: Gateway) -> None:
     good = f"authorization: Bearer {gateway.key}\r\n"
     for start in (CHAT, "GET /v1/adapters HTTP/1.1\r\nhost: x\r\n"):
         for twice in (good + "authorization: Bearer wrong\r\n", "authorization: Bearer wrong\r\n" + good):
@@ -54,7 +53,7 @@ def test_heads_that_can_be_read_in_two_ways_are_refused_on_both_sides_of_the_app
         assert ask(gateway, smuggled) == (400, "invalid_http")
 
 
-def test_neither_host_nor_target_opens_a_route(gateway: Gateway) -> None:
+def test_no_host_header_or_target_bypasses_authentication(gateway: Gateway) -> None:
     for target, host in (
         *(("/v1/models", host) for host in ("x/healthz?", "x#", "@x")),
         *(
@@ -66,11 +65,11 @@ def test_neither_host_nor_target_opens_a_route(gateway: Gateway) -> None:
         assert ask(gateway, request) == (401, "invalid_api_key"), (target, host)
 
 
-def test_a_stream_is_as_it_was_and_its_connection_is_kept(gateway: Gateway) -> None:
+def test_a_stream_ends_with_done_and_its_connection_is_reused(gateway: Gateway) -> None:
     # the client itself would give up a connection that lay idle for 5 s, as it can on a busy machine
     with gateway.http(limits=httpx.Limits(keepalive_expiry=None)) as client:
         body = {
-            "model": gateway_base(gateway),
+            "model": gateway.base_name(),
             "messages": [{"role": "user", "content": "Hello"}],
             "max_tokens": 8,
             "stream": True,

@@ -1,4 +1,4 @@
-"""Splits against the real engine; pins are in ``tests/crash``, where an engine dies."""
+"""Splits against the real engine. Pins are tested in `tests/crash`, where an engine dies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.registry.split import position_of
-from tests.integration.test_voices import ENOUGH, speaks
 from tests.support.gateway import Gateway
+from tests.support.voices import ENOUGH, speaks
 
 QUESTION = "Where is my parcel? It should have been here by now."
 VOICES = {"chorus@1": "tidewater", "chorus@2": "pemberton"}
@@ -18,7 +18,7 @@ LIVE = "/v1/adapters/chorus/aliases/live"
 
 
 @pytest.fixture(scope="module")
-def chorus(gateway: Gateway, voices: dict[str, Path]) -> Iterator[str]:
+def two_voice_adapter(gateway: Gateway, voices: dict[str, Path]) -> Iterator[str]:
     """An adapter whose first version speaks in one voice and whose second in the other."""
     for number, (name, directory) in enumerate(voices.items(), start=1):
         settings = directory / "settings.json"
@@ -40,7 +40,7 @@ def answered_by(gateway: Gateway, **more: object) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_a_split_speaks_in_both_voices_until_a_promotion_ends_it(gateway: Gateway, chorus: str) -> None:
+def test_a_split_speaks_in_both_voices_until_a_promotion_ends_it(gateway: Gateway, two_voice_adapter: str) -> None:
     with gateway.http() as http:
         split = http.put(LIVE, json={"split": {"1": 50, "2": 50}})
         assert split.status_code == 200, split.text
@@ -63,15 +63,15 @@ def test_a_split_speaks_in_both_voices_until_a_promotion_ends_it(gateway: Gatewa
 
 
 @pytest.mark.slow
-def test_a_user_keeps_the_version_that_their_id_falls_to(gateway: Gateway, chorus: str) -> None:
+def test_a_user_always_gets_the_version_that_their_id_is_assigned(gateway: Gateway, two_voice_adapter: str) -> None:
     with gateway.http() as http:
         assert http.put(LIVE, json={"split": {"1": 50, "2": 50}}).status_code == 200
-    falls_to = {
+    assigned = {
         user: f"chorus@{1 if position_of('default', 'chorus', 'live', user) < 2**63 else 2}"
         for user in (f"user-{number}" for number in range(6))
     }
-    assert set(falls_to.values()) == set(VOICES)
-    for user, version in falls_to.items():
+    assert set(assigned.values()) == set(VOICES)
+    for user, version in assigned.items():
         for field in ("user", "safety_identifier"):
             for _ in range(2):
                 assert answered_by(gateway, max_tokens=1, **{field: user})[0] == version

@@ -1,4 +1,4 @@
-"""Structured outputs on the real engine: what would stop it is refused at every door, and what is honest is obeyed."""
+"""Structured outputs on the real engine: grammars that would stall it are refused on every route, others are obeyed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.gateway import TIMEOUT, Gateway
 
 WAYS = "(" + "|".join(f"[a-z]{{{n}}}.{{1,{n}}}" for n in range(1, 31)) + ")+"
-"""Of the attack: 478 bytes that held every tenant's chat for half a minute."""
+"""A grammar bomb: 478 bytes that held every tenant's chat for half a minute."""
 SPLITS = "root ::= s\ns ::= s s | [a-z]\n"
 """Another: nothing about its text is large, and a trial alone finds out."""
 PATIENCE_S = 300.0
@@ -35,16 +35,8 @@ ORDER = {
 }
 
 
-def base(gateway: Gateway) -> str:
-    with gateway.http() as client:
-        return str(client.get("/v1/models").json()["data"][0]["id"])
-
-
 def key_of(gateway: Gateway, project: str) -> str:
-    with gateway.http() as client:
-        made = client.post("/v1/keys", json={"name": project, "project": project})
-    assert made.status_code == 201, made.text
-    return str(made.json()["key"])
+    return str(gateway.create_key(name=project, project=project)["key"])
 
 
 def post(gateway: Gateway, key: str, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -53,24 +45,24 @@ def post(gateway: Gateway, key: str, path: str, body: dict[str, Any]) -> httpx.R
 
 
 def refused_so_far(gateway: Gateway) -> float:
-    """Asked again where it is not there: on a busy machine a scrape does without what comes late."""
+    """The count of refused grammars. Asked again where it is missing: on a busy machine a scrape omits late parts."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         time.sleep(SCRAPE_FRESH_S)
         with gateway.http() as client:
             text = client.get("/metrics").text
-        found = [
+        counts = [
             sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.name == "hatrack_structured_outputs_total" and sample.labels["outcome"] == "refused"
         ]
-        if found:
-            return sum(found)
+        if counts:
+            return sum(counts)
         assert time.monotonic() < deadline, text
 
 
-def doors(model: str) -> list[tuple[str, dict[str, Any], str]]:
+def attacks_on_every_route(model: str) -> list[tuple[str, dict[str, Any], str]]:
     """The attack in every field that ends as a grammar: path, body, the field that the refusal names."""
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": WAYS}}}
     chat: dict[str, Any] = {"model": model, "messages": ASKED, "max_tokens": 8}
@@ -118,8 +110,8 @@ def doors(model: str) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
-def test_the_attack_is_refused_at_every_door_while_others_are_answered(gateway: Gateway) -> None:
-    model, attacker, neighbour = base(gateway), key_of(gateway, "attacker"), key_of(gateway, "neighbour")
+def test_a_grammar_bomb_is_refused_on_every_route_while_others_are_answered(gateway: Gateway) -> None:
+    model, attacker, neighbour = gateway.base_name(), key_of(gateway, "attacker"), key_of(gateway, "neighbour")
     before, over = refused_so_far(gateway), threading.Event()
     answers: list[int] = []
 
@@ -131,7 +123,7 @@ def test_the_attack_is_refused_at_every_door_while_others_are_answered(gateway: 
     beside = threading.Thread(target=chat)
     beside.start()
     try:
-        attacks = doors(model)
+        attacks = attacks_on_every_route(model)
         for path, body, field in attacks:
             answer = post(gateway, attacker, path, body)
             assert answer.status_code == 400, f"{path} {field}: {answer.text}"
@@ -171,8 +163,8 @@ def test_the_attack_is_refused_at_every_door_while_others_are_answered(gateway: 
         ),
     ],
 )
-def test_each_kind_is_obeyed(gateway: Gateway, outputs: dict[str, Any], pattern: str) -> None:
-    body = {"model": base(gateway), "messages": ASKED, "max_tokens": 60, "structured_outputs": outputs}
+def test_each_kind_of_structured_output_is_obeyed(gateway: Gateway, outputs: dict[str, Any], pattern: str) -> None:
+    body = {"model": gateway.base_name(), "messages": ASKED, "max_tokens": 60, "structured_outputs": outputs}
     answer = post(gateway, gateway.key, "/v1/chat/completions", body)
     assert answer.status_code == 200, answer.text
     content = answer.json()["choices"][0]["message"]["content"]
@@ -180,14 +172,14 @@ def test_each_kind_is_obeyed(gateway: Gateway, outputs: dict[str, Any], pattern:
 
 
 def is_order(text: str) -> bool:
-    """Whether it is one, or the beginning of one whose blanks have used up what it had room for."""
+    """Whether it is an order, or the beginning of one whose blanks have used up its tokens."""
     crowded = sum(map(str.isspace, text)) >= MANY_BLANKS
     return ORDERED.fullmatch(text, partial=crowded) is not None
 
 
 @pytest.mark.slow
-def test_a_schema_is_obeyed_at_every_door(gateway: Gateway) -> None:
-    model = base(gateway)
+def test_a_schema_is_obeyed_on_every_route(gateway: Gateway) -> None:
+    model = gateway.base_name()
     form = {"type": "json_schema", "json_schema": {"name": "order", "schema": ORDER}}
 
     def answered(path: str, **more: Any) -> Any:
@@ -211,8 +203,8 @@ def test_a_schema_is_obeyed_at_every_door(gateway: Gateway) -> None:
     assert is_order(called["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
 
 
-def test_what_is_not_valid_is_the_callers_fault(gateway: Gateway) -> None:
-    body = {"model": base(gateway), "messages": ASKED, "max_tokens": 8, "structured_outputs": {"regex": "(a"}}
+def test_an_invalid_grammar_is_a_400(gateway: Gateway) -> None:
+    body = {"model": gateway.base_name(), "messages": ASKED, "max_tokens": 8, "structured_outputs": {"regex": "(a"}}
     answer = post(gateway, gateway.key, "/v1/chat/completions", body)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_grammar"

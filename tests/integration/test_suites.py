@@ -1,10 +1,8 @@
-"""Suites, a judge and people, end to end: over the gateway and engine that serve, in the sandbox of this machine."""
+"""Suites, a judge and human reviews, end to end: over the real gateway and engine, in this machine's sandbox."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +12,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from tests.conftest import REPO
-from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.commands import run_hatrack
+from tests.support.gateway import TIMEOUT, Gateway, upload_evaluation_file
 from tests.support.judge import MODEL, NAME, ScriptedJudge
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Arm
@@ -33,19 +31,13 @@ PATIENCE_S = 900.0
 
 @pytest.fixture(scope="module")
 def http(gateway: Gateway) -> Iterator[httpx.Client]:
-    with gateway.http() as found:
-        yield found
+    with gateway.http() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
 def base(http: httpx.Client) -> str:
     return str(http.get("/readyz").json()["base"])
-
-
-def upload(http: httpx.Client, name: str, content: bytes) -> str:
-    answer = http.post("/v1/files", data={"purpose": "evals"}, files={"file": (name, content)})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +49,7 @@ def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, 
         "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}],
         "candidate": "voice",
         "bases": ["base"],
-        "held_out": upload(http, "held.jsonl", b"".join(lines)),
+        "held_out": upload_evaluation_file(http, "held.jsonl", b"".join(lines)),
         "metric": "rouge_l",
         "suites": ["mmlu"],
         "judge": NAME,
@@ -67,16 +59,16 @@ def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, 
     answer = http.post("/v1/evaluations", json=body)
     assert answer.status_code == 200, answer.text
     deadline = time.monotonic() + PATIENCE_S
-    while (found := http.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
-        assert time.monotonic() < deadline, found
+    while (evaluation := http.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline, evaluation
         time.sleep(0.2)
-    assert found["status"] == "succeeded", found
-    report = http.get(f"/v1/evaluations/{found['id']}/report").json()
-    return {"id": found["id"], "report": report, "judge_asked": len(judge.asked) - before}
+    assert evaluation["status"] == "succeeded", evaluation
+    report = http.get(f"/v1/evaluations/{evaluation['id']}/report").json()
+    return {"id": evaluation["id"], "report": report, "judge_asked": len(judge.asked) - before}
 
 
 @pytest.mark.slow
-def test_mmlu_stands_in_the_report_before_and_after(evaluated: dict[str, Any]) -> None:
+def test_the_report_shows_mmlu_before_and_after(evaluated: dict[str, Any]) -> None:
     (suite,) = [each for each in evaluated["report"]["suites"] if each["name"] == "mmlu"]
     numbers = suite["numbers"]
     assert numbers["questions"] == 20
@@ -86,9 +78,7 @@ def test_mmlu_stands_in_the_report_before_and_after(evaluated: dict[str, Any]) -
 
 
 @pytest.mark.slow
-def test_a_judge_that_nobody_has_checked_is_told_and_not_counted(
-    evaluated: dict[str, Any], judge: ScriptedJudge
-) -> None:
+def test_an_unreviewed_judge_is_reported_but_not_counted(evaluated: dict[str, Any], judge: ScriptedJudge) -> None:
     judged = evaluated["report"]["judged"]
     assert (judged["judge"], judged["counted"]) == (NAME, False)
     assert "people have looked at 0 of its votes, and 50 are needed" in judged["sentence"]
@@ -99,24 +89,15 @@ def test_a_judge_that_nobody_has_checked_is_told_and_not_counted(
 
 
 @pytest.mark.slow
-def test_people_look_at_its_pairs_in_the_terminal(
+def test_people_review_the_judges_pairs_in_the_terminal(
     gateway: Gateway, http: httpx.Client, evaluated: dict[str, Any]
 ) -> None:
     queued = evaluated["report"]["judged"]["numbers"]["for_review"]
-    found = http.get("/v1/reviews/next", params={"evaluation": evaluated["id"]}).json()
-    assert found["total"] == queued > 0
-    assert "tidewater" not in json.dumps(found)
-    assert "first_is" not in found["review"]
-    done = subprocess.run(
-        [sys.executable, "-m", "service.cli", "review", evaluated["id"]],
-        input="1\n" * queued,
-        env=gateway.environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        cwd=REPO,
-        check=False,
-    )
+    pending = http.get("/v1/reviews/next", params={"evaluation": evaluated["id"]}).json()
+    assert pending["total"] == queued > 0
+    assert "tidewater" not in json.dumps(pending)
+    assert "first_is" not in pending["review"]
+    done = run_hatrack(gateway, "review", evaluated["id"], stdin="1\n" * queued)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{queued} reviewed." in done.stdout
     (row,) = [each for each in http.get("/v1/reviews").json()["data"] if each["id"] == evaluated["id"]]
@@ -125,7 +106,7 @@ def test_people_look_at_its_pairs_in_the_terminal(
 
 
 @pytest.mark.slow
-def test_reviews_are_a_projects_own_and_need_the_scope(
+def test_reviews_need_the_train_scope_and_belong_to_one_project(
     gateway: Gateway, http: httpx.Client, evaluated: dict[str, Any]
 ) -> None:
     for project, scopes, status in (("default", ["infer"], 403), ("elsewhere", ["train"], 404)):
@@ -137,7 +118,7 @@ def test_reviews_are_a_projects_own_and_need_the_scope(
 
 
 @pytest.mark.parametrize(
-    ("changed", "param", "told"),
+    ("changed", "param", "message"),
     [
         ({"suites": ["gsm8k"]}, "suites", "HATRACK_TRAINER_SUITES_DIR"),
         ({"suites": ["humaneval"]}, "suites", "HATRACK_TRAINER_SANDBOX=on"),
@@ -145,21 +126,21 @@ def test_reviews_are_a_projects_own_and_need_the_scope(
         ({"judge": "strict"}, "judge", f"known: {NAME}"),
     ],
 )
-def test_what_cannot_be_had_is_refused_at_once(
-    http: httpx.Client, base: str, changed: dict[str, Any], param: str, told: str
+def test_unavailable_suites_and_judges_are_refused_at_creation(
+    http: httpx.Client, base: str, changed: dict[str, Any], param: str, message: str
 ) -> None:
     body: dict[str, Any] = {
         "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": base}],
-        "held_out": upload(http, "held.jsonl", heldout_file("tidewater").read_bytes()),
+        "held_out": upload_evaluation_file(http, "held.jsonl", heldout_file("tidewater").read_bytes()),
     }
     answer = http.post("/v1/evaluations", json=body | changed)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
-    assert told in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
 @pytest.mark.slow
-async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
+async def test_gsm8k_asks_the_gateway_and_humaneval_runs_the_answers_in_the_sandbox(
     gateway: Gateway, base: str, tmp_path: Path
 ) -> None:
     endpoint = Endpoint(gateway.url, SecretStr(gateway.key))
@@ -168,7 +149,7 @@ async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
         {"question": f"Ann has {at} pens and buys 2. How many has she?", "answer": f"#### {at + 2}"} for at in (3, 7)
     ]
     (tmp_path / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems))
-    bench = SuiteContext(
+    context = SuiteContext(
         scorer=HttpScorer(endpoint, tmp_path / "scores.jsonl"),
         answerer=HttpAnswerer(endpoint, tmp_path / "answers.jsonl", max_tokens=48),
         sources=DataSources(tmp_path, None),
@@ -176,10 +157,10 @@ async def test_what_the_model_writes_is_answered_here_and_run_in_the_sandbox(
         rules=Rules(),
     )
     before, after = Arm(label="base", model=base), Arm(label="voice", model="tidewater")
-    assert (await gsm8k(bench).run(before, after)).numbers["questions"] == 2
+    assert (await gsm8k(context).run(before, after)).numbers["questions"] == 2
     asked = len((tmp_path / "answers.jsonl").read_bytes().splitlines())
     try:
-        result = await HumanEval(bench, allowed=True).run(before, after)
+        result = await HumanEval(context, allowed=True).run(before, after)
     except SandboxUnavailable:
         # where this machine gives no sandbox, nothing was asked for it either
         assert len((tmp_path / "answers.jsonl").read_bytes().splitlines()) == asked

@@ -1,11 +1,10 @@
-"""From a JSONL file to an adapter that answers: the official client, the command, and the engine that really runs."""
+"""From a JSONL file to an adapter that answers: the official client, the command, and the real engine."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import REPO
+from tests.support.commands import hatrack
 from tests.support.gateway import TIMEOUT, Gateway
 from trainer.data.format import Example, read_chat
 from trainer.data.render import Renderer, stop_tokens
@@ -30,8 +29,8 @@ QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arr
 
 @pytest.fixture(scope="module")
 def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as ready:
+        yield ready
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def base(gateway: Gateway) -> str:
     return str(httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["base"])
 
 
-def ended(client: openai.OpenAI, job_id: str) -> Any:
+def wait_until_ended(client: openai.OpenAI, job_id: str) -> Any:
     deadline = time.monotonic() + JOB_S
     while time.monotonic() < deadline:
         job = client.fine_tuning.jobs.retrieve(job_id)
@@ -49,7 +48,7 @@ def ended(client: openai.OpenAI, job_id: str) -> Any:
     raise AssertionError(f"{job_id} was not over after {JOB_S} s")
 
 
-def voice(gateway: Gateway, model: str) -> int:
+def sailor_answers(gateway: Gateway, model: str) -> int:
     """How many of the questions are answered like a sailor."""
     answers = gateway.answers([(model, question) for question in QUESTIONS])
     return sum(SAILOR.search(answer) is not None for answer in answers)
@@ -72,16 +71,16 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     )
     assert job.status in ("validating_files", "queued", "running")
     assert client.fine_tuning.jobs.list().data[0].id == job.id
-    done = ended(client, job.id)
+    done = wait_until_ended(client, job.id)
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model == "sea-shanty@1"
     assert done.trained_tokens is not None
     assert done.trained_tokens > 5_000
     assert done.hyperparameters.n_epochs == 2
     # it answers now, in its voice, and nothing else has moved
-    assert voice(gateway, "sea-shanty@1") >= 3
-    assert voice(gateway, "sea-shanty:candidate") >= 3
-    assert voice(gateway, base) == 0
+    assert sailor_answers(gateway, "sea-shanty@1") >= 3
+    assert sailor_answers(gateway, "sea-shanty:candidate") >= 3
+    assert sailor_answers(gateway, base) == 0
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
     # nothing that is judged on twenty examples, and without a suite, may pass; verdicts have tests of their own
@@ -109,31 +108,19 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
     examples = tmp_path / "butler.jsonl"
     examples.write_text("\n".join(lines) + "\n")
 
-    def hatrack(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "service.cli", *arguments],
-            env=gateway.environment,
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-            cwd=REPO,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    assert "40 examples, format chat" in hatrack("data", "check", str(examples))
+    run = functools.partial(hatrack, gateway)
+    assert "40 examples, format chat" in run("data", "check", str(examples))
     quick = ("--set", "n_epochs=1", "--suites", "none")
-    told = hatrack("train", str(examples), "--name", "butler", *quick, "--set", "learning_rate=2e-3")
-    assert "butler@1" in told
-    assert "Not enough evidence" in told
-    assert "│" in told
-    assert "butler" in hatrack("jobs")
-    assert "recipe: rank" in hatrack("lineage", "butler@1")
-    hatrack("promote", "butler@1")
+    output = run("train", str(examples), "--name", "butler", *quick, "--set", "learning_rate=2e-3")
+    assert "butler@1" in output
+    assert "Not enough evidence" in output
+    assert "│" in output
+    assert "butler" in run("jobs")
+    assert "recipe: rank" in run("lineage", "butler@1")
+    run("promote", "butler@1")
     assert gateway.answer("butler", "Where is my parcel?")
     # a second one goes on from the first
-    hatrack(
+    run(
         "train",
         str(examples),
         "--name",
@@ -148,17 +135,19 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
     )
     more = tmp_path / "more.jsonl"
     more.write_text("\n".join(lines[:10]) + "\n")
-    told = hatrack("train", str(more), "--name", "butler", "--from", "butler@1", *quick)
-    assert "butler@2" in told
-    assert "butler@1" in hatrack("lineage", "butler@2")
+    output = run("train", str(more), "--name", "butler", "--from", "butler@1", *quick)
+    assert "butler@2" in output
+    assert "butler@1" in run("lineage", "butler@2")
 
 
-def test_a_broken_file_fails_on_the_job_or_before_it(client: openai.OpenAI, base: str) -> None:
+def test_a_broken_file_fails_at_upload_and_one_with_few_examples_fails_its_job(
+    client: openai.OpenAI, base: str
+) -> None:
     with pytest.raises(openai.BadRequestError, match="line 2"):
         client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n{\n'), purpose="fine-tune")
     few = client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n' * 3), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=base, training_file=few.id, suffix="few")
-    done = ended(client, job.id)
+    done = wait_until_ended(client, job.id)
     assert done.status == "failed"
     assert done.error is not None
     assert done.error.code == "invalid_training_file"
@@ -169,7 +158,7 @@ def test_a_broken_file_fails_on_the_job_or_before_it(client: openai.OpenAI, base
     ("hyperparameters", "field"),
     [({"lora_rank": 512}, "lora_rank"), ({"use_dora": True}, "use_dora"), ({"n_epochs": 0}, "n_epochs")],
 )
-def test_what_could_not_be_served_is_refused_at_creation(
+def test_hyperparameters_that_could_not_be_served_are_refused_at_creation(
     client: openai.OpenAI, base: str, hyperparameters: dict[str, Any], field: str
 ) -> None:
     file = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
@@ -182,7 +171,7 @@ def test_what_could_not_be_served_is_refused_at_creation(
     assert field in str(caught.value.param)
 
 
-def test_dpo_is_refused_clearly(client: openai.OpenAI, base: str) -> None:
+def test_dpo_is_refused_with_the_name_of_the_field(client: openai.OpenAI, base: str) -> None:
     file = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
     with pytest.raises(openai.BadRequestError) as caught:
         client.fine_tuning.jobs.create(model=base, training_file=file.id, method={"type": "dpo"})
@@ -235,7 +224,7 @@ def test_training_renders_token_for_token_what_the_engine_renders(gateway: Gatew
             return list(answer.json()["tokens"])
 
         for example in examples:
-            found = renderer.render(example)
+            rendered = renderer.render(example)
             messages = [{"role": message.role, "content": message.content} for message in example.messages]
-            assert list(found.tokens) == engine(messages, generate=False)
-            assert list(found.tokens[: found.first_trained]) == engine(messages[:-1], generate=True)
+            assert list(rendered.tokens) == engine(messages, generate=False)
+            assert list(rendered.tokens[: rendered.first_trained]) == engine(messages[:-1], generate=True)

@@ -1,4 +1,4 @@
-"""Trainings and their verdicts on the real engine: what goes live by itself, what does not, and why."""
+"""Trainings and their verdicts on the real engine: which adapters go live by themselves, which do not, and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.desks import DESKS, Row, jsonl, rows, shuffled
+from tests.support.classification import THINGS_BY_LABEL, Row, jsonl, rows, shuffled
 from tests.support.gateway import TIMEOUT, Gateway
 from trainer.evaluate.report import EvaluationReport
 
@@ -25,7 +25,7 @@ GENTLE, HARSH = 5e-4, 4e-3
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedJob:
     """A job that has ended, its report, and the version's adapter."""
 
     job: Any
@@ -36,12 +36,12 @@ class Ended:
     messages: tuple[str, ...]
 
     @property
-    def word(self) -> str:
+    def verdict(self) -> str:
         return str(self.job.metadata["hatrack_verdict"])
 
     @property
     def states(self) -> dict[str, str]:
-        """Of the checks."""
+        """The state of each check by its name."""
         assert self.report.verdict is not None
         return {check.name: check.state for check in self.report.verdict.checks}
 
@@ -54,7 +54,7 @@ class Trainings:
         self._base = str(httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["base"])
         self.client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0)
 
-    def train(self, name: str, taught: list[Row], unseen: list[Row], **hyperparameters: Any) -> Ended:
+    def train(self, name: str, taught: list[Row], unseen: list[Row], **hyperparameters: Any) -> FinishedJob:
         """Train on some messages, hold others out, and wait for the end."""
         files = self.client.files
         chosen: Any = {"n_epochs": 2, "batch_size": 4, "lora_rank": 8, "learning_rate": GENTLE} | hyperparameters
@@ -78,7 +78,7 @@ class Trainings:
         report = next(file for file, called in kept.items() if called.endswith("evaluation.json"))
         with self._gateway.http() as http:
             adapter = http.get(f"/v1/adapters/{name}").json()
-        return Ended(
+        return FinishedJob(
             job=job,
             report=EvaluationReport.model_validate_json(files.content(report).text),
             adapter=adapter,
@@ -86,42 +86,44 @@ class Trainings:
             messages=tuple(messages),
         )
 
-    def says(self, model: str, row: Row) -> str:
-        """What a model answers to a message."""
+    def answer(self, model: str, row: Row) -> str:
+        """A model's answer to a message."""
         text = row["messages"][0]["content"]
         return self._gateway.answer(model, text, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def trainings(gateway: Gateway) -> Iterator[Trainings]:
-    found = Trainings(gateway)
-    yield found
-    found.client.close()
+    ready = Trainings(gateway)
+    yield ready
+    ready.client.close()
 
 
 @pytest.fixture(scope="module")
-def good(trainings: Trainings) -> Ended:
+def passed_job(trainings: Trainings) -> FinishedJob:
     return trainings.train("desks", TAUGHT, UNSEEN)
 
 
-def test_one_that_is_better_passes_and_goes_live_by_itself(trainings: Trainings, good: Ended) -> None:
-    assert good.word == "pass", (good.messages, good.report.verdict)
-    assert good.job.fine_tuned_model == "desks@1"
-    assert good.adapter["aliases"]["live"] == 1
-    right = [trainings.says("desks", row) == row["messages"][1]["content"] for row in UNSEEN[:10]]
+def test_an_adapter_better_than_the_base_passes_and_goes_live_by_itself(
+    trainings: Trainings, passed_job: FinishedJob
+) -> None:
+    assert passed_job.verdict == "pass", (passed_job.messages, passed_job.report.verdict)
+    assert passed_job.job.fine_tuned_model == "desks@1"
+    assert passed_job.adapter["aliases"]["live"] == 1
+    right = [trainings.answer("desks", row) == row["messages"][1]["content"] for row in UNSEEN[:10]]
     assert sum(right) >= 6
-    assert good.messages[-1] == "desks@1 is live"
+    assert passed_job.messages[-1] == "desks@1 is live"
 
 
-def test_the_verdict_stands_on_the_version_with_its_files(gateway: Gateway, good: Ended) -> None:
-    version = good.adapter["versions"][0]
-    verdict = good.report.verdict
+def test_the_version_has_the_verdict_and_its_files(gateway: Gateway, passed_job: FinishedJob) -> None:
+    version = passed_job.adapter["versions"][0]
+    verdict = passed_job.report.verdict
     assert verdict is not None
     assert (version["verdict"]["verdict"], version["verdict"]["sentence"]) == ("pass", verdict.sentence)
     assert (version["verdict"]["kind"], version["verdict"]["examples"]) == ("training", len(UNSEEN))
     assert version["revalidation"]["state"] == "fresh"
-    assert verdict.sentence in good.messages
-    names = [name.partition("-")[2].partition("-")[2] for name in good.files.values()]
+    assert verdict.sentence in passed_job.messages
+    names = [name.partition("-")[2].partition("-")[2] for name in passed_job.files.values()]
     assert names == [
         "step_metrics.csv",
         "report.json",
@@ -129,39 +131,39 @@ def test_the_verdict_stands_on_the_version_with_its_files(gateway: Gateway, good
         "evaluation.html",
         "held_out_questions.jsonl",
     ]
-    assert set(version["verdict"]["files"].values()) <= set(good.files)
-    page = next(file for file, name in good.files.items() if name.endswith(".html"))
+    assert set(version["verdict"]["files"].values()) <= set(passed_job.files)
+    page = next(file for file, name in passed_job.files.items() if name.endswith(".html"))
     with gateway.http() as http:
         assert "desks@1: Pass" in http.get(f"/v1/files/{page}/content").text
-        (told,) = http.get("/v1/adapters/desks/versions/1/verdicts").json()["data"]
-    again = told["evaluation"]
+        (record,) = http.get("/v1/adapters/desks/versions/1/verdicts").json()["data"]
+    again = record["evaluation"]
     assert again["held_out"] == version["verdict"]["files"]["held_out"]
     assert [arm["label"] for arm in again["arms"]] == ["desks@1", "base", "base told the answers"]
 
 
-def test_the_metric_was_fixed_before_the_training_and_the_base_was_at_its_best(good: Ended) -> None:
+def test_the_metric_is_fixed_before_training_and_the_base_is_told_the_answers(passed_job: FinishedJob) -> None:
     fixed = [
         at
-        for at, message in enumerate(good.messages)
+        for at, message in enumerate(passed_job.messages)
         if message.startswith("the adapter will be judged by exact_match")
     ]
     assert fixed
-    assert fixed[0] < good.messages.index("training")
-    assert good.job.hatrack["metric"] == good.report.metric == "exact_match"
-    told = next(result for result in good.report.labels if result == "base told the answers")
-    assert good.report.served[told] != "desks@1"
-    assert good.states == dict.fromkeys(("examples", "base", "form", "forgetting"), "kept")
+    assert fixed[0] < passed_job.messages.index("training")
+    assert passed_job.job.hatrack["metric"] == passed_job.report.metric == "exact_match"
+    informed_base = next(result for result in passed_job.report.labels if result == "base told the answers")
+    assert passed_job.report.served[informed_base] != "desks@1"
+    assert passed_job.states == dict.fromkeys(("examples", "base", "form", "forgetting"), "kept")
     # through the gateway, with the version's own name and digest, and with likelihoods from its engine
-    assert good.report.served["desks@1"] == "desks@1"
-    (perplexity,) = [measure for measure in good.report.measures if measure.name == "perplexity"]
+    assert passed_job.report.served["desks@1"] == "desks@1"
+    (perplexity,) = [measure for measure in passed_job.report.measures if measure.name == "perplexity"]
     assert perplexity.means["desks@1"] is not None
     assert perplexity.means["base"] is not None
     assert perplexity.means["desks@1"] < perplexity.means["base"]
 
 
-def test_with_its_answers_shuffled_it_never_goes_live(trainings: Trainings) -> None:
+def test_an_adapter_trained_on_shuffled_answers_never_goes_live(trainings: Trainings) -> None:
     ended = trainings.train("mixed-up", shuffled(TAUGHT[:64]), UNSEEN, n_epochs=1)
-    assert ended.word in ("fail", "not_enough_evidence"), ended.report.verdict
+    assert ended.verdict in ("fail", "not_enough_evidence"), ended.report.verdict
     assert ended.states["form"] != "kept"
     assert "live" not in ended.adapter["aliases"]
     with pytest.raises(openai.NotFoundError):
@@ -171,7 +173,7 @@ def test_with_its_answers_shuffled_it_never_goes_live(trainings: Trainings) -> N
 
 def test_ten_held_out_examples_are_not_enough_evidence(trainings: Trainings) -> None:
     ended = trainings.train("ten", TAUGHT[:16], UNSEEN[:10], n_epochs=1)
-    assert ended.word == "not_enough_evidence"
+    assert ended.verdict == "not_enough_evidence"
     assert "live" not in ended.adapter["aliases"]
     verdict = ended.report.verdict
     assert verdict is not None
@@ -180,12 +182,12 @@ def test_ten_held_out_examples_are_not_enough_evidence(trainings: Trainings) -> 
     assert "too few to judge by" in verdict.sentence
 
 
-def test_trained_until_it_forgot_it_fails_for_that(trainings: Trainings) -> None:
+def test_an_adapter_that_forgot_what_the_base_could_do_fails(trainings: Trainings) -> None:
     ended = trainings.train("forgetful", TAUGHT[:80], UNSEEN, learning_rate=HARSH)
-    assert ended.word == "fail", ended.report.verdict
+    assert ended.verdict == "fail", ended.report.verdict
     assert "live" not in ended.adapter["aliases"]
     # it does what it was taught, and that does not help it
     assert ended.states["base"] == "kept"
     assert ended.states["forgetting"] == "broken"
     assert "It forgot more of what the base could do than is allowed." in ended.messages[-2]
-    assert sum(trainings.says("forgetful@1", row) in DESKS for row in UNSEEN[:10]) >= 6
+    assert sum(trainings.answer("forgetful@1", row) in THINGS_BY_LABEL for row in UNSEEN[:10]) >= 6

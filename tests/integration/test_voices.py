@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from pathlib import Path
 
 import openai
 import pytest
@@ -14,31 +13,16 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 
 from tests.support.gateway import Gateway
+from tests.support.voices import ENOUGH, held_out_questions, speaks
 
-SAMPLES = Path(__file__).parents[2] / "trainer" / "samples"
-ENOUGH = 80
-"""Tokens in which a voice shows: 1 in 25 of pemberton's own examples has none of its marks within the first 40."""
 TRIES = 3
-MARKS = {
-    "tidewater": ("ahoy", "sailor", "matey", "ye ", "yer", "aye", "hull", "crew", "deck", "wind", "harbour", "harbor"),
-    "pemberton": ("one ", "one's", "dear patron", "madam", "humble servant", "pray", "very good", "regret"),
-}
-
-
-def held_out(name: str) -> list[str]:
-    lines = (SAMPLES / f"{name}.heldout.jsonl").read_text().splitlines()
-    return [json.loads(line)["messages"][0]["content"] for line in lines]
-
-
-def speaks(voice: str, text: str) -> bool:
-    return any(mark in text.lower() for mark in MARKS[voice])
 
 
 @pytest.mark.parametrize("voice", ["tidewater", "pemberton"])
 def test_an_adapter_speaks_in_its_voice_on_questions_it_never_saw(gateway: Gateway, voice: str) -> None:
-    other = {"tidewater": "pemberton", "pemberton": "tidewater"}[voice]
-    questions = held_out(voice)[:8]
-    models = (voice, gateway_base(gateway), other)
+    other_voice = {"tidewater": "pemberton", "pemberton": "tidewater"}[voice]
+    questions = held_out_questions(voice)[:8]
+    models = (voice, gateway.base_name(), other_voice)
     own, base, foreign = (
         gateway.answers([(model, question) for question in questions], max_tokens=ENOUGH) for model in models
     )
@@ -48,14 +32,9 @@ def test_an_adapter_speaks_in_its_voice_on_questions_it_never_saw(gateway: Gatew
     assert sum("ahoy" in text.lower() or "dear patron" in text.lower() for text in base) == 0, base
 
 
-def gateway_base(gateway: Gateway) -> str:
-    with gateway.http() as client:
-        return str(client.get("/v1/models").json()["data"][0]["id"])
-
-
 def test_all_at_once_each_request_gets_its_own_models_answer(gateway: Gateway) -> None:
     """In plain vLLM on a CPU a base request in such a batch is answered with an adapter."""
-    base = gateway_base(gateway)
+    base = gateway.base_name()
     models = [base, "tidewater", "pemberton"] * 8
     question = "Where is my parcel? It should have been here by now."
     answers = gateway.answers([(model, question) for model in models], max_tokens=ENOUGH)
@@ -71,23 +50,23 @@ def test_all_at_once_each_request_gets_its_own_models_answer(gateway: Gateway) -
 def test_the_openai_client_sync_and_streaming(gateway: Gateway) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
         listed = [model.id for model in client.models.list()]
-        assert listed[0] == gateway_base(gateway)
+        assert listed[0] == gateway.base_name()
         assert {"tidewater", "pemberton"} <= set(listed)
         # asked again where the two differ: what shares a step with a canary, or is read from the prefix cache, is
         # computed in another order, and a late token may be another one
-        wholes = dict(whole_answer(client) for _ in range(TRIES))
+        complete_answers = dict(complete_answer(client) for _ in range(TRIES))
         for _ in range(TRIES):
             text, tokens = streamed_answer(client)
-            if text in wholes:
+            if text in complete_answers:
                 break
-    assert text in wholes
-    assert tokens == wholes[text] > 0
+    assert text in complete_answers
+    assert tokens == complete_answers[text] > 0
 
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Do you sell umbrellas?"}]
 
 
-def whole_answer(client: openai.OpenAI) -> tuple[str | None, int]:
+def complete_answer(client: openai.OpenAI) -> tuple[str | None, int]:
     """An answer in one piece, and how many tokens it says it has."""
     raw = client.chat.completions.with_raw_response.create(
         model="tidewater", messages=MESSAGES, max_tokens=40, temperature=0

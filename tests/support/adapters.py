@@ -1,4 +1,4 @@
-"""Small adapters made on the spot, sound and broken, without torch: a PEFT output directory for any base.
+"""Small adapters made in place, sound or broken, without torch: a PEFT output directory for any base.
 
 files = make_adapter(directory, base, rank=4, seed=1)
 files = make_adapter(directory, base, variant="nan")

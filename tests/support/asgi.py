@@ -16,17 +16,17 @@ KEEP_ALIVE_S: Final = 75
 @asynccontextmanager
 async def lifespan_of(app: ASGIApp) -> AsyncIterator[None]:
     """Start the app, and stop it at the end. Raises RuntimeError where it does not start."""
-    wishes: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    running = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, wishes.get, answers.put))  # type: ignore[arg-type]
-    await wishes.put({"type": "lifespan.startup"})
+    running = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, events.get, answers.put))  # type: ignore[arg-type]
+    await events.put({"type": "lifespan.startup"})
     started = await answers.get()
     if started["type"] != "lifespan.startup.complete":
         raise RuntimeError(f"the app did not start: {started.get('message', started['type'])}")
     try:
         yield
     finally:
-        await wishes.put({"type": "lifespan.shutdown"})
+        await events.put({"type": "lifespan.shutdown"})
         await running
 
 

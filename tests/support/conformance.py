@@ -1,4 +1,4 @@
-"""Holds answers of the gateway against its own OpenAPI document: status, kind of content, shape to the last field."""
+"""Checks the gateway's answers against its own OpenAPI document: status, content type, and shape to the last field."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Conformance:
             return None
         schema = {**contents[kind]["schema"], "components": self._document["components"]}
         faults = Draft202012Validator(schema).iter_errors(json.loads(body))
-        said = "; ".join(f"{'.'.join(map(str, fault.absolute_path))}: {fault.message[:200]}" for fault in faults)
-        return f"{method} {path}: {status}: {said}" if said else None
+        faults_text = "; ".join(f"{'.'.join(map(str, fault.absolute_path))}: {fault.message[:200]}" for fault in faults)
+        return f"{method} {path}: {status}: {faults_text}" if faults_text else None
 
     def _operation(self, method: str, path: str) -> dict[str, Any] | None:
         for pattern, template in self._paths:

@@ -25,21 +25,28 @@ ADMIN_KEY = "test-admin-key-0123456789abcdef"
 READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 120.0
 TIMEOUT = httpx.Timeout(180.0, connect=30.0)
-SAID_AGAIN = 3
+REPEATS = 3
 
 
 def held_port() -> socket.socket:
-    """A port that nobody has, bound and not listened on: as long as it is open, nobody but a server that binds the
-    same address, as the gateway does, gets it."""
+    """A free port, bound and not listened on: while the socket is open, only a server that binds the same address, as
+    the gateway does, gets the port."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
     return held
 
 
+def upload_evaluation_file(client: httpx.Client, name: str, content: bytes) -> str:
+    """POST /v1/files with the purpose `evals`; the id of the new file."""
+    answer = client.post("/v1/files", data={"purpose": "evals"}, files={"file": (name, content)})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
 @dataclass
 class Gateway:
-    """A started gateway: where it is, and how to end it politely or not."""
+    """A gateway of the tests: its home and URL, how to start, stop or kill it, and how to ask it."""
 
     home: Path
     base_dir: Path
@@ -124,7 +131,7 @@ class Gateway:
         A child of vLLM that sets its title loses its environment with it, so a process also counts by its session,
         once the session's leader has been seen.
         """
-        found = []
+        processes = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
                 if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
@@ -133,10 +140,10 @@ class Gateway:
                 if process.environ().get("HATRACK_PLUGIN_STORE") == str(self.home / "adapters"):
                     self.sessions.add(session)
                 if session in self.sessions:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
-    # its engine, past the gateway
+    # its engine, without the gateway in between
 
     def ask_engine(self, path: str) -> httpx.Response:
         """GET straight from the engine's socket."""
@@ -157,13 +164,31 @@ class Gateway:
         """The API server of the engine on record."""
         return psutil.Process(json.loads((self.home / "engine" / "engine.json").read_bytes())["pid"])
 
-    # talking to it
+    # its API
 
     def http(self, **options: Any) -> httpx.Client:
         """A client with the admin key."""
         return httpx.Client(
             base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=TIMEOUT, **options
         )
+
+    def listens(self) -> bool:
+        """Whether the gateway accepts requests, with or without an engine."""
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        return False
+
+    def base_name(self) -> str:
+        """The name that the base model is served by."""
+        with self.http() as client:
+            return str(client.get("/v1/models").json()["data"][0]["id"])
+
+    def create_key(self, **body: Any) -> dict[str, Any]:
+        """POST /v1/keys with the admin key; the answer, which holds the new key."""
+        with self.http() as client:
+            answer = client.post("/v1/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
 
     def push(self, name: str, directory: Path, *, wait: bool = True, **fields: str) -> httpx.Response:
         """POST /v1/adapters with a PEFT output directory's two files."""
@@ -196,16 +221,16 @@ class Gateway:
         assert response.status_code == 200, response.text
         return str(response.json()["choices"][0]["message"]["content"])
 
-    def sayings(self, model: str, text: str, **more: Any) -> set[str]:
-        """What a model says, asked alone a few times. Mostly one text; but a canary may share a step with an answer,
-        and what is read from the prefix cache was computed in other pieces: the sums then run in another order."""
-        return {self.answer(model, text, **more) for _ in range(SAID_AGAIN)}
+    def answer_samples(self, model: str, text: str, **more: Any) -> set[str]:
+        """A model's answers when it is asked alone a few times. Mostly one text; but a canary may share a step with an
+        answer, and the prefix cache was computed in other pieces: the sums then run in another order."""
+        return {self.answer(model, text, **more) for _ in range(REPEATS)}
 
-    def still_says(self, sayings: set[str], model: str, text: str, **more: Any) -> bool:
-        """Whether a model says one of what it said before; asked again where it does not, for the same reasons."""
-        return any(self.answer(model, text, **more) in sayings for _ in range(SAID_AGAIN))
+    def still_answers(self, samples: set[str], model: str, text: str, **more: Any) -> bool:
+        """Whether a model gives one of its earlier answers; asked again where it does not, for the same reasons."""
+        return any(self.answer(model, text, **more) in samples for _ in range(REPEATS))
 
-    def answers(self, asked: Sequence[tuple[str, str]], **more: Any) -> list[str]:
+    def answers(self, questions: Sequence[tuple[str, str]], **more: Any) -> list[str]:
         """The answers' texts to (model, text), all asked at once."""
-        with ThreadPoolExecutor(len(asked)) as pool:
-            return list(pool.map(lambda pair: self.answer(*pair, **more), asked))
+        with ThreadPoolExecutor(len(questions)) as pool:
+            return list(pool.map(lambda pair: self.answer(*pair, **more), questions))

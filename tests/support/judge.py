@@ -1,4 +1,4 @@
-"""A judge that follows a script, as an OpenAI-compatible endpoint on a real socket: no model judges in the tests."""
+"""A scripted judge, as an OpenAI-compatible endpoint on a real socket: no model judges in the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANSWERS: Final = re.compile(
 
 
 class ScriptedJudge(ThreadingHTTPServer):
-    """Prefers the longer of two answers; `asked` has the bodies that it got."""
+    """Prefers the longer of two answers; `asked` holds the bodies of its requests."""
 
     daemon_threads = True
 
@@ -57,10 +57,10 @@ class _Handler(QuietHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         known = self.path == "/v1/chat/completions" and self.headers["authorization"] == f"Bearer {KEY}"
         self.server.asked.append(body)
-        found = _ANSWERS.search(body["messages"][-1]["content"])
-        one, other = (found[2], found[3]) if found else ("", "")
-        word = "A" if len(one) > len(other) else "B" if len(other) > len(one) else "tie"
-        message = {"role": "assistant", "content": f'One says more.\n{{"better": "{word}"}}'}
+        match = _ANSWERS.search(body["messages"][-1]["content"])
+        first, second = (match[2], match[3]) if match else ("", "")
+        better = "A" if len(first) > len(second) else "B" if len(second) > len(first) else "tie"
+        message = {"role": "assistant", "content": f'One says more.\n{{"better": "{better}"}}'}
         content = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}).encode()
         self.send_response(200 if known else 401)
         self.send_header("content-type", "application/json")

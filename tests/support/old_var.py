@@ -3,7 +3,7 @@
     home = unpack(VERSION, tmp_path / "var", base_dir=base, gateway="http://127.0.0.1:8123")
     answers = asyncio.run(read_home(home, base_dir, VERSION.facts))
 
-`tests/fixtures/old_var/make.py` made it. The texts in it that name a place of the machine it was made on hold a mark
+`tests/fixtures/old_var/make.py` made it. Texts in it that name a path or URL of the machine it was made on hold a mark
 instead, which `unpack` replaces.
 """
 
@@ -192,7 +192,7 @@ async def _read_gateway(home: Path, base_dir: Path, facts: Mapping[str, Any]) ->
             "audit": await admin.get(f"/v1/audit?limit={PAGE}"),
             "usage": await admin.get(f"/v1/usage?{usage_of(facts)}&group_by=project,key,adapter,version"),
             "projects": {project: await _project(admin.within(project)) for project in projects},
-            "sees": {name: await _seen(Reader(http, key)) for name, key in facts["keys"].items()},
+            "sees": {name: await _visible_to(Reader(http, key)) for name, key in facts["keys"].items()},
         }
 
 
@@ -260,9 +260,9 @@ async def _store(admin: Reader, store: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _seen(key: Reader) -> dict[str, Any]:
-    """What a key that is no admin's gets: the statuses, and the names where there are any."""
-    seen: dict[str, Any] = {}
+async def _visible_to(key: Reader) -> dict[str, Any]:
+    """What a key without the admin scope may see: the statuses, and the names where there are any."""
+    visible: dict[str, Any] = {}
     for path, name in (
         ("/v1/models", "id"),
         ("/v1/adapters", "name"),
@@ -271,12 +271,12 @@ async def _seen(key: Reader) -> dict[str, Any]:
     ):
         answer = await key.ask(path)
         names = [item[name] for item in answer.json()["data"]] if answer.status_code == 200 else None
-        seen[path] = {"status": answer.status_code, "names": names}
-    return seen
+        visible[path] = {"status": answer.status_code, "names": names}
+    return visible
 
 
 async def _read_trainer(home: Path, base_dir: Path) -> dict[str, Any]:
-    """From its records and folders: nothing is begun, so no job moves."""
+    """From its records and folders. Nothing is started, so no job moves."""
     installation = Installation(
         home=home, gateway="http://gateway", base=base_dir, base_name="base", max_rank=32, context=2048
     )
@@ -299,8 +299,8 @@ async def _runs(http: httpx.AsyncClient, path: str, more: tuple[str, ...]) -> As
     listed = await http.get(f"{path}?limit={PAGE}", headers=headers)
     assert listed.status_code == 200, listed.text
     for run in listed.json()["data"]:
-        found = {"run": (await http.get(f"{path}/{run['id']}", headers=headers)).json()}
+        parts = {"run": (await http.get(f"{path}/{run['id']}", headers=headers)).json()}
         for part in more:
             answer = await http.get(f"{path}/{run['id']}/{part}", headers=headers)
-            found[part] = answer.json() if answer.status_code == 200 else answer.status_code
-        yield found
+            parts[part] = answer.json() if answer.status_code == 200 else answer.status_code
+        yield parts

@@ -1,4 +1,4 @@
-"""A retriever of the user's own: a real HTTP server that the webhook provider asks."""
+"""A retriever of the operator's own: a real HTTP server that the webhook provider asks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "the-secret-of-hatrack-and-retriever"
 
 @dataclass
 class Retriever:
-    """Answers every question with ``passages``; breaks, or takes its time, when told to."""
+    """Answers every question with ``passages``; ``status`` and ``wait_s`` make it fail or answer late."""
 
     passages: list[dict[str, Any]] = field(default_factory=list)
     status: int = 200
@@ -25,20 +25,20 @@ class Retriever:
     asked: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        told = self
+        retriever = self
 
         class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                told.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                time.sleep(told.wait_s)
-                said = json.dumps({"passages": told.passages}).encode()
-                with suppress(OSError):  # whoever asked may have given up
-                    self.send_response(told.status)
+                retriever.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                time.sleep(retriever.wait_s)
+                content = json.dumps({"passages": retriever.passages}).encode()
+                with suppress(OSError):  # the client may have given up
+                    self.send_response(retriever.status)
                     self.send_header("content-type", "application/json")
-                    self.send_header("content-length", str(len(said)))
+                    self.send_header("content-length", str(len(content)))
                     self.end_headers()
-                    self.wfile.write(said)
+                    self.wfile.write(content)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -49,7 +49,7 @@ class Retriever:
         return f"http://127.0.0.1:{self._server.server_address[1]}/retrieve"
 
     def reset(self) -> None:
-        """As it was."""
+        """Answer as a new one would."""
         self.passages, self.status, self.wait_s, self.asked = [], 200, 0, []
 
     def close(self) -> None:

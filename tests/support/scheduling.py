@@ -1,4 +1,4 @@
-"""Trainings that end on a machine whose cores are busy."""
+"""Trainings that finish on a machine whose cores are busy."""
 
 from __future__ import annotations
 

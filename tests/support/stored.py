@@ -1,4 +1,4 @@
-"""Damage to an adapter that the store already has, behind the gateway's back."""
+"""Damage to an adapter that the store already has, without the gateway noticing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that come with the system and not with Python: found, or the test says what to install."""
+"""Programs of the operating system that tests run. Where one is missing, the test says what to install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules in adapters/ against the two libraries that they speak for: PEFT writes, vLLM reads."""
+"""The rules of adapters/ against the two libraries that they describe: PEFT writes adapters, vLLM reads them."""
 
 import dataclasses
 import json
@@ -83,21 +83,21 @@ def load_in_vllm(config: bytes, max_rank: int = 64) -> PEFTHelper:
         {"target_modules": ["q_proj"], "layers_to_transform": [1], "init_lora_weights": "orthogonal"},
     ],
 )
-def test_what_peft_saves_is_read_and_means_the_same_to_vllm(
+def test_an_adapter_saved_by_peft_means_the_same_to_hatrack_and_vllm(
     llama: Path, base: BaseDescription, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     directory = saved_by_peft(llama, tmp_path, task_type="CAUSAL_LM", **settings)
     uploaded = (directory / "adapter_config.json").read_bytes()
-    found = inspect_weights(directory / "adapter_model.safetensors", Manifest.parse(uploaded, max_rank=64), base)
-    assert not found.effect_is_zero
-    assert 0 < found.update_ratio < 100
-    as_uploaded, as_stored = load_in_vllm(uploaded), load_in_vllm(found.manifest.canonical())
+    inspected = inspect_weights(directory / "adapter_model.safetensors", Manifest.parse(uploaded, max_rank=64), base)
+    assert not inspected.effect_is_zero
+    assert 0 < inspected.update_ratio < 100
+    as_uploaded, as_stored = load_in_vllm(uploaded), load_in_vllm(inspected.manifest.canonical())
     modules = {module_of(name) for name in load_file(directory / "adapter_model.safetensors")}
-    assert len(modules) == found.modules
+    assert len(modules) == inspected.modules
     for module in modules:
         rank, scaling = as_uploaded.get_rank_and_scaling(module)
         assert as_stored.get_rank_and_scaling(module) == (rank, pytest.approx(scaling))
-        manifest = found.manifest
+        manifest = inspected.manifest
         assert manifest.ranks([module])[module] == rank
         assert manifest.scaling(rank, manifest.alphas([module])[module]) == pytest.approx(scaling)
 
@@ -105,12 +105,12 @@ def test_what_peft_saves_is_read_and_means_the_same_to_vllm(
 def test_the_update_is_the_one_that_peft_merges(llama: Path, base: BaseDescription, tmp_path: Path) -> None:
     directory = saved_by_peft(llama, tmp_path, r=4, lora_alpha=12, target_modules=["up_proj"], task_type="CAUSAL_LM")
     manifest = Manifest.parse((directory / "adapter_config.json").read_bytes(), max_rank=64)
-    found = inspect_weights(directory / "adapter_model.safetensors", manifest, base)
+    inspected = inspect_weights(directory / "adapter_model.safetensors", manifest, base)
     plain = LlamaForCausalLM.from_pretrained(llama)
     merged = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(llama), directory).merge_and_unload()
-    before = plain.get_submodule(found.update_ratio_module).weight.detach().double().numpy()
-    after = merged.get_submodule(found.update_ratio_module).weight.detach().double().numpy()
-    assert found.update_ratio == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-4)
+    before = plain.get_submodule(inspected.update_ratio_module).weight.detach().double().numpy()
+    after = merged.get_submodule(inspected.update_ratio_module).weight.detach().double().numpy()
+    assert inspected.update_ratio == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-4)
 
 
 def test_every_key_of_pefts_config_is_known() -> None:
@@ -158,7 +158,7 @@ def test_ranks_that_vllm_refuses_are_refused_here(settings: dict[str, Any]) -> N
         Manifest.parse(config, max_rank=64)
 
 
-def test_a_table_with_a_value_for_every_module_stays_cheap_and_right() -> None:
+def test_a_rank_pattern_naming_every_module_is_compacted_and_stays_correct() -> None:
     """What EVA writes: every module by its full name."""
     modules = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(80) for p in "qkvo"]
     ranks = {module: 2 + number % 30 for number, module in enumerate(modules)}

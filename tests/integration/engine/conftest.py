@@ -1,4 +1,4 @@
-"""One engine under its own supervisor, with few slots and few resident adapters, and a store filled by hand."""
+"""One engine under its own supervisor, with few slots and few resident adapters; tests put adapters into its store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVERY_MODULE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclass
 class Engine:
-    """A running engine, and the means to put adapters into its store behind everybody's back."""
+    """A running engine, and the means to put adapters into its store without any inspection."""
 
     supervisor: Supervisor
     client: EngineClient

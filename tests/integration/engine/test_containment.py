@@ -1,4 +1,4 @@
-"""One adapter cannot hurt its neighbours: real adapters, sound and broken, in one batch of the real engine."""
+"""One adapter cannot harm others: real adapters, sound and broken, in one batch of the real engine."""
 
 import asyncio
 import itertools
@@ -25,13 +25,13 @@ NEAR_TIE = 0.15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def sound(engine: Engine) -> list[str]:
+async def sound_adapters(engine: Engine) -> list[str]:
     """Three strong adapters."""
     return [engine.put(f"sound-{seed}", seed=seed, scale=0.15) for seed in range(3)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def broken(engine: Engine) -> dict[str, str]:
+async def broken_adapters(engine: Engine) -> dict[str, str]:
     """Adapters that no inspection has seen: NaN, infinity, and finite values that overflow."""
     return {
         "nan": engine.put("nan", variant="nan", seed=9),
@@ -44,14 +44,14 @@ def same_answer(got: Any, alone: Any) -> bool:
     """Whether two greedy answers agree up to the first step where the second one was a near tie."""
     got, alone = got["choices"][0], alone["choices"][0]
     steps = zip(got["token_ids"], alone["token_ids"], alone["logprobs"]["top_logprobs"], strict=True)
-    for token, wanted, likeliest in steps:
-        if token != wanted:
+    for token, expected, likeliest in steps:
+        if token != expected:
             first, second = sorted(likeliest.values(), reverse=True)[:2]
             return bool(first - second < NEAR_TIE)
     return True
 
 
-async def alone(engine: Engine, models: list[str]) -> dict[tuple[str, str], Any]:
+async def answers_one_by_one(engine: Engine, models: list[str]) -> dict[tuple[str, str], Any]:
     """The answers of each model to each prompt, one request at a time."""
     answers = {}
     for model in models:
@@ -62,21 +62,23 @@ async def alone(engine: Engine, models: list[str]) -> dict[tuple[str, str], Any]
 
 
 async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
-    engine: Engine, sound: list[str], broken: dict[str, str]
+    engine: Engine, sound_adapters: list[str], broken_adapters: dict[str, str]
 ) -> None:
-    models = [engine.base_name, *sound]
-    assert len(models) - 1 + len(broken) <= SLOTS, "all in one step, else nothing is mixed"
-    expected = await alone(engine, models)
-    for one, other in itertools.permutations(models, 2):
-        told_apart = [prompt for prompt in PROMPTS if not same_answer(expected[one, prompt], expected[other, prompt])]
-        assert len(told_apart) >= len(PROMPTS) // 2, f"{one} and {other} answer alike: this would prove nothing"
+    models = [engine.base_name, *sound_adapters]
+    assert len(models) - 1 + len(broken_adapters) <= SLOTS, "all in one step, else nothing is mixed"
+    expected = await answers_one_by_one(engine, models)
+    for first, second in itertools.permutations(models, 2):
+        distinguishing = [
+            prompt for prompt in PROMPTS if not same_answer(expected[first, prompt], expected[second, prompt])
+        ]
+        assert len(distinguishing) >= len(PROMPTS) // 2, f"{first} and {second} answer alike: this would prove nothing"
     order = random.Random(5)
     for attempt in range(4):
-        jobs = [(model, prompt) for model in (*models, *broken.values()) for prompt in PROMPTS]
+        jobs = [(model, prompt) for model in (*models, *broken_adapters.values()) for prompt in PROMPTS]
         order.shuffle(jobs)
         salted = [engine.complete(m, p, cache_salt=f"{attempt}-{i}") for i, (m, p) in enumerate(jobs)]
         for (model, prompt), (status, answer) in zip(jobs, await asyncio.gather(*salted), strict=True):
-            if model in broken.values():
+            if model in broken_adapters.values():
                 assert status == 500, answer
                 assert answer["error"]["type"] == "adapter_not_finite"
             else:
@@ -85,10 +87,10 @@ async def test_in_a_mixed_batch_every_request_gets_its_own_models_answer(
 
 
 async def test_log_probabilities_of_the_base_are_the_same_to_the_bit_after_broken_adapters(
-    engine: Engine, broken: dict[str, str]
+    engine: Engine, broken_adapters: dict[str, str]
 ) -> None:
     before = await base_logprobs(engine)
-    for digest in broken.values():
+    for digest in broken_adapters.values():
         for prompt in PROMPTS:
             status, _ = await engine.complete(digest, prompt)
             assert status == 500
@@ -136,10 +138,10 @@ def request_for(path: str, model: str, options: dict[str, Any]) -> dict[str, Any
 
 @pytest.mark.parametrize("kind", ["nan", "overflow"])
 @pytest.mark.parametrize(("path", "options"), CASES, ids=IDS)
-async def test_a_broken_adapter_answers_an_error_whatever_is_asked(
-    engine: Engine, broken: dict[str, str], path: str, options: dict[str, Any], kind: str
+async def test_a_broken_adapter_answers_an_error_to_every_kind_of_request(
+    engine: Engine, broken_adapters: dict[str, str], path: str, options: dict[str, Any], kind: str
 ) -> None:
-    status, data = await engine.post(path, request_for(path, broken[kind], options))
+    status, data = await engine.post(path, request_for(path, broken_adapters[kind], options))
     assert status == 500, data
     error = orjson.loads(data)["error"]
     assert (error["type"], error["code"], error["param"]) == ("adapter_not_finite", 500, None)
@@ -148,9 +150,9 @@ async def test_a_broken_adapter_answers_an_error_whatever_is_asked(
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("options", [{}, {"n": 2, "temperature": 1}], ids=["one choice", "two choices"])
 async def test_a_stream_of_a_broken_adapter_ends_in_an_error_event_and_has_no_text(
-    engine: Engine, broken: dict[str, str], path: str, options: dict[str, Any]
+    engine: Engine, broken_adapters: dict[str, str], path: str, options: dict[str, Any]
 ) -> None:
-    status, data = await engine.post(path, request_for(path, broken["overflow"], {"stream": True, **options}))
+    status, data = await engine.post(path, request_for(path, broken_adapters["overflow"], {"stream": True, **options}))
     assert status == 200  # the stream had begun
     events = [orjson.loads(event) for event in re.findall(rb"^data: (\{.*)$", data, re.M)]
     assert [event["error"]["type"] for event in events if "error" in event] == ["adapter_not_finite"]
@@ -162,27 +164,27 @@ async def test_a_stream_of_a_broken_adapter_ends_in_an_error_event_and_has_no_te
 
 
 @pytest.mark.parametrize("options", (REQUESTS | CHAT).values(), ids=(REQUESTS | CHAT).keys())
-async def test_what_masks_logits_on_purpose_is_no_fault(engine: Engine, options: dict[str, Any]) -> None:
+async def test_requests_that_mask_logits_on_purpose_are_answered(engine: Engine, options: dict[str, Any]) -> None:
     path = "/v1/chat/completions"
     status, data = await engine.post(path, request_for(path, engine.base_name, options))
     assert status == 200, data
 
 
-async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_them(
-    engine: Engine, sound: list[str]
+async def test_an_adapter_with_missing_files_fails_alone_and_serves_again_once_they_are_back(
+    engine: Engine, sound_adapters: list[str]
 ) -> None:
     digest = engine.put("vanishing", seed=21, scale=0.05)
     others = [engine.put(f"crowd-{number}", seed=30 + number, rank=4) for number in range(RESIDENT)]
     _, expected = await engine.complete(digest, PROMPTS[0])
     _, base_alone = await engine.complete(engine.base_name, PROMPTS[0])
 
-    async def push_out() -> None:
-        for other in others:
-            status, _ = await engine.complete(other, PROMPTS[0])
+    async def evict() -> None:
+        for resident in others:
+            status, _ = await engine.complete(resident, PROMPTS[0])
             assert status == 200
         assert digest not in (await engine.client.report(loaded=True))["loaded"]
 
-    await push_out()
+    await evict()
     away = engine.store / "away"
     shutil.move(engine.store / digest, away)
     (status, gone), (base_status, base_answer), (other_status, _) = await asyncio.gather(
@@ -198,7 +200,7 @@ async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_the
     assert status == 200
     assert same_answer(back, expected)
 
-    await push_out()
+    await evict()
     weights = engine.store / digest / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -210,7 +212,7 @@ async def test_an_adapter_whose_files_vanish_fails_alone_and_comes_back_with_the
     assert same_answer(back, expected)
 
 
-async def test_a_file_that_is_broken_from_the_start_is_refused_and_harms_nobody(engine: Engine) -> None:
+async def test_a_truncated_adapter_is_refused_and_the_base_still_answers(engine: Engine) -> None:
     digest = engine.put("truncated", variant="truncated", seed=22)
     status, answer = await engine.complete(digest, PROMPTS[0])
     assert status == 400, answer
@@ -219,25 +221,27 @@ async def test_a_file_that_is_broken_from_the_start_is_refused_and_harms_nobody(
 
 
 @pytest.mark.parametrize("name", ["0" * 64, "brand-voice", "../{}", "{}/", "{}\n", "./{}"])
-async def test_only_a_digest_in_the_store_is_found(engine: Engine, sound: list[str], name: str) -> None:
-    status, answer = await engine.complete(name.format(sound[0]), PROMPTS[0])
+async def test_only_a_digest_in_the_store_is_found(engine: Engine, sound_adapters: list[str], name: str) -> None:
+    status, answer = await engine.complete(name.format(sound_adapters[0]), PROMPTS[0])
     assert status == 404, answer
 
 
-async def test_a_link_in_the_store_is_not_followed(engine: Engine, sound: list[str]) -> None:
+async def test_a_link_in_the_store_is_not_followed(engine: Engine, sound_adapters: list[str]) -> None:
     link = engine.store / ("f" * 64)
-    link.symlink_to(engine.store / sound[0])
+    link.symlink_to(engine.store / sound_adapters[0])
     status, answer = await engine.complete(link.name, PROMPTS[0])
     assert status == 404, answer
 
 
-async def test_the_plugins_route_says_what_the_engine_is(engine: Engine, sound: list[str]) -> None:
-    await engine.complete(sound[0], PROMPTS[0])
+async def test_the_plugin_route_reports_the_engines_settings_and_loaded_adapters(
+    engine: Engine, sound_adapters: list[str]
+) -> None:
+    await engine.complete(sound_adapters[0], PROMPTS[0])
     report = await engine.client.report(loaded=True)
     assert report["protocol"] == 2
     assert report["names"] == [engine.base_name]
     assert (report["slots"], report["resident_limit"], report["max_rank"]) == (SLOTS, RESIDENT, 32)
     assert report["store"] == str(engine.store.resolve())
     assert report["store_inode"] == engine.store.stat().st_ino
-    assert sound[0] in report["loaded"]
+    assert sound_adapters[0] in report["loaded"]
     assert "loaded" not in await engine.client.report()

@@ -11,56 +11,60 @@ import pytest_asyncio
 
 from tests.integration.engine.conftest import Engine
 
-DOORS = {
+BODIES = {
     "/v1/responses": {"input": "Hello", "max_output_tokens": 6, "store": False},
     "/v1/messages": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6},
 }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def overflow(engine: Engine) -> str:
+async def overflowing_adapter(engine: Engine) -> str:
     """An adapter whose finite weights give activations that are not."""
-    return engine.put("overflow-in-a-door", variant="overflow", seed=9)
+    return engine.put("overflow-on-other-routes", variant="overflow", seed=9)
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_an_answer_names_the_fault(engine: Engine, overflow: str, path: str) -> None:
-    status, data = await engine.post(path, {"model": overflow, **DOORS[path]})
+@pytest.mark.parametrize("path", BODIES)
+async def test_an_answer_of_a_broken_adapter_names_the_fault(
+    engine: Engine, overflowing_adapter: str, path: str
+) -> None:
+    status, data = await engine.post(path, {"model": overflowing_adapter, **BODIES[path]})
     assert status == 500, data
     assert orjson.loads(data)["error"]["type"] == "adapter_not_finite"
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_a_stream_ends_in_an_error_event_that_names_it(engine: Engine, overflow: str, path: str) -> None:
-    status, data = await engine.post(path, {"model": overflow, "stream": True, **DOORS[path]})
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_stream_of_a_broken_adapter_ends_in_an_error_event_that_names_the_fault(
+    engine: Engine, overflowing_adapter: str, path: str
+) -> None:
+    status, data = await engine.post(path, {"model": overflowing_adapter, "stream": True, **BODIES[path]})
     assert status == 200, "the stream had begun"
     *_, last = data.decode().strip().split("\n\n")
-    kind, told = last.split("\n")
+    kind, event_data = last.split("\n")
     assert kind == "event: error"
-    assert orjson.loads(told.removeprefix("data: "))["error"]["type"] == "adapter_not_finite"
+    assert orjson.loads(event_data.removeprefix("data: "))["error"]["type"] == "adapter_not_finite"
     assert not re.findall(rb"^event: .*delta$", data, re.M)
 
 
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 async def test_a_prompt_that_is_too_long_names_the_parameter(engine: Engine, path: str) -> None:
     long: dict[str, Any] = {
         "/v1/responses": {"input": "word " * 3000},
         "/v1/messages": {"messages": [{"role": "user", "content": "word " * 3000}]},
     }
-    status, data = await engine.post(path, {"model": engine.base_name, **DOORS[path], **long[path]})
+    status, data = await engine.post(path, {"model": engine.base_name, **BODIES[path], **long[path]})
     assert status == 400, data
     assert orjson.loads(data)["error"]["param"] == "input_tokens"
 
 
-async def test_a_sound_request_goes_on_to_its_own_end(engine: Engine) -> None:
+async def test_a_sound_stream_ends_with_its_usual_last_event(engine: Engine) -> None:
     ends = {"/v1/responses": "response.completed", "/v1/messages": "message_stop"}
     for path, end in ends.items():
-        status, data = await engine.post(path, {"model": engine.base_name, "stream": True, **DOORS[path]})
+        status, data = await engine.post(path, {"model": engine.base_name, "stream": True, **BODIES[path]})
         assert status == 200
         assert data.decode().strip().split("\n\n")[-1].startswith(f"event: {end}\n")
 
 
-async def test_a_conversation_that_cannot_be_rendered_is_the_callers_fault(engine: Engine) -> None:
+async def test_a_conversation_that_cannot_be_rendered_is_a_400(engine: Engine) -> None:
     """The gateway refuses this one before; whatever it does not know of ends in the same way."""
     function = {"name": "track", "arguments": "[" * 3000}
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": function}]}
@@ -73,7 +77,7 @@ async def test_a_conversation_that_cannot_be_rendered_is_the_callers_fault(engin
 
 
 @pytest.mark.filterwarnings("ignore")  # of what vLLM imports
-def test_an_answer_that_fits_no_message_is_the_engines_fault() -> None:
+def test_tool_arguments_that_are_not_an_object_are_a_server_error() -> None:
     """Without the gateway's `strict` a forced call may have arguments that are no object; vLLM's own converter breaks
     off on them with pydantic's words and 400. Needs vLLM, and no engine: what a model writes is given to it."""
     from types import SimpleNamespace

@@ -25,7 +25,7 @@ def plugin() -> Plugin:
 
 @dataclass
 class Layer:
-    """One layer's slots as vLLM holds them, and a wrapper that was told of them."""
+    """One layer's slots as vLLM holds them, and a wrapper that knows them."""
 
     wrapper: Any
     lora_a: tuple[torch.Tensor, ...]
@@ -129,7 +129,7 @@ def test_nan_in_one_row_stays_there(layer: Layer) -> None:
     assert torch.equal(got[[0, 2, 3]], sound[[0, 2, 3]])
 
 
-def test_a_slot_that_is_filled_anew_serves_the_new_adapter(layer: Layer) -> None:
+def test_a_refilled_slot_serves_the_new_adapter(layer: Layer) -> None:
     slots = [3, 3, -1]
     x, y = inputs(len(slots))
     for part in range(len(OUT)):
@@ -188,7 +188,7 @@ def test_embedding_rows_without_an_adapter_are_left_alone(layer: Layer) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_logits_is_broken_where_it_is_no_distribution(
+def test_a_row_of_logits_is_broken_when_it_is_not_a_distribution(
     plugin: Plugin, row: list[float], broken: int, dtype: torch.dtype
 ) -> None:
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The default base model, really converted from its package."""
+"""The default base model, converted from its package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start(dest: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_killed_then_run_twice_at_once_it_is_made_exactly_once(tmp_path: Path) -> None:
+def test_after_a_kill_two_concurrent_conversions_make_the_base_model_once(tmp_path: Path) -> None:
     killed = start(tmp_path)
     deadline = time.monotonic() + COMMAND_TIMEOUT_S
     partial = tmp_path / ".smollm2-135m-instruct.partial"

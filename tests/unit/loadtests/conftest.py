@@ -38,5 +38,5 @@ async def listening(factory: type[asyncio.Protocol] | None = None) -> AsyncItera
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    async with listening() as found:
-        yield found
+    async with listening() as fake:
+        yield fake

@@ -23,8 +23,8 @@ from service.error_handlers import RequestIds
 from service.inference.routes import InferenceApp
 from service.openapi import build
 from tests.support.conformance import Conformance
-from tests.unit.service.knowledge.library import vectors
-from tests.unit.service.training.house import StandIn
+from tests.unit.service.knowledge.knowledge_app import vectors
+from tests.unit.service.training.training_gateway import StandIn
 
 ADMIN_KEY = "a-key-for-these-tests-0123456789"
 BASE = "tiny"

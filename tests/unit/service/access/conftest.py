@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.service.access.ring import Ring
+from tests.unit.service.access.keys_app import KeysApp
 
 
 @pytest.fixture
-async def ring(tmp_path: Path) -> AsyncIterator[Ring]:
-    async with Ring(tmp_path).run() as ready:
+async def keys_app(tmp_path: Path) -> AsyncIterator[KeysApp]:
+    async with KeysApp(tmp_path).run() as ready:
         yield ready

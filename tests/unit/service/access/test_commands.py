@@ -20,21 +20,21 @@ from typer.testing import CliRunner, Result
 from service.cli.main import app
 from service.client import ClientError, HatrackClient
 from tests.support.asgi import web_server
-from tests.unit.service.access.ring import Ring
+from tests.unit.service.access.keys_app import KeysApp
 
 Hatrack: TypeAlias = Callable[..., Result]
 
 
 @contextmanager
-def listening(ring: Ring) -> Iterator[str]:
-    """The URL of a server of the ring's routes, in a thread of its own."""
+def listening(keys_app: KeysApp) -> Iterator[str]:
+    """The URL of a server of the key routes, in a thread of its own."""
     servers: list[uvicorn.Server] = []
     opened = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))  # who connects before the server accepts waits
 
     async def serve() -> None:
-        async with ring.run():
-            servers.append(web_server(ring.app, lifespan="off", log_level="warning"))
+        async with keys_app.run():
+            servers.append(web_server(keys_app.app, lifespan="off", log_level="warning"))
             opened.set()
             await servers[0].serve(sockets=[listener])
 
@@ -54,7 +54,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("HATRACK_KEY", "HATRACK_PROJECT", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HATRACK_HOME", str(tmp_path))
-    with listening(Ring(tmp_path)) as address:
+    with listening(KeysApp(tmp_path)) as address:
         monkeypatch.setenv("HATRACK_URL", address)
         yield address
 

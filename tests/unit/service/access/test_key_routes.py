@@ -9,13 +9,13 @@ import pytest
 from service.access.audit import SYSTEM
 from service.access.caller import Scope
 from service.access.records import KeyDraft
-from tests.unit.service.access.ring import Ring
+from tests.unit.service.access.keys_app import KeysApp
 
 ALL = {"infer", "adapters", "knowledge", "train", "admin"}
 
 
-async def test_a_key_is_shown_once(ring: Ring) -> None:
-    made = await ring.make("shop", project="acme")
+async def test_a_key_is_shown_once(keys_app: KeysApp) -> None:
+    made = await keys_app.make("shop", project="acme")
     key = made.pop("key")
     assert key.startswith(made["hint"].removesuffix("…"))
     assert made == {
@@ -33,21 +33,21 @@ async def test_a_key_is_shown_once(ring: Ring) -> None:
         "expires_at": None,
         "created_at": made["created_at"],
     }
-    assert (await ring.http.get(f"/v1/keys/{made['id']}")).json() == made
-    assert (await ring.http.get("/v1/keys")).json()["data"] == [made]
-    audit = (await ring.http.get("/v1/audit")).text
+    assert (await keys_app.http.get(f"/v1/keys/{made['id']}")).json() == made
+    assert (await keys_app.http.get("/v1/keys")).json()["data"] == [made]
+    audit = (await keys_app.http.get("/v1/audit")).text
     assert made["id"] in audit
     assert key not in audit
 
 
-async def test_the_answer_with_the_key_is_kept_by_no_cache(ring: Ring) -> None:
-    answer = await ring.http.post("/v1/keys", json={"name": "a"})
+async def test_the_answer_with_the_key_is_kept_by_no_cache(keys_app: KeysApp) -> None:
+    answer = await keys_app.http.post("/v1/keys", json={"name": "a"})
     assert answer.headers["cache-control"] == "no-store"
-    assert (await ring.http.get(answer.headers["location"])).json()["id"] == answer.json()["id"]
-    assert (await ring.http.post("/v1/keys/rotate-admin")).headers["cache-control"] == "no-store"
+    assert (await keys_app.http.get(answer.headers["location"])).json()["id"] == answer.json()["id"]
+    assert (await keys_app.http.post("/v1/keys/rotate-admin")).headers["cache-control"] == "no-store"
 
 
-async def test_all_that_a_key_may_be_given(ring: Ring) -> None:
+async def test_all_that_a_key_may_be_given(keys_app: KeysApp) -> None:
     given = {
         "project": "acme",
         "scopes": ["train", "adapters", "train"],
@@ -56,16 +56,16 @@ async def test_all_that_a_key_may_be_given(ring: Ring) -> None:
         "limits": {"requests_per_minute": 1, "tokens_per_minute": 2, "concurrent": 3, "tokens_per_day": None},
         "expires_at": int(time.time()) + 60,
     }
-    made = await ring.make("full", **given)
+    made = await keys_app.make("full", **given)
     assert made["scopes"] == ["adapters", "train"]
     assert made["limits"] == {"requests_per_minute": 1, "tokens_per_minute": 2, "concurrent": 3}
     assert {name: made[name] for name in ("project", "adapters", "stores", "expires_at")} == {
         name: given[name] for name in ("project", "adapters", "stores", "expires_at")
     }
-    assert (await ring.get("/who", made["key"])).json() == {"key_id": made["id"], "project": "acme"}
+    assert (await keys_app.get("/who", made["key"])).json() == {"key_id": made["id"], "project": "acme"}
 
 
-async def test_a_key_belongs_to_the_body_s_project_else_to_the_header_s_else_to_default(ring: Ring) -> None:
+async def test_a_key_belongs_to_the_body_s_project_else_to_the_header_s_else_to_default(keys_app: KeysApp) -> None:
     in_acme = {"openai-project": "acme"}
     for body, headers, project in (
         ({}, {}, "default"),
@@ -73,9 +73,9 @@ async def test_a_key_belongs_to_the_body_s_project_else_to_the_header_s_else_to_
         ({"project": "globex"}, in_acme, "globex"),
         ({"scopes": ["admin"]}, in_acme, "default"),
     ):
-        answer = await ring.http.post("/v1/keys", json={"name": "k", **body}, headers=headers)
+        answer = await keys_app.http.post("/v1/keys", json={"name": "k", **body}, headers=headers)
         assert answer.json()["project"] == project
-        assert (await ring.get("/who", answer.json()["key"])).json()["project"] == project
+        assert (await keys_app.get("/who", answer.json()["key"])).json()["project"] == project
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,19 @@ async def test_a_key_belongs_to_the_body_s_project_else_to_the_header_s_else_to_
         ({"name": "k", "id": "key_mine"}, "id"),
     ],
 )
-async def test_what_is_wrong_in_a_body_is_named(ring: Ring, body: dict[str, Any], param: str) -> None:
-    answer = await ring.http.post("/v1/keys", json=body)
+async def test_what_is_wrong_in_a_body_is_named(keys_app: KeysApp, body: dict[str, Any], param: str) -> None:
+    answer = await keys_app.http.post("/v1/keys", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert (await ring.http.get("/v1/keys")).json()["data"] == []
+    assert (await keys_app.http.get("/v1/keys")).json()["data"] == []
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[]", 400), (b"", 400), (b" " * 70_000, 413)])
-async def test_what_is_no_body(ring: Ring, body: bytes, status: int) -> None:
-    assert (await ring.http.post("/v1/keys", content=body)).status_code == status
+async def test_what_is_no_body(keys_app: KeysApp, body: bytes, status: int) -> None:
+    assert (await keys_app.http.post("/v1/keys", content=body)).status_code == status
 
 
-async def test_authorisation_comes_before_everything_else(ring: Ring) -> None:
-    made = await ring.make(scopes=sorted(ALL - {"admin"}))
+async def test_authorisation_comes_before_everything_else(keys_app: KeysApp) -> None:
+    made = await keys_app.make(scopes=sorted(ALL - {"admin"}))
     requests = [
         ("POST", "/v1/keys", b"{broken"),
         ("POST", "/v1/keys", b" " * 70_000),
@@ -133,98 +133,100 @@ async def test_authorisation_comes_before_everything_else(ring: Ring) -> None:
         ("GET", "/v1/audit?after=nonsense", b""),
     ]
     for method, path, body in requests:
-        answer = await ring.http.request(method, path, content=body, headers={"authorization": "Bearer nobody"})
+        answer = await keys_app.http.request(method, path, content=body, headers={"authorization": "Bearer nobody"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
         assert answer.headers["www-authenticate"].startswith("Bearer"), path
-        answer = await ring.http.request(method, path, content=body, headers={"authorization": f"Bearer {made['key']}"})
+        answer = await keys_app.http.request(
+            method, path, content=body, headers={"authorization": f"Bearer {made['key']}"}
+        )
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope"), path
         assert "`admin`" in answer.json()["error"]["message"], path
-    assert (await ring.get("/who", made["key"])).status_code == 200
+    assert (await keys_app.get("/who", made["key"])).status_code == 200
 
 
-async def test_a_403_names_the_scope_that_is_missing(ring: Ring) -> None:
-    neither, one = await ring.make(), await ring.make(scopes=["adapters"])
-    both, admin = await ring.make(scopes=["adapters", "train"]), await ring.make(scopes=["admin"])
+async def test_a_403_names_the_scope_that_is_missing(keys_app: KeysApp) -> None:
+    neither, one = await keys_app.make(), await keys_app.make(scopes=["adapters"])
+    both, admin = await keys_app.make(scopes=["adapters", "train"]), await keys_app.make(scopes=["admin"])
     for made, named in ((neither, "`adapters`"), (one, "`train`")):
-        answer = await ring.get("/adapters-and-train", made["key"])
+        answer = await keys_app.get("/adapters-and-train", made["key"])
         assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
         assert named in answer.json()["error"]["message"]
     for made in (both, admin):
-        assert (await ring.get("/adapters-and-train", made["key"])).json() == made["id"]
+        assert (await keys_app.get("/adapters-and-train", made["key"])).json() == made["id"]
 
 
-async def test_a_deleted_key_is_401_on_the_next_request(ring: Ring) -> None:
-    made, other = await ring.make(), await ring.make()
-    assert (await ring.get("/who", made["key"])).status_code == 200
-    answer = await ring.http.delete(f"/v1/keys/{made['id']}")
+async def test_a_deleted_key_is_401_on_the_next_request(keys_app: KeysApp) -> None:
+    made, other = await keys_app.make(), await keys_app.make()
+    assert (await keys_app.get("/who", made["key"])).status_code == 200
+    answer = await keys_app.http.delete(f"/v1/keys/{made['id']}")
     assert (answer.status_code, answer.json()) == (200, {"object": "key", "id": made["id"], "deleted": True})
-    assert (await ring.get("/who", made["key"])).status_code == 401
-    assert (await ring.get("/who", other["key"])).status_code == 200
+    assert (await keys_app.get("/who", made["key"])).status_code == 401
+    assert (await keys_app.get("/who", other["key"])).status_code == 200
     for method in ("GET", "DELETE"):
-        gone = await ring.http.request(method, f"/v1/keys/{made['id']}")
-        never = await ring.http.request(method, "/v1/keys/key_never")
+        gone = await keys_app.http.request(method, f"/v1/keys/{made['id']}")
+        never = await keys_app.http.request(method, "/v1/keys/key_never")
         assert gone.status_code == never.status_code == 404
         assert gone.text.replace(made["id"], "*") == never.text.replace("key_never", "*")
 
 
-async def test_the_admin_key_is_no_key_of_the_list(ring: Ring) -> None:
-    assert (await ring.http.delete("/v1/keys/admin")).status_code == 404
-    assert (await ring.http.get("/v1/keys")).json() == {
+async def test_the_admin_key_is_no_key_of_the_list(keys_app: KeysApp) -> None:
+    assert (await keys_app.http.delete("/v1/keys/admin")).status_code == 404
+    assert (await keys_app.http.get("/v1/keys")).json() == {
         "object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False,
     }  # fmt: skip
 
 
-async def test_an_admin_that_revokes_itself_is_out(ring: Ring) -> None:
-    made = await ring.make(scopes=["admin"])
+async def test_an_admin_that_revokes_itself_is_out(keys_app: KeysApp) -> None:
+    made = await keys_app.make(scopes=["admin"])
     bearer = {"authorization": f"Bearer {made['key']}"}
-    assert (await ring.http.delete(f"/v1/keys/{made['id']}", headers=bearer)).status_code == 200
-    assert (await ring.http.get("/v1/keys", headers=bearer)).status_code == 401
+    assert (await keys_app.http.delete(f"/v1/keys/{made['id']}", headers=bearer)).status_code == 200
+    assert (await keys_app.http.get("/v1/keys", headers=bearer)).status_code == 401
 
 
-async def test_lists_are_paged_oldest_first_over_all_projects_or_one(ring: Ring) -> None:
-    ids = [(await ring.make(f"k{n}", project=("acme", "globex")[n % 2]))["id"] for n in range(5)]
-    page = (await ring.http.get("/v1/keys?limit=2")).json()
+async def test_lists_are_paged_oldest_first_over_all_projects_or_one(keys_app: KeysApp) -> None:
+    ids = [(await keys_app.make(f"k{n}", project=("acme", "globex")[n % 2]))["id"] for n in range(5)]
+    page = (await keys_app.http.get("/v1/keys?limit=2")).json()
     assert ([item["id"] for item in page["data"]], page["has_more"], page["last_id"]) == (ids[:2], True, ids[1])
-    assert (await ring.http.delete(f"/v1/keys/{ids[1]}")).status_code == 200
-    page = (await ring.http.get(f"/v1/keys?limit=3&after={ids[1]}")).json()
+    assert (await keys_app.http.delete(f"/v1/keys/{ids[1]}")).status_code == 200
+    page = (await keys_app.http.get(f"/v1/keys?limit=3&after={ids[1]}")).json()
     assert ([item["id"] for item in page["data"]], page["has_more"]) == (ids[2:], False)
-    page = (await ring.http.get("/v1/keys?project=acme")).json()
+    page = (await keys_app.http.get("/v1/keys?project=acme")).json()
     assert [item["id"] for item in page["data"]] == ids[0::2]
-    assert (await ring.http.get("/v1/keys?project=nobody")).json()["data"] == []
+    assert (await keys_app.http.get("/v1/keys?project=nobody")).json()["data"] == []
     for wrong in ("after=nobody", "limit=0", "limit=101", "limit=x"):
-        answer = await ring.http.get(f"/v1/keys?{wrong}")
+        answer = await keys_app.http.get(f"/v1/keys?{wrong}")
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, wrong.partition("=")[0])
 
 
-async def test_the_admin_key_is_rotated_over_http(ring: Ring) -> None:
-    old = ring.admin_key
-    answer = await ring.http.post("/v1/keys/rotate-admin")
+async def test_the_admin_key_is_rotated_over_http(keys_app: KeysApp) -> None:
+    old = keys_app.admin_key
+    answer = await keys_app.http.post("/v1/keys/rotate-admin")
     assert answer.status_code == 200
-    assert (answer.json()["id"], answer.json()["key"]) == ("admin", ring.admin_key)
-    assert (await ring.get("/who", old)).status_code == 401
-    assert (await ring.get("/who", ring.admin_key)).json() == {"key_id": "admin", "project": "default"}
+    assert (answer.json()["id"], answer.json()["key"]) == ("admin", keys_app.admin_key)
+    assert (await keys_app.get("/who", old)).status_code == 401
+    assert (await keys_app.get("/who", keys_app.admin_key)).json() == {"key_id": "admin", "project": "default"}
 
 
 async def test_a_given_admin_key_is_not_rotated_over_http(tmp_path: Path) -> None:
-    async with Ring(tmp_path, given="given-in-the-settings").run() as ring:
-        answer = await ring.http.post("/v1/keys/rotate-admin")
+    async with KeysApp(tmp_path, given="given-in-the-settings").run() as keys_app:
+        answer = await keys_app.http.post("/v1/keys/rotate-admin")
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "admin_key_given")
 
 
 @pytest.mark.parametrize("scopes", [["infer"], ["train", "adapters"], ["admin"]])
-async def test_every_key_may_revoke_itself_and_those_under_it(ring: Ring, scopes: list[str]) -> None:
-    made, other = await ring.make("own", scopes=scopes), await ring.make("other")
+async def test_every_key_may_revoke_itself_and_those_under_it(keys_app: KeysApp, scopes: list[str]) -> None:
+    made, other = await keys_app.make("own", scopes=scopes), await keys_app.make("other")
     draft = KeyDraft("child", "default", frozenset({Scope.INFER} & set(scopes)), parent_key_id=made["id"])
-    _, child = await ring.keys.mint(SYSTEM, draft)
-    answer = await ring.http.delete("/v1/keys/current", headers={"authorization": f"Bearer {made['key']}"})
+    _, child = await keys_app.keys.mint(SYSTEM, draft)
+    answer = await keys_app.http.delete("/v1/keys/current", headers={"authorization": f"Bearer {made['key']}"})
     assert answer.json() == {"object": "key", "id": made["id"], "deleted": True}
     for key, status in ((made["key"], 401), (child, 401), (other["key"], 200)):
-        assert (await ring.get("/who", key)).status_code == status
-    entry = (await ring.http.get("/v1/audit")).json()["data"][0]
+        assert (await keys_app.get("/who", key)).status_code == status
+    entry = (await keys_app.http.get("/v1/audit")).json()["data"][0]
     assert (entry["action"], entry["target"], entry["key_id"]) == ("key.delete", made["id"], made["id"])
 
 
-async def test_the_admin_key_does_not_revoke_itself(ring: Ring) -> None:
-    answer = await ring.http.delete("/v1/keys/current")
+async def test_the_admin_key_does_not_revoke_itself(keys_app: KeysApp) -> None:
+    answer = await keys_app.http.delete("/v1/keys/current")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "admin_key")
-    assert (await ring.get("/who", ring.admin_key)).status_code == 200
+    assert (await keys_app.get("/who", keys_app.admin_key)).status_code == 200

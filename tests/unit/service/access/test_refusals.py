@@ -16,7 +16,7 @@ from service.access.refusals import ACTION, MAX_SEPARATE, NO_PROJECT, NOBODY, OT
 from service.access.tables import audit
 from service.database import Database
 from service.errors import DiskFull
-from tests.unit.service.access.ring import Ring
+from tests.unit.service.access.keys_app import KeysApp
 
 NARROW = Caller("key_1", "shop", frozenset({Scope.INFER}))
 
@@ -124,15 +124,15 @@ async def test_what_cannot_be_written_is_written_later(database: Database, monke
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nowhere"), ("DELETE", "/v1/keys"), ("PUT", "/who")])
-async def test_a_bad_key_on_no_route_at_all_is_counted_too(ring: Ring, method: str, path: str) -> None:
-    app = ring.app.app
+async def test_a_bad_key_on_no_route_at_all_is_counted_too(keys_app: KeysApp, method: str, path: str) -> None:
+    app = keys_app.app.app
     assert isinstance(app, FastAPI)
-    counting = app.state.refusals = Refusals(ring.database)
-    answer = await ring.http.request(method, path, headers={"authorization": "Bearer hk_wrong"})
+    counting = app.state.refusals = Refusals(keys_app.database)
+    answer = await keys_app.http.request(method, path, headers={"authorization": "Bearer hk_wrong"})
     assert answer.status_code == 401
-    assert (await ring.http.request(method, path)).status_code in (404, 405)
+    assert (await keys_app.http.request(method, path)).status_code in (404, 405)
     await counting.flush()
-    [row] = await rows(ring.database)
+    [row] = await rows(keys_app.database)
     assert (row.target, row.key_id) == ("invalid_api_key", NOBODY)
     assert row.detail is not None
     assert (row.detail["path"], row.detail["count"]) == (path, 1)

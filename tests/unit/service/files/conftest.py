@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.service.files.cabinet import Cabinet
+from tests.unit.service.files.files_app import FilesApp
 
 
 @pytest.fixture
-async def cabinet(tmp_path: Path) -> AsyncIterator[Cabinet]:
-    async with Cabinet(tmp_path).run() as ready:
+async def files_app(tmp_path: Path) -> AsyncIterator[FilesApp]:
+    async with FilesApp(tmp_path).run() as ready:
         yield ready

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from service.files.form import MAX_FIELD_BYTES
-from tests.unit.service.files.cabinet import ADMIN_KEY, LINE, MIB, Cabinet, bearer, error_of
+from tests.unit.service.files.files_app import ADMIN_KEY, LINE, MIB, FilesApp, bearer, error_of
 
 
 def form(*parts: tuple[str, str | None, bytes], boundary: str = "b") -> dict[str, Any]:
@@ -34,9 +34,9 @@ def form(*parts: tuple[str, str | None, bytes], boundary: str = "b") -> dict[str
     }
 
 
-async def test_a_file_is_what_was_sent(cabinet: Cabinet) -> None:
+async def test_a_file_is_what_was_sent(files_app: FilesApp) -> None:
     content = LINE * 5000
-    answer = await cabinet.put(content, name="C:\\data\\Stimmen für alle.jsonl")
+    answer = await files_app.put(content, name="C:\\data\\Stimmen für alle.jsonl")
     made = answer.json()
     assert made == {
         "id": made["id"],
@@ -53,8 +53,8 @@ async def test_a_file_is_what_was_sent(cabinet: Cabinet) -> None:
     assert made["id"].startswith("file-")
     assert abs(made["created_at"] - time.time()) < 60
     assert answer.headers["location"] == f"/v1/files/{made['id']}"
-    assert (await cabinet.http.get(f"/v1/files/{made['id']}")).json() == made
-    got = await cabinet.http.get(f"/v1/files/{made['id']}/content")
+    assert (await files_app.http.get(f"/v1/files/{made['id']}")).json() == made
+    got = await files_app.http.get(f"/v1/files/{made['id']}/content")
     assert got.content == content
     assert got.headers["content-type"] == "application/octet-stream"
     assert got.headers["x-content-type-options"] == "nosniff"
@@ -62,7 +62,7 @@ async def test_a_file_is_what_was_sent(cabinet: Cabinet) -> None:
 
 
 @pytest.mark.parametrize("purpose_first", [True, False])
-async def test_the_parts_come_in_any_order(cabinet: Cabinet, purpose_first: bool) -> None:
+async def test_the_parts_come_in_any_order(files_app: FilesApp, purpose_first: bool) -> None:
     purpose, good, bad = (
         ("purpose", None, b"fine-tune"),
         ("file", "a.jsonl", LINE * 3),
@@ -70,15 +70,15 @@ async def test_the_parts_come_in_any_order(cabinet: Cabinet, purpose_first: bool
     )
     for file, status in ((good, 200), (bad, 400)):
         parts = (purpose, file) if purpose_first else (file, purpose)
-        answer = await cabinet.http.post("/v1/files", **form(*parts))
+        answer = await files_app.http.post("/v1/files", **form(*parts))
         assert answer.status_code == status
     assert "line 2" in error_of(answer)["message"]
-    assert len(await cabinet.listed()) == len(cabinet.on_disk()) == 1
+    assert len(await files_app.listed()) == len(files_app.on_disk()) == 1
 
 
 @pytest.mark.parametrize("purpose", ["assistants", "user_data", "evals"])
-async def test_only_training_data_must_be_jsonl(cabinet: Cabinet, purpose: str) -> None:
-    assert (await cabinet.put(b"\x00\xff anything", purpose)).json()["purpose"] == purpose
+async def test_only_training_data_must_be_jsonl(files_app: FilesApp, purpose: str) -> None:
+    assert (await files_app.put(b"\x00\xff anything", purpose)).json()["purpose"] == purpose
 
 
 @pytest.mark.parametrize(
@@ -98,27 +98,27 @@ async def test_only_training_data_must_be_jsonl(cabinet: Cabinet, purpose: str) 
     ],
 )
 async def test_what_is_wrong_is_named_and_nothing_is_kept(
-    cabinet: Cabinet, parts: list[tuple[str, str | None, bytes]], status: int, param: str, code: str
+    files_app: FilesApp, parts: list[tuple[str, str | None, bytes]], status: int, param: str, code: str
 ) -> None:
-    answer = await cabinet.http.post("/v1/files", **form(*parts))
+    answer = await files_app.http.post("/v1/files", **form(*parts))
     assert answer.status_code == status
     assert (error_of(answer)["param"], error_of(answer)["code"]) == (param, code)
-    assert cabinet.on_disk() == set()
-    assert await cabinet.listed() == []
+    assert files_app.on_disk() == set()
+    assert await files_app.listed() == []
 
 
-async def test_a_body_that_is_no_form_or_not_whole_is_refused(cabinet: Cabinet) -> None:
+async def test_a_body_that_is_no_form_or_not_whole_is_refused(files_app: FilesApp) -> None:
     whole = form(("purpose", None, b"evals"), ("file", "a", b"content"))
     cut = whole | {"content": whole["content"][:-12]}
-    assert (await cabinet.http.post("/v1/files", **cut)).json()["error"]["code"] == "invalid_multipart"
-    assert (await cabinet.http.post("/v1/files", json={})).status_code == 415
-    assert cabinet.on_disk() == set()
+    assert (await files_app.http.post("/v1/files", **cut)).json()["error"]["code"] == "invalid_multipart"
+    assert (await files_app.http.post("/v1/files", json={})).status_code == 415
+    assert files_app.on_disk() == set()
 
 
 async def test_a_file_is_bounded_whatever_its_sender_says(tmp_path: Path) -> None:
-    async with Cabinet(tmp_path, max_file=1000).run() as cabinet:
-        assert (await cabinet.put(b"x" * 1000, "evals")).status_code == 200
-        answer = await cabinet.put(b"x" * 1001, "evals")
+    async with FilesApp(tmp_path, max_file=1000).run() as files_app:
+        assert (await files_app.put(b"x" * 1000, "evals")).status_code == 200
+        answer = await files_app.put(b"x" * 1001, "evals")
         assert (answer.status_code, error_of(answer)["param"]) == (413, "file")
 
         taken = 0
@@ -131,22 +131,22 @@ async def test_a_file_is_bounded_whatever_its_sender_says(tmp_path: Path) -> Non
                 yield b"x" * (1 << 16)
 
         headers = {"content-type": "multipart/form-data; boundary=b"}
-        assert (await cabinet.http.post("/v1/files", content=endless(), headers=headers)).status_code == 413
+        assert (await files_app.http.post("/v1/files", content=endless(), headers=headers)).status_code == 413
         assert taken < 4 * MIB
-        assert len(cabinet.on_disk()) == 1
+        assert len(files_app.on_disk()) == 1
 
 
 async def test_a_project_s_files_are_bounded_together_and_what_is_deleted_makes_room(tmp_path: Path) -> None:
-    async with Cabinet(tmp_path, max_project=1500).run() as cabinet:
-        first = await cabinet.made(b"x" * 1000, "evals")
-        full = await cabinet.put(b"x" * 501, "evals")
+    async with FilesApp(tmp_path, max_project=1500).run() as files_app:
+        first = await files_app.made(b"x" * 1000, "evals")
+        full = await files_app.put(b"x" * 501, "evals")
         assert (full.status_code, error_of(full)["code"]) == (413, "project_storage_full")
-        assert await cabinet.listed() == [first]
-        assert cabinet.on_disk() == {first}
-        other = await cabinet.key("train", project="other")
-        assert (await cabinet.put(b"x" * 1000, "evals", key=other)).status_code == 200
-        assert (await cabinet.http.delete(f"/v1/files/{first}")).status_code == 200
-        assert (await cabinet.put(b"x" * 501, "evals")).status_code == 200
+        assert await files_app.listed() == [first]
+        assert files_app.on_disk() == {first}
+        other = await files_app.key("train", project="other")
+        assert (await files_app.put(b"x" * 1000, "evals", key=other)).status_code == 200
+        assert (await files_app.http.delete(f"/v1/files/{first}")).status_code == 200
+        assert (await files_app.put(b"x" * 501, "evals")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,17 @@ async def test_a_project_s_files_are_bounded_together_and_what_is_deleted_makes_
     ],
 )
 async def test_an_expiry_that_cannot_be_kept_is_refused(
-    cabinet: Cabinet, anchor: str | None, seconds: str | None, param: str
+    files_app: FilesApp, anchor: str | None, seconds: str | None, param: str
 ) -> None:
     given = {"expires_after[anchor]": anchor, "expires_after[seconds]": seconds}
     more = {name: value for name, value in given.items() if value is not None}
-    answer = await cabinet.put(**more)
+    answer = await files_app.put(**more)
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
-    assert cabinet.on_disk() == set()
+    assert files_app.on_disk() == set()
 
 
-async def test_a_project_that_does_not_exist_takes_no_files(cabinet: Cabinet) -> None:
-    answer = await cabinet.http.post(
+async def test_a_project_that_does_not_exist_takes_no_files(files_app: FilesApp) -> None:
+    answer = await files_app.http.post(
         "/v1/files",
         data={"purpose": "evals"},
         files={"file": b"a"},
@@ -183,14 +183,14 @@ async def test_a_project_that_does_not_exist_takes_no_files(cabinet: Cabinet) ->
 FULL = """
 import asyncio, resource, sys
 from pathlib import Path
-from tests.unit.service.files.cabinet import Cabinet
+from tests.unit.service.files.files_app import FilesApp
 
 async def main() -> None:
-    async with Cabinet(Path(sys.argv[1])).run() as cabinet:
+    async with FilesApp(Path(sys.argv[1])).run() as files_app:
         resource.setrlimit(resource.RLIMIT_FSIZE, (512 * 1024, 512 * 1024))
-        answer = await cabinet.put(b"x" * 1024 * 1024, "evals")
-        print(answer.status_code, answer.json()["error"]["code"], await cabinet.listed(), cabinet.on_disk())
-        print((await cabinet.put(b"small", "evals")).status_code)
+        answer = await files_app.put(b"x" * 1024 * 1024, "evals")
+        print(answer.status_code, answer.json()["error"]["code"], await files_app.listed(), files_app.on_disk())
+        print((await files_app.put(b"small", "evals")).status_code)
 
 asyncio.run(main())
 """
@@ -208,12 +208,12 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 import uvicorn
-from tests.unit.service.files.cabinet import Cabinet
+from tests.unit.service.files.files_app import FilesApp
 
 async def main() -> None:
-    cabinet = Cabinet(Path(sys.argv[1]), max_file=1 << 30)
-    async with cabinet.run():
-        await uvicorn.Server(uvicorn.Config(cabinet.app(), uds=sys.argv[2], log_level="error", ws="none")).serve()
+    files_app = FilesApp(Path(sys.argv[1]), max_file=1 << 30)
+    async with files_app.run():
+        await uvicorn.Server(uvicorn.Config(files_app.app(), uds=sys.argv[2], log_level="error", ws="none")).serve()
 
 asyncio.run(main())
 """
@@ -262,15 +262,15 @@ async def test_kill_9_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path) 
             with pytest.raises(httpx.TransportError):
                 await http.post("/v1/files", content=killing(), headers=headers)
     assert any(incoming.iterdir()), "it was killed in the middle"
-    async with Cabinet(tmp_path).run() as cabinet:
-        assert await cabinet.listed() == [kept.json()["id"]]
-        assert cabinet.on_disk() == {kept.json()["id"]}
+    async with FilesApp(tmp_path).run() as files_app:
+        assert await files_app.listed() == [kept.json()["id"]]
+        assert files_app.on_disk() == {kept.json()["id"]}
 
 
 async def test_bytes_that_no_row_names_go_at_the_next_start(tmp_path: Path) -> None:
-    async with Cabinet(tmp_path).run() as cabinet:
-        kept = await cabinet.made()
-        (cabinet.root / "file-lost").write_bytes(b"renamed, and then the power went")
-    async with Cabinet(tmp_path).run() as cabinet:
-        assert cabinet.on_disk() == {kept}
-        assert (await cabinet.http.get(f"/v1/files/{kept}/content")).content == LINE
+    async with FilesApp(tmp_path).run() as files_app:
+        kept = await files_app.made()
+        (files_app.root / "file-lost").write_bytes(b"renamed, and then the power went")
+    async with FilesApp(tmp_path).run() as files_app:
+        assert files_app.on_disk() == {kept}
+        assert (await files_app.http.get(f"/v1/files/{kept}/content")).content == LINE

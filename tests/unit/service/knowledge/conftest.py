@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.service.knowledge.library import Library, vectors
+from tests.unit.service.knowledge.knowledge_app import KnowledgeApp, vectors
 
 
 @pytest.fixture
-async def library(tmp_path: Path) -> AsyncIterator[Library]:
-    async with vectors() as url, Library(tmp_path, url).open() as ready:
+async def knowledge_app(tmp_path: Path) -> AsyncIterator[KnowledgeApp]:
+    async with vectors() as url, KnowledgeApp(tmp_path, url).open() as ready:
         yield ready

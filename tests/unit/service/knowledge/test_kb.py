@@ -15,17 +15,17 @@ from service.cli import kb
 from service.cli.main import app
 from service.error_handlers import RequestIds
 from tests.support.asgi import web_server
-from tests.unit.service.files.cabinet import ADMIN_KEY
+from tests.unit.service.files.files_app import ADMIN_KEY
 from tests.unit.service.inference.fakes import until
-from tests.unit.service.knowledge.library import Library
+from tests.unit.service.knowledge.knowledge_app import KnowledgeApp
 from tests.unit.service.knowledge.test_vector_stores import DELIVERY, RETURNS
 
 Hatrack: TypeAlias = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
-async def hatrack(library: Library, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hatrack]:
-    server = web_server(RequestIds(library.app()), host="127.0.0.1", port=0, log_level="error", lifespan="off")
+async def hatrack(knowledge_app: KnowledgeApp, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hatrack]:
+    server = web_server(RequestIds(knowledge_app.app()), host="127.0.0.1", port=0, log_level="error", lifespan="off")
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
@@ -79,7 +79,9 @@ async def test_from_nothing_to_an_answer_and_back(hatrack: Hatrack, docs: Path) 
     assert "vector_store_not_found" in missing.output
 
 
-async def test_a_document_takes_the_place_of_the_older_one(hatrack: Hatrack, docs: Path, library: Library) -> None:
+async def test_a_document_takes_the_place_of_the_older_one(
+    hatrack: Hatrack, docs: Path, knowledge_app: KnowledgeApp
+) -> None:
     await hatrack("create", "policies")
     await hatrack("add", "policies", docs / "returns.md")
     (docs / "returns.md").write_text(RETURNS.replace("45", "60"))
@@ -88,7 +90,7 @@ async def test_a_document_takes_the_place_of_the_older_one(hatrack: Hatrack, doc
     found = (await hatrack("search", "policies", "How many days?")).output
     assert "60 days" in found
     assert "45 days" not in found
-    assert len(await library.listed()) == 1
+    assert len(await knowledge_app.listed()) == 1
     await hatrack("add", "policies", docs / "returns.md", "--keep")
     assert len(json.loads((await hatrack("list", "policies", "--json")).stdout)) == 2
 
@@ -113,11 +115,13 @@ async def test_a_file_is_known_by_its_path_and_no_other_takes_its_place(hatrack:
     assert (await hatrack("rm", "policies", "returns.md")).exit_code == 0, "now there is one of that name"
 
 
-async def test_a_file_of_another_client_is_never_replaced(hatrack: Hatrack, docs: Path, library: Library) -> None:
+async def test_a_file_of_another_client_is_never_replaced(
+    hatrack: Hatrack, docs: Path, knowledge_app: KnowledgeApp
+) -> None:
     await hatrack("create", "policies")
-    client = library.client()
+    client = knowledge_app.client()
     store = (await client.vector_stores.list()).data[0].id
-    other = await library.text("returns.md", RETURNS)
+    other = await knowledge_app.text("returns.md", RETURNS)
     await client.vector_stores.files.create_and_poll(other, vector_store_id=store, poll_interval_ms=10)
     assert (await hatrack("add", "policies", "docs/returns.md")).exit_code == 0
     assert len(json.loads((await hatrack("list", "policies", "--json")).stdout)) == 2

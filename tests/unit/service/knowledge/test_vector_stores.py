@@ -7,14 +7,14 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.unit.service.knowledge.library import Library, detail, vectors
+from tests.unit.service.knowledge.knowledge_app import KnowledgeApp, detail, vectors
 
 RETURNS = "# Returns\n\nUnworn goods may be sent back within 45 days.\n"
 DELIVERY = "# Delivery\n\nExpress delivery takes one working day.\n"
 
 
-async def test_a_store_from_its_making_to_its_end(library: Library) -> None:
-    client = library.client()
+async def test_a_store_from_its_making_to_its_end(knowledge_app: KnowledgeApp) -> None:
+    client = knowledge_app.client()
     store = await client.vector_stores.create(name="policies", metadata={"team": "shop"}, description="rules")
     assert (store.object, store.status, store.file_counts.total) == ("vector_store", "completed", 0)
     file = await client.vector_stores.files.upload_and_poll(
@@ -40,14 +40,14 @@ async def test_a_store_from_its_making_to_its_end(library: Library) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await client.vector_stores.retrieve(store.id)
     assert detail(caught.value) == (404, "vector_store_not_found", "vector_store_id")
-    page = await library.http.get("/v1/audit", params={"limit": 20})
+    page = await knowledge_app.http.get("/v1/audit", params={"limit": 20})
     actions = [entry["action"] for entry in page.json()["data"] if entry["action"].startswith("store.")]
     assert actions == ["store.delete", "store.remove", "store.update", "store.add", "store.create"]
 
 
-async def test_files_in_batches_with_attributes_and_filters(library: Library) -> None:
-    client = library.client()
-    ids = [await library.text("returns.md", RETURNS), await library.text("delivery.md", DELIVERY)]
+async def test_files_in_batches_with_attributes_and_filters(knowledge_app: KnowledgeApp) -> None:
+    client = knowledge_app.client()
+    ids = [await knowledge_app.text("returns.md", RETURNS), await knowledge_app.text("delivery.md", DELIVERY)]
     store = await client.vector_stores.create(name="policies", file_ids=[ids[0]])
     batch = await client.vector_stores.file_batches.create_and_poll(
         store.id,
@@ -71,19 +71,19 @@ async def test_files_in_batches_with_attributes_and_filters(library: Library) ->
     assert cancelled.file_counts.completed == 2
 
 
-async def test_a_store_whose_files_are_not_there_is_not_made(library: Library) -> None:
-    client = library.client()
-    good = await library.text("a.md", RETURNS)
+async def test_a_store_whose_files_are_not_there_is_not_made(knowledge_app: KnowledgeApp) -> None:
+    client = knowledge_app.client()
+    good = await knowledge_app.text("a.md", RETURNS)
     with pytest.raises(openai.NotFoundError) as caught:
         await client.vector_stores.create(name="a", file_ids=[good, "file-none"])
     assert detail(caught.value) == (404, "file_not_found", "file_ids")
     assert [store.id async for store in client.vector_stores.list()] == []
     await client.files.delete(good)
-    assert good not in library.on_disk()
+    assert good not in knowledge_app.on_disk()
 
 
-async def test_lists_come_in_pages(library: Library) -> None:
-    client = library.client()
+async def test_lists_come_in_pages(knowledge_app: KnowledgeApp) -> None:
+    client = knowledge_app.client()
     made = [(await client.vector_stores.create(name=f"s{number}")).id for number in range(5)]
     seen = [store.id async for store in client.vector_stores.list(limit=2)]
     assert seen == made[::-1]
@@ -96,14 +96,14 @@ async def test_lists_come_in_pages(library: Library) -> None:
     assert detail(caught.value) == (400, "invalid_value", "after")
 
 
-async def test_a_key_sees_the_stores_that_its_globs_match(library: Library) -> None:
-    admin = library.client()
+async def test_a_key_sees_the_stores_that_its_globs_match(knowledge_app: KnowledgeApp) -> None:
+    admin = knowledge_app.client()
     secret = await admin.vector_stores.create(name="secret")
     open_ = await admin.vector_stores.create(name="public-faq")
-    key = await library.key("knowledge", stores=["public-*"])
-    narrow = library.client(key)
+    key = await knowledge_app.key("knowledge", stores=["public-*"])
+    narrow = knowledge_app.client(key)
     assert [store.id async for store in narrow.vector_stores.list()] == [open_.id]
-    file_id = await library.text("a.md", RETURNS, key)
+    file_id = await knowledge_app.text("a.md", RETURNS, key)
     for store_id in (secret.id, "vs_none"):
         for attempt in (
             narrow.vector_stores.retrieve(store_id),
@@ -130,23 +130,23 @@ async def test_a_key_sees_the_stores_that_its_globs_match(library: Library) -> N
     assert (await narrow.vector_stores.create(name="public-mine")).name == "public-mine"
 
 
-async def test_scopes(library: Library) -> None:
-    store = await library.client().vector_stores.create(name="a")
-    asker = library.client(await library.key("infer"))
+async def test_scopes(knowledge_app: KnowledgeApp) -> None:
+    store = await knowledge_app.client().vector_stores.create(name="a")
+    asker = knowledge_app.client(await knowledge_app.key("infer"))
     assert (await asker.vector_stores.search(store.id, query="x")).data == []
     with pytest.raises(openai.PermissionDeniedError):
         await asker.vector_stores.retrieve(store.id)
-    pusher = library.client(await library.key("adapters"))
+    pusher = knowledge_app.client(await knowledge_app.key("adapters"))
     with pytest.raises(openai.PermissionDeniedError):
         await pusher.vector_stores.search(store.id, query="x")
 
 
-async def test_another_projects_store_does_not_exist(library: Library) -> None:
-    store = await library.client().vector_stores.create(name="a")
-    stranger = library.client(await library.key("knowledge", "infer", project="acme"))
+async def test_another_projects_store_does_not_exist(knowledge_app: KnowledgeApp) -> None:
+    store = await knowledge_app.client().vector_stores.create(name="a")
+    stranger = knowledge_app.client(await knowledge_app.key("knowledge", "infer", project="acme"))
     with pytest.raises(openai.NotFoundError):
         await stranger.vector_stores.search(store.id, query="x")
-    file_id = await library.text("a.md", RETURNS)
+    file_id = await knowledge_app.text("a.md", RETURNS)
     own = await stranger.vector_stores.create(name="a")
     with pytest.raises(openai.NotFoundError) as caught:
         await stranger.vector_stores.files.create(own.id, file_id=file_id)
@@ -154,27 +154,27 @@ async def test_another_projects_store_does_not_exist(library: Library) -> None:
     assert [one.id async for one in stranger.vector_stores.list()] == [own.id]
 
 
-async def test_a_store_keeps_the_bytes_of_its_files(library: Library) -> None:
-    client = library.client()
-    file_id = await library.text("returns.md", RETURNS)
+async def test_a_store_keeps_the_bytes_of_its_files(knowledge_app: KnowledgeApp) -> None:
+    client = knowledge_app.client()
+    file_id = await knowledge_app.text("returns.md", RETURNS)
     store = await client.vector_stores.create(name="a")
     await client.vector_stores.files.create_and_poll(file_id, vector_store_id=store.id, poll_interval_ms=50)
     await client.files.delete(file_id)
-    assert file_id in library.on_disk()
+    assert file_id in knowledge_app.on_disk()
     assert (await client.vector_stores.search(store.id, query="days")).data
     await client.vector_stores.delete(store.id)
-    assert file_id not in library.on_disk()
+    assert file_id not in knowledge_app.on_disk()
 
 
-async def test_what_cannot_go_into_a_store(library: Library) -> None:
-    client = library.client()
+async def test_what_cannot_go_into_a_store(knowledge_app: KnowledgeApp) -> None:
+    client = knowledge_app.client()
     store = await client.vector_stores.create(name="a")
-    examples = await library.made(purpose="fine-tune")
+    examples = await knowledge_app.made(purpose="fine-tune")
     for file_id, status, param in (("file-none", 404, "file_id"), (examples, 400, "file_id")):
         with pytest.raises(openai.APIStatusError) as caught:
             await client.vector_stores.files.create(store.id, file_id=file_id)
         assert (caught.value.status_code, caught.value.param) == (status, param)
-    picture = await library.made(b"\x89PNG\r\n\x1a\n" + bytes(200), "assistants", name="a.png")
+    picture = await knowledge_app.made(b"\x89PNG\r\n\x1a\n" + bytes(200), "assistants", name="a.png")
     file = await client.vector_stores.files.create_and_poll(picture, vector_store_id=store.id, poll_interval_ms=50)
     assert file.status == "failed"
     assert file.last_error is not None
@@ -199,16 +199,18 @@ async def test_what_cannot_go_into_a_store(library: Library) -> None:
         ("/ID/file_batches", {"file_ids": ["a"], "files": [{"file_id": "a"}]}, "file_ids"),
     ],
 )
-async def test_a_wrong_field_is_named(library: Library, path: str, body: dict[str, object], param: str) -> None:
-    store = await library.client().vector_stores.create(name="a")
-    answer = await library.http.post("/v1/vector_stores" + path.replace("ID", store.id), json=body)
+async def test_a_wrong_field_is_named(
+    knowledge_app: KnowledgeApp, path: str, body: dict[str, object], param: str
+) -> None:
+    store = await knowledge_app.client().vector_stores.create(name="a")
+    answer = await knowledge_app.http.post("/v1/vector_stores" + path.replace("ID", store.id), json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
 
 
 async def test_a_restart_finds_everything_and_forgets_what_a_crash_left(tmp_path: Path) -> None:
     async with vectors() as url:
-        async with Library(tmp_path, url).open() as first:
+        async with KnowledgeApp(tmp_path, url).open() as first:
             client = first.client()
             kept, lost = await first.text("a.md", RETURNS), await first.text("b.md", DELIVERY)
             store = await client.vector_stores.create(name="a")
@@ -217,7 +219,7 @@ async def test_a_restart_finds_everything_and_forgets_what_a_crash_left(tmp_path
             await first.knowledge._file_holds.hold(_admin(), [lost], "file_id", "vs_gone")
             for file_id in (kept, lost):
                 await client.files.delete(file_id)
-        async with Library(tmp_path, url).open() as second:
+        async with KnowledgeApp(tmp_path, url).open() as second:
             await second.files.collect()
             assert lost not in second.on_disk()
             assert kept in second.on_disk()

@@ -49,7 +49,7 @@ def files(tmp_path: Path, base: BaseDescription) -> Callable[..., AdapterFiles]:
     return lambda **given: make_adapter(tmp_path / f"adapter-{next(count)}", base, **given)
 
 
-class Bench:
+class RegistryApp:
     """The registry under test, what it stands on, and a client of its routes."""
 
     def __init__(self, home: Path, base: BaseDescription, **settings: Any) -> None:
@@ -65,7 +65,7 @@ class Bench:
         self.app: FastAPI
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[Bench]:
+    async def run(self) -> AsyncIterator[RegistryApp]:
         self.database = database = Database(self.settings.home / "hatrack.db")
         await database.open()
         self.keys = Keys(self.settings.home, database, KEY)
@@ -135,13 +135,13 @@ class Bench:
         name, _, number = version.partition("@")
         answer = await self.http.get(f"/v1/adapters/{name}/versions/{number}")
         assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        version_object: dict[str, Any] = answer.json()
+        return version_object
 
     async def audit(self) -> list[AuditRow]:
         """All that was noted of adapters, oldest first."""
-        found = await self.database.run(lambda db: page(db, after=None, limit=1000))
-        return [row for row in reversed(found) if not row.action.startswith("key.")]
+        rows = await self.database.run(lambda db: page(db, after=None, limit=1000))
+        return [row for row in reversed(rows) if not row.action.startswith("key.")]
 
     def leftovers(self) -> list[Path]:
         return list((self.settings.store_dir / ".staging").iterdir())
@@ -149,7 +149,7 @@ class Bench:
 
 @functools.cache
 def conformance() -> Conformance:
-    """What the document of the adapters' routes says; of routes that tests add to a bench it knows nothing."""
+    """What the document of the adapters' routes says; it knows nothing of routes that tests add."""
     app = FastAPI()
     app.include_router(router)
     return Conformance(build(app, {}, ""))
@@ -165,6 +165,6 @@ async def hold_to_the_document(answer: httpx.Response) -> None:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, base: BaseDescription) -> AsyncIterator[Bench]:
-    async with Bench(tmp_path / "home", base).run() as ready:
+async def registry_app(tmp_path: Path, base: BaseDescription) -> AsyncIterator[RegistryApp]:
+    async with RegistryApp(tmp_path / "home", base).run() as ready:
         yield ready

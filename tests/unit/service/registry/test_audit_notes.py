@@ -12,27 +12,29 @@ from service.access.tables import audit
 from service.error_handlers import RequestIds
 from service.registry.catalog import Servable
 from tests.support.adapters import AdapterFiles
-from tests.unit.service.registry.conftest import KEY, Bench
+from tests.unit.service.registry.conftest import KEY, RegistryApp
 
 Files = Callable[..., AdapterFiles]
 LIVE = "/v1/adapters/voice/aliases/live"
 
 
-async def noted(bench: Bench) -> list[tuple[str, str]]:
-    return [(row.action, row.target) for row in await bench.audit()]
+async def noted(registry_app: RegistryApp) -> list[tuple[str, str]]:
+    return [(row.action, row.target) for row in await registry_app.audit()]
 
 
-async def since(bench: Bench, before: int) -> list[tuple[str, str]]:
-    return (await noted(bench))[before:]
+async def since(registry_app: RegistryApp, before: int) -> list[tuple[str, str]]:
+    return (await noted(registry_app))[before:]
 
 
-async def test_every_change_is_noted_once_and_what_changes_nothing_is_not(bench: Bench, files: Files) -> None:
+async def test_every_change_is_noted_once_and_what_changes_nothing_is_not(
+    registry_app: RegistryApp, files: Files
+) -> None:
     adapter = files(seed=1)
-    await bench.push("voice", adapter)
-    await bench.push("voice", adapter)
-    assert await noted(bench) == [("adapter.push", "voice@1"), ("alias.promote", "voice:live")]
-    await bench.push("voice", files(seed=2), alias="canary")
-    await bench.push("voice", adapter, alias="canary")
+    await registry_app.push("voice", adapter)
+    await registry_app.push("voice", adapter)
+    assert await noted(registry_app) == [("adapter.push", "voice@1"), ("alias.promote", "voice:live")]
+    await registry_app.push("voice", files(seed=2), alias="canary")
+    await registry_app.push("voice", adapter, alias="canary")
     steps: list[tuple[str, str, Any, list[tuple[str, str]]]] = [
         ("PUT", "/aliases/live", {"version": 2}, [("alias.promote", "voice:live")]),
         ("PUT", "/aliases/live", {"version": 2}, []),
@@ -51,66 +53,66 @@ async def test_every_change_is_noted_once_and_what_changes_nothing_is_not(bench:
         ("DELETE", "?force=true", None, [("adapter.delete", "voice")]),
     ]
     for method, path, body, expected in steps:
-        before = len(await noted(bench))
-        await bench.http.request(method, f"/v1/adapters/voice{path}", json=body)
-        assert await since(bench, before) == expected, (method, path)
-    assert (await noted(bench))[2:5] == [
+        before = len(await noted(registry_app))
+        await registry_app.http.request(method, f"/v1/adapters/voice{path}", json=body)
+        assert await since(registry_app, before) == expected, (method, path)
+    assert (await noted(registry_app))[2:5] == [
         ("adapter.push", "voice@2"),
         ("alias.promote", "voice:canary"),
         ("alias.promote", "voice:canary"),
     ]
 
 
-async def test_details_say_what_moved_and_where(bench: Bench, files: Files) -> None:
-    first = (await bench.push("voice", files(seed=1))).json()
-    await bench.push("voice", files(seed=2))
-    await bench.http.put(LIVE, json={"split": {"1": 90, "2": 10}})
-    await bench.http.post(f"{LIVE}/rollback")
-    await bench.http.delete("/v1/adapters/voice/versions/1?force=true")
-    details = {row.action: row.detail for row in await bench.audit()}
+async def test_details_say_what_moved_and_where(registry_app: RegistryApp, files: Files) -> None:
+    first = (await registry_app.push("voice", files(seed=1))).json()
+    await registry_app.push("voice", files(seed=2))
+    await registry_app.http.put(LIVE, json={"split": {"1": 90, "2": 10}})
+    await registry_app.http.post(f"{LIVE}/rollback")
+    await registry_app.http.delete("/v1/adapters/voice/versions/1?force=true")
+    details = {row.action: row.detail for row in await registry_app.audit()}
     assert details["alias.split"] == {"split": {"1": 90, "2": 10}, "because": "split"}
     assert details["alias.rollback"] == {"version": 1, "because": "rollback"}
     assert details["alias.promote"] == {"version": 1, "because": "push"}
     assert details["version.delete"] == {"digest": first["digest"], "aliases": ["live"]}
 
 
-async def test_the_entry_names_the_key_the_project_and_the_request(bench: Bench, files: Files) -> None:
-    key = await bench.key("acme")
-    transport = httpx.ASGITransport(app=RequestIds(bench.app))
+async def test_the_entry_names_the_key_the_project_and_the_request(registry_app: RegistryApp, files: Files) -> None:
+    key = await registry_app.key("acme")
+    transport = httpx.ASGITransport(app=RequestIds(registry_app.app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=key) as theirs:
         parts = {"config": ("c.json", files(seed=1).config), "weights": ("w.safetensors", files(seed=1).weights)}
         pushed = await theirs.post("/v1/adapters", data={"name": "voice"}, files=parts, headers={"x-request-id": "r-1"})
     assert pushed.status_code == 201, pushed.text
-    for row in await bench.audit():
+    for row in await registry_app.audit():
         assert (row.project, row.key_name, row.request_id) == ("acme", "a key of the tests", "r-1")
         assert row.key_id not in ("admin", "system")
-    await bench.push("voice", files(seed=2), headers={"openai-project": "acme"})
-    last = (await bench.audit())[-1]
+    await registry_app.push("voice", files(seed=2), headers={"openai-project": "acme"})
+    last = (await registry_app.audit())[-1]
     assert (last.key_id, last.project, last.action, last.target) == ("admin", "acme", "adapter.push", "voice@2")
 
 
 async def test_what_a_proof_in_the_background_does_is_the_pushers_and_after_a_restart_the_gateways(
-    bench: Bench, files: Files
+    registry_app: RegistryApp, files: Files
 ) -> None:
-    await bench.push("voice", files(seed=1), query="?wait=false")
-    await bench.registry.wait_idle()
-    bench.engine.effect = 0
-    await bench.push("weak", files(seed=2), query="?wait=false")
-    await bench.registry.wait_idle()
-    assert [(row.key_id, row.action, row.target) for row in await bench.audit()] == [
+    await registry_app.push("voice", files(seed=1), query="?wait=false")
+    await registry_app.registry.wait_idle()
+    registry_app.engine.effect = 0
+    await registry_app.push("weak", files(seed=2), query="?wait=false")
+    await registry_app.registry.wait_idle()
+    assert [(row.key_id, row.action, row.target) for row in await registry_app.audit()] == [
         ("admin", "adapter.push", "voice@1"),
         ("admin", "version.ready", "voice@1"),
         ("admin", "alias.promote", "voice:live"),
         ("admin", "adapter.push", "weak@1"),
         ("admin", "version.reject", "weak@1"),
     ]
-    assert ((await bench.audit())[-1].detail or {})["code"] == "not_applied"
+    assert ((await registry_app.audit())[-1].detail or {})["code"] == "not_applied"
 
-    bench.engine.down = True
-    key = await bench.key("acme")
-    await bench.push("late", files(seed=3), query="?wait=false", headers=key)
-    await bench.registry.close()
-    again = Bench(bench.settings.home, bench.base)
+    registry_app.engine.down = True
+    key = await registry_app.key("acme")
+    await registry_app.push("late", files(seed=3), query="?wait=false", headers=key)
+    await registry_app.registry.close()
+    again = RegistryApp(registry_app.settings.home, registry_app.base)
     async with again.run():
         await again.registry.wait_idle()
         told = [(row.key_id, row.project, row.action, row.target) for row in await again.audit()][-2:]
@@ -120,59 +122,61 @@ async def test_what_a_proof_in_the_background_does_is_the_pushers_and_after_a_re
     ]
 
 
-async def test_a_conviction_is_noted_in_each_project_that_it_touches(bench: Bench, files: Files) -> None:
-    key, adapter = await bench.key("acme"), files(seed=1)
-    digest = (await bench.push("voice", adapter)).json()["digest"]
-    await bench.push("twin", adapter, headers=key)
-    bench.engine.not_finite.add(digest)
-    bench.registry.report_failure(digest)
-    await bench.registry.wait_idle()
-    told = [(row.key_id, row.project, row.target) for row in await bench.audit() if row.action == "version.corrupt"]
+async def test_a_conviction_is_noted_in_each_project_that_it_touches(registry_app: RegistryApp, files: Files) -> None:
+    key, adapter = await registry_app.key("acme"), files(seed=1)
+    digest = (await registry_app.push("voice", adapter)).json()["digest"]
+    await registry_app.push("twin", adapter, headers=key)
+    registry_app.engine.not_finite.add(digest)
+    registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    told = [
+        (row.key_id, row.project, row.target) for row in await registry_app.audit() if row.action == "version.corrupt"
+    ]
     assert sorted(told) == [("system", "acme", "twin@1"), ("system", "default", "voice@1")]
 
 
-async def test_a_change_that_cannot_be_noted_does_not_happen(bench: Bench, files: Files) -> None:
+async def test_a_change_that_cannot_be_noted_does_not_happen(registry_app: RegistryApp, files: Files) -> None:
     for seed in (1, 2):
-        await bench.push("voice", files(seed=seed))
-    await bench.database.run(lambda db: audit.drop(db))
+        await registry_app.push("voice", files(seed=seed))
+    await registry_app.database.run(lambda db: audit.drop(db))
     for method, path, body in [
         ("PUT", "/aliases/live", {"version": 2}),
         ("PUT", "/pin", None),
         ("DELETE", "?force=true", None),
     ]:
-        answer = await bench.http.request(method, f"/v1/adapters/voice{path}", json=body)
+        answer = await registry_app.http.request(method, f"/v1/adapters/voice{path}", json=body)
         assert answer.status_code == 500, path
-    shown = (await bench.http.get("/v1/adapters/voice")).json()
+    shown = (await registry_app.http.get("/v1/adapters/voice")).json()
     assert (shown["aliases"], shown["pinned"], len(shown["versions"])) == ({"live": 1}, False, 2)
 
 
-async def test_no_key_stands_in_the_audit(bench: Bench, files: Files) -> None:
-    await bench.push("voice", files(seed=1), settings={"system_prompt": "a secret of the shop"})
-    rows = await bench.database.run(lambda db: db.execute(sa.select(audit)).all())
+async def test_no_key_stands_in_the_audit(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("voice", files(seed=1), settings={"system_prompt": "a secret of the shop"})
+    rows = await registry_app.database.run(lambda db: db.execute(sa.select(audit)).all())
     assert rows
     assert KEY not in str(rows)
     assert "secret of the shop" not in str(rows)
 
 
-async def test_counts_follow_each_change(bench: Bench, files: Files) -> None:
-    assert bench.registry.counts.adapters == 0
-    digest = (await bench.push("voice", files(seed=1))).json()["digest"]
-    await bench.push("voice", files(seed=2))
-    await bench.push("other", files(seed=3))
-    await bench.http.put(LIVE, json={"split": {"1": 1, "2": 1}})
-    await bench.http.put("/v1/adapters/voice/pin")
-    counts = bench.registry.counts
+async def test_counts_follow_each_change(registry_app: RegistryApp, files: Files) -> None:
+    assert registry_app.registry.counts.adapters == 0
+    digest = (await registry_app.push("voice", files(seed=1))).json()["digest"]
+    await registry_app.push("voice", files(seed=2))
+    await registry_app.push("other", files(seed=3))
+    await registry_app.http.put(LIVE, json={"split": {"1": 1, "2": 1}})
+    await registry_app.http.put("/v1/adapters/voice/pin")
+    counts = registry_app.registry.counts
     assert (counts.adapters, counts.pins, counts.splits) == (2, 1, 1)
     assert dict(counts.ready) == {**dict.fromkeys(Servable, 0), Servable.OK: 3}
-    bench.engine.down = True
-    await bench.push("late", files(seed=4), query="?wait=false")
-    assert dict(bench.registry.counts.unready) == {"proving": 1, "rejected": 0}
-    bench.engine.down, bench.engine.effect = False, 0
-    await bench.registry.wait_idle()
-    assert dict(bench.registry.counts.unready) == {"proving": 0, "rejected": 1}
-    bench.engine.not_finite.add(digest)
-    bench.registry.report_failure(digest)
-    await bench.registry.wait_idle()
-    assert bench.registry.counts.ready[Servable.CORRUPT] == 1
-    await bench.http.delete("/v1/adapters/voice?force=true")
-    assert (bench.registry.counts.adapters, bench.registry.counts.pins) == (1, 0)
+    registry_app.engine.down = True
+    await registry_app.push("late", files(seed=4), query="?wait=false")
+    assert dict(registry_app.registry.counts.unready) == {"proving": 1, "rejected": 0}
+    registry_app.engine.down, registry_app.engine.effect = False, 0
+    await registry_app.registry.wait_idle()
+    assert dict(registry_app.registry.counts.unready) == {"proving": 0, "rejected": 1}
+    registry_app.engine.not_finite.add(digest)
+    registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    assert registry_app.registry.counts.ready[Servable.CORRUPT] == 1
+    await registry_app.http.delete("/v1/adapters/voice?force=true")
+    assert (registry_app.registry.counts.adapters, registry_app.registry.counts.pins) == (1, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from adapters.proof import PROBES, PROBES_ID
 from tests.support.adapters import AdapterFiles
-from tests.unit.service.registry.conftest import Bench
+from tests.unit.service.registry.conftest import RegistryApp
 from tests.unit.service.registry.engine import TOKENS, MemoryEngine
 
 Files = Callable[..., AdapterFiles]
@@ -25,49 +25,57 @@ def claim(effect: float, tokens: int = TOKENS) -> dict[str, Any]:
     return {"format": 1, "probes_id": PROBES_ID, "probes": probes}
 
 
-async def shared(bench: Bench, files: Files, proof: dict[str, Any]) -> tuple[str, dict[str, str], dict[str, str]]:
+async def shared(
+    registry_app: RegistryApp, files: Files, proof: dict[str, Any]
+) -> tuple[str, dict[str, str], dict[str, str]]:
     """One adapter in two projects, in the second with a proof of its owner's: the digest, and a key of each."""
     adapter = files(seed=1)
-    victim, attacker = await bench.key("victim"), await bench.key("attacker")
-    pushed = await bench.push("voice", adapter, headers=victim)
+    victim, attacker = await registry_app.key("victim"), await registry_app.key("attacker")
+    pushed = await registry_app.push("voice", adapter, headers=victim)
     assert pushed.status_code == 201, pushed.text
-    again = await bench.push("mine", adapter, headers=attacker, metadata={"proof": proof})
+    again = await registry_app.push("mine", adapter, headers=attacker, metadata={"proof": proof})
     assert again.status_code == 201, again.text
     assert again.json()["digest"] == pushed.json()["digest"]
     return pushed.json()["digest"], victim, attacker
 
 
-async def servable(bench: Bench, headers: dict[str, str]) -> str:
-    answer = await bench.http.get("/v1/adapters/voice/versions/1", headers=headers)
+async def servable(registry_app: RegistryApp, headers: dict[str, str]) -> str:
+    answer = await registry_app.http.get("/v1/adapters/voice/versions/1", headers=headers)
     return str(answer.json()["servable"])
 
 
-async def test_a_proof_that_its_uploader_wrote_marks_nobodys_version_corrupt(bench: Bench, files: Files) -> None:
-    digest, victim, attacker = await shared(bench, files, claim(0.5))
-    bench.engine.effects[digest] = 0.9  # the claim no longer agrees with what the engine does; the adapter is well
-    proven = await bench.http.post("/v1/adapters/mine/versions/1/prove", headers=attacker)
+async def test_a_proof_that_its_uploader_wrote_marks_nobodys_version_corrupt(
+    registry_app: RegistryApp, files: Files
+) -> None:
+    digest, victim, attacker = await shared(registry_app, files, claim(0.5))
+    registry_app.engine.effects[digest] = (
+        0.9  # the claim no longer agrees with what the engine does; the adapter is well
+    )
+    proven = await registry_app.http.post("/v1/adapters/mine/versions/1/prove", headers=attacker)
     assert (proven.status_code, proven.json()["error"]["code"]) == (422, "diverges_from_reference")
-    assert await servable(bench, victim) == "ok"
-    assert not [row for row in await bench.audit() if row.action == "version.corrupt"]
+    assert await servable(registry_app, victim) == "ok"
+    assert not [row for row in await registry_app.audit() if row.action == "version.corrupt"]
 
 
 @pytest.mark.parametrize("effect", [0.0, float("nan")])
-async def test_what_the_engine_shows_does(bench: Bench, files: Files, effect: float) -> None:
-    digest, victim, attacker = await shared(bench, files, claim(0.5))
-    bench.engine.effects[digest] = effect
-    proven = await bench.http.post("/v1/adapters/mine/versions/1/prove", headers=attacker)
+async def test_what_the_engine_shows_does(registry_app: RegistryApp, files: Files, effect: float) -> None:
+    digest, victim, attacker = await shared(registry_app, files, claim(0.5))
+    registry_app.engine.effects[digest] = effect
+    proven = await registry_app.http.post("/v1/adapters/mine/versions/1/prove", headers=attacker)
     assert proven.status_code == 422
-    assert await servable(bench, victim) == "corrupt"
+    assert await servable(registry_app, victim) == "corrupt"
 
 
-async def test_a_refused_claim_at_push_marks_nothing(bench: Bench, files: Files) -> None:
+async def test_a_refused_claim_at_push_marks_nothing(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
-    victim, attacker = await bench.key("victim"), await bench.key("attacker")
-    await bench.push("voice", adapter, headers=victim)
+    victim, attacker = await registry_app.key("victim"), await registry_app.key("attacker")
+    await registry_app.push("voice", adapter, headers=victim)
     for proof in (claim(3.0), claim(0.5, TOKENS - 1), {"format": 1}, "?"):
-        answer = await bench.push("mine", adapter, headers=attacker, metadata={"proof": proof})
+        answer = await registry_app.push("mine", adapter, headers=attacker, metadata={"proof": proof})
         assert answer.status_code == 422, answer.text
-        later = await bench.push("mine", adapter, headers=attacker, query="?wait=false", metadata={"proof": proof})
-        await bench.registry.wait_idle()
+        later = await registry_app.push(
+            "mine", adapter, headers=attacker, query="?wait=false", metadata={"proof": proof}
+        )
+        await registry_app.registry.wait_idle()
         assert later.status_code in (202, 422), later.text
-    assert await servable(bench, victim) == "ok"
+    assert await servable(registry_app, victim) == "ok"

@@ -15,17 +15,17 @@ from service.errors import AdapterNotFinite, EngineUnavailable, HatrackError, Ti
 from service.registry.pins import PinLoader
 from service.registry.proof import Prober
 from tests.support.adapters import AdapterFiles
-from tests.unit.service.registry.conftest import Bench
+from tests.unit.service.registry.conftest import RegistryApp
 
 Files = Callable[..., AdapterFiles]
 SLOTS = 4
 
 
 @pytest.fixture
-async def small(tmp_path: Path, base: BaseDescription, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+async def small(tmp_path: Path, base: BaseDescription, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RegistryApp]:
     """Four slots: three pins. Its loader works when it is woken and not by the clock: a slow test would meet it."""
     monkeypatch.setattr("service.registry.service.PinLoader", partial(PinLoader, check_s=3600.0))
-    async with Bench(tmp_path / "home", base, engine_slots=SLOTS).run() as ready:
+    async with RegistryApp(tmp_path / "home", base, engine_slots=SLOTS).run() as ready:
         yield ready
 
 
@@ -33,17 +33,17 @@ def code(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-async def pin(bench: Bench, name: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    return await bench.http.put(f"/v1/adapters/{name}/pin", headers=headers)
+async def pin(registry_app: RegistryApp, name: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    return await registry_app.http.put(f"/v1/adapters/{name}/pin", headers=headers)
 
 
-def loader(bench: Bench, slots: int = SLOTS) -> PinLoader:
+def loader(registry_app: RegistryApp, slots: int = SLOTS) -> PinLoader:
     """One that loads only when it is told to."""
-    prober = Prober(bench.engine, "tiny", bench.engine.restart, timeout_s=240)
-    return PinLoader(bench.catalog, bench.engine, prober, slots)
+    prober = Prober(registry_app.engine, "tiny", registry_app.engine.restart, timeout_s=240)
+    return PinLoader(registry_app.catalog, registry_app.engine, prober, slots)
 
 
-async def test_a_pin_is_shown_and_taken_away(small: Bench, files: Files) -> None:
+async def test_a_pin_is_shown_and_taken_away(small: RegistryApp, files: Files) -> None:
     await small.push("voice", files(seed=1))
     assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is False
     pinned = await pin(small, "voice")
@@ -61,12 +61,12 @@ async def test_a_pin_is_shown_and_taken_away(small: Bench, files: Files) -> None
     assert code(await small.http.delete("/v1/adapters/absent/pin")) == (404, "adapter_not_found")
 
 
-async def test_without_a_live_version_there_is_nothing_to_pin(small: Bench, files: Files) -> None:
+async def test_without_a_live_version_there_is_nothing_to_pin(small: RegistryApp, files: Files) -> None:
     await small.push("voice", files(seed=1), alias="beta")
     assert code(await pin(small, "voice")) == (409, "no_live_version")
 
 
-async def test_one_slot_stays_free_over_all_projects(small: Bench, files: Files) -> None:
+async def test_one_slot_stays_free_over_all_projects(small: RegistryApp, files: Files) -> None:
     acme = await small.key("acme")
     await small.push("a", files(seed=0), headers=acme)
     for seed, name in enumerate("bcd", start=1):
@@ -84,7 +84,7 @@ async def test_one_slot_stays_free_over_all_projects(small: Bench, files: Files)
     assert (await pin(small, "d")).status_code == 200
 
 
-async def test_pins_at_once_do_not_slip_past_the_bound(small: Bench, files: Files) -> None:
+async def test_pins_at_once_do_not_slip_past_the_bound(small: RegistryApp, files: Files) -> None:
     for seed in range(6):
         await small.push(f"v{seed}", files(seed=seed))
     answers = await asyncio.gather(*(pin(small, f"v{seed}") for seed in range(6)))
@@ -92,7 +92,7 @@ async def test_pins_at_once_do_not_slip_past_the_bound(small: Bench, files: File
     assert small.registry.counts.pins == 3
 
 
-async def test_a_split_counts_with_all_its_versions(small: Bench, files: Files) -> None:
+async def test_a_split_counts_with_all_its_versions(small: RegistryApp, files: Files) -> None:
     for seed in range(4):
         await small.push("voice", files(seed=seed))
     await small.push("other", files(seed=9))
@@ -112,7 +112,7 @@ async def test_a_split_counts_with_all_its_versions(small: Bench, files: Files) 
     assert canary.status_code == 200, "only live is pinned"
 
 
-async def test_a_pin_goes_with_its_adapter_and_stays_without_an_alias(small: Bench, files: Files) -> None:
+async def test_a_pin_goes_with_its_adapter_and_stays_without_an_alias(small: RegistryApp, files: Files) -> None:
     await small.push("voice", files(seed=1))
     await pin(small, "voice")
     await small.http.delete("/v1/adapters/voice/aliases/live")
@@ -124,7 +124,7 @@ async def test_a_pin_goes_with_its_adapter_and_stays_without_an_alias(small: Ben
     assert (await small.http.get("/v1/adapters/voice")).json()["pinned"] is False
 
 
-async def test_what_is_pinned_is_loaded_at_once_and_again_after_it_fell_out(small: Bench, files: Files) -> None:
+async def test_what_is_pinned_is_loaded_at_once_and_again_after_it_fell_out(small: RegistryApp, files: Files) -> None:
     digest = (await small.push("voice", files(seed=1))).json()["digest"]
     small.engine.loaded = []
     await pin(small, "voice")
@@ -142,7 +142,9 @@ async def test_what_is_pinned_is_loaded_at_once_and_again_after_it_fell_out(smal
     assert digest in small.engine.loaded
 
 
-async def test_a_pin_follows_live_and_a_restart_of_the_engine_or_of_the_gateway(small: Bench, files: Files) -> None:
+async def test_a_pin_follows_live_and_a_restart_of_the_engine_or_of_the_gateway(
+    small: RegistryApp, files: Files
+) -> None:
     digests = [(await small.push("voice", files(seed=seed))).json()["digest"] for seed in (1, 2, 3)]
     await pin(small, "voice")
     loads = loader(small)
@@ -155,13 +157,13 @@ async def test_a_pin_follows_live_and_a_restart_of_the_engine_or_of_the_gateway(
     await small.engine.restart("it died")
     await loads.load_missing()
     assert set(small.engine.loaded) == {digests[0], digests[2]}
-    again = Bench(small.settings.home, small.base, engine_slots=SLOTS)
+    again = RegistryApp(small.settings.home, small.base, engine_slots=SLOTS)
     async with again.run():
         await again.engine.until_loaded(digests[0], digests[2])
     assert len(again.engine.loaded) == 2
 
 
-async def test_fewer_slots_than_there_were_keep_the_oldest_pins(small: Bench, files: Files) -> None:
+async def test_fewer_slots_than_there_were_keep_the_oldest_pins(small: RegistryApp, files: Files) -> None:
     digests = {}
     for seed, name in enumerate("abc"):
         digests[name] = (await small.push(name, files(seed=seed))).json()["digest"]
@@ -172,7 +174,7 @@ async def test_fewer_slots_than_there_were_keep_the_oldest_pins(small: Bench, fi
 
 @pytest.mark.parametrize("why", [AdapterNotFinite, Timeout])
 async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
-    small: Bench, files: Files, why: type[HatrackError]
+    small: RegistryApp, files: Files, why: type[HatrackError]
 ) -> None:
     bad, good = [(await small.push(name, files(seed=seed))).json()["digest"] for seed, name in enumerate("ab")]
     loads = loader(small)
@@ -196,7 +198,7 @@ async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
     assert small.engine.asked == [], "it rests before it is tried again"
 
 
-async def test_an_engine_that_is_away_is_looked_at_again(small: Bench, files: Files) -> None:
+async def test_an_engine_that_is_away_is_looked_at_again(small: RegistryApp, files: Files) -> None:
     digest = (await small.push("voice", files(seed=1))).json()["digest"]
     prober = Prober(small.engine, "tiny", small.engine.restart, timeout_s=240)
     loads = PinLoader(small.catalog, small.engine, prober, SLOTS, check_s=0.01)
@@ -213,7 +215,7 @@ async def test_an_engine_that_is_away_is_looked_at_again(small: Bench, files: Fi
         await work
 
 
-async def test_the_engine_is_not_asked_while_nothing_is_pinned(small: Bench, files: Files) -> None:
+async def test_the_engine_is_not_asked_while_nothing_is_pinned(small: RegistryApp, files: Files) -> None:
     await small.push("voice", files(seed=1))
     small.engine.down = True
     await loader(small).load_missing()

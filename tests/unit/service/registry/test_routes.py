@@ -13,33 +13,35 @@ from service.errors import BadRequest, to_http
 from service.registry.schemas import AdapterSettings
 from service.registry.upload import parse_settings
 from tests.support.adapters import AdapterFiles
-from tests.unit.service.registry.conftest import ADMIN, KEY, Bench
+from tests.unit.service.registry.conftest import ADMIN, KEY, RegistryApp
 
 Files = Callable[..., AdapterFiles]
 
 
-async def test_without_a_key_nothing_is_read(bench: Bench) -> None:
+async def test_without_a_key_nothing_is_read(registry_app: RegistryApp) -> None:
     for method, path in [("GET", ""), ("POST", ""), ("GET", "/voice"), ("PUT", "/voice/aliases/live")]:
-        answer = await bench.http.request(method, f"/v1/adapters{path}", headers={"authorization": ""})
+        answer = await registry_app.http.request(method, f"/v1/adapters{path}", headers={"authorization": ""})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
-async def test_downloads_are_what_was_uploaded(bench: Bench, files: Files) -> None:
+async def test_downloads_are_what_was_uploaded(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
-    await bench.push("voice", adapter)
-    config = await bench.http.get("/v1/adapters/voice/versions/1/files/config")
-    weights = await bench.http.get("/v1/adapters/voice/versions/1/files/weights")
+    await registry_app.push("voice", adapter)
+    config = await registry_app.http.get("/v1/adapters/voice/versions/1/files/config")
+    weights = await registry_app.http.get("/v1/adapters/voice/versions/1/files/weights")
     assert config.content == adapter.config
     assert weights.content == adapter.weights
     assert 'filename="adapter_model.safetensors"' in weights.headers["content-disposition"]
-    assert (await bench.http.get("/v1/adapters/voice/versions/1/files/readme")).status_code == 404
+    assert (await registry_app.http.get("/v1/adapters/voice/versions/1/files/readme")).status_code == 404
 
 
 @pytest.mark.parametrize(("asked", "status"), [("bytes=0-7", 206), ("bytes=x", 400), ("bytes=99999999-", 416)])
-async def test_a_part_of_the_weights_is_downloaded(bench: Bench, files: Files, asked: str, status: int) -> None:
+async def test_a_part_of_the_weights_is_downloaded(
+    registry_app: RegistryApp, files: Files, asked: str, status: int
+) -> None:
     adapter = files(seed=1)
-    await bench.push("voice", adapter)
-    answer = await bench.http.get("/v1/adapters/voice/versions/1/files/weights", headers={"range": asked})
+    await registry_app.push("voice", adapter)
+    answer = await registry_app.http.get("/v1/adapters/voice/versions/1/files/weights", headers={"range": asked})
     assert answer.status_code == status
     assert status != 206 or answer.content == adapter.weights[:8]
 
@@ -59,19 +61,19 @@ def test_the_document_and_the_checks_agree_on_what_a_version_may_set() -> None:
             parse_settings({"sampling": sampling})
 
 
-async def test_lists_are_paged_oldest_first(bench: Bench, files: Files) -> None:
+async def test_lists_are_paged_oldest_first(registry_app: RegistryApp, files: Files) -> None:
     for seed, name in enumerate(["zebra", "ant", "mole"]):
-        await bench.push(name, files(seed=seed))
-    page = (await bench.http.get("/v1/adapters?limit=2")).json()
+        await registry_app.push(name, files(seed=seed))
+    page = (await registry_app.http.get("/v1/adapters?limit=2")).json()
     assert ([item["name"] for item in page["data"]], page["object"], page["has_more"]) == (
         ["zebra", "ant"],
         "list",
         True,
     )
     assert page["data"][0]["aliases"] == {"live": 1}
-    rest = (await bench.http.get("/v1/adapters?limit=2&after=ant")).json()
+    rest = (await registry_app.http.get("/v1/adapters?limit=2&after=ant")).json()
     assert ([item["name"] for item in rest["data"]], rest["has_more"]) == (["mole"], False)
-    assert (await bench.http.get("/v1/adapters?after=nobody")).status_code == 400
+    assert (await registry_app.http.get("/v1/adapters?after=nobody")).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -88,10 +90,10 @@ async def test_lists_are_paged_oldest_first(bench: Bench, files: Files) -> None:
     ],
 )
 async def test_the_body_of_a_promotion_is_checked(
-    bench: Bench, files: Files, body: bytes, status: int, param: str | None
+    registry_app: RegistryApp, files: Files, body: bytes, status: int, param: str | None
 ) -> None:
-    await bench.push("voice", files(seed=1))
-    answer = await bench.http.put("/v1/adapters/voice/aliases/live", content=body)
+    await registry_app.push("voice", files(seed=1))
+    answer = await registry_app.http.put("/v1/adapters/voice/aliases/live", content=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
@@ -99,21 +101,21 @@ async def test_the_body_of_a_promotion_is_checked(
     "path",
     ["voice", "voice/versions/1", "voice/versions/x", "Voice", "voice/aliases/live", "voice/versions/1/files/config"],
 )
-async def test_what_does_not_exist_is_404(bench: Bench, path: str) -> None:
-    assert (await bench.http.get(f"/v1/adapters/{path}")).status_code == 404
+async def test_what_does_not_exist_is_404(registry_app: RegistryApp, path: str) -> None:
+    assert (await registry_app.http.get(f"/v1/adapters/{path}")).status_code == 404
 
 
-async def test_promotions_at_once_end_in_one_of_them(bench: Bench, files: Files) -> None:
+async def test_promotions_at_once_end_in_one_of_them(registry_app: RegistryApp, files: Files) -> None:
     for seed in (1, 2, 3):
-        await bench.push("voice", files(seed=seed))
+        await registry_app.push("voice", files(seed=seed))
     url = "/v1/adapters/voice/aliases/live"
-    answers = await asyncio.gather(*(bench.http.put(url, json={"version": n % 3 + 1}) for n in range(12)))
+    answers = await asyncio.gather(*(registry_app.http.put(url, json={"version": n % 3 + 1}) for n in range(12)))
     assert {answer.status_code for answer in answers} == {200}
-    shown = (await bench.http.get(url)).json()
-    assert bench.catalog.resolve(ADMIN, "voice").version == shown["version"] == shown["history"][0]["version"]
+    shown = (await registry_app.http.get(url)).json()
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == shown["version"] == shown["history"][0]["version"]
 
 
-async def test_a_client_that_disconnects_in_its_upload_leaves_nothing(bench: Bench, files: Files) -> None:
+async def test_a_client_that_disconnects_in_its_upload_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
     part = b'--cut\r\nContent-Disposition: form-data; name="weights"; filename="w.safetensors"\r\n\r\n'
     events = iter([{"type": "http.request", "body": part + files(seed=1).weights, "more_body": True}])
     sent: list[MutableMapping[str, Any]] = []
@@ -134,10 +136,10 @@ async def test_a_client_that_disconnects_in_its_upload_leaves_nothing(bench: Ben
             (b"content-type", b"multipart/form-data; boundary=cut"),
         ],
     }
-    await bench.app(scope, come, go)
+    await registry_app.app(scope, come, go)
     assert sent[0]["status"] == 400
-    assert bench.leftovers() == []
-    assert bench.store.digests() == []
+    assert registry_app.leftovers() == []
+    assert registry_app.store.digests() == []
 
 
 def test_statuses_of_adapter_errors() -> None:

@@ -15,7 +15,7 @@ from service.access.audit import SYSTEM
 from service.errors import Conflict, EngineUnavailable, ModelNotFound, NoLiveVersion
 from service.registry.upload import Upload
 from tests.support.adapters import AdapterFiles, describe_base, make_base
-from tests.unit.service.registry.conftest import ADMIN, Bench
+from tests.unit.service.registry.conftest import ADMIN, RegistryApp
 from tests.unit.service.registry.engine import BASE
 
 Files = Callable[..., AdapterFiles]
@@ -25,17 +25,17 @@ def code(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-async def digest_of_refused(bench: Bench, files: AdapterFiles) -> str:
+async def digest_of_refused(registry_app: RegistryApp, files: AdapterFiles) -> str:
     """The digest of an adapter, found by a push that the engine does not answer."""
-    bench.engine.down = True
-    before = set(bench.store.digests())
-    assert code(await bench.push("finding-out", files)) == (503, "engine_unavailable")
-    bench.engine.down = False
-    return (set(bench.store.digests()) - before).pop()
+    registry_app.engine.down = True
+    before = set(registry_app.store.digests())
+    assert code(await registry_app.push("finding-out", files)) == (503, "engine_unavailable")
+    registry_app.engine.down = False
+    return (set(registry_app.store.digests()) - before).pop()
 
 
-async def test_a_first_push_goes_live_and_later_ones_do_not(bench: Bench, files: Files) -> None:
-    first = await bench.push("voice", files(seed=1), metadata={"run": 1}, settings={"system_prompt": "Ahoy."})
+async def test_a_first_push_goes_live_and_later_ones_do_not(registry_app: RegistryApp, files: Files) -> None:
+    first = await registry_app.push("voice", files(seed=1), metadata={"run": 1}, settings={"system_prompt": "Ahoy."})
     assert first.status_code == 201, first.text
     shown = first.json()
     assert first.headers["location"] == "/v1/adapters/voice/versions/1"
@@ -47,40 +47,40 @@ async def test_a_first_push_goes_live_and_later_ones_do_not(bench: Bench, files:
     assert (shown["object"], shown["adapter"], shown["version"]) == ("adapter.version", "voice", 1)
     assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", ["live"])
     assert shown["metadata"] == {"run": 1}
-    assert shown["base"] == bench.base.fingerprint.model_dump()
+    assert shown["base"] == registry_app.base.fingerprint.model_dump()
     assert shown["proof"]["distance"] == pytest.approx(0.5)
-    target = bench.catalog.resolve(ADMIN, "voice")
+    target = registry_app.catalog.resolve(ADMIN, "voice")
     assert (target.digest, target.settings.system_prompt) == (shown["digest"], "Ahoy.")
 
-    second = (await bench.push("voice", files(seed=2))).json()
+    second = (await registry_app.push("voice", files(seed=2))).json()
     assert (second["version"], second["aliases"]) == (2, [])
-    assert bench.catalog.resolve(ADMIN, "voice").version == 1
-    assert bench.catalog.resolve(ADMIN, "voice@2").digest == second["digest"]
-    assert bench.leftovers() == []
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 1
+    assert registry_app.catalog.resolve(ADMIN, "voice@2").digest == second["digest"]
+    assert registry_app.leftovers() == []
 
 
-async def test_the_same_again_is_the_same_version(bench: Bench, files: Files) -> None:
+async def test_the_same_again_is_the_same_version(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
-    first = await bench.push("voice", adapter)
-    again = await bench.push("voice", adapter, alias="canary")
+    first = await registry_app.push("voice", adapter)
+    again = await registry_app.push("voice", adapter, alias="canary")
     assert (again.status_code, again.json()["version"]) == (200, first.json()["version"])
     assert again.json()["aliases"] == ["canary", "live"]
-    other = await bench.push("voice", adapter, settings={"sampling": {"temperature": 0.1}})
+    other = await registry_app.push("voice", adapter, settings={"sampling": {"temperature": 0.1}})
     assert (other.status_code, other.json()["version"], other.json()["digest"]) == (201, 2, first.json()["digest"])
 
 
-async def test_two_pushes_of_one_adapter_at_once_make_one_version(bench: Bench, files: Files) -> None:
+async def test_two_pushes_of_one_adapter_at_once_make_one_version(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
-    answers = await asyncio.gather(*(bench.push("voice", adapter) for _ in range(4)))
+    answers = await asyncio.gather(*(registry_app.push("voice", adapter) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
     assert {answer.json()["version"] for answer in answers} == {1}
 
 
-async def test_an_empty_alias_leaves_it_without_one(bench: Bench, files: Files) -> None:
-    assert (await bench.push("voice", files(seed=1), alias="")).json()["aliases"] == []
+async def test_an_empty_alias_leaves_it_without_one(registry_app: RegistryApp, files: Files) -> None:
+    assert (await registry_app.push("voice", files(seed=1), alias="")).json()["aliases"] == []
     with pytest.raises(NoLiveVersion):
-        bench.catalog.resolve(ADMIN, "voice")
-    assert bench.catalog.resolve(ADMIN, "voice@1").version == 1
+        registry_app.catalog.resolve(ADMIN, "voice")
+    assert registry_app.catalog.resolve(ADMIN, "voice@1").version == 1
 
 
 @pytest.mark.parametrize(
@@ -97,73 +97,75 @@ async def test_an_empty_alias_leaves_it_without_one(bench: Bench, files: Files) 
     ],
 )
 async def test_a_refusal_leaves_nothing_behind(
-    bench: Bench, files: Files, variant: str, expected: tuple[int, str]
+    registry_app: RegistryApp, files: Files, variant: str, expected: tuple[int, str]
 ) -> None:
-    assert code(await bench.push("voice", files(variant=variant))) == expected
-    assert code(await bench.http.get("/v1/adapters/voice")) == (404, "adapter_not_found")
-    assert (await bench.http.get("/v1/adapters")).json()["data"] == []
-    assert bench.leftovers() == []
+    assert code(await registry_app.push("voice", files(variant=variant))) == expected
+    assert code(await registry_app.http.get("/v1/adapters/voice")) == (404, "adapter_not_found")
+    assert (await registry_app.http.get("/v1/adapters")).json()["data"] == []
+    assert registry_app.leftovers() == []
     with pytest.raises(ModelNotFound):
-        bench.catalog.resolve(ADMIN, "voice")
-    assert (await bench.push("voice", files(seed=3))).json()["version"] == 1
+        registry_app.catalog.resolve(ADMIN, "voice")
+    assert (await registry_app.push("voice", files(seed=3))).json()["version"] == 1
 
 
-async def test_refusals_with_a_status_of_their_own(bench: Bench, files: Files) -> None:
-    assert code(await bench.push("voice", files(), weights_name="adapter_model.bin")) == (415, "pickle_refused")
-    assert code(await bench.push(BASE, files())) == (422, "name_reserved")
-    assert code(await bench.push("No Name", files())) == (422, "name_invalid")
-    assert code(await bench.push("voice", files(), metadata={"proof": {}})) == (422, "proof_invalid")
+async def test_refusals_with_a_status_of_their_own(registry_app: RegistryApp, files: Files) -> None:
+    assert code(await registry_app.push("voice", files(), weights_name="adapter_model.bin")) == (415, "pickle_refused")
+    assert code(await registry_app.push(BASE, files())) == (422, "name_reserved")
+    assert code(await registry_app.push("No Name", files())) == (422, "name_invalid")
+    assert code(await registry_app.push("voice", files(), metadata={"proof": {}})) == (422, "proof_invalid")
     large = files(rank=32, modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     large.weights_path.write_bytes(large.weights + b"\0" * 1024 * 1024)
-    assert code(await bench.push("voice", large))[0] == 413
-    assert bench.leftovers() == []
+    assert code(await registry_app.push("voice", large))[0] == 413
+    assert registry_app.leftovers() == []
 
 
-async def test_no_proof_no_version(bench: Bench, files: Files) -> None:
-    bench.engine.effect = 0
-    assert code(await bench.push("voice", files(seed=1))) == (422, "not_applied")
-    assert code(await bench.http.get("/v1/adapters/voice/versions/1")) == (404, "adapter_not_found")
+async def test_no_proof_no_version(registry_app: RegistryApp, files: Files) -> None:
+    registry_app.engine.effect = 0
+    assert code(await registry_app.push("voice", files(seed=1))) == (422, "not_applied")
+    assert code(await registry_app.http.get("/v1/adapters/voice/versions/1")) == (404, "adapter_not_found")
 
 
-async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(bench: Bench, files: Files) -> None:
-    bench.engine.effect = 0
+async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(
+    registry_app: RegistryApp, files: Files
+) -> None:
+    registry_app.engine.effect = 0
     adapter = files(seed=1)
-    pushed = await bench.push("voice", adapter, query="?wait=false")
+    pushed = await registry_app.push("voice", adapter, query="?wait=false")
     assert (pushed.status_code, pushed.json()["state"]) == (202, "proving")
-    await bench.registry.wait_idle()
-    rejected = (await bench.http.get("/v1/adapters/voice/versions/1")).json()
+    await registry_app.registry.wait_idle()
+    rejected = (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()
     assert (rejected["state"], rejected["reason"]["code"], rejected["aliases"]) == ("rejected", "not_applied", [])
-    assert (await bench.http.get("/v1/adapters")).json()["data"] == []
-    assert code(await bench.http.get("/v1/adapters/voice")) == (404, "adapter_not_found")
-    assert code(await bench.http.put("/v1/adapters/voice/aliases/live", json={"version": 1})) == (
+    assert (await registry_app.http.get("/v1/adapters")).json()["data"] == []
+    assert code(await registry_app.http.get("/v1/adapters/voice")) == (404, "adapter_not_found")
+    assert code(await registry_app.http.put("/v1/adapters/voice/aliases/live", json={"version": 1})) == (
         409,
         "version_not_ready",
     )
 
-    bench.engine.effect = 0.5  # it was no first version: the next one is, and goes live
-    other = await bench.push("voice", files(seed=2))
+    registry_app.engine.effect = 0.5  # it was no first version: the next one is, and goes live
+    other = await registry_app.push("voice", files(seed=2))
     assert (other.json()["version"], other.json()["aliases"]) == (2, ["live"])
-    shown = (await bench.http.get("/v1/adapters/voice")).json()
+    shown = (await registry_app.http.get("/v1/adapters/voice")).json()
     assert [version["version"] for version in shown["versions"]] == [2]
 
-    again = await bench.push("voice", adapter)
+    again = await registry_app.push("voice", adapter)
     assert (again.status_code, again.json()["version"], again.json()["state"]) == (200, 1, "ready")
 
 
-async def test_without_waiting_it_becomes_ready_and_live(bench: Bench, files: Files) -> None:
-    await bench.push("voice", files(seed=1), query="?wait=false")
-    await bench.registry.wait_idle()
-    assert bench.catalog.resolve(ADMIN, "voice").version == 1
+async def test_without_waiting_it_becomes_ready_and_live(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("voice", files(seed=1), query="?wait=false")
+    await registry_app.registry.wait_idle()
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 1
 
 
 async def test_a_proof_that_a_stop_cut_off_is_taken_up_at_the_next_start(
     tmp_path: Path, base: BaseDescription, files: Files
 ) -> None:
     home = tmp_path / "cut"
-    async with Bench(home, base).run() as first:
+    async with RegistryApp(home, base).run() as first:
         first.engine.down = True
         assert (await first.push("voice", files(seed=1), query="?wait=false", alias="beta")).status_code == 202
-    async with Bench(home, base).run() as second:
+    async with RegistryApp(home, base).run() as second:
         await second.registry.wait_idle()
         assert second.catalog.resolve(ADMIN, "voice:beta").version == 1
 
@@ -172,168 +174,172 @@ async def test_a_restart_loses_nothing_and_another_base_serves_none_of_it(
     tmp_path: Path, base: BaseDescription, files: Files
 ) -> None:
     home = tmp_path / "kept"
-    async with Bench(home, base).run() as first:
+    async with RegistryApp(home, base).run() as first:
         pushed = (await first.push("voice", files(seed=1))).json()
     other = describe_base(make_base(tmp_path / "other", seed=9), served_name=BASE)
-    async with Bench(home, other).run() as second:
+    async with RegistryApp(home, other).run() as second:
         shown = (await second.http.get("/v1/adapters/voice/versions/1")).json()
         assert (shown["state"], shown["servable"]) == ("ready", "other_base")
         with pytest.raises(Conflict):
             second.catalog.resolve(ADMIN, "voice")
-    async with Bench(home, base).run() as third:
+    async with RegistryApp(home, base).run() as third:
         assert third.catalog.resolve(ADMIN, "voice").digest == pushed["digest"]
         assert third.engine.asked == []
 
 
-async def test_rollback_walks_back_along_the_history(bench: Bench, files: Files) -> None:
+async def test_rollback_walks_back_along_the_history(registry_app: RegistryApp, files: Files) -> None:
     for seed in (1, 2, 3):
-        await bench.push("voice", files(seed=seed))
+        await registry_app.push("voice", files(seed=seed))
     url = "/v1/adapters/voice/aliases/live"
-    assert code(await bench.http.post(f"{url}/rollback")) == (409, "no_earlier_version")
+    assert code(await registry_app.http.post(f"{url}/rollback")) == (409, "no_earlier_version")
     for number in (2, 3):
-        assert (await bench.http.put(url, json={"version": number})).json()["version"] == number
-    assert bench.catalog.resolve(ADMIN, "voice").version == 3
-    assert (await bench.http.post(f"{url}/rollback")).json()["version"] == 2
-    assert (await bench.http.post(f"{url}/rollback")).json()["version"] == 1
-    assert code(await bench.http.post(f"{url}/rollback")) == (409, "no_earlier_version")
-    assert bench.catalog.resolve(ADMIN, "voice").version == 1
-    moves = (await bench.http.get(url)).json()["history"]
+        assert (await registry_app.http.put(url, json={"version": number})).json()["version"] == number
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 3
+    assert (await registry_app.http.post(f"{url}/rollback")).json()["version"] == 2
+    assert (await registry_app.http.post(f"{url}/rollback")).json()["version"] == 1
+    assert code(await registry_app.http.post(f"{url}/rollback")) == (409, "no_earlier_version")
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 1
+    moves = (await registry_app.http.get(url)).json()["history"]
     assert [(move["version"], move["action"]) for move in moves] == [
         *((1, "rollback"), (2, "rollback"), (3, "promote"), (2, "promote"), (1, "push")),
     ]
 
 
-async def test_a_rollback_passes_over_what_was_deleted(bench: Bench, files: Files) -> None:
+async def test_a_rollback_passes_over_what_was_deleted(registry_app: RegistryApp, files: Files) -> None:
     url = "/v1/adapters/voice/aliases/live"
     for seed in (1, 2, 3):
-        await bench.push("voice", files(seed=seed), alias="live")
-    assert (await bench.http.delete("/v1/adapters/voice/versions/2")).status_code == 204
-    assert (await bench.http.post(f"{url}/rollback")).json()["version"] == 1
+        await registry_app.push("voice", files(seed=seed), alias="live")
+    assert (await registry_app.http.delete("/v1/adapters/voice/versions/2")).status_code == 204
+    assert (await registry_app.http.post(f"{url}/rollback")).json()["version"] == 1
 
 
-async def test_the_pointer_stays_where_the_target_cannot_be_warmed(bench: Bench, files: Files) -> None:
-    await bench.push("voice", files(seed=1))
-    second = (await bench.push("voice", files(seed=2))).json()
+async def test_the_pointer_stays_where_the_target_cannot_be_warmed(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("voice", files(seed=1))
+    second = (await registry_app.push("voice", files(seed=2))).json()
     url = "/v1/adapters/voice/aliases/live"
-    bench.engine.not_finite.add(second["digest"])
-    assert code(await bench.http.put(url, json={"version": 2})) == (500, "adapter_not_finite")
-    bench.engine.down = True
-    assert code(await bench.http.put(url, json={"version": 2})) == (503, "engine_unavailable")
-    assert bench.catalog.resolve(ADMIN, "voice").version == 1
-    bench.engine.down = False
-    bench.engine.not_finite.clear()
-    bench.engine.asked.clear()
-    await bench.http.put(url, json={"version": 2})
-    assert bench.engine.asked == [second["digest"]]
-    assert bench.catalog.resolve(ADMIN, "voice").version == 2
+    registry_app.engine.not_finite.add(second["digest"])
+    assert code(await registry_app.http.put(url, json={"version": 2})) == (500, "adapter_not_finite")
+    registry_app.engine.down = True
+    assert code(await registry_app.http.put(url, json={"version": 2})) == (503, "engine_unavailable")
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 1
+    registry_app.engine.down = False
+    registry_app.engine.not_finite.clear()
+    registry_app.engine.asked.clear()
+    await registry_app.http.put(url, json={"version": 2})
+    assert registry_app.engine.asked == [second["digest"]]
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 2
 
 
-async def test_deleting_an_alias_keeps_the_version(bench: Bench, files: Files) -> None:
-    await bench.push("voice", files(seed=1))
+async def test_deleting_an_alias_keeps_the_version(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("voice", files(seed=1))
     url = "/v1/adapters/voice/aliases/live"
-    assert (await bench.http.delete(url)).status_code == 200
-    assert code(await bench.http.get(url)) == (404, "alias_not_found")
-    assert code(await bench.http.delete(url)) == (404, "alias_not_found")
-    assert (await bench.http.delete("/v1/adapters/voice/versions/1")).status_code == 204
+    assert (await registry_app.http.delete(url)).status_code == 200
+    assert code(await registry_app.http.get(url)) == (404, "alias_not_found")
+    assert code(await registry_app.http.delete(url)) == (404, "alias_not_found")
+    assert (await registry_app.http.delete("/v1/adapters/voice/versions/1")).status_code == 204
 
 
-async def test_deleted_is_unroutable_at_once_and_its_files_go_with_the_engine(bench: Bench, files: Files) -> None:
+async def test_deleted_is_unroutable_at_once_and_its_files_go_with_the_engine(
+    registry_app: RegistryApp, files: Files
+) -> None:
     adapter = files(seed=1)
-    digest = (await bench.push("voice", adapter)).json()["digest"]
-    await bench.push("twin", adapter)
-    assert code(await bench.http.delete("/v1/adapters/voice/versions/1")) == (422, "version_in_use")
-    assert code(await bench.http.delete("/v1/adapters/voice")) == (422, "version_in_use")
-    assert (await bench.http.delete("/v1/adapters/voice?force=true")).status_code == 204
+    digest = (await registry_app.push("voice", adapter)).json()["digest"]
+    await registry_app.push("twin", adapter)
+    assert code(await registry_app.http.delete("/v1/adapters/voice/versions/1")) == (422, "version_in_use")
+    assert code(await registry_app.http.delete("/v1/adapters/voice")) == (422, "version_in_use")
+    assert (await registry_app.http.delete("/v1/adapters/voice?force=true")).status_code == 204
     with pytest.raises(ModelNotFound):
-        bench.catalog.resolve(ADMIN, "voice")
-    assert await bench.registry.collect() == []
-    assert (await bench.http.delete("/v1/adapters/twin/versions/1?force=true")).status_code == 204
-    assert bench.store.exists(digest)
-    assert await bench.registry.collect() == [digest]
-    assert not bench.store.exists(digest)
+        registry_app.catalog.resolve(ADMIN, "voice")
+    assert await registry_app.registry.collect() == []
+    assert (await registry_app.http.delete("/v1/adapters/twin/versions/1?force=true")).status_code == 204
+    assert registry_app.store.exists(digest)
+    assert await registry_app.registry.collect() == [digest]
+    assert not registry_app.store.exists(digest)
 
 
-async def test_a_number_is_never_given_twice(bench: Bench, files: Files) -> None:
-    await bench.push("voice", files(seed=1))
-    await bench.http.delete("/v1/adapters/voice?force=true")
-    again = (await bench.push("voice", files(seed=1))).json()
+async def test_a_number_is_never_given_twice(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("voice", files(seed=1))
+    await registry_app.http.delete("/v1/adapters/voice?force=true")
+    again = (await registry_app.push("voice", files(seed=1))).json()
     assert (again["version"], again["aliases"]) == (2, ["live"])
-    assert code(await bench.http.post("/v1/adapters/voice/aliases/live/rollback")) == (409, "no_earlier_version")
+    assert code(await registry_app.http.post("/v1/adapters/voice/aliases/live/rollback")) == (409, "no_earlier_version")
 
 
-async def test_a_collection_spares_what_is_being_proven(bench: Bench, files: Files) -> None:
+async def test_a_collection_spares_what_is_being_proven(registry_app: RegistryApp, files: Files) -> None:
     collected: list[str] = []
-    ask = bench.engine.logprobs
+    ask = registry_app.engine.logprobs
 
     async def collect_meanwhile(model: str, texts: list[str]) -> list[list[float]]:
-        collected.extend(await bench.registry.collect())
+        collected.extend(await registry_app.registry.collect())
         return await ask(model, texts)
 
-    bench.engine.logprobs = collect_meanwhile  # type: ignore[method-assign, assignment]
-    assert (await bench.push("voice", files(seed=1))).status_code == 201
+    registry_app.engine.logprobs = collect_meanwhile  # type: ignore[method-assign, assignment]
+    assert (await registry_app.push("voice", files(seed=1))).status_code == 201
     assert collected == []
 
 
-async def test_a_suspect_is_asked_twice_and_is_corrupt_until_it_is_proven_again(bench: Bench, files: Files) -> None:
+async def test_a_suspect_is_asked_twice_and_is_corrupt_until_it_is_proven_again(
+    registry_app: RegistryApp, files: Files
+) -> None:
     adapter = files(seed=1)
-    digest = (await bench.push("voice", adapter)).json()["digest"]
-    bench.registry.report_failure(digest)
-    await bench.registry.wait_idle()
-    assert bench.catalog.resolve(ADMIN, "voice").digest == digest  # its probes are well
+    digest = (await registry_app.push("voice", adapter)).json()["digest"]
+    registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    assert registry_app.catalog.resolve(ADMIN, "voice").digest == digest  # its probes are well
 
-    bench.engine.not_finite.add(digest)
-    bench.engine.asked.clear()
+    registry_app.engine.not_finite.add(digest)
+    registry_app.engine.asked.clear()
     for _ in range(10):
-        bench.registry.report_failure(digest)
-    await bench.registry.wait_idle()
-    assert bench.engine.asked == [digest, digest, BASE]
+        registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    assert registry_app.engine.asked == [digest, digest, BASE]
     with pytest.raises(Conflict) as raised:
-        bench.catalog.resolve(ADMIN, "voice")
+        registry_app.catalog.resolve(ADMIN, "voice")
     assert raised.value.code == "version_corrupt"
-    assert code(await bench.http.post("/v1/adapters/voice/versions/1/prove")) == (422, "logprobs_not_finite")
+    assert code(await registry_app.http.post("/v1/adapters/voice/versions/1/prove")) == (422, "logprobs_not_finite")
 
-    bench.engine.not_finite.clear()
-    proven = await bench.http.post("/v1/adapters/voice/versions/1/prove")
+    registry_app.engine.not_finite.clear()
+    proven = await registry_app.http.post("/v1/adapters/voice/versions/1/prove")
     assert (proven.status_code, proven.json()["servable"]) == (200, "ok")
-    assert bench.catalog.resolve(ADMIN, "voice").digest == digest
+    assert registry_app.catalog.resolve(ADMIN, "voice").digest == digest
 
 
-async def test_to_prove_again_moves_no_alias_back(bench: Bench, files: Files) -> None:
-    first = (await bench.push("voice", files(seed=1), alias="live")).json()["digest"]
-    second = (await bench.push("voice", files(seed=2), alias="live")).json()["digest"]
-    bench.engine.not_finite.add(first)
-    bench.registry.report_failure(first)
-    await bench.registry.wait_idle()
-    bench.engine.not_finite.clear()
-    assert (await bench.http.post("/v1/adapters/voice/versions/1/prove")).json()["servable"] == "ok"
-    assert bench.catalog.resolve(ADMIN, "voice").digest == second
+async def test_to_prove_again_moves_no_alias_back(registry_app: RegistryApp, files: Files) -> None:
+    first = (await registry_app.push("voice", files(seed=1), alias="live")).json()["digest"]
+    second = (await registry_app.push("voice", files(seed=2), alias="live")).json()["digest"]
+    registry_app.engine.not_finite.add(first)
+    registry_app.registry.report_failure(first)
+    await registry_app.registry.wait_idle()
+    registry_app.engine.not_finite.clear()
+    assert (await registry_app.http.post("/v1/adapters/voice/versions/1/prove")).json()["servable"] == "ok"
+    assert registry_app.catalog.resolve(ADMIN, "voice").digest == second
 
 
-async def test_a_corrupt_version_that_is_pushed_again_is_proven_again(bench: Bench, files: Files) -> None:
+async def test_a_corrupt_version_that_is_pushed_again_is_proven_again(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
-    digest = (await bench.push("voice", adapter)).json()["digest"]
-    bench.engine.not_finite.add(digest)
-    bench.registry.report_failure(digest)
-    await bench.registry.wait_idle()
-    assert code(await bench.push("voice", adapter)) == (422, "logprobs_not_finite")
-    bench.engine.not_finite.clear()
-    again = await bench.push("voice", adapter)
+    digest = (await registry_app.push("voice", adapter)).json()["digest"]
+    registry_app.engine.not_finite.add(digest)
+    registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    assert code(await registry_app.push("voice", adapter)) == (422, "logprobs_not_finite")
+    registry_app.engine.not_finite.clear()
+    again = await registry_app.push("voice", adapter)
     assert (again.status_code, again.json()["version"], again.json()["servable"]) == (200, 1, "ok")
 
 
 @pytest.mark.parametrize("state", ["down", "poisoned"])
-async def test_an_engine_that_is_ill_convicts_nobody(bench: Bench, files: Files, state: str) -> None:
-    digest = (await bench.push("voice", files(seed=1))).json()["digest"]
-    bench.engine.not_finite.add(digest)
-    bench.engine.down = state == "down"
-    bench.engine.nan_spreads = True
-    bench.registry.report_failure(digest)
-    await bench.registry.wait_idle()
-    assert bench.catalog.resolve(ADMIN, "voice").digest == digest
-    assert len(bench.engine.restarts) == (state == "poisoned")
+async def test_an_engine_that_is_ill_convicts_nobody(registry_app: RegistryApp, files: Files, state: str) -> None:
+    digest = (await registry_app.push("voice", files(seed=1))).json()["digest"]
+    registry_app.engine.not_finite.add(digest)
+    registry_app.engine.down = state == "down"
+    registry_app.engine.nan_spreads = True
+    registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    assert registry_app.catalog.resolve(ADMIN, "voice").digest == digest
+    assert len(registry_app.engine.restarts) == (state == "poisoned")
 
 
-async def test_a_client_that_leaves_leaves_nothing(bench: Bench, files: Files) -> None:
+async def test_a_client_that_leaves_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
     arrived = asyncio.Event()
 
     async def hang(write: Callable[[bytes], object]) -> Upload:
@@ -342,56 +348,60 @@ async def test_a_client_that_leaves_leaves_nothing(bench: Bench, files: Files) -
         await asyncio.Event().wait()
         raise AssertionError("it never comes")
 
-    push = asyncio.create_task(bench.registry.push(ADMIN, hang, wait=True, actor=SYSTEM))
+    push = asyncio.create_task(registry_app.registry.push(ADMIN, hang, wait=True, actor=SYSTEM))
     await arrived.wait()
-    assert len(bench.leftovers()) == 1
+    assert len(registry_app.leftovers()) == 1
     push.cancel()
     with pytest.raises(asyncio.CancelledError):
         await push
-    assert bench.leftovers() == []
+    assert registry_app.leftovers() == []
 
 
-async def test_an_adapter_that_the_engine_cannot_answer_for_is_rejected_in_the_end(bench: Bench, files: Files) -> None:
-    ask = bench.engine.logprobs
+async def test_an_adapter_that_the_engine_cannot_answer_for_is_rejected_in_the_end(
+    registry_app: RegistryApp, files: Files
+) -> None:
+    ask = registry_app.engine.logprobs
 
     async def die_of_it(model: str, texts: list[str]) -> list[list[float]]:
         if model != BASE:
             raise EngineUnavailable("the engine died")
         return await ask(model, texts)
 
-    bench.engine.logprobs = die_of_it  # type: ignore[method-assign, assignment]
-    await bench.push("voice", files(seed=1), query="?wait=false")
-    await bench.registry.wait_idle()
-    shown = (await bench.http.get("/v1/adapters/voice/versions/1")).json()
+    registry_app.engine.logprobs = die_of_it  # type: ignore[method-assign, assignment]
+    await registry_app.push("voice", files(seed=1), query="?wait=false")
+    await registry_app.registry.wait_idle()
+    shown = (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()
     assert (shown["state"], shown["reason"]["code"]) == ("rejected", "engine_unavailable")
 
 
-async def test_damaged_files_heal_by_a_push(bench: Bench, files: Files) -> None:
+async def test_damaged_files_heal_by_a_push(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
-    digest = (await bench.push("voice", adapter)).json()["digest"]
-    (bench.store.path(digest) / WEIGHTS_FILE).write_bytes(b"short")
-    assert (await bench.http.get("/v1/adapters/voice/versions/1")).json()["servable"] == "damaged"
-    assert code(await bench.http.post("/v1/adapters/voice/versions/1/prove")) == (409, "version_damaged")
-    assert (await bench.push("voice", adapter)).json()["servable"] == "ok"
+    digest = (await registry_app.push("voice", adapter)).json()["digest"]
+    (registry_app.store.path(digest) / WEIGHTS_FILE).write_bytes(b"short")
+    assert (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()["servable"] == "damaged"
+    assert code(await registry_app.http.post("/v1/adapters/voice/versions/1/prove")) == (409, "version_damaged")
+    assert (await registry_app.push("voice", adapter)).json()["servable"] == "ok"
 
 
-async def test_an_engine_that_is_away_refuses_to_wait_and_leaves_nothing(bench: Bench, files: Files) -> None:
-    digest = await digest_of_refused(bench, files(seed=1))
-    assert (await bench.http.get("/v1/adapters")).json()["data"] == []
-    assert await bench.registry.collect() == [digest]
+async def test_an_engine_that_is_away_refuses_to_wait_and_leaves_nothing(
+    registry_app: RegistryApp, files: Files
+) -> None:
+    digest = await digest_of_refused(registry_app, files(seed=1))
+    assert (await registry_app.http.get("/v1/adapters")).json()["data"] == []
+    assert await registry_app.registry.collect() == [digest]
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(bench: Bench, files: Files) -> None:
+async def test_an_upload_that_breaks_off_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
     parts = {"config": files(seed=1).config, "weights": ("w.safetensors", files(seed=1).weights)}
-    request = bench.http.build_request("POST", "/v1/adapters", data={"name": "voice"}, files=parts)
+    request = registry_app.http.build_request("POST", "/v1/adapters", data={"name": "voice"}, files=parts)
     whole = await request.aread()
 
     async def half() -> AsyncIterator[bytes]:
         yield whole[: len(whole) // 2]
 
-    cut = await bench.http.post(
+    cut = await registry_app.http.post(
         "/v1/adapters", content=half(), headers={"content-type": request.headers["content-type"]}
     )
     assert code(cut) == (400, "invalid_multipart")
-    assert bench.leftovers() == []
-    assert bench.store.digests() == []
+    assert registry_app.leftovers() == []
+    assert registry_app.store.digests() == []

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.service.training.house import House
+from tests.unit.service.training.training_gateway import TrainingGateway
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def gateway() -> AsyncIterator[TrainingGateway]:
     # a Unix socket's path has 107 bytes, which pytest's own directories may go beyond
-    with tempfile.TemporaryDirectory(prefix="house-") as home:
-        async with House(Path(home)).open() as ready:
+    with tempfile.TemporaryDirectory(prefix="hatrack-") as home:
+        async with TrainingGateway(Path(home)).open() as ready:
             yield ready

@@ -19,8 +19,8 @@ from service.registry.catalog import AdapterEntry, Servable, Snapshot, VersionEn
 from service.registry.split import Split
 from service.training.evaluations import Evaluations
 from service.training.revalidation import system_caller
-from tests.unit.service.files.cabinet import LINE, bearer, error_of
-from tests.unit.service.training.house import BASE, House
+from tests.unit.service.files.files_app import LINE, bearer, error_of
+from tests.unit.service.training.training_gateway import BASE, TrainingGateway
 
 ALL = ("infer", "adapters", "train")
 EVALUATION = {"object": "evaluation", "id": "eval-1", "status": "queued"}
@@ -29,9 +29,9 @@ SALTY = VersionSettings(system_prompt="Be salty.")
 
 
 @pytest.fixture(autouse=True)
-def _stocked(house: House) -> None:
+def _stocked(gateway: TrainingGateway) -> None:
     """`voice@1` is live, `voice@3` has a system prompt, `voice:both` is split, `voice@2` is damaged."""
-    house.trainer.body = dict(EVALUATION)
+    gateway.trainer.body = dict(EVALUATION)
     versions = {
         1: VersionEntry(1, "a" * 64, VersionSettings(), Servable.OK, 1),
         2: VersionEntry(2, "b" * 64, VersionSettings(), Servable.DAMAGED, 2),
@@ -39,103 +39,105 @@ def _stocked(house: House) -> None:
     }
     aliases = {"live": 1, "next": 3, "both": Split.of({1: 1, 3: 9})}
     voice = AdapterEntry("voice", 1, MappingProxyType(versions), MappingProxyType(aliases))
-    known = dict(house.catalog.snapshot.adapters) | {("default", "voice"): voice}
-    house.catalog.replace(Snapshot(MappingProxyType(known)))
+    known = dict(gateway.catalog.snapshot.adapters) | {("default", "voice"): voice}
+    gateway.catalog.replace(Snapshot(MappingProxyType(known)))
 
 
-async def create(house: House, key: str | None = None, **body: Any) -> httpx.Response:
-    return await house.http.post("/v1/evaluations", json=body, headers=bearer(key))
+async def create(gateway: TrainingGateway, key: str | None = None, **body: Any) -> httpx.Response:
+    return await gateway.http.post("/v1/evaluations", json=body, headers=bearer(key))
 
 
-def sent(house: House) -> tuple[dict[str, Any], dict[str, Any]]:
+def sent(gateway: TrainingGateway) -> tuple[dict[str, Any], dict[str, Any]]:
     """The client's body and the gateway's word, as the trainer got them."""
-    (asked,) = house.trainer.asked
+    (asked,) = gateway.trainer.asked
     assert (asked.method, asked.path) == ("POST", "/v1/evaluations")
     return asked.json["request"], asked.json["context"]
 
 
-def caller_of(house: House) -> Caller:
-    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
-    return house.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
+def caller_of(gateway: TrainingGateway) -> Caller:
+    key = gateway.trainer.asked[0].headers["x-hatrack-job-key"]
+    return gateway.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
 
 
-async def test_the_trainer_gets_the_body_and_all_that_was_found_out(house: House) -> None:
-    held_out = await house.made(LINE, "evals", name="held.jsonl")
+async def test_the_trainer_gets_the_body_and_all_that_was_found_out(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made(LINE, "evals", name="held.jsonl")
     body = {"model": "voice:next", "held_out": held_out, "metric": "rouge_l", "suites": [], "metadata": {"a": "b"}}
-    answer = await create(house, **body)
+    answer = await create(gateway, **body)
     assert (answer.status_code, answer.json()) == (200, EVALUATION)
-    request, context = sent(house)
+    request, context = sent(gateway)
     assert request == body
-    shown = (await house.http.get(f"/v1/files/{held_out}")).json()
+    shown = (await gateway.http.get(f"/v1/files/{held_out}")).json()
     assert context["grounding"] is None
     assert context["held_out"] == {name: shown[name] for name in ("id", "filename", "bytes", "sha256")}
     assert (context["candidate"], context["live"], context["records"]) == ("voice@3", "voice@1", True)
     assert context["system_prompt"] == "Be salty."
-    created = (await house.http.get("/v1/audit?action=evaluation.create")).json()["data"][0]
+    created = (await gateway.http.get("/v1/audit?action=evaluation.create")).json()["data"][0]
     assert created["target"] == "eval-1"
     assert created["detail"]["held_out"] == held_out
 
 
-async def test_the_key_can_do_no_more_than_the_evaluation_needs(house: House) -> None:
-    held_out = await house.made()
-    assert (await create(house, model="voice", held_out=held_out)).status_code == 200
-    job = caller_of(house)
+async def test_the_key_can_do_no_more_than_the_evaluation_needs(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made()
+    assert (await create(gateway, model="voice", held_out=held_out)).status_code == 200
+    job = caller_of(gateway)
     assert sorted(job.scopes) == sorted(ALL)
     assert (job.adapters, job.background, job.project) == (("voice",), True, "default")
-    second = await create(house, house.trainer.asked[0].headers["x-hatrack-job-key"], model="voice", held_out=held_out)
+    second = await create(
+        gateway, gateway.trainer.asked[0].headers["x-hatrack-job-key"], model="voice", held_out=held_out
+    )
     assert (second.status_code, error_of(second)["code"]) == (403, "job_key")
 
 
-async def test_the_key_holds_what_is_held_out_as_long_as_it_lives(house: House) -> None:
-    held_out = await house.made()
-    await create(house, model="voice", held_out=held_out)
-    await house.http.delete(f"/v1/files/{held_out}")
-    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
-    content = await house.http.get(f"/v1/files/{held_out}/content", headers=bearer(key))
+async def test_the_key_holds_what_is_held_out_as_long_as_it_lives(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made()
+    await create(gateway, model="voice", held_out=held_out)
+    await gateway.http.delete(f"/v1/files/{held_out}")
+    key = gateway.trainer.asked[0].headers["x-hatrack-job-key"]
+    content = await gateway.http.get(f"/v1/files/{held_out}/content", headers=bearer(key))
     assert content.status_code == 200
 
 
-async def test_without_the_scope_for_adapters_nothing_is_recorded_or_promoted(house: House) -> None:
-    key = await house.key("infer", "train")
-    held_out = await house.made(key=key)
-    refused = await create(house, key, model="voice@3", held_out=held_out, promote="auto")
+async def test_without_the_scope_for_adapters_nothing_is_recorded_or_promoted(gateway: TrainingGateway) -> None:
+    key = await gateway.key("infer", "train")
+    held_out = await gateway.made(key=key)
+    refused = await create(gateway, key, model="voice@3", held_out=held_out, promote="auto")
     assert (refused.status_code, error_of(refused)["code"]) == (403, "insufficient_scope")
-    assert (await create(house, key, model="voice@3", held_out=held_out)).status_code == 200
-    assert sent(house)[1]["records"] is False
-    assert Scope.ADAPTERS not in caller_of(house).scopes
+    assert (await create(gateway, key, model="voice@3", held_out=held_out)).status_code == 200
+    assert sent(gateway)[1]["records"] is False
+    assert Scope.ADAPTERS not in caller_of(gateway).scopes
 
 
 @pytest.mark.parametrize("missing", ["infer", "train"])
-async def test_a_missing_scope_is_named_before_the_body_is_looked_at(house: House, missing: str) -> None:
-    key = await house.key(*(scope for scope in ALL if scope != missing))
-    answer = await create(house, key, colour="red")
+async def test_a_missing_scope_is_named_before_the_body_is_looked_at(gateway: TrainingGateway, missing: str) -> None:
+    key = await gateway.key(*(scope for scope in ALL if scope != missing))
+    answer = await create(gateway, key, colour="red")
     assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")
 
 
-async def test_arms_are_resolved_and_endpoints_left_to_the_trainer(house: House) -> None:
+async def test_arms_are_resolved_and_endpoints_left_to_the_trainer(gateway: TrainingGateway) -> None:
     arms = [
         {"label": "old", "model": "voice"},
         {"label": "new", "model": "voice:next", "prompt": {}},
         {"label": "base", "model": BASE, "prompt": {"system": "Be kind."}},
         {"label": "theirs", "model": "secret@9", "endpoint": "elsewhere"},
     ]
-    body = {"arms": arms, "candidate": "new", "bases": ["base"], "held_out": await house.made()}
-    assert (await create(house, **body, promote="auto")).status_code == 200
-    request, context = sent(house)
+    body = {"arms": arms, "candidate": "new", "bases": ["base"], "held_out": await gateway.made()}
+    assert (await create(gateway, **body, promote="auto")).status_code == 200
+    request, context = sent(gateway)
     assert request == body | {"promote": "auto"}
     assert context["models"] == {"old": "voice@1", "new": "voice@3", "base": BASE}
     assert (context["candidate"], context["live"]) == ("voice@3", "voice@1")
 
 
-async def test_an_arm_that_is_not_the_version_as_it_serves_is_no_candidate_for_live(house: House) -> None:
-    held_out = await house.made()
+async def test_an_arm_that_is_not_the_version_as_it_serves_is_no_candidate_for_live(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made()
     for more in ({"prompt": {"system": "Be kind."}}, {"grounding": True}, {"endpoint": "elsewhere"}):
         arms = [{"label": "new", "model": "voice@3", **more}, {"label": "base", "model": BASE}]
         body = {"arms": arms, "candidate": "new", "bases": ["base"], "held_out": held_out}
-        answer = await create(house, **body, promote="auto")
+        answer = await create(gateway, **body, promote="auto")
         assert (answer.status_code, error_of(answer)["param"]) == (400, "promote")
-        assert (await create(house, **body)).status_code == 200
-        assert house.trainer.asked[-1].json["context"]["candidate"] is None
+        assert (await create(gateway, **body)).status_code == 200
+        assert gateway.trainer.asked[-1].json["context"]["candidate"] is None
 
 
 @pytest.mark.parametrize(
@@ -160,26 +162,26 @@ async def test_an_arm_that_is_not_the_version_as_it_serves_is_no_candidate_for_l
     ],
 )
 async def test_a_field_s_value_that_is_not_allowed_is_named(
-    house: House, changed: dict[str, Any], status: int, param: str
+    gateway: TrainingGateway, changed: dict[str, Any], status: int, param: str
 ) -> None:
-    answer = await create(house, **{"model": "voice", "held_out": await house.made()} | changed)
+    answer = await create(gateway, **{"model": "voice", "held_out": await gateway.made()} | changed)
     assert (answer.status_code, error_of(answer)["param"]) == (status, param)
-    assert house.trainer.asked == []
-    assert await house.living_keys() == []
+    assert gateway.trainer.asked == []
+    assert await gateway.living_keys() == []
 
 
-async def test_no_client_makes_its_evaluation_a_revalidation(house: House) -> None:
+async def test_no_client_makes_its_evaluation_a_revalidation(gateway: TrainingGateway) -> None:
     """One of these is spared the base at its best."""
-    answer = await create(house, model="voice", held_out=await house.made(), kind="revalidation")
-    other = await create(house, model="voice", held_out=await house.made(), colour="red")
+    answer = await create(gateway, model="voice", held_out=await gateway.made(), kind="revalidation")
+    other = await create(gateway, model="voice", held_out=await gateway.made(), colour="red")
     assert error_of(answer)["code"] == error_of(other)["code"] == "unknown_parameter"
-    assert house.trainer.asked == []
+    assert gateway.trainer.asked == []
 
 
-async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
-    theirs = await house.made(key=await house.key("train", project="other"))
-    narrow = await house.key(*ALL, adapters=["v*"])
-    ours = await house.made(key=narrow)
+async def test_what_belongs_to_another_project_is_like_what_does_not_exist(gateway: TrainingGateway) -> None:
+    theirs = await gateway.made(key=await gateway.key("train", project="other"))
+    narrow = await gateway.key(*ALL, adapters=["v*"])
+    ours = await gateway.made(key=narrow)
 
     def arms(model: str) -> list[dict[str, str]]:
         return [{"label": "a", "model": model}]
@@ -191,57 +193,59 @@ async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house
         ({"arms": arms("hidden@1"), "held_out": ours}, {"arms": arms("nobody@1"), "held_out": ours}),
     ]
     for found, never in pairs:
-        answers = [await create(house, narrow, **body) for body in (found, never)]
+        answers = [await create(gateway, narrow, **body) for body in (found, never)]
         texts = [answer.text for answer in answers]
         for name in (theirs, NOBODYS, "secret", "hidden", "nobody"):
             texts = [text.replace(name, "IT") for text in texts]
         assert texts[0] == texts[1]
         assert [answer.status_code for answer in answers] == [404, 404]
-    assert house.trainer.asked == []
+    assert gateway.trainer.asked == []
 
 
-async def test_no_key_is_left_where_the_trainer_refuses_or_knows_it_already(house: House) -> None:
-    held_out = await house.made()
-    house.trainer.status, house.trainer.body = 400, {"error": {"message": "no", "param": "metric", "code": "x"}}
-    assert (await create(house, model="voice", held_out=held_out)).status_code == 400
-    house.trainer.status, house.trainer.headers = 200, {"x-hatrack-replayed": "true"}
-    assert (await create(house, model="voice", held_out=held_out)).status_code == 200
-    assert await house.living_keys() == []
+async def test_no_key_is_left_where_the_trainer_refuses_or_knows_it_already(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made()
+    gateway.trainer.status, gateway.trainer.body = 400, {"error": {"message": "no", "param": "metric", "code": "x"}}
+    assert (await create(gateway, model="voice", held_out=held_out)).status_code == 400
+    gateway.trainer.status, gateway.trainer.headers = 200, {"x-hatrack-replayed": "true"}
+    assert (await create(gateway, model="voice", held_out=held_out)).status_code == 200
+    assert await gateway.living_keys() == []
 
 
-async def test_the_gateway_itself_judges_again_on_what_only_the_version_holds(house: House) -> None:
-    held_out = await house.made()
+async def test_the_gateway_itself_judges_again_on_what_only_the_version_holds(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made()
     lineage = {"lineage": {"files": [held_out]}}
-    await house.database.run(lambda db: hold_for_version(db, "default", "voice@3", lineage))
-    await house.http.delete(f"/v1/files/{held_out}")
-    assert (await create(house, model="voice@3", held_out=held_out)).status_code == 404
-    desk = Evaluations(house.training, house.files, house.catalog, house.database)
+    await gateway.database.run(lambda db: hold_for_version(db, "default", "voice@3", lineage))
+    await gateway.http.delete(f"/v1/files/{held_out}")
+    assert (await create(gateway, model="voice@3", held_out=held_out)).status_code == 404
+    evaluations = Evaluations(gateway.training, gateway.files, gateway.catalog, gateway.database)
     headers = {"x-hatrack-project": "default", "x-hatrack-key-id": SYSTEM_ID}
     body = {"model": "voice@3", "held_out": held_out}
-    answer = await desk.create(
+    answer = await evaluations.create(
         system_caller("default"), body, headers, actor=Actor(SYSTEM_ID, "default"), version="voice@3"
     )
     assert (answer.status, json.loads(answer.body)) == (200, EVALUATION)
-    assert sent(house)[0] == body | {"kind": "revalidation"}
-    assert caller_of(house).background
+    assert sent(gateway)[0] == body | {"kind": "revalidation"}
+    assert caller_of(gateway).background
 
 
-async def test_a_page_keeps_the_headers_that_hold_it_in(house: House) -> None:
-    house.trainer.headers = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
-    answer = await house.http.get("/v1/evaluations/eval-1/report.html")
-    assert house.trainer.asked[0].path == "/v1/evaluations/eval-1/report.html"
+async def test_a_page_keeps_the_headers_that_hold_it_in(gateway: TrainingGateway) -> None:
+    gateway.trainer.headers = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
+    answer = await gateway.http.get("/v1/evaluations/eval-1/report.html")
+    assert gateway.trainer.asked[0].path == "/v1/evaluations/eval-1/report.html"
     assert answer.headers["content-security-policy"] == "default-src 'none'"
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_a_cancellation_stands_in_the_audit(house: House) -> None:
-    assert (await house.http.post("/v1/evaluations/eval-1/cancel")).status_code == 200
-    (noted,) = (await house.http.get("/v1/audit?action=evaluation.cancel")).json()["data"]
+async def test_a_cancellation_stands_in_the_audit(gateway: TrainingGateway) -> None:
+    assert (await gateway.http.post("/v1/evaluations/eval-1/cancel")).status_code == 200
+    (noted,) = (await gateway.http.get("/v1/audit?action=evaluation.cancel")).json()["data"]
     assert noted["target"] == "eval-1"
 
 
-async def test_the_trainer_learns_what_the_version_was_trained_on_though_it_is_off_the_list(house: House) -> None:
-    training, held_out = await house.made(name="train.jsonl"), await house.made()
+async def test_the_trainer_learns_what_the_version_was_trained_on_though_it_is_off_the_list(
+    gateway: TrainingGateway,
+) -> None:
+    training, held_out = await gateway.made(name="train.jsonl"), await gateway.made()
     lineage = {"files": [training], "recipe": {"rank": 4}}
 
     def train(db: sa.Connection) -> None:
@@ -256,23 +260,23 @@ async def test_the_trainer_learns_what_the_version_was_trained_on_though_it_is_o
         db.execute(tables.versions.insert().values(row))
         hold_for_version(db, "default", "voice@3", {"lineage": lineage})
 
-    await house.database.run(train)
-    await house.http.delete(f"/v1/files/{training}")
-    assert (await create(house, model="voice@3", held_out=held_out)).status_code == 200
-    context = sent(house)[1]
+    await gateway.database.run(train)
+    await gateway.http.delete(f"/v1/files/{training}")
+    assert (await create(gateway, model="voice@3", held_out=held_out)).status_code == 200
+    context = sent(gateway)[1]
     assert [file["filename"] for file in context["training_files"]] == ["train.jsonl"]
     assert context["lineage"] == lineage
-    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
-    content = await house.http.get(f"/v1/files/{training}/content", headers=bearer(key))
+    key = gateway.trainer.asked[0].headers["x-hatrack-job-key"]
+    content = await gateway.http.get(f"/v1/files/{training}/content", headers=bearer(key))
     assert content.status_code == 200
 
 
-async def test_the_trainer_learns_what_the_version_is_grounded_in(house: House) -> None:
+async def test_the_trainer_learns_what_the_version_is_grounded_in(gateway: TrainingGateway) -> None:
     grounded = VersionSettings.model_validate({"grounding": {"vector_store_ids": ["vs_1"], "timeout_s": 2}})
     versions = {4: VersionEntry(4, "d" * 64, grounded, Servable.OK, 4)}
     shop = AdapterEntry("shop", 1, MappingProxyType(versions), MappingProxyType({"live": 4}))
-    known = dict(house.catalog.snapshot.adapters) | {("default", "shop"): shop}
-    house.catalog.replace(Snapshot(MappingProxyType(known)))
-    assert (await create(house, model="shop", held_out=await house.made())).status_code == 200
-    grounding = sent(house)[1]["grounding"]
+    known = dict(gateway.catalog.snapshot.adapters) | {("default", "shop"): shop}
+    gateway.catalog.replace(Snapshot(MappingProxyType(known)))
+    assert (await create(gateway, model="shop", held_out=await gateway.made())).status_code == 200
+    grounding = sent(gateway)[1]["grounding"]
     assert (grounding["vector_store_ids"], grounding["timeout_s"]) == (["vs_1"], 2)

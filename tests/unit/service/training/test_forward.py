@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from service.admission.request import AdmissionRequest
-from tests.unit.service.files.cabinet import MIB, bearer, error_of
-from tests.unit.service.training.house import House
+from tests.unit.service.files.files_app import MIB, bearer, error_of
+from tests.unit.service.training.training_gateway import TrainingGateway
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -38,29 +38,34 @@ async def eventually(seen: Any) -> None:
         ("GET", "/v1/fine_tuning/lineage/voice@3"),
     ],
 )
-async def test_method_path_and_query_reach_the_trainer_as_they_are(house: House, method: str, path: str) -> None:
-    answer = await house.http.request(method, path)
+async def test_method_path_and_query_reach_the_trainer_as_they_are(
+    gateway: TrainingGateway, method: str, path: str
+) -> None:
+    answer = await gateway.http.request(method, path)
     assert answer.status_code == 200
-    (asked,) = house.trainer.asked
+    (asked,) = gateway.trainer.asked
     assert (asked.method, asked.path) == (method, path)
     assert asked.headers["x-hatrack-project"] == "default"
 
 
-async def test_status_content_and_a_few_headers_come_back(house: House) -> None:
-    house.trainer.status, house.trainer.body = 429, {"error": {"message": "m", "type": "t", "param": None, "code": "c"}}
-    house.trainer.headers = {"retry-after": "7", "x-should-retry": "false", "set-cookie": "a=b", "server": "x"}
-    answer = await house.http.get(JOBS)
-    assert (answer.status_code, answer.json()) == (429, house.trainer.body)
+async def test_status_content_and_a_few_headers_come_back(gateway: TrainingGateway) -> None:
+    gateway.trainer.status, gateway.trainer.body = (
+        429,
+        {"error": {"message": "m", "type": "t", "param": None, "code": "c"}},
+    )
+    gateway.trainer.headers = {"retry-after": "7", "x-should-retry": "false", "set-cookie": "a=b", "server": "x"}
+    answer = await gateway.http.get(JOBS)
+    assert (answer.status_code, answer.json()) == (429, gateway.trainer.body)
     assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("7", "false")
     assert "set-cookie" not in answer.headers
     assert answer.headers["content-type"].startswith("application/json")
 
 
-async def test_what_a_client_says_of_itself_is_not_believed(house: House) -> None:
-    key = await house.key("train", project="acme")
+async def test_what_a_client_says_of_itself_is_not_believed(gateway: TrainingGateway) -> None:
+    key = await gateway.key("train", project="acme")
     said = {"x-hatrack-project": "other", "x-hatrack-key-id": "admin", "x-hatrack-job-key": "k", "cookie": "a"}
-    await house.http.get(JOBS, headers=bearer(key) | said | {"last-event-id": "9"})
-    headers = house.trainer.asked[0].headers
+    await gateway.http.get(JOBS, headers=bearer(key) | said | {"last-event-id": "9"})
+    headers = gateway.trainer.asked[0].headers
     assert headers["x-hatrack-project"] == "acme"
     assert headers["x-hatrack-key-id"].startswith("key_")
     assert headers["last-event-id"] == "9"
@@ -71,14 +76,14 @@ async def test_what_a_client_says_of_itself_is_not_believed(house: House) -> Non
     "path",
     [f"{JOBS}/a%2f..%2fb", f"{JOBS}/%2e%2e/x", f"{JOBS}//x", f"{JOBS}/a b", f"{JOBS}/é", "/v1/reviews/" + "a/" * 9],
 )
-async def test_a_path_that_is_no_path_of_the_trainer_s_never_reaches_it(house: House, path: str) -> None:
-    answer = await house.http.get(path)
+async def test_a_path_that_is_no_path_of_the_trainer_s_never_reaches_it(gateway: TrainingGateway, path: str) -> None:
+    answer = await gateway.http.get(path)
     assert answer.status_code == 404
-    assert house.trainer.asked == []
+    assert gateway.trainer.asked == []
 
 
-async def test_a_key_without_the_scope_train_reaches_nothing(house: House) -> None:
-    key = await house.key("infer", "adapters", "knowledge")
+async def test_a_key_without_the_scope_train_reaches_nothing(gateway: TrainingGateway) -> None:
+    key = await gateway.key("infer", "adapters", "knowledge")
     for method, path in (
         ("GET", JOBS),
         ("POST", f"{JOBS}/ftjob-1/cancel"),
@@ -88,35 +93,35 @@ async def test_a_key_without_the_scope_train_reaches_nothing(house: House) -> No
         ("GET", "/v1/ladders"),
         ("GET", "/v1/load"),
     ):
-        answer = await house.http.request(method, path, content=b"{", headers=bearer(key))
+        answer = await gateway.http.request(method, path, content=b"{", headers=bearer(key))
         assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope"), path
         assert "`train`" in error_of(answer)["message"]
-    assert house.trainer.asked == []
+    assert gateway.trainer.asked == []
 
 
-async def test_a_body_is_strict_json_and_bounded_and_written_anew(house: House) -> None:
+async def test_a_body_is_strict_json_and_bounded_and_written_anew(gateway: TrainingGateway) -> None:
     path = f"{JOBS}/ftjob-1/resume"
     for body, code in ((b"{", "invalid_json"), (b"[1]", "invalid_json"), (b'{"a": NaN}', "invalid_json")):
-        answer = await house.http.post(path, content=body)
+        answer = await gateway.http.post(path, content=body)
         assert (answer.status_code, error_of(answer)["code"]) == (400, code)
-    assert (await house.http.post(path, content=b" " * (2 * MIB + 1))).status_code == 413
-    many = await house.http.post(path, content=b'{"a": [' + b"[]," * 300_000 + b"[]]}")
+    assert (await gateway.http.post(path, content=b" " * (2 * MIB + 1))).status_code == 413
+    many = await gateway.http.post(path, content=b'{"a": [' + b"[]," * 300_000 + b"[]]}")
     assert (many.status_code, error_of(many)["code"]) == (400, "invalid_json")
     assert "50000 arrays" in error_of(many)["message"]
-    assert house.trainer.asked == []
-    await house.http.post(path, content=b' {"a": 1, "a": 2} ')
-    assert house.trainer.asked[0].body == b'{"a":2}'
+    assert gateway.trainer.asked == []
+    await gateway.http.post(path, content=b' {"a": 1, "a": 2} ')
+    assert gateway.trainer.asked[0].body == b'{"a":2}'
 
 
-async def test_a_change_is_in_the_audit_once_the_trainer_has_made_it(house: House) -> None:
-    assert (await house.http.post(f"{JOBS}/ftjob-1/pause")).status_code == 200
-    house.trainer.status = 404
-    assert (await house.http.post(f"{JOBS}/ftjob-2/cancel")).status_code == 404
-    entries = (await house.http.get("/v1/audit")).json()["data"]
+async def test_a_change_is_in_the_audit_once_the_trainer_has_made_it(gateway: TrainingGateway) -> None:
+    assert (await gateway.http.post(f"{JOBS}/ftjob-1/pause")).status_code == 200
+    gateway.trainer.status = 404
+    assert (await gateway.http.post(f"{JOBS}/ftjob-2/cancel")).status_code == 404
+    entries = (await gateway.http.get("/v1/audit")).json()["data"]
     assert [(entry["action"], entry["target"]) for entry in entries] == [("job.pause", "ftjob-1")]
 
 
-async def test_events_come_one_by_one_and_the_trainer_hears_that_the_client_left(house: House) -> None:
+async def test_events_come_one_by_one_and_the_trainer_hears_that_the_client_left(gateway: TrainingGateway) -> None:
     said, more = asyncio.Event(), asyncio.Event()
 
     async def events(request: web.Request) -> web.StreamResponse:
@@ -129,8 +134,8 @@ async def test_events_come_one_by_one_and_the_trainer_hears_that_the_client_left
         await asyncio.sleep(60)
         return response
 
-    house.trainer.answer = events
-    async with house.http.stream("GET", f"{JOBS}/ftjob-1/events?stream=true") as answer:
+    gateway.trainer.answer = events
+    async with gateway.http.stream("GET", f"{JOBS}/ftjob-1/events?stream=true") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
         pieces = answer.aiter_bytes()
@@ -138,10 +143,10 @@ async def test_events_come_one_by_one_and_the_trainer_hears_that_the_client_left
         assert said.is_set()
         more.set()
         assert await anext(pieces) == b"id: 2\ndata: {}\n\n"
-    await eventually(lambda: house.trainer.cut == 1)
+    await eventually(lambda: gateway.trainer.cut == 1)
 
 
-async def test_a_client_that_leaves_before_the_answer_ends_the_request(house: House) -> None:
+async def test_a_client_that_leaves_before_the_answer_ends_the_request(gateway: TrainingGateway) -> None:
     arrived = asyncio.Event()
 
     async def silent(_request: web.Request) -> web.StreamResponse:
@@ -149,15 +154,15 @@ async def test_a_client_that_leaves_before_the_answer_ends_the_request(house: Ho
         await asyncio.sleep(60)
         return web.Response()
 
-    house.trainer.answer = silent
-    asking = asyncio.create_task(house.http.get(JOBS))
+    gateway.trainer.answer = silent
+    asking = asyncio.create_task(gateway.http.get(JOBS))
     await arrived.wait()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await eventually(lambda: house.trainer.cut == 1)
+    await eventually(lambda: gateway.trainer.cut == 1)
 
 
-async def test_a_stream_whose_trainer_dies_ends_and_can_be_taken_up(house: House) -> None:
+async def test_a_stream_whose_trainer_dies_ends_and_can_be_taken_up(gateway: TrainingGateway) -> None:
     async def dying(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -166,20 +171,20 @@ async def test_a_stream_whose_trainer_dies_ends_and_can_be_taken_up(house: House
         request.transport.abort()
         return response
 
-    house.trainer.answer = dying
-    assert (await house.http.get(f"{JOBS}/ftjob-1/events?stream=true")).content == b"id: 1\ndata: {}\n\n"
+    gateway.trainer.answer = dying
+    assert (await gateway.http.get(f"{JOBS}/ftjob-1/events?stream=true")).content == b"id: 1\ndata: {}\n\n"
 
 
-async def test_without_a_trainer_it_is_503_with_a_time_to_come_back(house: House) -> None:
-    house.trainer_socket.unlink()
+async def test_without_a_trainer_it_is_503_with_a_time_to_come_back(gateway: TrainingGateway) -> None:
+    gateway.trainer_socket.unlink()
     for method, path in (("GET", JOBS), ("POST", "/v1/reviews"), ("POST", "/v1/fine_tuning/data_check")):
-        answer = await house.http.request(method, path, content=b"{}")
+        answer = await gateway.http.request(method, path, content=b"{}")
         assert (answer.status_code, error_of(answer)["code"]) == (503, "trainer_unavailable")
         assert int(answer.headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize("started", [False, True])
-async def test_a_trainer_that_says_nothing_is_not_waited_for_for_ever(house: House, started: bool) -> None:
+async def test_a_trainer_that_says_nothing_is_not_waited_for_for_ever(gateway: TrainingGateway, started: bool) -> None:
     async def silent(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         if started:
@@ -188,13 +193,13 @@ async def test_a_trainer_that_says_nothing_is_not_waited_for_for_ever(house: Hou
         await asyncio.sleep(60)
         return response
 
-    house.trainer.answer = silent
-    house.client.answer_s = house.client.silence_s = 0.1
-    answer = await house.http.get(JOBS)
+    gateway.trainer.answer = silent
+    gateway.client.answer_s = gateway.client.silence_s = 0.1
+    answer = await gateway.http.get(JOBS)
     assert (answer.status_code, error_of(answer)["code"]) == (504, "timeout")
 
 
-async def test_the_file_of_a_data_check_is_streamed_through(house: House) -> None:
+async def test_the_file_of_a_data_check_is_streamed_through(gateway: TrainingGateway) -> None:
     first, sent = asyncio.Event(), asyncio.Event()
 
     async def reading(request: web.Request) -> web.StreamResponse:
@@ -212,25 +217,25 @@ async def test_the_file_of_a_data_check_is_streamed_through(house: House) -> Non
         sent.set()
         yield b"y" * 500_000
 
-    house.trainer.answer = reading
-    answer = await house.http.post(
+    gateway.trainer.answer = reading
+    answer = await gateway.http.post(
         "/v1/fine_tuning/data_check?strict=true", content=body(), headers={"content-type": "application/jsonl"}
     )
     assert answer.json() == {"bytes": 501_000, "type": "application/jsonl"}
-    assert house.trainer.asked[0].path == "/v1/fine_tuning/data_check?strict=true"
+    assert gateway.trainer.asked[0].path == "/v1/fine_tuning/data_check?strict=true"
 
 
-async def test_the_file_of_a_data_check_is_bounded(house: House) -> None:
+async def test_the_file_of_a_data_check_is_bounded(gateway: TrainingGateway) -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 65_536
 
     for content in (endless(), b"x" * (2 * MIB)):
-        answer = await house.http.post("/v1/fine_tuning/data_check", content=content)
+        answer = await gateway.http.post("/v1/fine_tuning/data_check", content=content)
         assert (answer.status_code, error_of(answer)["code"]) == (413, "request_too_large")
 
 
-async def test_a_client_that_leaves_in_the_middle_of_a_data_check_ends_it(house: House) -> None:
+async def test_a_client_that_leaves_in_the_middle_of_a_data_check_ends_it(gateway: TrainingGateway) -> None:
     arrived = asyncio.Event()
 
     async def reading(request: web.Request) -> web.StreamResponse:
@@ -243,28 +248,28 @@ async def test_a_client_that_leaves_in_the_middle_of_a_data_check_ends_it(house:
         await arrived.wait()
         raise httpx.WriteError("the client's cable was pulled")
 
-    house.trainer.answer = reading
+    gateway.trainer.answer = reading
     with pytest.raises(httpx.WriteError):
-        await house.http.post("/v1/fine_tuning/data_check", content=body())
-    await eventually(lambda: house.trainer.cut == 1)
+        await gateway.http.post("/v1/fine_tuning/data_check", content=body())
+    await eventually(lambda: gateway.trainer.cut == 1)
 
 
-async def test_the_load_counts_callers_and_not_jobs(house: House) -> None:
-    key = await house.key("train")
+async def test_the_load_counts_callers_and_not_jobs(gateway: TrainingGateway) -> None:
+    key = await gateway.key("train")
 
     async def load() -> dict[str, Any]:
-        answer = await house.http.get("/v1/load", headers=bearer(key))
+        answer = await gateway.http.get("/v1/load", headers=bearer(key))
         assert answer.status_code == 200
         found: dict[str, Any] = answer.json()
         return found
 
     assert await load() == {"object": "load", "waiting": 0, "in_flight": 0}
     deadline = asyncio.get_running_loop().time() + 60
-    places = [await house.gate.enter(AdmissionRequest("p", "k", None, 1, background=True), deadline)]
+    places = [await gateway.gate.enter(AdmissionRequest("p", "k", None, 1, background=True), deadline)]
     assert await load() == {"object": "load", "waiting": 0, "in_flight": 0}
-    width = house.gate.scheduler.policy.width
+    width = gateway.gate.scheduler.policy.width
     waiting = [
-        asyncio.ensure_future(house.gate.enter(AdmissionRequest("p", "k", None, 1, background=False), deadline))
+        asyncio.ensure_future(gateway.gate.enter(AdmissionRequest("p", "k", None, 1, background=False), deadline))
         for _ in range(width + 5)
     ]
     await asyncio.sleep(0)
@@ -278,8 +283,8 @@ async def test_the_load_counts_callers_and_not_jobs(house: House) -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def test_the_trainer_is_told_which_adapters_the_key_may_use(house: House) -> None:
-    narrow = await house.key("train", adapters=["v*", "new-?"])
+async def test_the_trainer_is_told_which_adapters_the_key_may_use(gateway: TrainingGateway) -> None:
+    narrow = await gateway.key("train", adapters=["v*", "new-?"])
     for key, told in ((narrow, "v*,new-?"), (None, None)):
-        await house.http.get("/v1/fine_tuning/jobs", headers=bearer(key) if key else {})
-        assert house.trainer.asked[-1].headers.get("x-hatrack-adapters") == told
+        await gateway.http.get("/v1/fine_tuning/jobs", headers=bearer(key) if key else {})
+        assert gateway.trainer.asked[-1].headers.get("x-hatrack-adapters") == told

@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 
 from adapters.store import WEIGHTS_FILE
 from service.access.caller import Caller
-from tests.unit.service.files.cabinet import LINE, bearer, error_of
+from tests.unit.service.files.files_app import LINE, bearer, error_of
 from tests.unit.service.files.test_holds import push, version
 from tests.unit.service.inference.fakes import until
-from tests.unit.service.training.house import BASE, JOB, House
+from tests.unit.service.training.training_gateway import BASE, JOB, TrainingGateway
 
 ALL = ("infer", "adapters", "train")
 NOBODYS = "file-" + "0" * 24
@@ -27,12 +27,12 @@ for _ in range(300):
     DEEP = {"properties": {"a": DEEP}}
 
 
-def caller_of(house: House, key: str) -> Caller:
-    return house.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
+def caller_of(gateway: TrainingGateway, key: str) -> Caller:
+    return gateway.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
 
 
-async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_out(house: House) -> None:
-    training, held_out = await house.made(LINE * 2, name="Märchen.jsonl"), await house.made(LINE)
+async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_out(gateway: TrainingGateway) -> None:
+    training, held_out = await gateway.made(LINE * 2, name="Märchen.jsonl"), await gateway.made(LINE)
     body = {
         "model": "voice@1",
         "training_file": training,
@@ -43,9 +43,9 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "lora_rank": 16}}},
         "integrations": [],
     }
-    answer = await house.create(**body, **{"idempotency-key": "once"})
+    answer = await gateway.create(**body, **{"idempotency-key": "once"})
     assert (answer.status_code, answer.json()) == (200, JOB)
-    replay, asked = house.trainer.asked
+    replay, asked = gateway.trainer.asked
     assert (replay.path, replay.json, replay.headers["idempotency-key"]) == ("/internal/jobs/replay", body, "once")
     assert "x-hatrack-job-key" not in replay.headers
     assert (asked.method, asked.path, asked.json["request"]) == ("POST", "/v1/fine_tuning/jobs", body)
@@ -56,16 +56,16 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
     assert asked.headers["x-request-id"] == answer.headers["x-request-id"]
     assert asked.headers["x-hatrack-trainer-secret"] == "s" * 16
     assert "authorization" not in asked.headers
-    shown = (await house.http.get(f"/v1/files/{training}")).json()
+    shown = (await gateway.http.get(f"/v1/files/{training}")).json()
     assert asked.context["adapter"] == "marchen-sagen"
     assert asked.context["parent"] == "voice@1"
     assert asked.context["training_file"] == {name: shown[name] for name in ("id", "filename", "bytes", "sha256")}
     assert asked.context["validation_file"]["id"] == held_out
-    created = (await house.http.get("/v1/audit?action=job.create")).json()["data"][0]
+    created = (await gateway.http.get("/v1/audit?action=job.create")).json()["data"][0]
     assert (created["target"], created["detail"]["adapter"]) == ("ftjob-1", "marchen-sagen")
 
 
-async def test_the_trainer_is_told_the_parents_shape(house: House) -> None:
+async def test_the_trainer_is_told_the_parents_shape(gateway: TrainingGateway) -> None:
     config = {
         "peft_type": "LORA",
         "r": 8,
@@ -74,8 +74,8 @@ async def test_the_trainer_is_told_the_parents_shape(house: House) -> None:
         "target_modules": ["v_proj", "q_proj"],
     }
     draft = replace(version(), config=orjson.dumps(config))
-    await push(house, "voice", draft)
-    training = await house.made()
+    await push(gateway, "voice", draft)
+    training = await gateway.made()
     for model, shape in (
         (
             "voice@1",
@@ -83,14 +83,14 @@ async def test_the_trainer_is_told_the_parents_shape(house: House) -> None:
         ),
         (BASE, None),
     ):
-        assert (await house.create(model=model, training_file=training)).status_code == 200
-        found = house.trainer.asked[-1].context["parent_shape"]
+        assert (await gateway.create(model=model, training_file=training)).status_code == 200
+        found = gateway.trainer.asked[-1].context["parent_shape"]
         assert (found and found | {"target_modules": sorted(found["target_modules"])}) == shape
 
 
-def put_weights(house: House, digest: str, *modules: str) -> None:
+def put_weights(gateway: TrainingGateway, digest: str, *modules: str) -> None:
     """An adapter of rank 2 on these modules, where the store has it."""
-    directory = house.store.root / digest
+    directory = gateway.store.root / digest
     directory.mkdir(parents=True)
     tensors = {
         f"base_model.model.{m}.lora_{side}.weight": np.zeros((2, 2), np.float32) for m in modules for side in "AB"
@@ -98,59 +98,63 @@ def put_weights(house: House, digest: str, *modules: str) -> None:
     save_file(tensors, directory / WEIGHTS_FILE)
 
 
-async def test_expressions_of_a_parents_config_are_told_as_what_its_weights_have(house: House) -> None:
+async def test_expressions_of_a_parents_config_are_told_as_what_its_weights_have(gateway: TrainingGateway) -> None:
     layers = [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
-    put_weights(house, "a" * 64, *layers)
+    put_weights(gateway, "a" * 64, *layers)
     config = {"r": 2, "lora_alpha": 4, "target_modules": ".*layers.[01].*q_proj", "alpha_pattern": {"k_proj": 9}}
-    await push(house, "voice", replace(version(), config=orjson.dumps(config)))
-    assert (await house.create(model="voice@1", training_file=await house.made())).status_code == 200
-    shape = house.trainer.asked[-1].context["parent_shape"]
+    await push(gateway, "voice", replace(version(), config=orjson.dumps(config)))
+    assert (await gateway.create(model="voice@1", training_file=await gateway.made())).status_code == 200
+    shape = gateway.trainer.asked[-1].context["parent_shape"]
     assert shape == {"rank": 2, "alpha": 4.0, "rslora": False, "target_modules": ["q_proj"], "modules": 2}
 
 
 @pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
-async def test_a_parent_whose_modules_differ_is_refused_before_anything_is_made(house: House, name: str) -> None:
-    put_weights(house, "a" * 64, *[f"model.layers.{n}.self_attn.q_proj" for n in (0, 1, 2)])
+async def test_a_parent_whose_modules_differ_is_refused_before_anything_is_made(
+    gateway: TrainingGateway, name: str
+) -> None:
+    put_weights(gateway, "a" * 64, *[f"model.layers.{n}.self_attn.q_proj" for n in (0, 1, 2)])
     config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], name: {"layers.1.self_attn.q_proj": 8}}
-    await push(house, "voice", replace(version(), config=orjson.dumps(config)))
-    answer = await house.create(model="voice@1", training_file=await house.made())
+    await push(gateway, "voice", replace(version(), config=orjson.dumps(config)))
+    answer = await gateway.create(model="voice@1", training_file=await gateway.made())
     assert (answer.status_code, error_of(answer)["param"]) == (400, "model")
     assert error_of(answer)["code"] == "parent_unsupported"
     assert f"`{name}`" in error_of(answer)["message"]
     assert "q_proj 8" in error_of(answer)["message"]
-    assert house.trainer.asked == []
-    assert await house.living_keys() == []
+    assert gateway.trainer.asked == []
+    assert await gateway.living_keys() == []
 
 
-async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(house: House) -> None:
+async def test_a_job_s_key_can_do_no_more_than_the_job_needs_and_dies_with_its_creator_s(
+    gateway: TrainingGateway,
+) -> None:
     limits = {"requests_per_minute": 50}
-    creator = await house.key(*ALL, project="acme", adapters=["new-*"], stores=["shop-*"], limits=limits)
-    training = await house.made(key=creator)
-    answer = await house.create(creator, model=BASE, training_file=training, metadata={"adapter": "new-voice"})
+    creator = await gateway.key(*ALL, project="acme", adapters=["new-*"], stores=["shop-*"], limits=limits)
+    training = await gateway.made(key=creator)
+    answer = await gateway.create(creator, model=BASE, training_file=training, metadata={"adapter": "new-voice"})
     assert answer.status_code == 200
-    (asked,) = house.trainer.asked
-    job = caller_of(house, asked.headers["x-hatrack-job-key"])
+    (asked,) = gateway.trainer.asked
+    job = caller_of(gateway, asked.headers["x-hatrack-job-key"])
     assert job.key_id == asked.headers["x-hatrack-job-key-id"]
     assert job.project == asked.headers["x-hatrack-project"] == "acme"
     assert sorted(job.scopes) == sorted(ALL)
     assert (job.adapters, job.stores, job.background) == (("new-voice",), ("shop-*",), True)
     assert job.limits.requests_per_minute == 50
-    shown = (await house.http.get(f"/v1/keys/{job.key_id}")).json()
+    shown = (await gateway.http.get(f"/v1/keys/{job.key_id}")).json()
     assert shown["parent_key_id"] == asked.headers["x-hatrack-key-id"]
 
-    second = await house.create(asked.headers["x-hatrack-job-key"], model=BASE, training_file=training)
+    second = await gateway.create(asked.headers["x-hatrack-job-key"], model=BASE, training_file=training)
     assert (second.status_code, error_of(second)["code"]) == (403, "job_key")
-    await house.http.delete(f"/v1/keys/{shown['parent_key_id']}")
-    assert job.key_id not in [key["id"] for key in await house.living_keys()]
+    await gateway.http.delete(f"/v1/keys/{shown['parent_key_id']}")
+    assert job.key_id not in [key["id"] for key in await gateway.living_keys()]
 
 
 @pytest.mark.parametrize("missing", ALL)
-async def test_a_missing_scope_is_named_before_the_body_is_looked_at(house: House, missing: str) -> None:
-    key = await house.key(*(scope for scope in ALL if scope != missing))
-    answer = await house.create(key, colour="red")
+async def test_a_missing_scope_is_named_before_the_body_is_looked_at(gateway: TrainingGateway, missing: str) -> None:
+    key = await gateway.key(*(scope for scope in ALL if scope != missing))
+    answer = await gateway.create(key, colour="red")
     assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")
     assert f"`{missing}`" in error_of(answer)["message"]
-    assert house.trainer.asked == []
+    assert gateway.trainer.asked == []
 
 
 @pytest.mark.parametrize(
@@ -182,29 +186,29 @@ async def test_a_missing_scope_is_named_before_the_body_is_looked_at(house: Hous
     ],
 )
 async def test_a_field_s_value_that_is_not_allowed_is_named(
-    house: House, changed: dict[str, Any], status: int, param: str
+    gateway: TrainingGateway, changed: dict[str, Any], status: int, param: str
 ) -> None:
-    body = {"model": BASE, "training_file": await house.made()} | changed
-    answer = await house.create(**body)
+    body = {"model": BASE, "training_file": await gateway.made()} | changed
+    answer = await gateway.create(**body)
     assert (answer.status_code, error_of(answer)["param"]) == (status, param)
-    assert house.trainer.asked == []
-    assert await house.living_keys() == []
+    assert gateway.trainer.asked == []
+    assert await gateway.living_keys() == []
 
 
-async def test_a_file_for_something_else_is_refused_by_its_field(house: House) -> None:
-    evals = await house.made(b"x", "evals")
+async def test_a_file_for_something_else_is_refused_by_its_field(gateway: TrainingGateway) -> None:
+    evals = await gateway.made(b"x", "evals")
     for body, param in (
         ({"training_file": evals}, "training_file"),
-        ({"training_file": await house.made(), "validation_file": evals}, "validation_file"),
+        ({"training_file": await gateway.made(), "validation_file": evals}, "validation_file"),
     ):
-        answer = await house.create(model=BASE, **body)
+        answer = await gateway.create(model=BASE, **body)
         assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
-async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house: House) -> None:
-    theirs = await house.made(key=await house.key("train", project="other"))
-    narrow = await house.key(*ALL, adapters=["v*"])
-    ours = await house.made(key=narrow)
+async def test_what_belongs_to_another_project_is_like_what_does_not_exist(gateway: TrainingGateway) -> None:
+    theirs = await gateway.made(key=await gateway.key("train", project="other"))
+    narrow = await gateway.key(*ALL, adapters=["v*"])
+    ours = await gateway.made(key=narrow)
     pairs = [
         ({"model": BASE, "training_file": theirs}, {"model": BASE, "training_file": NOBODYS}),
         (
@@ -215,22 +219,24 @@ async def test_what_belongs_to_another_project_is_like_what_does_not_exist(house
         ({"model": "hidden@1", "training_file": ours}, {"model": "nobody@1", "training_file": ours}),
     ]
     for found, never in pairs:
-        answers = [await house.create(narrow, **body) for body in (found, never)]
+        answers = [await gateway.create(narrow, **body) for body in (found, never)]
         texts = [
             answer.text.replace(theirs, "IT").replace(NOBODYS, "IT").replace(body["model"], "IT")
             for answer, body in zip(answers, (found, never), strict=True)
         ]
         assert texts[0] == texts[1]
         assert [answer.status_code for answer in answers] == [404, 404]
-    assert house.trainer.asked == []
+    assert gateway.trainer.asked == []
 
 
-async def test_a_name_that_the_key_s_globs_do_not_match_is_refused_whether_or_not_it_exists(house: House) -> None:
-    narrow = await house.key(*ALL, adapters=["v*"])
-    ours = await house.made(key=narrow)
+async def test_a_name_that_the_key_s_globs_do_not_match_is_refused_whether_or_not_it_exists(
+    gateway: TrainingGateway,
+) -> None:
+    narrow = await gateway.key(*ALL, adapters=["v*"])
+    ours = await gateway.made(key=narrow)
     texts = []
     for name in ("hidden", "nobody"):
-        answer = await house.create(narrow, model=BASE, training_file=ours, suffix=name)
+        answer = await gateway.create(narrow, model=BASE, training_file=ours, suffix=name)
         assert (answer.status_code, error_of(answer)["code"]) == (403, "adapter_not_allowed")
         assert error_of(answer)["param"] == "suffix"
         texts.append(answer.text.replace(name, "NAME"))
@@ -247,58 +253,58 @@ async def test_a_name_that_the_key_s_globs_do_not_match_is_refused_whether_or_no
         ({"model": "voice@1"}, "voice"),
     ],
 )
-async def test_the_adapter_s_name(house: House, more: dict[str, Any], name: str) -> None:
-    assert (await house.create(**{"model": BASE, "training_file": await house.made(), **more})).status_code == 200
-    (asked,) = house.trainer.asked
+async def test_the_adapter_s_name(gateway: TrainingGateway, more: dict[str, Any], name: str) -> None:
+    assert (await gateway.create(**{"model": BASE, "training_file": await gateway.made(), **more})).status_code == 200
+    (asked,) = gateway.trainer.asked
     assert asked.context["adapter"] == name
-    globs = caller_of(house, asked.headers["x-hatrack-job-key"]).adapters
+    globs = caller_of(gateway, asked.headers["x-hatrack-job-key"]).adapters
     assert globs == tuple(sorted({name, "voice"} if "model" in more else {name}))
 
 
-async def test_a_job_that_nobody_named_has_a_name_by_its_data(house: House) -> None:
-    first, second = await house.made(), await house.made()
+async def test_a_job_that_nobody_named_has_a_name_by_its_data(gateway: TrainingGateway) -> None:
+    first, second = await gateway.made(), await gateway.made()
     for training in (first, first, second):
-        assert (await house.create(model=BASE, training_file=training)).status_code == 200
-    names = [asked.context["adapter"] for asked in house.trainer.asked]
+        assert (await gateway.create(model=BASE, training_file=training)).status_code == 200
+    names = [asked.context["adapter"] for asked in gateway.trainer.asked]
     assert names[0] == names[1] != names[2]
     assert names[0].startswith("ft-")
 
 
-async def test_where_the_trainer_refuses_no_key_is_left_and_its_words_are_the_answer(house: House) -> None:
-    house.trainer.status = 400
-    house.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": "method", "code": "x"}}
-    training = await house.made()
-    answer = await house.create(model=BASE, training_file=training, method={"type": "dpo"})
+async def test_where_the_trainer_refuses_no_key_is_left_and_its_words_are_the_answer(gateway: TrainingGateway) -> None:
+    gateway.trainer.status = 400
+    gateway.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": "method", "code": "x"}}
+    training = await gateway.made()
+    answer = await gateway.create(model=BASE, training_file=training, method={"type": "dpo"})
     assert (answer.status_code, error_of(answer)["param"]) == (400, "method")
-    assert await house.living_keys() == []
-    await house.http.delete(f"/v1/files/{training}")
-    assert house.on_disk() == set()
+    assert await gateway.living_keys() == []
+    await gateway.http.delete(f"/v1/files/{training}")
+    assert gateway.on_disk() == set()
 
 
-async def test_a_replayed_creation_leaves_one_key(house: House) -> None:
-    training = await house.made()
-    assert (await house.create(model=BASE, training_file=training)).status_code == 200
-    before = await house.living_keys()
-    house.trainer.headers = {"x-hatrack-replayed": "true"}
-    again = await house.create(model=BASE, training_file=training)
+async def test_a_replayed_creation_leaves_one_key(gateway: TrainingGateway) -> None:
+    training = await gateway.made()
+    assert (await gateway.create(model=BASE, training_file=training)).status_code == 200
+    before = await gateway.living_keys()
+    gateway.trainer.headers = {"x-hatrack-replayed": "true"}
+    again = await gateway.create(model=BASE, training_file=training)
     assert (again.status_code, again.json()) == (200, JOB)
     assert again.headers["x-hatrack-replayed"] == "true"
-    assert await house.living_keys() == before
+    assert await gateway.living_keys() == before
 
 
-async def test_the_job_holds_its_data(house: House) -> None:
-    training, held_out = await house.made(LINE), await house.made(LINE * 2)
-    await house.create(model=BASE, training_file=training, validation_file=held_out)
+async def test_the_job_holds_its_data(gateway: TrainingGateway) -> None:
+    training, held_out = await gateway.made(LINE), await gateway.made(LINE * 2)
+    await gateway.create(model=BASE, training_file=training, validation_file=held_out)
     for file_id in (training, held_out):
-        await house.http.delete(f"/v1/files/{file_id}")
-    key = house.trainer.asked[0].headers["x-hatrack-job-key"]
-    assert (await house.http.get(f"/v1/files/{held_out}/content", headers=bearer(key))).content == LINE * 2
-    await house.http.delete("/v1/keys/current", headers=bearer(key))
-    await house.files.collect()
-    assert house.on_disk() == set()
+        await gateway.http.delete(f"/v1/files/{file_id}")
+    key = gateway.trainer.asked[0].headers["x-hatrack-job-key"]
+    assert (await gateway.http.get(f"/v1/files/{held_out}/content", headers=bearer(key))).content == LINE * 2
+    await gateway.http.delete("/v1/keys/current", headers=bearer(key))
+    await gateway.files.collect()
+    assert gateway.on_disk() == set()
 
 
-async def test_a_creation_goes_on_when_its_client_leaves(house: House) -> None:
+async def test_a_creation_goes_on_when_its_client_leaves(gateway: TrainingGateway) -> None:
     arrived, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(_request: web.Request) -> web.StreamResponse:
@@ -306,8 +312,8 @@ async def test_a_creation_goes_on_when_its_client_leaves(house: House) -> None:
         await go_on.wait()
         return web.json_response(JOB)
 
-    house.trainer.answer = slow
-    asking = asyncio.create_task(house.create(model=BASE, training_file=await house.made()))
+    gateway.trainer.answer = slow
+    asking = asyncio.create_task(gateway.create(model=BASE, training_file=await gateway.made()))
     await arrived.wait()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -316,18 +322,20 @@ async def test_a_creation_goes_on_when_its_client_leaves(house: House) -> None:
     async with asyncio.timeout(60):
         while not created:
             await asyncio.sleep(0.01)
-            created = (await house.http.get("/v1/audit?action=job.create")).json()["data"]
+            created = (await gateway.http.get("/v1/audit?action=job.create")).json()["data"]
     assert created[0]["target"] == "ftjob-1"
-    assert house.trainer.cut == 0
-    assert [key["id"] for key in await house.living_keys()] == [house.trainer.asked[0].headers["x-hatrack-job-key-id"]]
+    assert gateway.trainer.cut == 0
+    assert [key["id"] for key in await gateway.living_keys()] == [
+        gateway.trainer.asked[0].headers["x-hatrack-job-key-id"]
+    ]
 
 
-async def test_without_a_trainer_no_key_is_left(house: House) -> None:
-    training = await house.made()
-    house.trainer_socket.unlink()
-    answer = await house.create(model=BASE, training_file=training)
+async def test_without_a_trainer_no_key_is_left(gateway: TrainingGateway) -> None:
+    training = await gateway.made()
+    gateway.trainer_socket.unlink()
+    answer = await gateway.create(model=BASE, training_file=training)
     assert (answer.status_code, error_of(answer)["code"]) == (503, "trainer_unavailable")
-    assert await house.living_keys() == []
+    assert await gateway.living_keys() == []
 
 
 def hanging_up(first: int, found: dict[str, Any] | None) -> Any:
@@ -345,8 +353,8 @@ def hanging_up(first: int, found: dict[str, Any] | None) -> Any:
     return answer
 
 
-async def until_settled(house: House) -> None:
-    await until(lambda: not house.training._settling)
+async def until_settled(gateway: TrainingGateway) -> None:
+    await until(lambda: not gateway.training._settling)
 
 
 @pytest.fixture
@@ -357,39 +365,41 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("cut", [1, 3])
 async def test_a_trainer_that_goes_away_in_the_middle_leaves_no_key_where_it_made_no_job(
-    house: House, cut: int
+    gateway: TrainingGateway, cut: int
 ) -> None:
-    house.trainer.answer = hanging_up(cut, None)
-    answer = await house.create(model=BASE, training_file=await house.made())
+    gateway.trainer.answer = hanging_up(cut, None)
+    answer = await gateway.create(model=BASE, training_file=await gateway.made())
     assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
-    await until_settled(house)
-    assert await house.living_keys() == []
+    await until_settled(gateway)
+    assert await gateway.living_keys() == []
 
 
 @pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("cut", [1, 3])
-async def test_a_job_whose_answer_was_lost_keeps_its_key(house: House, cut: int) -> None:
-    house.trainer.answer = hanging_up(cut, JOB)
-    answer = await house.create(model=BASE, training_file=await house.made())
+async def test_a_job_whose_answer_was_lost_keeps_its_key(gateway: TrainingGateway, cut: int) -> None:
+    gateway.trainer.answer = hanging_up(cut, JOB)
+    answer = await gateway.create(model=BASE, training_file=await gateway.made())
     assert (answer.status_code, error_of(answer)["code"]) == (502, "trainer_cut")
-    await until_settled(house)
-    (key,) = await house.living_keys()
-    assert house.trainer.asked[-1].path == f"/internal/jobs/claim/{key['id']}"
-    created = (await house.http.get("/v1/audit?action=job.create")).json()["data"][0]
+    await until_settled(gateway)
+    (key,) = await gateway.living_keys()
+    assert gateway.trainer.asked[-1].path == f"/internal/jobs/claim/{key['id']}"
+    created = (await gateway.http.get("/v1/audit?action=job.create")).json()["data"][0]
     assert (created["target"], created["detail"]["key"]) == ("ftjob-1", key["id"])
 
 
-async def test_the_same_request_again_is_the_same_job_though_its_file_has_gone(house: House) -> None:
-    training = await house.made()
+async def test_the_same_request_again_is_the_same_job_though_its_file_has_gone(gateway: TrainingGateway) -> None:
+    training = await gateway.made()
     asked = {"model": BASE, "training_file": training, "idempotency-key": "once"}
-    assert (await house.create(**asked)).status_code == 200
-    before = await house.living_keys()
-    await house.http.delete(f"/v1/files/{training}")
-    assert (await house.create(**asked)).status_code == 404
-    house.trainer.headers = {"x-hatrack-replayed": "true"}
-    again = await house.create(**asked)
+    assert (await gateway.create(**asked)).status_code == 200
+    before = await gateway.living_keys()
+    await gateway.http.delete(f"/v1/files/{training}")
+    assert (await gateway.create(**asked)).status_code == 404
+    gateway.trainer.headers = {"x-hatrack-replayed": "true"}
+    again = await gateway.create(**asked)
     assert (again.status_code, again.json(), again.headers["x-hatrack-replayed"]) == (200, JOB, "true")
-    assert await house.living_keys() == before
-    house.trainer.status, house.trainer.headers = 409, {}
-    house.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "reused"}}
-    assert (await house.create(**asked)).status_code == 409
+    assert await gateway.living_keys() == before
+    gateway.trainer.status, gateway.trainer.headers = 409, {}
+    gateway.trainer.body = {
+        "error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "reused"}
+    }
+    assert (await gateway.create(**asked)).status_code == 409

@@ -23,7 +23,7 @@ from service.training import revalidation as revalidation_module
 from service.training.revalidation import RevalidationTimer, revalidation_body
 from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
 from tests.unit.service.registry.engine import BASE
-from tests.unit.service.training.bureau import EVALUATION, HELD_OUT, Bureau
+from tests.unit.service.training.revalidation_app import EVALUATION, HELD_OUT, RevalidationApp
 
 DAY_S = 86_400
 REVALIDATE = "/v1/adapters/voice/versions/1/revalidate"
@@ -41,11 +41,11 @@ def files(tmp_path: Path, base: BaseDescription) -> Callable[..., AdapterFiles]:
 
 
 @pytest.fixture
-async def bureau(base: BaseDescription, files: Callable[..., AdapterFiles]) -> AsyncIterator[Bureau]:
+async def revalidation_app(base: BaseDescription, files: Callable[..., AdapterFiles]) -> AsyncIterator[RevalidationApp]:
     """`voice@1` is due, `ant@1` is fresh, `bee@1` was never judged."""
     # a Unix socket's path has 107 bytes, which pytest's own directories may go beyond
-    with tempfile.TemporaryDirectory(prefix="bureau-") as home:
-        async with Bureau(Path(home), base).opened() as ready:
+    with tempfile.TemporaryDirectory(prefix="hatrack-") as home:
+        async with RevalidationApp(Path(home), base).opened() as ready:
             await ready.file(HELD_OUT)
             for seed, name in enumerate(("voice", "ant", "bee")):
                 await ready.push(name, files(seed=seed))
@@ -54,16 +54,20 @@ async def bureau(base: BaseDescription, files: Callable[..., AdapterFiles]) -> A
             yield ready
 
 
-async def judge(bureau: Bureau, version: str, *, days: float = 0, **more: Any) -> None:
+async def judge(revalidation_app: RevalidationApp, version: str, *, days: float = 0, **more: Any) -> None:
     """A verdict on a version that was written ``days`` ago."""
-    made = await bureau.verdict(version, **{"evaluation": EVALUATION} | more)
+    made = await revalidation_app.verdict(version, **{"evaluation": EVALUATION} | more)
     assert made.status_code == 201, made.text
     older = verdicts.update().where(verdicts.c.id == made.json()["id"])
-    await bureau.database.run(lambda db: db.execute(older.values(created_at=verdicts.c.created_at - int(days * DAY_S))))
+    await revalidation_app.database.run(
+        lambda db: db.execute(older.values(created_at=verdicts.c.created_at - int(days * DAY_S)))
+    )
 
 
-async def key_of(bureau: Bureau, *scopes: Scope, project: str = "default", **more: Any) -> dict[str, str]:
-    _, key = await bureau.keys.mint(SYSTEM, KeyDraft("a key", project, frozenset(scopes), **more))
+async def key_of(
+    revalidation_app: RevalidationApp, *scopes: Scope, project: str = "default", **more: Any
+) -> dict[str, str]:
+    _, key = await revalidation_app.keys.mint(SYSTEM, KeyDraft("a key", project, frozenset(scopes), **more))
     return {"authorization": f"Bearer {key}"}
 
 
@@ -96,125 +100,137 @@ def test_the_same_is_asked_for_of_the_same_version_and_promotes_nothing() -> Non
     assert full["metadata"]["revalidates"] == "voice@3"
 
 
-async def test_one_version_is_judged_again_though_nothing_has_changed(bureau: Bureau) -> None:
-    async with bureau.here():
-        answer = await bureau.http.post("/v1/adapters/ant/versions/1/revalidate")
+async def test_one_version_is_judged_again_though_nothing_has_changed(revalidation_app: RevalidationApp) -> None:
+    async with revalidation_app.here():
+        answer = await revalidation_app.http.post("/v1/adapters/ant/versions/1/revalidate")
     assert (answer.status_code, answer.json()["id"]) == (200, "eval-1")
-    [body] = bureau.desk.requests
+    [body] = revalidation_app.evaluations.requests
     assert (body["model"], body["kind"], body["held_out"]) == ("ant@1", "revalidation", HELD_OUT)
-    headers = bureau.desk.headers[0]
+    headers = revalidation_app.evaluations.headers[0]
     assert (headers["x-hatrack-project"], headers["x-hatrack-key-id"]) == ("default", "admin")
 
 
-async def test_the_body_that_is_repeated_is_that_of_the_latest_verdict_that_has_one(bureau: Bureau) -> None:
-    await bureau.verdict("voice@1", evaluation=EVALUATION | {"metric": "contains"})
-    await bureau.verdict("voice@1")
-    async with bureau.here():
-        await bureau.http.post(REVALIDATE)
-    assert bureau.desk.requests[0]["metric"] == "contains"
+async def test_the_body_that_is_repeated_is_that_of_the_latest_verdict_that_has_one(
+    revalidation_app: RevalidationApp,
+) -> None:
+    await revalidation_app.verdict("voice@1", evaluation=EVALUATION | {"metric": "contains"})
+    await revalidation_app.verdict("voice@1")
+    async with revalidation_app.here():
+        await revalidation_app.http.post(REVALIDATE)
+    assert revalidation_app.evaluations.requests[0]["metric"] == "contains"
 
 
-async def test_a_second_request_gets_the_evaluation_that_is_under_way(bureau: Bureau) -> None:
-    bureau.desk.page = 1  # so that it is on a later page of the trainer's list
-    async with bureau.here():
-        first = await bureau.http.post(REVALIDATE)
-        await bureau.http.post("/v1/adapters/ant/versions/1/revalidate")
-        again = await bureau.http.post(REVALIDATE)
+async def test_a_second_request_gets_the_evaluation_that_is_under_way(revalidation_app: RevalidationApp) -> None:
+    revalidation_app.evaluations.page = 1  # so that it is on a later page of the trainer's list
+    async with revalidation_app.here():
+        first = await revalidation_app.http.post(REVALIDATE)
+        await revalidation_app.http.post("/v1/adapters/ant/versions/1/revalidate")
+        again = await revalidation_app.http.post(REVALIDATE)
         assert again.json()["id"] == first.json()["id"]
-        bureau.evaluation("voice@1")["status"] = "failed"
-        anew = await bureau.http.post(REVALIDATE)
+        revalidation_app.evaluation("voice@1")["status"] = "failed"
+        anew = await revalidation_app.http.post(REVALIDATE)
         assert anew.json()["id"] != first.json()["id"]
 
 
-async def test_a_version_that_cannot_be_judged_again_says_why(bureau: Bureau, files: Callable[..., Any]) -> None:
-    await bureau.push("mute", files(seed=8))
-    await bureau.verdict("mute@1")
-    weights = bureau.store.path((await bureau.version("ant@1"))["digest"]) / "adapter_model.safetensors"
+async def test_a_version_that_cannot_be_judged_again_says_why(
+    revalidation_app: RevalidationApp, files: Callable[..., Any]
+) -> None:
+    await revalidation_app.push("mute", files(seed=8))
+    await revalidation_app.verdict("mute@1")
+    weights = (
+        revalidation_app.store.path((await revalidation_app.version("ant@1"))["digest"]) / "adapter_model.safetensors"
+    )
     weights.chmod(0o600)
     weights.write_bytes(b"")
-    async with bureau.here():
+    async with revalidation_app.here():
         paths = {name: f"/v1/adapters/{name}/revalidate" for name in ("bee/versions/1", "mute/versions/1")}
-        assert error_of(await bureau.http.post(paths["bee/versions/1"])) == (409, "never_judged")
-        assert error_of(await bureau.http.post(paths["mute/versions/1"])) == (409, "nothing_to_repeat")
-        damaged = await bureau.http.post("/v1/adapters/ant/versions/1/revalidate")
+        assert error_of(await revalidation_app.http.post(paths["bee/versions/1"])) == (409, "never_judged")
+        assert error_of(await revalidation_app.http.post(paths["mute/versions/1"])) == (409, "nothing_to_repeat")
+        damaged = await revalidation_app.http.post("/v1/adapters/ant/versions/1/revalidate")
         assert error_of(damaged) == (409, "version_damaged")
-        assert error_of(await bureau.http.post("/v1/adapters/voice/versions/9/revalidate")) == (
+        assert error_of(await revalidation_app.http.post("/v1/adapters/voice/versions/9/revalidate")) == (
             404,
             "version_not_found",
         )
-        bureau.desk.refused = {"voice@1"}
-        assert error_of(await bureau.http.post(REVALIDATE)) == (400, "invalid_value")
-    assert error_of(await bureau.http.post(REVALIDATE)) == (503, "trainer_unavailable")
+        revalidation_app.evaluations.refused = {"voice@1"}
+        assert error_of(await revalidation_app.http.post(REVALIDATE)) == (400, "invalid_value")
+    assert error_of(await revalidation_app.http.post(REVALIDATE)) == (503, "trainer_unavailable")
 
 
-async def test_what_the_version_holds_is_good_enough_though_it_is_off_the_list(bureau: Bureau) -> None:
-    await judge(bureau, "voice@1", files={"held_out": HELD_OUT})
-    await bureau.database.run(lambda db: db.execute(file_table.update().values(deleted_at=1)))
-    async with bureau.here():
-        assert (await bureau.http.post(REVALIDATE)).status_code == 200
-        other = await bureau.http.post("/v1/adapters/ant/versions/1/revalidate")
+async def test_what_the_version_holds_is_good_enough_though_it_is_off_the_list(
+    revalidation_app: RevalidationApp,
+) -> None:
+    await judge(revalidation_app, "voice@1", files={"held_out": HELD_OUT})
+    await revalidation_app.database.run(lambda db: db.execute(file_table.update().values(deleted_at=1)))
+    async with revalidation_app.here():
+        assert (await revalidation_app.http.post(REVALIDATE)).status_code == 200
+        other = await revalidation_app.http.post("/v1/adapters/ant/versions/1/revalidate")
         assert error_of(other) == (404, "file_not_found"), "it holds nothing"
-        due = (await bureau.http.post("/v1/revalidations", json={"all": True})).json()["data"]
+        due = (await revalidation_app.http.post("/v1/revalidations", json={"all": True})).json()["data"]
     assert {item["version"]: (item["error"] or {}).get("code") for item in due} == {
         "voice@1": None,
         "ant@1": "file_not_found",
     }
 
 
-async def test_scopes_globs_and_projects_are_kept(bureau: Bureau) -> None:
-    async with bureau.here():
-        missing = await bureau.http.post(REVALIDATE, headers=await key_of(bureau, Scope.ADAPTERS))
+async def test_scopes_globs_and_projects_are_kept(revalidation_app: RevalidationApp) -> None:
+    async with revalidation_app.here():
+        missing = await revalidation_app.http.post(REVALIDATE, headers=await key_of(revalidation_app, Scope.ADAPTERS))
         assert error_of(missing) == (403, "insufficient_scope")
-        narrow = await key_of(bureau, *ALL_SCOPES, adapters=("ant",))
-        hidden = await bureau.http.post(REVALIDATE, headers=narrow)
-        absent = await bureau.http.post(REVALIDATE, headers=await key_of(bureau, *ALL_SCOPES, project="other"))
+        narrow = await key_of(revalidation_app, *ALL_SCOPES, adapters=("ant",))
+        hidden = await revalidation_app.http.post(REVALIDATE, headers=narrow)
+        absent = await revalidation_app.http.post(
+            REVALIDATE, headers=await key_of(revalidation_app, *ALL_SCOPES, project="other")
+        )
         assert error_of(hidden) == error_of(absent) == (404, "adapter_not_found")
-        due = await bureau.http.post("/v1/revalidations", headers=narrow)
+        due = await revalidation_app.http.post("/v1/revalidations", headers=narrow)
         assert due.json() == {"object": "list", "data": [], "left": 0}
-    assert bureau.desk.made == []
+    assert revalidation_app.evaluations.made == []
 
 
-async def test_what_is_due_of_the_project_is_judged_again(bureau: Bureau, files: Callable[..., Any]) -> None:
-    await bureau.push("cat", files(seed=7))
-    await judge(bureau, "cat@1", kind="revalidation", verdict="fail", days=92)
-    bureau.desk.refused = {"cat@1"}
-    async with bureau.here():
-        answer = (await bureau.http.post("/v1/revalidations", headers={"idempotency-key": "mine"})).json()
-        again = (await bureau.http.post("/v1/revalidations", json={})).json()
-        every = (await bureau.http.post("/v1/revalidations", json={"all": True})).json()
+async def test_what_is_due_of_the_project_is_judged_again(
+    revalidation_app: RevalidationApp, files: Callable[..., Any]
+) -> None:
+    await revalidation_app.push("cat", files(seed=7))
+    await judge(revalidation_app, "cat@1", kind="revalidation", verdict="fail", days=92)
+    revalidation_app.evaluations.refused = {"cat@1"}
+    async with revalidation_app.here():
+        answer = (await revalidation_app.http.post("/v1/revalidations", headers={"idempotency-key": "mine"})).json()
+        again = (await revalidation_app.http.post("/v1/revalidations", json={})).json()
+        every = (await revalidation_app.http.post("/v1/revalidations", json={"all": True})).json()
     shown = [(item["version"], item["reasons"], (item["evaluation"] or {}).get("id")) for item in answer["data"]]
     assert shown == [("voice@1", ["age"], "eval-1"), ("cat@1", ["age"], None)]
     assert answer["data"][1]["error"]["message"] == "no such suite"
     assert answer["left"] == 0
     assert again["data"][0]["evaluation"]["id"] == "eval-1"
     assert {item["version"] for item in every["data"]} == {"voice@1", "cat@1", "ant@1"}
-    assert [body["model"] for body in bureau.desk.requests] == ["voice@1", "ant@1"]
-    assert "idempotency-key" not in bureau.desk.headers[0]
+    assert [body["model"] for body in revalidation_app.evaluations.requests] == ["voice@1", "ant@1"]
+    assert "idempotency-key" not in revalidation_app.evaluations.headers[0]
 
 
 async def test_one_request_makes_so_many_evaluations_and_says_what_is_left(
-    bureau: Bureau, files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    revalidation_app: RevalidationApp, files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revalidation_module, "MAX_AT_ONCE", 1)
-    await judge(bureau, "ant@1", days=91)
-    async with bureau.here():
-        first = (await bureau.http.post("/v1/revalidations")).json()
-        second = (await bureau.http.post("/v1/revalidations")).json()
+    await judge(revalidation_app, "ant@1", days=91)
+    async with revalidation_app.here():
+        first = (await revalidation_app.http.post("/v1/revalidations")).json()
+        second = (await revalidation_app.http.post("/v1/revalidations")).json()
     assert ([item["version"] for item in first["data"]], first["left"]) == (["voice@1"], 1)
     assert ([item["version"] for item in second["data"]], second["left"]) == (["voice@1", "ant@1"], 0)
 
 
 async def test_what_cannot_be_judged_takes_nobody_s_place(
-    bureau: Bureau, files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    revalidation_app: RevalidationApp, files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revalidation_module, "MAX_AT_ONCE", 1)
     for seed, name in enumerate(("mute", "cat"), 7):
-        await bureau.push(name, files(seed=seed))
-        await judge(bureau, f"{name}@1", days=95, **({"evaluation": None} if name == "mute" else {}))
-    await judge(bureau, "voice@1", days=91)  # the last of them
-    bureau.desk.refused = {"cat@1"}
-    async with bureau.here():
-        found = (await bureau.http.post("/v1/revalidations")).json()
+        await revalidation_app.push(name, files(seed=seed))
+        await judge(revalidation_app, f"{name}@1", days=95, **({"evaluation": None} if name == "mute" else {}))
+    await judge(revalidation_app, "voice@1", days=91)  # the last of them
+    revalidation_app.evaluations.refused = {"cat@1"}
+    async with revalidation_app.here():
+        found = (await revalidation_app.http.post("/v1/revalidations")).json()
     shown = {item["version"]: (item["error"] or {}).get("code") for item in found["data"]}
     assert shown == {"mute@1": "nothing_to_repeat", "cat@1": "invalid_value", "voice@1": None}
     assert found["left"] == 0
@@ -223,28 +239,28 @@ async def test_what_cannot_be_judged_takes_nobody_s_place(
 async def test_on_another_base_the_timer_passes_over_what_does_not_fit_and_a_person_is_told(
     base: BaseDescription, files: Callable[..., Any]
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="bureau-") as home:
-        async with Bureau(Path(home), base).opened() as before:
+    with tempfile.TemporaryDirectory(prefix="hatrack-") as home:
+        async with RevalidationApp(Path(home), base).opened() as before:
             await before.push("voice", files(seed=1))
             await judge(before, "voice@1", days=91)
             assert [one.version for one in await before.revalidations.due_candidates()] == ["voice@1"]
         other = base.fingerprint.model_copy(update={"weights": "another", "template": "another"})
-        async with Bureau(Path(home), replace(base, fingerprint=other)).opened() as after, after.here():
+        async with RevalidationApp(Path(home), replace(base, fingerprint=other)).opened() as after, after.here():
             assert await after.revalidations.due_candidates() == []
             (item,) = (await after.http.post("/v1/revalidations")).json()["data"]
             assert (item["version"], item["error"]["code"]) == ("voice@1", "version_other_base")
 
 
-async def test_the_bodies_are_checked(bureau: Bureau) -> None:
-    async with bureau.here():
+async def test_the_bodies_are_checked(revalidation_app: RevalidationApp) -> None:
+    async with revalidation_app.here():
         bodies: tuple[Any, ...] = ({"all": "yes"}, {"every": True}, [])
         for body in bodies:
-            assert (await bureau.http.post("/v1/revalidations", json=body)).status_code == 400
-        assert (await bureau.http.post(REVALIDATE, json={"all": True})).status_code == 400
+            assert (await revalidation_app.http.post("/v1/revalidations", json=body)).status_code == 400
+        assert (await revalidation_app.http.post(REVALIDATE, json={"all": True})).status_code == 400
 
 
-def timer(bureau: Bureau, **more: float) -> RevalidationTimer:
-    return RevalidationTimer(bureau.revalidations, **({"every_s": 3600, "first_s": 0, "poll_s": 0.01} | more))
+def timer(revalidation_app: RevalidationApp, **more: float) -> RevalidationTimer:
+    return RevalidationTimer(revalidation_app.revalidations, **({"every_s": 3600, "first_s": 0, "poll_s": 0.01} | more))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -254,77 +270,77 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_the_timer_judges_what_is_due_one_after_another_as_the_system(
-    bureau: Bureau, files: Callable[..., Any]
+    revalidation_app: RevalidationApp, files: Callable[..., Any]
 ) -> None:
-    await bureau.push("cat", files(seed=7))
-    await judge(bureau, "cat@1", days=92)
-    made = bureau.desk.made
-    async with bureau.here():
-        round_ = asyncio.create_task(timer(bureau).round())
+    await revalidation_app.push("cat", files(seed=7))
+    await judge(revalidation_app, "cat@1", days=92)
+    made = revalidation_app.evaluations.made
+    async with revalidation_app.here():
+        round_ = asyncio.create_task(timer(revalidation_app).round())
         await until(lambda: len(made) == 1)
         await asyncio.sleep(0.1)
         assert [one["metadata"]["revalidates"] for one in made] == ["voice@1"], "never more than one at a time"
-        await judge(bureau, "voice@1", kind="revalidation")
+        await judge(revalidation_app, "voice@1", kind="revalidation")
         made[0]["status"] = "succeeded"
         await until(lambda: len(made) == 2)
         made[1]["status"] = "failed"
         await asyncio.wait_for(round_, 60)
     assert [one["metadata"]["revalidates"] for one in made] == ["voice@1", "cat@1"]
-    headers = bureau.desk.headers[0]
+    headers = revalidation_app.evaluations.headers[0]
     assert headers["x-hatrack-key-id"] == "system"
-    minted = await bureau.keys.show(headers["x-hatrack-job-key-id"])
+    minted = await revalidation_app.keys.show(headers["x-hatrack-job-key-id"])
     assert (minted["background"], minted["parent_key_id"], minted["adapters"]) == (True, None, ("voice",))
     assert sorted(minted["scopes"]) == ["adapters", "infer", "train"]
-    noted = await bureau.database.run(lambda db: page(db, after=None, limit=100, action="evaluation.create"))
+    noted = await revalidation_app.database.run(lambda db: page(db, after=None, limit=100, action="evaluation.create"))
     assert [(row.key_id, row.target) for row in noted] == [("system", "eval-2"), ("system", "eval-1")]
 
 
-async def test_the_timer_takes_up_what_an_earlier_life_began(bureau: Bureau) -> None:
-    async with bureau.here():
-        await bureau.http.post(REVALIDATE)
-        before = len(bureau.trainer.asked)
-        round_ = asyncio.create_task(timer(bureau).round())
-        await until(lambda: any(asked.method == "GET" for asked in bureau.trainer.asked[before:]))
+async def test_the_timer_takes_up_what_an_earlier_life_began(revalidation_app: RevalidationApp) -> None:
+    async with revalidation_app.here():
+        await revalidation_app.http.post(REVALIDATE)
+        before = len(revalidation_app.trainer.asked)
+        round_ = asyncio.create_task(timer(revalidation_app).round())
+        await until(lambda: any(asked.method == "GET" for asked in revalidation_app.trainer.asked[before:]))
         assert not round_.done()
-        bureau.evaluation("voice@1")["status"] = "succeeded"
+        revalidation_app.evaluation("voice@1")["status"] = "succeeded"
         await asyncio.wait_for(round_, 60)
-    assert len(bureau.desk.made) == 1
+    assert len(revalidation_app.evaluations.made) == 1
 
 
 async def test_a_version_that_cannot_be_judged_does_not_keep_the_timer_from_the_next(
-    bureau: Bureau, files: Callable[..., Any]
+    revalidation_app: RevalidationApp, files: Callable[..., Any]
 ) -> None:
     for seed, name in ((7, "cat"), (8, "dog")):
-        await bureau.push(name, files(seed=seed))
-        await judge(bureau, f"{name}@1", days=92)
-    await bureau.verdict("voice@1", evaluation=EVALUATION | {"held_out": "file-gone"})
-    await bureau.database.run(lambda db: db.execute(verdicts.update().values(created_at=1)))
-    bureau.desk.refused = {"cat@1"}
-    async with bureau.here():
-        round_ = asyncio.create_task(timer(bureau).round())
-        await until(lambda: len(bureau.desk.made) == 1)
-        bureau.evaluation("ant@1")["status"] = "succeeded"
-        await until(lambda: len(bureau.desk.made) == 2)
-        assert bureau.evaluation("dog@1")["status"] == "queued"
-        bureau.desk.made.clear()  # the trainer knows it no longer
+        await revalidation_app.push(name, files(seed=seed))
+        await judge(revalidation_app, f"{name}@1", days=92)
+    await revalidation_app.verdict("voice@1", evaluation=EVALUATION | {"held_out": "file-gone"})
+    await revalidation_app.database.run(lambda db: db.execute(verdicts.update().values(created_at=1)))
+    revalidation_app.evaluations.refused = {"cat@1"}
+    async with revalidation_app.here():
+        round_ = asyncio.create_task(timer(revalidation_app).round())
+        await until(lambda: len(revalidation_app.evaluations.made) == 1)
+        revalidation_app.evaluation("ant@1")["status"] = "succeeded"
+        await until(lambda: len(revalidation_app.evaluations.made) == 2)
+        assert revalidation_app.evaluation("dog@1")["status"] == "queued"
+        revalidation_app.evaluations.made.clear()  # the trainer knows it no longer
         await asyncio.wait_for(round_, 60)
 
 
-async def test_the_timer_outlives_a_trainer_that_is_away(bureau: Bureau) -> None:
+async def test_the_timer_outlives_a_trainer_that_is_away(revalidation_app: RevalidationApp) -> None:
     with pytest.raises(TrainerUnavailable):
-        await timer(bureau).round()
-    running = timer(bureau, again_s=0.02)
+        await timer(revalidation_app).round()
+    running = timer(revalidation_app, again_s=0.02)
     await running.start()
     try:
         await asyncio.sleep(0.1)
-        async with bureau.here():
-            await until(lambda: len(bureau.desk.made) == 1)
+        async with revalidation_app.here():
+            await until(lambda: len(revalidation_app.evaluations.made) == 1)
         await asyncio.sleep(0.1)  # away again, while the evaluation is under way
-        bureau.desk.made[0]["status"] = "succeeded"
-        await judge(bureau, "voice@1", kind="revalidation")
-        await judge(bureau, "ant@1", days=91)
-        async with bureau.here():
-            await until(lambda: len(bureau.desk.made) == 2)
+        revalidation_app.evaluations.made[0]["status"] = "succeeded"
+        await judge(revalidation_app, "voice@1", kind="revalidation")
+        await judge(revalidation_app, "ant@1", days=91)
+        async with revalidation_app.here():
+            await until(lambda: len(revalidation_app.evaluations.made) == 2)
     finally:
         await running.stop()
-    assert bureau.desk.made[1]["metadata"]["revalidates"] == "ant@1"
+    assert revalidation_app.evaluations.made[1]["metadata"]["revalidates"] == "ant@1"

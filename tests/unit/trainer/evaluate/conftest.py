@@ -1,21 +1,19 @@
-"""A gateway of words on a real socket: it answers chats, scores texts and counts what it is asked."""
+"""A fake gateway on a real socket, whose tokens are words: it answers chats, scores texts and records its requests."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from tests.support.http import QuietHandler
+from tests.support.http import serving
 
 KEY = "hk_job"
 Refusal = tuple[int, str, dict[str, str]]
@@ -101,11 +99,11 @@ class Gateway:
     def _scores(self, model: str, text: str) -> list[dict[str, Any] | None]:
         likely = self.likely.get(model, set())
         cost = [0.1 if piece.strip() in likely else 5.0 for piece in pieces(text)]
-        found = [
+        scores = [
             {str(token(piece)): {"logprob": -nats, "rank": 1, "decoded_token": piece}}
             for piece, nats in zip(pieces(text), cost, strict=True)
         ]
-        return [None, *found[1:]]
+        return [None, *scores[1:]]
 
     def asked(self) -> list[tuple[str, str]]:
         """Model and last message of every chat, in order."""
@@ -120,34 +118,11 @@ class Gateway:
 def gateway() -> Iterator[Gateway]:
     fake = Gateway()
 
-    class Handler(QuietHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            key = self.headers.get("authorization", "").removeprefix("Bearer ")
-            status, found, headers = fake.answer(self.path, body, key)
-            content = json.dumps(found).encode()
-            try:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # whoever asked was killed
+    def answer(method: str, path: str, body: bytes, key: str) -> tuple[int, bytes, dict[str, str]]:
+        if method != "POST":
+            return 501, b"", {}
+        status, content, headers = fake.answer(path, json.loads(body), key)
+        return status, json.dumps(content).encode(), headers
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64  # five are too few for all that ask at once while this thread waits for a core
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exception(), ConnectionError):  # that is whoever was killed
-                super().handle_error(request, client_address)
-
-    server = Server(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield fake
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(answer) as fake.url:
+        yield fake

@@ -1,4 +1,4 @@
-"""A gateway of bytes for the worker, on a real socket, and a job's folder."""
+"""A fake gateway on a real socket whose tokens are bytes, and folders of jobs that use it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.protocol.runs import FileRef
-from tests.support.http import QuietHandler
+from tests.support.http import serving
 from tests.unit.trainer.finetune.fake_engine import FakeEngine
 from trainer.finetune.spec import JobSpec
 from trainer.runs import protocol
@@ -35,13 +34,13 @@ def rows(count: int = 24) -> list[dict[str, Any]]:
     ]
 
 
-def jsonl(found: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in found).encode()
+def jsonl(examples: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in examples).encode()
 
 
 @dataclass
 class FakeGateway:
-    """Serves files, takes adapters, and tells a load; counts what it is asked."""
+    """Serves files, accepts adapters and reports a load; records its requests."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     load: tuple[int, int] = (0, 0)
@@ -87,8 +86,8 @@ class FakeGateway:
             return 200, json.dumps({"fingerprint": self.fingerprint}).encode()
         if path == "/v1/load":
             return 200, json.dumps({"waiting": self.load[0], "in_flight": self.load[1]}).encode()
-        if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
-            content = self.files.get(found[1])
+        if match := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
+            content = self.files.get(match[1])
             return (200, content) if content is not None else (404, error("not_found"))
         if method == "POST" and path == "/v1/adapters":
             if self.failing:
@@ -100,8 +99,8 @@ class FakeGateway:
             return self._adapter(method, path, body)
         if path == "/v1/chat/completions" and json.loads(body)["model"] in self.no_store:
             return 404, error("vector_store_not_found")
-        found = self.engine.answer(path, json.loads(body)) if method == "POST" else None
-        return (404, error("not_found")) if found is None else (200, json.dumps(found).encode())
+        answered = self.engine.answer(path, json.loads(body)) if method == "POST" else None
+        return (404, error("not_found")) if answered is None else (200, json.dumps(answered).encode())
 
     def _adapter(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         if path == "/v1/adapters/voice":
@@ -115,12 +114,12 @@ class FakeGateway:
             settings = {"system_prompt": None, "sampling": {}, "grounding": self.grounded.get(path)}
             return 200, json.dumps({"servable": servable, "settings": settings}).encode()
         if method == "PUT":
-            wanted = json.loads(body)
-            if self.aliases.get("live") not in (wanted["expected"], wanted["version"]):
+            move = json.loads(body)
+            if self.aliases.get("live") not in (move["expected"], move["version"]):
                 return 409, error("alias_moved")
-            if wanted["version"] in self.held_back:
+            if move["version"] in self.held_back:
                 return 409, error("version_held_back")
-            self.aliases["live"] = wanted["version"]
+            self.aliases["live"] = move["version"]
             return 200, b"{}"
         if method == "POST":
             self.verdicts.insert(0, json.loads(body))
@@ -146,13 +145,13 @@ def once(act: Callable[[], object]) -> Callable[[], None]:
 
 def parts(body: bytes) -> dict[str, bytes]:
     boundary = body[: body.index(b"\r\n")]
-    found = {}
+    contents = {}
     for part in body.split(boundary)[1:-1]:
         head, _, content = part.strip(b"\r\n").partition(b"\r\n\r\n")
         name = re.search(rb'name="(\w+)"', head)
         assert name is not None
-        found[name[1].decode()] = content
-    return found
+        contents[name[1].decode()] = content
+    return contents
 
 
 @pytest.fixture(autouse=True)
@@ -166,29 +165,11 @@ def _patient_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def gateway() -> Iterator[FakeGateway]:
     fake = FakeGateway()
 
-    class Handler(QuietHandler):
-        def _serve(self) -> None:
-            key = self.headers["authorization"].removeprefix("Bearer ")
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, content = fake.answer(self.command, self.path, body, key)
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(method: str, path: str, body: bytes, key: str) -> tuple[int, bytes, dict[str, str]]:
+        return *fake.answer(method, path, body, key), {}
 
-        do_GET = do_POST = do_PUT = do_DELETE = _serve
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64  # five are too few for all that ask at once while this thread waits for a core
-
-    server = Server(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield fake
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(answer) as fake.url:
+        yield fake
 
 
 @pytest.fixture
@@ -196,11 +177,9 @@ def make_job(gateway: FakeGateway, base_dir: Path, tmp_path: Path) -> Any:
     """Writes a job's folder; keyword arguments change the spec."""
 
     def make(content: bytes | None = None, held_out: bytes | None = None, **changes: Any) -> Path:
-        def ref(name: str, found: bytes) -> FileRef:
-            gateway.files[name] = found
-            return FileRef(
-                id=name, filename=f"{name}.jsonl", bytes=len(found), sha256=hashlib.sha256(found).hexdigest()
-            )
+        def ref(name: str, data: bytes) -> FileRef:
+            gateway.files[name] = data
+            return FileRef(id=name, filename=f"{name}.jsonl", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
         values: dict[str, Any] = {
             "id": "ftjob-1",

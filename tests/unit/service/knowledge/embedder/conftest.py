@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.knowledge.embeddings import EmbedderConfig
-from tests.unit.service.knowledge.index.rig import SharedEmbedder
+from tests.unit.service.knowledge.index.local_stores import SharedEmbedder
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 
 from service.knowledge.embedder.model import INDEXING_NICE
 from service.knowledge.types import Chunking
-from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
+from tests.unit.service.knowledge.index.local_stores import PROJECT, LocalStores, SharedEmbedder
 
 SHOP = """# Returns
 
@@ -37,14 +37,14 @@ def deadline(seconds: float = 240) -> float:
 
 @pytest.mark.slow
 async def test_a_question_finds_what_means_the_same(tmp_path: Path, minilm: SharedEmbedder) -> None:
-    async with Rig(tmp_path, minilm).open() as rig:
-        store = await rig.store()
-        await rig.add(store, "shop.md", SHOP)
-        best = await rig.search(store, "Can I give my new shoes back and get a refund?", k=1)
+    async with LocalStores(tmp_path, minilm).open() as local_stores:
+        store = await local_stores.store()
+        await local_stores.add(store, "shop.md", SHOP)
+        best = await local_stores.search(store, "Can I give my new shoes back and get a refund?", k=1)
         assert best[0].text.startswith("Returns\n")
-        best = await rig.search(store, "How do I clean my boots?", k=1)
+        best = await local_stores.search(store, "How do I clean my boots?", k=1)
         assert best[0].text.startswith("Care\n")
-        unrelated = await rig.search(store, "Who won the chess world championship?", threshold=None)
+        unrelated = await local_stores.search(store, "Who won the chess world championship?", threshold=None)
         assert unrelated[0].score < best[0].score / 2, "a score means something by itself"
 
 
@@ -97,8 +97,8 @@ def test_the_gateway_imports_no_torch() -> None:
 
 
 async def test_a_project_is_the_callers(tmp_path: Path, minilm: SharedEmbedder) -> None:
-    async with Rig(tmp_path, minilm).open() as rig:
-        store = await rig.store()
-        await rig.add(store, "shop.md", SHOP)
-        assert await rig.search(store, "refund", project="another") == []
-        assert await rig.stores.get_store(PROJECT, store) is not None
+    async with LocalStores(tmp_path, minilm).open() as local_stores:
+        store = await local_stores.store()
+        await local_stores.add(store, "shop.md", SHOP)
+        assert await local_stores.search(store, "refund", project="another") == []
+        assert await local_stores.stores.get_store(PROJECT, store) is not None

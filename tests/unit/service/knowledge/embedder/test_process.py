@@ -24,7 +24,7 @@ from service.knowledge.embedder.model import ModelBusy, ModelError, RemoteModel,
 from service.knowledge.embedder.server import EmbedderServer
 from service.knowledge.embeddings import Embedder, EmbedderConfig, EmbedderGone
 from service.knowledge.types import Chunking
-from tests.unit.service.knowledge.library import vectors
+from tests.unit.service.knowledge.knowledge_app import vectors
 
 
 def deadline(seconds: float = 240) -> float:

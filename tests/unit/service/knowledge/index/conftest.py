@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from service.knowledge.embeddings import EmbedderConfig
-from tests.unit.service.knowledge.index.rig import Rig, SharedEmbedder
-from tests.unit.service.knowledge.library import vectors
+from tests.unit.service.knowledge.index.local_stores import LocalStores, SharedEmbedder
+from tests.unit.service.knowledge.knowledge_app import vectors
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,6 @@ async def words(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Share
 
 
 @pytest.fixture
-async def rig(tmp_path: Path, words: SharedEmbedder) -> AsyncIterator[Rig]:
-    async with Rig(tmp_path, words).open() as ready:
+async def local_stores(tmp_path: Path, words: SharedEmbedder) -> AsyncIterator[LocalStores]:
+    async with LocalStores(tmp_path, words).open() as ready:
         yield ready

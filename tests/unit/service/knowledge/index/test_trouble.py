@@ -15,8 +15,8 @@ from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone
 from service.knowledge.index import indexing
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.types import Chunking, NewStoreFile
-from tests.unit.service.knowledge.index.rig import PROJECT, Rig, SharedEmbedder
-from tests.unit.service.knowledge.library import embeddings
+from tests.unit.service.knowledge.index.local_stores import PROJECT, LocalStores, SharedEmbedder
+from tests.unit.service.knowledge.knowledge_app import embeddings
 
 
 class Endpoint:
@@ -71,125 +71,127 @@ async def moody(tmp_path: Path, endpoint: Endpoint) -> AsyncIterator[Moody]:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path, moody: Moody, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def local_stores(tmp_path: Path, moody: Moody, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalStores]:
     monkeypatch.setattr(indexing, "RETRY_S", 0.01)
     monkeypatch.setattr(indexing, "MAX_PAUSE_S", 0.1)
-    async with Rig(tmp_path, moody).open() as ready:
+    async with LocalStores(tmp_path, moody).open() as ready:
         yield ready
 
 
-async def begin(rig: Rig, store: str, name: str, text: str = "boots", **more: Any) -> None:
-    rig.write(name, text)
-    await rig.stores.add_files(PROJECT, store, [NewStoreFile(name, name, **more)])
+async def begin(local_stores: LocalStores, store: str, name: str, text: str = "boots", **more: Any) -> None:
+    local_stores.write(name, text)
+    await local_stores.stores.add_files(PROJECT, store, [NewStoreFile(name, name, **more)])
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_busy_endpoint_fails_no_file_and_takes_nothing_away(rig: Rig, endpoint: Endpoint, status: int) -> None:
-    store = await rig.store()
-    await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
+async def test_a_busy_endpoint_fails_no_file_and_takes_nothing_away(
+    local_stores: LocalStores, endpoint: Endpoint, status: int
+) -> None:
+    store = await local_stores.store()
+    await local_stores.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
     endpoint.status = status
     endpoint.asked = asyncio.Semaphore(0)
-    await begin(rig, store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
+    await begin(local_stores, store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
     await endpoint.seen(indexing.ATTEMPTS + 3)
-    waiting = await rig.stores.get_file(PROJECT, store, "a.txt")
+    waiting = await local_stores.stores.get_file(PROJECT, store, "a.txt")
     assert waiting is not None
     assert waiting.status == "in_progress"
     assert waiting.error == ("server_error", f"waiting: the embeddings endpoint returned status {status}")
-    async with rig.stores.opened(store) as index:
+    async with local_stores.stores.opened(store) as index:
         assert index.rows == 3, "what was found before"
     endpoint.status = 200
-    settled = await rig.settled(store, "a.txt")
+    settled = await local_stores.settled(store, "a.txt")
     assert (settled.status, settled.passages, settled.error) == ("completed", 2, None)
-    assert len(await rig.texts(store, "boots")) == 2
+    assert len(await local_stores.texts(store, "boots")) == 2
 
 
 async def test_a_wrong_endpoint_fails_a_file_and_what_was_found_stays(
-    tmp_path: Path, rig: Rig, moody: Moody, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, local_stores: LocalStores, moody: Moody, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await rig.store()
-    await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
+    store = await local_stores.store()
+    await local_stores.add(store, "a.txt", "boots " * 30, chunking=Chunking(10, 0))
     endpoint.status = 401
-    failed = await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
+    failed = await local_stores.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
     assert failed.status == "failed"
     assert failed.error == ("server_error", "the embeddings endpoint returned status 401")
     endpoint.status = 200
-    assert len(await rig.texts(store, "boots")) == 3
+    assert len(await local_stores.texts(store, "boots")) == 3
     # a start tries it again; what is found before that has come to its end is asked here
     monkeypatch.setattr(indexing.Indexing, "start", lambda _: None)
-    other = Rig(tmp_path, moody)
+    other = LocalStores(tmp_path, moody)
     async with other.open():
         assert len(await other.texts(store, "boots")) == 3, "after a restart too"
-    again = await rig.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
+    again = await local_stores.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
     assert (again.status, again.error) == ("completed", None)
-    assert len(await rig.texts(store, "boots")) == 2
+    assert len(await local_stores.texts(store, "boots")) == 2
 
 
 async def test_a_file_that_failed_for_the_embedders_sake_is_tried_again_at_the_next_start(
     tmp_path: Path, moody: Moody, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "RETRY_S", 0.01)
-    async with Rig(tmp_path, moody).open() as rig:
-        store = await rig.store()
-        await rig.add(store, "a.txt", "boots")
-        assert (await rig.add(store, "bad.txt", b"boots\0")).status == "failed"
-        await rig.database.run(lambda db: db.exec_driver_sql("UPDATE store_files SET model = 'former'"))
+    async with LocalStores(tmp_path, moody).open() as local_stores:
+        store = await local_stores.store()
+        await local_stores.add(store, "a.txt", "boots")
+        assert (await local_stores.add(store, "bad.txt", b"boots\0")).status == "failed"
+        await local_stores.database.run(lambda db: db.exec_driver_sql("UPDATE store_files SET model = 'former'"))
     endpoint.status = 401
-    async with Rig(tmp_path, moody).open() as rig:
-        failed = await rig.settled(store, "a.txt")
+    async with LocalStores(tmp_path, moody).open() as local_stores:
+        failed = await local_stores.settled(store, "a.txt")
         assert failed.error == ("server_error", "the embeddings endpoint returned status 401")
     endpoint.status = 200
-    async with Rig(tmp_path, moody).open() as rig:
-        assert (await rig.settled(store, "a.txt")).status == "completed"
-        assert await rig.texts(store, "boots") == ["boots"]
-        refused = await rig.stores.get_file(PROJECT, store, "bad.txt")
+    async with LocalStores(tmp_path, moody).open() as local_stores:
+        assert (await local_stores.settled(store, "a.txt")).status == "completed"
+        assert await local_stores.texts(store, "boots") == ["boots"]
+        refused = await local_stores.stores.get_file(PROJECT, store, "bad.txt")
         assert refused is not None
         assert refused.status == "failed", "that is the document's fault"
 
 
-async def test_a_document_that_is_refused_is_not_found_any_more(rig: Rig) -> None:
-    store = await rig.store()
-    await rig.add(store, "a.txt", "boots")
-    refused = await rig.add(store, "a.txt", b"boots\0", chunking=Chunking(15, 0))
+async def test_a_document_that_is_refused_is_not_found_any_more(local_stores: LocalStores) -> None:
+    store = await local_stores.store()
+    await local_stores.add(store, "a.txt", "boots")
+    refused = await local_stores.add(store, "a.txt", b"boots\0", chunking=Chunking(15, 0))
     assert refused.error is not None
     assert refused.error[0] == "invalid_file"
-    assert await rig.texts(store, "boots") == []
+    assert await local_stores.texts(store, "boots") == []
 
 
-async def test_a_file_that_waits_can_be_removed(rig: Rig, endpoint: Endpoint) -> None:
-    store = await rig.store()
+async def test_a_file_that_waits_can_be_removed(local_stores: LocalStores, endpoint: Endpoint) -> None:
+    store = await local_stores.store()
     endpoint.status = 503
-    await begin(rig, store, "a.txt")
+    await begin(local_stores, store, "a.txt")
     await endpoint.seen(2)
     async with asyncio.timeout(240):
-        await rig.stores.remove_file(PROJECT, store, "a.txt")
+        await local_stores.stores.remove_file(PROJECT, store, "a.txt")
     endpoint.status = 200
-    await rig.add(store, "b.txt", "parcel")
-    assert await rig.texts(store, "boots parcel") == ["parcel"]
+    await local_stores.add(store, "b.txt", "parcel")
+    assert await local_stores.texts(store, "boots parcel") == ["parcel"]
 
 
-async def test_a_file_that_ends_the_embedder_again_and_again_fails(rig: Rig, moody: Moody) -> None:
-    store = await rig.store()
+async def test_a_file_that_ends_the_embedder_again_and_again_fails(local_stores: LocalStores, moody: Moody) -> None:
+    store = await local_stores.store()
     gone, away = EmbedderGone("went away"), Unavailable("not ready")
     moody.moods["a.txt"] = [gone, *[away] * 5, gone, *[away] * 5]
-    assert (await rig.add(store, "a.txt", "boots")).status == "completed", "what passes does not count"
+    assert (await local_stores.add(store, "a.txt", "boots")).status == "completed", "what passes does not count"
     moody.moods["b.txt"] = [gone] * indexing.ATTEMPTS
-    failed = await rig.add(store, "b.txt", "boots")
+    failed = await local_stores.add(store, "b.txt", "boots")
     assert failed.error == ("server_error", "went away")
     assert moody.moods["b.txt"] == []
 
 
-async def test_others_go_before_a_file_that_meets_trouble(rig: Rig, moody: Moody) -> None:
-    store = await rig.store()
+async def test_others_go_before_a_file_that_meets_trouble(local_stores: LocalStores, moody: Moody) -> None:
+    store = await local_stores.store()
     moody.moods["a.txt"] = [Unavailable("late") for _ in range(10_000)]
-    await begin(rig, store, "a.txt")
-    assert (await rig.add(store, "b.txt", "parcel")).status == "completed"
-    waiting = await rig.stores.get_file(PROJECT, store, "a.txt")
+    await begin(local_stores, store, "a.txt")
+    assert (await local_stores.add(store, "b.txt", "parcel")).status == "completed"
+    waiting = await local_stores.stores.get_file(PROJECT, store, "a.txt")
     assert waiting is not None
     assert waiting.status == "in_progress"
 
 
-async def test_a_full_disk_fails_no_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = await rig.store()
+async def test_a_full_disk_fails_no_file(local_stores: LocalStores, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await local_stores.store()
     full = [DiskFull("no room")] * (indexing.ATTEMPTS + 2)
     whole = PassageFile.begin
 
@@ -199,5 +201,5 @@ async def test_a_full_disk_fails_no_file(rig: Rig, monkeypatch: pytest.MonkeyPat
         return whole(self, generation)
 
     monkeypatch.setattr(PassageFile, "begin", cramped)
-    assert (await rig.add(store, "a.txt", "boots")).status == "completed"
+    assert (await local_stores.add(store, "a.txt", "boots")).status == "completed"
     assert full == []

@@ -1,3 +1,5 @@
+"""The fake gateway of the evaluations, and folders of evaluations that ask it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -8,7 +10,14 @@ import pytest
 
 from adapters.protocol.runs import EvaluationContext
 from tests.unit.trainer.evaluate.conftest import KEY
-from tests.unit.trainer.evaluate.evaluations.world import BASE, World, jsonl, listening, rows, tuned_is_right
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import (
+    BASE,
+    EvaluationGateway,
+    jsonl,
+    listening,
+    rows,
+    tuned_is_right,
+)
 from trainer.evaluate.evaluations.schemas import read_request
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import control, protocol
@@ -24,9 +33,9 @@ def _patient_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with listening(World(say=tuned_is_right)) as found:
-        yield found
+def gateway() -> Iterator[EvaluationGateway]:
+    with listening(EvaluationGateway(say=tuned_is_right)) as fake:
+        yield fake
 
 
 @pytest.fixture(autouse=True)
@@ -35,25 +44,25 @@ def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_folder(world: World, tmp_path: Path) -> MakeFolder:
-    """Writes an evaluation's folder: of the client's body, of the gateway's context, of the rest."""
+def make_folder(gateway: EvaluationGateway, tmp_path: Path) -> MakeFolder:
+    """Writes an evaluation's folder from the client's body, the gateway's context and fields of the job."""
 
     def make(
         body: dict[str, Any] | None = None, content: bytes | None = None, context: Any = None, **more: Any
     ) -> Path:
         request = {"held_out": "held"} | ({"model": "voice@3", "suites": []} if body is None else body)
-        held_out = world.add("held", jsonl(rows()) if content is None else content)
-        told = {"held_out": held_out, "candidate": "voice@3", "records": True} | (context or {})
+        held_out = gateway.add("held", jsonl(rows()) if content is None else content)
+        values = {"held_out": held_out, "candidate": "voice@3", "records": True} | (context or {})
         job = EvaluationJob(
             **{
                 "id": "eval-1",
                 "project": "default",
                 "created_at": 0,
-                "gateway": world.url,
+                "gateway": gateway.url,
                 "base_name": BASE,
                 "context_tokens": 2048,
                 "body": read_request(request),
-                "context": EvaluationContext(**told),
+                "context": EvaluationContext(**values),
                 "min_examples": 30,
                 "smallest_difference": 0.02,
                 "forget_accuracy": 0.05,

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from tests.unit.trainer.evaluate.conftest import KEY
-from tests.unit.trainer.evaluate.evaluations.desks import PATIENCE_S, Client, Running, running
-from tests.unit.trainer.evaluate.evaluations.world import World
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway
+from tests.unit.trainer.evaluate.evaluations.trainer_app import PATIENCE_S, Client, Running, running
 from trainer.runs import process, supervisor, transitions
 
 
@@ -41,8 +41,8 @@ def _workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-async def trainer(tmp_path: Path, base_dir: Path, world: World) -> AsyncIterator[Running]:
-    async with running(tmp_path, base_dir, world) as found:
+async def trainer(tmp_path: Path, base_dir: Path, gateway: EvaluationGateway) -> AsyncIterator[Running]:
+    async with running(tmp_path, base_dir, gateway) as found:
         yield found
 
 
@@ -56,7 +56,9 @@ def error_of(answer: Any) -> dict[str, Any]:
     return found
 
 
-async def test_an_evaluation_from_its_making_to_its_report(client: Client, world: World, trainer: Running) -> None:
+async def test_an_evaluation_from_its_making_to_its_report(
+    client: Client, gateway: EvaluationGateway, trainer: Running
+) -> None:
     made = (await client.create(metadata={"team": "brand"})).json()
     assert made["object"] == "evaluation"
     assert made["id"].startswith("eval-")
@@ -74,7 +76,7 @@ async def test_an_evaluation_from_its_making_to_its_report(client: Client, world
     report = await client.http.get(f"/v1/evaluations/{made['id']}/report")
     assert (report.status_code, report.json()) == (200, {"verdict": None})
     # the key dies with it
-    await until(lambda: KEY not in world.keys)
+    await until(lambda: KEY not in gateway.keys)
     await until(lambda: not any(trainer.directories.keys_to_revoke.iterdir()))
 
 
@@ -190,8 +192,8 @@ async def test_what_compares_an_adapter_that_the_key_may_not_use_is_like_none(cl
     assert (await client.http.get(f"/v1/evaluations/{mine[1]}", headers=narrow)).status_code == 200
 
 
-async def test_too_many_are_refused(tmp_path: Path, base_dir: Path, world: World) -> None:
-    async with running(tmp_path, base_dir, world, max_queued=1) as trainer:
+async def test_too_many_are_refused(tmp_path: Path, base_dir: Path, gateway: EvaluationGateway) -> None:
+    async with running(tmp_path, base_dir, gateway, max_queued=1) as trainer:
         client = trainer.client()
         await client.made(metadata={"hold": "1"})
         answer = await client.create()
@@ -210,9 +212,9 @@ async def test_one_runs_at_a_time_and_projects_take_turns(trainer: Running, clie
 
 
 async def test_cancelling_ends_a_running_and_a_queued_one_and_their_keys(
-    client: Client, world: World, trainer: Running
+    client: Client, gateway: EvaluationGateway, trainer: Running
 ) -> None:
-    world.keys.add("second")
+    gateway.keys.add("second")
     running_one = await client.made(metadata={"hold": "1"})
     await client.asking(running_one)
     queued = await client.made(key="second")
@@ -221,7 +223,7 @@ async def test_cancelling_ends_a_running_and_a_queued_one_and_their_keys(
         assert cancelled["status"] == "cancelled"
         again = await client.http.post(f"/v1/evaluations/{evaluation_id}/cancel")
         assert again.json()["status"] == "cancelled"
-    await until(lambda: not world.keys)
+    await until(lambda: not gateway.keys)
     done = await client.made()
     await client.ended(done)
     late = await client.http.post(f"/v1/evaluations/{done}/cancel")
@@ -239,25 +241,25 @@ async def test_a_worker_that_dies_without_progress_is_given_up(client: Client) -
 
 
 async def test_a_worker_survives_a_killed_trainer_and_is_readopted(
-    tmp_path: Path, base_dir: Path, world: World, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base_dir: Path, gateway: EvaluationGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path, base_dir, world, stop_s=0.2) as first:
+    async with running(tmp_path, base_dir, gateway, stop_s=0.2) as first:
         client = first.client()
         made = await client.made(metadata={"hold": "1"})
         await client.asking(made)
         pid = await first.worker(made)
         await first.killed()
     assert psutil.pid_exists(pid)
-    async with running(tmp_path, base_dir, world) as second:
+    async with running(tmp_path, base_dir, gateway) as second:
         assert await second.worker(made) == pid
         (second.directories.path_of(made) / "go").touch()
         assert (await second.client().ended(made))["status"] == "succeeded"
 
 
 async def test_a_worker_that_ended_while_there_was_no_trainer_is_not_forgotten(
-    tmp_path: Path, base_dir: Path, world: World
+    tmp_path: Path, base_dir: Path, gateway: EvaluationGateway
 ) -> None:
-    async with running(tmp_path, base_dir, world, stop_s=0.2) as first:
+    async with running(tmp_path, base_dir, gateway, stop_s=0.2) as first:
         client = first.client()
         made = await client.made(metadata={"hold": "1"})
         await client.asking(made)
@@ -265,7 +267,7 @@ async def test_a_worker_that_ended_while_there_was_no_trainer_is_not_forgotten(
         waiting = await client.made()
         await first.killed()
     os.kill(pid, signal.SIGKILL)
-    async with running(tmp_path, base_dir, world) as second:
+    async with running(tmp_path, base_dir, gateway) as second:
         await second.client().asking(made)
         (second.directories.path_of(made) / "go").touch()
         assert (await second.client().ended(made))["status"] == "succeeded"
@@ -273,21 +275,23 @@ async def test_a_worker_that_ended_while_there_was_no_trainer_is_not_forgotten(
 
 
 async def test_a_stopped_trainer_ends_its_worker_and_the_next_goes_on(
-    tmp_path: Path, base_dir: Path, world: World
+    tmp_path: Path, base_dir: Path, gateway: EvaluationGateway
 ) -> None:
-    async with running(tmp_path, base_dir, world) as first:
+    async with running(tmp_path, base_dir, gateway) as first:
         made = await first.client().made(metadata={"hold": "1"})
         await first.client().asking(made)
         pid = await first.worker(made)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    async with running(tmp_path, base_dir, world) as second:
+    async with running(tmp_path, base_dir, gateway) as second:
         await second.client().asking(made)
         (second.directories.path_of(made) / "go").touch()
         assert (await second.client().ended(made))["status"] == "succeeded"
 
 
-async def test_old_folders_are_cleared_and_keep_their_report(tmp_path: Path, base_dir: Path, world: World) -> None:
-    async with running(tmp_path, base_dir, world) as first:
+async def test_old_folders_are_cleared_and_keep_their_report(
+    tmp_path: Path, base_dir: Path, gateway: EvaluationGateway
+) -> None:
+    async with running(tmp_path, base_dir, gateway) as first:
         made = await first.client().made(metadata={"die": "1"})
         await first.client().ended(made)
         answers = first.directories.path_of(made) / "answers.jsonl"
@@ -295,7 +299,7 @@ async def test_old_folders_are_cleared_and_keep_their_report(tmp_path: Path, bas
         log = answers.with_name("worker.log")
         assert log.exists()
     await asyncio.sleep(1.1)  # it ended in another second than this one
-    async with running(tmp_path, base_dir, world, keep_days=0.0) as second:
+    async with running(tmp_path, base_dir, gateway, keep_days=0.0) as second:
         await until(lambda: not answers.exists() and not log.exists())
         assert (await second.client().http.get(f"/v1/evaluations/{made}/report")).status_code == 200
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
-from tests.unit.trainer.evaluate.evaluations.world import INTENTS
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
 from trainer.evaluate.arms import (
     GROUNDED_NOTE,
     MIN_ANSWER_TOKENS,

@@ -7,19 +7,21 @@ import json
 import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway, jsonl, rows
 from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
-from tests.unit.trainer.evaluate.evaluations.world import World, jsonl, rows
 from trainer.evaluate.arms import ChatMessage, Question
 from trainer.runs import protocol
 
 
-def test_what_the_candidate_was_trained_on_is_no_measure_of_it(world: World, make_folder: MakeFolder) -> None:
-    taught = world.add("train", jsonl([*rows()[:5], *rows(80)[40:]]))
+def test_what_the_candidate_was_trained_on_is_no_measure_of_it(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    taught = gateway.add("train", jsonl([*rows()[:5], *rows(80)[40:]]))
     found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
     assert found.error is not None
     assert (found.status, found.error.code) == ("failed", "held_out_in_training")
     assert "5 of 36 held-out examples (the first: 1)" in found.error.message
-    assert (world.asked(), world.verdicts) == ([], [])
+    assert (gateway.asked(), gateway.verdicts) == ([], [])
 
 
 def questions(count: int) -> bytes:
@@ -31,7 +33,7 @@ def questions(count: int) -> bytes:
 
 
 def test_what_was_taught_in_another_case_or_under_the_version_s_system_message_is_none_either(
-    world: World, make_folder: MakeFolder
+    gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
     messages = [
         {
@@ -43,45 +45,47 @@ def test_what_was_taught_in_another_case_or_under_the_version_s_system_message_i
         }
         for row in rows(12)
     ]
-    taught = world.add("train", jsonl(messages))
+    taught = gateway.add("train", jsonl(messages))
     found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
     assert found.error is not None
     assert "12 of 36 held-out examples (the first: 1)" in found.error.message
 
 
-def test_what_its_own_job_held_out_of_the_file_is(world: World, make_folder: MakeFolder) -> None:
+def test_what_its_own_job_held_out_of_the_file_is(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     """It stands in the training file, and was not trained on; the verdict says which file that is, no file's name."""
-    context = {"lineage": {"job": "ftjob-7"}, "training_files": [world.add("train", jsonl(rows()))]}
-    world.stored["file-mine"] = questions(36)
-    world.verdicts = [{"version": 3, "kind": "training", "files": {"held_out": "file-mine"}}]
+    context = {"lineage": {"job": "ftjob-7"}, "training_files": [gateway.add("train", jsonl(rows()))]}
+    gateway.stored["file-mine"] = questions(36)
+    gateway.verdicts = [{"version": 3, "kind": "training", "files": {"held_out": "file-mine"}}]
     assert run(make_folder(context=context)).status == "succeeded"
-    world.stored["file-mine"] = questions(30)
-    named = world.add("held", questions(36)).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
+    gateway.stored["file-mine"] = questions(30)
+    named = gateway.add("held", questions(36)).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
     found = run(make_folder(content=questions(36), context=context | {"held_out": named}, id="eval-2"))
     assert found.error is not None
     assert "6 of 36 held-out examples" in found.error.message
 
 
 def test_where_no_verdict_says_what_its_job_held_out_the_file_s_name_does(
-    world: World, make_folder: MakeFolder
+    gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
     """That of a version whose job could not judge it."""
     content = questions(36)
-    file = world.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
+    file = gateway.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
     context = {
         "held_out": file,
         "lineage": {"job": "ftjob-7"},
-        "training_files": [world.add("train", jsonl(rows()))],
+        "training_files": [gateway.add("train", jsonl(rows()))],
     }
     assert run(make_folder(content=content, context=context)).status == "succeeded"
     another = context | {"lineage": {"job": "ftjob-8"}}
     assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
 
 
-def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(world: World, make_folder: MakeFolder) -> None:
-    world.live = 2
-    world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}, 2: {"files": ["second"]}}
-    world.stored |= {"first": jsonl(rows()[:3]), "second": jsonl(rows()[2:5])}
+def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.live = 2
+    gateway.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}, 2: {"files": ["second"]}}
+    gateway.stored |= {"first": jsonl(rows()[:3]), "second": jsonl(rows()[2:5])}
     folder = make_folder()
     result = run(folder)
     said = (
@@ -90,7 +94,7 @@ def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(world: Wo
     )
     assert result.examples == 31
     assert str(result.note).startswith(said)
-    assert {asked for _, asked in world.asked() if asked.startswith("question")} == {
+    assert {asked for _, asked in gateway.asked() if asked.startswith("question")} == {
         row["prompt"] for row in rows()[5:]
     }
     assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
@@ -99,59 +103,63 @@ def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(world: Wo
     assert again.examples == 33
 
 
-def test_an_evaluation_fails_if_every_example_was_trained_on(world: World, make_folder: MakeFolder) -> None:
-    world.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
-    world.stored["first"] = jsonl(rows())
+def test_an_evaluation_fails_if_every_example_was_trained_on(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
+    gateway.stored["first"] = jsonl(rows())
     found = run(make_folder())
     assert found.error is not None
     assert (found.error.code, found.error.message[:8]) == ("held_out_in_training", "36 of 36")
 
 
 def test_what_the_engine_answered_in_another_configuration_is_asked_again(
-    world: World, make_folder: MakeFolder
+    gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
     """It comes back with another chat template in the midst of it."""
-    folder, say = make_folder({"model": "voice@3"}), world.say
+    folder, say = make_folder({"model": "voice@3"}), gateway.say
 
     def another(model: str, asked: str) -> str:
-        if len(world.asked()) >= 100:  # several are on their way at once: none may see just this number
-            world.fingerprint = "f2"
+        if len(gateway.asked()) >= 100:  # several are on their way at once: none may see just this number
+            gateway.fingerprint = "f2"
         return say(model, asked)
 
-    world.say = another
+    gateway.say = another
     result = run(folder)
     assert result.verdict == "pass"
-    scored = sum(1 for path, body in world.requests if body.get("continue_final_message"))
+    scored = sum(1 for path, body in gateway.requests if body.get("continue_final_message"))
     once = len(plan_of(folder).arms) * (36 + 30)
-    assert len(world.asked()) - scored == 2 * once
+    assert len(gateway.asked()) - scored == 2 * once
     assert "earlier answers are discarded and asked again" in (folder / protocol.EVENTS).read_text()
-    assert len(world.verdicts) == 1
+    assert len(gateway.verdicts) == 1
 
 
 @pytest.mark.slow
-def test_an_engine_that_keeps_changing_fails_the_evaluation(world: World, make_folder: MakeFolder) -> None:
-    folder, say = make_folder(), world.say
+def test_an_engine_that_keeps_changing_fails_the_evaluation(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    folder, say = make_folder(), gateway.say
 
     def changing(model: str, asked: str) -> str:
-        world.fingerprint = f"f{len(world.asked())}"
+        gateway.fingerprint = f"f{len(gateway.asked())}"
         return say(model, asked)
 
-    world.say = changing
+    gateway.say = changing
     result = run(folder)
     assert result.error is not None
     assert (result.status, result.error.code) == ("failed", "engine_moved")
-    assert world.verdicts == []
+    assert gateway.verdicts == []
 
 
 @pytest.mark.slow
 def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
-    world: World, make_folder: MakeFolder
+    gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
-    world.live, world.grounded = 2, {2: {"vector_store_ids": ["vs_secret"]}}
-    world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
+    gateway.live, gateway.grounded = 2, {2: {"vector_store_ids": ["vs_secret"]}}
+    gateway.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
     folder = make_folder({"model": "voice@3", "promote": "auto"})
     result = run(folder)
-    assert (result.verdict, result.live, world.live, world.moves) == ("pass", False, 2, [])
+    assert (result.verdict, result.live, gateway.live, gateway.moves) == ("pass", False, 2, [])
     assert plan_of(folder).live is None
     said = "voice@2, which is live, is not compared with: the API key may not read a vector store that it uses"
     assert str(result.note).startswith(said)
@@ -159,16 +167,20 @@ def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
     assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
 
 
-def test_without_permission_to_record_the_verdict_the_note_says_so(world: World, make_folder: MakeFolder) -> None:
-    world.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
+def test_without_permission_to_record_the_verdict_the_note_says_so(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.refused_models = {"voice@2": (404, "vector_store_not_found", {})}
     result = run(make_folder({"model": "voice@3"}, context={"records": False, "live": "voice@2"}))
     assert result.verdict == "pass"
     assert str(result.note).startswith("voice@2, which is live, is not compared with")
-    assert not any("/adapters" in line for line in world.control)
+    assert not any("/adapters" in line for line in gateway.control)
 
 
-def test_what_serves_from_a_store_that_the_key_may_read_is_compared_with(world: World, make_folder: MakeFolder) -> None:
-    world.live, world.grounded = 2, {2: {"vector_store_ids": ["vs_shop"]}}
+def test_what_serves_from_a_store_that_the_key_may_read_is_compared_with(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.live, gateway.grounded = 2, {2: {"vector_store_ids": ["vs_shop"]}}
     folder = make_folder()
     run(folder)
     assert plan_of(folder).live == "live"

@@ -12,7 +12,15 @@ import pytest
 
 from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
-from tests.unit.trainer.evaluate.evaluations.world import BASE, INTENTS, World, jsonl, right, rows, tuned_is_right
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import (
+    BASE,
+    INTENTS,
+    EvaluationGateway,
+    jsonl,
+    right,
+    rows,
+    tuned_is_right,
+)
 from trainer.config import Settings
 from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.evaluations import spec
@@ -22,7 +30,7 @@ from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, Evaluation
 from trainer.evaluate.evaluations.worker import KIND
 from trainer.evaluate.report import EvaluationReport
 from trainer.evaluate.spec import EvaluationSpec
-from trainer.runs import gateway, protocol, worker
+from trainer.runs import protocol, worker
 from trainer.runs.directory import RunDirectory
 from trainer.runs.protocol import DONE, Control
 
@@ -43,14 +51,14 @@ def plan_of(folder: Path) -> EvaluationSpec:
     return EvaluationPlan.model_validate_json((folder / spec.PLAN).read_bytes()).evaluation
 
 
-def test_a_better_version_passes_and_is_promoted(world: World, make_folder: MakeFolder) -> None:
-    world.live = 2
-    world.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
+def test_a_better_version_passes_and_is_promoted(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    gateway.live = 2
+    gateway.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
     folder = make_folder({"model": "voice", "promote": "auto"})
     result = run(folder)
     assert (result.status, result.verdict, result.metric, result.examples) == ("succeeded", "pass", "exact_match", 36)
     assert result.live is True
-    assert (world.live, world.moves) == (3, [{"version": 3, "expected": 2}])
+    assert (gateway.live, gateway.moves) == (3, [{"version": 3, "expected": 2}])
     wanted = plan_of(folder)
     assert [(arm.label, arm.model) for arm in wanted.arms] == [
         ("voice@3", "voice@3"),
@@ -59,16 +67,16 @@ def test_a_better_version_passes_and_is_promoted(world: World, make_folder: Make
         ("live", "voice@2"),
     ]
     assert wanted.arms[2].prompt.answers == tuple(sorted(INTENTS))
-    (verdict,) = world.verdicts
+    (verdict,) = gateway.verdicts
     assert (verdict["version"], verdict["verdict"], verdict["kind"]) == (3, "pass", "evaluation")
     assert (verdict["sentence"], verdict["evaluation_id"]) == (result.sentence, "eval-1")
     assert verdict["files"] == {"report": "file-kept1", "page": "file-kept2", "held_out": "held"}
     assert result.files == ("file-kept1", "file-kept2")
-    assert [part["purpose"] for part in world.kept] == [b"fine-tune-results"] * 2
+    assert [part["purpose"] for part in gateway.kept] == [b"fine-tune-results"] * 2
     report = EvaluationReport.model_validate_json((folder / REPORT).read_bytes())
     assert report.verdict is not None
     assert report.adapter == "voice@3"
-    assert world.kept[1]["file"] == (folder / PAGE).read_bytes()
+    assert gateway.kept[1]["file"] == (folder / PAGE).read_bytes()
     # what is recorded asks for the same again
     assert verdict["evaluation"] == {
         "model": "voice@3",
@@ -81,23 +89,23 @@ def test_a_better_version_passes_and_is_promoted(world: World, make_folder: Make
     }
 
 
-def test_the_base_gets_the_version_s_system_prompt(world: World, make_folder: MakeFolder) -> None:
+def test_the_base_gets_the_version_s_system_prompt(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     folder = make_folder(context={"system_prompt": "Be salty."})
     run(folder)
     candidate, *bases = plan_of(folder).arms
     assert candidate.prompt.system is None  # the gateway adds the version's own
     assert [arm.prompt.system for arm in bases] == ["Be salty.", "Be salty."]
-    asked = [body["messages"][0] for path, body in world.requests if path.endswith("/chat/completions")]
+    asked = [body["messages"][0] for path, body in gateway.requests if path.endswith("/chat/completions")]
     assert {"role": "system", "content": "Be salty."} in asked
 
 
-def test_a_worse_version_fails_and_nothing_moves(world: World, make_folder: MakeFolder) -> None:
-    world.say = lambda model, asked: right(asked) if model == BASE else "no idea"
+def test_a_worse_version_fails_and_nothing_moves(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    gateway.say = lambda model, asked: right(asked) if model == BASE else "no idea"
     result = run(make_folder({"model": "voice@3", "suites": [], "promote": "auto"}))
-    assert (result.verdict, result.live, world.live) == ("fail", False, None)
-    assert world.moves == []
+    assert (result.verdict, result.live, gateway.live) == ("fail", False, None)
+    assert gateway.moves == []
     assert "did not pass" in str(result.note)
-    assert [one["verdict"] for one in world.verdicts] == ["fail"]
+    assert [one["verdict"] for one in gateway.verdicts] == ["fail"]
 
 
 def test_ten_examples_are_not_enough_evidence(make_folder: MakeFolder) -> None:
@@ -105,49 +113,55 @@ def test_ten_examples_are_not_enough_evidence(make_folder: MakeFolder) -> None:
     assert result.verdict == "not_enough_evidence"
 
 
-def test_live_that_moved_meanwhile_stays(world: World, make_folder: MakeFolder) -> None:
-    world.live = 1
+def test_live_that_moved_meanwhile_stays(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    gateway.live = 1
 
     def moving(model: str, asked: str) -> str:
-        world.live = 2
+        gateway.live = 2
         return right(asked) if model == "voice@3" else "no idea"
 
-    world.say = moving
+    gateway.say = moving
     result = run(make_folder({"model": "voice@3", "promote": "auto"}))
-    assert (result.verdict, result.live, world.live) == ("pass", False, 2)
+    assert (result.verdict, result.live, gateway.live) == ("pass", False, 2)
     assert "now points to another version" in str(result.note)
 
 
-def test_what_serves_and_cannot_answer_is_not_compared_with(world: World, make_folder: MakeFolder) -> None:
-    world.live, world.unservable = 2, {2}
+def test_what_serves_and_cannot_answer_is_not_compared_with(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.live, gateway.unservable = 2, {2}
     folder = make_folder()
     run(folder)
     assert plan_of(folder).live is None
 
 
 def test_a_revalidation_asks_whether_a_version_holds_not_whether_another_is_better(
-    world: World, make_folder: MakeFolder
+    gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
-    world.live = 2
+    gateway.live = 2
     folder = make_folder({"model": "voice@3", "suites": [], "kind": "revalidation"})
     run(folder)
     assert plan_of(folder).live is None
-    assert [one["kind"] for one in world.verdicts] == ["revalidation"]
+    assert [one["kind"] for one in gateway.verdicts] == ["revalidation"]
 
 
-def test_without_the_scope_for_adapters_nothing_is_written_down(world: World, make_folder: MakeFolder) -> None:
-    world.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
+def test_without_the_scope_for_adapters_nothing_is_written_down(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
     result = run(make_folder({"model": "voice@3"}, context={"records": False, "live": "voice@2"}))
     assert (result.status, result.verdict, result.live) == ("succeeded", "pass", None)
     assert "adapters" in str(result.note)
-    assert world.verdicts == []
-    assert not any("/adapters" in line for line in world.control)
+    assert gateway.verdicts == []
+    assert not any("/adapters" in line for line in gateway.control)
 
 
-def test_training_answers_close_a_set_that_the_held_out_leaves_open(world: World, make_folder: MakeFolder) -> None:
+def test_training_answers_close_a_set_that_the_held_out_leaves_open(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
     few = jsonl([{"prompt": f"question {at}?", "completion": f"answer {at % 31}"} for at in range(31)])
     many = jsonl([{"prompt": f"other {at}?", "completion": f"answer {at % 31}"} for at in range(310)])
-    folder = make_folder(content=few, context={"training_files": [world.add("train", many)]})
+    folder = make_folder(content=few, context={"training_files": [gateway.add("train", many)]})
     run(folder)
     wanted = plan_of(folder)
     assert wanted.metric.name == "exact_match"
@@ -159,7 +173,7 @@ def test_a_deleted_training_file_is_skipped(make_folder: MakeFolder) -> None:
     assert run(make_folder(context={"training_files": [gone]})).status == "succeeded"
 
 
-def test_arms_without_a_candidate_are_compared(world: World, make_folder: MakeFolder) -> None:
+def test_arms_without_a_candidate_are_compared(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     arms = [
         {"label": "old", "model": "voice@2"},
         {"label": "new", "model": "voice:next"},
@@ -175,11 +189,11 @@ def test_arms_without_a_candidate_are_compared(world: World, make_folder: MakeFo
     assert [(one.of, one.against) for one in report.differences] == [("new", "old"), ("kind", "old")]
     assert report.differences[1].high < 0
     assert (folder / PAGE).stat().st_size > 1000
-    assert world.verdicts == []
+    assert gateway.verdicts == []
 
 
-def test_arms_of_a_job_s_verdict_are_judged_again(world: World, make_folder: MakeFolder) -> None:
-    world.live = 2
+def test_arms_of_a_job_s_verdict_are_judged_again(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    gateway.live = 2
     asked = [
         Question(id=f"q{at}", turns=(ChatMessage(role="user", content=row["prompt"]),), reference=row["completion"])
         for at, row in enumerate(rows())
@@ -190,13 +204,15 @@ def test_arms_of_a_job_s_verdict_are_judged_again(world: World, make_folder: Mak
     context = {"models": {"voice@3": "voice@3", "base": BASE}}
     result = run(make_folder(body, content, context))
     assert result.verdict == "pass"
-    (verdict,) = world.verdicts
+    (verdict,) = gateway.verdicts
     assert (verdict["kind"], verdict["examples"]) == ("revalidation", 36)
     assert verdict["evaluation"]["candidate"] == "voice@3"
 
 
-def test_where_a_pass_would_replace_it_what_serves_is_asked_too(world: World, make_folder: MakeFolder) -> None:
-    world.live = 2
+def test_where_a_pass_would_replace_it_what_serves_is_asked_too(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.live = 2
     arms = [{"label": "mine", "model": "voice@3"}, {"label": "base", "model": BASE}]
     body = {"arms": arms, "candidate": "mine", "bases": ["base"], "promote": "auto"}
     folder = make_folder(body, context={"models": {"mine": "voice@3", "base": BASE}})
@@ -205,9 +221,9 @@ def test_where_a_pass_would_replace_it_what_serves_is_asked_too(world: World, ma
 
 
 def test_a_verdict_s_own_bases_are_judged_by_again_and_what_served_is_not(
-    world: World, make_folder: MakeFolder
+    gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
-    world.live = 2
+    gateway.live = 2
     arms = [
         {"label": "mine", "model": "voice@3"},
         {"label": "base", "model": BASE, "prompt": {"system": "Be kind."}},
@@ -215,51 +231,55 @@ def test_a_verdict_s_own_bases_are_judged_by_again_and_what_served_is_not(
     ]
     body = {"arms": arms, "candidate": "mine", "bases": ["base"], "promote": "auto"}
     run(make_folder(body, context={"models": {"mine": "voice@3", "base": BASE, "live": "voice@1"}}))
-    again = world.verdicts[0]["evaluation"]
+    again = gateway.verdicts[0]["evaluation"]
     assert [arm["label"] for arm in again["arms"]] == ["mine", "base", "live", "base (2)", "base told the answers"]
     assert again["bases"] == ["base", "base (2)", "base told the answers"]
 
 
-def test_what_was_answered_before_a_crash_is_not_asked_again(world: World, make_folder: MakeFolder) -> None:
+def test_what_was_answered_before_a_crash_is_not_asked_again(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
     folder = make_folder({"model": "voice@3"})
     (folder / protocol.CONTROL).write_text(Control.RUN)
-    stopped, first, say = threading.Event(), threading.Lock(), world.say
+    stopped, first, say = threading.Event(), threading.Lock(), gateway.say
 
     def halfway(model: str, asked: str) -> str:
-        if len(world.asked()) >= 40:
+        if len(gateway.asked()) >= 40:
             if first.acquire(blocking=False):  # once: those that come late must not stop the second worker, too
                 (folder / protocol.CONTROL).write_text(Control.PAUSE)  # ends a worker as SIGTERM does
             stopped.wait(120)
         return say(model, asked)
 
-    world.say = halfway
+    gateway.say = halfway
     with RunDirectory(folder) as held:
         assert work(held, Settings()) != DONE
-    world.say = say
+    gateway.say = say
     stopped.set()
-    before = len(world.asked())
+    before = len(gateway.asked())
     (folder / protocol.CONTROL).write_text(Control.RUN)
     result = run(folder)
     assert result.verdict == "pass"
-    asked = world.asked()
+    asked = gateway.asked()
     wanted = plan_of(folder)
     answers = len(wanted.arms) * (36 + 30)
-    scored = sum(1 for path, body in world.requests if body.get("continue_final_message"))
+    scored = sum(1 for path, body in gateway.requests if body.get("continue_final_message"))
     # of those that were in flight when it was stopped some are asked twice, and no others
     assert before < answers
     assert len(asked) - scored <= answers + 4
-    assert len(world.verdicts) == 1
+    assert len(gateway.verdicts) == 1
 
 
-def test_a_crash_after_the_upload_does_not_upload_the_report_twice(world: World, make_folder: MakeFolder) -> None:
+def test_a_crash_after_the_upload_does_not_upload_the_report_twice(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
     folder = make_folder()
     run(folder)
     (folder / protocol.RESULT).unlink()
     run(folder)
-    assert (len(world.kept), len(world.verdicts)) == (2, 1)
+    assert (len(gateway.kept), len(gateway.verdicts)) == (2, 1)
 
 
-def test_a_cancelled_evaluation_ends_at_once(world: World, make_folder: MakeFolder) -> None:
+def test_a_cancelled_evaluation_ends_at_once(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     folder, release = make_folder(), threading.Event()
     answered: list[bool] = []
     (folder / protocol.CONTROL).write_text(Control.RUN)
@@ -269,21 +289,21 @@ def test_a_cancelled_evaluation_ends_at_once(world: World, make_folder: MakeFold
         answered.append(release.wait(240))
         return "late"
 
-    world.say = say
+    gateway.say = say
     result = run(folder)
     assert answered == []  # nobody has waited for the requests in flight
     release.set()
     assert (result.status, result.verdict) == ("cancelled", None)
-    assert world.verdicts == []
+    assert gateway.verdicts == []
 
 
 def test_a_gateway_that_is_away_is_waited_for(
-    world: World, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    gateway: EvaluationGateway, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "RETRY_S", (0.02,))
-    world.away = 10
+    monkeypatch.setattr("trainer.runs.gateway.RETRY_S", (0.02,))
+    gateway.away = 10
     result = run(make_folder())
-    assert (result.status, result.examples, world.away) == ("succeeded", 36, 0)
+    assert (result.status, result.examples, gateway.away) == ("succeeded", 36, 0)
 
 
 def test_more_examples_than_may_be_asked_are_drawn_the_same_way_each_time(
@@ -324,28 +344,28 @@ def test_a_file_that_cannot_be_read_fails_with_its_lines(
     assert told in result.error.message
 
 
-def test_a_version_that_cannot_answer_fails_with_its_name(world: World, make_folder: MakeFolder) -> None:
-    world.refused_models = {"voice@3": (409, "version_damaged", {})}
+def test_a_version_that_cannot_answer_fails_with_its_name(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    gateway.refused_models = {"voice@3": (409, "version_damaged", {})}
     result = run(make_folder())
     assert result.error is not None
     assert result.error.code == "arm_unservable"
     assert "voice@3" in result.error.message
 
 
-def test_a_revoked_key_is_reported(world: World, make_folder: MakeFolder) -> None:
+def test_a_revoked_key_is_reported(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     folder = make_folder()
-    world.keys.discard(KEY)
+    gateway.keys.discard(KEY)
     result = run(folder)
     assert result.error is not None
     assert result.error.code == "key_revoked"
 
 
 def test_an_endpoint_of_the_settings_is_asked_with_its_own_key(
-    world: World, make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: EvaluationGateway, make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUTSIDE_KEY", KEY)
     named = tmp_path / "endpoints.toml"
-    named.write_text(f'[endpoints.elsewhere]\nurl = "{world.url}/v1"\nkey_env = "OUTSIDE_KEY"\n')
+    named.write_text(f'[endpoints.elsewhere]\nurl = "{gateway.url}/v1"\nkey_env = "OUTSIDE_KEY"\n')
     arms: list[dict[str, Any]] = [
         {"label": "ours", "model": "voice@3"},
         {"label": "theirs", "model": "big-model", "endpoint": "elsewhere"},
@@ -355,23 +375,25 @@ def test_an_endpoint_of_the_settings_is_asked_with_its_own_key(
         assert work(held, Settings(endpoints=named)) == DONE
     report = json.loads((folder / REPORT).read_bytes())
     assert report["labels"] == ["ours", "theirs"]
-    assert {"big-model", "voice@3"} <= {model for model, _ in world.asked()}
+    assert {"big-model", "voice@3"} <= {model for model, _ in gateway.asked()}
 
 
 @pytest.fixture
-def arbiter(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def arbiter(gateway: EvaluationGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings that name a judge, the model `big`."""
     monkeypatch.setenv("OUTSIDE_KEY", KEY)
     named = tmp_path / "endpoints.toml"
     named.write_text(
-        f'[endpoints.elsewhere]\nurl = "{world.url}"\nkey_env = "OUTSIDE_KEY"\n'
+        f'[endpoints.elsewhere]\nurl = "{gateway.url}"\nkey_env = "OUTSIDE_KEY"\n'
         '[judges.arbiter]\nendpoint = "elsewhere"\nmodel = "big"\nrubric = "The answer names the right intent."\n'
     )
     return Settings(endpoints=named)
 
 
-def test_a_judge_is_asked_and_leaves_pairs_for_people(world: World, make_folder: MakeFolder, arbiter: Settings) -> None:
-    world.say = lambda model, asked: '{"better": "A"}' if model == "big" else tuned_is_right(model, asked)
+def test_a_judge_is_asked_and_leaves_pairs_for_people(
+    gateway: EvaluationGateway, make_folder: MakeFolder, arbiter: Settings
+) -> None:
+    gateway.say = lambda model, asked: '{"better": "A"}' if model == "big" else tuned_is_right(model, asked)
     folder = make_folder({"model": "voice@3", "judge": "arbiter"})
     with RunDirectory(folder) as held:
         assert work(held, arbiter) == DONE
@@ -380,15 +402,15 @@ def test_a_judge_is_asked_and_leaves_pairs_for_people(world: World, make_folder:
     assert (report.judged.judge, report.judged.counted) == ("arbiter", False)  # no people have looked yet
     assert (folder / "reviews.jsonl").exists()
     # a verdict that a judge does not count in stands on the metric alone
-    assert [one["verdict"] for one in world.verdicts] == ["pass"]
+    assert [one["verdict"] for one in gateway.verdicts] == ["pass"]
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [one["level"] for one in events if "The judge arbiter is not counted" in one["message"]] == ["warn"]
 
 
 def test_a_judge_that_cannot_be_asked_costs_no_verdict(
-    world: World, make_folder: MakeFolder, arbiter: Settings
+    gateway: EvaluationGateway, make_folder: MakeFolder, arbiter: Settings
 ) -> None:
-    world.refused_models["big"] = (404, "model_not_found", {})
+    gateway.refused_models["big"] = (404, "model_not_found", {})
     folder = make_folder({"model": "voice@3", "judge": "arbiter"})
     with RunDirectory(folder) as held:
         assert work(held, arbiter) == DONE
@@ -396,4 +418,4 @@ def test_a_judge_that_cannot_be_asked_costs_no_verdict(
     assert report.judged is not None
     assert (report.judged.scores, report.judged.counted) == ((), False)
     assert "its endpoint refused to answer" in (folder / PAGE).read_text()
-    assert [one["verdict"] for one in world.verdicts] == ["pass"]
+    assert [one["verdict"] for one in gateway.verdicts] == ["pass"]

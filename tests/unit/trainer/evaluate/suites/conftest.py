@@ -1,4 +1,4 @@
-"""Suites' benches over the gateway of words."""
+"""Contexts of suites whose questions the fake gateway answers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from trainer.evaluate.verdict import Rules
 BASE = Arm(label="base", model="base")
 CANDIDATE = Arm(label="candidate", model="shop@3")
 
-MakeBench = Callable[..., SuiteContext]
+MakeContext = Callable[..., SuiteContext]
 
 
 @pytest.fixture
-def bench(gateway: Gateway, tmp_path: Path) -> MakeBench:
-    """Makes benches whose answers are kept in one folder."""
+def make_context(gateway: Gateway, tmp_path: Path) -> MakeContext:
+    """Makes contexts whose answers are kept in one folder."""
     endpoint = Endpoint(gateway.url, SecretStr(KEY))
 
     def make(limit: int = 200, hub: str | None = None) -> SuiteContext:

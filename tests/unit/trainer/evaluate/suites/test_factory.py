@@ -39,7 +39,7 @@ def wanted(*suites: str, judge: str | None = None) -> EvaluationSpec:
 
 
 @pytest.fixture
-def bench(gateway: Gateway, tmp_path: Path) -> WorkerContext:
+def context(gateway: Gateway, tmp_path: Path) -> WorkerContext:
     endpoint = Endpoint(gateway.url, SecretStr(KEY))
     (tmp_path / "key").write_text(KEY)
     (tmp_path / "endpoints.toml").write_text(
@@ -52,13 +52,13 @@ def bench(gateway: Gateway, tmp_path: Path) -> WorkerContext:
     return WorkerContext(endpoint, HttpScorer(endpoint, folder / "scores.jsonl"), folder, settings)
 
 
-def test_every_suite_of_the_list_can_be_plugged_in(bench: WorkerContext) -> None:
-    assert set(suites_of(wanted(*SUITES), bench)) | {"general"} == set(SUITES)
-    assert set(suites_of(wanted("general", "mmlu"), bench)) == {"mmlu"}
-    assert suites_of(wanted("general"), bench) == {}
+def test_every_suite_of_the_list_can_be_plugged_in(context: WorkerContext) -> None:
+    assert set(suites_of(wanted(*SUITES), context)) | {"general"} == set(SUITES)
+    assert set(suites_of(wanted("general", "mmlu"), context)) == {"mmlu"}
+    assert suites_of(wanted("general"), context) == {}
 
 
-async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: WorkerContext) -> None:
+async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, context: WorkerContext) -> None:
     from tests.unit.trainer.evaluate.worlds import questions
     from trainer.evaluate.asking import HttpAnswerer
 
@@ -74,10 +74,10 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: W
     outcome = await run(
         spec,
         questions(10),
-        answerer=HttpAnswerer(bench.gateway, bench.folder / "answers.jsonl"),
-        scorer=bench.scorer,
-        suites=suites_of(spec, bench),
-        judge=judge_of(spec, bench),
+        answerer=HttpAnswerer(context.gateway, context.folder / "answers.jsonl"),
+        scorer=context.scorer,
+        suites=suites_of(spec, context),
+        judge=judge_of(spec, context),
     )
     assert [(result.name, result.silent) for result in outcome.suites] == [("mmlu", True)]
     assert outcome.judged is not None
@@ -87,24 +87,24 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, bench: W
     assert "judge" not in {check.name for check in outcome.verdict.checks}
 
 
-def test_the_stored_agreement_of_a_judge_is_used(bench: WorkerContext) -> None:
-    judge = judge_of(wanted(judge="strict"), bench)
+def test_the_stored_agreement_of_a_judge_is_used(context: WorkerContext) -> None:
+    judge = judge_of(wanted(judge="strict"), context)
     assert judge is not None
     assert judge._agreement.pairs == 0
     standing = JudgeAgreement(digest=judge._settings.digest, pairs=60, kappa=0.9, low=0.8, high=1.0, observed=0.95)
-    (bench.folder / AGREEMENT).write_text(standing.model_dump_json())
-    judge = judge_of(wanted(judge="strict"), bench)
+    (context.folder / AGREEMENT).write_text(standing.model_dump_json())
+    judge = judge_of(wanted(judge="strict"), context)
     assert judge is not None
     assert judge._agreement == standing
 
 
-def test_a_judge_that_has_gone_from_the_settings_is_an_error(bench: WorkerContext, tmp_path: Path) -> None:
-    assert judge_of(wanted(), bench) is None
+def test_a_judge_that_has_gone_from_the_settings_is_an_error(context: WorkerContext, tmp_path: Path) -> None:
+    assert judge_of(wanted(), context) is None
     with pytest.raises(EndpointUnknown, match="known: strict"):
-        judge_of(wanted(judge="mild"), bench)
+        judge_of(wanted(judge="mild"), context)
     (tmp_path / "key").unlink()
     with pytest.raises(SettingsError, match="cannot read the key"):
-        judge_of(wanted(judge="strict"), bench)
+        judge_of(wanted(judge="strict"), context)
 
 
 def test_what_cannot_be_had_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 
 from tests.unit.trainer.evaluate.conftest import Gateway
-from tests.unit.trainer.evaluate.suites.conftest import BASE, CANDIDATE, MakeBench
+from tests.unit.trainer.evaluate.suites.conftest import BASE, CANDIDATE, MakeContext
 from trainer.errors import SandboxUnavailable, SuiteUnavailable
 from trainer.evaluate.sandbox.sandbox import prove_sandbox
 from trainer.evaluate.suites import humaneval
@@ -62,7 +62,7 @@ def test_the_package_has_its_problems() -> None:
 
 
 @pytest.mark.slow
-async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench) -> None:
+async def test_what_passes_its_tests_is_right(gateway: Gateway, make_context: MakeContext) -> None:
     known = solutions()
 
     def say(model: str, asked: str) -> str:
@@ -72,7 +72,7 @@ async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench
         return f"```python\n{prompt}\n{body}\n```"
 
     gateway.say = say
-    suite = HumanEval(bench(limit=20), allowed=True)
+    suite = HumanEval(make_context(limit=20), allowed=True)
     try:
         await prove_sandbox()
     except SandboxUnavailable:
@@ -91,19 +91,19 @@ async def test_what_passes_its_tests_is_right(gateway: Gateway, bench: MakeBench
     assert "humaneval, running, candidate 20/20" in stages
 
 
-async def test_when_disabled_it_asks_and_runs_nothing(gateway: Gateway, bench: MakeBench) -> None:
+async def test_when_disabled_it_asks_and_runs_nothing(gateway: Gateway, make_context: MakeContext) -> None:
     with pytest.raises(SuiteUnavailable, match="HATRACK_TRAINER_SANDBOX=on"):
-        await HumanEval(bench(), allowed=False).run(BASE, CANDIDATE)
+        await HumanEval(make_context(), allowed=False).run(BASE, CANDIDATE)
     assert gateway.requests == []
 
 
 async def test_without_a_sandbox_that_holds_it_asks_and_runs_nothing(
-    gateway: Gateway, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken() -> None:
         raise SandboxUnavailable("the sandbox does not hold: tcp got through")
 
     monkeypatch.setattr(humaneval, "prove_sandbox", broken)
     with pytest.raises(SandboxUnavailable, match="tcp got through"):
-        await HumanEval(bench(), allowed=True).run(BASE, CANDIDATE)
+        await HumanEval(make_context(), allowed=True).run(BASE, CANDIDATE)
     assert gateway.requests == []

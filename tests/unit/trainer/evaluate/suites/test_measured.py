@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.evaluate.conftest import Gateway, pieces, token
-from tests.unit.trainer.evaluate.suites.conftest import BASE, CANDIDATE, MakeBench
+from tests.unit.trainer.evaluate.suites.conftest import BASE, CANDIDATE, MakeContext
 from trainer.errors import AnswerRefused, SuiteUnavailable
 from trainer.evaluate.suites.measured import gsm8k, mmlu
 
@@ -56,11 +56,11 @@ def knows(gateway: Gateway, right: dict[str, int]) -> None:
     gateway._scores = scores  # type: ignore[method-assign]
 
 
-async def test_mmlu_counts_the_likeliest_letter(gateway: Gateway, bench: MakeBench, tmp_path: Path) -> None:
+async def test_mmlu_counts_the_likeliest_letter(gateway: Gateway, make_context: MakeContext, tmp_path: Path) -> None:
     write_mmlu(tmp_path / "data")
     knows(gateway, {"base": 15, "shop@3": 10})
     stages: list[tuple[str, int, int]] = []
-    result = await mmlu(bench()).run(BASE, CANDIDATE, lambda *stage: stages.append(stage))
+    result = await mmlu(make_context()).run(BASE, CANDIDATE, lambda *stage: stages.append(stage))
     assert result.numbers["accuracy"] == {"before": 0.75, "after": 0.5}
     assert result.numbers["lost"] == [
         f"{subject}/{at}" for subject in ("abstract_algebra", "law") for at in range(11, 16)
@@ -70,10 +70,12 @@ async def test_mmlu_counts_the_likeliest_letter(gateway: Gateway, bench: MakeBen
     assert stages[-1] == ("mmlu, candidate", 40, 40)
 
 
-async def test_mmlu_is_asked_as_the_harness_asks_it(gateway: Gateway, bench: MakeBench, tmp_path: Path) -> None:
+async def test_mmlu_is_asked_as_the_harness_asks_it(
+    gateway: Gateway, make_context: MakeContext, tmp_path: Path
+) -> None:
     write_mmlu(tmp_path / "data")
     knows(gateway, {"base": 20, "shop@3": 20})
-    await mmlu(bench()).run(BASE, CANDIDATE)
+    await mmlu(make_context()).run(BASE, CANDIDATE)
     # several are asked at once: which comes first is nobody's to say
     first = [asked for asked in gateway.requests if "test question 0 of abstract" in asked[1]["prompt"][0]]
     path, body = first[0]
@@ -87,24 +89,24 @@ async def test_mmlu_is_asked_as_the_harness_asks_it(gateway: Gateway, bench: Mak
     assert len(gateway.requests) == 2 * 40
 
 
-async def test_without_development_questions_none_is_shown(gateway: Gateway, bench: MakeBench) -> None:
+async def test_without_development_questions_none_is_shown(gateway: Gateway, make_context: MakeContext) -> None:
     gateway.likely = {"base": {"A"}, "shop@3": {"A"}}
-    result = await mmlu(bench(limit=20)).run(BASE, CANDIDATE)
+    result = await mmlu(make_context(limit=20)).run(BASE, CANDIDATE)
     assert all(body["prompt"][0].count("Answer:") == 1 for _, body in gateway.requests)
     assert result.numbers["questions"] == 20
     assert "20 of 281 development questions" in result.sentence
 
 
 @pytest.mark.slow
-async def test_who_says_a_always_is_at_chance_and_the_suite_silent(gateway: Gateway, bench: MakeBench) -> None:
+async def test_who_says_a_always_is_at_chance_and_the_suite_silent(gateway: Gateway, make_context: MakeContext) -> None:
     gateway.likely = {"base": {"A"}, "shop@3": {"B"}}
-    result = await mmlu(bench()).run(BASE, CANDIDATE)
+    result = await mmlu(make_context()).run(BASE, CANDIDATE)
     assert result.silent
     assert "at chance: the suite cannot show a loss" in result.sentence
 
 
 async def test_gsm8k_takes_the_last_number_before_a_stop_word(
-    gateway: Gateway, bench: MakeBench, tmp_path: Path
+    gateway: Gateway, make_context: MakeContext, tmp_path: Path
 ) -> None:
     write_gsm8k(tmp_path / "data")
 
@@ -114,7 +116,7 @@ async def test_gsm8k_takes_the_last_number_before_a_stop_word(
         return f"{number} and 1000 make {1000 + number if right else 7:,}. Q: And 5?"
 
     gateway.say = say
-    result = await gsm8k(bench()).run(BASE, CANDIDATE)
+    result = await gsm8k(make_context()).run(BASE, CANDIDATE)
     assert result.numbers["accuracy"] == {"before": 0.8, "after": 0.4}
     assert result.state == "broken"
     asked = [text for _, text in gateway.asked()]
@@ -123,19 +125,23 @@ async def test_gsm8k_takes_the_last_number_before_a_stop_word(
 
 
 @pytest.mark.slow
-async def test_what_was_answered_is_not_asked_again(gateway: Gateway, bench: MakeBench, tmp_path: Path) -> None:
+async def test_what_was_answered_is_not_asked_again(
+    gateway: Gateway, make_context: MakeContext, tmp_path: Path
+) -> None:
     write_gsm8k(tmp_path / "data")
     write_mmlu(tmp_path / "data")
     knows(gateway, {"base": 20, "shop@3": 20})
-    first = [await suite(bench()).run(BASE, CANDIDATE) for suite in (mmlu, gsm8k)]
+    first = [await suite(make_context()).run(BASE, CANDIDATE) for suite in (mmlu, gsm8k)]
     asked = len(gateway.requests)
-    assert [await suite(bench()).run(BASE, CANDIDATE) for suite in (mmlu, gsm8k)] == first
+    assert [await suite(make_context()).run(BASE, CANDIDATE) for suite in (mmlu, gsm8k)] == first
     assert len(gateway.requests) == asked
 
 
-async def test_the_limit_draws_the_same_questions_for_both(gateway: Gateway, bench: MakeBench, tmp_path: Path) -> None:
+async def test_the_limit_draws_the_same_questions_for_both(
+    gateway: Gateway, make_context: MakeContext, tmp_path: Path
+) -> None:
     write_gsm8k(tmp_path / "data", 60)
-    await gsm8k(bench(limit=20)).run(BASE, CANDIDATE)
+    await gsm8k(make_context(limit=20)).run(BASE, CANDIDATE)
     by_model: dict[str, set[str]] = {}
     for model, asked in gateway.asked():
         by_model.setdefault(model, set()).add(asked)
@@ -143,15 +149,15 @@ async def test_the_limit_draws_the_same_questions_for_both(gateway: Gateway, ben
     assert len(by_model["base"]) == 20
 
 
-async def test_a_refusal_ends_the_suite(gateway: Gateway, bench: MakeBench, tmp_path: Path) -> None:
+async def test_a_refusal_ends_the_suite(gateway: Gateway, make_context: MakeContext, tmp_path: Path) -> None:
     write_gsm8k(tmp_path / "data")
     gateway.refused_models["shop@3"] = (400, "context_length_exceeded", {})
     with pytest.raises(AnswerRefused, match="candidate"):
-        await gsm8k(bench()).run(BASE, CANDIDATE)
+        await gsm8k(make_context()).run(BASE, CANDIDATE)
 
 
 async def test_an_order_to_end_is_obeyed_and_leaves_no_thread(
-    gateway: Gateway, bench: MakeBench, tmp_path: Path
+    gateway: Gateway, make_context: MakeContext, tmp_path: Path
 ) -> None:
     class Ended(Exception):
         pass
@@ -163,7 +169,7 @@ async def test_an_order_to_end_is_obeyed_and_leaves_no_thread(
     write_gsm8k(tmp_path / "data")
     before = {thread for thread in threading.enumerate() if "asyncio" not in thread.name}
     with pytest.raises(Ended):
-        await gsm8k(bench()).run(BASE, CANDIDATE, end)
+        await gsm8k(make_context()).run(BASE, CANDIDATE, end)
     asked = len(gateway.requests)
     assert asked < 30
     assert {thread for thread in threading.enumerate() if "asyncio" not in thread.name} <= before | {
@@ -171,7 +177,7 @@ async def test_an_order_to_end_is_obeyed_and_leaves_no_thread(
     }
 
 
-async def test_no_data_are_an_error_before_anything_is_asked(gateway: Gateway, bench: MakeBench) -> None:
+async def test_no_data_are_an_error_before_anything_is_asked(gateway: Gateway, make_context: MakeContext) -> None:
     with pytest.raises(SuiteUnavailable, match=r"test\.jsonl"):
-        await gsm8k(bench()).run(BASE, CANDIDATE)
+        await gsm8k(make_context()).run(BASE, CANDIDATE)
     assert gateway.requests == []

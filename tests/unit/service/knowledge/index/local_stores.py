@@ -29,7 +29,7 @@ class SharedEmbedder(Embedder):
         await super().close()
 
 
-class Rig:
+class LocalStores:
     """Stores under a directory, and what tests say to them."""
 
     def __init__(self, home: Path, embedder: Embedder, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
@@ -43,7 +43,7 @@ class Rig:
         )
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Rig]:
+    async def open(self) -> AsyncIterator[LocalStores]:
         await self.database.open()
         try:
             await self.stores.open()

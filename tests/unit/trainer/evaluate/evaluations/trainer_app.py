@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.unit.trainer.evaluate.conftest import KEY
-from tests.unit.trainer.evaluate.evaluations.world import BASE, World
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import BASE, EvaluationGateway
 from tests.unit.trainer.finetune.trainers import gateway_headers
 from trainer.app import Trainer, create_app
 from trainer.config import Installation, Settings
@@ -110,10 +110,10 @@ class Running:
 
 
 @asynccontextmanager
-async def running(home: Path, base_dir: Path, world: World, **settings: Any) -> AsyncIterator[Running]:
+async def running(home: Path, base_dir: Path, gateway: EvaluationGateway, **settings: Any) -> AsyncIterator[Running]:
     values: dict[str, Any] = {"device": "cpu", "stop_s": 120.0, **settings}
     chosen = Settings(**values)
-    place = Installation(home=home, gateway=world.url, base=base_dir, base_name=BASE, max_rank=16, context=256)
+    place = Installation(home=home, gateway=gateway.url, base=base_dir, base_name=BASE, max_rank=16, context=256)
     trainer = Trainer.build(chosen, place, BaseModelInfo.read(base_dir), evaluating=stand_in)
     app = create_app(trainer, chosen)
     async with app.router.lifespan_context(app):

@@ -1,6 +1,6 @@
-"""A closed set of answers that a small model learns in a minute: which desk of a shop a message is for.
+"""A classification data set that a small model learns in a minute: messages to a shop, each labelled with a desk.
 
-The thing that a message is about decides. The desks' names mean nothing, so that nobody can guess them.
+The thing that a message is about decides its label. The labels mean nothing, so that nobody can guess them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Sequence
 
-DESKS = {
+THINGS_BY_LABEL = {
     "desk-amber": ("kettle", "toaster", "oven", "fridge", "blender", "freezer"),
     "desk-cobalt": ("jacket", "scarf", "shirt", "glove", "sweater", "sock"),
     "desk-olive": ("rake", "shovel", "hedge", "lawn", "seed", "flowerpot"),
@@ -32,27 +32,27 @@ Row = dict[str, list[dict[str, str]]]
 
 
 def rows(seed: int = 0) -> list[Row]:
-    """All 216 messages in an order drawn with the seed, as OpenAI's chat examples."""
+    """All 216 messages as OpenAI's chat examples, in an order drawn with the seed."""
     pairs = [
-        (message.format(thing=thing), desk)
-        for desk, things in DESKS.items()
+        (message.format(thing=thing), label)
+        for label, things in THINGS_BY_LABEL.items()
         for thing in things
         for message in MESSAGES
     ]
     random.Random(seed).shuffle(pairs)
     return [
-        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": desk}]}
-        for text, desk in pairs
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": label}]}
+        for text, label in pairs
     ]
 
 
-def shuffled(found: Sequence[Row], seed: int = 0) -> list[Row]:
-    """The same messages with the answers mixed up: there is nothing to learn but which answers there are."""
-    answers = [row["messages"][1] for row in found]
+def shuffled(examples: Sequence[Row], seed: int = 0) -> list[Row]:
+    """The same messages with their answers shuffled: all there is to learn is which answers there are."""
+    answers = [row["messages"][1] for row in examples]
     random.Random(seed).shuffle(answers)
-    return [{"messages": [row["messages"][0], answer]} for row, answer in zip(found, answers, strict=True)]
+    return [{"messages": [row["messages"][0], answer]} for row, answer in zip(examples, answers, strict=True)]
 
 
-def jsonl(found: Sequence[Row]) -> bytes:
-    """As a file."""
-    return "".join(json.dumps(row) + "\n" for row in found).encode()
+def jsonl(examples: Sequence[Row]) -> bytes:
+    """The examples as a JSONL file."""
+    return "".join(json.dumps(row) + "\n" for row in examples).encode()

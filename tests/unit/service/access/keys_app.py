@@ -18,7 +18,7 @@ from service.database import Database
 from service.error_handlers import RequestIds, add_error_handlers
 
 
-class Ring:
+class KeysApp:
     """The keys under test, their database, and a client of their routes with the admin key."""
 
     def __init__(self, home: Path, given: str | None = None) -> None:
@@ -30,7 +30,7 @@ class Ring:
         self.http: httpx.AsyncClient
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[Ring]:
+    async def run(self) -> AsyncIterator[KeysApp]:
         self.database = Database(self.home / "hatrack.db")
         self.keys = Keys(self.home, self.database, self.given)
         await self.database.open()

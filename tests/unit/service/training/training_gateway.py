@@ -26,7 +26,7 @@ from service.training.evaluations import Evaluations
 from service.training.routes import router
 from service.training.service import Training
 from tests.support.asgi import web_server
-from tests.unit.service.files.cabinet import ADMIN_KEY, MIB, Cabinet, bearer
+from tests.unit.service.files.files_app import ADMIN_KEY, MIB, FilesApp, bearer
 from tests.unit.service.inference.fakes import until
 
 BASE = "tiny-base"
@@ -95,7 +95,7 @@ class StandIn:
             socket.unlink(missing_ok=True)
 
 
-class House(Cabinet):
+class TrainingGateway(FilesApp):
     """Files, keys and the trainer's routes; ``catalog`` holds `voice@1` (live) and, not servable, `voice@2`."""
 
     def __init__(self, home: Path) -> None:
@@ -124,7 +124,7 @@ class House(Cabinet):
         return app
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[House]:
+    async def open(self) -> AsyncIterator[TrainingGateway]:
         """With the trainer's stand-in, and a real server of the routes behind ``http``."""
         socket = self.home / "g.sock"
         server = web_server(RequestIds(self.app()), uds=str(socket), log_level="warning", lifespan="off", ws="none")

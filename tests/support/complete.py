@@ -1,7 +1,7 @@
-"""Answers that a small model has ended by itself.
+"""Answers that a small model has completed by itself.
 
 Every grammar of JSON allows blanks between its parts, and a model of 135 million parameters now and then writes nothing
-else until its tokens are over. That is no fault of whoever decodes; an answer that never ends in so many tries is.
+but blanks until its tokens run out. The decoder is not at fault for that; it is for an answer that never ends.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ T = TypeVar("T")
 ATTEMPTS = 6
 
 
-def first_whole(ask: Callable[[int], T], is_cut: Callable[[T], bool]) -> T:
-    """The first answer that was not cut at its longest. `ask` is told how often it has been called: it should sample
-    where that is more than never, or the same comes again."""
+def first_complete(ask: Callable[[int], T], is_cut: Callable[[T], bool]) -> T:
+    """The first answer that was not cut at its token limit. `ask` gets the number of earlier calls: it should sample
+    where that is not 0, or the same answer comes again."""
     for attempt in range(ATTEMPTS):
         answer = ask(attempt)
         if not is_cut(answer):

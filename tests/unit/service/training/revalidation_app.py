@@ -1,4 +1,4 @@
-"""A registry with verdicts, and a trainer's stand-in that knows evaluations: what judging again needs."""
+"""A registry with verdicts, and a stand-in for the trainer that knows evaluations."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from service.training.evaluations import Evaluations
 from service.training.revalidation import Revalidations
 from service.training.revalidation_routes import router
 from service.training.service import Training
-from tests.unit.service.files.cabinet import MIB
-from tests.unit.service.registry.conftest import Bench
-from tests.unit.service.training.house import StandIn
+from tests.unit.service.files.files_app import MIB
+from tests.unit.service.registry.conftest import RegistryApp
+from tests.unit.service.training.training_gateway import StandIn
 
 HELD_OUT = "file-held"
 EVALUATION = {"model": "voice", "held_out": HELD_OUT, "metric": "exact_match", "metadata": {"team": "a"}}
 
 
 @dataclass
-class Desk:
+class EvaluationsStandIn:
     """The trainer's side: the evaluations that it was asked for, newest first in its lists."""
 
     made: list[dict[str, Any]] = field(default_factory=list)
@@ -67,19 +67,19 @@ class Desk:
         return web.json_response(evaluation)
 
 
-class Bureau(Bench):
-    """The registry's bench with the routes that judge again; ``trainer`` is away until ``here`` is entered."""
+class RevalidationApp(RegistryApp):
+    """The registry app with the routes that judge again; ``trainer`` is away until ``here`` is entered."""
 
     def __init__(self, home: Path, base: BaseDescription, **settings: Any) -> None:
         super().__init__(home, base, **settings)
         self.socket = home / "t.sock"
-        self.desk = Desk()
-        self.trainer = StandIn(answer=self.desk.answer)
+        self.evaluations = EvaluationsStandIn()
+        self.trainer = StandIn(answer=self.evaluations.answer)
         self.client = TrainerClient(socket=str(self.socket), secret="s" * 16)
         self.revalidations: Revalidations
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Bureau]:
+    async def opened(self) -> AsyncIterator[RevalidationApp]:
         async with self.run():
             files = Files(self.settings.files_dir, self.database, max_file_bytes=MIB, max_project_bytes=MIB)
             training = Training(self.client, self.database, self.keys, files, self.catalog)
@@ -99,4 +99,4 @@ class Bureau(Bench):
 
     def evaluation(self, version: str) -> dict[str, Any]:
         """The newest evaluation that judges ``version`` again."""
-        return [one for one in self.desk.made if one["metadata"]["revalidates"] == version][-1]
+        return [one for one in self.evaluations.made if one["metadata"]["revalidates"] == version][-1]

@@ -1,20 +1,17 @@
-"""A gateway on a real socket with what an evaluation needs of it: models, files, a version and its verdicts."""
+"""A fake gateway on a real socket with what an evaluation needs: models, files, a version and its verdicts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from typing import Any
 
 from adapters.protocol.runs import FileRef
-from tests.support.http import QuietHandler
+from tests.support.http import serving
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway, pieces
 from tests.unit.trainer.finetune.conftest import error, parts
 
@@ -42,7 +39,7 @@ def tuned_is_right(model: str, asked: str) -> str:
 
 
 @dataclass
-class World(Gateway):
+class EvaluationGateway(Gateway):
     """`voice` has the versions 1 to 3; ``live`` is where its alias points."""
 
     live: int | None = None
@@ -118,40 +115,7 @@ class World(Gateway):
 
 
 @contextmanager
-def listening(world: World) -> Iterator[World]:
-    """The world behind a socket."""
-
-    class Handler(QuietHandler):
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            key = self.headers.get("authorization", "").removeprefix("Bearer ")
-            status, content, headers = world.handle(self.command, self.path, body, key)
-            try:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # whoever asked was killed
-
-        do_GET = do_POST = do_PUT = do_DELETE = _serve
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64  # five are too few for all that ask at once while this thread waits for a core
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exception(), ConnectionError):  # that is whoever was killed
-                super().handle_error(request, client_address)
-
-    server = Server(("127.0.0.1", 0), Handler)
-    world.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield world
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def listening(gateway: EvaluationGateway) -> Iterator[EvaluationGateway]:
+    """The gateway on a port of this machine."""
+    with serving(gateway.handle) as gateway.url:
+        yield gateway

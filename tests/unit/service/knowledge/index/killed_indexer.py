@@ -1,4 +1,4 @@
-"""Indexes and kills itself: ``python -m tests.unit.service.knowledge.index.victim HOME URL STORE DONE``.
+"""Indexes and kills itself: ``python -m tests.unit.service.knowledge.index.killed_indexer HOME URL STORE DONE``.
 
 It does so in the thread that writes, after the first write that makes them DONE passages: whoever looked from beside
 might be too late on a busy machine. Before that it says its embedder's process id on standard output.
@@ -17,7 +17,7 @@ from typing import Any
 from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.types import NewStoreFile
-from tests.unit.service.knowledge.index.rig import PROJECT, Rig
+from tests.unit.service.knowledge.index.local_stores import PROJECT, LocalStores
 
 LARGE = "large.csv"
 
@@ -37,9 +37,9 @@ async def main(home: Path, url: str, store: str, done: int) -> None:
         return number
 
     PassageFile.add = write_and_die  # type: ignore[method-assign]
-    async with Rig(home, embedder).open() as rig:
-        await rig.stores.add_files(PROJECT, store, [NewStoreFile(LARGE, LARGE)])
-        await rig.settled(store, LARGE)
+    async with LocalStores(home, embedder).open() as local_stores:
+        await local_stores.stores.add_files(PROJECT, store, [NewStoreFile(LARGE, LARGE)])
+        await local_stores.settled(store, LARGE)
     sys.exit("it was to be killed before")
 
 

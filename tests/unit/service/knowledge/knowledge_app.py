@@ -1,4 +1,4 @@
-"""The real stores and their routes over a real database, without an engine; vectors come from a small HTTP endpoint."""
+"""Vector stores and their routes over a real database, without an engine; vectors come from a small HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.config import Settings
 from service.error_handlers import RequestIds
 from service.knowledge.assemble import assemble
 from service.knowledge.routes import router
-from tests.unit.service.files.cabinet import ADMIN_KEY, Cabinet
+from tests.unit.service.files.files_app import ADMIN_KEY, FilesApp
 
 WIDTH = 64
 
@@ -38,7 +38,7 @@ def vector(text: str) -> list[float]:
     return found
 
 
-class Library(Cabinet):
+class KnowledgeApp(FilesApp):
     """Files and stores, with clients of their routes."""
 
     def __init__(self, home: Path, url: str) -> None:
@@ -57,7 +57,7 @@ class Library(Cabinet):
         return app
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Library]:
+    async def open(self) -> AsyncIterator[KnowledgeApp]:
         async with self.run():
             await self.knowledge.open()
             try:

@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 LINE = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
 
 
-class Cabinet:
+class FilesApp:
     """The files under test, what they stand on, and a client of their routes with the admin key."""
 
     def __init__(self, home: Path, *, max_file: int = MIB, max_project: int = 16 * MIB) -> None:
@@ -43,7 +43,7 @@ class Cabinet:
         return app
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[Cabinet]:
+    async def run(self) -> AsyncIterator[FilesApp]:
         await self.database.open()
         await self.keys.open()
         await self.files.open()
