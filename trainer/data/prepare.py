@@ -84,7 +84,7 @@ def prepare(
         DataInvalid: Lists every invalid line with its reason.
         DataTooSmall: Fewer than MIN_EXAMPLES.
         DataRefused: The report has a refusal; the exception carries the report.
-        TemplateUnsupported: The base's chat template cannot be trained on exactly.
+        ChatTemplateUnsupported: The base's chat template cannot be trained on exactly.
     """
     prepared = inspect(training, held_out, renderer, rules, check=check)
     if prepared.report.refused:

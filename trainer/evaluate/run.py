@@ -96,7 +96,7 @@ async def run(
 
     Raises:
         EvaluationInvalid: A suite, a metric or the judge is unavailable, or there are no examples.
-        ArmMoved: The gateway served two versions under one arm.
+        ArmVersionChanged: The gateway served two versions under one arm.
         EvaluationError, GatewayUnreachable: As the answerer and the scorer.
     """
     primary = spec.metric.primary()

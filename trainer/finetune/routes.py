@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapters.protocol.runs import CreateJob
 from trainer.data.checking import CheckOptions, DataChecks
-from trainer.errors import Invalid
+from trainer.errors import InvalidField
 from trainer.finetune.objects import event_number
 from trainer.finetune.service import Jobs
 from trainer.http import DEFAULT_LISTED, After, Caller, Limit, read_bounded, read_json
@@ -91,9 +91,9 @@ async def list_jobs(
         elif name == "metadata" and value == "null":
             without = True
         elif name not in ("after", "limit"):
-            raise Invalid(f"`{name[:64]}` is not known; known are after, limit and metadata[key]", param=name[:64])
+            raise InvalidField(f"`{name[:64]}` is not known; known are after, limit and metadata[key]", param=name[:64])
     if without and wanted:
-        raise Invalid("`metadata=null` does not go with `metadata[key]`", param="metadata")
+        raise InvalidField("`metadata=null` does not go with `metadata[key]`", param="metadata")
     return await service.page(caller, after=after, limit=limit, metadata=None if without else wanted)
 
 
@@ -151,11 +151,11 @@ async def check_data(
     try:
         form = await MultiPartParser(request.headers, read_bounded(request, data.max_bytes + FRAMING_BYTES)).parse()
     except MultiPartException as error:
-        raise Invalid(f"the form cannot be read: {error.message}") from error
+        raise InvalidField(f"the form cannot be read: {error.message}") from error
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise Invalid("`file` is missing: the form has one part of that name, a file", param="file")
+            raise InvalidField("`file` is missing: the form has one part of that name, a file", param="file")
         return await data.check((file.filename or filename)[:256], _pieces(file), wish)
     finally:
         await form.close()

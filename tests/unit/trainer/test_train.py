@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.data.render import TokenSequence
-from trainer.errors import DataTooSmall, LossNotFinite, NothingTrainable
+from trainer.errors import DataTooSmall, LossNotFinite, NoTrainableModules
 from trainer.tune.model import attach_lora, compute_dtype
 from trainer.tune.optimizer import Optimizer, schedule
 from trainer.tune.progress import Progress, Training
@@ -111,7 +111,7 @@ def test_no_data_is_refused(base_model: Any) -> None:
 
 
 def test_modules_that_the_base_lacks_are_refused(base_model: Any) -> None:
-    with pytest.raises(NothingTrainable, match="no_such_layer"):
+    with pytest.raises(NoTrainableModules, match="no_such_layer"):
         attach_lora(base_model, Recipe(target_modules=("no_such_layer",)))
 
 

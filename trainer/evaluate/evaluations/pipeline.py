@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from adapters.protocol.reports import ReportCost
 from trainer.config import Settings
-from trainer.errors import DataError, GatewayRefused, HeldOutTaught, SettingsError
+from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
@@ -87,7 +87,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
 
         Raises:
             DataError: The held-out file cannot be read.
-            HeldOutTaught: The candidate was trained on the held-out examples.
+            HeldOutInTraining: The candidate was trained on the held-out examples.
             EvaluationError, GatewayUnreachable, GatewayRefused: The evaluation failed.
         """
         plan, questions = self._prepare()
@@ -145,7 +145,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             live_state = LiveState(left_out=plan.left_out)
         unseen = [question for question in held_out if question.id not in set(live_state.left_out)]
         if not unseen:
-            raise HeldOutTaught(left_out_note(live_state.left_out, len(held_out)))
+            raise HeldOutInTraining(left_out_note(live_state.left_out, len(held_out)))
         questions = sample(job, unseen)
         self._evaluator.write_questions(questions)
         if plan is None:
@@ -175,7 +175,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
     ) -> LiveState:
         """`live_state`, with the held-out questions to leave out because an earlier version was trained on them.
 
-        Raises HeldOutTaught as `refuse_trained_on`.
+        Raises HeldOutInTraining as `refuse_trained_on`.
         """
         context, notes = self._job.context, list(live_state.notes)
         if context.candidate is None or not context.records:

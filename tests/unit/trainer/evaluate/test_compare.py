@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import questions
-from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
+from trainer.errors import AnswerRefused, ArmVersionChanged, EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import HttpAnswerer, OnProgress
@@ -130,7 +130,7 @@ async def test_an_alias_that_moves_is_noticed(gateway: Gateway, answerer: HttpAn
     found = await compare([live], questions(4), ExactMatch(), answerer=answerer)
     assert (found.result("live").version, found.result("live").digest) == ("voice:live@1", "1")
     gateway.digests = {"voice:live": ["2"]}
-    with pytest.raises(ArmMoved, match="voice:live@1, voice:live@2"):
+    with pytest.raises(ArmVersionChanged, match="voice:live@1, voice:live@2"):
         await compare([live], questions(5), ExactMatch(), answerer=answerer)
 
 
