@@ -30,10 +30,10 @@ Exception
     │   │   └── ExampleTooLong       an example that `max_length` would truncate
     │   ├── DataRefused              the quality report refuses the data
     │   ├── DataTooSmall             too few examples
-    │   └── ChatTemplateUnsupported  the base's chat template does not allow exact training
+    │   └── TemplateUnsupported      the base's chat template does not allow exact training
     ├── InvalidHyperparameter        a hyperparameter that engine, base or parent does not allow; `param` names it
     ├── TrainingError
-    │   ├── NoTrainableModules       no module of the base matches the recipe's target modules
+    │   ├── NothingTrainable         no module of the base matches the recipe's target modules
     │   ├── ParentUnsupported        the parent version's modules differ in rank or alpha
     │   ├── LossNotFinite
     │   ├── OutOfMemory
@@ -263,7 +263,7 @@ class DataTooSmall(DataError):
     code = "training_file_too_small"
 
 
-class ChatTemplateUnsupported(DataError):
+class TemplateUnsupported(DataError):  # keep: earlier workers import modules late that use it
     code = "chat_template_unsupported"
 
 
@@ -281,7 +281,7 @@ class TrainingError(TrainerError):
     code = "training_failed"
 
 
-class NoTrainableModules(TrainingError):
+class NothingTrainable(TrainingError):  # keep, as TemplateUnsupported
     code = "nothing_trainable"
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from adapters.protocol.runs import Message
+from adapters.protocol.runs import ProtocolModel
 
 
-class ExampleLengths(Message):
+class ExampleLengths(ProtocolModel):
     """Tokens an example, as the engine renders it."""
 
     shortest: int
@@ -20,28 +20,28 @@ class ExampleLengths(Message):
     trained: int = Field(description="Tokens that the loss sees.")
 
 
-class AnswerShare(Message):
+class AnswerShare(ProtocolModel):
     """How often one answer stands in the training examples."""
 
     answer: str
     examples: int
 
 
-class ExamplePiece(Message):
+class ExamplePiece(ProtocolModel):
     """A run of an example's text that is trained on, or not."""
 
     text: str
     trained: bool
 
 
-class ShownExample(Message):
+class ShownExample(ProtocolModel):
     """An example as it is trained on."""
 
     line: int
     pieces: tuple[ExamplePiece, ...]
 
 
-class ReportedFinding(Message):
+class ReportedFinding(ProtocolModel):
     """One kind of fault of the data."""
 
     code: str
@@ -57,7 +57,7 @@ class DataFinding(ReportedFinding):
     lines: tuple[int, ...] = Field(description="The first 20 at fault, from 1.")
 
 
-class HeldOutSummary(Message):
+class HeldOutSummary(ProtocolModel):
     """The examples that are never trained on."""
 
     examples: int
@@ -71,7 +71,7 @@ class HeldOutExamples(HeldOutSummary):
     lines: tuple[int, ...] = Field(description="Of the training file, where they were split off it.")
 
 
-class QualityReport(Message):
+class QualityReport(ProtocolModel):
     """What a data file holds and what is wrong with it."""
 
     file: str
@@ -92,7 +92,7 @@ class QualityReport(Message):
     size: str = Field(description="What so many examples can teach, in a sentence.")
 
 
-class EvaluationProgress(Message):
+class EvaluationProgress(ProtocolModel):
     """How far an evaluation is."""
 
     stage: str
@@ -100,7 +100,7 @@ class EvaluationProgress(Message):
     total: int
 
 
-class ArmMean(Message):
+class ArmMean(ProtocolModel):
     """An arm's mean of a metric, with its interval."""
 
     label: str
@@ -110,7 +110,7 @@ class ArmMean(Message):
     examples: int
 
 
-class ArmDifference(Message):
+class ArmDifference(ProtocolModel):
     """How much one arm scores above another, with its interval."""
 
     of: str
@@ -131,7 +131,7 @@ class ArmDifference(Message):
     needed: int | None = Field(None, description="Examples after which such a difference would be told.")
 
 
-class ReportJudge(Message):
+class ReportJudge(ProtocolModel):
     """What a judge found; an example's score is 1 where the candidate is preferred, 0 where the base is."""
 
     judge: str
@@ -144,7 +144,7 @@ class ReportJudge(Message):
     numbers: dict[str, Any] = Field(default_factory=dict)
 
 
-class ReportMeasure(Message):
+class ReportMeasure(ProtocolModel):
     """A metric beside the primary one: each arm's mean, by label."""
 
     name: str
@@ -152,7 +152,7 @@ class ReportMeasure(Message):
     """None where the arm has none."""
 
 
-class ReportSample(Message):
+class ReportSample(ProtocolModel):
     """One example, answered by both."""
 
     kind: Literal["best", "worst", "random"]
@@ -166,7 +166,7 @@ class ReportSample(Message):
     candidate_score: float
 
 
-class LossPoint(Message):
+class LossPoint(ProtocolModel):
     """Losses after a step, in nats per trained token."""
 
     step: int
@@ -174,7 +174,7 @@ class LossPoint(Message):
     held_out: float | None = None
 
 
-class ReportCost(Message):
+class ReportCost(ProtocolModel):
     """What it took; times in seconds, the price in the operator's currency."""
 
     training_s: float = 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.format import Example, Message
-from trainer.errors import ChatTemplateUnsupported, DataInvalid, ExampleTooLong, Problem
+from trainer.errors import DataInvalid, ExampleTooLong, Problem, TemplateUnsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Renderer:
         max_length: Maximum length of a sequence in tokens; longer ones are refused, never truncated.
         system_prompt: Prepended to examples without a system message, as the gateway does in serving.
 
-    Raises ChatTemplateUnsupported if there is no chat template, or no token that ends a turn.
+    Raises TemplateUnsupported if there is no chat template, or no token that ends a turn.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Renderer:
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content
         )
         if not tokenizer.chat_template:
-            raise ChatTemplateUnsupported("The base model has no chat template.")
+            raise TemplateUnsupported("The base model has no chat template.")
         if not self._stop_tokens:
-            raise ChatTemplateUnsupported("The base model has no token that ends an answer: eos_token_id is not set.")
+            raise TemplateUnsupported("The base model has no token that ends an answer: eos_token_id is not set.")
 
     def render_all(self, examples: Iterable[Example]) -> list[TokenSequence]:
-        """Render every example. Raises DataInvalid with every problem, or ChatTemplateUnsupported."""
+        """Render every example. Raises DataInvalid with every problem, or TemplateUnsupported."""
         sequences: list[TokenSequence] = []
         problems: list[Problem] = []
         for example in examples:
@@ -81,7 +81,7 @@ class Renderer:
         Raises:
             ExampleTooLong: It exceeds `max_length`.
             DataInvalid: Its trained tokens cannot be marked exactly.
-            ChatTemplateUnsupported: The template does not end answers with a stop token.
+            TemplateUnsupported: The template does not end answers with a stop token.
         """
         messages = example.messages
         if self._system_prompt is not None and messages[0].role != "system":
@@ -120,9 +120,7 @@ class Renderer:
         for position in range(len(prompt), len(rendered)):
             if rendered[position] in self._stop_tokens:
                 return len(prompt), position + 1
-        raise ChatTemplateUnsupported(
-            "The base's chat template does not end an answer with a token that stops generation."
-        )
+        raise TemplateUnsupported("The base's chat template does not end an answer with a token that stops generation.")
 
     def _tokens(self, messages: tuple[Message, ...], *, generate: bool = False) -> list[int]:
         # In two steps, like the engine; the template has already added the special tokens.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
-from trainer.errors import BaseModelIncomplete, NoTrainableModules
+from trainer.errors import BaseModelIncomplete, NothingTrainable
 from trainer.tune.memory import EAGER_MAX_TOKENS
 from trainer.tune.recipe import Recipe
 
@@ -75,7 +75,7 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
     The forward pass uses parameters in the dtype in which the engine applies them; the optimizer keeps float32 master
     weights. Mixed dtypes under autocast would spend a tenth of each step on casts.
 
-    Raises NoTrainableModules if the recipe's modules are not in the model.
+    Raises NothingTrainable if the recipe's modules are not in the model.
     """
     targets = recipe.target_modules
     config = LoraConfig(
@@ -90,10 +90,10 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise NoTrainableModules(f"No LoRA could be attached to {targets!r}: {error}") from error
+        raise NothingTrainable(f"No LoRA could be attached to {targets!r}: {error}") from error
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad != ("lora_" in name):
-            raise NoTrainableModules(
+            raise NothingTrainable(
                 f"{name}: requires_grad is {parameter.requires_grad}, but only LoRA parameters must be trained."
             )
     if recipe.gradient_checkpointing:
@@ -106,16 +106,16 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
 def load_adapter(model: Any, directory: Path) -> None:
     """Load the weights of the adapter in `directory` into `model` (from attach_lora).
 
-    Raises NoTrainableModules if their shapes do not match.
+    Raises NothingTrainable if their shapes do not match.
     """
     weights = load_file(directory / "adapter_model.safetensors")
     try:
         result = set_peft_model_state_dict(model, weights)
     except RuntimeError as error:
-        raise NoTrainableModules(f"the parent's weights do not match the recipe: {error}") from error
+        raise NothingTrainable(f"the parent's weights do not match the recipe: {error}") from error
     missing = [name for name in result.missing_keys if "lora_" in name]
     if missing or result.unexpected_keys:
-        raise NoTrainableModules(
+        raise NothingTrainable(
             f"the parent's weights do not match the recipe: {(missing or result.unexpected_keys)[0]}"
         )
 
@@ -147,7 +147,7 @@ def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """Set the parameters of `model` (from attach_lora, same recipe) to those from `adapter_weights`."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if own.keys() != weights.keys():
-        raise NoTrainableModules("the adapter's parameters are not those of this model")
+        raise NothingTrainable("the adapter's parameters are not those of this model")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.trainer.conftest import TEMPLATE, make_tokenizer
 from trainer.data.format import Example, Message
 from trainer.data.render import Renderer, TokenSequence, stop_tokens
-from trainer.errors import ChatTemplateUnsupported, DataInvalid
+from trainer.errors import DataInvalid, TemplateUnsupported
 
 TOKENIZER = make_tokenizer()
 END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
@@ -115,14 +115,14 @@ def test_a_template_whose_prompt_is_not_how_the_answer_begins_is_refused() -> No
 
 def test_a_template_that_never_stops_is_refused() -> None:
     endless = TEMPLATE.replace("{{ m.content }}<|im_end|>", "{{ m.content }}")
-    with pytest.raises(ChatTemplateUnsupported, match="does not end an answer"):
+    with pytest.raises(TemplateUnsupported, match="does not end an answer"):
         renderer(make_tokenizer(endless)).render(Example(1, (user("hi"), assistant("Aye"))))
 
 
 def test_a_base_without_a_template_or_a_stop_token_is_refused() -> None:
-    with pytest.raises(ChatTemplateUnsupported, match="no chat template"):
+    with pytest.raises(TemplateUnsupported, match="no chat template"):
         renderer(make_tokenizer(""))
-    with pytest.raises(ChatTemplateUnsupported, match="no token that ends"):
+    with pytest.raises(TemplateUnsupported, match="no token that ends"):
         Renderer(TOKENIZER, stop_tokens=(), max_length=10)
 
 

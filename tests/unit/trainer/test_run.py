@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from adapters.base import BaseDescription, describe
 from tests.unit.trainer.conftest import make_base
 from trainer.data.render import TokenSequence
-from trainer.errors import NoTrainableModules, OutOfMemory
+from trainer.errors import NothingTrainable, OutOfMemory
 from trainer.tune.export import cast_parameters
 from trainer.tune.lineage import WEIGHTS_FILE, Lineage, Metadata, packages
 from trainer.tune.loss import batch_loss, collate
@@ -69,7 +69,7 @@ def test_a_parent_of_another_shape_is_refused(
 ) -> None:
     made(base_dir, description, sequences, tmp_path / "first", RECIPE.model_copy(update={"epochs": 1}), None)
     other = RECIPE.model_copy(update={"rank": 8, "epochs": 1})
-    with pytest.raises(NoTrainableModules):
+    with pytest.raises(NothingTrainable):
         made(base_dir, description, sequences, tmp_path / "second", other, tmp_path / "first")
     assert not (tmp_path / "second").exists()
 

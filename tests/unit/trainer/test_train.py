@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from trainer.data.render import TokenSequence
-from trainer.errors import DataTooSmall, LossNotFinite, NoTrainableModules
+from trainer.errors import DataTooSmall, LossNotFinite, NothingTrainable
 from trainer.tune.model import attach_lora, compute_dtype
 from trainer.tune.optimizer import Optimizer, schedule
-from trainer.tune.progress import Progress, Training
+from trainer.tune.progress import Training, TrainingProgress
 from trainer.tune.recipe import Recipe
 from trainer.tune.train import train
 
@@ -25,8 +25,10 @@ def lora(base_model: Any, recipe: Recipe = RECIPE) -> Any:
         return attach_lora(base_model, recipe)
 
 
-def run(base_model: Any, sequences: list[TokenSequence], recipe: Recipe = RECIPE) -> tuple[Training, list[Progress]]:
-    events: list[Progress] = []
+def run(
+    base_model: Any, sequences: list[TokenSequence], recipe: Recipe = RECIPE
+) -> tuple[Training, list[TrainingProgress]]:
+    events: list[TrainingProgress] = []
     return train(lora(base_model, recipe), sequences, recipe, on_progress=events.append), events
 
 
@@ -97,7 +99,7 @@ def test_a_callback_ends_the_training(base_model: Any, sequences: list[TokenSequ
     class Cancelled(Exception):
         pass
 
-    def cancel(now: Progress) -> None:
+    def cancel(now: TrainingProgress) -> None:
         if now.step == 3:
             raise Cancelled
 
@@ -111,7 +113,7 @@ def test_no_data_is_refused(base_model: Any) -> None:
 
 
 def test_modules_that_the_base_lacks_are_refused(base_model: Any) -> None:
-    with pytest.raises(NoTrainableModules, match="no_such_layer"):
+    with pytest.raises(NothingTrainable, match="no_such_layer"):
         attach_lora(base_model, Recipe(target_modules=("no_such_layer",)))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from adapters.protocol.reports import ReportCost
+from adapters.protocol.reports import EvaluationProgress, ReportCost
 from trainer.config import Settings
 from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
 from trainer.evaluate.arms import Question
@@ -24,13 +24,7 @@ from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repea
 from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
-from trainer.evaluate.evaluations.spec import (
-    PROGRESS,
-    EvaluationJob,
-    EvaluationResult,
-    Progress,
-    UploadedFiles,
-)
+from trainer.evaluate.evaluations.spec import PROGRESS, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.spec import Outcome
 from trainer.evaluate.verdict import Verdict
@@ -208,7 +202,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         last_stage, reported_at = self._reported
         if stage != last_stage or time.monotonic() - reported_at > PROGRESS_INTERVAL_S:
             self._reported = (stage, time.monotonic())
-            self._directory.write(PROGRESS, Progress(stage=stage, done=done, total=total))
+            self._directory.write(PROGRESS, EvaluationProgress(stage=stage, done=done, total=total))
 
     # concluding
 
