@@ -183,15 +183,15 @@ class Store:
         _fsync_directory(self.root)
         _remove(trash)
 
-    def collect(self, kept: Collection[str], *, min_age_s: float = 0.0) -> list[str]:
-        """Remove each adapter that is not in `kept`, and return their digests.
+    def collect(self, referenced: Collection[str], *, min_age_s: float = 0.0) -> list[str]:
+        """Remove each adapter that is not in `referenced`, and return their digests.
 
         Adapters committed less than `min_age_s` seconds ago stay: their version may not be recorded yet.
         """
         removed = []
         newest = time.time() - min_age_s
         for digest in self.digests():
-            if digest in kept:
+            if digest in referenced:
                 continue
             with contextlib.suppress(NotInStore, FileNotFoundError):
                 if (self.root / digest).stat().st_mtime <= newest:

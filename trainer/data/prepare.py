@@ -147,8 +147,8 @@ def inspect(
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
         size=_on_size(len(sequences), len(unseen), counts, rules),
     )
-    kept = {sequence.line for sequence in sequences}
-    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in kept))
+    lines = {sequence.line for sequence in sequences}
+    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in lines))
     return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
 
 

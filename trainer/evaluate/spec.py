@@ -232,11 +232,11 @@ class Judge(Protocol):
         self,
         questions: Sequence[Question],
         candidate: Sequence[str],
-        other: Sequence[str],
+        answers: Sequence[str],
         name: str,
         on_stage: OnStage | None = None,
     ) -> Preference:
-        """As `judge`, between the candidate's answers and ``other`` answers; ``name`` says whose those are."""
+        """As `judge`, between the candidate's answers and these ``answers``; ``name`` says whose they are."""
         ...
 
 

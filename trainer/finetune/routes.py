@@ -33,20 +33,20 @@ _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 async def jobs(request: Request) -> Jobs:
     """The trainer's jobs."""
-    found: Jobs = request.app.state.trainer.jobs
-    return found
+    service: Jobs = request.app.state.trainer.jobs
+    return service
 
 
 async def checks(request: Request) -> DataChecks:
     """The trainer's data checks."""
-    found: DataChecks = request.app.state.trainer.checks
-    return found
+    data_checks: DataChecks = request.app.state.trainer.checks
+    return data_checks
 
 
 async def streams(request: Request) -> Streams:
     """The trainer's event streams."""
-    found: Streams = request.app.state.trainer.streams
-    return found
+    open_streams: Streams = request.app.state.trainer.streams
+    return open_streams
 
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
@@ -67,8 +67,8 @@ async def replay_job(
     request: Request, caller: Caller, service: Service, idempotency_key: Annotated[str, Header(max_length=255)]
 ) -> JSONResponse:
     """The job that the same request has made before."""
-    found = await service.replay(caller, await read_json(request), idempotency_key)
-    return created(found, replayed=True)
+    job = await service.replay(caller, await read_json(request), idempotency_key)
+    return created(job, replayed=True)
 
 
 @internal.post("/claim/{job_key_id}")
@@ -82,19 +82,19 @@ async def list_jobs(
     request: Request, caller: Caller, service: Service, after: After = None, limit: Limit = DEFAULT_LISTED
 ) -> dict[str, Any]:
     """The project's jobs, newest first; `metadata[key]=value` filters, `metadata=null` finds those without any."""
-    wanted: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     without = False
     for name, value in request.query_params.multi_items():
-        found = _METADATA.fullmatch(name)
-        if found is not None:
-            wanted[found[1]] = value
+        match = _METADATA.fullmatch(name)
+        if match is not None:
+            metadata[match[1]] = value
         elif name == "metadata" and value == "null":
             without = True
         elif name not in ("after", "limit"):
             raise InvalidField(f"`{name[:64]}` is not known; known are after, limit and metadata[key]", param=name[:64])
-    if without and wanted:
+    if without and metadata:
         raise InvalidField("`metadata=null` does not go with `metadata[key]`", param="metadata")
-    return await service.page(caller, after=after, limit=limit, metadata=None if without else wanted)
+    return await service.page(caller, after=after, limit=limit, metadata=None if without else metadata)
 
 
 add_run_routes(router, "/jobs/{job_id}", jobs, "get", "cancel", "pause", "resume")
@@ -115,8 +115,8 @@ async def list_events(
     if not stream:
         return await service.events(caller, job_id, after=after, limit=limit)
     job = await service.row(caller, job_id)
-    found = await open_streams.open(job, event_number(job, last_event_id or after))
-    return StreamingResponse(found, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
+    frames = await open_streams.open(job, event_number(job, last_event_id or after))
+    return StreamingResponse(frames, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
 
 
 @router.get("/jobs/{job_id}/checkpoints")

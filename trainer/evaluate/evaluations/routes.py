@@ -31,8 +31,8 @@ PAGE_HEADERS: Final = {
 
 async def evaluations(request: Request) -> Evaluations:
     """The trainer's evaluations."""
-    found: Evaluations = request.app.state.trainer.evaluations
-    return found
+    service: Evaluations = request.app.state.trainer.evaluations
+    return service
 
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])

@@ -54,9 +54,9 @@ def read_request(content: dict[str, Any]) -> EvaluationBody:
     """Understand a client's body. Raises InvalidField, UnknownParameter, with the dotted name of the field."""
     body = validated(EvaluationBody, content)
     if (body.model is None) == (body.arms is None):
-        found = "neither" if body.model is None else "both"
+        given = "neither" if body.model is None else "both"
         raise InvalidField(
-            f"send either `model` or `arms`, found {found}", param="model" if body.model is None else "arms"
+            f"send either `model` or `arms`, found {given}", param="model" if body.model is None else "arms"
         )
     if body.arms is None:
         for name in ("candidate", "bases"):
@@ -77,12 +77,12 @@ def _check_labels(body: EvaluationBody, labels: list[str]) -> None:
     named = {f"bases.{at}": label for at, label in enumerate(body.bases)}
     if body.candidate is not None:
         named["candidate"] = body.candidate
-    for param, wanted in named.items():
-        if wanted not in labels:
-            raise InvalidField(f"`{param}` is {wanted!r}, which no arm is labelled; there are {listed}", param=param)
+    for param, label in named.items():
+        if label not in labels:
+            raise InvalidField(f"`{param}` is {label!r}, which no arm is labelled; there are {listed}", param=param)
     if body.candidate is None:
-        for name, said in (("bases", bool(body.bases)), ("promote", body.promote == "auto")):
-            if said:
+        for name, is_set in (("bases", bool(body.bases)), ("promote", body.promote == "auto")):
+            if is_set:
                 raise InvalidField(f"`{name}` goes with `candidate`: without one there is no verdict", param=name)
     elif not body.bases or body.candidate in body.bases:
         raise InvalidField("`bases` must name at least one arm that is not the candidate's", param="bases")
