@@ -124,10 +124,12 @@ class Proof(_Frozen):
 
     @property
     def base(self) -> Logprobs:
+        """The base's log-probabilities in nats, one row per probe."""
         return [probe.base for probe in self.probes]
 
     @property
     def adapter(self) -> Logprobs:
+        """The adapter's log-probabilities in nats, one row per probe."""
         return [probe.adapter for probe in self.probes]
 
 

@@ -44,7 +44,7 @@ def digest_of(config: bytes, weights_sha256: str) -> str:
 
 
 class Writer(BlobWriter):
-    """One of an adapter's files."""
+    """Writes one of an adapter's files; raises the store's errors."""
 
     def too_large(self) -> TooLarge:
         return TooLarge(f"{self.path.name} is larger than {self.max_bytes} bytes.", param=self.path.name)

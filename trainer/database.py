@@ -18,7 +18,7 @@ metadata: Final = sa.MetaData()
 
 
 class Database(SqliteDatabase):
-    """The trainer's database."""
+    """The trainer's database. Raises SettingsError if it cannot be opened, DiskFull or InternalError in use."""
 
     program: ClassVar[str] = "trainer"
     title: ClassVar[str] = "the trainer's database"

@@ -10,7 +10,7 @@ from adapters.protocol.runs import ProtocolModel
 
 
 class ExampleLengths(ProtocolModel):
-    """Tokens an example, as the engine renders it."""
+    """Tokens per example, as the engine renders it."""
 
     shortest: int
     median: int
@@ -21,14 +21,14 @@ class ExampleLengths(ProtocolModel):
 
 
 class AnswerShare(ProtocolModel):
-    """How often one answer stands in the training examples."""
+    """How many training examples have this answer."""
 
     answer: str
     examples: int
 
 
 class ExamplePiece(ProtocolModel):
-    """A run of an example's text that is trained on, or not."""
+    """A segment of an example's text, and whether it is trained on."""
 
     text: str
     trained: bool
@@ -42,7 +42,7 @@ class ShownExample(ProtocolModel):
 
 
 class ReportedFinding(ProtocolModel):
-    """One kind of fault of the data."""
+    """A kind of problem in the data."""
 
     code: str
     severity: Literal["refused", "warning"]
@@ -50,7 +50,7 @@ class ReportedFinding(ProtocolModel):
 
 
 class DataFinding(ReportedFinding):
-    """One kind of fault of the data, and where."""
+    """A kind of problem in the data, and its lines."""
 
     message: str
     file: Literal["training", "held_out"]
@@ -72,7 +72,7 @@ class HeldOutExamples(HeldOutSummary):
 
 
 class QualityReport(ProtocolModel):
-    """What a data file holds and what is wrong with it."""
+    """The contents of a data file and its problems."""
 
     file: str
     sha256: str
@@ -93,7 +93,7 @@ class QualityReport(ProtocolModel):
 
 
 class EvaluationProgress(ProtocolModel):
-    """How far an evaluation is."""
+    """An evaluation's progress: `done` of `total` items of its current `stage`."""
 
     stage: str
     done: int
@@ -111,7 +111,7 @@ class ArmMean(ProtocolModel):
 
 
 class ArmDifference(ProtocolModel):
-    """How much one arm scores above another, with its interval."""
+    """How much higher one arm scores than another, with its interval."""
 
     of: str
     against: str
@@ -145,7 +145,7 @@ class ReportJudge(ProtocolModel):
 
 
 class ReportMeasure(ProtocolModel):
-    """A metric beside the primary one: each arm's mean, by label."""
+    """A secondary metric: each arm's mean, by label."""
 
     name: str
     means: dict[str, float | None]
@@ -153,7 +153,7 @@ class ReportMeasure(ProtocolModel):
 
 
 class ReportSample(ProtocolModel):
-    """One example, answered by both."""
+    """An example, with the answers and scores of both sides."""
 
     kind: Literal["best", "worst", "random"]
     id: str
@@ -175,7 +175,7 @@ class LossPoint(ProtocolModel):
 
 
 class ReportCost(ProtocolModel):
-    """What it took; times in seconds, the price in the operator's currency."""
+    """Time in seconds, and the price in the operator's currency."""
 
     training_s: float = 0.0
     trained_tokens: int = 0

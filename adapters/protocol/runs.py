@@ -96,8 +96,7 @@ class CreateJob(ProtocolModel):
 
 
 class CreateEvaluation(ProtocolModel):
-    """The client's body, with the kind of evaluation where it is not the client who asks, and what the gateway has
-    found out."""
+    """The client's body (or the gateway's own, with the kind of evaluation), and what the gateway resolved."""
 
     request: dict[str, Any]
     context: EvaluationContext

@@ -46,7 +46,7 @@ class DataChecks:
 
     @property
     def max_bytes(self) -> int:
-        """The maximum size of a file."""
+        """The maximum size of a file, in bytes."""
         return int(self._settings.max_file_mib * 2**20)
 
     async def check(self, name: str, content: AsyncIterator[bytes], options: CheckOptions) -> dict[str, Any]:

@@ -55,12 +55,12 @@ class ArmResult(Frozen):
 
     @property
     def scores(self) -> Array:
-        """Of the first run, one per example."""
+        """The first run's scores: float64, one per example."""
         return as_array(self.runs[0])
 
     @property
     def mean(self) -> float:
-        """Mean score of the first run."""
+        """The first run's mean score over the examples."""
         return float(self.scores.mean())
 
 

@@ -45,12 +45,12 @@ class ControlArm(Frozen):
 
     @property
     def mean(self) -> float:
-        """The mean over the examples."""
+        """The mean score over the examples."""
         return float(self.array.mean())
 
     @property
     def array(self) -> Array:
-        """The scores, one per example."""
+        """The scores: float64, one per example."""
         return as_array(self.scores)
 
 

@@ -38,7 +38,7 @@ class IntervalMethod(Frozen):
 def arm_difference(
     comparison: Comparison, of: str, against: str, method: IntervalMethod, *, bound: float = 0.0
 ) -> ArmDifference:
-    """The difference between two arms of a comparison."""
+    """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`."""
     of_result, against_result = comparison.result(of), comparison.result(against)
     return paired_difference(
         (of, of_result.scores, noise_of(of_result)),
@@ -111,7 +111,7 @@ def _needed(
 
 
 def noise_of(result: ArmResult) -> RunNoise:
-    """An arm's noise between its runs."""
+    """An arm's noise between its runs; NO_RUNS if there was only one."""
     return run_noise([as_array(run) for run in result.runs]) if len(result.runs) > 1 else NO_RUNS
 
 

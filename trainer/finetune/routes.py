@@ -57,7 +57,7 @@ Service = Annotated[Jobs, Depends(jobs)]
 
 @router.post("/jobs")
 async def create_job(request: Request, caller: Caller, service: Service, headers: Creation) -> JSONResponse:
-    """Make a job."""
+    """Create a job."""
     sent = validated(CreateJob, await read_json(request))
     return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 
@@ -66,14 +66,14 @@ async def create_job(request: Request, caller: Caller, service: Service, headers
 async def replay_job(
     request: Request, caller: Caller, service: Service, idempotency_key: Annotated[str, Header(max_length=255)]
 ) -> JSONResponse:
-    """The job that the same request has made before."""
+    """The job that an earlier request with this key and body created."""
     job = await service.replay(caller, await read_json(request), idempotency_key)
     return created(job, replayed=True)
 
 
 @internal.post("/claim/{job_key_id}")
 async def claim_job(job_key_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """The job that a key was given to; `job` is null where it was given to none and never will be."""
+    """The job that has this key. `job` is null if no job has it, and none will get it from now on."""
     return {"job": await service.claim(caller, job_key_id)}
 
 

@@ -38,7 +38,7 @@ class Options(JobOptionFields):
     """Name of a judge in the operator's settings."""
 
 
-class Inner(RequestBody):
+class SupervisedMethod(RequestBody):
     """OpenAI's `method.supervised`."""
 
     hyperparameters: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class Method(RequestBody):
     """OpenAI's `method`."""
 
     type: str
-    supervised: Inner | None = None
+    supervised: SupervisedMethod | None = None
     dpo: dict[str, Any] | None = None
     reinforcement: dict[str, Any] | None = None
 

@@ -41,7 +41,7 @@ Service = Annotated[Evaluations, Depends(evaluations)]
 
 @router.post("")
 async def create_evaluation(request: Request, caller: Caller, service: Service, headers: Creation) -> JSONResponse:
-    """Make an evaluation."""
+    """Create an evaluation."""
     sent = validated(CreateEvaluation, await read_json(request))
     return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 
