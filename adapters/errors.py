@@ -32,13 +32,13 @@ class AdapterError(Exception):
 
 
 class NamingError(AdapterError):
-    """A name, a version or an alias as somebody wrote it."""
+    """A name, version or alias is not valid."""
 
     code = "naming_error"
 
 
 class NameInvalid(NamingError):
-    """Not an adapter name or alias by the grammar."""
+    """Not a valid adapter name or alias."""
 
     code = "name_invalid"
 
@@ -59,7 +59,7 @@ class ReferenceInvalid(NamingError):
 
 
 class ConfigError(AdapterError):
-    """adapter_config.json says something that cannot be served."""
+    """adapter_config.json cannot be served."""
 
     code = "config_error"
 
@@ -77,7 +77,7 @@ class UnknownConfigKey(ConfigError):
 
 
 class RankTooLarge(ConfigError):
-    """The rank, or one in `rank_pattern`, is above what the engine has room for."""
+    """The rank, or one in `rank_pattern`, exceeds the engine's maximum."""
 
     code = "rank_too_large"
 
@@ -143,7 +143,7 @@ class TrainableTokensUnsupported(UnsupportedFeature):
 
 
 class LayerReplicationUnsupported(UnsupportedFeature):
-    """`layer_replication`: a taller model than the one that is served."""
+    """`layer_replication`: more layers than the served model has."""
 
     code = "layer_replication_unsupported"
 
@@ -212,7 +212,7 @@ class WeightsInvalid(WeightsError):
 
 
 class PickleRefused(WeightsError):
-    """A pickle or an archive. Neither is ever opened."""
+    """A pickle or an archive; it is rejected without being opened."""
 
     code = "pickle_refused"
 
@@ -311,7 +311,7 @@ class NoEffect(ProofError):
 
 
 class NotApplied(ProofError):
-    """B·A is not zero, and yet the engine's answers are those of the base."""
+    """B·A is not zero, but the engine answers as the base does."""
 
     code = "not_applied"
 
@@ -338,13 +338,13 @@ class MixedBatchDiffers(ProofError):
 
 
 class StoreError(AdapterError):
-    """Files on disk."""
+    """The store could not write, read or find an adapter."""
 
     code = "store_error"
 
 
 class TooLarge(StoreError):
-    """More bytes than the bound."""
+    """More bytes than allowed."""
 
     code = "too_large"
 
@@ -356,7 +356,7 @@ class DiskFull(StoreError):
 
 
 class NotInStore(StoreError):
-    """No adapter of this digest."""
+    """The store has no adapter with this digest."""
 
     code = "not_in_store"
 

@@ -124,10 +124,12 @@ class Proof(_Frozen):
 
     @property
     def base(self) -> Logprobs:
+        """The base's log-probabilities in nats, one row per probe."""
         return [probe.base for probe in self.probes]
 
     @property
     def adapter(self) -> Logprobs:
+        """The adapter's log-probabilities in nats, one row per probe."""
         return [probe.adapter for probe in self.probes]
 
 
@@ -292,18 +294,21 @@ def weigh_mixed_batch(base: Side, adapter: Side, neighbour: Side | None = None) 
     Raises MixedBatchDiffers where the base moves by more than BASE_DRIFT_TOLERANCE, or an adapter by more than
     tolerance() has for its effect; ProbeTokensDiffer and LogprobsNotFinite as differences().
     """
-    found = MixedBatch(base=base.moved, adapter=adapter.moved, neighbour=neighbour.moved if neighbour else None)
-    sides = [("The base", found.base, BASE_DRIFT_TOLERANCE), ("The adapter", found.adapter, _limit(base, adapter))]
-    if neighbour is not None and found.neighbour is not None:
-        sides.append(("Another adapter", found.neighbour, _limit(base, neighbour)))
+    mixed_batch = MixedBatch(base=base.moved, adapter=adapter.moved, neighbour=neighbour.moved if neighbour else None)
+    sides = [
+        ("The base", mixed_batch.base, BASE_DRIFT_TOLERANCE),
+        ("The adapter", mixed_batch.adapter, _limit(base, adapter)),
+    ]
+    if neighbour is not None and mixed_batch.neighbour is not None:
+        sides.append(("Another adapter", mixed_batch.neighbour, _limit(base, neighbour)))
     for who, moved, limit in sides:
         if moved > limit:
             raise MixedBatchDiffers(
                 f"{who} answers differently in a batch with the others than alone: {moved:.2g} nats per token apart; "
                 f"rounding explains at most {limit:.2g}.",
-                details=found.model_dump(),
+                details=mixed_batch.model_dump(),
             )
-    return found
+    return mixed_batch
 
 
 def _limit(base: Side, adapter: Side) -> float:

@@ -109,7 +109,7 @@ class SqliteDatabase:
             raise self.query_error(f"{self.title} could not be used ({type(error.orig).__name__})") from error
 
     async def close(self) -> None:
-        """Finish what is queued and close the file."""
+        """Wait for queued work and close the file."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown(wait=True)
 

@@ -44,7 +44,7 @@ def digest_of(config: bytes, weights_sha256: str) -> str:
 
 
 class Writer(BlobWriter):
-    """One of an adapter's files."""
+    """Writes one of an adapter's files; raises the store's errors."""
 
     def too_large(self) -> TooLarge:
         return TooLarge(f"{self.path.name} is larger than {self.max_bytes} bytes.", param=self.path.name)
@@ -183,15 +183,15 @@ class Store:
         _fsync_directory(self.root)
         _remove(trash)
 
-    def collect(self, kept: Collection[str], *, min_age_s: float = 0.0) -> list[str]:
-        """Remove each adapter that is not in `kept`, and return their digests.
+    def collect(self, referenced: Collection[str], *, min_age_s: float = 0.0) -> list[str]:
+        """Remove each adapter that is not in `referenced`, and return their digests.
 
         Adapters committed less than `min_age_s` seconds ago stay: their version may not be recorded yet.
         """
         removed = []
         newest = time.time() - min_age_s
         for digest in self.digests():
-            if digest in kept:
+            if digest in referenced:
                 continue
             with contextlib.suppress(NotInStore, FileNotFoundError):
                 if (self.root / digest).stat().st_mtime <= newest:

@@ -88,6 +88,6 @@ def settings_message(error: ValidationError, *, prefix: str, secrets: Collection
     lines = []
     for fault in error.errors():
         name = prefix + "_".join(str(part) for part in fault["loc"]).upper() if fault["loc"] else ""
-        found = f" (found {fault['input']!r})" if name and name not in secrets else ""
-        lines.append(f"{name}{': ' if name else ''}{fault['msg'].removeprefix('Value error, ')}{found}")
+        given = f" (found {fault['input']!r})" if name and name not in secrets else ""
+        lines.append(f"{name}{': ' if name else ''}{fault['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(lines)

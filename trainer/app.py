@@ -22,7 +22,15 @@ from adapters.validation import message, shown
 from trainer.config import Installation, Settings
 from trainer.data.checking import DataChecks
 from trainer.database import FILE, Database
-from trainer.errors import Broken, Invalid, Missing, NotAllowed, RequestError, UnknownCaller, UnknownParameter
+from trainer.errors import (
+    InternalError,
+    InvalidField,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    Unauthenticated,
+    UnknownParameter,
+)
 from trainer.evaluate.endpoints import read_endpoints as read_endpoints
 from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.routes import router as evaluations_router
@@ -163,7 +171,7 @@ class GatewayAuthentication:
         if scope["type"] == "http" and self._secret is not None:
             secret = Headers(scope=scope).get(SECRET_HEADER, "").encode("latin-1")
             if not hmac.compare_digest(secret, self._secret):
-                refused = UnknownCaller(
+                refused = Unauthenticated(
                     f"missing or wrong {SECRET_HEADER} header; only the gateway may call the trainer"
                 )
                 return await error_response(refused)(scope, receive, send)
@@ -195,7 +203,9 @@ class UnexpectedErrors:
             _LOG.exception("a request failed: %s %s", scope["method"], scope["path"])
             if started:
                 raise
-            return await error_response(Broken("internal error in the trainer; see its log"))(scope, receive, send)
+            return await error_response(InternalError("internal error in the trainer; see its log"))(
+                scope, receive, send
+            )
 
 
 def error_response(error: RequestError) -> Response:
@@ -215,17 +225,17 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")) or None
-        kind = UnknownParameter if first["type"] == "extra_forbidden" else Invalid
+        kind = UnknownParameter if first["type"] == "extra_forbidden" else InvalidField
         given = f"; got {shown(first.get('input'))}" if first["loc"][0] != "header" else ""
         return error_response(kind(f"`{param}`: {message(first)}{given}", param=param))
 
     async def handle_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         if error.status_code == 405:
-            return error_response(NotAllowed(f"{request.method} is not allowed for {request.url.path}"))
+            return error_response(MethodNotAllowed(f"{request.method} is not allowed for {request.url.path}"))
         if error.status_code == 404:
-            return error_response(Missing(f"No such route: {request.method} {request.url.path}"))
-        return error_response(Invalid(str(error.detail)))
+            return error_response(NotFound(f"No such route: {request.method} {request.url.path}"))
+        return error_response(InvalidField(str(error.detail)))
 
     app.add_exception_handler(RequestError, handle_request_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)

@@ -49,10 +49,10 @@ HUB_DUPLICATES: Final = ("consolidated*", "original/*", "onnx/*")
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _RECORD: Final = "prepared.json"
 
-Progress = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
-def prepare(source: str, dest: Path, progress: Progress) -> Path:
+def prepare(source: str, dest: Path, progress: OnMessage) -> Path:
     """Return the directory of the base model `source`, preparing it under `dest` if necessary.
 
     Args:
@@ -105,7 +105,7 @@ def check_complete(model: Path) -> Path:
     return model
 
 
-def _prepare_locked(source: str, target: Path, progress: Progress) -> Path:
+def _prepare_locked(source: str, target: Path, progress: OnMessage) -> Path:
     if target.is_dir() and any(target.iterdir()):
         record = target / _RECORD
         if record.is_file() and (prepared_from := json.loads(record.read_bytes())["source"]) != source:
@@ -129,7 +129,7 @@ def _prepare_locked(source: str, target: Path, progress: Progress) -> Path:
     return target
 
 
-def _convert_package(partial: Path, progress: Progress) -> None:
+def _convert_package(partial: Path, progress: OnMessage) -> None:
     """Convert the package's GGUF model to a bf16 checkpoint with tokenizer and chat template."""
     spec = importlib.util.find_spec(PACKAGE)  # not imported: its code needs a package that is not installed
     locations = [] if spec is None else spec.submodule_search_locations or []
@@ -153,7 +153,7 @@ def _convert_package(partial: Path, progress: Progress) -> None:
     tokenizer.save_pretrained(partial)
 
 
-def _download(source: str, partial: Path, progress: Progress) -> None:
+def _download(source: str, partial: Path, progress: OnMessage) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -25,7 +25,7 @@ NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HA
 
 
 class Settings(BaseSettings):
-    """All settings of the trainer."""
+    """The settings, from HATRACK_TRAINER_*. `load_settings` reads them and words their errors."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 

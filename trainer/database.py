@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 import sqlalchemy as sa
 
 from adapters.sqlite import SqliteDatabase
-from trainer.errors import Broken, NoSpace, SettingsError
+from trainer.errors import DiskFull, InternalError, SettingsError
 
 FILE: Final = "jobs.db"
 """Of all kinds of runs: an older trainer, which knows jobs alone, must find it and refuse it as a newer one's."""
@@ -18,13 +18,13 @@ metadata: Final = sa.MetaData()
 
 
 class Database(SqliteDatabase):
-    """The trainer's database."""
+    """The trainer's database. Raises SettingsError if it cannot be opened, DiskFull or InternalError in use."""
 
     program: ClassVar[str] = "trainer"
     title: ClassVar[str] = "the trainer's database"
     open_error: ClassVar[type[Exception]] = SettingsError
-    disk_full_error: ClassVar[type[Exception]] = NoSpace
-    query_error: ClassVar[type[Exception]] = Broken
+    disk_full_error: ClassVar[type[Exception]] = DiskFull
+    query_error: ClassVar[type[Exception]] = InternalError
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, migrations=MIGRATIONS, thread_name="trainer-db")

@@ -1,57 +1,58 @@
 """All exceptions of the trainer; each class has the `code` that a job or a script reports.
 
 Exception
-├── SettingsError                  an invalid setting or argument; never reaches a client
+├── SettingsError                    an invalid setting or argument; never reaches a client
 └── TrainerError
-    ├── RequestError               an error that a client of the API sees, with its `status` and `type`
-    │   ├── Invalid            400 a field's value is not allowed
-    │   ├── UnknownParameter   400 an unknown field
-    │   ├── Unsupported        400 a feature that the engine or the trainer does not support
-    │   ├── MemoryTooSmall     400 the job does not fit into memory beside the engine
-    │   ├── WrongState         400 the job's state does not allow the action
-    │   ├── UnknownCaller      401 the request is not from the gateway
-    │   ├── Missing            404
-    │   ├── NotAllowed         405
-    │   ├── KeyReused          409 an Idempotency-Key was reused with another body
-    │   ├── NotFinished        409 the evaluation has no report yet
-    │   ├── ReviewFinal        409 every pair of the evaluation has been reviewed
-    │   ├── BodyTooLarge       413
-    │   ├── TooMany            429
-    │   ├── Broken             500
-    │   ├── CheckTimedOut      504
-    │   └── NoSpace            507
+    ├── RequestError                 an error that a client of the API sees, with its `status` and `type`
+    │   ├── InvalidField             400 a field's value is not allowed
+    │   ├── UnknownParameter         400 an unknown field
+    │   ├── UnsupportedValue         400 a feature that the engine or the trainer does not support
+    │   ├── MemoryTooSmall           400 the job does not fit into memory beside the engine
+    │   ├── InvalidState             400 the job's state does not allow the action
+    │   ├── Unauthenticated          401 the request is not from the gateway
+    │   ├── NotFound                 404
+    │   ├── MethodNotAllowed         405
+    │   ├── IdempotencyKeyReused     409 an Idempotency-Key was reused with another body
+    │   ├── EvaluationNotFinished    409 the evaluation has no report yet
+    │   ├── ReviewFinal              409 every pair of the evaluation has been reviewed
+    │   ├── BodyTooLarge             413
+    │   ├── TooManyRequests          429 too many unfinished jobs, open event streams or waiting data checks
+    │   │   └── TooManyEvaluations   429 too many unfinished evaluations
+    │   ├── InternalError            500
+    │   ├── DataCheckTimeout         504
+    │   └── DiskFull                 507
     ├── BaseModelError
-    │   ├── BaseModelUnknown       not a directory, a hub id or the default
-    │   ├── BaseModelUnavailable   the package is missing or the download failed
-    │   └── BaseModelIncomplete    a directory without the files that serving or training needs
+    │   ├── BaseModelUnknown         not a directory, a hub id or the default
+    │   ├── BaseModelUnavailable     the package is missing or the download failed
+    │   └── BaseModelIncomplete      a directory without the files that serving or training needs
     ├── DataError
-    │   ├── DataInvalid            invalid lines, each with its number and the reason
-    │   │   └── ExampleTooLong     an example that `max_length` would truncate
-    │   ├── DataRefused            the quality report refuses the data
-    │   ├── DataTooSmall           too few examples
-    │   └── TemplateUnsupported    the base's chat template does not allow exact training
-    ├── InvalidHyperparameter      a hyperparameter that engine, base or parent does not allow; `param` names it
+    │   ├── DataInvalid              invalid lines, each with its number and the reason
+    │   │   └── ExampleTooLong       an example that `max_length` would truncate
+    │   ├── DataRefused              the quality report refuses the data
+    │   ├── DataTooSmall             too few examples
+    │   └── TemplateUnsupported      the base's chat template does not allow exact training
+    ├── InvalidHyperparameter        a hyperparameter that engine, base or parent does not allow; `param` names it
     ├── TrainingError
-    │   ├── NothingTrainable       no module of the base matches the recipe's target modules
-    │   ├── ParentUnsupported      the parent version's modules differ in rank or alpha
+    │   ├── NothingTrainable         no module of the base matches the recipe's target modules
+    │   ├── ParentUnsupported        the parent version's modules differ in rank or alpha
     │   ├── LossNotFinite
     │   ├── OutOfMemory
-    │   └── CheckpointUnusable     the checkpoint belongs to another training run
-    ├── EvaluationError            the evaluation cannot produce a verdict
-    │   ├── EvaluationInvalid      arms, examples or a metric that do not allow a comparison
-    │   ├── HeldOutTaught          the candidate was trained on held-out examples
-    │   ├── EndpointUnknown        an external endpoint that is not in the settings
-    │   ├── AnswerRefused          an arm permanently refuses an example; see `status` and `answer_code`
-    │   │   └── ArmUnservable      the version was deleted, or this engine cannot serve it
-    │   ├── EngineMoved            the engine's fingerprint kept changing during the evaluation
-    │   ├── ArmMoved               an alias moved to another version during the evaluation
-    │   ├── AnswerUnreadable       a response without the requested content
-    │   └── SuiteUnavailable       a suite's data or libraries are missing
-    │       └── SandboxUnavailable no sandbox, or none that isolates: nothing is run
-    ├── RunDirectoryBusy           another worker uses the run's directory
+    │   └── CheckpointUnusable       the checkpoint belongs to another training run
+    ├── EvaluationError              the evaluation cannot produce a verdict
+    │   ├── EvaluationInvalid        arms, examples or a metric that do not allow a comparison
+    │   ├── HeldOutInTraining        the candidate was trained on held-out examples
+    │   ├── EndpointUnknown          an external endpoint that is not in the settings
+    │   ├── AnswerRefused            an arm permanently refuses an example; see `status` and `answer_code`
+    │   │   └── ArmUnservable        the version was deleted, or this engine cannot serve it
+    │   ├── EngineChanged            the engine's fingerprint kept changing during the evaluation
+    │   ├── ArmVersionChanged        an alias moved to another version during the evaluation
+    │   ├── AnswerUnreadable         a response without the requested content
+    │   └── SuiteUnavailable         a suite's data or libraries are missing
+    │       └── SandboxUnavailable   no sandbox, or none that isolates: nothing is run
+    ├── RunDirectoryBusy             another worker uses the run's directory
     ├── GatewayUnreachable
-    ├── GatewayRefused             the gateway refused a request; see `status` and `gateway_code`
-    └── ExportRefused              the trained adapter could not be served
+    ├── GatewayRefused               the gateway refused a request; see `status` and `gateway_code`
+    └── ExportRefused                the trained adapter could not be served
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class RequestError(TrainerError):
         }
 
 
-class Invalid(RequestError):
+class InvalidField(RequestError):
     pass
 
 
@@ -121,7 +122,7 @@ class UnknownParameter(RequestError):
     code = "unknown_parameter"
 
 
-class Unsupported(RequestError):
+class UnsupportedValue(RequestError):
     code = "unsupported_value"
 
 
@@ -129,27 +130,27 @@ class MemoryTooSmall(RequestError):
     code = "insufficient_memory"
 
 
-class WrongState(RequestError):
+class InvalidState(RequestError):
     code = "invalid_state"
 
 
-class UnknownCaller(RequestError):
+class Unauthenticated(RequestError):
     status, type, code = 401, "authentication_error", "invalid_trainer_secret"
 
 
-class Missing(RequestError):
+class NotFound(RequestError):
     status, code = 404, "not_found"
 
 
-class NotAllowed(RequestError):
+class MethodNotAllowed(RequestError):
     status, code = 405, "method_not_allowed"
 
 
-class KeyReused(RequestError):
+class IdempotencyKeyReused(RequestError):
     status, code = 409, "idempotency_key_reused"
 
 
-class NotFinished(RequestError):
+class EvaluationNotFinished(RequestError):
     status, code = 409, "not_finished"
 
 
@@ -161,23 +162,23 @@ class BodyTooLarge(RequestError):
     status, code = 413, "request_too_large"
 
 
-class TooMany(RequestError):
+class TooManyRequests(RequestError):
     status, type, code = 429, "rate_limit_error", "too_many_jobs"
 
 
-class TooManyEvaluations(TooMany):
+class TooManyEvaluations(TooManyRequests):
     code = "too_many_evaluations"
 
 
-class Broken(RequestError):
+class InternalError(RequestError):
     status, type, code = 500, "server_error", "internal_error"
 
 
-class CheckTimedOut(RequestError):
+class DataCheckTimeout(RequestError):
     status, type, code = 504, "server_error", "data_check_timeout"
 
 
-class NoSpace(RequestError):
+class DiskFull(RequestError):
     status, type, code = 507, "server_error", "disk_full"
 
 
@@ -262,7 +263,7 @@ class DataTooSmall(DataError):
     code = "training_file_too_small"
 
 
-class TemplateUnsupported(DataError):
+class TemplateUnsupported(DataError):  # keep: earlier workers import modules late that use it
     code = "chat_template_unsupported"
 
 
@@ -280,7 +281,7 @@ class TrainingError(TrainerError):
     code = "training_failed"
 
 
-class NothingTrainable(TrainingError):
+class NothingTrainable(TrainingError):  # keep, as TemplateUnsupported
     code = "nothing_trainable"
 
 
@@ -308,7 +309,7 @@ class EvaluationInvalid(EvaluationError):
     code = "invalid_evaluation"
 
 
-class HeldOutTaught(EvaluationError):
+class HeldOutInTraining(EvaluationError):
     code = "held_out_in_training"
 
 
@@ -331,11 +332,11 @@ class ArmUnservable(AnswerRefused):
     code = "arm_unservable"
 
 
-class EngineMoved(EvaluationError):
+class EngineChanged(EvaluationError):
     code = "engine_moved"
 
 
-class ArmMoved(EvaluationError):
+class ArmVersionChanged(EvaluationError):
     code = "arm_moved"
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Header, Query, Request
 
 from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER
-from trainer.errors import BodyTooLarge, Invalid
+from trainer.errors import BodyTooLarge, InvalidField
 
 MAX_BODY_BYTES: Final = 2 * 2**20
 MAX_LISTED: Final = 100
@@ -51,12 +51,12 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LISTED)]
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON. Raises Invalid, BodyTooLarge."""
+    """The body as JSON. Raises InvalidField, BodyTooLarge."""
     content = b"".join([chunk async for chunk in read_bounded(request, MAX_BODY_BYTES)])
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"the request body is not valid JSON: {error}") from error
+        raise InvalidField(f"the request body is not valid JSON: {error}") from error
 
 
 async def read_bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

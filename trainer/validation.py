@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapters.validation import faults, message, path, shown
-from trainer.errors import Invalid, RequestError, UnknownParameter
+from trainer.errors import InvalidField, RequestError, UnknownParameter
 
 Model = TypeVar("Model", bound=BaseModel)
 NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -23,7 +23,7 @@ def validated(model: type[Model], content: object, aliases: Mapping[str, str] = 
         aliases: Dotted names to report instead of fields' own names.
 
     Raises:
-        Invalid, UnknownParameter: With the field's dotted name, the given value and what is allowed.
+        InvalidField, UnknownParameter: With the field's dotted name, the given value and what is allowed.
     """
     try:
         return model.model_validate(content)
@@ -39,11 +39,11 @@ def _refusal(error: ValidationError, content: object, aliases: Mapping[str, str]
     param = ".".join(field) or None
     name = f"`{param}`" if param else "the request body"
     if field_faults[0]["type"] == "missing":
-        return Invalid(f"{name} is missing", param=param)
+        return InvalidField(f"{name} is missing", param=param)
     if field_faults[0]["type"] == "extra_forbidden":
         return UnknownParameter(f"{name} is not known", param=param)
     allowed = " or ".join(dict.fromkeys(message(fault) for fault in field_faults))
-    return Invalid(f"{name} is {shown(field_faults[0]['input'])}: {allowed}", param=param)
+    return InvalidField(f"{name} is {shown(field_faults[0]['input'])}: {allowed}", param=param)
 
 
 def _field(fault: ErrorDetails, content: object, aliases: Mapping[str, str]) -> list[str]:

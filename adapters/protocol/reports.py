@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from adapters.protocol.runs import Message
+from adapters.protocol.runs import ProtocolModel
 
 
-class ExampleLengths(Message):
-    """Tokens an example, as the engine renders it."""
+class ExampleLengths(ProtocolModel):
+    """Tokens per example, as the engine renders it."""
 
     shortest: int
     median: int
@@ -20,29 +20,29 @@ class ExampleLengths(Message):
     trained: int = Field(description="Tokens that count towards the loss.")
 
 
-class AnswerShare(Message):
-    """How often one answer stands in the training examples."""
+class AnswerShare(ProtocolModel):
+    """How many training examples have this answer."""
 
     answer: str
     examples: int
 
 
-class ExamplePiece(Message):
-    """A run of an example's text that is trained on, or not."""
+class ExamplePiece(ProtocolModel):
+    """A segment of an example's text, and whether it is trained on."""
 
     text: str
     trained: bool
 
 
-class ShownExample(Message):
+class ShownExample(ProtocolModel):
     """An example as it is trained on."""
 
     line: int
     pieces: tuple[ExamplePiece, ...]
 
 
-class ReportedFinding(Message):
-    """One kind of fault of the data."""
+class ReportedFinding(ProtocolModel):
+    """A kind of problem in the data."""
 
     code: str
     severity: Literal["refused", "warning"]
@@ -50,14 +50,14 @@ class ReportedFinding(Message):
 
 
 class DataFinding(ReportedFinding):
-    """One kind of fault of the data, and where."""
+    """A kind of problem in the data, and its lines."""
 
     message: str
     file: Literal["training", "held_out"]
     lines: tuple[int, ...] = Field(description="The first 20 affected lines, counted from 1.")
 
 
-class HeldOutSummary(Message):
+class HeldOutSummary(ProtocolModel):
     """The examples that are never trained on."""
 
     examples: int
@@ -71,8 +71,8 @@ class HeldOutExamples(HeldOutSummary):
     lines: tuple[int, ...] = Field(description="Lines of the training file, if they were split off from it.")
 
 
-class QualityReport(Message):
-    """What a data file holds and what is wrong with it."""
+class QualityReport(ProtocolModel):
+    """The contents of a data file and its problems."""
 
     file: str
     sha256: str
@@ -92,15 +92,15 @@ class QualityReport(Message):
     size: str = Field(description="What this number of examples can teach, as a sentence.")
 
 
-class EvaluationProgress(Message):
-    """How far an evaluation is."""
+class EvaluationProgress(ProtocolModel):
+    """An evaluation's progress: `done` of `total` items of its current `stage`."""
 
     stage: str
     done: int
     total: int
 
 
-class ArmMean(Message):
+class ArmMean(ProtocolModel):
     """An arm's mean of a metric, with its interval."""
 
     label: str
@@ -110,8 +110,8 @@ class ArmMean(Message):
     examples: int
 
 
-class ArmDifference(Message):
-    """How much one arm scores above another, with its interval."""
+class ArmDifference(ProtocolModel):
+    """How much higher one arm scores than another, with its interval."""
 
     of: str
     against: str
@@ -133,7 +133,7 @@ class ArmDifference(Message):
     needed: int | None = Field(None, description="Number of examples needed to show a difference of this size.")
 
 
-class ReportJudge(Message):
+class ReportJudge(ProtocolModel):
     """What a judge found; an example's score is 1 where the candidate is preferred, 0 where the base is."""
 
     judge: str
@@ -146,16 +146,16 @@ class ReportJudge(Message):
     numbers: dict[str, Any] = Field(default_factory=dict)
 
 
-class ReportMeasure(Message):
-    """A metric beside the primary one: each arm's mean, by label."""
+class ReportMeasure(ProtocolModel):
+    """A secondary metric: each arm's mean, by label."""
 
     name: str
     means: dict[str, float | None]
     """None where the arm has none."""
 
 
-class ReportSample(Message):
-    """One example, answered by both."""
+class ReportSample(ProtocolModel):
+    """An example, with the answers and scores of both sides."""
 
     kind: Literal["best", "worst", "random"]
     id: str
@@ -168,7 +168,7 @@ class ReportSample(Message):
     candidate_score: float
 
 
-class LossPoint(Message):
+class LossPoint(ProtocolModel):
     """Losses after a step, in nats per trained token."""
 
     step: int
@@ -176,8 +176,8 @@ class LossPoint(Message):
     held_out: float | None = None
 
 
-class ReportCost(Message):
-    """What it took; times in seconds, the price in the operator's currency."""
+class ReportCost(ProtocolModel):
+    """Time in seconds, and the price in the operator's currency."""
 
     training_s: float = 0.0
     trained_tokens: int = 0

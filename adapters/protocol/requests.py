@@ -34,13 +34,13 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_META
 
 
 class RequestBody(BaseModel):
-    """A JSON object of a client's. A field that is not known is refused."""
+    """A JSON object that a client sends. Unknown fields are refused."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
 
 class HyperparameterFields(RequestBody):
-    """Hyperparameters that are chosen from the data where they are `auto`."""
+    """Hyperparameters; `auto` ones are chosen from the data."""
 
     n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
@@ -51,7 +51,7 @@ class HyperparameterFields(RequestBody):
 
 
 class JobOptionFields(RequestBody):
-    """What a job may be told beside the hyperparameters."""
+    """A job's options besides its hyperparameters."""
 
     adapter: str | None = Field(None, description="Name of the adapter that gets the new version.")
     system_prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
@@ -81,7 +81,7 @@ class JobFields(RequestBody):
 
 
 class ArmPrompt(RequestBody):
-    """How an arm's questions become messages."""
+    """How a question becomes an arm's messages."""
 
     system: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
     answers: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1_000)], ...] = Field(

@@ -26,13 +26,13 @@ REPLAYED_HEADER: Final = "x-hatrack-replayed"
 """Set by the trainer if the run already existed for this Idempotency-Key, so that the new key is not used."""
 
 
-class Message(BaseModel):
+class ProtocolModel(BaseModel):
     """A part of a request. Unknown fields are refused: both sides are of the same release."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class FileRef(Message):
+class FileRef(ProtocolModel):
     """A file of the gateway's `/v1/files`."""
 
     id: str
@@ -55,7 +55,7 @@ class ParentShape:
     modules: int | None = None
 
 
-class JobContext(Message):
+class JobContext(ProtocolModel):
     """What the gateway resolved for a fine-tuning job.
 
     ``adapter``: the name of the result. ``parent``: the `name@version` to continue from; None: the base.
@@ -68,7 +68,7 @@ class JobContext(Message):
     parent_shape: ParentShape | None = None
 
 
-class EvaluationContext(Message):
+class EvaluationContext(ProtocolModel):
     """What the gateway resolved and authorised for an evaluation.
 
     ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
@@ -88,16 +88,15 @@ class EvaluationContext(Message):
     lineage: dict[str, Any] | None = None
 
 
-class CreateJob(Message):
+class CreateJob(ProtocolModel):
     """The client's body as sent, and what the gateway resolved."""
 
     request: Any
     context: JobContext
 
 
-class CreateEvaluation(Message):
-    """The client's body, with the kind of evaluation where it is not the client who asks, and what the gateway has
-    found out."""
+class CreateEvaluation(ProtocolModel):
+    """The client's body (or the gateway's own, with the kind of evaluation), and what the gateway resolved."""
 
     request: dict[str, Any]
     context: EvaluationContext

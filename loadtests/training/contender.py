@@ -18,10 +18,10 @@ import psutil
 import torch
 
 from loadtests.training.banking import jsonl, read
-from trainer.data.prepare import Prepared, Rules, Source, inspect
+from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.render import Renderer, stop_tokens
 from trainer.tune.model import attach_lora, compute_dtype, load_base, load_generation_config, load_tokenizer
-from trainer.tune.progress import Progress
+from trainer.tune.progress import TrainingProgress
 from trainer.tune.recipe import Recipe
 from trainer.tune.train import evaluate, train
 
@@ -47,7 +47,7 @@ def main() -> None:
     renderer = Renderer(
         tokenizer, stop_tokens=stop_tokens(tokenizer, load_generation_config(options.base)), max_length=LENGTH
     )
-    prepared = inspect(Source("t", jsonl(taught)), Source("h", jsonl(unseen)), renderer, Rules())
+    prepared = inspect(Source("t", jsonl(taught)), Source("h", jsonl(unseen)), renderer, DataRules())
     recipe = Recipe(rank=RANK, alpha=2 * RANK, learning_rate=RATE, batch_size=BATCH, epochs=options.epochs)
     run = ours if options.name == "hatrack" else theirs
     model, seconds, loss = run(options, tokenizer, prepared, recipe, taught)
@@ -81,7 +81,7 @@ def ours(options: Any, _tokenizer: Any, prepared: Prepared, recipe: Recipe, _row
     base = load_base(options.base, dtype=compute_dtype(DEVICE), device=DEVICE, longest=longest)
     torch.manual_seed(0)
     model = attach_lora(base, recipe)
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     started = time.perf_counter()
     done = train(model, prepared.sequences, recipe, on_progress=seen.append)
     return model, time.perf_counter() - started, done.final_loss

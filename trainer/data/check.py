@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.data.formats import read_dataset
-from trainer.data.prepare import MIN_EXAMPLES, Rules, Source, inspect
+from trainer.data.prepare import MIN_EXAMPLES, DataRules, Source, inspect
 from trainer.errors import DataError, DataInvalid, TrainerError
 from trainer.tune import auto
 from trainer.tune.hyperparameters import HyperparameterRequest
@@ -74,7 +74,7 @@ def _report(options: argparse.Namespace) -> str:
         stop_tokens=stop_tokens(tokenizer, load_generation_config(options.base)),
         max_length=auto.max_length(wish, context=options.context, positions=positions),
     )
-    rules = Rules(drop_long=options.drop_long, strict=options.strict, min_held_out=options.min_held_out)
+    rules = DataRules(drop_long=options.drop_long, strict=options.strict, min_held_out=options.min_held_out)
     return inspect(source, None, renderer, rules).report.model_dump_json()
 
 

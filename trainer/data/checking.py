@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from trainer.config import Installation, Settings, worker_environment
 from trainer.data.report import Report
-from trainer.errors import BodyTooLarge, Broken, CheckTimedOut, Invalid, TooMany
+from trainer.errors import BodyTooLarge, DataCheckTimeout, InternalError, InvalidField, TooManyRequests
 
 REFUSED: Final = 3
 """The exit code of `trainer.data.check` for an invalid file."""
@@ -46,18 +46,18 @@ class DataChecks:
 
     @property
     def max_bytes(self) -> int:
-        """The maximum size of a file."""
+        """The maximum size of a file, in bytes."""
         return int(self._settings.max_file_mib * 2**20)
 
     async def check(self, name: str, content: AsyncIterator[bytes], options: CheckOptions) -> dict[str, Any]:
         """The report as JSON, with `refused`: whether a job would refuse the data.
 
         Raises:
-            Invalid: The file is invalid; the message lists the lines and their problems.
-            BodyTooLarge, TooMany, CheckTimedOut, Broken.
+            InvalidField: The file is invalid; the message lists the lines and their problems.
+            BodyTooLarge, TooManyRequests, DataCheckTimeout, InternalError.
         """
         if self._pending >= MAX_WAITING:
-            raise TooMany(f"{MAX_WAITING} data checks are running or waiting, the maximum", retry_after_s=30)
+            raise TooManyRequests(f"{MAX_WAITING} data checks are running or waiting, the maximum", retry_after_s=30)
         self._pending += 1
         try:
             with tempfile.TemporaryDirectory(dir=self._installation.directory, prefix=".check-") as directory:
@@ -79,13 +79,13 @@ class DataChecks:
                 except StopAsyncIteration:
                     break
                 except TimeoutError:
-                    raise Invalid(f"the upload stalled: no data for {IDLE_TIMEOUT_S:g} s") from None
+                    raise InvalidField(f"the upload stalled: no data for {IDLE_TIMEOUT_S:g} s") from None
                 total += len(chunk)
                 if total > self.max_bytes:
                     raise BodyTooLarge(f"the file exceeds {self._settings.max_file_mib:g} MiB")
                 await asyncio.to_thread(file.write, chunk)
         if total == 0:
-            raise Invalid("the file is empty", param="file")
+            raise InvalidField("the file is empty", param="file")
 
     async def _run_check(self, path: Path, name: str, options: CheckOptions) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
@@ -98,7 +98,7 @@ class DataChecks:
             async with asyncio.timeout(self._settings.check_timeout_s):
                 output, _ = await child.communicate()
         except TimeoutError:
-            raise CheckTimedOut(f"the data check exceeded {self._settings.check_timeout_s:g} s") from None
+            raise DataCheckTimeout(f"the data check exceeded {self._settings.check_timeout_s:g} s") from None
         finally:
             with suppress(ProcessLookupError):
                 child.kill()
@@ -107,7 +107,7 @@ class DataChecks:
             refused = json.loads(output)
             raise _refusal(refused["code"], refused["message"], refused["param"] or "file")
         if child.returncode != 0:
-            raise Broken(f"the data check failed (exit code {child.returncode}); see the trainer's log")
+            raise InternalError(f"the data check failed (exit code {child.returncode}); see the trainer's log")
         report = Report.model_validate_json(output)
         return report.model_dump(mode="json") | {"refused": report.refused}
 
@@ -124,5 +124,5 @@ class DataChecks:
         return command + ["--strict"] * options.strict + ["--drop-long"] * options.drop_long
 
 
-def _refusal(code: str, message: str, param: str) -> Invalid:
-    return Invalid(message, param=param, code=code)
+def _refusal(code: str, message: str, param: str) -> InvalidField:
+    return InvalidField(message, param=param, code=code)

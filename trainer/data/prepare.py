@@ -40,7 +40,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class DataRules:
     """How a file is checked.
 
     ``drop_long``: drop examples longer than `max_length` instead of refusing them. ``strict``: turn warnings into
@@ -71,7 +71,7 @@ def prepare(
     training: Source,
     held_out: Source | None,
     renderer: Renderer,
-    rules: Rules,
+    rules: DataRules,
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Prepared:
@@ -96,7 +96,7 @@ def inspect(
     training: Source,
     held_out: Source | None,
     renderer: Renderer,
-    rules: Rules,
+    rules: DataRules,
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Prepared:
@@ -147,12 +147,12 @@ def inspect(
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
         size=_on_size(len(sequences), len(unseen), counts, rules),
     )
-    kept = {sequence.line for sequence in sequences}
-    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in kept))
+    lines = {sequence.line for sequence in sequences}
+    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in lines))
     return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
 
 
-def _on_size(trained_on: int, unseen: int, counts: Counter[str] | None, rules: Rules) -> str:
+def _on_size(trained_on: int, unseen: int, counts: Counter[str] | None, rules: DataRules) -> str:
     warning = held_out_warning(unseen, rules.min_held_out)
     size = describe_size(trained_on, len(counts or ()), counts is not None)
     return size if warning is None else f"{size} {warning}"
@@ -166,7 +166,7 @@ def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
 
 
 def _divide(
-    data: Dataset, held_out: Source | None, rules: Rules
+    data: Dataset, held_out: Source | None, rules: DataRules
 ) -> tuple[tuple[Example, ...], tuple[Example, ...], Literal["given", "split", "none"]]:
     if held_out is not None:
         with _blame_held_out(held_out):
@@ -214,7 +214,7 @@ def _render(
 
 
 def _too_long(
-    renderer: Renderer, long: Mapping[int, int], rules: Rules, file: Literal["training", "held_out"]
+    renderer: Renderer, long: Mapping[int, int], rules: DataRules, file: Literal["training", "held_out"]
 ) -> list[Finding]:
     if not long:
         return []

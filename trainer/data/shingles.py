@@ -53,7 +53,7 @@ class ShingleSets:
 
     def _count_pairwise(self, index: int, others: Indices) -> Indices:
         self._marks[self._sets[index]] = True
-        shared = [np.count_nonzero(self._marks[self._sets[other]]) for other in others]
+        shared = [np.count_nonzero(self._marks[self._sets[candidate]]) for candidate in others]
         self._marks[self._sets[index]] = False
         return np.array(shared, np.int64)
 

@@ -62,8 +62,8 @@ def _near(sets: ShingleSets, threshold: float) -> list[list[int]]:
         while len(others := others[group_of[others] != group_of[index]]):
             now, others = others[:compared], others[compared:]
             near = now[sets.jaccard(index, now) >= threshold]
-            for other in np.unique(group_of[near]).tolist():
-                smaller, larger = sorted((int(group_of[index]), other), key=lambda group: len(members[group]))
+            for group in np.unique(group_of[near]).tolist():
+                smaller, larger = sorted((int(group_of[index]), group), key=lambda key: len(members[key]))
                 group_of[members[smaller]] = larger
                 members[larger] += members.pop(smaller)
             compared = len(sets)

@@ -45,8 +45,8 @@ def split(examples: Sequence[Example], *, seed: int = SEED, share: float = SHARE
     ):
         if len(held) + len(group) <= target:
             held += group
-    kept = set(held)
-    return Split(tuple(index for index in everything if index not in kept), tuple(sorted(held)))
+    held_out = set(held)
+    return Split(tuple(index for index in everything if index not in held_out), tuple(sorted(held)))
 
 
 def _draw_key(seed: int, normalised: str) -> str:

@@ -45,7 +45,7 @@ class Question(Frozen):
 
     @property
     def last_message(self) -> str:
-        """The text of the last message."""
+        """The text of the last message before the answer."""
         return self.turns[-1].content if self.turns else ""
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field
 
-from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
+from trainer.errors import AnswerRefused, ArmVersionChanged, EvaluationInvalid
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Frozen, Question
 from trainer.evaluate.asking import Answerer, ArmRequest
@@ -55,12 +55,12 @@ class ArmResult(Frozen):
 
     @property
     def scores(self) -> Array:
-        """Of the first run, one per example."""
+        """The first run's scores: float64, one per example."""
         return as_array(self.runs[0])
 
     @property
     def mean(self) -> float:
-        """Mean score of the first run."""
+        """The first run's mean score over the examples."""
         return float(self.scores.mean())
 
 
@@ -113,7 +113,7 @@ async def compare(
 
     Raises:
         EvaluationInvalid: There are no arms or no examples, or a label or an id is not unique.
-        ArmMoved: The gateway served two versions under one arm.
+        ArmVersionChanged: The gateway served two versions under one arm.
         EvaluationError, GatewayUnreachable: As the answerer; no comparison is made over fewer examples.
     """
     _check(arms, held_out, repeats)
@@ -194,7 +194,7 @@ def _result(
     digests = {answer.digest for answer in answers}
     if len(digests) > 1:
         versions = ", ".join(sorted({answer.version or "none" for answer in answers}))
-        raise ArmMoved(
+        raise ArmVersionChanged(
             f"{arm.model} was served by more than one version ({versions}); "
             "name a version (`name@3`) instead of an alias"
         )

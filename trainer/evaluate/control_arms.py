@@ -25,7 +25,7 @@ questions. Below, answers quote or summarise the question, and the remaining wor
 ControlKind = Literal["constant", "permuted", "reassigned", "reassigned_beyond_question", "question"]
 
 
-class Control(Frozen):
+class ControlArm(Frozen):
     """A control arm's score on each example: what answers that ignore the question reach.
 
     ``kind``:
@@ -45,18 +45,18 @@ class Control(Frozen):
 
     @property
     def mean(self) -> float:
-        """The mean over the examples."""
+        """The mean score over the examples."""
         return float(self.array.mean())
 
     @property
     def array(self) -> Array:
-        """The scores, one per example."""
+        """The scores: float64, one per example."""
         return as_array(self.scores)
 
 
 def constant_and_permuted(
     references: Sequence[str], metric: Metric, *, trained_answers: Sequence[str] = (), seed: int = 0
-) -> tuple[Control, Control]:
+) -> tuple[ControlArm, ControlArm]:
     """The controls `constant` and `permuted` under a metric.
 
     `constant` gives the same answer to every question. For binary metrics it is the answer that scores best when given
@@ -85,7 +85,9 @@ def constant_and_permuted(
     return constant, _at_other_questions("permuted", references, references, metric, seed)
 
 
-def reassigned_answers(answers: Sequence[str], references: Sequence[str], metric: Metric, *, seed: int = 0) -> Control:
+def reassigned_answers(
+    answers: Sequence[str], references: Sequence[str], metric: Metric, *, seed: int = 0
+) -> ControlArm:
     """The score of the candidate's own answers, each given to another question: the mean over 20 derangements.
 
     A candidate whose answers ignore the question scores as high as with its own order.
@@ -101,7 +103,7 @@ def reassigned_answers(answers: Sequence[str], references: Sequence[str], metric
 
 def reassigned_beyond_question(
     answers: Sequence[str], questions: Sequence[Question], metric: Metric, *, seed: int = 0
-) -> Control | None:
+) -> ControlArm | None:
     """As `reassigned_answers`, scored on the words that occur in neither of the two questions.
 
     A candidate that gives a constant answer and adds words of the question scores higher at its own question than at
@@ -136,7 +138,7 @@ def reassigned_beyond_question(
             if reference:  # without any words left neither answer can score
                 own_total[index] += metric.score(_without(answer_words[index], both), reference)
                 elsewhere_total[index] += metric.score(_without(answer_words[source], both), reference)
-    return Control(
+    return ControlArm(
         kind="reassigned_beyond_question",
         scores=tuple(float(value) for value in elsewhere_total / len(permutations)),
         candidate=tuple(float(value) for value in own_total / len(permutations)),
@@ -152,9 +154,9 @@ def _without(tokens: Sequence[str], removed: frozenset[str]) -> str:
     return " ".join(word for word in tokens if word not in removed)
 
 
-def copied_question(questions: Sequence[Question], metric: Metric) -> Control:
+def copied_question(questions: Sequence[Question], metric: Metric) -> ControlArm:
     """The control that repeats the question as the answer."""
-    return Control(
+    return ControlArm(
         kind="question", scores=tuple(metric.score(question.last_message, question.reference) for question in questions)
     )
 
@@ -175,15 +177,15 @@ def derangements(count: int, max_count: int, seed: int) -> list[NDArray[np.int64
     return permutations
 
 
-def _best_constant(references: Sequence[str], metric: Metric, trained_answers: Sequence[str]) -> Control:
+def _best_constant(references: Sequence[str], metric: Metric, trained_answers: Sequence[str]) -> ControlArm:
     """The answer that scores best when it is given to every question."""
     candidates = dict.fromkeys((*_common(references), *_common(trained_answers)))
     scores = {answer: tuple(metric.score(answer, reference) for reference in references) for answer in candidates}
     best = max(scores, key=lambda answer: sum(scores[answer]))
-    return Control(kind="constant", scores=scores[best], answer=best)
+    return ControlArm(kind="constant", scores=scores[best], answer=best)
 
 
-def _typical_constant(references: Sequence[str], metric: Metric, trained_answers: Sequence[str]) -> Control:
+def _typical_constant(references: Sequence[str], metric: Metric, trained_answers: Sequence[str]) -> ControlArm:
     """The better of two answers that need no question: the most frequent one, and the one most similar to the others.
 
     Both are training answers, or held-out answers if there are none.
@@ -210,7 +212,7 @@ def _typical_constant(references: Sequence[str], metric: Metric, trained_answers
         for answer in (most_typical, *most_frequent)
     }
     best = max(scores, key=lambda answer: sum(scores[answer]))
-    return Control(kind="constant", scores=scores[best], answer=best)
+    return ControlArm(kind="constant", scores=scores[best], answer=best)
 
 
 def _common(answers: Sequence[str]) -> list[str]:
@@ -219,7 +221,7 @@ def _common(answers: Sequence[str]) -> list[str]:
 
 def _at_other_questions(
     kind: ControlKind, answers: Sequence[str], references: Sequence[str], metric: Metric, seed: int
-) -> Control:
+) -> ControlArm:
     """The mean score of other questions' answers at each question."""
     # a single example has no derangement: it keeps its own answer
     permutations = derangements(len(references), DERANGEMENTS, seed) or [np.zeros(1, dtype=np.int64)]
@@ -228,4 +230,4 @@ def _at_other_questions(
         total += [
             metric.score(answers[source], reference) for source, reference in zip(sources, references, strict=True)
         ]
-    return Control(kind=kind, scores=tuple(float(value) for value in total / len(permutations)))
+    return ControlArm(kind=kind, scores=tuple(float(value) for value in total / len(permutations)))

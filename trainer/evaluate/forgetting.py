@@ -21,7 +21,7 @@ from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Arm, Frozen
 from trainer.evaluate.asking import OnProgress
 from trainer.evaluate.likelihood import Scorer, TextBatch, TokenLogprobs, common_prefix
-from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.statistics.paired import as_array, bca_interval, interval, student_interval
 
 GENERAL: Final = "general.jsonl"
@@ -197,7 +197,7 @@ class Forgetting(Frozen):
 
 
 def compare_measurements(
-    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: Budget, method: Method
+    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: Budget, method: IntervalMethod
 ) -> Forgetting:
     """Compare two measurements of a suite; ``base`` is the arm without the adapter.
 
@@ -234,7 +234,7 @@ def compare_measurements(
     )
 
 
-def at_chance(items: Sequence[ChoiceItem], right: Sequence[bool], method: Method) -> bool:
+def at_chance(items: Sequence[ChoiceItem], right: Sequence[bool], method: IntervalMethod) -> bool:
     """Whether the accuracy is not above guessing: exact one-sided binomial test at (1 - confidence) / 2."""
     chance = float(np.mean([1 / len(item.choices) for item in items]))
     test = stats.binomtest(sum(right), len(right), chance, alternative="greater")
@@ -242,7 +242,7 @@ def at_chance(items: Sequence[ChoiceItem], right: Sequence[bool], method: Method
 
 
 def _accuracy(
-    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: Method
+    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: IntervalMethod
 ) -> SuitePart:
     losses = as_array(base.right) - as_array(candidate.right)
     bounds = interval(losses, confidence=method.confidence, binary=True, seed=method.seed)
@@ -260,7 +260,9 @@ def _accuracy(
     )
 
 
-def _perplexity(base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: Method) -> SuitePart:
+def _perplexity(
+    base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: IntervalMethod
+) -> SuitePart:
     rises = as_array(candidate.nats) - as_array(base.nats)
     rise, low, high = (float(rises.mean()),) * 3
     if np.ptp(rises) > TOLERANCE:

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from adapters.protocol.reports import ReportJudge
 from trainer.errors import AnswerRefused, GatewayUnreachable
 from trainer.evaluate.arms import Arm, ChatMessage, Prompt, Question
 from trainer.evaluate.asking import ArmRequest, LenientAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.endpoints import JudgeSettings
-from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair, Vote
-from trainer.evaluate.spec import JudgeResult, Preference
+from trainer.evaluate.spec import Preference
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict_text import points
 
@@ -90,17 +91,17 @@ class ModelJudge:
         folder: Path,
         *,
         standing: JudgeAgreement | None = None,
-        method: Method | None = None,
+        method: IntervalMethod | None = None,
     ) -> None:
         self.name = name
         self._settings, self._answerer, self._folder = settings, answerer, folder
         self._agreement = standing or JudgeAgreement(digest=settings.digest)
-        self._method = method or Method()
+        self._method = method or IntervalMethod()
         self._unavailable_error: AnswerRefused | GatewayUnreachable | None = None
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
-    ) -> JudgeResult:
+    ) -> ReportJudge:
         """See `Judge`. Writes the pairs for review into the folder."""
         candidate_answers, base_answers = comparison.result(candidate).answers, comparison.result(base).answers
         votes = await self._votes(
@@ -212,7 +213,7 @@ class ModelJudge:
             )
         return pairs
 
-    def _unavailable(self, error: AnswerRefused | GatewayUnreachable) -> JudgeResult:
+    def _unavailable(self, error: AnswerRefused | GatewayUnreachable) -> ReportJudge:
         """Votes so far are discarded: the pairs that happened to come first are not a random sample."""
         # the error's message contains the endpoint's address, which only the operator may see
         reason = "was unreachable for too long"
@@ -220,18 +221,18 @@ class ModelJudge:
             reason = f"refused to answer (status {error.status}, {error.answer_code[:60]})"
         return self._uncounted((), f"its endpoint {reason}, so there are no votes.", {"away": reason})
 
-    def _uncounted(self, scores: tuple[float, ...], reason: str, numbers: dict[str, Any]) -> JudgeResult:
+    def _uncounted(self, scores: tuple[float, ...], reason: str, numbers: dict[str, Any]) -> ReportJudge:
         """The result of a judge with too few usable votes."""
         sentence = f"The judge {self.name} is not counted: {reason}"
         missed = self._agreement.counts(self._settings)
         if missed:
             sentence += " People agree with it, so its vote was required and stays open."
         identity = {"model": self._settings.model, "digest": self._settings.digest}
-        return JudgeResult(
+        return ReportJudge(
             judge=self.name, scores=scores, counted=False, missed=missed, sentence=sentence, numbers=identity | numbers
         )
 
-    def _result(self, votes: Sequence[PairVote], queued: int, candidate: str) -> JudgeResult:
+    def _result(self, votes: Sequence[PairVote], queued: int, candidate: str) -> ReportJudge:
         counted_votes = [vote for vote in votes if not vote.refused]
         asked_votes = [vote for vote in votes if not vote.alike]
         refused, unreadable = len(votes) - len(counted_votes), sum(vote.unreadable for vote in asked_votes)
@@ -274,7 +275,7 @@ class ModelJudge:
             return self._uncounted(scores, f"{shortfall}{preference_sentence}", numbers)
         agreement_sentence = self._agreement.sentence(self.name, self._settings)
         counted = self._agreement.counts(self._settings)
-        return JudgeResult(
+        return ReportJudge(
             judge=self.name,
             scores=scores,
             counted=counted,

@@ -26,7 +26,7 @@ from trainer.evaluate.statistics.paired import (
 )
 
 
-class Method(Frozen):
+class IntervalMethod(Frozen):
     """How intervals are computed. ``confidence``: two-sided. ``power``: what planning aims for."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -35,13 +35,10 @@ class Method(Frozen):
     seed: int = 0
 
 
-Difference = ArmDifference
-"""From -1 to 1, but for nats a token."""
-Mean = ArmMean
-
-
-def arm_difference(comparison: Comparison, of: str, against: str, method: Method, *, bound: float = 0.0) -> Difference:
-    """The difference between two arms of a comparison."""
+def arm_difference(
+    comparison: Comparison, of: str, against: str, method: IntervalMethod, *, bound: float = 0.0
+) -> ArmDifference:
+    """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`."""
     of_result, against_result = comparison.result(of), comparison.result(against)
     return paired_difference(
         (of, of_result.scores, noise_of(of_result)),
@@ -57,9 +54,9 @@ def paired_difference(
     against: tuple[str, Array, RunNoise],
     *,
     binary: bool,
-    method: Method,
+    method: IntervalMethod,
     bound: float = 0.0,
-) -> Difference:
+) -> ArmDifference:
     """The difference between two rows of scores, each given as (label, scores, noise between runs).
 
     Args:
@@ -79,7 +76,7 @@ def paired_difference(
     wins, losses = wins_and_losses(differences)
     plan = power.PowerPlan(bound, method.confidence, method.power, noise)
     variance = power.score_variance(differences, binary=binary)
-    return Difference(
+    return ArmDifference(
         of=of_label,
         against=against_label,
         estimate=estimate,
@@ -114,11 +111,11 @@ def _needed(
 
 
 def noise_of(result: ArmResult) -> RunNoise:
-    """An arm's noise between its runs."""
+    """An arm's noise between its runs; NO_RUNS if there was only one."""
     return run_noise([as_array(run) for run in result.runs]) if len(result.runs) > 1 else NO_RUNS
 
 
-def mean_of(result: ArmResult, *, binary: bool, method: Method) -> Mean:
+def mean_of(result: ArmResult, *, binary: bool, method: IntervalMethod) -> ArmMean:
     """An arm's mean with an interval over examples: Wilson's for binary scores, else as for differences."""
     scores = result.scores
     if binary:
@@ -129,7 +126,7 @@ def mean_of(result: ArmResult, *, binary: bool, method: Method) -> Mean:
             scores, confidence=method.confidence, binary=False, seed=method.seed, resamples=method.resamples
         )
         low, high = max(0.0, bounds.low), min(1.0, bounds.high)
-    return Mean(
+    return ArmMean(
         label=result.arm.label, mean=float(scores.mean()), low=float(low), high=float(high), examples=len(scores)
     )
 

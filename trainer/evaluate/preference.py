@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from adapters.protocol.reports import ReportJudge
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.control_arms import Control, constant_and_permuted, derangements
+from trainer.evaluate.control_arms import ControlArm, constant_and_permuted, derangements
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.paired_difference import strongest
-from trainer.evaluate.spec import EvaluationSpec, Judge, JudgeResult, Preference
+from trainer.evaluate.spec import EvaluationSpec, Judge, Preference
 
 CONSTANT: Final = "one answer to everything"
 PERMUTED: Final = "answers mixed up"
@@ -28,8 +29,8 @@ class PreferenceScores:
     """A comparison scored by a judge, its controls, and the judge's result against the strongest base."""
 
     comparison: Comparison
-    form: tuple[Control, ...]
-    judged: JudgeResult
+    form: tuple[ControlArm, ...]
+    judged: ReportJudge
 
 
 async def score_by_preference(
@@ -69,11 +70,13 @@ async def score_by_preference(
     permutations = derangements(len(references), 1, spec.rules.method.seed)
     sources = permutations[0].tolist() if permutations else [0]
     form = (
-        Control(
+        ControlArm(
             kind="constant", scores=await against([constant_answer] * len(references), CONSTANT), answer=constant_answer
         ),
-        Control(kind="permuted", scores=await against([references[index] for index in sources], PERMUTED)),
-        Control(kind="reassigned", scores=await against([candidate_answers[index] for index in sources], REASSIGNED)),
+        ControlArm(kind="permuted", scores=await against([references[index] for index in sources], PERMUTED)),
+        ControlArm(
+            kind="reassigned", scores=await against([candidate_answers[index] for index in sources], REASSIGNED)
+        ),
     )
     judged = await judge.judge(comparison, candidate, strongest(scored, spec.bases), on_stage)
     if judged.counted and too_few:

@@ -20,7 +20,7 @@ import numpy as np
 
 from trainer.evaluate.control_arms import reassigned_answers
 from trainer.evaluate.metrics.overlap import RougeL
-from trainer.evaluate.paired_difference import Method, paired_difference
+from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import LIVE_MARGIN, Rules, State, not_worse
@@ -176,7 +176,7 @@ def honest_beyond_question(count: int, *, draws: int = PARROTS, seed: int = 0) -
 
 def _above(differences: Array) -> bool:
     zeros = np.zeros(len(differences))
-    method = Method(resamples=1000)
+    method = IntervalMethod(resamples=1000)
     return (
         paired_difference(("own", differences, NO_RUNS), ("mixed", zeros, NO_RUNS), binary=False, method=method).low > 0
     )

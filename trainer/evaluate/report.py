@@ -9,13 +9,21 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from adapters.protocol.reports import LossPoint, ReportCost, ReportMeasure, ReportSample
+from adapters.protocol.reports import (
+    ArmDifference,
+    ArmMean,
+    LossPoint,
+    ReportCost,
+    ReportJudge,
+    ReportMeasure,
+    ReportSample,
+)
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.paired_difference import Difference, Mean, arm_difference, mean_of
-from trainer.evaluate.spec import JudgeResult, SuiteResult
+from trainer.evaluate.paired_difference import arm_difference, mean_of
+from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
 from trainer.tune.lineage import Lineage
@@ -38,13 +46,13 @@ class EvaluationReport(Frozen):
     """Why that metric."""
     notes: tuple[str, ...] = ()
     """Notes on the comparison, such as what was left out."""
-    means: tuple[Mean, ...]
-    differences: tuple[Difference, ...] = ()
+    means: tuple[ArmMean, ...]
+    differences: tuple[ArmDifference, ...] = ()
     """Of every other arm against the first, if there is no verdict."""
     held_out: int
     """Number of held-out examples; the verdict counts those that were asked."""
     suites: tuple[SuiteResult, ...] = ()
-    judged: JudgeResult | None = None
+    judged: ReportJudge | None = None
     labels: tuple[str, ...]
     served: dict[str, str]
     """What served each arm: `name@3`, or the requested model."""
@@ -74,7 +82,7 @@ def build(
     adapter: str,
     created_at: datetime,
     suites: Sequence[SuiteResult] = (),
-    judged: JudgeResult | None = None,
+    judged: ReportJudge | None = None,
     why: str = "",
     notes: Sequence[str] = (),
     held_out: int | None = None,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from adapters.protocol.reports import ArmDifference, ReportJudge
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
 from trainer.evaluate.compare import Comparison, OnStage, compare
 from trainer.evaluate.control_arms import (
-    Control,
+    ControlArm,
     constant_and_permuted,
     copied_question,
     reassigned_answers,
@@ -24,9 +25,9 @@ from trainer.evaluate.forgetting import SuiteMeasurement, compare_measurements, 
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import JUDGE, OVERLAP
-from trainer.evaluate.paired_difference import Difference, paired_difference, strongest
+from trainer.evaluate.paired_difference import paired_difference, strongest
 from trainer.evaluate.preference import score_by_preference
-from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, JudgeResult, Outcome, Suite, SuiteResult
+from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
@@ -96,7 +97,7 @@ async def run(
 
     Raises:
         EvaluationInvalid: A suite, a metric or the judge is unavailable, or there are no examples.
-        ArmMoved: The gateway served two versions under one arm.
+        ArmVersionChanged: The gateway served two versions under one arm.
         EvaluationError, GatewayUnreachable: As the answerer and the scorer.
     """
     primary = spec.metric.primary()
@@ -130,14 +131,14 @@ async def run(
 
 async def _scored(
     comparison: Comparison, spec: EvaluationSpec, primary: Metric, judge: Judge | None, on_stage: OnStage | None
-) -> tuple[Comparison, Sequence[Control], JudgeResult | None]:
+) -> tuple[Comparison, Sequence[ControlArm], ReportJudge | None]:
     """The scores that decide, the controls under the same metric, and the judge's result, if there is a judge."""
     if primary.name == JUDGE and judge is not None:
         preferred = await score_by_preference(comparison, spec, judge, on_stage)
         return preferred.comparison, preferred.form, preferred.judged
     references = [question.reference for question in comparison.questions]
     seed, answers = spec.rules.method.seed, comparison.result(spec.candidate or "").answers
-    form: tuple[Control, ...] = (
+    form: tuple[ControlArm, ...] = (
         *constant_and_permuted(references, primary, trained_answers=spec.taught, seed=seed),
         reassigned_answers(answers, references, primary, seed=seed),
         copied_question(comparison.questions, primary),
@@ -181,9 +182,9 @@ def suite_arms(spec: EvaluationSpec, *, suites: bool) -> tuple[Arm, Arm]:
 def _decide(
     spec: EvaluationSpec,
     comparison: Comparison,
-    form: Sequence[Control],
+    form: Sequence[ControlArm],
     results: Sequence[SuiteResult],
-    judged: JudgeResult | None,
+    judged: ReportJudge | None,
 ) -> Verdict:
     """The verdict on the candidate, which `spec` must have."""
     checks, decides = [*_suite_checks(results)], comparison.metric == JUDGE
@@ -226,7 +227,7 @@ def _suite_checks(results: Sequence[SuiteResult]) -> list[Check]:
     return [Check(name="suites", state=state, sentence=sentence)]
 
 
-def _preference_over_base(judged: JudgeResult, spec: EvaluationSpec) -> Difference:
+def _preference_over_base(judged: ReportJudge, spec: EvaluationSpec) -> ArmDifference:
     """How much a judge prefers the candidate to the strongest base, minus one half."""
     scores = as_array(judged.scores)
     return paired_difference(
@@ -237,7 +238,7 @@ def _preference_over_base(judged: JudgeResult, spec: EvaluationSpec) -> Differen
     )
 
 
-def _judge_check(judged: JudgeResult, preference: Difference, rules: Rules) -> Check:
+def _judge_check(judged: ReportJudge, preference: ArmDifference, rules: Rules) -> Check:
     """A judge that agrees with people has a veto: the check is broken if it is shown to prefer the base."""
     enough = preference.examples >= rules.min_examples
     state: State = "kept" if preference.high >= 0 else "broken" if enough else "open"

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adapters.protocol.reports import ArmDifference
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
-from trainer.evaluate.paired_difference import Difference, Method, paired_difference
+from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import Array, as_array
 
@@ -27,8 +28,8 @@ class Likelihood(Frozen):
     together.
     """
 
-    over_base: Difference
-    own_question: Difference
+    over_base: ArmDifference
+    own_question: ArmDifference
     left_out: int = 0
 
     @property
@@ -37,7 +38,9 @@ class Likelihood(Frozen):
         return min(self.over_base.examples, self.own_question.examples)
 
 
-def likelihood(comparison: Comparison, candidate: str, bases: Sequence[str], method: Method) -> Likelihood | None:
+def likelihood(
+    comparison: Comparison, candidate: str, bases: Sequence[str], method: IntervalMethod
+) -> Likelihood | None:
     """Both differences. None if an arm's likelihoods were not measured (as at an outside endpoint), or no two examples
     fit into the context."""
     result = comparison.result(candidate)
@@ -64,5 +67,5 @@ def _logs(result: ArmResult) -> Array:
     return -as_array(result.nats or ())
 
 
-def _likelier(of: str, logs: Array, against: str, others: Array, method: Method) -> Difference:
+def _likelier(of: str, logs: Array, against: str, others: Array, method: IntervalMethod) -> ArmDifference:
     return paired_difference((of, logs, NO_RUNS), (against, others, NO_RUNS), binary=False, method=method)

@@ -196,11 +196,8 @@ class Suite(Protocol):
         ...
 
 
-JudgeResult = ReportJudge
-
-
 class Preference(Frozen):
-    """A judge's preference between an arm and the candidate: scores as in `JudgeResult`, one for every example.
+    """A judge's preference between an arm and the candidate: scores as in `ReportJudge`, one for every example.
 
     A missing vote counts as a tie; ``enough``: few votes are missing.
     """
@@ -218,7 +215,7 @@ class Judge(Protocol):
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
-    ) -> JudgeResult:
+    ) -> ReportJudge:
         """Compare two arms' answers of the first run to every question.
 
         A judge that is unreachable or refuses is not an error: the result says so.
@@ -235,11 +232,11 @@ class Judge(Protocol):
         self,
         questions: Sequence[Question],
         candidate: Sequence[str],
-        other: Sequence[str],
+        answers: Sequence[str],
         name: str,
         on_stage: OnStage | None = None,
     ) -> Preference:
-        """As `judge`, between the candidate's answers and ``other`` answers; ``name`` says whose those are."""
+        """As `judge`, between the candidate's answers and these ``answers``; ``name`` says whose they are."""
         ...
 
 
@@ -249,7 +246,7 @@ class Outcome(Frozen):
     comparison: Comparison
     verdict: Verdict | None = None
     suites: tuple[SuiteResult, ...] = ()
-    judged: JudgeResult | None = None
+    judged: ReportJudge | None = None
 
 
 def most_frequent_answers(answers: Sequence[str]) -> tuple[str, ...]:

@@ -12,17 +12,16 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.control_arms import Control
+from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Budget, Forgetting
 from trainer.evaluate.metrics.choose import OVERLAP
 from trainer.evaluate.paired_difference import (
-    Difference,
-    Mean,
-    Method,
+    IntervalMethod,
     arm_difference,
     mean_of,
     noise_of,
@@ -56,7 +55,7 @@ class Rules(Frozen):
     min_examples: int = Field(30, ge=2)
     smallest_difference: float = Field(0.02, ge=0, lt=1)
     live_margin: float | None = Field(None, ge=0, lt=1)
-    method: Method = Method()
+    method: IntervalMethod = IntervalMethod()
     budget: Budget = Budget()
 
     def margin(self, metric: str) -> float:
@@ -95,11 +94,11 @@ class Verdict(Frozen):
     base: str
     live: str | None
     examples: int
-    means: tuple[Mean, ...]
-    against_base: Difference
-    against_live: Difference | None
-    against_form: tuple[Difference, ...]
-    form: tuple[Control, ...]
+    means: tuple[ArmMean, ...]
+    against_base: ArmDifference
+    against_live: ArmDifference | None
+    against_form: tuple[ArmDifference, ...]
+    form: tuple[ControlArm, ...]
     likelihood: Likelihood | None = None
     forgetting: Forgetting | None
     detectable: float | None
@@ -123,10 +122,10 @@ def decide(
     candidate: str,
     bases: Sequence[str],
     live: str | None = None,
-    form: Sequence[Control],
+    form: Sequence[ControlArm],
     forgetting: Forgetting | None = None,
     more_checks: Sequence[Check] = (),
-    preferred: Difference | None = None,
+    preferred: ArmDifference | None = None,
     rules: Rules | None = None,
     uncounted: str | None = None,
 ) -> Verdict:
@@ -184,9 +183,9 @@ def decide(
 class _Differences:
     """The candidate's differences from the strongest base, `live` and the controls, and the second measure."""
 
-    base: Difference
-    live: Difference | None
-    form: tuple[Difference, ...]
+    base: ArmDifference
+    live: ArmDifference | None
+    form: tuple[ArmDifference, ...]
     likelihood: Likelihood | None
 
 
@@ -195,7 +194,7 @@ def _differences(
     candidate: str,
     bases: Sequence[str],
     live: str | None,
-    form: Sequence[Control],
+    form: Sequence[ControlArm],
     rules: Rules,
 ) -> _Differences:
     method, margin = rules.method, rules.margin(comparison.metric)
@@ -209,7 +208,7 @@ def _differences(
 
 
 def _scored_checks(
-    comparison: Comparison, candidate: str, differences: _Differences, preferred: Difference | None, rules: Rules
+    comparison: Comparison, candidate: str, differences: _Differences, preferred: ArmDifference | None, rules: Rules
 ) -> tuple[Check, ...]:
     """The checks that depend on scores and likelihoods."""
     scored = _checks(
@@ -220,7 +219,7 @@ def _scored_checks(
     return *scored, _second_measure(differences.likelihood, preferred, rules)
 
 
-def not_worse(difference: Difference, *, enough: bool) -> Check:
+def not_worse(difference: ArmDifference, *, enough: bool) -> Check:
     """The check against `live`: a non-inferiority test; ``difference.bound`` is minus the margin.
 
     Not having been shown to be worse is not enough: with few examples nothing is.
@@ -237,7 +236,7 @@ def not_worse(difference: Difference, *, enough: bool) -> Check:
 
 def _sentence(
     word: VerdictWord,
-    against_base: Difference,
+    against_base: ArmDifference,
     comparison: Comparison,
     checks: Sequence[Check],
     more: int | None,
@@ -253,7 +252,7 @@ def _all_open(scored: Sequence[Check]) -> tuple[Check, ...]:
     return tuple(check if check.name == "examples" else check.model_copy(update=OPEN) for check in scored)
 
 
-def _require_complete(bases: Sequence[str], form: Sequence[Control], count: int) -> None:
+def _require_complete(bases: Sequence[str], form: Sequence[ControlArm], count: int) -> None:
     if not bases or not form:
         raise EvaluationInvalid("a verdict needs at least one base arm and one control")
     if any(len(control.scores) != count for control in form):
@@ -261,7 +260,7 @@ def _require_complete(bases: Sequence[str], form: Sequence[Control], count: int)
 
 
 def _checks(
-    base: Difference, live: Difference | None, form: Sequence[Difference], rules: Rules, *, same: bool
+    base: ArmDifference, live: ArmDifference | None, form: Sequence[ArmDifference], rules: Rules, *, same: bool
 ) -> tuple[Check, ...]:
     enough = base.examples >= rules.min_examples
     return (
@@ -279,7 +278,7 @@ def _retention_checks(forgetting: Forgetting | None, more: Sequence[Check]) -> t
     return (_forgetting(forgetting), *more)
 
 
-def _against(control: Control, comparison: Comparison, candidate: str, method: Method) -> Difference:
+def _against(control: ControlArm, comparison: Comparison, candidate: str, method: IntervalMethod) -> ArmDifference:
     result = comparison.result(candidate)
     scores = result.scores if control.candidate is None else as_array(control.candidate)
     return paired_difference(
@@ -302,7 +301,7 @@ def _examples(count: int, rules: Rules) -> Check:
     )
 
 
-def _base(difference: Difference, enough: bool) -> Check:
+def _base(difference: ArmDifference, enough: bool) -> Check:
     state: State = (
         "kept"
         if difference.low > difference.bound
@@ -319,7 +318,7 @@ def _always_same(comparison: Comparison, candidate: str) -> bool:
     return len(references) > 1 and len(set(comparison.result(candidate).answers)) == 1
 
 
-def _form(differences: Sequence[Difference], enough: bool, *, same: bool) -> Check:
+def _form(differences: Sequence[ArmDifference], enough: bool, *, same: bool) -> Check:
     """``same``: see `_always_same`; it proves that the questions are ignored without statistics."""
     if same:
         return Check(name="form", state="broken" if enough else "open", sentence=verdict_text.ALWAYS_SAME)
@@ -329,7 +328,7 @@ def _form(differences: Sequence[Difference], enough: bool, *, same: bool) -> Che
     return Check(name="form", state=state, sentence=verdict_text.against_form(hardest, state))
 
 
-def _second_measure(likelihood: Likelihood | None, preferred: Difference | None, rules: Rules) -> Check:
+def _second_measure(likelihood: Likelihood | None, preferred: ArmDifference | None, rules: Rules) -> Check:
     """The second measure for overlap metrics. A counted judge that prefers the candidate is enough."""
     name: CheckName = "second_measure"
     if preferred is not None and preferred.examples >= rules.min_examples and preferred.low > 0:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from adapters.protocol.reports import ArmDifference
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import Forgetting, SuitePart
-from trainer.evaluate.paired_difference import Difference
 
 State = Literal["kept", "broken", "open"]
 CONTROL_NAMES: Final = {
@@ -37,12 +37,12 @@ def points(value: float) -> str:
     return "0" if text == "-0" else text.replace("-", "−")
 
 
-def interval_in_points(difference: Difference) -> str:
+def interval_in_points(difference: ArmDifference) -> str:
     """The interval's ends in points: `-2 to 5`."""
     return f"{points(difference.low)} to {points(difference.high)}"
 
 
-def difference_in_words(difference: Difference) -> str:
+def difference_in_words(difference: ArmDifference) -> str:
     """The estimate as `12 points better`, `3 points worse` or `no better`."""
     if points(difference.estimate) == "0":
         return "no better"
@@ -56,7 +56,7 @@ def examples(count: int, min_examples: int) -> str:
     return f"{count} held-out examples are too few to judge by; at least {min_examples} are needed."
 
 
-def against_base(difference: Difference, state: State) -> str:
+def against_base(difference: ArmDifference, state: State) -> str:
     """The result of the check against the base at its best."""
     result = (
         f"Against “{difference.against}” it is {difference_in_words(difference)} "
@@ -70,7 +70,7 @@ def against_base(difference: Difference, state: State) -> str:
     return f"{result}; the interval contains it, so this is undecided."
 
 
-def against_live(difference: Difference, state: State) -> str:
+def against_live(difference: ArmDifference, state: State) -> str:
     """The result of the check against the live version."""
     result = (
         f"Against “{difference.against}”, which is live, it is {difference_in_words(difference)} "
@@ -84,7 +84,7 @@ def against_live(difference: Difference, state: State) -> str:
     return f"{result}, and the interval does not rule out that it is worse than that."
 
 
-def against_form(difference: Difference, state: State) -> str:
+def against_form(difference: ArmDifference, state: State) -> str:
     """The result of the check against a control: answers that ignore the question."""
     control = CONTROL_NAMES.get(difference.against, difference.against)
     result = f"Against {control} it is {difference_in_words(difference)} (interval {interval_in_points(difference)})"
@@ -95,7 +95,7 @@ def against_form(difference: Difference, state: State) -> str:
     return f"{result}: it is not shown that its answers are better than answers that ignore the question."
 
 
-def likelihood(over_base: Difference, own_question: Difference, left_out: int, state: State) -> str:
+def likelihood(over_base: ArmDifference, own_question: ArmDifference, left_out: int, state: State) -> str:
     """The result of the second measure, the likelihood of the authors' answers.
 
     Args:
@@ -120,7 +120,7 @@ def likelihood(over_base: Difference, own_question: Difference, left_out: int, s
     return f"{result}. It is not shown whether it agrees."
 
 
-def _times(difference: Difference) -> str:
+def _times(difference: ArmDifference) -> str:
     low, high = _ratio(difference.low), _ratio(difference.high)
     return f"{_ratio(difference.estimate)} times (interval {low} to {high})"
 
@@ -129,7 +129,7 @@ def _ratio(nats: float) -> str:
     return f"{math.exp(min(nats, 100.0)):.3g}"
 
 
-def judge_preference(difference: Difference) -> str:
+def judge_preference(difference: ArmDifference) -> str:
     """That a judge agrees as the second measure; ``difference`` is its preference for the candidate, over 0.5."""
     return (
         f"The second measure, the judge, agrees: it gave {difference.of} {points(0.5 + difference.estimate)} of 100 "
@@ -179,7 +179,7 @@ def _against_budget(part: SuitePart) -> str:
 
 def verdict(
     word: Literal["pass", "fail", "not_enough_evidence"],
-    difference: Difference,
+    difference: ArmDifference,
     comparison: Comparison,
     checks: Sequence[tuple[str, State]],
     more: int | None,
@@ -233,7 +233,7 @@ def _why_failed(broken: Sequence[str]) -> str:
     return " ".join(text for name, text in reasons.items() if name in broken)
 
 
-def _why_undecided(difference: Difference, undecided: Sequence[str], more: int | None) -> str:
+def _why_undecided(difference: ArmDifference, undecided: Sequence[str], more: int | None) -> str:
     parts = []
     if "examples" in undecided:
         parts.append("That is too few to judge by.")

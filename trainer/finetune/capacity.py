@@ -97,6 +97,7 @@ class CapacityCheck:
 
     @property
     def fits(self) -> bool:
+        """Whether the estimated peak is at most the available memory."""
         return self.needed.total <= self.available.bytes
 
     def describe(self) -> str:

@@ -145,9 +145,9 @@ class Judging:
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, comparison.notes, time.monotonic() - began)
-        kept = self._evaluator.upload_report(report)
+        files = self._evaluator.upload_report(report)
         judged = verdict_record(outcome.verdict)
-        self._record(judged, kept, self._repeat_body(comparison.evaluation, kept))
+        self._record(judged, files, self._repeat_body(comparison.evaluation, files))
         return judged
 
     def _record_undecided(self, why: str = NOTHING_HELD_OUT) -> VerdictRecord:
@@ -249,12 +249,12 @@ class Judging:
             held_out=len(self._prepared.held_out),
         )
 
-    def _repeat_body(self, evaluation: EvaluationSpec, kept: UploadedFiles) -> dict[str, Any] | None:
+    def _repeat_body(self, evaluation: EvaluationSpec, files: UploadedFiles) -> dict[str, Any] | None:
         """The request body that repeats this evaluation; None if it would be too large."""
-        return repeat_body(evaluation, kept.held_out, repeat_arms(evaluation, ()))
+        return repeat_body(evaluation, files.held_out, repeat_arms(evaluation, ()))
 
-    def _record(self, judged: VerdictRecord, kept: UploadedFiles, again: dict[str, Any] | None) -> None:
-        self._evaluator.record(self._name, judged, kept.model_dump(exclude_none=True), again, kind="training")
+    def _record(self, judged: VerdictRecord, files: UploadedFiles, again: dict[str, Any] | None) -> None:
+        self._evaluator.record(self._name, judged, files.model_dump(exclude_none=True), again, kind="training")
         self._directory.emit_event(
             judged.sentence,
             level="info" if judged.verdict == "pass" else "warn",

@@ -18,7 +18,7 @@ from typing import Any, Final
 from trainer.config import Installation, Settings
 from trainer.data.report import Report
 from trainer.database import Database
-from trainer.errors import TooMany
+from trainer.errors import TooManyRequests
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobDetails, JobResult, JobSpec, TrainingPlan
@@ -79,7 +79,7 @@ class FinetuneKind(Kind[JobResult]):
     name = NAME
     id_prefix = "ftjob"
     noun, display_name, param = "job", "fine-tuning job", "fine_tuning_job_id"
-    too_many = TooMany
+    too_many = TooManyRequests
     stages = (VALIDATE, TRAIN)
     cancel_patience_s = CANCEL_PATIENCE_S
     heartbeat_files = (protocol.EVENTS, spec.CHECKPOINTS, spec.OUTPUT, spec.PUSHED, *ANSWER_FILES, protocol.RESULT)

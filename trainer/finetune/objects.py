@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from trainer.errors import Invalid
+from trainer.errors import InvalidField
 from trainer.finetune.spec import JobDetails, JobResult, TrainingPlan
 from trainer.runs.protocol import Control
 from trainer.runs.state import CheckpointRow, Event, Run, Status
@@ -137,15 +137,15 @@ def checkpoint_object(run: Run, row: CheckpointRow, last: bool) -> dict[str, Any
 
 
 def event_number(run: Run, event_id: str | None) -> int:
-    """The number in the id of one of the job's events; 0 (before the first event) for None. Raises Invalid."""
+    """The number in the id of one of the job's events; 0 (before the first event) for None. Raises InvalidField."""
     return 0 if event_id is None else number_in(run, event_id, EVENT_ID)
 
 
 def number_in(run: Run, item_id: str, prefix: str) -> int:
-    """The event number or checkpoint step in the id of one of the job's items. Raises Invalid."""
+    """The event number or checkpoint step in the id of one of the job's items. Raises InvalidField."""
     number = item_id.removeprefix(f"{prefix}-{_id_suffix(run.id)}-")
     if number == item_id or not number.isdecimal() or len(number) > 15:
-        raise Invalid(f"`after` is {item_id[:80]!r}, which does not belong to the job `{run.id}`", param="after")
+        raise InvalidField(f"`after` is {item_id[:80]!r}, which does not belong to the job `{run.id}`", param="after")
     return int(number)
 
 

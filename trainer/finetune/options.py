@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config import Settings
-from trainer.errors import EvaluationError, Invalid
+from trainer.errors import EvaluationError, InvalidField
 from trainer.evaluate.endpoints import read_endpoints
 from trainer.evaluate.evaluations.spec import operator_rules
 from trainer.evaluate.factory import check_available
@@ -16,7 +16,7 @@ def evaluation_options(request: JobRequest, settings: Settings) -> EvaluationOpt
     """The evaluation options of a request. Blocks: reads the endpoints file and imports modules.
 
     Raises:
-        Invalid: No such metric, suite or judge, or the metric cannot decide a verdict.
+        InvalidField: No such metric, suite or judge, or the metric cannot decide a verdict.
     """
     options, place = request.options, request.place
     try:
@@ -31,9 +31,9 @@ def evaluation_options(request: JobRequest, settings: Settings) -> EvaluationOpt
         if options.judge is not None:
             read_endpoints(settings.endpoints).judge(options.judge)
     except EvaluationError as error:
-        raise Invalid(f"`{param}`: {error.message}", param=param) from error
+        raise InvalidField(f"`{param}`: {error.message}", param=param) from error
     except RecursionError as error:  # from checking a JSON schema, which takes several calls per level
-        raise Invalid(f"`{param}` is nested too deeply", param=param) from error
+        raise InvalidField(f"`{param}` is nested too deeply", param=param) from error
     return EvaluationOptions(
         promote=options.promote,
         metric=None if metric is None else metric.name,

@@ -15,7 +15,7 @@ from adapters.base import BaseDescription, describe
 from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from adapters.protocol.runs import ParentShape
-from trainer.data.prepare import Prepared, Rules, Source, prepare
+from trainer.data.prepare import DataRules, Prepared, Source, prepare
 from trainer.data.report import Report
 from trainer.errors import DataRefused, ParentUnsupported
 from trainer.finetune import spec
@@ -41,7 +41,7 @@ from trainer.tune.lineage import (
     packages,
 )
 from trainer.tune.memory_release import release_memory
-from trainer.tune.progress import Progress
+from trainer.tune.progress import TrainingProgress
 from trainer.tune.run import TrainingInputs, choose_device, train_adapter
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class TrainingPipeline(Pipeline[JobResult]):
                 self._source(spec.TRAINING, job.training_file.filename),
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
-                Rules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._previous_split()),
+                DataRules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._previous_split()),
                 check=self._check,
             )
         except DataRefused as refused:
@@ -315,7 +315,7 @@ class TrainingPipeline(Pipeline[JobResult]):
                 if time.monotonic() - self._last_pause_report_at > PAUSE_REPORT_INTERVAL_S:
                     self._report_pauses(traffic)
 
-            def on_progress(now: Progress) -> None:
+            def on_progress(now: TrainingProgress) -> None:
                 self._report(now)
                 before_batch()
 
@@ -355,7 +355,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             packages=packages(),
         )
 
-    def _report(self, now: Progress) -> None:
+    def _report(self, now: TrainingProgress) -> None:
         evaluation = now.evaluation
         ends = evaluation is not None or now.step % (now.steps // self._epochs) == 0
         if not ends and time.monotonic() - self._last_metrics_at < METRICS_INTERVAL_S:

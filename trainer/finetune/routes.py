@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapters.protocol.runs import CreateJob
 from trainer.data.checking import CheckOptions, DataChecks
-from trainer.errors import Invalid
+from trainer.errors import InvalidField
 from trainer.finetune.objects import event_number
 from trainer.finetune.service import Jobs
 from trainer.http import DEFAULT_LISTED, After, Caller, Limit, read_bounded, read_json
@@ -33,20 +33,20 @@ _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 async def jobs(request: Request) -> Jobs:
     """The trainer's jobs."""
-    found: Jobs = request.app.state.trainer.jobs
-    return found
+    service: Jobs = request.app.state.trainer.jobs
+    return service
 
 
 async def checks(request: Request) -> DataChecks:
     """The trainer's data checks."""
-    found: DataChecks = request.app.state.trainer.checks
-    return found
+    data_checks: DataChecks = request.app.state.trainer.checks
+    return data_checks
 
 
 async def streams(request: Request) -> Streams:
     """The trainer's event streams."""
-    found: Streams = request.app.state.trainer.streams
-    return found
+    open_streams: Streams = request.app.state.trainer.streams
+    return open_streams
 
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
@@ -57,7 +57,7 @@ Service = Annotated[Jobs, Depends(jobs)]
 
 @router.post("/jobs")
 async def create_job(request: Request, caller: Caller, service: Service, headers: Creation) -> JSONResponse:
-    """Make a job."""
+    """Create a job."""
     sent = validated(CreateJob, await read_json(request))
     return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 
@@ -66,14 +66,14 @@ async def create_job(request: Request, caller: Caller, service: Service, headers
 async def replay_job(
     request: Request, caller: Caller, service: Service, idempotency_key: Annotated[str, Header(max_length=255)]
 ) -> JSONResponse:
-    """The job that the same request has made before."""
-    found = await service.replay(caller, await read_json(request), idempotency_key)
-    return created(found, replayed=True)
+    """The job that an earlier request with this key and body created."""
+    job = await service.replay(caller, await read_json(request), idempotency_key)
+    return created(job, replayed=True)
 
 
 @internal.post("/claim/{job_key_id}")
 async def claim_job(job_key_id: str, caller: Caller, service: Service) -> dict[str, Any]:
-    """The job that a key was given to; `job` is null where it was given to none and never will be."""
+    """The job that has this key. `job` is null if no job has it, and none will get it from now on."""
     return {"job": await service.claim(caller, job_key_id)}
 
 
@@ -82,19 +82,19 @@ async def list_jobs(
     request: Request, caller: Caller, service: Service, after: After = None, limit: Limit = DEFAULT_LISTED
 ) -> dict[str, Any]:
     """The project's jobs, newest first; `metadata[key]=value` filters, `metadata=null` finds those without any."""
-    wanted: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     without = False
     for name, value in request.query_params.multi_items():
-        found = _METADATA.fullmatch(name)
-        if found is not None:
-            wanted[found[1]] = value
+        match = _METADATA.fullmatch(name)
+        if match is not None:
+            metadata[match[1]] = value
         elif name == "metadata" and value == "null":
             without = True
         elif name not in ("after", "limit"):
-            raise Invalid(f"`{name[:64]}` is not known; known are after, limit and metadata[key]", param=name[:64])
-    if without and wanted:
-        raise Invalid("`metadata=null` does not go with `metadata[key]`", param="metadata")
-    return await service.page(caller, after=after, limit=limit, metadata=None if without else wanted)
+            raise InvalidField(f"`{name[:64]}` is not known; known are after, limit and metadata[key]", param=name[:64])
+    if without and metadata:
+        raise InvalidField("`metadata=null` does not go with `metadata[key]`", param="metadata")
+    return await service.page(caller, after=after, limit=limit, metadata=None if without else metadata)
 
 
 add_run_routes(router, "/jobs/{job_id}", jobs, "get", "cancel", "pause", "resume")
@@ -115,8 +115,8 @@ async def list_events(
     if not stream:
         return await service.events(caller, job_id, after=after, limit=limit)
     job = await service.row(caller, job_id)
-    found = await open_streams.open(job, event_number(job, last_event_id or after))
-    return StreamingResponse(found, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
+    frames = await open_streams.open(job, event_number(job, last_event_id or after))
+    return StreamingResponse(frames, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
 
 
 @router.get("/jobs/{job_id}/checkpoints")
@@ -151,11 +151,11 @@ async def check_data(
     try:
         form = await MultiPartParser(request.headers, read_bounded(request, data.max_bytes + FRAMING_BYTES)).parse()
     except MultiPartException as error:
-        raise Invalid(f"the form cannot be read: {error.message}") from error
+        raise InvalidField(f"the form cannot be read: {error.message}") from error
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise Invalid("`file` is missing: the form has one part of that name, a file", param="file")
+            raise InvalidField("`file` is missing: the form has one part of that name, a file", param="file")
         return await data.check((file.filename or filename)[:256], _pieces(file), wish)
     finally:
         await form.close()

@@ -13,7 +13,7 @@ from adapters.errors import UnsupportedFeature
 from adapters.features import FEATURES, is_unset, refuse_unsupported
 from adapters.json_depth import MAX_LEVELS, too_deep
 from adapters.protocol.requests import MAX_SUITES, JobFields, JobOptionFields, OperatorsName, OptionName, RequestBody
-from trainer.errors import Invalid, UnknownParameter, Unsupported
+from trainer.errors import InvalidField, UnknownParameter, UnsupportedValue
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.validation import validated
 
@@ -38,7 +38,7 @@ class Options(JobOptionFields):
     """Name of a judge in the operator's settings."""
 
 
-class Inner(RequestBody):
+class SupervisedMethod(RequestBody):
     """OpenAI's `method.supervised`."""
 
     hyperparameters: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class Method(RequestBody):
     """OpenAI's `method`."""
 
     type: str
-    supervised: Inner | None = None
+    supervised: SupervisedMethod | None = None
     dpo: dict[str, Any] | None = None
     reinforcement: dict[str, Any] | None = None
 
@@ -75,24 +75,30 @@ class JobRequest:
 
 
 def read_body(content: object) -> JobRequest:
-    """Parse a body. Raises Invalid, UnknownParameter or Unsupported with the field's dotted path as ``param``."""
+    """Parse a body.
+
+    Raises:
+        InvalidField, UnknownParameter, UnsupportedValue: With the field's dotted path as ``param``.
+    """
     deep_path = too_deep(content)
     if deep_path is not None:
-        raise Invalid(f"`{deep_path}` is nested more than {MAX_LEVELS} levels deep", param=deep_path)
+        raise InvalidField(f"`{deep_path}` is nested more than {MAX_LEVELS} levels deep", param=deep_path)
     body = validated(CreateBody, content)
     if body.method is not None and body.method.type != "supervised":
-        raise Unsupported(
+        raise UnsupportedValue(
             f"`method.type` must be `supervised`; got {body.method.type[:40]!r}",
             param="method.type",
         )
     for name in ("dpo", "reinforcement"):
         if body.method is not None and getattr(body.method, name) is not None:
-            raise Unsupported(f"`method.{name}` is not allowed with `method.type: supervised`", param=f"method.{name}")
+            raise UnsupportedValue(
+                f"`method.{name}` is not allowed with `method.type: supervised`", param=f"method.{name}"
+            )
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     for name, value, place in _named(body):
         if name in values and values[name] != value:
-            raise Invalid(f"`{where[name]}` and `{place}` conflict; send one", param=place)
+            raise InvalidField(f"`{where[name]}` and `{place}` conflict; send one", param=place)
         values.setdefault(name, value)
         where.setdefault(name, place)
     hyperparameters = validated(
@@ -105,7 +111,7 @@ def read_body(content: object) -> JobRequest:
 
 
 def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
-    """Yield each option with its value and its dotted path. Raises Invalid, UnknownParameter, Unsupported."""
+    """Yield each option with its value and its dotted path. Raises InvalidField, UnknownParameter, UnsupportedValue."""
     inner = body.method.supervised.hyperparameters if body.method and body.method.supervised else None
     for place, given in (("method.supervised.hyperparameters", inner), ("hyperparameters", body.hyperparameters)):
         for name, value in (given or {}).items():
@@ -117,7 +123,7 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
                 )
                 raise UnknownParameter(f"`{where}` is not a known hyperparameter; use one of {known}", param=where)
             if isinstance(value, bool) and name not in ("rslora", "packing", "strict", "drop_long"):
-                raise Invalid(f"`{where}` must be {_allowed(name)}; got {json.dumps(value)}", param=where)
+                raise InvalidField(f"`{where}` must be {_allowed(name)}; got {json.dumps(value)}", param=where)
             yield name, _list(value, name) if name in LISTS else value, where
     for name, text in (body.metadata or {}).items():
         where = f"metadata.{name}"
@@ -138,13 +144,13 @@ def _allowed(name: str) -> str:
 
 
 def _servable(name: str, value: Any, where: str) -> None:
-    """Raise Unsupported if the engine cannot serve this PEFT option."""
+    """Raise UnsupportedValue if the engine cannot serve this PEFT option."""
     if name not in UNSERVABLE or is_unset(value):
         return
     try:
         refuse_unsupported({name: value})
     except UnsupportedFeature as error:
-        raise Unsupported(f"`{where}`: {error.message}", param=where) from error
+        raise UnsupportedValue(f"`{where}`: {error.message}", param=where) from error
 
 
 def _plain(text: str, name: str = "") -> Any:

@@ -14,7 +14,7 @@ from adapters.protocol.runs import JobContext
 from trainer.config import Installation, Settings
 from trainer.data.report import Report
 from trainer.database import Database
-from trainer.errors import Invalid, InvalidHyperparameter, MemoryTooSmall, Missing
+from trainer.errors import InvalidField, InvalidHyperparameter, MemoryTooSmall, NotFound
 from trainer.finetune import capacity, kind
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.objects import CHECKPOINT_ID, EVENT_ID, checkpoint_object, event_object, job_object, number_in
@@ -63,11 +63,12 @@ class Jobs(RunService):
         """Create a job; returns the job object, and whether an earlier request with this Idempotency-Key created it.
 
         Raises:
-            Invalid, UnknownParameter, Unsupported: A field is wrong, or the engine could not serve the result.
+            InvalidField, UnknownParameter: A field is wrong.
+            UnsupportedValue: `method` holds an unsupported method, or the engine could not serve a LoRA option.
             MemoryTooSmall: The training does not fit into memory.
-            KeyReused: The Idempotency-Key was used with a different body.
-            TooMany: The project has the maximum number of unfinished jobs.
-            NoSpace: The disk is full.
+            IdempotencyKeyReused: The Idempotency-Key was used with a different body.
+            TooManyRequests: The project has the maximum number of unfinished jobs.
+            DiskFull: The disk is full.
         """
         request = read_body(content)
         retry = retry_of(idempotency_key, content)
@@ -96,22 +97,22 @@ class Jobs(RunService):
         """The job that was created with this Idempotency-Key; only the key and the body are checked.
 
         Raises:
-            Missing: There is none, or the caller may not see it.
-            KeyReused: The key was used with a different body.
+            NotFound: There is none, or the caller may not see it.
+            IdempotencyKeyReused: The key was used with a different body.
         """
         previous = await self.find_previous_run(caller, retry_of(idempotency_key, content))
         if previous is None or not caller.may_see(previous.adapters):
-            raise Missing("no job was created with this Idempotency-Key")
+            raise NotFound("no job was created with this Idempotency-Key")
         return job_object(previous)
 
     async def _check(self, request: JobRequest, context: JobContext) -> None:
-        """Check that the result can be served and the training fits. Raises Invalid, MemoryTooSmall."""
+        """Check that the result can be served and the training fits. Raises InvalidField, MemoryTooSmall."""
         hyperparameters, max_rank = request.hyperparameters, self._installation.max_rank
         if hyperparameters.target_modules != "all-linear":
             unknown = self._base.unknown_targets(hyperparameters.target_modules)
             if unknown or not hyperparameters.target_modules:
                 place = request.place("target_modules")
-                raise Invalid(
+                raise InvalidField(
                     f"`{place}`: no such linear layer: {', '.join(map(repr, unknown))}; the base has "
                     f"{', '.join(self._base.module_suffixes())}"
                     if unknown
@@ -135,7 +136,7 @@ class Jobs(RunService):
             )
         except InvalidHyperparameter as refused:
             place = request.place(refused.param)
-            raise Invalid(refused.message.replace(f"`{refused.param}`", f"`{place}`", 1), param=place) from refused
+            raise InvalidField(refused.message.replace(f"`{refused.param}`", f"`{place}`", 1), param=place) from refused
         longest = capacity.ASSUMED_LONGEST if hyperparameters.max_length == "auto" else length
         needed = capacity.required_memory(
             recipe, self._base, longest=min(longest, max(8, context.training_file.bytes)), on_gpu=on_gpu
@@ -152,13 +153,13 @@ class Jobs(RunService):
             )
 
     def _check_parent(self, context: JobContext) -> None:
-        """Refuse a parent whose LoRA does not cover every layer of its target modules. Raises Invalid."""
+        """Refuse a parent whose LoRA does not cover every layer of its target modules. Raises InvalidField."""
         parent = context.parent_shape
         if parent is None or parent.modules is None:
             return
         layers = len(self._base.matching_layers(parent.target_modules))
         if parent.modules != layers:
-            raise Invalid(
+            raise InvalidField(
                 f"`model`: `{context.parent}` adapts {parent.modules} of the base's {layers} layers named "
                 f"{', '.join(parent.target_modules)}; a version can be trained further only if it adapts all of them",
                 param="model",
@@ -200,7 +201,7 @@ class Jobs(RunService):
     # reading
 
     async def events(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
-        """A page of the job's events, newest first. Raises Missing, Invalid."""
+        """A page of the job's events, newest first. Raises NotFound, InvalidField."""
 
         def read(db: sa.Connection) -> list[Event]:
             run = self.find(db, caller, job_id)
@@ -211,7 +212,7 @@ class Jobs(RunService):
         return list_object([event_object(event) for event in events[:limit]], len(events) > limit)
 
     async def checkpoints(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
-        """A page of the job's checkpoints, newest first. Raises Missing, Invalid."""
+        """A page of the job's checkpoints, newest first. Raises NotFound, InvalidField."""
 
         def read(db: sa.Connection) -> list[dict[str, Any]]:
             run = self.find(db, caller, job_id)
@@ -224,11 +225,11 @@ class Jobs(RunService):
         return list_object(checkpoints[:limit], len(checkpoints) > limit)
 
     async def report(self, caller: CurrentCaller, job_id: str) -> Report:
-        """A job's quality report. Raises Missing."""
+        """A job's quality report. Raises NotFound."""
         run = await self.row(caller, job_id)
         report = await asyncio.to_thread(self._finetune.report, run.id)
         if report is None:
-            raise Missing(f"the job `{run.id}` has no quality report yet")
+            raise NotFound(f"the job `{run.id}` has no quality report yet")
         return report
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 
 from trainer.database import Database
-from trainer.errors import Missing, ReviewFinal
+from trainer.errors import NotFound, ReviewFinal
 from trainer.evaluate.endpoints import JudgeSettings, OperatorEndpoints
 from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair
 from trainer.http import CurrentCaller, list_object
@@ -74,7 +74,7 @@ class Reviews:
     # used by the routes
 
     async def following(self, caller: CurrentCaller, *, evaluation: str | None, after: str | None) -> dict[str, Any]:
-        """The next pair to review, blind. Raises Missing if the evaluation or review does not exist."""
+        """The next pair to review, blind. Raises NotFound if the evaluation or review does not exist."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
             number = 0 if after is None else _find(db, caller, after).number
@@ -93,7 +93,7 @@ class Reviews:
         return await self._database.run(work)
 
     async def get(self, caller: CurrentCaller, review_id: str) -> dict[str, Any]:
-        """One pair, blind until all of its evaluation's pairs have been reviewed. Raises Missing."""
+        """One pair, blind until all of its evaluation's pairs have been reviewed. Raises NotFound."""
 
         def work(db: sa.Connection) -> dict[str, Any]:
             review = _find(db, caller, review_id)
@@ -105,7 +105,7 @@ class Reviews:
         """Choose the better answer; may be changed until all of the evaluation's pairs have been reviewed.
 
         Raises:
-            Missing: The pair does not exist.
+            NotFound: The pair does not exist.
             ReviewFinal: All pairs have been reviewed.
         """
 
@@ -199,14 +199,16 @@ def _standing(digest: str, votes: list[tuple[Any, Any]]) -> JudgeAgreement:
 def _find(db: sa.Connection, caller: CurrentCaller, review_id: str) -> Review:
     review = records.find(db, caller.project, review_id, caller.adapters)
     if review is None:
-        raise Missing(f"no such review: {review_id[:64]!r}", code="review_not_found")
+        raise NotFound(f"no such review: {review_id[:64]!r}", code="review_not_found")
     return review
 
 
 def _queue(db: sa.Connection, caller: CurrentCaller, evaluation: str) -> Queue:
     queue = records.queue(db, caller.project, evaluation, caller.adapters)
     if queue is None:
-        raise Missing(f"no reviews of the evaluation {evaluation[:64]!r}", code="reviews_not_found", param="evaluation")
+        raise NotFound(
+            f"no reviews of the evaluation {evaluation[:64]!r}", code="reviews_not_found", param="evaluation"
+        )
     return queue
 
 

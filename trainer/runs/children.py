@@ -15,7 +15,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from trainer.database import Database
-from trainer.errors import Broken
+from trainer.errors import InternalError
 from trainer.runs import journal, records
 from trainer.runs.kind import AnyKind, NewChild, Wait
 from trainer.runs.records import NewRun
@@ -39,12 +39,12 @@ class Children:
         What a crash leaves in between are directories without a run, which the next start removes.
 
         Raises:
-            Broken: The parent has no key any more.
+            InternalError: The parent has no key any more.
             OSError: A directory could not be created; nothing was recorded.
         """
         key = await asyncio.to_thread(kind.directories.key, parent.id)
         if key is None:
-            raise Broken(f"the {kind.noun} `{parent.id}` has no key for its child runs")
+            raise InternalError(f"the {kind.noun} `{parent.id}` has no key for its child runs")
         try:
             for child in wait.children:
                 directories = self._kinds[child.kind].directories

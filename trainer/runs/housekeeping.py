@@ -63,14 +63,14 @@ class Housekeeper:
     async def upload_results(self, directories: RunDirectories, run_id: str, files: dict[str, bytes]) -> list[str]:
         """Upload result files with the run's key and return their ids; stops at the first that the gateway refuses."""
         key = await asyncio.to_thread(directories.key, run_id)
-        kept = []
+        file_ids = []
         for name, content in files.items():
             file_id = await self._upload(key, name, content) if key is not None else None
             if file_id is None:
                 _LOG.warning("could not upload a result file: run %s, %s", run_id, name)
                 break
-            kept.append(file_id)
-        return kept
+            file_ids.append(file_id)
+        return file_ids
 
     async def _upload(self, key: str, name: str, content: bytes) -> str | None:
         for pause_s in (*RETRY_S, None):

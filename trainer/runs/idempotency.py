@@ -9,7 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from trainer.errors import Invalid, KeyReused
+from trainer.errors import IdempotencyKeyReused, InvalidField
 from trainer.runs.tables import idempotency
 
 RETENTION_S: Final = 24 * 3600.0
@@ -27,11 +27,11 @@ class Retry:
 
 
 def retry_of(key: str | None, content: object) -> Retry | None:
-    """The Retry for an Idempotency-Key header and a JSON body; None without the header. Raises Invalid."""
+    """The Retry for an Idempotency-Key header and a JSON body; None without the header. Raises InvalidField."""
     if key is None:
         return None
     if not 0 < len(key) <= 255:
-        raise Invalid(f"Idempotency-Key must have 1 to 255 characters; got {len(key)}", param="Idempotency-Key")
+        raise InvalidField(f"Idempotency-Key must have 1 to 255 characters; got {len(key)}", param="Idempotency-Key")
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return Retry(key, hashlib.sha256(canonical.encode()).hexdigest())
 
@@ -40,7 +40,7 @@ def find_previous_run(db: sa.Connection, project: str, kind: str, retry: Retry |
     """The id of the run of this kind that was created with the key before; None if the key is not known.
 
     Raises:
-        KeyReused: The key was used with a different body.
+        IdempotencyKeyReused: The key was used with a different body.
     """
     if retry is None:
         return None
@@ -53,7 +53,9 @@ def find_previous_run(db: sa.Connection, project: str, kind: str, retry: Retry |
     if row is None:
         return None
     if row.body_sha256 != retry.body_sha256:
-        raise KeyReused("this Idempotency-Key was already used with a different body", param="Idempotency-Key")
+        raise IdempotencyKeyReused(
+            "this Idempotency-Key was already used with a different body", param="Idempotency-Key"
+        )
     return str(row.run)
 
 

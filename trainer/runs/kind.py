@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.errors import TooMany
+from trainer.errors import TooManyRequests
 from trainer.runs.directories import RunDirectories
 from trainer.runs.process import Command, WorkerExit
 from trainer.runs.protocol import RunResult
@@ -144,7 +144,7 @@ class Kind(ABC, Generic[R]):
     """The full name, for messages without context: "no fine-tuning job"."""
     param: ClassVar[str]
     """The `param` of an error about a run's id."""
-    too_many: ClassVar[type[TooMany]]
+    too_many: ClassVar[type[TooManyRequests]]
     """The error raised if a project has too many unfinished runs."""
     stages: ClassVar[tuple[Stage, ...]]
     """In order; the worker of the last stage writes the result."""

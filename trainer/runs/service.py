@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from trainer.config import Settings
 from trainer.database import Database
-from trainer.errors import Broken, Missing, NoSpace, WrongState
+from trainer.errors import DiskFull, InternalError, InvalidState, NotFound
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal, records
 from trainer.runs.directories import RunDirectories
@@ -64,7 +64,7 @@ class RunService(ABC):
     # creating
 
     async def find_previous_run(self, caller: CurrentCaller, retry: Retry | None) -> Run | None:
-        """The run that an earlier request with this Idempotency-Key created. Raises KeyReused."""
+        """The run that an earlier request with this Idempotency-Key created. Raises IdempotencyKeyReused."""
         return await self._database.run(partial(self._made_before, caller=caller, retry=retry))
 
     async def create_run(
@@ -89,17 +89,17 @@ class RunService(ABC):
             The run, and whether this call created it: a concurrent request with the same key may have been faster.
 
         Raises:
-            KeyReused: The Idempotency-Key was used with a different body.
-            TooMany: The project has the maximum number of unfinished runs.
-            NoSpace: The disk is full.
-            Broken: The directory could not be created, or the gateway has given up on the request.
+            IdempotencyKeyReused: The Idempotency-Key was used with a different body.
+            TooManyRequests: The project has the maximum number of unfinished runs.
+            DiskFull: The disk is full.
+            InternalError: The directory could not be created, or the gateway has given up on the request.
         """
         try:
             await asyncio.to_thread(self.directories.create, new_run.id, spec, key.secret)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpace("the trainer's disk is full; nothing was created") from error
-            raise Broken(f"could not create the {self.kind.noun}'s directory") from error
+                raise DiskFull("the trainer's disk is full; nothing was created") from error
+            raise InternalError(f"could not create the {self.kind.noun}'s directory") from error
         made = False
         try:
             run, made = await self._database.run(
@@ -121,7 +121,7 @@ class RunService(ABC):
         if known is not None:
             return known, False
         if new_run.run_key_id in self._abandoned_keys:
-            raise Broken(f"the gateway has stopped waiting for this {self.kind.noun}; nothing was created")
+            raise InternalError(f"the gateway has stopped waiting for this {self.kind.noun}; nothing was created")
         limit = self._settings.max_queued
         if records.open_runs(db, self.kind.name, caller.project) >= limit:
             raise self.kind.too_many(
@@ -153,24 +153,24 @@ class RunService(ABC):
     # reading
 
     async def get(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """One run. Raises Missing."""
+        """One run. Raises NotFound."""
         return await self.show(await self.row(caller, run_id))
 
     async def row(self, caller: CurrentCaller, run_id: str) -> Run:
-        """One run as recorded. Raises Missing if there is none, or if the key may not use its adapters."""
+        """One run as recorded. Raises NotFound if there is none, or if the key may not use its adapters."""
         return await self._database.run(lambda db: self.find(db, caller, run_id))
 
     def find(self, db: sa.Connection, caller: CurrentCaller, run_id: str) -> Run:
-        """The same as `row`, to be called inside ``Database.run``. Raises Missing."""
+        """The same as `row`, to be called inside ``Database.run``. Raises NotFound."""
         run = records.find(db, self.kind.name, caller.project, run_id)
         if run is None or not caller.may_see(run.adapters):
-            raise Missing(f"no {self.kind.display_name} with the id {run_id[:64]!r}", param=self.kind.param)
+            raise NotFound(f"no {self.kind.display_name} with the id {run_id[:64]!r}", param=self.kind.param)
         return run
 
     async def page(
         self, caller: CurrentCaller, *, after: str | None, limit: int, metadata: Mapping[str, str] | None = NO_FILTER
     ) -> dict[str, Any]:
-        """A page of the project's runs, newest first; ``metadata`` as in ``records.page``. Raises Missing."""
+        """A page of the project's runs, newest first; ``metadata`` as in ``records.page``. Raises NotFound."""
 
         def read(db: sa.Connection) -> list[Run]:
             before = self.find(db, caller, after).number if after is not None else None
@@ -190,15 +190,15 @@ class RunService(ABC):
     # changing
 
     async def cancel(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """WorkerExit a run for good. Raises Missing, WrongState."""
+        """Cancel a run for good. Raises NotFound, InvalidState."""
         return await self._request_control(caller, run_id, Control.CANCEL)
 
     async def pause(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """Pause a run and free the device. Raises Missing, WrongState."""
+        """Pause a run and free the device. Raises NotFound, InvalidState."""
         return await self._request_control(caller, run_id, Control.PAUSE)
 
     async def resume(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
-        """Put a paused run back into the queue. Raises Missing, WrongState."""
+        """Put a paused run back into the queue. Raises NotFound, InvalidState."""
         return await self._request_control(caller, run_id, Control.RUN)
 
     async def _request_control(self, caller: CurrentCaller, run_id: str, control: Control) -> dict[str, Any]:
@@ -216,11 +216,11 @@ class RunService(ABC):
         return await self.show(run)
 
     def _check_allowed(self, run: Run, control: Control) -> None:
-        """Raise WrongState if the run cannot be controlled this way now. Repeating the same request is allowed."""
+        """Raise InvalidState if the run cannot be controlled this way now. Repeating the same request is allowed."""
         if run.over and not (control is Control.CANCEL and run.status is Status.CANCELLED):
-            raise WrongState(f"the {self.kind.noun} `{run.id}` cannot change any more: its status is {run.status}")
+            raise InvalidState(f"the {self.kind.noun} `{run.id}` cannot change any more: its status is {run.status}")
         if control is not Control.CANCEL and run.wanted is Control.CANCEL:
-            raise WrongState(f"the {self.kind.noun} `{run.id}` is being cancelled")
+            raise InvalidState(f"the {self.kind.noun} `{run.id}` is being cancelled")
 
 
 def _settled(run: Run) -> bool:

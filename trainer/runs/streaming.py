@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from trainer.database import Database
-from trainer.errors import TooMany
+from trainer.errors import TooManyRequests
 from trainer.runs import journal, records
 from trainer.runs.notifier import Notifier
 from trainer.runs.state import Event, Run
@@ -34,9 +34,9 @@ class Streams:
         self._open = 0
 
     async def open(self, run: Run, after: int) -> AsyncIterator[bytes]:
-        """A stream of the run's events after event number `after`. Raises TooMany."""
+        """A stream of the run's events after event number `after`. Raises TooManyRequests."""
         if self._open >= MAX_STREAMS:
-            raise TooMany(
+            raise TooManyRequests(
                 f"{MAX_STREAMS} event streams are open, the maximum; close one, or poll instead",
                 retry_after_s=10,
             )

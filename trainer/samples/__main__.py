@@ -25,7 +25,7 @@ from adapters.errors import AdapterError
 from trainer.base_model import check_complete, slug
 from trainer.errors import TrainerError
 from trainer.samples import NAMES, RECIPE, sample_data
-from trainer.tune.progress import Progress
+from trainer.tune.progress import TrainingProgress
 from trainer.tune.run import SERVING_DTYPE, TrainingSpec, make_adapter
 
 LOCK_TIMEOUT_S: Final = 3600.0
@@ -92,7 +92,7 @@ def _make_sample(name: str, base: Path, description: BaseDescription, target: Pa
         def on_stage(stage: str) -> None:
             bar.update(task, description=f"{name}: {stage}")
 
-        def on_progress(now: Progress) -> None:
+        def on_progress(now: TrainingProgress) -> None:
             numbers = f"loss {now.loss:.2f}, {now.tokens_per_s:.0f} tokens/s"
             bar.update(task, completed=now.step, total=now.steps, numbers=numbers)
 

@@ -100,7 +100,7 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     tokens = rows * width
     scores = 0 if fused else 5 * shape.heads * width * tokens
     per_layer = 34 * tokens * shape.hidden + scores
-    kept = (
+    hidden_activations = (
         shape.layers * 2 * tokens * shape.hidden + per_layer
         if recipe.gradient_checkpointing
         else shape.layers * per_layer
@@ -109,6 +109,6 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     return MemoryEstimate(
         base=int(linear * bytes_per_weight + number_bytes * shape.embeddings),
         adapter=(2 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
-        activations=(kept + logits) * number_bytes // 2,
+        activations=(hidden_activations + logits) * number_bytes // 2,
         unquantized=number_bytes * shape.weights,
     )

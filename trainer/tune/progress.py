@@ -15,7 +15,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """The progress of a training after a step (from 1). `loss` is the batch's, in nats per trained token.
 
     tokens_per_s: Tokens without padding, over all steps so far. memory_bytes: On a CPU the resident memory of the

@@ -1,4 +1,7 @@
-"""Measures an adapter's effect on the probes with PEFT, for the gateway to compare with its engine's."""
+"""Measures an adapter's effect on the probes with PEFT, for the gateway to compare with its engine's.
+
+A module of its own: workers of earlier releases import it late, from these files.
+"""
 
 from __future__ import annotations
 

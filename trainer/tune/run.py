@@ -16,7 +16,7 @@ from trainer.durable import replaced_directory
 from trainer.errors import OutOfMemory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
 from trainer.tune.memory_release import release_memory
-from trainer.tune.progress import Progress, no_op
+from trainer.tune.progress import TrainingProgress, no_op
 from trainer.tune.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Adapters are saved, and their proof is measured, in the dtype of the base's desc
 """
 
 OnStage = Callable[[str], None]
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[TrainingProgress], None]
 
 
 @dataclass(frozen=True, slots=True)

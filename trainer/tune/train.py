@@ -17,7 +17,7 @@ try:
     from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
     from trainer.tune.model import evaluating
     from trainer.tune.optimizer import Optimizer, finite
-    from trainer.tune.progress import Evaluation, Progress, Training, no_op
+    from trainer.tune.progress import Evaluation, Training, TrainingProgress, no_op
     from trainer.tune.recipe import Recipe
 except ImportError:
     # a worker of an earlier release comes here late, with that release's modules in memory
@@ -34,7 +34,7 @@ def train(
     sequences: Sequence[TokenSequence],
     recipe: Recipe,
     *,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[TrainingProgress], None],
     before_batch: Callable[[], None] = no_op,
     held_out: Sequence[TokenSequence] = (),
     checkpoints: Checkpoints | None = None,
@@ -71,7 +71,7 @@ class _Loop:
         model: Any,
         sequences: Sequence[TokenSequence],
         recipe: Recipe,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[TrainingProgress], None],
         before_batch: Callable[[], None],
         held_out: Sequence[TokenSequence],
         checkpoints: Checkpoints | None,
@@ -152,10 +152,10 @@ class _Loop:
         behind = len(self._evaluations) < self.step // self._epoch_steps
         return bool(self._held_out) and self._ends_epoch() and behind
 
-    def _progress(self, evaluation: Evaluation | None) -> Progress:
+    def _progress(self, evaluation: Evaluation | None) -> TrainingProgress:
         elapsed_s, tokens = time.perf_counter() - self._began, self._tokens_seen - self._resumed_at
         pace = tokens / elapsed_s if tokens else self._tokens_seen / self._seconds()
-        return Progress(
+        return TrainingProgress(
             step=self.step,
             steps=len(self._plan),
             epoch=self.step * self._recipe.epochs / len(self._plan),

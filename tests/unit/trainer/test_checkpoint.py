@@ -15,7 +15,7 @@ from trainer.errors import CheckpointUnusable
 from trainer.runs.failures import explain
 from trainer.tune.checkpoint import STATE_TENSORS, Checkpoint, Checkpoints, TrainingState
 from trainer.tune.model import attach_lora
-from trainer.tune.progress import Progress, Training
+from trainer.tune.progress import Training, TrainingProgress
 from trainer.tune.recipe import Recipe
 from trainer.tune.train import evaluate, train
 
@@ -42,7 +42,7 @@ def run(
         )
         torch.rand(junk)
 
-        def watch(now: Progress) -> None:
+        def watch(now: TrainingProgress) -> None:
             if now.step == stop_after:
                 raise Stopped
 
@@ -140,7 +140,7 @@ def test_one_that_is_interrupted_while_it_looks_at_the_held_out_looks_again(
 ) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 3, "dropout": 0.0})
 
-    def go(checkpoints: Checkpoints | None, between: Any, told: list[Progress]) -> Training:
+    def go(checkpoints: Checkpoints | None, between: Any, told: list[TrainingProgress]) -> Training:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, attn_implementation="eager")
@@ -157,13 +157,13 @@ def test_one_that_is_interrupted_while_it_looks_at_the_held_out_looks_again(
         if len(calls) == stop_at:
             raise Stopped
 
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     checkpoints = Checkpoints(tmp_path / "checkpoints", key="k", every_s=1e9)
     with pytest.raises(Stopped):
         go(checkpoints, stop, told)
     at = len(told)
     again = go(checkpoints, lambda: None, told)
-    straight: list[Progress] = []
+    straight: list[TrainingProgress] = []
     whole = go(None, lambda: None, straight)
     assert (again.losses, again.evaluations) == (whole.losses, whole.evaluations)
     assert [now.step for now in told] == [now.step for now in straight]

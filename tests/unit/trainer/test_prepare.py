@@ -8,7 +8,7 @@ import pytest
 from tests.unit.trainer.conftest import make_tokenizer
 from trainer.data.findings import duplicates, overlap
 from trainer.data.format import Example, Message
-from trainer.data.prepare import Prepared, Rules, Source, inspect, prepare
+from trainer.data.prepare import DataRules, Prepared, Source, inspect, prepare
 from trainer.data.render import Renderer, stop_tokens
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall
 
@@ -39,7 +39,7 @@ def source(rows: list[dict[str, Any]], name: str = "t.jsonl") -> Source:
 
 def look(rows: list[dict[str, Any]], held: list[dict[str, Any]] | None = None, **rules: Any) -> Prepared:
     length = rules.pop("max_length", 400)
-    return inspect(source(rows), source(held, "h.jsonl") if held else None, renderer(length), Rules(**rules))
+    return inspect(source(rows), source(held, "h.jsonl") if held else None, renderer(length), DataRules(**rules))
 
 
 def codes(found: Prepared) -> dict[str, str]:
@@ -70,7 +70,7 @@ def test_what_max_length_would_cut_is_refused_or_dropped_when_told() -> None:
     (finding,) = [f for f in refused.report.findings if f.code == "too_long"]
     assert (finding.severity, finding.lines) == ("refused", (31,))
     with pytest.raises(DataRefused) as caught:
-        prepare(source(rows), None, renderer(), Rules(held_out_share=0))
+        prepare(source(rows), None, renderer(), DataRules(held_out_share=0))
     assert caught.value.report.refused
     assert "too_long" in caught.value.message
     dropped = look(rows, held=questions(40)[30:], drop_long=True, strict=True)
@@ -137,7 +137,7 @@ def test_fewer_than_ten_examples_are_too_few() -> None:
 @pytest.mark.parametrize("fault", [b'{"prompt": 1}\n', source([pair("say <|im_end|>", "no")]).content, b""])
 def test_faults_of_the_validation_file_are_its_own(fault: bytes) -> None:
     with pytest.raises(DataInvalid) as caught:
-        inspect(source(questions(20)), Source("h.jsonl", fault), renderer(), Rules())
+        inspect(source(questions(20)), Source("h.jsonl", fault), renderer(), DataRules())
     assert caught.value.param == "validation_file"
     assert caught.value.message.startswith("h.jsonl: line 1: ")
 
@@ -156,7 +156,7 @@ def test_a_refusal_blames_the_file_that_is_at_fault() -> None:
         ([*questions(30), long], [*questions(40)[30:], pair("who " * 100, "me")], "training_file"),
     ):
         with pytest.raises(DataRefused) as caught:
-            prepare(source(rows), source(held), renderer(), Rules())
+            prepare(source(rows), source(held), renderer(), DataRules())
         assert caught.value.param == blamed
         assert ("the validation file: 1 examples are longer" in caught.value.message) is (len(held) == 11)
 

@@ -9,7 +9,7 @@ from trainer.data.render import TokenSequence
 from trainer.errors import DataTooSmall, LossNotFinite, NothingTrainable
 from trainer.tune.model import attach_lora, compute_dtype
 from trainer.tune.optimizer import Optimizer, schedule
-from trainer.tune.progress import Progress, Training
+from trainer.tune.progress import Training, TrainingProgress
 from trainer.tune.recipe import Recipe
 from trainer.tune.train import train
 
@@ -25,8 +25,10 @@ def lora(base_model: Any, recipe: Recipe = RECIPE) -> Any:
         return attach_lora(base_model, recipe)
 
 
-def run(base_model: Any, sequences: list[TokenSequence], recipe: Recipe = RECIPE) -> tuple[Training, list[Progress]]:
-    events: list[Progress] = []
+def run(
+    base_model: Any, sequences: list[TokenSequence], recipe: Recipe = RECIPE
+) -> tuple[Training, list[TrainingProgress]]:
+    events: list[TrainingProgress] = []
     return train(lora(base_model, recipe), sequences, recipe, on_progress=events.append), events
 
 
@@ -97,7 +99,7 @@ def test_a_callback_ends_the_training(base_model: Any, sequences: list[TokenSequ
     class Cancelled(Exception):
         pass
 
-    def cancel(now: Progress) -> None:
+    def cancel(now: TrainingProgress) -> None:
         if now.step == 3:
             raise Cancelled
 

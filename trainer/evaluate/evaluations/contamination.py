@@ -92,7 +92,7 @@ class TrainingHistory:
         Raises:
             GatewayUnreachable: The gateway was unreachable for too long.
         """
-        normalised = {question.id: as_said(question) for question in questions}
+        normalised = {question.id: normalized_question(question) for question in questions}
         seen_ids: set[str] = set()
         for version in versions:
             try:
@@ -133,8 +133,8 @@ class TrainingHistory:
         return content
 
 
-def as_said(question: Question) -> NormalizedExample:
-    """A question in the form that is compared with training examples."""
+def normalized_question(question: Question) -> NormalizedExample:
+    """The question and its reference, normalised for comparison with training examples."""
     return NormalizedExample.of([(turn.role, turn.content) for turn in question.turns], question.reference)
 
 
@@ -143,14 +143,14 @@ def questions_of_job_file(content: bytes) -> list[NormalizedExample]:
     questions = []
     for line in split_lines(content):
         try:
-            questions.append(as_said(Question.model_validate_json(line)))
+            questions.append(normalized_question(Question.model_validate_json(line)))
         except ValidationError:
             continue
     return questions
 
 
 def left_out_note(trained_on: Sequence[str], total: int) -> str:
-    """The note about questions that are left out."""
+    """The report's sentence on the questions that are left out, of ``total``."""
     return (
         f"{len(trained_on)} of {total} held-out examples are left out: an earlier version that this one continues, or "
         "the live one, was trained on them"

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from adapters.protocol.requests import MAX_ARMS
 from trainer.config import Settings
-from trainer.errors import EngineMoved
+from trainer.errors import EngineChanged
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.asking import HttpAnswerer
@@ -97,7 +97,7 @@ class Evaluator:
         or version, the earlier answers are discarded and everything is asked again.
 
         Raises:
-            EngineMoved: The configuration changed MAX_ENGINE_CHANGES times.
+            EngineChanged: The configuration changed MAX_ENGINE_CHANGES times.
             EvaluationError: The evaluation failed.
         """
         fingerprint = self._gateway.fingerprint()
@@ -113,7 +113,7 @@ class Evaluator:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
                 return outcome
-        raise EngineMoved(
+        raise EngineChanged(
             f"the engine's configuration changed {MAX_ENGINE_CHANGES} times during the evaluation; "
             "evaluate again once it is stable"
         )

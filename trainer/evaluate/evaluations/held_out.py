@@ -12,9 +12,9 @@ from adapters.validation import faults, message
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
 from trainer.data.trained_examples import NormalizedExample, TrainedExamples
-from trainer.errors import DataInvalid, HeldOutTaught, Problem
+from trainer.errors import DataInvalid, HeldOutInTraining, Problem
 from trainer.evaluate.arms import Question, questions
-from trainer.evaluate.evaluations.contamination import as_said
+from trainer.evaluate.evaluations.contamination import normalized_question
 from trainer.evaluate.evaluations.spec import QUESTIONS, EvaluationJob
 
 
@@ -65,14 +65,15 @@ def refuse_trained_on(
             the held-out file decides.
 
     Raises:
-        HeldOutTaught: An example is in both.
+        HeldOutInTraining: An example is in both.
     """
     if job.context.candidate is None or (own_held_out is None and is_job_held_out(job.context)):
         return
-    trained = TrainedExamples((as_said(question) for question in trained_on), common=True).without(own_held_out or ())
-    overlap = [question for question in held_out if trained.contains(as_said(question))]
+    trained_questions = (normalized_question(question) for question in trained_on)
+    trained = TrainedExamples(trained_questions, common=True).without(own_held_out or ())
+    overlap = [question for question in held_out if trained.contains(normalized_question(question))]
     if overlap:
-        raise HeldOutTaught(
+        raise HeldOutInTraining(
             f"{len(overlap)} of {len(held_out)} held-out examples (the first: {overlap[0].id[:40]}) are in the file "
             f"that {job.context.candidate} was trained on; remove them, or use the held-out file that its job stored"
         )

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.protocol.reports import EvaluationProgress
 from trainer.config import Installation
 from trainer.errors import TooManyEvaluations
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult, Progress
+from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult
 from trainer.reviews.service import Reviews
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
@@ -85,9 +86,9 @@ class EvaluationKind(Kind[EvaluationResult]):
             await self._reviews.take(run.project, run.id, self.directory(run), run.adapters)
         return result, {}
 
-    def worker_progress(self, run_id: str) -> Progress | None:
+    def worker_progress(self, run_id: str) -> EvaluationProgress | None:
         """The worker's last progress report; None before the first one."""
-        return self.directories.read(run_id, spec.PROGRESS, Progress)
+        return self.directories.read(run_id, spec.PROGRESS, EvaluationProgress)
 
 
 def _worker_killed(end: WorkerExit, times: int) -> Failure:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationResult, Progress
+from adapters.protocol.reports import EvaluationProgress
+from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationResult
 from trainer.runs.state import Run, Status
 
-WAITING: Final = Progress(stage="queued", done=0, total=0)
-STARTING: Final = Progress(stage="starting", done=0, total=0)
+WAITING: Final = EvaluationProgress(stage="queued", done=0, total=0)
+STARTING: Final = EvaluationProgress(stage="starting", done=0, total=0)
 
 
-def evaluation_object(run: Run, progress: Progress | None) -> dict[str, Any]:
+def evaluation_object(run: Run, progress: EvaluationProgress | None) -> dict[str, Any]:
     """An `evaluation` object; ``progress`` is the worker's last report, None if there is none."""
     result = None if run.result is None else EvaluationResult.model_validate(run.result)
     body, arms = run.body, EvaluationDetails.model_validate(run.details).arms

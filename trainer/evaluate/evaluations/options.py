@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapters.protocol.runs import EvaluationContext
 from trainer.config import Settings
-from trainer.errors import EvaluationError, HeldOutTaught, Invalid
+from trainer.errors import EvaluationError, HeldOutInTraining, InvalidField
 from trainer.evaluate.endpoints import read_endpoints
 from trainer.evaluate.evaluations.schemas import EvaluationBody, adds_bases
 from trainer.evaluate.factory import check_available
@@ -15,14 +15,14 @@ def check_options(body: EvaluationBody, context: EvaluationContext, settings: Se
     """Validate the options. Blocks briefly: it reads the operator's file, and may test the sandbox.
 
     Raises:
-        Invalid: The metric, a suite, an endpoint or the judge is unknown or unavailable; the metric may not decide;
-            suites are requested for outside endpoints; the held-out file is the candidate's training file.
+        InvalidField: The metric, a suite, an endpoint or the judge is unknown or unavailable; the metric may not
+            decide; suites are requested for outside endpoints; the held-out file is the candidate's training file.
     """
     if context.candidate is not None and context.held_out.sha256 in {file.sha256 for file in context.training_files}:
-        raise Invalid(
+        raise InvalidField(
             f"`held_out` is the file that {context.candidate} was trained on; use a file it has not seen",
             param="held_out",
-            code=HeldOutTaught.code,
+            code=HeldOutInTraining.code,
         )
     param = "metric"
     try:
@@ -40,7 +40,7 @@ def check_options(body: EvaluationBody, context: EvaluationContext, settings: Se
         if body.judge is not None:
             outside.judge(body.judge)
     except EvaluationError as error:
-        raise Invalid(f"`{param}`: {error.message}", param=param) from error
+        raise InvalidField(f"`{param}`: {error.message}", param=param) from error
     _check_suite_arms(body, context)
 
 
@@ -51,6 +51,8 @@ def _check_suite_arms(body: EvaluationBody, context: EvaluationContext) -> None:
     endpoint_of = {arm.label: arm.endpoint for arm in body.arms or ()}
     advice = "suites only run on models that the gateway serves: send `suites` as [], or name another arm"
     if endpoint_of[body.candidate] is not None:
-        raise Invalid(f"`candidate` is at the endpoint {endpoint_of[body.candidate]!r}; {advice}", param="candidate")
+        raise InvalidField(
+            f"`candidate` is at the endpoint {endpoint_of[body.candidate]!r}; {advice}", param="candidate"
+        )
     if not adds_bases(body, context) and all(endpoint_of[label] is not None for label in body.bases):
-        raise Invalid(f"`bases` are all at outside endpoints; {advice}", param="bases")
+        raise InvalidField(f"`bases` are all at outside endpoints; {advice}", param="bases")

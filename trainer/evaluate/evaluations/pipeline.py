@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from adapters.protocol.reports import ReportCost
+from adapters.protocol.reports import EvaluationProgress, ReportCost
 from trainer.config import Settings
-from trainer.errors import DataError, GatewayRefused, HeldOutTaught, SettingsError
+from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
@@ -24,13 +24,7 @@ from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repea
 from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
-from trainer.evaluate.evaluations.spec import (
-    PROGRESS,
-    EvaluationJob,
-    EvaluationResult,
-    Progress,
-    UploadedFiles,
-)
+from trainer.evaluate.evaluations.spec import PROGRESS, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.spec import Outcome
 from trainer.evaluate.verdict import Verdict
@@ -87,7 +81,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
 
         Raises:
             DataError: The held-out file cannot be read.
-            HeldOutTaught: The candidate was trained on the held-out examples.
+            HeldOutInTraining: The candidate was trained on the held-out examples.
             EvaluationError, GatewayUnreachable, GatewayRefused: The evaluation failed.
         """
         plan, questions = self._prepare()
@@ -145,7 +139,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             live_state = LiveState(left_out=plan.left_out)
         unseen = [question for question in held_out if question.id not in set(live_state.left_out)]
         if not unseen:
-            raise HeldOutTaught(left_out_note(live_state.left_out, len(held_out)))
+            raise HeldOutInTraining(left_out_note(live_state.left_out, len(held_out)))
         questions = sample(job, unseen)
         self._evaluator.write_questions(questions)
         if plan is None:
@@ -175,7 +169,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
     ) -> LiveState:
         """`live_state`, with the held-out questions to leave out because an earlier version was trained on them.
 
-        Raises HeldOutTaught as `refuse_trained_on`.
+        Raises HeldOutInTraining as `refuse_trained_on`.
         """
         context, notes = self._job.context, list(live_state.notes)
         if context.candidate is None or not context.records:
@@ -208,7 +202,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         last_stage, reported_at = self._reported
         if stage != last_stage or time.monotonic() - reported_at > PROGRESS_INTERVAL_S:
             self._reported = (stage, time.monotonic())
-            self._directory.write(PROGRESS, Progress(stage=stage, done=done, total=total))
+            self._directory.write(PROGRESS, EvaluationProgress(stage=stage, done=done, total=total))
 
     # concluding
 

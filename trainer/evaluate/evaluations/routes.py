@@ -31,8 +31,8 @@ PAGE_HEADERS: Final = {
 
 async def evaluations(request: Request) -> Evaluations:
     """The trainer's evaluations."""
-    found: Evaluations = request.app.state.trainer.evaluations
-    return found
+    service: Evaluations = request.app.state.trainer.evaluations
+    return service
 
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
@@ -41,7 +41,7 @@ Service = Annotated[Evaluations, Depends(evaluations)]
 
 @router.post("")
 async def create_evaluation(request: Request, caller: Caller, service: Service, headers: Creation) -> JSONResponse:
-    """Make an evaluation."""
+    """Create an evaluation."""
     sent = validated(CreateEvaluation, await read_json(request))
     return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, ArmPrompt, EvaluationFields, Label, OptionName
 from adapters.protocol.runs import EvaluationContext
-from trainer.errors import Invalid
+from trainer.errors import InvalidField
 from trainer.validation import validated
 
 GENERAL: Final = "general"
@@ -51,15 +51,17 @@ def adds_bases(body: EvaluationBody, context: EvaluationContext) -> bool:
 
 
 def read_request(content: dict[str, Any]) -> EvaluationBody:
-    """Understand a client's body. Raises Invalid, UnknownParameter, with the dotted name of the field."""
+    """Understand a client's body. Raises InvalidField, UnknownParameter, with the dotted name of the field."""
     body = validated(EvaluationBody, content)
     if (body.model is None) == (body.arms is None):
-        found = "neither" if body.model is None else "both"
-        raise Invalid(f"send either `model` or `arms`, found {found}", param="model" if body.model is None else "arms")
+        given = "neither" if body.model is None else "both"
+        raise InvalidField(
+            f"send either `model` or `arms`, found {given}", param="model" if body.model is None else "arms"
+        )
     if body.arms is None:
         for name in ("candidate", "bases"):
             if name in body.model_fields_set:
-                raise Invalid(f"`{name}` goes with `arms`; with `model` that is the candidate", param=name)
+                raise InvalidField(f"`{name}` goes with `arms`; with `model` that is the candidate", param=name)
         return body
     _check_labels(body, [arm.label for arm in body.arms])
     return body
@@ -69,16 +71,18 @@ def _check_labels(body: EvaluationBody, labels: list[str]) -> None:
     listed = ", ".join(repr(label) for label in labels)
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            raise Invalid(f"`arms.{index}.label` is {label!r}, which another arm has too", param=f"arms.{index}.label")
+            raise InvalidField(
+                f"`arms.{index}.label` is {label!r}, which another arm has too", param=f"arms.{index}.label"
+            )
     named = {f"bases.{at}": label for at, label in enumerate(body.bases)}
     if body.candidate is not None:
         named["candidate"] = body.candidate
-    for param, wanted in named.items():
-        if wanted not in labels:
-            raise Invalid(f"`{param}` is {wanted!r}, which no arm is labelled; there are {listed}", param=param)
+    for param, label in named.items():
+        if label not in labels:
+            raise InvalidField(f"`{param}` is {label!r}, which no arm is labelled; there are {listed}", param=param)
     if body.candidate is None:
-        for name, said in (("bases", bool(body.bases)), ("promote", body.promote == "auto")):
-            if said:
-                raise Invalid(f"`{name}` goes with `candidate`: without one there is no verdict", param=name)
+        for name, is_set in (("bases", bool(body.bases)), ("promote", body.promote == "auto")):
+            if is_set:
+                raise InvalidField(f"`{name}` goes with `candidate`: without one there is no verdict", param=name)
     elif not body.bases or body.candidate in body.bases:
-        raise Invalid("`bases` must name at least one arm that is not the candidate's", param="bases")
+        raise InvalidField("`bases` must name at least one arm that is not the candidate's", param="bases")

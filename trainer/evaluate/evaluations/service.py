@@ -9,7 +9,7 @@ from typing import Any
 from adapters.protocol.runs import EvaluationContext
 from trainer.config import Installation, Settings
 from trainer.database import Database
-from trainer.errors import Missing, NotFinished
+from trainer.errors import EvaluationNotFinished, NotFound
 from trainer.evaluate.arms import base_label
 from trainer.evaluate.evaluations import kind, spec
 from trainer.evaluate.evaluations.kind import EvaluationKind
@@ -62,10 +62,10 @@ class Evaluations(RunService):
         """Create an evaluation. Returns the object, and whether it already existed for this Idempotency-Key.
 
         Raises:
-            Invalid, UnknownParameter: A field is invalid.
-            KeyReused: The Idempotency-Key was used with another body.
-            TooMany: The project has too many unfinished evaluations.
-            NoSpace: The disk is full.
+            InvalidField, UnknownParameter: A field is invalid.
+            IdempotencyKeyReused: The Idempotency-Key was used with another body.
+            TooManyRequests: The project has too many unfinished evaluations.
+            DiskFull: The disk is full.
         """
         body = read_request(request)
         retry = retry_of(idempotency_key, request)
@@ -106,20 +106,22 @@ class Evaluations(RunService):
     # reading
 
     async def report(self, caller: CurrentCaller, evaluation_id: str) -> bytes:
-        """The report as JSON. Raises Missing, NotFinished."""
+        """The report as JSON. Raises NotFound, EvaluationNotFinished."""
         return await self._finished(caller, evaluation_id, spec.REPORT)
 
     async def report_page(self, caller: CurrentCaller, evaluation_id: str) -> bytes:
-        """The report as a page. Raises Missing, NotFinished."""
+        """The report as a page. Raises NotFound, EvaluationNotFinished."""
         return await self._finished(caller, evaluation_id, spec.PAGE)
 
     async def _finished(self, caller: CurrentCaller, evaluation_id: str, name: str) -> bytes:
         run = await self.row(caller, evaluation_id)
         if not run.over:
-            raise NotFinished(f"the evaluation `{run.id}` is {run.shown_status} and has no report yet", retry_after_s=5)
+            raise EvaluationNotFinished(
+                f"the evaluation `{run.id}` is {run.shown_status} and has no report yet", retry_after_s=5
+            )
         content = await asyncio.to_thread(self.directories.read_bytes, run.id, name)
         if run.status is not Status.SUCCEEDED or content is None:
-            raise Missing(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")
+            raise NotFound(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")
         return content
 
 

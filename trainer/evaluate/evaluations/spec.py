@@ -2,12 +2,12 @@
 
     EVALUATIONS/ID/spec.json      EvaluationJob
     EVALUATIONS/ID/held_out.jsonl, training.jsonl   the data, fetched from the gateway
-    EVALUATIONS/ID/plan.json      planning.Plan: what is compared with what, fixed before anything is asked
-    EVALUATIONS/ID/progress.json  Progress
+    EVALUATIONS/ID/plan.json      planning.EvaluationPlan: what is compared with what, fixed before anything is asked
+    EVALUATIONS/ID/progress.json  EvaluationProgress
     EVALUATIONS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the questions, answers and log-probabilities
     EVALUATIONS/ID/suite_answers.jsonl, judgements.jsonl   the answers to suites, and a judge's replies
     EVALUATIONS/ID/evaluation.json, evaluation.html   the report
-    EVALUATIONS/ID/kept.json      Kept: ids of the report's files at the gateway
+    EVALUATIONS/ID/kept.json      UploadedFiles: ids of the report's files at the gateway
     EVALUATIONS/ID/result.json    EvaluationResult
 
 Modules that load statistics define some of these names again; a test keeps them equal.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from adapters.protocol.reports import EvaluationProgress
 from adapters.protocol.runs import EvaluationContext
 from trainer.config import Settings
 from trainer.evaluate.arms import Frozen
@@ -84,9 +83,6 @@ class EvaluationJob(OperatorRules):
     """The engine's context, in tokens."""
     body: EvaluationBody
     context: EvaluationContext
-
-
-Progress = EvaluationProgress
 
 
 class UploadedFiles(Frozen):

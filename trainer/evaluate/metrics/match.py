@@ -24,7 +24,7 @@ class ExactMatch:
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if both are equal, else 0.0."""
         return float(normalised(answer) == normalised(reference))
 
 
@@ -37,7 +37,7 @@ class Contains:
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if the reference is not empty and in the answer, else 0.0."""
         expected = normalised(reference)
         return float(bool(expected) and expected in normalised(answer))
 
@@ -62,7 +62,7 @@ class Regex:
             raise EvaluationInvalid(f"`pattern` is not a valid regular expression: {error}") from error
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if the pattern matches anywhere in the answer, else 0.0. Raises EvaluationInvalid."""
         pattern = self.pattern.replace(REFERENCE, regex.escape(reference))
         try:
             return float(regex.search(pattern, answer, timeout=REGEX_TIMEOUT_S) is not None)

@@ -23,7 +23,7 @@ class TokenF1:
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """From 0 to 1; two answers without words are the same."""
+        """F1, from 0 to 1; 1 if neither text has a word."""
         answer_words, reference_words = words(answer), words(reference)
         common = sum((Counter(answer_words) & Counter(reference_words)).values())
         return _f1(common, len(answer_words), len(reference_words))
@@ -42,21 +42,21 @@ class RougeL:
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """From 0 to 1; two answers without words are the same."""
+        """F1, from 0 to 1; 1 if neither text has a word."""
         answer_words, reference_words = words(answer), words(reference)
         return _f1(LCSseq.similarity(answer_words, reference_words), len(answer_words), len(reference_words))
 
 
 @dataclass(frozen=True, slots=True)
 class EditSimilarity:
-    """1 less Levenshtein's distance over the longer length, in characters, after normalising as exact match does."""
+    """1 minus Levenshtein's distance over the longer length, in characters, after normalising as exact match does."""
 
     name: ClassVar[str] = "edit_similarity"
     binary: ClassVar[bool] = False
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """From 0 to 1."""
+        """From 0 to 1 (equal after normalisation)."""
         return float(Levenshtein.normalized_similarity(normalised(answer), normalised(reference)))
 
 

@@ -40,7 +40,7 @@ class JsonValid:
     decides: ClassVar[bool] = False
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if it is, else 0.0."""
         return float(is_json(answer))
 
 
@@ -73,7 +73,11 @@ class JsonSchema:
         self._validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if it is JSON and valid, else 0.0.
+
+        Raises:
+            EvaluationInvalid: A `$ref` cannot be resolved within the schema, or a `pattern` takes too long.
+        """
         value = parsed(answer)
         try:
             return float(value is not _NONE and self._validator.is_valid(value))
@@ -96,7 +100,7 @@ class JsonExact:
         self._schema = JsonSchema(schema) if schema is not None else None
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if both are equal JSON, else 0.0. Raises EvaluationInvalid as JsonSchema."""
         if self._schema is not None and not self._schema.score(answer, reference):
             return 0.0
         value, expected = parsed(answer), parsed(reference)
@@ -107,14 +111,14 @@ class JsonExact:
 
 @dataclass(frozen=True, slots=True)
 class JsonFields:
-    """F1 over the leaves (path and value) of answer and reference. 0 if the answer is not JSON."""
+    """F1 over the leaves (path and value) of answer and reference."""
 
     name: ClassVar[str] = "json_fields"
     binary: ClassVar[bool] = False
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """From 0 to 1."""
+        """F1, from 0 to 1; 0 if either is not JSON."""
         value, expected = parsed(answer), parsed(reference)
         if value is _NONE or expected is _NONE:
             return 0.0

@@ -30,20 +30,20 @@ class JudgePreference:
     decides: ClassVar[bool] = True
 
     def score(self, answer: str, reference: str) -> float:
-        """0.5."""
+        """0.5, a tie."""
         return 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Words in the answer."""
+    """The number of words in the answer."""
 
     name: ClassVar[str] = "length_words"
     binary: ClassVar[bool] = False
     decides: ClassVar[bool] = False
 
     def score(self, answer: str, reference: str) -> float:
-        """A count."""
+        """The count, 0 or more."""
         return float(len(words(answer)))
 
 
@@ -56,5 +56,5 @@ class Refusal:
     decides: ClassVar[bool] = False
 
     def score(self, answer: str, reference: str) -> float:
-        """1 or 0."""
+        """1.0 if it is a refusal, else 0.0."""
         return float(not answer.strip() or _REFUSAL.search(answer) is not None)

@@ -9,12 +9,12 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate import verdict_text
-from trainer.evaluate.control_arms import Control
+from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Forgetting, SuitePart
 from trainer.evaluate.page import charts
 from trainer.evaluate.page.charts import Bar, Scale, Tone
-from trainer.evaluate.paired_difference import Difference, Mean
 from trainer.evaluate.report import EvaluationReport
 
 SHOWN_CHARS: Final = 1200
@@ -128,12 +128,12 @@ def _scores(report: EvaluationReport) -> Markup:
     return charts.bars(rows, Scale(0, maximum), title="Mean score of each arm, of 100")
 
 
-def _bar(mean: Mean, tone: Tone) -> Bar:
+def _bar(mean: ArmMean, tone: Tone) -> Bar:
     shown = f"{verdict_text.points(mean.mean)} ({verdict_text.points(mean.low)} to {verdict_text.points(mean.high)})"
     return Bar(mean.label, 100 * mean.mean, 100 * mean.low, 100 * mean.high, shown, tone)
 
 
-def _control(control: Control) -> Bar:
+def _control(control: ControlArm) -> Bar:
     name = f"control: {CONTROLS[control.kind]}"
     return Bar(name, 100 * control.mean, None, None, verdict_text.points(control.mean), "control")
 
@@ -172,7 +172,7 @@ def _gaps(report: EvaluationReport) -> Markup | None:
     )
 
 
-def _gap(difference: Difference, tone: Tone, label: str) -> Bar:
+def _gap(difference: ArmDifference, tone: Tone, label: str) -> Bar:
     return Bar(
         label,
         100 * difference.estimate,

@@ -69,7 +69,7 @@ WATCH_S: Final = 0.02
 
 
 class SetupFailed(Exception):
-    """A step of the setup failed."""
+    """A step of the sandbox's setup failed: no program is run."""
 
 
 class SeccompComparison(ctypes.Structure):
@@ -87,14 +87,14 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call a libc function that returns 0 on success. Raises Failed."""
+    """Call a libc function that returns 0 on success. Raises SetupFailed with its errno's text."""
     if getattr(LIBC, name)(*arguments) != 0:
         listed = ", ".join(repr(argument)[:80] for argument in arguments)
         raise SetupFailed(f"{name}({listed}): {os.strerror(ctypes.get_errno())}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """mount(2). Raises Failed."""
+    """mount(2). Raises SetupFailed."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     call("mount", texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
 

@@ -37,7 +37,7 @@ class Bounds:
 
 
 def wins_and_losses(differences: Array) -> tuple[int, int]:
-    """How many differences are above and below zero."""
+    """The numbers of differences above zero and below zero."""
     return int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))
 
 
@@ -75,7 +75,7 @@ def interval(differences: Array, *, confidence: float, binary: bool, seed: int, 
 
 
 def all_equal(differences: Array) -> bool:
-    """Whether all differences are equal."""
+    """Whether the differences lie within EDGE of each other; true of fewer than two."""
     return len(differences) < 2 or float(np.ptp(differences)) < EDGE
 
 
@@ -144,14 +144,14 @@ def _tango_variance(wins: int, losses: int, count: int, difference: float) -> fl
 
 
 def mcnemar_p(wins: int, losses: int) -> float:
-    """The exact two-sided p-value of McNemar's test: is a difference as likely to be a win as a loss?"""
+    """The exact two-sided p-value of McNemar's test: is a discordant pair as likely a win as a loss? 1 without any."""
     if wins + losses == 0:
         return 1.0
     return float(mcnemar([[0, wins], [losses, 0]], exact=True).pvalue)
 
 
 def student_interval(values: Array, confidence: float) -> tuple[float, float]:
-    """Student's interval of a mean."""
+    """Student's two-sided interval of a mean, mean ± t s/√n with n - 1 degrees of freedom; needs two values or more."""
     count = len(values)
     half = quantiles.student(confidence, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
     mean = float(values.mean())

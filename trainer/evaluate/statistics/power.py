@@ -38,14 +38,17 @@ class ScoreVariance:
     discordant: float | None = None
 
     def at(self, difference: float) -> float:
-        """The variance if this is the true difference."""
+        """The variance of one example's difference if this is the true mean: s², or discordant share minus d²."""
         if self.discordant is None:
             return self.variance
         return max(self.discordant, abs(difference)) - difference * difference
 
 
 def score_variance(differences: Array, *, binary: bool) -> ScoreVariance:
-    """The variance of the observed differences."""
+    """The variance of one example's difference, estimated from the observed ones.
+
+    Binary scores, and scores of which fewer than two differ, get a pseudo-observation each way.
+    """
     count = len(differences)
     wins, losses = wins_and_losses(differences)
     if binary:

@@ -8,10 +8,10 @@ from scipy import special
 
 
 def normal(confidence: float) -> float:
-    """How many standard errors the normal's two-sided interval reaches, 1.96 for 0.95."""
+    """The normal distribution's two-sided quantile in standard errors: 1.96 for a confidence of 0.95."""
     return float(special.ndtri((1 + confidence) / 2))
 
 
 def student(confidence: float, degrees: float) -> float:
-    """The same for Student's distribution; `degrees` may be infinite."""
+    """The same for Student's t with this many degrees of freedom; infinitely many give `normal`."""
     return float(special.stdtrit(degrees, (1 + confidence) / 2)) if math.isfinite(degrees) else normal(confidence)

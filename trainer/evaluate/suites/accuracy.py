@@ -8,7 +8,7 @@ from typing import Any, Final
 from scipy import stats
 
 from trainer.evaluate.forgetting import SuiteState
-from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict import Rules
@@ -91,7 +91,7 @@ def _state(loss: float, low: float, budget: float) -> SuiteState:
     return "broken" if low > 0 else "open"
 
 
-def _at_chance(right: int, count: int, chance: float, method: Method) -> bool:
+def _at_chance(right: int, count: int, chance: float, method: IntervalMethod) -> bool:
     """Whether the accuracy is not above guessing: exact one-sided binomial test at (1 - confidence) / 2."""
     test = stats.binomtest(right, count, chance, alternative="greater")
     return bool(test.pvalue > (1 - method.confidence) / 2)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from adapters.protocol.reports import ReportJudge
 from tests.unit.trainer.evaluate.worlds import QUICK, seeded
 from trainer.data.format import parse_chat
 from trainer.errors import AnswerRefused
@@ -21,7 +22,7 @@ from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.likelihood import TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.choose import OVERLAP
 from trainer.evaluate.run import run
-from trainer.evaluate.spec import EvaluationSpec, JudgeResult, MetricOptions, SuiteResult, most_frequent_answers
+from trainer.evaluate.spec import EvaluationSpec, MetricOptions, SuiteResult, most_frequent_answers
 from trainer.evaluate.verdict import Rules, Verdict
 from trainer.samples import data_file, heldout_file
 
@@ -112,10 +113,10 @@ class Preferring:
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
-    ) -> JudgeResult:
+    ) -> ReportJudge:
         count = len(comparison.questions)
         scores = tuple(1.0 if at < self._share * count else 0.0 for at in range(count))
-        return JudgeResult(judge=self.name, scores=scores, counted=True, sentence="It agrees with people.")
+        return ReportJudge(judge=self.name, scores=scores, counted=True, sentence="It agrees with people.")
 
 
 async def verdict(

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import questions
-from trainer.errors import AnswerRefused, ArmMoved, EvaluationInvalid
+from trainer.errors import AnswerRefused, ArmVersionChanged, EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import HttpAnswerer, OnProgress
@@ -18,7 +18,7 @@ from trainer.evaluate.likelihood import HttpScorer, TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.match import Contains, ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.metrics.style import Length
-from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.second_measure import likelihood
 
 TUNED, BASE = Arm(label="tuned", model="voice@3"), Arm(label="base", model="smol")
@@ -108,14 +108,14 @@ async def test_pairs_of_examples_that_do_not_fit_are_left_out(answerer: HttpAnsw
     )
     tuned = found.result("tuned")
     assert tuned.nats_elsewhere == (*(1.0,) * 3, None, *(1.0,) * 36)
-    measured = likelihood(found, "tuned", ["base"], Method(resamples=200))
+    measured = likelihood(found, "tuned", ["base"], IntervalMethod(resamples=200))
     assert measured is not None
     assert (measured.left_out, measured.own_question.examples, measured.over_base.examples) == (1, 39, 40)
     sentence = verdict_text.likelihood(measured.over_base, measured.own_question, measured.left_out, "open")
     assert "(over 39 pairs of examples; 1 were left out" in sentence
     nothing = tuned.model_copy(update={"nats_elsewhere": (None,) * 40})
     no_pair = found.model_copy(update={"results": (nothing, found.result("base"))})
-    assert likelihood(no_pair, "tuned", ["base"], Method(resamples=200)) is None
+    assert likelihood(no_pair, "tuned", ["base"], IntervalMethod(resamples=200)) is None
 
 
 async def test_another_refusal_of_a_pair_ends_the_comparison_with_its_reason(answerer: HttpAnswerer) -> None:
@@ -130,7 +130,7 @@ async def test_an_alias_that_moves_is_noticed(gateway: Gateway, answerer: HttpAn
     found = await compare([live], questions(4), ExactMatch(), answerer=answerer)
     assert (found.result("live").version, found.result("live").digest) == ("voice:live@1", "1")
     gateway.digests = {"voice:live": ["2"]}
-    with pytest.raises(ArmMoved, match="voice:live@1, voice:live@2"):
+    with pytest.raises(ArmVersionChanged, match="voice:live@1, voice:live@2"):
         await compare([live], questions(5), ExactMatch(), answerer=answerer)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.metrics.choose import NAMES
-from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.verdict import Rules
 
 TEXT = " ".join(Path("trainer/evaluate/EVALUATION.md").read_text().split())
@@ -25,7 +25,7 @@ def test_the_rule_has_the_settings_defaults() -> None:
 
 
 def test_the_stated_share_is_what_the_confidence_leaves_out_on_one_side() -> None:
-    assert f"at most {100 * (1 - Method().confidence) / 2:g}% of comparisons of equal arms pass" in TEXT
+    assert f"at most {100 * (1 - IntervalMethod().confidence) / 2:g}% of comparisons of equal arms pass" in TEXT
 
 
 def test_the_suite_is_as_large_as_is_said() -> None:

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from adapters.protocol.reports import ReportJudge
 from tests.unit.trainer.evaluate import pages
 from tests.unit.trainer.evaluate.pages import HOSTILE
 from tests.unit.trainer.evaluate.worlds import comparison, forgetting, row
@@ -12,7 +13,7 @@ from trainer.evaluate.page import charts, render
 from trainer.evaluate.page.charts import Bar, Scale
 from trainer.evaluate.page.render import cut, duration, number
 from trainer.evaluate.report import build
-from trainer.evaluate.spec import JudgeResult, SuiteResult
+from trainer.evaluate.spec import SuiteResult
 
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 
@@ -158,7 +159,7 @@ def test_a_comparison_has_a_page_too() -> None:
 
 def test_uncounted_suites_and_judges_are_marked_as_not_counted() -> None:
     shown = SuiteResult(name="mmlu", kind="report", sentence=f"40% before {HOSTILE}")
-    judged = JudgeResult(judge="oracle", scores=(1.0,), counted=False, sentence="Too few reviews.")
+    judged = ReportJudge(judge="oracle", scores=(1.0,), counted=False, sentence="Too few reviews.")
     report = pages.report().model_copy(update={"suites": (shown,), "judged": judged})
     text = read(render(report)).text
     assert "mmlu" in text

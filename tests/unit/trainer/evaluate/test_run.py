@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from adapters.protocol.reports import ReportJudge
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import QUICK, questions
 from trainer.errors import EvaluationInvalid
@@ -20,7 +21,6 @@ from trainer.evaluate.likelihood import HttpScorer
 from trainer.evaluate.run import run, suite_arms
 from trainer.evaluate.spec import (
     EvaluationSpec,
-    JudgeResult,
     MetricOptions,
     Outcome,
     SuiteResult,
@@ -72,12 +72,12 @@ class Judging:
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
-    ) -> JudgeResult:
+    ) -> ReportJudge:
         said = f"{candidate} or {base}."
         if self._missed:
-            return JudgeResult(judge=self.name, scores=(), counted=False, missed=True, sentence=said)
+            return ReportJudge(judge=self.name, scores=(), counted=False, missed=True, sentence=said)
         scores = (self._score,) * len(comparison.questions)
-        return JudgeResult(judge=self.name, scores=scores, counted=self._counted, sentence=said)
+        return ReportJudge(judge=self.name, scores=scores, counted=self._counted, sentence=said)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 
 from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.compare import ArmResult, Comparison
-from trainer.evaluate.control_arms import Control
+from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import AreaResult, Forgetting, SuitePart, SuiteState
-from trainer.evaluate.paired_difference import Method
+from trainer.evaluate.paired_difference import IntervalMethod
 
 Runs = Sequence[Sequence[float]]
 
@@ -65,11 +65,11 @@ def row(right: int, count: int) -> list[float]:
     return [1.0] * right + [0.0] * (count - right)
 
 
-def form(count: int, score: float = 0.0) -> tuple[Control, Control]:
+def form(count: int, score: float = 0.0) -> tuple[ControlArm, ControlArm]:
     """Both controls, the same on every example."""
     return (
-        Control(kind="constant", scores=(score,) * count, answer="yes"),
-        Control(kind="permuted", scores=(score,) * count),
+        ControlArm(kind="constant", scores=(score,) * count, answer="yes"),
+        ControlArm(kind="permuted", scores=(score,) * count),
     )
 
 
@@ -99,7 +99,7 @@ def forgetting(accuracy: SuiteState = "kept", perplexity: SuiteState = "kept") -
     )
 
 
-QUICK = Method(resamples=400)
+QUICK = IntervalMethod(resamples=400)
 """Enough for the tests' simulations."""
 
 

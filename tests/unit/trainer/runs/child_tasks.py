@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import TooMany
+from trainer.errors import TooManyRequests
 from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.kind import Abort, AbortCause, Advance, Kind, NewChild, RunOutcome, Stage, Wait
@@ -40,7 +40,7 @@ class Task(Frozen):
 
 class TaskKind(Kind[RunResult]):
     name, id_prefix, noun, display_name, param = "task", "task", "task", "task", "task_id"
-    too_many = TooMany
+    too_many = TooManyRequests
     stages = (SPLIT, FINISH)
     cancel_patience_s = 120.0
     result = RunResult

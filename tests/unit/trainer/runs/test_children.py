@@ -25,7 +25,7 @@ from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
 from tests.unit.trainer.runs.child_tasks import PARTS, SPLIT, Task, TaskKind
 from trainer.config import Settings
 from trainer.database import Database
-from trainer.errors import TooMany
+from trainer.errors import TooManyRequests
 from trainer.http import CurrentCaller
 from trainer.runs import journal, records, supervisor, transitions
 from trainer.runs.children import Children
@@ -390,7 +390,7 @@ async def test_child_runs_are_listed_and_count_as_their_parent(tmp_path: Path, g
         assert [run["id"] for run in page["data"]][-1] == parent
         assert len(page["data"]) == 3
         assert await trainer.database.run(partial(records.open_runs, kind="task", project="default")) == 1
-        with pytest.raises(TooMany, match="1 unfinished task"):
+        with pytest.raises(TooManyRequests, match="1 unfinished task"):
             await trainer.create(Task())
         claimed = await trainer.tasks.claim(CALLER, "key_job")
         assert claimed is not None

@@ -21,7 +21,7 @@ from tests.unit.trainer.finetune.trainers import PATIENCE_S, installation, stand
 from trainer.app import Trainer
 from trainer.config import Settings
 from trainer.database import Database
-from trainer.errors import KeyReused, SettingsError
+from trainer.errors import IdempotencyKeyReused, SettingsError
 from trainer.finetune.capacity import BaseModelInfo
 from trainer.runs import journal, records
 from trainer.runs.idempotency import Retry, find_previous_run
@@ -89,7 +89,7 @@ async def test_what_an_earlier_trainer_had_is_taken_over_once(home: Path) -> Non
         for kind, run_id in (("finetune", RUNNING_JOB), ("evaluation", RUNNING_EVALUATION)):
             known = await database.run(lambda db: find_previous_run(db, "default", kind, Retry("once", "0"), now))  # noqa: B023
             assert known == run_id
-            with pytest.raises(KeyReused):
+            with pytest.raises(IdempotencyKeyReused):
                 await database.run(lambda db: find_previous_run(db, "default", kind, Retry("once", "1"), now))  # noqa: B023
         queue = "SELECT evaluation, adapters FROM queues"
         assert await database.run(lambda db: [tuple(row) for row in db.exec_driver_sql(queue)]) == [  # noqa: B023

@@ -14,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from adapters.protocol.reports import EvaluationProgress
 from trainer.errors import RunDirectoryBusy
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationJob, EvaluationResult, Progress
+from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationJob, EvaluationResult
 from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.protocol import BUSY, DONE, STOPPED, Control
@@ -41,7 +42,7 @@ def work(folder: RunDirectory) -> int:
         if "stuck" not in wishes:
             answers.write_text("answered\n" * (tries + 1))
         os.kill(os.getpid(), signal.SIGKILL)
-    folder.write(PROGRESS, Progress(stage="asking", done=tries, total=36))
+    folder.write(PROGRESS, EvaluationProgress(stage="asking", done=tries, total=36))
     while "hold" in wishes or told:
         if folder.control() is Control.CANCEL:
             folder.write(protocol.RESULT, EvaluationResult(status="cancelled"))

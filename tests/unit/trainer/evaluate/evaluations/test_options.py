@@ -9,7 +9,7 @@ import pytest
 
 from adapters.protocol.runs import EvaluationContext, FileRef
 from trainer.config import Settings
-from trainer.errors import Invalid
+from trainer.errors import InvalidField
 from trainer.evaluate.evaluations.options import check_options
 from trainer.evaluate.evaluations.schemas import read_request
 
@@ -32,12 +32,12 @@ def check(tmp_path: Path, arms: list[dict[str, Any]], context: dict[str, Any] | 
 
 def test_suites_are_put_to_the_gateway_s_own_alone(tmp_path: Path) -> None:
     elsewhere = {"candidate": "big", "bases": ["base"]}
-    with pytest.raises(Invalid, match="`candidate` is at the endpoint 'big'") as refused:
+    with pytest.raises(InvalidField, match="`candidate` is at the endpoint 'big'") as refused:
         check(tmp_path, [BIG, BASE], {"candidate": None}, **elsewhere)
     assert refused.value.param == "candidate"
     check(tmp_path, [BIG, BASE], {"candidate": None}, **elsewhere, suites=[])
     against = {"candidate": "ours", "bases": ["big"]}
-    with pytest.raises(Invalid, match="`bases` are all at outside endpoints") as refused:
+    with pytest.raises(InvalidField, match="`bases` are all at outside endpoints") as refused:
         check(tmp_path, [OURS, BIG], {"records": False}, **against)
     assert refused.value.param == "bases"
     check(tmp_path, [OURS, BIG], **against)  # the base at its best is put beside it
@@ -46,7 +46,7 @@ def test_suites_are_put_to_the_gateway_s_own_alone(tmp_path: Path) -> None:
 
 def test_the_file_that_the_candidate_was_trained_on_is_no_held_out(tmp_path: Path) -> None:
     taught = {"training_files": [file("1")]}
-    with pytest.raises(Invalid, match="`held_out` is the file that voice@3 was trained on") as refused:
+    with pytest.raises(InvalidField, match="`held_out` is the file that voice@3 was trained on") as refused:
         check(tmp_path, [OURS, BASE], taught, candidate="ours", bases=["base"])
     assert (refused.value.param, refused.value.shown_code) == ("held_out", "held_out_in_training")
     check(tmp_path, [OURS, BASE], {"training_files": [file("2")]}, candidate="ours", bases=["base"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adapters.protocol.reports import EvaluationProgress
 from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import (
@@ -26,7 +27,7 @@ from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.pipeline import EvaluationPipeline
 from trainer.evaluate.evaluations.planning import EvaluationPlan
-from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationResult, Progress
+from trainer.evaluate.evaluations.spec import PAGE, PROGRESS, REPORT, EvaluationResult
 from trainer.evaluate.evaluations.worker import KIND
 from trainer.evaluate.report import EvaluationReport
 from trainer.evaluate.spec import EvaluationSpec
@@ -322,7 +323,7 @@ def test_more_examples_than_may_be_asked_are_drawn_the_same_way_each_time(
 def test_progress_is_written_to_the_run_directory(make_folder: MakeFolder) -> None:
     folder = make_folder()
     run(folder)
-    assert Progress.model_validate_json((folder / PROGRESS).read_bytes()).stage == "report"
+    assert EvaluationProgress.model_validate_json((folder / PROGRESS).read_bytes()).stage == "report"
 
 
 @pytest.mark.parametrize(
