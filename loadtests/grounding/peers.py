@@ -35,7 +35,7 @@ from loadtests.grounding.latency import show
 from loadtests.grounding.quality import Bench, embed
 from loadtests.grounding.synthetic import texts, vectors
 from service.knowledge.index import ranking
-from service.knowledge.index.part import Part, PlacedSegment, build
+from service.knowledge.index.part import IndexPart, PlacedSegment, build
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question, rank
 from service.knowledge.index.searching import use_one_blas_thread
 from service.knowledge.segment import Segment
@@ -76,7 +76,7 @@ def words(text: str) -> list[str]:
     return [word for word in dict.fromkeys(found) if word not in STOP_WORDS]
 
 
-def part_of(data: Passages) -> Part:
+def part_of(data: Passages) -> IndexPart:
     """Our own index of the passages."""
     analyzer = Analyzer()
     bags = [analyzer.bag(passage.heading, passage.text) for passage in data.passages]
@@ -100,7 +100,7 @@ def _joined(data: Passages, lexical: Callable[[str], tuple[NDArray[np.intp], NDA
     """Scores of words (0 to 1) from elsewhere beside exact vectors, joined and reranked as we do it."""
     nothing = np.zeros(len(data.passages), dtype=np.int32)
     empty = np.zeros(0, dtype=np.uint64)
-    part = Part(
+    part = IndexPart(
         vectors=data.vectors,
         lengths=nothing.astype(np.float32),
         segments=nothing.astype(np.int64),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from loadtests.grounding.judged import Collection, banking, cranfield
 from service.knowledge.embeddings import Embedder, EmbedderConfig
-from service.knowledge.index.part import Part, PlacedSegment, build
+from service.knowledge.index.part import IndexPart, PlacedSegment, build
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, FEEDBACK, Question, bm25, rank
 from service.knowledge.terms import Analyzer
 from service.knowledge.text import PassageText
@@ -41,10 +41,10 @@ Scores = NDArray[np.float32]
 class Embedded:
     """A collection's passages as one part and as texts, in the same order, and its questions' vectors.
 
-    A passage's document (`Part.documents`) is its place in the collection.
+    A passage's document (`IndexPart.documents`) is its place in the collection.
     """
 
-    part: Part
+    part: IndexPart
     passages: list[PassageText]
     questions: Scores
 
@@ -73,7 +73,7 @@ async def embed(data: Collection, chunking: Chunking, home: Path) -> Embedded:
 class Bench:
     """A collection in memory, and what each way of ranking makes of it."""
 
-    def __init__(self, data: Collection, part: Part, vectors: Scores) -> None:
+    def __init__(self, data: Collection, part: IndexPart, vectors: Scores) -> None:
         self._data = data
         self._part = part
         self._documents = int(part.documents.max()) + 1

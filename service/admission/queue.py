@@ -9,7 +9,7 @@ from service.admission.policy import Policy
 from service.admission.queued import QueuedRequest, Stage
 from service.admission.request import AdmissionRequest
 from service.admission.scheduler import Scheduler
-from service.admission.snapshot import Snapshot, take_snapshot
+from service.admission.snapshot import QueueSnapshot, take_snapshot
 from service.engine.residency import Residency
 from service.engine.watched import EngineState
 from service.errors import EngineUnavailable, HatrackError, Unavailable
@@ -132,7 +132,7 @@ class AdmissionQueue:
         else:
             self.close(state.reason)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> QueueSnapshot:
         """Point-in-time statistics of the queue."""
         return take_snapshot(self.scheduler)
 

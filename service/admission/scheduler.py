@@ -28,7 +28,7 @@ MAX_RETRY_S: Final = 60
 _AVERAGE: Final = 0.1
 
 
-class Counts:
+class QueueCounts:
     """Event counts since the start, for telemetry."""
 
     __slots__ = ("admitted", "background", "cold", "left", "overloaded", "share_full", "timeouts", "withdrawn")
@@ -62,7 +62,7 @@ class Scheduler:
         self.callers = FlowTree()
         self.background = FlowTree()
         self.slots = Slots(policy.slots, policy.turn_s, policy.draining)
-        self.counts = Counts()
+        self.counts = QueueCounts()
         self._small = FairShare(policy.width, max(1, policy.common // 2), policy.burst)
         self.prefill = 0
         """Prompt tokens of admitted requests without a first token yet."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class QueueSnapshot:
     """Gauges are current, counts are since the start. The adapter None is the base."""
 
     queued: int
@@ -48,7 +48,7 @@ class Snapshot:
     """Left the queue without being admitted, including timeouts."""
 
 
-def take_snapshot(scheduler: Scheduler) -> Snapshot:
+def take_snapshot(scheduler: Scheduler) -> QueueSnapshot:
     """The statistics of ``scheduler``; O(flows)."""
     by_project: Counter[str] = Counter()
     by_adapter: Counter[str | None] = Counter()
@@ -61,7 +61,7 @@ def take_snapshot(scheduler: Scheduler) -> Snapshot:
         if leaf.in_flight:
             in_flight[leaf.name] += leaf.in_flight
     counts, slots = scheduler.counts, scheduler.slots
-    return Snapshot(
+    return QueueSnapshot(
         queued=scheduler.queued,
         queued_by_project=dict(by_project),
         queued_by_adapter=dict(by_adapter),

@@ -27,7 +27,7 @@ UPLOAD_HINT: Final = "send the file as multipart/form-data (with a boundary), wi
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class FileUpload:
     """The fields of an upload; ``expires_after_s`` counts from the file's creation."""
 
     filename: str
@@ -37,7 +37,7 @@ class Upload:
 
 async def receive(
     headers: Mapping[str, str], body: AsyncIterator[bytes], incoming: Incoming, *, caller: Caller, max_bytes: int
-) -> Upload:
+) -> FileUpload:
     """Read the whole body; the file's bytes go to ``incoming``.
 
     Args:
@@ -55,13 +55,13 @@ async def receive(
         Forbidden: The key's scopes do not cover the purpose.
         DiskFull: There is no room.
     """
-    form = _Form(parse_boundary(headers.get("content-type", ""), UPLOAD_HINT), incoming, caller)
+    form = _FileForm(parse_boundary(headers.get("content-type", ""), UPLOAD_HINT), incoming, caller)
     max_body_bytes = max_bytes + len(PARTS) * MAX_FIELD_BYTES + FRAMING_BYTES
     await feed_body(headers, body, form.feed, max_bytes=max_body_bytes)
     return await in_thread(form.upload)
 
 
-class _Form(MultipartForm):
+class _FileForm(MultipartForm):
     """Where each part's bytes go. Lines are checked as they arrive where the purpose came first, else at the end."""
 
     def __init__(self, boundary: bytes, incoming: Incoming, caller: Caller) -> None:
@@ -101,7 +101,7 @@ class _Form(MultipartForm):
             self._purpose = parse_upload_purpose(self._caller, self._text("purpose") or "")
         self._part = ""
 
-    def upload(self) -> Upload:
+    def upload(self) -> FileUpload:
         """What came, checked, once the whole body is fed."""
         self.require_complete()
         for part in ("purpose", "file"):
@@ -112,7 +112,7 @@ class _Form(MultipartForm):
             raise BadRequest("`file` is empty", param="file", code="empty_file")
         if self._purpose is Purpose.FINE_TUNE:
             self._finish_check()
-        return Upload(self._filename, self._purpose, self._expiry())
+        return FileUpload(self._filename, self._purpose, self._expiry())
 
     def _finish_check(self) -> None:
         check = self._check

@@ -21,7 +21,7 @@ from service.errors import BadRequest, Forbidden, HatrackError, NotFound
 from service.files import holds, records
 from service.files.accessible import VERSION
 from service.files.blob_store import BlobStore, Incoming
-from service.files.form import Upload
+from service.files.form import FileUpload
 from service.files.purposes import Purpose, demand, parse_purpose, visible
 from service.files.records import FileRow, NewFile
 
@@ -31,7 +31,7 @@ SWEEP_S: Final = 60.0
 _ID_ALPHABET: Final = string.digits + string.ascii_letters
 _LOG = logging.getLogger("hatrack.files")
 
-Receive = Callable[[Incoming], Awaitable[Upload]]
+Receive = Callable[[Incoming], Awaitable[FileUpload]]
 """Reads an upload: writes the file's bytes to the ``Incoming``, and returns the other fields."""
 
 

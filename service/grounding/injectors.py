@@ -14,7 +14,7 @@ import orjson
 
 from service.errors import HatrackError
 from service.grounding.template import FormattedPassages
-from service.http.stream import END, Relay, Usage
+from service.http.stream import END, Relay, TokenUsage
 
 _IMAGES: Final = frozenset({"image", "image_url", "input_image"})
 _PROTOCOL_FIELDS: Final = frozenset({"type", "role"})
@@ -154,7 +154,7 @@ class CitationRelay:
         """The engine's error event, if it has sent one."""
         return self._inner.error
 
-    def counted(self) -> Usage | None:
+    def counted(self) -> TokenUsage | None:
         """The engine's token count, or an estimate of it."""
         return self._inner.counted()
 

@@ -12,7 +12,7 @@ END = b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     """Tokens of one request; ``exact`` is False if the stream was cut before the engine reported its count."""
 
     prompt_tokens: int = 0
@@ -35,7 +35,7 @@ class Relay(Protocol):
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to send to the client now; complete events only."""
 
-    def counted(self) -> Usage | None:
+    def counted(self) -> TokenUsage | None:
         """The engine's token count, or an estimate of it."""
 
     def error_event(self, error: HatrackError, request_id: str, /) -> bytes:

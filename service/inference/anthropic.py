@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import orjson
 
 from service.errors import HatrackError
-from service.http.stream import END, Usage
+from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.fields import Table
 from service.inference.relay import EventRelay, Renamer
@@ -55,7 +55,7 @@ def error_payload(error: HatrackError, request_id: str) -> bytes:
     return orjson.dumps({"type": "error", "error": inner, "request_id": request_id})
 
 
-def message_usage(data: bytes) -> Usage | None:
+def message_usage(data: bytes) -> TokenUsage | None:
     """The usage in a message or event, or None; Anthropic counts cached tokens beside `input_tokens`, not in it."""
     at = data.rfind(_USAGE)
     if at < 0:
@@ -63,7 +63,7 @@ def message_usage(data: bytes) -> Usage | None:
     counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
     cached = counts.get(b"cache_read_input_tokens", 0)
     prompt = counts.get(b"input_tokens", 0) + cached + counts.get(b"cache_creation_input_tokens", 0)
-    return Usage(prompt, counts.get(b"output_tokens", 0), cached)
+    return TokenUsage(prompt, counts.get(b"output_tokens", 0), cached)
 
 
 class MessagesRelay(EventRelay):
@@ -73,7 +73,7 @@ class MessagesRelay(EventRelay):
 
     def __init__(self, renamer: Renamer) -> None:
         super().__init__(renamer)
-        self._start_usage: Usage | None = None
+        self._start_usage: TokenUsage | None = None
         self._held: list[bytes] = []
 
     def _process(self, block: bytes) -> bytes:
@@ -102,12 +102,12 @@ class MessagesRelay(EventRelay):
                 break
         return b"".join(output)
 
-    def counted(self) -> Usage | None:
+    def counted(self) -> TokenUsage | None:
         """The engine's count, else the prompt's and the number of events with content."""
         if self.usage is not None or self._start_usage is None:
             return self.usage
         start = self._start_usage
-        return Usage(start.prompt_tokens, self.events, start.cached_tokens, exact=False)
+        return TokenUsage(start.prompt_tokens, self.events, start.cached_tokens, exact=False)
 
     def error_event(self, error: HatrackError, request_id: str) -> bytes:
         """Anthropic's error event."""
@@ -144,7 +144,7 @@ class Messages(Dialect):
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
         return MessagesRelay(renamer)
 
-    def usage(self, answer: bytes) -> Usage | None:
+    def usage(self, answer: bytes) -> TokenUsage | None:
         return message_usage(answer)
 
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:

@@ -23,7 +23,7 @@ from service.http.checks import (
     text,
     with_schema,
 )
-from service.inference.fields import GUARDED, KIB, MAX_TOOLS, Rule, Table, dropped, passed, refused
+from service.inference.fields import GUARDED, KIB, MAX_TOOLS, FieldRule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
 from service.inference.tools import parameters_schema, tool_name
 from service.inference.values import MAX_HINT_CHARS, MAX_TOKEN_ID, template_kwargs
@@ -182,7 +182,7 @@ def _metadata(value: Any, path: str) -> None:
     fields({"user_id": _HINT})(value, path)
 
 
-def _shared(settings: Settings) -> dict[str, Rule]:
+def _shared(settings: Settings) -> dict[str, FieldRule]:
     schema_bytes = int(settings.max_schema_kib * KIB)
     return (
         passed(

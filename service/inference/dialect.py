@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from service.errors import HatrackError
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.inference.fields import SAMPLING_FIELDS, Table
 from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
 from service.inference.tools import forced_tools, make_strict
@@ -82,7 +82,7 @@ class Dialect:
         options = body.get("stream_options") or {}
         return ChatRelay(renamer, show_usage=bool(options.get("include_usage")))
 
-    def usage(self, answer: bytes) -> Usage | None:
+    def usage(self, answer: bytes) -> TokenUsage | None:
         """The usage in a whole answer; None: it has none."""
         return find_usage(answer)
 

@@ -53,7 +53,7 @@ MAX_PATTERN_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FieldRule:
     """How a request's field is handled.
 
     ``refuse`` is the reason why no request may set it; the values in ``neutral`` are dropped without an error.
@@ -65,22 +65,22 @@ class Rule:
     neutral: tuple[Any, ...] = ()
 
 
-Table = Mapping[str, Rule]
+Table = Mapping[str, FieldRule]
 
 
-def passed(**checks: Check) -> dict[str, Rule]:
+def passed(**checks: Check) -> dict[str, FieldRule]:
     """Rules of fields that are checked and passed to the engine."""
-    return {name: Rule(check) for name, check in checks.items()}
+    return {name: FieldRule(check) for name, check in checks.items()}
 
 
-def dropped(**checks: Check) -> dict[str, Rule]:
+def dropped(**checks: Check) -> dict[str, FieldRule]:
     """Rules of fields that are checked and have no effect."""
-    return {name: Rule(check, forward=False) for name, check in checks.items()}
+    return {name: FieldRule(check, forward=False) for name, check in checks.items()}
 
 
-def refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, Rule]:
+def refused(reason: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, FieldRule]:
     """Rules of fields that a request may only set to a ``neutral`` value."""
-    return {name: Rule(forward=False, refuse=reason, neutral=neutral) for name in names}
+    return {name: FieldRule(forward=False, refuse=reason, neutral=neutral) for name in names}
 
 
 # what would let a caller point the engine elsewhere, reach into it, or step on another request
@@ -106,7 +106,7 @@ GUARDED = (
 )
 
 
-def _generation(settings: Settings) -> dict[str, Rule]:
+def _generation(settings: Settings) -> dict[str, FieldRule]:
     """The fields that chat and text completions share."""
     context = settings.context
     schema_bytes = int(settings.max_schema_kib * KIB)

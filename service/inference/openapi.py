@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from service.http.checks import schema_of
 from service.inference.anthropic import MESSAGES
-from service.inference.fields import Rule
+from service.inference.fields import FieldRule
 from service.inference.pipeline import Route
 
 ERROR: Final = {"$ref": "#/components/schemas/ErrorResponse"}
@@ -120,7 +120,7 @@ def body_schema(route: Route) -> dict[str, Any]:
     return schema
 
 
-def _field(rule: Rule) -> dict[str, Any]:
+def _field(rule: FieldRule) -> dict[str, Any]:
     if rule.refuse is not None:
         return {"enum": [*rule.neutral, None], "description": f"Has no effect: {rule.refuse}."}
     schema = schema_of(rule.check)

@@ -27,7 +27,7 @@ from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.grounding.injectors import PromptInjector
 from service.http.checks import parse_body
-from service.http.stream import Relay, Usage
+from service.http.stream import Relay, TokenUsage
 from service.inference.calls import Call, EngineCalls
 from service.inference.dialect import OPENAI, Dialect
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
@@ -320,7 +320,7 @@ class Pipeline:
         """Answer from the engine's tokenizer; the permit is released when it has answered."""
         answer, tokens = await self._calls.count(call, record, target, route.count, entered)
         # the model did not run, so no tokens were used; the key is charged for the counted ones
-        record.usage, record.counted = Usage(), tokens
+        record.usage, record.counted = TokenUsage(), tokens
         record.first_byte_s = time.perf_counter() - call.began
         await exchange.answer(200, route.dialect.answer(answer, Renamer(target)))
 
@@ -371,7 +371,7 @@ class Pipeline:
         await exchange.fail(error)
 
 
-def _with_prompt(usage: Usage | None, prompt: int) -> Usage | None:
+def _with_prompt(usage: TokenUsage | None, prompt: int) -> TokenUsage | None:
     """Add the prompt's estimate to a count that a disconnecting client cut short: the prompt is charged anyway."""
     if usage is None or usage.exact or usage.prompt_tokens:
         return usage

@@ -25,7 +25,7 @@ from service.errors import (
     TooLarge,
     Unprocessable,
 )
-from service.http.stream import END, Usage
+from service.http.stream import END, TokenUsage
 from service.registry.catalog import Target
 
 EMBEDDINGS = "/v1/embeddings"
@@ -49,13 +49,13 @@ _ERROR = b'data: {"error"'
 _USAGE = b'"usage":{'
 
 
-def find_usage(data: bytes) -> Usage | None:
+def find_usage(data: bytes) -> TokenUsage | None:
     """The usage object in an answer or event, or None."""
     at = data.rfind(_USAGE)
     if at < 0:
         return None
     counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
-    return Usage(
+    return TokenUsage(
         prompt_tokens=counts.get(b"prompt_tokens", 0),
         completion_tokens=counts.get(b"completion_tokens", 0),
         cached_tokens=counts.get(b"cached_tokens", 0),
@@ -90,7 +90,7 @@ class EventRelay(ABC):
         self._pending = b""
         self.done = False
         self.error: bytes | None = None
-        self.usage: Usage | None = None
+        self.usage: TokenUsage | None = None
         self.events = 0
         """Events with content so far."""
 
@@ -114,11 +114,11 @@ class EventRelay(ABC):
     def _process(self, block: bytes) -> bytes:
         """Convert complete events for the client."""
 
-    def counted(self) -> Usage | None:
+    def counted(self) -> TokenUsage | None:
         """The engine's usage, else the number of events with content, each of at least one token."""
         if self.usage is not None or not self.events:
             return self.usage
-        return Usage(completion_tokens=self.events, exact=False)
+        return TokenUsage(completion_tokens=self.events, exact=False)
 
     def error_event(self, error: HatrackError, _request_id: str) -> bytes:
         """The event that reports an error after the stream has begun."""

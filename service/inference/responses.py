@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import orjson
 
 from service.errors import HatrackError
-from service.http.stream import END, Usage
+from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.relay import EventRelay, Renamer
 from service.inference.tools import forced_tools, make_strict
@@ -37,13 +37,13 @@ _DETAILS = b'"incomplete_details":'
 _SEQUENCE = re.compile(rb'"sequence_number":(\d+)')
 
 
-def response_usage(data: bytes) -> Usage | None:
+def response_usage(data: bytes) -> TokenUsage | None:
     """The usage of the response object in an answer or in a stream's last event, or None."""
     at = data.rfind(_USAGE)
     if at < 0:
         return None
     counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
-    return Usage(counts.get(b"input_tokens", 0), counts.get(b"output_tokens", 0), counts.get(b"cached_tokens", 0))
+    return TokenUsage(counts.get(b"input_tokens", 0), counts.get(b"output_tokens", 0), counts.get(b"cached_tokens", 0))
 
 
 class ResponsesRelay(EventRelay):
@@ -142,7 +142,7 @@ class Responses(Dialect):
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
         return ResponsesRelay(renamer)
 
-    def usage(self, answer: bytes) -> Usage | None:
+    def usage(self, answer: bytes) -> TokenUsage | None:
         return response_usage(answer)
 
 

@@ -29,7 +29,7 @@ from service.http.checks import (
     text,
     with_schema,
 )
-from service.inference.fields import GUARDED, KIB, MAX_TOOLS, Rule, Table, dropped, passed, refused
+from service.inference.fields import GUARDED, KIB, MAX_TOOLS, FieldRule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
 from service.inference.tools import call_arguments, parameters_schema, tool_name
 from service.inference.values import (
@@ -282,7 +282,7 @@ def responses_table(settings: Settings) -> Table:
     )
 
 
-def _extensions(settings: Settings, schema_bytes: int) -> dict[str, Rule]:
+def _extensions(settings: Settings, schema_bytes: int) -> dict[str, FieldRule]:
     """vLLM's."""
     stop = text(settings.max_stop_chars)
     return passed(

@@ -13,7 +13,7 @@ from service.registry.tables import alias_history, aliases, versions
 
 
 @dataclass(frozen=True, slots=True)
-class AliasMove:
+class AliasMoveRecord:
     """One entry of an alias's history; ``target`` is None where the alias was deleted."""
 
     id: int
@@ -66,7 +66,7 @@ def move_back(
     return True
 
 
-def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int]) -> AliasMove | None:
+def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: frozenset[int]) -> AliasMoveRecord | None:
     pointer = _pointer(db, adapter_id, alias)
     if pointer is None:
         return None
@@ -76,7 +76,7 @@ def _rollback_entry(db: sa.Connection, adapter_id: int, alias: str, without: fro
         db.scalars(sa.select(versions.c.number).where(versions.c.adapter_id == adapter_id, versions.c.state == "ready"))
     )
     ready -= without
-    entry: AliasMove | None = entries[pointer.history_id]
+    entry: AliasMoveRecord | None = entries[pointer.history_id]
     while entry is not None and (
         entry.target is None or entry.target == current or not ready.issuperset(versions_of(entry.target))
     ):
@@ -94,14 +94,14 @@ def drop(db: sa.Connection, adapter_id: int, alias: str) -> bool:
     return True
 
 
-def history(db: sa.Connection, adapter_id: int, alias: str) -> list[AliasMove]:
+def history(db: sa.Connection, adapter_id: int, alias: str) -> list[AliasMoveRecord]:
     """All moves of the alias, newest first."""
     rows = db.execute(
         sa.select(alias_history)
         .where(alias_history.c.adapter_id == adapter_id, alias_history.c.alias == alias)
         .order_by(alias_history.c.id.desc())
     )
-    return [AliasMove(row.id, target_of(row), row.action, row.parent_id, row.created_at) for row in rows]
+    return [AliasMoveRecord(row.id, target_of(row), row.action, row.parent_id, row.created_at) for row in rows]
 
 
 def _pointer(db: sa.Connection, adapter_id: int, alias: str) -> sa.Row[Any] | None:

@@ -117,7 +117,7 @@ class ResolvedName:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class CatalogSnapshot:
     """All adapters by (project, name)."""
 
     adapters: Mapping[tuple[str, str], AdapterEntry] = field(default_factory=lambda: MappingProxyType({}))
@@ -129,9 +129,9 @@ class Catalog:
     def __init__(self, base_name: str, base_created_at: int) -> None:
         self.base_name = base_name
         self.base_created_at = base_created_at
-        self.snapshot = Snapshot()
+        self.snapshot = CatalogSnapshot()
 
-    def replace(self, snapshot: Snapshot) -> None:
+    def replace(self, snapshot: CatalogSnapshot) -> None:
         """Replace the snapshot, from the next request on."""
         self.snapshot = snapshot
 

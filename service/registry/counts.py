@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from service.registry.catalog import Servable, Snapshot
+from service.registry.catalog import CatalogSnapshot, Servable
 
 UNREADY: Final = ("proving", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class RegistryCounts:
     """All projects together, as of the last change.
 
     Attributes:
@@ -32,7 +32,7 @@ class Counts:
     splits: int
 
     @classmethod
-    def of(cls, snapshot: Snapshot, states: Mapping[str, int]) -> Counts:
+    def of(cls, snapshot: CatalogSnapshot, states: Mapping[str, int]) -> RegistryCounts:
         """Count the catalog's versions, and take the rest from the database's number of versions by state."""
         entries = snapshot.adapters.values()
         ready = Counter(version.servable for entry in entries for version in entry.versions.values())
@@ -45,4 +45,4 @@ class Counts:
         )
 
 
-NO_COUNTS: Final = Counts.of(Snapshot(), {})
+NO_COUNTS: Final = RegistryCounts.of(CatalogSnapshot(), {})

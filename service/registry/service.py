@@ -37,7 +37,7 @@ from service.registry.alias_service import AliasService
 from service.registry.audit_notes import system_actor
 from service.registry.catalog import Catalog, Servable
 from service.registry.corruption import CorruptionChecker
-from service.registry.counts import Counts
+from service.registry.counts import RegistryCounts
 from service.registry.loaded_adapters import LoadedAdapters
 from service.registry.pins import PinLoader, Pins
 from service.registry.proof import Prober
@@ -46,10 +46,10 @@ from service.registry.records import AdapterWithVersions, VersionDraft, VersionR
 from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.rollback import LiveRollback
 from service.registry.state import RegistryState, find_equal_version
-from service.registry.upload import Upload, require_name_allowed
+from service.registry.upload import AdapterUpload, require_name_allowed
 from service.registry.verdicts import Verdicts
 
-Receive = Callable[[Callable[[bytes], object]], Awaitable[Upload]]
+Receive = Callable[[Callable[[bytes], object]], Awaitable[AdapterUpload]]
 """Reads an upload: the weights go to the given function, the rest is returned."""
 
 
@@ -130,8 +130,8 @@ class Registry:
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     @property
-    def counts(self) -> Counts:
-        """Counts over all projects, as of the last change."""
+    def counts(self) -> RegistryCounts:
+        """RegistryCounts over all projects, as of the last change."""
         return self._state.counts
 
     @property
@@ -171,7 +171,7 @@ class Registry:
         finally:
             self._proving.release(digest)
 
-    def _inspect(self, staging: Staging, upload: Upload) -> Inspection:
+    def _inspect(self, staging: Staging, upload: AdapterUpload) -> Inspection:
         manifest = Manifest.parse(
             upload.config,
             max_rank=self._settings.engine_max_rank,

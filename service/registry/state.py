@@ -17,8 +17,8 @@ from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import Conflict, NotFound
 from service.registry import records, verdict_records
-from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
-from service.registry.counts import NO_COUNTS, Counts
+from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
+from service.registry.counts import NO_COUNTS, RegistryCounts
 from service.registry.records import AdapterWithVersions, VersionRow
 from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.split import AliasTarget, Split
@@ -43,7 +43,7 @@ class RegistryState:
         self.base = base
         self.engine = base.fingerprint.digest
         self.freshness = freshness
-        self.counts: Counts = NO_COUNTS
+        self.counts: RegistryCounts = NO_COUNTS
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
@@ -143,7 +143,7 @@ class RegistryState:
         entries.pop((project, name), None)
         if entry is not None:
             entries[project, name] = entry
-        self.catalog.replace(Snapshot(MappingProxyType(entries)))
+        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         await self.recount()
 
     async def refresh_all(self) -> None:
@@ -152,13 +152,13 @@ class RegistryState:
         built = await self._entries(adapters)
         keys = [(adapter.row.project, adapter.row.name) for adapter in adapters]
         entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
-        self.catalog.replace(Snapshot(MappingProxyType(entries)))
+        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         await self.recount()
 
     async def recount(self) -> None:
         """Update ``counts``."""
         states = await self.database.run(records.states)
-        self.counts = Counts.of(self.catalog.snapshot, states)
+        self.counts = RegistryCounts.of(self.catalog.snapshot, states)
 
     async def _entries(self, adapters: list[AdapterWithVersions]) -> list[AdapterEntry | None]:
         """Each adapter as the data path sees it; None for one that has no ready version."""

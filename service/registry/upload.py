@@ -71,7 +71,7 @@ SAMPLING: Final[Mapping[str, tuple[type, float, float]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class AdapterUpload:
     """The parts of an upload except the weights. ``alias`` is None if the part is missing, empty for "no alias"."""
 
     name: str
@@ -118,7 +118,7 @@ async def receive(
     *,
     max_weights: int,
     check_name: Callable[[str], object] = lambda _name: None,
-) -> Upload:
+) -> AdapterUpload:
     """Read the whole body; the weights are passed to ``write`` in a thread, in order.
 
     Args:
@@ -135,13 +135,13 @@ async def receive(
         BadRequest: Not well formed, or a part (`param`) is missing, repeated, unknown or not what it should be.
         PickleRefused: The weights are a pickle or an archive.
     """
-    form = _Form(parse_boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
+    form = _AdapterForm(parse_boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
     max_bytes = max_weights + sum(BOUNDS.values()) + FRAMING_BYTES
     await feed_body(headers, body, form.feed, max_bytes=max_bytes)
     return form.upload()
 
 
-class _Form(MultipartForm):
+class _AdapterForm(MultipartForm):
     """Where each part's bytes go."""
 
     def __init__(
@@ -160,14 +160,14 @@ class _Form(MultipartForm):
         self._weights = 0
         self._head = bytearray()
 
-    def upload(self) -> Upload:
+    def upload(self) -> AdapterUpload:
         """The parts, checked, once the whole body is fed."""
         self.require_complete()
         for part in ("name", "config", "weights"):
             if part not in self._parts:
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")
         readme = self._parts.get("readme")
-        return Upload(
+        return AdapterUpload(
             name=self._text("name") or "",
             config=bytes(self._parts["config"]),
             readme=None if readme is None else bytes(readme),

@@ -17,7 +17,7 @@ from service.errors import BadRequest, Conflict, Forbidden
 from service.files.holds import hold_for_verdict
 from service.files.service import not_found
 from service.registry import verdict_records
-from service.registry.catalog import Snapshot
+from service.registry.catalog import CatalogSnapshot
 from service.registry.revalidation import Revalidation, RevalidationState
 from service.registry.schemas import MAX_EVALUATION_BYTES, VerdictRequest
 from service.registry.state import RegistryState, verdict_object
@@ -70,7 +70,7 @@ class Verdicts:
         self._state = state
         self._on_failed = on_failed
         self._writes = 0
-        self._summary: tuple[tuple[Snapshot, int], float, VerdictSummary] | None = None
+        self._summary: tuple[tuple[CatalogSnapshot, int], float, VerdictSummary] | None = None
 
     async def record(
         self, caller: Caller, name: str, number: str, body: VerdictRequest, *, actor: Actor

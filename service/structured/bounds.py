@@ -11,8 +11,8 @@ import orjson
 
 from service.errors import BadRequest
 from service.structured.ebnf import Rules
-from service.structured.limits import Limits, TooComplex
-from service.structured.parts import Part
+from service.structured.limits import GrammarLimits, TooComplex
+from service.structured.parts import GrammarPart
 from service.structured.regex import analyse
 from service.structured.regex_parser import count_of
 from service.structured.schema import check_schema
@@ -38,7 +38,7 @@ MANY_ALTERNATIVES: Final = 32
 """Of more than so many, a trial may not come by each."""
 
 
-def check(spec: Spec, limits: Limits) -> list[Part]:
+def check(spec: Spec, limits: GrammarLimits) -> list[GrammarPart]:
     """Check a specification against the static bounds.
 
     Returns:
@@ -59,7 +59,7 @@ def check(spec: Spec, limits: Limits) -> list[Part]:
     if not isinstance(spec.value, str) and spec.kind != "structural_tag":
         raise BadRequest(f"`{spec.path}` must be a string", param=spec.path)
     if spec.kind == "regex":
-        return [Part("regex", part) for part in analyse(spec.value, spec.path, limits).parts]
+        return [GrammarPart("regex", part) for part in analyse(spec.value, spec.path, limits).parts]
     if spec.kind == "grammar":
         return _check_grammar(spec.value, spec.path, limits)
     return _check_tags(spec.value, spec.path, limits)
@@ -95,14 +95,14 @@ def blanked(text: str, *, lark: bool) -> tuple[str, list[str]]:
     return (_LARK_TOKEN if lark else _EBNF_TOKEN).sub(blank, text), expressions
 
 
-def _check_grammar(text: str, path: str, limits: Limits) -> list[Part]:
+def _check_grammar(text: str, path: str, limits: GrammarLimits) -> list[GrammarPart]:
     lark = is_lark(text)
-    parts: list[Part] = []
+    parts: list[GrammarPart] = []
     plain, expressions = blanked(text, lark=lark)
     _bound(path, "characters in its regular expressions", sum(map(len, expressions)), limits.regex_chars)
     for expression in dict.fromkeys(expressions):
         analysis = analyse(expression, path, limits)
-        parts += [Part("regex", part) for part in (expression, *analysis.parts)]
+        parts += [GrammarPart("regex", part) for part in (expression, *analysis.parts)]
     heads = list((_LARK_RULE if lark else _RULE).finditer(plain))
     rules = [head[1] for head in heads]
     _bound(path, "rules", len(rules), limits.rules)
@@ -128,10 +128,10 @@ def _check_grammar(text: str, path: str, limits: Limits) -> list[Part]:
         trees.check_unambiguous()
     tails = trees.tails({"root", "start", *looping})
     _bound(path, "rules that repeat or recur, and long repeats", len(looping) + len(tails), limits.parts * 4)
-    return [*parts, *(Part("rule", rule) for rule in looping), *(Part("tail", tail) for tail in tails)]
+    return [*parts, *(GrammarPart("rule", rule) for rule in looping), *(GrammarPart("tail", tail) for tail in tails)]
 
 
-def _check_nesting(plain: str, path: str, limits: Limits, opening: str) -> None:
+def _check_nesting(plain: str, path: str, limits: GrammarLimits, opening: str) -> None:
     depth = 0
     for char in re.findall(r"[()\[\]]" if "[" in opening else r"[()]", plain):
         depth = depth + 1 if char in opening else max(depth - 1, 0)
@@ -148,7 +148,7 @@ def _worth_trying(rules: list[str], bodies: list[str]) -> Iterator[str]:
             yield rule
 
 
-def _check_tags(value: Any, path: str, limits: Limits) -> list[Part]:
+def _check_tags(value: Any, path: str, limits: GrammarLimits) -> list[GrammarPart]:
     if isinstance(value, str):
         try:
             value = orjson.loads(value)
@@ -156,7 +156,7 @@ def _check_tags(value: Any, path: str, limits: Limits) -> list[Part]:
             raise BadRequest(
                 f"`{path}` must be JSON; got a string that is not JSON", param=path, code="invalid_grammar"
             ) from None
-    parts: list[Part] = []
+    parts: list[GrammarPart] = []
     tags = 0
     level, depth = [value], 0
     while level:
@@ -173,7 +173,7 @@ def _check_tags(value: Any, path: str, limits: Limits) -> list[Part]:
             _bound(path, "tags and formats", tags, limits.tags)
             if depth > 1 and item.get("type") in REPEATING_FORMATS:
                 form = {"type": "structural_tag", "format": item}
-                parts.append(Part("structural_tag", json_text(form, path)))
+                parts.append(GrammarPart("structural_tag", json_text(form, path)))
             for name, child in item.items():
                 if name in ("json_schema", "schema") and child is not None:
                     inner = check_schema(child, f"{path} ({name})", limits)  # first: writing it down needs its depth
@@ -181,7 +181,7 @@ def _check_tags(value: Any, path: str, limits: Limits) -> list[Part]:
                 elif name == "grammar" and isinstance(child, str):
                     parts += _with_whole("grammar", child, _check_grammar(child, path, limits))
                 elif name == "pattern" and isinstance(child, str):
-                    parts += [Part("regex", part) for part in (child, *analyse(child, path, limits).parts)]
+                    parts += [GrammarPart("regex", part) for part in (child, *analyse(child, path, limits).parts)]
                 elif isinstance(child, (dict, list)):
                     below.append(child)
         level = below
@@ -190,7 +190,7 @@ def _check_tags(value: Any, path: str, limits: Limits) -> list[Part]:
     return parts
 
 
-def _with_whole(kind: Literal["json", "grammar"], text: str, parts: list[Part]) -> list[Part]:
+def _with_whole(kind: Literal["json", "grammar"], text: str, parts: list[GrammarPart]) -> list[GrammarPart]:
     """A specification within a structural tag, and its parts, which belong to it and not to the tag."""
     inner = ("ref", "rule", "tail")
-    return [Part(kind, text), *(replace(part, within=text) if part.kind in inner else part for part in parts)]
+    return [GrammarPart(kind, text), *(replace(part, within=text) if part.kind in inner else part for part in parts)]

@@ -17,7 +17,7 @@ from service.config import Settings
 from service.errors import BadRequest, Unavailable
 from service.structured import bounds
 from service.structured.limits import CODE, TRIED, UNTRIED, TooComplex
-from service.structured.parts import Part
+from service.structured.parts import GrammarPart
 from service.structured.process import MEMORY_MIB, Trial, TrialProcess, TrialUnavailable
 from service.structured.projects import BUSY_RETRY_S, CPU_SHARE, Project, Projects
 from service.structured.spec import Spec, specs_of
@@ -60,7 +60,7 @@ class CheckResult:
 
 
 @dataclass(slots=True)
-class Counts:
+class CheckCounts:
     """For the metrics: outcomes of checks, and the CPU time of trials, s."""
 
     outcomes: dict[str, int] = field(default_factory=lambda: {"passed": 0, "refused": 0, "untried": 0})
@@ -100,7 +100,7 @@ class StructuredOutputs:
         self._compiled_bytes = 0
         self._shared: dict[tuple[str, bytes], _Shared] = {}
         self._projects = Projects()
-        self.counts = Counts()
+        self.counts = CheckCounts()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> StructuredOutputs:
@@ -294,7 +294,7 @@ class StructuredOutputs:
         parts = bounds.check(spec, TRIED)
         return self._read(await self._try(self._trials, spec, parts, state), spec.path)
 
-    async def _try(self, trials: TrialProcess, spec: Spec, parts: list[Part], state: Project) -> Trial:
+    async def _try(self, trials: TrialProcess, spec: Spec, parts: list[GrammarPart], state: Project) -> Trial:
         cpu_s = 0.0
         with state.waiting_for_trial(TRIALS_WAITING_PER_PROJECT):
             async with state.trials:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from operator import or_
 from typing import Final
 
-from service.structured.limits import Limits, TooComplex
+from service.structured.limits import GrammarLimits, TooComplex
 from service.structured.regex import check_unambiguous, hidden_parts
 from service.structured.regex_parser import ANY, MAX_STACKED, Node, Parser, chars_of, count_of
 
@@ -18,7 +18,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z_][\w.-]*+|[\"\[]'*+|[()\]|*+?]|" + _COUNT)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class GrammarRule:
     """A rule; ``start`` and ``end`` are its body's place in the grammar's text."""
 
     name: str
@@ -40,7 +40,7 @@ class Rules:
     """
 
     def __init__(
-        self, text: str, plain: str, heads: list[re.Match[str]], path: str, limits: Limits, *, lark: bool
+        self, text: str, plain: str, heads: list[re.Match[str]], path: str, limits: GrammarLimits, *, lark: bool
     ) -> None:
         self._text = text
         self._plain = plain
@@ -50,7 +50,7 @@ class Rules:
         self._symbols = 0
         ends = [*(head.start() for head in heads[1:]), len(text)][: len(heads)]
         self.rules = [
-            Rule(head[1], head.end(), end, self._parse_body(head.end(), end))
+            GrammarRule(head[1], head.end(), end, self._parse_body(head.end(), end))
             for head, end in zip(heads, ends, strict=True)
         ]
 

@@ -11,7 +11,7 @@ CODE: Final = "grammar_too_complex"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GrammarLimits:
     """The static bound.
 
     Attributes:
@@ -53,10 +53,10 @@ class Limits:
     ambiguous: bool = True
 
 
-TRIED: Final = Limits()
+TRIED: Final = GrammarLimits()
 """For specifications that are also tried."""
 
-UNTRIED: Final = Limits(
+UNTRIED: Final = GrammarLimits(
     regex_chars=2048,
     regex_states=400,
     regex_depth=8,

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GrammarPart:
     """A part that is decoded on its own, because a trial of the whole might not reach it.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from service.config import inherited_environment
-from service.structured.parts import Part
+from service.structured.parts import GrammarPart
 from service.structured.spec import Spec
 
 MEMORY_MIB: Final = 512
@@ -90,7 +90,7 @@ class TrialProcess:
         """Whether the process runs and has loaded the vocabulary."""
         return self.pid is not None and self._reading is not None and not self._reading.done()
 
-    async def run(self, spec: Spec, parts: list[Part]) -> Trial:
+    async def run(self, spec: Spec, parts: list[GrammarPart]) -> Trial:
         """Try a specification. Cancelling ends the trial.
 
         Raises:

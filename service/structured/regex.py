@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from service.structured.limits import Limits, TooComplex
+from service.structured.limits import GrammarLimits, TooComplex
 from service.structured.regex_parser import WIDE, Node, Parser
 
 LONG: Final = 8
@@ -24,7 +24,7 @@ class Analysis:
     """Parts whose cost may hide behind what comes before them; each is to be tried by itself."""
 
 
-def analyse(pattern: str, path: str, limits: Limits) -> Analysis:
+def analyse(pattern: str, path: str, limits: GrammarLimits) -> Analysis:
     """Measure a regular expression and check it against the bounds.
 
     Raises:
@@ -78,7 +78,7 @@ def hidden_parts(root: Node, text: str, separator: str = "") -> list[str]:
     return list(parts)
 
 
-def check_unambiguous(root: Node, text: str, path: str, limits: Limits) -> None:
+def check_unambiguous(root: Node, text: str, path: str, limits: GrammarLimits) -> None:
     """Refuse what may be dear for each token, where nothing is tried: long bounded repeats of wide classes, those that
     what follows can be confused with, and loops in loops of such.
 

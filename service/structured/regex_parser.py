@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from service.structured.limits import Limits, TooComplex
+from service.structured.limits import GrammarLimits, TooComplex
 
 ASCII: Final = 128
 OTHER: Final = 1 << ASCII
@@ -119,7 +119,7 @@ class Node:
 class Parser:
     """A recursive descent parser; the limit on nesting bounds its depth."""
 
-    def __init__(self, pattern: str, path: str, limits: Limits) -> None:
+    def __init__(self, pattern: str, path: str, limits: GrammarLimits) -> None:
         self._text = pattern
         self._path = path
         self._limits = limits

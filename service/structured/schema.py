@@ -8,8 +8,8 @@ from typing import Any, Final
 import orjson
 
 from service.errors import BadRequest
-from service.structured.limits import Limits, TooComplex
-from service.structured.parts import Part
+from service.structured.limits import GrammarLimits, TooComplex
+from service.structured.parts import GrammarPart
 from service.structured.regex import analyse
 
 MAX_REF_CHAIN: Final = 16
@@ -28,7 +28,7 @@ SchemaPath = tuple[()] | tuple["SchemaPath", str]
 the few that need one: with long names, those of all places would take thousands of times the schema's size."""
 
 
-def check_schema(value: Any, path: str, limits: Limits) -> list[Part]:
+def check_schema(value: Any, path: str, limits: GrammarLimits) -> list[GrammarPart]:
     """Check a JSON schema: an object, or its text.
 
     Returns:
@@ -49,7 +49,7 @@ def check_schema(value: Any, path: str, limits: Limits) -> list[Part]:
 class _SchemaWalk:
     """One pass over all values of a schema, without recursion."""
 
-    def __init__(self, root: Any, path: str, limits: Limits) -> None:
+    def __init__(self, root: Any, path: str, limits: GrammarLimits) -> None:
         self._root = root
         self._path = path
         self._limits = limits
@@ -66,7 +66,7 @@ class _SchemaWalk:
         self._wide: list[tuple[Any, SchemaPath]] = []
         """What has many branches, and each of them."""
 
-    def check(self) -> list[Part]:
+    def check(self) -> list[GrammarPart]:
         level: list[tuple[Any, SchemaPath]] = [(self._root, ())]
         depth = 0
         while level:
@@ -171,7 +171,7 @@ class _SchemaWalk:
             f"`{self._path}` has the `$ref` {ref[:60]!r}: {why}", param=self._path[:200], code="invalid_grammar"
         )
 
-    def _check_patterns(self) -> list[Part]:
+    def _check_patterns(self) -> list[GrammarPart]:
         limits = self._limits
         self._bound("regular expressions", len(self._patterns), limits.patterns)
         self._bound("characters in its regular expressions", sum(map(len, self._patterns)), limits.regex_chars)
@@ -179,13 +179,13 @@ class _SchemaWalk:
         for pattern in self._patterns:
             analysis = analyse(pattern, f"{self._path} (pattern {pattern[:30]!r})", limits)
             self._expanded += analysis.states
-            parts += [Part("pattern", part) for part in analysis.parts]
+            parts += [GrammarPart("pattern", part) for part in analysis.parts]
         self._bound("states with its lengths and patterns written out", self._expanded, limits.expanded)
         equal = {orjson.dumps(schema): place for schema, place in reversed(self._aside)}
         places = [place for branch, place in self._wide if self._may_be_expensive(branch)] + list(equal.values())[::-1]
-        refs = [Part("ref", _pointer(place)) for place in dict.fromkeys(places)]
+        refs = [GrammarPart("ref", _pointer(place)) for place in dict.fromkeys(places)]
         self._bound("branches, counts and strings that are to be tried", len(refs) + len(self._texts), limits.parts * 4)
-        return [*parts, *(Part("json", text) for text in self._texts), *refs]
+        return [*parts, *(GrammarPart("json", text) for text in self._texts), *refs]
 
     def _may_be_expensive(self, branch: Any) -> bool:
         """Whether a branch may cost more than its size tells."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import Metric as Family
 
 from service.admission.queue import AdmissionQueue
-from service.admission.snapshot import Snapshot
+from service.admission.snapshot import QueueSnapshot
 from service.engine.residency import Residency, ResidencySnapshot
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
@@ -34,7 +34,7 @@ class AdmissionSource:
         """All metrics, from one snapshot."""
         return self._families(self._queue.snapshot())
 
-    def _families(self, now: Snapshot) -> Iterator[Family]:
+    def _families(self, now: QueueSnapshot) -> Iterator[Family]:
         yield metrics.QUEUED.values(_classes(now.queued, now.background_queued))
         yield metrics.QUEUE_LIMIT.value(self._queue_limit)
         yield metrics.ADMITTED.values(_classes(now.in_flight, now.background_in_flight))

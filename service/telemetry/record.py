@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from service.access.caller import Caller
 from service.access.refusals import REFUSED, Refusals
 from service.grounding.outcome import GroundingResult
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Record:
     status: int = 0
     outcome: Outcome = "ok"
     code: str | None = None
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     first_byte_s: float | None = None
     """Of a stream: of its first token."""
     total_s: float = 0.0

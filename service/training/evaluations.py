@@ -95,7 +95,7 @@ class AuthorizedEvaluation:
         return f"{entry.name}@{number}"
 
 
-class Evaluations:
+class EvaluationService:
     """Creates evaluations.
 
     Args:

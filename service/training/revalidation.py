@@ -36,7 +36,7 @@ UNAVAILABLE: Final = (TrainerUnavailable, BadGateway, Timeout)
 _LOG = logging.getLogger("hatrack.training")
 
 
-class Evaluations(Protocol):
+class EvaluationCreator(Protocol):
     """Creates evaluations."""
 
     async def create(
@@ -54,7 +54,7 @@ class Revalidations:
         client: The trainer's client, to look up running evaluations.
     """
 
-    def __init__(self, verdicts: Verdicts, evaluations: Evaluations, client: TrainerClient) -> None:
+    def __init__(self, verdicts: Verdicts, evaluations: EvaluationCreator, client: TrainerClient) -> None:
         self._verdicts = verdicts
         self._evaluations = evaluations
         self._client = client

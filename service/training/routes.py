@@ -21,7 +21,7 @@ from service.http.body import as_model, read_object
 from service.http.multipart import FRAMING_BYTES
 from service.http.schema import answers
 from service.training.client import CHECK_TIMEOUT_S
-from service.training.evaluations import Evaluations
+from service.training.evaluations import EvaluationService
 from service.training.forward import Forward, Streamed, headers_of, target_of
 from service.training.job_schemas import Load
 from service.training.jobs import JobRequest
@@ -40,9 +40,9 @@ def training(request: Request) -> Training:
     return service
 
 
-def evaluations(request: Request) -> Evaluations:
+def evaluations(request: Request) -> EvaluationService:
     """The service that the composition root put on the app."""
-    service: Evaluations = request.app.state.evaluations
+    service: EvaluationService = request.app.state.evaluations
     return service
 
 
@@ -52,7 +52,7 @@ JobCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAP
 EvaluationCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER))]
 CurrentActor = Annotated[Actor, Depends(actor)]
 TrainerGateway = Annotated[Training, Depends(training)]
-EvaluationService = Annotated[Evaluations, Depends(evaluations)]
+CurrentEvaluations = Annotated[EvaluationService, Depends(evaluations)]
 
 
 @router.get("/load", responses=answers(Load))
@@ -74,7 +74,7 @@ async def create_job(request: Request, caller: JobCaller, actor: CurrentActor, t
 
 @router.post("/evaluations", include_in_schema=False)
 async def create_evaluation(
-    request: Request, caller: EvaluationCaller, actor: CurrentActor, service: EvaluationService
+    request: Request, caller: EvaluationCaller, actor: CurrentActor, service: CurrentEvaluations
 ) -> Response:
     """Create an evaluation."""
     headers = headers_of(request, caller)

@@ -15,7 +15,7 @@ from service.registry.catalog import Catalog
 from service.registry.verdicts import Verdicts
 from service.training.client import TrainerClient
 from service.training.config import TrainerConfig
-from service.training.evaluations import Evaluations
+from service.training.evaluations import EvaluationService
 from service.training.process import TrainerProcess
 from service.training.revalidation import Revalidations, RevalidationTimer
 from service.training.service import Training
@@ -29,7 +29,7 @@ class Sidecar:
     training: Training
     process: TrainerProcess | None
     watch: TrainerWatch
-    evaluations: Evaluations
+    evaluations: EvaluationService
     revalidations: Revalidations
     timer: RevalidationTimer | None
 
@@ -62,7 +62,7 @@ def assemble(
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
     training = Training(client, database, keys, files, catalog, store)
-    evaluations = Evaluations(training, files, catalog, database)
+    evaluations = EvaluationService(training, files, catalog, database)
     revalidations = Revalidations(verdicts, evaluations, client)
     every_s = settings.revalidate_every_hours * 3600
     return Sidecar(

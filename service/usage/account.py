@@ -21,7 +21,7 @@ from service.errors import HatrackError
 from service.telemetry import metrics
 from service.telemetry.record import Record
 from service.usage import records as usage_records
-from service.usage.records import Counts, RowKey
+from service.usage.records import RowKey, UsageCounts
 
 HOUR_S: Final = 3600
 DAY_S: Final = 86_400
@@ -58,7 +58,7 @@ class UsageAccount:
         self._flush_s = flush_s
         self._max_rows = max_rows
         self._wall = wall
-        self._rows: dict[RowKey, Counts] = {}
+        self._rows: dict[RowKey, UsageCounts] = {}
         self._crowded_hour: int | None = None
         self._writing = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
@@ -92,20 +92,20 @@ class UsageAccount:
             counts.cached_tokens += used.cached_tokens
         counts.charged_tokens += record.tokens or 0
 
-    def _row(self, key: RowKey) -> Counts:
+    def _row(self, key: RowKey) -> UsageCounts:
         counts = self._rows.get(key)
         if counts is None:
             if len(self._rows) >= self._max_rows:
                 return self._crowded(key)
-            counts = self._rows[key] = Counts()
+            counts = self._rows[key] = UsageCounts()
         return counts
 
-    def _crowded(self, key: RowKey) -> Counts:
+    def _crowded(self, key: RowKey) -> UsageCounts:
         """Beyond the bound, one row per key: its totals stay right, but hours and adapters are merged."""
         hour, project, key_id, _, _ = key
         if self._crowded_hour is None:
             self._crowded_hour = hour
-        return self._rows.setdefault((self._crowded_hour, project, key_id, "", 0), Counts())
+        return self._rows.setdefault((self._crowded_hour, project, key_id, "", 0), UsageCounts())
 
     # writing
 
@@ -157,7 +157,7 @@ class UsageAccount:
             self.rows_written += len(rows)
             self.requests_written += sum(counts.requests for counts in rows.values())
 
-    def _keep(self, rows: dict[RowKey, Counts]) -> None:
+    def _keep(self, rows: dict[RowKey, UsageCounts]) -> None:
         fresh, self._rows = self._rows, rows
         for key, counts in fresh.items():
             self._row(key).add(counts)

@@ -44,7 +44,7 @@ DIMENSIONS: Final[tuple[Dimension, ...]] = ("hour", "project", "key", "adapter",
 
 
 @dataclass(slots=True)
-class Counts:
+class UsageCounts:
     """Usage sums; ``charged_tokens`` counted against the key's limits."""
 
     requests: int = 0
@@ -54,7 +54,7 @@ class Counts:
     cached_tokens: int = 0
     charged_tokens: int = 0
 
-    def add(self, counts: Counts) -> None:
+    def add(self, counts: UsageCounts) -> None:
         """Add ``counts`` to these, in place."""
         self.requests += counts.requests
         self.errors += counts.errors
@@ -87,15 +87,15 @@ class Selection:
     limit: int = 100
 
 
-def add(db: sa.Connection, rows: Mapping[RowKey, Counts]) -> None:
+def add(db: sa.Connection, rows: Mapping[RowKey, UsageCounts]) -> None:
     """Add counts to the stored rows."""
     if not rows:
         return
     statement = insert(usage)
-    counted = {name: usage.c[name] + statement.excluded[name] for name in Counts.__slots__}
+    counted = {name: usage.c[name] + statement.excluded[name] for name in UsageCounts.__slots__}
     primary = [column.name for column in usage.primary_key]
     values = [
-        dict(zip(primary, key, strict=True)) | {name: getattr(counts, name) for name in Counts.__slots__}
+        dict(zip(primary, key, strict=True)) | {name: getattr(counts, name) for name in UsageCounts.__slots__}
         for key, counts in rows.items()
     ]
     db.execute(statement.on_conflict_do_update(index_elements=list(usage.primary_key), set_=counted), values)

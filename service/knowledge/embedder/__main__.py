@@ -22,7 +22,7 @@ from typing import Final
 from aiohttp import web
 
 from service.knowledge.embedder.document_reader import DocumentReader
-from service.knowledge.embedder.model import LocalModel, Model, ModelError, RemoteModel, directory_of
+from service.knowledge.embedder.model import EmbeddingModel, LocalModel, ModelError, RemoteModel, directory_of
 from service.knowledge.embedder.server import EmbedderServer
 
 NO_MODEL: Final = 3
@@ -52,13 +52,13 @@ def main() -> int:
     return 0
 
 
-def _model(url: str, model: str, key: str, threads: int) -> Model:
+def _model(url: str, model: str, key: str, threads: int) -> EmbeddingModel:
     if url:
         return RemoteModel(url, model, key or None)
     return LocalModel(directory_of(model), threads=threads)
 
 
-async def _serve(model: Model, path: Path) -> None:
+async def _serve(model: EmbeddingModel, path: Path) -> None:
     document_reader = DocumentReader()
     runner = web.AppRunner(EmbedderServer(model, document_reader).app(), handler_cancellation=True)
     await runner.setup()

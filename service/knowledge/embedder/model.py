@@ -55,7 +55,7 @@ _ERRORS: Final = ConnectionErrors(
 )
 
 
-class Model(Protocol):
+class EmbeddingModel(Protocol):
     """Turns text into vectors of length 1, (n, dimensions)."""
 
     tokens: Tokens

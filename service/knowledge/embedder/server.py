@@ -14,7 +14,7 @@ from aiohttp import web
 from service.knowledge.documents.blocks import Block, DocumentError
 from service.knowledge.documents.chunks import split
 from service.knowledge.embedder.document_reader import DocumentReader
-from service.knowledge.embedder.model import Model, ModelBusy, ModelError
+from service.knowledge.embedder.model import EmbeddingModel, ModelBusy, ModelError
 from service.knowledge.segment import Segment, Vectors
 from service.knowledge.terms import Analyzer
 from service.knowledge.text import PassageText
@@ -38,7 +38,7 @@ class EmbedderServer:
         document_reader: Reads the documents.
     """
 
-    def __init__(self, model: Model, document_reader: DocumentReader) -> None:
+    def __init__(self, model: EmbeddingModel, document_reader: DocumentReader) -> None:
         self._model = model
         self._reader = document_reader
         self._analyzer = Analyzer()

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.grounding.filters import Column, Mask, mask
 from service.grounding.provider import Attribute, Filters
-from service.knowledge.index.part import Part, PlacedSegment, build, join
+from service.knowledge.index.part import IndexPart, PlacedSegment, build, join
 from service.knowledge.index.ranking import Hit, Question, rank
 
 Attributes = Mapping[str, Attribute]
@@ -43,7 +43,7 @@ class Document:
 class Index:
     """A store's index: its parts, larger ones first, and its documents by number. Immutable."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[IndexPart, ...] = ()
     documents: Mapping[int, Document] = field(default_factory=lambda: MappingProxyType({}))
     bytes: int = field(init=False)
     """About what it takes in memory."""
@@ -119,7 +119,7 @@ class Index:
                 del self._columns[next(iter(self._columns))]
             return column
 
-    def _column(self, part: Part, key: str) -> Column:
+    def _column(self, part: IndexPart, key: str) -> Column:
         """The attribute ``key`` of a part's rows."""
         values: list[Attribute | None] = [None]
         known: dict[tuple[bool, Attribute], int] = {}
@@ -155,9 +155,9 @@ def load(documents: Mapping[int, Document], segments: Sequence[PlacedSegment]) -
     return Index((build(segments),) if segments else (), MappingProxyType(dict(documents)))
 
 
-def _merge_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+def _merge_parts(parts: Sequence[IndexPart]) -> tuple[IndexPart, ...]:
     """Join parts until each is more than twice as large as the one behind it, and less than half of it is dead."""
-    merged: list[Part] = []
+    merged: list[IndexPart] = []
     for part in parts:
         alive = int(part.alive.sum())
         if alive == 0:

@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class IndexPart:
     """``n`` rows with ``p`` postings of ``t`` terms.
 
     Attributes:
@@ -66,7 +66,7 @@ class Part:
         span = slice(int(self.starts[at]), int(self.starts[at + 1]))
         return self.rows[span], self.counts[span]
 
-    def without(self, document: int) -> Part:
+    def without(self, document: int) -> IndexPart:
         """A copy in which the document's rows are not alive."""
         return replace(self, alive=self.alive & (self.documents != document))
 
@@ -80,7 +80,7 @@ class PlacedSegment:
     document: int
 
 
-def build(placed: Sequence[PlacedSegment]) -> Part:
+def build(placed: Sequence[PlacedSegment]) -> IndexPart:
     """Build a part from at least one segment; rows are in the order of the segments."""
     segments = [placement.segment for placement in placed]
     sizes = [segment.rows for segment in segments]
@@ -89,7 +89,7 @@ def build(placed: Sequence[PlacedSegment]) -> Part:
     rows = np.repeat(np.arange(len(widths), dtype=np.int32), widths)
     lengths = np.bincount(rows, weights=counts, minlength=len(widths)).astype(np.float32)
     terms, starts, order = _by_term(np.concatenate([segment.terms for segment in segments]))
-    return Part(
+    return IndexPart(
         vectors=np.concatenate([segment.vectors for segment in segments]),
         lengths=lengths,
         segments=np.repeat(np.array([placement.number for placement in placed], dtype=np.int64), sizes),
@@ -103,7 +103,7 @@ def build(placed: Sequence[PlacedSegment]) -> Part:
     )
 
 
-def join(parts: Sequence[Part]) -> Part | None:
+def join(parts: Sequence[IndexPart]) -> IndexPart | None:
     """Join the rows that are alive of several parts, in order; None if there are none."""
     masks = [part.alive for part in parts]
     if not any(alive.any() for alive in masks):
@@ -122,7 +122,7 @@ def join(parts: Sequence[Part]) -> Part | None:
     def gathered(name: str) -> NDArray[np.generic]:
         return np.concatenate([getattr(part, name)[alive] for part, alive in zip(parts, masks, strict=True)])
 
-    return Part(
+    return IndexPart(
         vectors=gathered("vectors"),  # type: ignore[arg-type]
         lengths=gathered("lengths"),  # type: ignore[arg-type]
         segments=gathered("segments"),  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.knowledge.index.part import Floats, Ints, Part
+from service.knowledge.index.part import Floats, IndexPart, Ints
 from service.knowledge.segment import Counts, Vectors
 
 K1: Final = 2.0
@@ -63,7 +63,7 @@ class Question:
 class Hit:
     """A row and its score, 0 to 1."""
 
-    part: Part
+    part: IndexPart
     row: int
     score: float
 
@@ -73,7 +73,7 @@ class Hit:
         return int(self.part.segments[self.row]), int(self.part.positions[self.row])
 
 
-def rank(parts: Sequence[Part], question: Question, masks: Sequence[NDArray[np.bool_]] | None = None) -> list[Hit]:
+def rank(parts: Sequence[IndexPart], question: Question, masks: Sequence[NDArray[np.bool_]] | None = None) -> list[Hit]:
     """The best rows of one store, best first.
 
     Args:
@@ -91,7 +91,10 @@ def rank(parts: Sequence[Part], question: Question, masks: Sequence[NDArray[np.b
 
 
 def _scores(
-    parts: Sequence[Part], lexical_parts: Sequence[Floats], allowed: Sequence[NDArray[np.bool_]], question: Question
+    parts: Sequence[IndexPart],
+    lexical_parts: Sequence[Floats],
+    allowed: Sequence[NDArray[np.bool_]],
+    question: Question,
 ) -> list[Floats]:
     """Scores of all rows of each part; -1 for rows that are filtered out."""
     all_scores: list[Floats] = []
@@ -105,7 +108,7 @@ def _scores(
 
 
 def _rerank_with_feedback(
-    parts: Sequence[Part], lexical_parts: Sequence[Floats], scores: Sequence[Floats], question: Question
+    parts: Sequence[IndexPart], lexical_parts: Sequence[Floats], scores: Sequence[Floats], question: Question
 ) -> list[Floats]:
     """Scores of the best rows of the first ranking for the moved question; -1 for all others."""
     first = _best(parts, scores, FEEDBACK_PASSAGES, MIN_SCORE)
@@ -133,7 +136,7 @@ def _top(scores: Floats, k: int, min_score: float) -> NDArray[np.intp]:
     return rows if len(rows) <= k else rows[np.argpartition(scores[rows], -k)[-k:]]
 
 
-def _best(parts: Sequence[Part], scores: Sequence[Floats], k: int, min_score: float) -> list[Hit]:
+def _best(parts: Sequence[IndexPart], scores: Sequence[Floats], k: int, min_score: float) -> list[Hit]:
     best = [
         Hit(part, int(row), float(part_scores[row]))
         for part, part_scores in zip(parts, scores, strict=True)
@@ -151,7 +154,7 @@ def _move_towards(question: Question, best: Sequence[Hit]) -> Vectors:
     return unit
 
 
-def bm25(parts: Sequence[Part], terms: Sequence[int]) -> list[Floats]:
+def bm25(parts: Sequence[IndexPart], terms: Sequence[int]) -> list[Floats]:
     """BM25 of all rows of each part as a share of the most that these terms can give, 0 to 1."""
     rows = sum(part.size for part in parts)
     average = sum(float(part.lengths.sum()) for part in parts) / max(rows, 1)
@@ -169,7 +172,7 @@ def bm25(parts: Sequence[Part], terms: Sequence[int]) -> list[Floats]:
     ]
 
 
-def _bm25(part: Part, postings: Postings, weights: Sequence[float], average: float) -> Floats:
+def _bm25(part: IndexPart, postings: Postings, weights: Sequence[float], average: float) -> Floats:
     scores = np.zeros(part.size, dtype=np.float32)
     saturation = (K1 * (1.0 - B) + (K1 * B / max(average, 1e-9)) * part.lengths).astype(np.float32)
     for (rows, counts), weight in zip(postings, weights, strict=True):

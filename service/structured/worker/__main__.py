@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.structured.parts import Part
+from service.structured.parts import GrammarPart
 from service.structured.worker.native import NoTokenizer, load_native, load_tokenizer
 from service.structured.worker.trial import Costs, Invalid, Vocabulary, try_out
 
@@ -115,7 +115,7 @@ class ForkServer:
         self._bound()
         try:
             wholes = job["wholes"]
-            parts = [Part(kind, text, wholes[whole]) for kind, text, whole in job["parts"]]
+            parts = [GrammarPart(kind, text, wholes[whole]) for kind, text, whole in job["parts"]]
             costs: Costs = try_out(self._native, self._vocabulary, job["kind"], job["text"], parts)
             answer = {"outcome": "ok", **asdict(costs)}
         except Invalid as error:

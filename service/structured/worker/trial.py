@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from service.structured.bounds import is_lark
-from service.structured.parts import Part
+from service.structured.parts import GrammarPart
 
 STEPS: Final = 64
 """Tokens along each path."""
@@ -65,7 +65,7 @@ class Vocabulary:
         self.long = order[-POOL:].astype(np.int64)
 
 
-def try_out(native: Any, vocabulary: Vocabulary, kind: str, text: str, parts: list[Part]) -> Costs:
+def try_out(native: Any, vocabulary: Vocabulary, kind: str, text: str, parts: list[GrammarPart]) -> Costs:
     """Compile a specification and its parts, and decode along paths of each.
 
     Raises:
@@ -154,7 +154,7 @@ def _with_legacy_tags(text: str) -> str:
     return orjson.dumps({"type": "structural_tag", "format": form}).decode()
 
 
-def _compile_part(compiler: _Compiler, kind: str, text: str, part: Part) -> Any:
+def _compile_part(compiler: _Compiler, kind: str, text: str, part: GrammarPart) -> Any:
     text = part.within or text
     if part.kind == "pattern":
         return compiler.compile("json", orjson.dumps({"type": "string", "pattern": part.text}).decode())

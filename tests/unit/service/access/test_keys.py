@@ -27,7 +27,7 @@ from service.errors import (
     SettingsError,
     Unauthenticated,
 )
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 from service.telemetry.record import Record
 from service.usage.account import UsageAccount
@@ -247,7 +247,7 @@ async def test_a_key_under_another_uses_up_that_one_s_limits(keys_app: KeysApp) 
 
     account = UsageAccount(keys_app.database, wall=clock.wall, flush_s=3600)
     for key, tokens in ((parent, 30), (children[0], 40), (children[1], 30)):
-        used = Usage(tokens, 0)
+        used = TokenUsage(tokens, 0)
         account(Record("r", "/v1/x", asks(keys_app, key), Target("smol", "smol"), usage=used))
     await account.flush()
     assert await account.charged_today() == {parent_id: 100}

@@ -20,7 +20,7 @@ from service.cli.main import app
 from service.cli.metrics_scrape import WINDOW_S, Frame, ScrapeWindow, parse, read_frame
 from service.cli.top import picture
 from service.client import ClientError
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
 from service.telemetry.engine import STATES
@@ -104,7 +104,7 @@ def test_a_gateway_that_started_anew_counts_from_zero() -> None:
     for _ in range(100):
         before.account(record())
     window.add(parse(before.text), at=0.0)
-    after.account(record(usage=Usage(1, 1)))
+    after.account(record(usage=TokenUsage(1, 1)))
     window.add(parse(after.text), at=10.0)
     assert read_frame(window).requests_per_s == pytest.approx(0.1)
 

@@ -14,7 +14,7 @@ from service.grounding import hook as hook_module
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import Passage
 from service.grounding.template import CHARS_A_TOKEN, token_upper_bound
-from service.registry.catalog import AdapterEntry, Snapshot, VersionSettings
+from service.registry.catalog import AdapterEntry, CatalogSnapshot, VersionSettings
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Known, Told, hook, key
 from tests.unit.service.inference.fakes import DONE, World, completion, event, token, usage_event, version
 
@@ -28,7 +28,7 @@ def world(provider: Any, settings: GroundingSettings | None = None, caller: Call
         entries = dict(made.catalog.snapshot.adapters)
         versions = {3: version(3, VersionSettings(system_prompt="You are a pirate.", grounding=settings))}
         entries["default", "voice"] = AdapterEntry("voice", 800, MappingProxyType(versions), {"live": 3})
-        made.catalog.replace(Snapshot(MappingProxyType(entries)))
+        made.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
     made.engine.chunks = [completion("Ahoy [1]")]
     return made
 

@@ -19,7 +19,7 @@ from service.errors import HatrackError
 from service.grounding.hook import Hook
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
-from service.registry.catalog import AdapterEntry, Catalog, Servable, Snapshot, VersionEntry, VersionSettings
+from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.telemetry.record import Record
 
 KEY = "a-key-of-the-tests"
@@ -130,7 +130,7 @@ def catalog() -> Catalog:
         ("default", "unborn"): AdapterEntry("unborn", 700, MappingProxyType({1: version(1)}), {}),
         ("other", "secret"): AdapterEntry("secret", 600, MappingProxyType({1: version(1)}), {"live": 1}),
     }
-    found.replace(Snapshot(MappingProxyType(entries)))
+    found.replace(CatalogSnapshot(MappingProxyType(entries)))
     return found
 
 

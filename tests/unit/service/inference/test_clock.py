@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.admission.request import AdmissionRequest
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.telemetry.record import Record
 from tests.unit.service.inference.fakes import DONE, World, chat_body, completion, token, usage_event
 
@@ -69,7 +69,7 @@ async def test_every_piece_after_the_first_has_a_gap() -> None:
     world.engine.chunks = [*STREAM]
     await world.ask("/v1/chat/completions", chat_body(stream=True))
     record: Record = world.records[0]
-    assert record.usage == Usage(11, 5, 4)
+    assert record.usage == TokenUsage(11, 5, 4)
     assert record.first_byte_s is not None
     assert len(record.gaps) == 3, "b, c and the end; the usage was not asked for"
     assert all(gap >= 0 for gap in record.gaps)

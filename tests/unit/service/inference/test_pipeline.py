@@ -13,7 +13,7 @@ import pytest
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
 from service.errors import BadGateway, EngineUnavailable
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.telemetry.record import LogAccount, Record
 from tests.unit.service.inference.fakes import (
     DIGESTS,
@@ -40,7 +40,7 @@ async def test_an_answer_names_the_label_and_is_accounted_for() -> None:
     assert answer.headers["x-hatrack-adapter"] == "voice@3"
     assert answer.headers["x-hatrack-digest"] == DIGESTS[3]
     [record] = world.records
-    assert (record.status, record.outcome, record.usage) == (200, "ok", Usage(11, 5))
+    assert (record.status, record.outcome, record.usage) == (200, "ok", TokenUsage(11, 5))
     assert record.caller is not None
     assert record.target is not None
     assert 0 < record.total_s < 60
@@ -213,7 +213,7 @@ async def test_a_stream_flows_as_it_comes_and_hides_the_usage() -> None:
     answer = await running
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.parts == [token("A", "voice"), token("B", "voice"), DONE]
-    assert world.records[0].usage == Usage(11, 5, 4)
+    assert world.records[0].usage == TokenUsage(11, 5, 4)
     assert world.records[0].stream
     assert world.engine.last.body["stream_options"]["include_usage"] is True
     assert not world.engine.aborted.is_set()
@@ -255,7 +255,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event_and_never_in_done(tai
     assert last_error(answer.body)["code"] == code
     assert (world.records[0].outcome, world.records[0].code) == ("cut", code)
     assert world.records[0].prompt > 0
-    assert world.records[0].usage == Usage(world.records[0].prompt, completion_tokens=1, exact=False)
+    assert world.records[0].usage == TokenUsage(world.records[0].prompt, completion_tokens=1, exact=False)
     assert world.suspects == ([DIGESTS[3]] if code == "adapter_not_finite" else [])
 
 
@@ -356,7 +356,7 @@ async def test_a_fault_of_our_own_is_an_error_in_the_same_shape(caplog: pytest.L
 
 def test_the_log_line_has_the_facts_and_no_text(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hatrack.inference"):
-        LogAccount()(Record("r1", "/v1/completions", status=200, usage=Usage(3, 4, exact=True)))
+        LogAccount()(Record("r1", "/v1/completions", status=200, usage=TokenUsage(3, 4, exact=True)))
     [line] = caplog.records
     assert vars(line)["request_id"] == "r1"
     assert vars(line)["completion_tokens"] == 4

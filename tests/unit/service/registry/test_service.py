@@ -13,7 +13,7 @@ from adapters.base import BaseDescription
 from adapters.store import WEIGHTS_FILE
 from service.access.audit import SYSTEM
 from service.errors import Conflict, EngineUnavailable, ModelNotFound, NoLiveVersion
-from service.registry.upload import Upload
+from service.registry.upload import AdapterUpload
 from tests.support.adapters import AdapterFiles, describe_base, make_base
 from tests.unit.service.registry.conftest import ADMIN, RegistryApp
 from tests.unit.service.registry.engine import BASE
@@ -342,7 +342,7 @@ async def test_an_engine_that_is_ill_convicts_nobody(registry_app: RegistryApp, 
 async def test_a_client_that_leaves_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
     arrived = asyncio.Event()
 
-    async def hang(write: Callable[[bytes], object]) -> Upload:
+    async def hang(write: Callable[[bytes], object]) -> AdapterUpload:
         write(files(seed=1).weights)
         arrived.set()
         await asyncio.Event().wait()

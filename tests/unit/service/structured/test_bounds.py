@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from service.errors import BadRequest
 from service.structured.bounds import check, is_lark
 from service.structured.limits import TRIED, UNTRIED, TooComplex
-from service.structured.parts import Part
+from service.structured.parts import GrammarPart
 from service.structured.spec import Kind, Spec, specs_of
 
 OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -99,20 +99,20 @@ def test_honest_specifications_pass_even_without_a_trial(kind: Kind, value: Any)
 def test_what_may_hide_behind_the_rest_is_tried_by_itself() -> None:
     schema = {"anyOf": [*({"const": n} for n in range(9)), {"type": "string", "pattern": "[ab]{1,9}"}]}
     assert check(Spec("json", schema, "f"), TRIED) == [
-        Part("json", '{"type":"string","pattern":"[ab]{1,9}"}'),
-        Part("ref", "#/anyOf/9"),
+        GrammarPart("json", '{"type":"string","pattern":"[ab]{1,9}"}'),
+        GrammarPart("ref", "#/anyOf/9"),
     ]
     texts = {"anyOf": [{"type": "string", "maxLength": n} for n in range(6)]}
     parts = check(Spec("json", {"properties": {"a": texts}}, "f"), TRIED)
-    assert parts[0] == Part("json", '{"type":"string","maxLength":0}')
-    assert parts[-1] == Part("ref", "#/properties/a")
+    assert parts[0] == GrammarPart("json", '{"type":"string","maxLength":0}')
+    assert parts[-1] == GrammarPart("ref", "#/properties/a")
     grammar = 'root ::= "x" a | b\na ::= [a-z]{2,3}\nb ::= "(" b ")" | "{9}"\nc ::= "c"\n'
-    assert check(Spec("grammar", grammar, "f"), TRIED) == [Part("rule", "a"), Part("rule", "b")]
+    assert check(Spec("grammar", grammar, "f"), TRIED) == [GrammarPart("rule", "a"), GrammarPart("rule", "b")]
 
 
 FREE = {"type": "string"}
 COSTLY = {"type": "string", "pattern": "^.{0,200}$"}
-NEEDS = Part("json", '{"type":"string","pattern":"^.{0,200}$"}')
+NEEDS = GrammarPart("json", '{"type":"string","pattern":"^.{0,200}$"}')
 GRAMMAR = 'root ::= [a-z]* "!" r\nr ::= "(" ("x" [^"]{0,200} | "y") [a-z]* ")"\n'
 
 
@@ -125,31 +125,35 @@ GRAMMAR = 'root ::= [a-z]* "!" r\nr ::= "(" ("x" [^"]{0,200} | "y") [a-z]* ")"\n
         ("json", {"$defs": {"d": COSTLY}, "properties": {"a": FREE, "b": {"$ref": "#/$defs/d"}}}, NEEDS),
         ("json", {"additionalProperties": COSTLY}, NEEDS),
         ("json", {"patternProperties": {"^.{0,200}$": FREE}}, NEEDS),
-        ("json", {"items": {"anyOf": [FREE, COSTLY]}}, Part("ref", "#/items")),
-        ("json", {"items": {"enum": [str(n) for n in range(100)]}}, Part("ref", "#/items")),
-        ("regex", "[a-z]+!.{0,200}", Part("regex", ".{0,200}")),
-        ("regex", "(x[a-z ]{9,20}|y)z+", Part("regex", "[a-z ]{9,20}z+")),
-        ("grammar", GRAMMAR, Part("tail", '[^"]{0,200} [a-z]* ")"')),
-        ("grammar", 'start: /[a-z]+/ "!" r\nr: "(" X ~ 1..200 "."\nX: "a" | /[b-z]/', Part("tail", 'X ~ 1..200 "."')),
+        ("json", {"items": {"anyOf": [FREE, COSTLY]}}, GrammarPart("ref", "#/items")),
+        ("json", {"items": {"enum": [str(n) for n in range(100)]}}, GrammarPart("ref", "#/items")),
+        ("regex", "[a-z]+!.{0,200}", GrammarPart("regex", ".{0,200}")),
+        ("regex", "(x[a-z ]{9,20}|y)z+", GrammarPart("regex", "[a-z ]{9,20}z+")),
+        ("grammar", GRAMMAR, GrammarPart("tail", '[^"]{0,200} [a-z]* ")"')),
+        (
+            "grammar",
+            'start: /[a-z]+/ "!" r\nr: "(" X ~ 1..200 "."\nX: "a" | /[b-z]/',
+            GrammarPart("tail", 'X ~ 1..200 "."'),
+        ),
         ("structural_tag", {"format": {"type": "json_schema", "json_schema": {"items": COSTLY}}}, NEEDS),
         (
             "structural_tag",
             {"format": {"type": "grammar", "grammar": GRAMMAR}},
-            Part("tail", '[^"]{0,200} [a-z]* ")"', within=GRAMMAR),
+            GrammarPart("tail", '[^"]{0,200} [a-z]* ")"', within=GRAMMAR),
         ),
         (
             "structural_tag",
             {"format": {"type": "json_schema", "json_schema": {"items": {"maxItems": 9}}}},
-            Part("ref", "#/items", within='{"items":{"maxItems":9}}'),
+            GrammarPart("ref", "#/items", within='{"items":{"maxItems":9}}'),
         ),
         (
             "structural_tag",
             {"format": {"type": "sequence", "elements": [{"type": "any_text"}, {"type": "or", "elements": []}]}},
-            Part("structural_tag", '{"type":"structural_tag","format":{"type":"or","elements":[]}}'),
+            GrammarPart("structural_tag", '{"type":"structural_tag","format":{"type":"or","elements":[]}}'),
         ),
     ],
 )
-def test_no_beginning_hides_what_is_dear(kind: Kind, value: Any, part: Part) -> None:
+def test_no_beginning_hides_what_is_dear(kind: Kind, value: Any, part: GrammarPart) -> None:
     parts = check(Spec(kind, value, "f"), TRIED)
     assert part in parts, parts
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from service.errors import BadRequest, HatrackError
 from service.structured import bounds, regex_parser
 from service.structured.bounds import check, is_lark
-from service.structured.limits import TRIED, UNTRIED, Limits
+from service.structured.limits import TRIED, UNTRIED, GrammarLimits
 from service.structured.spec import Kind, Spec
 
 SIZE = 64 * 1024
@@ -99,7 +99,7 @@ def test_every_regular_expression_takes_linear_time(expression: re.Pattern[str])
             assert_linear(expression.findall, beginning, unit, SIZE // 2)
 
 
-def refusal(kind: Kind, value: Any, limits: Limits = TRIED) -> str:
+def refusal(kind: Kind, value: Any, limits: GrammarLimits = TRIED) -> str:
     """The message, empty where there is none; whatever else is raised fails the test."""
     try:
         check(Spec(kind, value, "field"), limits)

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.access.caller import Caller, Scope
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 from service.telemetry.record import Record
 
@@ -31,7 +31,7 @@ def record(**fields: Any) -> Record:
         "target": VOICE,
         "stream": True,
         "status": 200,
-        "usage": Usage(10, 5, 4),
+        "usage": TokenUsage(10, 5, 4),
         "first_byte_s": 0.3,
         "total_s": 1.5,
         "queue_s": 0.02,

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import pytest
 
-from service.http.stream import Usage
-from service.registry.catalog import AdapterEntry, Catalog, Snapshot, Target
+from service.http.stream import TokenUsage
+from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Target
 from service.telemetry.account import BASE, MAX_CODES, NONE, OTHER, SWEEP_AFTER, MetricsAccount
 from service.telemetry.record import Outcome
 from tests.unit.service.inference.fakes import catalog, version
@@ -80,7 +80,7 @@ def test_the_base_and_requests_without_a_model_have_names_that_no_adapter_can_ha
 def test_two_projects_with_the_same_adapter_are_two_series() -> None:
     counting = account()
     counting(record())
-    counting(record(caller=caller("bank"), usage=Usage(7, 1)))
+    counting(record(caller=caller("bank"), usage=TokenUsage(7, 1)))
     samples = read(counting.families())
     assert value(samples, "hatrack_prompt_tokens_total", project="shop", adapter="voice") == 10
     assert value(samples, "hatrack_prompt_tokens_total", project="bank", adapter="voice") == 7
@@ -106,7 +106,7 @@ def test_a_hundred_thousand_names_leave_labels_and_memory_bounded() -> None:
 def test_past_the_bound_adapters_and_projects_are_counted_as_other() -> None:
     known = catalog()
     entries = {("shop", f"a{number}"): AdapterEntry(f"a{number}", 1, {1: version(1)}, {}) for number in range(40)}
-    known.replace(Snapshot(entries))
+    known.replace(CatalogSnapshot(entries))
     counting = MetricsAccount(known, max_series=5)
     for number in range(40):
         counting(record(target=target(f"a{number}")))
@@ -137,7 +137,7 @@ def test_versions_that_are_gone_make_room_for_others() -> None:
     samples = read(counting.families())
     named = {dict(labels)["adapter"] for name, labels in samples if name == "hatrack_requests_total"}
     assert named == {"voice", "younger"}
-    known.replace(Snapshot(MappingProxyType({})))  # all are gone, but nobody looks for that at every request
+    known.replace(CatalogSnapshot(MappingProxyType({})))  # all are gone, but nobody looks for that at every request
     for _ in range(SWEEP_AFTER):
         counting(record(caller=default, target=target("late")))
     assert value(read(counting.families()), "hatrack_requests_total", adapter=OTHER) == SWEEP_AFTER

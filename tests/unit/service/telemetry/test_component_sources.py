@@ -17,7 +17,7 @@ from service.engine.residency import Residency
 from service.errors import RateLimited, Unavailable
 from service.grounding.counts import GroundingCounts
 from service.registry.catalog import Servable
-from service.registry.counts import Counts
+from service.registry.counts import RegistryCounts
 from service.registry.revalidation import RevalidationState
 from service.registry.verdicts import VerdictSummary
 from service.structured.checker import StructuredOutputs
@@ -139,7 +139,7 @@ async def test_usage_is_shown() -> None:
 
 class Registry:
     def __init__(self) -> None:
-        self.counts = Counts.of(catalog().snapshot, {"proving": 1, "rejected": 4})
+        self.counts = RegistryCounts.of(catalog().snapshot, {"proving": 1, "rejected": 4})
 
 
 async def test_versions_are_shown_by_state_and_whether_they_serve() -> None:

@@ -14,7 +14,7 @@ from adapters.base import BaseDescription
 from service.error_handlers import add_error_handlers
 from service.files.service import Files
 from service.training.client import TrainerClient
-from service.training.evaluations import Evaluations
+from service.training.evaluations import EvaluationService
 from service.training.revalidation import Revalidations
 from service.training.revalidation_routes import router
 from service.training.service import Training
@@ -83,7 +83,7 @@ class RevalidationApp(RegistryApp):
         async with self.run():
             files = Files(self.settings.files_dir, self.database, max_file_bytes=MIB, max_project_bytes=MIB)
             training = Training(self.client, self.database, self.keys, files, self.catalog)
-            evaluations = Evaluations(training, files, self.catalog, self.database)
+            evaluations = EvaluationService(training, files, self.catalog, self.database)
             self.revalidations = Revalidations(self.registry.verdicts, evaluations, self.client)
             self.app.state.revalidations = self.revalidations
             self.app.include_router(router)

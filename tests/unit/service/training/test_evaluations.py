@@ -15,9 +15,9 @@ from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.files.holds import hold_for_version
 from service.registry import tables
-from service.registry.catalog import AdapterEntry, Servable, Snapshot, VersionEntry, VersionSettings
+from service.registry.catalog import AdapterEntry, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.registry.split import Split
-from service.training.evaluations import Evaluations
+from service.training.evaluations import EvaluationService
 from service.training.revalidation import system_caller
 from tests.unit.service.files.files_app import LINE, bearer, error_of
 from tests.unit.service.training.training_gateway import BASE, TrainingGateway
@@ -40,7 +40,7 @@ def _stocked(gateway: TrainingGateway) -> None:
     aliases = {"live": 1, "next": 3, "both": Split.of({1: 1, 3: 9})}
     voice = AdapterEntry("voice", 1, MappingProxyType(versions), MappingProxyType(aliases))
     known = dict(gateway.catalog.snapshot.adapters) | {("default", "voice"): voice}
-    gateway.catalog.replace(Snapshot(MappingProxyType(known)))
+    gateway.catalog.replace(CatalogSnapshot(MappingProxyType(known)))
 
 
 async def create(gateway: TrainingGateway, key: str | None = None, **body: Any) -> httpx.Response:
@@ -217,7 +217,7 @@ async def test_the_gateway_itself_judges_again_on_what_only_the_version_holds(ga
     await gateway.database.run(lambda db: hold_for_version(db, "default", "voice@3", lineage))
     await gateway.http.delete(f"/v1/files/{held_out}")
     assert (await create(gateway, model="voice@3", held_out=held_out)).status_code == 404
-    evaluations = Evaluations(gateway.training, gateway.files, gateway.catalog, gateway.database)
+    evaluations = EvaluationService(gateway.training, gateway.files, gateway.catalog, gateway.database)
     headers = {"x-hatrack-project": "default", "x-hatrack-key-id": SYSTEM_ID}
     body = {"model": "voice@3", "held_out": held_out}
     answer = await evaluations.create(
@@ -276,7 +276,7 @@ async def test_the_trainer_learns_what_the_version_is_grounded_in(gateway: Train
     versions = {4: VersionEntry(4, "d" * 64, grounded, Servable.OK, 4)}
     shop = AdapterEntry("shop", 1, MappingProxyType(versions), MappingProxyType({"live": 4}))
     known = dict(gateway.catalog.snapshot.adapters) | {("default", "shop"): shop}
-    gateway.catalog.replace(Snapshot(MappingProxyType(known)))
+    gateway.catalog.replace(CatalogSnapshot(MappingProxyType(known)))
     assert (await create(gateway, model="shop", held_out=await gateway.made())).status_code == 200
     grounding = sent(gateway)[1]["grounding"]
     assert (grounding["vector_store_ids"], grounding["timeout_s"]) == (["vs_1"], 2)

@@ -20,9 +20,9 @@ from service.admission.policy import Policy
 from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.error_handlers import RequestIds
-from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, Snapshot, VersionEntry
+from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
-from service.training.evaluations import Evaluations
+from service.training.evaluations import EvaluationService
 from service.training.routes import router
 from service.training.service import Training
 from tests.support.asgi import web_server
@@ -110,7 +110,7 @@ class TrainingGateway(FilesApp):
         voice = AdapterEntry("voice", 1, MappingProxyType(versions), MappingProxyType({"live": 1}))
         secret = AdapterEntry("secret", 1, MappingProxyType({1: versions[1]}), MappingProxyType({"live": 1}))
         entries = {("default", "voice"): voice, ("other", "secret"): secret, ("default", "hidden"): voice}
-        self.catalog.replace(Snapshot(MappingProxyType(entries)))
+        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         self.store = Store(home / "store")
         self.client = TrainerClient(socket=str(self.trainer_socket), secret="s" * 16)
         self.training = Training(self.client, self.database, self.keys, self.files, self.catalog, self.store)
@@ -119,7 +119,7 @@ class TrainingGateway(FilesApp):
     def app(self) -> FastAPI:
         app = super().app()
         app.state.training, app.state.admission_queue = self.training, self.gate
-        app.state.evaluations = Evaluations(self.training, self.files, self.catalog, self.database)
+        app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.include_router(router)
         return app
 

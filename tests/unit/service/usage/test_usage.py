@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from service.database import Database, metadata
 from service.errors import DiskFull
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 from service.telemetry.record import Accounts, Outcome, Record
 from service.usage.account import UsageAccount
@@ -50,7 +50,11 @@ BASE = Target(label="smol", engine_model="smol")
 
 
 def record(
-    target: Target | None = BASE, key: str = "key_a", outcome: Outcome = "ok", used: Usage | None = None, **more: Any
+    target: Target | None = BASE,
+    key: str = "key_a",
+    outcome: Outcome = "ok",
+    used: TokenUsage | None = None,
+    **more: Any,
 ) -> Record:
     project = more.pop("project", "default")
     return Record("r", "/v1/x", caller(key, project), target, outcome=outcome, usage=used, **more)
@@ -89,16 +93,16 @@ async def test_the_migration_makes_the_table_that_the_code_uses(database: Databa
 async def test_requests_add_up_by_hour_project_key_and_version(database: Database) -> None:
     clock = Clock()
     account = account_of(database, clock)
-    account(record(version("voice", 3), used=Usage(10, 5, 4)))
-    account(record(version("voice", 3), used=Usage(1, 2, 0)))
-    account(record(version("voice", 4), used=Usage(1, 1, 0)))
-    account(record(BASE, used=Usage(7, 8, 0)))
-    account(record(BASE, key="key_b", project="acme", used=Usage(7, 8, 0)))
+    account(record(version("voice", 3), used=TokenUsage(10, 5, 4)))
+    account(record(version("voice", 3), used=TokenUsage(1, 2, 0)))
+    account(record(version("voice", 4), used=TokenUsage(1, 1, 0)))
+    account(record(BASE, used=TokenUsage(7, 8, 0)))
+    account(record(BASE, key="key_b", project="acme", used=TokenUsage(7, 8, 0)))
     await account.flush()
     clock.pass_s(3599)
-    account(record(version("voice", 3), used=Usage(100, 50, 40)))
+    account(record(version("voice", 3), used=TokenUsage(100, 50, 40)))
     clock.pass_s(1)
-    account(record(version("voice", 3), used=Usage(1, 1, 0)))
+    account(record(version("voice", 3), used=TokenUsage(1, 1, 0)))
     await account.flush()
     assert await rows(database) == [
         (HOUR, "acme", "key_b", "smol", 0, 1, 0, 7, 8, 0, 15),
@@ -113,7 +117,7 @@ async def test_requests_add_up_by_hour_project_key_and_version(database: Databas
 async def test_what_counts_as_an_error_and_what_is_charged(database: Database) -> None:
     account = account_of(database)
     account(Record("r", "/v1/x"))  # whose key is not known: nobody's
-    account(record(outcome="left", used=Usage(0, 3, exact=False), owed=90))
+    account(record(outcome="left", used=TokenUsage(0, 3, exact=False), owed=90))
     account(record(outcome="failed", estimate=90))  # the engine never had it
     account(record(outcome="cut", owed=90))  # it had, and nobody counted
     for _ in range(3):
@@ -127,15 +131,15 @@ async def test_what_counts_as_an_error_and_what_is_charged(database: Database) -
 
 async def test_a_full_disk_loses_nothing(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     account = account_of(database)
-    account(record(used=Usage(1, 1)))
+    account(record(used=TokenUsage(1, 1)))
     await account.flush()
     await fill_the_disk(database)
     for number in range(2000):
-        account(record(version(f"voice-{number}", 1), used=Usage(1, 1)))
+        account(record(version(f"voice-{number}", 1), used=TokenUsage(1, 1)))
     for failures in (1, 2):
         with pytest.raises(DiskFull):
             await account.flush()
-        account(record(version("voice-7", 1), used=Usage(1, 1)))
+        account(record(version("voice-7", 1), used=TokenUsage(1, 1)))
         assert (account.failed_flushes, account.pending_rows, account.rows_written) == (failures, 2000, 1)
     await make_room(database)
     await account.flush()
@@ -149,7 +153,7 @@ async def test_what_comes_while_a_write_fails_is_added_to_what_was_kept(database
     account = account_of(database)
     await fill_the_disk(database)
     for number in range(2000):
-        account(record(version(f"voice-{number}", 1), used=Usage(1, 1)))
+        account(record(version(f"voice-{number}", 1), used=TokenUsage(1, 1)))
     writing = asyncio.create_task(account.flush())
     # at every turn of the loop: between two looks a timer apart a write may have begun and failed
     for _ in range(100):
@@ -158,8 +162,8 @@ async def test_what_comes_while_a_write_fails_is_added_to_what_was_kept(database
         await asyncio.sleep(0)
     assert not writing.done()
     assert account.pending_rows == 0
-    account(record(version("voice-7", 1), used=Usage(2, 2)))
-    account(record(version("new", 1), used=Usage(3, 3)))
+    account(record(version("voice-7", 1), used=TokenUsage(2, 2)))
+    account(record(version("new", 1), used=TokenUsage(3, 3)))
     with pytest.raises(DiskFull):
         await writing
     await make_room(database)
@@ -172,7 +176,7 @@ async def test_rows_in_memory_are_bounded_and_sums_stay_right(database: Database
     clock = Clock()
     account = account_of(database, clock, max_rows=10)
     for number in range(1000):
-        account(record(version(f"voice-{number}", 1), key=f"key_{number % 2}", used=Usage(2, 1)))
+        account(record(version(f"voice-{number}", 1), key=f"key_{number % 2}", used=TokenUsage(2, 1)))
     assert account.pending_rows == 12
     await account.flush()
     found = await rows(database)
@@ -180,7 +184,7 @@ async def test_rows_in_memory_are_bounded_and_sums_stay_right(database: Database
     assert [row[5:8] for row in found if row[3] == ""] == [(495, 0, 990), (495, 0, 990)]
     clock.pass_s(3600)
     for number in range(11):
-        account(record(version(f"voice-{number}", 1), used=Usage(2, 1)))
+        account(record(version(f"voice-{number}", 1), used=TokenUsage(2, 1)))
     await account.flush()
     assert [row[0] for row in await rows(database) if row[3] == ""] == [HOUR, HOUR, HOUR + 3600]
 
@@ -242,9 +246,9 @@ async def test_who_leaves_while_it_is_written_breaks_nothing(database: Database)
 
 async def test_a_crash_loses_only_what_was_not_flushed(database: Database, tmp_path: Path) -> None:
     account = account_of(database)
-    account(record(used=Usage(40, 2)))
+    account(record(used=TokenUsage(40, 2)))
     await account.flush()
-    account(record(used=Usage(1, 1)))
+    account(record(used=TokenUsage(1, 1)))
     # what another process finds in the file at this moment is what a `kill -9` would leave
     with sqlite3.connect(f"file:{tmp_path / 'hatrack.db'}?mode=ro", uri=True) as other:
         assert other.execute("SELECT requests, charged_tokens FROM usage").fetchall() == [(1, 42)]
@@ -253,14 +257,14 @@ async def test_a_crash_loses_only_what_was_not_flushed(database: Database, tmp_p
 async def test_the_days_count_is_what_was_charged_since_midnight(database: Database) -> None:
     clock = Clock(unix=MIDNIGHT - 1.0)
     account = account_of(database, clock)
-    account(record(used=Usage(1000, 1000)))
+    account(record(used=TokenUsage(1000, 1000)))
     await account.flush()
     clock.pass_s(1)
-    account(record(used=Usage(10, 5)))
+    account(record(used=TokenUsage(10, 5)))
     account(record(owed=90))
-    account(record(key="key_b", project="acme", used=Usage(1, 1)))
+    account(record(key="key_b", project="acme", used=TokenUsage(1, 1)))
     clock.pass_s(7200)
-    account(record(version("voice", 1), used=Usage(10, 5)))
+    account(record(version("voice", 1), used=TokenUsage(10, 5)))
     await account.flush()
     assert await account.charged_today() == {"key_a": 15 + 90 + 15, "key_b": 2}
 
@@ -279,7 +283,7 @@ async def test_written_and_pending_are_always_what_was_counted(
     account, expected = account_of(database, max_rows=8), 0
     for kind, which, tokens in operations:
         if kind == "count":
-            account(record(version(f"voice-{which}", 1), key=f"key_{which % 3}", used=Usage(tokens, 0)))
+            account(record(version(f"voice-{which}", 1), key=f"key_{which % 3}", used=TokenUsage(tokens, 0)))
             expected += tokens
         elif kind == "flush":
             try:

@@ -25,7 +25,7 @@ from service.client import HatrackClient
 from service.database import Database
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import DiskFull
-from service.http.stream import Usage
+from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 from service.telemetry.record import Record
 from service.usage.account import UsageAccount
@@ -41,7 +41,7 @@ Hatrack: TypeAlias = Callable[..., Result]
 
 
 class Office:
-    """Usage and its route, with an admin's key and one for each of two projects."""
+    """TokenUsage and its route, with an admin's key and one for each of two projects."""
 
     def __init__(self, home: Path) -> None:
         self.clock = Clock()
@@ -73,7 +73,7 @@ class Office:
         """Requests of 10 tokens in, of which 4 from the cache, and 5 out; without an adapter of the base."""
         target = Target(adapter or "smol", "0" * 64, adapter or None, version or None)
         for _ in range(times):
-            self.account(Record("r", "/v1/x", self.callers[key_id], target, usage=Usage(10, 5, 4)))
+            self.account(Record("r", "/v1/x", self.callers[key_id], target, usage=TokenUsage(10, 5, 4)))
 
     def use_much(self) -> None:
         """Four hours over midnight, in which three keys of two projects ask for two versions, the base and nothing."""

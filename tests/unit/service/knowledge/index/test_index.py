@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.grounding.filters import Column
 from service.knowledge.index.memory import MAX_COLUMNS, Document, Index, load
-from service.knowledge.index.part import Part, PlacedSegment
+from service.knowledge.index.part import IndexPart, PlacedSegment
 from service.knowledge.index.ranking import Question
 from service.knowledge.terms import Analyzer
 from tests.unit.service.knowledge.index.segments import segment, vector
@@ -88,7 +88,7 @@ def test_an_attribute_is_gathered_once_for_all_questions(monkeypatch: pytest.Mon
     made: list[str] = []
     gather = Index._column
 
-    def counting(self: Index, part: Part, key: str) -> Column:
+    def counting(self: Index, part: IndexPart, key: str) -> Column:
         made.append(key)
         return gather(self, part, key)
 

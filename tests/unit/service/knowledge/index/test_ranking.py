@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.knowledge.index.part import Part, PlacedSegment, build, join
+from service.knowledge.index.part import IndexPart, PlacedSegment, build, join
 from service.knowledge.index.ranking import K1, B, Hit, Question, bm25, rank
 from service.knowledge.terms import Analyzer
 from tests.unit.service.knowledge.index.segments import segment, vector
@@ -19,7 +19,7 @@ TEXTS = ["boots boots laces", "parcel tuesday", "boots parcel harbour wind rope"
 ANALYZER = Analyzer()
 
 
-def part(texts: list[str], document: int = 1) -> Part:
+def part(texts: list[str], document: int = 1) -> IndexPart:
     return build([PlacedSegment(segment(texts), document, document)])
 
 
