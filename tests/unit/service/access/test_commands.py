@@ -134,7 +134,7 @@ def test_rm_revokes(hatrack: Hatrack, url: str) -> None:
     assert caught.value.status == 401
     again = hatrack("keys", "rm", key["id"], "--json")
     assert (again.exit_code, json.loads(again.stderr)["error"]["code"]) == (1, "not_found")
-    assert "No keys but the admin key" in hatrack("keys", "ls").stdout
+    assert "No keys except the admin key" in hatrack("keys", "ls").stdout
 
 
 def test_rotate_admin_prints_the_key_that_the_next_command_finds(hatrack: Hatrack, tmp_path: Path) -> None:

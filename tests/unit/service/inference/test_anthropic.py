@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.errors import BadGateway, EngineUnavailable, HatrackError, RateLimited
 from service.inference.anthropic import MessagesRelay
-from service.inference.relay import Renamer, Usage
+from service.inference.relay import Renamer, TokenUsage
 from service.registry.catalog import Target
 from tests.unit.service.inference.fakes import DIGESTS, KEY, Answer, World
 
@@ -71,7 +71,7 @@ def test_pieces_cut_anywhere_give_the_same_events(cuts: list[int]) -> None:
     assert out == b"".join(shown())
     assert found.done
     assert found.error is None
-    assert found.counted() == Usage(31, 5, 11)
+    assert found.counted() == TokenUsage(31, 5, 11)
 
 
 def test_a_stream_that_was_cut_knows_its_prompt_and_counts_its_deltas() -> None:
@@ -80,7 +80,7 @@ def test_a_stream_that_was_cut_knows_its_prompt_and_counts_its_deltas() -> None:
     assert found.feed(stream()[0]) == b"", "the start waits for what follows"
     for piece in stream()[1:4]:
         found.feed(piece)
-    assert found.counted() == Usage(31, 2, 11, exact=False)
+    assert found.counted() == TokenUsage(31, 2, 11, exact=False)
     assert not found.done
 
 
@@ -102,7 +102,7 @@ async def test_an_answer_is_renamed_and_counted() -> None:
     assert (answer.json()["model"], answer.json()["id"]) == ("voice", "msg_1")
     assert answer.headers["request-id"] == answer.headers["x-request-id"] == "mine"
     assert answer.headers["x-hatrack-adapter"] == "voice@3"
-    assert world.records[0].usage == Usage(20, 5)
+    assert world.records[0].usage == TokenUsage(20, 5)
     assert world.engine.last.path == PATH
     assert len(world.engine.last.body["cache_salt"]) == 32
 
@@ -113,7 +113,7 @@ async def test_a_stream_over_http_and_one_that_breaks() -> None:
     answer = await ask(world, stream=True)
     assert answer.body == b"".join(shown())
     assert "stream_options" not in world.engine.last.body
-    assert world.records[0].usage == Usage(31, 5, 11)
+    assert world.records[0].usage == TokenUsage(31, 5, 11)
     broken = b'event: error\ndata: {"error": {"message": "m", "type": "adapter_not_finite", "code": 500}}\n\n'
     world.engine.chunks = [*stream()[:3], broken]
     answer = await ask(world, stream=True)
@@ -123,7 +123,7 @@ async def test_a_stream_over_http_and_one_that_breaks() -> None:
     assert told["type"] == "error"
     assert (told["error"]["type"], told["error"]["code"]) == ("api_error", "adapter_not_finite")
     assert told["request_id"] == answer.headers["request-id"]
-    assert world.records[1].usage == Usage(31, 1, 11, exact=False)
+    assert world.records[1].usage == TokenUsage(31, 1, 11, exact=False)
     world.engine.chunks = [stream()[0], broken]
     answer = await ask(world, stream=True)
     assert (answer.status, answer.error["type"]) == (500, "api_error")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, EngineUnavailable, HatrackError, NotFound
-from service.inference.relay import ChatRelay, Renamer, Usage, engine_error, find_usage
+from service.inference.relay import ChatRelay, Renamer, TokenUsage, engine_error, find_usage
 from service.registry.catalog import Target
 from tests.unit.service.inference.fakes import DIGESTS, DONE, event, token, usage_event
 
@@ -36,7 +36,7 @@ def test_pieces_cut_anywhere_give_the_same_events(cuts: list[int], show: bool) -
     assert out == b"".join([*shown, *([usage_event("voice")] if show else []), DONE])
     assert found.done
     assert found.error is None
-    assert found.counted() == Usage(11, 5, 4)
+    assert found.counted() == TokenUsage(11, 5, 4)
 
 
 def test_a_whole_chunk_comes_out_at_once() -> None:
@@ -60,12 +60,12 @@ def test_a_stream_that_was_cut_is_counted_by_its_events() -> None:
     found = relay()
     assert found.counted() is None
     found.feed(token("a") + token("b") + token("c")[:20])
-    assert found.counted() == Usage(completion_tokens=2, exact=False)
+    assert found.counted() == TokenUsage(completion_tokens=2, exact=False)
 
 
 def test_usage_is_found_in_an_answer_and_not_in_its_text() -> None:
     body = orjson.dumps({"choices": [{"text": TRICKY}], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
-    assert find_usage(body) == Usage(prompt_tokens=3)
+    assert find_usage(body) == TokenUsage(prompt_tokens=3)
     assert find_usage(orjson.dumps({"choices": [{"text": TRICKY}]})) is None
 
 

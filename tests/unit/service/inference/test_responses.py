@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadGateway
-from service.inference.relay import Renamer, Usage
+from service.inference.relay import Renamer, TokenUsage
 from service.inference.responses import ResponsesRelay
 from service.registry.catalog import Target
 from tests.unit.service.inference.fakes import DIGESTS, Answer, World
@@ -69,7 +69,7 @@ def test_pieces_cut_anywhere_give_the_same_events_with_the_label_in_each_respons
     assert out == b"".join(stream("voice"))
     assert found.done
     assert found.error is None
-    assert found.counted() == Usage(31, 4, 16)
+    assert found.counted() == TokenUsage(31, 4, 16)
 
 
 def test_the_opening_waits_for_what_follows() -> None:
@@ -93,7 +93,7 @@ def test_a_stream_that_was_cut_is_counted_by_its_deltas_and_has_no_end() -> None
     assert found.counted() is None
     for piece in stream()[:4]:
         found.feed(piece)
-    assert found.counted() == Usage(completion_tokens=2, exact=False)
+    assert found.counted() == TokenUsage(completion_tokens=2, exact=False)
     assert not found.done
 
 
@@ -129,7 +129,7 @@ async def test_an_answer_is_renamed_and_counted_and_never_stored() -> None:
     answer = await respond(world, store=None, background=False, previous_response_id=None, metadata={"a": "b"})
     assert answer.json()["model"] == "voice"
     assert answer.headers["x-hatrack-adapter"] == "voice@3"
-    assert world.records[0].usage == Usage(31, 4, 16)
+    assert world.records[0].usage == TokenUsage(31, 4, 16)
     sent = world.engine.last
     assert sent.path == PATH
     assert sent.body["model"] == DIGESTS[3]
@@ -146,7 +146,7 @@ async def test_a_stream_over_http() -> None:
     assert answer.body == b"".join(stream("voice"))
     assert "stream_options" not in world.engine.last.body
     [record] = world.records
-    assert (record.outcome, record.usage) == ("ok", Usage(31, 4, 16))
+    assert (record.outcome, record.usage) == ("ok", TokenUsage(31, 4, 16))
 
 
 async def test_a_request_that_fails_at_once_gets_a_status_and_a_later_one_an_event() -> None:

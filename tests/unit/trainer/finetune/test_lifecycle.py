@@ -7,7 +7,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,11 @@ import pytest
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
 from tests.unit.trainer.finetune.trainers import PATIENCE_S, Client, Running, running, stand_in
+from tests.unit.trainer.worker_processes import end_workers
 from trainer.finetune.spec import TRAIN
 from trainer.runs import process, supervisor, transitions
 
-
-@pytest.fixture(autouse=True)
-def _workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No worker outlives its test, not even one that outlives its trainer."""
-    found: list[process.Spawned] = []
-
-    def recorded(*arguments: Any) -> process.Spawned:
-        found.append(process.spawn(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr(supervisor, "spawn", recorded)
-    yield
-    for worker in found:
-        while worker.poll() is None:
-            worker.signal(signal.SIGKILL)
-            time.sleep(0.01)
+__all__ = ["end_workers"]
 
 
 @pytest.fixture(autouse=True)

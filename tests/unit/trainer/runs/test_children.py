@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
 from tests.unit.trainer.runs.child_tasks import PARTS, SPLIT, Task, TaskKind
+from tests.unit.trainer.worker_processes import end_workers
 from trainer.config import Settings
 from trainer.database import Database
 from trainer.errors import TooManyRequests
@@ -39,7 +40,7 @@ from trainer.runs.state import Run, Status
 from trainer.runs.supervisor import Supervisor
 from trainer.runs.transitions import Transitions
 
-__all__ = ["gateway"]
+__all__ = ["end_workers", "gateway"]
 WORKER = Path(__file__).with_name("child_tasks.py")
 PATIENCE_S = 240.0
 CALLER = CurrentCaller("default", "key_1")
@@ -250,12 +251,12 @@ async def test_a_pause_requested_while_the_child_runs_are_recorded_holds_for_the
         await trainer.database.run(partial(records.request_control, run_id=run.id, control=Control.PAUSE))
         return following
 
-    monkeypatch.setattr(trainer.kind, "stage_ended", meanwhile)
-    parent = await trainer.create(Task(parts=((Task(),),)))
-    await trainer.until(parent, lambda run: run.status is Status.WAITING)
-    (child,) = await trainer.children(parent)
-    await trainer.until(child.id, lambda run: run.status is Status.PAUSED)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.kind, "stage_ended", meanwhile)
+        parent = await trainer.create(Task(parts=((Task(),),)))
+        await trainer.until(parent, lambda run: run.status is Status.WAITING)
+        (child,) = await trainer.children(parent)
+        await trainer.until(child.id, lambda run: run.status is Status.PAUSED)
     await trainer.tasks.resume(CALLER, parent)
     assert (await trainer.ended(parent)).status is Status.SUCCEEDED
 
@@ -298,14 +299,14 @@ async def test_a_trainer_that_stops_while_child_runs_are_recorded_leaves_them_wh
         recorded.set()
         assert go_on.wait(PATIENCE_S)
 
-    monkeypatch.setattr(Children, "_record", slow)
-    async with running(tmp_path, gateway) as trainer:
-        parent = await trainer.create(Task(parts=((Task(), Task()),)))
-        await until(recorded.is_set)
-        for task in (*trainer.supervisor._tasks.values(), *trainer.supervisor._resuming.values()):
-            task.cancel()
-        go_on.set()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Children, "_record", slow)
+        async with running(tmp_path, gateway) as trainer:
+            parent = await trainer.create(Task(parts=((Task(), Task()),)))
+            await until(recorded.is_set)
+            for task in (*trainer.supervisor._tasks.values(), *trainer.supervisor._resuming.values()):
+                task.cancel()
+            go_on.set()
     async with running(tmp_path, gateway) as trainer:
         assert (await trainer.ended(parent)).status is Status.SUCCEEDED
         assert len(await trainer.children(parent)) == 2

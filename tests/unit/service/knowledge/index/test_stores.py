@@ -123,13 +123,13 @@ async def test_a_deleted_store_is_gone_from_the_disk_too(local_stores: LocalStor
 
 async def test_files_that_cannot_be_read_say_why(local_stores: LocalStores) -> None:
     store = await local_stores.store()
-    unsupported = await local_stores.add(store, "a.docx", b"PK")
+    unsupported = await local_stores.add(store, "a.doc", b"\xd0\xcf")
     broken = await local_stores.add(store, "a.pdf", b"no pdf")
     assert unsupported.error is not None
     assert broken.error is not None
     assert (unsupported.status, unsupported.error[0]) == ("failed", "unsupported_file")
     assert (broken.status, broken.error[0]) == ("failed", "invalid_file")
-    mended = await local_stores.add(store, "a.docx.txt", "boots")
+    mended = await local_stores.add(store, "a.doc.txt", "boots")
     assert mended.status == "completed"
 
 
