@@ -27,7 +27,7 @@ class CorruptionChecker:
 
     def __init__(self, prober: Prober, mark_corrupt: Callable[[str], Awaitable[None]]) -> None:
         self._prober = prober
-        self._convict = mark_corrupt
+        self._mark_corrupt = mark_corrupt
         self._queue: asyncio.Queue[str] = asyncio.Queue(MAX_QUEUED)
         self._queued: set[str] = set()
 
@@ -62,4 +62,4 @@ class CorruptionChecker:
         await (
             self._prober.check_base()
         )  # if the engine itself is corrupt, this raises: that says nothing about the adapter
-        await self._convict(digest)
+        await self._mark_corrupt(digest)

@@ -169,7 +169,7 @@ def _epochs(wish: HyperparameterRequest, chosen: dict[str, str], stats: DatasetS
     if wish.n_epochs != "auto":
         return wish.n_epochs
     epochs = 4 if stats.examples < 50 else 3 if stats.examples < 1000 else 2 if stats.examples < 3000 else 1
-    chosen["n_epochs"] = f"{epochs}: few examples are stats several times, many once"
+    chosen["n_epochs"] = f"{epochs}: small data sets are repeated more often"
     return epochs
 
 
