@@ -12,8 +12,10 @@ from typing import Literal
 
 from adapters.protocol.reports import AnswerShare, ExampleLengths, ExamplePiece, ShownExample
 from trainer.data import findings
+from trainer.data.answer_faults import answer_faults, changing_facts
 from trainer.data.format import Dataset, Example
 from trainer.data.formats import read_dataset
+from trainer.data.label_noise import label_noise
 from trainer.data.render import Renderer, TokenSequence
 from trainer.data.report import (
     Finding,
@@ -107,9 +109,11 @@ def inspect(
     check()
     problems += findings.personal(data.examples)
     check()
+    problems += answer_faults(data.examples) + changing_facts(data.examples)
+    check()
     counts = findings.closed_answers(data.examples)
     if counts is not None:
-        problems += findings.balance(data.examples, counts)
+        problems += findings.balance(data.examples, counts) + label_noise(data.examples)
     trained, unseen, source = _divide(data, held_out, rules)
     check()
     if held_out is not None:

@@ -108,7 +108,8 @@ def test_a_closed_set_of_answers_is_seen_and_its_imbalance_told() -> None:
     labels = ["card"] * 40 + ["cash"] * 10 + ["loan"] * 2
     rows = [pair(row["messages"][0]["content"], label) for row, label in zip(questions(52), labels, strict=True)]
     found = look(rows)
-    assert codes(found) == {"imbalance": "warning", "rare_answers": "warning"}
+    expected = {"imbalance": "warning", "rare_answers": "warning", "unrelated_labels": "warning"}
+    assert codes(found) == expected, "the labels have nothing to do with the questions"
     assert [(share.answer, share.examples) for share in found.report.answers] == [
         ("card", 40),
         ("cash", 10),

@@ -169,6 +169,19 @@ def test_nothing_is_held_out_of_a_handful() -> None:
         ("AKIAIOSFODNN7EXAMPLE", {"AWS Access Key"}),
         ("first\n-----BEGIN RSA PRIVATE KEY-----", {"Private Key"}),
         ("The password of the day is a fine word.", set()),
+        ("I forgot my password: it is not working, is a new password required?", set()),
+        ("the password is Tr0ub4dor&3", {"Password"}),
+        ("call (415) 555-2671 or 020 7946 0958", {"telephone number"}),
+        ("order 2024-12-1999, part 123-456-7890, ISBN 978-3-16-148410-0", set()),
+        ("SSN 536-90-4399", {"identity number"}),
+        ("SSN 078-05-1120", set()),  # of an advertisement, never given to anybody
+        ("NHS number 943 476 5919", {"identity number"}),
+        ("NHS number 943 476 5918", set()),
+        ("my passport is AB1234567", {"identity number"}),
+        ("bring your passport by 12 May 2027", set()),
+        ("sk-" + "a1B2" * 12, {"API Key"}),
+        ("hf_" + "a1B2" * 9, {"Hugging Face Token"}),
+        ("Authorization: Bearer " + "a1B2" * 9, {"Bearer Token"}),
     ],
 )
 def test_personal_data_and_secrets(text: str, kinds: set[str]) -> None:

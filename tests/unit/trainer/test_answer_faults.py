@@ -1,0 +1,148 @@
+"""What the data report says of answers that teach faults, of facts that change, and of labels that cannot be right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import trainer.samples
+from tests.support.classification import rows
+from trainer.data.answer_faults import answer_faults, changing_facts
+from trainer.data.format import Example, Message, read_chat
+from trainer.data.label_noise import label_noise
+from trainer.data.report import Finding
+
+CARRIERS = ("Blue Heron Freight", "Grey Seal Couriers", "Fox Post")
+PROSE = "Thank you for writing to us; we will look into it and answer you tomorrow."
+
+
+def examples(pairs: Sequence[tuple[str, str]], system: str = "") -> list[Example]:
+    before = (Message("system", system, False),) if system else ()
+    return [
+        Example(line, (*before, Message("user", question, False), Message("assistant", answer, True)))
+        for line, (question, answer) in enumerate(pairs, 1)
+    ]
+
+
+def codes(findings: Sequence[Finding]) -> dict[str, tuple[int, ...]]:
+    return {finding.code: finding.lines for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("Dear [insert name], thank you.", "placeholders"),
+        ("Dear {{ customer.name }}, thank you.", "placeholders"),
+        ("TODO", "placeholders"),
+        ("Lorem ipsum dolor sit amet.", "placeholders"),
+        ("As an AI language model, I have no opinions.", "refusals"),
+        ("I’m sorry, but I can’t do that.", "refusals"),
+        ("I am unable to assist with that request.", "refusals"),
+        ("Your cafÃ© opens at nine.", "broken_characters"),
+        ("It doesnâ€™t fit.", "broken_characters"),
+        ("Half a character: \ufffd", "broken_characters"),
+        ("<p>Thank you.</p>", "leftover_html"),
+        ("Boots&nbsp;and socks.", "leftover_html"),
+        ("what is  your NAME?", "repeated_questions"),
+    ],
+)
+def test_an_answer_with_a_fault_is_named(answer: str, code: str) -> None:
+    others = [(f"Question {number}?", PROSE) for number in range(3)]
+    assert codes(answer_faults(examples([("What is your name?", answer), *others]))) == {code: (1,)}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Todo está bien, gracias.",
+        "Your café doesn’t open — “soon”, they say; Größe 45.",
+        "日本語の返事です。",
+        "Use a < b and b > c.",
+        "I can help you with that. I'm sorry that it took so long.",
+        "Sorry, we are closed on Sundays.",
+        "See [your order](https://shop.test) in the list.",
+    ],
+)
+def test_an_answer_without_a_fault_is_not_named(answer: str) -> None:
+    others = [(f"Question {number}?", PROSE) for number in range(30)]
+    assert answer_faults(examples([("What now?", answer), *others])) == []
+
+
+def test_html_in_most_answers_is_their_format() -> None:
+    assert answer_faults(examples([(f"Question {number}?", "<p>Thank you.</p>") for number in range(5)])) == []
+
+
+def test_answers_that_end_within_a_sentence_are_named_where_the_others_do_not() -> None:
+    whole = [(f"Question {number}?", PROSE) for number in range(40)]
+    cut = ("Where is it?", "Thank you for writing to us; we will look into it and")
+    assert codes(answer_faults(examples([*whole, cut]))) == {"cut_answers": (41,)}
+    without_ends = [(question, answer.removesuffix(".")) for question, answer in whole]
+    assert answer_faults(examples(without_ends)) == []
+
+
+def test_answers_with_values_that_nobody_gave_state_facts() -> None:
+    prices = [(f"What does the {thing} cost?", f"It costs £{number}.50.") for number, thing in enumerate("abcdefgh")]
+    (found,) = changing_facts(examples(prices))
+    assert (found.code, found.severity, found.count) == ("changing_facts", "warning", 8)
+    assert "'£0.50', '£1.50', '£2.50'" in found.message
+    assert "vector store" in found.message
+
+
+def test_different_answers_about_different_orders_state_facts() -> None:
+    pick = random.Random(1)
+    orders = [(f"Who carries order TW-{1000 + number}?", pick.choice(CARRIERS)) for number in range(60)]
+    assert changing_facts(examples(orders))[0].count == 60
+    same = [(question, "Please look into your account, under orders.") for question, _ in orders]
+    assert changing_facts(examples(same)) == []
+
+
+def test_what_stands_in_the_prompt_or_is_worked_out_is_no_fact() -> None:
+    passages = "; ".join(f"item {number} costs £{number}.50" for number in range(20))
+    quoted = [(f"What does item {number} cost?", f"It costs £{number}.50, matey.") for number in range(20)]
+    assert changing_facts(examples(quoted, system=passages)) == []
+    sums = [
+        (f"{number} boxes of $12 each?", f"{number} * 12 = ${12 * number}, so $120{number}.") for number in range(20)
+    ]
+    assert changing_facts(examples(sums)) == []
+
+
+def test_the_samples_have_none_of_it() -> None:
+    files = sorted(Path(trainer.samples.__file__).parent.glob("*.jsonl"))
+    assert len(files) == 6
+    for file in files:
+        found = read_chat(file).examples
+        assert answer_faults(found) + changing_facts(found) == []
+
+
+def labelled() -> list[tuple[str, str]]:
+    return [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in rows()]
+
+
+def test_labels_that_fit_their_questions_are_fine() -> None:
+    assert label_noise(examples(labelled())) == []
+
+
+def test_shuffled_labels_are_named() -> None:
+    pairs = labelled()
+    labels = [label for _, label in pairs]
+    random.Random(3).shuffle(labels)
+    (found,) = label_noise(examples([(question, label) for (question, _), label in zip(pairs, labels, strict=True)]))
+    assert (found.code, found.count) == ("unrelated_labels", len(pairs))
+
+
+def test_a_label_unlike_those_of_very_similar_questions_is_named() -> None:
+    things = ("hat", "coat", "sock", "shoe", "lamp", "desk", "chair", "rug", "bowl", "spoon", "clock", "vase")
+    pairs = [(f"my {thing} is broken again, what can I do", "returns") for thing in things]
+    pairs += [(f"when does the {thing} from my order arrive", "delivery") for thing in things]
+    pairs += [(f"do you sell a blue {thing} as well", "products") for thing in things]
+    pairs += [(f"I was charged twice for one {thing}", "payments") for thing in things]
+    pairs += [("are you open on sundays", "products"), ("my teapot is broken again, what can I do", "payments")]
+    assert codes(label_noise(examples(pairs))) == {"questionable_labels": (50,)}
+
+
+@pytest.mark.parametrize("pairs", [[("a", "x")] * 60, [("", "x"), ("", "y")] * 40, [("a b", "x"), ("c d", "y")] * 10])
+def test_what_cannot_be_compared_is_not_judged(pairs: list[tuple[str, str]]) -> None:
+    assert label_noise(examples(pairs)) == []

@@ -1,0 +1,138 @@
+"""Faults of answers that a model would learn, and facts that it would go on stating after they have changed."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from ftfy.badness import is_bad
+
+from trainer.data.findings import finding
+from trainer.data.format import Example
+from trainer.data.report import Finding
+from trainer.data.similar import normalise
+from trainer.data.split import answer, question
+
+MIN_PROSE_CHARS: Final = 40
+MIN_PROSE_ANSWERS: Final = 20
+ENDS_IN_PUNCTUATION: Final = 0.9
+"""Share of long answers with a sentence's end above which the others look cut."""
+HTML_BY_DESIGN: Final = 0.5
+"""Share of answers with HTML from which it is the format and not a leftover."""
+MIN_FACTS: Final = 5
+FACTS_SHARE: Final = 0.05
+"""Answers with such values are reported from this number and this share on."""
+LOOKUP_GROUP: Final = 4
+"""Questions that differ in a number alone, from which different answers count as looked up."""
+SHOWN_VALUES: Final = 3
+
+_PLACEHOLDER: Final = re.compile(
+    r"\b(?:TODO|TBD|FIXME|XXX+)\b|(?i:\blorem ipsum\b)"
+    r"|(?i:\[(?:insert|your|add|name|company|date|link|url)\b[^\[\]]{0,40}\](?!\())"
+    r"|\{\{[^{}]{1,60}\}\}|<(?:insert|your|name|company)\b[^<>]{0,40}>"
+)
+_REFUSAL: Final = re.compile(
+    r"\bas an ai(?: language model|,)|\bI(?: am|['’]m) sorry,? but I (?:can(?:['’]|no)t|am (?:unable|not able))"
+    r"|\bI (?:can(?:['’]|no)t|am (?:unable|not able) to) (?:assist|help)(?: you)? with (?:that|this)\b",
+    re.IGNORECASE,
+)
+_HTML: Final = re.compile(
+    r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img)\b[^<>]{0,200}>|&(?:nbsp|amp|lt|gt|quot|#\d{1,5});"
+)
+_SENTENCE_END: Final = re.compile(r"[.!?…:;。！？」』)\]}>\"'”’`*_|~]\s*$|[\U0001F300-\U0001FAFF☀-➿]\ufe0f?\s*$")
+_MONTH: Final = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
+_VALUE: Final = re.compile(
+    r"[$€£¥]\s?\d[\d.,]*\d|[$€£¥]\s?\d|\b\d[\d.,]*\s?(?:USD|EUR|GBP|dollars?|euros?|pounds?)\b"
+    r"|\b\d{4}-\d\d-\d\d\b|\b\d{1,2}[./]\d{1,2}[./]\d{2,4}\b"
+    rf"|\b{_MONTH}\.? \d{{1,2}}\b|\b\d{{1,2}}\.? {_MONTH}\b"
+    r"|\b[A-Z]{1,5}-?\d{3,}\b|(?<![\d.,-])\d{5,}(?![\d.,-]*\d)"
+)
+"""Amounts of money, dates, and identifiers."""
+_CALCULATION: Final = re.compile(r"\d\s*[=×*/+]\s*[$€£¥]?\d")
+"""What an answer works out is no fact that it remembers."""
+_IDENTIFIER: Final = re.compile(r"\b[a-z]{0,5}[-#]?\d{3,}\b")
+
+
+def answer_faults(examples: Sequence[Example]) -> list[Finding]:
+    """Findings about placeholders, refusals, broken characters, leftover HTML, repeated questions and cut answers."""
+    tests: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
+        ("placeholders", "answers have a placeholder that nobody filled in", lambda text: _found(_PLACEHOLDER, text)),
+        ("refusals", "answers refuse: the model learns to refuse, also where it should not", _refuses),
+        ("broken_characters", "answers have broken characters (text decoded with the wrong encoding)", _is_broken),
+    )
+    findings = []
+    for code, message, test in tests:
+        lines = [example.line for example in examples if test(answer(example))]
+        if lines:
+            findings.append(finding(code, f"{len(lines)} {message}", lines))
+    return [*findings, *_html(examples), *_repeated_questions(examples), *_cut(examples)]
+
+
+def _found(pattern: re.Pattern[str], text: str) -> bool:
+    return pattern.search(text) is not None
+
+
+def _refuses(text: str) -> bool:
+    return _found(_REFUSAL, text[:400])  # what comes later is a caveat of an answer
+
+
+def _is_broken(text: str) -> bool:
+    return "\ufffd" in text or (not text.isascii() and bool(is_bad(text)))
+
+
+def _html(examples: Sequence[Example]) -> Iterator[Finding]:
+    lines = [example.line for example in examples if _found(_HTML, answer(example))]
+    if 0 < len(lines) < HTML_BY_DESIGN * len(examples):
+        yield finding("leftover_html", f"{len(lines)} answers have HTML, the others do not", lines)
+
+
+def _repeated_questions(examples: Sequence[Example]) -> Iterator[Finding]:
+    lines = [example.line for example in examples if normalise(answer(example)) == normalise(question(example))]
+    if lines:
+        yield finding("repeated_questions", f"{len(lines)} answers only repeat the question", lines)
+
+
+def _cut(examples: Sequence[Example]) -> Iterator[Finding]:
+    prose = [example for example in examples if len(answer(example)) >= MIN_PROSE_CHARS]
+    lines = [example.line for example in prose if not _found(_SENTENCE_END, answer(example)[-20:])]
+    if len(prose) >= MIN_PROSE_ANSWERS and 0 < len(lines) <= (1 - ENDS_IN_PUNCTUATION) * len(prose):
+        yield finding("cut_answers", f"{len(lines)} answers end within a sentence: were they cut?", lines)
+
+
+def changing_facts(examples: Sequence[Example]) -> list[Finding]:
+    """A finding if answers state facts that their question does not give: amounts, dates, identifiers, or different
+    answers to one question about different identifiers. What stands in the prompt (retrieved passages) does not count.
+    """
+    stated: dict[int, str] = {}
+    for example in examples:
+        prompt = "\n".join(message.content for message in example.messages[:-1])
+        new = [match[0] for match in _VALUE.finditer(answer(example)) if match[0] not in prompt]
+        if new and not _found(_CALCULATION, answer(example)):
+            stated[example.line] = new[0]
+    for line in _looked_up(examples):
+        stated.setdefault(line, "")
+    if len(stated) < max(MIN_FACTS, FACTS_SHARE * len(examples)):
+        return []
+    values = list(dict.fromkeys(value for value in stated.values() if value))[:SHOWN_VALUES]
+    shown = f", such as {', '.join(map(repr, values))}" if values else ""
+    message = (
+        f"{len(stated)} answers state facts that their question does not give{shown}. A trained model goes on stating "
+        "them after they have changed, and invents others: put them into a vector store, and train on answers to "
+        "retrieved passages"
+    )
+    return [finding("changing_facts", message, stated)]
+
+
+def _looked_up(examples: Sequence[Example]) -> Iterator[int]:
+    """Lines whose question is another one's but for an identifier, and whose answer is a different one."""
+    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for example in examples:
+        asked = normalise(question(example))
+        masked = _IDENTIFIER.sub("#", asked)
+        if masked != asked:
+            groups[masked].append((_IDENTIFIER.sub("#", normalise(answer(example))), example.line))
+    for answers in groups.values():
+        if len(answers) >= LOOKUP_GROUP and len({text for text, _ in answers}) > 1:
+            yield from (line for _, line in answers)
