@@ -20,7 +20,9 @@ from service.client import ClientError, HatrackClient
 if TYPE_CHECKING:
     from service.client.types.files import Attributes, SearchResult, VectorStore, VectorStoreFile
 
-SUFFIXES: Final = frozenset({".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".csv", ".jsonl", ".json"})
+SUFFIXES: Final = frozenset(
+    {".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".docx", ".pptx", ".xlsx", ".csv", ".jsonl", ".json"}
+)
 """What is taken out of a directory; a file that is named is sent whatever it is called."""
 SHOWN_CHARS: Final = 400
 PATH: Final = "path"
