@@ -6,9 +6,10 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import closing
 from typing import Any, Final
 
+import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
@@ -35,9 +36,13 @@ _ERRORS: Final = ConnectionErrors(
 
 
 class EngineResponse(PeerResponse):
-    """The engine's answer to one request."""
+    """The engine's answer to one request; whoever sent it closes it."""
 
-    __slots__ = ()
+    __slots__ = ("_client",)
+
+    def __init__(self, response: aiohttp.ClientResponse, client: EngineClient) -> None:
+        super().__init__(response)
+        self._client: EngineClient | None = client
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive. Raises EngineCut if the connection is lost."""
@@ -49,6 +54,17 @@ class EngineResponse(PeerResponse):
         """The whole body. Raises EngineCut if the connection is lost."""
         with _ERRORS:
             return await self._response.read()
+
+    def close(self) -> None:
+        """Keep the connection for the next request if the body was read to its end; else cut it: the request ends."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        client.in_flight -= 1
+        if self._response.content.is_eof():
+            self._response.release()
+        else:
+            self._response.close()
 
 
 class EngineClient:
@@ -85,9 +101,8 @@ class EngineClient:
         """Close the connections; requests in flight end."""
         await self._pool.close()
 
-    @asynccontextmanager
-    async def open(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[EngineResponse]:
-        """POST ``body``; leaving the context before the body's end closes the connection, which aborts the request.
+    async def send(self, path: str, body: bytes, headers: dict[str, str]) -> EngineResponse:
+        """POST ``body``; closing the response before the body's end closes the connection, which aborts the request.
 
         Raises:
             EngineUnavailable: There is no engine now; at once.
@@ -102,13 +117,10 @@ class EngineClient:
                 response = await self._pool.session.post(
                     self._url + path, data=body, headers=headers, allow_redirects=False
                 )
-            try:
-                yield EngineResponse(response)
-            finally:
-                # a connection whose body was read to its end is kept for the next request; any other one is cut
-                response.close() if not response.content.is_eof() else response.release()
-        finally:
+        except BaseException:
             self.in_flight -= 1
+            raise
+        return EngineResponse(response, self)
 
     async def post_json(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> Any:
         """POST JSON and read a JSON answer.
@@ -118,11 +130,12 @@ class EngineClient:
         """
         headers = {"content-type": "application/json"}
         try:
-            async with asyncio.timeout(timeout_s), self.open(path, orjson.dumps(body), headers) as response:
-                data = await response.read()
-                if response.status == 200:
-                    return orjson.loads(data)
-                raise _refusal(response.status, data)
+            async with asyncio.timeout(timeout_s):
+                with closing(await self.send(path, orjson.dumps(body), headers)) as response:
+                    data = await response.read()
+            if response.status == 200:
+                return orjson.loads(data)
+            raise _refusal(response.status, data)
         except TimeoutError:
             raise Timeout(f"the engine did not answer within {timeout_s:g} s") from None
         except orjson.JSONDecodeError as error:

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -285,7 +285,7 @@ class Pipeline:
         """Run the model and relay its answer; releases the admission permit."""
         renamer = Renamer(target)
         try:
-            async with self._calls.open(call, record) as response:
+            with closing(await self._calls.send(call, record)) as response:
                 if response.status != 200:
                     raise self._report_suspect(
                         engine_error(response.status, await response.read(), target, route.engine_path), target

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
 class UpstreamResponse(Protocol):
-    """The engine's answer to one request."""
+    """The engine's answer to one request; whoever sent it closes it."""
 
     @property
     def status(self) -> int:
@@ -32,6 +31,9 @@ class UpstreamResponse(Protocol):
             HatrackError: The engine went away in the middle.
         """
 
+    def close(self) -> None:
+        """Release the connection; before the body's end this aborts the request in the engine."""
+
 
 class Upstream(Protocol):
     """Sends requests to the engine; one that was sent is never sent again."""
@@ -40,9 +42,9 @@ class Upstream(Protocol):
     def in_flight(self) -> int:
         """Requests that are open now."""
 
-    def open(self, path: str, body: bytes, headers: dict[str, str]) -> AbstractAsyncContextManager[UpstreamResponse]:
-        """POST ``body`` to ``path``; leaving the context before the body's end aborts the request in the engine.
+    async def send(self, path: str, body: bytes, headers: dict[str, str]) -> UpstreamResponse:
+        """POST ``body`` to ``path``; the response must be closed.
 
         Raises:
-            EngineUnavailable: There is no engine to ask now; raised on entering, at once.
+            EngineUnavailable: There is no engine to ask now; at once.
         """

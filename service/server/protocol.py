@@ -10,6 +10,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import BadRequest, HatrackError, HeadersTooLarge, RequestTimeout, UriTooLong
+from service.http.disconnect import DISCONNECT, Disconnect
 from service.server.connections import Connections
 from service.server.head import check_head
 
@@ -64,6 +65,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread = 0
         """Number of discarded bytes."""
         self._refusal: HatrackError | None = None
+        self._disconnect: Disconnect | None = None
+        """Of the request in progress."""
         self._ended = 0
         """Number of complete messages."""
         self._head_bytes = 0
@@ -90,6 +93,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Remove the closed connection from the count."""
         self._connections.forget(self)
         super().connection_lost(exc)
+        self._client_left()
+
+    def _client_left(self) -> None:
+        """Tell the handler of the request in progress that its client has left."""
+        disconnect, self._disconnect = self._disconnect, None
+        if disconnect is not None:
+            disconnect.happen()
 
     def drop(self) -> None:
         """Abort the connection; unsent data is lost."""
@@ -174,6 +184,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(BadRequest("Protocol upgrades are not supported; omit the Upgrade header.", code="invalid_http"))
         self._enter("body")
         self._connections.mark_active(self)
+        self.scope["state"][DISCONNECT] = self._disconnect = Disconnect()
         super().on_headers_complete()
         if upgrade:
             self.cycle.keep_alive = False
@@ -192,9 +203,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._become_idle()
         else:
             self._enter("answer")
+            # the handler may not ask for more, and an end of the connection is only seen where it is read
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """The app has answered."""
+        self._disconnect = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -294,6 +308,7 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True  # the app is told that its client has left
             cycle.message_event.set()
             self.flow.resume_writing()
+            self._client_left()
         self._discarding = True
         self._enter("refused")
         if self.transport.is_closing():

@@ -7,8 +7,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Final, Literal
@@ -143,8 +143,7 @@ class StructuredOutputs:
         except TrialUnavailable:
             return  # already logged; the stricter static bounds apply
 
-    @asynccontextmanager
-    async def admitted(self, body: Mapping[str, Any], project: str) -> AsyncIterator[None]:
+    def admitted(self, body: Mapping[str, Any], project: str) -> AbstractAsyncContextManager[None, bool | None]:
         """Admit a request if all its specifications pass. It counts as in the engine until this is left.
 
         Args:
@@ -157,9 +156,10 @@ class StructuredOutputs:
             Unavailable: Its turn did not come in time.
         """
         specs = specs_of(body)
-        if not specs:
-            yield
-            return
+        return self._turn(specs, body, project) if specs else nullcontext()
+
+    @asynccontextmanager
+    async def _turn(self, specs: Sequence[Spec], body: Mapping[str, Any], project: str) -> AsyncIterator[None]:
         with self._projects.using(project) as state:
             try:
                 async with asyncio.timeout(self._wait_s):

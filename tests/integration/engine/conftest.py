@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.support.adapters import Variant, describe_base, make_adapter
 SLOTS, RESIDENT = 6, 6
 READY_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 300.0
+JSON = {"content-type": "application/json"}
 EVERY_MODULE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -46,11 +48,9 @@ class Engine:
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         """Status and body of the engine's answer."""
-        async with (
-            asyncio.timeout(ANSWER_TIMEOUT_S),
-            self.client.open(path, orjson.dumps(body), {"content-type": "application/json"}) as response,
-        ):
-            return response.status, await response.read()
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            with closing(await self.client.send(path, orjson.dumps(body), JSON)) as response:
+                return response.status, await response.read()
 
     async def complete(self, model: str, prompt: str, **more: Any) -> tuple[int, Any]:
         """A short greedy completion with its token ids and the two likeliest tokens of each step."""

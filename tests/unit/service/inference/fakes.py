@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -75,21 +74,19 @@ class FakeEngine:
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
     in_flight: int = 0
 
-    @asynccontextmanager
-    async def open(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[FakeResponse]:
+    async def send(self, path: str, body: bytes, headers: dict[str, str]) -> FakeResponse:
         if self.down is not None:
             raise self.down
         self.asked.append(Asked(path, orjson.loads(body), headers))
-        response = FakeResponse(self.status, self.chunks)
+        response = FakeResponse(self.status, self.chunks, self)
         self.in_flight += 1
         try:
             if self.opens is not None:
                 await self.opens.wait()
-            yield response
-        finally:
-            self.in_flight -= 1
-            if not response.ended:
-                self.aborted.set()
+        except BaseException:
+            response.close()
+            raise
+        return response
 
     @property
     def last(self) -> Asked:
@@ -97,7 +94,8 @@ class FakeEngine:
 
 
 class FakeResponse:
-    def __init__(self, status: int, pieces: list[bytes | asyncio.Event | HatrackError]) -> None:
+    def __init__(self, status: int, pieces: list[bytes | asyncio.Event | HatrackError], engine: FakeEngine) -> None:
+        self._engine = engine
         self.status = status
         self.headers: Mapping[str, str] = {}
         self.ended = False
@@ -115,6 +113,11 @@ class FakeResponse:
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.chunks()])
+
+    def close(self) -> None:
+        self._engine.in_flight -= 1
+        if not self.ended:
+            self._engine.aborted.set()
 
 
 def version(number: int, settings: VersionSettings | None = None, servable: Servable = Servable.OK) -> VersionEntry:

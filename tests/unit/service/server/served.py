@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.config import Settings
+from service.http.disconnect import DISCONNECT
 from service.server.protocol import BoundedProtocol
 from service.server.serve import uvicorn_config
 from tests.unit.service.inference.fakes import until
@@ -138,6 +139,8 @@ class Echo:
                 self.read += len(message["body"])
                 more = message["more_body"]
         watch = asyncio.create_task(self._leaving(receive)) if scope["path"] == "/watched" else None
+        if scope["path"] == "/noticed":
+            scope["state"][DISCONNECT].subscribe(self._left)
         await self.go.wait()
         if watch is not None:
             watch.cancel()
@@ -153,5 +156,8 @@ class Echo:
     async def _leaving(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             continue
+        self._left()
+
+    def _left(self) -> None:
         self.left += 1
         self.go.set()

@@ -309,24 +309,52 @@ async def test_requests_behind_one_that_is_worked_on_are_not_read() -> None:
     assert app.asked == ["/0"]
 
 
-async def test_a_client_that_leaves_is_seen_also_when_it_has_sent_more() -> None:
+@pytest.mark.parametrize("path", [b"/watched", b"/noticed"])
+async def test_a_client_that_leaves_is_seen_also_when_it_has_sent_more(path: bytes) -> None:
     """Or what it asked for would be worked on to its end, for nobody."""
     app = Echo()
     app.go.clear()
     async with served(app) as here:
         client = await here.connect()
-        await client.send(b"GET /watched HTTP/1.1\r\nhost: x\r\n\r\n" + HEAD + b"\r\n" + POST % 10**6 + b"x" * 20_000)
+        await client.send(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path + HEAD + b"\r\n" + POST % 10**6 + b"x" * 20_000)
         await until(lambda: app.asked)
         client.writer.close()
         await until(lambda: app.left)
 
 
-async def test_who_goes_on_sending_behind_its_request_is_left() -> None:
+@pytest.mark.parametrize("size", [1, 2**20])
+async def test_the_server_tells_that_a_client_has_left(size: int) -> None:
+    """Also after a body so large that the server paused reading."""
     app = Echo()
     app.go.clear()
     async with served(app) as here:
         client = await here.connect()
-        await client.send(b"GET /watched HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(b"POST /noticed HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
+        await app.has_read(size)
+        client.writer.close()
+        await until(lambda: app.left)
+        await until(lambda: not here.connections)
+    assert app.left == 1
+
+
+async def test_a_client_that_got_its_answer_has_not_left() -> None:
+    app = Echo()
+    async with served(app) as here:
+        client = await here.connect()
+        for _ in range(2):
+            assert (await client.ask(b"GET /noticed HTTP/1.1\r\nhost: x\r\n\r\n")).status == 200
+        client.writer.close()
+        await until(lambda: not here.connections)
+    assert app.left == 0
+
+
+@pytest.mark.parametrize("path", [b"/watched", b"/noticed"])
+async def test_who_goes_on_sending_behind_its_request_is_left(path: bytes) -> None:
+    app = Echo()
+    app.go.clear()
+    async with served(app) as here:
+        client = await here.connect()
+        await client.send(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path)
         await until(lambda: app.asked)
         while not app.left:
             client.writer.write(b"x" * 4096)
