@@ -33,6 +33,7 @@ from trainer.errors import (
 )
 from trainer.evaluate.endpoints import read_endpoints as read_endpoints
 from trainer.evaluate.evaluations import kind as evaluation_kind
+from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.evaluate.evaluations.service import Evaluations
 from trainer.finetune import capacity
@@ -91,12 +92,12 @@ class Trainer:
             evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
         }
         housekeeper = Housekeeper(installation.gateway, settings, database, directories)
-        reviews = Reviews(database, read_endpoints(settings.endpoints))
+        reviews, looks = Reviews(database, read_endpoints(settings.endpoints)), LookStore(database)
         jobs, evaluations = directories[finetune_kind.NAME], directories[evaluation_kind.NAME]
         finetune = finetune_kind.FinetuneKind(
-            settings, installation, base, database, jobs, housekeeper, reviews, command
+            settings, installation, base, database, jobs, housekeeper, reviews, looks, command
         )
-        evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, evaluating)
+        evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation)
         children = Children(database, {kind.name: kind for kind in kinds})
         transitions = Transitions(database, notifier, housekeeper, children)

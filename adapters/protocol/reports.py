@@ -131,6 +131,12 @@ class ArmDifference(ProtocolModel):
         None, description="Smallest true difference that this number of examples can show."
     )
     needed: int | None = Field(None, description="Number of examples needed to show a difference of this size.")
+    needed_if_higher: int | None = Field(
+        None, description="The same if the true difference is one standard error further from the bound."
+    )
+    needed_if_lower: int | None = Field(
+        None, description="The same if it is one standard error closer; null if no practical number would do."
+    )
 
 
 class ReportJudge(ProtocolModel):

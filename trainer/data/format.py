@@ -19,6 +19,9 @@ from trainer.errors import DataInvalid, DataTooSmall, Problem
 Role = Literal["system", "user", "assistant"]
 
 _ROLES: Final = get_args(Role)
+GROUP: Final = "group"
+"""The key, in every format, that names what a line belongs to."""
+MAX_GROUP_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation that ends with an assistant message; `line` is its line in the file, from 1."""
+    """One conversation that ends with an assistant message.
+
+    Attributes:
+        line: Its line in the file, from 1.
+        group: What it belongs to according to its author, such as a customer or a ticket; None if nothing is named.
+            Examples of one group stay on one side of a split, and count as one when a version is judged.
+    """
 
     line: int
     messages: tuple[Message, ...]
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,8 @@ def parse_lines(content: bytes, to_chat: Callable[[object], object]) -> tuple[Ex
     problems: list[Problem] = []
     for number, line in enumerate(split_lines(content), start=1):
         try:
-            examples.append(Example(number, _messages(to_chat(decode_line(line)))))
+            value = decode_line(line)
+            examples.append(Example(number, _messages(to_chat(value)), _group(value)))
         except LineRefused as refusal:
             problems.append(Problem(number, refusal.reason))
     if problems:
@@ -127,7 +138,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _messages(value: object) -> tuple[Message, ...]:
     if not isinstance(value, dict):
         raise LineRefused('not an object: expected {"messages": [...]}')
-    check_keys(value, {"messages"}, "")
+    check_keys(value, {"messages", GROUP}, "")
     items = value.get("messages")
     if not isinstance(items, list) or not items:
         raise LineRefused("messages must be a non-empty list")
@@ -140,6 +151,19 @@ def _messages(value: object) -> tuple[Message, ...]:
     if not any(message.trained for message in messages):
         raise LineRefused("every assistant message has weight 0, so there is nothing to train on")
     return messages
+
+
+def _group(value: object) -> str | None:
+    """The line's `group`: a string or an integer."""
+    group = value.get(GROUP) if isinstance(value, dict) else None
+    if group is None:
+        return None
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        raise LineRefused(f"{GROUP} must be a string or an integer, such as a customer's or a ticket's number")
+    text = str(group).strip()
+    if not text or len(text) > MAX_GROUP_CHARS:
+        raise LineRefused(f"{GROUP} must have between 1 and {MAX_GROUP_CHARS} characters")
+    return text
 
 
 def _message(value: object, where: str) -> Message:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-from trainer.data.format import Dataset, LineRefused, check_keys, decode_line, parse_lines, split_lines
+from trainer.data.format import GROUP, Dataset, LineRefused, check_keys, decode_line, parse_lines, split_lines
 from trainer.errors import DataInvalid, DataTooSmall, Problem
 
 
@@ -151,7 +151,7 @@ _TO_CHAT: Final[Mapping[Format, Callable[[object], object]]] = MappingProxyType(
 def _row(value: object, kind: Format, known: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LineRefused(f"not an object: expected the format {kind.value}")
-    check_keys(value, known, "")
+    check_keys(value, known | {GROUP}, "")
     return value
 
 

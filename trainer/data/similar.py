@@ -51,6 +51,35 @@ def groups(texts: Sequence[str], threshold: float = SIMILAR) -> list[list[int]]:
     return sorted(sorted(group) for group in merged)
 
 
+def merged(similar: Sequence[Sequence[int]], labels: Sequence[str | None]) -> list[list[int]]:
+    """Groups of indices, joined where two of their members have the same label; None is no label.
+
+    Args:
+        similar: Groups that together hold each index of `labels` once.
+        labels: One per index.
+
+    Returns:
+        Groups sorted by their first index, and so are the indices in them.
+    """
+    group_of = list(range(len(similar)))
+
+    def root(number: int) -> int:
+        while group_of[number] != number:
+            number = group_of[number]
+        return number
+
+    first_with: dict[str, int] = {}
+    for number, group in enumerate(similar):
+        for label in (labels[index] for index in group):
+            if label is not None:
+                low, high = sorted((root(first_with.setdefault(label, number)), root(number)))
+                group_of[high] = low
+    members: dict[int, list[int]] = {}
+    for number, group in enumerate(similar):
+        members.setdefault(root(number), []).extend(group)
+    return sorted(sorted(group) for group in members.values())
+
+
 def _near(sets: ShingleSets, threshold: float) -> list[list[int]]:
     """The indices of the sets, grouped."""
     candidates = _Candidates(sets)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.data.format import Example
-from trainer.data.similar import groups, normalise
+from trainer.data.similar import groups, merged, normalise
 
 SHARE: Final = 0.1
 MIN_HELD_OUT: Final = 10
@@ -29,6 +29,8 @@ class Split:
 def split(examples: Sequence[Example], *, seed: int = SEED, share: float = SHARE) -> Split:
     """Hold out about `share` of the examples, between MIN_HELD_OUT and MAX_HELD_OUT, by groups of similar questions.
 
+    Examples that name the same group, such as a customer, stay together as well.
+
     Depends on examples, seed and share alone, and a group's place on its questions alone: if the file grows or is
     reordered, nearly the same examples are held out. Nothing is held out of fewer than 2 * MIN_HELD_OUT examples, or if
     one group is so large that nothing else fits.
@@ -40,9 +42,8 @@ def split(examples: Sequence[Example], *, seed: int = SEED, share: float = SHARE
     normalised = [normalise(question(example)) for example in examples]
     held: list[int] = []
     # by the hash of one question per group: the smallest of all its hashes would favour large groups
-    for group in sorted(
-        groups(normalised), key=lambda group: _draw_key(seed, min(normalised[index] for index in group))
-    ):
+    together = merged(groups(normalised), [example.group for example in examples])
+    for group in sorted(together, key=lambda group: _draw_key(seed, min(normalised[index] for index in group))):
         if len(held) + len(group) <= target:
             held += group
     held_out = set(held)

@@ -37,11 +37,15 @@ class ChatMessage(Frozen):
 
 
 class Question(Frozen):
-    """A held-out example: the conversation, and the author's answer. ``id`` is unique among the held-out examples."""
+    """A held-out example: the conversation, and the author's answer.
+
+    ``id`` is unique among the held-out examples. ``group``: see `trainer.data.format.Example`.
+    """
 
     id: str
     turns: tuple[ChatMessage, ...]
     reference: str
+    group: str | None = None
 
     @property
     def last_message(self) -> str:
@@ -56,6 +60,7 @@ def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
             id=str(example.line),
             turns=tuple(ChatMessage(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
             reference=example.messages[-1].content,
+            group=example.group,
         )
         for example in examples
     )

@@ -12,9 +12,10 @@ from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Frozen, Question
 from trainer.evaluate.asking import Answerer, ArmRequest
 from trainer.evaluate.control_arms import derangements
+from trainer.evaluate.independence import independent_units
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Metric
-from trainer.evaluate.statistics.paired import Array, as_array
+from trainer.evaluate.statistics.paired import Array, as_array, unit_means
 
 OnStage = Callable[[str, int, int], None]
 """Called with the stage, how many items are done, and how many there are; may raise to stop the evaluation."""
@@ -65,12 +66,26 @@ class ArmResult(Frozen):
 
 
 class Comparison(Frozen):
-    """Arms over the same questions; ``binary``: every score is 0 or 1."""
+    """Arms over the same questions.
+
+    ``binary``: every score is 0 or 1. ``units``: the number of each question's independent unit
+    (`trainer.evaluate.independence`); None if every question is its own.
+    """
 
     metric: str
     binary: bool
     questions: tuple[Question, ...]
     results: tuple[ArmResult, ...]
+    units: tuple[int, ...] | None = None
+
+    @property
+    def independent(self) -> int:
+        """The number of independent examples."""
+        return len(self.questions) if self.units is None else len(set(self.units))
+
+    def mean(self, label: str) -> float:
+        """The mean score of the arm with this label, in which every unit counts once."""
+        return float(unit_means(self.result(label).scores, self.units).mean())
 
     def result(self, label: str) -> ArmResult:
         """The result of the arm with this label. Raises EvaluationInvalid if there is none."""
@@ -140,7 +155,18 @@ async def compare(
                 nats = await _nats_elsewhere(scorer, arm, held_out[: len(rows)], seed, on_progress)
                 result = result.model_copy(update={"nats_elsewhere": nats})
         results.append(result)
-    return Comparison(metric=metric.name, binary=metric.binary, questions=tuple(held_out), results=tuple(results))
+    return Comparison(
+        metric=metric.name,
+        binary=metric.binary,
+        questions=tuple(held_out),
+        results=tuple(results),
+        units=_shared_units(held_out),
+    )
+
+
+def _shared_units(held_out: Sequence[Question]) -> tuple[int, ...] | None:
+    units = independent_units(held_out)
+    return units if len(set(units)) < len(units) else None
 
 
 async def _nats_elsewhere(

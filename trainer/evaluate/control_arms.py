@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.metrics.base import Metric, words
-from trainer.evaluate.statistics.paired import Array, as_array
+from trainer.evaluate.statistics.paired import Array, Units, as_array
 
 DERANGEMENTS: Final = 20
 CONSTANTS_TRIED: Final = 50
@@ -55,7 +55,12 @@ class ControlArm(Frozen):
 
 
 def constant_and_permuted(
-    references: Sequence[str], metric: Metric, *, trained_answers: Sequence[str] = (), seed: int = 0
+    references: Sequence[str],
+    metric: Metric,
+    *,
+    trained_answers: Sequence[str] = (),
+    seed: int = 0,
+    units: Units | None = None,
 ) -> tuple[ControlArm, ControlArm]:
     """The controls `constant` and `permuted` under a metric.
 
@@ -71,6 +76,7 @@ def constant_and_permuted(
         metric: The primary metric.
         trained_answers: The training examples' most frequent answers, the most frequent first.
         seed: Of the derangements.
+        units: Which examples are not independent; None if all are.
 
     Raises:
         EvaluationInvalid: There are no references.
@@ -82,11 +88,16 @@ def constant_and_permuted(
         if metric.binary
         else _typical_constant(references, metric, trained_answers)
     )
-    return constant, _at_other_questions("permuted", references, references, metric, seed)
+    return constant, _at_other_questions("permuted", references, references, metric, seed, units)
 
 
 def reassigned_answers(
-    answers: Sequence[str], references: Sequence[str], metric: Metric, *, seed: int = 0
+    answers: Sequence[str],
+    references: Sequence[str],
+    metric: Metric,
+    *,
+    seed: int = 0,
+    units: Units | None = None,
 ) -> ControlArm:
     """The score of the candidate's own answers, each given to another question: the mean over 20 derangements.
 
@@ -97,8 +108,9 @@ def reassigned_answers(
         references: The authors', in the same order.
         metric: The primary metric.
         seed: Of the derangements.
+        units: Which examples are not independent; None if all are.
     """
-    return _at_other_questions("reassigned", answers, references, metric, seed)
+    return _at_other_questions("reassigned", answers, references, metric, seed, units)
 
 
 def reassigned_beyond_question(
@@ -220,14 +232,24 @@ def _common(answers: Sequence[str]) -> list[str]:
 
 
 def _at_other_questions(
-    kind: ControlKind, answers: Sequence[str], references: Sequence[str], metric: Metric, seed: int
+    kind: ControlKind,
+    answers: Sequence[str],
+    references: Sequence[str],
+    metric: Metric,
+    seed: int,
+    units: Units | None,
 ) -> ControlArm:
-    """The mean score of other questions' answers at each question."""
+    """The mean score of other questions' answers at each question; those of its own unit count only if all are."""
     # a single example has no derangement: it keeps its own answer
     permutations = derangements(len(references), DERANGEMENTS, seed) or [np.zeros(1, dtype=np.int64)]
-    total = np.zeros(len(references))
+    unit_of = np.arange(len(references)) if units is None else np.asarray(units)
+    total, counted = np.zeros(len(references)), np.zeros(len(references))
     for sources in permutations:
-        total += [
-            metric.score(answers[source], reference) for source, reference in zip(sources, references, strict=True)
-        ]
-    return ControlArm(kind=kind, scores=tuple(float(value) for value in total / len(permutations)))
+        scores = np.array(
+            [metric.score(answers[source], reference) for source, reference in zip(sources, references, strict=True)]
+        )
+        # a near-duplicate's answer is not another question's
+        weight = np.where(unit_of[sources] == unit_of, 1e-9, 1.0)
+        total += weight * scores
+        counted += weight
+    return ControlArm(kind=kind, scores=tuple(float(value) for value in total / counted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,18 +13,24 @@ from statsmodels.stats.proportion import proportion_confint
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.metrics.choose import JUDGE
 from trainer.evaluate.statistics import power
 from trainer.evaluate.statistics.noise import NO_RUNS, RunNoise, combined_noise, run_noise, widen_by_noise
 from trainer.evaluate.statistics.paired import (
     RESAMPLES,
     Array,
     Bounds,
+    Units,
     all_equal,
     as_array,
     interval,
     mcnemar_p,
+    unit_means,
     wins_and_losses,
 )
+
+Scale = Literal["score", "preference", "log_probability"]
+"""Scores are from 0 to 1; of a preference the candidate's own is always one half; log-probabilities have no limits."""
 
 
 class IntervalMethod(Frozen):
@@ -39,14 +46,34 @@ def arm_difference(
     comparison: Comparison, of: str, against: str, method: IntervalMethod, *, bound: float = 0.0
 ) -> ArmDifference:
     """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`."""
-    of_result, against_result = comparison.result(of), comparison.result(against)
+    of_result, against_result, units = comparison.result(of), comparison.result(against), comparison.units
     return paired_difference(
-        (of, of_result.scores, noise_of(of_result)),
-        (against, against_result.scores, noise_of(against_result)),
+        (of, of_result.scores, noise_of(of_result, units)),
+        (against, against_result.scores, noise_of(against_result, units)),
         binary=comparison.binary,
         method=method,
         bound=bound,
+        units=units,
+        scale=scale_of(comparison.metric),
     )
+
+
+def scale_of(metric: str) -> Scale:
+    """The scale of a metric's scores."""
+    return "preference" if metric == JUDGE else "score"
+
+
+def _reach(against: Array, scale: Scale) -> tuple[float, float] | None:
+    """The loss and the gain that one more example could show: the root mean square over the examples that were seen.
+
+    An answer scores from 0 to 1, so it can lose what the other one scored on that example, and gain the rest. The
+    root mean square is near the largest where a few examples have much to lose, and small where none has.
+    """
+    if scale == "log_probability":
+        return None
+    if scale == "preference":
+        return 0.5, 0.5
+    return float(np.sqrt(np.mean(against**2))), float(np.sqrt(np.mean((1 - against) ** 2)))
 
 
 def paired_difference(
@@ -56,8 +83,12 @@ def paired_difference(
     binary: bool,
     method: IntervalMethod,
     bound: float = 0.0,
+    units: Units | None = None,
+    scale: Scale = "score",
 ) -> ArmDifference:
     """The difference between two rows of scores, each given as (label, scores, noise between runs).
+
+    Where examples share a unit, all numbers are of units: each counts once, with the mean of its examples.
 
     Args:
         of: The row that should be higher.
@@ -65,17 +96,29 @@ def paired_difference(
         binary: All scores are 0 or 1.
         method: How the interval is computed.
         bound: What the lower end has to be above, for planning.
+        units: Which examples are not independent; None if all are.
+        scale: Of the scores.
     """
-    (of_label, of_scores, of_noise), (against_label, against_scores, against_noise) = of, against
+    (of_label, of_row, of_noise), (against_label, against_row, against_noise) = of, against
+    of_scores, against_scores = unit_means(of_row, units), unit_means(against_row, units)
     differences = of_scores - against_scores
+    # a unit of several examples may have any mean
+    binary = binary and bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
     estimate, noise = float(differences.mean()), combined_noise([of_noise, against_noise])
     bounds = interval(
-        differences, confidence=method.confidence, binary=binary, seed=method.seed, resamples=method.resamples
+        differences,
+        confidence=method.confidence,
+        binary=binary,
+        seed=method.seed,
+        resamples=method.resamples,
+        reach=_reach(against_scores, scale),
     )
     bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
     plan = power.PowerPlan(bound, method.confidence, method.power, noise)
     variance = power.score_variance(differences, binary=binary)
+    needed = _needed(differences, bounds, variance, plan, binary=binary)
+    higher, lower = _needed_range(differences, variance, plan, needed)
     return ArmDifference(
         of=of_label,
         against=against_label,
@@ -91,7 +134,9 @@ def paired_difference(
         noise=math.sqrt(noise.variance) if noise.degrees else None,
         bound=bound,
         detectable=power.detectable(variance, len(differences), plan),
-        needed=_needed(differences, bounds, variance, plan, binary=binary),
+        needed=needed,
+        needed_if_higher=higher,
+        needed_if_lower=lower,
     )
 
 
@@ -110,15 +155,34 @@ def _needed(
     return max(finite) if len(finite) == len(estimates) else None
 
 
-def noise_of(result: ArmResult) -> RunNoise:
+def _needed_range(
+    differences: Array, variance: power.ScoreVariance, plan: power.PowerPlan, needed: int | None
+) -> tuple[int | None, int | None]:
+    """The numbers of examples if the true difference is one standard error further from the bound, and one closer."""
+    if needed is None:
+        return None, None
+    estimate = float(differences.mean())
+    error = math.sqrt(variance.at(estimate) / len(differences))
+    away = error if estimate > plan.bound else -error
+    further = power.examples_needed(variance, max(-1.0, min(1.0, estimate + away)), plan)
+    crosses = abs(estimate - plan.bound) <= error
+    closer = None if crosses else power.examples_needed(variance, estimate - away, plan)
+    return min(needed, further or needed), None if closer is None else max(needed, closer)
+
+
+def noise_of(result: ArmResult, units: Units | None = None) -> RunNoise:
     """An arm's noise between its runs; NO_RUNS if there was only one."""
-    return run_noise([as_array(run) for run in result.runs]) if len(result.runs) > 1 else NO_RUNS
+    if len(result.runs) < 2:
+        return NO_RUNS
+    width = min(len(run) for run in result.runs)
+    shared = None if units is None else units[:width]
+    return run_noise([unit_means(as_array(run[:width]), shared) for run in result.runs])
 
 
-def mean_of(result: ArmResult, *, binary: bool, method: IntervalMethod) -> ArmMean:
-    """An arm's mean with an interval over examples: Wilson's for binary scores, else as for differences."""
-    scores = result.scores
-    if binary:
+def mean_of(result: ArmResult, *, binary: bool, method: IntervalMethod, units: Units | None = None) -> ArmMean:
+    """An arm's mean with an interval over examples (or units): Wilson's for binary scores, else as for differences."""
+    scores = unit_means(result.scores, units)
+    if binary and bool(np.isin(scores, (0.0, 1.0)).all()):
         alpha = 1 - method.confidence
         low, high = proportion_confint(int(scores.sum()), len(scores), alpha=alpha, method="wilson")
     else:
@@ -133,5 +197,5 @@ def mean_of(result: ArmResult, *, binary: bool, method: IntervalMethod) -> ArmMe
 
 def strongest(comparison: Comparison, labels: Sequence[str]) -> str:
     """The label of the arm with the highest mean; the first if several are equal."""
-    means = [comparison.result(label).mean for label in labels]
+    means = [comparison.mean(label) for label in labels]
     return labels[int(np.argmax(means))]

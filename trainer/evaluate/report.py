@@ -117,7 +117,9 @@ def build(
         metric=comparison.metric,
         why=why,
         notes=tuple(notes),
-        means=tuple(mean_of(result, binary=comparison.binary, method=method) for result in results),
+        means=tuple(
+            mean_of(result, binary=comparison.binary, method=method, units=comparison.units) for result in results
+        ),
         differences=tuple(
             arm_difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None
         ),

@@ -23,6 +23,7 @@ from trainer.evaluate.control_arms import (
 )
 from trainer.evaluate.forgetting import SuiteMeasurement, compare_measurements, general_suite, measure
 from trainer.evaluate.likelihood import Scorer
+from trainer.evaluate.looks import Look, position
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import JUDGE, OVERLAP
 from trainer.evaluate.paired_difference import paired_difference, strongest
@@ -82,6 +83,7 @@ async def run(
     scorer: Scorer | None = None,
     suites: Mapping[str, Suite] | None = None,
     judge: Judge | None = None,
+    looks: Sequence[Look] = (),
     on_stage: OnStage | None = None,
 ) -> Outcome:
     """Run an evaluation.
@@ -93,6 +95,7 @@ async def run(
         scorer: Measures likelihoods; without one there are none, and no general suite.
         suites: The available suites, by name; `general` is added if there is a scorer.
         judge: The judge that `spec.judge` names.
+        looks: The project's earlier looks at held-out examples, oldest first.
         on_stage: Called with the progress; may raise to stop.
 
     Raises:
@@ -125,7 +128,8 @@ async def run(
     before, after = suite_arms(spec, suites=bool(requested))
     results = [await suite.run(before, after, on_stage) for suite in requested]
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
-    verdict = _decide(spec, comparison, form, results, judged)
+    look = position(looks, comparison.result(spec.candidate).digest, comparison.questions)
+    verdict = _decide(spec, comparison, form, results, judged, look)
     return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
 
 
@@ -139,8 +143,8 @@ async def _scored(
     references = [question.reference for question in comparison.questions]
     seed, answers = spec.rules.method.seed, comparison.result(spec.candidate or "").answers
     form: tuple[ControlArm, ...] = (
-        *constant_and_permuted(references, primary, trained_answers=spec.taught, seed=seed),
-        reassigned_answers(answers, references, primary, seed=seed),
+        *constant_and_permuted(references, primary, trained_answers=spec.taught, seed=seed, units=comparison.units),
+        reassigned_answers(answers, references, primary, seed=seed, units=comparison.units),
         copied_question(comparison.questions, primary),
     )
     if primary.name in OVERLAP:
@@ -185,8 +189,10 @@ def _decide(
     form: Sequence[ControlArm],
     results: Sequence[SuiteResult],
     judged: ReportJudge | None,
+    look: int,
 ) -> Verdict:
     """The verdict on the candidate, which `spec` must have."""
+    rules = spec.rules.at_look(look)
     checks, decides = [*_suite_checks(results)], comparison.metric == JUDGE
     uncounted = judged.sentence if decides and judged is not None and not judged.counted else None
     if judged is not None and (judged.missed or uncounted is not None):
@@ -194,8 +200,8 @@ def _decide(
         checks.append(Check(name="judge", state="open", sentence=judged.sentence))
     preferred = None
     if judged is not None and judged.counted and not judged.missed and not decides:
-        preferred = _preference_over_base(judged, spec)
-        checks.append(_judge_check(judged, preferred, spec.rules))
+        preferred = _preference_over_base(judged, spec, comparison, rules)
+        checks.append(_judge_check(judged, preferred, rules))
     return decide(
         comparison,
         candidate=spec.candidate or "",
@@ -205,7 +211,8 @@ def _decide(
         forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),
         more_checks=checks,
         preferred=preferred,
-        rules=spec.rules,
+        rules=rules,
+        look=look,
         uncounted=uncounted,
     )
 
@@ -227,14 +234,17 @@ def _suite_checks(results: Sequence[SuiteResult]) -> list[Check]:
     return [Check(name="suites", state=state, sentence=sentence)]
 
 
-def _preference_over_base(judged: ReportJudge, spec: EvaluationSpec) -> ArmDifference:
+def _preference_over_base(
+    judged: ReportJudge, spec: EvaluationSpec, comparison: Comparison, rules: Rules
+) -> ArmDifference:
     """How much a judge prefers the candidate to the strongest base, minus one half."""
     scores = as_array(judged.scores)
     return paired_difference(
         (spec.candidate or "", scores, NO_RUNS),
         ("even", as_array([0.5] * len(scores)), NO_RUNS),
         binary=False,
-        method=spec.rules.method,
+        method=rules.method,
+        units=comparison.units if len(scores) == len(comparison.questions) else None,
     )
 
 

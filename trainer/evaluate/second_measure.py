@@ -17,7 +17,7 @@ from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
-from trainer.evaluate.statistics.paired import Array, as_array
+from trainer.evaluate.statistics.paired import Array, Units, as_array
 
 
 class Likelihood(Frozen):
@@ -55,9 +55,12 @@ def likelihood(
         return None
     own_of_fitting = own[[index for index, _ in fitting]]
     elsewhere = -as_array([nats for _, nats in fitting])
+    units = comparison.units
+    scored_units = None if units is None else units[: len(own)]
+    fitting_units = None if units is None else [units[index] for index, _ in fitting]
     return Likelihood(
-        over_base=_likelier(candidate, own, base, strongest, method),
-        own_question=_likelier(candidate, own_of_fitting, "another's question", elsewhere, method),
+        over_base=_likelier((candidate, own), (base, strongest), method, scored_units),
+        own_question=_likelier((candidate, own_of_fitting), ("another's question", elsewhere), method, fitting_units),
         left_out=len(pairs) - len(fitting),
     )
 
@@ -67,5 +70,9 @@ def _logs(result: ArmResult) -> Array:
     return -as_array(result.nats or ())
 
 
-def _likelier(of: str, logs: Array, against: str, others: Array, method: IntervalMethod) -> ArmDifference:
-    return paired_difference((of, logs, NO_RUNS), (against, others, NO_RUNS), binary=False, method=method)
+def _likelier(
+    of: tuple[str, Array], against: tuple[str, Array], method: IntervalMethod, units: Units | None
+) -> ArmDifference:
+    return paired_difference(
+        (*of, NO_RUNS), (*against, NO_RUNS), binary=False, method=method, units=units, scale="log_probability"
+    )

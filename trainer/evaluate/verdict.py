@@ -7,7 +7,6 @@ that level, without a correction for multiple tests (R. L. Berger, Technometrics
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from pydantic import Field
@@ -19,13 +18,16 @@ from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Budget, Forgetting
+from trainer.evaluate.looks import look_confidence
 from trainer.evaluate.metrics.choose import OVERLAP
+from trainer.evaluate.more_examples import Differences, more_examples
 from trainer.evaluate.paired_difference import (
     IntervalMethod,
     arm_difference,
     mean_of,
     noise_of,
     paired_difference,
+    scale_of,
     strongest,
 )
 from trainer.evaluate.second_measure import Likelihood, likelihood
@@ -34,9 +36,10 @@ from trainer.evaluate.statistics.paired import as_array
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
-RULE: Final = 2
+RULE: Final = 3
 """The version of this rule, raised whenever a candidate may get a different verdict. Version 1 was recorded without a
-number: no margin against `live`, only the constant and the permuted control, no second measure."""
+number: no margin against `live`, only the constant and the permuted control, no second measure. Version 2 took all
+examples for independent, and every look for the first."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""
@@ -49,12 +52,13 @@ class Rules(Frozen):
 
     ``smallest_difference``: the whole interval against the base must lie above it. ``live_margin``: how much worse than
     `live` a passing version may be: the whole interval against `live` must lie above minus this; None for LIVE_MARGIN
-    or OVERLAP_LIVE_MARGIN (see `margin`).
+    or OVERLAP_LIVE_MARGIN (see `margin`). ``most_examples``: as many are asked at most; None for no limit.
     """
 
     min_examples: int = Field(30, ge=2)
     smallest_difference: float = Field(0.02, ge=0, lt=1)
     live_margin: float | None = Field(None, ge=0, lt=1)
+    most_examples: int | None = Field(None, ge=1)
     method: IntervalMethod = IntervalMethod()
     budget: Budget = Budget()
 
@@ -63,6 +67,11 @@ class Rules(Frozen):
         if self.live_margin is not None:
             return self.live_margin
         return OVERLAP_LIVE_MARGIN if metric in OVERLAP else LIVE_MARGIN
+
+    def at_look(self, number: int) -> Rules:
+        """These rules for the ``number``-th version judged on the same examples (`trainer.evaluate.looks`)."""
+        confidence = look_confidence(self.method.confidence, number)
+        return self.model_copy(update={"method": self.method.model_copy(update={"confidence": confidence})})
 
 
 class Check(Frozen):
@@ -83,7 +92,9 @@ class Verdict(Frozen):
         detectable: The smallest true difference from the base that this many examples would have shown.
         more: Additional examples that would settle the open checks if the estimates are true; None if no number would,
             0 if none is open.
+        rules: With the confidence that this look has.
         rule: The version of the rule.
+        look: The number of this version among those judged on the same examples.
     """
 
     word: VerdictWord
@@ -105,6 +116,7 @@ class Verdict(Frozen):
     more: int | None
     rules: Rules
     rule: int = 1
+    look: int = 1
 
     @property
     def passed(self) -> bool:
@@ -127,6 +139,7 @@ def decide(
     more_checks: Sequence[Check] = (),
     preferred: ArmDifference | None = None,
     rules: Rules | None = None,
+    look: int = 1,
     uncounted: str | None = None,
 ) -> Verdict:
     """Judge a candidate.
@@ -138,7 +151,8 @@ def decide(
         form: The controls over the comparison's questions; the candidate must beat every one.
         forgetting, more_checks: The general suite's result; other suites' and a judge's checks. A pass needs a suite's.
         preferred: A counted judge's preference for the candidate over the strongest base, minus one half.
-        rules: The operator's settings.
+        rules: The operator's settings, with the confidence of this look.
+        look: The number of this version among those judged on the same examples.
         uncounted: Why the scores do not count, so that their checks stay open; None if they count.
 
     Raises:
@@ -147,16 +161,26 @@ def decide(
     rules = rules or Rules()
     _require_complete(bases, form, len(comparison.questions))
     differences = _differences(comparison, candidate, bases, live, form, rules)
-    scored = _scored_checks(comparison, candidate, differences, preferred, rules)
+    scored = _scored_checks(comparison, candidate, differences, preferred, rules, look)
     scored = scored if uncounted is None else _all_open(scored)
     checks = (*scored, *_retention_checks(forgetting, more_checks))
     word = _word(checks)
     # more examples would not make the scores count
-    more = _more(checks if uncounted is None else scored[:1], differences, rules)
+    counted = checks if uncounted is None else scored[:1]
+    more, decisive = more_examples(
+        [check.name for check in counted if check.state == "open"], differences, rules.min_examples
+    )
     labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
     return Verdict(
         word=word,
-        sentence=_sentence(word, differences.base, comparison, checks, more, None if word == "fail" else uncounted),
+        sentence=_sentence(
+            word,
+            differences.base,
+            comparison,
+            checks,
+            verdict_text.More(more, decisive, rules.most_examples),
+            None if word == "fail" else uncounted,
+        ),
         checks=checks,
         metric=comparison.metric,
         candidate=candidate,
@@ -164,7 +188,8 @@ def decide(
         live=live,
         examples=differences.base.examples,
         means=tuple(
-            mean_of(comparison.result(label), binary=comparison.binary, method=rules.method) for label in labels
+            mean_of(comparison.result(label), binary=comparison.binary, method=rules.method, units=comparison.units)
+            for label in labels
         ),
         against_base=differences.base,
         against_live=differences.live,
@@ -176,17 +201,8 @@ def decide(
         more=more,
         rules=rules,
         rule=RULE,
+        look=look,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Differences:
-    """The candidate's differences from the strongest base, `live` and the controls, and the second measure."""
-
-    base: ArmDifference
-    live: ArmDifference | None
-    form: tuple[ArmDifference, ...]
-    likelihood: Likelihood | None
 
 
 def _differences(
@@ -196,10 +212,10 @@ def _differences(
     live: str | None,
     form: Sequence[ControlArm],
     rules: Rules,
-) -> _Differences:
+) -> Differences:
     method, margin = rules.method, rules.margin(comparison.metric)
     base = strongest(comparison, bases)
-    return _Differences(
+    return Differences(
         base=arm_difference(comparison, candidate, base, method, bound=rules.smallest_difference),
         live=None if live is None else arm_difference(comparison, candidate, live, method, bound=-margin),
         form=tuple(_against(control, comparison, candidate, method) for control in form),
@@ -208,11 +224,21 @@ def _differences(
 
 
 def _scored_checks(
-    comparison: Comparison, candidate: str, differences: _Differences, preferred: ArmDifference | None, rules: Rules
+    comparison: Comparison,
+    candidate: str,
+    differences: Differences,
+    preferred: ArmDifference | None,
+    rules: Rules,
+    look: int,
 ) -> tuple[Check, ...]:
     """The checks that depend on scores and likelihoods."""
-    scored = _checks(
-        differences.base, differences.live, differences.form, rules, same=_always_same(comparison, candidate)
+    base, live = differences.base, differences.live
+    enough = base.examples >= rules.min_examples
+    scored = (
+        _examples(base.examples, len(comparison.questions), rules, look),
+        _base(base, enough),
+        *(() if live is None else (not_worse(live, enough=enough),)),
+        _form(differences.form, enough, same=_always_same(comparison, candidate)),
     )
     if comparison.metric not in OVERLAP:
         return scored
@@ -239,7 +265,7 @@ def _sentence(
     against_base: ArmDifference,
     comparison: Comparison,
     checks: Sequence[Check],
-    more: int | None,
+    more: verdict_text.More,
     uncounted: str | None,
 ) -> str:
     if uncounted is not None:
@@ -259,18 +285,6 @@ def _require_complete(bases: Sequence[str], form: Sequence[ControlArm], count: i
         raise EvaluationInvalid(f"a control does not have the comparison's {count} examples")
 
 
-def _checks(
-    base: ArmDifference, live: ArmDifference | None, form: Sequence[ArmDifference], rules: Rules, *, same: bool
-) -> tuple[Check, ...]:
-    enough = base.examples >= rules.min_examples
-    return (
-        _examples(base.examples, rules),
-        _base(base, enough),
-        *(() if live is None else (not_worse(live, enough=enough),)),
-        _form(form, enough, same=same),
-    )
-
-
 def _retention_checks(forgetting: Forgetting | None, more: Sequence[Check]) -> tuple[Check, ...]:
     """The checks for forgetting, of other suites and of a judge."""
     if forgetting is None and any(check.name == "suites" for check in more):
@@ -282,10 +296,12 @@ def _against(control: ControlArm, comparison: Comparison, candidate: str, method
     result = comparison.result(candidate)
     scores = result.scores if control.candidate is None else as_array(control.candidate)
     return paired_difference(
-        (candidate, scores, noise_of(result)),
+        (candidate, scores, noise_of(result, comparison.units)),
         (control.kind, control.array, NO_RUNS),
         binary=comparison.binary and control.kind in ("constant", "question"),
         method=method,
+        units=comparison.units,
+        scale=scale_of(comparison.metric),
     )
 
 
@@ -294,10 +310,16 @@ def _word(checks: Sequence[Check]) -> VerdictWord:
     return "fail" if "broken" in states else "not_enough_evidence" if "open" in states else "pass"
 
 
-def _examples(count: int, rules: Rules) -> Check:
-    enough = count >= rules.min_examples
+def _examples(count: int, asked: int, rules: Rules, look: int) -> Check:
     return Check(
-        name="examples", state="kept" if enough else "open", sentence=verdict_text.examples(count, rules.min_examples)
+        name="examples",
+        state="kept" if count >= rules.min_examples else "open",
+        sentence=" ".join(
+            (
+                verdict_text.examples(count, rules.min_examples, asked),
+                *verdict_text.earlier_looks(look, rules.method.confidence),
+            )
+        ),
     )
 
 
@@ -347,38 +369,3 @@ def _second_measure(likelihood: Likelihood | None, preferred: ArmDifference | No
 def _forgetting(result: Forgetting | None) -> Check:
     state: State = "open" if result is None else result.state
     return Check(name="forgetting", state=state, sentence=verdict_text.forgetting(result))
-
-
-def _more(checks: Sequence[Check], differences: _Differences, rules: Rules) -> int | None:
-    """The number of additional held-out examples that would settle the open checks.
-
-    None if no number would, or if no open check depends on held-out examples; 0 if no check is open.
-    """
-    needed: list[int | None] = []
-    for check in checks:
-        if check.state == "open":
-            needed += _needed(check.name, differences, rules)
-    if not needed:
-        return None if any(check.state == "open" for check in checks) else 0
-    finite = [count for count in needed if count is not None]
-    return None if len(finite) < len(needed) else max(1, max(finite) - differences.base.examples)
-
-
-def _needed(name: CheckName, differences: _Differences, rules: Rules) -> list[int | None]:
-    """The total number of examples that would settle each part of an open check; empty if examples cannot settle it."""
-    if name == "examples":
-        return [rules.min_examples]
-    if name == "base":
-        return [differences.base.needed]
-    if name == "live" and differences.live is not None:
-        return [differences.live.needed]
-    if name == "form":
-        return [control.needed for control in differences.form]
-    if name == "second_measure" and differences.likelihood is not None:
-        # if only some references were scored, more examples would not be scored either
-        all_scored = differences.likelihood.over_base.examples == differences.base.examples
-        return [
-            difference.needed if all_scored else None
-            for difference in (differences.likelihood.over_base, differences.likelihood.own_question)
-        ]
-    return []

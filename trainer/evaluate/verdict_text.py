@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from adapters.protocol.reports import ArmDifference
@@ -14,6 +15,23 @@ from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import Forgetting, SuitePart
 
 State = Literal["kept", "broken", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class More:
+    """How many held-out examples to add before the open checks could be settled.
+
+    Attributes:
+        count: None if no number would do; 0 if no check is open.
+        decisive: The difference that needs most; None if it is the minimum number of examples.
+        most: As many examples are asked at most; None for no limit.
+    """
+
+    count: int | None
+    decisive: ArmDifference | None = None
+    most: int | None = None
+
+
 CONTROL_NAMES: Final = {
     "constant": "giving every question the same answer",
     "permuted": "giving every question another question's answer",
@@ -49,18 +67,51 @@ def difference_in_words(difference: ArmDifference) -> str:
     return f"{points(abs(difference.estimate))} points {'better' if difference.estimate > 0 else 'worse'}"
 
 
-def examples(count: int, min_examples: int) -> str:
-    """Whether there are enough examples."""
+def examples(count: int, min_examples: int, asked: int) -> str:
+    """Whether there are enough examples.
+
+    Args:
+        count: Independent examples.
+        min_examples: How many are needed.
+        asked: All examples.
+    """
+    have = f"{asked} held-out examples"
+    if count < asked:
+        have += f" count as {count}, since near-duplicates and examples of one `group` count once"
     if count >= min_examples:
-        return f"{count} held-out examples; at least {min_examples} are needed."
-    return f"{count} held-out examples are too few to judge by; at least {min_examples} are needed."
+        return f"{have}; at least {min_examples} are needed."
+    too_few = "too few" if count < asked else "are too few"
+    return f"{have}{', ' if count < asked else ' '}{too_few} to judge by; at least {min_examples} are needed."
+
+
+def earlier_looks(look: int, confidence: float) -> tuple[str, ...]:
+    """That other versions were judged on the same examples, and what that costs; empty for the first.
+
+    Args:
+        look: The number of this version among them.
+        confidence: Of this verdict's intervals.
+    """
+    if look == 1:
+        return ()
+    others = "1 other version was" if look == 2 else f"{look - 1} other versions were"
+    return (
+        f"{others} judged on these examples before, and the more are tried, the likelier one passes by luck: so the "
+        f"intervals are {percent(confidence)} ones. New held-out examples start again.",
+    )
+
+
+def percent(confidence: float) -> str:
+    """A confidence with the digits that tell it from 100%: `95%`, `99.75%`, `99.994%`."""
+    digits = max(0, math.ceil(-math.log10(1 - confidence)) - 1)
+    text = f"{100 * confidence:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
 
 
 def against_base(difference: ArmDifference, state: State) -> str:
     """The result of the check against the base at its best."""
     result = (
         f"Against “{difference.against}” it is {difference_in_words(difference)} "
-        f"({difference.confidence:.0%} interval {interval_in_points(difference)}). "
+        f"({percent(difference.confidence)} interval {interval_in_points(difference)}). "
         f"The smallest difference that matters is {points(difference.bound)} points"
     )
     if state == "kept":
@@ -182,7 +233,7 @@ def verdict(
     difference: ArmDifference,
     comparison: Comparison,
     checks: Sequence[tuple[str, State]],
-    more: int | None,
+    more: More,
 ) -> str:
     """The verdict in one or two sentences: the word, the scores, and what decided.
 
@@ -191,10 +242,10 @@ def verdict(
         difference: The candidate against the strongest base.
         comparison: With both of their scores.
         checks: The name and the state of each.
-        more: Held-out examples to add before the open checks could be settled; None if no number would do.
+        more: Held-out examples to add before the open checks could be settled.
     """
-    score, base_score = comparison.result(difference.of).mean, comparison.result(difference.against).mean
-    summary = f"{VERDICT_WORDS[word]}: on {difference.examples} examples it had not seen, "
+    score, base_score = comparison.mean(difference.of), comparison.mean(difference.against)
+    summary = f"{VERDICT_WORDS[word]}: on {_asked(comparison)} it had not seen, "
     if comparison.metric == "judge":
         summary += (
             f"the judge gave {difference.of} {points(1 - base_score)} of 100 against the base at its best, "
@@ -207,6 +258,13 @@ def verdict(
     if word == "fail":
         return f"{summary}. {_why_failed([name for name, state in checks if state == 'broken'])}"
     return f"{summary}. {_why_undecided(difference, [name for name, state in checks if state == 'open'], more)}"
+
+
+def _asked(comparison: Comparison) -> str:
+    count = len(comparison.questions)
+    if comparison.independent == count:
+        return f"{count} examples"
+    return f"{count} examples, which count as {comparison.independent},"
 
 
 def uncounted_verdict(reason: str) -> str:
@@ -233,7 +291,7 @@ def _why_failed(broken: Sequence[str]) -> str:
     return " ".join(text for name, text in reasons.items() if name in broken)
 
 
-def _why_undecided(difference: ArmDifference, undecided: Sequence[str], more: int | None) -> str:
+def _why_undecided(difference: ArmDifference, undecided: Sequence[str], more: More) -> str:
     parts = []
     if "examples" in undecided:
         parts.append("That is too few to judge by.")
@@ -255,11 +313,30 @@ def _why_undecided(difference: ArmDifference, undecided: Sequence[str], more: in
         parts.append("It is undecided how much it forgot.")
     if "judge" in undecided:
         parts.append("It is undecided which side the judge prefers.")
-    if more:
+    if more.count:
         direction = "" if difference.estimate > difference.bound else ", but so far the scores show no improvement"
-        parts.append(f"About {more} more examples would settle this{direction}.")
-    elif more is None and "base" in undecided:
+        parts.append(f"About {more.count} more examples would settle this{_for_effect(more)}{direction}.")
+        if more.most is not None and difference.examples + more.count > more.most:
+            parts.append(f"At most {more.most} are asked (HATRACK_TRAINER_EVALUATE_MAX): raise that as well.")
+    elif more.count is None and "base" in undecided:
         parts.append("The estimate is so close to the bound that no practical number of examples would settle this.")
-    elif more is None:
+    elif more.count is None:
         parts.append("No practical number of examples would settle this.")
     return " ".join(parts)
+
+
+def _for_effect(more: More) -> str:
+    """The difference that a number of examples is computed for, and the numbers if it is not quite that."""
+    decisive = more.decisive
+    if decisive is None or more.count is None or decisive.needed is None:
+        return ""
+    have = decisive.needed - more.count
+    fewest = max(1, (decisive.needed_if_higher or decisive.needed) - have)
+    most = "no practical number" if decisive.needed_if_lower is None else str(decisive.needed_if_lower - have)
+    against = CONTROL_NAMES.get(decisive.against, f"“{decisive.against}”").removesuffix(",")
+    # of likelihoods, a difference is not in points
+    size = "" if decisive.against == "another's question" else f" of {points(decisive.estimate)} points"
+    return (
+        f" if the measured difference{size} from {against} is the true one ({fewest} if it is a standard error further "
+        f"from the bound, {most} if it is one closer)"
+    )

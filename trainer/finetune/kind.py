@@ -19,6 +19,7 @@ from trainer.config import Installation, Settings
 from trainer.data.report import Report
 from trainer.database import Database
 from trainer.errors import TooManyRequests
+from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobDetails, JobResult, JobSpec, TrainingPlan
@@ -74,6 +75,7 @@ class FinetuneKind(Kind[JobResult]):
         base: The base model that jobs train on.
         housekeeper: Uploads a job's result files.
         reviews: Provides the judge's agreement with people, and collects the pairs left for human review.
+        looks: Counts the versions that were judged on the same examples.
     """
 
     name = NAME
@@ -94,6 +96,7 @@ class FinetuneKind(Kind[JobResult]):
         directories: RunDirectories,
         housekeeper: Housekeeper,
         reviews: Reviews,
+        looks: LookStore,
         command: Command = worker_command,
     ) -> None:
         super().__init__(directories, command)
@@ -103,17 +106,19 @@ class FinetuneKind(Kind[JobResult]):
         self._database = database
         self._housekeeper = housekeeper
         self._reviews = reviews
+        self._looks = looks
 
     def next_stage(self, run: Run) -> Stage:
         """See Kind."""
         return VALIDATE if JobDetails.model_validate(run.details).plan is None else TRAIN
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """See Kind: writes how far the job's judge agrees with people."""
+        """See Kind: writes how far the job's judge agrees with people, and the earlier looks at held-out examples."""
         if stage is TRAIN:
             job = await asyncio.to_thread(self.directories.read, run.id, protocol.SPEC, JobSpec)
             judge = None if job is None else job.judging.judge
             await self._reviews.prepare(run.project, judge, self.directory(run))
+            await self._looks.prepare(run.project, self.directory(run))
 
     def started(self, run: Run, stage: Stage) -> str | None:
         """See Kind."""
@@ -204,6 +209,7 @@ class FinetuneKind(Kind[JobResult]):
         cost = self._settings.price_per_hour * run.device_s / 3600
         result = result.model_copy(update={"seconds": round(run.device_s, 3), "cost": round(cost, 6)})
         details = JobDetails.model_validate(run.details)
+        await self._looks.take(run.project, run.id, self.directory(run))
         await self._reviews.take(run.project, run.id, self.directory(run), [details.adapter])
         report = await asyncio.to_thread(self.report, run.id)
         plan = await asyncio.to_thread(self._plan, run.id)

@@ -20,10 +20,11 @@ from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.endpoint_client import Endpoint
-from trainer.evaluate.evaluations import spec
+from trainer.evaluate.evaluations import look_store, spec
 from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
 from trainer.evaluate.factory import WorkerContext, judge_of, suites_of
 from trainer.evaluate.likelihood import HttpScorer
+from trainer.evaluate.looks import Look, example_key
 from trainer.evaluate.page.render import render
 from trainer.evaluate.report import EvaluationReport
 from trainer.evaluate.run import run
@@ -109,6 +110,7 @@ class Evaluator:
             outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions), self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint()
             if fingerprint == previous:
+                self._note_looks(evaluation, outcome)
                 if outcome.judged is not None:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
@@ -117,6 +119,14 @@ class Evaluator:
             f"the engine's configuration changed {MAX_ENGINE_CHANGES} times during the evaluation; "
             "evaluate again once it is stable"
         )
+
+    def _note_looks(self, evaluation: EvaluationSpec, outcome: Outcome) -> None:
+        """Leave for the trainer which versions were looked at, on which examples."""
+        examples = tuple(example_key(question) for question in outcome.comparison.questions)
+        labels = [arm.label for arm in evaluation.arms] if evaluation.candidate is None else [evaluation.candidate]
+        digests = dict.fromkeys(outcome.comparison.result(label).digest for label in labels)
+        taken = [Look(digest=digest, examples=examples) for digest in digests if digest is not None]
+        self._directory.path(look_store.LOOKS).write_bytes(look_store.LIST.dump_json(taken))
 
     def _forget_answers(self) -> None:
         self._directory.emit_event(
@@ -149,6 +159,7 @@ class Evaluator:
             suites=suites_of(evaluation, context),
             judge=judge_of(evaluation, context),
             on_stage=self._on_stage,
+            looks=look_store.read_looks(path(look_store.EARLIER_LOOKS)),
         )
 
     # uploading and recording

@@ -10,6 +10,7 @@ from adapters.protocol.reports import EvaluationProgress
 from trainer.config import Installation
 from trainer.errors import TooManyEvaluations
 from trainer.evaluate.evaluations import spec
+from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult
 from trainer.reviews.service import Reviews
 from trainer.runs.directories import RunDirectories
@@ -42,6 +43,7 @@ class EvaluationKind(Kind[EvaluationResult]):
     Args:
         directories: The run directories.
         reviews: Provides how far people agree with a judge, and collects the pairs to review.
+        looks: Counts the versions that were judged on the same examples.
         command: Returns a worker's command line.
     """
 
@@ -54,13 +56,17 @@ class EvaluationKind(Kind[EvaluationResult]):
     cancel_patience_s = 60.0
     result = EvaluationResult
 
-    def __init__(self, directories: RunDirectories, reviews: Reviews, command: Command = worker_command) -> None:
+    def __init__(
+        self, directories: RunDirectories, reviews: Reviews, looks: LookStore, command: Command = worker_command
+    ) -> None:
         super().__init__(directories, command)
         self._reviews = reviews
+        self._looks = looks
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """See Kind. Writes the judge's agreement with people into the run directory."""
+        """See Kind. Writes the judge's agreement with people, and the earlier looks, into the run directory."""
         await self._reviews.prepare(run.project, run.body.get("judge"), self.directory(run))
+        await self._looks.prepare(run.project, self.directory(run))
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
@@ -82,6 +88,7 @@ class EvaluationKind(Kind[EvaluationResult]):
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
         """See Kind."""
+        await self._looks.take(run.project, run.id, self.directory(run))
         if result.status == "succeeded":
             await self._reviews.take(run.project, run.id, self.directory(run), run.adapters)
         return result, {}

@@ -154,6 +154,7 @@ def rules_of(operator: OperatorRules) -> Rules:
         min_examples=operator.min_examples,
         smallest_difference=operator.smallest_difference,
         live_margin=operator.live_margin,
+        most_examples=operator.most_examples,
         budget=Budget(accuracy=operator.forget_accuracy, perplexity=operator.forget_perplexity),
     )
 

@@ -65,7 +65,12 @@ def render(report: EvaluationReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        points=verdict_text.points, cut=cut, duration=duration, number=number, without_word=verdict_text.without_word
+        points=verdict_text.points,
+        percent=verdict_text.percent,
+        cut=cut,
+        duration=duration,
+        number=number,
+        without_word=verdict_text.without_word,
     )
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     verdict = report.verdict
