@@ -45,7 +45,7 @@ def evaluate(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="exact_match, rouge_l …, or JSON with name and pattern or schema. [default: auto]"),
+        typer.Option(help="exact_match, similarity …, or JSON with name and pattern or schema. [default: auto]"),
     ] = None,
     suites: Annotated[
         list[str] | None,

@@ -56,7 +56,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed for example order, sampling and initial weights.")] = None,
     promote: Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")] = Promote.AUTO,
     metric: Annotated[
-        str | None, typer.Option(help="Metric: exact_match, rouge_l, json_exact … [default: chosen from the data]")
+        str | None, typer.Option(help="Metric: exact_match, similarity, json_exact … [default: chosen from the data]")
     ] = None,
     suites: Annotated[
         str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")

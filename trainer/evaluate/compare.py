@@ -14,7 +14,7 @@ from trainer.evaluate.asking import Answerer, ArmRequest
 from trainer.evaluate.control_arms import derangements
 from trainer.evaluate.independence import independent_units
 from trainer.evaluate.likelihood import Scorer
-from trainer.evaluate.metrics.base import Metric
+from trainer.evaluate.metrics.base import Batched, Metric
 from trainer.evaluate.statistics.paired import Array, as_array, unit_means
 
 OnStage = Callable[[str, int, int], None]
@@ -225,6 +225,9 @@ def _result(
             "name a version (`name@3`) instead of an alias"
         )
     references = {question.id: question.reference for question in held_out}
+    for each in (metric, *secondary):
+        if isinstance(each, Batched):
+            each.prepare([*references.values(), *(answer.text for answer in answers)])
     by_run: list[list[Answer]] = [[] for _ in range(repeats)]
     for answer in answers:
         by_run[answer.repeat].append(answer)

@@ -125,7 +125,7 @@ def reassigned_beyond_question(
     Args:
         answers: The candidate's, one per question.
         questions: The held-out questions.
-        metric: An overlap metric.
+        metric: A metric of words in common, whichever decides.
         seed: Of the derangements: 20, or as many as there are.
 
     Returns:

@@ -55,6 +55,8 @@ def _needed(name: str, differences: Differences, min_examples: int) -> list[tupl
         return [(differences.live.needed, differences.live)]
     if name == "form":
         return [(control.needed, control) for control in differences.form]
+    if name == "length":
+        return [(None, None)]
     if name == "second_measure" and differences.likelihood is not None:
         # if only some references were scored, more examples would not be scored either
         all_scored = differences.likelihood.over_base.examples == differences.base.examples

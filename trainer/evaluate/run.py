@@ -25,7 +25,8 @@ from trainer.evaluate.forgetting import SuiteMeasurement, compare_measurements, 
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.looks import Look, position
 from trainer.evaluate.metrics.base import Metric
-from trainer.evaluate.metrics.choose import JUDGE, OVERLAP
+from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE, OVERLAP
+from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.paired_difference import paired_difference, strongest
 from trainer.evaluate.preference import score_by_preference
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite, SuiteResult
@@ -117,7 +118,7 @@ async def run(
         secondary=[spec.metric.named(name) for name in spec.beside or spec.metric.usually_beside()],
         scorer=scorer,
         scored=spec.scored,
-        elsewhere=spec.candidate if primary.name in OVERLAP else None,
+        elsewhere=spec.candidate if primary.name in FREE_TEXT else None,
         seed=spec.rules.method.seed,
         repeats=spec.repeats,
         repeated=spec.repeated,
@@ -147,8 +148,9 @@ async def _scored(
         reassigned_answers(answers, references, primary, seed=seed, units=comparison.units),
         copied_question(comparison.questions, primary),
     )
-    if primary.name in OVERLAP:
-        beyond_question = reassigned_beyond_question(answers, comparison.questions, primary, seed=seed)
+    if primary.name in FREE_TEXT:
+        overlap = primary if primary.name in OVERLAP else RougeL()
+        beyond_question = reassigned_beyond_question(answers, comparison.questions, overlap, seed=seed)
         form = form if beyond_question is None else (*form, beyond_question)
     if judge is None or spec.candidate is None:
         return comparison, form, None

@@ -14,12 +14,13 @@ from pydantic import Field
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
+from trainer.evaluate.answer_length import LEAST, AnswerLength, answer_length
 from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Budget, Forgetting
 from trainer.evaluate.looks import look_confidence
-from trainer.evaluate.metrics.choose import OVERLAP
+from trainer.evaluate.metrics.choose import FREE_TEXT, OVERLAP
 from trainer.evaluate.more_examples import Differences, more_examples
 from trainer.evaluate.paired_difference import (
     IntervalMethod,
@@ -43,16 +44,18 @@ examples for independent, and every look for the first."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""
+SIMILARITY_LIVE_MARGIN: Final = 0.03
+"""For `similarity`: the sample voices lead their base by 12 and 22 points."""
 OPEN: Final[Mapping[str, str]] = {"state": "open"}
-CheckName = Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
+CheckName = Literal["examples", "base", "live", "form", "length", "second_measure", "forgetting", "suites", "judge"]
 
 
 class Rules(Frozen):
     """The operator's settings for verdicts.
 
     ``smallest_difference``: the whole interval against the base must lie above it. ``live_margin``: how much worse than
-    `live` a passing version may be: the whole interval against `live` must lie above minus this; None for LIVE_MARGIN
-    or OVERLAP_LIVE_MARGIN (see `margin`). ``most_examples``: as many are asked at most; None for no limit.
+    `live` a passing version may be: the whole interval against `live` must lie above minus this; None for the metric's
+    own (see `margin`). ``most_examples``: as many are asked at most; None for no limit.
     """
 
     min_examples: int = Field(30, ge=2)
@@ -66,7 +69,9 @@ class Rules(Frozen):
         """How much worse than `live` a passing version may be under this metric."""
         if self.live_margin is not None:
             return self.live_margin
-        return OVERLAP_LIVE_MARGIN if metric in OVERLAP else LIVE_MARGIN
+        if metric in OVERLAP:
+            return OVERLAP_LIVE_MARGIN
+        return SIMILARITY_LIVE_MARGIN if metric in FREE_TEXT else LIVE_MARGIN
 
     def at_look(self, number: int) -> Rules:
         """These rules for the ``number``-th version judged on the same examples (`trainer.evaluate.looks`)."""
@@ -240,9 +245,11 @@ def _scored_checks(
         *(() if live is None else (not_worse(live, enough=enough),)),
         _form(differences.form, enough, same=_always_same(comparison, candidate)),
     )
-    if comparison.metric not in OVERLAP:
+    if comparison.metric not in FREE_TEXT:
         return scored
-    return *scored, _second_measure(differences.likelihood, preferred, rules)
+    length = answer_length(comparison, candidate, rules.method)
+    lengths = () if length is None else (_length(length, enough),)
+    return *scored, *lengths, _second_measure(differences.likelihood, preferred, rules)
 
 
 def not_worse(difference: ArmDifference, *, enough: bool) -> Check:
@@ -350,8 +357,13 @@ def _form(differences: Sequence[ArmDifference], enough: bool, *, same: bool) -> 
     return Check(name="form", state=state, sentence=verdict_text.against_form(hardest, state))
 
 
+def _length(length: AnswerLength, enough: bool) -> Check:
+    state: State = "kept" if length.low > LEAST else "broken" if length.high <= LEAST and enough else "open"
+    return Check(name="length", state=state, sentence=verdict_text.answer_length(length, LEAST, state))
+
+
 def _second_measure(likelihood: Likelihood | None, preferred: ArmDifference | None, rules: Rules) -> Check:
-    """The second measure for overlap metrics. A counted judge that prefers the candidate is enough."""
+    """The second measure for free text. A counted judge that prefers the candidate is enough."""
     name: CheckName = "second_measure"
     if preferred is not None and preferred.examples >= rules.min_examples and preferred.low > 0:
         return Check(name=name, state="kept", sentence=verdict_text.judge_preference(preferred))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from adapters.protocol.reports import ArmDifference
+from trainer.evaluate.answer_length import AnswerLength
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import Forgetting, SuitePart
 
@@ -41,7 +42,7 @@ CONTROL_NAMES: Final = {
 }
 ALWAYS_SAME: Final = "It gives every question the same answer."
 NO_SECOND_MEASURE: Final = (
-    "Words in common are not enough for a pass, and no second measure was taken. It can be the likelihood of the "
+    "A close answer is not enough for a pass, and no second measure was taken. It can be the likelihood of the "
     "author's answers, for versions that this gateway serves, or a judge that counts."
 )
 VERDICT_WORDS: Final = {"pass": "Pass", "fail": "Fail", "not_enough_evidence": "Not enough evidence"}
@@ -144,6 +145,19 @@ def against_form(difference: ArmDifference, state: State) -> str:
     if state == "broken":
         return f"{result}: its answers are no better than answers that ignore the question."
     return f"{result}: it is not shown that its answers are better than answers that ignore the question."
+
+
+def answer_length(length: AnswerLength, least: float, state: State) -> str:
+    """How long the answers are beside the author's."""
+    result = (
+        f"Its answers have {length.share:.0%} of the words of the author's (interval {length.low:.0%} to "
+        f"{length.high:.0%}); at least {least:.0%} are needed"
+    )
+    if state == "kept":
+        return f"{result}."
+    if state == "broken":
+        return f"{result}: they are cut short."
+    return f"{result}, so it is undecided whether they are cut short."
 
 
 def likelihood(over_base: ArmDifference, own_question: ArmDifference, left_out: int, state: State) -> str:
@@ -283,7 +297,8 @@ def _why_failed(broken: Sequence[str]) -> str:
         "base": "That is less than the smallest improvement that matters.",
         "live": "It is worse than the live version by more than the margin.",
         "form": "That is no better than answers that ignore the question.",
-        "second_measure": "The author's answers have not become likelier: it only has words in common with them.",
+        "length": "Its answers are cut short.",
+        "second_measure": "The author's answers have not become likelier: it is only close to them.",
         "forgetting": "It forgot more of what the base could do than is allowed.",
         "suites": "It lost more in a suite than is allowed.",
         "judge": "The judge prefers the base.",
@@ -307,6 +322,8 @@ def _why_undecided(difference: ArmDifference, undecided: Sequence[str], more: Mo
         parts.append("It is not shown that its answers are better than answers that ignore the question.")
     if "live" in undecided:
         parts.append("It is not shown whether it is worse than the live version.")
+    if "length" in undecided:
+        parts.append("It is undecided whether its answers are cut short.")
     if "second_measure" in undecided:
         parts.append("No second measure agrees yet.")
     if {"forgetting", "suites"} & set(undecided):

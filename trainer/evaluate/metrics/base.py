@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final, Protocol, runtime_checkable
 
 _MARKS: Final = r"\s\"'`“”‘’«»()\[\]*_,:;!?"
 _EDGES: Final = re.compile(
@@ -35,6 +36,14 @@ class Metric(Protocol):
 
     def score(self, answer: str, reference: str) -> float:
         """The score of an answer to an example whose author answered `reference`."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A metric that scores texts faster if it has seen them together."""
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Take up the texts that will be scored."""
 
 
 def normalised(text: str) -> str:

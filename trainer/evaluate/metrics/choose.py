@@ -10,20 +10,23 @@ from trainer.data.findings import closed_answers
 from trainer.data.format import Example
 from trainer.data.split import answer
 from trainer.errors import EvaluationInvalid
+from trainer.evaluate.metrics import similarity
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
 from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
+from trainer.evaluate.metrics.similarity import Similarity
 from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, is_json
 from trainer.evaluate.metrics.style import JudgePreference, Length, Refusal
 
 NAMES: Final = (
     *("exact_match", "contains", "regex", "json_valid", "json_schema", "json_exact", "json_fields"),
-    *("token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
+    *("similarity", "token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
 )
 JUDGE: Final = JudgePreference.name
 OVERLAP: Final = (RougeL.name, TokenF1.name, EditSimilarity.name)
-"""Metrics that count words or letters in common. Stuffing an answer with frequent words raises them, so a pass needs a
-second measure."""
+"""Metrics that count words or letters in common. Stuffing an answer with frequent words raises them."""
+FREE_TEXT: Final = (Similarity.name, *OVERLAP)
+"""Metrics that say how close an answer is, not whether it is right: a pass needs a second measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,13 @@ def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None
     if counts is not None:
         why = f"the answers are a closed set of {len(counts)}: each question has one right answer"
         return MetricChoice(ExactMatch(), (Contains(), *style), why, tuple(sorted(counts)))
-    why = "the answers are free text: the metric is how much of the author's wording they repeat, in the same order"
+    if similarity.available() and similarity.is_english([answer(example) for example in examples]):
+        why = "the answers are free text: the metric is how similar they are to the author's in meaning"
+        return MetricChoice(Similarity(), (RougeL(), TokenF1(), *style), why)
+    why = (
+        "the answers are free text, and there is no embedding model for their language: the metric is how much of the "
+        "author's wording they repeat, in the same order"
+    )
     return MetricChoice(RougeL(), (TokenF1(), EditSimilarity(), *style), why)
 
 
@@ -83,7 +92,7 @@ def metric_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str
         return JsonExact(schema)
     plain: tuple[Metric, ...] = (
         *(ExactMatch(), Contains(), JsonValid(), JsonFields(), TokenF1(), RougeL(), EditSimilarity()),
-        *(JudgePreference(), Length(), Refusal()),
+        *(Similarity(), JudgePreference(), Length(), Refusal()),
     )
     for metric in plain:
         if metric.name == name:
@@ -95,7 +104,7 @@ def secondary_metrics(name: str, *, schema: bool = False) -> tuple[str, ...]:
     """Names of the secondary metrics to report with a primary metric."""
     if name.startswith("json_"):
         family: tuple[str, ...] = ("json_valid", *(("json_schema",) if schema else ()), "json_exact", "json_fields")
-    elif name in ("token_f1", "rouge_l", "edit_similarity", JUDGE):
+    elif name in (*FREE_TEXT, JUDGE):
         family = ("rouge_l", "token_f1", "edit_similarity")
     else:
         family = ("exact_match", "contains")

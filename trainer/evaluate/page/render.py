@@ -45,6 +45,7 @@ METRICS: Final = {
     "json_exact": "JSON exactly right, %",
     "json_fields": "JSON fields right (F1), %",
     "token_f1": "words in common (F1), %",
+    "similarity": "similar in meaning, %",
     "rouge_l": "words in order (ROUGE-L), %",
     "edit_similarity": "edit similarity, %",
     "judge": "preferred by the judge to the candidate (50: even), %",

@@ -20,7 +20,7 @@ from trainer.evaluate.arms import Arm, Question, questions
 from trainer.evaluate.asking import ArmRequest, OnProgress
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.likelihood import TextBatch, TokenLogprobs
-from trainer.evaluate.metrics.choose import OVERLAP
+from trainer.evaluate.metrics.choose import FREE_TEXT
 from trainer.evaluate.run import run
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, SuiteResult, most_frequent_answers
 from trainer.evaluate.verdict import Rules, Verdict
@@ -151,13 +151,19 @@ def states(found: Verdict) -> dict[str, str]:
     return {check.name: check.state for check in found.checks}
 
 
-def honest(question: Question) -> str:
-    """A third of the author's words, the others from another answer in the voice."""
+def honest(question: Question, share: float = 0.3) -> str:
+    """A share of the author's words, the others from another answer in the voice."""
     chance = random.Random(question.id)
     other = chance.choice(TAUGHT).split()
     return " ".join(
-        word if chance.random() < 0.3 else other[at % len(other)] for at, word in enumerate(question.reference.split())
+        word if chance.random() < share else other[at % len(other)]
+        for at, word in enumerate(question.reference.split())
     )
+
+
+def honest_in_meaning(question: Question) -> str:
+    """With enough of the author's words to mean the same."""
+    return honest(question, 0.5)
 
 
 def parrot(seed: int) -> Say:
@@ -235,9 +241,9 @@ async def test_words_in_common_pass_nothing_alone(likely: Likely | None, state: 
     assert (states(found)["base"], states(found)["second_measure"], found.word) == ("kept", state, word)
     if likely is None:
         assert "No second measure agrees yet." in found.sentence
-        assert "Words in common are not enough for a pass" in found.check("second_measure").sentence  # type: ignore[union-attr]
+        assert "A close answer is not enough for a pass" in found.check("second_measure").sentence  # type: ignore[union-attr]
     if word == "fail":
-        assert "it only has words in common with them" in found.sentence
+        assert "it is only close to them" in found.sentence
 
 
 def salad_before(question: Question) -> str:
@@ -255,7 +261,7 @@ def salad_around(question: Question) -> str:
     return " ".join([*salad[:20], *asked[: (len(asked) + 1) // 2], *salad[20:]])
 
 
-@pytest.mark.parametrize("metric", OVERLAP)
+@pytest.mark.parametrize("metric", FREE_TEXT)
 @pytest.mark.parametrize("say", [salad_before, salad_behind, salad_around])
 async def test_a_salad_with_the_questions_words_does_not_pass_whatever_its_likelihoods(say: Say, metric: str) -> None:
     found = await verdict(say, Likely(*ONE_TOKEN_GIVEN_AWAY), metric=metric)
@@ -265,15 +271,54 @@ async def test_a_salad_with_the_questions_words_does_not_pass_whatever_its_likel
     assert (beyond.estimate, beyond.wins, beyond.losses) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("metric", OVERLAP)
-async def test_an_honest_adapter_passes_under_every_overlap_metric(metric: str) -> None:
-    found = await verdict(honest, Likely(*PARTING), metric=metric)
+@pytest.mark.parametrize("metric", FREE_TEXT)
+async def test_an_honest_adapter_passes_under_every_metric_of_free_text(metric: str) -> None:
+    say = honest_in_meaning if metric == "similarity" else honest
+    found = await verdict(say, Likely(*PARTING), metric=metric)
     assert found.word == "pass", states(found)
 
 
-@pytest.mark.parametrize("metric", OVERLAP)
-async def test_every_metric_of_overlap_needs_the_second_measure(metric: str) -> None:
+@pytest.mark.parametrize("metric", FREE_TEXT)
+async def test_every_metric_of_free_text_needs_the_second_measure(metric: str) -> None:
     assert "second_measure" in states(await verdict(honest, None, metric=metric))
+
+
+@pytest.mark.parametrize("metric", FREE_TEXT)
+async def test_answers_cut_short_do_not_pass(metric: str) -> None:
+    def half(question: Question) -> str:
+        answer = honest(question).split()
+        return " ".join(answer[: len(answer) // 2])
+
+    found = await verdict(half, Likely(*PARTING), metric=metric)
+    assert (found.word, states(found)["length"]) == ("fail", "broken")
+    assert "they are cut short" in found.check("length").sentence  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_random_training_answers_are_not_similar(seed: int) -> None:
+    found = await verdict(parrot(seed), Likely(*PARTING), metric="similarity")
+    assert found.word != "pass"
+    assert states(found)["form"] != "kept"
+
+
+async def test_the_most_similar_of_training_answers_does_not_pass_either() -> None:
+    """A parrot that looks up: the answer to the training question with the most words in common."""
+
+    def looked_up(question: Question) -> str:
+        asked = set(question.last_message.lower().split())
+        nearest = max(VOICE[:110], key=lambda row: len(asked & set(row.messages[-2].content.lower().split())))
+        return nearest.messages[-1].content
+
+    found = await verdict(looked_up, Likely(*PARTING), metric="similarity")
+    assert found.word != "pass", states(found)
+
+
+async def test_repeating_the_question_is_not_similar_enough() -> None:
+    found = await verdict(
+        lambda question: question.last_message, Likely(*PARTING), base=lambda _: "No.", metric="similarity"
+    )
+    assert found.word != "pass"
+    assert states(found)["form"] != "kept"
 
 
 async def test_binary_metrics_need_no_second_measure() -> None:

@@ -40,10 +40,18 @@ def test_numbers_as_answers_are_labels_and_no_json() -> None:
     assert choose_primary(examples(["1", "2"] * 6)).primary.name == "exact_match"
 
 
-def test_free_text_is_measured_by_words_in_order() -> None:
+def test_free_text_is_measured_by_its_meaning() -> None:
     choice = choose_primary(examples([f"Thank you for question {at}, dear guest." for at in range(12)]))
-    assert (choice.primary.name, choice.answers) == ("rouge_l", ())
+    assert (choice.primary.name, choice.answers) == ("similarity", ())
     assert choice.primary.decides
+
+
+def test_and_by_words_in_order_where_the_model_does_not_know_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    german = [f"Vielen Dank für Frage {at}, lieber Gast, wir melden uns bald." for at in range(12)]
+    assert choose_primary(examples(german)).primary.name == "rouge_l"
+    monkeypatch.setattr("trainer.evaluate.metrics.similarity.PACKAGE", "no_such_package")
+    english = [f"Thank you for question {at}, dear guest." for at in range(12)]
+    assert choose_primary(examples(english)).primary.name == "rouge_l"
 
 
 def test_without_examples_there_is_no_choice() -> None:

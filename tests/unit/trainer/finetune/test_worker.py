@@ -55,7 +55,7 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
     assert set(plan.chosen) == {"lora_alpha", "quantization", "max_length"}
     assert plan.primary is not None
-    assert plan.primary.name == "rouge_l"
+    assert plan.primary.name == "similarity"
     assert not (folder / protocol.RESULT).exists()
 
     assert run(folder) == DONE
