@@ -17,7 +17,8 @@ def test_the_rule_has_the_settings_defaults() -> None:
     assert f"at least {rules.min_examples} held-out examples" in TEXT
     assert f"lower end of the interval above {100 * rules.smallest_difference:g} points" in TEXT
     assert f"the confidence ({100 * rules.method.confidence:g}%, two-sided)" in TEXT
-    margins = f"{100 * rules.margin('exact_match'):g} points (−{100 * rules.margin('rouge_l'):g} for overlap metrics)"
+    exact, overlap, meaning = (100 * rules.margin(name) for name in ("exact_match", "rouge_l", "similarity"))
+    margins = f"{exact:g} points (−{overlap:g} for overlap metrics, −{meaning:g} for `similarity`)"
     assert f"lower end above −{margins}" in TEXT
     assert f"with {100 * rules.method.power:g}% power" in TEXT
     assert f"Tango's interval | {100 * rules.budget.accuracy:g} points |" in TEXT
@@ -36,6 +37,6 @@ def test_the_suite_is_as_large_as_is_said() -> None:
 
 
 def test_the_document_lists_existing_metrics() -> None:
-    for name in ("exact_match", "json_exact", "rouge_l", "token_f1", "contains", "regex"):
+    for name in ("exact_match", "json_exact", "similarity", "rouge_l", "token_f1", "contains", "regex"):
         assert f"`{name}`" in TEXT
         assert name in NAMES
