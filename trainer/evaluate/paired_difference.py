@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +26,10 @@ from trainer.evaluate.statistics.paired import (
     wins_and_losses,
 )
 
+Lean = tuple[float, float]
+"""The interval of how much more a judge favours the candidate than people do; 0.1 is 10 points of 100."""
+NO_LEAN: Final[Lean] = (0.0, 0.0)
+
 
 class IntervalMethod(Frozen):
     """How intervals are computed. ``confidence``: two-sided. ``power``: what planning aims for."""
@@ -36,7 +41,13 @@ class IntervalMethod(Frozen):
 
 
 def arm_difference(
-    comparison: Comparison, of: str, against: str, method: IntervalMethod, *, bound: float = 0.0
+    comparison: Comparison,
+    of: str,
+    against: str,
+    method: IntervalMethod,
+    *,
+    bound: float = 0.0,
+    lean: Lean = NO_LEAN,
 ) -> ArmDifference:
     """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`."""
     of_result, against_result = comparison.result(of), comparison.result(against)
@@ -46,6 +57,7 @@ def arm_difference(
         binary=comparison.binary,
         method=method,
         bound=bound,
+        lean=lean,
     )
 
 
@@ -56,6 +68,7 @@ def paired_difference(
     binary: bool,
     method: IntervalMethod,
     bound: float = 0.0,
+    lean: Lean = NO_LEAN,
 ) -> ArmDifference:
     """The difference between two rows of scores, each given as (label, scores, noise between runs).
 
@@ -65,6 +78,7 @@ def paired_difference(
         binary: All scores are 0 or 1.
         method: How the interval is computed.
         bound: What the lower end has to be above, for planning.
+        lean: Of the judge, if its votes are the scores; the interval is widened by it, and planning allows for it.
     """
     (of_label, of_scores, of_noise), (against_label, against_scores, against_noise) = of, against
     differences = of_scores - against_scores
@@ -74,9 +88,9 @@ def paired_difference(
     )
     bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
-    plan = power.PowerPlan(bound, method.confidence, method.power, noise)
+    plan = power.PowerPlan(bound + max(0.0, lean[1]), method.confidence, method.power, noise)
     variance = power.score_variance(differences, binary=binary)
-    return ArmDifference(
+    difference = ArmDifference(
         of=of_label,
         against=against_label,
         estimate=estimate,
@@ -92,6 +106,25 @@ def paired_difference(
         bound=bound,
         detectable=power.detectable(variance, len(differences), plan),
         needed=_needed(differences, bounds, variance, plan, binary=binary),
+    )
+    return allow_for_lean(difference, lean)
+
+
+def allow_for_lean(difference: ArmDifference, lean: Lean) -> ArmDifference:
+    """A difference between a judge's scores, its interval widened by what the judge's lean could explain.
+
+    A lean towards the candidate of at most ``lean[1]`` may have raised the scores by that much, and one towards the
+    base of at most ``-lean[0]`` may have lowered them. Adding the ends of two intervals is conservative.
+    """
+    towards_candidate, towards_base = max(0.0, lean[1]), max(0.0, -lean[0])
+    if not towards_candidate and not towards_base:
+        return difference
+    return difference.model_copy(
+        update={
+            "low": difference.low - towards_candidate,
+            "high": difference.high + towards_base,
+            "method": f"{difference.method}; widened by the judge's possible lean",
+        }
     )
 
 
