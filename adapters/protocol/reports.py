@@ -148,6 +148,10 @@ class ReportJudge(ProtocolModel):
     counted: bool = Field(description="Whether the judge agrees with people enough to count.")
     missed: bool = False
     """It would have counted, but too few of its votes could be had."""
+    lean_low: float | None = Field(
+        None, description="Interval of how much more it favours the candidate than people do; 0.1 is 10 points of 100."
+    )
+    lean_high: float | None = None
     sentence: str
     numbers: dict[str, Any] = Field(default_factory=dict)
 

@@ -60,16 +60,32 @@ def _list(queues: list[ReviewQueue], as_json: bool) -> None:
                 _kappa(queue["agreement"]),
                 _kappa(queue["standing"]),
                 "yes" if queue["counted"] else "no",
+                _lean(queue["standing"]),
+                _more(queue),
             ]
             for queue in queues
         ]
-        terminal.print_table(["EVALUATION", "JUDGE", "LOOKED AT", "KAPPA", "KAPPA IN ALL", "COUNTS"], rows)
+        headers = ["EVALUATION", "JUDGE", "LOOKED AT", "KAPPA", "KAPPA IN ALL", "COUNTS", "LEAN IN ALL", "MORE REVIEWS"]
+        terminal.print_table(headers, rows)
 
 
 def _kappa(agreement: Agreement) -> str:
     if agreement.get("kappa") is None:
         return "-"
     return f"{agreement['kappa']:.2f} ({agreement['low']:.2f} to {agreement['high']:.2f}, {agreement['pairs']} pairs)"
+
+
+def _lean(agreement: Agreement) -> str:
+    """How many points of 100 more the judge gives the candidate than people do."""
+    lean, low, high = agreement.get("lean"), agreement.get("lean_low"), agreement.get("lean_high")
+    if lean is None or low is None or high is None:
+        return "-"
+    return f"{100 * lean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _more(queue: ReviewQueue) -> str:
+    more = queue.get("more_reviews")
+    return "-" if more is None else str(more)
 
 
 def _ask(client: HatrackClient, evaluation: str | None) -> None:

@@ -159,6 +159,12 @@ class Agreement(ApiModel):
     low: float | None
     high: float | None
     observed: float | None = Field(description="Fraction of pairs on which they agree.")
+    lean: float | None = Field(
+        None, description="How much more the judge favours the candidate than people do, from -1 to 1; 0.1: 10 of 100."
+    )
+    lean_low: float | None = None
+    lean_high: float | None = None
+    confidence: float = Field(0.95, description="Of both intervals, two-sided.")
 
 
 class ReviewQueue(ApiModel):
@@ -174,6 +180,9 @@ class ReviewQueue(ApiModel):
     agreement: Agreement
     standing: Agreement = Field(description="Agreement over all evaluations of the project.")
     counted: bool
+    more_reviews: int | None = Field(
+        None, description="Further reviews that would make the judge count if the estimates are true; null if unknown."
+    )
     sentence: str
 
 

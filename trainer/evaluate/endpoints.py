@@ -69,16 +69,18 @@ class EndpointSettings(Frozen):
 class JudgeSettings(Frozen):
     """A judge and the thresholds from which it counts.
 
-    ``rubric``: what makes an answer better, in prose. ``least_kappa``: minimum Cohen's κ with people, over at least
-    ``least_reviews`` pairs. ``review_share``: share of an evaluation's pairs that people are asked to review; at least
-    ``least_reviews`` pairs, or all of them if there are fewer.
+    ``rubric``: what makes an answer better, in prose. ``least_kappa``: what the lower end of the interval of Cohen's κ
+    with people must reach, over at least ``least_reviews`` pairs. ``max_lean``: what the upper end of the interval of
+    its lean towards the candidate must stay below; 0.1 is 10 points of 100. ``review_share``: share of an evaluation's
+    pairs that people are asked to review; at least ``least_reviews`` pairs, or all of them if there are fewer.
     """
 
     endpoint: str
     model: str = Field(min_length=1)
     rubric: str = Field(min_length=20, max_length=20_000)
-    least_kappa: float = Field(0.6, ge=0, le=1)
-    least_reviews: int = Field(50, ge=50, le=10_000)
+    least_kappa: float = Field(0.5, ge=0, le=1)
+    least_reviews: int = Field(100, ge=50, le=10_000)
+    max_lean: float = Field(0.1, gt=0, le=0.5)
     review_share: float = Field(0.1, ge=0.05, le=1)
     max_tokens: int = Field(512, ge=16, le=8_192)
 

@@ -13,7 +13,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,7 +25,7 @@ from trainer.evaluate.asking import ArmRequest, LenientAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.paired_difference import IntervalMethod
-from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair, Vote
+from trainer.evaluate.pairs import REVIEWS, SCORES, JudgeAgreement, ReviewPair, Vote
 from trainer.evaluate.spec import Preference
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict_text import points
@@ -35,7 +35,6 @@ JUDGEMENTS: Final = "judgements.jsonl"
 MAX_UNREADABLE: Final = 0.1
 """A judge does not count if it refuses more than this share of the pairs, or more of its replies cannot be parsed."""
 
-SCORES: Final[Mapping[Vote, float]] = {"candidate": 1.0, "tie": 0.5, "base": 0.0}
 INSTRUCTIONS: Final = """\
 You compare two answers, A and B, to the same question, and say which is better. What counts:
 
@@ -251,6 +250,8 @@ class ModelJudge:
             "agreement": self._agreement.model_dump(exclude={"digest"}),
             "least_kappa": self._settings.least_kappa,
             "least_reviews": self._settings.least_reviews,
+            "max_lean": self._settings.max_lean,
+            "more_reviews": self._agreement.more_reviews(self._settings),
         }
         scores = tuple(SCORES[vote.vote] for vote in counted_votes)
         preference_sentence = ""
@@ -279,6 +280,8 @@ class ModelJudge:
             judge=self.name,
             scores=scores,
             counted=counted,
+            lean_low=self._agreement.lean_low if counted else None,
+            lean_high=self._agreement.lean_high if counted else None,
             sentence=f"{agreement_sentence}{preference_sentence}{refused_sentence}",
             numbers=numbers,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +31,9 @@ from trainer.evaluate.statistics.paired import (
 
 Scale = Literal["score", "preference", "log_probability"]
 """Scores are from 0 to 1; of a preference the candidate's own is always one half; log-probabilities have no limits."""
+Lean = tuple[float, float]
+"""The interval of how much more a judge favours the candidate than people do; 0.1 is 10 points of 100."""
+NO_LEAN: Final[Lean] = (0.0, 0.0)
 
 
 class IntervalMethod(Frozen):
@@ -43,7 +46,13 @@ class IntervalMethod(Frozen):
 
 
 def arm_difference(
-    comparison: Comparison, of: str, against: str, method: IntervalMethod, *, bound: float = 0.0
+    comparison: Comparison,
+    of: str,
+    against: str,
+    method: IntervalMethod,
+    *,
+    bound: float = 0.0,
+    lean: Lean = NO_LEAN,
 ) -> ArmDifference:
     """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`."""
     of_result, against_result, units = comparison.result(of), comparison.result(against), comparison.units
@@ -55,6 +64,7 @@ def arm_difference(
         bound=bound,
         units=units,
         scale=scale_of(comparison.metric),
+        lean=lean,
     )
 
 
@@ -85,6 +95,7 @@ def paired_difference(
     bound: float = 0.0,
     units: Units | None = None,
     scale: Scale = "score",
+    lean: Lean = NO_LEAN,
 ) -> ArmDifference:
     """The difference between two rows of scores, each given as (label, scores, noise between runs).
 
@@ -98,6 +109,7 @@ def paired_difference(
         bound: What the lower end has to be above, for planning.
         units: Which examples are not independent; None if all are.
         scale: Of the scores.
+        lean: Of the judge, if its votes are the scores; the interval is widened by it, and planning allows for it.
     """
     (of_label, of_row, of_noise), (against_label, against_row, against_noise) = of, against
     of_scores, against_scores = unit_means(of_row, units), unit_means(against_row, units)
@@ -115,11 +127,11 @@ def paired_difference(
     )
     bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
-    plan = power.PowerPlan(bound, method.confidence, method.power, noise)
+    plan = power.PowerPlan(bound + max(0.0, lean[1]), method.confidence, method.power, noise)
     variance = power.score_variance(differences, binary=binary)
     needed = _needed(differences, bounds, variance, plan, binary=binary)
     higher, lower = _needed_range(differences, variance, plan, needed)
-    return ArmDifference(
+    difference = ArmDifference(
         of=of_label,
         against=against_label,
         estimate=estimate,
@@ -137,6 +149,25 @@ def paired_difference(
         needed=needed,
         needed_if_higher=higher,
         needed_if_lower=lower,
+    )
+    return allow_for_lean(difference, lean)
+
+
+def allow_for_lean(difference: ArmDifference, lean: Lean) -> ArmDifference:
+    """A difference between a judge's scores, its interval widened by what the judge's lean could explain.
+
+    A lean towards the candidate of at most ``lean[1]`` may have raised the scores by that much, and one towards the
+    base of at most ``-lean[0]`` may have lowered them. Adding the ends of two intervals is conservative.
+    """
+    towards_candidate, towards_base = max(0.0, lean[1]), max(0.0, -lean[0])
+    if not towards_candidate and not towards_base:
+        return difference
+    return difference.model_copy(
+        update={
+            "low": difference.low - towards_candidate,
+            "high": difference.high + towards_base,
+            "method": f"{difference.method}; widened by the judge's possible lean",
+        }
     )
 
 

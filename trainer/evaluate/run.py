@@ -27,7 +27,7 @@ from trainer.evaluate.looks import Look, position
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE, OVERLAP
 from trainer.evaluate.metrics.overlap import RougeL
-from trainer.evaluate.paired_difference import paired_difference, strongest
+from trainer.evaluate.paired_difference import NO_LEAN, Lean, allow_for_lean, paired_difference, strongest
 from trainer.evaluate.preference import score_by_preference
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
@@ -200,10 +200,11 @@ def _decide(
     if judged is not None and (judged.missed or uncounted is not None):
         # the judge's veto stays open: otherwise taking its endpoint away would turn a failure into a pass
         checks.append(Check(name="judge", state="open", sentence=judged.sentence))
-    preferred = None
+    preferred, lean = None, NO_LEAN if judged is None else _lean_of(judged)
     if judged is not None and judged.counted and not judged.missed and not decides:
-        preferred = _preference_over_base(judged, spec, comparison, rules)
-        checks.append(_judge_check(judged, preferred, rules))
+        preference = _preference_over_base(judged, spec, comparison, rules)
+        preferred = allow_for_lean(preference, lean)
+        checks.append(_judge_check(judged, preference, preferred, rules))
     return decide(
         comparison,
         candidate=spec.candidate or "",
@@ -216,6 +217,7 @@ def _decide(
         rules=rules,
         look=look,
         uncounted=uncounted,
+        lean=lean if decides else NO_LEAN,
     )
 
 
@@ -250,8 +252,26 @@ def _preference_over_base(
     )
 
 
-def _judge_check(judged: ReportJudge, preference: ArmDifference, rules: Rules) -> Check:
-    """A judge that agrees with people has a veto: the check is broken if it is shown to prefer the base."""
+def _lean_of(judged: ReportJudge) -> Lean:
+    """The interval of the judge's lean; NO_LEAN if it is not recorded."""
+    return NO_LEAN if judged.lean_low is None or judged.lean_high is None else (judged.lean_low, judged.lean_high)
+
+
+def _judge_check(judged: ReportJudge, preference: ArmDifference, preferred: ArmDifference, rules: Rules) -> Check:
+    """A judge that agrees with people has a veto: the check is broken if it is shown to prefer the base.
+
+    It is open, neither a pass nor a fail, if the judge prefers the base by no more than its lean could explain.
+
+    Args:
+        judged: The judge's result.
+        preference: How much it prefers the candidate.
+        preferred: The same with its lean allowed for.
+        rules: The operator's settings.
+    """
+    if preference.high >= 0:
+        return Check(name="judge", state="kept", sentence=judged.sentence)
+    if preferred.high >= 0:
+        explained = " It prefers the base by no more than its possible lean towards the base explains."
+        return Check(name="judge", state="open", sentence=judged.sentence + explained)
     enough = preference.examples >= rules.min_examples
-    state: State = "kept" if preference.high >= 0 else "broken" if enough else "open"
-    return Check(name="judge", state=state, sentence=judged.sentence)
+    return Check(name="judge", state="broken" if enough else "open", sentence=judged.sentence)

@@ -23,7 +23,9 @@ from trainer.evaluate.looks import look_confidence
 from trainer.evaluate.metrics.choose import FREE_TEXT, OVERLAP
 from trainer.evaluate.more_examples import Differences, more_examples
 from trainer.evaluate.paired_difference import (
+    NO_LEAN,
     IntervalMethod,
+    Lean,
     arm_difference,
     mean_of,
     noise_of,
@@ -146,6 +148,7 @@ def decide(
     rules: Rules | None = None,
     look: int = 1,
     uncounted: str | None = None,
+    lean: Lean = NO_LEAN,
 ) -> Verdict:
     """Judge a candidate.
 
@@ -159,13 +162,14 @@ def decide(
         rules: The operator's settings, with the confidence of this look.
         look: The number of this version among those judged on the same examples.
         uncounted: Why the scores do not count, so that their checks stay open; None if they count.
+        lean: Of the judge whose votes are the scores, if they are: all intervals of scores allow for it.
 
     Raises:
         EvaluationInvalid: There is no base or no control, a label is unknown, or a control has other examples.
     """
     rules = rules or Rules()
     _require_complete(bases, form, len(comparison.questions))
-    differences = _differences(comparison, candidate, bases, live, form, rules)
+    differences = _differences(comparison, candidate, bases, live, form, rules, lean)
     scored = _scored_checks(comparison, candidate, differences, preferred, rules, look)
     scored = scored if uncounted is None else _all_open(scored)
     checks = (*scored, *_retention_checks(forgetting, more_checks))
@@ -217,13 +221,14 @@ def _differences(
     live: str | None,
     form: Sequence[ControlArm],
     rules: Rules,
+    lean: Lean,
 ) -> Differences:
     method, margin = rules.method, rules.margin(comparison.metric)
     base = strongest(comparison, bases)
     return Differences(
-        base=arm_difference(comparison, candidate, base, method, bound=rules.smallest_difference),
-        live=None if live is None else arm_difference(comparison, candidate, live, method, bound=-margin),
-        form=tuple(_against(control, comparison, candidate, method) for control in form),
+        base=arm_difference(comparison, candidate, base, method, bound=rules.smallest_difference, lean=lean),
+        live=None if live is None else arm_difference(comparison, candidate, live, method, bound=-margin, lean=lean),
+        form=tuple(_against(control, comparison, candidate, method, lean) for control in form),
         likelihood=likelihood(comparison, candidate, bases, method),
     )
 
@@ -299,7 +304,9 @@ def _retention_checks(forgetting: Forgetting | None, more: Sequence[Check]) -> t
     return (_forgetting(forgetting), *more)
 
 
-def _against(control: ControlArm, comparison: Comparison, candidate: str, method: IntervalMethod) -> ArmDifference:
+def _against(
+    control: ControlArm, comparison: Comparison, candidate: str, method: IntervalMethod, lean: Lean
+) -> ArmDifference:
     result = comparison.result(candidate)
     scores = result.scores if control.candidate is None else as_array(control.candidate)
     return paired_difference(
@@ -309,6 +316,7 @@ def _against(control: ControlArm, comparison: Comparison, candidate: str, method
         method=method,
         units=comparison.units,
         scale=scale_of(comparison.metric),
+        lean=lean,
     )
 
 

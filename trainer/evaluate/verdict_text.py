@@ -195,11 +195,15 @@ def _ratio(nats: float) -> str:
 
 
 def judge_preference(difference: ArmDifference) -> str:
-    """That a judge agrees as the second measure; ``difference`` is its preference for the candidate, over 0.5."""
+    """That a judge agrees as the second measure.
+
+    Args:
+        difference: Its preference for the candidate, over 0.5, with its lean allowed for.
+    """
     return (
         f"The second measure, the judge, agrees: it gave {difference.of} {points(0.5 + difference.estimate)} of 100 "
         "against the base at its best, where 50 is even "
-        f"(interval {points(0.5 + difference.low)} to {points(0.5 + difference.high)})."
+        f"(interval {points(0.5 + difference.low)} to {points(0.5 + difference.high)}, its possible lean included)."
     )
 
 

@@ -69,7 +69,7 @@ class Reviews:
     async def standing(self, project: str, judge: JudgeSettings) -> JudgeAgreement:
         """The agreement between a judge and the project's reviewers so far, over all evaluations."""
         votes = await self._database.run(partial(records.votes, project=project, digest=judge.digest))
-        return _standing(judge.digest, votes)
+        return JudgeAgreement.of_votes(judge.digest, votes)
 
     # used by the routes
 
@@ -130,8 +130,10 @@ class Reviews:
             rows = [
                 self._summary(
                     queue,
-                    _standing(queue.digest, records.votes(db, caller.project, evaluation=queue.evaluation)),
-                    _standing(queue.digest, records.votes(db, caller.project, digest=queue.digest)),
+                    JudgeAgreement.of_votes(
+                        queue.digest, records.votes(db, caller.project, evaluation=queue.evaluation)
+                    ),
+                    JudgeAgreement.of_votes(queue.digest, records.votes(db, caller.project, digest=queue.digest)),
                 )
                 for queue in queues[:limit]
             ]
@@ -154,6 +156,7 @@ class Reviews:
             "agreement": here.model_dump(exclude={"digest"}),
             "standing": overall.model_dump(exclude={"digest"}),
             "counted": judge is not None and is_current and overall.counts(judge),
+            "more_reviews": overall.more_reviews(judge) if judge is not None and is_current else None,
             "sentence": overall.sentence(queue.judge, judge)
             if judge is not None and is_current
             else f"The settings no longer contain the judge {queue.judge} with this model and rubric.",
@@ -178,22 +181,6 @@ def blind(review: Review) -> dict[str, Any]:
 def unblinded(review: Review) -> dict[str, Any]:
     """A pair with the arms' positions and the votes, for a queue that is final."""
     return blind(review) | {"first_is": review.first_is, "judge_vote": review.vote, "vote": review.preferred}
-
-
-def _standing(digest: str, votes: list[tuple[Any, Any]]) -> JudgeAgreement:
-    if not votes:
-        return JudgeAgreement(digest=digest)
-    from trainer.evaluate.statistics.agreement import agreement  # imported late: pulls in the statistics libraries
-
-    result = agreement([judge for judge, _ in votes], [reviewer for _, reviewer in votes])
-    return JudgeAgreement(
-        digest=digest,
-        pairs=result.pairs,
-        kappa=result.kappa,
-        low=result.low,
-        high=result.high,
-        observed=result.observed,
-    )
 
 
 def _find(db: sa.Connection, caller: CurrentCaller, review_id: str) -> Review:

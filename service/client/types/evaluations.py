@@ -150,6 +150,9 @@ class ReportJudge(TypedDict):
     counted: bool
     """Whether the judge agrees with people well enough to count."""
     missed: NotRequired[bool]
+    lean_low: NotRequired[float | None]
+    """Interval of how much more it favours the candidate than people do."""
+    lean_high: NotRequired[float | None]
     sentence: str
     numbers: NotRequired[dict[str, Any]]
 
@@ -255,6 +258,12 @@ class Agreement(TypedDict):
     high: float | None
     observed: float | None
     """Share of pairs on which they agree."""
+    lean: NotRequired[float | None]
+    """How much more the judge favours the candidate than people do, from -1 to 1; 0.1: 10 points of 100."""
+    lean_low: NotRequired[float | None]
+    lean_high: NotRequired[float | None]
+    confidence: NotRequired[float]
+    """Of both intervals, two-sided."""
 
 
 class ReviewQueue(TypedDict):
@@ -273,6 +282,8 @@ class ReviewQueue(TypedDict):
     standing: Agreement
     """Over all evaluations of the project."""
     counted: bool
+    more_reviews: NotRequired[int | None]
+    """Further reviews that would make the judge count if the estimates are true; None if unknown."""
     sentence: str
 
 

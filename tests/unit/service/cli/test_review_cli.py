@@ -76,8 +76,9 @@ class Reviews:
             "reviewed": reviewed,
             "final": reviewed == len(self.choices),
             "agreement": kappa,
-            "standing": kappa | {"kappa": None},
+            "standing": kappa | {"kappa": None, "lean": 0.03, "lean_low": -0.04, "lean_high": 0.1},
             "counted": True,
+            "more_reviews": 40,
             "sentence": "The judge strict counts.",
         }
 
@@ -172,7 +173,11 @@ def test_nothing_to_look_at(hatrack: Hatrack, reviews: Reviews) -> None:
 
 def test_the_list_says_how_far_people_are_and_agree(hatrack: Hatrack) -> None:
     result = hatrack("--list")
-    assert re.search(r"eval-1 +strict +0 of 3 +0\.71 \(0\.50 to 0\.90, 60 pairs\) +- +yes", result.stdout)
+    row = re.search(r"eval-1 +strict .*", result.stdout)
+    assert row is not None
+    assert re.split(r" {2,}", row[0].strip())[1:] == [
+        *("strict", "0 of 3", "0.71 (0.50 to 0.90, 60 pairs)", "-", "yes", "+3.0 (-4.0 to +10.0)", "40"),
+    ]
     assert json.loads(hatrack("--json").stdout)[0]["agreement"]["kappa"] == 0.71
 
 

@@ -108,15 +108,22 @@ class Preferring:
 
     name = "strict"
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, share: float, lean: tuple[float, float] = (0.0, 0.0)) -> None:
+        self._share, self._lean = share, lean
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
     ) -> ReportJudge:
         count = len(comparison.questions)
         scores = tuple(1.0 if at < self._share * count else 0.0 for at in range(count))
-        return ReportJudge(judge=self.name, scores=scores, counted=True, sentence="It agrees with people.")
+        return ReportJudge(
+            judge=self.name,
+            scores=scores,
+            counted=True,
+            lean_low=self._lean[0],
+            lean_high=self._lean[1],
+            sentence="It agrees with people.",
+        )
 
 
 async def verdict(
@@ -334,3 +341,9 @@ async def test_a_judge_that_counts_and_prefers_it_is_a_second_measure(share: flo
     assert found.word == word, states(found)
     if word == "pass":
         assert "the judge, agrees: it gave voice@3 90 of 100" in found.check("second_measure").sentence  # type: ignore[union-attr]
+
+
+async def test_a_judge_that_may_lean_towards_it_by_as_much_is_no_second_measure() -> None:
+    found = await verdict(honest, None, judge=Preferring(0.7, lean=(-0.02, 0.15)))
+    assert states(found)["second_measure"] == "open"
+    assert states(await verdict(honest, None, judge=Preferring(0.7)))["second_measure"] == "kept"

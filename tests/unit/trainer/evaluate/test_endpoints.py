@@ -51,7 +51,7 @@ def test_it_names_endpoints_with_their_keys_and_judges(write: Write) -> None:
     keys = {name: endpoint.key.get_secret_value() for name, endpoint in found.items() if endpoint.key}
     assert keys == {"big": "sk-big", "near": "sk-near"}
     judge = outside.judge("strict")
-    assert (judge.least_kappa, judge.least_reviews, judge.review_share) == (0.7, 50, 0.1)
+    assert (judge.least_kappa, judge.least_reviews, judge.max_lean, judge.review_share) == (0.7, 100, 0.1, 0.1)
 
 
 def test_a_judge_without_a_model_asks_its_endpoints(write: Write) -> None:
@@ -104,6 +104,8 @@ def test_agreement_does_not_carry_over_to_another_rubric_or_model(write: Write) 
         ('endpoint = "big"', 'endpoint = "huge"', "no endpoint named 'huge'; known: big, near"),
         ("least_kappa = 0.7", "least_kappa = 1.7", "judges.strict.least_kappa"),
         ("least_kappa = 0.7", "least_reviews = 49", "judges.strict.least_reviews"),
+        ("least_kappa = 0.7", "max_lean = 0", "judges.strict.max_lean"),
+        ("least_kappa = 0.7", "max_lean = 0.6", "judges.strict.max_lean"),
         ('rubric = "The better answer is right, and says so shortly."', 'rubric = "good"', "judges.strict.rubric"),
         ("[judges.strict]", "[judges.strict", "cannot be read as TOML"),
     ],

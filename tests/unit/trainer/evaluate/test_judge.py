@@ -22,7 +22,20 @@ from trainer.evaluate.judge import JUDGEMENTS, ModelJudge, preferred_answer, vot
 from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair
 
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric="The better answer is right and short.")
-AGREEING = JudgeAgreement(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=0.95, observed=0.9)
+AGREEING = JudgeAgreement(
+    digest=SETTINGS.digest,
+    pairs=120,
+    kappa=0.8,
+    low=0.65,
+    high=0.95,
+    observed=0.9,
+    lean=0.01,
+    lean_low=-0.05,
+    lean_high=0.07,
+    confidence=0.98,
+)
+UNKNOWN_LEAN = {"lean": None, "lean_low": None, "lean_high": None, "confidence": 0.95}
+"""As in a record of an earlier version."""
 SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
 
 
@@ -77,7 +90,7 @@ async def test_it_prefers_one_answer_and_says_so_in_scores(gateway: Gateway, tmp
     assert result.scores == (1.0,) * 40 + (0.0,) * 20
     assert result.counted
     assert result.numbers["votes"] == {"candidate": 40, "tie": 0, "base": 20}
-    assert "κ = 0.80 (interval 0.65 to 0.95)" in result.sentence
+    assert "κ = 0.80 (98% interval 0.65 to 0.95; the lower end must be at least 0.50)" in result.sentence
     assert "It prefers shop@3 40 times" in result.sentence
 
 
@@ -120,9 +133,12 @@ async def test_an_answer_cannot_close_its_own_tag(gateway: Gateway, tmp_path: Pa
 @pytest.mark.parametrize(
     ("standing", "why"),
     [
-        (None, "people have looked at 0 of its votes, and 50 are needed"),
-        (AGREEING.model_copy(update={"pairs": 49}), "people have looked at 49 of its votes, and 50 are needed"),
-        (AGREEING.model_copy(update={"kappa": 0.59}), "below 0.60"),
+        (None, "people have looked at 0 of its votes, and 100 are needed"),
+        (AGREEING.model_copy(update={"pairs": 99}), "people have looked at 99 of its votes, and 100 are needed"),
+        (AGREEING.model_copy(update={"low": 0.49}), "it is not shown to agree with people enough"),
+        (AGREEING.model_copy(update={"lean_high": 0.1}), "a lean towards the candidate is not ruled out"),
+        (AGREEING.model_copy(update={"lean_low": 0.01, "lean_high": 0.12}), "it leans towards the candidate"),
+        (AGREEING.model_copy(update=UNKNOWN_LEAN), "did not measure whether it leans"),
         (AGREEING.model_copy(update={"kappa": None}), "gave the same vote"),
         (AGREEING.model_copy(update={"digest": "another"}), "people have looked at 0 of its votes"),
     ],
@@ -145,7 +161,7 @@ async def test_a_judge_that_cannot_be_read_does_not_count(gateway: Gateway, tmp_
     assert "60 of 60 of its votes cannot be read" in result.sentence
 
 
-@pytest.mark.parametrize(("count", "share", "queued"), [(30, 0.1, 30), (200, 0.1, 50), (1000, 0.08, 80)])
+@pytest.mark.parametrize(("count", "share", "queued"), [(30, 0.1, 30), (200, 0.1, 100), (1000, 0.15, 150)])
 async def test_a_seeded_sample_goes_to_people(
     gateway: Gateway, tmp_path: Path, count: int, share: float, queued: int
 ) -> None:
@@ -166,7 +182,7 @@ async def test_the_pairs_lie_in_the_folder_with_the_judges_votes(gateway: Gatewa
     gateway.say = prefers(longer)
     result = await judge(gateway, tmp_path).judge(MIXED, "shop@3", "base")
     found = [ReviewPair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
-    assert len(found) == result.numbers["for_review"] == 50
+    assert len(found) == result.numbers["for_review"] == 60
     assert {pair.vote for pair in found} == {"candidate", "base"}
     assert {(pair.judge, pair.digest, pair.candidate, pair.base) for pair in found} == {
         ("strict", SETTINGS.digest, "shop@3", "base")

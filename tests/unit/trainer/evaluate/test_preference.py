@@ -24,7 +24,18 @@ from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, SuiteR
 from trainer.evaluate.verdict import Rules
 
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric="The better answer has the larger number in it.")
-AGREEING = JudgeAgreement(digest=SETTINGS.digest, pairs=60, kappa=0.8, low=0.65, high=0.95, observed=0.9)
+AGREEING = JudgeAgreement(
+    digest=SETTINGS.digest,
+    pairs=120,
+    kappa=0.8,
+    low=0.65,
+    high=0.95,
+    observed=0.9,
+    lean=0.01,
+    lean_low=-0.05,
+    lean_high=0.07,
+    confidence=0.98,
+)
 SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
 HELD_OUT = questions(40)
 GOODNESS: Final = {"voice@3": 9, "smol": 3, "live": 5}
@@ -95,9 +106,14 @@ ARMS: Final = (("new", "voice@3"), ("base", "smol"), ("live", "live"))
 
 
 async def judged(
-    folder: Path, voices: Voices, *, standing: JudgeAgreement | None = AGREEING, suite: Any = "kept"
+    folder: Path,
+    voices: Voices,
+    *,
+    standing: JudgeAgreement | None = AGREEING,
+    suite: Any = "kept",
+    settings: JudgeSettings = SETTINGS,
 ) -> Outcome:
-    judge = ModelJudge("strict", SETTINGS, voices, folder, standing=standing, method=QUICK)
+    judge = ModelJudge("strict", settings, voices, folder, standing=standing, method=QUICK)
     return await run(spec(), HELD_OUT, answerer=voices, suites={"mmlu": Kept(suite)}, judge=judge)
 
 
@@ -152,6 +168,31 @@ async def test_as_long_as_it_does_not_agree_with_people_nothing_is_shown(
     assert states(found) == wanted
     assert found.verdict.more == 0, "more examples would not help"
     assert (tmp_path / REVIEWS).read_text() != "", "people can look at it"
+
+
+async def test_a_preference_that_a_lean_could_explain_shows_nothing(tmp_path: Path) -> None:
+    """The judge counts, and prefers the candidate everywhere; but it may lean towards it by nearly as much."""
+    lenient = SETTINGS.model_copy(update={"max_lean": 0.5})
+    leaning = AGREEING.model_copy(update={"lean": 0.4, "lean_low": 0.3, "lean_high": 0.49})
+    found = await judged(tmp_path, Voices(GOODNESS), standing=leaning, settings=lenient)
+    assert found.judged is not None
+    assert found.verdict is not None
+    assert found.judged.counted
+    assert {name: states(found)[name] for name in ("base", "form")} == {"base": "open", "form": "open"}
+    assert found.verdict.word == "not_enough_evidence"
+    assert "judge's possible lean" in found.verdict.against_base.method
+    needed = found.verdict.against_base.needed
+    assert needed is None or needed > len(HELD_OUT)
+
+
+async def test_a_candidate_is_not_failed_by_a_preference_that_a_lean_to_the_base_could_explain(tmp_path: Path) -> None:
+    worse = {"voice@3": 3, "smol": 9, "live": 1}
+    leaning = AGREEING.model_copy(update={"lean": -0.6, "lean_low": -0.7, "lean_high": -0.5})
+    found = await judged(tmp_path, Voices(worse), standing=leaning)
+    assert found.judged is not None
+    assert found.judged.counted
+    assert "It leans towards the base" in found.judged.sentence
+    assert states(found)["base"] == "open"
 
 
 async def test_what_was_forgotten_fails_without_a_judge(tmp_path: Path) -> None:

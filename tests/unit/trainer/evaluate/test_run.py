@@ -67,8 +67,11 @@ class Judging:
 
     name = "oracle"
 
-    def __init__(self, score: float, counted: bool, missed: bool = False) -> None:
+    def __init__(
+        self, score: float, counted: bool, missed: bool = False, lean: tuple[float, float] | None = None
+    ) -> None:
         self._score, self._counted, self._missed = score, counted, missed
+        self._lean_low, self._lean_high = lean or (None, None)
 
     async def judge(
         self, comparison: Comparison, candidate: str, base: str, on_stage: OnStage | None = None
@@ -77,7 +80,14 @@ class Judging:
         if self._missed:
             return ReportJudge(judge=self.name, scores=(), counted=False, missed=True, sentence=said)
         scores = (self._score,) * len(comparison.questions)
-        return ReportJudge(judge=self.name, scores=scores, counted=self._counted, sentence=said)
+        return ReportJudge(
+            judge=self.name,
+            scores=scores,
+            counted=self._counted,
+            lean_low=self._lean_low,
+            lean_high=self._lean_high,
+            sentence=said,
+        )
 
 
 @pytest.fixture
@@ -178,6 +188,25 @@ async def test_a_judge_that_counts_has_a_veto(ask: Any, score: float, counted: b
     assert found.verdict.word == word
     assert (found.verdict.check("judge") is not None) is counted
     assert found.judged.judge == "oracle"
+
+
+@pytest.mark.parametrize(
+    ("score", "lean", "state"),
+    [
+        (0.2, (-0.05, 0.05), "broken"),
+        (0.2, (-0.30, -0.10), "open"),
+        (0.2, (0.02, 0.08), "broken"),
+        (0.5, (-0.30, -0.10), "kept"),
+    ],
+)
+async def test_a_veto_that_a_lean_towards_the_base_could_explain_is_open(
+    ask: Any, score: float, lean: tuple[float, float], state: str
+) -> None:
+    wanted = spec(suites=("mmlu",), judge="oracle")
+    found = await ask(wanted, suites={"mmlu": budget("mmlu", "kept")}, judge=Judging(score, True, lean=lean))
+    check = found.verdict.check("judge")
+    assert check.state == state
+    assert ("no more than its possible lean" in check.sentence) is (state == "open")
 
 
 async def test_a_judge_whose_veto_could_not_be_heard_leaves_no_pass(ask: Any) -> None:

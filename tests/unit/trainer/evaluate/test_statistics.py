@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.inter_rater import cohens_kappa
+from statsmodels.stats.proportion import proportion_confint
 
 from tests.unit.trainer.evaluate.worlds import seeded
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.statistics import noise, paired, power
-from trainer.evaluate.statistics.agreement import agreement
+from trainer.evaluate.statistics.agreement import agreement, lean
 
 
 def test_tangos_interval_is_the_published_one() -> None:
@@ -278,8 +280,45 @@ def test_kappa_is_that_of_the_textbook() -> None:
     assert 0 < found.low < 0.4 < found.high < 0.7
 
 
+def test_kappas_interval_is_the_wider_of_the_large_sample_one_and_wilsons() -> None:
+    judge = ["candidate"] * 40 + ["tie"] * 20 + ["base"] * 40
+    people = ["candidate"] * 30 + ["tie"] * 20 + ["base"] * 50
+    order = {"candidate": 0, "tie": 1, "base": 2}
+    table = np.zeros((3, 3))
+    for ours, theirs in zip(judge, people, strict=True):
+        table[order[ours], order[theirs]] += 1
+    reference = cohens_kappa(table)
+    half = stats.norm.ppf(0.99) * float(np.sqrt(reference.var_kappa))
+    low, high = proportion_confint(int(np.trace(table)), 100, alpha=0.02, method="wilson")
+    chance = float(table.sum(axis=0) @ table.sum(axis=1)) / 100**2
+    found = agreement(judge, people)
+    assert found.kappa == pytest.approx(float(reference.kappa))
+    assert found.low == pytest.approx(min(found.kappa - half, (low - chance) / (1 - chance)))
+    assert found.high == pytest.approx(max(found.kappa + half, (high - chance) / (1 - chance)))
+
+
+def test_a_leans_interval_is_no_narrower_than_few_differences_allow() -> None:
+    judge, people = [1.0] * 10 + [0.5] * 90, [0.0] * 10 + [0.5] * 90
+    found = lean(judge, people)
+    student = paired.student_interval(paired.as_array(judge) - paired.as_array(people), 0.98)
+    assert found.estimate == pytest.approx(0.1)
+    assert found.low <= student[0]
+    assert found.high > student[1] + 0.01
+    alike = lean(people, people)
+    assert (alike.estimate, alike.low, alike.high) == (
+        0,
+        pytest.approx(-alike.high),
+        pytest.approx(5.412 / 105.412, abs=1e-3),
+    )
+    with pytest.raises(EvaluationInvalid, match="got 1 and 0"):
+        lean([1.0], [])
+
+
 def test_kappa_at_its_edges() -> None:
-    assert agreement(["a", "b"] * 30, ["a", "b"] * 30).kappa == 1
+    full = agreement(["a", "b"] * 30, ["a", "b"] * 30)
+    assert (full.kappa, full.high) == (1, 1)
+    assert full.low is not None
+    assert 0.8 < full.low < 0.9  # Wilson's interval of 60 in 60 ends at 0.917, where chance agrees on half
     nothing = agreement(["a"] * 50, ["a"] * 50)
     assert (nothing.kappa, nothing.low, nothing.observed) == (None, None, 1.0)
     with pytest.raises(EvaluationInvalid):

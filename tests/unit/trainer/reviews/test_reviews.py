@@ -14,7 +14,7 @@ from tests.unit.trainer.finetune.trainers import Running, running
 from trainer.evaluate.arms import ChatMessage
 from trainer.evaluate.endpoints import JudgeSettings, read_endpoints
 from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair
-from trainer.evaluate.statistics.agreement import agreement
+from trainer.evaluate.statistics import agreement
 
 __all__ = ["gateway"]
 RUBRIC = "The better answer is right, and says so shortly."
@@ -25,8 +25,9 @@ url = "http://127.0.0.1:1"
 endpoint = "big"
 model = "large-1"
 rubric = "{RUBRIC}"
+least_reviews = 50
 """
-SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric=RUBRIC)
+SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric=RUBRIC, least_reviews=50)
 
 
 def pair(at: int, vote: Any = "candidate") -> ReviewPair:
@@ -163,15 +164,23 @@ async def test_agreement_is_counted_from_the_judges_votes_and_peoples(
     assert "people have looked at 0 of its votes, and 50 are needed" in before["sentence"]
     await choose_all(client, "eval-1", better)
     (after,) = (await client.get("/v1/reviews")).json()["data"]
-    wanted = agreement(["candidate"] * 40 + ["base"] * 20, people)
+    wanted = agreement.agreement(["candidate"] * 40 + ["base"] * 20, people)
     assert wanted.kappa is not None
+    votes = {"candidate": 1.0, "base": 0.0}
+    lean = agreement.lean([1.0] * 40 + [0.0] * 20, [votes[vote] for vote in people])
     assert after["agreement"] == {
         "pairs": 60,
         "kappa": pytest.approx(wanted.kappa),
         "low": pytest.approx(wanted.low),
         "high": pytest.approx(wanted.high),
         "observed": pytest.approx(55 / 60),
+        "lean": pytest.approx(-5 / 60),
+        "lean_low": pytest.approx(lean.low),
+        "lean_high": pytest.approx(lean.high),
+        "confidence": 0.98,
     }
+    assert "gives the candidate 8.3 points of 100 fewer than people do" in after["sentence"]
+    assert (before["more_reviews"], after["more_reviews"]) == (50, 0)
     assert (after["final"], after["counted"], after["judge"], after["id"]) == (True, True, "strict", "eval-1")
 
 
@@ -195,6 +204,25 @@ async def test_a_judge_keeps_its_standing_over_evaluations_and_it_lies_in_the_ne
     await reviews.prepare("default", None, tmp_path / "eval-1")
     await reviews.prepare("default", "no-more", tmp_path / "eval-1")
     assert not (tmp_path / "eval-1" / AGREEMENT).exists()
+
+
+async def test_a_judge_that_agrees_but_leans_towards_the_candidate_does_not_count(
+    trainer: Running, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """It agrees on 54 of 60 pairs (κ = 0.78), and gave the candidate all six others, which people gave to the base."""
+    leave(tmp_path / "eval-1", [pair(at, "candidate" if at < 42 else "base") for at in range(60)])
+    await trainer.trainer.reviews.take("default", "eval-1", tmp_path / "eval-1")
+
+    def better(first: str, second: str) -> str:
+        return mine(first, second) if int(first.split()[1]) < 36 else mine(second, first)
+
+    await choose_all(client, "eval-1", better)
+    (queue,) = (await client.get("/v1/reviews")).json()["data"]
+    assert (queue["counted"], queue["standing"]["lean"]) == (False, pytest.approx(0.1))
+    assert queue["standing"]["kappa"] > 0.75
+    assert "it leans towards the candidate" in queue["sentence"]
+    assert "gives the candidate 10 points of 100 more than people do" in queue["sentence"]
+    assert queue["more_reviews"] is None
 
 
 async def test_pairs_are_taken_in_once(trainer: Running, client: httpx.AsyncClient, tmp_path: Path) -> None:
