@@ -89,12 +89,16 @@ class ArmDifference(TypedDict):
     """Smallest true difference that this many examples can detect."""
     needed: NotRequired[int | None]
     """Number of examples needed to detect it."""
+    needed_if_higher: NotRequired[int | None]
+    """The same if the true difference is one standard error further from the bound."""
+    needed_if_lower: NotRequired[int | None]
+    """The same if it is one standard error closer; None: no practical number would do."""
 
 
 class VerdictCheck(TypedDict):
     """A condition of a pass. `broken`: shown to be violated; `open`: undecided."""
 
-    name: Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
+    name: Literal["examples", "base", "live", "form", "length", "second_measure", "forgetting", "suites", "judge"]
     state: Literal["kept", "broken", "open"]
     sentence: str
 
@@ -104,6 +108,8 @@ class ReportVerdict(TypedDict):
 
     rule: int
     """Version of the decision rule; later ones are stricter."""
+    look: NotRequired[int]
+    """Number of this version among those judged on the same examples."""
     word: VerdictWord
     sentence: str
     checks: list[VerdictCheck]

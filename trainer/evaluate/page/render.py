@@ -31,6 +31,7 @@ CHECKS: Final = {
     "base": "Better than the base at its best",
     "live": "Not worse than the live version",
     "form": "Its answers depend on the question",
+    "length": "Answers as long as the author's",
     "second_measure": "A second measure agrees",
     "forgetting": "Forgot no more than allowed",
     "suites": "Lost no more in other suites than allowed",
