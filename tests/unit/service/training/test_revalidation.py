@@ -18,6 +18,7 @@ from adapters.base import BaseDescription
 from service.access.audit import SYSTEM, page
 from service.access.caller import Scope
 from service.access.records import KeyDraft
+from service.config import Settings
 from service.errors import TrainerUnavailable
 from service.files import records as file_records
 from service.files.purposes import Purpose
@@ -27,6 +28,7 @@ from service.files.tables import files as file_table
 from service.registry.tables import verdicts
 from service.training import revalidation as revalidation_module
 from service.training.revalidation import RevalidationTimer, revalidation_body
+from service.training.sidecar import assemble
 from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
 from tests.unit.service.registry.engine import BASE
 from tests.unit.service.training.revalidation_app import EVALUATION, HELD_OUT, RevalidationApp
@@ -429,3 +431,15 @@ async def test_a_round_takes_its_share_of_what_is_old_and_all_of_what_another_en
         await asyncio.wait_for(round_, 60)
     # four versions in ninety days: one old version a day, the live and oldest first; and what can be of the others
     assert {one["metadata"]["revalidates"] for one in made} == {"cat@1", "voice@1"}
+
+
+@pytest.mark.parametrize(("settings", "starts"), [({}, True), ({"trainer": "off"}, False), ({"hours": 0}, False)])
+def test_the_timer_is_on_by_default_where_there_is_a_trainer(
+    tmp_path: Path, settings: dict[str, Any], starts: bool
+) -> None:
+    hours = {"revalidate_every_hours": settings["hours"]} if "hours" in settings else {}
+    given = Settings(home=tmp_path, base_model=BASE, trainer=settings.get("trainer", "on"), **hours)
+    nothing: Any = None
+    sidecar = assemble(given, nothing, nothing, nothing, nothing, nothing, nothing)
+    assert (sidecar.timer is not None) == starts
+    assert given.revalidate_rollback is False
