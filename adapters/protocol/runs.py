@@ -10,7 +10,7 @@ resolved and authorised is sent with the client's own body, in one envelope for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,13 +68,27 @@ class JobContext(ProtocolModel):
     parent_shape: ParentShape | None = None
 
 
+class EarlierVerdict(ProtocolModel):
+    """The verdict that a revalidation is compared with.
+
+    ``id``: of the verdict. ``verdict``: its word. ``rule``: the version of the rule that it was reached by. ``scores``:
+    the file with its scores, question by question.
+    """
+
+    id: str
+    verdict: Literal["pass", "not_enough_evidence"]
+    rule: int
+    scores: FileRef
+
+
 class EvaluationContext(ProtocolModel):
     """What the gateway resolved and authorised for an evaluation.
 
     ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
     version that is judged, None where it is none; ``system_prompt`` and ``grounding`` are its settings. ``live``: the
     version that serves under its name now, if that is another. ``records``: the evaluation's key may write the verdict
-    down. ``training_files``: what the candidate was trained on, as far as the project still has it.
+    down. ``training_files``: what the candidate was trained on, as far as the project still has it. ``earlier``: what a
+    revalidation is compared with, None if no earlier verdict has its scores stored.
     """
 
     held_out: FileRef
@@ -86,6 +100,7 @@ class EvaluationContext(ProtocolModel):
     records: bool = False
     training_files: tuple[FileRef, ...] = ()
     lineage: dict[str, Any] | None = None
+    earlier: EarlierVerdict | None = None
 
 
 class CreateJob(ProtocolModel):

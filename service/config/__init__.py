@@ -230,10 +230,11 @@ class Settings(ServerSettings, GroundingSettings):
         description="Age in days at which a version's verdict expires and the version is due for revalidation.",
     )
     revalidate_every_hours: float = Field(
-        0,
+        24,
         ge=0,
         le=8760,
-        description="Hours between automatic revalidations of due versions; 0: never.",
+        description="Hours between automatic revalidations of due versions, at background priority; those that are due "
+        "for their age alone are spread over `HATRACK_REVALIDATE_DAYS`; 0: never.",
     )
     revalidate_rollback: bool = Field(
         False,

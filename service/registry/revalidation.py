@@ -35,19 +35,19 @@ class Revalidation:
 
     Attributes:
         state: ``failed`` if its latest revalidation failed; ``due`` if something has changed since its latest verdict.
-        reasons: What has changed: parts of the fingerprint (see ``SURROUNDINGS``), ``age`` and ``rule``.
+        reasons: What has changed: parts of the fingerprint (see ``SURROUNDINGS``), ``age`` and ``rule``. A revalidation
+            that shows nothing either way leaves the parts of the fingerprint among them.
+        news: What has changed since the latest verdict of any kind, without ``rule``: that one is by the new rule.
     """
 
     state: RevalidationState
     reasons: tuple[str, ...]
+    news: tuple[str, ...]
 
     @property
     def is_useful(self) -> bool:
-        """Whether a revalidation could yield something new; for a failed version, only once something has changed.
-
-        If only the rule changed, the latest verdict is already by the new rule and on this engine.
-        """
-        return any(reason != RULE for reason in self.reasons)
+        """Whether a revalidation could yield something new."""
+        return bool(self.news)
 
     def shown(self) -> dict[str, Any]:
         """As the API's `revalidation` object."""
@@ -64,11 +64,11 @@ class Freshness:
 
     def __init__(self, engine: Fingerprint, days: float) -> None:
         self.engine = engine
-        self._age_s = days * DAY_S
+        self.age_s = days * DAY_S
 
     def old_before(self) -> int:
         """The time before which verdicts are old; Unix seconds."""
-        return int(time.time() - self._age_s)
+        return int(time.time() - self.age_s)
 
     def state(self, verdict_status: VerdictStatus | None) -> Revalidation | None:
         """The revalidation state of a version; None if it was never judged."""
@@ -76,21 +76,34 @@ class Freshness:
             return None
         latest = verdict_status.latest
         return self.revalidation_of(
-            latest.base, latest.created_at, failed=verdict_status.failed, unconfirmed=verdict_status.unconfirmed
+            verdict_status.base,
+            latest.base,
+            latest.created_at,
+            failed=verdict_status.failed,
+            unconfirmed=verdict_status.unconfirmed,
         )
 
     def revalidation_of(
-        self, base: dict[str, Any], created_at: int, *, failed: bool, unconfirmed: bool
+        self,
+        base: dict[str, Any],
+        latest_base: dict[str, Any],
+        created_at: int,
+        *,
+        failed: bool,
+        unconfirmed: bool,
     ) -> Revalidation:
-        """The revalidation state that a verdict implies.
+        """The revalidation state that a version's verdicts imply.
 
         Args:
-            base: The fingerprint of the base that it was reached on.
-            created_at: When; Unix seconds.
+            base: The fingerprint of the base at the latest conclusive verdict.
+            latest_base: The same at the latest verdict of any kind.
+            created_at: When that one was reached; Unix seconds.
             failed: Whether the version's latest revalidation failed.
             unconfirmed: Whether its pass is by an older rule and was not confirmed.
         """
-        return self._state(base, created_at < self.old_before(), failed=failed, unconfirmed=unconfirmed)
+        old = created_at < self.old_before()
+        state, reasons = self._state(base, old, failed=failed, unconfirmed=unconfirmed)
+        return Revalidation(state, reasons, self._changed(latest_base) + ((AGE,) if old else ()))
 
     def is_same_base(self, base: dict[str, Any]) -> bool:
         """Whether a version judged on ``base`` can serve on the current one."""
@@ -101,14 +114,20 @@ class Freshness:
         versions: Counter[RevalidationState] = Counter(dict.fromkeys(RevalidationState, 0))
         for tally in tallies:
             if self.is_same_base(tally.base):
-                revalidation_of = self._state(tally.base, tally.old, failed=tally.failed, unconfirmed=tally.unconfirmed)
-                versions[revalidation_of.state] += tally.versions
+                state, _ = self._state(tally.base, tally.old, failed=tally.failed, unconfirmed=tally.unconfirmed)
+                versions[state] += tally.versions
         return dict(versions)
 
-    def _state(self, base: dict[str, Any], old: bool, *, failed: bool, unconfirmed: bool) -> Revalidation:
-        changed = Fingerprint.model_validate(base).differences(self.engine)
-        reasons = tuple(part for part in changed if part in SURROUNDINGS)
-        reasons += ((AGE,) if old else ()) + ((RULE,) if unconfirmed and not failed else ())
+    def _state(
+        self, base: dict[str, Any], old: bool, *, failed: bool, unconfirmed: bool
+    ) -> tuple[RevalidationState, tuple[str, ...]]:
+        """The state and its reasons."""
+        reasons = self._changed(base) + ((AGE,) if old else ()) + ((RULE,) if unconfirmed and not failed else ())
         if failed:
-            return Revalidation(RevalidationState.FAILED, reasons)
-        return Revalidation(RevalidationState.DUE if reasons else RevalidationState.FRESH, reasons)
+            return RevalidationState.FAILED, reasons
+        return RevalidationState.DUE if reasons else RevalidationState.FRESH, reasons
+
+    def _changed(self, base: dict[str, Any]) -> tuple[str, ...]:
+        """The parts of the fingerprint, among ``SURROUNDINGS``, that have changed since ``base``."""
+        changed = Fingerprint.model_validate(base).differences(self.engine)
+        return tuple(part for part in changed if part in SURROUNDINGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import orjson
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 
 from adapters.base import Fingerprint
@@ -59,6 +60,8 @@ SPLIT_SCHEMA: Final[dict[str, Any]] = {
 
 FileId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 VerdictResult: TypeAlias = Literal["pass", "fail", "not_enough_evidence"]
+COMPARED_WITH: Final = "Of a revalidation: the verdict (id) on this version that it was compared with, by question."
+HOLDS: Final = "Whether the verdict in `compared_with` still holds; null: neither is shown."
 VerdictKind: TypeAlias = Literal["training", "evaluation", "revalidation"]
 Weights: TypeAlias = Annotated[
     dict[str, Annotated[int, Field(ge=1, le=MAX_TOTAL)]], Field(min_length=MIN_VERSIONS, max_length=MAX_VERSIONS)
@@ -150,6 +153,7 @@ class VerdictFiles(BaseModel):
     report: FileId | None = None
     page: FileId | None = None
     held_out: FileId | None = None
+    scores: FileId | None = None
 
     def named(self) -> dict[str, str]:
         """The ids that were sent, by field name."""
@@ -174,6 +178,18 @@ class VerdictRequest(BaseModel):
         f"sends. At most {MAX_EVALUATION_BYTES // 1024} KiB of JSON.",
     )
     rule: int = Field(1, ge=1, le=1_000_000, description="The rule that it was decided by; later ones are stricter.")
+    compared_with: str | None = Field(None, min_length=1, max_length=64, description=COMPARED_WITH)
+    holds: bool | None = Field(None, description=HOLDS)
+
+    @model_validator(mode="after")
+    def _is_comparison(self) -> Self:
+        if self.compared_with is not None and self.kind != "revalidation":
+            raise ValueError(f"`compared_with` is only for the kind `revalidation`; got the kind `{self.kind}`")
+        if self.holds is not None and self.compared_with is None:
+            raise ValueError("`holds` needs `compared_with`, the id of the verdict that it is about")
+        if self.compared_with is not None and (self.holds is False) != (self.verdict == "fail"):
+            raise ValueError(f"with `compared_with`, `holds` is false exactly if it is a `fail`; got `{self.verdict}`")
+        return self
 
     @field_validator("evaluation")
     @classmethod
@@ -278,11 +294,13 @@ class AdapterVerdict(ApiModel):
     examples: int = Field(description="Number of examples that it was judged on.")
     kind: VerdictKind = Field(description="What triggered the evaluation.")
     evaluation_id: str | None
-    files: dict[Literal["report", "page", "held_out"], str] = Field(description="Ids of files.")
+    files: dict[Literal["report", "page", "held_out", "scores"], str] = Field(description="Ids of files.")
     base: Fingerprint = Field(description="The base as it was served meanwhile.")
     key_id: str = Field(description="Of the API key that recorded it.")
     created_at: int
     rule: int = Field(description="The rule that it was decided by; later ones are stricter.")
+    compared_with: str | None = Field(None, description=COMPARED_WITH)
+    holds: bool | None = Field(None, description=HOLDS)
 
 
 class RecordedVerdict(AdapterVerdict):

@@ -332,6 +332,8 @@ def verdict_object(adapter: AdapterWithVersions, row: VersionRow, verdict: Verdi
         "key_id": verdict.key_id,
         "created_at": verdict.created_at,
         "rule": verdict.rule,
+        "compared_with": verdict.compared_with,
+        "holds": verdict.holds,
     }
 
 

@@ -102,7 +102,7 @@ verdicts = sa.Table(
     sa.Column("metric", sa.Text, nullable=False),
     sa.Column("examples", sa.Integer, nullable=False),
     sa.Column("evaluation_id", sa.Text),
-    # file ids by what they are: `report`, `page`, `held_out`
+    # file ids by what they are: `report`, `page`, `held_out`, `scores`
     sa.Column("files", sa.JSON, nullable=False),
     # the body that asks for the same evaluation again
     sa.Column("evaluation", sa.JSON(none_as_null=True)),
@@ -112,6 +112,10 @@ verdicts = sa.Table(
     sa.Column("created_at", sa.Integer, nullable=False),
     # the version of the rule that the verdict was reached by
     sa.Column("rule", sa.Integer, nullable=False, server_default="1"),
+    # of a revalidation: the id of the verdict that it was compared with, question by question, and whether that one
+    # holds; null: it was compared with none, or it is not shown whether it holds
+    sa.Column("compared_with", sa.Text),
+    sa.Column("holds", sa.Boolean),
     sa.Index("ix_verdicts_version_id_kind_seq", "version_id", "kind", "seq"),
     sqlite_autoincrement=True,
 )

@@ -12,10 +12,10 @@ from adapters.names import DEFAULT_ALIAS
 from service.registry import alias_records
 from service.registry.split import versions_of
 from service.registry.tables import adapters, aliases, verdicts, versions
+from service.registry.verdict_flags import FAIL, PASSED, REVALIDATION, conclusive_base, is_failed, is_unconfirmed
 
-REVALIDATION: Final = "revalidation"
-PASSED: Final = "pass"
-FAIL: Final = "fail"
+SCORES: Final = "scores"
+"""The file of a verdict with its scores question by question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,12 @@ class VerdictDraft:
     """A verdict to be recorded.
 
     Attributes:
-        files: Ids of the project's files by what they are: ``report``, ``page``, ``held_out``.
+        files: Ids of the project's files by what they are: ``report``, ``page``, ``held_out``, ``scores``.
         evaluation: The body that asks for the same evaluation again, or None.
         base: The fingerprint of the base as it was served meanwhile.
         rule: The version of the rule that it was reached by.
+        compared_with: Of a revalidation: the id of the verdict that it was compared with question by question.
+        holds: Whether that verdict holds; None if that is not shown.
     """
 
     id: str
@@ -41,6 +43,8 @@ class VerdictDraft:
     base: dict[str, Any]
     key_id: str
     rule: int
+    compared_with: str | None = None
+    holds: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +65,38 @@ class VerdictRow:
     key_id: str
     created_at: int
     rule: int
+    compared_with: str | None = None
+    holds: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictStatus:
-    """A version's latest verdict, whether its latest revalidation failed it, and whether it is unconfirmed (see
-    ``_unconfirmed``)."""
+    """A version's latest verdict, and what its verdicts say together (see `verdict_flags`).
+
+    Attributes:
+        base: The fingerprint of the base at the latest verdict that is not inconclusive.
+        failed: Whether its latest revalidation failed it.
+        unconfirmed: Whether its pass is by an older rule and was not confirmed.
+    """
 
     latest: VerdictRow
+    base: dict[str, Any]
     failed: bool
     unconfirmed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class VersionVerdict:
-    """A ready version, the base and the time (Unix seconds) of its latest verdict, whether its latest revalidation
-    failed it, and whether it is unconfirmed."""
+    """A ready version and what its verdicts say together, as in `VerdictStatus`.
+
+    ``latest_base``, ``created_at``: the base and the time (Unix seconds) of its latest verdict of any kind.
+    """
 
     project: str
     name: str
     number: int
     base: dict[str, Any]
+    latest_base: dict[str, Any]
     created_at: int
     failed: bool
     unconfirmed: bool
@@ -147,8 +162,7 @@ def evaluations(db: sa.Connection, seqs: Collection[int]) -> dict[int, dict[str,
 def verdict_status(db: sa.Connection, adapter_ids: Collection[int]) -> dict[int, VerdictStatus]:
     """The verdict status of these adapters' versions, by row id; versions without a verdict are left out."""
     mine = sa.select(versions.c.id).where(versions.c.adapter_id.in_(adapter_ids)).scalar_subquery()
-    flags = _failed().label("failed"), _unconfirmed().label("unconfirmed")
-    chosen = sa.select(*_SHOWN, *flags).where(verdicts.c.version_id.in_(mine), _is_latest())
+    chosen = sa.select(*_SHOWN, *_flags()).where(verdicts.c.version_id.in_(mine), _is_latest())
     return {row.version_id: _judged(row) for row in db.execute(chosen)}
 
 
@@ -162,8 +176,7 @@ def ready(db: sa.Connection, project: str | None = None) -> list[VersionVerdict]
             versions.c.number,
             verdicts.c.base,
             verdicts.c.created_at,
-            _failed().label("failed"),
-            _unconfirmed().label("unconfirmed"),
+            *_flags(),
             aliases.c.version,
             aliases.c.split,
         )
@@ -178,8 +191,17 @@ def ready(db: sa.Connection, project: str | None = None) -> list[VersionVerdict]
         chosen = chosen.where(adapters.c.project == project)
     rows = sorted(db.execute(chosen), key=lambda row: not _may_answer(row))
     return [
-        VersionVerdict(r.project, r.name, r.number, r.base, r.created_at, bool(r.failed), bool(r.unconfirmed))
-        for r in rows
+        VersionVerdict(
+            row.project,
+            row.name,
+            row.number,
+            row.conclusive_base,
+            row.base,
+            row.created_at,
+            bool(row.failed),
+            bool(row.unconfirmed),
+        )
+        for row in rows
     ]
 
 
@@ -194,6 +216,43 @@ def last_evaluation(db: sa.Connection, version_id: int) -> dict[str, Any] | None
     return evaluation
 
 
+def comparable(db: sa.Connection, version_id: int, held_out: str, metric: str) -> VerdictRow | None:
+    """The verdict that a revalidation of a version is compared with, question by question; None if there is none.
+
+    It has its scores stored, is on the same held-out file and metric, and did not fail. The latest one that is not a
+    revalidation is preferred: were each revalidation compared with the one before, small losses would add up unseen.
+    Otherwise it is the oldest revalidation since then. One that found no pass serves only while the version is not
+    failed, because a version that only stays as it was at its failure must not be cleared by that.
+    """
+    status = _status_of(db, version_id)
+    chosen = sa.select(*_SHOWN).where(
+        verdicts.c.version_id == version_id,
+        verdicts.c.metric == metric,
+        verdicts.c.verdict != FAIL,
+        verdicts.c.compared_with.is_(None),
+    )
+    oldest: VerdictRow | None = None
+    for verdict in (_verdict(row) for row in db.execute(chosen.order_by(verdicts.c.seq.desc()))):
+        if verdict.files.get("held_out") != held_out or SCORES not in verdict.files:
+            continue
+        if verdict.kind != REVALIDATION:
+            return verdict
+        if verdict.verdict == PASSED or not (status is not None and status.failed):
+            oldest = verdict
+    return oldest
+
+
+def _status_of(db: sa.Connection, version_id: int) -> VerdictStatus | None:
+    row = db.execute(sa.select(*_SHOWN, *_flags()).where(verdicts.c.version_id == version_id, _is_latest())).first()
+    return None if row is None else _judged(row)
+
+
+def revalidated_since(db: sa.Connection, since: int) -> int:
+    """The number of revalidations recorded at or after a time (Unix seconds), over all projects."""
+    chosen = sa.select(sa.func.count()).where(verdicts.c.kind == REVALIDATION, verdicts.c.created_at >= since)
+    return int(db.scalar(chosen) or 0)
+
+
 def tallies(db: sa.Connection, old_before: int) -> list[VerdictCount]:
     """The judged ready versions of all projects, counted by base, age and result: a handful of rows.
 
@@ -201,15 +260,15 @@ def tallies(db: sa.Connection, old_before: int) -> list[VerdictCount]:
         old_before: Unix seconds; a verdict from before that is old.
     """
     old = (verdicts.c.created_at < old_before).label("old")
-    flags = _failed().label("failed"), _unconfirmed().label("unconfirmed")
+    flags = _flags()
     chosen = (
-        sa.select(verdicts.c.base, old, *flags, sa.func.count().label("versions"))
+        sa.select(old, *flags, sa.func.count().label("versions"))
         .join(versions, versions.c.id == verdicts.c.version_id)
         .where(_is_latest(), versions.c.state == "ready")
-        .group_by(verdicts.c.base, old, *flags)
+        .group_by(old, *flags)
     )
     return [
-        VerdictCount(row.base, bool(row.old), bool(row.failed), bool(row.unconfirmed), int(row.versions))
+        VerdictCount(row.conclusive_base, bool(row.old), bool(row.failed), bool(row.unconfirmed), int(row.versions))
         for row in db.execute(chosen)
     ]
 
@@ -225,7 +284,7 @@ def live_failures(db: sa.Connection) -> list[FailedLiveVersion]:
             aliases.c.version,
             aliases.c.split,
             aliases.c.updated_at,
-            _failed().label("failed"),  # among the conditions it would be looked at for all that there ever were
+            is_failed().label("failed"),  # among the conditions it would be looked at for all that there ever were
         )
         .select_from(verdicts)
         .join(versions, versions.c.id == verdicts.c.version_id)
@@ -262,83 +321,21 @@ def _is_latest(kind: str | None = None) -> sa.ColumnElement[bool]:
     return verdicts.c.seq == newest.correlate(verdicts).scalar_subquery()
 
 
-def _failed() -> sa.ColumnElement[bool]:
-    """Whether the latest revalidation of a verdict's version failed it.
-
-    Where it found no pass, but no failure either, what was found before it decides: a version that had passed has
-    lost what it went live for, and is failed until a revalidation passes; one that had not has lost nothing. Nor has
-    one whose pass was of an older rule: a stricter one asks for what was never shown.
-    """
-    mine = _revalidations("lasts")
-    last = sa.select(mine.c.verdict).where(mine.c.version_id == verdicts.c.version_id).order_by(mine.c.seq.desc())
-    failing = last.limit(1).correlate(verdicts).scalar_subquery() == FAIL
-    return sa.func.coalesce(failing, sa.false()) | _lost_its_pass()
-
-
-def _lost_its_pass() -> sa.ColumnElement[bool]:
-    """Whether a revalidation found no pass where the verdict right before it was one, and none has passed since.
-
-    A failure counts by whatever rule; what is not enough evidence, by the rule of the pass.
-    """
-    lost, since = _revalidations("losses"), _revalidations("passes")
-    same_rule = _previous(lost, "rules", verdicts.c.rule) >= lost.c.rule
-    return (
-        sa.exists()
-        .where(
-            lost.c.version_id == verdicts.c.version_id,
-            lost.c.verdict != PASSED,
-            _previous(lost, "befores", verdicts.c.verdict) == PASSED,
-            sa.or_(lost.c.verdict == FAIL, same_rule),
-            ~_passed_after(lost, since),
-        )
-        .correlate(verdicts)
-    )
-
-
-def _unconfirmed() -> sa.ColumnElement[bool]:
-    """Whether a pass of an older rule could not be shown again by a newer one, and no verdict was a pass since."""
-    unshown, since = _revalidations("unshown"), verdicts.alias("passed_since")
-    return (
-        sa.exists()
-        .where(
-            unshown.c.version_id == verdicts.c.version_id,
-            unshown.c.verdict.not_in((PASSED, FAIL)),
-            _previous(unshown, "befores_of_unshown", verdicts.c.verdict) == PASSED,
-            _previous(unshown, "rules_of_unshown", verdicts.c.rule) < unshown.c.rule,
-            ~_passed_after(unshown, since),
-        )
-        .correlate(verdicts)
-    )
-
-
-def _previous(of: sa.Subquery, name: str, column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
-    """A column of the verdict right before ``of`` on the same version."""
-    before = verdicts.alias(name)
-    return (
-        sa.select(before.c[column.name])
-        .where(before.c.version_id == of.c.version_id, before.c.seq < of.c.seq)
-        .order_by(before.c.seq.desc())
-        .limit(1)
-        .correlate(of)
-        .scalar_subquery()
-    )
-
-
-def _passed_after(of: sa.Subquery, since: sa.FromClause) -> sa.Exists:
-    """Whether one of ``since`` is a later pass on the version of ``of``."""
-    later = sa.exists().where(since.c.version_id == of.c.version_id, since.c.seq > of.c.seq, since.c.verdict == PASSED)
-    return later.correlate(of)
-
-
-def _revalidations(name: str) -> sa.Subquery:
-    """All that revalidations have found, under a name of its own within a query."""
-    chosen = sa.select(verdicts.c.version_id, verdicts.c.seq, verdicts.c.verdict, verdicts.c.rule)
-    return chosen.where(verdicts.c.kind == REVALIDATION).correlate(None).subquery(name)
-
-
 def _judged(row: sa.Row[*tuple[Any, ...]]) -> VerdictStatus:
     values = {name: row._mapping[name] for name in VerdictRow.__dataclass_fields__}
-    return VerdictStatus(VerdictRow(**values), bool(row._mapping["failed"]), bool(row._mapping["unconfirmed"]))
+    flags = row._mapping
+    return VerdictStatus(
+        VerdictRow(**values), flags["conclusive_base"], bool(flags["failed"]), bool(flags["unconfirmed"])
+    )
+
+
+def _flags() -> tuple[sa.ColumnElement[Any], ...]:
+    """What the verdicts of a verdict's version say together, for a query over verdicts."""
+    return (
+        conclusive_base().label("conclusive_base"),
+        is_failed().label("failed"),
+        is_unconfirmed().label("unconfirmed"),
+    )
 
 
 def _verdict(row: sa.Row[*tuple[Any, ...]]) -> VerdictRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -18,10 +19,11 @@ from service.files.holds import hold_for_verdict
 from service.files.service import not_found
 from service.registry import verdict_records
 from service.registry.catalog import CatalogSnapshot
-from service.registry.revalidation import Revalidation, RevalidationState
+from service.registry.revalidation import AGE, Revalidation, RevalidationState
 from service.registry.schemas import MAX_EVALUATION_BYTES, VerdictRequest
 from service.registry.state import RegistryState, verdict_object
-from service.registry.verdict_records import PASSED, REVALIDATION, VerdictDraft, VerdictRow, VersionVerdict
+from service.registry.verdict_flags import PASSED, REVALIDATION
+from service.registry.verdict_records import VerdictDraft, VerdictRow, VersionVerdict
 
 MAX_BODY_BYTES: Final = 2 * MAX_EVALUATION_BYTES
 MAX_VERDICTS: Final = 1000
@@ -35,6 +37,7 @@ class RevalidationCandidate:
     """A version that should be revalidated, and what has changed since its last verdict.
 
     ``is_same_base``: it was judged on the base that is served now; otherwise it can neither serve nor be judged.
+    ``only_aged``: nothing but time has passed since its latest verdict.
     """
 
     project: str
@@ -42,6 +45,7 @@ class RevalidationCandidate:
     number: int
     reasons: tuple[str, ...]
     is_same_base: bool = True
+    only_aged: bool = False
 
     @property
     def version(self) -> str:
@@ -83,6 +87,7 @@ class Verdicts:
             Forbidden: The caller is neither a job nor an admin.
             NotFound: There is no such version, or no such file in its project.
             Conflict: The version is not ready, or has ``MAX_VERDICTS`` already.
+            BadRequest: ``compared_with`` is not a verdict on this version.
         """
         if not caller.background and not caller.may(Scope.ADMIN):
             raise Forbidden(
@@ -116,6 +121,7 @@ class Verdicts:
                         code="too_many_verdicts",
                     )
                 fields = {f"files.{param}": file_id for param, file_id in named.items()}
+                _require_compared(db, row.id, target, draft.compared_with)
                 missing = hold_for_verdict(db, caller, target, fields)
                 if missing is not None:
                     raise not_found(missing[1], missing[0])
@@ -182,7 +188,9 @@ class Verdicts:
 
     def _revalidation(self, row: VersionVerdict) -> Revalidation:
         freshness = self._state.freshness
-        return freshness.revalidation_of(row.base, row.created_at, failed=row.failed, unconfirmed=row.unconfirmed)
+        return freshness.revalidation_of(
+            row.base, row.latest_base, row.created_at, failed=row.failed, unconfirmed=row.unconfirmed
+        )
 
     # revalidation
 
@@ -197,11 +205,31 @@ class Verdicts:
         judged = [(row, self._revalidation(row)) for row in rows]
         return [
             RevalidationCandidate(
-                row.project, row.name, row.number, revalidation.reasons, self._state.freshness.is_same_base(row.base)
+                row.project,
+                row.name,
+                row.number,
+                revalidation.reasons,
+                is_same_base=self._state.freshness.is_same_base(row.base),
+                only_aged=revalidation.news == (AGE,),
             )
             for row, revalidation in judged
             if every or revalidation.is_useful
         ]
+
+    async def aged_per_round(self, every_s: float) -> int:
+        """How many versions that are due for their age alone the timer may revalidate in a round that begins now.
+
+        All versions get their turn within the age limit, at the same pace: versions that were promoted long ago are
+        spread over that time, and a restart brings no extra round.
+
+        Args:
+            every_s: Interval between rounds, s.
+        """
+        freshness, since = self._state.freshness, int(time.time() - every_s)
+        rows = await self._state.database.run(lambda db: verdict_records.ready(db, None))
+        versions = sum(freshness.is_same_base(row.base) for row in rows)
+        done = await self._state.database.run(lambda db: verdict_records.revalidated_since(db, since))
+        return max(0, math.ceil(versions * min(1.0, every_s / freshness.age_s)) - done)
 
     async def evaluation(self, project: str, name: str, number: int | str) -> tuple[int, dict[str, Any]]:
         """A version's number, and the request body that repeats its latest evaluation.
@@ -224,7 +252,15 @@ class Verdicts:
         return row.number, body
 
 
+def _require_compared(db: sa.Connection, version_id: int, target: str, compared_with: str | None) -> None:
+    """Raise BadRequest unless ``compared_with`` is None or the id of a verdict on the version."""
+    if compared_with is not None and verdict_records.page(db, version_id, compared_with, 0) is None:
+        raise BadRequest(
+            f"`compared_with` must be the id of a verdict on `{target}`; got {compared_with!r}", param="compared_with"
+        )
+
+
 def _is_repeated(latest: VerdictRow, draft: VerdictDraft) -> bool:
     """Whether the verdict repeats the latest one: each job has its own key and judges once."""
-    same = ("kind", "verdict", "sentence", "metric", "examples", "evaluation_id", "files", "base", "key_id", "rule")
-    return all(getattr(latest, name) == getattr(draft, name) for name in same)
+    stored = set(VerdictDraft.__dataclass_fields__) - {"id", "evaluation"}
+    return all(getattr(latest, name) == getattr(draft, name) for name in stored)

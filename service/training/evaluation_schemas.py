@@ -92,6 +92,30 @@ class ReportVerdict(ApiModel):
     rules: dict[str, Any]
 
 
+class RevalidationCheck(ApiModel):
+    """One condition under which an earlier verdict holds; its state as in `VerdictCheck`."""
+
+    name: Literal["score", "advantage", "forgetting"]
+    state: Literal["kept", "broken", "open"]
+    sentence: str
+
+
+class ReportRevalidation(ApiModel):
+    """Of a revalidation that was compared with an earlier verdict: whether that one holds. It decides."""
+
+    word: VerdictWord = Field(description="The earlier verdict's word if it holds; `fail` if it does not.")
+    sentence: str
+    holds: bool | None = Field(description="Null: neither is shown; the version stays as it was.")
+    compared_with: str = Field(description="The earlier verdict's id.")
+    rule: int = Field(description="Version of the rule of the verdict that stands.")
+    checks: list[RevalidationCheck]
+    examples: int = Field(description="Questions that both evaluations asked.")
+    changed: int = Field(description="Questions on which the version's answer has changed.")
+    then_now: ArmDifference = Field(description="Scores now minus scores then, paired by question.")
+    strict: ArmDifference = Field(description="The same with the confidence that a failure needs.")
+    advantage: ArmDifference = Field(description="The lead over the strongest base, now minus then.")
+
+
 class ReportSuite(ApiModel):
     """The result of a suite."""
 
@@ -121,6 +145,7 @@ class EvaluationReport(ApiModel):
     held_out: int
     suites: list[ReportSuite] = Field(default_factory=list)
     judged: ReportJudge | None = None
+    revalidation: ReportRevalidation | None = None
     labels: list[str] = Field(description="The arms' labels in display order.")
     served: dict[str, str] = Field(description="The model that answered for each arm.")
     measures: list[ReportMeasure]

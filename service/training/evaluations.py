@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from adapters.names import DEFAULT_ALIAS
 from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, EvaluationFields, Label
-from adapters.protocol.runs import CreateEvaluation, EvaluationContext
+from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
@@ -28,10 +28,10 @@ from service.files.purposes import Purpose
 from service.files.records import FileRow
 from service.files.service import Files
 from service.http.body import as_model
-from service.registry import records
+from service.registry import records, verdict_records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
 from service.registry.split import AliasTarget
-from service.registry.verdict_records import REVALIDATION
+from service.registry.verdict_flags import PASSED, REVALIDATION
 from service.training.jobs import reference
 from service.training.service import JSON, Answer, ProvisionRequest, Training
 
@@ -150,13 +150,14 @@ class EvaluationService:
             records=caller.may(Scope.ADAPTERS),
             training_files=() if training_file is None else (reference(training_file),),
             lineage=_lineage(row),
+            earlier=await self._earlier(caller, request, row, version),
         )
         kind = {} if version is None else {"kind": REVALIDATION}
         envelope = CreateEvaluation(request=request.model_dump(exclude_unset=True) | kind, context=context)
         provision = ProvisionRequest(
             path=EVALUATIONS_PATH,
             key=key_draft(caller, authorized),
-            files={"held_out": held_out.id} | ({} if training_file is None else {"training_file": training_file.id}),
+            files=_held_files(context),
             headers=headers | JSON,
             body=orjson.dumps(envelope.model_dump()),
             action="evaluation.create",
@@ -192,6 +193,31 @@ class EvaluationService:
             return await self._files.named(caller, file_ids[0], purposes, "training_file", version=candidate.name)
         except (NotFound, BadRequest):
             return None
+
+    async def _earlier(
+        self, caller: Caller, request: EvaluationRequest, row: records.VersionRow | None, version: str | None
+    ) -> EarlierVerdict | None:
+        """What a revalidation of ``version`` is compared with; None for another evaluation, or if there is nothing."""
+        metric = request.metric.get("name") if isinstance(request.metric, dict) else request.metric
+        if version is None or row is None or not isinstance(metric, str):
+            return None
+        version_id, held_out = row.id, request.held_out
+        verdict = await self._database.run(lambda db: verdict_records.comparable(db, version_id, held_out, metric))
+        if verdict is None:
+            return None
+        purposes = (Purpose.RESULTS,)
+        try:
+            scores = await self._files.named(
+                caller, verdict.files[verdict_records.SCORES], purposes, "scores", version=version
+            )
+        except (NotFound, BadRequest):
+            return None
+        return EarlierVerdict(
+            id=verdict.id,
+            verdict="pass" if verdict.verdict == PASSED else "not_enough_evidence",
+            rule=verdict.rule,
+            scores=reference(scores),
+        )
 
 
 def check(request: EvaluationRequest, caller: Caller, catalog: Catalog) -> AuthorizedEvaluation:
@@ -279,6 +305,16 @@ def heaviest(target: AliasTarget | None) -> int | None:
         return target
     shares: Mapping[str, int] = target.shown()
     return int(max(shares, key=lambda number: shares[number]))
+
+
+def _held_files(context: EvaluationContext) -> dict[str, str]:
+    """The ids of the files that the evaluation's key holds, by what they are."""
+    files = {"held_out": context.held_out.id}
+    if context.training_files:
+        files["training_file"] = context.training_files[0].id
+    if context.earlier is not None:
+        files["scores"] = context.earlier.scores.id
+    return files
 
 
 def _settings(candidate: ResolvedModel | None) -> VersionSettings:

@@ -110,6 +110,10 @@ class Revalidations:
         candidates = await self._verdicts.revalidation_candidates(None)
         return [candidate for candidate in candidates if candidate.is_same_base]
 
+    async def aged_per_round(self, every_s: float) -> int:
+        """See `Verdicts.aged_per_round`."""
+        return await self._verdicts.aged_per_round(every_s)
+
     async def get(self, project: str, evaluation_id: str) -> dict[str, Any] | None:
         """An evaluation's current state; None if it does not exist. Raises TrainerUnavailable, BadGateway, Timeout."""
         status, evaluation = await self._get(f"{EVALUATIONS}/{evaluation_id}", _headers(project))
@@ -179,6 +183,9 @@ class Revalidations:
 class RevalidationTimer:
     """Revalidates due versions of all projects periodically, one version at a time.
 
+    Versions for which the engine has changed are all revalidated in the next round. Those that are due for their age
+    alone are spread over the age limit (`Verdicts.aged_per_round`).
+
     Args:
         revalidations: Revalidates versions.
         every_s: Interval between rounds, s.
@@ -234,16 +241,20 @@ class RevalidationTimer:
             TrainerUnavailable, BadGateway, Timeout: The trainer became unavailable before an evaluation started.
         """
         tried: set[tuple[str, str]] = set()
+        left = await self._revalidations.aged_per_round(self._every_s)
         while True:
             # queried anew each time: an evaluation takes minutes, and clients revalidate versions too
             candidates = await self._revalidations.due_candidates()
-            candidate = next((due for due in candidates if (due.project, due.version) not in tried), None)
+            untried = (due for due in candidates if (due.project, due.version) not in tried)
+            candidate = next((due for due in untried if left > 0 or not due.only_aged), None)
             if candidate is None:
                 return
             tried.add((candidate.project, candidate.version))
-            await self._revalidate(candidate)
+            # one that cannot be evaluated takes nobody's turn: it would be the first of the next round, too
+            left -= await self._revalidate(candidate) and candidate.only_aged
 
-    async def _revalidate(self, candidate: RevalidationCandidate) -> None:
+    async def _revalidate(self, candidate: RevalidationCandidate) -> bool:
+        """Revalidate a version and wait for the end; returns whether the evaluation succeeded."""
         project, version = candidate.project, {"project": candidate.project, "version": candidate.version}
         caller, actor, headers = system_caller(project), system_actor(project), _headers(project)
         number = str(candidate.number)
@@ -253,17 +264,17 @@ class RevalidationTimer:
             raise
         except HatrackError as error:
             _LOG.warning("a version cannot be revalidated", extra={**version, "reason": error.message})
-            return
+            return False
         evaluation = parsed(answer)
         if answer.status >= 400:
             reason = (evaluation.get("error") or {}).get("message")
             _LOG.warning("a version cannot be revalidated", extra={**version, "reason": reason})
-            return
+            return False
         _LOG.info("revalidating a version", extra={**version, "evaluation": evaluation.get("id")})
-        await self._wait(project, str(evaluation.get("id")))
+        return await self._wait(project, str(evaluation.get("id")))
 
-    async def _wait(self, project: str, evaluation_id: str) -> None:
-        """Wait until the evaluation has ended; if the trainer is unavailable meanwhile, keep polling."""
+    async def _wait(self, project: str, evaluation_id: str) -> bool:
+        """Wait until the evaluation has ended, also while the trainer is away; returns whether it succeeded."""
         while True:
             await asyncio.sleep(self._poll_s)
             try:
@@ -272,7 +283,7 @@ class RevalidationTimer:
                 _LOG.debug("cannot poll an evaluation", extra={"reason": error.message})
                 continue
             if evaluation is None or evaluation.get("status") in ENDED:
-                return
+                return evaluation is not None and evaluation.get("status") == "succeeded"
 
 
 def revalidation_body(body: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -64,11 +64,12 @@ def assemble(
     training = Training(client, database, keys, files, catalog, store)
     evaluations = EvaluationService(training, files, catalog, database)
     revalidations = Revalidations(verdicts, evaluations, client)
-    every_s = settings.revalidate_every_hours * 3600
+    configured = config.starts or bool(settings.trainer_url)
+    every_s = settings.revalidate_every_hours * 3600 if configured else 0
     return Sidecar(
         training=training,
         process=TrainerProcess(config) if config.starts else None,
-        watch=TrainerWatch(client, configured=config.starts or bool(settings.trainer_url)),
+        watch=TrainerWatch(client, configured=configured),
         evaluations=evaluations,
         revalidations=revalidations,
         timer=RevalidationTimer(revalidations, every_s=every_s) if every_s else None,

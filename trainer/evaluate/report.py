@@ -23,6 +23,7 @@ from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.paired_difference import arm_difference, mean_of
+from trainer.evaluate.revalidation import RevalidationResult
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
@@ -53,6 +54,8 @@ class EvaluationReport(Frozen):
     """Number of held-out examples; the verdict counts those that were asked."""
     suites: tuple[SuiteResult, ...] = ()
     judged: ReportJudge | None = None
+    revalidation: RevalidationResult | None = None
+    """Of a revalidation that was compared with an earlier verdict: whether that one holds. It decides."""
     labels: tuple[str, ...]
     served: dict[str, str]
     """What served each arm: `name@3`, or the requested model."""
@@ -83,6 +86,7 @@ def build(
     created_at: datetime,
     suites: Sequence[SuiteResult] = (),
     judged: ReportJudge | None = None,
+    revalidation: RevalidationResult | None = None,
     why: str = "",
     notes: Sequence[str] = (),
     held_out: int | None = None,
@@ -99,7 +103,8 @@ def build(
         verdict: The verdict; None for a comparison without a candidate.
         adapter: The subject: `name@version`, or the comparison's name.
         created_at: With a time zone.
-        suites, judged: The results of the suites and of a judge.
+        suites, judged, revalidation: The results of the suites, of a judge, and of the comparison with an earlier
+            verdict.
         why: The reason for the metric.
         notes: Notes on the comparison, one sentence each.
         held_out: Number of held-out examples, if not all were asked.
@@ -126,6 +131,7 @@ def build(
         held_out=len(comparison.questions) if held_out is None else held_out,
         suites=tuple(suites),
         judged=judged,
+        revalidation=revalidation,
         labels=labels,
         served={result.arm.label: result.version or result.arm.model for result in results},
         measures=_measures(comparison, labels),

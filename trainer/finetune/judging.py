@@ -23,6 +23,7 @@ from trainer.evaluate.evaluations.planning import rules_of
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
 from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
 from trainer.evaluate.report import EvaluationReport, build, loss_curve
+from trainer.evaluate.revalidation import scores_of
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, most_frequent_answers
 from trainer.evaluate.verdict import RULE
 from trainer.finetune import spec
@@ -145,7 +146,7 @@ class Judging:
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, comparison.notes, time.monotonic() - began)
-        files = self._evaluator.upload_report(report)
+        files = self._evaluator.upload_report(report, scores_of(outcome, comparison.evaluation.metric))
         judged = verdict_record(outcome.verdict)
         self._record(judged, files, self._repeat_body(comparison.evaluation, files))
         return judged

@@ -169,7 +169,7 @@ class AdapterVerdict(TypedDict):
     kind: Literal["training", "evaluation", "revalidation"]
     """What ran the evaluation."""
     evaluation_id: str | None
-    files: dict[Literal["report", "page", "held_out"], str]
+    files: dict[Literal["report", "page", "held_out", "scores"], str]
     """File ids."""
     base: Fingerprint
     """The base model as served during the evaluation."""
@@ -178,6 +178,10 @@ class AdapterVerdict(TypedDict):
     created_at: int
     rule: int
     """Version of the decision rule; later ones are stricter."""
+    compared_with: NotRequired[str | None]
+    """Of a revalidation: id of the verdict that it was compared with, question by question."""
+    holds: NotRequired[bool | None]
+    """Whether that verdict still holds; None: neither is shown."""
 
 
 class RecordedVerdict(AdapterVerdict):

@@ -134,6 +134,39 @@ class ReportVerdict(TypedDict):
     rules: dict[str, Any]
 
 
+class RevalidationCheck(TypedDict):
+    """One condition under which an earlier verdict holds."""
+
+    name: Literal["score", "advantage", "forgetting"]
+    state: Literal["kept", "broken", "open"]
+    sentence: str
+
+
+class ReportRevalidation(TypedDict):
+    """Of a revalidation that was compared with an earlier verdict: whether that one holds. It decides."""
+
+    word: VerdictWord
+    """The earlier verdict's word if it holds; `fail` if it does not."""
+    sentence: str
+    holds: bool | None
+    """None: neither is shown; the version stays as it was."""
+    compared_with: str
+    """Id of the earlier verdict."""
+    rule: int
+    """Version of the decision rule of the verdict that stands."""
+    checks: list[RevalidationCheck]
+    examples: int
+    """Questions that both evaluations asked."""
+    changed: int
+    """Questions on which the version's answer has changed."""
+    then_now: ArmDifference
+    """Scores now minus scores then, paired by question."""
+    strict: ArmDifference
+    """The same with the confidence that a failure needs."""
+    advantage: ArmDifference
+    """The lead over the strongest base, now minus then."""
+
+
 class ReportSuite(TypedDict):
     """Result of a suite."""
 
@@ -218,6 +251,7 @@ class EvaluationReport(TypedDict):
     held_out: int
     suites: NotRequired[list[ReportSuite]]
     judged: NotRequired[ReportJudge | None]
+    revalidation: NotRequired[ReportRevalidation | None]
     labels: list[str]
     """Arms in display order."""
     served: dict[str, str]

@@ -27,6 +27,7 @@ from trainer.evaluate.likelihood import HttpScorer
 from trainer.evaluate.looks import Look, example_key
 from trainer.evaluate.page.render import render
 from trainer.evaluate.report import EvaluationReport
+from trainer.evaluate.revalidation import RevalidationResult, VerdictScores
 from trainer.evaluate.run import run
 from trainer.evaluate.spec import EvaluationSpec, Outcome
 from trainer.evaluate.verdict import Verdict
@@ -171,13 +172,16 @@ class Evaluator:
             held_out = self._gateway.upload_file(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
             self._directory.write(spec.UPLOADED_FILES, uploaded.model_copy(update={"held_out": held_out}))
 
-    def upload_report(self, report: EvaluationReport) -> UploadedFiles:
-        """Write the report and upload it to the gateway, each part once."""
+    def upload_report(self, report: EvaluationReport, scores: VerdictScores | None) -> UploadedFiles:
+        """Write the report, and the scores of its verdict, and upload them to the gateway, each part once."""
         uploaded = self.uploaded()
-        for part, name, content in (
+        parts = [
             ("report", spec.REPORT, report.model_dump_json(by_alias=True)),
             ("page", spec.PAGE, render(report)),
-        ):
+        ]
+        if scores is not None:
+            parts.append(("scores", spec.EXAMPLE_SCORES, scores.model_dump_json(by_alias=True)))
+        for part, name, content in parts:
             self._check()
             self._directory.path(name).write_text(content, "utf-8")
             if getattr(uploaded, part) is None:
@@ -223,6 +227,17 @@ def verdict_record(verdict: Verdict) -> VerdictRecord:
         examples=verdict.examples,
         rule=verdict.rule,
     )
+
+
+def revalidation_record(record: VerdictRecord, revalidation: RevalidationResult) -> VerdictRecord:
+    """``record``, with what a comparison with an earlier verdict shows instead of what the evaluation shows alone."""
+    decided = {
+        "verdict": revalidation.word,
+        "sentence": revalidation.sentence,
+        "examples": revalidation.examples,
+        "rule": revalidation.rule,
+    }
+    return record.model_copy(update=decided)
 
 
 def repeat_body(evaluation: EvaluationSpec, held_out: str | None, subject: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,12 +20,26 @@ from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, Setting
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
-from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
+from trainer.evaluate.evaluations.evaluator import (
+    Evaluator,
+    repeat_arms,
+    repeat_body,
+    revalidation_record,
+    verdict_record,
+)
 from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import PROGRESS, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.report import EvaluationReport, build
+from trainer.evaluate.revalidation import (
+    Incomparable,
+    RevalidationResult,
+    VerdictScores,
+    read_scores,
+    revalidate,
+    scores_of,
+)
 from trainer.evaluate.spec import Outcome
 from trainer.evaluate.verdict import Verdict
 from trainer.runs.directory import RunDirectory
@@ -34,6 +48,7 @@ from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune.lineage import Lineage
 
+REVALIDATION: Final = "revalidation"
 PROGRESS_INTERVAL_S: Final = 0.5
 """Minimum seconds between two progress reports of one stage."""
 VERDICT_NOT_RECORDED: Final = (
@@ -85,11 +100,14 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             EvaluationError, GatewayUnreachable, GatewayRefused: The evaluation failed.
         """
         plan, questions = self._prepare()
+        earlier = self._earlier_scores()
         outcome = self._evaluator.ask(plan.evaluation, questions)
         self._report_progress("report", 0, 1)
         seconds = time.time() - plan.began_at
-        report = self._report(plan, outcome, seconds)
-        uploaded = self._evaluator.upload_report(report)
+        scores = scores_of(outcome, plan.evaluation.metric)
+        revalidation, uncompared = self._compared(earlier, scores, outcome.verdict)
+        report = self._report(plan, outcome, revalidation, seconds)
+        uploaded = self._evaluator.upload_report(report, scores)
         result = EvaluationResult(
             status="succeeded",
             metric=report.metric,
@@ -99,9 +117,10 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         )
         live, note = None, None
         if outcome.verdict is not None:
-            live, note = self._conclude(plan, outcome.verdict, uploaded)
-            result = result.model_copy(update={"verdict": outcome.verdict.word, "sentence": outcome.verdict.sentence})
-        notes = [*plan.notes, *([note] if note is not None else [])]
+            live, note = self._conclude(plan, outcome.verdict, revalidation, uploaded)
+            decided = revalidation or outcome.verdict
+            result = result.model_copy(update={"verdict": decided.word, "sentence": decided.sentence})
+        notes = [*plan.notes, *(note for note in (uncompared, note) if note is not None)]
         return result.model_copy(update={"live": live, "note": ". ".join(notes) or None})
 
     def cancelled(self) -> tuple[EvaluationResult, str]:
@@ -204,9 +223,51 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             self._reported = (stage, time.monotonic())
             self._directory.write(PROGRESS, EvaluationProgress(stage=stage, done=done, total=total))
 
+    # comparing with an earlier verdict
+
+    def _earlier_scores(self) -> VerdictScores | str | None:
+        """The scores of the verdict that a revalidation is compared with, fetched before anything is asked.
+
+        A string says why there are none; None: this is no revalidation.
+        """
+        if self._job.body.kind != REVALIDATION:
+            return None
+        earlier = self._job.context.earlier
+        if earlier is None:
+            return "no earlier verdict on this held-out file and metric has its scores stored"
+        path = self._directory.path(spec.EARLIER_SCORES)
+        try:
+            if not path.exists():
+                self._gateway.fetch(earlier.scores, path)
+            return read_scores(path.read_bytes())
+        except GatewayRefused as error:
+            return f"the earlier verdict's scores are gone: {error.message}"
+        except Incomparable as error:
+            return str(error)
+
+    def _compared(
+        self, earlier: VerdictScores | str | None, scores: VerdictScores | None, verdict: Verdict | None
+    ) -> tuple[RevalidationResult | None, str | None]:
+        """Whether the earlier verdict holds, or a note why a revalidation is judged without it."""
+        context = self._job.context.earlier
+        if earlier is None or scores is None or verdict is None:
+            return None, None
+        if isinstance(earlier, str) or context is None:
+            reason = str(earlier)
+        else:
+            try:
+                return revalidate(context, earlier, scores, verdict), None
+            except Incomparable as error:
+                reason = str(error)
+        note = f"judged anew, without a comparison with the earlier scores: {reason}"
+        self._directory.emit_event(note, level="warn")
+        return None, note
+
     # concluding
 
-    def _report(self, plan: EvaluationPlan, outcome: Outcome, seconds: float) -> EvaluationReport:
+    def _report(
+        self, plan: EvaluationPlan, outcome: Outcome, revalidation: RevalidationResult | None, seconds: float
+    ) -> EvaluationReport:
         labels = [arm.label for arm in plan.evaluation.arms]
         return build(
             outcome.comparison,
@@ -215,6 +276,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             created_at=datetime.now(UTC),
             suites=outcome.suites,
             judged=outcome.judged,
+            revalidation=revalidation,
             why=plan.why,
             notes=plan.notes,
             held_out=plan.held_out,
@@ -231,7 +293,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             return None
 
     def _conclude(
-        self, plan: EvaluationPlan, verdict: Verdict, uploaded: UploadedFiles
+        self, plan: EvaluationPlan, verdict: Verdict, revalidation: RevalidationResult | None, uploaded: UploadedFiles
     ) -> tuple[bool | None, str | None]:
         """Record the verdict and promote if due. Returns whether the candidate is live now, and a note."""
         candidate = self._job.context.candidate
@@ -239,11 +301,12 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             return None, None
         if not self._job.context.records:
             return None, VERDICT_NOT_RECORDED
-        record = verdict_record(verdict)
+        record, extra = verdict_record(verdict), {"kind": self._job.body.kind, "evaluation_id": self._job.id}
+        if revalidation is not None:
+            record = revalidation_record(record, revalidation)
+            extra |= revalidation.model_dump(include={"compared_with", "holds"})
         files = {**uploaded.model_dump(exclude_none=True), "held_out": self._job.body.held_out}
-        self._evaluator.record(
-            candidate, record, files, self._repeat_body(plan), kind=self._job.body.kind, evaluation_id=self._job.id
-        )
+        self._evaluator.record(candidate, record, files, self._repeat_body(plan), **extra)
         notes: list[str] = []
 
         def emit(message: str, **extra: Any) -> None:

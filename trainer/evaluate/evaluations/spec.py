@@ -6,7 +6,9 @@
     EVALUATIONS/ID/progress.json  EvaluationProgress
     EVALUATIONS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the questions, answers and log-probabilities
     EVALUATIONS/ID/suite_answers.jsonl, judgements.jsonl   the answers to suites, and a judge's replies
+    EVALUATIONS/ID/earlier_scores.json   of a revalidation: the scores of the verdict that it is compared with
     EVALUATIONS/ID/evaluation.json, evaluation.html   the report
+    EVALUATIONS/ID/evaluation_scores.json   the scores question by question, for later revalidations
     EVALUATIONS/ID/kept.json      UploadedFiles: ids of the report's files at the gateway
     EVALUATIONS/ID/result.json    EvaluationResult
 
@@ -37,6 +39,8 @@ PROGRESS: Final = "progress.json"
 QUESTIONS: Final = "held_out_questions.jsonl"
 REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
+EXAMPLE_SCORES: Final = "evaluation_scores.json"
+EARLIER_SCORES: Final = "earlier_scores.json"
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 JUDGEMENTS: Final = "judgements.jsonl"
 ANSWER_FILES: Final = (ANSWERS, SCORES, SUITE_ANSWERS, JUDGEMENTS)
@@ -86,15 +90,17 @@ class EvaluationJob(OperatorRules):
 
 
 class UploadedFiles(Frozen):
-    """Ids of files at the gateway; ``held_out``: the questions that a job held out, if it uploaded them."""
+    """Ids of files at the gateway; ``held_out``: the questions that a job held out, if it uploaded them; ``scores``:
+    the scores question by question, which only a verdict names."""
 
     held_out: str | None = None
     report: str | None = None
     page: str | None = None
+    scores: str | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids that are set, the report first."""
+        """The ids of the result's files that are set, the report first."""
         return tuple(file_id for file_id in (self.report, self.page, self.held_out) if file_id is not None)
 
 

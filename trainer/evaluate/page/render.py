@@ -37,6 +37,11 @@ CHECKS: Final = {
     "suites": "Lost no more in other suites than allowed",
     "judge": "The judge does not prefer the base",
 }
+REVALIDATION_CHECKS: Final = {
+    "score": "As good as then on the same questions",
+    "advantage": "Still better than the base",
+    "forgetting": "Lost no more of the general suite than then",
+}
 METRICS: Final = {
     "exact_match": "exactly right, %",
     "contains": "contains the right answer, %",
@@ -76,14 +81,17 @@ def render(report: EvaluationReport) -> str:
     )
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     verdict = report.verdict
+    decided = report.revalidation or verdict
     return environment.get_template(
         "page.html.jinja"
     ).render(
         report=report,
         verdict=verdict,
+        decided=decided,
         style=Markup(style),  # noqa: S704 - a file of this package
-        word="Comparison" if verdict is None else verdict_text.VERDICT_WORDS[verdict.word],
+        word="Comparison" if decided is None else verdict_text.VERDICT_WORDS[decided.word],
         checks=CHECKS,
+        revalidation_checks=REVALIDATION_CHECKS,
         metric=metric_name(report.metric),
         sides=_sides(report),
         examples=report.means[0].examples,

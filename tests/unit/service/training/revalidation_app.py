@@ -32,6 +32,8 @@ class EvaluationsStandIn:
 
     made: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    contexts: list[dict[str, Any]] = field(default_factory=list)
+    """What the gateway said beside each of the requests."""
     headers: list[dict[str, str]] = field(default_factory=list)
     page: int = 100
     refused: set[str] = field(default_factory=set)
@@ -54,10 +56,12 @@ class EvaluationsStandIn:
         return web.json_response({"object": "list", "data": data, "has_more": len(newest) > start + self.page})
 
     async def _make(self, request: web.Request) -> web.StreamResponse:
-        body = (await request.json())["request"]
+        envelope = await request.json()
+        body = envelope["request"]
         if body["model"] in self.refused:
             return web.json_response({"error": {"message": "no such suite", "code": "invalid_value"}}, status=400)
         self.requests.append(body)
+        self.contexts.append(envelope["context"])
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         evaluation = {
             "object": "evaluation", "id": f"eval-{len(self.made) + 1}", "status": "queued", "verdict": None,

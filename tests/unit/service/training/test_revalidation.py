@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,23 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from adapters.base import BaseDescription
 from service.access.audit import SYSTEM, page
 from service.access.caller import Scope
 from service.access.records import KeyDraft
+from service.config import Settings
 from service.errors import TrainerUnavailable
+from service.files import records as file_records
+from service.files.purposes import Purpose
+from service.files.records import NewFile
+from service.files.tables import file_holds
 from service.files.tables import files as file_table
 from service.registry.tables import verdicts
 from service.training import revalidation as revalidation_module
 from service.training.revalidation import RevalidationTimer, revalidation_body
+from service.training.sidecar import assemble
 from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
 from tests.unit.service.registry.engine import BASE
 from tests.unit.service.training.revalidation_app import EVALUATION, HELD_OUT, RevalidationApp
@@ -260,7 +268,9 @@ async def test_the_bodies_are_checked(revalidation_app: RevalidationApp) -> None
 
 
 def timer(revalidation_app: RevalidationApp, **more: float) -> RevalidationTimer:
-    return RevalidationTimer(revalidation_app.revalidations, **({"every_s": 3600, "first_s": 0, "poll_s": 0.01} | more))
+    return RevalidationTimer(
+        revalidation_app.revalidations, **({"every_s": 90 * DAY_S, "first_s": 0, "poll_s": 0.01} | more)
+    )
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -344,3 +354,92 @@ async def test_the_timer_outlives_a_trainer_that_is_away(revalidation_app: Reval
     finally:
         await running.stop()
     assert revalidation_app.evaluations.made[1]["metadata"]["revalidates"] == "ant@1"
+
+
+async def scores_file(revalidation_app: RevalidationApp, file_id: str) -> None:
+    """A file as evaluations store their verdicts' scores, of which only the row is there."""
+    draft = NewFile(file_id, "default", "eval-1-evaluation_scores.json", Purpose.RESULTS, 7, "0" * 64, None)
+    await revalidation_app.database.run(lambda db: file_records.add(db, draft))
+
+
+async def test_the_trainer_is_told_which_verdict_to_compare_with_and_its_key_holds_the_scores(
+    revalidation_app: RevalidationApp,
+) -> None:
+    await scores_file(revalidation_app, "file-scores")
+    files = {"held_out": HELD_OUT, "scores": "file-scores"}
+    recorded = await revalidation_app.verdict("voice@1", evaluation=EVALUATION, files=files, kind="training", rule=2)
+    await revalidation_app.database.run(
+        lambda db: db.execute(file_table.update().where(file_table.c.id == "file-scores").values(deleted_at=1))
+    )
+    async with revalidation_app.here():
+        assert (await revalidation_app.http.post(REVALIDATE)).status_code == 200
+        assert (await revalidation_app.http.post("/v1/adapters/ant/versions/1/revalidate")).status_code == 200
+    contexts = revalidation_app.evaluations.contexts
+    assert contexts[0]["earlier"] == {
+        "id": recorded.json()["id"],
+        "verdict": "pass",
+        "rule": 2,
+        "scores": {
+            "id": "file-scores",
+            "filename": "eval-1-evaluation_scores.json",
+            "bytes": 7,
+            "sha256": "0" * 64,
+        },
+    }
+    assert contexts[1]["earlier"] is None, "no verdict on it has scores"
+    key = revalidation_app.evaluations.headers[0]["x-hatrack-job-key-id"]
+    held = sa.select(file_holds.c.file_id).where(file_holds.c.holder == key)
+    assert await revalidation_app.database.run(lambda db: set(db.scalars(held))) == {HELD_OUT, "file-scores"}
+
+
+async def test_scores_whose_bytes_are_gone_leave_a_revalidation_without_a_comparison(
+    revalidation_app: RevalidationApp,
+) -> None:
+    await scores_file(revalidation_app, "file-scores")
+    files = {"held_out": HELD_OUT, "scores": "file-scores"}
+    await revalidation_app.verdict("voice@1", evaluation=EVALUATION, files=files, kind="training")
+    gone = file_table.update().where(file_table.c.id == "file-scores").values(deleted_at=1, gone_at=1)
+    await revalidation_app.database.run(lambda db: db.execute(gone))
+    async with revalidation_app.here():
+        assert (await revalidation_app.http.post(REVALIDATE)).status_code == 200
+    (context,) = revalidation_app.evaluations.contexts
+    assert context["earlier"] is None
+
+
+async def test_a_round_takes_its_share_of_what_is_old_and_all_of_what_another_engine_judged(
+    revalidation_app: RevalidationApp, files: Callable[..., Any]
+) -> None:
+    for seed, name in ((7, "cat"), (8, "dog")):
+        await revalidation_app.push(name, files(seed=seed))
+        await judge(revalidation_app, f"{name}@1", days=95)
+    base = revalidation_app.base.fingerprint.model_copy(update={"engine_version": "another"}).model_dump()
+    await revalidation_app.database.run(
+        lambda db: db.execute(
+            verdicts.update().where(verdicts.c.created_at < time.time() - 94 * DAY_S).values(base=base)
+        )
+    )
+    await judge(revalidation_app, "ant@1", days=99)
+    revalidation_app.evaluations.refused = {"dog@1"}
+    made = revalidation_app.evaluations.made
+    async with revalidation_app.here():
+        round_ = asyncio.create_task(timer(revalidation_app, every_s=DAY_S).round())
+        for number in range(2):
+            await until(lambda number=number: len(made) == number + 1)
+            version = made[-1]["metadata"]["revalidates"]
+            await judge(revalidation_app, version, kind="revalidation")
+            made[-1]["status"] = "succeeded"
+        await asyncio.wait_for(round_, 60)
+    # four versions in ninety days: one old version a day, the live and oldest first; and what can be of the others
+    assert {one["metadata"]["revalidates"] for one in made} == {"cat@1", "voice@1"}
+
+
+@pytest.mark.parametrize(("settings", "starts"), [({}, True), ({"trainer": "off"}, False), ({"hours": 0}, False)])
+def test_the_timer_is_on_by_default_where_there_is_a_trainer(
+    tmp_path: Path, settings: dict[str, Any], starts: bool
+) -> None:
+    hours = {"revalidate_every_hours": settings["hours"]} if "hours" in settings else {}
+    given = Settings(home=tmp_path, base_model=BASE, trainer=settings.get("trainer", "on"), **hours)
+    nothing: Any = None
+    sidecar = assemble(given, nothing, nothing, nothing, nothing, nothing, nothing)
+    assert (sidecar.timer is not None) == starts
+    assert given.revalidate_rollback is False

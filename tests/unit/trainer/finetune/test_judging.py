@@ -109,9 +109,14 @@ def test_a_version_that_passes_goes_live_and_carries_its_verdict(
     assert (verdict["verdict"], verdict["kind"], verdict["examples"]) == ("pass", "training", HELD_OUT)
     assert verdict["sentence"] == found.sentence
     # the files are named in it, and are the job's results
-    assert verdict["files"] == {"held_out": "file-kept1", "report": "file-kept2", "page": "file-kept3"}
+    assert verdict["files"] == {
+        "held_out": "file-kept1",
+        "report": "file-kept2",
+        "page": "file-kept3",
+        "scores": "file-kept4",
+    }
     assert result(folder).files == ("file-kept2", "file-kept3", "file-kept1")
-    assert [kept["purpose"] for kept in gateway.kept] == [b"evals", b"fine-tune-results", b"fine-tune-results"]
+    assert [kept["purpose"] for kept in gateway.kept] == [b"evals", *[b"fine-tune-results"] * 3]
     assert len(gateway.kept[0]["file"].splitlines()) == HELD_OUT
     report = EvaluationReport.model_validate_json(gateway.kept[1]["file"])
     assert (report.adapter, report.labels) == ("voice@1", ("voice@1", "base", "base told the answers"))

@@ -71,9 +71,14 @@ def test_a_better_version_passes_and_is_promoted(gateway: EvaluationGateway, mak
     (verdict,) = gateway.verdicts
     assert (verdict["version"], verdict["verdict"], verdict["kind"]) == (3, "pass", "evaluation")
     assert (verdict["sentence"], verdict["evaluation_id"]) == (result.sentence, "eval-1")
-    assert verdict["files"] == {"report": "file-kept1", "page": "file-kept2", "held_out": "held"}
+    assert verdict["files"] == {
+        "report": "file-kept1",
+        "page": "file-kept2",
+        "scores": "file-kept3",
+        "held_out": "held",
+    }
     assert result.files == ("file-kept1", "file-kept2")
-    assert [part["purpose"] for part in gateway.kept] == [b"fine-tune-results"] * 2
+    assert [part["purpose"] for part in gateway.kept] == [b"fine-tune-results"] * 3
     report = EvaluationReport.model_validate_json((folder / REPORT).read_bytes())
     assert report.verdict is not None
     assert report.adapter == "voice@3"
@@ -277,7 +282,7 @@ def test_a_crash_after_the_upload_does_not_upload_the_report_twice(
     run(folder)
     (folder / protocol.RESULT).unlink()
     run(folder)
-    assert (len(gateway.kept), len(gateway.verdicts)) == (2, 1)
+    assert (len(gateway.kept), len(gateway.verdicts)) == (3, 1)
 
 
 def test_a_cancelled_evaluation_ends_at_once(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:

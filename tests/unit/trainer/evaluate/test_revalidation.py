@@ -1,0 +1,213 @@
+"""Revalidation: what an earlier verdict's scores and today's show together, and what they must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapters.protocol.runs import EarlierVerdict, FileRef
+from tests.unit.trainer.evaluate.pages import report
+from tests.unit.trainer.evaluate.worlds import QUICK, comparison, forgetting, form, row
+from trainer.evaluate.forgetting import Forgetting
+from trainer.evaluate.page.render import render
+from trainer.evaluate.revalidation import (
+    Incomparable,
+    RevalidationResult,
+    VerdictScores,
+    read_scores,
+    revalidate,
+    scores_of,
+)
+from trainer.evaluate.spec import MetricOptions, Outcome
+from trainer.evaluate.verdict import RULE, Rules, Verdict, decide
+
+COUNT = 100
+EARLIER = EarlierVerdict(
+    id="verdict-1", verdict="pass", rule=1, scores=FileRef(id="file-1", filename="s.json", bytes=1, sha256="0")
+)
+EXACT = MetricOptions(name="exact_match")
+
+
+def flipped(scores: list[float], *indices: int) -> list[float]:
+    """The scores, other ones on these examples."""
+    return [1.0 - score if index in indices else score for index, score in enumerate(scores)]
+
+
+def evaluate(
+    tuned: list[float], base: list[float], lost: Forgetting | None = None, *, metric: str = "exact_match"
+) -> tuple[VerdictScores, Verdict]:
+    """The scores and the verdict of an evaluation; an answer is as its score, so that another score is another one."""
+    found = comparison({"tuned": [tuned], "base": [base]}, binary=metric == "exact_match")
+    results = [
+        result.model_copy(update={"answers": tuple(f"{score:.3f}" for score in result.runs[0])})
+        for result in found.results
+    ]
+    found = found.model_copy(update={"results": tuple(results)})
+    verdict = decide(
+        found, candidate="tuned", bases=["base"], form=form(len(tuned)), forgetting=lost, rules=Rules(method=QUICK)
+    )
+    scores = scores_of(Outcome(comparison=found, verdict=verdict), MetricOptions(name=metric))
+    assert scores is not None
+    return scores, verdict
+
+
+def then_and_now(
+    then: tuple[list[float], list[float]],
+    now: tuple[list[float], list[float]],
+    *,
+    earlier: EarlierVerdict = EARLIER,
+    lost: tuple[Forgetting | None, Forgetting | None] = (None, None),
+    **options: Any,
+) -> tuple[RevalidationResult, Verdict]:
+    """Each evaluation as the scores of the version and of the base."""
+    old, _ = evaluate(*then, lost[0], **options)
+    new, verdict = evaluate(*now, lost[1], **options)
+    return revalidate(earlier, old, new, verdict), verdict
+
+
+def states(result: RevalidationResult) -> dict[str, str]:
+    return {check.name: check.state for check in result.checks}
+
+
+def test_an_unharmed_version_near_the_threshold_holds_though_it_would_not_pass_again() -> None:
+    """What demoted unharmed versions: the pass was narrow, and a few answers flip."""
+    base, tuned = row(40, 200), row(52, 200)
+    result, alone = then_and_now((tuned, base), (flipped(tuned, 10, 11, 150), flipped(base, 41, 42)))
+    assert {check.name: check.state for check in alone.checks}["base"] == "open"
+    assert (result.word, result.holds, result.compared_with, result.changed) == ("pass", True, "verdict-1", 3)
+    assert states(result) == {"score": "kept", "advantage": "kept"}
+    assert "the earlier verdict holds" in result.sentence
+    assert "answers changed: 3" in result.sentence
+    assert (result.rule, alone.rule) == (1, RULE), "the verdict that stands is by its own rule"
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_the_same_answers_are_the_same_verdict_however_few_they_are(count: int) -> None:
+    scores = (row(count - 2, count), row(1, count))
+    result, _ = then_and_now(scores, scores)
+    assert (result.holds, result.changed) == (True, 0)
+    assert result.then_now.low < result.then_now.bound, "by the interval alone it would not be shown"
+
+
+def test_a_version_that_a_person_promoted_does_not_get_a_pass_by_staying_as_it_is() -> None:
+    scores = (row(45, COUNT), row(44, COUNT))
+    result, _ = then_and_now(scores, scores, earlier=EARLIER.model_copy(update={"verdict": "not_enough_evidence"}))
+    assert (result.word, result.holds) == ("not_enough_evidence", True)
+
+
+@pytest.mark.parametrize("count", [50, 100, 400])
+def test_a_version_that_lost_twenty_points_fails(count: int) -> None:
+    base, tuned = row(count // 5, count), row(count * 4 // 5, count)
+    harmed = flipped(tuned, *range(count // 5))
+    result, _ = then_and_now((tuned, base), (harmed, base))
+    assert (result.word, result.holds) == ("fail", False)
+    assert states(result)["score"] == "broken"
+    assert result.then_now.estimate == pytest.approx(-0.2)
+    assert "does not hold any more" in result.sentence
+    assert "20 points worse than then" in result.sentence
+
+
+def test_what_is_not_shown_either_way_is_said_and_fails_nothing() -> None:
+    base, tuned = row(20, COUNT), row(80, COUNT)
+    result, _ = then_and_now((tuned, base), (flipped(tuned, 1, 2, 3, 4), base))
+    assert (result.word, result.holds) == ("not_enough_evidence", None)
+    assert states(result)["score"] == "open"
+    assert "stays as it was" in result.sentence
+
+
+def test_losses_within_the_margin_are_no_failure_however_certain() -> None:
+    base, tuned = row(400, 2000), row(1600, 2000)
+    result, _ = then_and_now((tuned, base), (flipped(tuned, *range(40)), base))
+    assert result.then_now.high < 0
+    assert result.holds is True
+
+
+def test_a_lead_that_is_gone_because_the_base_became_better_fails() -> None:
+    """Another template: the version answers as ever, and so does the base now."""
+    base, tuned = row(80, 400), row(320, 400)
+    result, _ = then_and_now((tuned, base), (tuned, row(320, 400)))
+    assert states(result) == {"score": "kept", "advantage": "broken"}
+    assert result.holds is False
+    assert "0 points, and was 60 then" in result.sentence
+    smaller, _ = then_and_now((tuned, base), (tuned, row(200, 400)))
+    assert (smaller.holds, states(smaller)["advantage"]) == (True, "kept")
+    doubtful, _ = then_and_now((tuned, base), (tuned, row(312, 400)))
+    assert (doubtful.holds, states(doubtful)["advantage"]) == (None, "open")
+
+
+def test_forgetting_counts_only_where_more_is_lost_than_then() -> None:
+    scores = (row(80, COUNT), row(20, COUNT))
+    items = tuple(f"item-{at}" for at in range(12))
+
+    def suite(lost: int, state: Any) -> Forgetting:
+        return forgetting(state).model_copy(update={"lost": items[:lost]})
+
+    for then, now, wanted in (
+        (suite(6, "broken"), suite(6, "broken"), "kept"),
+        (suite(5, "kept"), suite(6, "open"), "open"),
+        (suite(5, "kept"), suite(6, "broken"), "open"),
+        (suite(0, "kept"), suite(12, "broken"), "broken"),
+        (suite(6, "open"), suite(2, "kept"), "kept"),
+    ):
+        result, _ = then_and_now(scores, scores, lost=(then, now))
+        assert states(result)["forgetting"] == wanted, (then.lost, now.lost)
+    worse = forgetting(perplexity="broken")
+    result, _ = then_and_now(scores, scores, lost=(forgetting(), worse))
+    assert (result.holds, states(result)["forgetting"]) == (False, "broken")
+    assert then_and_now(scores, scores, lost=(worse, worse))[0].holds is True
+
+
+def test_graded_scores_are_held_to_their_own_margin() -> None:
+    tuned = [0.3 + 0.4 * (at % 10) / 10 for at in range(200)]
+    base = [score - 0.2 for score in tuned]
+    slightly = [score - 0.005 if at % 2 else score for at, score in enumerate(tuned)]
+    assert then_and_now((tuned, base), (slightly, base), metric="rouge_l")[0].holds is True
+    worse = [score - 0.1 * (at % 3) / 2 for at, score in enumerate(tuned)]
+    result, _ = then_and_now((tuned, base), (worse, base), metric="rouge_l")
+    assert (result.holds, result.then_now.bound) == (False, -0.02)
+
+
+def test_what_is_measured_otherwise_than_then_is_not_compared() -> None:
+    old, _ = evaluate(row(80, COUNT), row(20, COUNT))
+    new, verdict = evaluate(row(80, COUNT), row(20, COUNT))
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"metric": MetricOptions(name="contains")}, "other options or another one"),
+        ({"questions": tuple(f"{key}x" for key in old.questions)}, "on other questions"),
+        ({"candidate": old.candidate.model_copy(update={"scores": tuple(row(79, COUNT))})}, "scores the same answer"),
+        ({"counted": False}, "did not count then"),
+    )
+    for change, why in changes:
+        with pytest.raises(Incomparable, match=why):
+            revalidate(EARLIER, old.model_copy(update=change), new, verdict)
+    with pytest.raises(Incomparable, match="cannot be read"):
+        read_scores(b'{"format": 1}')
+    assert read_scores(old.model_dump_json(by_alias=True).encode()) == old
+
+
+def test_questions_are_paired_by_their_content_and_not_by_their_place() -> None:
+    old, _ = evaluate(row(80, COUNT), row(20, COUNT))
+    new, verdict = evaluate(row(80, COUNT), row(20, COUNT))
+    backwards = {"questions": old.questions[::-1]}
+    for arm in ("candidate", "base"):
+        scores = getattr(old, arm)
+        backwards[arm] = scores.model_copy(update={"scores": scores.scores[::-1], "answers": scores.answers[::-1]})
+    result = revalidate(EARLIER, old.model_copy(update=backwards), new, verdict)
+    assert (result.changed, result.then_now.estimate) == (0, 0)
+    half = old.model_copy(update={"questions": (*old.questions[:60], *(f"gone-{at}" for at in range(40)))})
+    result = revalidate(EARLIER, half, new, verdict)
+    assert result.examples == 60
+    assert "40 questions were not asked then" in result.sentence
+
+
+def test_the_page_shows_what_decided_and_what_the_evaluation_shows_by_itself() -> None:
+    tuned = row(80, COUNT)
+    result, _ = then_and_now((tuned, row(20, COUNT)), (flipped(tuned, 1, 2, 3, 4), row(20, COUNT)))
+    whole = report()
+    page = render(whole.model_copy(update={"revalidation": result}))
+    assert "Revalidation of" in page
+    assert "then against now" in page
+    assert "As good as then on the same questions" in page
+    assert whole.verdict is not None
+    assert "Without the earlier scores it would be" in page
+    assert "then against now" not in render(whole)
