@@ -99,8 +99,8 @@ def test_the_same_example_in_training_and_held_out_is_refused() -> None:
     rows = questions(30)
     near = pair(rows[4]["messages"][0]["content"] + "!", "something else")
     found = look(rows, held=[rows[3], near, *questions(45)[35:]])
-    assert codes(found) == {"held_out_in_training": "refused", "held_out_near_training": "warning"}
-    assert [f.lines for f in found.report.findings] == [(1,), (2,)]
+    assert codes(found) == {"held_out_in_training": "refused"}
+    assert [f.lines for f in found.report.findings] == [(1, 2)]
     assert all(f.file == "held_out" for f in found.report.findings)
 
 
@@ -183,9 +183,9 @@ def test_under_two_system_messages_a_question_is_two() -> None:
 def test_an_example_on_both_sides_is_another_under_another_system_message() -> None:
     taught = persona("A pirate.", "Rope?", "Aye!")
     codes = [
-        [one.code for one in overlap([taught], [held])]
+        [one.code for one in overlap([taught], [held]).findings]
         for held in (persona("A butler.", "Rope?", "Aye!"), persona("a pirate.", "rope? ", "aye!"))
     ]
     assert codes == [["held_out_near_training"], ["held_out_in_training"]]
     # where one side has none it may be the version's setting
-    assert overlap([taught], [persona(None, "Rope?", "Aye!")])[0].code == "held_out_in_training"
+    assert overlap([taught], [persona(None, "Rope?", "Aye!")]).findings[0].code == "held_out_in_training"
