@@ -116,9 +116,9 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     draw = random.Random(0)
     long = list(dict.fromkeys(f"{draw.choice(banking)} {draw.choice(banking)}" for _ in range(51_500)))[:51_000]
-    began = time.perf_counter()
+    began = time.process_time()
     found = leaks(long[:50_000], [*long[50_000:50_900], *(f"Hi, {text}" for text in long[:100])])
-    print(f"\n50,000 training and 1,000 held-out questions: {time.perf_counter() - began:.1f} s, {found[:2]}")
+    print(f"\n50,000 training and 1,000 held-out questions: {time.process_time() - began:.1f} s of CPU, {found[:2]}")
 
 
 if __name__ == "__main__":

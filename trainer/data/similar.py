@@ -2,7 +2,7 @@
 
 Two texts are the same if they are equal after folding (`trainer.data.folding`). They are near-duplicates if they are
 the same, or if the Jaccard similarity |A ∩ B| / |A ∪ B| of the sets of four-character shingles of their folded texts is
-SIMILAR or more.
+SIMILAR or more. For leaks, a template that many texts share does not count (`NearDuplicates`).
 
 `groups` takes its candidates from MinHash (Broder 1997) with LSH, and compares each exactly. No pair below the
 threshold is ever called similar. LSH makes a pair of similarity s a candidate with probability
@@ -13,7 +13,7 @@ Every candidate pair is compared unless both texts are in one group already; the
 number of texts, not of pairs. Time grows with the number of pairs only among texts that share a long part without being
 near-duplicates, such as examples with one long instruction, and then by a fraction of a microsecond per pair.
 
-`NearDuplicates` misses no pair. See there for what it does about an instruction that all texts share.
+`NearDuplicates` misses no pair. What it finds, `groups` keeps together, but for the pairs that LSH misses.
 """
 
 from __future__ import annotations

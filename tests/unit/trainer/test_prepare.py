@@ -104,6 +104,17 @@ def test_the_same_example_in_training_and_held_out_is_refused() -> None:
     assert all(f.file == "held_out" for f in found.report.findings)
 
 
+def test_a_few_near_duplicates_of_the_training_file_are_left_out_of_the_held_out_one() -> None:
+    rows, others = questions(30), questions(45)[35:]
+    near = pair(f"So, {rows[4]['messages'][0]['content']}", "something else")
+    found = look(rows, held=[near, *others])
+    assert codes(found) == {"held_out_near_training": "warning"}
+    assert found.report.findings[0].lines == (1,)
+    assert [example.line for example in found.held_out] == [*range(2, 12)]
+    assert (found.report.held_out.examples, len(found.held_out_sequences)) == (10, 10)
+    assert codes(look(rows, held=[near, *others], strict=True)) == {"held_out_near_training": "refused"}
+
+
 def test_a_closed_set_of_answers_is_seen_and_its_imbalance_told() -> None:
     labels = ["card"] * 40 + ["cash"] * 10 + ["loan"] * 2
     rows = [pair(row["messages"][0]["content"], label) for row, label in zip(questions(52), labels, strict=True)]

@@ -65,12 +65,12 @@ def test_honest_questions_count_and_a_few_near_duplicates_are_left_out(
     gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
     long = [text for text in asked_of(data_file("pemberton")) if len(text) >= 40]
-    held_out = [*asked_of(heldout_file("pemberton")), *asked_of(heldout_file("tidewater"))]
+    held_out = asked_of(heldout_file("pemberton"))
     content = jsonl([{"prompt": text, "completion": "Indeed."} for text in [f"So, {long[0]}", *held_out]])
     taught = gateway.add("train", data_file("pemberton").read_bytes())
     result = run(make_folder(content=content, context={"training_files": [taught]}))
-    assert (result.status, result.examples) == ("succeeded", 40)
-    said = "1 of 41 held-out examples are left out: they are near-duplicates of examples that voice@3 was trained on"
+    assert (result.status, result.examples) == ("succeeded", 20)
+    said = "1 of 21 held-out examples are left out: they are near-duplicates of examples that voice@3 was trained on"
     assert str(result.note).startswith(said)
     assert {asked for _, asked in gateway.asked()} == {*held_out, "Indeed."}  # the second measure scores the answers
 
