@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from trainer.data.format import Example
 from trainer.data.personal import PersonalDataDetector
 from trainer.data.report import SHOWN_LINES, Finding
 from trainer.data.similar import groups
 from trainer.data.split import answer, question
-from trainer.data.trained_examples import NormalizedExample, TrainedExamples
+from trainer.data.trained_examples import NormalizedExample, Relation, TrainedExamples, describe_leaks, must_be_refused
 
 DOMINANT: Final = 0.5
 """Share of the most frequent answer above which a closed set counts as imbalanced."""
@@ -70,31 +70,42 @@ def duplicates(examples: Sequence[Example]) -> list[Finding]:
     return findings
 
 
-def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> list[Finding]:
-    """Examples in both files are refused, as memorised answers would count; with different system messages they are
-    different examples. Questions that are near-duplicates of trained ones are a warning.
+class Overlap(NamedTuple):
+    """Findings about held-out examples that were trained on, and the lines of those to leave out of the evaluation."""
+
+    findings: list[Finding]
+    left_out: frozenset[int]
+
+
+def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> Overlap:
+    """Compare a held-out file with the training file, by the rules of an evaluation (`trainer.data.trained_examples`).
+
+    Held-out questions that were trained on are refused. A few near-duplicates are left out, with a warning. The same
+    question under another system message is another example; a warning says that such examples are easier.
     """
     trained = TrainedExamples(NormalizedExample.example(example) for example in training)
-    same = [example.line for example in held_out if trained.contains(NormalizedExample.example(example))]
+    matches = trained.matches([NormalizedExample.example(example) for example in held_out])
+    leaks = [match for match in matches if match.relation is not Relation.OTHER_SYSTEM]
+    lines = [held_out[leak.index].line for leak in leaks]
     findings: list[Finding] = []
-    if same:
-        message = f"{len(same)} held-out examples are also in the training file; remove them from one of the two"
-        findings.append(finding("held_out_in_training", message, same, refused=True, file="held_out"))
-    offset = len(training)
-    near = [
-        held_out[index - offset].line
-        for group in groups([question(example) for example in (*training, *held_out)])
-        if group[0] < offset
-        for index in group
-        if index >= offset
-    ]
-    near = sorted(set(near) - set(same))
-    if near:
+    if must_be_refused(leaks, len(held_out)):
+        message = describe_leaks(leaks, len(held_out), [f"line {line}" for line in lines], "the training file")
+        message += ". Remove them from one of the two files"
+        findings.append(finding("held_out_in_training", message, lines, refused=True, file="held_out"))
+    elif leaks:
         message = (
-            f"{len(near)} held-out questions are near-duplicates of trained ones: the evaluation will be too optimistic"
+            f"{len(leaks)} held-out questions are near-duplicates of trained ones and are left out of the evaluation: "
+            f"{leaks[0]}"
         )
-        findings.append(finding("held_out_near_training", message, near, file="held_out"))
-    return findings
+        findings.append(finding("held_out_near_training", message, lines, file="held_out"))
+    persona = [held_out[match.index].line for match in matches if match.relation is Relation.OTHER_SYSTEM]
+    if persona:
+        message = (
+            f"{len(persona)} held-out questions were trained on under another system message: the evaluation will be "
+            "too optimistic"
+        )
+        findings.append(finding("held_out_near_training", message, persona, file="held_out"))
+    return Overlap(findings, frozenset(lines))
 
 
 def personal(examples: Sequence[Example], file: File = "training") -> list[Finding]:

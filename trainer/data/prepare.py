@@ -117,7 +117,9 @@ def inspect(
     trained, unseen, source = _divide(data, held_out, rules)
     check()
     if held_out is not None:
-        problems += findings.overlap(trained, unseen) + findings.personal(unseen, "held_out")
+        overlap = findings.overlap(trained, unseen)
+        problems += overlap.findings + findings.personal(unseen, "held_out")
+        unseen = tuple(example for example in unseen if example.line not in overlap.left_out)
     sequences, long = _render(trained, renderer, check)
     with _blame_held_out(held_out):
         unseen_sequences, unseen_long = _render(unseen, renderer, check)

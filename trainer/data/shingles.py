@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -24,21 +25,35 @@ FEW: Final = 64
 """Up to this many candidates are compared one by one."""
 
 Indices = NDArray[np.int64]
+Shingles = NDArray[np.int32]
 
 
 class ShingleSets:
-    """The sets of four-character shingles of `texts`, which must be normalised."""
+    """The sets of four-character shingles of `texts`, which must be normalised. ``sizes``: (texts) their sizes."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         numbers: dict[str, int] = {}
         self._sets = [_numbered(text, numbers) for text in texts]
-        self._hashes = np.fromiter((sha1_hash32(shingle.encode()) for shingle in numbers), np.uint32, len(numbers))
-        self._sizes = np.array([len(shingles) for shingles in self._sets], np.int64)
+        self._numbers = numbers
+        self.sizes: Indices = np.array([len(shingles) for shingles in self._sets], np.int64)
         self._marks = np.zeros(len(numbers), bool)
         self._inverted_index: _InvertedIndex | None = None
 
     def __len__(self) -> int:
         return len(self._sets)
+
+    @property
+    def distinct(self) -> int:
+        """The number of distinct shingles; they are numbered from 0."""
+        return len(self._numbers)
+
+    def shingles(self, index: int) -> Shingles:
+        """The numbers of the shingles of the text with this index, ascending."""
+        return self._sets[index]
+
+    @cached_property
+    def _hashes(self) -> NDArray[np.uint32]:
+        return np.fromiter((sha1_hash32(shingle.encode()) for shingle in self._numbers), np.uint32, self.distinct)
 
     def hashes(self, index: int) -> list[int]:
         """32-bit hashes of the shingles of the text with this index."""
@@ -48,7 +63,7 @@ class ShingleSets:
     def jaccard(self, index: int, others: Indices) -> NDArray[np.float64]:
         """|A ∩ B| / |A ∪ B| of the text with each of the others."""
         shared = self._count_pairwise(index, others) if len(others) <= FEW else self._count_indexed(index, others)
-        similarity: NDArray[np.float64] = shared / (self._sizes[index] + self._sizes[others] - shared)
+        similarity: NDArray[np.float64] = shared / (self.sizes[index] + self.sizes[others] - shared)
         return similarity
 
     def _count_pairwise(self, index: int, others: Indices) -> Indices:

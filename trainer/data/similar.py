@@ -1,29 +1,42 @@
-"""Finds near-duplicate texts: candidates from MinHash (Broder 1997) with LSH, each compared exactly.
+"""Near-duplicate texts: the one definition for duplicates in a file, for its split, and for leaks into held-out data.
 
-Similarity is Jaccard's |A ∩ B| / |A ∪ B| over the sets of four-character shingles of the normalised texts. No pair
-below the threshold is ever called similar. LSH makes a pair of similarity s a candidate with probability
+Two texts are the same if they are equal after folding (`trainer.data.folding`). They are near-duplicates if they are
+the same, or if the Jaccard similarity |A ∩ B| / |A ∪ B| of the sets of four-character shingles of their folded texts is
+SIMILAR or more. For leaks, a template that many texts share does not count (`NearDuplicates`).
+
+`groups` takes its candidates from MinHash (Broder 1997) with LSH, and compares each exactly. No pair below the
+threshold is ever called similar. LSH makes a pair of similarity s a candidate with probability
 1 - (1 - s**ROWS)**BANDS: 99.96% at the threshold, more above. So about four of ten thousand pairs at the threshold are
 missed, and a group is split only if no other pair connects it.
 
 Every candidate pair is compared unless both texts are in one group already; there is no cap. Memory grows with the
 number of texts, not of pairs. Time grows with the number of pairs only among texts that share a long part without being
 near-duplicates, such as examples with one long instruction, and then by a fraction of a microsecond per pair.
+
+`NearDuplicates` misses no pair. What it finds, `groups` keeps together, but for the pairs that LSH misses.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from datasketch import MinHash
+from numpy.typing import NDArray
 
-from trainer.data.shingles import FEW, Indices, ShingleSets
+from trainer.data.folding import fold, key
+from trainer.data.shingles import FEW, Indices, Shingles, ShingleSets
 
 SIMILAR: Final = 0.8
 """Jaccard similarity from which two texts count as near-duplicates."""
+TEMPLATE: Final = 0.125
+"""Share of the texts above which a shingle counts as part of a template, such as an instruction in each question."""
+SIMILAR_CONTENT: Final = 0.7
+"""Jaccard similarity, without the shingles of templates, from which two texts that share a template are similar."""
 BANDS: Final = 20
 ROWS: Final = 5
 _SPACE: Final = re.compile(r"\s+")
@@ -39,16 +52,111 @@ def groups(texts: Sequence[str], threshold: float = SIMILAR) -> list[list[int]]:
 
     Groups are sorted by their first index, and so are the indices in them. A chain of similar texts is one group.
     """
+    folded: dict[str, str] = {}
     same: dict[str, list[int]] = {}
-    for index, text in enumerate(texts):
-        same.setdefault(normalise(text), []).append(index)
+    for index, text in enumerate(map(fold, texts)):
+        text_key = key(text)
+        folded.setdefault(text_key, text)
+        same.setdefault(text_key, []).append(index)
     if not same:
         return []
     indices_of = list(same.values())
-    merged = [
-        [index for each in group for index in indices_of[each]] for group in _near(ShingleSets(list(same)), threshold)
-    ]
-    return sorted(sorted(group) for group in merged)
+    near = _near(ShingleSets(list(folded.values())), threshold)
+    return sorted(sorted(index for each in group for index in indices_of[each]) for group in near)
+
+
+class Matches(NamedTuple):
+    """The indices of the texts that are the same as another text, and of its other near-duplicates, each in order."""
+
+    same: tuple[int, ...]
+    similar: tuple[int, ...]
+
+
+class NearDuplicates:
+    """Finds the near-duplicates of texts among `texts`.
+
+    A long instruction that many texts share would make them all similar. So texts are similar only if what is in their
+    questions alone is, too: the similarity without the shingles that are in more than TEMPLATE of `texts` must be
+    SIMILAR_CONTENT or more.
+
+    No pair is missed. Two sets of which the first has n elements have a Jaccard similarity of s or more only if they
+    share ⌈sn⌉ of these, so they share one of any n - ⌈sn⌉ + 1: the rarest of them are looked up (prefix filtering;
+    Chaudhuri, Ganti and Kaushik, "A primitive operator for similarity joins in data cleaning", ICDE 2006).
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._folded: dict[str, str] = {}
+        self._indices: dict[str, list[int]] = {}
+        for index, text in enumerate(map(fold, texts)):
+            text_key = key(text)
+            self._folded.setdefault(text_key, text)
+            self._indices.setdefault(text_key, []).append(index)
+
+    def of(self, texts: Sequence[str]) -> list[Matches]:
+        """The matches of each of these texts."""
+        folded = [fold(text) for text in texts]
+        keys = [key(text) for text in folded]
+        queries = dict(zip(keys, folded, strict=True))
+        known = list(self._indices)
+        similar = {
+            text_key: [known[other] for other in others]
+            for text_key, others in zip(queries, self._similar(list(queries.values())), strict=True)
+        }
+        return [
+            Matches(
+                tuple(self._indices.get(text_key, ())),
+                tuple(sorted(at for other in similar[text_key] if other != text_key for at in self._indices[other])),
+            )
+            for text_key in keys
+        ]
+
+    def _similar(self, queries: Sequence[str]) -> Iterator[list[int]]:
+        """For each folded text the numbers of the distinct texts that are similar."""
+        many = len(self._folded)
+        sets = ShingleSets([*self._folded.values(), *queries])
+        postings = _Postings(sets, many)
+        template = postings.frequencies > max(1.0, TEMPLATE * many)
+        for number in range(many, len(sets)):
+            shingles = sets.shingles(number)
+            own = shingles[~template[shingles]]
+            looked_up = min(_prefix(len(shingles), SIMILAR), _prefix(len(own), SIMILAR_CONTENT)) if len(own) else 0
+            rarest = own[np.argsort(postings.frequencies[own], kind="stable")][:looked_up]
+            candidates = postings.holders(rarest)
+            candidates = candidates[sets.sizes[candidates] >= SIMILAR * len(shingles)]
+            candidates = candidates[SIMILAR * sets.sizes[candidates] <= len(shingles)]
+            near = candidates[sets.jaccard(number, candidates) >= SIMILAR] if len(candidates) else candidates
+            yield [other for other in near.tolist() if _content_similarity(own, sets.shingles(other), template)]
+
+
+def _prefix(size: int, similarity: float) -> int:
+    """How many of a set's elements must be looked up to find every set of this similarity."""
+    return size - math.ceil(similarity * size) + 1
+
+
+def _content_similarity(own: Shingles, shingles: Shingles, template: NDArray[np.bool_]) -> bool:
+    others = shingles[~template[shingles]]
+    shared = len(np.intersect1d(own, others, assume_unique=True))
+    return shared >= SIMILAR_CONTENT * (len(own) + len(others) - shared)
+
+
+class _Postings:
+    """For each shingle the texts that have it, among the first `many` of the sets.
+
+    ``frequencies``: (shingles) how many they are.
+    """
+
+    def __init__(self, sets: ShingleSets, many: int) -> None:
+        members = [sets.shingles(index) for index in range(many)]
+        every = np.concatenate([np.empty(0, np.int32), *members])
+        texts = np.repeat(np.arange(many, dtype=np.int64), [len(each) for each in members])
+        self.frequencies = np.bincount(every, minlength=sets.distinct)
+        self._texts = texts[np.argsort(every, kind="stable")]
+        self._starts = np.concatenate([[0], np.cumsum(self.frequencies)])
+
+    def holders(self, shingles: Shingles) -> Indices:
+        """The texts with at least one of these shingles, in order."""
+        held = [self._texts[self._starts[shingle] : self._starts[shingle + 1]] for shingle in shingles]
+        return np.unique(np.concatenate(held)) if held else np.empty(0, np.int64)
 
 
 def merged(similar: Sequence[Sequence[int]], labels: Sequence[str | None]) -> list[list[int]]:

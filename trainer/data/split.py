@@ -39,10 +39,11 @@ def split(examples: Sequence[Example], *, seed: int = SEED, share: float = SHARE
     target = min(MAX_HELD_OUT, max(MIN_HELD_OUT, round(len(examples) * share)))
     if len(examples) < 2 * MIN_HELD_OUT or share == 0:
         return Split(everything, ())
-    normalised = [normalise(question(example)) for example in examples]
+    questions = [question(example) for example in examples]
+    normalised = [normalise(text) for text in questions]
     held: list[int] = []
     # by the hash of one question per group: the smallest of all its hashes would favour large groups
-    together = merged(groups(normalised), [example.group for example in examples])
+    together = merged(groups(questions), [example.group for example in examples])
     for group in sorted(together, key=lambda group: _draw_key(seed, min(normalised[index] for index in group))):
         if len(held) + len(group) <= target:
             held += group

@@ -1,24 +1,42 @@
 """Tells whether an example was trained on: a memorised answer must not count in an evaluation.
 
-Two examples are the same if question and answer are, ignoring case, width and white space. If both have a system
-message, these must be equal, too.
+The questions are compared, not the answers: an answer is memorised with its question, and in another wording it is
+still known. What counts as the same question and as a near-duplicate is defined in `trainer.data.similar`. If both
+examples have a system message, these must be the same, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Final, NamedTuple, Self
 
+from trainer.data.folding import fold, key
 from trainer.data.format import Example
-from trainer.data.similar import normalise
+from trainer.data.similar import NearDuplicates, normalise
+
+MAX_SIMILAR_SHARE: Final = 0.2
+"""Share of the held-out examples above which near-duplicates mean that the file is a copy of the training file.
+
+If the questions of BANKING77 are drawn at random into both files, at most 4.0% are near-duplicates (1,000 held-out
+questions, 9,000 training questions, ten draws; `python -m loadtests.training.leaks`)."""
+SHOWN_CHARS: Final = 80
+SHOWN_IDS: Final = 5
+MAX_ID_CHARS: Final = 40
 
 
 class NormalizedExample(NamedTuple):
-    """The normalised texts of an example for comparison; ``system`` is None without a system message."""
+    """The normalised texts of an example for comparison; ``system`` is None without a system message.
+
+    ``text``: the question as it was written.
+    """
 
     system: str | None
     question: str
     answer: str
+    text: str
 
     @classmethod
     def of(cls, turns: Iterable[tuple[str, str]], answer: str) -> Self:
@@ -26,13 +44,36 @@ class NormalizedExample(NamedTuple):
         prompt = list(turns)
         systems = [content for role, content in prompt if role == "system"]
         question = "\n".join(content for role, content in prompt if role != "system")
-        return cls(normalise("\n".join(systems)) if systems else None, normalise(question), normalise(answer))
+        system = key(fold("\n".join(systems))) if systems else None
+        return cls(system, normalise(question), normalise(answer), question)
 
     @classmethod
     def example(cls, example: Example) -> Self:
         """From an example of a data file."""
         turns = [(message.role, message.content) for message in example.messages[:-1]]
         return cls.of(turns, example.messages[-1].content)
+
+
+class Relation(Enum):
+    """How a held-out question is related to a trained one; the first that holds."""
+
+    SAME = "repeats"
+    SIMILAR = "is a near-duplicate of"
+    OTHER_SYSTEM = "has another system message than"
+    """The same or a near-duplicate, under another system message: another example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A held-out example, by its index, and the first trained question that it is related to."""
+
+    index: int
+    question: str
+    trained: str
+    relation: Relation
+
+    def __str__(self) -> str:
+        return f"{_shown(self.question)} {self.relation.value} the trained {_shown(self.trained)}"
 
 
 class TrainedExamples:
@@ -43,20 +84,71 @@ class TrainedExamples:
     """
 
     def __init__(self, examples: Iterable[NormalizedExample], *, common: bool = False) -> None:
-        self._systems: dict[tuple[str, str], set[str | None]] = {}
-        listed = list(examples)
-        ignored = common and len({example.system for example in listed}) == 1
-        for example in listed:
-            systems = self._systems.setdefault((example.question, example.answer), set())
-            systems.add(None if ignored else example.system)
+        self._examples = list(examples)
+        self._systems_ignored = common and len({example.system for example in self._examples}) == 1
 
-    def without(self, held_out: Iterable[NormalizedExample]) -> Self:
-        """Remove the examples that were held out of the file, in place; returns itself."""
-        for example in held_out:
-            self._systems.pop((example.question, example.answer), None)
-        return self
+    def remove(self, held_out: Iterable[NormalizedExample]) -> list[NormalizedExample]:
+        """Remove the examples that were held out of the file (question and answer, as written but for case, width and
+        white space), and return them."""
+        unseen = {(example.question, example.answer) for example in held_out}
+        removed = [example for example in self._examples if (example.question, example.answer) in unseen]
+        self._examples = [example for example in self._examples if (example.question, example.answer) not in unseen]
+        self.__dict__.pop("_near_duplicates", None)  # made of the examples as they were
+        return removed
 
-    def contains(self, example: NormalizedExample) -> bool:
-        """Whether the example was trained on."""
-        systems = self._systems.get((example.question, example.answer))
-        return systems is not None and (example.system is None or None in systems or example.system in systems)
+    def leaks(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
+        """The held-out examples that were trained on, or near-duplicates of them, in order."""
+        return [match for match in self.matches(held_out) if match.relation is not Relation.OTHER_SYSTEM]
+
+    def matches(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
+        """The same, and the examples that only their system message tells apart from one that was trained on."""
+        found = []
+        for index, (example, near) in enumerate(
+            zip(held_out, self._near_duplicates.of([example.text for example in held_out]), strict=True)
+        ):
+            for relation, trained in (
+                (Relation.SAME, [at for at in near.same if self._comparable(example, at)]),
+                (Relation.SIMILAR, [at for at in near.similar if self._comparable(example, at)]),
+                (Relation.OTHER_SYSTEM, [*near.same, *near.similar]),
+            ):
+                if trained:
+                    found.append(Match(index, example.text, self._examples[trained[0]].text, relation))
+                    break
+        return found
+
+    @cached_property
+    def _near_duplicates(self) -> NearDuplicates:
+        return NearDuplicates([example.text for example in self._examples])
+
+    def _comparable(self, example: NormalizedExample, trained: int) -> bool:
+        """Whether no system message tells the two apart."""
+        system = self._examples[trained].system
+        return self._systems_ignored or None in (example.system, system) or example.system == system
+
+
+def must_be_refused(leaks: Sequence[Match], held_out: int) -> bool:
+    """Whether these leaks among so many held-out examples must be refused. If not, leaving them out is enough."""
+    return any(leak.relation is Relation.SAME for leak in leaks) or len(leaks) > MAX_SIMILAR_SHARE * held_out
+
+
+def describe_leaks(leaks: Sequence[Match], held_out: int, ids: Sequence[str], trained: str) -> str:
+    """The beginning of an error message: how many of the held-out examples leak, which, and one of them.
+
+    Args:
+        leaks: At least one.
+        held_out: The number of held-out examples.
+        ids: The id of each leak.
+        trained: The training file, as in "questions in …".
+    """
+    shown = ", ".join(each[:MAX_ID_CHARS] for each in ids[:SHOWN_IDS])
+    first = min(leaks, key=lambda leak: (leak.relation is not Relation.SAME, leak.index))
+    return (
+        f"{len(leaks)} of {held_out} held-out examples (the first: {shown}) repeat or nearly repeat questions in "
+        f"{trained}; for example, {first}. Differences in case, punctuation, greetings, and invisible or look-alike "
+        "characters do not make another question, nor does another answer"
+    )
+
+
+def _shown(text: str) -> str:
+    shown = " ".join(text.split())
+    return repr(shown if len(shown) <= SHOWN_CHARS else f"{shown[: SHOWN_CHARS - 1]}…")

@@ -14,10 +14,10 @@ D. L. DeMets and K. K. G. Lan, Statistics in Medicine 13 (1994), 1341-1352).
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from trainer.data.folding import fold, key
 from trainer.evaluate.arms import Frozen, Question
 
 KEY_BYTES: Final = 8
@@ -34,13 +34,12 @@ class Look(Frozen):
 
 
 def example_key(question: Question) -> str:
-    """A held-out example's key: the hash of its question's letters and digits, in hexadecimal.
+    """A held-out example's key: the hash of its folded question (`trainer.data.folding`), in hexadecimal.
 
-    Case, width, white space and punctuation do not make another example, nor does another answer.
+    What does not make another question there makes none here, nor does another answer.
     """
     text = "\n".join(turn.content for turn in question.turns if turn.role != "system")
-    letters = "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
-    return hashlib.blake2b(letters.encode(), digest_size=KEY_BYTES).hexdigest()
+    return hashlib.blake2b(key(fold(text)).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
 def position(looks: Iterable[Look], digest: str | None, questions: Sequence[Question]) -> int:
@@ -56,9 +55,9 @@ def position(looks: Iterable[Look], digest: str | None, questions: Sequence[Ques
     """
     before: dict[str, dict[str, None]] = {example_key(question): {} for question in questions}
     for look in looks:
-        for key in look.examples:
-            if key in before and (digest is None or digest not in before[key]):
-                before[key][look.digest] = None
+        for example in look.examples:
+            if example in before and (digest is None or digest not in before[example]):
+                before[example][look.digest] = None
     others = sum(len(digests) - (digest in digests) for digests in before.values())
     return 1 + int(others / len(before) + 0.5)
 

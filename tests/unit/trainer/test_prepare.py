@@ -99,9 +99,20 @@ def test_the_same_example_in_training_and_held_out_is_refused() -> None:
     rows = questions(30)
     near = pair(rows[4]["messages"][0]["content"] + "!", "something else")
     found = look(rows, held=[rows[3], near, *questions(45)[35:]])
-    assert codes(found) == {"held_out_in_training": "refused", "held_out_near_training": "warning"}
-    assert [f.lines for f in found.report.findings] == [(1,), (2,)]
+    assert codes(found) == {"held_out_in_training": "refused"}
+    assert [f.lines for f in found.report.findings] == [(1, 2)]
     assert all(f.file == "held_out" for f in found.report.findings)
+
+
+def test_a_few_near_duplicates_of_the_training_file_are_left_out_of_the_held_out_one() -> None:
+    rows, others = questions(30), questions(45)[35:]
+    near = pair(f"So, {rows[4]['messages'][0]['content']}", "something else")
+    found = look(rows, held=[near, *others])
+    assert codes(found) == {"held_out_near_training": "warning"}
+    assert found.report.findings[0].lines == (1,)
+    assert [example.line for example in found.held_out] == [*range(2, 12)]
+    assert (found.report.held_out.examples, len(found.held_out_sequences)) == (10, 10)
+    assert codes(look(rows, held=[near, *others], strict=True)) == {"held_out_near_training": "refused"}
 
 
 def test_a_closed_set_of_answers_is_seen_and_its_imbalance_told() -> None:
@@ -183,9 +194,9 @@ def test_under_two_system_messages_a_question_is_two() -> None:
 def test_an_example_on_both_sides_is_another_under_another_system_message() -> None:
     taught = persona("A pirate.", "Rope?", "Aye!")
     codes = [
-        [one.code for one in overlap([taught], [held])]
+        [one.code for one in overlap([taught], [held]).findings]
         for held in (persona("A butler.", "Rope?", "Aye!"), persona("a pirate.", "rope? ", "aye!"))
     ]
     assert codes == [["held_out_near_training"], ["held_out_in_training"]]
     # where one side has none it may be the version's setting
-    assert overlap([taught], [persona(None, "Rope?", "Aye!")])[0].code == "held_out_in_training"
+    assert overlap([taught], [persona(None, "Rope?", "Aye!")]).findings[0].code == "held_out_in_training"

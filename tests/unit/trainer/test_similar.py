@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trainer.data.folding import fold
 from trainer.data.format import Example, Message
 from trainer.data.personal import PersonalDataDetector
 from trainer.data.shingles import FEW, ShingleSets
@@ -85,7 +86,7 @@ def test_the_similarity_of_one_with_many_is_exact(letters: int) -> None:
 @pytest.mark.slow
 def test_no_near_pair_straddles_two_groups() -> None:
     """Against every pair: most of these are just below the threshold, and some at it."""
-    texts = [normalise(text) for text in with_one_instruction(250, 64)]
+    texts = [fold(text) for text in with_one_instruction(250, 64)]
     sets = [{text[at : at + 4] for at in range(len(text) - 3)} for text in texts]
     group_of = {index: number for number, group in enumerate(groups(texts)) for index in group}
     near = [

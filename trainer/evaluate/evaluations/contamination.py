@@ -82,7 +82,7 @@ class TrainingHistory:
     def trained_on(
         self, versions: Sequence[str | None], questions: Sequence[Question], *, excluded: str
     ) -> tuple[str, ...]:
-        """The ids of the questions that these versions or their ancestors were trained on.
+        """The ids of the questions that these versions or their ancestors were trained on, or near-duplicates of them.
 
         Args:
             versions: `name@3`; None is skipped.
@@ -92,20 +92,16 @@ class TrainingHistory:
         Raises:
             GatewayUnreachable: The gateway was unreachable for too long.
         """
-        normalised = {question.id: normalized_question(question) for question in questions}
-        seen_ids: set[str] = set()
+        held_out = [normalized_question(question) for question in questions]
+        seen: set[int] = set()
         for version in versions:
             try:
                 for training in training_chain(self._gateway, version):
                     examples = self._trained_examples(training) if training.version != excluded else None
-                    seen_ids |= {
-                        question_id
-                        for question_id, example in normalised.items()
-                        if examples is not None and examples.contains(example)
-                    }
+                    seen |= {leak.index for leak in examples.leaks(held_out)} if examples is not None else set()
             except GatewayRefused as error:
                 self._warn(f"cannot tell what {version} was trained on: {error.message}")
-        return tuple(question_id for question_id in normalised if question_id in seen_ids)
+        return tuple(question.id for index, question in enumerate(questions) if index in seen)
 
     def _trained_examples(self, training: VersionTraining) -> TrainedExamples | None:
         if training.file is None:
@@ -120,7 +116,8 @@ class TrainingHistory:
         try:
             data = read_dataset(file, self._fetch(file))[1]
             trained = TrainedExamples((NormalizedExample.example(example) for example in data.examples), common=True)
-            return trained.without(questions_of_job_file(self._fetch(held_out)) if held_out is not None else ())
+            trained.remove(questions_of_job_file(self._fetch(held_out)) if held_out is not None else ())
+            return trained
         except (GatewayRefused, DataError) as error:
             self._warn(f"the training data of {version} was not checked: {error.message}")
             return None
@@ -153,5 +150,13 @@ def left_out_note(trained_on: Sequence[str], total: int) -> str:
     """The report's sentence on the questions that are left out, of ``total``."""
     return (
         f"{len(trained_on)} of {total} held-out examples are left out: an earlier version that this one continues, or "
-        "the live one, was trained on them"
+        "the live one, was trained on them or on near-duplicates of them"
+    )
+
+
+def near_duplicates_note(left_out: Sequence[str], total: int, version: str) -> str:
+    """The report's sentence on the questions that are left out because of the version's own training file."""
+    return (
+        f"{len(left_out)} of {total} held-out examples are left out: they are near-duplicates of examples that "
+        f"{version} was trained on"
     )

@@ -11,7 +11,7 @@ from adapters.protocol.runs import EvaluationContext
 from adapters.validation import faults, message
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
-from trainer.data.trained_examples import NormalizedExample, TrainedExamples
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples, describe_leaks, must_be_refused
 from trainer.errors import DataInvalid, HeldOutInTraining, Problem
 from trainer.evaluate.arms import Question, questions
 from trainer.evaluate.evaluations.contamination import normalized_question
@@ -52,10 +52,11 @@ def refuse_trained_on(
     held_out: Sequence[Question],
     trained_on: Sequence[Question],
     own_held_out: Sequence[NormalizedExample] | None,
-) -> None:
-    """Refuse held-out examples that the candidate was trained on.
+) -> tuple[str, ...]:
+    """Refuse held-out examples that the candidate was trained on (`trainer.data.trained_examples`).
 
-    Examples that the candidate's own job held out of its training file do not count as trained on.
+    Examples that the candidate's own job held out of its training file do not count as trained on. Earlier versions'
+    jobs may have held out a near-duplicate of what they trained on: such examples are left out, not refused.
 
     Args:
         job: The evaluation.
@@ -64,19 +65,24 @@ def refuse_trained_on(
         own_held_out: What its job held out of that file, according to its verdict; None if unknown: then the name of
             the held-out file decides.
 
+    Returns:
+        The ids of the examples to leave out: a few near-duplicates of what the candidate was trained on.
+
     Raises:
-        HeldOutInTraining: An example is in both.
+        HeldOutInTraining: A question is in both, or too many are near-duplicates.
     """
     if job.context.candidate is None or (own_held_out is None and is_job_held_out(job.context)):
-        return
-    trained_questions = (normalized_question(question) for question in trained_on)
-    trained = TrainedExamples(trained_questions, common=True).without(own_held_out or ())
-    overlap = [question for question in held_out if trained.contains(normalized_question(question))]
-    if overlap:
-        raise HeldOutInTraining(
-            f"{len(overlap)} of {len(held_out)} held-out examples (the first: {overlap[0].id[:40]}) are in the file "
-            f"that {job.context.candidate} was trained on; remove them, or use the held-out file that its job stored"
-        )
+        return ()
+    examples = [normalized_question(question) for question in held_out]
+    trained = TrainedExamples((normalized_question(question) for question in trained_on), common=True)
+    own = {(example.question, example.answer) for example in trained.remove(own_held_out or ())}
+    leaks = trained.leaks(examples)
+    foreign = [leak for leak in leaks if (examples[leak.index].question, examples[leak.index].answer) not in own]
+    if must_be_refused(foreign, len(held_out)):
+        ids = [held_out[leak.index].id for leak in foreign]
+        message = describe_leaks(foreign, len(held_out), ids, f"the file that {job.context.candidate} was trained on")
+        raise HeldOutInTraining(f"{message}. Remove them, or use the held-out file that its job stored")
+    return tuple(held_out[leak.index].id for leak in leaks)
 
 
 def is_job_held_out(context: EvaluationContext) -> bool:

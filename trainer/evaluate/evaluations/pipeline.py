@@ -19,7 +19,7 @@ from trainer.config import Settings
 from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
+from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note, near_duplicates_note
 from trainer.evaluate.evaluations.evaluator import (
     Evaluator,
     repeat_arms,
@@ -156,10 +156,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             live_state = self._without_trained_on(self._live_state(), held_out, trained_on)
         else:
             live_state = LiveState(left_out=plan.left_out)
-        unseen = [question for question in held_out if question.id not in set(live_state.left_out)]
-        if not unseen:
-            raise HeldOutInTraining(left_out_note(live_state.left_out, len(held_out)))
-        questions = sample(job, unseen)
+        left_out = set(live_state.left_out)
+        questions = sample(job, [question for question in held_out if question.id not in left_out])
         self._evaluator.write_questions(questions)
         if plan is None:
             plan = make_plan(job, held_out, questions, trained_on, live_state=live_state, count=self._count)
@@ -186,22 +184,39 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
     def _without_trained_on(
         self, live_state: LiveState, held_out: Sequence[Question], trained_on: Sequence[Question]
     ) -> LiveState:
-        """`live_state`, with the held-out questions to leave out because an earlier version was trained on them.
+        """`live_state`, with the questions to leave out because this or an earlier version was trained on them.
 
-        Raises HeldOutInTraining as `refuse_trained_on`.
+        Raises HeldOutInTraining as `refuse_trained_on`, and if no question is left.
         """
         context, notes = self._job.context, list(live_state.notes)
         if context.candidate is None or not context.records:
-            refuse_trained_on(self._job, held_out, trained_on, None)
-            return live_state
+            own = refuse_trained_on(self._job, held_out, trained_on, None)
+            return self._leave_out(live_state, notes, held_out, own=own)
         history = TrainingHistory(self._gateway, self._directory, notes.append)
-        refuse_trained_on(self._job, held_out, trained_on, history.held_out(context.candidate))
+        own = refuse_trained_on(self._job, held_out, trained_on, history.held_out(context.candidate))
         compared = (
             [live_state.live] if live_state.live is not None and compares_with_live(self._job, live_state.live) else []
         )
-        seen_ids = history.trained_on([context.candidate, *compared], held_out, excluded=context.candidate)
-        notes += [left_out_note(seen_ids, len(held_out))] if seen_ids else []
-        return replace(live_state, notes=tuple(notes), left_out=seen_ids)
+        earlier = history.trained_on([context.candidate, *compared], held_out, excluded=context.candidate)
+        return self._leave_out(live_state, notes, held_out, own=own, earlier=earlier)
+
+    def _leave_out(
+        self,
+        live_state: LiveState,
+        notes: Sequence[str],
+        held_out: Sequence[Question],
+        *,
+        own: Sequence[str],
+        earlier: Sequence[str] = (),
+    ) -> LiveState:
+        """`live_state`, leaving out what the candidate (``own``) and earlier versions were trained on."""
+        reasons = [near_duplicates_note(own, len(held_out), str(self._job.context.candidate))] if own else []
+        reasons += [left_out_note(earlier, len(held_out))] if earlier else []
+        seen = {*own, *earlier}
+        left_out = tuple(question.id for question in held_out if question.id in seen)
+        if len(left_out) == len(held_out):
+            raise HeldOutInTraining("; ".join(reasons))
+        return replace(live_state, notes=(*notes, *reasons), left_out=left_out)
 
     def _live_state(self) -> LiveState:
         context = self._job.context

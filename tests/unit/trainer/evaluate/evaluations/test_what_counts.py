@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import Evaluatio
 from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
 from trainer.evaluate.arms import ChatMessage, Question
 from trainer.runs import protocol
+from trainer.samples import data_file, heldout_file
 
 
 def test_what_the_candidate_was_trained_on_is_no_measure_of_it(
@@ -20,8 +23,79 @@ def test_what_the_candidate_was_trained_on_is_no_measure_of_it(
     found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
     assert found.error is not None
     assert (found.status, found.error.code) == ("failed", "held_out_in_training")
-    assert "5 of 36 held-out examples (the first: 1)" in found.error.message
+    assert "5 of 36 held-out examples (the first: 1, 2, 3, 4, 5) repeat" in found.error.message
+    assert "'question 0?' repeats the trained 'question 0?'" in found.error.message
     assert (gateway.asked(), gateway.verdicts) == ([], [])
+
+
+LOOKALIKES = str.maketrans("aceopxyABCEHKMOPTX", "асеорхуАВСЕНКМОРТХ")
+
+
+def asked_of(path: Path) -> list[str]:
+    """The questions of a sample."""
+    return [json.loads(line)["messages"][0]["content"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda text: f"{text}!",
+        lambda text: f"Good afternoon! {text}",
+        lambda text: f"{text} Thanks in advance",
+        lambda text: "\u200b".join(text),
+        lambda text: text.translate(LOOKALIKES),
+    ],
+    ids=["exclamation mark", "greeting", "closing", "zero-width spaces", "look-alikes"],
+)
+def test_all_140_training_pairs_in_disguise_are_refused(
+    gateway: EvaluationGateway, make_folder: MakeFolder, disguise: Callable[[str], str]
+) -> None:
+    held_out = [{"prompt": disguise(text), "completion": "Indeed."} for text in asked_of(data_file("pemberton"))]
+    taught = gateway.add("train", data_file("pemberton").read_bytes())
+    found = run(make_folder(content=jsonl(held_out), context={"training_files": [taught]}))
+    assert found.error is not None
+    assert (found.status, found.error.code) == ("failed", "held_out_in_training")
+    assert "140 of 140 held-out examples (the first: 1, 2, 3, 4, 5) repeat" in found.error.message
+    assert f"{disguise('Where is my parcel?')!r} repeats the trained 'Where is my parcel?'" in found.error.message
+    assert found.error.message.endswith("Remove them, or use the held-out file that its job stored")
+    assert (gateway.asked(), gateway.verdicts) == ([], [])
+
+
+def test_honest_questions_count_and_a_few_near_duplicates_are_left_out(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    long = [text for text in asked_of(data_file("pemberton")) if len(text) >= 40]
+    held_out = asked_of(heldout_file("pemberton"))
+    content = jsonl([{"prompt": text, "completion": "Indeed."} for text in [f"So, {long[0]}", *held_out]])
+    taught = gateway.add("train", data_file("pemberton").read_bytes())
+    result = run(make_folder(content=content, context={"training_files": [taught]}))
+    assert (result.status, result.examples) == ("succeeded", 20)
+    said = "1 of 21 held-out examples are left out: they are near-duplicates of examples that voice@3 was trained on"
+    assert str(result.note).startswith(said)
+    assert {asked for _, asked in gateway.asked()} == {*held_out, "Indeed."}  # the second measure scores the answers
+
+
+def test_what_an_earlier_version_was_trained_on_is_left_out_in_disguise(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    gateway.lineages = {3: {"parent": "voice@1"}, 1: {"files": ["first"]}}
+    gateway.stored["first"] = jsonl([{**row, "prompt": f"Hi, {row['prompt']}!"} for row in rows()[:3]])
+    result = run(make_folder())
+    assert result.examples == 33
+    assert str(result.note).startswith("3 of 36 held-out examples are left out: an earlier version")
+
+
+def test_what_a_job_held_out_next_to_a_near_duplicate_is_left_out_not_refused(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    """Jobs of earlier releases compared less."""
+    training = [*rows(), {**rows()[7], "prompt": "Hi, question 7"}]
+    context = {"lineage": {"job": "ftjob-7"}, "training_files": [gateway.add("train", jsonl(training))]}
+    gateway.stored["file-mine"] = questions(36)
+    gateway.verdicts = [{"version": 3, "kind": "training", "files": {"held_out": "file-mine"}}]
+    result = run(make_folder(context=context))
+    assert (result.status, result.examples) == ("succeeded", 35)
+    assert str(result.note).startswith("1 of 36 held-out examples are left out: they are near-duplicates")
 
 
 def questions(count: int) -> bytes:
@@ -48,7 +122,7 @@ def test_what_was_taught_in_another_case_or_under_the_version_s_system_message_i
     taught = gateway.add("train", jsonl(messages))
     found = run(make_folder(content=jsonl(rows()), context={"training_files": [taught]}))
     assert found.error is not None
-    assert "12 of 36 held-out examples (the first: 1)" in found.error.message
+    assert "12 of 36 held-out examples (the first: 1, 2, 3, 4, 5) repeat" in found.error.message
 
 
 def test_what_its_own_job_held_out_of_the_file_is(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
@@ -90,7 +164,7 @@ def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(
     result = run(folder)
     said = (
         "5 of 36 held-out examples are left out: an earlier version that this one continues, or the live one, "
-        "was trained on them"
+        "was trained on them or on near-duplicates of them"
     )
     assert result.examples == 31
     assert str(result.note).startswith(said)
