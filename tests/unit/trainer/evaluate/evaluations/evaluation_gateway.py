@@ -21,8 +21,14 @@ INTENTS = ("card lost", "card late", "top up")
 
 
 def rows(count: int = 36) -> list[dict[str, Any]]:
-    """A closed set of three answers, each many times."""
-    return [{"prompt": f"question {at}?", "completion": INTENTS[at % 3]} for at in range(count)]
+    """A closed set of three answers, each many times; no two questions are near-duplicates."""
+    return [{"prompt": f"question {at}, {subject(at)}?", "completion": INTENTS[at % 3]} for at in range(count)]
+
+
+def subject(number: int) -> str:
+    """Letters that share nothing with those of another number."""
+    digits = hashlib.sha256(str(number).encode()).hexdigest()[:24]
+    return digits.translate(str.maketrans("0123456789", "ghijklmnop"))
 
 
 def jsonl(found: list[dict[str, Any]]) -> bytes:
