@@ -1,9 +1,9 @@
 """Folds questions for comparison: two spellings of one question become the same text.
 
 Folded are: case; width and other compatibility forms (Unicode NFKC); accents; invisible characters; letters of other
-scripts and small capitals that look like Latin ones; punctuation of sentences; white space; a letter written three
-times or more; greetings before the question and thanks after it. Digits and signs of operators stay, so that "3 - 2"
-and "3 + 2" are two questions.
+scripts and small capitals that look like Latin ones; punctuation of sentences; white space; repeated letters;
+greetings before the question and thanks after it. Digits and signs of operators stay, so that "3 - 2" and "3 + 2" are
+two questions.
 """
 
 from __future__ import annotations
