@@ -54,7 +54,7 @@ def conclusive_base() -> sa.ScalarSelect[Any]:
     conclusive = verdicts.alias("conclusive")
     return (
         sa.select(conclusive.c.base)
-        .where(conclusive.c.version_id == verdicts.c.version_id, _is_conclusive(conclusive))
+        .where(conclusive.c.version_id == verdicts.c.version_id, is_conclusive(conclusive))
         .order_by(conclusive.c.seq.desc())
         .limit(1)
         .correlate(verdicts)
@@ -88,7 +88,7 @@ def _previous(of: sa.Subquery, name: str, column: sa.Column[Any]) -> sa.ScalarSe
     before = verdicts.alias(name)
     return (
         sa.select(before.c[column.name])
-        .where(before.c.version_id == of.c.version_id, before.c.seq < of.c.seq, _is_conclusive(before))
+        .where(before.c.version_id == of.c.version_id, before.c.seq < of.c.seq, is_conclusive(before))
         .order_by(before.c.seq.desc())
         .limit(1)
         .correlate(of)
@@ -107,9 +107,9 @@ def _revalidations(name: str) -> sa.Subquery:
     chosen = sa.select(
         verdicts.c.version_id, verdicts.c.seq, verdicts.c.verdict, verdicts.c.rule, verdicts.c.compared_with
     )
-    return chosen.where(verdicts.c.kind == REVALIDATION, _is_conclusive(verdicts)).correlate(None).subquery(name)
+    return chosen.where(verdicts.c.kind == REVALIDATION, is_conclusive(verdicts)).correlate(None).subquery(name)
 
 
-def _is_conclusive(row: sa.FromClause) -> sa.ColumnElement[bool]:
+def is_conclusive(row: sa.FromClause) -> sa.ColumnElement[bool]:
     """Whether a verdict is of a kind that decides: every one but a comparison that shows nothing either way."""
     return sa.or_(row.c.compared_with.is_(None), row.c.holds.is_not(None))

@@ -12,7 +12,15 @@ from adapters.names import DEFAULT_ALIAS
 from service.registry import alias_records
 from service.registry.split import versions_of
 from service.registry.tables import adapters, aliases, verdicts, versions
-from service.registry.verdict_flags import FAIL, PASSED, REVALIDATION, conclusive_base, is_failed, is_unconfirmed
+from service.registry.verdict_flags import (
+    FAIL,
+    PASSED,
+    REVALIDATION,
+    conclusive_base,
+    is_conclusive,
+    is_failed,
+    is_unconfirmed,
+)
 
 SCORES: Final = "scores"
 """The file of a verdict with its scores question by question."""
@@ -313,11 +321,11 @@ def forget(db: sa.Connection, where: sa.ColumnElement[bool]) -> None:
 
 
 def _is_latest(kind: str | None = None) -> sa.ColumnElement[bool]:
-    """Of the latest verdict on its version; of that kind, where one is given."""
+    """Of the latest verdict on its version; of that kind, where one is given, and then of the conclusive ones."""
     same_version = verdicts.alias("others")
     newest = sa.select(sa.func.max(same_version.c.seq)).where(same_version.c.version_id == verdicts.c.version_id)
     if kind is not None:
-        newest = newest.where(same_version.c.kind == kind)
+        newest = newest.where(same_version.c.kind == kind, is_conclusive(same_version))
     return verdicts.c.seq == newest.correlate(verdicts).scalar_subquery()
 
 

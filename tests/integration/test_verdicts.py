@@ -131,7 +131,9 @@ def test_the_version_has_the_verdict_and_its_files(gateway: Gateway, passed_job:
         "evaluation.html",
         "held_out_questions.jsonl",
     ]
-    assert set(version["verdict"]["files"].values()) <= set(passed_job.files)
+    files = version["verdict"]["files"]
+    assert files.keys() == {"report", "page", "held_out", "scores"}
+    assert set(files.values()) - {files["scores"]} <= set(passed_job.files)
     page = next(file for file, name in passed_job.files.items() if name.endswith(".html"))
     with gateway.http() as http:
         assert "desks@1: Pass" in http.get(f"/v1/files/{page}/content").text

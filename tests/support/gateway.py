@@ -74,6 +74,8 @@ class Gateway:
             "HATRACK_ADMIN_KEY": ADMIN_KEY,
             "HATRACK_URL": self.url,
             "HATRACK_KEY": ADMIN_KEY,
+            # an old home's versions are due on this engine: a revalidation would take the engine from what is tested
+            "HATRACK_REVALIDATE_EVERY_HOURS": "0",
             **self.settings,
         }
 

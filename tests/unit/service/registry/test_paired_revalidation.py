@@ -60,6 +60,17 @@ async def test_only_a_comparison_that_shows_a_loss_fails_a_version(
         assert await live_failed(voice) == int(state == "-")
 
 
+async def test_what_shows_nothing_does_not_undo_a_promotion_of_a_failed_version(voice: RegistryApp) -> None:
+    """Rollbacks leave promotions alone that are later than the failure; a later look that shows nothing is none."""
+    earlier = await judge(voice)
+    await compare(voice, earlier, False, F)
+    await age(voice, 1)
+    (before,) = await voice.database.run(verdict_records.live_failures)
+    await compare(voice, earlier, None, N)
+    (after,) = await voice.database.run(verdict_records.live_failures)
+    assert after.failed_at == before.failed_at < after.moved_at
+
+
 async def test_what_was_judged_anew_loses_its_pass_as_ever_and_looks_past_what_showed_nothing(
     voice: RegistryApp,
 ) -> None:

@@ -185,6 +185,20 @@ def test_what_is_measured_otherwise_than_then_is_not_compared() -> None:
     assert read_scores(old.model_dump_json(by_alias=True).encode()) == old
 
 
+def test_with_a_judge_as_the_metric_then_and_now_are_its_preference_over_the_base() -> None:
+    """The version's own score is one half each time, whatever has become of it."""
+    even = [0.5] * COUNT
+    old, _ = evaluate(even, row(10, COUNT), metric="judge")
+    new, verdict = evaluate(even, row(60, COUNT), metric="judge")
+    then, now = (scores.model_copy(update={"counted": True}) for scores in (old, new))
+    result = revalidate(EARLIER, then, now, verdict)
+    assert (result.holds, states(result)["score"]) == (False, "broken")
+    assert result.then_now.estimate == pytest.approx(-0.5)
+    assert revalidate(EARLIER, then, then, verdict).holds is True
+    with pytest.raises(Incomparable, match="does not count now"):
+        revalidate(EARLIER, then, new, verdict)
+
+
 def test_questions_are_paired_by_their_content_and_not_by_their_place() -> None:
     old, _ = evaluate(row(80, COUNT), row(20, COUNT))
     new, verdict = evaluate(row(80, COUNT), row(20, COUNT))
