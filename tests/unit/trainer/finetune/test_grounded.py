@@ -69,7 +69,7 @@ def test_the_base_is_asked_with_the_new_version_s_grounding(
             metadata=cast(Any, None),
             name="voice@2",
         )
-        fixed = judging._fix_comparison()
+        fixed, _ = judging._fix_comparison()
         again = judging._repeat_body(fixed.evaluation, judging._evaluator.uploaded())
     way.close()
     asked = {"vector_store_ids": ["vs_shop"], "max_passage_tokens": 700} if grounded else None
