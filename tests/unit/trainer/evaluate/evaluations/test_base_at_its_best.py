@@ -111,16 +111,7 @@ def test_a_candidate_that_knows_no_more_than_the_examples_show_does_not_beat_the
     assert [arm.prompt.examples for arm in plan_of(folder).arms] == [0, 0, 0, 8]
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "<think>It is {0}.</think>\n\n{1}",
-        "```\n{1}\n```",
-        "Answer: {1}",
-        "The answer is {1}.",
-        "It is clear.\n\n**{1}**",
-    ],
-)
+@pytest.mark.parametrize("form", ["<think>It is {0}.</think>\n\n{1}", "```text\n{1}\n```", "It is clear.\nAnswer: {1}"])
 def test_a_base_that_is_right_does_not_lose_by_the_form_of_its_answer(judged: Any, form: str) -> None:
     right = {row["prompt"]: row["completion"] for row in HELD_OUT}
     _, report = judged(lambda messages: form.format("something", right[messages[-1]["content"]]))
@@ -219,10 +210,3 @@ def test_thinking_is_off_for_every_arm_where_the_template_has_the_switch(
     sent = chats(gateway)
     assert {body["model"] for body in sent} == {BASE, "voice@3"}
     assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in sent)
-
-
-def test_a_base_that_cannot_but_think_has_room_to_end_it(make_folder: MakeFolder, judged: Any) -> None:
-    folder, _ = judged(lambda _: SHRUG)
-    limit = plan_of(folder).max_tokens
-    folder.rename(folder.with_name("plain"))
-    assert plan_of(judged(lambda _: SHRUG, thinks=True)[0]).max_tokens == limit + 1024

@@ -14,6 +14,7 @@ from trainer.evaluate.arms import (
     MIN_ANSWER_TOKENS,
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
+    THINKING_TOKENS,
     ChatMessage,
     Question,
     answer_list,
@@ -48,8 +49,10 @@ def planned(
     body: dict[str, Any] | None = None,
     context: dict[str, Any] | None = None,
     live_state: LiveState | None = None,
+    **more: Any,
 ) -> EvaluationPlan:
-    folder = make_folder(body, context={"system_prompt": SYSTEM} | (context or {}), context_tokens=context_tokens)
+    prompt = {"system_prompt": SYSTEM}
+    folder = make_folder(body, context=prompt | (context or {}), context_tokens=context_tokens, **more)
     job = EvaluationJob.model_validate_json((folder / protocol.SPEC).read_bytes())
     (folder / protocol.SPEC).unlink()
     (folder / protocol.KEY).unlink()
@@ -129,6 +132,7 @@ def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: Ma
 def test_no_answer_is_asked_for_that_is_longer_than_the_context(make_folder: MakeFolder) -> None:
     assert planned(make_folder, 12).evaluation.max_tokens == 12
     assert planned(make_folder, 2048).evaluation.max_tokens == SHORT
+    assert planned(make_folder, 2048, thinks=True).evaluation.max_tokens == SHORT + THINKING_TOKENS
     assert planned(make_folder, 2048, {"model": "voice@3", "max_tokens": 99}).evaluation.max_tokens == 99
 
 
