@@ -238,7 +238,7 @@ class Judging:
         tokenizer = load_tokenizer(self._job.base_dir)
         primary, prepared, plan = self._primary, self._prepared, self._plan
         context = self._job.context or prepared.report.max_length
-        # with the system prompt, and with the reference, which is shorter than the longest answer
+        # an upper estimate: these include the system prompt and the reference
         longest_prompt = max(len(sequence.tokens) for sequence in prepared.held_out_sequences)
         return base_prompts(
             sample,
