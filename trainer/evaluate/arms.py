@@ -24,6 +24,8 @@ ANSWER_FORM_TOKENS: Final = 32
 """Added for what a model without training puts around an answer: a code fence, or "The answer is …"."""
 THINKING_TOKENS: Final = 1024
 """Added if the base's chat template has a thinking block that cannot be turned off."""
+MAX_REPEATED_CHARS: Final = 15_000
+"""Longest list of answers or schema that two arms of the base are told."""
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
 THINKING_SWITCH: Final = "enable_thinking"
@@ -165,22 +167,24 @@ def base_at_its_best(
         grounding: The candidate version's, if it has one: otherwise an effect of passages would count as training.
 
     Returns:
-        The plain arm first; then one that is told the answers or the schema; then one that is also shown examples.
+        The plain arm first; then one that is told the answers or the schema; then one that is shown examples, and told
+        the same if that is not longer than MAX_REPEATED_CHARS.
     """
     plain = Arm(
         label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=grounding_field(grounding)
     )
 
-    def arm(ending: str, **changes: Any) -> Arm:
-        prompt = Prompt(system=system, answers=tuple(answers), instructions=instructions, **changes)
+    def arm(ending: str, prompt: Prompt) -> Arm:
         return plain.model_copy(update={"label": f"{plain.label} {ending}", "prompt": prompt})
 
-    told = "told the answers" if answers else "told the schema" if instructions else None
-    return (
-        plain,
-        *(() if told is None else (arm(told),)),
-        *((arm("shown examples", examples=examples),) if examples else ()),
-    )
+    told = Prompt(system=system, answers=tuple(answers), instructions=instructions)
+    arms = [plain] if told.is_plain else [plain, arm(f"told the {'answers' if answers else 'schema'}", told)]
+    if examples:
+        # a verdict stores all prompts: the request body that repeats it must not become too large
+        is_short = len(answer_list(answers)) + len(instructions or "") <= MAX_REPEATED_CHARS
+        beside = told if is_short else plain.prompt
+        arms.append(arm("shown examples", beside.model_copy(update={"examples": examples})))
+    return tuple(arms)
 
 
 def base_label(grounding: Mapping[str, Any] | None) -> str:

@@ -75,6 +75,10 @@ def test_for_json_it_is_told_the_schema_and_every_base_is_shown_examples() -> No
     assert shown.prompt == Prompt(examples=3)
     listed = base_at_its_best("smol", system=None, answers=["yes", "no"], examples=8)[2]
     assert listed.prompt == Prompt(answers=("yes", "no"), examples=8)
+    # stored twice, a long list would make the verdict's request body too large to repeat it
+    answers = [f"{'label ' * 12}{number}" for number in range(500)]
+    _, told, shown = base_at_its_best("smol", system="Be kind.", answers=answers, examples=8)
+    assert (told.prompt.answers, shown.prompt) == (tuple(answers), Prompt(system="Be kind.", examples=8))
 
 
 @pytest.mark.parametrize(
