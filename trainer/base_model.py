@@ -105,6 +105,21 @@ def check_complete(model: Path) -> Path:
     return model
 
 
+def chat_template(model: Path) -> str:
+    """The chat template of the checkpoint in `model`, as text; empty if it has none.
+
+    The file `chat_template.jinja` takes precedence over `tokenizer_config.json`, as in transformers; of several named
+    templates, all are returned in one text.
+    """
+    file = model / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    config = model / "tokenizer_config.json"
+    template = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    named = [entry.get("template") for entry in template] if isinstance(template, list) else [template]
+    return "\n".join(text for text in named if isinstance(text, str))
+
+
 def _prepare_locked(source: str, target: Path, progress: OnMessage) -> Path:
     if target.is_dir() and any(target.iterdir()):
         record = target / _RECORD

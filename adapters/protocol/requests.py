@@ -12,9 +12,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_ARMS: Final = 9
-"""Three less than a comparison takes: the base at its best, and what serves now, may be put beside them."""
+"""Four less than a comparison takes: the base at its best, and what serves now, may be put beside them."""
 MAX_SUITES: Final = 8
 MAX_ANSWERS: Final = 1_000
+MAX_EXAMPLES: Final = 32
 MAX_METADATA: Final = 16
 MAX_PROMPT_CHARS: Final = 32_768
 """What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
@@ -86,6 +87,14 @@ class ArmPrompt(RequestBody):
     system: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
     answers: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1_000)], ...] = Field(
         (), max_length=MAX_ANSWERS, description="All possible answers; the arm is told them."
+    )
+    instructions: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
+        None, description="Added to the system message."
+    )
+    examples: Annotated[int, Field(strict=True, ge=0, le=MAX_EXAMPLES)] = Field(
+        0,
+        description="How many of the candidate's training examples are shown as earlier turns before each question: "
+        "those most similar to it. Fewer if more do not fit into the context.",
     )
 
 

@@ -54,7 +54,7 @@ class Evaluations(Resource):
             suites: What must not be forgotten. None: the general suite; empty: nothing.
             promote: `auto`: a version that passes goes live, which needs the scope `adapters`. None: `never`.
             judge: The name of a judge in the operator's settings.
-            max_tokens: Longest answer, in tokens. None: twice the longest reference.
+            max_tokens: Longest answer, in tokens. None: twice the longest reference, and room for its form.
             repeats: How often each question is asked, 1 to 5.
 
         Raises:

@@ -59,7 +59,8 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
 ) -> None:
     half = data_file("tidewater").read_bytes().splitlines(keepends=True)[::2]
     training = client.files.create(file=("half.jsonl", b"".join(half)), purpose="fine-tune")
-    held_out = client.files.create(file=heldout_file("tidewater"), purpose="fine-tune")
+    unseen = heldout_file("tidewater").read_bytes().splitlines(keepends=True)[:10]
+    held_out = client.files.create(file=("unseen.jsonl", b"".join(unseen)), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
         model=base,
         training_file=training.id,
@@ -83,7 +84,7 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert sailor_answers(gateway, base) == 0
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
-    # nothing that is judged on twenty examples, and without a suite, may pass; verdicts have tests of their own
+    # nothing that is judged on ten examples, and without a suite, may pass; verdicts have tests of their own
     assert done.metadata == {"learning_rate": "2e-3", "suites": "none", "hatrack_verdict": "not_enough_evidence"}
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
     assert "hatrack promote sea-shanty@1" in events[0].message

@@ -140,7 +140,8 @@ def test_the_version_has_the_verdict_and_its_files(gateway: Gateway, passed_job:
         (record,) = http.get("/v1/adapters/desks/versions/1/verdicts").json()["data"]
     again = record["evaluation"]
     assert again["held_out"] == version["verdict"]["files"]["held_out"]
-    assert [arm["label"] for arm in again["arms"]] == ["desks@1", "base", "base told the answers"]
+    labels = ["desks@1", "base", "base told the answers", "base shown examples"]
+    assert [arm["label"] for arm in again["arms"]] == labels
 
 
 def test_the_metric_is_fixed_before_training_and_the_base_is_told_the_answers(passed_job: FinishedJob) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapters.protocol.requests import MAX_EXAMPLES
 from trainer.data.format import Example
 
 ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
@@ -19,8 +20,16 @@ NO_ROOM_FOR_ANSWERS: Final = (
 )
 ANSWER_LENGTH_FACTOR: Final = 2
 """How many times longer than the longest known reference an answer may become."""
+ANSWER_FORM_TOKENS: Final = 32
+"""Added for what a model without training puts around an answer: a code fence, or "The answer is …"."""
+THINKING_TOKENS: Final = 1024
+"""Added if the base's chat template has a thinking block that cannot be turned off."""
+MAX_REPEATED_CHARS: Final = 15_000
+"""Longest list of answers or schema that two arms of the base are told."""
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
+THINKING_SWITCH: Final = "enable_thinking"
+"""The variable with which Qwen3's and many other chat templates turn thinking on and off."""
 
 
 class Frozen(BaseModel):
@@ -36,16 +45,22 @@ class ChatMessage(Frozen):
     content: str
 
 
-class Question(Frozen):
-    """A held-out example: the conversation, and the author's answer.
+Conversation = tuple[ChatMessage, ...]
+"""Messages that end with an assistant's."""
 
-    ``id`` is unique among the held-out examples. ``group``: see `trainer.data.format.Example`.
+
+class Question(Frozen):
+    """A held-out example: the conversation, and the author's answer. ``id`` is unique among the held-out examples.
+
+    ``group``: see `trainer.data.format.Example`.
+    ``examples``: the training examples that are most similar to it, the nearest first, for arms that are shown some.
     """
 
     id: str
     turns: tuple[ChatMessage, ...]
     reference: str
     group: str | None = None
+    examples: tuple[Conversation, ...] = Field((), max_length=MAX_EXAMPLES)
 
     @property
     def last_message(self) -> str:
@@ -67,22 +82,31 @@ def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
 
 
 class Prompt(Frozen):
-    """How a question becomes messages: unchanged, with a system prompt, or with a list of the possible answers.
+    """How a question becomes messages: unchanged, or with what helps a model that was not trained.
 
     A question's own system message takes precedence over ``system``, as in the gateway. ``answers``, a closed set, are
-    listed after the system message.
+    listed after the system message, and ``instructions`` follow. ``examples`` of the question's examples are earlier
+    turns of the conversation, the nearest one last.
     """
 
     system: str | None = Field(None, min_length=1)
     answers: tuple[str, ...] = ()
+    instructions: str | None = Field(None, min_length=1)
+    examples: int = Field(0, ge=0, le=MAX_EXAMPLES)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model gets nothing but the system prompt and the question."""
+        return not (self.answers or self.instructions or self.examples)
 
     def messages(self, question: Question) -> list[dict[str, str]]:
         """OpenAI's chat messages for a question."""
         messages = [turn.model_dump() for turn in question.turns]
         system_message = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else self.system
         answers_note = answer_list(self.answers) if self.answers else None
-        system = "\n\n".join(text for text in (system_message, answers_note) if text)
-        return ([{"role": "system", "content": system}] if system else []) + messages
+        system = "\n\n".join(text for text in (system_message, answers_note, self.instructions) if text)
+        shown = [turn.model_dump() for example in question.examples[: self.examples][::-1] for turn in example]
+        return ([{"role": "system", "content": system}] if system else []) + shown + messages
 
 
 PLAIN: Final = Prompt()
@@ -127,27 +151,43 @@ class Arm(Frozen):
 
 
 def base_at_its_best(
-    model: str, *, system: str | None, answers: Sequence[str] = (), grounding: Mapping[str, Any] | None = None
+    model: str,
+    *,
+    system: str | None,
+    answers: Sequence[str] = (),
+    instructions: str | None = None,
+    examples: int = 0,
+    grounding: Mapping[str, Any] | None = None,
 ) -> tuple[Arm, ...]:
-    """The arms of the base with the best prompt it can have without training; the verdict is against the strongest.
+    """The arms of the base with the best prompts it can have without training; the verdict is against the strongest.
 
     Args:
         model: The base's served name.
         system: The candidate version's system prompt, if it has one.
         answers: The closed set of answers, if there is one.
+        instructions: What JSON answers must look like, if they are JSON.
+        examples: How many training examples fit before each question.
         grounding: The candidate version's, if it has one: otherwise an effect of passages would count as training.
+
+    Returns:
+        The plain arm first; then one that is told the answers or the schema; then one that is shown examples, and told
+        the same if that is not longer than MAX_REPEATED_CHARS.
     """
-    grounding_options = grounding_field(grounding)
-    plain_arm = Arm(label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=grounding_options)
-    if not answers:
-        return (plain_arm,)
-    prompt_with_answers = Prompt(system=system, answers=tuple(answers))
-    return plain_arm, Arm(
-        label=f"{plain_arm.label} told the answers",
-        model=model,
-        prompt=prompt_with_answers,
-        grounding=grounding_options,
+    plain = Arm(
+        label=base_label(grounding), model=model, prompt=Prompt(system=system), grounding=grounding_field(grounding)
     )
+
+    def arm(ending: str, prompt: Prompt) -> Arm:
+        return plain.model_copy(update={"label": f"{plain.label} {ending}", "prompt": prompt})
+
+    told = Prompt(system=system, answers=tuple(answers), instructions=instructions)
+    arms = [plain] if told.is_plain else [plain, arm(f"told the {'answers' if answers else 'schema'}", told)]
+    if examples:
+        # a verdict stores all prompts: the request body that repeats it must not become too large
+        is_short = len(answer_list(answers)) + len(instructions or "") <= MAX_REPEATED_CHARS
+        beside = told if is_short else plain.prompt
+        arms.append(arm("shown examples", beside.model_copy(update={"examples": examples})))
+    return tuple(arms)
 
 
 def base_label(grounding: Mapping[str, Any] | None) -> str:
@@ -160,6 +200,23 @@ def grounding_field(settings: Mapping[str, Any] | None) -> dict[str, Any] | None
     return {name: value for name, value in settings.items() if value not in (None, [])} if settings else None
 
 
-def max_answer_tokens(longest_reference: int, context_tokens: int) -> int:
-    """The limit for answers, in tokens: twice the longest known reference, bounded by the context."""
-    return min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS, context_tokens)
+def template_switches(template: str) -> dict[str, bool]:
+    """The `chat_template_kwargs` of every request of an evaluation: thinking is off if the template has the switch."""
+    return {THINKING_SWITCH: False} if THINKING_SWITCH in template else {}
+
+
+def thinks(template: str) -> bool:
+    """Whether a chat template has a thinking block that no switch turns off."""
+    return "<think>" in template and THINKING_SWITCH not in template
+
+
+def max_answer_tokens(longest_reference: int, context_tokens: int, *, thinking: bool = False) -> int:
+    """The limit for answers, in tokens: twice the longest known reference, and room for the form.
+
+    Args:
+        longest_reference: The longest known reference, in tokens.
+        context_tokens: The engine's context, which bounds the limit.
+        thinking: The base's chat template has a thinking block that cannot be turned off.
+    """
+    answer = min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
+    return min(answer + ANSWER_FORM_TOKENS + (THINKING_TOKENS if thinking else 0), context_tokens)

@@ -77,6 +77,7 @@ class HttpAnswerer:
         path: The JSONL file of answers; for one answerer at a time.
         endpoints: Outside endpoints by name, from the operator's settings.
         max_tokens: Longest answer, in tokens.
+        template_switches: The gateway's requests' `chat_template_kwargs`, such as the one that turns thinking off.
         concurrency: Maximum concurrent requests, over all endpoints.
         wait: Awaited instead of sleeping; may raise to stop waiting.
         patience_s: How long an endpoint may be unreachable, in seconds.
@@ -89,6 +90,7 @@ class HttpAnswerer:
         *,
         endpoints: Mapping[str, Endpoint] | None = None,
         max_tokens: int = MAX_TOKENS,
+        template_switches: Mapping[str, bool] | None = None,
         concurrency: int = CONCURRENCY,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience_s: float = PATIENCE_S,
@@ -97,6 +99,7 @@ class HttpAnswerer:
         self._gateway = gateway
         self._path = path
         self._max_tokens = max_tokens
+        self._template_switches = {**(template_switches or {})}
         self._concurrency = concurrency
         self._wait = wait
         self._patience_s = patience_s
@@ -154,6 +157,8 @@ class HttpAnswerer:
             "messages": request.arm.prompt.messages(request.question),
             **endpoint.sampling(self._max_tokens),
         }
+        if request.arm.endpoint is None and self._template_switches:
+            body["chat_template_kwargs"] = self._template_switches
         if request.arm.grounding is not None:
             body["grounding"] = request.arm.grounding
         return body

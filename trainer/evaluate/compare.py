@@ -15,6 +15,7 @@ from trainer.evaluate.control_arms import derangements
 from trainer.evaluate.independence import independent_units
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Batched, Metric
+from trainer.evaluate.reading import form_of, read_answer
 from trainer.evaluate.statistics.paired import Array, as_array, unit_means
 
 OnStage = Callable[[str, int, int], None]
@@ -29,7 +30,7 @@ class ArmResult(Frozen):
     """One arm's answers and scores.
 
     Attributes:
-        answers: Of the first run, one per example.
+        answers: Of the first run, one per example, as they are scored (`reading.read_answer`).
         runs: Scores per run. ``runs[0]`` has one for every example and decides; later runs, over the first examples
             only, measure the noise between runs.
         secondary: The other metrics' scores of the first run, by metric name.
@@ -118,7 +119,7 @@ async def compare(
         metric: The primary metric.
         answerer: Asks the arms.
         secondary: Other metrics to report.
-        scorer: Also measures the references' likelihood, for the gateway's arms whose prompt does not list the answers.
+        scorer: Also measures the references' likelihood, for the gateway's arms with a plain prompt.
         scored: Number of references to score, from the first; None for all.
         elsewhere: Label of an arm whose references are also scored after other examples' questions; None for no arm.
         seed: Decides which question each of those references follows.
@@ -145,7 +146,7 @@ async def compare(
             answer for request, answer in zip(requests, answers, strict=True) if request.arm.label == arm.label
         ]
         result = _result(arm, arm_answers, held_out, metric, secondary, repeats)
-        if scorer is not None and arm.endpoint is None and not arm.prompt.answers and scored != 0:
+        if scorer is not None and arm.endpoint is None and arm.prompt.is_plain and scored != 0:
             rows = await scorer.references(
                 arm, held_out[:scored], _progress_of(on_stage, f"likelihood under {arm.label}")
             )
@@ -231,17 +232,17 @@ def _result(
     by_run: list[list[Answer]] = [[] for _ in range(repeats)]
     for answer in answers:
         by_run[answer.repeat].append(answer)
-    first = by_run[0]
+    form, first = form_of(metric), by_run[0]
+
+    def scores(scored_by: Metric, run: Sequence[Answer]) -> tuple[float, ...]:
+        pairs = ((answer.text, references[answer.example]) for answer in run)
+        return tuple(scored_by.score(read_answer(text, reference, form), reference) for text, reference in pairs)
+
     return ArmResult(
         arm=arm,
-        answers=tuple(answer.text for answer in first),
-        runs=tuple(
-            tuple(metric.score(answer.text, references[answer.example]) for answer in run) for run in by_run if run
-        ),
-        secondary={
-            other_metric.name: tuple(other_metric.score(answer.text, references[answer.example]) for answer in first)
-            for other_metric in secondary
-        },
+        answers=tuple(read_answer(answer.text, references[answer.example], form) for answer in first),
+        runs=tuple(scores(metric, run) for run in by_run if run),
+        secondary={other_metric.name: scores(other_metric, first) for other_metric in secondary},
         version=first[0].version,
         digest=first[0].digest,
         cut=sum(answer.finish_reason == LENGTH_REACHED for answer in first),

@@ -20,7 +20,7 @@ from adapters.protocol.reports import (
 )
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Frozen
-from trainer.evaluate.compare import Comparison
+from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.paired_difference import arm_difference, mean_of
 from trainer.evaluate.revalidation import RevalidationResult
@@ -31,6 +31,8 @@ from trainer.tune.lineage import Lineage
 
 SHOWN_EACH: Final = 3
 CURVE_POINTS: Final = 400
+CUT_OFTEN: Final = 0.1
+"""Share of an arm's answers that reached the limit above which the report says so."""
 
 
 class EvaluationReport(Frozen):
@@ -121,7 +123,7 @@ def build(
         verdict=verdict,
         metric=comparison.metric,
         why=why,
-        notes=tuple(notes),
+        notes=(*notes, *_cut_notes(results)),
         means=tuple(
             mean_of(result, binary=comparison.binary, method=method, units=comparison.units) for result in results
         ),
@@ -143,6 +145,16 @@ def build(
         asked_tokens=sum(result.prompt_tokens + result.completion_tokens for result in results),
         cut={result.arm.label: result.cut for result in results},
     )
+
+
+def _cut_notes(results: Sequence[ArmResult]) -> list[str]:
+    """A note for each arm whose answers were often cut at the limit: it may be better than its score."""
+    return [
+        f"{result.cut} of {len(result.answers)} answers of {result.arm.label} were cut at the length limit; it may "
+        "score higher with a larger `max_tokens`"
+        for result in results
+        if result.cut > CUT_OFTEN * len(result.answers)
+    ]
 
 
 def _labels(comparison: Comparison, verdict: Verdict | None) -> tuple[str, ...]:

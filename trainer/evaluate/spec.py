@@ -27,7 +27,7 @@ SCORES: Final = "scores.jsonl"
 REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 
-MAX_ARMS: Final = 12
+MAX_ARMS: Final = 13
 MAX_TRAINED_ANSWERS: Final = 50
 MAX_SUITES: Final = 8
 GENERAL: Final = "general"
@@ -115,6 +115,7 @@ class EvaluationSpec(Frozen):
         repeated: Number of examples, from the first, in the later runs; None for all.
         scored: Number of references, from the first, whose likelihood is measured; 0 for none.
         max_tokens: Longest answer, in tokens.
+        template_switches: `chat_template_kwargs` of all requests to the gateway: thinking is off for every arm alike.
         judge: Name of a judge in the operator's settings.
     """
 
@@ -131,6 +132,7 @@ class EvaluationSpec(Frozen):
     repeated: int | None = Field(30, ge=1)
     scored: int = Field(100, ge=0)
     max_tokens: int = Field(256, ge=1, le=8_192)
+    template_switches: dict[str, bool] = Field(default_factory=dict)
     judge: str | None = Field(None, min_length=1, max_length=64)
 
     @model_validator(mode="after")

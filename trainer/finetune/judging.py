@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from adapters.protocol.reports import ReportCost
+from trainer.base_model import chat_template
 from trainer.config import load_settings
 from trainer.data.prepare import Prepared
 from trainer.errors import EvaluationInvalid, GatewayRefused, GatewayUnreachable
-from trainer.evaluate.arms import GROUNDED_NOTE, Arm, Frozen, Question, base_at_its_best, questions
+from trainer.evaluate.arms import (
+    GROUNDED_NOTE,
+    Arm,
+    Frozen,
+    Question,
+    base_at_its_best,
+    questions,
+    template_switches,
+)
+from trainer.evaluate.base_prompts import BasePrompts, base_prompts, passage_tokens, wanted_examples
 from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
 from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
 from trainer.evaluate.evaluations.planning import rules_of
@@ -130,13 +140,16 @@ class Judging:
     def _decide(self) -> VerdictRecord:
         comparison = self._directory.read(spec.JUDGING, FixedComparison)
         if comparison is None:
-            comparison = self._fix_comparison()
+            comparison, sample = self._fix_comparison()
+            self._evaluator.write_questions(sample)  # before the comparison: a comparison has all its questions
             self._directory.write(spec.JUDGING, comparison)
             for note in comparison.notes:
                 self._directory.emit_event(note)
-        sample = self._questions(comparison)
+        else:
+            sample = self._evaluator.read_questions() or self._sample(comparison.left_out)
         if not sample:
             return self._record_undecided(ALL_TRAINED_ON)
+        self._evaluator.upload_questions(self._evaluator.write_questions(sample), EVALS)
         self._directory.emit_event(
             f"judging {self._name} by {self._primary.name} on {len(sample)} held-out examples"
             f"{self._sample_note(len(sample))} against {', '.join(arm.label for arm in comparison.evaluation.arms[1:])}"
@@ -163,31 +176,30 @@ class Judging:
         self._record(judged, UploadedFiles(), None)
         return judged
 
-    def _fix_comparison(self) -> FixedComparison:
-        """Fix the arms: the candidate, the base with its best prompts, and the live version."""
+    def _fix_comparison(self) -> tuple[FixedComparison, tuple[Question, ...]]:
+        """Fix the arms (the candidate, the base with its best prompts, and the live version) and the questions."""
         job, primary = self._job, self._primary
         options = job.judging
         notes: list[str] = []
         pointer, serving = live_to_compare(self._gateway, self._name, notes.append)
-        plan = self._plan
-        bases = base_at_its_best(
-            job.base_name, system=plan.system_prompt, answers=primary.answers, grounding=plan.grounding
-        )
-        notes += [GROUNDED_NOTE] if plan.grounding else []
+        notes += [GROUNDED_NOTE] if self._plan.grounding else []
         held_out = questions(self._prepared.held_out)
         memory = TrainingHistory(self._gateway, self._directory, notes.append)
         taught = memory.trained_on([job.parent, serving], held_out, excluded=self._name)
         notes += [left_out_note(taught, len(held_out))] if taught else []
+        prompts = self._base_prompts(self._sample(taught))
+        notes += prompts.notes
+        bases = self._bases(prompts)
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
             arms.append(Arm(label=LIVE, model=serving))
-        return FixedComparison(
+        comparison = FixedComparison(
             evaluation=EvaluationSpec(
                 arms=tuple(arms),
                 candidate=self._name,
                 bases=tuple(arm.label for arm in bases),
                 live=LIVE if arms[-1].label == LIVE else None,
-                metric=MetricOptions(name=primary.name, pattern=primary.pattern, schema_=primary.json_schema),
+                metric=self._metric(),
                 suites=options.suites,
                 taught=most_frequent_answers(
                     [example.messages[-1].content for example in self._prepared.training.examples]
@@ -195,23 +207,58 @@ class Judging:
                 rules=rules_of(options),
                 repeats=options.repeats,
                 max_tokens=primary.max_tokens,
+                template_switches=template_switches(chat_template(job.base_dir)),
                 judge=options.judge,
             ),
             pointer=pointer,
             notes=tuple(notes),
             left_out=taught,
         )
+        return comparison, prompts.questions
 
-    def _questions(self, comparison: FixedComparison) -> tuple[Question, ...]:
+    def _metric(self) -> MetricOptions:
+        primary = self._primary
+        return MetricOptions(name=primary.name, pattern=primary.pattern, schema_=primary.json_schema)
+
+    def _bases(self, prompts: BasePrompts) -> tuple[Arm, ...]:
+        return base_at_its_best(
+            self._job.base_name,
+            system=self._plan.system_prompt,
+            answers=self._primary.answers,
+            instructions=prompts.instructions,
+            examples=prompts.examples,
+            grounding=self._plan.grounding,
+        )
+
+    def _base_prompts(self, sample: tuple[Question, ...]) -> BasePrompts:
+        """What the base is given before these questions, as far as the context has room for it."""
+        if not sample:
+            return BasePrompts(())
+        from trainer.tune.model import load_tokenizer
+
+        tokenizer = load_tokenizer(self._job.base_dir)
+        primary, prepared, plan = self._primary, self._prepared, self._plan
+        context = self._job.context or prepared.report.max_length
+        # an upper estimate: these include the system prompt and the reference
+        longest_prompt = max(len(sequence.tokens) for sequence in prepared.held_out_sequences)
+        return base_prompts(
+            sample,
+            questions(prepared.training.examples),
+            questions(prepared.held_out),
+            metric=self._metric(),
+            answers=primary.answers,
+            wanted=wanted_examples(primary.answers),
+            for_bases=True,
+            room=context - longest_prompt - primary.max_tokens - passage_tokens(plan.grounding, context),
+            count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+
+    def _sample(self, left_out: Sequence[str]) -> tuple[Question, ...]:
         """At most `most_examples` of the held-out questions, without those left out, shuffled with the job's seed."""
-        left_out_ids = set(comparison.left_out)
+        left_out_ids = set(left_out)
         eligible = [question for question in questions(self._prepared.held_out) if question.id not in left_out_ids]
         random.Random(f"{self._job.seed}/asked").shuffle(eligible)  # noqa: S311 - no secret
-        sample = tuple(eligible[: self._job.judging.most_examples])
-        lines = self._evaluator.write_questions(sample)
-        if sample:
-            self._evaluator.upload_questions(lines, EVALS)
-        return sample
+        return tuple(eligible[: self._job.judging.most_examples])
 
     def _sample_note(self, sample_size: int) -> str:
         total = len(self._prepared.held_out)

@@ -15,6 +15,7 @@ from adapters.base import BaseDescription, describe
 from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from adapters.protocol.runs import ParentShape
+from trainer.base_model import chat_template
 from trainer.data.prepare import DataRules, Prepared, Source, prepare
 from trainer.data.report import Report
 from trainer.errors import DataRefused, ParentUnsupported
@@ -258,6 +259,7 @@ class TrainingPipeline(Pipeline[JobResult]):
 
     def _primary(self, prepared: Prepared) -> PrimaryMetric:
         """The metric that will decide, fixed before the training starts."""
+        from trainer.evaluate.arms import thinks
         from trainer.finetune.primary_metric import choose
         from trainer.tune.model import load_tokenizer
 
@@ -269,6 +271,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             held_out=prepared.held_out_sequences,
             count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
             context=self._job.context or prepared.report.max_length,
+            thinking=thinks(chat_template(self._job.base_dir)),
         )
 
     # training

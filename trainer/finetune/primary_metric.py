@@ -21,6 +21,7 @@ def choose(
     held_out: Sequence[TokenSequence],
     count: Callable[[str], int],
     context: int,
+    thinking: bool = False,
 ) -> PrimaryMetric:
     """Choose the primary metric.
 
@@ -31,6 +32,7 @@ def choose(
         held_out: The held-out examples as tokens.
         count: Counts the tokens of a text.
         context: The engine's context in tokens.
+        thinking: The base's chat template has a thinking block that cannot be turned off.
 
     Raises:
         EvaluationInvalid: No such metric, or it cannot decide a verdict.
@@ -41,7 +43,7 @@ def choose(
     else:
         requested = MetricOptions(name=options.metric, pattern=options.pattern, schema_=options.json_schema)
         name, why = requested.primary().name, "the request names it"
-    max_tokens = max_answer_tokens(max(sum(sequence.trained) for sequence in sequences), context)
+    max_tokens = max_answer_tokens(max(sum(sequence.trained) for sequence in sequences), context, thinking=thinking)
     closed = tuple(sorted(closed_answers(examples) or ()))
     if closed:
         beside = max(len(sequence.tokens) for sequence in (*sequences, *held_out)) + max_tokens

@@ -102,7 +102,7 @@ class PrimaryMetric(Frozen):
     """The metric that decides the verdict, fixed before the training from the examples or by the client.
 
     ``answers``: the closed set of answers, if there is one; the base model's prompt lists it. ``max_tokens``: limit for
-    an answer in the evaluation, twice the longest trained one.
+    an answer in the evaluation (`arms.max_answer_tokens`).
     """
 
     name: str

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer import base_model
-from trainer.base_model import DEFAULT_SOURCE, check_complete, main, prepare, slug
+from trainer.base_model import DEFAULT_SOURCE, chat_template, check_complete, main, prepare, slug
 from trainer.errors import BaseModelIncomplete, BaseModelUnavailable, BaseModelUnknown
 
 
@@ -22,6 +22,21 @@ def test_a_directory_is_used_in_place(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "mine")
     assert prepare(str(model), tmp_path / "base", print) == model
     assert not (tmp_path / "base").exists()
+
+
+def test_the_chat_template_is_read_from_either_file(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "mine")
+    assert chat_template(model) == ""
+    config = model / "tokenizer_config.json"
+    for template, text in (
+        ("{{ a }}", "{{ a }}"),
+        ([{"name": "default", "template": "b"}, {"name": "x"}], "b"),
+        (None, ""),
+    ):
+        config.write_text(json.dumps({"chat_template": template}))
+        assert chat_template(model) == text
+    (model / "chat_template.jinja").write_text("{{ c }}")
+    assert chat_template(model) == "{{ c }}"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

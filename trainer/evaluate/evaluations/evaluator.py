@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from adapters.protocol.requests import MAX_ARMS
 from trainer.config import Settings
+from trainer.durable import replaced_file
 from trainer.errors import EngineChanged
 from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
@@ -87,10 +88,19 @@ class Evaluator:
     # asking
 
     def write_questions(self, questions: Sequence[Question]) -> bytes:
-        """Write the questions to the run directory; return the file's content."""
-        lines = "".join(question.model_dump_json() + "\n" for question in questions).encode()
-        self._directory.path(spec.QUESTIONS).write_bytes(lines)
+        """Write the questions to the run directory, all or none; return the file's content."""
+        lines = "".join(question.model_dump_json(exclude_defaults=True) + "\n" for question in questions).encode()
+        with replaced_file(self._directory.path(spec.QUESTIONS)) as file:
+            file.write(lines)
         return lines
+
+    def read_questions(self) -> tuple[Question, ...] | None:
+        """The questions as they were written, with their examples; None if `write_questions` was not called."""
+        try:
+            lines = self._directory.path(spec.QUESTIONS).read_bytes().splitlines()
+            return tuple(Question.model_validate_json(line) for line in lines)
+        except (FileNotFoundError, ValidationError):  # an earlier release may have left half of the file
+            return None
 
     def ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...]) -> Outcome:
         """Ask everything that is not answered yet, and decide.
@@ -154,6 +164,7 @@ class Evaluator:
                 path(spec.ANSWERS),
                 endpoints=_outside_endpoints(evaluation, settings),
                 max_tokens=evaluation.max_tokens,
+                template_switches=evaluation.template_switches,
                 concurrency=concurrency,
             ),
             scorer=scorer,

@@ -157,10 +157,11 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         else:
             live_state = LiveState(left_out=plan.left_out)
         left_out = set(live_state.left_out)
-        questions = sample(job, [question for question in held_out if question.id not in left_out])
-        self._evaluator.write_questions(questions)
+        unseen = [question for question in held_out if question.id not in left_out]
+        questions = (self._evaluator.read_questions() if plan is not None else None) or sample(job, unseen)
         if plan is None:
-            plan = make_plan(job, held_out, questions, trained_on, live_state=live_state, count=self._count)
+            plan, questions = make_plan(job, held_out, questions, trained_on, live_state=live_state, count=self._count)
+            self._evaluator.write_questions(questions)  # before the plan: a plan has all its questions
             directory.write(spec.PLAN, plan)
             directory.emit_event(f"metric {plan.evaluation.metric.name}: {plan.why}")
             for note in plan.notes:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from trainer.data.findings import closed_answers
 from trainer.evaluate.arms import (
@@ -21,6 +20,7 @@ from trainer.evaluate.arms import (
     base_at_its_best,
     max_answer_tokens,
 )
+from trainer.evaluate.base_prompts import BasePrompts, base_prompts, longest, passage_tokens, wanted_examples
 from trainer.evaluate.evaluations.held_out import as_examples
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
@@ -29,9 +29,6 @@ from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
-
-TEXTS_COUNTED: Final = 3
-"""Number of the longest texts (in characters) whose tokens are counted."""
 
 
 class EvaluationPlan(Frozen):
@@ -80,7 +77,7 @@ def make_plan(
     *,
     live_state: LiveState,
     count: Callable[[str], int],
-) -> EvaluationPlan:
+) -> tuple[EvaluationPlan, tuple[Question, ...]]:
     """Fix arms, metric and limits.
 
     Args:
@@ -91,6 +88,9 @@ def make_plan(
         live_state: What is live now.
         count: Returns a text's length in tokens.
 
+    Returns:
+        The plan, and the questions with the training examples that arms are shown before them.
+
     Raises:
         EvaluationInvalid: The metric is missing an option.
     """
@@ -98,10 +98,21 @@ def make_plan(
     all_questions = [*trained_on, *held_out]
     metric, reason = _metric(job, all_questions)
     max_tokens = body.max_tokens or max_answer_tokens(
-        _longest((question.reference for question in all_questions), count), job.context_tokens
+        longest((question.reference for question in all_questions), count), job.context_tokens, thinking=job.thinks
     )
-    closed_set, no_room = _closed_answers(job, all_questions, questions, max_tokens, count)
-    arms, bases, candidate = _arms(job, closed_set)
+    other_tokens = _longest_prompt(job, questions, count) + max_tokens
+    closed_set, no_room = _closed_answers(job, all_questions, other_tokens, count)
+    room = job.context_tokens - other_tokens - passage_tokens(job.context.grounding, job.context_tokens)
+    prompts = base_prompts(
+        *(questions, trained_on, held_out),
+        metric=metric,
+        answers=closed_set,
+        wanted=_wanted_examples(job, closed_set),
+        for_bases=adds_bases(body, job.context),
+        room=room,
+        count=count,
+    )
+    arms, bases, candidate = _arms(job, closed_set, prompts)
     live, arms = _with_live(job, arms, candidate, live_state.live)
     evaluation = EvaluationSpec(
         arms=tuple(arms),
@@ -114,9 +125,10 @@ def make_plan(
         rules=rules_of(job),
         repeats=body.repeats or job.repeats,
         max_tokens=max_tokens,
+        template_switches=job.template_switches,
         judge=body.judge,
     )
-    return EvaluationPlan(
+    plan = EvaluationPlan(
         evaluation=evaluation,
         why=f"{reason}; {NO_ROOM_FOR_ANSWERS}" if no_room else reason,
         held_out=len(held_out),
@@ -125,25 +137,31 @@ def make_plan(
         notes=(
             *live_state.notes,
             *([GROUNDED_NOTE] if job.context.grounding and adds_bases(body, job.context) else []),
+            *prompts.notes,
         ),
         left_out=live_state.left_out,
     )
+    return plan, prompts.questions
+
+
+def _wanted_examples(job: EvaluationJob, closed_set: Sequence[str]) -> int:
+    """How many training examples the arms are shown before a question, if there is room for them."""
+    requested = max((arm.prompt.examples for arm in job.body.arms or ()), default=0)
+    return max(requested, wanted_examples(closed_set) if adds_bases(job.body, job.context) else 0)
 
 
 def _closed_answers(
-    job: EvaluationJob,
-    all_questions: Sequence[Question],
-    questions: Sequence[Question],
-    max_tokens: int,
-    count: Callable[[str], int],
+    job: EvaluationJob, all_questions: Sequence[Question], other_tokens: int, count: Callable[[str], int]
 ) -> tuple[tuple[str, ...], bool]:
-    """The closed set of answers for the base's prompt (or empty), and whether it was left out for lack of room."""
+    """The closed set of answers for the base's prompt (or empty), and whether it was left out for lack of room.
+
+    ``other_tokens``: of the longest prompt and the longest answer.
+    """
     closed_set = (
         tuple(sorted(closed_answers(as_examples(all_questions)) or ())) if adds_bases(job.body, job.context) else ()
     )
     if not closed_set:
         return (), False
-    other_tokens = _longest_prompt(job, questions, count) + max_tokens
     fits = answer_list_fits(closed_set, other_tokens, count=count, context=job.context_tokens)
     return (closed_set, False) if fits else ((), True)
 
@@ -167,11 +185,18 @@ def _metric(job: EvaluationJob, all_questions: Sequence[Question]) -> tuple[Metr
     return MetricOptions(name=chosen.primary.name), chosen.why
 
 
-def _arms(job: EvaluationJob, closed_set: tuple[str, ...]) -> tuple[list[Arm], list[str], str | None]:
+def _arms(
+    job: EvaluationJob, closed_set: tuple[str, ...], prompts: BasePrompts
+) -> tuple[list[Arm], list[str], str | None]:
     """The arms, the bases' labels, the candidate's label. ``closed_set``: the answers listed in the base's prompt."""
     body, context = job.body, job.context
     base_arms = base_at_its_best(
-        job.base_name, system=context.system_prompt, answers=closed_set, grounding=context.grounding
+        job.base_name,
+        system=context.system_prompt,
+        answers=closed_set,
+        instructions=prompts.instructions,
+        examples=min(wanted_examples(closed_set), prompts.examples),
+        grounding=context.grounding,
     )
     if body.arms is None:
         candidate = str(context.candidate)
@@ -180,7 +205,12 @@ def _arms(job: EvaluationJob, closed_set: tuple[str, ...]) -> tuple[list[Arm], l
         Arm(
             label=arm.label,
             model=context.models.get(arm.label, arm.model),
-            prompt=Prompt(system=arm.prompt.system, answers=arm.prompt.answers),
+            prompt=Prompt(
+                system=arm.prompt.system,
+                answers=arm.prompt.answers,
+                instructions=arm.prompt.instructions,
+                examples=min(arm.prompt.examples, prompts.examples),
+            ),
             grounding=arm.grounding,
             endpoint=arm.endpoint,
         )
@@ -237,12 +267,7 @@ def compares_with_live(job: EvaluationJob, live: str) -> bool:
 
 def _longest_prompt(job: EvaluationJob, questions: Sequence[Question], count: Callable[[str], int]) -> int:
     """An upper estimate of the longest prompt in tokens: question, system prompt and template."""
-    longest = _longest(("\n".join(turn.content for turn in question.turns) for question in questions), count)
+    tokens = longest(("\n".join(turn.content for turn in question.turns) for question in questions), count)
     turns = max(len(question.turns) for question in questions)
     system = job.context.system_prompt
-    return longest + turns * TEMPLATE_TOKENS + (count(system) if system else 0)
-
-
-def _longest(texts: Iterable[str], count: Callable[[str], int]) -> int:
-    """The length of the longest text, in tokens."""
-    return max(count(text) for text in sorted(set(texts), key=lambda text: -len(text))[:TEXTS_COUNTED])
+    return tokens + turns * TEMPLATE_TOKENS + (count(system) if system else 0)

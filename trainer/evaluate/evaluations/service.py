@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 from adapters.protocol.runs import EvaluationContext
+from trainer.base_model import chat_template
 from trainer.config import Installation, Settings
 from trainer.database import Database
 from trainer.errors import EvaluationNotFinished, NotFound
-from trainer.evaluate.arms import base_label
+from trainer.evaluate.arms import base_label, template_switches, thinks
 from trainer.evaluate.evaluations import kind, spec
 from trainer.evaluate.evaluations.kind import EvaluationKind
 from trainer.evaluate.evaluations.objects import evaluation_object
@@ -44,6 +45,7 @@ class Evaluations(RunService):
         self._evaluation = evaluation
         self._installation = installation
         self._context_tokens = installation.context or positions
+        self._template = chat_template(installation.base)
 
     async def show(self, run: Run) -> dict[str, Any]:
         """See RunService."""
@@ -98,6 +100,8 @@ class Evaluations(RunService):
             gateway=self._installation.gateway,
             base_name=self._installation.base_name,
             context_tokens=self._context_tokens,
+            template_switches=template_switches(self._template),
+            thinks=thinks(self._template),
             body=body,
             context=context,
             **operator_rules(self._settings).model_dump(),

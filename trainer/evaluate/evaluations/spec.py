@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from pydantic import Field
+
 from adapters.protocol.runs import EvaluationContext
 from trainer.config import Settings
 from trainer.evaluate.arms import Frozen
@@ -85,6 +87,10 @@ class EvaluationJob(OperatorRules):
     base_name: str
     context_tokens: int
     """The engine's context, in tokens."""
+    template_switches: dict[str, bool] = Field(default_factory=dict)
+    """See `arms.template_switches`."""
+    thinks: bool = False
+    """See `arms.thinks`."""
     body: EvaluationBody
     context: EvaluationContext
 

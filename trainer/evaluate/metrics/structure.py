@@ -15,7 +15,8 @@ from referencing.exceptions import Unresolvable
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.metrics.match import REGEX_TIMEOUT_S
 
-_NONE: Final = object()
+NOT_JSON: Final = object()
+"""What `parsed` returns for a text that is not JSON."""
 
 
 def parsed(text: str) -> object:
@@ -23,7 +24,7 @@ def parsed(text: str) -> object:
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return _NONE
+        return NOT_JSON
 
 
 def is_json(text: str) -> bool:
@@ -80,7 +81,7 @@ class JsonSchema:
         """
         value = parsed(answer)
         try:
-            return float(value is not _NONE and self._validator.is_valid(value))
+            return float(value is not NOT_JSON and self._validator.is_valid(value))
         except Unresolvable as error:
             raise EvaluationInvalid(f"`schema` has a reference that cannot be resolved within it: {error}") from error
 
@@ -104,7 +105,7 @@ class JsonExact:
         if self._schema is not None and not self._schema.score(answer, reference):
             return 0.0
         value, expected = parsed(answer), parsed(reference)
-        if value is _NONE or expected is _NONE:
+        if value is NOT_JSON or expected is NOT_JSON:
             return 0.0
         return float(_tagged(value) == _tagged(expected))
 
@@ -120,7 +121,7 @@ class JsonFields:
     def score(self, answer: str, reference: str) -> float:
         """F1, from 0 to 1; 0 if either is not JSON."""
         value, expected = parsed(answer), parsed(reference)
-        if value is _NONE or expected is _NONE:
+        if value is NOT_JSON or expected is NOT_JSON:
             return 0.0
         leaves, expected_leaves = set(_leaves(value, "")), set(_leaves(expected, ""))
         return 2 * len(leaves & expected_leaves) / (len(leaves) + len(expected_leaves))

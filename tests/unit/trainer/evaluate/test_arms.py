@@ -4,7 +4,17 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.data.format import parse_chat
-from trainer.evaluate.arms import ANSWER_LIST_INTRO, Arm, ChatMessage, Prompt, Question, base_at_its_best, questions
+from trainer.evaluate.arms import (
+    ANSWER_LIST_INTRO,
+    Arm,
+    ChatMessage,
+    Prompt,
+    Question,
+    base_at_its_best,
+    questions,
+    template_switches,
+    thinks,
+)
 
 ASKED = Question(id="1", turns=(ChatMessage(role="user", content="Where is my card?"),), reference="card_arrival")
 WITH_SYSTEM = Question(
@@ -52,6 +62,36 @@ def test_the_base_at_its_best_has_the_candidates_prompt_and_where_there_is_one_t
     plain, told = base_at_its_best("smol", system=None, answers=["yes", "no"])
     assert (plain.prompt.answers, told.prompt.answers) == ((), ("yes", "no"))
     assert plain.label != told.label
+
+
+def test_for_json_it_is_told_the_schema_and_every_base_is_shown_examples() -> None:
+    plain, told, shown = base_at_its_best("smol", system="Be kind.", instructions="JSON only.", examples=3)
+    assert [arm.label for arm in (plain, told, shown)] == ["base", "base told the schema", "base shown examples"]
+    assert (plain.prompt.is_plain, told.prompt.is_plain, shown.prompt.is_plain) == (True, False, False)
+    assert told.prompt == Prompt(system="Be kind.", instructions="JSON only.")
+    assert shown.prompt == told.prompt.model_copy(update={"examples": 3})
+    assert told.prompt.messages(ASKED)[0]["content"] == "Be kind.\n\nJSON only."
+    (plain, shown) = base_at_its_best("smol", system=None, examples=3)
+    assert shown.prompt == Prompt(examples=3)
+    listed = base_at_its_best("smol", system=None, answers=["yes", "no"], examples=8)[2]
+    assert listed.prompt == Prompt(answers=("yes", "no"), examples=8)
+    # stored twice, a long list would make the verdict's request body too large to repeat it
+    answers = [f"{'label ' * 12}{number}" for number in range(500)]
+    _, told, shown = base_at_its_best("smol", system="Be kind.", answers=answers, examples=8)
+    assert (told.prompt.answers, shown.prompt) == (tuple(answers), Prompt(system="Be kind.", examples=8))
+
+
+@pytest.mark.parametrize(
+    ("template", "switches", "always"),
+    [
+        ("{% if enable_thinking is false %}<think></think>{% endif %}", {"enable_thinking": False}, False),
+        ("{% if add_generation_prompt %}<think>{% endif %}", {}, True),
+        ("{{ messages }}", {}, False),
+        ("", {}, False),
+    ],
+)
+def test_thinking_is_turned_off_where_the_template_can(template: str, switches: dict[str, bool], always: bool) -> None:
+    assert (template_switches(template), thinks(template)) == (switches, always)
 
 
 def test_an_outside_endpoint_has_no_grounding() -> None:

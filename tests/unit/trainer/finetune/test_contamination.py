@@ -16,6 +16,7 @@ from tests.unit.trainer.finetune.test_grounded import PLAN, PRIMARY
 from trainer.data.formats import read_dataset
 from trainer.errors import GatewayRefused
 from trainer.evaluate.arms import ChatMessage, Question, questions
+from trainer.evaluate.base_prompts import NO_UNSEEN_EXAMPLES
 from trainer.evaluate.evaluations.contamination import TrainingHistory, training_chain
 from trainer.finetune.judging import Judging
 from trainer.finetune.spec import JobSpec
@@ -155,10 +156,16 @@ def test_a_job_asks_nothing_that_was_taught_to_its_parent(
     job = JobSpec.model_validate_json((directory / "spec.json").read_bytes())
     data = read_dataset("t", jsonl(rows()))[1]
     way = Gateway(gateway.url, KEY)
+    prepared = SimpleNamespace(
+        training=data,
+        held_out=data.examples,
+        held_out_sequences=[SimpleNamespace(tokens=range(20))],
+        report=SimpleNamespace(max_length=2048),
+    )
     with RunDirectory(directory) as held:
         judging = Judging(
             job, held, way, lambda: None, plan=PLAN, primary=PRIMARY, name="voice@2", metadata=cast(Any, None),
-            prepared=cast(Any, SimpleNamespace(training=data, held_out=data.examples)),
+            prepared=cast(Any, prepared),
         )  # fmt: skip
         if taught == 24:
             judged, _ = judging.judge()
@@ -166,12 +173,12 @@ def test_a_job_asks_nothing_that_was_taught_to_its_parent(
             assert judged.sentence.startswith("Not enough evidence: an ancestor of this version")
             assert gateway.kept == []
         else:
-            fixed = judging._fix_comparison()
+            fixed, asked = judging._fix_comparison()
             assert fixed.left_out == tuple(str(line) for line in range(1, 7))
             assert any(note.startswith("6 of 24 held-out examples are left out") for note in fixed.notes)
-            asked = judging._questions(fixed)
+            assert NO_UNSEEN_EXAMPLES in fixed.notes
             assert {question.id for question in asked} == {q.id for q in questions(data.examples)} - {*fixed.left_out}
-            assert len(gateway.kept[0]["file"].splitlines()) == 18
+            assert len(asked) == 18
     way.close()
 
 
@@ -181,12 +188,18 @@ def test_the_record_of_what_is_left_out_survives_a_crash(make_job: Any, gateway:
     job = JobSpec.model_validate_json((directory / "spec.json").read_bytes())
     data = read_dataset("t", jsonl(rows()))[1]
     way = Gateway(gateway.url, KEY)
+    prepared = SimpleNamespace(
+        training=data,
+        held_out=data.examples,
+        held_out_sequences=[SimpleNamespace(tokens=range(20))],
+        report=SimpleNamespace(max_length=2048),
+    )
     with RunDirectory(directory) as held:
         judging = Judging(
             job, held, way, lambda: None, plan=PLAN, primary=PRIMARY, name="voice@2", metadata=cast(Any, None),
-            prepared=cast(Any, SimpleNamespace(training=data, held_out=data.examples)),
+            prepared=cast(Any, prepared),
         )  # fmt: skip
-        fixed = judging._fix_comparison().model_copy(update={"left_out": ("1", "2")})
+        fixed = judging._fix_comparison()[0].model_copy(update={"left_out": ("1", "2")})
         again = type(fixed).model_validate(json.loads(fixed.model_dump_json(by_alias=True)))
-        assert len(judging._questions(again)) == 22
+        assert len(judging._sample(again.left_out)) == 22
     way.close()

@@ -51,11 +51,13 @@ def test_the_new_version_is_pushed_with_the_parent_s_grounding(tmp_path: Path) -
 
 @pytest.mark.parametrize("grounded", [True, False])
 def test_the_base_is_asked_with_the_new_version_s_grounding(
-    make_job: Any, gateway: FakeGateway, grounded: bool
+    make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, grounded: bool
 ) -> None:
     directory = make_job()
     job = JobSpec.model_validate_json((directory / "spec.json").read_bytes())
     way = Gateway(gateway.url, KEY)
+    template = "{{ enable_thinking }}" if grounded else "{{ messages }}"
+    monkeypatch.setattr("trainer.finetune.judging.chat_template", lambda _: template)
     prepared = SimpleNamespace(training=read_dataset("t", jsonl(rows()))[1], held_out=())
     with RunDirectory(directory) as folder:
         judging = Judging(
@@ -69,12 +71,13 @@ def test_the_base_is_asked_with_the_new_version_s_grounding(
             metadata=cast(Any, None),
             name="voice@2",
         )
-        fixed = judging._fix_comparison()
+        fixed, _ = judging._fix_comparison()
         again = judging._repeat_body(fixed.evaluation, judging._evaluator.uploaded())
     way.close()
     asked = {"vector_store_ids": ["vs_shop"], "max_passage_tokens": 700} if grounded else None
     assert [arm.grounding for arm in fixed.evaluation.arms] == [None, asked, asked]
     assert fixed.notes == ((GROUNDED_NOTE,) if grounded else ())
+    assert fixed.evaluation.template_switches == ({"enable_thinking": False} if grounded else {})
     # it is judged again as it was judged
     assert again is not None
     assert [arm.get("grounding") for arm in again["arms"]] == [None, asked, asked]

@@ -119,14 +119,18 @@ def test_a_version_that_passes_goes_live_and_carries_its_verdict(
     assert [kept["purpose"] for kept in gateway.kept] == [b"evals", *[b"fine-tune-results"] * 3]
     assert len(gateway.kept[0]["file"].splitlines()) == HELD_OUT
     report = EvaluationReport.model_validate_json(gateway.kept[1]["file"])
-    assert (report.adapter, report.labels) == ("voice@1", ("voice@1", "base", "base told the answers"))
+    labels = ("voice@1", "base", "base told the answers", "base shown examples")
+    assert (report.adapter, report.labels) == ("voice@1", labels)
     assert report.loss_curve[-1].held_out is not None
     assert report.cost is not None
     assert report.cost.trained_tokens > 0
     assert gateway.kept[2]["file"].startswith(b"<!doctype html>")
     # what it takes to ask the same again
     again = verdict["evaluation"]
-    assert [arm["model"] for arm in again["arms"]] == ["voice@1", "tiny", "tiny"]
+    assert [arm["model"] for arm in again["arms"]] == ["voice@1", "tiny", "tiny", "tiny"]
+    assert [arm["prompt"]["examples"] for arm in again["arms"]] == [0, 0, 0, 8]
+    held_out = [json.loads(line) for line in gateway.kept[0]["file"].splitlines()]
+    assert [len(question["examples"]) for question in held_out] == [8] * HELD_OUT
     assert len(again["arms"][2]["prompt"]["answers"]) == 6
     assert (again["candidate"], again["held_out"], again["metric"]) == (
         "voice@1",
@@ -270,8 +274,8 @@ def test_killed_at_any_point_it_asks_nothing_twice_and_writes_one_verdict(
     monkeypatch.setattr(RunDirectory, "emit_event", say)
     assert run(folder) == DONE
     assert (judged(folder).verdict, judged(folder).live) == ("pass", True)
-    # each of three arms is asked each question twice; two that were on their way may be lost
-    wanted = 2 * 3 * HELD_OUT
+    # each of four arms is asked each question twice; two that were on their way may be lost
+    wanted = 2 * 4 * HELD_OUT
     assert 0 <= len(gateway.engine.asked) - wanted <= (2 if at == "asking: " else 0)
     assert before > 0
     assert len(gateway.verdicts) == 1
@@ -310,7 +314,7 @@ def test_paused_while_it_is_judged_it_goes_on(job: Callable[..., Path], gateway:
     (folder / protocol.CONTROL).write_text("run")
     assert run(folder) == DONE
     assert judged(folder).live
-    assert 0 <= len(gateway.engine.asked) - 2 * 3 * HELD_OUT <= 2
+    assert 0 <= len(gateway.engine.asked) - 2 * 4 * HELD_OUT <= 2
 
 
 def test_a_verdict_stands_though_live_could_not_be_moved(

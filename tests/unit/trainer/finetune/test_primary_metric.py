@@ -6,7 +6,15 @@ import pytest
 
 from trainer.data.format import Example, Message
 from trainer.data.render import TokenSequence
-from trainer.evaluate.arms import MAX_ANSWER_TOKENS, MIN_ANSWER_TOKENS, TEMPLATE_TOKENS, answer_list, max_answer_tokens
+from trainer.evaluate.arms import (
+    ANSWER_FORM_TOKENS,
+    MAX_ANSWER_TOKENS,
+    MIN_ANSWER_TOKENS,
+    TEMPLATE_TOKENS,
+    THINKING_TOKENS,
+    answer_list,
+    max_answer_tokens,
+)
 from trainer.finetune.primary_metric import choose
 from trainer.finetune.spec import EvaluationOptions, PrimaryMetric
 
@@ -43,7 +51,7 @@ def chosen(context: int, *, longest: int = 20, held_out: int = 20) -> PrimaryMet
 def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(
     longest: int, held_out: int
 ) -> None:
-    enough = LIST + 60 + MIN_ANSWER_TOKENS + TEMPLATE_TOKENS
+    enough = LIST + 60 + MIN_ANSWER_TOKENS + ANSWER_FORM_TOKENS + TEMPLATE_TOKENS
     told = chosen(enough, longest=longest, held_out=held_out)
     assert (told.name, told.answers) == ("exact_match", tuple(sorted(INTENTS)))
     assert "not told" not in told.why
@@ -57,9 +65,16 @@ def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside
 
 @pytest.mark.parametrize(
     ("longest", "context", "bound"),
-    [(1, 8192, MIN_ANSWER_TOKENS), (40, 8192, 80), (4000, 8192, MAX_ANSWER_TOKENS), (400, 512, 512)],
+    [
+        (1, 8192, MIN_ANSWER_TOKENS),
+        (40, 8192, 80),
+        (4000, 8192, MAX_ANSWER_TOKENS),
+        (400, 512, 512 - ANSWER_FORM_TOKENS),
+    ],
 )
-def test_an_answer_may_become_twice_the_longest_and_no_longer_than_the_context(
+def test_an_answer_may_become_twice_the_longest_with_room_for_its_form_and_no_longer_than_the_context(
     longest: int, context: int, bound: int
 ) -> None:
-    assert max_answer_tokens(longest, context) == bound
+    assert max_answer_tokens(longest, context) == bound + ANSWER_FORM_TOKENS
+    with_thinking = min(bound + ANSWER_FORM_TOKENS + THINKING_TOKENS, context)
+    assert max_answer_tokens(longest, context, thinking=True) == with_thinking

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +18,9 @@ import pytest
 from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway
 from tests.unit.trainer.evaluate.evaluations.trainer_app import PATIENCE_S, Client, Running, running
+from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import process, supervisor, transitions
+from trainer.runs.protocol import SPEC
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +81,21 @@ async def test_an_evaluation_from_its_making_to_its_report(
     # the key dies with it
     await until(lambda: KEY not in gateway.keys)
     await until(lambda: not any(trainer.directories.keys_to_revoke.iterdir()))
+
+
+async def test_the_worker_hears_what_the_base_s_template_can_do(
+    tmp_path: Path, base_dir: Path, gateway: EvaluationGateway
+) -> None:
+    for name, template, switches, thinks in (
+        ("switch", "{{ enable_thinking }}<think>", {"enable_thinking": False}, False),
+        ("always", "<think>", {}, True),
+    ):
+        base = shutil.copytree(base_dir, tmp_path / name / "base")
+        (base / "chat_template.jinja").write_text(template)
+        async with running(tmp_path / name / "home", base, gateway) as trainer:
+            made = await trainer.client().made()
+            job = EvaluationJob.model_validate_json((trainer.directories.path_of(made) / SPEC).read_bytes())
+            assert (job.template_switches, job.thinks) == (switches, thinks)
 
 
 async def test_the_page_can_load_and_run_nothing(client: Client) -> None:

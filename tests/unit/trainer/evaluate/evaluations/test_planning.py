@@ -9,19 +9,23 @@ import pytest
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
 from trainer.evaluate.arms import (
+    ANSWER_FORM_TOKENS,
     GROUNDED_NOTE,
     MIN_ANSWER_TOKENS,
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
+    THINKING_TOKENS,
     ChatMessage,
     Question,
     answer_list,
 )
+from trainer.evaluate.base_prompts import NO_TRAINING_DATA
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, make_plan
 from trainer.evaluate.evaluations.promotion import LivePointer
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import protocol
 
+SHORT = MIN_ANSWER_TOKENS + ANSWER_FORM_TOKENS
 LIST = len(answer_list(sorted(INTENTS)).split())
 SYSTEM = "You speak for the shop"
 
@@ -45,18 +49,21 @@ def planned(
     body: dict[str, Any] | None = None,
     context: dict[str, Any] | None = None,
     live_state: LiveState | None = None,
+    **more: Any,
 ) -> EvaluationPlan:
-    folder = make_folder(body, context={"system_prompt": SYSTEM} | (context or {}), context_tokens=context_tokens)
+    prompt = {"system_prompt": SYSTEM}
+    folder = make_folder(body, context=prompt | (context or {}), context_tokens=context_tokens, **more)
     job = EvaluationJob.model_validate_json((folder / protocol.SPEC).read_bytes())
     (folder / protocol.SPEC).unlink()
     (folder / protocol.KEY).unlink()
     folder.rmdir()
     found = held_out()
-    return make_plan(job, found, found, (), live_state=live_state or LiveState(), count=lambda text: len(text.split()))
+    count = lambda text: len(text.split())  # noqa: E731
+    return make_plan(job, found, found, (), live_state=live_state or LiveState(), count=count)[0]
 
 
 def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(make_folder: MakeFolder) -> None:
-    enough = LIST + 50 + 3 * TEMPLATE_TOKENS + len(SYSTEM.split()) + MIN_ANSWER_TOKENS + TEMPLATE_TOKENS
+    enough = LIST + 50 + 3 * TEMPLATE_TOKENS + len(SYSTEM.split()) + SHORT + TEMPLATE_TOKENS
     told = planned(make_folder, enough)
     assert [arm.prompt.answers for arm in told.evaluation.arms] == [(), (), tuple(sorted(INTENTS))]
     assert told.evaluation.bases == ("base", "base told the answers")
@@ -124,7 +131,8 @@ def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: Ma
 
 def test_no_answer_is_asked_for_that_is_longer_than_the_context(make_folder: MakeFolder) -> None:
     assert planned(make_folder, 12).evaluation.max_tokens == 12
-    assert planned(make_folder, 2048).evaluation.max_tokens == MIN_ANSWER_TOKENS
+    assert planned(make_folder, 2048).evaluation.max_tokens == SHORT
+    assert planned(make_folder, 2048, thinks=True).evaluation.max_tokens == SHORT + THINKING_TOKENS
     assert planned(make_folder, 2048, {"model": "voice@3", "max_tokens": 99}).evaluation.max_tokens == 99
 
 
@@ -135,8 +143,8 @@ def test_a_grounded_version_is_judged_against_a_grounded_base(make_folder: MakeF
     assert candidate.grounding is None  # its own
     assert [arm.grounding for arm in bases] == [{"vector_store_ids": ["vs_shop"]}] * 2
     assert plan.evaluation.bases == ("base with passages", "base with passages told the answers")
-    assert plan.notes == (GROUNDED_NOTE,)
+    assert plan.notes == (GROUNDED_NOTE, NO_TRAINING_DATA)
     # a client's own base without passages is not the base at its best
     named = planned(make_folder, 2048, compared(BEST, TOLD, bases=("mine",)), {"grounding": grounding}).evaluation
     assert [arm.label for arm in named.arms[3:]] == ["base with passages", "base with passages told the answers"]
-    assert planned(make_folder, 2048).notes == ()
+    assert planned(make_folder, 2048).notes == (NO_TRAINING_DATA,)

@@ -12,6 +12,7 @@ from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway, jsonl, rows
 from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
 from trainer.evaluate.arms import ChatMessage, Question
+from trainer.evaluate.base_prompts import NO_TRAINING_DATA
 from trainer.runs import protocol
 from trainer.samples import data_file, heldout_file
 
@@ -171,7 +172,7 @@ def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(
     assert {asked for _, asked in gateway.asked() if asked.startswith("question")} == {
         row["prompt"] for row in rows()[5:]
     }
-    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said, NO_TRAINING_DATA]
     # a version's own worth is not what serves's affair
     again = run(make_folder({"model": "voice@3", "suites": [], "kind": "revalidation"}, id="eval-2"))
     assert again.examples == 33
@@ -238,7 +239,7 @@ def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
     said = "voice@2, which is live, is not compared with: the API key may not read a vector store that it uses"
     assert str(result.note).startswith(said)
     assert "not promoted: voice still answers with @2, which could not be compared with" in str(result.note)
-    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said]
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said, NO_TRAINING_DATA]
 
 
 def test_without_permission_to_record_the_verdict_the_note_says_so(
