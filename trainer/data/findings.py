@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
-from trainer.data.format import Example
+from adapters.dataset.lines import show
+from trainer.data.format import Dataset, Example
 from trainer.data.personal import PersonalDataDetector
 from trainer.data.report import SHOWN_LINES, Finding
 from trainer.data.similar import groups
-from trainer.data.split import answer, question
+from trainer.data.split import answer, group_questions, question
 from trainer.data.trained_examples import NormalizedExample, TrainedExamples
 
 DOMINANT: Final = 0.5
@@ -25,9 +26,9 @@ File = Literal["training", "held_out"]
 
 
 def finding(
-    code: str, message: str, lines: Iterable[int], *, refused: bool = False, file: File = "training"
+    code: str, message: str, lines: Iterable[int] = (), *, refused: bool = False, file: File = "training"
 ) -> Finding:
-    """A finding about these lines."""
+    """A finding about these lines, or about the whole file."""
     distinct = sorted(set(lines))
     severity: Literal["refused", "warning"] = "refused" if refused else "warning"
     return Finding(
@@ -38,6 +39,25 @@ def finding(
         count=len(distinct),
         lines=tuple(distinct[:SHOWN_LINES]),
     )
+
+
+def ignored_keys(data: Dataset, file: File = "training") -> list[Finding]:
+    """A note for each key that the lines of a file have and that is not used."""
+    return [
+        Finding(
+            code="ignored_keys",
+            severity="note",
+            message=(
+                f"the key {show(key.name)} is not used; {key.count} rows have it, the first in line {key.lines[0]}"
+                if key.name is not None
+                else f"more keys are not used; {key.count} rows have one, the first in line {key.lines[0]}"
+            ),
+            file=file,
+            count=key.count,
+            lines=tuple(key.lines[:SHOWN_LINES]),
+        )
+        for key in data.ignored_keys
+    ]
 
 
 def duplicates(examples: Sequence[Example]) -> list[Finding]:
@@ -70,9 +90,13 @@ def duplicates(examples: Sequence[Example]) -> list[Finding]:
     return findings
 
 
-def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> list[Finding]:
+def overlap(
+    training: Sequence[Example], held_out: Sequence[Example], similar: Sequence[Sequence[int]] | None = None
+) -> list[Finding]:
     """Examples in both files are refused, as memorised answers would count; with different system messages they are
     different examples. Questions that are near-duplicates of trained ones are a warning.
+
+    ``similar``: `group_questions` of the training and then the held-out examples, if known.
     """
     trained = TrainedExamples(NormalizedExample.example(example) for example in training)
     same = [example.line for example in held_out if trained.contains(NormalizedExample.example(example))]
@@ -83,7 +107,7 @@ def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> list[Fi
     offset = len(training)
     near = [
         held_out[index - offset].line
-        for group in groups([question(example) for example in (*training, *held_out)])
+        for group in (group_questions((*training, *held_out)) if similar is None else similar)
         if group[0] < offset
         for index in group
         if index >= offset
