@@ -58,13 +58,13 @@ Exception
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
+
+from adapters.dataset.lines import Problem as Problem
+from adapters.dataset.lines import describe_problems
 
 if TYPE_CHECKING:
     from trainer.data.report import Report
-
-SHOWN_PROBLEMS: Final = 5
 
 
 class SettingsError(Exception):
@@ -214,27 +214,14 @@ class DataError(TrainerError):
         self.message = f"{name}: {self.message}"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a line of a data file is invalid; `line` counts from 1."""
-
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}: {self.reason}"
-
-
 class DataInvalid(DataError):
-    """Raised once per file; `problems` has every invalid line in file order."""
+    """Raised once per file; `problems` has every invalid line in file order, up to MAX_PROBLEMS."""
 
     code = "invalid_training_file"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        shown = "; ".join(str(problem) for problem in self.problems[:SHOWN_PROBLEMS])
-        more = len(self.problems) - SHOWN_PROBLEMS
-        super().__init__(shown + (f"; and {more} more" if more > 0 else ""))
+        super().__init__(describe_problems(self.problems))
 
 
 class ExampleTooLong(DataInvalid):

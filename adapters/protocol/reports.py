@@ -45,8 +45,8 @@ class ReportedFinding(ProtocolModel):
     """A kind of problem in the data."""
 
     code: str
-    severity: Literal["refused", "warning"]
-    count: int = Field(description="Number of affected lines.")
+    severity: Literal["refused", "warning", "note"]
+    count: int = Field(description="Number of affected lines; 0 if it is about the whole file.")
 
 
 class DataFinding(ReportedFinding):

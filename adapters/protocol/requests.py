@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from adapters.dataset.held_out import MAX_SHARE, MIN_SHARE, SHARE
+
 MAX_ARMS: Final = 9
 """Four less than a comparison takes: the base at its best, and what serves now, may be put beside them."""
 MAX_SUITES: Final = 8
@@ -61,6 +63,9 @@ class JobOptionFields(RequestBody):
     strict: bool = Field(False, description="Treat warnings of the data check as errors.")
     drop_long: bool = Field(
         False, description="Leave out examples longer than `max_length` instead of refusing the file."
+    )
+    held_out_share: Annotated[float, Field(ge=MIN_SHARE, le=MAX_SHARE)] = Field(
+        SHARE, description="Share of the training file that is held out if there is no `validation_file`."
     )
     promote: Literal["auto", "never"] = Field(
         "auto", description="Whether a version that passes goes live automatically."

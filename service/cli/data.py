@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from service.client import HatrackClient, JsonObject
 if TYPE_CHECKING:
     from service.client.types.training import DataCheck, ShownExample
 
+MARKS: Final = {"refused": ("✗", "red"), "warning": ("!", "yellow"), "note": ("-", "dim")}
 app = typer.Typer(no_args_is_help=True, help="Check training data before training.", rich_markup_mode=None)
 
 
@@ -61,9 +62,10 @@ def print_report(report: DataCheck) -> None:
     for line in lines:
         console.print(terminal.clean(line), markup=False)
     for finding in report["findings"]:
-        mark, style = ("✗", "red") if finding["severity"] == "refused" else ("!", "yellow")
+        mark, style = MARKS[finding["severity"]]
         at = ", ".join(map(str, finding["lines"])) + (" …" if finding["count"] > len(finding["lines"]) else "")
-        console.print(Text(terminal.clean(f"{mark} {finding['message']} [{finding['code']}: lines {at}]"), style=style))
+        where = f"{finding['code']}: lines {at}" if at else finding["code"]
+        console.print(Text(terminal.clean(f"{mark} {finding['message']} [{where}]"), style=style))
     if not report["findings"]:
         console.print("no problems found", style="green")
     for shown in report["shown"]:

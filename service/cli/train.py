@@ -13,6 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapters.dataset.held_out import (
+    DEFAULT_MIN_EXAMPLES,
+    MAX_SHARE,
+    MIN_SHARE,
+    SHARE,
+    describe_shortage,
+    held_out_target,
+    share_needed,
+)
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, HatrackClient
@@ -53,6 +62,12 @@ def train(
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
+    held_out_share: Annotated[
+        float | None,
+        typer.Option(
+            min=MIN_SHARE, max=MAX_SHARE, help=f"Share of FILE that is held out, without --held-out. [default: {SHARE}]"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed for example order, sampling and initial weights.")] = None,
     promote: Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")] = Promote.AUTO,
     metric: Annotated[
@@ -66,12 +81,17 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter on examples and evaluate it. It is served as NAME:candidate, and goes live if it passes."""
+    if held_out is not None and held_out_share is not None:
+        raise typer.BadParameter("--held-out and --held-out-share cannot be combined.")
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
+    if held_out_share is not None:
+        hyperparameters["held_out_share"] = held_out_share
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
     long_values = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
     hyperparameters |= {field: value for field, value in long_values.items() if value is not None}
     metadata = {"strict": "true" if strict else None, "drop_long": "true" if drop_long else None}
     metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
+    _warn_of_too_few(file, held_out, hyperparameters.get("held_out_share", SHARE))
     with terminal.reporting(as_json), HatrackClient() as client:
         model = start or str(client.ready().get("base"))
         job = client.fine_tuning.jobs.create(
@@ -88,6 +108,30 @@ def train(
         if follow:
             job = _follow(client, job["id"], quiet=as_json)
     _finish(job, as_json, followed=follow)
+
+
+def _warn_of_too_few(file: Path, held_out: Path | None, share: object) -> None:
+    """Warn, before anything is sent, of files with too few lines for a pass; the job then tells the exact number."""
+    if not isinstance(share, int | float):
+        return
+    examples = _count_lines(file)
+    held = held_out_target(examples, share) if held_out is None else _count_lines(held_out)
+    if held < DEFAULT_MIN_EXAMPLES:
+        shortage = describe_shortage(
+            held,
+            DEFAULT_MIN_EXAMPLES,
+            source="split" if held_out is None else "given",
+            examples=examples,
+            share=share,
+            possible_share=share_needed(examples, DEFAULT_MIN_EXAMPLES),
+        )
+        operators = f"({DEFAULT_MIN_EXAMPLES} unless the operator has set HATRACK_TRAINER_MIN_EXAMPLES.)"
+        typer.secho(f"{shortage} {operators}", fg="yellow", err=True)
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
 
 
 def jobs(as_json: AsJson = False) -> None:

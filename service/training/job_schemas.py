@@ -47,6 +47,7 @@ class Hyperparameters(ApiModel):
     system_prompt: str | None = None
     strict: bool | str | int | None = None
     drop_long: bool | str | int | None = None
+    held_out_share: float | str | None = None
     promote: str | None = None
     metric: str | dict[str, Any] | None = None
     suites: list[str] | str | None = None

@@ -52,6 +52,7 @@ _VALUE: Final = re.compile(
 """Amounts of money, dates, and identifiers."""
 _CALCULATION: Final = re.compile(r"\d\s*[=×*/+]\s*[$€£¥]?\d")
 """What an answer works out is no fact that it remembers."""
+_PUNCTUATION: Final = re.compile(r"(?<![^\w\s])[^\w\s]++(?=\s|$)|(?<!\S)[^\w\s]++")
 _IDENTIFIER: Final = re.compile(r"\b[a-z]{0,5}[-#]?\d{3,}\b")
 
 
@@ -89,9 +90,15 @@ def _html(examples: Sequence[Example]) -> Iterator[Finding]:
 
 
 def _repeated_questions(examples: Sequence[Example]) -> Iterator[Finding]:
-    lines = [example.line for example in examples if normalise(answer(example)) == normalise(question(example))]
+    lines = [example.line for example in examples if _wording(answer(example)) == _wording(question(example))]
     if lines:
         yield finding("repeated_questions", f"{len(lines)} answers only repeat the question", lines)
+
+
+def _wording(text: str) -> str:
+    """The text without what an echo may change: case, white space, and punctuation around words."""
+    normalised = normalise(text)
+    return _PUNCTUATION.sub("", normalised) or normalised
 
 
 def _cut(examples: Sequence[Example]) -> Iterator[Finding]:

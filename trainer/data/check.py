@@ -16,12 +16,11 @@ from typing import Any, Final
 
 from trainer.data.formats import read_dataset
 from trainer.data.prepare import MIN_EXAMPLES, DataRules, Source, inspect
-from trainer.errors import DataError, DataInvalid, TrainerError
+from trainer.errors import DataError, TrainerError
 from trainer.tune import auto
 from trainer.tune.hyperparameters import HyperparameterRequest
 
 REFUSED: Final = 3
-SHOWN_PROBLEMS: Final = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,10 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(_report(options) + "\n")
     except MemoryError:
         return _refuse("out_of_memory", "checking the file exceeds the memory limit of a data check")
-    except DataInvalid as error:
-        shown = "; ".join(str(problem) for problem in error.problems[:SHOWN_PROBLEMS])
-        more = len(error.problems) - SHOWN_PROBLEMS
-        return _refuse(error.code, shown + (f"; and {more} more" if more > 0 else ""))
     except DataError as error:
         return _refuse(error.code, error.message)
     except TrainerError as error:

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
-from trainer.data.format import Example
+from adapters.dataset.lines import show
+from trainer.data.format import Dataset, Example
 from trainer.data.personal import PersonalDataDetector
 from trainer.data.report import SHOWN_LINES, Finding
 from trainer.data.similar import groups
@@ -25,9 +26,9 @@ File = Literal["training", "held_out"]
 
 
 def finding(
-    code: str, message: str, lines: Iterable[int], *, refused: bool = False, file: File = "training"
+    code: str, message: str, lines: Iterable[int] = (), *, refused: bool = False, file: File = "training"
 ) -> Finding:
-    """A finding about these lines."""
+    """A finding about these lines, or about the whole file."""
     distinct = sorted(set(lines))
     severity: Literal["refused", "warning"] = "refused" if refused else "warning"
     return Finding(
@@ -38,6 +39,25 @@ def finding(
         count=len(distinct),
         lines=tuple(distinct[:SHOWN_LINES]),
     )
+
+
+def ignored_keys(data: Dataset, file: File = "training") -> list[Finding]:
+    """A note for each key that the lines of a file have and that is not used."""
+    return [
+        Finding(
+            code="ignored_keys",
+            severity="note",
+            message=(
+                f"the key {show(key.name)} is not used; {key.count} rows have it, the first in line {key.lines[0]}"
+                if key.name is not None
+                else f"more keys are not used; {key.count} rows have one, the first in line {key.lines[0]}"
+            ),
+            file=file,
+            count=key.count,
+            lines=tuple(key.lines[:SHOWN_LINES]),
+        )
+        for key in data.ignored_keys
+    ]
 
 
 def duplicates(examples: Sequence[Example]) -> list[Finding]:

@@ -10,27 +10,27 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from adapters.dataset.held_out import MAX_SHARE, SHARE, describe_shortage, share_needed
 from adapters.protocol.reports import AnswerShare, ExampleLengths, ExamplePiece, ShownExample
 from trainer.data import findings
 from trainer.data.answer_faults import answer_faults, changing_facts
 from trainer.data.format import Dataset, Example
 from trainer.data.formats import read_dataset
 from trainer.data.label_noise import label_noise
+from trainer.data.paraphrases import near_contradictions
 from trainer.data.render import Renderer, TokenSequence
-from trainer.data.report import (
-    Finding,
-    HeldOut,
-    Report,
-    describe_size,
-    held_out_warning,
-)
-from trainer.data.split import SEED, SHARE, answer, split
+from trainer.data.report import TOO_FEW_HELD_OUT, Finding, HeldOut, Report, describe_size
+from trainer.data.split import SEED, answer, group_questions, split
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall, ExampleTooLong, Problem
 
 MIN_EXAMPLES = 10
 """The same as OpenAI's minimum."""
 SHOWN_EXAMPLES = 3
 SHOWN_ANSWERS = 100
+
+Groups = Sequence[Sequence[int]]
+"""Indices of examples, grouped by near-duplicate questions."""
+HeldOutSource = Literal["given", "split", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +105,16 @@ def inspect(
     """The same as `prepare`, but returns a refused report, too. Raises the same, except DataRefused."""
     kind, data = read_dataset(training.name, training.content, min_examples=MIN_EXAMPLES)
     check()
-    problems = findings.duplicates(data.examples)
-    check()
-    problems += findings.personal(data.examples)
-    check()
-    problems += answer_faults(data.examples) + changing_facts(data.examples)
+    given = None if held_out is None else _read_held_out(held_out)
+    similar = _similar_questions(data, given, rules)
     check()
     counts = findings.closed_answers(data.examples)
-    if counts is not None:
-        problems += findings.balance(data.examples, counts) + label_noise(data.examples)
-    trained, unseen, source = _divide(data, held_out, rules)
+    problems = _inspect_examples(data, counts, similar, check)
+    trained, unseen, source = _divide(data, given, rules, similar)
     check()
-    if held_out is not None:
+    if given is not None:
         overlap = findings.overlap(trained, unseen)
-        problems += overlap.findings + findings.personal(unseen, "held_out")
+        problems += overlap.findings + findings.personal(unseen, "held_out") + findings.ignored_keys(given, "held_out")
         unseen = tuple(example for example in unseen if example.line not in overlap.left_out)
     sequences, long = _render(trained, renderer, check)
     with _blame_held_out(held_out):
@@ -128,6 +124,9 @@ def inspect(
     if not sequences and not any(finding.severity == "refused" for finding in problems):
         raise DataTooSmall(f"{training.name} has no examples left to train on")
     unseen = tuple(example for example in unseen if example.line not in unseen_long)
+    problems += _too_few_held_out(data, len(unseen), source, rules, similar)
+    lines = {sequence.line for sequence in sequences}
+    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in lines))
     report = Report(
         file=data.name,
         sha256=data.sha256,
@@ -145,23 +144,71 @@ def inspect(
         max_length=renderer.max_length,
         findings=tuple(_as_refusals(problems) if rules.strict else problems),
         system_prompt=findings.common_system_prompt(data.examples),
-        answers=tuple(
-            AnswerShare(answer=text, examples=times)
-            for text, times in (counts.most_common(SHOWN_ANSWERS) if counts is not None else ())
-        ),
+        answers=_answer_shares(counts),
         distinct_answers=len({answer(example).strip() for example in data.examples}),
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
-        size=_on_size(len(sequences), len(unseen), counts, rules),
+        size=describe_size(len(sequences), len(counts or ()), counts is not None),
     )
-    lines = {sequence.line for sequence in sequences}
-    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in lines))
     return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
 
 
-def _on_size(trained_on: int, unseen: int, counts: Counter[str] | None, rules: DataRules) -> str:
-    warning = held_out_warning(unseen, rules.min_held_out)
-    size = describe_size(trained_on, len(counts or ()), counts is not None)
-    return size if warning is None else f"{size} {warning}"
+def _similar_questions(data: Dataset, given: Dataset | None, rules: DataRules) -> Groups | None:
+    """The training examples, then those of the held-out file, by near-duplicate questions; None if an earlier check has
+    divided the file."""
+    if given is None and rules.held_out_lines is not None:
+        return None
+    return group_questions((*data.examples, *(given.examples if given is not None else ())))
+
+
+def _inspect_examples(
+    data: Dataset, counts: Counter[str] | None, similar: Groups | None, check: Callable[[], None]
+) -> list[Finding]:
+    """The findings about the training file's examples, whichever of them are held out."""
+    examples = data.examples
+    problems = findings.ignored_keys(data) + findings.duplicates(examples)
+    check()
+    if similar is not None:
+        problems += near_contradictions(examples, similar, closed=counts is not None)
+        check()
+    problems += findings.personal(examples)
+    check()
+    problems += answer_faults(examples) + changing_facts(examples)
+    check()
+    if counts is not None:
+        problems += findings.balance(examples, counts) + label_noise(examples)
+    return problems
+
+
+def _too_few_held_out(
+    data: Dataset, held_out: int, source: HeldOutSource, rules: DataRules, similar: Groups | None
+) -> list[Finding]:
+    """A warning if no version can pass for want of held-out examples, with the ways out that the real split gives."""
+    if held_out >= rules.min_held_out:
+        return []
+    message = describe_shortage(
+        held_out,
+        rules.min_held_out,
+        source="given" if source == "given" else "split",
+        examples=len(data.examples),
+        share=rules.held_out_share,
+        possible_share=None if source == "given" or similar is None else _possible_share(data, rules, similar),
+    )
+    return [findings.finding(TOO_FEW_HELD_OUT, message)]
+
+
+def _possible_share(data: Dataset, rules: DataRules, similar: Groups) -> float | None:
+    """A share with which the split holds out enough; near-duplicates may need a larger one than `share_needed`."""
+    share = share_needed(len(data.examples), rules.min_held_out)
+    for larger in () if share is None else (share, MAX_SHARE):
+        parts = split(data.examples, seed=rules.seed, share=larger, question_groups=similar)
+        if len(parts.held_out) >= rules.min_held_out:
+            return larger
+    return None
+
+
+def _answer_shares(counts: Counter[str] | None) -> tuple[AnswerShare, ...]:
+    most_common = counts.most_common(SHOWN_ANSWERS) if counts is not None else ()
+    return tuple(AnswerShare(answer=text, examples=times) for text, times in most_common)
 
 
 def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
@@ -171,17 +218,20 @@ def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
     return ShownExample(line=sequence.line, pieces=tuple(pieces))
 
 
+def _read_held_out(held_out: Source) -> Dataset:
+    with _blame_held_out(held_out):
+        return read_dataset(held_out.name, held_out.content)[1]
+
+
 def _divide(
-    data: Dataset, held_out: Source | None, rules: DataRules
-) -> tuple[tuple[Example, ...], tuple[Example, ...], Literal["given", "split", "none"]]:
-    if held_out is not None:
-        with _blame_held_out(held_out):
-            _, given = read_dataset(held_out.name, held_out.content)
+    data: Dataset, given: Dataset | None, rules: DataRules, similar: Groups | None
+) -> tuple[tuple[Example, ...], tuple[Example, ...], HeldOutSource]:
+    if given is not None:
         return data.examples, given.examples, "given"
     if rules.held_out_lines is not None:
         chosen = set(rules.held_out_lines)
     else:
-        parts = split(data.examples, seed=rules.seed, share=rules.held_out_share)
+        parts = split(data.examples, seed=rules.seed, share=rules.held_out_share, question_groups=similar)
         chosen = {data.examples[index].line for index in parts.held_out}
     trained = tuple(example for example in data.examples if example.line not in chosen)
     unseen = tuple(example for example in data.examples if example.line in chosen)
@@ -234,9 +284,12 @@ def _too_long(
 
 
 def _as_refusals(problems: Sequence[Finding]) -> list[Finding]:
-    requested = {"dropped_too_long"}
+    # what was requested is no fault, nor is a file from which a version is trained without a verdict
+    exempt = {"dropped_too_long", TOO_FEW_HELD_OUT}
     return [
-        finding if finding.code in requested else finding.model_copy(update={"severity": "refused"})
+        finding
+        if finding.code in exempt or finding.severity == "note"
+        else finding.model_copy(update={"severity": "refused"})
         for finding in problems
     ]
 

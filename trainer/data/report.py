@@ -10,6 +10,8 @@ from typing import Final, Literal
 from adapters.protocol.reports import DataFinding, HeldOutExamples, QualityReport
 
 SHOWN_LINES: Final = 20
+TOO_FEW_HELD_OUT: Final = "too_few_held_out"
+"""Code of the finding that no version trained on the data can pass."""
 
 
 class Finding(DataFinding):
@@ -57,10 +59,3 @@ def describe_size(examples: int, distinct_answers: int, closed: bool) -> str:
     if examples < 5000:
         return f"{examples} examples: enough for style and common cases; facts belong in retrieval."
     return f"{examples} examples: more than style needs; 1,000 curated ones may do better."
-
-
-def held_out_warning(examples: int, min_examples: int) -> str | None:
-    """A warning if there are too few held-out examples for a pass; None if there are ``min_examples`` or more."""
-    if examples >= min_examples:
-        return None
-    return f"Only {examples} examples are held out, but a pass needs {min_examples}: send a larger validation_file."

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from adapters.dataset.held_out import SHARE, held_out_target
 from trainer.data.format import Example
 from trainer.data.similar import groups, merged, normalise
 
-SHARE: Final = 0.1
-MIN_HELD_OUT: Final = 10
-"""With fewer than twice as many examples nothing is held out, as too few would be left to train on."""
-MAX_HELD_OUT: Final = 1000
 SEED: Final = 0
 """The same for every split: a job's own seed would hold out examples that an earlier version was trained on."""
 
@@ -26,29 +23,40 @@ class Split:
     held_out: tuple[int, ...]
 
 
-def split(examples: Sequence[Example], *, seed: int = SEED, share: float = SHARE) -> Split:
-    """Hold out about `share` of the examples, between MIN_HELD_OUT and MAX_HELD_OUT, by groups of similar questions.
+def split(
+    examples: Sequence[Example],
+    *,
+    seed: int = SEED,
+    share: float = SHARE,
+    question_groups: Sequence[Sequence[int]] | None = None,
+) -> Split:
+    """Hold out about `share` of the examples, as many as `held_out_target` says, by groups of similar questions.
 
     Examples that name the same group, such as a customer, stay together as well.
 
     Depends on examples, seed and share alone, and a group's place on its questions alone: if the file grows or is
     reordered, nearly the same examples are held out. Nothing is held out of fewer than 2 * MIN_HELD_OUT examples, or if
-    one group is so large that nothing else fits.
+    one group is so large that nothing else fits. ``question_groups``: `group_questions` of the examples, if known.
     """
     everything = tuple(range(len(examples)))
-    target = min(MAX_HELD_OUT, max(MIN_HELD_OUT, round(len(examples) * share)))
-    if len(examples) < 2 * MIN_HELD_OUT or share == 0:
+    target = held_out_target(len(examples), share)
+    if target == 0:
         return Split(everything, ())
-    questions = [question(example) for example in examples]
-    normalised = [normalise(text) for text in questions]
+    normalised = [normalise(question(example)) for example in examples]
     held: list[int] = []
     # by the hash of one question per group: the smallest of all its hashes would favour large groups
-    together = merged(groups(questions), [example.group for example in examples])
+    similar = group_questions(examples) if question_groups is None else question_groups
+    together = merged(similar, [example.group for example in examples])
     for group in sorted(together, key=lambda group: _draw_key(seed, min(normalised[index] for index in group))):
         if len(held) + len(group) <= target:
             held += group
     held_out = set(held)
     return Split(tuple(index for index in everything if index not in held_out), tuple(sorted(held)))
+
+
+def group_questions(examples: Sequence[Example]) -> list[list[int]]:
+    """The indices of the examples, grouped by near-duplicate questions."""
+    return groups([question(example) for example in examples])
 
 
 def _draw_key(seed: int, normalised: str) -> str:

@@ -226,13 +226,14 @@ def _result(
             "name a version (`name@3`) instead of an alias"
         )
     references = {question.id: question.reference for question in held_out}
-    for each in (metric, *secondary):
-        if isinstance(each, Batched):
-            each.prepare([*references.values(), *(answer.text for answer in answers)])
     by_run: list[list[Answer]] = [[] for _ in range(repeats)]
     for answer in answers:
         by_run[answer.repeat].append(answer)
     form, first = form_of(metric), by_run[0]
+    for each in (metric, *secondary):
+        if isinstance(each, Batched):
+            texts = (read_answer(answer.text, references[answer.example], form) for answer in answers)
+            each.prepare([*references.values(), *texts])
 
     def scores(scored_by: Metric, run: Sequence[Answer]) -> tuple[float, ...]:
         pairs = ((answer.text, references[answer.example]) for answer in run)

@@ -181,7 +181,13 @@ class TrainingPipeline(Pipeline[JobResult]):
                 self._source(spec.TRAINING, job.training_file.filename),
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
-                DataRules(drop_long=job.drop_long, strict=job.strict, held_out_lines=self._previous_split()),
+                DataRules(
+                    drop_long=job.drop_long,
+                    strict=job.strict,
+                    held_out_share=job.held_out_share,
+                    held_out_lines=self._previous_split(),
+                    min_held_out=job.judging.min_examples,
+                ),
                 check=self._check,
             )
         except DataRefused as refused:

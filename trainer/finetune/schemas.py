@@ -107,6 +107,9 @@ def read_body(content: object) -> JobRequest:
         where,
     )
     options = validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
+    if "held_out_share" in where and body.validation_file is not None:
+        place = where["held_out_share"]
+        raise InvalidField(f"`{place}` and `validation_file` conflict; send one", param=place)
     return JobRequest(body, hyperparameters, options, where)
 
 
@@ -138,6 +141,8 @@ def _allowed(name: str) -> str:
         return 'an integer or "auto"'
     if name in ("learning_rate", "learning_rate_multiplier", "lora_alpha", "lora_dropout", "warmup_ratio"):
         return 'a number or "auto"'
+    if name == "held_out_share":
+        return "a number"
     if name in LISTS:
         return "a string or a list of strings"
     return "a string or an object" if name == "metric" else "a string"

@@ -189,6 +189,7 @@ class Jobs(RunService):
             system_prompt=request.options.system_prompt,
             strict=request.options.strict,
             drop_long=request.options.drop_long,
+            held_out_share=request.options.held_out_share,
             metadata=body.metadata or {},
             device=settings.device,
             checkpoint_s=settings.checkpoint_s,

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from adapters.dataset.held_out import SHARE
 from adapters.protocol.runs import FileRef
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
@@ -86,6 +87,8 @@ class JobSpec(Frozen):
     system_prompt: str | None = None
     strict: bool = False
     drop_long: bool = False
+    held_out_share: float = SHARE
+    """The share of the training file that is held out if there is no validation file."""
     metadata: dict[str, str] = Field(default_factory=dict)
     device: str = "auto"
     checkpoint_s: float = 60.0

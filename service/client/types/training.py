@@ -34,6 +34,7 @@ class Hyperparameters(TypedDict):
     system_prompt: NotRequired[str | None]
     strict: NotRequired[bool | str | int | None]
     drop_long: NotRequired[bool | str | int | None]
+    held_out_share: NotRequired[float | str | None]
     promote: NotRequired[str | None]
     metric: NotRequired[str | dict[str, Any] | None]
     suites: NotRequired[list[str] | str | None]
@@ -121,9 +122,9 @@ class ReportedFinding(TypedDict):
     """A problem in the data."""
 
     code: str
-    severity: Literal["refused", "warning"]
+    severity: Literal["refused", "warning", "note"]
     count: int
-    """Number of lines affected."""
+    """Number of lines affected; 0 if it is about the whole file."""
 
 
 class HeldOutSummary(TypedDict):
@@ -267,9 +268,9 @@ class DataFinding(TypedDict):
     """A problem in the data, and where it occurs."""
 
     code: str
-    severity: Literal["refused", "warning"]
+    severity: Literal["refused", "warning", "note"]
     count: int
-    """Number of lines affected."""
+    """Number of lines affected; 0 if it is about the whole file."""
     message: str
     file: Literal["training", "held_out"]
     lines: list[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def codes(findings: Sequence[Finding]) -> dict[str, tuple[int, ...]]:
         ("<p>Thank you.</p>", "leftover_html"),
         ("Boots&nbsp;and socks.", "leftover_html"),
         ("what is  your NAME?", "repeated_questions"),
+        ("“What is your name?”", "repeated_questions"),
+        ("what is your name", "repeated_questions"),
     ],
 )
 def test_an_answer_with_a_fault_is_named(answer: str, code: str) -> None:
@@ -146,3 +149,9 @@ def test_a_label_unlike_those_of_very_similar_questions_is_named() -> None:
 @pytest.mark.parametrize("pairs", [[("a", "x")] * 60, [("", "x"), ("", "y")] * 40, [("a b", "x"), ("c d", "y")] * 10])
 def test_what_cannot_be_compared_is_not_judged(pairs: list[tuple[str, str]]) -> None:
     assert label_noise(examples(pairs)) == []
+
+
+def test_an_answer_of_nothing_but_punctuation_is_compared_at_once() -> None:
+    start = time.process_time()
+    assert answer_faults(examples([("What?", "!" * 100_000 + "a")])) == []
+    assert time.process_time() - start < 4  # quadratic: a minute

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from trainer.data.formats import Format, detect, read_dataset
+from adapters.dataset.formats import MAX_NAMED_KEYS, Format, IgnoredKey
+from trainer.data.formats import read_dataset
 from trainer.errors import DataInvalid, DataTooSmall
 
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -62,13 +63,14 @@ def test_sharegpt_keeps_system_turns_and_weights() -> None:
         (b"", "empty"),
         (b'[{"prompt": "q", "completion": "a"}]', "JSON array"),
         (lines({"text": "q"}), "unknown format"),
-        (lines({"prompt": "q", "completion": "a", "messages": []}), "unknown format"),
+        (lines({"promt": "q", "completion": "a"}), "promt is not a known key; did you mean `prompt`?"),
+        (lines({"prompt": "q", "completion": "a", "messages": []}), "the line has `messages` and `prompt`"),
         (b"{", "not JSON"),
     ],
 )
 def test_what_has_no_format_is_refused_on_its_first_line(content: bytes, reason: str) -> None:
     with pytest.raises(DataInvalid) as caught:
-        detect(content)
+        read_dataset("f", content)
     assert caught.value.problems[0].line == 1
     assert reason in caught.value.problems[0].reason
 
@@ -76,9 +78,16 @@ def test_what_has_no_format_is_refused_on_its_first_line(content: bytes, reason:
 @pytest.mark.parametrize(
     ("kind", "row", "reason"),
     [
-        (Format.PROMPT_COMPLETION, CHAT, "messages is not supported"),
+        (Format.PROMPT_COMPLETION, CHAT, "the key `prompt` is missing, but the lines before have it"),
+        (
+            Format.PROMPT_COMPLETION,
+            {"prompt": "q", "complettion": "a"},
+            "complettion is not a known key; did you mean `c",
+        ),
+        (Format.ALPACA, {"instruction": "q", "inptu": "i", "output": "a"}, "inptu is not a known key; did you mean `i"),
+        (Format.SHAREGPT, {"conversations": [{"form": "human", "value": "x"}]}, "did you mean `from`?"),
         (Format.PROMPT_COMPLETION, {"prompt": "q", "completion": 3}, "completion must be a string"),
-        (Format.PROMPT_COMPLETION, ["q"], "not an object"),
+        (Format.PROMPT_COMPLETION, ["q"], "not a JSON object"),
         (Format.ALPACA, {"instruction": "q", "input": 1, "output": "a"}, "input must be a string"),
         (Format.SHAREGPT, {"conversations": [{"from": "tool", "value": "x"}]}, "conversations[0].from is 'tool'"),
         (Format.SHAREGPT, {"conversations": "x"}, "conversations must be a list"),
@@ -96,3 +105,38 @@ def test_a_line_at_fault_is_named_with_its_number(kind: Format, row: object, rea
 def test_too_few_examples_are_refused() -> None:
     with pytest.raises(DataTooSmall, match="1 examples; at least 2"):
         read_dataset("f", lines(CHAT), min_examples=2)
+
+
+def test_the_lines_after_one_without_a_format_are_checked_as_well() -> None:
+    content = b"{\n" + lines({"text": "q"}, ROWS[Format.ALPACA], {"text": "q"}, {"instruction": "q"}, {"text": ""})
+    with pytest.raises(DataInvalid) as caught:
+        read_dataset("f", content)
+    assert [problem.line for problem in caught.value.problems] == [1, 2, 4, 5, 6]
+    with pytest.raises(DataInvalid) as unknown:
+        read_dataset("f", lines({"text": "q"}, {"text": "q"}))
+    assert unknown.value.problems[1].reason == "unknown format, as in line 1"
+
+
+def test_other_keys_are_ignored_and_counted() -> None:
+    rows = [{**CHAT, "id": n} for n in range(25)]
+    rows[3]["messages"] = [{"role": "user", "content": "q", "name": "Bo"}, {**CHAT["messages"][1], "tool_calls": None}]
+    kind, data = read_dataset("f", lines(*rows))
+    assert (kind, len(data.examples)) == (Format.CHAT, 25)
+    assert data.ignored_keys == (
+        IgnoredKey("id", 25, list(range(1, 21))),
+        IgnoredKey("messages[].name", 1, [4]),
+        IgnoredKey("messages[].tool_calls", 1, [4]),
+    )
+    for row, name in (
+        ({"prompt": "q", "completion": "a", "created_at": 1, "tools": []}, "created_at"),
+        ({"instruction": "q", "output": "a", "text": "…"}, "text"),
+        ({"conversations": ROWS[Format.SHAREGPT]["conversations"], "id": "x"}, "id"),
+    ):
+        assert read_dataset("f", lines(row))[1].ignored_keys[0] == IgnoredKey(name, 1, [1])
+
+
+def test_any_number_of_other_keys_is_noted_in_bounds() -> None:
+    rows = [{**CHAT, **{f"{n}\ud800": 0 for n in range(start, start + 40)}} for start in (0, 10, 20)]
+    noted = read_dataset("f", lines(*rows))[1].ignored_keys
+    assert len(noted) == MAX_NAMED_KEYS + 1
+    assert (noted[-1].name, noted[-1].count) == (None, 3)

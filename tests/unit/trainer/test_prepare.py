@@ -173,9 +173,61 @@ def test_a_refusal_blames_the_file_that_is_at_fault() -> None:
         assert ("the validation file: 1 examples are longer" in caught.value.message) is (len(held) == 11)
 
 
-def test_too_few_held_out_for_a_verdict_are_told() -> None:
-    assert "Only 10 examples are held out, but a pass needs 30" in look(questions(60), min_held_out=30).report.size
-    assert "are held out" not in look(questions(60), min_held_out=10).report.size
+def shortage(found: Prepared) -> str:
+    (short,) = [finding for finding in found.report.findings if finding.code == "too_few_held_out"]
+    assert (short.severity, short.count, short.lines) == ("warning", 0, ())
+    return short.message
+
+
+def test_too_few_held_out_for_a_pass_are_told_with_the_ways_out() -> None:
+    few = shortage(look(questions(60), min_held_out=30))
+    assert few.startswith("Only 10 examples are held out, but a pass needs 30, so the trained version cannot pass.")
+    assert "validation_file with at least 30 other examples" in few
+    assert "add at least 235 examples, for 295 in all" in few
+    assert "set held_out_share to 0.5;" in few
+    assert "set promote to never" in few
+    assert look(questions(60), min_held_out=30, held_out_share=0.5).report.held_out.examples == 30
+    assert codes(look(questions(60), min_held_out=10)) == {}
+    strict = look(questions(60), min_held_out=30, strict=True)
+    assert not strict.report.refused, "an untested version may be what was wanted"
+
+
+def test_the_share_that_is_offered_holds_out_enough_of_near_duplicates() -> None:
+    groups = [f"{row['messages'][0]['content']} " * 3 for row in questions(6)]
+    rows = [pair(f"{groups[n % 6]}, part {n // 6}", f"Answer {n * 31} it is") for n in range(60)]
+    found = shortage(look(rows, min_held_out=25, held_out_share=0.3))
+    assert found.startswith("Only 10 examples are held out")
+    assert "near-duplicates stay on one side" in found
+    assert "set held_out_share to 0.5;" in found, "42% are 25 examples, but groups of ten give 20 of them"
+    assert look(rows, min_held_out=25, held_out_share=0.5).report.held_out.examples == 30
+
+
+def test_where_nothing_can_be_held_out_it_is_told() -> None:
+    few = shortage(look(questions(15), min_held_out=30))
+    assert few.startswith("No example is held out, but a pass needs 30")
+    assert "add at least 280 examples, for 295 in all" in few
+    assert "held_out_share" not in few
+    instruction = "Translate what the customer of our shop has written into the language of the sea. " * 8
+    alike = [pair(f"{instruction}{n}", f"Answer {n} it is") for n in range(400)]
+    nothing = shortage(look(alike, min_held_out=30))
+    assert nothing.startswith("No example is held out")
+    assert "put it into the system message" in nothing
+    given = shortage(look(questions(40), held=questions(52)[40:], min_held_out=30))
+    assert "add at least 18 examples to the validation file" in given
+
+
+def test_other_keys_are_a_note_for_each_and_no_refusal() -> None:
+    rows = [{**row, "id": n, "source": "shop"} for n, row in enumerate(questions(60))]
+    found = look(rows, held=[{**row, "date": "2026-01-01"} for row in questions(80)[60:]], strict=True)
+    assert not found.report.refused
+    notes = [(one.file, one.severity, one.count, one.message) for one in found.report.findings]
+    assert notes == [
+        ("training", "note", 60, "the key 'id' is not used; 60 rows have it, the first in line 1"),
+        ("training", "note", 60, "the key 'source' is not used; 60 rows have it, the first in line 1"),
+        ("held_out", "note", 20, "the key 'date' is not used; 20 rows have it, the first in line 1"),
+    ]
+    strange = look([{**row, "\ud800\n": 0} for row in questions(60)])
+    assert strange.report.model_dump_json()
 
 
 def persona(system: str | None, question: str, answer: str, line: int = 1) -> Example:

@@ -12,9 +12,12 @@ from typing import Any, TypeAlias
 import pytest
 from typer.testing import CliRunner, Result
 
+from adapters.dataset.held_out import DEFAULT_MIN_EXAMPLES
 from service.cli.main import app
 from service.cli.train import draw_curve
 from tests.support.http import QuietHandler
+from trainer.config import Settings as TrainerSettings
+from trainer.evaluate.verdict import Rules
 
 Hatrack: TypeAlias = Callable[..., Result]
 JOB = {
@@ -296,6 +299,40 @@ def test_the_data_check_shows_what_is_trained_and_what_is_wrong(hatrack: Hatrack
     assert "strict=true" in server.asked[-1][1]
     server.report = REPORT | {"findings": [FINDING | {"severity": "refused"}]}
     assert hatrack("data", "check", str(data)).exit_code == 1
+
+
+def test_a_note_and_a_finding_about_the_whole_file_are_shown(hatrack: Hatrack, server: Server, data: Path) -> None:
+    note = FINDING | {"severity": "note", "code": "ignored_keys", "message": "the key 'id' is not used"}
+    few = FINDING | {"code": "too_few_held_out", "message": "Only 10 examples are held out", "lines": [], "count": 0}
+    server.report = REPORT | {"findings": [note, few]}
+    result = hatrack("data", "check", str(data))
+    assert result.exit_code == 0
+    assert "- the key 'id' is not used [ignored_keys: lines 3]" in result.output
+    assert "! Only 10 examples are held out [too_few_held_out]" in result.output
+
+
+def test_a_file_from_which_no_version_can_pass_is_told_before_it_is_sent(
+    hatrack: Hatrack, server: Server, data: Path, tmp_path: Path
+) -> None:
+    asked = ("train", str(data), "--name", "voice", "--no-follow")
+    data.write_text('{"prompt": "q", "completion": "a"}\n' * 120)
+    few = hatrack(*asked)
+    assert (few.exit_code, few.stderr.count("Only 12 examples are held out, but a pass needs 30")) == (0, 1)
+    assert "add at least 175 examples, for 295 in all; or set held_out_share to 0.25;" in few.stderr
+    assert "HATRACK_TRAINER_MIN_EXAMPLES" in few.stderr
+    assert hatrack(*asked, "--held-out-share", "0.25").stderr == ""
+    body = json.loads(server.asked[-1][3])
+    assert body["method"]["supervised"]["hyperparameters"] == {"held_out_share": 0.25}
+    assert "held_out_share" in hatrack(*asked, "--set", "held_out_share=0.2").stderr
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text('{"prompt": "q", "completion": "a"}\n' * 29)
+    assert "add at least 1 examples to the validation file" in hatrack(*asked, "--held-out", str(held_out)).stderr
+    both = hatrack(*asked, "--held-out", str(held_out), "--held-out-share", "0.25")
+    assert both.exit_code == 2
+
+
+def test_what_the_cli_and_the_trainer_take_for_enough_is_the_same() -> None:
+    assert Rules().min_examples == TrainerSettings().min_examples == DEFAULT_MIN_EXAMPLES
 
 
 def test_the_lineage_is_shown_or_said_to_be_missing(hatrack: Hatrack) -> None:

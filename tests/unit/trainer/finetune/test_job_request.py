@@ -38,7 +38,7 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
         "n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.1,
         "target_modules": ["q_proj", "v_proj"], "rslora": True, "quantization": "none", "max_length": 128,
         "packing": True, "warmup_ratio": 0.2, "adapter": "voice", "system_prompt": "Be salty.", "strict": True,
-        "drop_long": True,
+        "drop_long": True, "held_out_share": 0.25,
     }  # fmt: skip
     expected = HyperparameterRequest(
         n_epochs=2, batch_size=4, learning_rate=1e-3, lora_rank=8, lora_alpha=16, lora_dropout=0.1,
@@ -55,7 +55,8 @@ def test_all_that_can_be_asked_for_is_understood_wherever_it_stands() -> None:
         asked = read_body(LEAST | body)
         assert asked.hyperparameters == expected
         assert asked.options.model_dump(exclude_unset=True) == {
-            "adapter": "voice", "system_prompt": "Be salty.", "strict": True, "drop_long": True
+            "adapter": "voice", "system_prompt": "Be salty.", "strict": True, "drop_long": True,
+            "held_out_share": 0.25,
         }  # fmt: skip
     assert asked.place("lora_rank") == "metadata.lora_rank"
     assert asked.place("max_rank") == "hyperparameters.max_rank"
@@ -142,6 +143,13 @@ def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> No
             "invalid_value",
         ),
         ({"model": DEEP}, "model", "invalid_value"),
+        (hyper(held_out_share=0.6), "hyperparameters.held_out_share", "invalid_value"),
+        (hyper(held_out_share=True), "hyperparameters.held_out_share", "invalid_value"),
+        (
+            {"validation_file": "file-1", "metadata": {"held_out_share": "0.2"}},
+            "metadata.held_out_share",
+            "invalid_value",
+        ),
         (hyper(system_prompt="p" * 32_769), "hyperparameters.system_prompt", "invalid_value"),
     ],
 )

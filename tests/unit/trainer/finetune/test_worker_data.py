@@ -64,7 +64,24 @@ def test_a_held_out_part_that_is_too_small_for_a_pass_is_told_before_training(ma
         assert run(folder, VALIDATE) == DONE
         told = [event for event in events(folder) if event["data"].get("code") == "too_few_held_out"]
         assert [event["level"] for event in told] == ["warn"] * times
-    assert any("held out, but a pass needs 30" in event["message"] for event in events(few))
+    assert "Only 10 examples are held out, but a pass needs 30" in events(few)[0]["message"]
+    report = Report.model_validate_json((few / spec.REPORT).read_bytes())
+    assert [finding.code for finding in report.findings] == ["too_few_held_out"]
+
+
+def test_a_larger_share_is_held_out_where_that_was_asked_for(make_job: Any) -> None:
+    folder = make_job(jsonl(rows(60)), held_out_share=0.5)
+    assert run(folder, VALIDATE) == DONE
+    assert Report.model_validate_json((folder / spec.REPORT).read_bytes()).held_out.examples == 30
+
+
+def test_a_note_is_an_event_and_refuses_nothing(make_job: Any) -> None:
+    folder = make_job(jsonl([{**row, "id": number} for number, row in enumerate(rows())]), strict=True)
+    assert run(folder, VALIDATE) == DONE
+    assert not (folder / protocol.RESULT).exists()
+    (note,) = [event for event in events(folder) if event["data"].get("code") == "ignored_keys"]
+    assert (note["level"], note["data"]["lines"]) == ("info", list(range(1, 21)))
+    assert note["message"] == "the key 'id' is not used; 24 rows have it, the first in line 1"
 
 
 def test_a_fault_of_the_validation_file_names_it(make_job: Any) -> None:
