@@ -51,8 +51,9 @@ def test_a_true_loss_of_eight_points_is_hardly_ever_kept_and_no_loss_is_kept_mos
         assert rates.forgetting_shares(0.08, count, differ, draws=DRAWS)["kept"] <= 0.025
         assert rates.forgetting_shares(0.05, count, differ, draws=DRAWS)["kept"] <= 0.06
         assert rates.forgetting_shares(0.0, count, differ, draws=DRAWS)["kept"] >= 0.6
-    # the 103 items that the suite once had could not have shown it
-    assert rates.forgetting_shares(0.0, 103, 0.07, draws=DRAWS)["kept"] <= 0.5
+    # the 103 items of earlier versions cannot show it, and their estimate alone kept such a loss
+    assert rates.forgetting_shares(0.0, rates.EARLIER_ITEMS, 0.07, draws=DRAWS)["kept"] <= 0.6
+    assert rates.kept_by_estimate(0.08, rates.EARLIER_ITEMS, 0.10) == pytest.approx(0.19, abs=0.02)
 
 
 @pytest.mark.parametrize("place", [0, 1])
