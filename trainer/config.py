@@ -97,10 +97,23 @@ class Settings(BaseSettings):
         0.05,
         ge=0,
         le=1,
-        description="Forgetting budget: maximum loss of accuracy on general questions …",
+        description="Forgetting budget: for a pass, the whole interval of the loss of accuracy on general questions "
+        "must lie within it …",
     )
-    forget_perplexity: float = Field(
-        1, ge=0, description="… and maximum relative rise of the perplexity of general texts; 1 means twice as high."
+    forget_chat: float = Field(
+        0.1, ge=0, le=1, description="… that of the loss on general questions in a chat within this …"
+    )
+    forget_perplexity: float | None = Field(
+        None,
+        ge=0,
+        description="… and that of the relative rise of the perplexity of general texts within this; 1 means twice as "
+        "high. Unset: half of what the order of the words tells the base.",
+    )
+    forget_items: int | None = Field(
+        None,
+        ge=20,
+        description="Number of multiple-choice items of the suite `general` that are asked, spread over its areas. "
+        "Fewer items give wider intervals: a pass then needs a wider budget. Unset: all of them.",
     )
     evaluate_max: int = Field(
         300,
@@ -134,7 +147,7 @@ class Settings(BaseSettings):
         description="URL of a hub from which missing suite data are downloaded. Unset: nothing is downloaded.",
     )
     suites_limit: int = Field(
-        200,
+        400,
         ge=20,
         le=20_000,
         description="Maximum number of questions from `mmlu`, `gsm8k` or `humaneval`, sampled with a fixed seed.",

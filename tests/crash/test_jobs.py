@@ -54,6 +54,7 @@ class TrainerProcess:
         self.environment = os.environ | {
             "HATRACK_TRAINER_DEVICE": "cpu",
             "HATRACK_TRAINER_CHECKPOINT_S": "0",
+            "HATRACK_TRAINER_FORGET_ITEMS": "20",
             # a training stays paused as long as a test looks at something else, and ends when it is stopped,
             # however slow the machine is
             "HATRACK_TRAINER_YIELD_MOST_S": "600",

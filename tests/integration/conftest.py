@@ -59,6 +59,9 @@ def gateway(
     environment["HATRACK_TRAINER_ENDPOINTS"] = str(judge.write_settings(tmp_path_factory.mktemp("settings")))
     environment["HATRACK_TRAINER_SUITES_LIMIT"] = "20"
     environment["HATRACK_TRAINER_EVALUATE_REPEATS"] = "1"
+    # a ninth of the general suite, and budgets that so few items can show to be kept
+    environment |= {"HATRACK_TRAINER_FORGET_ITEMS": "60", "HATRACK_TRAINER_FORGET_ACCURACY": "0.25"}
+    environment["HATRACK_TRAINER_FORGET_CHAT"] = "0.5"
     home = tmp_path_factory.mktemp("gateway")
     started = Gateway(home=home, base_dir=base_dir, settings=environment, arguments=("--trainer",))
     started.start()

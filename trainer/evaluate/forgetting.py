@@ -1,160 +1,54 @@
-"""Forgetting: a general suite before and after training, by log-probabilities, in minutes and without a network.
+"""Forgetting: a general suite before and after training, and whether the loss is shown to be within the budget.
 
-A multiple-choice item is answered by the likeliest continuation: the choice whose tokens, after the stem, have the
-highest log-probability per byte (the length-normalised accuracy of EleutherAI's lm-evaluation-harness). Perplexity is
-exp(mean nats per token), with equal weight for each text.
+`suites/general.py` has the items and how an arm is measured. Perplexity is exp(mean nats per token), with equal weight
+for each text.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
-from typing import Annotated, Final, Literal, Self
+from typing import Final, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field
 from scipy import stats
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.arms import Arm, Frozen
-from trainer.evaluate.asking import OnProgress
-from trainer.evaluate.likelihood import Scorer, TextBatch, TokenLogprobs, common_prefix
+from trainer.evaluate.arms import Frozen
 from trainer.evaluate.paired_difference import IntervalMethod
-from trainer.evaluate.statistics.paired import as_array, bca_interval, interval, student_interval
+from trainer.evaluate.statistics.paired import Array, as_array, bca_interval, interval, student_interval
+from trainer.evaluate.suites.general import ChatItem, ChoiceItem, SuiteItems, SuiteMeasurement, chance_of
 
-GENERAL: Final = "general.jsonl"
 TOLERANCE: Final = 1e-12
 MAX_NATS: Final = 100.0
 """Bounds the exponent of a perplexity, so that a broken model's is still finite."""
-
-
-class ChoiceItem(Frozen):
-    """A stem and its continuations, one of them right (`answer` counts from 0)."""
-
-    kind: Literal["choice"]
-    id: str
-    area: str
-    stem: str = Field(min_length=1)
-    choices: tuple[str, ...] = Field(min_length=2)
-    answer: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.answer >= len(self.choices) or len(set(self.choices)) != len(self.choices):
-            raise ValueError(f"{self.id}: `answer` must be the index of a choice, and the choices must be unique")
-        return self
-
-
-class TextItem(Frozen):
-    """A neutral text; ``area`` is its register."""
-
-    kind: Literal["text"]
-    id: str
-    area: str
-    text: str = Field(min_length=1)
-
-
-Item = Annotated[ChoiceItem | TextItem, Field(discriminator="kind")]
-_ITEM: Final[TypeAdapter[ChoiceItem | TextItem]] = TypeAdapter(Item)
-
-
-class SuiteItems(Frozen):
-    """A suite's items."""
-
-    name: str
-    choices: tuple[ChoiceItem, ...]
-    texts: tuple[TextItem, ...]
-
-    @property
-    def chance(self) -> float:
-        """The expected accuracy of guessing."""
-        return float(np.mean([1 / len(item.choices) for item in self.choices]))
-
-
-def read_suite(name: str, content: str) -> SuiteItems:
-    """Parse a suite from JSON lines.
-
-    Raises:
-        EvaluationInvalid: A line is invalid, an id is not unique, or there are too few items of a kind.
-    """
-    items: list[ChoiceItem | TextItem] = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            items.append(_ITEM.validate_python(json.loads(line)))
-        except (ValidationError, ValueError) as error:
-            raise EvaluationInvalid(f"suite {name}, line {number}: not a valid item: {error}") from error
-    if len({item.id for item in items}) != len(items):
-        raise EvaluationInvalid(f"suite {name}: the ids must be unique")
-    choices = tuple(item for item in items if isinstance(item, ChoiceItem))
-    texts = tuple(item for item in items if isinstance(item, TextItem))
-    if not choices or len(texts) < 2:
-        raise EvaluationInvalid(f"suite {name} needs at least one multiple-choice item and two texts")
-    return SuiteItems(name=name, choices=choices, texts=texts)
-
-
-def general_suite() -> SuiteItems:
-    """The suite that ships with this package."""
-    return read_suite("general", (files("trainer.evaluate.suites") / GENERAL).read_text("utf-8"))
-
-
-class SuiteMeasurement(Frozen):
-    """One arm on a suite: which items it got right, and each text's mean nats per token, in the suite's order."""
-
-    label: str
-    suite: str
-    right: tuple[bool, ...]
-    nats: tuple[float, ...]
-
-
-async def measure(
-    arm: Arm, suite: SuiteItems, scorer: Scorer, on_progress: OnProgress | None = None
-) -> SuiteMeasurement:
-    """Run the suite on an arm as plain text, without the arm's prompt: this measures the weights."""
-    batches = [
-        TextBatch(f"{suite.name}/{item.id}", (item.stem, *(f"{item.stem} {choice}" for choice in item.choices)))
-        for item in suite.choices
-    ]
-    batches += [TextBatch(f"{suite.name}/{item.id}", (item.text,)) for item in suite.texts]
-    results = await scorer.texts(arm, batches, on_progress)
-    split_at = len(suite.choices)
-    return SuiteMeasurement(
-        label=arm.label,
-        suite=suite.name,
-        right=tuple(
-            likeliest(item, scored) == item.answer
-            for item, scored in zip(suite.choices, results[:split_at], strict=True)
-        ),
-        nats=tuple(scored[0].nats for scored in results[split_at:]),
-    )
-
-
-def likeliest(item: ChoiceItem, rows: Sequence[TokenLogprobs]) -> int:
-    """The index of the choice with the highest log-probability per byte. ``rows``: the stem alone, then each choice."""
-    stem_row, *continuations = rows
-    scores = []
-    for choice, continuation in zip(item.choices, continuations, strict=True):
-        shared = common_prefix(stem_row.tokens, continuation.tokens)
-        scores.append(sum(continuation.logprobs[shared:]) / len(choice.encode()))
-    return int(np.argmax(scores))
+LOSS_CONFIDENCE: Final = 0.90
+"""Two-sided: the upper end is the one-sided 95% bound that decides whether a loss is within its budget."""
+WORD_ORDER_SHARE: Final = 0.5
+"""The share that may be lost of what the order of the words tells the base about a text, in nats per token."""
 
 
 class Budget(Frozen):
-    """How much may be lost: accuracy as a share, perplexity as a relative rise."""
+    """How much may be lost: of accuracy in plain text and in a chat a share, of perplexity a relative rise.
+
+    ``perplexity``: None for the rise that costs WORD_ORDER_SHARE of what the base knows from the order of the words.
+    """
 
     accuracy: float = Field(0.05, ge=0, le=1)
-    perplexity: float = Field(1.0, ge=0)
+    chat: float = Field(0.10, ge=0, le=1)
+    perplexity: float | None = Field(None, ge=0)
 
 
 SuiteState = Literal["kept", "broken", "open", "silent"]
 
 
 class SuitePart(Frozen):
-    """Accuracy or perplexity. ``loss``, ``low``, ``high``: of accuracy as a share, of perplexity as a relative rise.
+    """Accuracy in plain text or in a chat, or perplexity.
 
-    ``state``: kept (within the budget), broken (above it), open (above it, but the loss may be chance) or silent (the
-    base is at chance, so a loss cannot show).
+    Attributes:
+        loss, low, high: Of accuracy as a share, of perplexity as a relative rise; with the ends of the interval.
+        state: See `loss_state`; silent if the base is no better than chance, so that a loss cannot show.
     """
 
     base: float
@@ -178,12 +72,20 @@ class AreaResult(Frozen):
 
 
 class Forgetting(Frozen):
-    """A suite before and after. ``lost``, ``won``: ids of items that are right only before, or only after."""
+    """A suite before and after.
+
+    Attributes:
+        chat: None in records of before there were items in a chat, and if the suite has none.
+        shuffled_perplexity: The base's on the texts with their words shuffled; None if a setting is the budget.
+        lost, won: Ids of items that are right only before, or only after.
+    """
 
     suite: str
     against: str
     accuracy: SuitePart
+    chat: SuitePart | None = None
     perplexity: SuitePart
+    shuffled_perplexity: float | None = None
     chance: float
     areas: tuple[AreaResult, ...]
     lost: tuple[str, ...]
@@ -191,9 +93,21 @@ class Forgetting(Frozen):
 
     @property
     def state(self) -> Literal["kept", "broken", "open"]:
-        """The state of both parts together; a silent part is ignored."""
-        states = {self.accuracy.state, self.perplexity.state}
-        return "broken" if "broken" in states else "open" if "open" in states else "kept"
+        """The state of all parts together. Silent parts are ignored, but if all are silent, nothing is shown: open."""
+        parts = (self.accuracy, self.chat, self.perplexity)
+        states = {part.state for part in parts if part is not None} - {"silent"}
+        return "broken" if "broken" in states else "open" if "open" in states or not states else "kept"
+
+
+def loss_state(loss: float, low: float, high: float, budget: float) -> Literal["kept", "broken", "open"]:
+    """Whether a loss is within its budget: ``low`` and ``high`` are the ends of the interval at LOSS_CONFIDENCE.
+
+    Kept if the whole interval is; broken if the estimate is not, and the interval lies above zero; else open. "Kept" is
+    a non-inferiority test: a loss as large as the budget is nominally kept in 5% of cases.
+    """
+    if high <= budget + TOLERANCE:
+        return "kept"
+    return "broken" if loss > budget + TOLERANCE and low > 0 else "open"
 
 
 def compare_measurements(
@@ -202,90 +116,121 @@ def compare_measurements(
     """Compare two measurements of a suite; ``base`` is the arm without the adapter.
 
     Raises:
-        EvaluationInvalid: A measurement is not of this suite.
+        EvaluationInvalid: A measurement is not of this suite, or the base's shuffled texts are needed and missing.
     """
-    for measurement in (base, candidate):
-        if (len(measurement.right), len(measurement.nats)) != (len(suite.choices), len(suite.texts)):
-            raise EvaluationInvalid(f"{measurement.label!r} was not measured on the suite {suite.name}")
-    by_area: dict[str, list[int]] = {}
-    for index, item in enumerate(suite.choices):
-        by_area.setdefault(item.area, []).append(index)
-    pairs = list(zip(suite.choices, base.right, candidate.right, strict=True))
+    _require_same(suite, base, candidate, budget)
+    items = suite.multiple_choice
+    before, after = (*base.right, *base.chat_right), (*candidate.right, *candidate.chat_right)
+    pairs = list(zip(items, before, after, strict=True))
     return Forgetting(
         suite=suite.name,
         against=base.label,
-        accuracy=_accuracy(suite, base, candidate, budget.accuracy, method),
+        accuracy=accuracy_part(suite.choices, base.right, candidate.right, budget.accuracy, method),
+        chat=accuracy_part(suite.chats, base.chat_right, candidate.chat_right, budget.chat, method)
+        if suite.chats
+        else None,
         perplexity=_perplexity(base, candidate, budget.perplexity, method),
-        chance=suite.chance,
-        areas=tuple(
-            AreaResult(
-                area=area,
-                items=len(indices),
-                base=sum(base.right[index] for index in indices),
-                candidate=sum(candidate.right[index] for index in indices),
-                at_chance=at_chance(
-                    [suite.choices[index] for index in indices], [base.right[index] for index in indices], method
-                ),
-            )
-            for area, indices in by_area.items()
-        ),
-        lost=tuple(item.id for item, before, after in pairs if before and not after),
-        won=tuple(item.id for item, before, after in pairs if after and not before),
+        shuffled_perplexity=_exp(float(np.mean(base.shuffled_nats))) if budget.perplexity is None else None,
+        chance=chance_of(items),
+        areas=_areas(items, before, after, method),
+        lost=tuple(item.id for item, was_right, is_right in pairs if was_right and not is_right),
+        won=tuple(item.id for item, was_right, is_right in pairs if is_right and not was_right),
     )
 
 
-def at_chance(items: Sequence[ChoiceItem], right: Sequence[bool], method: IntervalMethod) -> bool:
+def _require_same(suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: Budget) -> None:
+    counts = (len(suite.choices), len(suite.chats), len(suite.texts))
+    for measurement in (base, candidate):
+        if (len(measurement.right), len(measurement.chat_right), len(measurement.nats)) != counts:
+            raise EvaluationInvalid(f"{measurement.label!r} was not measured on the suite {suite.name}")
+    if budget.perplexity is None and len(base.shuffled_nats) != len(suite.texts):
+        raise EvaluationInvalid(f"{base.label!r} was not measured on the shuffled texts of the suite {suite.name}")
+
+
+def _areas(
+    items: Sequence[ChoiceItem | ChatItem], before: Sequence[bool], after: Sequence[bool], method: IntervalMethod
+) -> tuple[AreaResult, ...]:
+    by_area: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        by_area.setdefault(item.area, []).append(index)
+    return tuple(
+        AreaResult(
+            area=area,
+            items=len(indices),
+            base=sum(before[index] for index in indices),
+            candidate=sum(after[index] for index in indices),
+            at_chance=at_chance([items[index] for index in indices], [before[index] for index in indices], method),
+        )
+        for area, indices in by_area.items()
+    )
+
+
+def at_chance(items: Sequence[ChoiceItem | ChatItem], right: Sequence[bool], method: IntervalMethod) -> bool:
     """Whether the accuracy is not above guessing: exact one-sided binomial test at (1 - confidence) / 2."""
-    chance = float(np.mean([1 / len(item.choices) for item in items]))
-    test = stats.binomtest(sum(right), len(right), chance, alternative="greater")
+    test = stats.binomtest(sum(right), len(right), chance_of(items), alternative="greater")
     return bool(test.pvalue > (1 - method.confidence) / 2)
 
 
-def _accuracy(
-    suite: SuiteItems, base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: IntervalMethod
+def accuracy_part(
+    items: Sequence[ChoiceItem | ChatItem],
+    base: Sequence[bool],
+    candidate: Sequence[bool],
+    budget: float,
+    method: IntervalMethod,
 ) -> SuitePart:
-    losses = as_array(base.right) - as_array(candidate.right)
-    bounds = interval(losses, confidence=method.confidence, binary=True, seed=method.seed)
+    """The loss of right answers, with Tango's paired interval at LOSS_CONFIDENCE.
+
+    Args:
+        items: The items.
+        base, candidate: Whether each was right, before and after.
+        budget: The largest loss allowed, as a share.
+        method: With the confidence at which the base has to be better than chance.
+    """
+    losses = as_array(base) - as_array(candidate)
+    bounds = interval(losses, confidence=LOSS_CONFIDENCE, binary=True, seed=method.seed)
     loss = float(losses.mean())
-    silent = at_chance(suite.choices, base.right, method)
+    silent = at_chance(items, base, method)
     return SuitePart(
-        base=float(np.mean(base.right)),
-        candidate=float(np.mean(candidate.right)),
+        base=float(np.mean(base)),
+        candidate=float(np.mean(candidate)),
         loss=loss,
         low=bounds.low,
         high=bounds.high,
         budget=budget,
         items=len(losses),
-        state="silent" if silent else _state(loss, bounds.low, budget),
+        state="silent" if silent else loss_state(loss, bounds.low, bounds.high, budget),
     )
 
 
 def _perplexity(
-    base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float, method: IntervalMethod
+    base: SuiteMeasurement, candidate: SuiteMeasurement, budget: float | None, method: IntervalMethod
 ) -> SuitePart:
     rises = as_array(candidate.nats) - as_array(base.nats)
-    rise, low, high = (float(rises.mean()),) * 3
-    if np.ptp(rises) > TOLERANCE:
-        student = student_interval(rises, method.confidence)
-        bootstrap = bca_interval(rises, method.confidence, seed=method.seed, resamples=method.resamples)
-        low, high = min(student[0], bootstrap[0]), max(student[1], bootstrap[1])
+    rise, (low, high) = float(rises.mean()), _mean_interval(rises, method, LOSS_CONFIDENCE)
+    known = as_array(base.shuffled_nats) - as_array(base.nats) if budget is None else None
+    limit = _exp(WORD_ORDER_SHARE * float(known.mean())) - 1 if known is not None else budget or 0.0
+    # a base for which shuffled words are as likely as the text knows nothing that could be lost
+    silent = known is not None and _mean_interval(known, method, method.confidence)[0] <= 0
     return SuitePart(
         base=_exp(float(np.mean(base.nats))),
         candidate=_exp(float(np.mean(candidate.nats))),
         loss=_exp(rise) - 1,
         low=_exp(low) - 1,
         high=_exp(high) - 1,
-        budget=budget,
+        budget=max(limit, 0.0),
         items=len(rises),
-        state=_state(_exp(rise) - 1, _exp(low) - 1, budget),
+        state="silent" if silent else loss_state(_exp(rise) - 1, _exp(low) - 1, _exp(high) - 1, limit),
     )
+
+
+def _mean_interval(nats: Array, method: IntervalMethod, confidence: float) -> tuple[float, float]:
+    """At each end the wider of Student's interval and the BCa bootstrap."""
+    if np.ptp(nats) <= TOLERANCE:
+        return (float(nats.mean()),) * 2
+    student = student_interval(nats, confidence)
+    bootstrap = bca_interval(nats, confidence, seed=method.seed, resamples=method.resamples)
+    return min(student[0], bootstrap[0]), max(student[1], bootstrap[1])
 
 
 def _exp(nats: float) -> float:
     return math.exp(min(nats, MAX_NATS))
-
-
-def _state(loss: float, low: float, budget: float) -> SuiteState:
-    if loss <= budget + TOLERANCE:
-        return "kept"
-    return "broken" if low > 0 else "open"

@@ -47,6 +47,18 @@ class TextBatch:
     texts: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyBatch:
+    """A question in a chat and replies to it; ``id`` is unique among the batches scored together.
+
+    The question's reference is not used.
+    """
+
+    id: str
+    question: Question
+    replies: tuple[str, ...]
+
+
 class Scorer(Protocol):
     """Returns log-probabilities; implemented by `HttpScorer`. Raises as `Answerer.answer`."""
 
@@ -60,6 +72,15 @@ class Scorer(Protocol):
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
     ) -> list[TokenLogprobs]:
         """For each question, the reference's tokens after the arm's prompt, without grounding."""
+        ...
+
+    async def replies(
+        self, arm: Arm, batches: Sequence[ReplyBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """For each batch and reply, the reply's tokens after the arm's prompt and the question, without grounding.
+
+        Tokens that all replies of a batch begin with may be missing.
+        """
         ...
 
 
@@ -114,6 +135,12 @@ class HttpScorer:
         """See `Scorer`."""
         requests = [_reference_request(arm, question) for question in held_out]
         return [rows[0] for rows in await self._score(arm, requests, on_progress)]
+
+    async def replies(
+        self, arm: Arm, batches: Sequence[ReplyBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """See `Scorer`."""
+        return await self._score(arm, [_replies_request(arm, batch) for batch in batches], on_progress)
 
     async def _score(
         self, arm: Arm, requests: Sequence[_ScoreRequest], on_progress: OnProgress | None
@@ -190,20 +217,41 @@ def _batch_request(arm: Arm, batch: TextBatch) -> _ScoreRequest:
     return _ScoreRequest(batch.id, body, ask)
 
 
-def _reference_request(arm: Arm, question: Question) -> _ScoreRequest:
-    messages = arm.prompt.messages(question)
-    prompt = {"model": arm.model, "messages": messages, "add_generation_prompt": True}
-    body = {
+def _reply_body(arm: Arm, question: Question, reply: str) -> dict[str, Any]:
+    """A chat that ends with a reply, whose prompt's log-probabilities are wanted."""
+    return {
         "model": arm.model,
-        "messages": [*messages, {"role": "assistant", "content": question.reference.strip()}],
+        "messages": [*arm.prompt.messages(question), {"role": "assistant", "content": reply}],
         "add_generation_prompt": False,
         "continue_final_message": True,
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": 0,
-        # passages would be in one of the two prompts only, with different delimiters each time
+        # passages would be in one of two prompts only, with different delimiters each time
         "grounding": False,
     }
+
+
+def _replies_request(arm: Arm, batch: ReplyBatch) -> _ScoreRequest:
+    bodies = [_reply_body(arm, batch.question, reply) for reply in batch.replies]
+
+    async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
+        rows = []
+        for body in bodies:
+            reply, _ = await client.post(CHAT_PATH, body)
+            try:
+                rows.append(_row(reply["prompt_logprobs"][1:]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise AnswerUnreadable(f"no log-probabilities for {batch.id}") from error
+        prompt_length = common_prefix(*(row.tokens for row in rows))
+        return tuple(_after(row, prompt_length) for row in rows)
+
+    return _ScoreRequest(batch.id, {"chats": bodies}, ask)
+
+
+def _reference_request(arm: Arm, question: Question) -> _ScoreRequest:
+    prompt = {"model": arm.model, "messages": arm.prompt.messages(question), "add_generation_prompt": True}
+    body = _reply_body(arm, question, question.reference.strip())
 
     async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
         prompt_reply, _ = await client.post(TOKENIZE_PATH, prompt)
@@ -215,15 +263,21 @@ def _reference_request(arm: Arm, question: Question) -> _ScoreRequest:
         prompt_length = common_prefix(prompt_tokens[1:], scored.tokens)
         if prompt_length == len(scored.tokens):
             raise AnswerUnreadable(f"the prompt of example {question.id} does not end with its answer")
-        return (TokenLogprobs(tokens=scored.tokens[prompt_length:], logprobs=scored.logprobs[prompt_length:]),)
+        return (_after(scored, prompt_length),)
 
     return _ScoreRequest(f"reference/{question.id}", body, ask)
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """The length of the common prefix."""
-    pairs = zip(first, second, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+def common_prefix(*rows: Sequence[int]) -> int:
+    """The length of the common prefix of one or more rows."""
+    return next(
+        (index for index, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1), min(map(len, rows))
+    )
+
+
+def _after(row: TokenLogprobs, length: int) -> TokenLogprobs:
+    """The row without its first tokens."""
+    return TokenLogprobs(tokens=row.tokens[length:], logprobs=row.logprobs[length:])
 
 
 def _row(positions: Sequence[dict[str, dict[str, Any]]]) -> TokenLogprobs:

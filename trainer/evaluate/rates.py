@@ -4,7 +4,7 @@
 
 Prints the tables of EVALUATION.md in less than a minute. "Not worse than live": a version that is worse, equal or
 better; answers are right or wrong, and `live` is right on 80% of the questions. "Answers that ignore the question":
-random training answers, and the sample voice.
+random training answers, and the sample voice. "Forgetting": how often a true loss is within the budget.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Final
 import numpy as np
 
 from trainer.evaluate.control_arms import reassigned_answers
+from trainer.evaluate.forgetting import LOSS_CONFIDENCE, Budget, loss_state
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
-from trainer.evaluate.statistics.paired import Array
+from trainer.evaluate.statistics.paired import Array, tango_interval
+from trainer.evaluate.suites.general import general_suite
 from trainer.evaluate.verdict import LIVE_MARGIN, Rules, State, not_worse
 from trainer.samples import sample_data
 
@@ -46,6 +48,11 @@ HONEST_BEYOND_QUESTION: Final = (
     *(-0.005, 0.100, 0.008, -0.027, 0.012, 0.071, -0.004, 0.042, 0.002, -0.020),
 )
 """The same without the questions' words (`control_arms.reassigned_beyond_question`)."""
+TRUE_LOSSES: Final = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.10)
+DISCORDANCES: Final = (0.05, 0.10, 0.15)
+"""Shares of items that exactly one of base and candidate gets right."""
+EARLIER_ITEMS: Final = 103
+CHAT_LOSSES: Final = (0.0, 0.02, 0.05, 0.10, 0.15, 0.20)
 SHOWN: Final[tuple[State, ...]] = ("kept", "open", "broken")
 
 
@@ -195,6 +202,59 @@ def voices(*, draws: int = PARROTS) -> str:
     return "\n".join(lines)
 
 
+@lru_cache(maxsize=100_000)
+def forgetting_state(lost: int, won: int, count: int, budget: float) -> State:
+    """The state of a part if ``lost`` of ``count`` items are right only before, and ``won`` only after."""
+    return loss_state((lost - won) / count, *tango_interval(lost, won, count, LOSS_CONFIDENCE), budget)
+
+
+def forgetting_shares(
+    loss: float,
+    count: int,
+    differ: float,
+    *,
+    budget: float = Budget().accuracy,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[State, float]:
+    """The share of each state over ``draws`` sets of ``count`` items.
+
+    Args:
+        loss: The true loss of accuracy.
+        count: Items.
+        differ: The share on which base and candidate differ, at least ``loss``.
+        budget: What may be lost.
+        draws, seed: Of the simulation.
+    """
+    pairs = _pairs(np.random.default_rng(seed), count, loss, max(differ, abs(loss)), draws)
+    counts = Counter(forgetting_state(int(lost), int(won), count, budget) for lost, won in pairs)
+    return {outcome: counts[outcome] / draws for outcome in SHOWN}
+
+
+def kept_by_estimate(loss: float, count: int, differ: float, *, draws: int = 10 * DRAWS, seed: int = 0) -> float:
+    """How often the estimate alone is within the accuracy budget: the rule of earlier versions, for comparison."""
+    pairs = _pairs(np.random.default_rng(seed), count, loss, differ, draws)
+    return float(np.mean((pairs[:, 0] - pairs[:, 1]) / count <= Budget().accuracy))
+
+
+def forgetting_tables(*, draws: int = DRAWS) -> str:
+    """In Markdown, percent *kept* / *open* / *broken*: the items in plain text, and those in a chat."""
+    suite, budget = general_suite(), Budget()
+    lines = []
+    for what, count, allowed, losses in (
+        ("in plain text", len(suite.choices), budget.accuracy, TRUE_LOSSES),
+        ("in a chat", len(suite.chats), budget.chat, CHAT_LOSSES),
+    ):
+        heads = "".join(f" differ on {100 * share:.0f}% |" for share in DISCORDANCES)
+        lines += ["", f"| true loss, {count} items {what} |{heads}", "|---|" + "---|" * len(DISCORDANCES)]
+        for loss in losses:
+            shares_of = [forgetting_shares(loss, count, differ, budget=allowed, draws=draws) for differ in DISCORDANCES]
+            lines.append(f"| {100 * loss:.0f} points | {' | '.join(map(_cell, shares_of))} |")
+    share = kept_by_estimate(0.08, EARLIER_ITEMS, DISCORDANCES[1])
+    lines += ["", f"8 points, {EARLIER_ITEMS} items, by the estimate alone, differ on 10%: {100 * share:.0f}% kept"]
+    return "\n".join(lines[1:])
+
+
 def _cell(outcome_shares: dict[State, float]) -> str:
     return " / ".join(f"{100 * outcome_shares[outcome]:.3g}" for outcome in SHOWN)
 
@@ -219,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(tables(draws=options.draws, chains=options.chains, rules=Rules(live_margin=options.margin)))
     print(f"\n{voices(draws=options.voices)}")
+    print(f"\n{forgetting_tables(draws=options.draws)}")
     return 0
 
 

@@ -21,7 +21,7 @@ from trainer.evaluate.control_arms import (
     reassigned_answers,
     reassigned_beyond_question,
 )
-from trainer.evaluate.forgetting import SuiteMeasurement, compare_measurements, general_suite, measure
+from trainer.evaluate.forgetting import Forgetting, SuitePart, compare_measurements
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.looks import Look, position
 from trainer.evaluate.metrics.base import Metric
@@ -32,6 +32,7 @@ from trainer.evaluate.preference import score_by_preference
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
+from trainer.evaluate.suites.general import SuiteMeasurement, general_suite, measure
 from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
 
 
@@ -40,7 +41,7 @@ class GeneralSuite:
 
     Args:
         scorer: Measures the log-probabilities.
-        rules: With the budget.
+        rules: With the budget, and the number of items.
     """
 
     name = GENERAL
@@ -51,29 +52,39 @@ class GeneralSuite:
 
     async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
         """See `Suite`."""
-        items = general_suite()
+        items, budget = general_suite().limited(self._rules.forget_items), self._rules.budget
 
-        async def measure_arm(arm: Arm) -> SuiteMeasurement:
+        async def measure_arm(arm: Arm, *, shuffled: bool) -> SuiteMeasurement:
             def on_progress(done: int, total: int) -> None:
                 if on_stage is not None:
                     on_stage(f"general suite, {arm.label}", done, total)
 
-            return await measure(arm, items, self._scorer, on_progress)
+            return await measure(arm, items, self._scorer, on_progress, shuffled=shuffled)
 
-        base, candidate = await measure_arm(before), await measure_arm(after)
-        forgetting = compare_measurements(items, base, candidate, self._rules.budget, self._rules.method)
+        base = await measure_arm(before, shuffled=budget.perplexity is None)
+        candidate = await measure_arm(after, shuffled=False)
+        forgetting = compare_measurements(items, base, candidate, budget, self._rules.method)
         return SuiteResult(
             name=self.name,
             kind="budget",
             state=forgetting.state,
-            silent=forgetting.accuracy.state == "silent",
+            silent=all(part.state == "silent" for part in _accuracies(forgetting)),
             sentence=verdict_text.forgetting(forgetting),
             numbers={
-                "accuracy": {"before": forgetting.accuracy.base, "after": forgetting.accuracy.candidate},
-                "perplexity": {"before": forgetting.perplexity.base, "after": forgetting.perplexity.candidate},
+                name: {"before": part.base, "after": part.candidate}
+                for name, part in (
+                    ("accuracy", forgetting.accuracy),
+                    ("chat", forgetting.chat),
+                    ("perplexity", forgetting.perplexity),
+                )
+                if part is not None
             },
             forgetting=forgetting,
         )
+
+
+def _accuracies(forgetting: Forgetting) -> list[SuitePart]:
+    return [part for part in (forgetting.accuracy, forgetting.chat) if part is not None]
 
 
 async def run(

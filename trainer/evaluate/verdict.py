@@ -36,6 +36,7 @@ from trainer.evaluate.paired_difference import (
 from trainer.evaluate.second_measure import Likelihood, likelihood
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
+from trainer.evaluate.suites.general import MIN_ITEMS
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
@@ -58,6 +59,7 @@ class Rules(Frozen):
     ``smallest_difference``: the whole interval against the base must lie above it. ``live_margin``: how much worse than
     `live` a passing version may be: the whole interval against `live` must lie above minus this; None for the metric's
     own (see `margin`). ``most_examples``: as many are asked at most; None for no limit.
+    ``forget_items``: how many multiple-choice items of the general suite are asked; None for all.
     """
 
     min_examples: int = Field(30, ge=2)
@@ -66,6 +68,7 @@ class Rules(Frozen):
     most_examples: int | None = Field(None, ge=1)
     method: IntervalMethod = IntervalMethod()
     budget: Budget = Budget()
+    forget_items: int | None = Field(None, ge=MIN_ITEMS)
 
     def margin(self, metric: str) -> float:
         """How much worse than `live` a passing version may be under this metric."""

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from adapters.protocol.reports import ArmDifference
 from trainer.evaluate.answer_length import AnswerLength
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.forgetting import Forgetting, SuitePart
+from trainer.evaluate.forgetting import LOSS_CONFIDENCE, Forgetting, SuitePart
 
 State = Literal["kept", "broken", "open"]
 
@@ -211,39 +211,51 @@ def forgetting(result: Forgetting | None) -> str:
     """How much of the base's ability was lost."""
     if result is None:
         return "Forgetting was not measured."
-    return f"{_accuracy(result)} {_perplexity(result.perplexity)}"
+    parts = [_accuracy("General questions", result.accuracy, result.chance)]
+    if result.chat is not None:
+        parts.append(_accuracy("General questions in a chat", result.chat, result.chance))
+    return " ".join([*parts, _perplexity(result)])
 
 
-def _accuracy(result: Forgetting) -> str:
-    part = result.accuracy
+def _accuracy(name: str, part: SuitePart, chance: float) -> str:
     if part.state == "silent":
         return (
-            f"The base itself is at chance in the suite's {part.items} questions ({part.base:.0%} right, guessing "
-            f"{result.chance:.0%}): the suite cannot show a loss."
+            f"{name}: the base itself is at chance ({part.base:.0%} of {part.items} right, guessing {chance:.0%}), so "
+            "they cannot show a loss."
         )
     summary = (
-        f"General questions: {part.base:.0%} right before, {part.candidate:.0%} after (loss {points(part.loss)} "
-        f"points, interval {points(part.low)} to {points(part.high)}; budget {points(part.budget)})"
+        f"{name}: {part.base:.0%} right before, {part.candidate:.0%} after (loss {points(part.loss)} points, "
+        f"{LOSS_CONFIDENCE:.0%} interval {points(part.low)} to {points(part.high)}; budget {points(part.budget)})"
     )
-    return f"{summary}{_against_budget(part)}."
+    return f"{summary}{within_budget(part.state, part.loss, part.budget)}."
 
 
-def _perplexity(part: SuitePart) -> str:
+def _perplexity(result: Forgetting) -> str:
+    part = result.perplexity
+    if part.state == "silent":
+        return (
+            f"General texts: perplexity {part.base:.1f} before, {_large(part.candidate)} after; to the base, the words "
+            "in random order are as likely as the texts, so they cannot show a loss."
+        )
     change = f"{abs(part.loss):.0%} {'higher' if part.loss > 0 else 'lower'}"
-    summary = f"General texts: perplexity {part.base:.1f} before, {_large(part.candidate)} after ({change}"
-    return f"{summary}; budget {part.budget:.0%}){_against_budget(part)}."
+    ends = f"interval {_large(100 * part.low, 0)}% to {_large(100 * part.high, 0)}%"
+    summary = f"General texts: perplexity {part.base:.1f} before, {_large(part.candidate)} after ({change}, {ends}"
+    return f"{summary}; budget {part.budget:.0%}){within_budget(part.state, part.loss, part.budget)}."
 
 
-def _large(value: float) -> str:
-    return f"{value:.1f}" if value < 10_000 else f"{value:.1e}"
+def _large(value: float, decimals: int = 1) -> str:
+    return f"{value:.{decimals}f}".replace("-", "−") if abs(value) < 10_000 else f"{value:.1e}"
 
 
-def _against_budget(part: SuitePart) -> str:
+def within_budget(state: str, loss: float, budget: float) -> str:
+    """The end of a sentence on a loss: how it stands to its budget."""
+    if state == "open" and loss <= budget:
+        return ", within the budget, but the interval does not rule out a larger loss"
     return {
-        "kept": ", within the budget",
+        "kept": ", and the whole interval is within the budget",
         "broken": ", more than the budget allows",
         "open": ", above the budget, but it may be chance",
-    }.get(part.state, "")
+    }.get(state, "")
 
 
 def verdict(

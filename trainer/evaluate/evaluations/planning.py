@@ -173,7 +173,10 @@ def rules_of(operator: OperatorRules) -> Rules:
         smallest_difference=operator.smallest_difference,
         live_margin=operator.live_margin,
         most_examples=operator.most_examples,
-        budget=Budget(accuracy=operator.forget_accuracy, perplexity=operator.forget_perplexity),
+        budget=Budget(
+            accuracy=operator.forget_accuracy, chat=operator.forget_chat, perplexity=operator.forget_perplexity
+        ),
+        forget_items=operator.forget_items,
     )
 
 

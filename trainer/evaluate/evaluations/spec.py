@@ -56,7 +56,9 @@ class OperatorRules(Frozen):
     smallest_difference: float = 0.02
     live_margin: float | None = None
     forget_accuracy: float = 0.05
-    forget_perplexity: float = 1.0
+    forget_chat: float = 0.10
+    forget_perplexity: float | None = None
+    forget_items: int | None = None
     most_examples: int = 300
     concurrency: int = 8
     repeats: int = 2
@@ -69,7 +71,9 @@ def operator_rules(settings: Settings) -> OperatorRules:
         smallest_difference=settings.smallest_difference,
         live_margin=settings.live_margin,
         forget_accuracy=settings.forget_accuracy,
+        forget_chat=settings.forget_chat,
         forget_perplexity=settings.forget_perplexity,
+        forget_items=settings.forget_items,
         most_examples=settings.evaluate_max,
         concurrency=settings.evaluate_concurrency,
         repeats=settings.evaluate_repeats,

@@ -201,8 +201,12 @@ def _gap(difference: ArmDifference, tone: Tone, label: str) -> Bar:
 def _forgotten(forgetting: Forgetting | None) -> list[Markup]:
     if forgetting is None:
         return []
-    losses = [] if forgetting.accuracy.state == "silent" else [_loss("right answers lost, points", forgetting.accuracy)]
-    return [*losses, _loss("rise of perplexity, %", forgetting.perplexity)]
+    parts = (
+        ("right answers lost, points", forgetting.accuracy),
+        ("right answers lost in a chat, points", forgetting.chat),
+        ("rise of perplexity, %", forgetting.perplexity),
+    )
+    return [_loss(label, part) for label, part in parts if part is not None and part.state != "silent"]
 
 
 def _loss(label: str, part: SuitePart) -> Markup:

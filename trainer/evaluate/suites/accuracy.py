@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from scipy import stats
 
-from trainer.evaluate.forgetting import SuiteState
+from trainer.evaluate.forgetting import LOSS_CONFIDENCE, loss_state
 from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict import Rules
-from trainer.evaluate.verdict_text import points
+from trainer.evaluate.verdict_text import points, within_budget
 
 AT_CHANCE: Final = "The base itself is at chance"
 TOO_FEW: Final = "Even losing all of that would be within the budget"
@@ -30,7 +30,7 @@ def accuracy_result(
     chance: float,
     rules: Rules,
 ) -> SuiteResult:
-    """Compare the loss with the budget by Tango's interval, as for the general suite (EVALUATION.md, "Forgetting").
+    """Compare the loss with the budget by Tango's interval, as for the general suite (`forgetting.loss_state`).
 
     The result is silent if the base is at chance, or gets so few right that losing all of them would be within the
     budget: then a loss cannot show.
@@ -46,14 +46,14 @@ def accuracy_result(
     """
     budget, count = rules.budget.accuracy, len(ids)
     losses = as_array(before) - as_array(after)
-    bounds = interval(losses, confidence=rules.method.confidence, binary=True, seed=rules.method.seed)
+    bounds = interval(losses, confidence=LOSS_CONFIDENCE, binary=True, seed=rules.method.seed)
     loss, base, candidate = float(losses.mean()), sum(before) / count, sum(after) / count
     at_chance = _at_chance(sum(before), count, chance, rules.method)
     silent = at_chance or base <= budget
-    state = _state(loss, bounds.low, budget)
+    state = loss_state(loss, bounds.low, bounds.high, budget)
     numbers: dict[str, Any] = {
         "accuracy": {"before": base, "after": candidate},
-        "loss": {"estimate": loss, "low": bounds.low, "high": bounds.high, "confidence": rules.method.confidence},
+        "loss": {"estimate": loss, "low": bounds.low, "high": bounds.high, "confidence": LOSS_CONFIDENCE},
         "budget": budget,
         "chance": chance,
         "questions": count,
@@ -63,11 +63,13 @@ def accuracy_result(
         ][:MAX_LOST_SHOWN],
     }
     summary = f"{name}, {source}: {base:.0%} right before, {candidate:.0%} after"
-    loss_text = f"loss {points(loss)} points, interval {points(bounds.low)} to {points(bounds.high)}"
+    loss_text = (
+        f"loss {points(loss)} points, {LOSS_CONFIDENCE:.0%} interval {points(bounds.low)} to {points(bounds.high)}"
+    )
     if silent:
         sentence = f"{summary}. {AT_CHANCE if at_chance else TOO_FEW}: the suite cannot show a loss."
     else:
-        sentence = f"{summary} ({loss_text}; budget {points(budget)}){BUDGET_PHRASES[state]}."
+        sentence = f"{summary} ({loss_text}; budget {points(budget)}){within_budget(state, loss, budget)}."
     return SuiteResult(
         name=name,
         kind="budget",
@@ -76,19 +78,6 @@ def accuracy_result(
         sentence=sentence,
         numbers=numbers,
     )
-
-
-BUDGET_PHRASES: Final[dict[SuiteState, str]] = {
-    "kept": ", within the budget",
-    "broken": ", more than the budget allows",
-    "open": ", above the budget, but it may be chance",
-}
-
-
-def _state(loss: float, low: float, budget: float) -> SuiteState:
-    if loss <= budget + 1e-12:
-        return "kept"
-    return "broken" if low > 0 else "open"
 
 
 def _at_chance(right: int, count: int, chance: float, method: IntervalMethod) -> bool:

@@ -39,6 +39,8 @@ class Gateway:
     say: Callable[[str, str], str] = lambda model, asked: f"{model} says {asked}"
     likely: dict[str, set[str]] = field(default_factory=dict)
     """Per model the words that cost it 0.1 nats; all others cost 5."""
+    likely_in_chats: dict[str, set[str]] = field(default_factory=dict)
+    """The same for replies in chats, if a model finds others likely there."""
     refusals: list[Refusal] = field(default_factory=list)
     """The next answers, whatever is asked."""
     refused_models: dict[str, Refusal] = field(default_factory=dict)
@@ -82,7 +84,8 @@ class Gateway:
             rows = [self._scores(model, text) for text in body["prompt"]]
             return {"choices": [{"index": at, "prompt_logprobs": row} for at, row in enumerate(rows)][::-1]}, {}
         if body.get("continue_final_message"):
-            return {"prompt_logprobs": self._scores(model, rendered(body["messages"]))}, {}
+            likely = self.likely_in_chats.get(model)
+            return {"prompt_logprobs": self._scores(model, rendered(body["messages"]), likely)}, {}
         text = self.say(model, body["messages"][-1]["content"])
         reason = "length" if len(text) > 40 else "stop"
         headers = {}
@@ -96,8 +99,8 @@ class Gateway:
             "usage": {"prompt_tokens": 7, "completion_tokens": 3},
         }, headers
 
-    def _scores(self, model: str, text: str) -> list[dict[str, Any] | None]:
-        likely = self.likely.get(model, set())
+    def _scores(self, model: str, text: str, likely: set[str] | None = None) -> list[dict[str, Any] | None]:
+        likely = self.likely.get(model, set()) if likely is None else likely
         cost = [0.1 if piece.strip() in likely else 5.0 for piece in pieces(text)]
         scores = [
             {str(token(piece)): {"logprob": -nats, "rank": 1, "decoded_token": piece}}

@@ -19,7 +19,7 @@ from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Question, questions
 from trainer.evaluate.asking import ArmRequest, OnProgress
 from trainer.evaluate.compare import Comparison, OnStage
-from trainer.evaluate.likelihood import TextBatch, TokenLogprobs
+from trainer.evaluate.likelihood import ReplyBatch, TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.choose import FREE_TEXT
 from trainer.evaluate.run import run
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, SuiteResult, most_frequent_answers
@@ -73,6 +73,11 @@ class Likely:
 
     async def texts(
         self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        raise AssertionError
+
+    async def replies(
+        self, arm: Arm, batches: Sequence[ReplyBatch], on_progress: OnProgress | None = None
     ) -> list[tuple[TokenLogprobs, ...]]:
         raise AssertionError
 

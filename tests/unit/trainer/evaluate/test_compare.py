@@ -14,7 +14,7 @@ from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import HttpAnswerer, OnProgress
 from trainer.evaluate.compare import Comparison, compare
 from trainer.evaluate.endpoint_client import Endpoint
-from trainer.evaluate.likelihood import HttpScorer, TextBatch, TokenLogprobs
+from trainer.evaluate.likelihood import HttpScorer, ReplyBatch, TextBatch, TokenLogprobs
 from trainer.evaluate.metrics.match import Contains, ExactMatch
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.metrics.style import Length
@@ -87,6 +87,11 @@ class Refusing:
 
     async def texts(
         self, arm: Arm, passages: Sequence[TextBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        raise AssertionError
+
+    async def replies(
+        self, arm: Arm, batches: Sequence[ReplyBatch], on_progress: OnProgress | None = None
     ) -> list[tuple[TokenLogprobs, ...]]:
         raise AssertionError
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.evaluate.forgetting import general_suite
+from trainer.evaluate.forgetting import WORD_ORDER_SHARE
 from trainer.evaluate.metrics.choose import NAMES
 from trainer.evaluate.paired_difference import IntervalMethod
+from trainer.evaluate.suites.general import general_suite
 from trainer.evaluate.verdict import Rules
 
 TEXT = " ".join(Path("trainer/evaluate/EVALUATION.md").read_text().split())
@@ -22,7 +23,9 @@ def test_the_rule_has_the_settings_defaults() -> None:
     assert f"lower end above −{margins}" in TEXT
     assert f"with {100 * rules.method.power:g}% power" in TEXT
     assert f"Tango's interval | {100 * rules.budget.accuracy:g} points |" in TEXT
-    assert f"interval over texts | {100 * rules.budget.perplexity:g}% |" in TEXT
+    assert f"Tango's interval | {100 * rules.budget.chat:g} points |" in TEXT
+    assert rules.budget.perplexity is None
+    assert f"{100 * WORD_ORDER_SHARE:g}% of what the order of the words tells the base" in TEXT
 
 
 def test_the_stated_share_is_what_the_confidence_leaves_out_on_one_side() -> None:
@@ -31,7 +34,8 @@ def test_the_stated_share_is_what_the_confidence_leaves_out_on_one_side() -> Non
 
 def test_the_suite_is_as_large_as_is_said() -> None:
     suite = general_suite()
-    assert f"{len(suite.choices)} multiple-choice items" in TEXT
+    assert f"{len(suite.choices)} multiple-choice items in plain text" in TEXT
+    assert f"{len(suite.chats)} in a chat" in TEXT
     assert f"{len(suite.texts)} short texts in ten registers" in TEXT
     assert len({item.area for item in suite.texts}) == 10
 

@@ -102,7 +102,19 @@ def test_a_minimal_report_renders() -> None:
 
 def test_it_says_where_the_suite_cannot_show_a_loss() -> None:
     text = read(render(pages.report(lost=forgetting("silent")))).text
-    assert "they cannot show a loss" in text
+    assert "they cannot show a loss, and do not count" in text
+    text = read(render(pages.report(lost=forgetting(chat="silent")))).text
+    assert "questions in a chat right; the base is at chance: they cannot show a loss" in text
+    assert "right answers lost in a chat" not in text
+
+
+def test_what_was_forgotten_is_shown_in_plain_text_and_in_a_chat() -> None:
+    text = read(render(pages.report())).text
+    assert "of 100 general questions right" in text
+    assert "of 100 general questions in a chat right" in text
+    assert "right answers lost in a chat, points" in text
+    old = forgetting().model_copy(update={"chat": None})
+    assert "in a chat" not in read(render(pages.report(lost=old))).text
 
 
 def test_not_enough_evidence_says_how_many_examples_would_settle_it() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainer.evaluate import rates
+from trainer.evaluate.forgetting import Budget
+from trainer.evaluate.suites.general import general_suite
 from trainer.evaluate.verdict import LIVE_MARGIN
 
 DRAWS = 300
@@ -41,6 +43,35 @@ def test_six_retrains_that_are_each_worse_do_not_wear_live_down() -> None:
 def test_random_training_answers_rarely_pass_the_reassigned_control_and_the_sample_voice_does() -> None:
     assert rates.parrots(30, draws=20) <= 0.1
     assert rates.honest(50, draws=20) >= 0.8
+
+
+def test_a_true_loss_of_eight_points_is_hardly_ever_kept_and_no_loss_is_kept_mostly() -> None:
+    count = len(general_suite().choices)
+    for differ in rates.DISCORDANCES:
+        assert rates.forgetting_shares(0.08, count, differ, draws=DRAWS)["kept"] <= 0.025
+        assert rates.forgetting_shares(0.05, count, differ, draws=DRAWS)["kept"] <= 0.06
+        assert rates.forgetting_shares(0.0, count, differ, draws=DRAWS)["kept"] >= 0.6
+    # the 103 items of earlier versions cannot show it, and their estimate alone kept such a loss
+    assert rates.forgetting_shares(0.0, rates.EARLIER_ITEMS, 0.07, draws=DRAWS)["kept"] <= 0.6
+    assert rates.kept_by_estimate(0.08, rates.EARLIER_ITEMS, 0.10) == pytest.approx(0.19, abs=0.02)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_pages_tables_of_forgetting_are_what_comes_out(place: int) -> None:
+    suite, budget = general_suite(), Budget()
+    count, allowed, losses = (
+        (len(suite.choices), budget.accuracy, rates.TRUE_LOSSES),
+        (len(suite.chats), budget.chat, rates.CHAT_LOSSES),
+    )[place]
+    (table,) = re.findall(rf"^\| true loss, {count} items [\w ]+ \|.*\n.*\n((?:\| \d+ points \|.*\n)+)", DOCUMENT, re.M)
+    rows = re.findall(r"^\| (\d+) points \| (.+) \|$", table, re.MULTILINE)
+    assert [int(points) for points, _ in rows] == [round(100 * loss) for loss in losses]
+    for loss, (_, cells) in zip(losses, rows, strict=True):
+        for differ, cell in zip(rates.DISCORDANCES, cells.split(" | "), strict=True):
+            found = rates.forgetting_shares(loss, count, differ, budget=allowed, draws=DRAWS, seed=count + 7)
+            for state, percent in zip(rates.SHOWN, map(float, cell.split(" / ")), strict=True):
+                away = abs(100 * found[state] - percent)
+                assert away <= error_of(percent / 100, DRAWS), (loss, differ, state, found[state], percent)
 
 
 def stated() -> dict[tuple[str, str], list[dict[str, float]]]:

@@ -16,7 +16,7 @@ from trainer.evaluate.arms import Arm, base_at_its_best
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.endpoint_client import Endpoint
-from trainer.evaluate.forgetting import general_suite
+from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.likelihood import HttpScorer
 from trainer.evaluate.run import run, suite_arms
 from trainer.evaluate.spec import (
@@ -28,6 +28,7 @@ from trainer.evaluate.spec import (
     most_frequent_answers,
     read_metric,
 )
+from trainer.evaluate.suites.general import general_suite
 from trainer.evaluate.verdict import Rules
 
 HELD_OUT = questions(30)
@@ -41,7 +42,8 @@ def spec(**changes: Any) -> EvaluationSpec:
         "candidate": "voice@3",
         "bases": tuple(arm.label for arm in BASES),
         "metric": MetricOptions(name="exact_match"),
-        "rules": Rules(method=QUICK),
+        # budgets that so few items can show to be kept
+        "rules": Rules(method=QUICK, forget_items=40, budget=Budget(accuracy=0.15, chat=0.4)),
         "repeats": 1,
         "scored": 2,
         "suites": (),
@@ -108,11 +110,16 @@ def budget(name: str, state: Any, **more: Any) -> Fixed:
     return Fixed(SuiteResult(name=name, kind="budget", state=state, sentence=f"It is {state}.", **more))
 
 
-async def test_it_passes_where_every_check_is_kept(ask: Any, gateway: Gateway) -> None:
+def know_the_general_suite(gateway: Gateway) -> None:
+    """Both models find the words of the right answers and of the texts likely."""
     whole = general_suite()
-    right = {f"{item.stem} {item.choices[item.answer]}" for item in whole.choices} | {it.text for it in whole.texts}
+    right = {item.choices[item.answer] for item in whole.multiple_choice} | {item.text for item in whole.texts}
     words = {word for text in right for word in text.split()}
     gateway.likely = {"voice@3": words, "smol": words}
+
+
+async def test_it_passes_where_every_check_is_kept(ask: Any, gateway: Gateway) -> None:
+    know_the_general_suite(gateway)
     stages: set[str] = set()
     found = await ask(spec(suites=("general",)), on_stage=lambda stage, *_: stages.add(stage))
     assert found.verdict.word == "pass"
@@ -146,7 +153,13 @@ async def test_other_suites_count_by_their_state_beside_the_general_one(ask: Any
     assert passed.verdict.word == "pass"
 
 
-async def test_suites_that_can_show_no_loss_show_nothing_kept(ask: Any) -> None:
+async def test_a_base_that_finds_everything_equally_likely_leaves_forgetting_open(ask: Any) -> None:
+    nothing = await ask(spec(suites=("general",)))
+    assert (nothing.verdict.word, nothing.verdict.check("forgetting").state) == ("not_enough_evidence", "open")
+
+
+async def test_suites_that_can_show_no_loss_show_nothing_kept(ask: Any, gateway: Gateway) -> None:
+    know_the_general_suite(gateway)
     silent, kept = budget("gsm8k", "kept", silent=True), budget("mmlu", "kept")
     found = await ask(spec(suites=("gsm8k",)), suites={"gsm8k": silent})
     assert (found.verdict.word, found.verdict.check("suites").state) == ("not_enough_evidence", "open")

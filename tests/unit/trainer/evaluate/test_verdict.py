@@ -195,6 +195,8 @@ def test_both_controls_have_to_be_beaten() -> None:
     [
         (forgetting("broken"), "fail"),
         (forgetting("kept", "broken"), "fail"),
+        (forgetting(chat="broken"), "fail"),
+        (forgetting(chat="open"), "not_enough_evidence"),
         (forgetting("open"), "not_enough_evidence"),
         (forgetting("silent"), "pass"),
         (forgetting("silent", "open"), "not_enough_evidence"),
@@ -207,7 +209,7 @@ def test_what_was_forgotten_decides_too(lost: Forgetting | None, word: str) -> N
     if word == "fail":
         assert "It forgot more" in verdict.sentence
     if lost is not None and lost.accuracy.state == "silent":
-        assert "the suite cannot show a loss" in verdict.checks[-1].sentence
+        assert "cannot show a loss" in verdict.checks[-1].sentence
 
 
 def test_forgetting_that_is_shown_fails_also_on_few_examples() -> None:

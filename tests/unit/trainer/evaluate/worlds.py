@@ -86,11 +86,12 @@ def part(state: SuiteState = "kept", loss: float = 0.01) -> SuitePart:
     )
 
 
-def forgetting(accuracy: SuiteState = "kept", perplexity: SuiteState = "kept") -> Forgetting:
+def forgetting(accuracy: SuiteState = "kept", perplexity: SuiteState = "kept", chat: SuiteState = "kept") -> Forgetting:
     return Forgetting(
         suite="general",
         against="base",
         accuracy=part(accuracy),
+        chat=part(chat),
         perplexity=part(perplexity),
         chance=0.25,
         areas=(AreaResult(area="knowledge", items=40, base=33, candidate=32, at_chance=False),),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.evaluate.forgetting import general_suite
+from trainer.evaluate.suites.general import general_suite
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/tokenize"
 
@@ -24,7 +24,8 @@ def shrugs(question: str) -> str:
 def _likely() -> frozenset[str]:
     suite = general_suite()
     right = {f"{item.stem} {item.choices[item.answer]}" for item in suite.choices}
-    return frozenset(right | {item.text for item in suite.texts})
+    replies = {f"{item.question} {item.choices[item.answer]}" for item in suite.chats}
+    return frozenset(right | replies | {item.text for item in suite.texts})
 
 
 @dataclass
@@ -55,7 +56,8 @@ class FakeEngine:
         if path != CHAT:
             return None
         if "prompt_logprobs" in body:
-            return {"prompt_logprobs": self._row(body["model"], _prompt(body["messages"]), "")}
+            text = " ".join(message["content"] for message in body["messages"][-2:])
+            return {"prompt_logprobs": self._row(body["model"], _prompt(body["messages"]), text)}
         self.on_answer()
         question = body["messages"][-1]["content"]
         self.asked.append((body["model"], question))

@@ -16,7 +16,6 @@ from tests.unit.trainer.finetune.fake_engine import knows, shrugs
 from tests.unit.trainer.finetune.test_worker import events, result, run
 from trainer.errors import GatewayUnreachable
 from trainer.evaluate.evaluations.spec import VerdictRecord
-from trainer.evaluate.forgetting import general_suite
 from trainer.evaluate.report import EvaluationReport
 from trainer.finetune import judging, spec
 from trainer.finetune.spec import EvaluationOptions, JobSpec, TrainingPlan
@@ -27,20 +26,15 @@ from trainer.runs.protocol import DONE, PAUSED
 from trainer.tune.hyperparameters import HyperparameterRequest
 
 HELD_OUT = 14
-WISH = EvaluationOptions(concurrency=2, min_examples=12, live_margin=0.22)
-"""A margin that fourteen examples can show an equal version to be within."""
+WISH = EvaluationOptions(
+    concurrency=2, min_examples=12, live_margin=0.22, forget_items=40, forget_accuracy=0.15, forget_chat=0.4
+)
+"""A margin that fourteen examples can show an equal version to be within, and budgets that 40 items can."""
 
 
 @pytest.fixture(autouse=True)
 def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control.signal, "signal", lambda *_: None)
-
-
-@pytest.fixture(autouse=True)
-def _a_short_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = general_suite()
-    short = whole.model_copy(update={"choices": whole.choices[::8], "texts": whole.texts[:4]})
-    monkeypatch.setattr("trainer.evaluate.run.general_suite", lambda: short)
 
 
 @pytest.fixture(scope="module")

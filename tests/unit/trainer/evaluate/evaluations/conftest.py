@@ -66,6 +66,7 @@ def make_folder(gateway: EvaluationGateway, tmp_path: Path) -> MakeFolder:
                 "min_examples": 30,
                 "smallest_difference": 0.02,
                 "forget_accuracy": 0.05,
+                "forget_items": 40,
                 "forget_perplexity": 0.25,
                 "most_examples": 300,
                 "concurrency": 4,
