@@ -84,7 +84,14 @@ class Recipe(ApiModel):
     packing: bool
     gradient_checkpointing: bool
     epochs: int
-    batch_size: int = Field(description="In examples.")
+    batch_size: int = Field(description="Examples of one optimizer step.")
+    micro_batch_tokens: int = Field(
+        description="Maximum number of tokens per forward and backward pass, or one example. A step adds up their "
+        "gradients."
+    )
+    group_by_length: bool = Field(
+        description="Whether a step's examples have similar lengths; only in jobs of earlier releases."
+    )
     max_length: int = Field(description="In tokens.")
     seed: int
 

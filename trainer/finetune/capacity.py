@@ -119,7 +119,8 @@ def minimal_recipe(
     on_gpu: bool,
     parent: ParentShape | None = None,
 ) -> Recipe:
-    """The recipe of lowest memory use that a request allows: `auto` for a tiny file, and gradient checkpointing.
+    """The recipe of lowest memory use that a request allows: `auto` for a tiny file, gradient checkpointing, and one
+    example at a time.
 
     Raises InvalidHyperparameter.
     """
@@ -134,7 +135,25 @@ def minimal_recipe(
         on_gpu=on_gpu,
         parent=parent,
     )
-    return recipe.model_copy(update={"gradient_checkpointing": True})
+    return recipe.model_copy(update={"gradient_checkpointing": True, "micro_batch_tokens": 1})
+
+
+def fit_memory(
+    recipe: Recipe, base: BaseModelInfo, available: AvailableMemory, *, longest: int, on_gpu: bool
+) -> tuple[Recipe, CapacityCheck]:
+    """The recipe with micro-batches that fit into `available`: halved down to one example of `longest` tokens, and only
+    if that does not fit, with gradient checkpointing. The check of the last one tried, which may not fit either."""
+    for recompute in sorted({recipe.gradient_checkpointing, True}):
+        tokens = recipe.micro_batch_tokens
+        while True:
+            fitted = recipe.model_copy(update={"gradient_checkpointing": recompute, "micro_batch_tokens": tokens})
+            check = CapacityCheck(required_memory(fitted, base, longest=longest, on_gpu=on_gpu), available)
+            if check.fits or tokens <= longest:
+                break
+            tokens = max(longest, tokens // 2)
+        if check.fits:
+            break
+    return fitted, check
 
 
 def required_memory(recipe: Recipe, base: BaseModelInfo, *, longest: int, on_gpu: bool) -> MemoryEstimate:

@@ -33,6 +33,7 @@ from trainer.runs.process import Command
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
 from trainer.runs.transitions import describe_exit
+from trainer.tune.recipe import Recipe
 
 NAME: Final = "finetune"
 VALIDATE: Final = Stage(spec.VALIDATE, Status.VALIDATING, "looked_at")
@@ -144,8 +145,9 @@ class FinetuneKind(Kind[JobResult]):
     async def stage_ended(
         self, run: Run, stage: Stage, working: Collection[int]
     ) -> Advance | RunOutcome[JobResult] | None:
-        """See Kind. With the data known, memory is checked again: if it does not suffice, gradient checkpointing is
-        switched on; if that does not suffice either, the job fails before it has cost anything."""
+        """See Kind. With the data known, memory is checked again: if it does not suffice, micro-batches are made
+        smaller, then gradient checkpointing is switched on; if that does not suffice either, the job fails before it
+        has cost anything."""
         plan = await asyncio.to_thread(self._plan, run.id)
         report = await asyncio.to_thread(self.report, run.id)
         if plan is None or report is None:
@@ -153,29 +155,23 @@ class FinetuneKind(Kind[JobResult]):
         longest = report.lengths.longest if report.lengths is not None else plan.recipe.max_length
         device = JobDetails.model_validate(run.details).device
         available = await asyncio.to_thread(capacity.available_memory, device, self._installation, working)
-        check = self._check_capacity(plan, longest, device, available)
-        notes: list[str] = []
+        on_gpu = capacity.device_type(device) == "cuda"
+        wanted = capacity.required_memory(plan.recipe, self._base, longest=longest, on_gpu=on_gpu)
+        recipe, check = capacity.fit_memory(plan.recipe, self._base, available, longest=longest, on_gpu=on_gpu)
         if not check.fits:
-            plan = _with_gradient_checkpointing(plan)
-            notes.append(f"gradient checkpointing is on, which is about a third slower: {check.describe()}")
-            check = self._check_capacity(plan, longest, device, available)
-            if not check.fits:
-                message = (
-                    f"The job does not fit into memory: {check.describe()}. Use a smaller batch_size or max_length."
-                )
-                failure = Failure(code="insufficient_memory", message=message)
-                return RunOutcome(JobResult(status="failed", error=failure), message)
+            message = (
+                f"The job does not fit into memory: {check.describe()}. Use a smaller max_length or lora_rank, or "
+                "quantization nf4."
+            )
+            failure = Failure(code="insufficient_memory", message=message)
+            return RunOutcome(JobResult(status="failed", error=failure), message)
+        notes: list[str] = []
+        if recipe != plan.recipe:
+            notes.append(_describe_fit(plan.recipe, recipe, capacity.CapacityCheck(wanted, available).describe()))
+            plan = plan.model_copy(update={"recipe": recipe, "chosen": plan.chosen | {"micro_batch_tokens": notes[0]}})
             await asyncio.to_thread(self.directories.write, run.id, spec.PLAN, plan)
         notes.append("Files validated, moving job to queued state")
         return Advance(tuple(notes), {"plan": plan.model_dump(mode="json"), "report": summary(report)})
-
-    def _check_capacity(
-        self, plan: TrainingPlan, longest: int, device: str, available: capacity.AvailableMemory
-    ) -> capacity.CapacityCheck:
-        on_gpu = capacity.device_type(device) == "cuda"
-        return capacity.CapacityCheck(
-            capacity.required_memory(plan.recipe, self._base, longest=longest, on_gpu=on_gpu), available
-        )
 
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[JobResult]:
         """See Kind. A job whose version is registered has succeeded, without a verdict."""
@@ -198,7 +194,7 @@ class FinetuneKind(Kind[JobResult]):
                 pushed, f"{times}: {name} is registered, without a verdict. `live` was not moved.", "error"
             )
         if abort.out_of_memory:
-            code, advice = "out_of_memory", "Use a smaller batch_size or max_length."
+            code, advice = "out_of_memory", "Use a smaller max_length or lora_rank."
         else:
             code, advice = "worker_killed", "See worker.log in the job's directory, then create the job again."
         failure = Failure(code=code, message=f"{times}. {advice}")
@@ -247,8 +243,14 @@ def _judging_progress(directory: Path) -> list[str]:
     return [f"{JUDGING_PREFIX}{sum(book.stat().st_size for book in books)}"]
 
 
-def _with_gradient_checkpointing(plan: TrainingPlan) -> TrainingPlan:
-    return plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"gradient_checkpointing": True})})
+def _describe_fit(wanted: Recipe, fitted: Recipe, why: str) -> str:
+    """What was changed to save memory, for an event."""
+    parts = []
+    if fitted.micro_batch_tokens != wanted.micro_batch_tokens:
+        parts.append(f"micro-batches have at most {fitted.micro_batch_tokens} tokens, or one example")
+    if fitted.gradient_checkpointing and not wanted.gradient_checkpointing:
+        parts.append("gradient checkpointing is on, which is about a third slower")
+    return f"{'; '.join(parts)}: as first planned, {why}"
 
 
 def metrics_csv(rows: Sequence[dict[str, Any]]) -> bytes:

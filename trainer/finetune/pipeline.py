@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -34,7 +33,6 @@ from trainer.tune import auto
 from trainer.tune.lineage import (
     CONFIG_FILE,
     METADATA_FILE,
-    NOT_COMPARED,
     WEIGHTS_FILE,
     DataSource,
     Lineage,
@@ -301,8 +299,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             cache_dir=directory.directory.parent.parent / "base-cache",
         )
         lineage = self._lineage(plan, prepared, description)
-        key = hashlib.sha256(lineage.model_dump_json(exclude=NOT_COMPARED).encode()).hexdigest()
-        checkpoints = Checkpoints(directory.path(spec.CHECKPOINTS), key=key, every_s=job.checkpoint_s)
+        checkpoints = Checkpoints(directory.path(spec.CHECKPOINTS), key=lineage.key(), every_s=job.checkpoint_s)
         inputs = TrainingInputs(
             base=job.base_dir,
             description=description,

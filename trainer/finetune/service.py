@@ -147,9 +147,9 @@ class Jobs(RunService):
         check = capacity.CapacityCheck(needed, available)
         if not check.fits:
             raise MemoryTooSmall(
-                f"the job does not fit into memory: {check.describe()}. Use a smaller batch_size, max_length or "
-                "lora_rank, or quantization nf4",
-                param=request.place("batch_size"),
+                f"the job does not fit into memory: {check.describe()}. Use a smaller max_length or lora_rank, or "
+                "quantization nf4",
+                param=request.place("max_length"),
             )
 
     def _check_parent(self, context: JobContext) -> None:

@@ -28,7 +28,7 @@ from adapters.protocol.runs import FileRef
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
 from trainer.tune.hyperparameters import HyperparameterRequest
-from trainer.tune.recipe import Recipe
+from trainer.tune.recipe import RecordedRecipe
 
 TRAINING: Final = "training.jsonl"
 HELD_OUT: Final = "held_out.jsonl"
@@ -122,7 +122,7 @@ class TrainingPlan(Frozen):
     ``grounding``: the parent version's setting, which the new version inherits.
     """
 
-    recipe: Recipe
+    recipe: RecordedRecipe
     chosen: dict[str, str]
     system_prompt: str | None
     grounding: dict[str, Any] | None = None

@@ -38,7 +38,7 @@ def explain(error: Exception) -> Failure:
         return Failure(code=error.code, message=error.message)
     if _is_memory(error):
         return Failure(
-            code="out_of_memory", message="The worker ran out of memory. Use a smaller batch_size or max_length."
+            code="out_of_memory", message="The worker ran out of memory. Use a smaller max_length or lora_rank."
         )
     if isinstance(error, OSError) and is_full(error):
         return DISK_FULL

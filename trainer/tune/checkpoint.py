@@ -79,7 +79,7 @@ class Checkpoints:
         with replaced_directory(path) as partial:
             # a Python file: if torch opens the file itself, a full disk goes unnoticed
             with reraise_as_oserror(), (partial / STATE_TENSORS).open("wb") as file:
-                torch.save({"optimizer": checkpoint.optimizer, "random": _random(device)}, file)
+                torch.save({"optimizer": checkpoint.optimizer, "random": random_states(device)}, file)
             (partial / STATE_JSON).write_text(checkpoint.state.model_dump_json() + "\n")
         for old in self._paths()[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
@@ -101,7 +101,7 @@ class Checkpoints:
                 continue  # incomplete; the one before it is as good, only older
             if state.key != self.key:
                 raise CheckpointUnusable(f"{path} belongs to another training: the data, recipe or base have changed")
-            _set_random(tensors["random"], device)
+            set_random_states(tensors["random"], device)
             return Checkpoint(state, tensors["optimizer"])
         return None
 
@@ -109,14 +109,16 @@ class Checkpoints:
         return sorted(self.directory.glob("step-*")) if self.directory.is_dir() else []
 
 
-def _random(device: torch.device) -> dict[str, torch.Tensor]:
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the random generators that a training on `device` uses."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def _set_random(states: dict[str, torch.Tensor], device: torch.device) -> None:
+def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore a result of `random_states`."""
     torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)

@@ -5,6 +5,7 @@ Imports no torch, so that a cached adapter is recognised in milliseconds.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from datetime import datetime
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.base import Fingerprint
 from adapters.proof import Proof
-from trainer.tune.recipe import Recipe
+from trainer.tune.recipe import RecordedRecipe
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -46,7 +47,7 @@ class Lineage(_Frozen):
     """Everything that determines an adapter's weights."""
 
     data: tuple[DataSource, ...]
-    recipe: Recipe
+    recipe: RecordedRecipe
     system_prompt: str | None = None
     held_out: DataSource | None = None
     """The held-out file; None if the held-out examples were split off the training file."""
@@ -64,7 +65,16 @@ class Lineage(_Frozen):
 
     def same_training(self, other: Lineage) -> bool:
         """Whether both trainings give the same adapter: same data, recipe, prompt, parent and base."""
-        return self.model_dump(exclude=NOT_COMPARED) == other.model_dump(exclude=NOT_COMPARED)
+        return self._decisive() == other._decisive()
+
+    def key(self) -> str:
+        """A digest of all that decides the weights, for checkpoints. Releases before `group_by_length` give the same
+        for a recipe of theirs, so that their jobs resume."""
+        return hashlib.sha256(self._decisive().encode()).hexdigest()
+
+    def _decisive(self) -> str:
+        recipe = {"micro_batch_tokens"} | (set() if not self.recipe.group_by_length else {"group_by_length"})
+        return self.model_dump_json(exclude={**dict.fromkeys(NOT_COMPARED, True), "recipe": recipe})
 
 
 class TrainingRecord(_Frozen):

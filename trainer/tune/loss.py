@@ -1,8 +1,12 @@
-"""The loss of a batch: logits only at predicting positions, and a shared prefix computed once."""
+"""A step's loss over its micro-batches: logits only at predicting positions, and a shared prefix computed once.
+
+The loss of a step is the mean over all its trained tokens, so that each weighs the same whatever the length of its
+example, and however the step is divided (transformers' `num_items_in_batch` of October 2024 does the same). A
+micro-batch gives its part: its sum, divided by the trained tokens of the whole step.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +16,17 @@ import torch
 from torch import Tensor
 
 from trainer.data.render import TokenSequence
-from trainer.tune.batches import shared_prefix
+from trainer.tune.batches import (
+    WIDTH_MULTIPLE,
+    packed_micro_batches,
+    padded,
+    padded_micro_batches,
+    shared_prefix,
+)
+from trainer.tune.recipe import Recipe
 
-WIDTH_MULTIPLE: Final = 8
-"""Widths and prefixes are multiples of this: CPU kernels are rebuilt for every new shape, which costs more than
-padding."""
+PACKED_MULTIPLE: Final = 32
+"""A packed row's length is a multiple of this, for the same reason as WIDTH_MULTIPLE: rows have more lengths."""
 
 CHUNK_ROWS: Final = 32
 """Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
@@ -24,10 +34,11 @@ CHUNK_ROWS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rows, padded on the right to T tokens, whose first `prefix` tokens are equal.
+    """B rows, padded on the right to T tokens, whose first `prefix` tokens are equal; or one packed row.
 
-    tokens, attention: [B, T], the token ids, and 1 where there is a token. predicting: [B, T], true at the
-    position *before* each trained token. targets: [N], those trained tokens in the order of `predicting`.
+    tokens: [B, T], the token ids. attention: [B, T], 1 where there is a token; for a packed row with a prefix
+    [1, 1, T - prefix, T], true where a query (rows) sees a key (columns). predicting: [B, T], true at the position
+    *before* each trained token. targets: [N], those trained tokens in the order of `predicting`.
     """
 
     tokens: Tensor
@@ -36,34 +47,44 @@ class Batch:
     targets: Tensor
     prefix: int
     positions: Tensor | None = None
-    """[1, T], restarting at 0 with each example of a packed row, which keeps attention within examples."""
+    """[1, T] of a packed row: each token's position in its own example, which keeps attention within examples."""
 
 
-def pack(rows: Sequence[TokenSequence], device: torch.device) -> Batch:
-    """Concatenate `rows` into one row [1, sum of their lengths], with positions that restart at 0 for each.
+def pack(rows: Sequence[TokenSequence], device: torch.device, *, prefix: int = 0) -> Batch:
+    """Concatenate `rows` into one row, their common first `prefix` tokens once: [1, prefix + the rests + padding].
 
-    transformers builds a block-diagonal causal mask from such positions where no mask is given, so that no example
-    sees another.
+    No example sees another. Without a prefix transformers builds that mask from positions which restart at 0; with one
+    it is built here, because transformers' does not reach into the cached prefix. A token of padding sees itself alone.
     """
-    tokens = torch.tensor([[token for row in rows for token in row.tokens]])
-    positions = torch.cat([torch.arange(len(row.tokens)) for row in rows]).unsqueeze(0)
+    rest = [row.tokens[prefix:] for row in rows]
+    padding = -sum(map(len, rest)) % PACKED_MULTIPLE
+    tokens = torch.tensor([[*rows[0].tokens[:prefix], *(token for part in rest for token in part), *([0] * padding)]])
+    starts = [torch.arange(prefix), *(torch.arange(prefix, len(row.tokens)) for row in rows)]
+    positions = torch.cat([*starts, torch.zeros(padding, dtype=torch.long)])
     # the last token of a row predicts nothing: the next token belongs to another example
-    flags = [flag for row in rows for flag in (*row.trained[1:], False)]
-    predicting = torch.tensor([flags], dtype=torch.bool)
+    flags = [flag for row in rows for flag in (*row.trained[prefix + 1 :], False)]
+    predicting = torch.tensor([[*([False] * prefix), *flags, *([False] * padding)]], dtype=torch.bool)
+    attention = _suffix_mask([len(part) for part in rest], prefix, padding) if prefix else torch.ones_like(tokens)
     return Batch(
         tokens=tokens.to(device),
-        attention=torch.ones_like(tokens, device=device),
+        attention=attention.to(device),
         predicting=predicting.to(device),
         targets=tokens.roll(-1, dims=1)[predicting].to(device),
-        prefix=0,
-        positions=positions.to(device),
+        prefix=prefix,
+        positions=positions.unsqueeze(0).to(device),
     )
+
+
+def _suffix_mask(lengths: Sequence[int], prefix: int, padding: int) -> Tensor:
+    """[1, 1, S, prefix + S] of bool: each query sees the prefix and its own example so far."""
+    owner = torch.cat([torch.full((length,), index) for index, length in enumerate((*lengths, *([1] * padding)))])
+    within = (owner.unsqueeze(1) == owner.unsqueeze(0)).tril()
+    return torch.cat([torch.ones(len(owner), prefix, dtype=torch.bool), within], dim=1)[None, None]
 
 
 def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.device) -> Batch:
     """Pad `rows` and find their shared prefix, which never includes a position that predicts a trained token."""
-    longest = max(len(row.tokens) for row in rows)
-    width = math.ceil(longest / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    width = padded(max(len(row.tokens) for row in rows))
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     attention = torch.zeros_like(tokens)
     predicting = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -73,17 +94,57 @@ def collate(rows: Sequence[TokenSequence], *, share_prefix: bool, device: torch.
         attention[index, :length] = 1
         predicting[index, : length - 1] = torch.tensor(row.trained[1:], dtype=torch.bool)
     targets = tokens.roll(-1, dims=1)[predicting]
-    prefix = 0
-    if share_prefix and len(rows) > 1:
-        common = shared_prefix([row.tokens for row in rows], min(row.first_trained for row in rows) - 1)
-        prefix = common // WIDTH_MULTIPLE * WIDTH_MULTIPLE
     return Batch(
         tokens=tokens.to(device),
         attention=attention.to(device),
         predicting=predicting.to(device),
         targets=targets.to(device),
-        prefix=prefix,
+        prefix=common_prefix(rows) if share_prefix else 0,
     )
+
+
+def common_prefix(rows: Sequence[TokenSequence]) -> int:
+    """The length of the prefix that `rows` share and that predicts no trained token, a multiple of WIDTH_MULTIPLE."""
+    if len(rows) < 2:
+        return 0
+    common = shared_prefix([row.tokens for row in rows], min(row.first_trained for row in rows) - 1)
+    return common // WIDTH_MULTIPLE * WIDTH_MULTIPLE
+
+
+class Collator:
+    """Divides the examples of a step into micro-batches for `model`.
+
+    Where every layer has full attention, examples are packed behind their shared prefix and nothing is padded. Other
+    models get padded rows of similar lengths. `training` is false for an evaluation, which has neither dropout nor
+    recomputed activations.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, *, training: bool) -> None:
+        full_attention = can_share_prefix(model.config)
+        self._device = next(model.parameters()).device
+        self._grouped = recipe.group_by_length
+        self._packs = recipe.packing or (full_attention and not recipe.group_by_length)
+        # a shared prefix would share its dropout mask between rows, and gradient checkpointing keeps no cache
+        exact = not training or (recipe.dropout == 0 and not recipe.gradient_checkpointing)
+        self._shares = full_attention and exact and not (training and recipe.packing)
+
+    def micro_batches(self, rows: Sequence[TokenSequence], *, max_tokens: int) -> list[list[TokenSequence]]:
+        """Divide `rows`; a micro-batch has at most `max_tokens` tokens, or one example."""
+        lengths = [len(row.tokens) for row in rows]
+        if self._packs:
+            prefix = common_prefix(rows) if self._shares else 0
+            parts = packed_micro_batches(lengths, max_tokens=max_tokens, prefix=prefix)
+        elif self._grouped:
+            parts = padded_micro_batches(lengths, max_tokens=max_tokens, max_padding=None)
+        else:
+            parts = padded_micro_batches(lengths, max_tokens=max_tokens)
+        return [[rows[index] for index in part] for part in parts]
+
+    def collate(self, rows: Sequence[TokenSequence]) -> Batch:
+        """The tensors of one micro-batch."""
+        if self._packs:
+            return pack(rows, self._device, prefix=common_prefix(rows) if self._shares else 0)
+        return collate(rows, share_prefix=self._shares, device=self._device)
 
 
 def can_share_prefix(config: Any) -> bool:
@@ -96,30 +157,39 @@ def can_share_prefix(config: Any) -> bool:
     )
 
 
-def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
-    """Mean cross-entropy in nats over the trained tokens (a float32 scalar), and the number predicted correctly.
+def batch_loss(model: Any, batch: Batch, *, step_tokens: int | None = None) -> tuple[Tensor, int]:
+    """The batch's part of its step's loss (a float32 scalar), and the number of tokens predicted correctly.
+
+    It is the sum of the cross-entropies in nats over the batch's trained tokens, divided by `step_tokens`, the trained
+    tokens of the whole step; by default the batch is the whole step, and the result its mean.
 
     With a shared prefix the model runs twice: over one copy of the prefix, then over the rest of every row with the
     prefix's keys and values. Under causal attention this is the same function, so the gradients are the same, too.
     """
-    cache = None
+    options: dict[str, Any] = {"use_cache": bool(batch.prefix)}
     if batch.prefix:
         cache = model(input_ids=batch.tokens[:1, : batch.prefix], use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(batch.tokens.shape[0])
+        if batch.tokens.shape[0] > 1:
+            cache.batch_repeat_interleave(batch.tokens.shape[0])
+        options["past_key_values"] = cache
+    if batch.positions is not None:
+        options["position_ids"] = batch.positions[:, batch.prefix :]
+    if batch.attention.dim() == 4:
+        options["attention_mask"] = _additive(batch.attention, model.get_input_embeddings().weight.dtype)
+    elif batch.positions is None:
+        options["attention_mask"] = batch.attention
     with _logits_at(model, batch.predicting[:, batch.prefix :]):
-        if batch.positions is not None:
-            output = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False)
-        else:
-            output = model(
-                input_ids=batch.tokens[:, batch.prefix :],
-                attention_mask=batch.attention,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
+        output = model(input_ids=batch.tokens[:, batch.prefix :], **options)
     loss: Tensor
     right: Tensor
-    loss, right = _MeanCrossEntropy.apply(output.logits[0], batch.targets)  # type: ignore[no-untyped-call]
+    count = len(batch.targets) if step_tokens is None else step_tokens
+    loss, right = _CrossEntropy.apply(output.logits[0], batch.targets, count)  # type: ignore[no-untyped-call]
     return loss, int(right)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to attention scores: 0 where `mask` is true."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 @contextmanager
@@ -140,22 +210,21 @@ def _logits_at(model: Any, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-class _MeanCrossEntropy(torch.autograd.Function):
-    """Cross-entropy that overwrites the logits with their gradient, a few rows at a time.
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies over a count, which overwrites the logits with their gradient, a few rows at a time.
 
     The standard one keeps a float32 copy of all logits and writes another in the backward pass: 13% of a step here.
-    The gradient of the mean over N rows is (softmax(z) - onehot) / N. Overwriting is safe because nothing else reads
-    the logits; second derivatives become impossible, but nobody needs them.
+    The gradient of the sum over the count is (softmax(z) - onehot) / count. Overwriting is safe because nothing else
+    reads the logits; second derivatives become impossible, but nobody needs them.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """logits: [N, V] in any float type; targets: [N]. Returns loss and number of correct predictions (scalars)."""
-        count = logits.shape[0]
         right = torch.zeros((), dtype=torch.long, device=logits.device)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         gradient = logits.detach()
-        for start in range(0, count, CHUNK_ROWS):
+        for start in range(0, logits.shape[0], CHUNK_ROWS):
             rows = gradient[start : start + CHUNK_ROWS]
             target = targets[start : start + CHUNK_ROWS].unsqueeze(1)
             scores = rows.float()
@@ -172,7 +241,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         return total / count, right
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
-        """The gradient for the logits; none for the targets."""
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient for the logits; none for the targets and the count."""
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outputs[0]), None
+        return gradient.mul_(outputs[0]), None, None

@@ -18,6 +18,8 @@ RUNTIME_BYTES: Final = 900 * 2**20
 """Libraries, tokenizer and allocator: the memory of a process without a model, measured on a CPU."""
 NF4_BYTES_PER_WEIGHT: Final = 0.516
 """Four bits plus the doubly quantized constants of blocks of 64 (Dettmers et al. 2023, section 3)."""
+STREAMED_TYPES: Final = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+"""`model_type`s whose checkpoints name every parameter as the model does: their base can be streamed for the proof."""
 EAGER_MAX_TOKENS: Final = 512
 """Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s
 against 2.1 s. Its memory grows with the square of the length."""
@@ -28,7 +30,7 @@ OPTIMIZER_BYTES: Final = 4 + 4 + 8
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The dimensions of a base that decide its memory. ``weights`` counts its parameters, of which ``embeddings`` are
-    never quantized."""
+    never quantized. `streams`: whether the base can be streamed for the proof (`trainer.tune.streaming`)."""
 
     layers: int
     hidden: int
@@ -37,29 +39,35 @@ class ModelShape:
     vocabulary: int
     weights: int
     embeddings: int
+    streams: bool = False
+
+    @property
+    def largest_block(self) -> int:
+        """The parameters of a decoder layer, or of the embeddings if these are more: what a streamed base holds."""
+        return max((self.weights - self.embeddings) // self.layers, self.hidden * self.vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by purpose. ``unquantized`` is the base in the serving dtype, on which the adapter is proven at the end; a
-    four-bit copy used for training is freed before."""
+    """Bytes by purpose. ``proof`` is what the proof at the end holds of the base in the serving dtype: its largest
+    layer if it is streamed, else all of it; a four-bit copy used for training is freed before."""
 
     base: int
     adapter: int
     activations: int
-    unquantized: int = 0
+    proof: int = 0
     runtime: int = RUNTIME_BYTES
 
     @property
     def total(self) -> int:
         """The peak: during the training or during the proof."""
-        return self.runtime + max(self.base + self.adapter + self.activations, self.unquantized)
+        return self.runtime + max(self.base + self.adapter + self.activations, self.proof)
 
     def describe(self) -> str:
         """The total and its parts in GiB, for messages."""
         parts = {"base": self.base, "adapter": self.adapter, "activations": self.activations}
-        if self.unquantized > sum(parts.values()):
-            parts = {"unquantized base, for the proof": self.unquantized}
+        if self.proof > sum(parts.values()):
+            parts = {"unquantized base, for the proof": self.proof}
         parts["runtime"] = self.runtime
         listed = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
         return f"{self.total / 2**30:.1f} GiB ({listed})"
@@ -67,8 +75,8 @@ class MemoryEstimate:
 
 def read_shape(base: Path) -> ModelShape:
     """The shape of the checkpoint in `base`. Raises OSError, KeyError or ValueError if its config is unusable."""
-    config: dict[str, Any] = json.loads((base / "config.json").read_text())
-    config = config.get("text_config", config)
+    whole: dict[str, Any] = json.loads((base / "config.json").read_text())
+    config = whole.get("text_config", whole)
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     tied = config.get("tie_word_embeddings", True)
     weights = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 2
@@ -80,11 +88,13 @@ def read_shape(base: Path) -> ModelShape:
         vocabulary=vocabulary,
         weights=weights,
         embeddings=hidden * vocabulary * (1 if tied else 2),
+        streams=whole.get("model_type") in STREAMED_TYPES,
     )
 
 
 def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, number_bytes: int = 2) -> MemoryEstimate:
-    """An upper bound of the memory that a training needs.
+    """An upper bound of the memory that a training needs. Activations are those of a micro-batch: a packed row, or
+    padded rows of as many tokens, which need no more.
 
     Args:
         longest: Tokens of the longest example.
@@ -94,11 +104,8 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     linear = shape.weights - shape.embeddings
     bytes_per_weight = NF4_BYTES_PER_WEIGHT if recipe.quantization == "nf4" else float(number_bytes)
     lora_per_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
-    rows, width = recipe.batch_size, longest
-    if recipe.packing:
-        rows, width = 1, recipe.batch_size * longest
-    tokens = rows * width
-    scores = 0 if fused else 5 * shape.heads * width * tokens
+    tokens = min(recipe.batch_size * longest, max(longest, recipe.micro_batch_tokens))
+    scores = 0 if fused else 5 * shape.heads * tokens * tokens
     per_layer = 34 * tokens * shape.hidden + scores
     hidden_activations = (
         shape.layers * 2 * tokens * shape.hidden + per_layer
@@ -110,5 +117,5 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
         base=int(linear * bytes_per_weight + number_bytes * shape.embeddings),
         adapter=(2 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
         activations=(hidden_activations + logits) * number_bytes // 2,
-        unquantized=number_bytes * shape.weights,
+        proof=number_bytes * (shape.largest_block if shape.streams else shape.weights),
     )

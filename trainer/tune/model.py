@@ -49,7 +49,6 @@ def load_base(base: Path, *, dtype: torch.dtype, device: torch.device, longest: 
 
     Raises BaseModelIncomplete.
     """
-    eager = device.type == "cpu" and longest <= EAGER_MAX_TOKENS
     logging.disable_progress_bar()
     options: dict[str, Any] = {}
     if quantization == "nf4":
@@ -62,11 +61,16 @@ def load_base(base: Path, *, dtype: torch.dtype, device: torch.device, longest: 
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, attn_implementation="eager" if eager else "sdpa", local_files_only=True, **options
+            base, dtype=dtype, attn_implementation=attention(device, longest), local_files_only=True, **options
         )
     except (OSError, ValueError) as error:
         raise BaseModelIncomplete(f"The model in {base} cannot be loaded: {error}") from error
     return model if options else model.to(device)
+
+
+def attention(device: torch.device, longest: int) -> str:
+    """transformers' `attn_implementation` for sequences of up to `longest` tokens."""
+    return "eager" if device.type == "cpu" and longest <= EAGER_MAX_TOKENS else "sdpa"
 
 
 def attach_lora(model: Any, recipe: Recipe) -> Any:
@@ -143,14 +147,14 @@ def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Set the parameters of `model` (from attach_lora, same recipe) to those from `adapter_weights`."""
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if own.keys() != weights.keys():
+def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Replace the adapter's parameters of `model` (from attach_lora, same recipe) by those from `adapter_weights`, in
+    their dtype, on `device`."""
+    own = {name for name, p in model.named_parameters() if p.requires_grad}
+    if own != weights.keys():
         raise NothingTrainable("the adapter's parameters are not those of this model")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+    # assigned, not copied: on a streamed base PEFT leaves them on the meta device
+    model.load_state_dict({name: weight.to(device) for name, weight in weights.items()}, strict=False, assign=True)
 
 
 def _plain(value: float) -> int | float:

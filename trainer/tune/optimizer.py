@@ -52,13 +52,25 @@ class Optimizer:
                 original.copy_(saved)
                 parameter.copy_(original)
 
+    def accumulate(self) -> None:
+        """Add the parameters' gradients to those of the step, in float32, and clear them."""
+        for original, parameter in zip(self._master_weights, self._parameters, strict=True):
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.float()
+            original.grad = gradient if original.grad is None else original.grad.add_(gradient)
+            parameter.grad = None
+
+    def discard(self) -> None:
+        """Clear all gradients of the unfinished step."""
+        for tensor in (*self._master_weights, *self._parameters):
+            tensor.grad = None
+
     def step(self) -> float:
-        """Apply the gradients and clear them; returns the learning rate. Raises LossNotFinite."""
+        """Apply the accumulated gradients and clear them; returns the learning rate. Raises LossNotFinite."""
+        self.accumulate()
         self._step += 1
         rate = self._recipe.learning_rate * schedule(self._step, self._steps, self._recipe)
-        for original, parameter in zip(self._master_weights, self._parameters, strict=True):
-            original.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._master_weights, self._recipe.max_grad_norm)
         finite(norm.item(), self._step, "gradient")
         for group in self._adamw.param_groups:
@@ -67,6 +79,7 @@ class Optimizer:
         with torch.no_grad():
             for original, parameter in zip(self._master_weights, self._parameters, strict=True):
                 parameter.copy_(original)
+        self.discard()
         return rate
 
 

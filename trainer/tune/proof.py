@@ -16,8 +16,8 @@ from adapters.proof import PROBES, ProbeProof, Proof
 def measure(model: Any, tokenizer: Any) -> Proof:
     """The log-probabilities of the probes under the base and under the adapter.
 
-    `model` is a PEFT model in the serving dtype. Probes are tokenized as the engine tokenizes a plain prompt, with the
-    special tokens that the tokenizer puts before a text.
+    `model` is a PEFT model in the serving dtype, whose base may be streamed (`streaming.stream_base`). Probes are
+    tokenized as the engine tokenizes a plain prompt, with the special tokens that the tokenizer puts before a text.
     """
     was_training = model.training
     model.eval()
@@ -36,7 +36,9 @@ def measure(model: Any, tokenizer: Any) -> Proof:
 @torch.no_grad()
 def _logprobs(model: Any, tokens: list[int]) -> tuple[float, ...]:
     """log p(token | previous tokens) in nats for all tokens but the first; the softmax is computed in float32."""
-    ids = torch.tensor([tokens], device=next(model.parameters()).device)
+    # the parameters of a streamed base are on no device between passes; those of the adapter always are
+    device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    ids = torch.tensor([tokens], device=device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     chosen = logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None])
     return tuple(chosen[:, 0].tolist())

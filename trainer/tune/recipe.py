@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from trainer.tune.batches import padded
 
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 """PEFT's name for every linear layer except the output layer."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
+CPU_MICRO_BATCH_TOKENS: Final = 512
+GPU_MICRO_BATCH_TOKENS: Final = 4096
+"""Tokens at which a device is busy: more at a time take more memory and save no time. Two cores are busy with a few
+hundred. A GPU reads every weight once per micro-batch; an H100 multiplies for about 300 tokens in that time."""
+
 
 class Recipe(BaseModel):
     """Hyperparameters of a LoRA (Hu et al. 2021): W x + (alpha / rank) B A x, and of its training.
 
-    `rank` is limited by the engine's largest `--max-lora-rank`, 512; `max_length` is in tokens and `batch_size` in
-    examples; `warmup_ratio` is the share of all steps in which the rate rises from zero to its full value.
+    `rank` is limited by the engine's largest `--max-lora-rank`, 512; `max_length` is in tokens, and `batch_size` is the
+    examples of one optimizer step, however many micro-batches compute it; `warmup_ratio` is the share of all steps in
+    which the rate rises from zero to its full value.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,13 +44,19 @@ class Recipe(BaseModel):
     quantization: Literal["none", "nf4"] = "none"
     """nf4: frozen base in four bits with double quantization (QLoRA, Dettmers et al. 2023)."""
     packing: bool = False
-    """Concatenates a batch into one row without padding; examples do not attend to each other. Off by default: if
-    examples share a prefix, computing the prefix once saves more."""
+    """Concatenates examples without computing a shared prefix once. Off by default: models with full attention in every
+    layer are packed anyway, behind the prefix. For others it replaces padding."""
     gradient_checkpointing: bool = False
     """Recomputes activations in the backward pass: about a third slower, much less memory."""
 
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
+    micro_batch_tokens: PositiveInt = CPU_MICRO_BATCH_TOKENS
+    """Tokens of one forward and backward pass; a longer example has a pass of its own. A step adds up the gradients of
+    its micro-batches. Decides memory and speed, and changes the result only by rounding."""
+    group_by_length: bool = False
+    """Whether the examples of a step have similar lengths. Then a step's mean is over short answers or over long ones,
+    and a token of a short answer weighs more. Only recipes of releases that always did so have it."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -52,3 +66,17 @@ class Recipe(BaseModel):
         if not value or (isinstance(value, tuple) and (len(set(value)) != len(value) or "" in value)):
             raise ValueError("must name at least one module, each once")
         return value
+
+
+def _complete(value: Any) -> Any:
+    if not isinstance(value, dict) or "group_by_length" in value:
+        return value
+    rows, longest = value.get("batch_size"), value.get("max_length")
+    whole_step = {}
+    if isinstance(rows, int) and isinstance(longest, int):
+        whole_step = {"micro_batch_tokens": rows * padded(longest)}
+    return value | whole_step | {"group_by_length": True}
+
+
+RecordedRecipe = Annotated[Recipe, BeforeValidator(_complete)]
+"""A stored recipe. One without `group_by_length` is of a release that grouped by length and did a step in one pass."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,7 @@ from adapters.base import BaseDescription
 from trainer.data.format import Dataset
 from trainer.data.render import TokenSequence
 from trainer.durable import replaced_directory
-from trainer.errors import OutOfMemory
+from trainer.errors import BaseModelIncomplete, OutOfMemory
 from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
 from trainer.tune.memory_release import release_memory
 from trainer.tune.progress import TrainingProgress, no_op
@@ -146,13 +146,14 @@ def train_adapter(
             before_batch=before_batch,
             held_out=inputs.held_out,
             checkpoints=checkpoints,
+            on_event=on_stage,
         )
         record = export.training_record(training, model, price_per_hour=inputs.price_per_hour)
         on_stage("measuring and writing")
         serving = getattr(torch, inputs.description.fingerprint.dtype)
         if recipe.quantization != "none" or _is_coarser(next(model.parameters()).dtype, serving):
             weights = adapter_weights(model)
-            del model  # two copies of the base may not fit
+            del model  # the base is needed again, in another dtype
             release_memory()
             model = _on_serving_base(inputs, weights, device, serving)
         export.cast_parameters(model, serving)
@@ -167,9 +168,13 @@ def _load(inputs: TrainingInputs, device: Any, quantization: str, dtype: Any = N
     """The base model in ``dtype``, by default in the training dtype."""
     from trainer.tune.model import compute_dtype, load_base
 
-    longest = max(len(sequence.tokens) for sequence in (*inputs.sequences, *inputs.held_out))
     dtype = compute_dtype(device) if dtype is None else dtype
-    return load_base(inputs.base, dtype=dtype, device=device, longest=longest, quantization=quantization)
+    return load_base(inputs.base, dtype=dtype, device=device, longest=_longest(inputs), quantization=quantization)
+
+
+def _longest(inputs: TrainingInputs) -> int:
+    """The tokens of the longest example."""
+    return max(len(sequence.tokens) for sequence in (*inputs.sequences, *inputs.held_out))
 
 
 def _is_coarser(trained: Any, serving: Any) -> bool:
@@ -188,18 +193,29 @@ def _explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"The device ran out of memory with batches of {recipe.batch_size}. Use a smaller batch_size or "
-            "max_length, or quantization nf4. The unquantized base must fit beside the engine, for the proof."
+            "The device ran out of memory while it loaded or proved the model. Use a smaller max_length or lora_rank"
+            f"{'' if recipe.quantization == 'nf4' else ', or quantization nf4'}."
         ) from error
 
 
 def _on_serving_base(inputs: TrainingInputs, weights: dict[str, Any], device: Any, serving: Any) -> Any:
-    """The adapter on the base in the serving dtype: a proof on a four-bit copy would not describe what is served."""
-    from trainer.tune.model import attach_lora, compute_dtype, set_adapter_weights
+    """The adapter on the base in the serving dtype: a proof on a four-bit copy would not describe what is served.
 
-    dtype = serving if _is_coarser(compute_dtype(device), serving) else None
-    model = attach_lora(_load(inputs, device, "none", dtype), inputs.recipe)
-    set_adapter_weights(model, weights)
+    The base is streamed, one layer at a time; one whose checkpoint has other names than the model is loaded as a whole.
+    """
+    from trainer.tune.memory import read_shape
+    from trainer.tune.model import attach_lora, attention, compute_dtype, set_adapter_weights
+    from trainer.tune.streaming import stream_base
+
+    base = None
+    if read_shape(inputs.base).streams:
+        with suppress(BaseModelIncomplete):
+            kernel = attention(device, _longest(inputs))
+            base = stream_base(inputs.base, dtype=serving, device=device, attention=kernel)
+    if base is None:
+        base = _load(inputs, device, "none", serving if _is_coarser(compute_dtype(device), serving) else None)
+    model = attach_lora(base, inputs.recipe)
+    set_adapter_weights(model, weights, device)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on a LoRA over batches grouped by length, with progress, checkpoints and resumption."""
+"""The training loop: AdamW on a LoRA, steps of micro-batches, with progress, checkpoints and resumption."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ try:
     from trainer.data.render import TokenSequence
     from trainer.errors import DataTooSmall, OutOfMemory
     from trainer.tune.batches import plan_batches
-    from trainer.tune.checkpoint import Checkpoint, Checkpoints, TrainingState
-    from trainer.tune.loss import Batch, batch_loss, can_share_prefix, collate, pack
+    from trainer.tune.checkpoint import Checkpoint, Checkpoints, TrainingState, random_states, set_random_states
+    from trainer.tune.loss import Collator, batch_loss
+    from trainer.tune.memory_release import release_memory
     from trainer.tune.model import evaluating
     from trainer.tune.optimizer import Optimizer, finite
     from trainer.tune.progress import Evaluation, Training, TrainingProgress, no_op
     from trainer.tune.recipe import Recipe
+
+    if "group_by_length" not in Recipe.model_fields:
+        raise ImportError("the recipe in memory is an earlier release's")
 except ImportError:
     # a worker of an earlier release comes here late, with that release's modules in memory
     from trainer.restart import restart
@@ -38,28 +42,30 @@ def train(
     before_batch: Callable[[], None] = no_op,
     held_out: Sequence[TokenSequence] = (),
     checkpoints: Checkpoints | None = None,
+    on_event: Callable[[str], None] = lambda _: None,
 ) -> Training:
     """Train the LoRA on `model` (from attach_lora) in place.
 
     The same model, sequences, recipe and number of threads give the same losses and weights on a CPU, whether the
     training was interrupted or not. `held_out` is evaluated after each epoch, and `before_batch` is called before each
-    batch of it. An exception from `before_batch` or `on_progress` propagates after a checkpoint.
+    batch of it. An exception from `before_batch` or `on_progress` propagates after a checkpoint. If the device runs out
+    of memory, the step is done again with micro-batches of half as many tokens, of which `on_event` is told.
 
     Raises:
         DataTooSmall: `sequences` is empty.
         LossNotFinite: The loss or its gradient became NaN or infinite.
-        OutOfMemory: The device ran out of memory.
+        OutOfMemory: The device ran out of memory with one example at a time.
         CheckpointUnusable: The checkpoints belong to another training.
     """
     if not sequences:
         raise DataTooSmall("There is nothing to train on.")
-    loop = _Loop(model, sequences, recipe, on_progress, before_batch, held_out, checkpoints)
+    loop = _Loop(model, sequences, recipe, on_progress, before_batch, held_out, checkpoints, on_event)
     try:
         return loop.run()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"The device ran out of memory at step {loop.step + 1} with batches of {recipe.batch_size}. "
-            "Use a smaller batch_size or max_length, or quantization nf4."
+            f"The device ran out of memory at step {loop.step + 1} with one example at a time. "
+            "Use a smaller max_length or lora_rank, or quantization nf4."
         ) from error
 
 
@@ -75,9 +81,16 @@ class _Loop:
         before_batch: Callable[[], None],
         held_out: Sequence[TokenSequence],
         checkpoints: Checkpoints | None,
+        on_event: Callable[[str], None],
     ) -> None:
         lengths = [len(row.tokens) for row in sequences]
-        self._plan = plan_batches(lengths, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=recipe.seed)
+        self._plan = plan_batches(
+            lengths,
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            group_by_length=recipe.group_by_length,
+        )
         self._epoch_steps = len(self._plan) // recipe.epochs
         self._total = sum(lengths) * recipe.epochs
         self._model = model
@@ -88,9 +101,8 @@ class _Loop:
         self._held_out = held_out[:MAX_EVALUATED]
         self._checkpoints = checkpoints
         self._device = next(model.parameters()).device
-        # a shared prefix would share its dropout mask between rows, and gradient checkpointing keeps no cache
-        can_share = recipe.dropout == 0 and not recipe.gradient_checkpointing
-        self._share_prefix = can_share and can_share_prefix(model.config)
+        self._collator = Collator(model, recipe, training=True)
+        self._on_event = on_event
         self._optimizer = Optimizer(model, recipe, steps=len(self._plan))
         self._losses: list[float] = []
         self._evaluations: list[Evaluation] = []
@@ -121,14 +133,48 @@ class _Loop:
 
     def _train_step(self) -> None:
         rows = [self._sequences[index] for index in self._plan[self.step]]
-        batch = self._batch(rows)
-        loss, right = batch_loss(self._model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        step_tokens = sum(sum(row.trained) for row in rows)
+        loss, right = self._accumulate_in_memory(rows, step_tokens)
         self._rate = self._optimizer.step()
         self.step += 1
-        self._losses.append(finite(loss.item(), self.step, "loss"))
-        self._accuracy = right / len(batch.targets)
+        self._losses.append(finite(loss, self.step, "loss"))
+        self._accuracy = right / step_tokens
         self._tokens_seen += sum(len(row.tokens) for row in rows)
+
+    def _accumulate_in_memory(self, rows: Sequence[TokenSequence], step_tokens: int) -> tuple[float, int]:
+        """`_accumulate` with micro-batches that fit: halved whenever they do not."""
+        random_at_start = random_states(self._device)
+        while True:
+            parts = self._collator.micro_batches(rows, max_tokens=self._recipe.micro_batch_tokens)
+            try:
+                return self._accumulate(parts, step_tokens)
+            except torch.OutOfMemoryError:
+                if len(parts) == len(rows):
+                    raise
+            # outside of the handler: its traceback would keep the activations alive
+            self._optimizer.discard()
+            release_memory()
+            set_random_states(random_at_start, self._device)
+            self._halve(parts)
+
+    def _accumulate(self, parts: Sequence[Sequence[TokenSequence]], step_tokens: int) -> tuple[float, int]:
+        """Add up the gradients of a step's micro-batches; its loss, and the number of tokens predicted correctly."""
+        loss_sum, right_sum = 0.0, 0
+        for part in parts:
+            loss, right = batch_loss(self._model, self._collator.collate(part), step_tokens=step_tokens)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.accumulate()
+            loss_sum, right_sum = loss_sum + loss.item(), right_sum + right
+        return loss_sum, right_sum
+
+    def _halve(self, parts: Sequence[Sequence[TokenSequence]]) -> None:
+        most = max(sum(len(row.tokens) for row in part) for part in parts if len(part) > 1)
+        tokens = max(1, min(most, self._recipe.micro_batch_tokens) // 2)
+        self._recipe = self._recipe.model_copy(update={"micro_batch_tokens": tokens})
+        self._on_event(
+            f"the device ran out of memory at step {self.step + 1}: from here on micro-batches have at most {tokens} "
+            "tokens or one example"
+        )
 
     def _after_step(self) -> None:
         """Report progress, evaluate at the end of an epoch, and save a checkpoint if one is due."""
@@ -168,11 +214,6 @@ class _Loop:
             evaluation=evaluation,
         )
 
-    def _batch(self, rows: Sequence[TokenSequence]) -> Batch:
-        if self._recipe.packing:
-            return pack(rows, self._device)
-        return collate(rows, share_prefix=self._share_prefix, device=self._device)
-
     def _seconds(self) -> float:
         return self._earlier_s + time.perf_counter() - self._began
 
@@ -210,17 +251,19 @@ def evaluate(
 
     `before_batch` is called before each batch; an exception from it propagates.
     """
-    share_prefix, device = can_share_prefix(model.config), next(model.parameters()).device
+    collator = Collator(model, recipe, training=False)
     ordered = sorted(sequences, key=lambda row: len(row.tokens))
     loss_sum, right_sum, tokens = 0.0, 0, 0
     with evaluating(model):
         for start in range(0, len(ordered), recipe.batch_size):
             before_batch()
-            batch = collate(ordered[start : start + recipe.batch_size], share_prefix=share_prefix, device=device)
-            loss, right = batch_loss(model, batch)
-            loss_sum += loss.item() * len(batch.targets)
-            right_sum += right
-            tokens += len(batch.targets)
+            rows = ordered[start : start + recipe.batch_size]
+            for part in collator.micro_batches(rows, max_tokens=recipe.micro_batch_tokens):
+                batch = collator.collate(part)
+                loss, right = batch_loss(model, batch)
+                loss_sum += loss.item() * len(batch.targets)
+                right_sum += right
+                tokens += len(batch.targets)
     return Evaluation(loss=loss_sum / tokens, accuracy=right_sum / tokens, tokens=tokens)
 
 

@@ -74,7 +74,11 @@ class Recipe(TypedDict):
     gradient_checkpointing: bool
     epochs: int
     batch_size: int
-    """In examples."""
+    """Examples of one optimizer step."""
+    micro_batch_tokens: int
+    """Maximum number of tokens per forward and backward pass, or one example."""
+    group_by_length: bool
+    """Whether a step's examples have similar lengths; only in jobs of earlier releases."""
     max_length: int
     """In tokens."""
     seed: int

@@ -14,6 +14,7 @@ from trainer.data.render import TokenSequence
 from trainer.errors import CheckpointUnusable
 from trainer.runs.failures import explain
 from trainer.tune.checkpoint import STATE_TENSORS, Checkpoint, Checkpoints, TrainingState
+from trainer.tune.lineage import Lineage
 from trainer.tune.model import attach_lora
 from trainer.tune.progress import Training, TrainingProgress
 from trainer.tune.recipe import Recipe
@@ -101,6 +102,30 @@ def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.M
         )
     assert raised.value.errno == errno.ENOSPC
     assert explain(raised.value).code == "disk_full"
+
+
+EARLIER_LINEAGE = (
+    '{"data":[{"name":"voice.jsonl","sha256":"ab","examples":80}],"recipe":{"rank":16,"alpha":32.0,"rslora":false,'
+    '"dropout":0.0,"target_modules":"all-linear","learning_rate":0.0013,"scheduler":"cosine","warmup_ratio":0.1,'
+    '"weight_decay":0.0,"max_grad_norm":1.0,"quantization":"none","packing":false,"gradient_checkpointing":false,'
+    '"epochs":3,"batch_size":4,"max_length":1024,"seed":7},"system_prompt":"Sei fröhlich.","base_name":"smol",'
+    '"base":{"weights":"w","config":"c","tokenizer":"t","template":"p","dtype":"bfloat16","quantization":"none",'
+    '"engine_version":"none"},"parent":"voice@1"}'
+)
+EARLIER_KEY = "86228a8dbae7cee19902f26bb12a38c652b6377da5f759add9f5c2aba7f0b968"
+"""The key that the release before `group_by_length` gave the checkpoints of this lineage."""
+
+
+def test_a_job_of_an_earlier_release_finds_its_checkpoints_and_a_new_one_does_not() -> None:
+    earlier = Lineage.model_validate_json(EARLIER_LINEAGE)
+    assert earlier.key() == EARLIER_KEY
+    now = earlier.model_copy(update={"recipe": earlier.recipe.model_copy(update={"group_by_length": False})})
+    assert now.key() != EARLIER_KEY
+    assert not now.same_training(earlier)
+    # written again and read again by this release, it is still the same
+    assert Lineage.model_validate_json(earlier.model_dump_json()).key() == EARLIER_KEY
+    smaller = earlier.recipe.model_copy(update={"micro_batch_tokens": 64})
+    assert earlier.model_copy(update={"recipe": smaller}).key() == EARLIER_KEY
 
 
 def test_another_trainings_checkpoint_is_refused(

@@ -5,10 +5,20 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, MistralConfig
+from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 
 from trainer.data.render import TokenSequence
-from trainer.tune.loss import CHUNK_ROWS, WIDTH_MULTIPLE, _MeanCrossEntropy, batch_loss, can_share_prefix, collate, pack
+from trainer.tune.batches import WIDTH_MULTIPLE
+from trainer.tune.loss import (
+    CHUNK_ROWS,
+    Collator,
+    _CrossEntropy,
+    batch_loss,
+    can_share_prefix,
+    collate,
+    common_prefix,
+    pack,
+)
 from trainer.tune.model import attach_lora
 from trainer.tune.recipe import Recipe
 
@@ -105,7 +115,7 @@ def test_cross_entropy_against_torch(dtype: torch.dtype, count: int) -> None:
     expected = cross_entropy(reference, targets)
     (3 * expected).backward()
     leaf = values.detach().clone().requires_grad_()
-    loss, right = _MeanCrossEntropy.apply(leaf * 1, targets)
+    loss, right = _CrossEntropy.apply(leaf * 1, targets, count)
     (3 * loss).backward()
     assert loss.dtype is torch.float32
     assert int(right) == int((values.float().argmax(dim=1) == targets).sum())
@@ -114,6 +124,91 @@ def test_cross_entropy_against_torch(dtype: torch.dtype, count: int) -> None:
     torch.testing.assert_close(
         leaf.grad.float(), reference.grad, rtol=1e-4 if exact else 2e-2, atol=1e-6 if exact else 1e-3
     )
+
+
+SHORT, LONG = 8, 60
+"""Tokens of the answers of the mixed examples."""
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[TokenSequence]:
+    """Sixteen examples behind a common prefix of 21 tokens, every other one with a long answer."""
+    generator = torch.Generator().manual_seed(5)
+    start = torch.randint(3, 200, (21,), generator=generator).tolist()
+    examples = []
+    for index in range(16):
+        answer = SHORT if index % 2 else LONG + index
+        own = torch.randint(3, 200, (5 + index % 3 + answer,), generator=generator).tolist()
+        flags = (*[False] * (len(start) + 5 + index % 3), *[True] * answer)
+        examples.append(TokenSequence(tokens=(*start, *own), trained=flags, line=index + 1))
+    return examples
+
+
+LAYOUTS = {
+    "packed behind the prefix": Recipe(rank=4),
+    "packed": Recipe(rank=4, packing=True),
+    "grouped by length": Recipe(rank=4, group_by_length=True),
+    "recomputed": Recipe(rank=4, gradient_checkpointing=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "attention"), [*((layout, "eager") for layout in LAYOUTS), ("packed behind the prefix", "sdpa")]
+)
+def test_a_steps_gradients_do_not_depend_on_how_it_is_divided(
+    base_model: Any, mixed: list[TokenSequence], layout: str, attention: str
+) -> None:
+    base_model.set_attn_implementation(attention)
+    model = lora(base_model)
+    expected = plain_loss(model, mixed)
+    expected.backward()
+    wanted = gradients(model)
+    recipe = LAYOUTS[layout]
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    collator = Collator(model, recipe, training=True)
+    by_length = sorted(mixed, key=lambda row: len(row.tokens))
+    divisions = [
+        [mixed],
+        [mixed[at : at + 4] for at in range(0, 16, 4)],
+        [by_length[at : at + 4] for at in range(0, 16, 4)],
+        [[row] for row in mixed],
+        collator.micro_batches(mixed, max_tokens=256),
+    ]
+    assert 1 < len(divisions[-1]) < len(mixed)
+    step_tokens = sum(sum(row.trained) for row in mixed)
+    for parts in divisions:
+        total = 0.0
+        for part in parts:
+            loss, _ = batch_loss(model, collator.collate(part), step_tokens=step_tokens)
+            loss.backward()
+            total += loss.item()
+        assert total == pytest.approx(expected.item(), rel=1e-5)
+        found = gradients(model)
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_nothing_is_padded_and_a_prefix_is_computed_once(base_model: Any, mixed: list[TokenSequence]) -> None:
+    collator = Collator(base_model, Recipe(), training=True)
+    batch = collator.collate(mixed)
+    assert batch.prefix == common_prefix(mixed) == 16
+    rest = sum(len(row.tokens) - batch.prefix for row in mixed)
+    assert 0 <= batch.tokens.numel() - batch.prefix - rest < 32
+
+
+def test_layers_without_full_attention_get_padded_rows_of_similar_lengths(mixed: list[TokenSequence]) -> None:
+    config = MistralConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=64,
+    )  # fmt: skip
+    collator = Collator(MistralForCausalLM(config), Recipe(), training=True)
+    parts = collator.micro_batches(mixed, max_tokens=4096)
+    lengths = [{sum(row.trained) for row in part} for part in parts]
+    assert all(max(found) == SHORT or min(found) > SHORT for found in lengths)
+    assert all(collator.collate(part).positions is None for part in parts)
 
 
 def test_only_models_with_full_attention_share_a_prefix() -> None:

@@ -53,7 +53,8 @@ def validate(folder: RunDirectory, job: JobSpec) -> int:
         held_out=HeldOut(examples=0, source="none"), lengths=lengths, max_length=64, findings=(), system_prompt=None,
         answers=(), distinct_answers=10, shown=(), size="10 examples",
     )  # fmt: skip
-    recipe = Recipe(rank=4, epochs=1, batch_size=int(job.metadata.get("batch", "4")), max_length=64)
+    rank, batch = int(job.metadata.get("rank", "4")), int(job.metadata.get("batch", "4"))
+    recipe = Recipe(rank=rank, epochs=1, batch_size=batch, max_length=64)
     folder.write(spec.REPORT, report)
     primary = PrimaryMetric(name="rouge_l", why="it is free text", answers=("yes", "no"), max_tokens=16)
     folder.write(

@@ -21,10 +21,12 @@ from trainer.finetune.capacity import (
     BaseModelInfo,
     available_memory,
     device_type,
+    fit_memory,
     minimal_recipe,
     required_memory,
 )
 from trainer.tune.hyperparameters import HyperparameterRequest
+from trainer.tune.memory import ModelShape
 from trainer.tune.recipe import Recipe
 
 GIB = 2**30
@@ -65,17 +67,19 @@ def test_the_base_is_known_by_its_headers(base: BaseModelInfo) -> None:
     assert (base.positions, base.shape.hidden, base.shape.layers) == (512, 32, 2)
 
 
-def test_more_is_needed_for_longer_examples_larger_batches_and_less_where_it_is_computed_again(
+def test_more_is_needed_for_longer_examples_larger_micro_batches_and_less_where_it_is_computed_again(
     base: BaseModelInfo,
 ) -> None:
-    least = required_memory(Recipe(batch_size=4, gradient_checkpointing=True), base, longest=128, on_gpu=True)
-    for recipe, longest in (
-        (Recipe(batch_size=4), 128),
-        (Recipe(batch_size=8, gradient_checkpointing=True), 128),
-        (Recipe(batch_size=4, gradient_checkpointing=True), 256),
-        (Recipe(batch_size=4, rank=64, gradient_checkpointing=True), 128),
+    lean = Recipe(batch_size=16, micro_batch_tokens=128, gradient_checkpointing=True)
+    least = required_memory(lean, base, longest=128, on_gpu=True)
+    for update, longest in (
+        ({"gradient_checkpointing": False}, 128),
+        ({"micro_batch_tokens": 256}, 128),
+        ({}, 256),
+        ({"rank": 64}, 128),
     ):
-        assert required_memory(recipe, base, longest=longest, on_gpu=True).total > least.total
+        assert required_memory(lean.model_copy(update=update), base, longest=longest, on_gpu=True).total > least.total
+    assert required_memory(lean.model_copy(update={"batch_size": 512}), base, longest=128, on_gpu=True) == least
 
 
 def test_a_number_is_as_long_as_the_worker_will_compute_with(
@@ -101,6 +105,7 @@ def test_the_least_that_a_wish_can_become(base: BaseModelInfo) -> None:
         4,
         True,
     )
+    assert least(HyperparameterRequest()).micro_batch_tokens == 1
     assert (least(HyperparameterRequest(batch_size=64)).batch_size, least(HyperparameterRequest(lora_rank=3)).rank) == (
         64,
         3,
@@ -173,30 +178,71 @@ async def test_what_cannot_fit_is_refused_at_creation_with_the_numbers(
         with pytest.raises(openai.BadRequestError) as refused:
             await trainer.client().create(hyperparameters={"batch_size": 8})
         assert trainer.trainer.jobs.directories.ids() == []
-    assert (refused.value.code, refused.value.param) == ("insufficient_memory", "hyperparameters.batch_size")
+    assert (refused.value.code, refused.value.param) == ("insufficient_memory", "hyperparameters.max_length")
     assert "0.9 GiB (base" in refused.value.message
     assert "cuda:0, where 0.5 GiB are available (the engine has 85% of 24.0 GiB)" in refused.value.message
 
 
-async def test_what_the_data_ask_for_is_recomputed_or_refused_before_it_is_trained(
+LLAMA_8B = BaseModelInfo(
+    ModelShape(
+        layers=32, hidden=4096, heads=32, intermediate=14_336, vocabulary=128_256, weights=8_030_261_248,
+        embeddings=1_050_673_152, streams=True,
+    ),
+    positions=8192,
+    modules=frozenset(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gib", "tokens", "recomputed"), [(80, 16_384, False), (40, 4096, False), (16, 8192, True), (10, 4096, True)]
+)
+def test_a_step_is_divided_until_it_fits_and_recomputed_only_if_that_does_not_do(
+    gib: int, tokens: int, recomputed: bool
+) -> None:
+    recipe = Recipe(batch_size=16, max_length=4096, quantization="nf4", micro_batch_tokens=16_384)
+    available = AvailableMemory("cuda:0", gib * GIB, "free now")
+    fitted, check = fit_memory(recipe, LLAMA_8B, available, longest=4096, on_gpu=True)
+    assert check.fits
+    assert (fitted.micro_batch_tokens, fitted.gradient_checkpointing) == (tokens, recomputed)
+    assert fitted.batch_size == 16
+
+
+def test_what_does_not_fit_one_example_at_a_time_does_not_fit() -> None:
+    available = AvailableMemory("cuda:0", 8 * GIB, "free now")
+    recipe = Recipe(batch_size=16, max_length=4096, quantization="nf4", micro_batch_tokens=16_384)
+    fitted, check = fit_memory(recipe, LLAMA_8B, available, longest=4096, on_gpu=True)
+    assert not check.fits
+    assert (fitted.micro_batch_tokens, fitted.gradient_checkpointing) == (4096, True)
+
+
+async def test_what_the_data_ask_for_is_divided_recomputed_or_refused_before_it_is_trained(
     tmp_path: Path, base_dir: Path, base: BaseModelInfo, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def needed(batch: int, again: bool) -> int:
-        recipe = Recipe(rank=4, epochs=1, batch_size=batch, max_length=64, gradient_checkpointing=again)
+    def needed(*, rank: int, again: bool) -> int:
+        recipe = Recipe(rank=rank, max_length=64, micro_batch_tokens=9, gradient_checkpointing=again)
         return required_memory(recipe, base, longest=9, on_gpu=False).total
 
-    assert needed(2048, True) < needed(2048, False) < needed(8192, True)
-    monkeypatch.setattr(
-        capacity, "available_memory", lambda *_, **__: AvailableMemory("cpu", needed(2048, False) - 1, "free now")
-    )
+    available = needed(rank=16, again=True)
+    assert available < needed(rank=16, again=False) < needed(rank=17, again=True)
+    monkeypatch.setattr(capacity, "available_memory", lambda *_, **__: AvailableMemory("cpu", available, "free now"))
     async with running(tmp_path, base_dir, gateway) as trainer:
         client = trainer.client()
-        fits = await client.create(metadata={"batch": "4"})
-        again = await client.create(metadata={"batch": "2048"})
-        never = await client.create(metadata={"batch": "8192"})
-        for made, recomputed in ((fits, False), (again, True)):
+        small = {"max_length": 9, "lora_rank": 4}  # passes the check at creation; the stand-in plans as `metadata` says
+        fits = await client.create(metadata={"batch": "4"}, hyperparameters=small)
+        divided = await client.create(metadata={"batch": "2048"}, hyperparameters=small)
+        again = await client.create(metadata={"rank": "16"}, hyperparameters=small)
+        never = await client.create(metadata={"rank": "17"}, hyperparameters=small)
+        recipes = {}
+        for made in (fits, divided, again):
             job = await client.ended(made.id)
-            assert (job.status, job.hatrack["plan"]["recipe"]["gradient_checkpointing"]) == ("succeeded", recomputed)
+            assert job.status == "succeeded"
+            recipes[made.id] = job.hatrack["plan"]["recipe"]
+        assert (recipes[fits.id]["micro_batch_tokens"], recipes[fits.id]["gradient_checkpointing"]) == (512, False)
+        assert (recipes[divided.id]["batch_size"], recipes[divided.id]["gradient_checkpointing"]) == (2048, False)
+        tokens = recipes[divided.id]["micro_batch_tokens"]
+        assert 9 <= tokens < 512
+        assert any(f"at most {tokens} tokens" in message for message in await client.messages(divided.id))
+        assert recipes[again.id]["gradient_checkpointing"]
         assert any("gradient checkpointing is on" in message for message in await client.messages(again.id))
         job = await client.ended(never.id)
         assert (job.status, job.error.code) == ("failed", "insufficient_memory")

@@ -167,7 +167,7 @@ async def test_a_worker_that_the_kernel_kills_for_memory_says_so(
     made = await client.create(metadata={"die": "2"})
     job = await client.ended(made.id)
     assert job.error.code == "out_of_memory"
-    assert "smaller batch_size" in job.error.message
+    assert "smaller max_length" in job.error.message
 
 
 def test_the_kernels_count_is_read_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
