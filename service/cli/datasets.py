@@ -156,8 +156,8 @@ def _version_row(version: DatasetVersion) -> tuple[str, ...]:
 
 
 def diff(
-    old: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version to compare with.")],
-    new: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version to look at.")],
+    old: Annotated[str, typer.Argument(metavar="NAME@OLD", help="The version to compare with.")],
+    new: Annotated[str, typer.Argument(metavar="NAME@NEW", help="The version to look at.")],
     limit: Annotated[int, typer.Option("-n", min=0, max=100, help="Rows of each kind to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:

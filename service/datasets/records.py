@@ -121,7 +121,7 @@ def delete_versions(db: sa.Connection, dataset: DatasetRow, versions: Sequence[D
         release_dataset(db, f"{dataset.name}@{version.number}", version.file_id)
 
 
-def _named(db: sa.Connection, project: str, name: str) -> sa.Row[tuple[int, int]] | None:
+def _named(db: sa.Connection, project: str, name: str) -> sa.Row[int, int] | None:
     """The id and the next version's number of a name, whether or not it has versions now."""
     return db.execute(
         sa.select(datasets.c.id, datasets.c.next_version).where(datasets.c.project == project, datasets.c.name == name)

@@ -130,10 +130,11 @@ class Datasets:
                     f"{MAX_DIFF_ROWS} rows",
                     code="dataset_too_large",
                 )
-        paths = [(await self._files.content(caller, version.file_id))[1] for version in (new, old)]
+        _, new_path = await self._files.content(caller, new.file_id)
+        _, old_path = await self._files.content(caller, old.file_id)
         async with self._comparing:
             try:
-                differences = await in_thread(_diff, *paths, limit)
+                differences = await in_thread(_diff, new_path, old_path, limit)
             except FileNotFoundError:  # deleted meanwhile
                 raise _version_not_found(row, number) from None
         versions = {"dataset": row.name, "version": new.number, "against": old.number}
