@@ -1,5 +1,7 @@
 """The grammar of names, versions and aliases, and the only parser of `brand-voice@3` and `brand-voice:canary`.
 
+Datasets have names of the same grammar, and versions (`support@3`), but no aliases.
+
 name      = [a-z0-9][a-z0-9._-]{0,63}      (not 64 hex digits: those read as a digest)
 alias     = the same grammar
 reference = name | name "@" version | name ":" alias
@@ -16,6 +18,8 @@ from adapters.errors import NameInvalid, NameReserved, ReferenceInvalid
 DEFAULT_ALIAS: Final = "live"
 MAX_NAME_LENGTH: Final = 64
 MAX_VERSION: Final = 2**31 - 1
+FILE_ID_PREFIX: Final = "file-"
+"""How the ids of files begin; a dataset's name must not, since a request may name either."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -28,20 +32,21 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def parse_name(text: str, *, base_name: str | None = None) -> str:
-    """Return `text` if it is a valid adapter name.
+def parse_name(text: str, *, base_name: str | None = None, noun: str = "adapter") -> str:
+    """Return `text` if it is a valid name of an adapter, or of what `noun` says in messages.
 
     Raises NameInvalid; NameReserved for a digest's form or for `base_name`, the base's served name.
     """
     if _NAME.fullmatch(text) is None:
         raise NameInvalid(
-            f"{_shown(text)} is not a valid adapter name: use 1 to 64 of a-z, 0-9, '.', '_', '-', "
+            f"{_shown(text)} is not a valid {noun} name: use 1 to 64 of a-z, 0-9, '.', '_', '-', "
             "starting with a letter or digit.",
             param="name",
         )
     if is_digest(text):
         raise NameReserved(
-            "An adapter name must not be 64 hex digits, which would be ambiguous with a digest.", param="name"
+            f"{_article(noun)} {noun} name must not be 64 hex digits, which would be ambiguous with a digest.",
+            param="name",
         )
     if text == base_name:
         raise NameReserved(f"'{text}' is the base model's name.", param="name")
@@ -99,6 +104,21 @@ class Reference:
         return self.label
 
 
+def parse_dataset(text: str) -> Reference:
+    """Parse a dataset's `name` or `name@version`.
+
+    Raises NameInvalid or NameReserved for the name, ReferenceInvalid for the version.
+    """
+    name, at, version = text.partition("@")
+    if name.startswith(FILE_ID_PREFIX):
+        raise NameReserved(
+            f"A dataset name must not begin with '{FILE_ID_PREFIX}', as the ids of files do; got {_shown(name)}.",
+            param="name",
+        )
+    parse_name(name, noun="dataset")
+    return Reference(name, version=parse_version(version) if at else None)
+
+
 def parse_reference(text: str) -> Reference:
     """Parse `name`, `name@version` or `name:alias`.
 
@@ -125,6 +145,10 @@ def suggest_name(text: str) -> str:
     if is_digest(name):
         return f"{_FALLBACK_NAME}-{name[:12]}"
     return name
+
+
+def _article(noun: str) -> str:
+    return "An" if noun[0] in "aeiou" else "A"
 
 
 def _shown(text: str) -> str:

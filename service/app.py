@@ -27,6 +27,8 @@ from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
 from service.database import Database
+from service.datasets.routes import router as datasets_router
+from service.datasets.service import Datasets
 from service.engine.config import EngineConfig
 from service.engine.external import ExternalEngine
 from service.engine.supervisor import Supervisor
@@ -122,6 +124,8 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.files, api.state.training = parts.files, parts.sidecar.training
     api.state.admission_queue = parts.admission.queue
     api.include_router(files_router)
+    api.state.datasets = Datasets(parts.database, parts.files)
+    api.include_router(datasets_router)
     if parts.knowledge is not None:
         _add_knowledge(api, parts.knowledge)
     api.state.evaluations, api.state.revalidations = (

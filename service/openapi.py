@@ -26,8 +26,8 @@ DESCRIPTION: Final = (
 )
 REF: Final = "#/components/schemas/{model}"
 TAGS: Final = (
-    *("inference", "adapters", "files", "fine-tuning", "training", "evaluations", "reviews", "revalidation"),
-    *("vector stores", "access", "usage", "telemetry", "health"),
+    *("inference", "adapters", "files", "datasets", "fine-tuning", "training", "evaluations", "reviews"),
+    *("revalidation", "vector stores", "access", "usage", "telemetry", "health"),
 )
 """In the order in which the page shows them."""
 KEYLESS: Final = frozenset({"/metrics"})

@@ -24,7 +24,8 @@ MAX_PROMPT_CHARS: Final = 32_768
 
 Auto = Literal["auto"]
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
-FileId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+DataFile = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+"""The id of a file, or a dataset: `support@3`, or `support` for its newest version. Only the gateway knows datasets."""
 Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -76,8 +77,12 @@ class JobFields(RequestBody):
     """Body of ``POST /v1/fine_tuning/jobs``."""
 
     model: ModelName = Field(description="The base, or a version to continue from, such as `brand-voice@3`.")
-    training_file: FileId
-    validation_file: FileId | None = Field(None, description="Held-out examples. Default: a part of the training file.")
+    training_file: DataFile = Field(
+        description="The id of a file, or a dataset: `support@3`, or `support` for its newest version."
+    )
+    validation_file: DataFile | None = Field(
+        None, description="Held-out examples, a file or a dataset. Default: a part of the training file."
+    )
     suffix: Suffix | None = Field(None, description="The adapter's name if `adapter` is not given.")
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] | None = None
     metadata: Metadata | None = None
@@ -122,7 +127,9 @@ class EvaluationFields(RequestBody):
     arms: Any = None
     candidate: Label | None = Field(None, description="With `arms`: the arm to judge.")
     bases: Any = None
-    held_out: FileId = Field(description="A file with the purpose `evals` or `fine-tune`.")
+    held_out: DataFile = Field(
+        description="The id of a file with the purpose `evals` or `fine-tune`, or a dataset: `support-heldout@2`."
+    )
     metric: Any = None
     suites: Any = None
     promote: Literal["auto", "never"] = Field(

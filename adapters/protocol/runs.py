@@ -58,7 +58,8 @@ class ParentShape:
 class JobContext(ProtocolModel):
     """What the gateway resolved for a fine-tuning job.
 
-    ``adapter``: the name of the result. ``parent``: the `name@version` to continue from; None: the base.
+    ``adapter``: the name of the result. ``parent``: the `name@version` to continue from; None: the base. ``datasets``:
+    the `name@version` of each file that the client named by a dataset, by the body's field.
     """
 
     adapter: str
@@ -66,6 +67,7 @@ class JobContext(ProtocolModel):
     validation_file: FileRef | None = None
     parent: str | None = None
     parent_shape: ParentShape | None = None
+    datasets: dict[str, str] = Field(default_factory=dict)
 
 
 class EarlierVerdict(ProtocolModel):

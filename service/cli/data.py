@@ -1,4 +1,4 @@
-"""`data check` and `lineage`: what an adapter is to learn from, and what it was made of."""
+"""`data` and `lineage`: what an adapter is to learn from, and what it was made of."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from service.cli import terminal
+from service.cli import datasets, terminal
+from service.cli.datasets import EXAMPLES
 from service.cli.terminal import AsJson
-from service.cli.train import FILE
 from service.client import HatrackClient, JsonObject
 
 if TYPE_CHECKING:
     from service.client.types.training import DataCheck, ShownExample
 
 MARKS: Final = {"refused": ("✗", "red"), "warning": ("!", "yellow"), "note": ("-", "dim")}
-app = typer.Typer(no_args_is_help=True, help="Check training data before training.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, help="Check training data, and keep it as named, numbered versions.", rich_markup_mode=None
+)
 
 
 @app.command(
     epilog=terminal.examples("hatrack data check examples.jsonl", "hatrack data check examples.jsonl --strict --json")
 )
 def check(
-    file: Annotated[Path, FILE],
+    file: Annotated[Path, EXAMPLES],
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Longest example in tokens. [default: the engine's]")
     ] = None,
@@ -42,6 +44,23 @@ def check(
         print_report(report)
     if any(finding.get("severity") == "refused" for finding in report.get("findings", [])):
         raise typer.Exit(terminal.FAILED)
+
+
+app.command(
+    epilog=terminal.examples(
+        "hatrack data push support examples.jsonl",
+        'hatrack data push support examples.jsonl --note "200 tickets of May"',
+    )
+)(datasets.push)
+app.command("list", epilog=terminal.examples("hatrack data list", "hatrack data list --json | jq '.[].name'"))(
+    datasets.list_datasets
+)
+app.command(epilog=terminal.examples("hatrack data show support", "hatrack data show support@3"))(datasets.show)
+app.command(epilog=terminal.examples("hatrack data diff support@2 support@3"))(datasets.diff)
+app.command(epilog=terminal.examples("hatrack data pull support@3 examples.jsonl"))(datasets.pull)
+app.command(
+    epilog=terminal.examples("hatrack data delete support@2", "hatrack data delete support --yes --keep-files")
+)(datasets.delete)
 
 
 def print_report(report: DataCheck) -> None:
@@ -101,6 +120,8 @@ def _facts(metadata: JsonObject) -> list[tuple[str, str]]:
     made: dict[str, Any] = metadata["lineage"]
     cost: dict[str, Any] = metadata.get("training") or {}
     facts = [("data", f"{file['name']}: {file['examples']} examples, sha256 {file['sha256']}") for file in made["data"]]
+    named = made.get("datasets") or {}
+    facts += [(f"dataset: {field}", version) for field, version in named.items()]
     facts += [("files", ", ".join(made.get("files") or []) or "-"), ("job", made.get("job") or "-")]
     facts += [("parent", made.get("parent") or "-"), ("system prompt", made.get("system_prompt") or "-")]
     facts += [(f"recipe: {name}", str(value)) for name, value in made["recipe"].items()]

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from service.cli import terminal
+from service.cli.datasets import data_argument
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObject
 
@@ -31,8 +32,8 @@ HeldOut = Annotated[
     str,
     typer.Option(
         "--held-out",
-        metavar="FILE",
-        help="Examples not used for training: a JSONL file, or the id of an uploaded file.",
+        metavar="FILE|DATASET",
+        help="Examples not used for training: a JSONL file, the id of an uploaded file, or a dataset (NAME@VERSION).",
     ),
 ]
 
@@ -161,13 +162,13 @@ def _version_report(client: HatrackClient, target: str, *, with_page: bool) -> t
 
 
 def _held_out_file(client: HatrackClient, held_out: str) -> str:
-    """The id of the file to judge on; one of this machine's is uploaded."""
+    """What a request names the data to judge on by: one of this machine's files is uploaded."""
     path = Path(held_out)
     if path.is_file():
         return str(client.files.create(path, "evals")["id"])
     if held_out.startswith("file-"):
         return held_out
-    raise typer.BadParameter(f"--held-out: no such file: {held_out!r}.")
+    return str(data_argument(held_out))
 
 
 def _metric(text: str | None) -> Any:

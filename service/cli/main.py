@@ -112,6 +112,8 @@ app.command(
         "hatrack train examples.jsonl --name brand-voice",
         "hatrack train examples.jsonl --name brand-voice --held-out heldout.jsonl --set n_epochs=2",
         "hatrack train more.jsonl --name brand-voice --from brand-voice@3 --no-follow",
+        "hatrack train support@3 --name brand-voice --save-recipe recipe.toml",
+        "hatrack train --recipe recipe.toml",
     )
 )(train.train)
 app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(train.jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +24,14 @@ from adapters.dataset.held_out import (
     share_needed,
 )
 from service.cli import terminal
+from service.cli.datasets import data_argument, find_source
+from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, HatrackClient
 
 if TYPE_CHECKING:
     from service.client.types.training import FineTuningJob, FineTuningJobEvent
 
-FILE: Final = typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Examples, JSONL.")
 VERDICTS: Final = {"pass": "bold green", "fail": "bold red", "not_enough_evidence": "bold yellow"}
 COLOURS: Final = {"warn": "yellow", "error": "red"}
 EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
@@ -43,14 +45,33 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
+BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "follow", "as_json"})
+"""Options of `train` that may be given with `--recipe`."""
+
+
+def _optional_name(text: str | None) -> str | None:
+    return None if text is None else terminal.name_argument(text)
+
+
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait until it has finished.")]
 
 
 def train(
-    file: Annotated[Path, FILE],
-    name: Annotated[str, typer.Option(help="The adapter's name.", callback=terminal.name_argument)],
+    context: typer.Context,
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE|DATASET]",
+            help="Examples: a JSONL file, or a dataset (NAME@VERSION).",
+            callback=data_argument,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The adapter's name.", callback=_optional_name)] = None,
     held_out: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out examples. [default: split from FILE]")
+        str | None,
+        typer.Option(
+            metavar="FILE|DATASET", help="Held-out examples. [default: split from the examples]", callback=data_argument
+        ),
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")
@@ -77,45 +98,75 @@ def train(
         str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Train as a saved recipe says, and nothing else."
+        ),
+    ] = None,
+    save_recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
+    ] = None,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter on examples and evaluate it. It is served as NAME:candidate, and goes live if it passes."""
+    if recipe is not None:
+        _refuse_options(context)
+    elif file is None or name is None:
+        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe.")
+    if save_recipe is not None and not save_recipe.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--save-recipe: {save_recipe.absolute().parent} is not a directory.")
     if held_out is not None and held_out_share is not None:
         raise typer.BadParameter("--held-out and --held-out-share cannot be combined.")
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
     if held_out_share is not None:
         hyperparameters["held_out_share"] = held_out_share
-    # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
-    long_values = {"system_prompt": system_prompt, "metric": None if metric is None else _metric(metric)}
-    hyperparameters |= {field: value for field, value in long_values.items() if value is not None}
-    metadata = {"strict": "true" if strict else None, "drop_long": "true" if drop_long else None}
-    metadata |= {"suites": suites, "judge": judge, "promote": None if promote is Promote.AUTO else promote.value}
-    _warn_of_too_few(file, held_out, hyperparameters.get("held_out_share", SHARE))
     with terminal.reporting(as_json), HatrackClient() as client:
-        model = start or str(client.ready().get("base"))
-        job = client.fine_tuning.jobs.create(
-            client.files.create(file)["id"],
-            model=model,
-            adapter=name,
-            validation_file=client.files.create(held_out)["id"] if held_out else None,
-            hyperparameters=hyperparameters,
-            metadata={key: value for key, value in metadata.items() if value is not None},
-            seed=seed,
-        )
+        if recipe is not None:
+            wanted = read_recipe(recipe)
+            for source in filter(None, (wanted.data, wanted.held_out)):
+                require_same_data(client, source)
+        else:
+            wanted = Recipe(
+                adapter=str(name),
+                model=start or str(client.ready().get("base")),
+                data=find_source(client, str(file)),
+                held_out=find_source(client, held_out) if held_out else None,
+                hyperparameters=hyperparameters,
+                seed=seed,
+                promote=promote.value,
+                metric=metric,
+                suites=suites,
+                judge=judge,
+                strict=strict,
+                drop_long=drop_long,
+                system_prompt=system_prompt,
+            )
+        _warn_of_too_few(wanted)
+        job = _create(client, wanted, save_recipe)
         if not as_json:
-            typer.echo(f"{job['id']} trains {name} on {file.name}; follow it with `hatrack job {job['id']} --follow`")
+            typer.echo(
+                f"{job['id']} trains {wanted.adapter} on {wanted.data.shown}; "
+                f"follow it with `hatrack job {job['id']} --follow`"
+            )
         if follow:
             job = _follow(client, job["id"], quiet=as_json)
     _finish(job, as_json, followed=follow)
 
 
-def _warn_of_too_few(file: Path, held_out: Path | None, share: object) -> None:
-    """Warn, before anything is sent, of files with too few lines for a pass; the job then tells the exact number."""
-    if not isinstance(share, int | float):
+def _warn_of_too_few(recipe: Recipe) -> None:
+    """Warn, before anything is sent, of files with too few lines for a pass; the job then tells the exact number.
+
+    A dataset was checked when it was pushed, and its lines are not here to be counted.
+    """
+    share = recipe.hyperparameters.get("held_out_share", SHARE)
+    path, held_out = recipe.data.path, recipe.held_out
+    if path is None or not isinstance(share, int | float) or (held_out is not None and held_out.path is None):
         return
-    examples = _count_lines(file)
-    held = held_out_target(examples, share) if held_out is None else _count_lines(held_out)
+    examples = _count_lines(path)
+    held = held_out_target(examples, share) if held_out is None else _count_lines(held_out.path or path)
     if held < DEFAULT_MIN_EXAMPLES:
         shortage = describe_shortage(
             held,
@@ -132,6 +183,43 @@ def _warn_of_too_few(file: Path, held_out: Path | None, share: object) -> None:
 def _count_lines(path: Path) -> int:
     with path.open("rb") as lines:
         return sum(1 for line in lines if line.strip())
+
+
+def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineTuningJob:
+    """Create a recipe's job, and save the recipe in ``target`` with the seed that the job has got."""
+    if target is not None:
+        recipe_text(recipe, target.parent, "")  # refused before there is a job
+    # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
+    long_values = {
+        "system_prompt": recipe.system_prompt,
+        "metric": None if recipe.metric is None else _metric(recipe.metric),
+    }
+    hyperparameters = {field: value for field, value in long_values.items() if value is not None}
+    metadata = {"strict": "true" if recipe.strict else None, "drop_long": "true" if recipe.drop_long else None}
+    metadata |= {"suites": recipe.suites, "judge": recipe.judge}
+    metadata["promote"] = None if recipe.promote == Promote.AUTO else recipe.promote
+    job = client.fine_tuning.jobs.create(
+        recipe.data.sent(client),
+        model=recipe.model,
+        adapter=recipe.adapter,
+        validation_file=recipe.held_out.sent(client) if recipe.held_out is not None else None,
+        hyperparameters={**recipe.hyperparameters, **hyperparameters},
+        metadata={key: value for key, value in metadata.items() if value is not None},
+        seed=recipe.seed,
+    )
+    if target is not None:
+        chosen = job.get("seed") if recipe.seed is None else recipe.seed
+        write_recipe(target, replace(recipe, seed=chosen), job["id"])
+    return job
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Refuse what would change a recipe: the file is to say all that makes its job."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name not in BESIDE_RECIPE and source is not None and source.name == "COMMANDLINE":
+            shown = parameter.opts[0] if parameter.opts[0].startswith("-") else "FILE"
+            raise typer.BadParameter(f"{shown} cannot be combined with --recipe; edit the recipe's file instead.")
 
 
 def jobs(as_json: AsJson = False) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from service.client.access import Audit, Keys, Usage
     from service.client.adapters import Adapters
     from service.client.chat import Chat, Models
+    from service.client.datasets import Datasets
     from service.client.evaluations import Evaluations, Revalidations, Reviews
     from service.client.files import Files, VectorStores
     from service.client.training import FineTuning
@@ -110,6 +111,13 @@ class HatrackClient:
         from service.client.chat import Chat
 
         return Chat(self._connection)
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        """Named, numbered versions of training files."""
+        from service.client.datasets import Datasets
+
+        return Datasets(self._connection)
 
     @cached_property
     def evaluations(self) -> Evaluations:

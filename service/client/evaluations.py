@@ -45,7 +45,7 @@ class Evaluations(Resource):
         """Judge a version against the base model and the live version, or compare arms. Send ``model`` or ``arms``.
 
         Args:
-            held_out: The id of an uploaded file of examples that were not trained on.
+            held_out: The id of an uploaded file, or a dataset (`support-heldout@2`), of examples not trained on.
             model: The version to judge, `brand-voice@3`.
             arms: Up to nine, each with `label` and `model`, optionally `prompt`, `grounding` and `endpoint`.
             candidate: With ``arms``: the label of the one to judge.

@@ -79,7 +79,11 @@ class Files(Resource):
         return self._connection.checked("GET", path_of("files", file_id, "content"), timeout=LONG).content
 
     def delete(self, file_id: str) -> DeletedFile:
-        """Delete a file. Its bytes stay as long as a version, vector store or job needs them."""
+        """Delete a file. Its bytes stay as long as a version, vector store or job needs them.
+
+        Raises:
+            ClientError: `file_in_use` (409) if it is a version of a dataset.
+        """
         return self._connection.request(DeletedFile, "DELETE", path_of("files", file_id))
 
 

@@ -83,10 +83,10 @@ class FineTuningJobs(Resource):
         """Start training a new version of an adapter.
 
         Args:
-            training_file: The id of an uploaded file.
+            training_file: The id of an uploaded file, or a dataset: `support@3`, or `support` for its newest version.
             model: The base model's name, or the version to train on from, `brand-voice@3`.
             adapter: The adapter that the version becomes part of.
-            validation_file: The id of a file of held-out examples. None: some of the training file's are held out.
+            validation_file: The same of held-out examples. None: some of the training file's are held out.
             hyperparameters: OpenAI's and Hatrack's; a missing one is chosen from the data.
             seed: For the order of examples, sampling and initial weights.
 

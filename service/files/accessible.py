@@ -1,8 +1,8 @@
 """Which files a key may access: all of its project or, if the key has globs, those of the objects that they match.
 
-A file belongs to the versions, vector stores and jobs that hold it, and to the job that wrote it. A narrowed key also
-accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is accessible to
-the key that uploaded it and to keys without globs.
+A file belongs to the versions, datasets, vector stores and jobs that hold it, and to the job that wrote it. A narrowed
+key also accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is
+accessible to the key that uploaded it and to keys without globs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from service.access.tables import keys
 from service.files.purposes import DOCUMENTS
 from service.files.tables import file_holds, files, stores
 
-VERSION, KEY, STORE = "version", "key", "store"
-"""Kinds of holds."""
+VERSION, KEY, STORE, DATASET = "version", "key", "store", "dataset"
+"""Kinds of holds. A key's globs over adapters are held against the names of datasets, too."""
 
 
 def accessible(caller: Caller) -> sa.ColumnElement[bool]:
@@ -66,7 +66,7 @@ def _holder_matches(caller: Caller) -> sa.ColumnElement[bool]:
         matching = _any(sa.or_(stores.c.id.op("GLOB")(glob), named.op("GLOB")(glob)) for glob in caller.stores)
         store = holder.in_(sa.select(stores.c.id).where(stores.c.project == caller.project, matching))
     return sa.or_(
-        sa.and_(kind == VERSION, version),
+        sa.and_(kind.in_((VERSION, DATASET)), version),
         sa.and_(kind == STORE, store),
         sa.and_(kind == KEY, holder.in_(_matching_jobs(caller))),
     )

@@ -1,5 +1,7 @@
 """Holds on files: versions trained or judged on a file, and running jobs, keep its bytes after it was deleted.
 
+A dataset's version is its file: the file cannot be deleted before the version is.
+
 A version's hold is placed in the transaction that adds the version, or a verdict on it, and released in the one that
 deletes the version. A job's hold is its key's: it counts as long as the key lives, so that nobody has to give it back
 when a job ends, however it ends.
@@ -16,7 +18,7 @@ from service.access.audit import ADMIN_ID, SYSTEM_ID
 from service.access.caller import Caller
 from service.access.records import find as find_key
 from service.access.tables import keys
-from service.files.accessible import KEY, VERSION, accessible
+from service.files.accessible import DATASET, KEY, VERSION, accessible
 from service.files.records import is_listed, now
 from service.files.tables import file_holds, files
 
@@ -111,6 +113,38 @@ def release_versions(db: sa.Connection, project: str, name: str, numbers: Sequen
         )
 
 
+def hold_for_dataset(db: sa.Connection, project: str, version: str, file_id: str) -> bool:
+    """Hold the file that a dataset's version, ``name@number``, is. False, and no hold, if it is off the list."""
+    held = _reachable(db, project, [file_id])
+    _insert_holds(db, DATASET, version, held)
+    return bool(held)
+
+
+def release_dataset(db: sa.Connection, version: str, file_id: str) -> None:
+    """Release the hold of a dataset's version that is deleted."""
+    db.execute(
+        file_holds.delete().where(
+            file_holds.c.file_id == file_id, file_holds.c.kind == DATASET, file_holds.c.holder == version
+        )
+    )
+
+
+def dataset_versions(db: sa.Connection, file_id: str) -> list[str]:
+    """The datasets' versions that are this file, as ``name@number``, sorted."""
+    query = sa.select(file_holds.c.holder).where(file_holds.c.file_id == file_id, file_holds.c.kind == DATASET)
+    return sorted(db.scalars(query))
+
+
+def held_by_jobs(db: sa.Connection, file_ids: Sequence[str]) -> set[str]:
+    """Which of the files a job or an evaluation in progress holds: one whose key is alive."""
+    query = sa.select(file_holds.c.file_id).where(
+        file_holds.c.kind == KEY,
+        file_holds.c.file_id.in_(sorted(set(file_ids))),
+        file_holds.c.holder.in_(_alive(now())),
+    )
+    return set(db.scalars(query))
+
+
 def lineage_files(metadata: dict[str, Any]) -> list[str]:
     """The ids of the files that a version was trained on, as its metadata says."""
     lineage = metadata.get("lineage")
@@ -126,13 +160,17 @@ def release_unheld(db: sa.Connection) -> list[str]:
     Their rows are updated first, so that no later hold can rely on bytes that are about to be removed.
     """
     time = now()
-    alive = sa.select(keys.c.id).where(
-        keys.c.revoked_at.is_(None), sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > time)
-    )
-    db.execute(file_holds.delete().where(file_holds.c.kind == KEY, file_holds.c.holder.not_in(alive)))
+    db.execute(file_holds.delete().where(file_holds.c.kind == KEY, file_holds.c.holder.not_in(_alive(time))))
     held = sa.exists().where(file_holds.c.file_id == files.c.id)
     unheld = sa.and_(sa.not_(is_listed(time)), files.c.gone_at.is_(None), sa.not_(held))
     return list(db.scalars(files.update().where(unheld).values(gone_at=time).returning(files.c.id)))
+
+
+def _alive(time: int) -> sa.Select[tuple[str]]:
+    """The ids of all keys that are neither revoked nor expired at ``time``, Unix seconds."""
+    return sa.select(keys.c.id).where(
+        keys.c.revoked_at.is_(None), sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > time)
+    )
 
 
 def _reachable(

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from service.access.audit import Actor
 from service.access.caller import Caller
 from service.access.http import actor, caller
-from service.errors import BadRequest, DiskFull, NotFound, TooLarge, WrongMediaType
+from service.errors import BadRequest, Conflict, DiskFull, NotFound, TooLarge, WrongMediaType
 from service.files.form import receive
 from service.files.purposes import visible
 from service.files.schemas import DeletedFile, FileForm, FileObject
@@ -90,10 +90,10 @@ async def get_content(file_id: str, caller: CurrentCaller, service: CurrentFiles
     return Download(path, media_type=BYTES, filename=row.filename, headers=DOWNLOAD_HEADERS)
 
 
-@router.delete("/{file_id}", responses=answers(DeletedFile, NotFound, DiskFull))
+@router.delete("/{file_id}", responses=answers(DeletedFile, NotFound, Conflict, DiskFull))
 async def delete_file(
     file_id: str, caller: CurrentCaller, actor: CurrentActor, service: CurrentFiles
 ) -> dict[str, Any]:
-    """Take a file off the list."""
+    """Take a file off the list. 409 `file_in_use`: it is a dataset's version."""
     await service.delete(caller, file_id, actor=actor)
     return {"id": file_id, "object": "file", "deleted": True}

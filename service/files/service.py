@@ -17,7 +17,7 @@ from service.access.caller import Caller, Scope
 from service.access.records import require_project
 from service.concurrency import in_thread, repeat
 from service.database import Database
-from service.errors import BadRequest, Forbidden, HatrackError, NotFound
+from service.errors import BadRequest, Conflict, Forbidden, HatrackError, NotFound
 from service.files import holds, records
 from service.files.accessible import VERSION
 from service.files.blob_store import BlobStore, Incoming
@@ -211,6 +211,7 @@ class Files:
         Raises:
             NotFound: The file does not exist, or the caller may not access it.
             Forbidden: It also belongs to objects outside the key's globs, and was not uploaded with the key.
+            Conflict: It is a dataset's version.
         """
         purposes = visible(caller)
 
@@ -225,6 +226,7 @@ class Files:
                     param="file_id",
                     code="file_not_allowed",
                 )
+            _refuse_dataset(db, caller, file_id)
             records.delete(db, file_id)
             note(db, actor, "file.delete", file_id, {"purpose": row.purpose, "filename": row.filename})
 
@@ -253,6 +255,20 @@ class Files:
         if file_ids:
             await in_thread(self._blobs.remove, file_ids)
         return file_ids
+
+
+def _refuse_dataset(db: sa.Connection, caller: Caller, file_id: str) -> None:
+    """Raise Conflict if the file is a dataset's version."""
+    versions = holds.dataset_versions(db, file_id)
+    if not versions:
+        return
+    shown = [f"`{version}`" for version in versions if caller.may_use(version.partition("@")[0])]
+    named = ", ".join(shown[:3]) or "a dataset that the API key's globs do not match"
+    raise Conflict(
+        f"the file {file_id[:80]!r} is a version of a dataset ({named}); delete that version first",
+        param="file_id",
+        code="file_in_use",
+    )
 
 
 def file_object(row: FileRow) -> dict[str, Any]:

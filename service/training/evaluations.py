@@ -22,6 +22,7 @@ from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
 from service.database import Database
+from service.datasets.service import named_file
 from service.errors import BadRequest, Conflict, Forbidden, NotFound
 from service.files.holds import lineage_files
 from service.files.purposes import Purpose
@@ -32,7 +33,7 @@ from service.registry import records, verdict_records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
 from service.registry.split import AliasTarget
 from service.registry.verdict_flags import PASSED, REVALIDATION
-from service.training.jobs import reference
+from service.training.jobs import datasets_detail, reference
 from service.training.service import JSON, Answer, ProvisionRequest, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
@@ -125,7 +126,7 @@ class EvaluationService:
 
         Raises:
             Forbidden: The caller is itself a job, or is missing a scope.
-            NotFound: A file or a model does not exist for this caller.
+            NotFound: A file, a dataset or a model does not exist for this caller.
             Conflict: A model cannot serve now.
             BadRequest: A field's value is not allowed.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is revoked.
@@ -136,12 +137,14 @@ class EvaluationService:
         if request.promote == "auto":
             caller.demand(Scope.ADAPTERS)
         authorized = check(request, caller, self._catalog)
-        held_out = await self._files.named(caller, request.held_out, HELD_OUT, "held_out", version=version)
+        named = await named_file(
+            self._database, self._files, caller, request.held_out, HELD_OUT, "held_out", version=version
+        )
         row = await self._row(caller, authorized.candidate)
         training_file = await self._training_file(caller, authorized.candidate, row)
         settings = _settings(authorized.candidate).stored()
         context = EvaluationContext(
-            held_out=reference(held_out),
+            held_out=reference(named.file),
             models={label: model.name for label, model in authorized.models.items()},
             candidate=None if authorized.candidate is None else authorized.candidate.name,
             system_prompt=settings["system_prompt"],
@@ -165,6 +168,7 @@ class EvaluationService:
                 "model": request.model or [arm.model for arm in request.arms or ()],
                 "kind": "evaluation" if version is None else REVALIDATION,
                 "promote": request.promote,
+                **datasets_detail({"held_out": named}),
             },
             version=version or context.candidate,
         )

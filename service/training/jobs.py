@@ -7,7 +7,7 @@ every file, model and name in the body, and that the job's key has no more right
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -20,6 +20,7 @@ from adapters.protocol.requests import JobFields
 from adapters.protocol.runs import FileRef, JobContext, ParentShape
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
+from service.datasets.service import NamedFile
 from service.errors import BadRequest, Forbidden
 from service.files.records import FileRow
 from service.registry.catalog import Catalog
@@ -39,7 +40,7 @@ class JobRequest(JobFields):
     method: dict[str, Any] | None = None
 
     def files(self) -> dict[str, str]:
-        """File ids by the request's field."""
+        """Ids of files, or datasets, by the request's field."""
         ids = {"training_file": self.training_file, "validation_file": self.validation_file}
         return {param: file_id for param, file_id in ids.items() if file_id is not None}
 
@@ -68,15 +69,16 @@ class AuthorizedJob:
             parent_key_id=caller.key_id,
         )
 
-    def context(self, files: dict[str, FileRow], parent_shape: ParentShape | None) -> JobContext:
+    def context(self, files: dict[str, NamedFile], parent_shape: ParentShape | None) -> JobContext:
         """The context sent to the trainer with the client's body. ``parent_shape`` is from `shape_of`."""
         validation = files.get("validation_file")
         return JobContext(
             adapter=self.adapter,
             parent=self.parent,
             parent_shape=parent_shape,
-            training_file=reference(files["training_file"]),
-            validation_file=None if validation is None else reference(validation),
+            training_file=reference(files["training_file"].file),
+            validation_file=None if validation is None else reference(validation.file),
+            datasets=datasets_in(files),
         )
 
 
@@ -133,8 +135,9 @@ def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:
         return "suffix", suggest_name(request.suffix)
     if parent is not None:
         return "model", parse_reference(parent).name
-    # unnamed: derive the name from the data, so that a retry adds a version instead of a new adapter
-    return "suffix", f"ft-{hashlib.sha256(request.training_file.encode()).hexdigest()[:8]}"
+    # unnamed: derive the name from the data, so that a retry, or a dataset's next version, adds no new adapter
+    source = request.training_file.partition("@")[0]
+    return "suffix", f"ft-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
@@ -182,6 +185,17 @@ def shape_of(parent: str, config: bytes, modules: Collection[str]) -> ParentShap
         target_modules=target_modules,
         modules=len(modules) or None,
     )
+
+
+def datasets_in(files: Mapping[str, NamedFile]) -> dict[str, str]:
+    """The `name@version` of each file that was named by a dataset, by the request's field."""
+    return {param: named.dataset for param, named in files.items() if named.dataset is not None}
+
+
+def datasets_detail(files: Mapping[str, NamedFile]) -> dict[str, Any]:
+    """The same as an entry of the audit's detail; empty if no dataset was named."""
+    datasets = datasets_in(files)
+    return {"datasets": datasets} if datasets else {}
 
 
 def reference(row: FileRow) -> FileRef:

@@ -22,6 +22,7 @@ from service.access.caller import Caller
 from service.access.records import KeyDraft
 from service.access.service import Keys
 from service.database import Database
+from service.datasets.service import named_file
 from service.errors import BadGateway, Forbidden, HatrackError, NotFound, TrainerUnavailable
 from service.files.purposes import Purpose
 from service.files.service import Files
@@ -29,7 +30,7 @@ from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.client import TrainerClient
 from service.training.forward import kept_headers, read_bounded
-from service.training.jobs import JobRequest, check, shape_of
+from service.training.jobs import JobRequest, check, datasets_detail, shape_of
 
 T = TypeVar("T")
 JOBS_PATH: Final = "/v1/fine_tuning/jobs"
@@ -128,7 +129,7 @@ class Training:
 
         Raises:
             Forbidden: The caller is itself a job, or may not create that adapter.
-            NotFound: A file or the model does not exist for this caller.
+            NotFound: A file, a dataset or the model does not exist for this caller.
             BadRequest: A field's value is not allowed.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is kept only if the job exists.
         """
@@ -138,8 +139,8 @@ class Training:
         if replayed is not None:
             return replayed
         files = {
-            param: await self._files.named(caller, file_id, (Purpose.FINE_TUNE,), param)
-            for param, file_id in request.files().items()
+            param: await named_file(self._database, self._files, caller, text, (Purpose.FINE_TUNE,), param)
+            for param, text in request.files().items()
         }
         authorized = check(request, caller, self._catalog)
         shape = await self._parent_shape(caller, authorized.parent)
@@ -147,12 +148,12 @@ class Training:
         provision = ProvisionRequest(
             path=JOBS_PATH,
             key=authorized.key(caller),
-            files=request.files(),
+            files={param: named.file.id for param, named in files.items()},
             headers=headers | JSON,
             body=orjson.dumps(envelope.model_dump()),
             action="job.create",
             claim=CLAIM_PATH,
-            detail={"adapter": authorized.adapter, "model": request.model},
+            detail={"adapter": authorized.adapter, "model": request.model, **datasets_detail(files)},
         )
         return await self.provision(provision, actor)
 

@@ -101,7 +101,8 @@ def _events(text: str) -> list[Any]:
 async def answers(gateway: ContractGateway) -> Document:
     """All answers by their requests' names."""
     recorder = Recorder(gateway)
-    for part in (_public, _keys, _adapters, _inference, _files, _stores, _jobs, _evaluations, _observed, _deletions):
+    parts = (_public, _keys, _adapters, _inference, _files, _datasets, _stores, _jobs, _evaluations, _observed)
+    for part in (*parts, _deletions):
         await part(recorder)
     return recorder.found
 
@@ -237,6 +238,25 @@ async def _files(ask: Recorder) -> None:
     await ask.send("file's content", "GET", f"/v1/files/{file}/content")
     await ask.send("no such file", "GET", "/v1/files/file-nothing")
     await ask.send("file deleted", "DELETE", f"/v1/files/{file}")
+
+
+async def _datasets(ask: Recorder) -> None:
+    first = await _file(ask, "first rows uploaded", TRAINING, "fine-tune", "t.jsonl")
+    second = await _file(ask, "more rows uploaded", TRAINING + TRAINING, "fine-tune", "t.jsonl")
+    pushed = {"name": "support", "file": first, "note": "the first"}
+    await ask.send("dataset pushed", "POST", "/v1/datasets", json=pushed)
+    await ask.send("dataset pushed again", "POST", "/v1/datasets", json=pushed)
+    await ask.send("second version of a dataset", "POST", "/v1/datasets", json={"name": "support", "file": second})
+    await ask.send("dataset with a bad name", "POST", "/v1/datasets", json={"name": "No Name", "file": first})
+    await ask.send("dataset", "GET", "/v1/datasets/support")
+    await ask.send("datasets", "GET", "/v1/datasets")
+    await ask.send("dataset's version", "GET", "/v1/datasets/support/versions/1")
+    await ask.send("versions compared", "GET", "/v1/datasets/support/versions/2/diff?against=1")
+    await ask.send("no such dataset", "GET", "/v1/datasets/nobody")
+    await ask.send("no such version of a dataset", "GET", "/v1/datasets/support/versions/9")
+    await ask.send("file of a dataset deleted", "DELETE", f"/v1/files/{first}")
+    await ask.send("dataset's version deleted", "DELETE", "/v1/datasets/support/versions/1")
+    await ask.send("dataset deleted", "DELETE", "/v1/datasets/support")
 
 
 async def _stores(ask: Recorder) -> None:

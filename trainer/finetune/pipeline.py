@@ -358,6 +358,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             parent=job.parent,
             job=job.id,
             files=tuple(file.id for file in files),
+            datasets=job.datasets,
             packages=packages(),
         )
 

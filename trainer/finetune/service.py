@@ -85,7 +85,7 @@ class Jobs(RunService):
             key_id=caller.key_id,
             run_key_id=key.id,
             created_at=spec.created_at,
-            body=request.body.model_dump(exclude_unset=True),
+            body=_with_file_ids(request.body.model_dump(exclude_unset=True), context),
             adapters=(spec.adapter,),
             details=details.model_dump(mode="json"),
             status=kind.VALIDATE.waits_as,
@@ -184,6 +184,7 @@ class Jobs(RunService):
             parent=context.parent,
             training_file=context.training_file,
             validation_file=context.validation_file,
+            datasets=context.datasets,
             wish=request.hyperparameters,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,
@@ -232,6 +233,12 @@ class Jobs(RunService):
         if report is None:
             raise NotFound(f"the job `{run.id}` has no quality report yet")
         return report
+
+
+def _with_file_ids(body: dict[str, Any], context: JobContext) -> dict[str, Any]:
+    """The body with the ids of the files that the gateway found under the names of datasets."""
+    files = {"training_file": context.training_file, "validation_file": context.validation_file}
+    return body | {param: file.id for param, file in files.items() if file is not None}
 
 
 def _judging(request: JobRequest, settings: Settings) -> EvaluationOptions:

@@ -81,6 +81,8 @@ class JobSpec(Frozen):
     """`name@version` to train further; its files are fetched over HTTP."""
     training_file: FileRef
     validation_file: FileRef | None = None
+    datasets: dict[str, str] = Field(default_factory=dict)
+    """The datasets that the files are versions of, as `name@version`, by the request's field."""
     wish: HyperparameterRequest
     """The requested hyperparameters (the name is persisted in spec.json)."""
     seed: int

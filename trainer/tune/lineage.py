@@ -27,7 +27,7 @@ PACKAGES: Final = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 """Packages whose versions may change the result of a training."""
 
 
-NOT_COMPARED: Final = {"python", "packages", "job", "files", "held_out", "drop_long"}
+NOT_COMPARED: Final = {"python", "packages", "job", "files", "datasets", "held_out", "drop_long"}
 """Fields of a lineage that do not decide the weights, or that follow from others."""
 
 
@@ -60,6 +60,8 @@ class Lineage(_Frozen):
     job: str | None = None
     files: tuple[str, ...] = ()
     """The gateway's ids of the data files, which it keeps as long as the version exists."""
+    datasets: dict[str, str] = {}
+    """The datasets that the files were versions of, as `name@version`, by `training_file` and `validation_file`."""
     python: str = platform.python_version()
     packages: dict[str, str] = {}
 

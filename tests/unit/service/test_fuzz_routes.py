@@ -48,11 +48,23 @@ NAMES: Final = (
     *("query", "filters", "max_num_results", "ranking_options", "rewrite_query", "all", "verdict", "sentence"),
     *("metric", "examples", "kind", "evaluation", "model", "training_file", "validation_file", "suffix", "seed"),
     *("hyperparameters", "method", "integrations", "arms", "candidate", "bases", "held_out", "suites", "promote"),
-    *("judge", "max_tokens", "repeats", "static", "type", "grounding", "label", "prompt", "requests_per_minute"),
+    *(
+        "file",
+        "note",
+        "judge",
+        "max_tokens",
+        "repeats",
+        "static",
+        "type",
+        "grounding",
+        "label",
+        "prompt",
+        "requests_per_minute",
+    ),
 )
 QUERY: Final = (
     *("after", "before", "limit", "order", "filter", "purpose", "wait", "force", "revalidation", "start", "end"),
-    *("bucket", "project", "key", "adapter", "group_by", "action"),
+    *("bucket", "project", "key", "adapter", "group_by", "action", "against"),
 )
 PATH_PARTS: Final = (
     *("voice", "1", "0", "-1", "99999999999999999999", "live", "cancel", "x", "a" * 300, "%00", "%FF%FE"),
@@ -249,7 +261,7 @@ def test_the_names_are_the_same_whatever_was_imported_before() -> None:
 
 @contextmanager
 def gateway_in(home: Any) -> Iterator[tuple[asyncio.Runner, GatewayApp]]:
-    """A gateway with an adapter and a document in it, and the loop that it lives on."""
+    """A gateway with an adapter, a dataset and a vector store in it, and the loop that it lives on."""
     base = make_base(home / "base")
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -266,6 +278,10 @@ async def furnish(gateway: GatewayApp, home: Any) -> None:
     files = {"config": adapter.config, "weights": ("w.safetensors", adapter.weights)}
     pushed = await gateway.http.post("/v1/adapters", data={"name": "voice"}, files=files)
     assert pushed.status_code == 201, pushed.text
+    rows = ("rows.jsonl", b'{"prompt": "q", "completion": "a"}\n')
+    file = await gateway.http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": rows})
+    dataset = await gateway.http.post("/v1/datasets", json={"name": "voice", "file": file.json()["id"]})
+    assert dataset.status_code == 201, dataset.text
     made = await gateway.http.post("/v1/vector_stores", json={"name": "docs"})
     assert made.status_code == 200, made.text
 

@@ -75,7 +75,7 @@ class Evaluations(RunService):
         if existing is not None:
             return await self.show(existing), True
         await asyncio.to_thread(_check, body, context, self._settings)
-        job = self._job(caller, body, context)
+        job = self._job(caller, body.model_copy(update={"held_out": context.held_out.id}), context)
         details = EvaluationDetails(arms=tuple(_arms(body, context, self._installation.base_name)))
         new_run = NewRun(
             id=job.id,
@@ -84,7 +84,7 @@ class Evaluations(RunService):
             key_id=caller.key_id,
             run_key_id=key.id,
             created_at=job.created_at,
-            body=request,
+            body=request | {"held_out": context.held_out.id},  # it may have named a dataset
             adapters=_adapters(details),
             details=details.model_dump(mode="json"),
             status=kind.EVALUATE.waits_as,

@@ -247,6 +247,26 @@ async def test_the_same_idempotency_key_gives_the_same_job(trainer: Running, cli
     assert len(trainer.trainer.jobs.directories.ids()) == 2
 
 
+async def test_a_job_that_names_a_dataset_shows_its_file_and_keeps_its_version(
+    trainer: Running, client: Client
+) -> None:
+    """The name may mean another file by the time of a retry, whose key and body are those of the first request."""
+    body = {"model": "tiny", "training_file": "support", "metadata": {"hold": "1"}}
+    told = {"idempotency-key": "once", "x-hatrack-job-key": KEY, "x-hatrack-job-key-id": "k"}
+    resolved = context(datasets={"training_file": "support@3"})
+    first = await client.http.post("/v1/fine_tuning/jobs", json=body, headers=told | {CONTEXT_HEADER: resolved})
+    assert (first.status_code, first.json()["training_file"]) == (200, "train")
+    spec = trainer.trainer.jobs.directories.read(first.json()["id"], protocol.SPEC, JobSpec)
+    assert spec is not None
+    assert (spec.training_file.id, spec.datasets) == ("train", {"training_file": "support@3"})
+    later = context(content=b"{}\n{}", datasets={"training_file": "support@4"})
+    again = await client.http.post("/v1/fine_tuning/jobs", json=body, headers=told | {CONTEXT_HEADER: later})
+    replay = await client.http.post("/internal/jobs/replay", json=body, headers=told)
+    for answer in (again, replay):
+        assert answer.json()["id"] == first.json()["id"]
+        assert answer.headers["x-hatrack-replayed"] == "true"
+
+
 async def test_a_project_may_have_so_many_open_jobs(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> None:
     async with running(tmp_path, base_dir, gateway, max_queued=2) as trainer:
         client = trainer.client()

@@ -99,9 +99,12 @@ def test_the_lineage_has_the_validation_file_what_was_left_out_and_the_dtype(
 ) -> None:
     held = jsonl(rows(30)[24:])
     wish = HyperparameterRequest(n_epochs=1, batch_size=8, lora_rank=4)
-    assert run(make_job(held_out=held, drop_long=True, dtype="float32", wish=wish)) == DONE
+    datasets = {"training_file": "support@3", "validation_file": "support-heldout@1"}
+    assert run(make_job(held_out=held, drop_long=True, dtype="float32", wish=wish, datasets=datasets)) == DONE
     lineage = Metadata.model_validate_json(gateway.pushed[0]["metadata"]).lineage
     assert lineage.held_out == DataSource(name="held.jsonl", sha256=hashlib.sha256(held).hexdigest(), examples=6)
+    assert lineage.datasets == datasets
+    assert lineage.same_training(lineage.model_copy(update={"datasets": {}}))  # a name decides no weights
     assert lineage.drop_long
     assert lineage.base.dtype == "float32"
 

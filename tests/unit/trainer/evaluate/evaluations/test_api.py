@@ -19,7 +19,7 @@ from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway
 from tests.unit.trainer.evaluate.evaluations.trainer_app import PATIENCE_S, Client, Running, running
 from trainer.evaluate.evaluations.spec import EvaluationJob
-from trainer.runs import process, supervisor, transitions
+from trainer.runs import process, protocol, supervisor, transitions
 from trainer.runs.protocol import SPEC
 
 
@@ -175,6 +175,16 @@ async def test_the_same_idempotency_key_is_the_same_evaluation(client: Client) -
     assert again.headers["x-hatrack-replayed"] == "true"
     other = await client.create(idempotency="once")
     assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_key_reused")
+
+
+async def test_an_evaluation_that_names_a_dataset_shows_and_repeats_its_file(trainer: Running, client: Client) -> None:
+    first = await client.create(idempotency="once", held_out="support-heldout", metadata={"hold": "1"})
+    assert (first.status_code, first.json()["held_out"]) == (200, "held")
+    job = trainer.directories.read(first.json()["id"], protocol.SPEC, EvaluationJob)
+    assert job is not None
+    assert job.body.held_out == "held"  # what the verdict holds, and what a revalidation asks for
+    again = await client.create(idempotency="once", held_out="support-heldout", metadata={"hold": "1"})
+    assert again.json()["id"] == first.json()["id"]
 
 
 async def test_lists_are_paged_and_other_projects_evaluations_are_not_found(trainer: Running, client: Client) -> None:
