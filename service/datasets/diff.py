@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from adapters.dataset.lines import BYTE_ORDER_MARK
+from adapters.dataset.formats import BYTE_ORDER_MARK
 
 MAX_DIFF_ROWS: Final = 250_000
 """Rows of each side. Two versions of so many rows (120 MiB each) took 184 MiB of memory and 2.3 s of CPU."""
