@@ -72,7 +72,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for grouped in (True, False):
         runs = [run(options, short, long, grouped=grouped, seed=seed) for seed in range(options.seeds)]
-        cells = [f"{fmean(values):.3f}".rstrip("0").rstrip(".") for values in zip(*runs, strict=True)]
+        cells = [f"{fmean(values):.3f}" for values in zip(*runs, strict=True)]
         print(f"| {'grouped by length' if grouped else 'random'} | {' | '.join(cells)} |", flush=True)
 
 

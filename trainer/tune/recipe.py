@@ -15,8 +15,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 CPU_MICRO_BATCH_TOKENS: Final = 512
 GPU_MICRO_BATCH_TOKENS: Final = 4096
-"""Tokens at which a device is busy: more at a time take more memory and save no time. Two cores are busy with a few
-hundred. A GPU reads every weight once per micro-batch; an H100 multiplies for about 300 tokens in that time."""
+"""Tokens at which a device is nearly busy: more at a time take more memory and save little time (TRAINING.md). A GPU
+reads every weight once per micro-batch; an H100 multiplies for about 300 tokens in that time."""
 
 
 class Recipe(BaseModel):
