@@ -14,7 +14,7 @@ from adapters.names import Reference, parse_dataset
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient
-from service.client.datasets import file_sha256
+from service.client.upload import file_sha256
 
 if TYPE_CHECKING:
     from service.client.types.datasets import Dataset, DatasetDiff, DatasetVersion

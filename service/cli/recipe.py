@@ -27,7 +27,7 @@ from adapters.errors import AdapterError
 from adapters.names import parse_dataset, parse_name
 from service.cli.datasets import DataSource, find_version
 from service.client import ClientError, HatrackClient
-from service.client.datasets import file_sha256
+from service.client.upload import file_sha256
 
 FORMAT: Final = 1
 HYPERPARAMETERS: Final = (

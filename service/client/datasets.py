@@ -13,7 +13,7 @@ from adapters.names import parse_dataset
 from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
 from service.client.files import Files
 from service.client.types.datasets import Dataset, DatasetDiff, DatasetVersion, PushedDatasetVersion
-from service.client.upload import not_readable
+from service.client.upload import file_sha256
 from service.client.wire import ClientError
 
 READING: Final = httpx.Timeout(300, connect=CONNECT_S)
@@ -143,12 +143,3 @@ class DatasetVersions(Resource):
             return wanted["bytes"]
         finally:
             part.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path | str) -> str:
-    """The SHA-256 of a file on this machine, in hex. Raises ClientError `not_readable`."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise not_readable(error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -92,3 +93,12 @@ class CountedFile(io.FileIO):
 def not_readable(error: OSError) -> ClientError:
     """The ClientError for a file on this machine that cannot be read."""
     return ClientError(0, "not_readable", f"{error.filename} cannot be read: {error.strerror}.")
+
+
+def file_sha256(path: Path | str) -> str:
+    """The SHA-256 of a file on this machine, in hex. Raises ClientError `not_readable`."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise not_readable(error) from error
