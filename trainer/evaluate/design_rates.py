@@ -165,12 +165,12 @@ def tables(draws: int = DRAWS) -> str:
     for count in COUNTS:
         shares = [lucky_series(count, paid=paid, draws=draws) for paid in (False, True)]
         lines.append(f"| {count} | {' | '.join(_percent(share) for share in shares)} |")
-    lines += ["", f"| truly better by | examples |{''.join(f' look {number} |' for number in LOOKS)}"]
+    lines += ["", f"| truly | examples |{''.join(f' look {number} |' for number in LOOKS)}"]
     lines.append("|---|---|" + "---|" * len(LOOKS))
     for gain in (0.1, 0.2):
         for count in COUNTS:
             powers = [_percent(power_at(count, gain, number, draws=draws)) for number in LOOKS]
-            lines.append(f"| {100 * gain:.0f} points | {count} | {' | '.join(powers)} |")
+            lines.append(f"| {100 * gain:.0f} points better | {count} | {' | '.join(powers)} |")
     lines += ["", "| differences | examples | above the truth, before | now | mean lower end, before | now |"]
     lines.append("|---|---|---|---|---|---|")
     for name, draw, reach in CASES:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
-from tests.unit.trainer.evaluate.worlds import questions
+from tests.unit.trainer.evaluate.worlds import asked, questions
 from trainer.errors import (
     AnswerRefused,
     AnswerUnreadable,
@@ -55,7 +55,7 @@ async def test_every_arm_answers_every_question_in_order(gateway: Gateway, answe
     seen: list[tuple[int, int]] = []
     found = await answerer().answer(asks(3, TUNED, BASE), lambda done, total: seen.append((done, total)))
     assert [(each.arm, each.text) for each in found] == [
-        (label, f"{model} says question {at}?")
+        (label, f"{model} says {asked(at)}")
         for at in range(3)
         for label, model in (("tuned", "voice@3"), ("base", "smol"))
     ]
@@ -77,7 +77,7 @@ async def test_an_outside_endpoint_is_asked_as_the_settings_say(gateway: Gateway
     ((_, body),) = gateway.requests
     assert body == {
         "model": "large-1",
-        "messages": [{"role": "user", "content": "question 0?"}],
+        "messages": [{"role": "user", "content": asked(0)}],
         "max_completion_tokens": 33,
         "reasoning_effort": "low",
     }
@@ -111,7 +111,7 @@ async def test_it_is_asked_greedily_with_the_arms_prompt(gateway: Gateway, answe
     assert path == "/v1/chat/completions"
     assert body == {
         "model": "smol",
-        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "question 0?"}],
+        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": asked(0)}],
         "temperature": 0,
         "max_tokens": 33,
     }
@@ -192,8 +192,10 @@ async def test_a_final_refusal_stops_the_evaluation(
 async def test_a_version_that_goes_away_in_the_middle_is_an_error_and_what_was_said_is_kept(
     gateway: Gateway, answerer: Any
 ) -> None:
+    fifth = asked(5)
+
     def say(model: str, asked: str) -> str:
-        if asked == "question 5?":
+        if asked == fifth:
             gateway.refused_models = {"voice@3": (409, "version_corrupt", {})}
         return "yes"
 
@@ -232,7 +234,7 @@ async def test_outside_endpoints_are_those_of_the_settings(gateway: Gateway, ans
     with pytest.raises(AnswerRefused, match="invalid_api_key"):  # shown its own key and never the job's
         await answerer(endpoints={"other": Endpoint(gateway.url, SecretStr("theirs"))}).answer(asks(1, outside))
     found = await answerer(endpoints={"other": Endpoint(gateway.url, SecretStr(KEY))}).answer(asks(1, outside))
-    assert found[0].text == "big-model says question 0?"
+    assert found[0].text == f"big-model says {asked(0)}"
 
 
 async def test_the_progress_callback_may_stop_the_evaluation(gateway: Gateway, answerer: Any) -> None:
@@ -299,5 +301,5 @@ async def test_after_a_kill_only_what_is_missing_is_asked(gateway: Gateway, answ
     go_on.set()
     before = len(gateway.asked())
     found = await answerer().answer(asks(20))
-    assert [each.text for each in found] == [f"voice@3 says question {at}?" for at in range(20)]
-    assert sorted(gateway.asked()[before:]) == sorted(("voice@3", f"question {at}?") for at in range(10, 20))
+    assert [each.text for each in found] == [f"voice@3 says {asked(at)}" for at in range(20)]
+    assert sorted(gateway.asked()[before:]) == sorted(("voice@3", asked(at)) for at in range(10, 20))

@@ -32,7 +32,7 @@ def test_the_same_answers_are_always_kept() -> None:
 
 def stated(name: str) -> list[tuple[float, list[float]]]:
     """Percent of a row of the page's tables: demoted within a year, and the states at the first revalidation."""
-    (line,) = re.findall(rf"^\| {name} \| (.+) \|$", DOCUMENT, re.MULTILINE)
+    (line,) = (row for row in re.findall(rf"^\| {name} \| (.+) \|$", DOCUMENT, re.MULTILINE) if "(" in row)
     cells = [re.fullmatch(r"([\d.e-]+) \((.+)\)", cell) for cell in line.split(" | ")]
     return [(float(cell[1]), [float(share) for share in cell[2].split(" / ")]) for cell in cells if cell is not None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,9 +16,19 @@ from trainer.evaluate.paired_difference import IntervalMethod
 Runs = Sequence[Sequence[float]]
 
 
+def asked(number: int) -> str:
+    """The text of a question that is no near-duplicate of another number's."""
+    return f"question {number}-{subject(number)}?"
+
+
+def subject(number: int) -> str:
+    """Letters that share nothing with those of another number."""
+    return hashlib.sha256(str(number).encode()).hexdigest()[:12].translate(str.maketrans("0123456789", "ghijklmnop"))
+
+
 def questions(count: int) -> tuple[Question, ...]:
     return tuple(
-        Question(id=str(at), turns=(ChatMessage(role="user", content=f"question {at}?"),), reference=f"answer {at}")
+        Question(id=str(at), turns=(ChatMessage(role="user", content=asked(at)),), reference=f"answer {at}")
         for at in range(count)
     )
 

@@ -274,7 +274,7 @@ def test_killed_at_any_point_it_asks_nothing_twice_and_writes_one_verdict(
     assert before > 0
     assert len(gateway.verdicts) == 1
     assert len(gateway.pushed) == 1
-    assert len(gateway.kept) == 3
+    assert len(gateway.kept) == 4
     assert gateway.aliases == {"live": 1}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from adapters.protocol.runs import FileRef
 from tests.support.http import serving
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway, pieces
+from tests.unit.trainer.evaluate.worlds import subject
 from tests.unit.trainer.finetune.conftest import error, parts
 
 BASE = "tiny"
@@ -23,12 +24,6 @@ INTENTS = ("card lost", "card late", "top up")
 def rows(count: int = 36) -> list[dict[str, Any]]:
     """A closed set of three answers, each many times; no two questions are near-duplicates."""
     return [{"prompt": f"question {at}, {subject(at)}?", "completion": INTENTS[at % 3]} for at in range(count)]
-
-
-def subject(number: int) -> str:
-    """Letters that share nothing with those of another number."""
-    digits = hashlib.sha256(str(number).encode()).hexdigest()[:24]
-    return digits.translate(str.maketrans("0123456789", "ghijklmnop"))
 
 
 def jsonl(found: list[dict[str, Any]]) -> bytes:

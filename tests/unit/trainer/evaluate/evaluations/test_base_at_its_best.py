@@ -12,6 +12,7 @@ import pytest
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import BASE, EvaluationGateway
 from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
+from tests.unit.trainer.evaluate.worlds import subject
 from trainer.data.similar import SIMILAR, groups, normalise
 from trainer.evaluate.base_prompts import NO_TRAINING_DATA
 from trainer.evaluate.evaluations import spec
@@ -32,7 +33,7 @@ def rows(start: int, count: int, answer: Callable[[str, int], str] = lambda thin
         thing = tuple(DESK)[number % 3]
         words = " ".join(WORDS[number * factor % len(WORDS)] for factor in (1, 5, 7))
         found.append(
-            {"prompt": f"{thing} {thing} {thing} {words} {number * 7919}", "completion": answer(thing, number)}
+            {"prompt": f"{thing} {thing} {thing} {words} {subject(number)}", "completion": answer(thing, number)}
         )
     return found
 
@@ -149,8 +150,8 @@ def chats(gateway: EvaluationGateway) -> list[Row]:
 
 
 def test_nothing_that_is_held_out_and_nothing_like_it_is_shown(judged: Any, gateway: EvaluationGateway) -> None:
-    """Of the held-out examples only half are asked; the training file has near-duplicates of all."""
-    near = [{"prompt": f"{row['prompt']}!", "completion": "leaked"} for row in HELD_OUT]
+    """Of the held-out examples only half are asked; the training file has near-duplicates of some."""
+    near = [{"prompt": f"{row['prompt']} ok", "completion": "leaked"} for row in HELD_OUT[:5]]
     judged(lambda _: SHRUG, trained=[*near, *TRAINED], most_examples=18)
     shown = {message["content"] for body in chats(gateway) for message in body["messages"][:-1]}
     assert {row["prompt"] for row in TRAINED} & shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from trainer.evaluate.revalidation import read_scores
 
 
 def number(asked: str) -> int:
-    return int(asked.removeprefix("question ").removesuffix("?"))
+    return int(re.findall(r"\d+", asked)[0])
 
 
 def first_right(count: int, *wrong: int) -> Any:
