@@ -18,7 +18,7 @@ Runs = Sequence[Sequence[float]]
 
 def asked(number: int) -> str:
     """The text of a question that is no near-duplicate of another number's."""
-    return f"question {number}-{subject(number)}?"
+    return f"question {number} {subject(number)}?"
 
 
 def subject(number: int) -> str:
