@@ -31,7 +31,15 @@ from service.client.upload import file_sha256
 
 FORMAT: Final = 1
 HYPERPARAMETERS: Final = (
-    *("n_epochs", "batch_size", "learning_rate_multiplier", "learning_rate", "lora_rank", "lora_alpha"),
+    *(
+        "n_epochs",
+        "batch_size",
+        "learning_rate_multiplier",
+        "learning_rate",
+        "lora_rank",
+        "lora_alpha",
+        "held_out_share",
+    ),
     *("lora_dropout", "target_modules", "rslora", "quantization", "max_length", "packing", "warmup_ratio"),
     *("adapter", "system_prompt", "strict", "drop_long", "promote", "metric", "suites", "judge"),
 )

@@ -61,7 +61,7 @@ class Evaluation(ApiModel):
 class VerdictCheck(ApiModel):
     """One condition of a pass: `kept` (shown to hold), `broken` (shown not to hold) or `open` (neither is shown)."""
 
-    name: Literal["examples", "base", "live", "form", "second_measure", "forgetting", "suites", "judge"]
+    name: Literal["examples", "base", "live", "form", "length", "second_measure", "forgetting", "suites", "judge"]
     state: Literal["kept", "broken", "open"]
     sentence: str
 
@@ -70,6 +70,7 @@ class ReportVerdict(ApiModel):
     """The verdict and the numbers behind it."""
 
     rule: int = Field(description="Version of the verdict rule; later versions are stricter.")
+    look: int = Field(1, description="Number of this version among those judged on the same examples.")
     word: VerdictWord
     sentence: str
     checks: list[VerdictCheck]

@@ -106,6 +106,7 @@ def test_a_version_that_passes_goes_live_by_itself(
     assert "mate@1" in hatrack(gateway, "evaluations")
 
 
+@pytest.mark.slow
 def test_after_worker_and_trainer_are_killed_no_answered_request_is_repeated(
     gateway: Gateway, http: httpx.Client
 ) -> None:

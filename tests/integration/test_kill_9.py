@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
@@ -64,6 +65,7 @@ def test_kill_9_of_the_gateway_loses_nothing_that_was_acknowledged(
     wait_until(lambda: not list(staging.iterdir()), "what was torn is left")
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_engine_loses_only_requests_in_flight_and_a_damaged_adapter_fails_alone(
     gateway: Gateway, base_dir: Path, tmp_path: Path
 ) -> None:

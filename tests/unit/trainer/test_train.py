@@ -72,6 +72,7 @@ def test_the_same_seed_gives_the_same_losses_to_the_bit(base_dir: Any, sequences
     assert losses(1) != losses(2)
 
 
+@pytest.mark.slow
 def test_progress_counts_up_to_the_end(base_model: Any, sequences: list[TokenSequence]) -> None:
     training, events = run(base_model, sequences)
     assert [event.step for event in events] == list(range(1, 21))

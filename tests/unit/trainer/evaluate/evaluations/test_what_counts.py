@@ -63,6 +63,7 @@ def test_all_140_training_pairs_in_disguise_are_refused(
     assert (gateway.asked(), gateway.verdicts) == ([], [])
 
 
+@pytest.mark.slow
 def test_honest_questions_count_and_a_few_near_duplicates_are_left_out(
     gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
