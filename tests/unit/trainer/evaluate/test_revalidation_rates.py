@@ -48,9 +48,9 @@ def compare(name: str, flips: float, loss: float, draws: int) -> None:
 
 
 def error_of(share: float, draws: int) -> float:
-    """Four standard errors of the difference of two simulated shares, in percent, and one draw of each."""
+    """Four standard errors of the difference of two simulated shares, in percent, and two draws of each."""
     share = min(max(share, 1 / rates.DRAWS), 1 - 1 / rates.DRAWS)
-    return 100 * (4 * math.sqrt(share * (1 - share) * (1 / draws + 1 / rates.DRAWS)) + 1 / draws + 1 / rates.DRAWS)
+    return 100 * (4 * math.sqrt(share * (1 - share) * (1 / draws + 1 / rates.DRAWS)) + 2 / draws + 2 / rates.DRAWS)
 
 
 def test_a_row_of_each_of_the_pages_tables_is_what_comes_out() -> None:
