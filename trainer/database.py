@@ -1,4 +1,5 @@
-"""The trainer's records: one SQLite file. The trainer is the only writer."""
+"""The trainer's records: one SQLite file. The trainer is the only writer, but for the looks of workers
+(`trainer.evaluate.evaluations.look_store`), which are one short transaction each."""
 
 from __future__ import annotations
 

@@ -153,15 +153,13 @@ def test_the_metric_is_fixed_before_training_and_the_base_is_told_the_answers(pa
     assert fixed
     assert fixed[0] < passed_job.messages.index("training")
     assert passed_job.job.hatrack["metric"] == passed_job.report.metric == "exact_match"
-    informed_base = next(result for result in passed_job.report.labels if result == "base told the answers")
-    assert passed_job.report.served[informed_base] != "desks@1"
+    told = "base told the answers"  # it may have been stopped: then a note says so
+    assert told in passed_job.report.labels or any(note.startswith(told) for note in passed_job.report.notes)
+    assert passed_job.report.verdict is not None
+    assert passed_job.report.served[passed_job.report.verdict.base] != "desks@1"
     assert passed_job.states == dict.fromkeys(("examples", "base", "form", "forgetting"), "kept")
-    # through the gateway, with the version's own name and digest, and with likelihoods from its engine
+    # through the gateway, with the version's own name and digest
     assert passed_job.report.served["desks@1"] == "desks@1"
-    (perplexity,) = [measure for measure in passed_job.report.measures if measure.name == "perplexity"]
-    assert perplexity.means["desks@1"] is not None
-    assert perplexity.means["base"] is not None
-    assert perplexity.means["desks@1"] < perplexity.means["base"]
 
 
 def test_an_adapter_trained_on_shuffled_answers_never_goes_live(trainings: Trainings) -> None:

@@ -2,7 +2,8 @@
 
 Two texts are the same if they are equal after folding (`trainer.data.folding`). They are near-duplicates if they are
 the same, or if the Jaccard similarity |A ∩ B| / |A ∪ B| of the sets of four-character shingles of their folded texts is
-SIMILAR or more. For leaks, a template that many texts share does not count (`NearDuplicates`).
+SIMILAR or more. Sentences and lines that many texts share, such as an instruction, are left out of the comparison
+(`without_templates`): they say nothing about a text, and would make all of them similar.
 
 `groups` takes its candidates from MinHash (Broder 1997) with LSH, and compares each exactly. No pair below the
 threshold is ever called similar. LSH makes a pair of similarity s a candidate with probability
@@ -21,12 +22,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from datasketch import MinHash
-from numpy.typing import NDArray
 
 from trainer.data.folding import fold, key
 from trainer.data.shingles import FEW, Indices, Shingles, ShingleSets
@@ -34,12 +35,15 @@ from trainer.data.shingles import FEW, Indices, Shingles, ShingleSets
 SIMILAR: Final = 0.8
 """Jaccard similarity from which two texts count as near-duplicates."""
 TEMPLATE: Final = 0.125
-"""Share of the texts above which a shingle counts as part of a template, such as an instruction in each question."""
-SIMILAR_CONTENT: Final = 0.7
-"""Jaccard similarity, without the shingles of templates, from which two texts that share a template are similar."""
+"""Share of the texts above which a sentence or line is a template, such as an instruction in each question."""
+MIN_TEMPLATES: Final = 3
+"""Texts that must share it at least."""
+MIN_CONTENT_CHARS: Final = 12
+"""A text that has less than this beside templates is compared as a whole."""
 BANDS: Final = 20
 ROWS: Final = 5
 _SPACE: Final = re.compile(r"\s+")
+_SENTENCES: Final = re.compile(r"[\n.!?:;]+")
 
 
 def normalise(text: str) -> str:
@@ -47,22 +51,56 @@ def normalise(text: str) -> str:
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
 
 
+def without_templates(texts: Sequence[str], among: Sequence[str] | None = None) -> list[str]:
+    """The texts without the sentences and lines that are in more than TEMPLATE of them.
+
+    Variants of one question stay alike, however many they are: the sentence in which they differ is not shared, and a
+    text of which less than MIN_CONTENT_CHARS would be left is compared as a whole.
+
+    Args:
+        texts: The texts.
+        among: The texts in which templates are counted; None for ``texts``.
+    """
+    counts = Counter(sentence for text in (texts if among is None else among) for sentence in set(_sentences(text)))
+    limit = max(MIN_TEMPLATES - 1, TEMPLATE * len(texts if among is None else among))
+    contents = []
+    for text in texts:
+        content = " ".join(sentence for sentence in _sentences(text) if counts[sentence] <= limit)
+        contents.append(content if len(content) >= MIN_CONTENT_CHARS else text)
+    return contents
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for sentence in map(normalise, _SENTENCES.split(text)) if sentence]
+
+
 def groups(texts: Sequence[str], threshold: float = SIMILAR) -> list[list[int]]:
     """All indices of `texts`, grouped so that near-duplicates are in the same group.
 
     Groups are sorted by their first index, and so are the indices in them. A chain of similar texts is one group.
     """
-    folded: dict[str, str] = {}
-    same: dict[str, list[int]] = {}
-    for index, text in enumerate(map(fold, texts)):
-        text_key = key(text)
-        folded.setdefault(text_key, text)
-        same.setdefault(text_key, []).append(index)
-    if not same:
+    distinct = _Distinct(texts)
+    if not distinct.texts:
         return []
-    indices_of = list(same.values())
-    near = _near(ShingleSets(list(folded.values())), threshold)
+    indices_of = list(distinct.indices.values())
+    near = _near(ShingleSets([fold(text) for text in without_templates(distinct.texts)]), threshold)
     return sorted(sorted(index for each in group for index in indices_of[each]) for group in near)
+
+
+class _Distinct:
+    """Texts without those that are the same as an earlier one after folding.
+
+    ``texts``: the first of each, as it is. ``indices``: by its key, the indices of all that are the same, in order.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.indices: dict[str, list[int]] = {}
+        self.texts: list[str] = []
+        for index, text in enumerate(texts):
+            indices = self.indices.setdefault(key(fold(text)), [])
+            if not indices:
+                self.texts.append(text)
+            indices.append(index)
 
 
 class Matches(NamedTuple):
@@ -75,68 +113,52 @@ class Matches(NamedTuple):
 class NearDuplicates:
     """Finds the near-duplicates of texts among `texts`.
 
-    A long instruction that many texts share would make them all similar. So texts are similar only if what is in their
-    questions alone is, too: the similarity without the shingles that are in more than TEMPLATE of `texts` must be
-    SIMILAR_CONTENT or more.
-
     No pair is missed. Two sets of which the first has n elements have a Jaccard similarity of s or more only if they
     share ⌈sn⌉ of these, so they share one of any n - ⌈sn⌉ + 1: the rarest of them are looked up (prefix filtering;
     Chaudhuri, Ganti and Kaushik, "A primitive operator for similarity joins in data cleaning", ICDE 2006).
+
+    Args:
+        texts: The texts.
+        among: The texts in which templates are counted (`without_templates`); None for ``texts``.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._folded: dict[str, str] = {}
-        self._indices: dict[str, list[int]] = {}
-        for index, text in enumerate(map(fold, texts)):
-            text_key = key(text)
-            self._folded.setdefault(text_key, text)
-            self._indices.setdefault(text_key, []).append(index)
+    def __init__(self, texts: Sequence[str], among: Sequence[str] | None = None) -> None:
+        self._known = _Distinct(texts)
+        self._among = self._known.texts if among is None else _Distinct(among).texts
 
     def of(self, texts: Sequence[str]) -> list[Matches]:
         """The matches of each of these texts."""
-        folded = [fold(text) for text in texts]
-        keys = [key(text) for text in folded]
-        queries = dict(zip(keys, folded, strict=True))
-        known = list(self._indices)
+        keys = [key(fold(text)) for text in texts]
+        queries = dict(zip(keys, texts, strict=True))
+        known = list(self._known.indices)
         similar = {
             text_key: [known[other] for other in others]
             for text_key, others in zip(queries, self._similar(list(queries.values())), strict=True)
         }
+        indices = self._known.indices
         return [
             Matches(
-                tuple(self._indices.get(text_key, ())),
-                tuple(sorted(at for other in similar[text_key] if other != text_key for at in self._indices[other])),
+                tuple(indices.get(text_key, ())),
+                tuple(sorted(at for other in similar[text_key] if other != text_key for at in indices[other])),
             )
             for text_key in keys
         ]
 
     def _similar(self, queries: Sequence[str]) -> Iterator[list[int]]:
-        """For each folded text the numbers of the distinct texts that are similar."""
-        many = len(self._folded)
-        sets = ShingleSets([*self._folded.values(), *queries])
+        """For each text the numbers of the distinct texts that are similar."""
+        many = len(self._known.texts)
+        contents = without_templates([*self._known.texts, *queries], self._among)
+        sets = ShingleSets([fold(content) for content in contents])
         postings = _Postings(sets, many)
-        template = postings.frequencies > max(1.0, TEMPLATE * many)
         for number in range(many, len(sets)):
             shingles = sets.shingles(number)
-            own = shingles[~template[shingles]]
-            looked_up = min(_prefix(len(shingles), SIMILAR), _prefix(len(own), SIMILAR_CONTENT)) if len(own) else 0
-            rarest = own[np.argsort(postings.frequencies[own], kind="stable")][:looked_up]
+            looked_up = len(shingles) - math.ceil(SIMILAR * len(shingles)) + 1 if len(shingles) else 0
+            rarest = shingles[np.argsort(postings.frequencies[shingles], kind="stable")][:looked_up]
             candidates = postings.holders(rarest)
             candidates = candidates[sets.sizes[candidates] >= SIMILAR * len(shingles)]
             candidates = candidates[SIMILAR * sets.sizes[candidates] <= len(shingles)]
             near = candidates[sets.jaccard(number, candidates) >= SIMILAR] if len(candidates) else candidates
-            yield [other for other in near.tolist() if _content_similarity(own, sets.shingles(other), template)]
-
-
-def _prefix(size: int, similarity: float) -> int:
-    """How many of a set's elements must be looked up to find every set of this similarity."""
-    return size - math.ceil(similarity * size) + 1
-
-
-def _content_similarity(own: Shingles, shingles: Shingles, template: NDArray[np.bool_]) -> bool:
-    others = shingles[~template[shingles]]
-    shared = len(np.intersect1d(own, others, assume_unique=True))
-    return shared >= SIMILAR_CONTENT * (len(own) + len(others) - shared)
+            yield [int(other) for other in near]
 
 
 class _Postings:

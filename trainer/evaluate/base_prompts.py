@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapters.protocol.requests import MAX_PROMPT_CHARS
 from trainer.data.findings import CLOSED_REPEATS
 from trainer.data.shingles import ShingleSets
-from trainer.data.similar import SIMILAR, normalise
+from trainer.data.similar import NearDuplicates, normalise
 from trainer.evaluate.arms import TEMPLATE_TOKENS, ChatMessage, Conversation, Question, answer_list
 from trainer.evaluate.metrics.structure import NOT_JSON, parsed
 from trainer.evaluate.spec import MetricOptions
@@ -229,12 +228,9 @@ def _unseen(trained_on: Sequence[Question], held_out: Sequence[Question]) -> lis
     unique = list(by_text.values())
     if not unique or not held_out:
         return unique
-    sets = ShingleSets([normalise(asked_text(question)) for question in (*unique, *held_out)])
-    indices = np.arange(len(unique))
-    closest: NDArray[np.float64] = np.zeros(len(unique))
-    for position in range(len(unique), len(sets)):
-        np.maximum(closest, sets.jaccard(position, indices), out=closest)
-    return [question for question, similarity in zip(unique, closest.tolist(), strict=True) if similarity < SIMILAR]
+    texts, held_out_texts = ([asked_text(question) for question in each] for each in (unique, held_out))
+    matches = NearDuplicates(held_out_texts, among=[*texts, *held_out_texts]).of(texts)
+    return [question for question, found in zip(unique, matches, strict=True) if not (found.same or found.similar)]
 
 
 def _conversation(example: Question) -> Conversation:

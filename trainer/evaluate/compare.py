@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic import Field
 
-from trainer.errors import AnswerRefused, ArmVersionChanged, EvaluationInvalid
+from trainer.errors import ArmVersionChanged, EvaluationInvalid
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Frozen, Question
-from trainer.evaluate.asking import Answerer, ArmRequest
-from trainer.evaluate.control_arms import derangements
+from trainer.evaluate.asking import Answerer
 from trainer.evaluate.independence import independent_units
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Batched, Metric
 from trainer.evaluate.reading import form_of, read_answer
-from trainer.evaluate.statistics.paired import Array, as_array, unit_means
+from trainer.evaluate.reference_likelihood import nats_elsewhere, nats_of_references
+from trainer.evaluate.statistics.paired import Array, Units, as_array, unit_means
+from trainer.evaluate.turns import Asked, ask_in_turn
 
 OnStage = Callable[[str, int, int], None]
 """Called with the stage, how many items are done, and how many there are; may raise to stop the evaluation."""
-CONTEXT_EXCEEDED: Final = "context_length_exceeded"
-"""The gateway's error code for a prompt that does not fit into the context."""
 LENGTH_REACHED: Final = "length"
 """The finish_reason of an answer that reached `max_tokens`."""
 
@@ -66,11 +66,27 @@ class ArmResult(Frozen):
         return float(self.scores.mean())
 
 
+class StoppedArm(Frozen):
+    """A base's arm that was not asked all questions, because it could no longer be the strongest one.
+
+    ``asked``: how many it was asked. ``most``: the mean score that it would have had if all its other answers were
+    right. ``version``, ``digest``: What the gateway served.
+    """
+
+    arm: Arm
+    asked: int
+    most: float
+    version: str | None = None
+    digest: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class Comparison(Frozen):
     """Arms over the same questions.
 
     ``binary``: every score is 0 or 1. ``units``: the number of each question's independent unit
-    (`trainer.evaluate.independence`); None if every question is its own.
+    (`trainer.evaluate.independence`); None if every question is its own. ``stopped``: arms that are not in ``results``.
     """
 
     metric: str
@@ -78,11 +94,17 @@ class Comparison(Frozen):
     questions: tuple[Question, ...]
     results: tuple[ArmResult, ...]
     units: tuple[int, ...] | None = None
+    stopped: tuple[StoppedArm, ...] = ()
 
     @property
     def independent(self) -> int:
         """The number of independent examples."""
         return len(self.questions) if self.units is None else len(set(self.units))
+
+    def asked(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The labels without those of arms that were stopped."""
+        stopped = {stopped.arm.label for stopped in self.stopped}
+        return tuple(label for label in labels if label not in stopped)
 
     def mean(self, label: str) -> float:
         """The mean score of the arm with this label, in which every unit counts once."""
@@ -102,6 +124,7 @@ async def compare(
     metric: Metric,
     *,
     answerer: Answerer,
+    rivals: Sequence[str] = (),
     secondary: Sequence[Metric] = (),
     scorer: Scorer | None = None,
     scored: int | None = None,
@@ -114,16 +137,20 @@ async def compare(
     """Ask every arm every question and score the answers.
 
     Args:
-        arms: With unique labels. All are asked concurrently, so that load affects them equally.
+        arms: With unique labels.
         held_out: With unique ids.
         metric: The primary metric.
         answerer: Asks the arms.
+        rivals: Labels of arms of which only the strongest matters, such as those of the base. If scores are 0 or 1, the
+            last one is asked first, and another one is stopped as soon as it could not be the strongest even if all its
+            other answers were right (`turns`).
         secondary: Other metrics to report.
         scorer: Also measures the references' likelihood, for the gateway's arms with a plain prompt.
         scored: Number of references to score, from the first; None for all.
         elsewhere: Label of an arm whose references are also scored after other examples' questions; None for no arm.
         seed: Decides which question each of those references follows.
-        repeats: How often each question is asked; with 2 or more the noise between runs is measured.
+        repeats: How often each question is asked; with 2 or more the noise between runs is measured, of the strongest
+            rival and of all arms that are no rivals.
         repeated: Number of examples, from the first, in the later runs; None for all.
         on_stage: Called with the progress.
 
@@ -133,70 +160,74 @@ async def compare(
         EvaluationError, GatewayUnreachable: As the answerer; no comparison is made over fewer examples.
     """
     _check(arms, held_out, repeats)
-    requests = [
-        ArmRequest(arm, question, repeat)
-        for repeat in range(repeats)
-        for question in (held_out if repeat == 0 else held_out[:repeated])
-        for arm in arms
-    ]
-    answers = await answerer.answer(requests, _progress_of(on_stage, "asking"))
-    results = []
-    for arm in arms:
-        arm_answers = [
-            answer for request, answer in zip(requests, answers, strict=True) if request.arm.label == arm.label
-        ]
-        result = _result(arm, arm_answers, held_out, metric, secondary, repeats)
-        if scorer is not None and arm.endpoint is None and arm.prompt.is_plain and scored != 0:
-            rows = await scorer.references(
-                arm, held_out[:scored], _progress_of(on_stage, f"likelihood under {arm.label}")
-            )
-            result = result.model_copy(update={"nats": tuple(row.nats for row in rows)})
-            if arm.label == elsewhere and len(rows) > 1:
-                on_progress = _progress_of(on_stage, f"likelihood under {arm.label}, after other questions")
-                nats = await _nats_elsewhere(scorer, arm, held_out[: len(rows)], seed, on_progress)
-                result = result.model_copy(update={"nats_elsewhere": nats})
-        results.append(result)
+    units, scoring = _shared_units(held_out), _Scoring(metric, tuple(secondary), held_out)
+    asked = await ask_in_turn(
+        *(arms, held_out, answerer, rivals),
+        may_stop=metric.binary,
+        most_mean=lambda answers: scoring.most_mean(answers, units),
+        repeats=repeats,
+        repeated=repeated,
+        on_progress=_progress_of(on_stage, "asking"),
+    )
+    results = [scoring.result(arm, asked.answers[arm.label], repeats) for arm in arms if arm.label not in asked.most]
+    if scorer is not None and scored != 0:
+        limited, of_limited = held_out[:scored], None if units is None else units[:scored]
+        likelihoods = _Likelihoods(scorer, limited, of_limited, seed, on_stage)
+        results = [await likelihoods.added_to(result, elsewhere) for result in results]
+    stopped = [_stopped(arm, asked) for arm in arms if arm.label in asked.most]
     return Comparison(
         metric=metric.name,
         binary=metric.binary,
         questions=tuple(held_out),
         results=tuple(results),
-        units=_shared_units(held_out),
+        units=units,
+        stopped=tuple(stopped),
     )
+
+
+def _stopped(arm: Arm, asked: Asked) -> StoppedArm:
+    answers, most = asked.answers[arm.label], asked.most[arm.label]
+    version, digest = _served(arm, answers)
+    return StoppedArm(
+        arm=arm,
+        asked=len(answers),
+        most=most,
+        version=version,
+        digest=digest,
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Likelihoods:
+    """Measures the likelihood of the first references."""
+
+    scorer: Scorer
+    held_out: Sequence[Question]
+    units: Units | None
+    seed: int
+    on_stage: OnStage | None
+
+    async def added_to(self, result: ArmResult, elsewhere: str | None) -> ArmResult:
+        """The result with the likelihoods under its arm; unchanged if they cannot be measured."""
+        arm = result.arm
+        if arm.endpoint is not None or not arm.prompt.is_plain:
+            return result
+        stage = f"likelihood under {arm.label}"
+        nats = await nats_of_references(self.scorer, arm, self.held_out, _progress_of(self.on_stage, stage))
+        if arm.label != elsewhere or len(nats) < 2:
+            return result.model_copy(update={"nats": nats})
+        on_progress = _progress_of(self.on_stage, f"{stage}, after other questions")
+        others = await nats_elsewhere(
+            self.scorer, arm, self.held_out, seed=self.seed, units=self.units, on_progress=on_progress
+        )
+        return result.model_copy(update={"nats": nats, "nats_elsewhere": others})
 
 
 def _shared_units(held_out: Sequence[Question]) -> tuple[int, ...] | None:
     units = independent_units(held_out)
     return units if len(set(units)) < len(units) else None
-
-
-async def _nats_elsewhere(
-    scorer: Scorer, arm: Arm, held_out: Sequence[Question], seed: int, on_progress: Callable[[int, int], None] | None
-) -> tuple[float | None, ...]:
-    """Mean nats per token of each reference after another example's question; None for those that do not fit."""
-    (sources,) = derangements(len(held_out), 1, seed)
-    reassigned = [
-        Question(id=f"{question.id}/elsewhere", turns=held_out[source].turns, reference=question.reference)
-        for source, question in zip(sources, held_out, strict=True)
-    ]
-    try:
-        return tuple(row.nats for row in await scorer.references(arm, reassigned, on_progress))
-    except AnswerRefused as error:
-        if error.answer_code != CONTEXT_EXCEEDED:
-            raise
-    nats: list[float | None] = []
-    for question in reassigned:  # another example's question and this answer may not fit into the context together
-        try:
-            (row,) = await scorer.references(arm, [question])
-        except AnswerRefused as error:
-            if error.answer_code != CONTEXT_EXCEEDED:
-                raise
-            nats.append(None)
-        else:
-            nats.append(row.nats)
-        if on_progress is not None:
-            on_progress(len(nats), len(reassigned))
-    return tuple(nats)
 
 
 def _check(arms: Sequence[Arm], held_out: Sequence[Question], repeats: int) -> None:
@@ -210,47 +241,58 @@ def _check(arms: Sequence[Arm], held_out: Sequence[Question], repeats: int) -> N
         raise EvaluationInvalid(f"`repeats` must be at least 1; got {repeats}")
 
 
-def _result(
-    arm: Arm,
-    answers: Sequence[Answer],
-    held_out: Sequence[Question],
-    metric: Metric,
-    secondary: Sequence[Metric],
-    repeats: int,
-) -> ArmResult:
-    digests = {answer.digest for answer in answers}
-    if len(digests) > 1:
+def _served(arm: Arm, answers: Sequence[Answer]) -> tuple[str | None, str | None]:
+    """The version and the digest that answered. Raises ArmVersionChanged if there are several."""
+    if len({answer.digest for answer in answers}) > 1:
         versions = ", ".join(sorted({answer.version or "none" for answer in answers}))
         raise ArmVersionChanged(
             f"{arm.model} was served by more than one version ({versions}); "
             "name a version (`name@3`) instead of an alias"
         )
-    references = {question.id: question.reference for question in held_out}
-    by_run: list[list[Answer]] = [[] for _ in range(repeats)]
-    for answer in answers:
-        by_run[answer.repeat].append(answer)
-    form, first = form_of(metric), by_run[0]
-    for each in (metric, *secondary):
-        if isinstance(each, Batched):
-            texts = (read_answer(answer.text, references[answer.example], form) for answer in answers)
-            each.prepare([*references.values(), *texts])
+    return answers[0].version, answers[0].digest
 
-    def scores(scored_by: Metric, run: Sequence[Answer]) -> tuple[float, ...]:
-        pairs = ((answer.text, references[answer.example]) for answer in run)
-        return tuple(scored_by.score(read_answer(text, reference, form), reference) for text, reference in pairs)
 
-    return ArmResult(
-        arm=arm,
-        answers=tuple(read_answer(answer.text, references[answer.example], form) for answer in first),
-        runs=tuple(scores(metric, run) for run in by_run if run),
-        secondary={other_metric.name: scores(other_metric, first) for other_metric in secondary},
-        version=first[0].version,
-        digest=first[0].digest,
-        cut=sum(answer.finish_reason == LENGTH_REACHED for answer in first),
-        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
-        completion_tokens=sum(answer.completion_tokens for answer in answers),
-        seconds=sum(answer.seconds for answer in answers),
-    )
+class _Scoring:
+    """Reads and scores answers to the held-out questions."""
+
+    def __init__(self, metric: Metric, secondary: tuple[Metric, ...], held_out: Sequence[Question]) -> None:
+        self._metric, self._secondary, self._form = metric, secondary, form_of(metric)
+        self._references = {question.id: question.reference for question in held_out}
+
+    def most_mean(self, answers: Sequence[Answer], units: Units | None) -> float:
+        """The mean score of these answers to the first questions, as if all others were right."""
+        scores = [*self._scores(self._metric, answers), *[1.0] * (len(self._references) - len(answers))]
+        return float(unit_means(as_array(scores), units).mean())
+
+    def result(self, arm: Arm, answers: Sequence[Answer], repeats: int) -> ArmResult:
+        """An arm's result from its answers of all runs."""
+        version, digest = _served(arm, answers)
+        by_run: list[list[Answer]] = [[] for _ in range(repeats)]
+        for answer in answers:
+            by_run[answer.repeat].append(answer)
+        first = by_run[0]
+        return ArmResult(
+            arm=arm,
+            answers=tuple(self._read(answer) for answer in first),
+            runs=tuple(self._scores(self._metric, run) for run in by_run if run),
+            secondary={metric.name: self._scores(metric, first) for metric in self._secondary},
+            version=version,
+            digest=digest,
+            cut=sum(answer.finish_reason == LENGTH_REACHED for answer in first),
+            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+            completion_tokens=sum(answer.completion_tokens for answer in answers),
+            seconds=sum(answer.seconds for answer in answers),
+        )
+
+    def _scores(self, metric: Metric, answers: Sequence[Answer]) -> tuple[float, ...]:
+        read = [self._read(answer) for answer in answers]
+        references = [self._references[answer.example] for answer in answers]
+        if isinstance(metric, Batched):
+            metric.prepare([*references, *read])
+        return tuple(metric.score(answer, reference) for answer, reference in zip(read, references, strict=True))
+
+    def _read(self, answer: Answer) -> str:
+        return read_answer(answer.text, self._references[answer.example], self._form)
 
 
 def _progress_of(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:

@@ -114,7 +114,12 @@ def reassigned_answers(
 
 
 def reassigned_beyond_question(
-    answers: Sequence[str], questions: Sequence[Question], metric: Metric, *, seed: int = 0
+    answers: Sequence[str],
+    questions: Sequence[Question],
+    metric: Metric,
+    *,
+    seed: int = 0,
+    units: Units | None = None,
 ) -> ControlArm | None:
     """As `reassigned_answers`, scored on the words that occur in neither of the two questions.
 
@@ -127,6 +132,7 @@ def reassigned_beyond_question(
         questions: The held-out questions.
         metric: A metric of words in common, whichever decides.
         seed: Of the derangements: 20, or as many as there are.
+        units: Which examples are not independent; None if all are.
 
     Returns:
         None if fewer than MIN_BEYOND_QUESTION of the references' words are absent from their questions.
@@ -141,7 +147,7 @@ def reassigned_beyond_question(
     if len(questions) < 2 or not beyond or float(np.mean(beyond)) < MIN_BEYOND_QUESTION:
         return None
     answer_words = [words(answer) for answer in answers]
-    permutations = derangements(len(questions), DERANGEMENTS, seed)
+    permutations = derangements(len(questions), DERANGEMENTS, seed, units)
     own_total, elsewhere_total = np.zeros(len(questions)), np.zeros(len(questions))
     for sources in permutations:
         for index, source in enumerate(sources):
@@ -173,16 +179,28 @@ def copied_question(questions: Sequence[Question], metric: Metric) -> ControlArm
     )
 
 
-def derangements(count: int, max_count: int, seed: int) -> list[NDArray[np.int64]]:
+def derangements(count: int, max_count: int, seed: int, units: Units | None = None) -> list[NDArray[np.int64]]:
     """Derangements of ``count`` positions: arrays that give for each position the position whose answer it gets.
 
-    They are rotations of one random cycle through all positions, so no position gets the same source twice. Returns
-    ``max_count`` of them, or ``count`` - 1 if that is fewer.
+    They are rotations of one random cycle through all positions, so no position gets the same source twice. Positions
+    of one unit follow each other in the cycle, so that a rotation by the size of the largest unit or more gives no
+    position an answer of its own unit. If the largest unit has more than half of the positions there is none such, and
+    all rotations are used.
+
+    Args:
+        count: Positions.
+        max_count: How many derangements; fewer if there are fewer.
+        seed: Of the cycle and the rotations.
+        units: The unit of each position; None if each is its own.
     """
     rng = np.random.default_rng(seed)
-    cycle = rng.permutation(count)
+    cycle, largest = rng.permutation(count), 1
+    if units is not None and count:
+        unit_of, sizes = np.unique(np.asarray(units)[:count], return_inverse=True, return_counts=True)[1:]
+        cycle = cycle[np.argsort(rng.permutation(len(sizes))[unit_of[cycle]], kind="stable")]
+        largest = int(sizes.max()) if 2 * int(sizes.max()) <= count else 1
     permutations = []
-    for shift in rng.permutation(np.arange(1, count))[:max_count]:
+    for shift in rng.permutation(np.arange(largest, count - largest + 1))[:max_count]:
         sources = np.empty(count, dtype=np.int64)
         sources[cycle] = np.roll(cycle, -shift)
         permutations.append(sources)
@@ -241,7 +259,7 @@ def _at_other_questions(
 ) -> ControlArm:
     """The mean score of other questions' answers at each question; those of its own unit count only if all are."""
     # a single example has no derangement: it keeps its own answer
-    permutations = derangements(len(references), DERANGEMENTS, seed) or [np.zeros(1, dtype=np.int64)]
+    permutations = derangements(len(references), DERANGEMENTS, seed, units) or [np.zeros(1, dtype=np.int64)]
     unit_of = np.arange(len(references)) if units is None else np.asarray(units)
     total, counted = np.zeros(len(references)), np.zeros(len(references))
     for sources in permutations:

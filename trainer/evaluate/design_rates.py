@@ -2,7 +2,7 @@
 
     python -m trainer.evaluate.design_rates
 
-Prints the tables of EVALUATION.md, "Independent examples", "Repeated looks" and "Rare large losses", in about two
+Prints the tables of STATISTICS.md, "Independent examples", "Repeated looks" and "Rare large losses", in about two
 minutes. The simulations use the rule's own functions.
 """
 

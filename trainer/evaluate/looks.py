@@ -9,27 +9,33 @@ The first version to be judged on the examples has the whole level alpha (one-si
 alpha: the k-th has alpha / (k (k - 1)), which sums to alpha over all k from 2 on. So a series of versions that are no
 better passes with a probability of at most 2 alpha, however long it is (a union bound; compare the alpha spending of
 D. L. DeMets and K. K. G. Lan, Statistics in Medicine 13 (1994), 1341-1352).
+
+The bound needs numbers that no two versions share, and that do not depend on what an evaluation shows: a version has
+its number from the moment when its scores are first seen, as a candidate or as any other arm.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from trainer.data.folding import fold, key
 from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
 
 KEY_BYTES: Final = 8
+PROMPT_CHARS: Final = 16
 
 
 class Look(Frozen):
     """One version's evaluation.
 
-    ``digest``: of the version's weights. ``examples``: the keys of the held-out examples (`example_key`).
+    ``version``: `version_looked_at`. ``examples``: the keys of the held-out examples (`example_key`).
     """
 
-    digest: str
+    version: str
     examples: tuple[str, ...]
 
 
@@ -42,24 +48,61 @@ def example_key(question: Question) -> str:
     return hashlib.blake2b(key(fold(text)).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
-def position(looks: Iterable[Look], digest: str | None, questions: Sequence[Question]) -> int:
+def version_looked_at(result: ArmResult | StoppedArm) -> str:
+    """What distinguishes one version from another: the digest of its weights, its name and number, and the arm's prompt
+    and grounding if a client chose them.
+
+    The digest alone would take all system prompts on the same weights for one version: who tries prompts until one
+    passes finds one by luck as well.
+    """
+    arm = result.arm
+    parts = [result.digest or "none", result.version or "/".join(filter(None, (arm.endpoint, arm.model)))]
+    if arm.prompt.model_dump(exclude_defaults=True) or arm.grounding is not None:
+        asked = json.dumps([arm.prompt.model_dump(), arm.grounding], sort_keys=True)
+        parts.append(hashlib.blake2b(asked.encode()).hexdigest()[:PROMPT_CHARS])
+    return " ".join(parts)
+
+
+def looks_of(comparison: Comparison, candidate: str | None, live: str | None) -> list[Look]:
+    """The looks of a comparison: the candidate's first, then those of the other versions that it shows scores of.
+
+    The live version is not counted again: it was when it was judged. Neither are the base and outside endpoints, unless
+    one is the candidate.
+    """
+    examples = tuple(example_key(question) for question in comparison.questions)
+    arms: tuple[ArmResult | StoppedArm, ...] = (*comparison.results, *comparison.stopped)
+    shown = [version_looked_at(arm) for arm in arms if arm.digest is not None and arm.arm.label != live]
+    first = [] if candidate is None else [version_looked_at(comparison.result(candidate))]
+    versions = dict.fromkeys([*first, *shown])
+    return [Look(version=version, examples=examples) for version in versions]
+
+
+def position(looks: Iterable[Look], version: str, questions: Sequence[Question]) -> int:
     """The number of a version among those that were judged on these examples, from 1.
 
     It is one more than the mean number of other versions that each example was used for, rounded. What came after the
     version's own first look does not count: evaluating it again costs nothing.
 
     Args:
-        looks: The project's earlier looks, oldest first.
-        digest: The version's; None if it is unknown: then it is a new one.
+        looks: The project's looks, oldest first; the version's own may be among them.
+        version: See `version_looked_at`.
         questions: The held-out examples; at least one.
     """
-    before: dict[str, dict[str, None]] = {example_key(question): {} for question in questions}
+    before: dict[str, set[str]] = {example_key(question): set() for question in questions}
+    looked_at: set[str] = set()  # the examples that this version was judged on
     for look in looks:
+        if is_same_version(look.version, version):
+            looked_at.update(look.examples)
+            continue
         for example in look.examples:
-            if example in before and (digest is None or digest not in before[example]):
-                before[example][look.digest] = None
-    others = sum(len(digests) - (digest in digests) for digests in before.values())
-    return 1 + int(others / len(before) + 0.5)
+            if example in before and example not in looked_at:
+                before[example].add(look.version)
+    return 1 + int(sum(map(len, before.values())) / len(before) + 0.5)
+
+
+def is_same_version(recorded: str, version: str) -> bool:
+    """Whether a recorded look is at this version. Earlier releases recorded the digest alone."""
+    return version == recorded or (" " not in recorded and version.partition(" ")[0] == recorded)
 
 
 def look_confidence(confidence: float, number: int) -> float:

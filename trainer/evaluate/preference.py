@@ -67,7 +67,7 @@ async def score_by_preference(
         constant_and_permuted(references, RougeL(), trained_answers=spec.taught, seed=spec.rules.method.seed)[0].answer
         or ""
     )
-    permutations = derangements(len(references), 1, spec.rules.method.seed)
+    permutations = derangements(len(references), 1, spec.rules.method.seed, comparison.units)
     sources = permutations[0].tolist() if permutations else [0]
     form = (
         ControlArm(

@@ -2,8 +2,8 @@
 
     python -m trainer.evaluate.rates
 
-Prints the tables of EVALUATION.md in less than a minute. "Not worse than live": a version that is worse, equal or
-better; answers are right or wrong, and `live` is right on 80% of the questions. "Answers that ignore the question":
+Prints tables of STATISTICS.md and ADVERSARIES.md in less than a minute. "Not worse than live": a version that is worse,
+equal or better; answers are right or wrong, and `live` is right on 80% of the questions. "Answers that ignore the question":
 random training answers, and the sample voice. "Forgetting": how often a true loss is within the budget.
 """
 

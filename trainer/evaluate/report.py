@@ -123,7 +123,7 @@ def build(
         verdict=verdict,
         metric=comparison.metric,
         why=why,
-        notes=(*notes, *_cut_notes(results)),
+        notes=(*notes, *_stopped_notes(comparison, verdict), *_cut_notes(results)),
         means=tuple(
             mean_of(result, binary=comparison.binary, method=method, units=comparison.units) for result in results
         ),
@@ -142,9 +142,21 @@ def build(
         data=data,
         lineage=lineage,
         cost=cost,
-        asked_tokens=sum(result.prompt_tokens + result.completion_tokens for result in results),
+        asked_tokens=sum(result.prompt_tokens + result.completion_tokens for result in results)
+        + sum(stopped.prompt_tokens + stopped.completion_tokens for stopped in comparison.stopped),
         cut={result.arm.label: result.cut for result in results},
     )
+
+
+def _stopped_notes(comparison: Comparison, verdict: Verdict | None) -> list[str]:
+    """A note for each arm of the base that was not asked everything: nothing else may show that it was compared."""
+    if verdict is None:
+        return []
+    return [
+        f"{stopped.arm.label} was asked {stopped.asked} of {len(comparison.questions)} questions: with all others "
+        f"right it would score {100 * stopped.most:.1f}, below {verdict.base}"
+        for stopped in comparison.stopped
+    ]
 
 
 def _cut_notes(results: Sequence[ArmResult]) -> list[str]:

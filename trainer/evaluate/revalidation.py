@@ -2,7 +2,7 @@
 
 A version's scores of two evaluations are paired question by question, so that only what has changed counts: the model
 is the same, and greedy answers are mostly the same, so that the interval of the difference is narrow. The rule and its
-error rates are in EVALUATION.md, "Revalidation".
+error rates are in REVALIDATION.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from trainer.evaluate.metrics.choose import JUDGE
 from trainer.evaluate.paired_difference import IntervalMethod, noise_of, paired_difference
 from trainer.evaluate.spec import MetricOptions, Outcome
 from trainer.evaluate.statistics.noise import RunNoise, combined_noise
-from trainer.evaluate.statistics.paired import Array, as_array
-from trainer.evaluate.verdict import State, Verdict, VerdictWord
+from trainer.evaluate.statistics.paired import Array, Units, as_array
+from trainer.evaluate.verdict import Rules, State, Verdict, VerdictWord
 
 T = TypeVar("T")
 LOOKS: Final = 4
@@ -67,6 +67,8 @@ class VerdictScores(Frozen):
         candidate, base: The version, and the base's strongest arm.
         counted: Whether the scores count; false for those of a judge that does not.
         suite: The general suite, if it ran.
+        units: The number of each question's independent unit; None if every question is its own, or in records of
+            before they were stored.
     """
 
     format: int = 1
@@ -77,6 +79,7 @@ class VerdictScores(Frozen):
     base: ArmScores
     counted: bool = True
     suite: SuiteScores | None = None
+    units: tuple[int, ...] | None = None
 
 
 class RevalidationCheck(Frozen):
@@ -95,7 +98,7 @@ class RevalidationResult(Frozen):
         holds: None if neither is shown.
         compared_with: The earlier verdict's id.
         rule: The version of the rule of the verdict that stands: the earlier one's if it holds.
-        examples: How many questions both evaluations asked.
+        examples: How many independent questions both evaluations asked.
         changed: On how many of these the version's answer has changed.
         then_now: Today's scores minus the earlier ones. With a judge's votes, of the preference over the base.
         strict: The same with the confidence that a failure needs (see `strict_method`).
@@ -129,10 +132,11 @@ def scores_of(outcome: Outcome, metric: MetricOptions) -> VerdictScores | None:
         metric=metric,
         binary=comparison.binary,
         questions=tuple(question_key(question) for question in comparison.questions),
-        candidate=_arm_scores(comparison.result(verdict.candidate)),
-        base=_arm_scores(comparison.result(verdict.base)),
+        candidate=_arm_scores(comparison.result(verdict.candidate), comparison.units),
+        base=_arm_scores(comparison.result(verdict.base), comparison.units),
         counted=metric.name != JUDGE or (judged is not None and judged.counted),
         suite=None if verdict.forgetting is None else _suite_scores(verdict.forgetting),
+        units=comparison.units,
     )
 
 
@@ -151,7 +155,7 @@ def question_key(question: Question) -> str:
 
 
 def revalidate(
-    earlier: EarlierVerdict, then: VerdictScores, now: VerdictScores, verdict: Verdict
+    earlier: EarlierVerdict, then: VerdictScores, now: VerdictScores, verdict: Verdict, rules: Rules
 ) -> RevalidationResult:
     """Whether the earlier verdict holds.
 
@@ -160,12 +164,14 @@ def revalidate(
         then: Its scores.
         now: The scores of the new evaluation.
         verdict: The verdict that the new evaluation would reach by itself.
+        rules: The operator's settings. Their confidence holds here, whatever number the version's look has: what is
+            compared with its own past is not one of several versions.
 
     Raises:
         Incomparable: Another metric or other questions, or the metric now scores the same answer differently.
     """
     pairs, judge = _Pairs.of(then, now), now.metric.name == JUDGE
-    method, bound = verdict.rules.method, -verdict.rules.margin(now.metric.name)
+    method, bound = rules.method, -rules.margin(now.metric.name)
     strict_confidence = strict_method(method)
     then_now = pairs.difference(method, bound, over_base=judge)
     strict = pairs.difference(strict_confidence, bound, over_base=judge)
@@ -185,7 +191,7 @@ def revalidate(
         compared_with=earlier.id,
         rule=earlier.rule if holds else verdict.rule,
         checks=tuple(judged),
-        examples=len(pairs.then),
+        examples=then_now.examples,
         changed=pairs.changed,
         then_now=then_now,
         strict=strict,
@@ -263,8 +269,9 @@ class _Pairs:
                 values = values - as_array(_taken(scores.base.scores, indices))
                 noise = combined_noise([noise, _noise(scores.base)])
             rows.append((label, values, noise))
+        units = None if self.new.units is None else _taken(self.new.units, self.now)
         binary = self.new.binary and not over_base
-        return paired_difference(rows[0], rows[1], binary=binary, method=method, bound=bound)
+        return paired_difference(rows[0], rows[1], binary=binary, method=method, bound=bound, units=units)
 
     def _answers(self, arm: Literal["candidate", "base"]) -> list[tuple[str, str]]:
         old, new = (self.old.candidate, self.new.candidate) if arm == "candidate" else (self.old.base, self.new.base)
@@ -357,8 +364,8 @@ def _sentence(word: VerdictWord, holds: bool | None, checks: Sequence[Revalidati
     return f"{verdict_text.VERDICT_WORDS[word]}: {meaning}. {text}{note}"
 
 
-def _arm_scores(result: ArmResult) -> ArmScores:
-    noise = noise_of(result)
+def _arm_scores(result: ArmResult, units: Units | None) -> ArmScores:
+    noise = noise_of(result, units)
     return ArmScores(
         label=result.arm.label,
         scores=result.runs[0],

@@ -2,7 +2,7 @@
 
     python -m trainer.evaluate.revalidation_rates
 
-Prints the tables of EVALUATION.md, "Revalidation", in about a minute; every state is that of the rule's own code
+Prints the tables of REVALIDATION.md in about a minute; every state is that of the rule's own code
 (`revalidation.score_state`). Answers are right or wrong, or graded. A version is right on RIGHT of the questions; in
 each run, also in the first, some answers flip. A year has four revalidations, all compared with the same first
 evaluation.

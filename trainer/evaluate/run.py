@@ -6,11 +6,10 @@ their results, so that a repeated run only asks what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from adapters.protocol.reports import ArmDifference, ReportJudge
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
 from trainer.evaluate.compare import Comparison, OnStage, compare
@@ -21,9 +20,9 @@ from trainer.evaluate.control_arms import (
     reassigned_answers,
     reassigned_beyond_question,
 )
-from trainer.evaluate.forgetting import Forgetting, SuitePart, compare_measurements
+from trainer.evaluate.general_suite import BaseMeasurements, GeneralSuite
 from trainer.evaluate.likelihood import Scorer
-from trainer.evaluate.looks import Look, position
+from trainer.evaluate.looks import Look, looks_of, position, version_looked_at
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE, OVERLAP
 from trainer.evaluate.metrics.overlap import RougeL
@@ -32,59 +31,9 @@ from trainer.evaluate.preference import score_by_preference
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite, SuiteResult
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
-from trainer.evaluate.suites.general import SuiteMeasurement, general_suite, measure
 from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
 
-
-class GeneralSuite:
-    """The general suite of this package, as a `Suite`.
-
-    Args:
-        scorer: Measures the log-probabilities.
-        rules: With the budget, and the number of items.
-    """
-
-    name = GENERAL
-
-    def __init__(self, scorer: Scorer, rules: Rules) -> None:
-        self._scorer = scorer
-        self._rules = rules
-
-    async def run(self, before: Arm, after: Arm, on_stage: OnStage | None = None) -> SuiteResult:
-        """See `Suite`."""
-        items, budget = general_suite().limited(self._rules.forget_items), self._rules.budget
-
-        async def measure_arm(arm: Arm, *, shuffled: bool) -> SuiteMeasurement:
-            def on_progress(done: int, total: int) -> None:
-                if on_stage is not None:
-                    on_stage(f"general suite, {arm.label}", done, total)
-
-            return await measure(arm, items, self._scorer, on_progress, shuffled=shuffled)
-
-        base = await measure_arm(before, shuffled=budget.perplexity is None)
-        candidate = await measure_arm(after, shuffled=False)
-        forgetting = compare_measurements(items, base, candidate, budget, self._rules.method)
-        return SuiteResult(
-            name=self.name,
-            kind="budget",
-            state=forgetting.state,
-            silent=all(part.state == "silent" for part in _accuracies(forgetting)),
-            sentence=verdict_text.forgetting(forgetting),
-            numbers={
-                name: {"before": part.base, "after": part.candidate}
-                for name, part in (
-                    ("accuracy", forgetting.accuracy),
-                    ("chat", forgetting.chat),
-                    ("perplexity", forgetting.perplexity),
-                )
-                if part is not None
-            },
-            forgetting=forgetting,
-        )
-
-
-def _accuracies(forgetting: Forgetting) -> list[SuitePart]:
-    return [part for part in (forgetting.accuracy, forgetting.chat) if part is not None]
+RecordLooks = Callable[[Sequence[Look]], Awaitable[Sequence[Look]]]
 
 
 async def run(
@@ -95,7 +44,8 @@ async def run(
     scorer: Scorer | None = None,
     suites: Mapping[str, Suite] | None = None,
     judge: Judge | None = None,
-    looks: Sequence[Look] = (),
+    record_looks: RecordLooks | None = None,
+    base_measurements: BaseMeasurements | None = None,
     on_stage: OnStage | None = None,
 ) -> Outcome:
     """Run an evaluation.
@@ -107,7 +57,9 @@ async def run(
         scorer: Measures likelihoods; without one there are none, and no general suite.
         suites: The available suites, by name; `general` is added if there is a scorer.
         judge: The judge that `spec.judge` names.
-        looks: The project's earlier looks at held-out examples, oldest first.
+        record_looks: Records the looks of this evaluation, and returns the project's up to them, oldest first; without
+            it, every version is the first.
+        base_measurements: The base's measurements of the general suite that are kept; None: it is measured.
         on_stage: Called with the progress; may raise to stop.
 
     Raises:
@@ -116,7 +68,10 @@ async def run(
         EvaluationError, GatewayUnreachable: As the answerer and the scorer.
     """
     primary = spec.metric.primary()
-    requested = _requested_suites(spec, suites or {}, scorer)
+    available: dict[str, Suite] = dict(suites or {})
+    if scorer is not None:
+        available.setdefault(GENERAL, GeneralSuite(scorer, spec.rules, base_measurements))
+    requested = _requested_suites(spec, available)
     if spec.judge is not None and judge is None:
         raise EvaluationInvalid(f"no judge named {spec.judge!r} is available")
     if spec.candidate is not None:
@@ -126,21 +81,24 @@ async def run(
         held_out,
         primary,
         answerer=answerer,
+        rivals=spec.bases if spec.candidate is not None and primary.name != JUDGE else (),
         secondary=[spec.metric.named(name) for name in spec.beside or spec.metric.usually_beside()],
-        scorer=scorer,
+        scorer=scorer if primary.name in (*FREE_TEXT, JUDGE) else None,  # elsewhere likelihoods decide nothing
         scored=spec.scored,
         elsewhere=spec.candidate if primary.name in FREE_TEXT else None,
         seed=spec.rules.method.seed,
-        repeats=spec.repeats,
+        repeats=1 if primary.name == JUDGE else spec.repeats,  # a judge sees the first run alone
         repeated=spec.repeated,
         on_stage=on_stage,
     )
+    taken = looks_of(comparison, spec.candidate, spec.live)
+    looks = taken if record_looks is None else await record_looks(taken)
     if spec.candidate is None:
         return Outcome(comparison=comparison)
     before, after = suite_arms(spec, suites=bool(requested))
     results = [await suite.run(before, after, on_stage) for suite in requested]
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
-    look = position(looks, comparison.result(spec.candidate).digest, comparison.questions)
+    look = position(looks, version_looked_at(comparison.result(spec.candidate)), comparison.questions)
     verdict = _decide(spec, comparison, form, results, judged, look)
     return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
 
@@ -161,18 +119,17 @@ async def _scored(
     )
     if primary.name in FREE_TEXT:
         overlap = primary if primary.name in OVERLAP else RougeL()
-        beyond_question = reassigned_beyond_question(answers, comparison.questions, overlap, seed=seed)
+        beyond_question = reassigned_beyond_question(
+            answers, comparison.questions, overlap, seed=seed, units=comparison.units
+        )
         form = form if beyond_question is None else (*form, beyond_question)
     if judge is None or spec.candidate is None:
         return comparison, form, None
-    best = strongest(comparison, spec.bases)
+    best = strongest(comparison, comparison.asked(spec.bases))
     return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
 
 
-def _requested_suites(spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | None) -> list[Suite]:
-    available: dict[str, Suite] = dict(suites)
-    if scorer is not None:
-        available.setdefault(GENERAL, GeneralSuite(scorer, spec.rules))
+def _requested_suites(spec: EvaluationSpec, available: Mapping[str, Suite]) -> list[Suite]:
     names = list(dict.fromkeys(spec.suites))
     unknown = [name for name in names if name not in available]
     if unknown:
@@ -219,7 +176,7 @@ def _decide(
     return decide(
         comparison,
         candidate=spec.candidate or "",
-        bases=spec.bases,
+        bases=comparison.asked(spec.bases),
         live=spec.live,
         form=form,
         forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),

@@ -176,33 +176,19 @@ def decide(
     scored = _scored_checks(comparison, candidate, differences, preferred, rules, look)
     scored = scored if uncounted is None else _all_open(scored)
     checks = (*scored, *_retention_checks(forgetting, more_checks))
-    word = _word(checks)
     # more examples would not make the scores count
-    counted = checks if uncounted is None else scored[:1]
-    more, decisive = more_examples(
-        [check.name for check in counted if check.state == "open"], differences, rules.min_examples
-    )
-    labels = dict.fromkeys([candidate, *bases, *([] if live is None else [live])])
+    plannable = checks if uncounted is None else scored[:1]
+    word, more = _word(checks), _more(plannable, differences, rules)
     return Verdict(
         word=word,
-        sentence=_sentence(
-            word,
-            differences.base,
-            comparison,
-            checks,
-            verdict_text.More(more, decisive, rules.most_examples),
-            None if word == "fail" else uncounted,
-        ),
+        sentence=_sentence(word, differences.base, comparison, checks, more, None if word == "fail" else uncounted),
         checks=checks,
         metric=comparison.metric,
         candidate=candidate,
         base=differences.base.against,
         live=live,
         examples=differences.base.examples,
-        means=tuple(
-            mean_of(comparison.result(label), binary=comparison.binary, method=rules.method, units=comparison.units)
-            for label in labels
-        ),
+        means=_means(comparison, [candidate, *bases, *([] if live is None else [live])], rules.method),
         against_base=differences.base,
         against_live=differences.live,
         against_form=differences.form,
@@ -210,10 +196,23 @@ def decide(
         likelihood=differences.likelihood,
         forgetting=forgetting,
         detectable=differences.base.detectable,
-        more=more,
+        more=more.count,
         rules=rules,
         rule=RULE,
         look=look,
+    )
+
+
+def _more(checks: Sequence[Check], differences: Differences, rules: Rules) -> verdict_text.More:
+    """How many more examples would settle the open ones of these checks."""
+    undecided = [check.name for check in checks if check.state == "open"]
+    return verdict_text.More(*more_examples(undecided, differences, rules.min_examples), rules.most_examples)
+
+
+def _means(comparison: Comparison, labels: Sequence[str], method: IntervalMethod) -> tuple[ArmMean, ...]:
+    return tuple(
+        mean_of(comparison.result(label), binary=comparison.binary, method=method, units=comparison.units)
+        for label in dict.fromkeys(labels)
     )
 
 

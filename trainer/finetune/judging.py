@@ -89,7 +89,9 @@ class Judging:
         self._last_event = ("", 0.0)
         self._evaluator = Evaluator(
             job.id,
+            job.project,
             job.gateway,
+            job.base_name,
             directory,
             gateway,
             check,

@@ -76,7 +76,7 @@ class FinetuneKind(Kind[JobResult]):
         base: The base model that jobs train on.
         housekeeper: Uploads a job's result files.
         reviews: Provides the judge's agreement with people, and collects the pairs left for human review.
-        looks: Counts the versions that were judged on the same examples.
+        looks: Imports the looks that a worker of an earlier release has left.
     """
 
     name = NAME
@@ -114,12 +114,11 @@ class FinetuneKind(Kind[JobResult]):
         return VALIDATE if JobDetails.model_validate(run.details).plan is None else TRAIN
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """See Kind: writes how far the job's judge agrees with people, and the earlier looks at held-out examples."""
+        """See Kind: writes how far the job's judge agrees with people."""
         if stage is TRAIN:
             job = await asyncio.to_thread(self.directories.read, run.id, protocol.SPEC, JobSpec)
             judge = None if job is None else job.judging.judge
             await self._reviews.prepare(run.project, judge, self.directory(run))
-            await self._looks.prepare(run.project, self.directory(run))
 
     def started(self, run: Run, stage: Stage) -> str | None:
         """See Kind."""
@@ -205,7 +204,7 @@ class FinetuneKind(Kind[JobResult]):
         cost = self._settings.price_per_hour * run.device_s / 3600
         result = result.model_copy(update={"seconds": round(run.device_s, 3), "cost": round(cost, 6)})
         details = JobDetails.model_validate(run.details)
-        await self._looks.take(run.project, run.id, self.directory(run))
+        await self._looks.import_file(run.project, run.id, self.directory(run))
         await self._reviews.take(run.project, run.id, self.directory(run), [details.adapter])
         report = await asyncio.to_thread(self.report, run.id)
         plan = await asyncio.to_thread(self._plan, run.id)

@@ -21,11 +21,12 @@ from trainer.evaluate import endpoints
 from trainer.evaluate.arms import Frozen, Question
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.endpoint_client import Endpoint
-from trainer.evaluate.evaluations import look_store, spec
+from trainer.evaluate.evaluations import spec
+from trainer.evaluate.evaluations.look_store import RunLooks
 from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
 from trainer.evaluate.factory import WorkerContext, judge_of, suites_of
+from trainer.evaluate.general_suite import DIRECTORY, BaseMeasurements
 from trainer.evaluate.likelihood import HttpScorer
-from trainer.evaluate.looks import Look, example_key
 from trainer.evaluate.page.render import render
 from trainer.evaluate.report import EvaluationReport
 from trainer.evaluate.revalidation import RevalidationResult, VerdictScores
@@ -55,31 +56,39 @@ class Evaluator:
 
     Args:
         run_id: Prefix of the uploaded files' names.
+        project: Whose looks at held-out examples count.
         url: The gateway's URL.
+        base_name: The base's served name.
         directory: The run directory.
         gateway: The gateway's client.
         check: Raises if the worker has to stop.
         on_stage: Called with a stage's name, how many items are done, and how many there are.
         concurrency: Maximum concurrent requests.
+        measures_base: Measure the general suite on the base even if that was done under the same fingerprint.
         settings: Returns the operator's settings (suites, judges, outside endpoints); called when needed.
     """
 
     def __init__(
         self,
         run_id: str,
+        project: str,
         url: str,
+        base_name: str,
         directory: RunDirectory,
         gateway: Gateway,
         check: Callable[[], None],
         on_stage: Callable[[str, int, int], None],
         *,
         concurrency: int,
+        measures_base: bool = False,
         settings: Callable[[], Settings],
     ) -> None:
-        self._run_id, self._url = run_id, url
+        self._run_id, self._url, self._base_name = run_id, url, base_name
         self._directory, self._gateway = directory, gateway
         self._check, self._on_stage = check, on_stage
         self._concurrency, self._settings = concurrency, settings
+        self._measures_base = measures_base
+        self._looks = RunLooks(directory.directory, project, run_id)
 
     def uploaded(self) -> UploadedFiles:
         """The ids of the files uploaded so far."""
@@ -118,10 +127,11 @@ class Evaluator:
             if recorded is not None and recorded.fingerprint != fingerprint:
                 self._forget_answers()
             self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
-            outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions), self._check))
+            kept = self._base_measurements(fingerprint)
+            outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept), self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint()
             if fingerprint == previous:
-                self._note_looks(evaluation, outcome)
+                kept.keep()
                 if outcome.judged is not None:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
@@ -130,14 +140,6 @@ class Evaluator:
             f"the engine's configuration changed {MAX_ENGINE_CHANGES} times during the evaluation; "
             "evaluate again once it is stable"
         )
-
-    def _note_looks(self, evaluation: EvaluationSpec, outcome: Outcome) -> None:
-        """Leave for the trainer which versions were looked at, on which examples."""
-        examples = tuple(example_key(question) for question in outcome.comparison.questions)
-        labels = [arm.label for arm in evaluation.arms] if evaluation.candidate is None else [evaluation.candidate]
-        digests = dict.fromkeys(outcome.comparison.result(label).digest for label in labels)
-        taken = [Look(digest=digest, examples=examples) for digest in digests if digest is not None]
-        self._directory.path(look_store.LOOKS).write_bytes(look_store.LIST.dump_json(taken))
 
     def _forget_answers(self) -> None:
         self._directory.emit_event(
@@ -151,7 +153,13 @@ class Evaluator:
             spec.UPLOADED_FILES, UploadedFiles(held_out=self.uploaded().held_out)
         )  # a report on the discarded answers must not be reused
 
-    async def _ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...]) -> Outcome:
+    def _base_measurements(self, fingerprint: str) -> BaseMeasurements:
+        shared = self._directory.directory.parent.parent / DIRECTORY
+        return BaseMeasurements(shared, self._base_name, fingerprint, reuse=not self._measures_base)
+
+    async def _ask(
+        self, evaluation: EvaluationSpec, questions: tuple[Question, ...], kept: BaseMeasurements
+    ) -> Outcome:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._url, SecretStr(path(protocol.KEY).read_text().strip()))
         scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=concurrency)
@@ -171,7 +179,8 @@ class Evaluator:
             suites=suites_of(evaluation, context),
             judge=judge_of(evaluation, context),
             on_stage=self._on_stage,
-            looks=look_store.read_looks(path(look_store.EARLIER_LOOKS)),
+            record_looks=self._looks.record,
+            base_measurements=kept,
         )
 
     # uploading and recording

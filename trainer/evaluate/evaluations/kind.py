@@ -43,7 +43,7 @@ class EvaluationKind(Kind[EvaluationResult]):
     Args:
         directories: The run directories.
         reviews: Provides how far people agree with a judge, and collects the pairs to review.
-        looks: Counts the versions that were judged on the same examples.
+        looks: Imports the looks that a worker of an earlier release has left.
         command: Returns a worker's command line.
     """
 
@@ -64,9 +64,8 @@ class EvaluationKind(Kind[EvaluationResult]):
         self._looks = looks
 
     async def prepare(self, run: Run, stage: Stage) -> None:
-        """See Kind. Writes the judge's agreement with people, and the earlier looks, into the run directory."""
+        """See Kind. Writes the judge's agreement with people into the run directory."""
         await self._reviews.prepare(run.project, run.body.get("judge"), self.directory(run))
-        await self._looks.prepare(run.project, self.directory(run))
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
@@ -88,7 +87,7 @@ class EvaluationKind(Kind[EvaluationResult]):
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
         """See Kind."""
-        await self._looks.take(run.project, run.id, self.directory(run))
+        await self._looks.import_file(run.project, run.id, self.directory(run))
         if result.status == "succeeded":
             await self._reviews.take(run.project, run.id, self.directory(run), run.adapters)
         return result, {}

@@ -1,4 +1,8 @@
-"""The looks at a project's held-out examples. They outlive runs and versions: deleting either resets no count."""
+"""The looks at a project's held-out examples. They outlive runs and versions: deleting either resets no count.
+
+A worker records its looks itself, in the trainer's database, before it decides. Evaluations that run side by side would
+otherwise not see each other's, and each would have the whole level of a first look.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,14 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from trainer.database import Database, metadata
+from trainer.database import FILE, Database, metadata
+from trainer.errors import InternalError
 from trainer.evaluate.looks import KEY_BYTES, Look
 
-EARLIER_LOOKS: Final = "earlier_looks.json"
-"""In a run's directory, written by the trainer: the project's looks so far, oldest first."""
 LOOKS: Final = "looks.json"
-"""In a run's directory, written by the worker: the looks of this run."""
-MAX_LOOKS: Final = 5000
-"""The newest that a worker gets: 100 MB with the longest held-out sets."""
-LIST: Final = TypeAdapter(list[Look])
+"""In a run's directory, written by a worker of an earlier release: the looks of this run."""
 
 looks: Final = sa.Table(
     "looks",
@@ -35,59 +35,98 @@ looks: Final = sa.Table(
     sa.Index("ix_looks_project", "project"),
     sqlite_autoincrement=True,
 )
+"""``digest`` holds `Look.version`, which begins with the digest; earlier releases recorded nothing else."""
+
+
+class _EarlierLook(BaseModel):
+    """A look as workers of earlier releases left it in a file."""
+
+    digest: str
+    examples: tuple[str, ...]
+
+
+_LIST: Final = TypeAdapter(list[_EarlierLook])
 
 
 class LookStore:
-    """Gives a run the looks before it, and records those that it took."""
+    """Records looks, and gives a version those that count for it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def prepare(self, project: str, folder: Path) -> None:
-        """Write the project's looks into a run's directory before its worker starts. Raises OSError."""
-        earlier = await self._database.run(lambda db: _earlier(db, project))
-        await asyncio.to_thread(_replace, folder / EARLIER_LOOKS, LIST.dump_json(earlier))
+    async def record(self, project: str, run: str, taken: Sequence[Look]) -> list[Look]:
+        """Record a run's looks, unless they are recorded, and return the project's up to them, oldest first.
 
-    async def take(self, project: str, run: str, folder: Path) -> None:
-        """Record the looks that a run's worker has left. Repeated calls change nothing."""
-        taken = await asyncio.to_thread(read_looks, folder / LOOKS)
+        Recording takes the turn: of two runs that record at the same time, one sees the other's looks.
+
+        Raises:
+            DiskFull, InternalError: The database could not be used.
+        """
+        await self._database.run(lambda db: _add(db, project, run, taken))
+        return await self._database.run(lambda db: _of_project(db, project, run))
+
+    async def import_file(self, project: str, run: str, folder: Path) -> None:
+        """Record the looks that a worker of an earlier release has left. Repeated calls change nothing."""
+        taken = await asyncio.to_thread(_read, folder / LOOKS)
         if taken:
             await self._database.run(lambda db: _add(db, project, run, taken))
 
 
-def read_looks(path: Path) -> list[Look]:
-    """The looks in a file; none if there is no such file, or nothing valid in it."""
+class RunLooks:
+    """The looks of one run, recorded by its worker in the database of the trainer that started it.
+
+    Args:
+        directory: The run's directory.
+        project: The run's project.
+        run: The run's id.
+    """
+
+    def __init__(self, directory: Path, project: str, run: str) -> None:
+        self._path = directory.parent.parent / FILE
+        self._project, self._run = project, run
+
+    async def record(self, taken: Sequence[Look]) -> list[Look]:
+        """See `LookStore.record`. Raises InternalError if the trainer's database is missing, too."""
+        if not self._path.is_file():  # SQLite would make an empty one, and every look would be a first one
+            raise InternalError(f"the trainer's database {self._path} is missing; looks cannot be recorded")
+        database = Database(self._path)
+        try:
+            return await LookStore(database).record(self._project, self._run, taken)
+        finally:
+            await database.close()
+
+
+def _read(path: Path) -> list[Look]:
     try:
-        return LIST.validate_json(path.read_bytes())
+        found = _LIST.validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return []
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def _earlier(db: sa.Connection, project: str) -> list[Look]:
-    newest = sa.select(looks).where(looks.c.project == project).order_by(looks.c.number.desc()).limit(MAX_LOOKS)
-    rows = db.execute(newest).all()
-    return [Look(digest=row.digest, examples=_keys(row.examples)) for row in reversed(rows)]
+    return [Look(version=look.digest, examples=look.examples) for look in found]
 
 
 def _add(db: sa.Connection, project: str, run: str, taken: Sequence[Look]) -> None:
     for look in taken:
-        known = sa.select(looks.c.number).where(looks.c.run == run, looks.c.digest == look.digest)
+        known = sa.select(looks.c.number).where(looks.c.run == run, looks.c.digest == look.version)
         if db.execute(known).first() is None:
             db.execute(
                 sa.insert(looks).values(
                     project=project,
                     run=run,
-                    digest=look.digest,
+                    digest=look.version,
                     examples=bytes.fromhex("".join(look.examples)),
                     created_at=int(time.time()),
                 )
             )
+
+
+def _of_project(db: sa.Connection, project: str, run: str) -> list[Look]:
+    last = sa.select(sa.func.max(looks.c.number)).where(looks.c.run == run).scalar_subquery()
+    rows = db.execute(
+        sa.select(looks.c.digest, looks.c.examples)
+        .where(looks.c.project == project, looks.c.number <= last)
+        .order_by(looks.c.number)
+    )
+    return [Look(version=row.digest, examples=_keys(row.examples)) for row in rows]
 
 
 def _keys(packed: bytes) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from trainer.evaluate.revalidation import (
     scores_of,
 )
 from trainer.evaluate.spec import Outcome
-from trainer.evaluate.verdict import Verdict
+from trainer.evaluate.verdict import Rules, Verdict
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import Failure
@@ -82,12 +82,15 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         self._reported = ("", 0.0)
         self._evaluator = Evaluator(
             job.id,
+            job.project,
             job.gateway,
+            job.base_name,
             directory,
             gateway,
             check,
             self._report_progress,
             concurrency=job.concurrency,
+            measures_base=job.body.kind == REVALIDATION,
             settings=lambda: settings,
         )
 
@@ -105,7 +108,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         self._report_progress("report", 0, 1)
         seconds = time.time() - plan.began_at
         scores = scores_of(outcome, plan.evaluation.metric)
-        revalidation, uncompared = self._compared(earlier, scores, outcome.verdict)
+        revalidation, uncompared = self._compared(earlier, scores, outcome.verdict, plan.evaluation.rules)
         report = self._report(plan, outcome, revalidation, seconds)
         uploaded = self._evaluator.upload_report(report, scores)
         result = EvaluationResult(
@@ -262,7 +265,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             return str(error)
 
     def _compared(
-        self, earlier: VerdictScores | str | None, scores: VerdictScores | None, verdict: Verdict | None
+        self, earlier: VerdictScores | str | None, scores: VerdictScores | None, verdict: Verdict | None, rules: Rules
     ) -> tuple[RevalidationResult | None, str | None]:
         """Whether the earlier verdict holds, or a note why a revalidation is judged without it."""
         context = self._job.context.earlier
@@ -272,7 +275,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             reason = str(earlier)
         else:
             try:
-                return revalidate(context, earlier, scores, verdict), None
+                return revalidate(context, earlier, scores, verdict, rules), None
             except Incomparable as error:
                 reason = str(error)
         note = f"judged anew, without a comparison with the earlier scores: {reason}"

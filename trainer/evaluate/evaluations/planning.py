@@ -97,9 +97,7 @@ def make_plan(
     body = job.body
     all_questions = [*trained_on, *held_out]
     metric, reason = _metric(job, all_questions)
-    max_tokens = body.max_tokens or max_answer_tokens(
-        longest((question.reference for question in all_questions), count), job.context_tokens, thinking=job.thinks
-    )
+    max_tokens = _max_tokens(job, all_questions, count)
     other_tokens = _longest_prompt(job, questions, count) + max_tokens
     closed_set, no_room = _closed_answers(job, all_questions, other_tokens, count)
     room = job.context_tokens - other_tokens - passage_tokens(job.context.grounding, job.context_tokens)
@@ -112,22 +110,7 @@ def make_plan(
         room=room,
         count=count,
     )
-    arms, bases, candidate = _arms(job, closed_set, prompts)
-    live, arms = _with_live(job, arms, candidate, live_state.live)
-    evaluation = EvaluationSpec(
-        arms=tuple(arms),
-        candidate=candidate,
-        bases=tuple(bases),
-        live=live,
-        metric=metric,
-        suites=body.suites,
-        taught=most_frequent_answers([question.reference for question in trained_on]),
-        rules=rules_of(job),
-        repeats=body.repeats or job.repeats,
-        max_tokens=max_tokens,
-        template_switches=job.template_switches,
-        judge=body.judge,
-    )
+    evaluation = _specification(job, _arms(job, closed_set, prompts), live_state.live, metric, max_tokens, trained_on)
     plan = EvaluationPlan(
         evaluation=evaluation,
         why=f"{reason}; {NO_ROOM_FOR_ANSWERS}" if no_room else reason,
@@ -142,6 +125,39 @@ def make_plan(
         left_out=live_state.left_out,
     )
     return plan, prompts.questions
+
+
+def _specification(
+    job: EvaluationJob,
+    planned: tuple[list[Arm], list[str], str | None],
+    live: str | None,
+    metric: MetricOptions,
+    max_tokens: int,
+    trained_on: Sequence[Question],
+) -> EvaluationSpec:
+    """The evaluation of the planned arms (see `_arms`) and of the live version."""
+    arms, bases, candidate = planned
+    live_label, arms = _with_live(job, arms, candidate, live)
+    return EvaluationSpec(
+        arms=tuple(arms),
+        candidate=candidate,
+        bases=tuple(bases),
+        live=live_label,
+        metric=metric,
+        suites=job.body.suites,
+        taught=most_frequent_answers([question.reference for question in trained_on]),
+        rules=rules_of(job),
+        repeats=job.body.repeats or job.repeats,
+        max_tokens=max_tokens,
+        template_switches=job.template_switches,
+        judge=job.body.judge,
+    )
+
+
+def _max_tokens(job: EvaluationJob, all_questions: Sequence[Question], count: Callable[[str], int]) -> int:
+    """The limit for an answer: the request's, or what the longest known reference needs."""
+    longest_reference = longest((question.reference for question in all_questions), count)
+    return job.body.max_tokens or max_answer_tokens(longest_reference, job.context_tokens, thinking=job.thinks)
 
 
 def _wanted_examples(job: EvaluationJob, closed_set: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Similarity in meaning of a free-text answer and the reference, by a sentence-embedding model on the CPU.
 
 Words in common do not show an answer: a salad of the author's frequent words beats an honest adapter under ROUGE-L, and
-a training answer of another question is level with it. Their meaning is another one. EVALUATION.md, "Metrics", has the
+a training answer of another question is level with it. Their meaning is another one. ADVERSARIES.md has the
 comparison.
 """
 

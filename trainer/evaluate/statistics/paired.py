@@ -1,6 +1,6 @@
 """The mean of paired differences with an interval: how much better one arm is than another on the same examples.
 
-The intervals were chosen by simulation (EVALUATION.md, "Intervals"; the simulations are in the tests).
+The intervals were chosen by simulation (STATISTICS.md, "Intervals"; the simulations are in the tests).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ SALAD: Final = (
 BASE: Final = "I'm sorry to hear that. Please contact the customer service of the company and they will help you."
 PARTING: Final = (3.35, 4.67, 3.67)
 """Nats a token of the author's answers under an honest voice, under the base, and under the voice after the question of
-another example, as measured (EVALUATION.md)."""
+another example, as measured (ADVERSARIES.md)."""
 ONE_TOKEN_GIVEN_AWAY: Final = (3.376, 4.67, 3.70)
 """The same under a voice that begins its salad with probability 0.6 and is honest otherwise: -ln 0.4 on one token of
 about 35."""

@@ -2,35 +2,85 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, form, questions
-from trainer.database import Database
+from trainer.database import FILE, Database
+from trainer.errors import InternalError
 from trainer.evaluate import design_rates
-from trainer.evaluate.evaluations.look_store import EARLIER_LOOKS, LIST, LOOKS, LookStore, read_looks
-from trainer.evaluate.looks import Look, example_key, look_confidence, position
+from trainer.evaluate.arms import Arm, Prompt
+from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.evaluations.look_store import LOOKS, LookStore, RunLooks
+from trainer.evaluate.looks import Look, example_key, look_confidence, looks_of, position, version_looked_at
 from trainer.evaluate.verdict import Rules, decide
 from trainer.evaluate.verdict_text import percent
 
 HELD_OUT = questions(40)
 
 
-def looks(*digests: str, held_out: object = HELD_OUT) -> list[Look]:
+def looks(*versions: str, held_out: object = HELD_OUT) -> list[Look]:
     keys = tuple(example_key(question) for question in held_out)  # type: ignore[attr-defined]
-    return [Look(digest=digest, examples=keys) for digest in digests]
+    return [Look(version=version, examples=keys) for version in versions]
+
+
+def result(label: str, *, digest: str | None = None, version: str | None = None, **arm: Any) -> ArmResult:
+    return ArmResult(
+        arm=Arm(label=label, **({"model": version or label} | arm)),
+        answers=("a",) * 40,
+        runs=((1.0,) * 40,),
+        digest=digest,
+        version=version,
+    )
+
+
+def compared(*results: ArmResult) -> Comparison:
+    return Comparison(metric="exact_match", binary=True, questions=HELD_OUT, results=results)
 
 
 def test_the_first_version_is_first_and_each_other_one_pays() -> None:
     assert position([], "a", HELD_OUT) == 1
     assert position(looks("a", "b", "c"), "d", HELD_OUT) == 4
-    assert position(looks("a", "b", "c"), None, HELD_OUT) == 4
 
 
 def test_the_same_version_again_costs_nothing() -> None:
     assert position(looks("a", "a", "b", "a"), "a", HELD_OUT) == 1
     assert position(looks("a", "b", "c", "b"), "b", HELD_OUT) == 2
+
+
+def test_another_system_prompt_on_the_same_weights_is_another_version() -> None:
+    first, second = (version_looked_at(result("candidate", digest="d1", version=f"voice@{n}")) for n in (3, 4))
+    assert position(looks(first), second, HELD_OUT) == 2
+    prompted = result("x", digest="d1", version="voice@3", prompt=Prompt(system="Think first."))
+    grounded = result("x", digest="d1", version="voice@3", grounding={"vector_store_ids": ["vs_1"]})
+    assert len({first, version_looked_at(prompted), version_looked_at(grounded)}) == 3
+    assert position(looks(first), version_looked_at(prompted), HELD_OUT) == 2
+
+
+def test_what_an_earlier_release_recorded_by_its_digest_is_the_same_version() -> None:
+    version = version_looked_at(result("candidate", digest="d1", version="voice@3"))
+    assert position(looks("d1", "d2"), version, HELD_OUT) == 1
+    assert position(looks("d2", "d1"), version, HELD_OUT) == 2
+
+
+def test_each_version_whose_scores_are_shown_has_been_looked_at() -> None:
+    """Or the best of ten could be seen beside a candidate, and be judged as the first one afterwards."""
+    arms = compared(
+        result("base"),
+        result("v2", digest="d2", version="voice@2"),
+        result("candidate", digest="d9", version="voice@9"),
+        result("now", digest="d1", version="voice@1"),
+        result("gpt", model="gpt", endpoint="openai"),
+    )
+    shown = [look.version for look in looks_of(arms, "candidate", "now")]
+    assert shown == ["d9 voice@9", "d2 voice@2"]
+    assert [look.version for look in looks_of(arms, None, None)] == ["d2 voice@2", "d9 voice@9", "d1 voice@1"]
+    assert next(look.version for look in looks_of(arms, "gpt", None)) == "none openai/gpt"
 
 
 def test_leaving_out_or_rewording_examples_resets_nothing() -> None:
@@ -105,24 +155,47 @@ def test_a_confidence_near_one_keeps_its_digits(confidence: float, text: str) ->
     assert percent(confidence) == text
 
 
-async def test_looks_outlive_what_was_looked_at(tmp_path: Path) -> None:
-    store, folder = LookStore(database := Database(tmp_path / "trainer.db")), tmp_path / "run"
+@pytest.fixture
+async def run_directory(tmp_path: Path) -> AsyncIterator[Path]:
+    """A run's directory under a trainer's home with its database."""
+    database = Database(tmp_path / FILE)
     await database.open()
-    try:
-        folder.mkdir()
-        for run, digest in (("eval-1", "a"), ("ftjob-1", "b")):
-            (folder / LOOKS).write_bytes(LIST.dump_json(looks(digest)))
-            await store.take("acme", run, folder)
-            await store.take("acme", run, folder)  # a repeated conclusion
-        await store.prepare("acme", folder)
-        assert read_looks(folder / EARLIER_LOOKS) == looks("a", "b")
-        await store.prepare("other", folder)
-        assert read_looks(folder / EARLIER_LOOKS) == [], "another project's looks are its own"
-    finally:
-        await database.close()
+    directory = tmp_path / "evaluations" / "eval-1"
+    directory.mkdir(parents=True)
+    yield directory
+    await database.close()
 
 
-def test_a_missing_or_broken_file_holds_no_looks(tmp_path: Path) -> None:
-    assert read_looks(tmp_path / "none.json") == []
-    (tmp_path / "broken.json").write_text("{")
-    assert read_looks(tmp_path / "broken.json") == []
+async def test_looks_outlive_what_was_looked_at(run_directory: Path) -> None:
+    first, second = (RunLooks(run_directory, "acme", run) for run in ("eval-1", "ftjob-1"))
+    assert await first.record(looks("a")) == looks("a")
+    assert await second.record(looks("b")) == looks("a", "b")
+    assert await second.record(looks("b")) == looks("a", "b"), "a worker that was started again"
+    assert await first.record(looks("a")) == looks("a"), "what came later does not count"
+    other = RunLooks(run_directory, "other", "eval-2")
+    assert await other.record(looks("c")) == looks("c"), "another project's looks are its own"
+
+
+async def test_of_versions_judged_side_by_side_only_one_is_the_first(run_directory: Path) -> None:
+    runs = [RunLooks(run_directory, "acme", f"eval-{number}") for number in range(6)]
+    seen = await asyncio.gather(*(run.record(looks(f"v{number}")) for number, run in enumerate(runs)))
+    numbers = [position(known, f"v{number}", HELD_OUT) for number, known in enumerate(seen)]
+    assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_without_the_trainers_database_nothing_is_judged(tmp_path: Path) -> None:
+    with pytest.raises(InternalError, match="looks cannot be recorded"):
+        await RunLooks(tmp_path / "evaluations" / "eval-1", "acme", "eval-1").record(looks("a"))
+
+
+async def test_the_file_of_a_worker_of_an_earlier_release_is_imported(run_directory: Path) -> None:
+    database = Database(run_directory.parent.parent / FILE)
+    store, (look,) = LookStore(database), looks("a")
+    await store.import_file("acme", "eval-1", run_directory)  # there is none
+    (run_directory / LOOKS).write_text("{")
+    await store.import_file("acme", "eval-1", run_directory)
+    (run_directory / LOOKS).write_text(json.dumps([{"digest": "a", "examples": look.examples}]))
+    for _ in range(2):
+        await store.import_file("acme", "eval-1", run_directory)
+    assert await store.record("acme", "eval-2", looks("b")) == looks("a", "b")
+    await database.close()

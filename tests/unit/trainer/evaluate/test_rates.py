@@ -1,4 +1,4 @@
-"""How often the check against `live` lets a worse version pass, and an equal one: as EVALUATION.md says."""
+"""How often the check against `live` lets a worse version pass, and an equal one: as STATISTICS.md says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.evaluate.suites.general import general_suite
 from trainer.evaluate.verdict import LIVE_MARGIN
 
 DRAWS = 300
-DOCUMENT = Path("trainer/evaluate/EVALUATION.md").read_text()
+DOCUMENT = "".join(Path(f"trainer/evaluate/{name}.md").read_text() for name in ("STATISTICS", "ADVERSARIES"))
 
 
 @pytest.mark.parametrize("count", [50, 100])

@@ -27,6 +27,7 @@ EARLIER = EarlierVerdict(
     id="verdict-1", verdict="pass", rule=1, scores=FileRef(id="file-1", filename="s.json", bytes=1, sha256="0")
 )
 EXACT = MetricOptions(name="exact_match")
+RULES = Rules(method=QUICK)
 
 
 def flipped(scores: list[float], *indices: int) -> list[float]:
@@ -44,9 +45,7 @@ def evaluate(
         for result in found.results
     ]
     found = found.model_copy(update={"results": tuple(results)})
-    verdict = decide(
-        found, candidate="tuned", bases=["base"], form=form(len(tuned)), forgetting=lost, rules=Rules(method=QUICK)
-    )
+    verdict = decide(found, candidate="tuned", bases=["base"], form=form(len(tuned)), forgetting=lost, rules=RULES)
     scores = scores_of(Outcome(comparison=found, verdict=verdict), MetricOptions(name=metric))
     assert scores is not None
     return scores, verdict
@@ -63,7 +62,7 @@ def then_and_now(
     """Each evaluation as the scores of the version and of the base."""
     old, _ = evaluate(*then, lost[0], **options)
     new, verdict = evaluate(*now, lost[1], **options)
-    return revalidate(earlier, old, new, verdict), verdict
+    return revalidate(earlier, old, new, verdict, RULES), verdict
 
 
 def states(result: RevalidationResult) -> dict[str, str]:
@@ -179,7 +178,7 @@ def test_what_is_measured_otherwise_than_then_is_not_compared() -> None:
     )
     for change, why in changes:
         with pytest.raises(Incomparable, match=why):
-            revalidate(EARLIER, old.model_copy(update=change), new, verdict)
+            revalidate(EARLIER, old.model_copy(update=change), new, verdict, RULES)
     with pytest.raises(Incomparable, match="cannot be read"):
         read_scores(b'{"format": 1}')
     assert read_scores(old.model_dump_json(by_alias=True).encode()) == old
@@ -191,12 +190,12 @@ def test_with_a_judge_as_the_metric_then_and_now_are_its_preference_over_the_bas
     old, _ = evaluate(even, row(10, COUNT), metric="judge")
     new, verdict = evaluate(even, row(60, COUNT), metric="judge")
     then, now = (scores.model_copy(update={"counted": True}) for scores in (old, new))
-    result = revalidate(EARLIER, then, now, verdict)
+    result = revalidate(EARLIER, then, now, verdict, RULES)
     assert (result.holds, states(result)["score"]) == (False, "broken")
     assert result.then_now.estimate == pytest.approx(-0.5)
-    assert revalidate(EARLIER, then, then, verdict).holds is True
+    assert revalidate(EARLIER, then, then, verdict, RULES).holds is True
     with pytest.raises(Incomparable, match="does not count now"):
-        revalidate(EARLIER, then, new, verdict)
+        revalidate(EARLIER, then, new, verdict, RULES)
 
 
 def test_questions_are_paired_by_their_content_and_not_by_their_place() -> None:
@@ -206,10 +205,10 @@ def test_questions_are_paired_by_their_content_and_not_by_their_place() -> None:
     for arm in ("candidate", "base"):
         scores = getattr(old, arm)
         backwards[arm] = scores.model_copy(update={"scores": scores.scores[::-1], "answers": scores.answers[::-1]})
-    result = revalidate(EARLIER, old.model_copy(update=backwards), new, verdict)
+    result = revalidate(EARLIER, old.model_copy(update=backwards), new, verdict, RULES)
     assert (result.changed, result.then_now.estimate) == (0, 0)
     half = old.model_copy(update={"questions": (*old.questions[:60], *(f"gone-{at}" for at in range(40)))})
-    result = revalidate(EARLIER, half, new, verdict)
+    result = revalidate(EARLIER, half, new, verdict, RULES)
     assert result.examples == 60
     assert "40 questions were not asked then" in result.sentence
 
@@ -225,3 +224,25 @@ def test_the_page_shows_what_decided_and_what_the_evaluation_shows_by_itself() -
     assert whole.verdict is not None
     assert "Without the earlier scores it would be" in page
     assert "then against now" not in render(whole)
+
+
+def test_variants_of_one_question_that_flip_together_are_one_question() -> None:
+    """A customer's ten questions fail at once: that is one observation, and no version is failed by it."""
+    base, tuned = row(0, COUNT), row(80, COUNT)
+    harmed = flipped(tuned, *range(10), 12)
+    old, _ = evaluate(tuned, base)
+    new, verdict = evaluate(harmed, base)
+    assert revalidate(EARLIER, old, new, verdict, RULES).holds is False
+    units = tuple(index // 10 for index in range(COUNT))
+    result = revalidate(EARLIER, old, new.model_copy(update={"units": units}), verdict, RULES)
+    assert result.holds is None
+    assert (result.examples, result.then_now.examples, result.changed) == (10, 10, 11)
+
+
+def test_a_late_look_widens_no_interval_of_a_revalidation() -> None:
+    """It is the same version: how many others were judged on the questions does not matter."""
+    base, tuned = row(20, COUNT), row(80, COUNT)
+    old, _ = evaluate(tuned, base)
+    new, verdict = evaluate(flipped(tuned, *range(20)), base)
+    late = verdict.model_copy(update={"rules": RULES.at_look(20), "look": 20})
+    assert revalidate(EARLIER, old, new, late, RULES) == revalidate(EARLIER, old, new, verdict, RULES)

@@ -1,4 +1,4 @@
-"""How often revalidation demotes an unharmed version, and finds a harmed one: as EVALUATION.md says."""
+"""How often revalidation demotes an unharmed version, and finds a harmed one: as REVALIDATION.md says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from trainer.evaluate import revalidation_rates as rates
 
-DOCUMENT = Path("trainer/evaluate/EVALUATION.md").read_text()
+DOCUMENT = Path("trainer/evaluate/REVALIDATION.md").read_text()
 DRAWS = 150
 
 

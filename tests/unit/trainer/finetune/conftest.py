@@ -16,6 +16,7 @@ import pytest
 from adapters.protocol.runs import FileRef
 from tests.support.http import serving
 from tests.unit.trainer.finetune.fake_engine import FakeEngine
+from tests.unit.trainer.look_database import make_look_database
 from trainer.finetune.spec import JobSpec
 from trainer.runs import protocol
 from trainer.tune.hyperparameters import HyperparameterRequest
@@ -201,6 +202,7 @@ def make_job(gateway: FakeGateway, base_dir: Path, tmp_path: Path) -> Any:
         job = JobSpec(**(values | changes))
         folder = tmp_path / "jobs" / job.id
         folder.mkdir(parents=True)
+        make_look_database(tmp_path)
         (folder / protocol.SPEC).write_text(job.model_dump_json())
         (folder / protocol.KEY).write_text(KEY)
         return folder

@@ -18,6 +18,7 @@ from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import (
     rows,
     tuned_is_right,
 )
+from tests.unit.trainer.look_database import make_look_database
 from trainer.evaluate.evaluations.schemas import read_request
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import control, protocol
@@ -76,6 +77,7 @@ def make_folder(gateway: EvaluationGateway, tmp_path: Path) -> MakeFolder:
         )
         folder = tmp_path / "evaluations" / job.id
         folder.mkdir(parents=True)
+        make_look_database(tmp_path)
         (folder / protocol.SPEC).write_text(job.model_dump_json(by_alias=True))
         (folder / protocol.KEY).write_text(KEY)
         return folder

@@ -1,0 +1,165 @@
+"""How long judging takes, stage by stage, compared with the training before it; and with another checkout's judging.
+
+    .venv/bin/python -m loadtests.training.judging --data banking77/train.csv --examples 600 --questions 140
+    .venv/bin/python -m loadtests.training.judging --data banking77/train.csv --checkouts ../before,. --rounds 2
+
+Starts a Hatrack of its own, trains one adapter on BANKING77, then has it evaluated once per round and checkout, in
+turn. All checkouts judge the same version with the same held-out questions, on a copy of the same directory. Prints a
+table of seconds, and the CPU seconds of the engine, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import openai
+import psutil
+
+from loadtests.support import KEY, Running, gateway, write_json
+from loadtests.training.banking import jsonl, read
+
+POLL_S: Final = 0.2
+ADAPTER: Final = "banking"
+
+
+def main() -> None:
+    """Train once, evaluate in turn, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--base", type=Path, default=Path("var/base/smollm2-135m-instruct"))
+    parser.add_argument("--home", type=Path, default=Path("var/loadtests/judging"), help="kept: trained there once")
+    parser.add_argument("--examples", type=int, default=600)
+    parser.add_argument("--questions", type=int, default=140)
+    parser.add_argument("--intents", type=int)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--checkouts", default=".", help="directories with a .venv each, separated by commas")
+    parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="HATRACK_… of all of them")
+    parser.add_argument("--out", type=Path, default=Path("var/loadtests/judging.json"))
+    options = parser.parse_args()
+    settings = dict(pair.split("=", 1) for pair in options.setting)
+    trained = _trained(options, settings)
+    found: list[dict[str, Any]] = []
+    for number in range(options.rounds):
+        for name in options.checkouts.split(","):
+            home = options.home / f"at-{Path(name).resolve().name}"
+            if not home.exists():
+                shutil.copytree(options.home / "trained", home, ignore=shutil.ignore_patterns("*.sock", "run"))
+            checkout = Path(name).resolve()
+            with gateway(home.resolve(), options.base.resolve(), settings, "--trainer", checkout=checkout) as running:
+                found.append({"checkout": name, "round": number, **judge(running, trained)})
+                print(json.dumps(found[-1]), flush=True)
+    write_json(options.out, {"training": trained, "judging": found})
+    print(table(trained, found))
+
+
+def _trained(options: argparse.Namespace, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Train the adapter unless it is there; what the job took, and the ids of the files."""
+    kept = options.home / "trained.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    rows = read(options.data, seed=0, intents=options.intents)
+    taught, unseen = rows[: options.examples], rows[options.examples :][: options.questions]
+    home = (options.home / "trained").resolve()
+    with gateway(home, options.base.resolve(), settings, "--trainer") as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY)
+        training = client.files.create(file=("training.jsonl", jsonl(taught)), purpose="fine-tune").id
+        held_out = client.files.create(file=("held-out.jsonl", jsonl(unseen)), purpose="fine-tune").id
+        job = client.fine_tuning.jobs.create(
+            model=options.base.name,
+            training_file=training,
+            validation_file=held_out,
+            suffix=ADAPTER,
+            seed=0,
+            method={
+                "type": "supervised",
+                "supervised": {"hyperparameters": {} if options.epochs is None else {"n_epochs": options.epochs}},
+            },
+        )
+        while job.status not in ("succeeded", "failed", "cancelled"):
+            time.sleep(1)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+        events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+        if job.status != "succeeded" or job.fine_tuned_model is None:
+            raise SystemExit(f"the job {job.status}: {job.error}; {events[0].message}")
+        trained: dict[str, Any] = {
+            "model": job.fine_tuned_model,
+            "held_out": held_out,
+            "examples": options.examples,
+            "questions": options.questions,
+            "job_s": (job.finished_at or 0) - job.created_at,
+            "trained_tokens": job.trained_tokens,
+            "job": job.model_dump(),
+            "events": [(event.created_at, event.message) for event in events][::-1],
+        }
+    write_json(kept, trained)
+    return trained
+
+
+def judge(running: Running, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Have the version evaluated; seconds per stage and in all, and the engine's CPU seconds."""
+    stages: dict[str, float] = {}
+    cpu: dict[str, float] = {}
+    with httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
+        body = {"model": trained["model"], "held_out": trained["held_out"], "promote": "never"}
+        evaluation = client.post("/v1/evaluations", json=body).raise_for_status().json()
+        began, at, used, stage = time.monotonic(), time.monotonic(), engine_cpu_s(running.pid), "starting"
+        while evaluation["status"] not in ("succeeded", "failed", "cancelled"):
+            time.sleep(POLL_S)
+            evaluation = client.get(f"/v1/evaluations/{evaluation['id']}").raise_for_status().json()
+            now, cpu_now = time.monotonic(), engine_cpu_s(running.pid)
+            stages[stage] = stages.get(stage, 0.0) + now - at
+            cpu[stage] = cpu.get(stage, 0.0) + cpu_now - used
+            at, used, stage = now, cpu_now, (evaluation["progress"] or {}).get("stage", stage)
+        if evaluation["status"] != "succeeded":
+            raise SystemExit(f"the evaluation {evaluation['status']}: {evaluation['error']}")
+    return {
+        "seconds": time.monotonic() - began,
+        "engine_cpu_s": sum(cpu.values()),
+        "verdict": evaluation["verdict"],
+        "sentence": evaluation["sentence"],
+        "stages": stages,
+        "stages_cpu_s": cpu,
+    }
+
+
+def engine_cpu_s(pid: int) -> float:
+    """CPU seconds of the processes under the gateway that are vLLM's."""
+    total = 0.0
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if any("vllm" in part or "EngineCore" in part for part in process.cmdline()):
+                times = process.cpu_times()
+                total += times.user + times.system
+        except psutil.Error:
+            continue
+    return total
+
+
+def table(trained: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: a row per stage, a column per evaluation, as seconds / the engine's CPU seconds."""
+    names = list(dict.fromkeys(stage for each in found for stage in each["stages"]))
+    head = [f"{each['checkout']}, round {each['round'] + 1}" for each in found]
+    lines = [
+        f"The job took {trained['job_s']} s with its judging: {trained['examples']} examples, "
+        f"{trained['questions']} held out.",
+        "",
+        f"| stage | {' | '.join(head)} |",
+        "|---|" + "---:|" * len(head),
+    ]
+    for name in names:
+        cells = [f"{each['stages'].get(name, 0):.0f} / {each['stages_cpu_s'].get(name, 0):.0f}" for each in found]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    totals = [f"{each['seconds']:.0f} / {each['engine_cpu_s']:.0f}" for each in found]
+    return "\n".join([*lines, f"| all | {' | '.join(totals)} |"])
+
+
+if __name__ == "__main__":
+    main()
