@@ -3,8 +3,8 @@
     python -m trainer.evaluate.rates
 
 Prints tables of STATISTICS.md and ADVERSARIES.md in less than a minute. "Not worse than live": a version that is worse,
-equal or better; answers are right or wrong, and `live` is right on 80% of the questions. "Answers that ignore the question":
-random training answers, and the sample voice. "Forgetting": how often a true loss is within the budget.
+equal or better; answers are right or wrong, and `live` is right on 80% of the questions. "Answers that ignore the
+question": random training answers, and the sample voice. "Forgetting": how often a true loss is within the budget.
 """
 
 from __future__ import annotations
