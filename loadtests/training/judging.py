@@ -83,21 +83,25 @@ def _trained(options: argparse.Namespace, settings: Mapping[str, str]) -> dict[s
                 "supervised": {"hyperparameters": {} if options.epochs is None else {"n_epochs": options.epochs}},
             },
         )
+        began = judged = 0
         while job.status not in ("succeeded", "failed", "cancelled"):
             time.sleep(1)
             job = client.fine_tuning.jobs.retrieve(job.id)
-        events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+            events = list(client.fine_tuning.jobs.list_events(job.id, limit=100).data)
+            began = next((event.created_at for event in events if event.message == "training"), began)
+            if not judged and any(event.message.startswith("judging") for event in events):
+                judged = int(time.time())
+                client.fine_tuning.jobs.cancel(job.id)  # its version stays; it is judged below, by each checkout
         if job.status != "succeeded" or job.fine_tuned_model is None:
-            raise SystemExit(f"the job {job.status}: {job.error}; {events[0].message}")
+            raise SystemExit(f"the job {job.status}: {job.error}")
         trained: dict[str, Any] = {
             "model": job.fine_tuned_model,
             "held_out": held_out,
             "examples": options.examples,
             "questions": options.questions,
-            "job_s": (job.finished_at or 0) - job.created_at,
+            "training_s": judged - began,
             "trained_tokens": job.trained_tokens,
             "job": job.model_dump(),
-            "events": [(event.created_at, event.message) for event in events][::-1],
         }
     write_json(kept, trained)
     return trained
@@ -148,8 +152,8 @@ def table(trained: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str
     names = list(dict.fromkeys(stage for each in found for stage in each["stages"]))
     head = [f"{each['checkout']}, round {each['round'] + 1}" for each in found]
     lines = [
-        f"The job took {trained['job_s']} s with its judging: {trained['examples']} examples, "
-        f"{trained['questions']} held out.",
+        f"Training took {trained['training_s']} s ({trained['examples']} examples, {trained['trained_tokens']} trained "
+        f"tokens); {trained['questions']} are held out.",
         "",
         f"| stage | {' | '.join(head)} |",
         "|---|" + "---:|" * len(head),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -128,9 +128,7 @@ def paired_difference(
     bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
     wins, losses = wins_and_losses(differences)
     plan = power.PowerPlan(bound + max(0.0, lean[1]), method.confidence, method.power, noise)
-    variance = power.score_variance(differences, binary=binary)
-    needed = _needed(differences, bounds, variance, plan, binary=binary)
-    higher, lower = _needed_range(differences, variance, plan, needed)
+    planned = _planned(differences, bounds, plan, binary=binary)
     difference = ArmDifference(
         of=of_label,
         against=against_label,
@@ -145,12 +143,28 @@ def paired_difference(
         p_value=mcnemar_p(wins, losses) if binary else None,
         noise=math.sqrt(noise.variance) if noise.degrees else None,
         bound=bound,
-        detectable=power.detectable(variance, len(differences), plan),
-        needed=needed,
-        needed_if_higher=higher,
-        needed_if_lower=lower,
+        detectable=planned.detectable,
+        needed=planned.needed,
+        needed_if_higher=planned.if_higher,
+        needed_if_lower=planned.if_lower,
     )
     return allow_for_lean(difference, lean)
+
+
+class _Planned(NamedTuple):
+    """What this many examples can show, and how many would be needed; see `ArmDifference`."""
+
+    detectable: float | None
+    needed: int | None
+    if_higher: int | None
+    if_lower: int | None
+
+
+def _planned(differences: Array, bounds: Bounds, plan: power.PowerPlan, *, binary: bool) -> _Planned:
+    variance = power.score_variance(differences, binary=binary)
+    needed = _needed(differences, bounds, variance, plan, binary=binary)
+    higher, lower = _needed_range(differences, variance, plan, needed)
+    return _Planned(power.detectable(variance, len(differences), plan), needed, higher, lower)
 
 
 def allow_for_lean(difference: ArmDifference, lean: Lean) -> ArmDifference:

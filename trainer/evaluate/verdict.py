@@ -40,10 +40,11 @@ from trainer.evaluate.suites.general import MIN_ITEMS
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
-RULE: Final = 3
+RULE: Final = 4
 """The version of this rule, raised whenever a candidate may get a different verdict. Version 1 was recorded without a
 number: no margin against `live`, only the constant and the permuted control, no second measure. Version 2 took all
-examples for independent, and every look for the first."""
+examples for independent, and every look for the first. Version 3 did not see the looks of evaluations that ran at the
+same time, nor those at other prompts on the same weights or at other arms."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""

@@ -27,7 +27,7 @@ from trainer.evaluate.arms import (
     template_switches,
 )
 from trainer.evaluate.base_prompts import BasePrompts, base_prompts, passage_tokens, wanted_examples
-from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note
+from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note, shared_groups_note
 from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
 from trainer.evaluate.evaluations.planning import rules_of
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
@@ -191,6 +191,8 @@ class Judging:
         notes += [left_out_note(taught, len(held_out))] if taught else []
         prompts = self._base_prompts(self._sample(taught))
         notes += prompts.notes
+        shared = shared_groups_note(prompts.questions, questions(self._prepared.training.examples))
+        notes += [] if shared is None else [shared]
         bases = self._bases(prompts)
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:

@@ -154,6 +154,22 @@ def left_out_note(trained_on: Sequence[str], total: int) -> str:
     )
 
 
+def shared_groups_note(held_out: Sequence[Question], trained_on: Sequence[Question]) -> str | None:
+    """The report's sentence on held-out questions with the `group` of a training example; None if there are none.
+
+    They stay: a new question of a known customer may be what the version is for. But they are not independent of what
+    it was trained on, and a split would have kept the group on one side.
+    """
+    trained_groups = {question.group for question in trained_on} - {None}
+    shared = sum(question.group in trained_groups for question in held_out)
+    if not shared:
+        return None
+    return (
+        f"{shared} of {len(held_out)} held-out examples have the `group` of a training example: the scores say how "
+        "good the version is for groups that it knows, not for new ones"
+    )
+
+
 def near_duplicates_note(left_out: Sequence[str], total: int, version: str) -> str:
     """The report's sentence on the questions that are left out because of the version's own training file."""
     return (

@@ -21,6 +21,7 @@ from trainer.evaluate.arms import (
     max_answer_tokens,
 )
 from trainer.evaluate.base_prompts import BasePrompts, base_prompts, longest, passage_tokens, wanted_examples
+from trainer.evaluate.evaluations.contamination import shared_groups_note
 from trainer.evaluate.evaluations.held_out import as_examples
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
@@ -121,6 +122,7 @@ def make_plan(
             *live_state.notes,
             *([GROUNDED_NOTE] if job.context.grounding and adds_bases(body, job.context) else []),
             *prompts.notes,
+            *filter(None, [shared_groups_note(questions, trained_on)]),
         ),
         left_out=live_state.left_out,
     )

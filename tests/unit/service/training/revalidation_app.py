@@ -13,6 +13,7 @@ from aiohttp import web
 from adapters.base import BaseDescription
 from service.error_handlers import add_error_handlers
 from service.files.service import Files
+from service.registry.tables import verdicts
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
 from service.training.revalidation import Revalidations
@@ -23,6 +24,7 @@ from tests.unit.service.registry.conftest import RegistryApp
 from tests.unit.service.training.training_gateway import StandIn
 
 HELD_OUT = "file-held"
+DAY_S = 86_400
 EVALUATION = {"model": "voice", "held_out": HELD_OUT, "metric": "exact_match", "metadata": {"team": "a"}}
 
 
@@ -104,3 +106,13 @@ class RevalidationApp(RegistryApp):
     def evaluation(self, version: str) -> dict[str, Any]:
         """The newest evaluation that judges ``version`` again."""
         return [one for one in self.evaluations.made if one["metadata"]["revalidates"] == version][-1]
+
+
+async def judge(revalidation_app: RevalidationApp, version: str, *, days: float = 0, **more: Any) -> None:
+    """A verdict on a version that was written ``days`` ago."""
+    made = await revalidation_app.verdict(version, **{"evaluation": EVALUATION} | more)
+    assert made.status_code == 201, made.text
+    older = verdicts.update().where(verdicts.c.id == made.json()["id"])
+    await revalidation_app.database.run(
+        lambda db: db.execute(older.values(created_at=verdicts.c.created_at - int(days * DAY_S)))
+    )

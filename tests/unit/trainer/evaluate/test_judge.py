@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
+from tests.unit.trainer.evaluate.judges import SHOWN, agreeing
 from tests.unit.trainer.evaluate.worlds import QUICK
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, ChatMessage, Question
@@ -22,21 +22,9 @@ from trainer.evaluate.judge import JUDGEMENTS, ModelJudge, preferred_answer, vot
 from trainer.evaluate.pairs import REVIEWS, JudgeAgreement, ReviewPair
 
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric="The better answer is right and short.")
-AGREEING = JudgeAgreement(
-    digest=SETTINGS.digest,
-    pairs=120,
-    kappa=0.8,
-    low=0.65,
-    high=0.95,
-    observed=0.9,
-    lean=0.01,
-    lean_low=-0.05,
-    lean_high=0.07,
-    confidence=0.98,
-)
+AGREEING = agreeing(SETTINGS)
 UNKNOWN_LEAN = {"lean": None, "lean_low": None, "lean_high": None, "confidence": 0.95}
 """As in a record of an earlier version."""
-SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
 
 
 def pairs(count: int, candidate: Callable[[int], str], base: Callable[[int], str]) -> Comparison:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import pytest
 from pydantic import ValidationError
 
+from tests.unit.trainer.evaluate.judges import SHOWN, agreeing
 from tests.unit.trainer.evaluate.worlds import QUICK, questions
 from trainer.errors import AnswerRefused, EvaluationInvalid, GatewayUnreachable
 from trainer.evaluate.answers import Answer
@@ -24,19 +24,7 @@ from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, SuiteR
 from trainer.evaluate.verdict import Rules
 
 SETTINGS = JudgeSettings(endpoint="big", model="large-1", rubric="The better answer has the larger number in it.")
-AGREEING = JudgeAgreement(
-    digest=SETTINGS.digest,
-    pairs=120,
-    kappa=0.8,
-    low=0.65,
-    high=0.95,
-    observed=0.9,
-    lean=0.01,
-    lean_low=-0.05,
-    lean_high=0.07,
-    confidence=0.98,
-)
-SHOWN = re.compile(r"<answer_A-(\w+)>\n(.*?)\n</answer_A-\1>\n\n<answer_B-\1>\n(.*?)\n</answer_B-\1>", re.DOTALL)
+AGREEING = agreeing(SETTINGS)
 HELD_OUT = questions(40)
 GOODNESS: Final = {"voice@3": 9, "smol": 3, "live": 5}
 """What each model's answers are worth to the judge; an answer is worth nothing to another question."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import BASE, EvaluationGateway
-from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
+from tests.unit.trainer.evaluate.evaluations.worker_runs import plan_of, run
 from tests.unit.trainer.evaluate.worlds import subject
 from trainer.data.similar import SIMILAR, groups, normalise
 from trainer.evaluate.base_prompts import NO_TRAINING_DATA

@@ -18,7 +18,7 @@ from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import (
     right,
     rows,
 )
-from tests.unit.trainer.evaluate.evaluations.test_worker import run
+from tests.unit.trainer.evaluate.evaluations.worker_runs import run
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.spec import EvaluationResult
 from trainer.evaluate.report import EvaluationReport

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway, jsonl, rows
-from tests.unit.trainer.evaluate.evaluations.test_worker import plan_of, run
+from tests.unit.trainer.evaluate.evaluations.worker_runs import plan_of, run
 from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.base_prompts import NO_TRAINING_DATA
 from trainer.runs import protocol
@@ -205,7 +205,7 @@ def test_what_the_engine_answered_in_another_configuration_is_asked_again(
     result = run(folder)
     assert result.verdict == "pass"
     scored = sum(1 for path, body in gateway.requests if body.get("continue_final_message"))
-    once = len(plan_of(folder).arms) * (36 + 30)
+    once = len(plan_of(folder).arms) * 36 + 2 * 30  # the candidate and the strongest base a second time
     assert len(gateway.asked()) - scored == 2 * once
     assert "earlier answers are discarded and asked again" in (folder / protocol.EVENTS).read_text()
     assert len(gateway.verdicts) == 1
@@ -261,3 +261,14 @@ def test_what_serves_from_a_store_that_the_key_may_read_is_compared_with(
     folder = make_folder()
     run(folder)
     assert plan_of(folder).live == "live"
+
+
+def test_a_group_on_both_sides_is_named(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    held_out = [row | {"group": f"customer {number}"} for number, row in enumerate(rows())]
+    trained = [
+        {"prompt": f"{word} of another kind", "completion": "a", "group": "customer 3"} for word in ("one", "two")
+    ]
+    folder = make_folder(content=jsonl(held_out), context={"training_files": [gateway.add("train", jsonl(trained))]})
+    assert run(folder).examples == 36
+    notes = json.loads((folder / "evaluation.json").read_text())["notes"]
+    assert any(note.startswith("1 of 36 held-out examples have the `group` of a training example") for note in notes)
