@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from pydantic import SecretStr, ValidationError
@@ -131,7 +132,8 @@ class Evaluator:
             outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept), self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint()
             if fingerprint == previous:
-                kept.keep()
+                with suppress(OSError):  # it costs the next evaluation time, not this one its verdict
+                    kept.keep()
                 if outcome.judged is not None:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
