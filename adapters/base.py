@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters.basefiles import canonical_json, read_json, template_of, tokenizer_files, weight_files
 from adapters.baseshapes import Layer, layers_of, norm_of
+from adapters.chat_template import served_template
 from adapters.errors import BaseInvalid, WeightsError
 
 HASH_LENGTH: Final = 16
@@ -143,7 +144,7 @@ def _describe(
             weights=weights,
             config=_short(canonical_json({k: v for k, v in config.items() if k not in VOLATILE_CONFIG_KEYS})),
             tokenizer=_hash_parts(tokenizer_files(model_dir)),
-            template=_hash_parts(template_of(model_dir)),
+            template=_hash_parts(_template_parts(model_dir)),
             dtype=dtype.removeprefix("torch."),
             quantization=quantization or _quantization_of(config),
             engine_version=engine_version,
@@ -152,6 +153,11 @@ def _describe(
         embeddings=frozenset(name for name, layer in layers.items() if not layer.is_linear),
         initializer_range=_initializer_range(text_config if isinstance(text_config, dict) else config),
     )
+
+
+def _template_parts(model_dir: Path) -> dict[str, bytes]:
+    served = served_template(model_dir)
+    return template_of(model_dir) if served is None else {"template": served.encode()}
 
 
 def _quantization_of(config: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 import orjson
 
 from adapters.base import Fingerprint
+from adapters.chat_template import served_template
 from service.config import Settings
 from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
 from service.errors import SettingsError
@@ -81,6 +82,8 @@ class EngineConfig:
     start_timeout_s: float
     stall_s: float
     canary_s: float
+    chat_template: str | None = None
+    """Text of the chat template to use instead of the checkpoint's own."""
     otlp_traces: str = ""
     """URL that takes the engine's traces (OTLP over HTTP, protobuf); empty: none."""
 
@@ -116,6 +119,7 @@ class EngineConfig:
             start_timeout_s=settings.engine_start_timeout_s,
             stall_s=settings.engine_stall_s,
             canary_s=settings.engine_canary_s,
+            chat_template=served_template(settings.base_dir),
             otlp_traces=settings.otlp_traces,
         )
 
@@ -138,6 +142,17 @@ class EngineConfig:
         """Path of the file that asks the gateway to leave the engine running when it stops this time."""
         return self.directory / KEEP_REQUEST
 
+    @property
+    def template_file(self) -> Path:
+        """Path of `chat_template`, which the engine reads at start."""
+        return self.directory / "chat_template.jinja"
+
+    def write_template(self) -> None:
+        """Write `chat_template`, if there is one, where the command line says. Raises OSError."""
+        if self.chat_template is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.template_file.write_text(self.chat_template, "utf-8")
+
     def argv(self, listen: Sequence[str] | None = None) -> list[str]:
         """The command line. It runs vLLM's module, because the `vllm` command does not start from the CPU build.
 
@@ -154,6 +169,8 @@ class EngineConfig:
         arguments += ["--renderer-num-workers", str(RENDERER_THREADS)]
         if self.context is not None:
             arguments += ["--max-model-len", str(self.context)]
+        if self.chat_template is not None:
+            arguments += ["--chat-template", str(self.template_file)]
         if self.device == "cuda":
             arguments += ["--gpu-memory-utilization", str(self.memory)]
         if self.tool_parser:

@@ -110,6 +110,7 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
     config.directory.mkdir(parents=True, exist_ok=True)
     config.directory.chmod(0o700)  # whoever reaches the socket reaches the engine, without a key
     ensure_store_id(config.store)
+    config.write_template()
     config.socket.unlink(missing_ok=True)
     _rotate(config.log)
     token = secrets.token_hex(16)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
+from adapters.chat_template import served_template
+from adapters.errors import AdapterError
 from trainer.errors import BaseModelIncomplete, NothingTrainable
 from trainer.tune.memory import EAGER_MAX_TOKENS
 from trainer.tune.recipe import Recipe
@@ -30,11 +32,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(base: Path) -> Any:
-    """The base's tokenizer with its chat template. Raises BaseModelIncomplete."""
+    """The base's tokenizer with the chat template that the engine uses. Raises BaseModelIncomplete."""
     try:
-        return AutoTokenizer.from_pretrained(base, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        template = served_template(base)
+    except (OSError, ValueError, AdapterError) as error:
         raise BaseModelIncomplete(f"The tokenizer in {base} cannot be loaded: {error}") from error
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def load_generation_config(base: Path) -> Any:
