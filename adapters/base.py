@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel, ConfigDict
 
 from adapters.basefiles import canonical_json, read_json, template_of, tokenizer_files, weight_files
-from adapters.baseshapes import Layer, layers_of, norm_of
+from adapters.baseshapes import Layer, layers_of, norm_of, obstacle
 from adapters.chat_template import served_template
 from adapters.errors import BaseInvalid, WeightsError
 
@@ -84,6 +84,16 @@ class BaseDescription:
 
     initializer_range: float
     """Standard deviation of a weight before training, used to estimate an unknown norm."""
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """The last names of the linear layers to which the engine applies a LoRA, sorted: `q_proj`, …"""
+        return tuple(sorted({name.rpartition(".")[2] for name in self.modules if obstacle(name) is None}))
+
+    @property
+    def has_obstacles(self) -> bool:
+        """Whether the base also has linear layers to which the engine applies none."""
+        return any(obstacle(name) is not None for name in self.modules)
 
     def find(self, module: str) -> str | None:
         """The checkpoint's name for `module`, as PEFT names it, or None.

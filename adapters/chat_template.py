@@ -70,8 +70,10 @@ def _renders(template: str, *, system: bool) -> bool:
     if system:
         messages.insert(0, {"role": "system", "content": _SYSTEM})
     try:
-        text = _environment().from_string(template).render(
-            messages=messages, add_generation_prompt=True, bos_token="", eos_token="", tools=None
+        text = (
+            _environment()
+            .from_string(template)
+            .render(messages=messages, add_generation_prompt=True, bos_token="", eos_token="", tools=None)
         )
     except Exception:
         return False
