@@ -7,7 +7,7 @@ checkpoints store other tensors under other names, from which the shape can ofte
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,17 @@ _OBSTACLES: Final = (
 )
 """Names of layers to which the engine applies no LoRA, and what they are. On a CPU, vLLM has no LoRA for experts, and
 PEFT has none for their fused weights and routers; to towers and speculative layers vLLM applies nothing, silently."""
+
+
+_EXPERT: Final = re.compile(r"(^|\.)experts(\.|$)")
+EXPERT_NAMES: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Last names that PEFT takes for those of experts and their router in every model that has experts, wherever it finds
+them (`peft.utils.transformers_weight_conversion`)."""
+
+
+def has_experts(names: Iterable[str]) -> bool:
+    """Whether these layers or parameters are those of a mixture of experts."""
+    return any(_EXPERT.search(name) for name in names)
 
 
 def obstacle(module: str) -> str | None:

@@ -57,6 +57,7 @@ ARCHITECTURES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "qwen3_moe": {**_EXPERTS, "head_dim": 32, "decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 128, "decoder_sparse_step": 1},
+    "gpt2": {},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
 }
 """What each `model_type` adds to the common sizes."""

@@ -66,10 +66,11 @@ def split_turns(sequences: Mapping[int, int]) -> list[Finding]:
     if not lines:
         return []
     total = sum(sequences[line] for line in lines)
+    examples = "one example" if len(lines) == 1 else f"{len(lines)} examples"
     message = (
-        f"the base's chat template renders earlier answers differently once later messages follow (Qwen3's drops their "
-        f"thinking): {len(lines)} examples with several answers are trained as {total} sequences, each up to one "
-        "answer, as the engine will be asked for it"
+        "the base's chat template renders earlier answers differently once later messages follow (Qwen3's drops their "
+        f"thinking): each such answer is trained in a sequence of its own, as the engine will be asked for it; "
+        f"{examples} with several answers trained as {total} sequences"
     )
     return [
         Finding(

@@ -15,7 +15,7 @@ from typing import Final
 import psutil
 
 from adapters.basefiles import read_json, weight_files
-from adapters.baseshapes import layers_of, obstacle
+from adapters.baseshapes import EXPERT_NAMES, has_experts, layers_of, obstacle
 from adapters.protocol.runs import ParentShape
 from trainer.config import Installation, has_gpu, visible_gpus
 from trainer.tune import auto
@@ -58,6 +58,12 @@ class BaseModelInfo:
         config = read_json(directory / "config.json")
         layers = layers_of(weight_files(directory), config)
         linear = {name: obstacle(name) for name, layer in layers.items() if layer.is_linear}
+        if has_experts(linear):
+            linear |= {
+                name: "named like the experts, for which PEFT takes it"
+                for name, kind in linear.items()
+                if kind is None and name.rpartition(".")[2] in EXPERT_NAMES
+            }
         return cls(
             shape=read_shape(directory),
             positions=int(config.get("text_config", config)["max_position_embeddings"]),
@@ -75,7 +81,7 @@ class BaseModelInfo:
         for target in targets:
             matching = _matching(self.obstacles, target)
             reasons.append(
-                f"{target!r} is {self.obstacles[matching[0]]} ({matching[0]}), to which the engine applies no LoRA"
+                f"{target!r} cannot be adapted: {matching[0]} is {self.obstacles[matching[0]]}"
                 if matching
                 else f"no such linear layer: {target!r}"
             )
