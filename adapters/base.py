@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel, ConfigDict
 
 from adapters.basefiles import canonical_json, read_json, template_of, tokenizer_files, weight_files
-from adapters.baseshapes import Layer, layers_of, norm_of
+from adapters.baseshapes import Layer, layers_of, norm_of, obstacle
+from adapters.chat_template import served_template
 from adapters.errors import BaseInvalid, WeightsError
 
 HASH_LENGTH: Final = 16
@@ -84,6 +85,16 @@ class BaseDescription:
     initializer_range: float
     """Standard deviation of a weight before training, used to estimate an unknown norm."""
 
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """The last names of the linear layers to which the engine applies a LoRA, sorted: `q_proj`, …"""
+        return tuple(sorted({name.rpartition(".")[2] for name in self.modules if obstacle(name) is None}))
+
+    @property
+    def has_obstacles(self) -> bool:
+        """Whether the base also has linear layers to which the engine applies none."""
+        return any(obstacle(name) is not None for name in self.modules)
+
     def find(self, module: str) -> str | None:
         """The checkpoint's name for `module`, as PEFT names it, or None.
 
@@ -143,7 +154,7 @@ def _describe(
             weights=weights,
             config=_short(canonical_json({k: v for k, v in config.items() if k not in VOLATILE_CONFIG_KEYS})),
             tokenizer=_hash_parts(tokenizer_files(model_dir)),
-            template=_hash_parts(template_of(model_dir)),
+            template=_hash_parts(_template_parts(model_dir)),
             dtype=dtype.removeprefix("torch."),
             quantization=quantization or _quantization_of(config),
             engine_version=engine_version,
@@ -152,6 +163,11 @@ def _describe(
         embeddings=frozenset(name for name, layer in layers.items() if not layer.is_linear),
         initializer_range=_initializer_range(text_config if isinstance(text_config, dict) else config),
     )
+
+
+def _template_parts(model_dir: Path) -> dict[str, bytes]:
+    served = served_template(model_dir)
+    return template_of(model_dir) if served is None else {"template": served.encode()}
 
 
 def _quantization_of(config: Mapping[str, Any]) -> str:

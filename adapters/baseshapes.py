@@ -6,7 +6,8 @@ checkpoints store other tensors under other names, from which the shape can ofte
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,45 @@ _EIGHT_BITS: Final = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNU
 _EMBEDDING_NAMES: Final = frozenset(
     {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out", "word_embeddings", "position_embeddings"}
 )
+
+
+_OBSTACLES: Final = (
+    (
+        re.compile(r"(^|\.)(block_sparse_moe|mlp|feed_forward)\.(gate|router)(\.|$)|\.router(\.|$)"),
+        "a router of experts",
+    ),
+    (re.compile(r"(^|\.)experts(\.|$)"), "an expert of a mixture of experts"),
+    (
+        re.compile(
+            r"(^|\.)(vision_tower|vision_model|visual|vision_embed_tokens|audio_tower|audio_model|embed_vision|embed_audio"
+            r"|multi_modal_projector|connector)(\.|$)"
+        ),
+        "not part of the language model",
+    ),
+    (re.compile(r"^mtp(\.|$)|(^|\.)mtp\."), "a layer for speculative decoding"),
+)
+"""Names of layers to which the engine applies no LoRA, and what they are. On a CPU, vLLM has no LoRA for experts, and
+PEFT has none for their fused weights and routers; to towers and speculative layers vLLM applies nothing, silently."""
+
+
+_EXPERT: Final = re.compile(r"(^|\.)experts(\.|$)")
+EXPERT_NAMES: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Last names that PEFT takes for those of experts and their router in every model that has experts, wherever it finds
+them (`peft.utils.transformers_weight_conversion`)."""
+
+
+def has_experts(names: Iterable[str]) -> bool:
+    """Whether these layers or parameters are those of a mixture of experts."""
+    return any(_EXPERT.search(name) for name in names)
+
+
+def obstacle(module: str) -> str | None:
+    """What a linear layer is, if the engine applies no LoRA to layers of its kind; None if it does.
+
+    Args:
+        module: Its name in the checkpoint or in an adapter.
+    """
+    return next((what for pattern, what in _OBSTACLES if pattern.search(module)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ AdapterError
 ├── NamingError (NameInvalid, NameReserved, ReferenceInvalid)
 ├── ConfigError (ConfigInvalid, UnknownConfigKey, RankTooLarge, PatternUnsupported, BaseMismatch)
 │   └── UnsupportedFeature (DoraUnsupported, BiasUnsupported, ...)
-├── WeightsError (WeightsInvalid, PickleRefused, DtypeUnsupported, TensorNameInvalid, ModuleUnknown, ShapeMismatch, ...)
+├── WeightsError (WeightsInvalid, PickleRefused, DtypeUnsupported, TensorNameInvalid, ModuleUnknown,
+│       ModuleUnsupported, ShapeMismatch, ...)
 ├── ProofError (ProofInvalid, ProbeTokensDiffer, LogprobsNotFinite, NoEffect, NotApplied, DivergesFromReference)
 ├── StoreError (TooLarge, DiskFull, NotInStore, Damaged)
 └── BaseInvalid
@@ -251,6 +252,12 @@ class ModuleUnknown(WeightsError):
     """The base model has no such linear layer."""
 
     code = "module_unknown"
+
+
+class ModuleUnsupported(WeightsError):
+    """The base model has such a layer, but the engine applies no LoRA to it."""
+
+    code = "module_unsupported"
 
 
 class ShapeMismatch(WeightsError):

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.base import BaseDescription, ModuleShape
+from adapters.baseshapes import obstacle
 from adapters.errors import (
     DtypeUnsupported,
     EmbeddingUnsupported,
     ModuleUnknown,
+    ModuleUnsupported,
     NotFinite,
     PairIncomplete,
     ShapeMismatch,
@@ -230,9 +232,19 @@ def _pairs(sides: Mapping[str, Mapping[str, Tensor]], manifest: Manifest, base: 
     taken: dict[str, str] = {}
     pairs = {}
     for module, sides_of_module in sides.items():
-        name = base.find(module)
+        name, kind = base.find(module), obstacle(module)
+        if kind is not None:
+            raise ModuleUnsupported(
+                f"{module} is {kind}, to which the engine applies no LoRA; allowed are {', '.join(base.adaptable)}.",
+                param=f"base_model.model.{module}",
+                details={"allowed": list(base.adaptable)},
+            )
         if name is None:
-            raise ModuleUnknown(f"{base.served_name} has no layer {module}.", param=f"base_model.model.{module}")
+            raise ModuleUnknown(
+                f"{base.served_name} has no layer {module}; its linear layers are {', '.join(base.adaptable)}.",
+                param=f"base_model.model.{module}",
+                details={"allowed": list(base.adaptable)},
+            )
         if taken.setdefault(name, module) != module:
             raise TensorNameInvalid(
                 f"{module} and {taken[name]} are the same layer of the base.", param=f"base_model.model.{module}"

@@ -276,7 +276,7 @@ def engine_for(settings: Settings, base: BaseDescription) -> WatchedEngine:
     """
     if settings.engine_url:
         return ExternalEngine.from_settings(settings, base.fingerprint)
-    return Supervisor(EngineConfig.from_settings(settings), base.fingerprint, keep=settings.keep_engine)
+    return Supervisor(EngineConfig.from_settings(settings, base), base.fingerprint, keep=settings.keep_engine)
 
 
 async def check_engine(settings: Settings) -> None:

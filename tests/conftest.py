@@ -28,7 +28,10 @@ TERMINAL = (
 WITH_ENGINE = ("integration", "crash")
 ENGINE_TIMEOUT_S = 1500
 """Whichever test comes first pays for a shared engine, and for the voices that are trained for it."""
-SLOW = ("crash", "integration/engine", "integration/adapters", "integration/trainer")
+SLOW = (
+    *("crash", "integration/engine", "integration/adapters", "integration/trainer"),
+    "integration/architectures",
+)
 """Folders whose every test has engines, trainings or conversions of its own."""
 SLOW_FILES = ("test_suites.py", "test_training.py")
 """Tests in `integration/` that train or answer whole suites: minutes each."""

@@ -58,14 +58,15 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
 
     try:
         require_vllm()
-        config = EngineConfig.from_settings(settings)
-        base = describe_base(settings).fingerprint
+        base = describe_base(settings)
+        config = EngineConfig.from_settings(settings, base)
         config.store.mkdir(parents=True, exist_ok=True)
+        config.write_template()
     except SettingsError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"the adapter store {settings.store_dir} cannot be created: {error.strerror}")
-    environment = config.environment(secrets.token_hex(16), inherited_environment(), base=base)
+        fail(f"the adapter store {settings.store_dir} or {settings.engine_dir} cannot be written: {error.strerror}")
+    environment = config.environment(secrets.token_hex(16), inherited_environment(), base=base.fingerprint)
     if settings.engine_key is not None:
         environment["VLLM_API_KEY"] = settings.engine_key.get_secret_value()
     return config.argv(listen), environment

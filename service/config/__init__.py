@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import orjson
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
@@ -24,6 +25,7 @@ from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
 DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
+CPU_CONTEXT = 2048
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -79,7 +81,9 @@ class Settings(ServerSettings, GroundingSettings):
         256, ge=1, description="Adapters kept in the engine's host memory (vLLM's `max_cpu_loras`); at least the slots."
     )
     engine_context: int | None = Field(
-        None, ge=128, description="Context length in tokens. Unset: 2048 on a CPU, the model's own on a GPU."
+        None,
+        ge=128,
+        description="Context length in tokens, at most the model's own. Unset: the model's own, on a CPU at most 2048.",
     )
     engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
     engine_memory: float = Field(0.85, gt=0, le=1, description="Fraction of GPU memory that the engine uses.")
@@ -348,7 +352,9 @@ class Settings(ServerSettings, GroundingSettings):
     @property
     def context(self) -> int | None:
         """Context length in tokens that the engine is started with; None leaves it to the model."""
-        return self.engine_context or (2048 if self.device == "cpu" else None)
+        if self.engine_context is not None or self.device != "cpu":
+            return self.engine_context
+        return min(CPU_CONTEXT, model_context(self.base_dir) or CPU_CONTEXT)
 
     @property
     def store_dir(self) -> Path:
@@ -361,6 +367,18 @@ class Settings(ServerSettings, GroundingSettings):
     @property
     def files_dir(self) -> Path:
         return self.home / "files"
+
+
+def model_context(base_dir: Path) -> int | None:
+    """The longest context in tokens that a checkpoint states; None if it states none, or is not prepared yet."""
+    path = base_dir / "config.json"
+    try:
+        config = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    except orjson.JSONDecodeError:
+        return None  # reading the base names what is wrong with the file
+    section = config.get("text_config") or config if isinstance(config, dict) else {}
+    context = section.get("max_position_embeddings")
+    return context if isinstance(context, int) else None
 
 
 def slug(source: str) -> str:

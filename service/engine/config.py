@@ -11,7 +11,8 @@ from typing import Literal
 
 import orjson
 
-from adapters.base import Fingerprint
+from adapters.base import BaseDescription, Fingerprint
+from adapters.chat_template import served_template
 from service.config import Settings
 from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
 from service.errors import SettingsError
@@ -28,6 +29,7 @@ RESERVED_FLAGS = (
     "--max-lora-rank",
     "--max-cpu-loras",
     "--lora-modules",
+    "--lora-target-modules",
     "--middleware",
     "--chat-template",
     "--trust-request-chat-template",
@@ -81,12 +83,20 @@ class EngineConfig:
     start_timeout_s: float
     stall_s: float
     canary_s: float
+    lora_targets: tuple[str, ...] = ()
+    """Last names of the layers that the engine prepares for LoRA; empty: all that it can."""
+    chat_template: str | None = None
+    """Text of the chat template to use instead of the checkpoint's own."""
     otlp_traces: str = ""
     """URL that takes the engine's traces (OTLP over HTTP, protobuf); empty: none."""
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> EngineConfig:
+    def from_settings(cls, settings: Settings, base: BaseDescription | None = None) -> EngineConfig:
         """Extract the engine's settings from the gateway's.
+
+        Args:
+            base: The base model; if it has layers that the engine cannot adapt (on a CPU vLLM does not start where it
+                would have to prepare experts for LoRA), it is told which it can.
 
         Raises:
             SettingsError: An extra flag repeats one that Hatrack sets, or no vLLM is installed to run an engine with.
@@ -116,6 +126,8 @@ class EngineConfig:
             start_timeout_s=settings.engine_start_timeout_s,
             stall_s=settings.engine_stall_s,
             canary_s=settings.engine_canary_s,
+            lora_targets=base.adaptable if base is not None and base.has_obstacles else (),
+            chat_template=served_template(settings.base_dir),
             otlp_traces=settings.otlp_traces,
         )
 
@@ -138,6 +150,17 @@ class EngineConfig:
         """Path of the file that asks the gateway to leave the engine running when it stops this time."""
         return self.directory / KEEP_REQUEST
 
+    @property
+    def template_file(self) -> Path:
+        """Path of `chat_template`, which the engine reads at start."""
+        return self.directory / "chat_template.jinja"
+
+    def write_template(self) -> None:
+        """Write `chat_template`, if there is one, where the command line says. Raises OSError."""
+        if self.chat_template is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.template_file.write_text(self.chat_template, "utf-8")
+
     def argv(self, listen: Sequence[str] | None = None) -> list[str]:
         """The command line. It runs vLLM's module, because the `vllm` command does not start from the CPU build.
 
@@ -154,6 +177,10 @@ class EngineConfig:
         arguments += ["--renderer-num-workers", str(RENDERER_THREADS)]
         if self.context is not None:
             arguments += ["--max-model-len", str(self.context)]
+        if self.lora_targets:
+            arguments += ["--lora-target-modules", *self.lora_targets]
+        if self.chat_template is not None:
+            arguments += ["--chat-template", str(self.template_file)]
         if self.device == "cuda":
             arguments += ["--gpu-memory-utilization", str(self.memory)]
         if self.tool_parser:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import select
 import signal
@@ -33,6 +34,13 @@ TERM_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.05
 MAX_LOG_BYTES = 16 * 1024 * 1024
+MAX_ERROR_CHARS = 500
+_ERROR = re.compile(
+    r"^(?:\([^)\n]*\) )?(?:ERROR [^\]\n]*\] )?(?:\w+\.)*(?P<kind>\w+(?:Error|Exception|Fault)): (?P<reason>.+)$"
+    r"(?:\n *Value error, (?P<detail>.+))?",
+    re.MULTILINE,
+)
+"""The end of a traceback, with or without what vLLM's loggers put before each line."""
 _LOG = logging.getLogger("hatrack.engine")
 
 
@@ -43,13 +51,15 @@ class EngineProcess:
         token: The mark of all its processes.
         pid: Its API server.
         child: The API server, where it is a child of this process.
+        log_start: Bytes that its log held before it started.
 
     Raises:
         ProcessLookupError, psutil.NoSuchProcess: There is no such process any more.
     """
 
-    def __init__(self, token: str, pid: int, child: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, token: str, pid: int, child: subprocess.Popen[bytes] | None = None, log_start: int = 0) -> None:
         self.token = token
+        self.log_start = log_start
         self.pid = pid
         self._child = child
         self._process = psutil.Process(pid)
@@ -110,6 +120,7 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
     config.directory.mkdir(parents=True, exist_ok=True)
     config.directory.chmod(0o700)  # whoever reaches the socket reaches the engine, without a key
     ensure_store_id(config.store)
+    config.write_template()
     config.socket.unlink(missing_ok=True)
     _rotate(config.log)
     token = secrets.token_hex(16)
@@ -121,6 +132,7 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
     # written before the start, so that nothing can be running that is on no record
     EngineRecord(token, None, signature).write(config.record)
     with config.log.open("ab") as log:
+        log_start = log.seek(0, os.SEEK_END)
         child = subprocess.Popen(
             config.argv(),
             env=environment,
@@ -131,10 +143,27 @@ def spawn(config: EngineConfig, base: Fingerprint | None = None) -> EngineProces
         )
     try:
         EngineRecord(token, child.pid, signature).write(config.record)
-        return EngineProcess(token, child.pid, child)
+        return EngineProcess(token, child.pid, child, log_start)
     except BaseException:
         end(token)  # nobody would know of it
         raise
+
+
+def first_error(log: Path, start: int) -> str | None:
+    """The first error that the engine's log names from `start` bytes on: what the later ones follow from.
+
+    None if there is none, or if the log cannot be read.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            text = file.read(MAX_LOG_BYTES).decode(errors="replace")
+    except OSError:
+        return None
+    match = _ERROR.search(text)
+    return (
+        None if match is None else f"{match['kind']}: {(match['detail'] or match['reason']).strip()[:MAX_ERROR_CHARS]}"
+    )
 
 
 def _rotate(log: Path) -> None:

@@ -16,7 +16,7 @@ from service.engine.adopt import NotAdopted, adopt
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL
 from service.engine.liveness import EngineFailed
-from service.engine.process import EngineProcess, end_leftovers, spawn
+from service.engine.process import EngineProcess, end_leftovers, first_error, spawn
 from service.engine.watched import TICK_S, EngineState, WatchedEngine
 from service.errors import HatrackError
 
@@ -170,7 +170,8 @@ class Supervisor(WatchedEngine):
         if not engine.alive:
             code = engine.exit_code
             how = "" if code is None else f" with exit code {code}"
-            raise EngineFailed(f"the engine exited{how}; see {self.config.log.name}")
+            error = first_error(self.config.log, engine.log_start)
+            raise EngineFailed(f"the engine exited{how}{': ' + error if error else ''}; see {self.config.log.name}")
 
     async def _end_engine(self) -> None:
         engine, self._engine = self._engine, None

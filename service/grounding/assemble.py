@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import orjson
-
-from service.config import Settings
+from service.config import Settings, model_context
 from service.grounding.config import WEBHOOK
 from service.grounding.hook import Hook
 from service.grounding.plugins import load_plugins
@@ -33,14 +30,6 @@ class Grounding:
         finally:
             if self.webhook is not None:
                 await self.webhook.close()
-
-
-def model_context(base_dir: Path) -> int | None:
-    """The context in tokens that a checkpoint states, which vLLM uses if no setting names one; None if unknown."""
-    path = base_dir / "config.json"
-    config = orjson.loads(path.read_bytes()) if path.is_file() else {}
-    context = (config.get("text_config") or config).get("max_position_embeddings")
-    return context if isinstance(context, int) else None
 
 
 def assemble(settings: Settings, secret: bytes, builtin_providers: Mapping[str, Provider]) -> Grounding:

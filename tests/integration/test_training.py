@@ -225,7 +225,7 @@ def test_training_renders_token_for_token_what_the_engine_renders(gateway: Gatew
             return list(answer.json()["tokens"])
 
         for example in examples:
-            rendered = renderer.render(example)
+            rendered = renderer.render(example)[0]
             messages = [{"role": message.role, "content": message.content} for message in example.messages]
             assert list(rendered.tokens) == engine(messages, generate=False)
             assert list(rendered.tokens[: rendered.first_trained]) == engine(messages[:-1], generate=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from adapters.dataset.lines import show
@@ -57,6 +57,25 @@ def ignored_keys(data: Dataset, file: File = "training") -> list[Finding]:
             lines=tuple(key.lines[:SHOWN_LINES]),
         )
         for key in data.ignored_keys
+    ]
+
+
+def split_turns(sequences: Mapping[int, int]) -> list[Finding]:
+    """A note if examples are trained as several sequences (`Renderer.render`); `sequences`: how many, by line."""
+    lines = sorted(line for line, number in sequences.items() if number > 1)
+    if not lines:
+        return []
+    total = sum(sequences[line] for line in lines)
+    examples = "one example" if len(lines) == 1 else f"{len(lines)} examples"
+    message = (
+        "the base's chat template renders earlier answers differently once later messages follow (Qwen3's drops their "
+        f"thinking): each such answer is trained in a sequence of its own, as the engine will be asked for it; "
+        f"{examples} with several answers trained as {total} sequences"
+    )
+    return [
+        Finding(
+            code="split_turns", severity="note", message=message, count=len(lines), lines=tuple(lines[:SHOWN_LINES])
+        )
     ]
 
 

@@ -126,13 +126,14 @@ def inspect(
     unseen = tuple(example for example in unseen if example.line not in unseen_long)
     problems += _too_few_held_out(data, len(unseen), source, rules, similar)
     lines = {sequence.line for sequence in sequences}
+    problems += findings.split_turns(Counter(sequence.line for sequence in sequences))
     trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in lines))
     report = Report(
         file=data.name,
         sha256=data.sha256,
         format=kind.value,
         examples=len(data.examples),
-        trained_on=len(sequences),
+        trained_on=len(lines),
         dropped=len(long) + len(unseen_long),
         held_out=HeldOut(
             examples=len(unseen),
@@ -147,7 +148,7 @@ def inspect(
         answers=_answer_shares(counts),
         distinct_answers=len({answer(example).strip() for example in data.examples}),
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
-        size=describe_size(len(sequences), len(counts or ()), counts is not None),
+        size=describe_size(len(lines), len(counts or ()), counts is not None),
     )
     return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
 
@@ -252,14 +253,15 @@ def _blame_held_out(held_out: Source | None) -> Iterator[None]:
 def _render(
     examples: Sequence[Example], renderer: Renderer, check: Callable[[], None]
 ) -> tuple[list[TokenSequence], dict[int, int]]:
-    """The examples as tokens, and the token counts of too long ones by line. Raises DataInvalid."""
+    """The examples as tokens, an example's sequences next to each other, and the token counts of too long ones by line.
+    Raises DataInvalid."""
     sequences: list[TokenSequence] = []
     long: dict[int, int] = {}
     problems: list[Problem] = []
     for example in examples:
         check()
         try:
-            sequences.append(renderer.render(example))
+            sequences += renderer.render(example)
         except ExampleTooLong as error:
             long[example.line] = error.tokens
         except DataInvalid as error:

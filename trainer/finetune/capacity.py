@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from adapters.basefiles import read_json, weight_files
-from adapters.baseshapes import layers_of
+from adapters.baseshapes import EXPERT_NAMES, has_experts, layers_of, obstacle
 from adapters.protocol.runs import ParentShape
 from trainer.config import Installation, has_gpu, visible_gpus
 from trainer.tune import auto
@@ -39,12 +39,14 @@ _LOG = logging.getLogger("hatrack.trainer.capacity")
 class BaseModelInfo:
     """The properties of the base model that decide whether a job is possible.
 
-    ``positions`` is its maximum context in tokens; ``modules`` are the names of its linear layers.
+    ``positions`` is its maximum context in tokens; ``modules`` are the names of the linear layers that a LoRA can be
+    trained for and served on, ``obstacles`` those of the others, each with what it is.
     """
 
     shape: ModelShape
     positions: int
     modules: frozenset[str]
+    obstacles: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> BaseModelInfo:
@@ -55,19 +57,35 @@ class BaseModelInfo:
         """
         config = read_json(directory / "config.json")
         layers = layers_of(weight_files(directory), config)
+        linear = {name: obstacle(name) for name, layer in layers.items() if layer.is_linear}
+        if has_experts(linear):
+            linear |= {
+                name: "named like the experts, for which PEFT takes it"
+                for name, kind in linear.items()
+                if kind is None and name.rpartition(".")[2] in EXPERT_NAMES
+            }
         return cls(
             shape=read_shape(directory),
             positions=int(config.get("text_config", config)["max_position_embeddings"]),
-            modules=frozenset(name for name, layer in layers.items() if layer.is_linear),
+            modules=frozenset(name for name, kind in linear.items() if kind is None),
+            obstacles={name: kind for name, kind in linear.items() if kind is not None},
         )
 
     def unknown_targets(self, targets: Collection[str]) -> list[str]:
-        """Those of `targets` that match no linear layer by PEFT's rule (equal to its name, or to the end of it)."""
-        return [
-            target
-            for target in targets
-            if not any(name == target or name.endswith(f".{target}") for name in self.modules)
-        ]
+        """Those of `targets` that match none of `modules` by PEFT's rule (equal to its name, or to the end of it)."""
+        return [target for target in targets if not _matching(self.modules, target)]
+
+    def describe_unknown(self, targets: Collection[str]) -> str:
+        """A clause for messages that says of each of `unknown_targets` what is wrong with it, and what is allowed."""
+        reasons = []
+        for target in targets:
+            matching = _matching(self.obstacles, target)
+            reasons.append(
+                f"{target!r} cannot be adapted: {matching[0]} is {self.obstacles[matching[0]]}"
+                if matching
+                else f"no such linear layer: {target!r}"
+            )
+        return f"{'; '.join(reasons)}; the base has {', '.join(self.module_suffixes())}"
 
     def matching_layers(self, targets: Collection[str]) -> list[str]:
         """The names of the linear layers that a LoRA on `targets` adapts, by PEFT's rule."""
@@ -77,6 +95,10 @@ class BaseModelInfo:
     def module_suffixes(self) -> list[str]:
         """The distinct last parts of the linear layers' names, sorted: `q_proj`, …"""
         return sorted({name.rpartition(".")[2] for name in self.modules})
+
+
+def _matching(names: Iterable[str], target: str) -> list[str]:
+    return sorted(name for name in names if name == target or name.endswith(f".{target}"))
 
 
 @dataclass(frozen=True, slots=True)

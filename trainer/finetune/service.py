@@ -108,13 +108,16 @@ class Jobs(RunService):
     async def _check(self, request: JobRequest, context: JobContext) -> None:
         """Check that the result can be served and the training fits. Raises InvalidField, MemoryTooSmall."""
         hyperparameters, max_rank = request.hyperparameters, self._installation.max_rank
+        if not self._base.modules:
+            raise InvalidField(
+                "`model`: the base has no linear layer that a LoRA can be trained for and served on", param="model"
+            )
         if hyperparameters.target_modules != "all-linear":
             unknown = self._base.unknown_targets(hyperparameters.target_modules)
             if unknown or not hyperparameters.target_modules:
                 place = request.place("target_modules")
                 raise InvalidField(
-                    f"`{place}`: no such linear layer: {', '.join(map(repr, unknown))}; the base has "
-                    f"{', '.join(self._base.module_suffixes())}"
+                    f"`{place}`: {self._base.describe_unknown(unknown)}"
                     if unknown
                     else f"`{place}` is empty; name at least one of {', '.join(self._base.module_suffixes())}",
                     param=place,

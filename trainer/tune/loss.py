@@ -152,7 +152,7 @@ def can_share_prefix(config: Any) -> bool:
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return set(kinds) == {"full_attention"}
-    return config.model_type in {"llama", "mistral", "qwen2", "qwen3", "smollm3"} and not getattr(
+    return config.model_type in {"granite", "llama", "mistral", "qwen2", "qwen3", "smollm3"} and not getattr(
         config, "sliding_window", None
     )
 

@@ -18,7 +18,7 @@ RUNTIME_BYTES: Final = 900 * 2**20
 """Libraries, tokenizer and allocator: the memory of a process without a model, measured on a CPU."""
 NF4_BYTES_PER_WEIGHT: Final = 0.516
 """Four bits plus the doubly quantized constants of blocks of 64 (Dettmers et al. 2023, section 3)."""
-STREAMED_TYPES: Final = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+STREAMED_TYPES: Final = frozenset({"gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 """`model_type`s whose checkpoints name every parameter as the model does: their base can be streamed for the proof."""
 EAGER_MAX_TOKENS: Final = 512
 """Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s

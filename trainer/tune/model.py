@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
+from adapters.baseshapes import EXPERT_NAMES, has_experts, obstacle
+from adapters.chat_template import served_template
+from adapters.errors import AdapterError
 from trainer.errors import BaseModelIncomplete, NothingTrainable
 from trainer.tune.memory import EAGER_MAX_TOKENS
-from trainer.tune.recipe import Recipe
+from trainer.tune.recipe import ALL_LINEAR, Recipe
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -30,11 +33,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(base: Path) -> Any:
-    """The base's tokenizer with its chat template. Raises BaseModelIncomplete."""
+    """The base's tokenizer with the chat template that the engine uses. Raises BaseModelIncomplete."""
     try:
-        return AutoTokenizer.from_pretrained(base, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        template = served_template(base)
+    except (OSError, ValueError, AdapterError) as error:
         raise BaseModelIncomplete(f"The tokenizer in {base} cannot be loaded: {error}") from error
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def load_generation_config(base: Path) -> Any:
@@ -74,7 +81,7 @@ def attention(device: torch.device, longest: int) -> str:
 
 
 def attach_lora(model: Any, recipe: Recipe) -> Any:
-    """Put a fresh LoRA on every target module: A random, B zero, in the model's own dtype.
+    """Put a fresh LoRA on every target module that the engine can adapt: A random, B zero, in the model's own dtype.
 
     The forward pass uses parameters in the dtype in which the engine applies them; the optimizer keeps float32 master
     weights. Mixed dtypes under autocast would spend a tenth of each step on casts.
@@ -82,12 +89,20 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
     Raises NothingTrainable if the recipe's modules are not in the model.
     """
     targets = recipe.target_modules
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    excluded = [name for name in linear if obstacle(name) is not None]
+    if targets == ALL_LINEAR and has_experts(name for name, _ in model.named_parameters()):
+        # PEFT's own all-linear adds the experts, which the engine could not serve
+        output = model.get_output_embeddings()
+        own = {name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output}
+        targets = tuple(sorted(own - EXPERT_NAMES))
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=_plain(recipe.alpha),
         lora_dropout=recipe.dropout,
         use_rslora=recipe.rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=excluded or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -95,6 +110,8 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise NothingTrainable(f"No LoRA could be attached to {targets!r}: {error}") from error
+    if adapted.peft_config["default"].target_parameters:
+        raise NothingTrainable(f"{targets!r} means experts, which cannot be served.")
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad != ("lora_" in name):
             raise NothingTrainable(

@@ -335,6 +335,23 @@ def install() -> None:
 
     platform.get_punica_wrapper = classmethod(get_punica_wrapper)
     LoRAModelManager.activate_adapter = mark_patched(activate_adapter)
+    _keep_cpu_kernels_for_experts()
+
+
+def _keep_cpu_kernels_for_experts() -> None:
+    """vLLM picks Triton's kernels for every expert as soon as any layer takes a LoRA, and a CPU has none: each request
+    to a mixture of experts would end the engine. No expert takes one here (``--lora-target-modules``)."""
+    from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+
+    finish = checked_attribute(FusedMoEConfig, "__post_init__", "self")
+    if "is_lora_enabled" not in FusedMoEConfig.__dataclass_fields__:
+        raise PluginError("FusedMoEConfig has no is_lora_enabled in this vLLM")
+
+    def without_lora(self: Any) -> None:
+        self.is_lora_enabled = False
+        finish(self)
+
+    FusedMoEConfig.__post_init__ = mark_patched(without_lora)
 
 
 def _copy_slot(manager: Any, lora_id: int) -> None:

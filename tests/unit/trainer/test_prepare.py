@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.templates import ALTERNATES, DROPS_THINKING
 from tests.unit.trainer.conftest import make_tokenizer
 from trainer.data.findings import duplicates, overlap
 from trainer.data.format import Example, Message
@@ -62,6 +63,31 @@ def test_clean_data_is_split_rendered_and_shown() -> None:
     assert shown[1].text.endswith("it is<|im_end|>")
     assert "expect the style to be learned" in report.size
     assert report.answers == ()
+
+
+def test_answers_in_sequences_of_their_own_are_counted_as_the_examples_that_they_are() -> None:
+    rows = questions(12)
+    rows[4]["messages"] += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes, 155."}]
+    tokenizer = make_tokenizer(DROPS_THINKING)
+    thinking = Renderer(tokenizer, stop_tokens=stop_tokens(tokenizer, None), max_length=400)
+    found = inspect(source(rows), None, thinking, DataRules(held_out_share=0, strict=True))
+    assert (found.report.trained_on, len(found.sequences)) == (12, 13)
+    (finding,) = found.report.findings
+    assert (finding.code, finding.severity, finding.lines) == ("split_turns", "note", (5,))
+    assert "1 examples" not in finding.message
+    assert "trained as 2 sequences" in finding.message
+    assert [example.line for example in found.training.examples] == list(range(1, 13))
+
+
+def test_conversations_that_the_template_refuses_are_listed_by_line() -> None:
+    rows = questions(12)
+    for row in (rows[2], rows[7]):
+        row["messages"].insert(0, {"role": "user", "content": "Hello."})
+    tokenizer = make_tokenizer(ALTERNATES)
+    alternating = Renderer(tokenizer, stop_tokens=stop_tokens(tokenizer, None), max_length=400)
+    with pytest.raises(DataInvalid, match="two user messages follow each other") as caught:
+        inspect(source(rows), None, alternating, DataRules(held_out_share=0))
+    assert [problem.line for problem in caught.value.problems] == [3, 8]
 
 
 def test_what_max_length_would_cut_is_refused_or_dropped_when_told() -> None:

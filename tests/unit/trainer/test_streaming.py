@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -46,6 +49,14 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=8),
     "smollm3": SmolLM3Config(**SIZES),
+    "phi3": Phi3Config(**SIZES),
+    "granite": GraniteConfig(**SIZES, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=8.0),
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        head_dim=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
 }
 
 

@@ -1,14 +1,18 @@
 """What the engine is started with."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from adapters.base import BaseDescription, Fingerprint, ModuleShape
+from adapters.chat_template import served_template
 from service.config import Settings
 from service.engine import config as config_module
 from service.engine.config import EngineConfig, process_title
 from service.errors import SettingsError
+from tests.support.templates import REFUSES_SYSTEM
 
 
 def config_for(tmp_path: Path, **settings: object) -> EngineConfig:
@@ -53,3 +57,37 @@ def test_only_the_settings_and_the_plugin_read_the_environment() -> None:
 def test_an_extra_flag_may_not_repeat_one_of_ours(tmp_path: Path, flag: str) -> None:
     with pytest.raises(SettingsError, match=flag.split("=")[0]):
         config_for(tmp_path, engine_args=(flag,))
+
+
+def test_a_base_with_experts_names_the_layers_that_the_engine_prepares(tmp_path: Path) -> None:
+    def base(*modules: str) -> BaseDescription:
+        fingerprint = Fingerprint(**dict.fromkeys(Fingerprint.model_fields, "x"))
+        return BaseDescription("b", fingerprint, dict.fromkeys(modules, ModuleShape(2, 2, 1.0)), frozenset(), 0.02)
+
+    settings = Settings(home=tmp_path, base_model=str(tmp_path))
+    dense = base("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj")
+    assert "--lora-target-modules" not in EngineConfig.from_settings(settings, dense).argv()
+    experts = base("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate", "model.layers.0.mlp.experts.3.up_proj")
+    argv = EngineConfig.from_settings(settings, experts).argv()
+    start = argv.index("--lora-target-modules")
+    assert argv[start + 1 : start + 3] == ["q_proj", "--disable-uvicorn-access-log"]
+
+
+def test_the_engine_reads_the_template_that_the_trainer_renders_with(tmp_path: Path) -> None:
+    assert "--chat-template" not in config_for(tmp_path).argv()
+    (tmp_path / "chat_template.jinja").write_text(REFUSES_SYSTEM)
+    config = config_for(tmp_path)
+    argv = config.argv()
+    file = Path(argv[argv.index("--chat-template") + 1])
+    config.write_template()
+    assert file.read_text() == served_template(tmp_path)
+
+
+@pytest.mark.parametrize(("positions", "context"), [(1024, 1024), (32_768, 2048), (None, 2048)])
+def test_the_context_is_at_most_what_the_model_has(tmp_path: Path, positions: int | None, context: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": positions}}))
+    settings = Settings(home=tmp_path, base_model=str(tmp_path), engine_device="cpu")
+    assert settings.context == context
+    assert settings.model_copy(update={"engine_context": 512}).context == 512
+    (tmp_path / "config.json").write_text("not JSON")
+    assert settings.context == 2048

@@ -13,7 +13,7 @@ import pytest
 
 from service.engine.config import process_title
 from service.engine.contract import TOKEN_VARIABLE
-from service.engine.process import end, end_leftovers, members
+from service.engine.process import end, end_leftovers, first_error, members
 
 TOKEN = secrets.token_hex(16)
 """Its own in each test process: what carries it is looked for on the whole machine, and ended."""
@@ -95,3 +95,32 @@ def test_a_record_that_says_nothing_ends_nothing(
     monkeypatch.setattr("service.engine.process.members", look)
     (tmp_path / "engine.json").write_bytes(content)
     assert end_leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ("INFO starting\nValueError: X does not support LoRA yet.\n", "ValueError: X does not support LoRA yet."),
+        (
+            "(EngineCore pid=7) ERROR 11-27 19:37:52 [core.py:12] ValueError: X does not support LoRA yet.\n"
+            "RuntimeError: Engine core initialization failed. See root cause above.\n",
+            "ValueError: X does not support LoRA yet.",
+        ),
+        (
+            "(Worker pid=7) service.engine.plugin.guard.PluginError: vLLM 0.40 is not supported\n",
+            "PluginError: vLLM 0.40 is not supported",
+        ),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "  Value error, max_model_len (4096) is greater than the derived one [type=value_error]\n",
+            "ValidationError: max_model_len (4096) is greater than the derived one [type=value_error]",
+        ),
+        ("WARNING a ValueError: in the middle of a line\nall is well\n", None),
+    ],
+)
+def test_the_first_error_of_an_engines_log_says_why_it_exited(tmp_path: Path, lines: str, error: str | None) -> None:
+    log = tmp_path / "engine.log"
+    before = "RuntimeError: of the engine before\n"
+    log.write_text(before + lines)
+    assert first_error(log, len(before)) == error
+    assert first_error(tmp_path / "none", 0) is None

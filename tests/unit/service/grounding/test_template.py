@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.config import model_context
 from service.grounding import template
-from service.grounding.assemble import model_context
 from service.grounding.provider import Passage
 from service.grounding.template import (
     CHARS_A_TOKEN,
