@@ -176,7 +176,13 @@ async def _nats_elsewhere(
     """Mean nats per token of each reference after another example's question; None for those that do not fit."""
     (sources,) = derangements(len(held_out), 1, seed)
     reassigned = [
-        Question(id=f"{question.id}/elsewhere", turns=held_out[source].turns, reference=question.reference)
+        Question(
+            id=f"{question.id}/elsewhere",
+            turns=held_out[source].turns,
+            reference=question.reference,
+            tools=held_out[source].tools,
+            reference_calls=question.reference_calls,
+        )
         for source, question in zip(sources, held_out, strict=True)
     ]
     try:
