@@ -80,7 +80,7 @@ def _tool(value: object, where: str) -> Tool:
     if parameters is not None and not (isinstance(parameters, dict) and parameters.get("type", "object") == "object"):
         raise LineRefused(f"{where}.function.parameters must be a JSON Schema of an object")
     # vLLM's FunctionDefinition: these keys in this order, null where they are absent; templates print the object
-    rendered = {"name": name, "description": description, "parameters": parameters}
+    rendered: dict[str, Any] = {"name": name, "description": description, "parameters": parameters}
     strict = function.get("strict")
     if isinstance(strict, bool):
         rendered["strict"] = strict

@@ -82,6 +82,7 @@ class Question(Frozen):
     ``reference``: the text that answers are compared with; of an answer that calls tools, the calls as JSON
     (`adapters.dataset.tools.calls_text`), and then ``reference_calls`` has them as a message's `tool_calls`.
     ``tools``: the functions that the request declares.
+    ``rejected``: in preference data the answer that is worse than the reference; None where either calls tools.
     ``group``: see `trainer.data.format.Example`.
     ``examples``: the training examples that are most similar to it, the nearest first, for arms that are shown some.
     """
@@ -91,6 +92,7 @@ class Question(Frozen):
     reference: str
     group: str | None = None
     examples: tuple[Conversation, ...] = Field((), max_length=MAX_EXAMPLES)
+    rejected: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     reference_calls: tuple[dict[str, Any], ...] = ()
 
@@ -122,9 +124,17 @@ def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
             group=example.group,
             tools=example.tools,
             reference_calls=tuple(call.sent() for call in example.judged.tool_calls),
+            rejected=_rejected_text(example),
         )
         for example in examples
     )
+
+
+def _rejected_text(example: Example) -> str | None:
+    rejected = example.rejected
+    if rejected is None or rejected.tool_calls or example.judged.tool_calls:
+        return None
+    return rejected.content
 
 
 class Prompt(Frozen):

@@ -13,7 +13,7 @@ from trainer.evaluate.arms import Arm, Frozen, Question
 from trainer.evaluate.asking import Answerer, ArmRequest
 from trainer.evaluate.control_arms import derangements
 from trainer.evaluate.independence import independent_units
-from trainer.evaluate.likelihood import Scorer
+from trainer.evaluate.likelihood import ReplyBatch, Scorer
 from trainer.evaluate.metrics.base import Batched, Metric
 from trainer.evaluate.reading import form_of, read_answer
 from trainer.evaluate.statistics.paired import Array, as_array, unit_means
@@ -22,6 +22,8 @@ OnStage = Callable[[str, int, int], None]
 """Called with the stage, how many items are done, and how many there are; may raise to stop the evaluation."""
 CONTEXT_EXCEEDED: Final = "context_length_exceeded"
 """The gateway's error code for a prompt that does not fit into the context."""
+PREFERS: Final = "prefers_reference"
+"""Name of the secondary scores that `prefers` gives, for preference data."""
 LENGTH_REACHED: Final = "length"
 """The finish_reason of an answer that reached `max_tokens`."""
 
@@ -119,7 +121,8 @@ async def compare(
         metric: The primary metric.
         answerer: Asks the arms.
         secondary: Other metrics to report.
-        scorer: Also measures the references' likelihood, for the gateway's arms with a plain prompt.
+        scorer: Also measures the references' likelihood, and of preference data whether they are preferred, for the
+            gateway's arms with a plain prompt.
         scored: Number of references to score, from the first; None for all.
         elsewhere: Label of an arm whose references are also scored after other examples' questions; None for no arm.
         seed: Decides which question each of those references follows.
@@ -151,6 +154,9 @@ async def compare(
                 arm, held_out[:scored], _progress_of(on_stage, f"likelihood under {arm.label}")
             )
             result = result.model_copy(update={"nats": tuple(row.nats for row in rows)})
+            if all(question.rejected is not None for question in held_out):
+                chosen = await prefers(scorer, arm, held_out, _progress_of(on_stage, f"preferences of {arm.label}"))
+                result = result.model_copy(update={"secondary": result.secondary | {PREFERS: chosen}})
             if arm.label == elsewhere and len(rows) > 1:
                 on_progress = _progress_of(on_stage, f"likelihood under {arm.label}, after other questions")
                 nats = await _nats_elsewhere(scorer, arm, held_out[: len(rows)], seed, on_progress)
@@ -203,6 +209,24 @@ async def _nats_elsewhere(
         if on_progress is not None:
             on_progress(len(nats), len(reassigned))
     return tuple(nats)
+
+
+async def prefers(
+    scorer: Scorer, arm: Arm, held_out: Sequence[Question], on_progress: Callable[[int, int], None] | None = None
+) -> tuple[float, ...]:
+    """For each question 1 if the arm finds the reference more likely than the rejected answer, 0 if less, ½ if equally.
+
+    Log-probabilities of whole answers, as in DPO's objective: a longer one is less likely under every arm alike.
+    """
+    batches = [
+        ReplyBatch(f"pair/{question.id}", question, (question.reference.strip(), (question.rejected or "").strip()))
+        for question in held_out
+    ]
+    scores = []
+    for preferred, rejected in await scorer.replies(arm, batches, on_progress):
+        gain = sum(preferred.logprobs) - sum(rejected.logprobs)
+        scores.append(0.5 if gain == 0 else float(gain > 0))
+    return tuple(scores)
 
 
 def _check(arms: Sequence[Arm], held_out: Sequence[Question], repeats: int) -> None:

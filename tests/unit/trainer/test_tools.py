@@ -70,7 +70,7 @@ def test_calls_and_answers_are_trained_and_neither_tools_nor_results() -> None:
 def test_the_template_gets_tools_as_the_engine_hands_them_over() -> None:
     shown = renderer()
     text = shown.text(shown.render(example(ROW)).tokens)
-    declared = text.split("Tools:\n")[1].split("<|im_end|>")[0]
+    declared = text.split("Tools:")[1].split("<|im_end|>")[0]
     parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
     assert json.loads(declared) == {
         "type": "function",
