@@ -26,7 +26,8 @@ from trainer.tune.batches import (
 from trainer.tune.recipe import Recipe
 
 PACKED_MULTIPLE: Final = 32
-"""A packed row's length is a multiple of this, for the same reason as WIDTH_MULTIPLE: rows have more lengths."""
+"""A packed row's length is a multiple of this, for the same reason as WIDTH_MULTIPLE; larger, because packed rows have
+more different lengths. A choice: not measured."""
 
 CHUNK_ROWS: Final = 32
 """Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
