@@ -1,6 +1,8 @@
 """The supported formats of training data, and the reader that every upload, check, job and evaluation uses.
 
-    chat               {"messages": [{"role", "content"}, …]}                        OpenAI
+    chat               {"messages": [{"role", "content"}, …], "tools": […]}          OpenAI
+    preference         {"input": {"messages": […]}, "preferred_output": [{…}],
+                        "non_preferred_output": [{…}]}                               OpenAI, for DPO
     prompt_completion  {"prompt", "completion"}                                      OpenAI's older one, TRL's
     alpaca             {"instruction", "input" (may be empty or absent), "output"}   Stanford Alpaca
     sharegpt           {"conversations": [{"from": "human"|"gpt"|…, "value"}, …]}    ShareGPT, Vicuna
@@ -18,6 +20,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
+from adapters.dataset import preference
 from adapters.dataset.chat import GROUP, Example, read_group, read_messages
 from adapters.dataset.lines import (
     MAX_KEYS_COMPARED,
@@ -29,6 +32,7 @@ from adapters.dataset.lines import (
     similar_key,
     unknown_keys,
 )
+from adapters.dataset.tools import read_tools
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 MAX_NAMED_KEYS: Final = 20
@@ -44,6 +48,7 @@ class Format(StrEnum):
     PROMPT_COMPLETION = "prompt_completion"
     ALPACA = "alpaca"
     SHAREGPT = "sharegpt"
+    PREFERENCE = "preference"
 
 
 FORMAT_KEYS: Final[Mapping[str, Format]] = MappingProxyType(
@@ -52,19 +57,21 @@ FORMAT_KEYS: Final[Mapping[str, Format]] = MappingProxyType(
         "prompt": Format.PROMPT_COMPLETION,
         "instruction": Format.ALPACA,
         "conversations": Format.SHAREGPT,
+        "preferred_output": Format.PREFERENCE,
     }
 )
 """Each line has exactly one of these keys."""
 _KEY_OF: Final[Mapping[Format, str]] = MappingProxyType({kind: key for key, kind in FORMAT_KEYS.items()})
 _KEYS: Final[Mapping[Format, tuple[str, ...]]] = MappingProxyType(
     {
-        Format.CHAT: ("messages",),
+        Format.CHAT: ("messages", "tools"),
         Format.PROMPT_COMPLETION: ("prompt", "completion"),
         Format.ALPACA: ("instruction", "input", "output", "system"),
         Format.SHAREGPT: ("conversations", "system"),
+        Format.PREFERENCE: preference.KEYS,
     }
 )
-_UNSUPPORTED: Final = frozenset({"tools", "functions"})
+_UNSUPPORTED: Final = {"tools": "only the format with `messages` has tools", "functions": "use `tools`"}
 _KNOWN: Final = ", ".join(f"`{key}` ({kind.value})" for key, kind in FORMAT_KEYS.items())
 _ARRAY: Final = "the file is a JSON array, but must have one object per line; convert it with `jq -c '.[]' FILE`"
 _SPEAKERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -152,8 +159,12 @@ class ExampleReader:
         if _KEY_OF[kind] not in value:
             before = ", but the lines before have it" if self._number > 1 else ""
             raise LineRefused(f"the key `{_KEY_OF[kind]}` is missing{before}")
-        messages = read_messages(_TO_MESSAGES[kind](value, ignored), ignored)
-        return Example(self._number, messages, read_group(value.get(GROUP)))
+        group = read_group(value.get(GROUP))
+        if kind is Format.PREFERENCE:
+            pair = preference.read_pair(value, ignored)
+            return Example(self._number, pair.messages, group, pair.tools, pair.rejected)
+        tools = read_tools(value.get("tools")) if kind is Format.CHAT else ()
+        return Example(self._number, read_messages(_TO_MESSAGES[kind](value, ignored), ignored, tools), group, tools)
 
     def _kind_of(self, value: dict[str, Any]) -> Format:
         """The file's format, which the first line with exactly one of FORMAT_KEYS decides. Raises LineRefused."""
@@ -245,7 +256,7 @@ def _sharegpt(row: dict[str, Any], ignored: set[str]) -> object:
         where = f"conversations[{index}]"
         if not isinstance(turn, dict):
             raise LineRefused(f"{where} is not an object")
-        unknown = unknown_keys(turn, ("from", "value", "weight"), (), f"{where}.")
+        unknown = unknown_keys(turn, ("from", "value", "weight"), {}, f"{where}.")
         ignored.update(f"conversations[].{key}" for key in unknown)
         speaker = turn.get("from")
         role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None

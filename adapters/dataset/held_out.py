@@ -15,6 +15,33 @@ DEFAULT_MIN_EXAMPLES: Final = 30
 """The default of the trainer's setting HATRACK_TRAINER_MIN_EXAMPLES: held-out examples that a pass needs."""
 
 
+MIN_VALIDATION: Final = 20
+MAX_VALIDATION: Final = 200
+VALIDATION_SHARE: Final = 0.1
+VALIDATED_FROM: Final = 200
+"""Training examples from which a validation part is set aside: MIN_VALIDATION of them are then VALIDATION_SHARE, what
+the held-out part costs, too. A choice: of fewer examples every tenth is worth more than a better stop."""
+VALIDATED_FROM_GIVEN: Final = 100
+"""The same with a validation file, which leaves the training file its held-out tenth."""
+
+
+def validation_target(examples: int, share: float | None, *, given: bool) -> int:
+    """How many of the training examples, without the held-out ones, are set aside to find the best epoch.
+
+    Args:
+        examples: The training examples.
+        share: The requested share; 0 for no validation part, None to choose.
+        given: Whether there is a validation file, so that nothing else is taken from the training file.
+    """
+    if share == 0 or examples < 2 * MIN_VALIDATION:
+        return 0
+    if share is None:
+        if examples < (VALIDATED_FROM_GIVEN if given else VALIDATED_FROM):
+            return 0
+        share = VALIDATION_SHARE
+    return min(MAX_VALIDATION, max(MIN_VALIDATION, round(examples * share)))
+
+
 def held_out_target(examples: int, share: float = SHARE) -> int:
     """The most examples that a split of so many holds out; fewer if near-duplicate questions form large groups."""
     if examples < 2 * MIN_HELD_OUT or share == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NoReturn
@@ -94,12 +94,14 @@ def show(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
-def unknown_keys(value: dict[str, Any], known: Collection[str], unsupported: Collection[str], prefix: str) -> list[str]:
+def unknown_keys(
+    value: dict[str, Any], known: Collection[str], unsupported: Mapping[str, str], prefix: str
+) -> list[str]:
     """The keys of an object that are not used, for a note.
 
     Args:
         known: The keys that are used.
-        unsupported: Keys that would change what the example teaches; they may only be empty.
+        unsupported: Keys that would change what the example teaches, with what to do; they may only be empty.
         prefix: The object's place, such as ``messages[0].``, for messages.
 
     Raises:
@@ -111,9 +113,9 @@ def unknown_keys(value: dict[str, Any], known: Collection[str], unsupported: Col
     missing = tuple(key for key in known if key not in value)
     for key in unknown[:MAX_KEYS_COMPARED]:
         if key in unsupported and value[key] not in (None, [], {}, ""):
-            raise LineRefused(f"{prefix}{key} is not supported: only text is trained on")
+            raise LineRefused(f"{prefix}{key} is not supported here: {unsupported[key]}")
         meant = similar_key(key, missing)
-        if meant is not None:
+        if meant is not None and key not in unsupported:
             raise LineRefused(f"{prefix}{show(key)[1:-1]} is not a known key; did you mean `{meant}`?")
     return unknown
 

@@ -71,6 +71,13 @@ class HeldOutExamples(HeldOutSummary):
     lines: tuple[int, ...] = Field(description="Lines of the training file, if they were split off from it.")
 
 
+class ValidationExamples(ProtocolModel):
+    """The examples of the training file that choose the best epoch; no verdict is based on them."""
+
+    examples: int
+    lines: tuple[int, ...] = Field(description="Lines of the training file.")
+
+
 class QualityReport(ProtocolModel):
     """The contents of a data file and its problems."""
 
@@ -78,10 +85,14 @@ class QualityReport(ProtocolModel):
     sha256: str
     format: str
     examples: int
-    """In the file; of these, `trained_on` are left after the held-out part and what was dropped as too long."""
+    """In the file; of these, `trained_on` are left after the held-out and validation parts and what was dropped."""
     trained_on: int
     dropped: int = Field(description="Examples left out because they are too long.")
     held_out: HeldOutExamples
+    validation: ValidationExamples | None = Field(
+        None, description="Set aside from the training examples to find the best epoch."
+    )
+    shortened: int = Field(0, description="Examples that were truncated because they are too long.")
     lengths: ExampleLengths | None
     max_length: int
     findings: tuple[DataFinding, ...]

@@ -23,6 +23,8 @@ MAX_PROMPT_CHARS: Final = 32_768
 """What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
 
 Auto = Literal["auto"]
+Overflow = Literal["refuse", "truncate", "drop"]
+"""What becomes of examples longer than `max_length`."""
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 DataFile = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 """The id of a file, or a dataset: `support@3`, or `support` for its newest version. Only the gateway knows datasets."""
@@ -52,6 +54,9 @@ class HyperparameterFields(RequestBody):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
     lora_rank: Annotated[int, Field(ge=1, le=512)] | Auto = "auto"
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = "auto"
+    validation_share: Annotated[float, Field(ge=0, le=MAX_SHARE)] | Auto = "auto"
+    early_stopping_patience: Annotated[int, Field(ge=0, le=100)] | Auto = "auto"
+    beta: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
 
 
 class JobOptionFields(RequestBody):
@@ -62,8 +67,12 @@ class JobOptionFields(RequestBody):
         None, description="The version's system prompt. Default: the one that every example has."
     )
     strict: bool = Field(False, description="Treat warnings of the data check as errors.")
-    drop_long: bool = Field(
-        False, description="Leave out examples longer than `max_length` instead of refusing the file."
+    drop_long: bool = Field(False, description="The same as `overflow: drop`.")
+    overflow: Overflow | None = Field(
+        None,
+        description="What becomes of examples longer than `max_length`. `refuse` (the default): the file is refused; "
+        "`drop`: they are left out; `truncate`: their oldest turns are left out, and if that is not enough, the end of "
+        "their answer.",
     )
     held_out_share: Annotated[float, Field(ge=MIN_SHARE, le=MAX_SHARE)] = Field(
         SHARE, description="Share of the training file that is held out if there is no `validation_file`."

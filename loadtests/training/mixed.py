@@ -30,6 +30,7 @@ from loadtests.training.banking import read
 from trainer.data.format import parse_chat
 from trainer.data.render import Renderer, TokenSequence, stop_tokens
 from trainer.errors import DataInvalid
+from trainer.tune import objectives
 from trainer.tune import train as training
 from trainer.tune.batches import plan_batches
 from trainer.tune.loss import Batch, batch_loss
@@ -105,11 +106,11 @@ def run(options: Any, short: Data, long: Data, *, grouped: bool, seed: int) -> t
     computed: list[int] = []
 
     def counted(model: Any, batch: Batch, **arguments: Any) -> Any:
-        if arguments:  # not an evaluation
+        if arguments["step_tokens"] > 1:  # not an evaluation
             computed.append(batch.prefix + batch.tokens.shape[0] * (batch.tokens.shape[1] - batch.prefix))
         return batch_loss(model, batch, **arguments)
 
-    training.batch_loss = counted
+    objectives.batch_loss = counted
     base = load_base(options.base, dtype=compute_dtype(CPU), device=CPU, longest=max(len(row.tokens) for row in rows))
     torch.manual_seed(seed)
     model = attach_lora(base, recipe)

@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from adapters.errors import AdapterError
 from adapters.names import parse_dataset, parse_name
@@ -41,6 +41,7 @@ HYPERPARAMETERS: Final = (
         "held_out_share",
     ),
     *("lora_dropout", "target_modules", "rslora", "quantization", "max_length", "packing", "warmup_ratio"),
+    *("validation_share", "early_stopping_patience", "beta", "overflow"),
     *("adapter", "system_prompt", "strict", "drop_long", "promote", "metric", "suites", "judge"),
 )
 """The names that a job's `hyperparameters` may have; a test compares them with the API's."""
@@ -51,6 +52,7 @@ _KINDS: Final[Mapping[str, tuple[type, str]]] = {
     "adapter": (str, "a string"),
     "model": (str, "a string"),
     "seed": (int, "an integer"),
+    "method": (str, "a string"),
     "promote": (str, "a string"),
     "metric": (str, "a string"),
     "suites": (str, "a string, the names separated by commas"),
@@ -79,6 +81,7 @@ class Recipe:
     held_out: DataSource | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    method: Literal["supervised", "dpo"] = "supervised"
     promote: str = "auto"
     metric: str | None = None
     suites: str | None = None
@@ -120,6 +123,7 @@ def recipe_text(recipe: Recipe, directory: Path, job_id: str) -> str:
         f"adapter = {_value(recipe.adapter)}  # gets the new version",
         f"model = {_value(recipe.model)}  # the base, or the version that the training starts from",
         *([] if recipe.seed is None else [f"seed = {recipe.seed}  # order of examples, sampling, initial weights"]),
+        *([] if recipe.method == "supervised" else [f"method = {_value(recipe.method)}  # or supervised"]),
         f"promote = {_value(recipe.promote)}  # auto: a version that passes goes live; never",
         f"strict = {_value(recipe.strict)}  # treat warnings of the data check as errors",
         f"drop_long = {_value(recipe.drop_long)}  # leave out examples that are too long",
@@ -196,6 +200,8 @@ def read_recipe(path: Path) -> Recipe:
         _refuse(path, f"`adapter`: {error.message}")
     if content.get("promote", "auto") not in ("auto", "never"):
         _refuse(path, f'`promote` must be "auto" or "never"; got {content["promote"]!r}')
+    if content.get("method", "supervised") not in ("supervised", "dpo"):
+        _refuse(path, f'`method` must be "supervised" or "dpo"; got {content["method"]!r}')
     hyperparameters = content.get("hyperparameters", {})
     _check_names(path, hyperparameters, HYPERPARAMETERS, "hyperparameters.")
     for name, value in hyperparameters.items():

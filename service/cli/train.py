@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -81,6 +81,9 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
     ] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
+    method: Annotated[
+        Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")
+    ] = "supervised",
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
     held_out_share: Annotated[
@@ -136,6 +139,7 @@ def train(
                 held_out=find_source(client, held_out) if held_out else None,
                 hyperparameters=hyperparameters,
                 seed=seed,
+                method=method,
                 promote=promote.value,
                 metric=metric,
                 suites=suites,
@@ -190,19 +194,18 @@ def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineT
     if target is not None:
         recipe_text(recipe, target.parent, "")  # refused before there is a job
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
-    long_values = {
-        "system_prompt": recipe.system_prompt,
-        "metric": None if recipe.metric is None else _metric(recipe.metric),
-    }
+    metric = None if recipe.metric is None else _metric(recipe.metric)
+    long_values = {"system_prompt": recipe.system_prompt, "metric": metric}
     hyperparameters = {field: value for field, value in long_values.items() if value is not None}
     metadata = {"strict": "true" if recipe.strict else None, "drop_long": "true" if recipe.drop_long else None}
-    metadata |= {"suites": recipe.suites, "judge": recipe.judge}
-    metadata["promote"] = None if recipe.promote == Promote.AUTO else recipe.promote
+    promote = None if recipe.promote == Promote.AUTO else recipe.promote
+    metadata |= {"suites": recipe.suites, "judge": recipe.judge, "promote": promote}
     job = client.fine_tuning.jobs.create(
         recipe.data.sent(client),
         model=recipe.model,
         adapter=recipe.adapter,
         validation_file=recipe.held_out.sent(client) if recipe.held_out is not None else None,
+        method=recipe.method,
         hyperparameters={**recipe.hyperparameters, **hyperparameters},
         metadata={key: value for key, value in metadata.items() if value is not None},
         seed=recipe.seed,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import httpx
 
@@ -76,6 +76,7 @@ class FineTuningJobs(Resource):
         model: str,
         adapter: str,
         validation_file: str | None = None,
+        method: Literal["supervised", "dpo"] = "supervised",
         hyperparameters: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
         seed: int | None = None,
@@ -87,6 +88,7 @@ class FineTuningJobs(Resource):
             model: The base model's name, or the version to train on from, `brand-voice@3`.
             adapter: The adapter that the version becomes part of.
             validation_file: The same of held-out examples. None: some of the training file's are held out.
+            method: `dpo` trains on pairs of answers, one of them preferred.
             hyperparameters: OpenAI's and Hatrack's; a missing one is chosen from the data.
             seed: For the order of examples, sampling and initial weights.
 
@@ -99,7 +101,7 @@ class FineTuningJobs(Resource):
             "validation_file": validation_file,
             "seed": seed,
             "metadata": {"adapter": adapter, **(metadata or {})},
-            "method": {"type": "supervised", "supervised": {"hyperparameters": dict(hyperparameters or {})}},
+            "method": {"type": method, method: {"hyperparameters": dict(hyperparameters or {})}},
         }
         return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=given(body))
 

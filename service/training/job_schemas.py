@@ -47,6 +47,10 @@ class Hyperparameters(ApiModel):
     system_prompt: str | None = None
     strict: bool | str | int | None = None
     drop_long: bool | str | int | None = None
+    overflow: str | None = None
+    validation_share: float | str | None = None
+    early_stopping_patience: int | str | None = None
+    beta: float | str | None = Field(None, description="Of DPO.")
     held_out_share: float | str | None = None
     promote: str | None = None
     metric: str | dict[str, Any] | None = None
@@ -54,8 +58,8 @@ class Hyperparameters(ApiModel):
     judge: str | None = None
 
 
-class SupervisedMethod(ApiModel):
-    """OpenAI's `method.supervised`."""
+class MethodOptions(ApiModel):
+    """OpenAI's `method.supervised` and `method.dpo`."""
 
     hyperparameters: Hyperparameters
 
@@ -63,8 +67,9 @@ class SupervisedMethod(ApiModel):
 class JobMethod(ApiModel):
     """OpenAI's `method`."""
 
-    type: Literal["supervised"]
-    supervised: SupervisedMethod
+    type: Literal["supervised", "dpo"]
+    supervised: MethodOptions | None = None
+    dpo: MethodOptions | None = None
 
 
 class Recipe(ApiModel):
@@ -94,6 +99,11 @@ class Recipe(ApiModel):
     )
     max_length: int = Field(description="In tokens.")
     seed: int
+    objective: Literal["supervised", "dpo"]
+    beta: float = Field(description="Of DPO: how strongly the model is held to what it was before the training.")
+    patience: int = Field(
+        description="Measurements without a better validation loss after which the training stops; 0: never."
+    )
 
 
 class PrimaryMetric(ApiModel):
@@ -136,6 +146,8 @@ class JobReport(ApiModel):
     examples: int
     trained_on: int
     dropped: int
+    shortened: int | None = Field(None, description="Examples that were truncated.")
+    validation: int | None = Field(None, description="Examples whose loss chooses the best epoch.")
     held_out: HeldOutSummary
     findings: list[ReportedFinding]
     size: str = Field(description="What can be expected from this number of examples.")
@@ -203,8 +215,9 @@ class FineTuningJobEvent(ApiModel):
     message: str
     data: dict[str, Any] = Field(
         description="Of `metrics`: `step`, `total_steps`, `epoch`, `train_loss`, `train_mean_token_accuracy`, "
-        "`learning_rate`, `tokens_per_s`, `seconds_left`, `memory_bytes`, `ends_epoch`, and at an epoch's end "
-        "`full_valid_loss` and `full_valid_mean_token_accuracy`; while the version is judged: `stage`, `done`, `total`."
+        "`learning_rate`, `tokens_per_s`, `seconds_left`, `memory_bytes`, `ends_epoch`, and at measured steps "
+        "`valid_loss`, `full_valid_loss` and their `_mean_token_accuracy`; with DPO, `reward_accuracy` stands for "
+        "`mean_token_accuracy`. While the version is judged: `stage`, `done`, `total`."
     )
 
 
@@ -218,6 +231,9 @@ class CheckpointMetrics(ApiModel):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = Field(None, description="Of DPO.")
+    valid_reward_accuracy: float | None = None
+    full_valid_reward_accuracy: float | None = None
 
 
 class FineTuningJobCheckpoint(ApiModel):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from adapters.protocol.requests import ChoiceBody
+from adapters.protocol.requests import ChoiceBody, Overflow
 from service.errors import (
     BadGateway,
     Conflict,
@@ -129,7 +129,10 @@ def check_data(
         int | None, Query(ge=8, description="Maximum length of an example in tokens; default: the engine's context.")
     ] = None,
     strict: Annotated[bool, Query(description="Treat warnings as errors.")] = False,
-    drop_long: Annotated[bool, Query(description="Drop examples longer than `max_length`.")] = False,
+    drop_long: Annotated[bool, Query(description="The same as `overflow=drop`.")] = False,
+    overflow: Annotated[
+        Overflow | None, Query(description="What becomes of examples longer than `max_length`; default: `refuse`.")
+    ] = None,
     filename: Annotated[
         str, Query(max_length=256, description="Name of the file if the body is not a form.")
     ] = "training.jsonl",

@@ -54,25 +54,24 @@ class HyperparametersBody(HyperparameterFields, JobOptionFields):
     judge: str | None = Field(None, max_length=64, description="Name of a judge in the operator's settings.")
 
 
-class SupervisedBody(RequestBody):
-    """OpenAI's `method.supervised`."""
+class MethodOptionsBody(RequestBody):
+    """OpenAI's `method.supervised` and `method.dpo`."""
 
     hyperparameters: HyperparametersBody | None = None
 
 
 class MethodBody(RequestBody):
-    """OpenAI's `method`; only `supervised` is supported."""
+    """OpenAI's `method`; `reinforcement` is not supported."""
 
-    type: Literal["supervised"]
-    supervised: SupervisedBody | None = None
+    type: Literal["supervised", "dpo"]
+    supervised: MethodOptionsBody | None = None
+    dpo: MethodOptionsBody | None = None
 
 
 class JobBody(JobFields):
     """A new fine-tuning job."""
 
-    hyperparameters: HyperparametersBody | None = Field(
-        None, description="Same as `method.supervised.hyperparameters`."
-    )
+    hyperparameters: HyperparametersBody | None = Field(None, description="Same as the `hyperparameters` in `method`.")
     method: MethodBody | None = None
 
 

@@ -64,11 +64,17 @@ def answer_faults(examples: Sequence[Example]) -> list[Finding]:
         ("broken_characters", "answers have broken characters (text decoded with the wrong encoding)", _is_broken),
     )
     findings = []
+    examples = _prose(examples)
     for code, message, test in tests:
         lines = [example.line for example in examples if test(answer(example))]
         if lines:
             findings.append(finding(code, f"{len(lines)} {message}", lines))
     return [*findings, *_html(examples), *_repeated_questions(examples), *_cut(examples)]
+
+
+def _prose(examples: Sequence[Example]) -> list[Example]:
+    """The examples whose answer is a text: a tool call is checked by its form alone."""
+    return [example for example in examples if not example.judged.tool_calls]
 
 
 def _found(pattern: re.Pattern[str], text: str) -> bool:
@@ -113,8 +119,9 @@ def changing_facts(examples: Sequence[Example]) -> list[Finding]:
     answers to one question about different identifiers. What stands in the prompt (retrieved passages) does not count.
     """
     stated: dict[int, str] = {}
+    examples = _prose(examples)
     for example in examples:
-        prompt = "\n".join(message.content for message in example.messages[:-1])
+        prompt = "\n".join(message.text for message in example.prompt)
         new = [match[0] for match in _VALUE.finditer(answer(example)) if match[0] not in prompt]
         if new and not _found(_CALCULATION, answer(example)):
             stated[example.line] = new[0]

@@ -12,8 +12,9 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+from adapters.protocol.requests import Overflow
 from trainer.data.formats import read_dataset
 from trainer.data.prepare import MIN_EXAMPLES, DataRules, Source, inspect
 from trainer.errors import DataError, TrainerError
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, help="the engine's context, tokens")
     parser.add_argument("--max-length", type=int, help="longest example, tokens; unset: as in a job with `auto`")
     parser.add_argument("--strict", action="store_true", help="turn warnings into refusals")
-    parser.add_argument("--drop-long", action="store_true", help="drop examples longer than max-length")
+    parser.add_argument("--overflow", choices=get_args(Overflow), default="refuse", help="of longer examples")
     parser.add_argument("--min-held-out", type=int, default=0, help="held-out examples that a verdict needs")
     parser.add_argument("--memory-gib", type=float, help="limit of the address space, GiB")
     options = parser.parse_args(arguments)
@@ -69,7 +70,7 @@ def _report(options: argparse.Namespace) -> str:
         stop_tokens=stop_tokens(tokenizer, load_generation_config(options.base)),
         max_length=auto.max_length(wish, context=options.context, positions=positions),
     )
-    rules = DataRules(drop_long=options.drop_long, strict=options.strict, min_held_out=options.min_held_out)
+    rules = DataRules(overflow=options.overflow, strict=options.strict, min_held_out=options.min_held_out)
     return inspect(source, None, renderer, rules).report.model_dump_json()
 
 

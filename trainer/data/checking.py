@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.protocol.requests import Overflow
 from trainer.config import Installation, Settings, worker_environment
 from trainer.data.report import Report
 from trainer.errors import BodyTooLarge, DataCheckTimeout, InternalError, InvalidField, TooManyRequests
@@ -32,7 +33,7 @@ class CheckOptions:
 
     max_length: int | None
     strict: bool
-    drop_long: bool
+    overflow: Overflow
 
 
 class DataChecks:
@@ -121,7 +122,7 @@ class DataChecks:
             command += ["--context", str(installation.context)]
         if options.max_length is not None:
             command += ["--max-length", str(options.max_length)]
-        return command + ["--strict"] * options.strict + ["--drop-long"] * options.drop_long
+        return [*command, "--overflow", options.overflow, *["--strict"] * options.strict]
 
 
 def _refusal(code: str, message: str, param: str) -> InvalidField:

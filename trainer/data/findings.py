@@ -152,8 +152,8 @@ def personal(examples: Sequence[Example], file: File = "training") -> list[Findi
     detector = PersonalDataDetector()
     lines: dict[str, list[int]] = defaultdict(list)
     for example in examples:
-        for message in example.messages:
-            for kind in detector.find(message.content):
+        for message in (*example.messages, *([] if example.rejected is None else [example.rejected])):
+            for kind in detector.find(message.text):
                 lines[kind].append(example.line)
     return [
         finding(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from adapters.dataset.held_out import MAX_SHARE, SHARE, describe_shortage, share_needed
-from adapters.protocol.reports import AnswerShare, ExampleLengths, ExamplePiece, ShownExample
+from adapters.dataset.formats import Format
+from adapters.dataset.held_out import MAX_SHARE, SHARE, describe_shortage, share_needed, validation_target
+from adapters.protocol.reports import AnswerShare, ExampleLengths, ExamplePiece, ShownExample, ValidationExamples
+from adapters.protocol.requests import Overflow
 from trainer.data import findings
 from trainer.data.answer_faults import answer_faults, changing_facts
 from trainer.data.format import Dataset, Example
@@ -19,9 +21,10 @@ from trainer.data.formats import read_dataset
 from trainer.data.label_noise import label_noise
 from trainer.data.paraphrases import near_contradictions
 from trainer.data.render import Renderer, TokenSequence
+from trainer.data.rendered_part import render_part, too_long, tools_unsupported
 from trainer.data.report import TOO_FEW_HELD_OUT, Finding, HeldOut, Report, describe_size
-from trainer.data.split import SEED, answer, group_questions, split
-from trainer.errors import DataInvalid, DataRefused, DataTooSmall, ExampleTooLong, Problem
+from trainer.data.split import SEED, answer, group_questions, set_aside, split
+from trainer.errors import DataInvalid, DataRefused, DataTooSmall, Problem
 
 MIN_EXAMPLES = 10
 """The same as OpenAI's minimum."""
@@ -45,28 +48,38 @@ class Source:
 class DataRules:
     """How a file is checked.
 
-    ``drop_long``: drop examples longer than `max_length` instead of refusing them. ``strict``: turn warnings into
-    refusals. ``held_out_share``: the share of examples to split off if no held-out file is given; ``held_out_lines``
-    names the lines instead, if an earlier split decided them. ``min_held_out``: the number that a pass needs.
+    ``overflow``: what becomes of examples longer than `max_length`. ``strict``: turn warnings into refusals.
+    ``held_out_share``: the share of examples to split off if no held-out file is given; ``held_out_lines`` names the
+    lines instead, if an earlier split decided them. ``min_held_out``: the number that a pass needs.
+    ``validation_share``: the share of the training examples that is set aside to find the best epoch, None to choose;
+    ``validation_lines`` as ``held_out_lines``. ``pairs``: whether the file must have the preference format; None if it
+    may have any.
     """
 
-    drop_long: bool = False
+    overflow: Overflow = "refuse"
     strict: bool = False
     held_out_share: float = SHARE
     seed: int = SEED
     held_out_lines: tuple[int, ...] | None = None
     min_held_out: int = 0
+    validation_share: float | None = None
+    validation_lines: tuple[int, ...] | None = None
+    pairs: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The training and held-out examples, also as tokens, and the quality report."""
+    """The training and held-out examples, also as tokens, and the quality report.
+
+    ``validation_sequences``: the part of the training file that chooses the best epoch; empty if there is none.
+    """
 
     report: Report
     training: Dataset
     held_out: tuple[Example, ...]
     sequences: tuple[TokenSequence, ...]
     held_out_sequences: tuple[TokenSequence, ...]
+    validation_sequences: tuple[TokenSequence, ...] = ()
 
 
 def prepare(
@@ -104,8 +117,9 @@ def inspect(
 ) -> Prepared:
     """The same as `prepare`, but returns a refused report, too. Raises the same, except DataRefused."""
     kind, data = read_dataset(training.name, training.content, min_examples=MIN_EXAMPLES)
+    _check_kind(training.name, kind, rules)
     check()
-    given = None if held_out is None else _read_held_out(held_out)
+    given = None if held_out is None else _read_held_out(held_out, rules)
     similar = _similar_questions(data, given, rules)
     check()
     counts = findings.closed_answers(data.examples)
@@ -116,31 +130,37 @@ def inspect(
         overlap = findings.overlap(trained, unseen)
         problems += overlap.findings + findings.personal(unseen, "held_out") + findings.ignored_keys(given, "held_out")
         unseen = tuple(example for example in unseen if example.line not in overlap.left_out)
-    sequences, long = _render(trained, renderer, check)
+    unseen_file: Literal["training", "held_out"] = "held_out" if source == "given" else "training"
+    problems += tools_unsupported(data.examples, renderer, "training")
+    problems += tools_unsupported(given.examples, renderer, "held_out") if given is not None else []
+    train_part = render_part(trained, renderer, rules.overflow, check)
     with _blame_held_out(held_out):
-        unseen_sequences, unseen_long = _render(unseen, renderer, check)
-    problems += _too_long(renderer, long, rules, "training")
-    problems += _too_long(renderer, unseen_long, rules, "held_out" if source == "given" else "training")
-    if not sequences and not any(finding.severity == "refused" for finding in problems):
+        unseen_part = render_part(unseen, renderer, rules.overflow, check, held_out=True)
+    problems += too_long(renderer, train_part, rules.overflow, "training")
+    problems += too_long(renderer, unseen_part, rules.overflow, unseen_file)
+    if not train_part.sequences and not any(finding.severity == "refused" for finding in problems):
         raise DataTooSmall(f"{training.name} has no examples left to train on")
-    unseen = tuple(example for example in unseen if example.line not in unseen_long)
-    problems += _too_few_held_out(data, len(unseen), source, rules, similar)
-    lines = {sequence.line for sequence in sequences}
-    problems += findings.split_turns(Counter(sequence.line for sequence in sequences))
-    trained_on = Dataset(data.name, data.sha256, tuple(example for example in trained if example.line in lines))
+    validation = _validation_lines(train_part.examples, rules, given=given is not None)
+    problems += _too_few_held_out(data, len(unseen_part.examples), source, rules, similar)
+    problems += findings.split_turns(Counter(sequence.line for sequence in train_part.sequences))
+    sequences = [sequence for sequence in train_part.sequences if sequence.line not in validation]
+    validated = [sequence for sequence in train_part.sequences if sequence.line in validation]
+    trained_on = tuple(example for example in train_part.examples if example.line not in validation)
     report = Report(
         file=data.name,
         sha256=data.sha256,
         format=kind.value,
         examples=len(data.examples),
-        trained_on=len(lines),
-        dropped=len(long) + len(unseen_long),
+        trained_on=len(trained_on),
+        dropped=len(train_part.long) + len(unseen_part.long),
+        shortened=len(train_part.shortened) + len(unseen_part.shortened),
         held_out=HeldOut(
-            examples=len(unseen),
+            examples=len(unseen_part.examples),
             source=source,
             seed=rules.seed if source == "split" else None,
-            lines=tuple(example.line for example in unseen) if source == "split" else (),
+            lines=tuple(example.line for example in unseen_part.examples) if source == "split" else (),
         ),
+        validation=ValidationExamples(examples=len(validation), lines=tuple(sorted(validation))) if validated else None,
         lengths=_lengths(sequences),
         max_length=renderer.max_length,
         findings=tuple(_as_refusals(problems) if rules.strict else problems),
@@ -148,9 +168,36 @@ def inspect(
         answers=_answer_shares(counts),
         distinct_answers=len({answer(example).strip() for example in data.examples}),
         shown=tuple(show(sequence, renderer) for sequence in _spread(sequences)),
-        size=describe_size(len(lines), len(counts or ()), counts is not None),
+        size=describe_size(len(trained_on), len(counts or ()), counts is not None),
     )
-    return Prepared(report, trained_on, unseen, tuple(sequences), tuple(unseen_sequences))
+    return Prepared(
+        report,
+        Dataset(data.name, data.sha256, trained_on),
+        unseen_part.examples,
+        tuple(sequences),
+        unseen_part.sequences,
+        tuple(validated),
+    )
+
+
+def _check_kind(name: str, kind: Format, rules: DataRules) -> None:
+    """Refuse preference data for a supervised training, and all other data for DPO. Raises DataInvalid."""
+    if rules.pairs is None or rules.pairs == (kind is Format.PREFERENCE):
+        return
+    if rules.pairs:
+        reason = "`method.type: dpo` needs pairs: lines with `input`, `preferred_output` and `non_preferred_output`"
+    else:
+        reason = "the line has the preference format, which only `method.type: dpo` trains on"
+    raise DataInvalid([Problem(1, f"{name} has the format {kind.value}: {reason}")])
+
+
+def _validation_lines(examples: Sequence[Example], rules: DataRules, *, given: bool) -> frozenset[int]:
+    """The lines of the training examples that are set aside to find the best epoch, by groups as in the split."""
+    if rules.validation_lines is not None:
+        return frozenset(rules.validation_lines)
+    target = validation_target(len(examples), rules.validation_share, given=given)
+    parts = set_aside(examples, target, part="validation", seed=rules.seed)
+    return frozenset(examples[index].line for index in parts.held_out)
 
 
 def _similar_questions(data: Dataset, given: Dataset | None, rules: DataRules) -> Groups | None:
@@ -219,9 +266,11 @@ def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
     return ShownExample(line=sequence.line, pieces=tuple(pieces))
 
 
-def _read_held_out(held_out: Source) -> Dataset:
+def _read_held_out(held_out: Source, rules: DataRules) -> Dataset:
     with _blame_held_out(held_out):
-        return read_dataset(held_out.name, held_out.content)[1]
+        kind, data = read_dataset(held_out.name, held_out.content)
+        _check_kind(held_out.name, kind, rules)
+        return data
 
 
 def _divide(
@@ -250,44 +299,9 @@ def _blame_held_out(held_out: Source | None) -> Iterator[None]:
         raise
 
 
-def _render(
-    examples: Sequence[Example], renderer: Renderer, check: Callable[[], None]
-) -> tuple[list[TokenSequence], dict[int, int]]:
-    """The examples as tokens, an example's sequences next to each other, and the token counts of too long ones by line.
-    Raises DataInvalid."""
-    sequences: list[TokenSequence] = []
-    long: dict[int, int] = {}
-    problems: list[Problem] = []
-    for example in examples:
-        check()
-        try:
-            sequences += renderer.render(example)
-        except ExampleTooLong as error:
-            long[example.line] = error.tokens
-        except DataInvalid as error:
-            problems += error.problems
-    if problems:
-        raise DataInvalid(problems)
-    return sequences, long
-
-
-def _too_long(
-    renderer: Renderer, long: Mapping[int, int], rules: DataRules, file: Literal["training", "held_out"]
-) -> list[Finding]:
-    if not long:
-        return []
-    lengths = (
-        f"{len(long)} examples are longer than max_length ({renderer.max_length} tokens), up to {max(long.values())}"
-    )
-    if rules.drop_long:
-        return [findings.finding("dropped_too_long", f"{lengths}; they are dropped, as requested", long, file=file)]
-    message = f"{lengths}. Raise max_length, or set drop_long to leave them out"
-    return [findings.finding("too_long", message, long, refused=True, file=file)]
-
-
 def _as_refusals(problems: Sequence[Finding]) -> list[Finding]:
     # what was requested is no fault, nor is a file from which a version is trained without a verdict
-    exempt = {"dropped_too_long", TOO_FEW_HELD_OUT}
+    exempt = {"dropped_too_long", "truncated", TOO_FEW_HELD_OUT}
     return [
         finding
         if finding.code in exempt or finding.severity == "note"
@@ -299,14 +313,14 @@ def _as_refusals(problems: Sequence[Finding]) -> list[Finding]:
 def _lengths(sequences: Sequence[TokenSequence]) -> ExampleLengths | None:
     if not sequences:
         return None
-    lengths = sorted(len(sequence.tokens) for sequence in sequences)
+    lengths = sorted(sequence.longest for sequence in sequences)
     return ExampleLengths(
         shortest=lengths[0],
         median=round(statistics.median(lengths)),
         p95=lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
         longest=lengths[-1],
-        total=sum(lengths),
-        trained=sum(sum(sequence.trained) for sequence in sequences),
+        total=sum(sequence.size for sequence in sequences),
+        trained=sum(sequence.size_trained for sequence in sequences),
     )
 
 

@@ -38,8 +38,20 @@ def split(
     reordered, nearly the same examples are held out. Nothing is held out of fewer than 2 * MIN_HELD_OUT examples, or if
     one group is so large that nothing else fits. ``question_groups``: `group_questions` of the examples, if known.
     """
-    everything = tuple(range(len(examples)))
     target = held_out_target(len(examples), share)
+    return set_aside(examples, target, seed=seed, part="held-out", question_groups=question_groups)
+
+
+def set_aside(
+    examples: Sequence[Example],
+    target: int,
+    *,
+    part: str,
+    seed: int = SEED,
+    question_groups: Sequence[Sequence[int]] | None = None,
+) -> Split:
+    """Put up to ``target`` of the examples aside, by the rules of `split`; another ``part`` draws others."""
+    everything = tuple(range(len(examples)))
     if target == 0:
         return Split(everything, ())
     normalised = [normalise(question(example)) for example in examples]
@@ -47,7 +59,7 @@ def split(
     # by the hash of one question per group: the smallest of all its hashes would favour large groups
     similar = group_questions(examples) if question_groups is None else question_groups
     together = merged(similar, [example.group for example in examples])
-    for group in sorted(together, key=lambda group: _draw_key(seed, min(normalised[index] for index in group))):
+    for group in sorted(together, key=lambda group: _draw_key(seed, part, min(normalised[index] for index in group))):
         if len(held) + len(group) <= target:
             held += group
     held_out = set(held)
@@ -59,16 +71,16 @@ def group_questions(examples: Sequence[Example]) -> list[list[int]]:
     return groups([question(example) for example in examples])
 
 
-def _draw_key(seed: int, normalised: str) -> str:
+def _draw_key(seed: int, part: str, normalised: str) -> str:
     """The sort key of a question: pseudo-random, and the same in every file."""
-    return hashlib.sha256(f"{seed}/held-out/{normalised}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}/{part}/{normalised}".encode()).hexdigest()
 
 
 def question(example: Example) -> str:
-    """The messages before the last answer, without the system message, as one text."""
-    return "\n".join(message.content for message in example.messages[:-1] if message.role != "system")
+    """The messages before the judged answer, without the system message, as one text."""
+    return "\n".join(message.text for message in example.prompt if message.role != "system")
 
 
 def answer(example: Example) -> str:
-    """The last message."""
-    return example.messages[-1].content
+    """The judged answer: the last message that is trained on; its tool calls as JSON if it has any."""
+    return example.judged.answer

@@ -50,8 +50,8 @@ class NormalizedExample(NamedTuple):
     @classmethod
     def example(cls, example: Example) -> Self:
         """From an example of a data file."""
-        turns = [(message.role, message.content) for message in example.messages[:-1]]
-        return cls.of(turns, example.messages[-1].content)
+        turns = [(message.role, message.text) for message in example.prompt]
+        return cls.of(turns, example.judged.answer)
 
 
 class Relation(Enum):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.protocol.requests import MAX_EXAMPLES
-from trainer.data.format import Example
+from trainer.data.format import Example, Message
 
 ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
 MAX_LABEL_CHARS: Final = 100
@@ -39,10 +40,36 @@ class Frozen(BaseModel):
 
 
 class ChatMessage(Frozen):
-    """A message of a conversation."""
+    """A message of a conversation, as a request sends it. ``content`` is empty beside ``tool_calls`` only."""
 
     role: str
     content: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @classmethod
+    def of(cls, message: Message) -> Self:
+        """From a message of a data file."""
+        calls = tuple(call.sent() for call in message.tool_calls)
+        return cls(
+            role=message.role,
+            content=message.content,
+            tool_calls=calls,
+            tool_call_id=message.tool_call_id,
+            name=message.name,
+        )
+
+    @property
+    def text(self) -> str:
+        """All that the message says, its tool calls as JSON included."""
+        return "\n".join(
+            part for part in (self.content, calls_json(self.tool_calls) if self.tool_calls else "") if part
+        )
+
+    def sent(self) -> dict[str, Any]:
+        """The message of a request."""
+        return self.model_dump(exclude_defaults=True)
 
 
 Conversation = tuple[ChatMessage, ...]
@@ -52,6 +79,10 @@ Conversation = tuple[ChatMessage, ...]
 class Question(Frozen):
     """A held-out example: the conversation, and the author's answer. ``id`` is unique among the held-out examples.
 
+    ``reference``: the text that answers are compared with; of an answer that calls tools, the calls as JSON
+    (`adapters.dataset.tools.calls_text`), and then ``reference_calls`` has them as a message's `tool_calls`.
+    ``tools``: the functions that the request declares.
+    ``rejected``: in preference data the answer that is worse than the reference; None where either calls tools.
     ``group``: see `trainer.data.format.Example`.
     ``examples``: the training examples that are most similar to it, the nearest first, for arms that are shown some.
     """
@@ -61,24 +92,49 @@ class Question(Frozen):
     reference: str
     group: str | None = None
     examples: tuple[Conversation, ...] = Field((), max_length=MAX_EXAMPLES)
+    rejected: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    reference_calls: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """The messages before the answer, without the system message, as one text."""
+        return "\n".join(turn.text for turn in self.turns if turn.role != "system")
+
+    @property
+    def answer(self) -> ChatMessage:
+        """The author's answer as a message."""
+        if self.reference_calls:
+            return ChatMessage(role="assistant", content="", tool_calls=self.reference_calls)
+        return ChatMessage(role="assistant", content=self.reference)
 
     @property
     def last_message(self) -> str:
         """The text of the last message before the answer."""
-        return self.turns[-1].content if self.turns else ""
+        return self.turns[-1].text if self.turns else ""
 
 
 def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
-    """Held-out examples as questions: the last message is the reference, the line number is the id."""
+    """Held-out examples as questions: the last message that is trained on is the reference, the line number the id."""
     return tuple(
         Question(
             id=str(example.line),
-            turns=tuple(ChatMessage(role=turn.role, content=turn.content) for turn in example.messages[:-1]),
-            reference=example.messages[-1].content,
+            turns=tuple(map(ChatMessage.of, example.prompt)),
+            reference=example.judged.answer,
             group=example.group,
+            tools=example.tools,
+            reference_calls=tuple(call.sent() for call in example.judged.tool_calls),
+            rejected=_rejected_text(example),
         )
         for example in examples
     )
+
+
+def _rejected_text(example: Example) -> str | None:
+    rejected = example.rejected
+    if rejected is None or rejected.tool_calls or example.judged.tool_calls:
+        return None
+    return rejected.content
 
 
 class Prompt(Frozen):
@@ -99,17 +155,37 @@ class Prompt(Frozen):
         """Whether the model gets nothing but the system prompt and the question."""
         return not (self.answers or self.instructions or self.examples)
 
-    def messages(self, question: Question) -> list[dict[str, str]]:
+    def messages(self, question: Question) -> list[dict[str, Any]]:
         """OpenAI's chat messages for a question."""
-        messages = [turn.model_dump() for turn in question.turns]
+        messages = [turn.sent() for turn in question.turns]
         system_message = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else self.system
         answers_note = answer_list(self.answers) if self.answers else None
         system = "\n\n".join(text for text in (system_message, answers_note, self.instructions) if text)
-        shown = [turn.model_dump() for example in question.examples[: self.examples][::-1] for turn in example]
+        shown = [turn.sent() for example in question.examples[: self.examples][::-1] for turn in example]
         return ([{"role": "system", "content": system}] if system else []) + shown + messages
 
 
 PLAIN: Final = Prompt()
+
+
+def calls_json(calls: Sequence[Mapping[str, Any]]) -> str:
+    """A message's `tool_calls` in the form of a reference (`adapters.dataset.tools.calls_text`).
+
+    Arguments that are no JSON object stay the text that they are, and so equal no reference's.
+    """
+    return json.dumps(
+        [{"name": call["function"]["name"], "arguments": _arguments(call["function"])} for call in calls],
+        ensure_ascii=False,
+    )
+
+
+def _arguments(function: Mapping[str, Any]) -> object:
+    text = function.get("arguments") or "{}"
+    try:
+        parsed = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        return text
+    return parsed if isinstance(parsed, dict) else text
 
 
 def answer_list(answers: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
 from trainer.evaluate.answers import Answer, Key, RecordFile
-from trainer.evaluate.arms import Arm, Question
+from trainer.evaluate.arms import Arm, Question, calls_json
 from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
 
@@ -157,6 +157,8 @@ class HttpAnswerer:
             "messages": request.arm.prompt.messages(request.question),
             **endpoint.sampling(self._max_tokens),
         }
+        if request.question.tools:
+            body["tools"] = list(request.question.tools)
         if request.arm.endpoint is None and self._template_switches:
             body["chat_template_kwargs"] = self._template_switches
         if request.arm.grounding is not None:
@@ -207,7 +209,7 @@ async def _ask(client: EndpointClient, request: ArmRequest, body: dict[str, Any]
             example=request.question.id,
             repeat=request.repeat,
             request=_digest(request, body),
-            text=choice["message"].get("content") or "",
+            text=_text(choice["message"]),
             finish_reason=choice.get("finish_reason"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
@@ -219,6 +221,12 @@ async def _ask(client: EndpointClient, request: ArmRequest, body: dict[str, Any]
         raise AnswerUnreadable(
             f"{request.arm.label!r} ({request.arm.model}) returned no text for example {request.question.id}"
         ) from error
+
+
+def _text(message: dict[str, Any]) -> str:
+    """What an answer is judged by: its tool calls as JSON if it has any, else its content."""
+    calls = message.get("tool_calls")
+    return calls_json(calls) if calls else message.get("content") or ""
 
 
 def _is_about_the_question(error: AnswerRefused | AnswerUnreadable) -> bool:

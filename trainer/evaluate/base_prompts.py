@@ -19,7 +19,7 @@ from adapters.protocol.requests import MAX_PROMPT_CHARS
 from trainer.data.findings import CLOSED_REPEATS
 from trainer.data.shingles import ShingleSets
 from trainer.data.similar import NearDuplicates, normalise
-from trainer.evaluate.arms import TEMPLATE_TOKENS, ChatMessage, Conversation, Question, answer_list
+from trainer.evaluate.arms import TEMPLATE_TOKENS, Conversation, Question, answer_list
 from trainer.evaluate.metrics.structure import NOT_JSON, parsed
 from trainer.evaluate.spec import MetricOptions
 
@@ -125,7 +125,9 @@ def base_prompts(
     """
     instructions: str | None = None
     notes: list[str] = []
-    if for_bases and metric.name.startswith("json_") and not answers:
+    calls_tools = any(question.reference_calls for question in (*questions, *trained_on))
+    # the tools that a request declares tell the base what to call; JSON in its text would be no call
+    if for_bases and metric.name.startswith("json_") and not answers and not calls_tools:
         references = [question.reference for question in (trained_on or held_out)]
         instructions = json_instructions(references, metric.schema_)
         if len(instructions) > MAX_PROMPT_CHARS or count(instructions) + TEMPLATE_TOKENS > room:
@@ -207,7 +209,7 @@ def _stored_examples(questions: Sequence[Question], wanted: int, room: int, coun
     """How many of the examples that all questions have fit into ``room``, and at most ``wanted``."""
     number = min(wanted, *(len(question.examples) for question in questions))
     while number:
-        shown = [[turn.content for each in question.examples[:number] for turn in each] for question in questions]
+        shown = [[turn.text for each in question.examples[:number] for turn in each] for question in questions]
         turns = max(len(contents) for contents in shown)
         if longest(("\n".join(contents) for contents in shown), count) + turns * TEMPLATE_TOKENS <= room:
             break
@@ -217,7 +219,7 @@ def _stored_examples(questions: Sequence[Question], wanted: int, room: int, coun
 
 def asked_text(question: Question) -> str:
     """The messages before the answer, without the system message, as one text."""
-    return "\n".join(turn.content for turn in question.turns if turn.role != "system")
+    return question.asked
 
 
 def _unseen(trained_on: Sequence[Question], held_out: Sequence[Question]) -> list[Question]:
@@ -235,7 +237,7 @@ def _unseen(trained_on: Sequence[Question], held_out: Sequence[Question]) -> lis
 
 def _conversation(example: Question) -> Conversation:
     turns = tuple(turn for turn in example.turns if turn.role != "system")
-    return (*turns, ChatMessage(role="assistant", content=example.reference))
+    return (*turns, example.answer)
 
 
 def _text(example: Question) -> str:

@@ -16,12 +16,14 @@ from trainer.evaluate.independence import independent_units
 from trainer.evaluate.likelihood import Scorer
 from trainer.evaluate.metrics.base import Batched, Metric
 from trainer.evaluate.reading import form_of, read_answer
-from trainer.evaluate.reference_likelihood import nats_elsewhere, nats_of_references
+from trainer.evaluate.reference_likelihood import nats_elsewhere, nats_of_references, prefers
 from trainer.evaluate.statistics.paired import Array, Units, as_array, unit_means
 from trainer.evaluate.turns import Asked, ask_in_turn
 
 OnStage = Callable[[str, int, int], None]
 """Called with the stage, how many items are done, and how many there are; may raise to stop the evaluation."""
+PREFERS: Final = "prefers_reference"
+"""Name of the secondary scores that `prefers` gives, for preference data."""
 LENGTH_REACHED: Final = "length"
 """The finish_reason of an answer that reached `max_tokens`."""
 
@@ -145,7 +147,8 @@ async def compare(
             last one is asked first, and another one is stopped as soon as it could not be the strongest even if all its
             other answers were right (`turns`).
         secondary: Other metrics to report.
-        scorer: Also measures the references' likelihood, for the gateway's arms with a plain prompt.
+        scorer: Also measures the references' likelihood, and of preference data whether they are preferred, for the
+            gateway's arms with a plain prompt.
         scored: Number of references to score, from the first; None for all.
         elsewhere: Label of an arm whose references are also scored after other examples' questions; None for no arm.
         seed: Decides which question each of those references follows.
@@ -172,7 +175,7 @@ async def compare(
     results = [scoring.result(arm, asked.answers[arm.label], repeats) for arm in arms if arm.label not in asked.most]
     if scorer is not None and scored != 0:
         limited, of_limited = held_out[:scored], None if units is None else units[:scored]
-        likelihoods = _Likelihoods(scorer, limited, of_limited, seed, on_stage)
+        likelihoods = _Likelihoods(scorer, held_out, limited, of_limited, seed, on_stage)
         results = [await likelihoods.added_to(result, elsewhere) for result in results]
     stopped = [_stopped(arm, asked) for arm in arms if arm.label in asked.most]
     return Comparison(
@@ -201,9 +204,10 @@ def _stopped(arm: Arm, asked: Asked) -> StoppedArm:
 
 @dataclass(frozen=True, slots=True)
 class _Likelihoods:
-    """Measures the likelihood of the first references."""
+    """Measures the likelihood of the first references, and of preference data which answer is preferred."""
 
     scorer: Scorer
+    questions: Sequence[Question]
     held_out: Sequence[Question]
     units: Units | None
     seed: int
@@ -215,6 +219,10 @@ class _Likelihoods:
         if arm.endpoint is not None or not arm.prompt.is_plain:
             return result
         stage = f"likelihood under {arm.label}"
+        if all(question.rejected is not None for question in self.questions):
+            on_preferences = _progress_of(self.on_stage, f"preferences of {arm.label}")
+            chosen = await prefers(self.scorer, arm, self.questions, on_preferences)
+            result = result.model_copy(update={"secondary": result.secondary | {PREFERS: chosen}})
         nats = await nats_of_references(self.scorer, arm, self.held_out, _progress_of(self.on_stage, stage))
         if arm.label != elsewhere or len(nats) < 2:
             return result.model_copy(update={"nats": nats})

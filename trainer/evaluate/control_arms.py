@@ -165,7 +165,7 @@ def reassigned_beyond_question(
 
 def _question_words(question: Question) -> frozenset[str]:
     """The words of all messages but the system message."""
-    return frozenset(word for turn in question.turns if turn.role != "system" for word in words(turn.content))
+    return frozenset(word for turn in question.turns if turn.role != "system" for word in words(turn.text))
 
 
 def _without(tokens: Sequence[str], removed: frozenset[str]) -> str:

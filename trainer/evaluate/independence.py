@@ -18,13 +18,9 @@ def independent_units(questions: Sequence[Question]) -> tuple[int, ...]:
     Two questions are in one unit if they are near-duplicates (`trainer.data.similar`, as for the split), if they name
     the same `group`, or if a chain of such pairs connects them.
     """
-    similar = groups([_text(question) for question in questions])
+    similar = groups([question.asked for question in questions])
     units = [0] * len(questions)
     for number, unit in enumerate(merged(similar, [question.group for question in questions])):
         for index in unit:
             units[index] = number
     return tuple(units)
-
-
-def _text(question: Question) -> str:
-    return "\n".join(turn.content for turn in question.turns if turn.role != "system")

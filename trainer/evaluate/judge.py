@@ -302,7 +302,7 @@ def _too_few_votes(votes: Sequence[PairVote]) -> str | None:
 
 def pair_prompt(question: Question, first: str, second: str, request_id: str) -> Question:
     """The pair as a prompt. The tags carry a hash of the content, so that an answer cannot forge them."""
-    conversation = "\n\n".join(f"[{turn.role}] {turn.content}" for turn in question.turns)
+    conversation = "\n\n".join(f"[{turn.role}] {turn.text}" for turn in question.turns)
     parts = {"question": conversation, "reference": question.reference, "answer_A": first, "answer_B": second}
     tag_suffix = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:8]
     text = "\n\n".join(

@@ -219,11 +219,14 @@ def _batch_request(arm: Arm, batch: TextBatch) -> _ScoreRequest:
 
 def _reply_body(arm: Arm, question: Question, reply: str) -> dict[str, Any]:
     """A chat that ends with a reply, whose prompt's log-probabilities are wanted."""
+    answer = question.answer.sent() if question.reference_calls else {"role": "assistant", "content": reply}
     return {
         "model": arm.model,
-        "messages": [*arm.prompt.messages(question), {"role": "assistant", "content": reply}],
+        "messages": [*arm.prompt.messages(question), answer],
+        **({"tools": list(question.tools)} if question.tools else {}),
         "add_generation_prompt": False,
-        "continue_final_message": True,
+        # tool calls cannot be continued: they are scored with the token that ends the turn, under every arm alike
+        "continue_final_message": not question.reference_calls,
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": 0,
@@ -251,6 +254,8 @@ def _replies_request(arm: Arm, batch: ReplyBatch) -> _ScoreRequest:
 
 def _reference_request(arm: Arm, question: Question) -> _ScoreRequest:
     prompt = {"model": arm.model, "messages": arm.prompt.messages(question), "add_generation_prompt": True}
+    if question.tools:
+        prompt["tools"] = list(question.tools)
     body = _reply_body(arm, question, question.reference.strip())
 
     async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:

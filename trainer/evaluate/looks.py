@@ -44,7 +44,7 @@ def example_key(question: Question) -> str:
 
     What does not make another question there makes none here, nor does another answer.
     """
-    text = "\n".join(turn.content for turn in question.turns if turn.role != "system")
+    text = question.asked
     return hashlib.blake2b(key(fold(text)).encode(), digest_size=KEY_BYTES).hexdigest()
 
 

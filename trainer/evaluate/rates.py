@@ -155,7 +155,7 @@ def tables(*, draws: int = DRAWS, chains: int = CHAINS, rules: Rules | None = No
 def parrots(count: int, *, draws: int = PARROTS, seed: int = 0) -> float:
     """How often random training answers pass the control `reassigned`."""
     rng, metric = np.random.default_rng(seed), RougeL()
-    answers = [example.messages[-1].content for example in sample_data("tidewater").examples]
+    answers = [example.judged.answer for example in sample_data("tidewater").examples]
     passes = 0
     for draw in range(draws):
         order = rng.permutation(len(answers))

@@ -9,7 +9,7 @@ from trainer.errors import AnswerRefused
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import OnProgress
 from trainer.evaluate.control_arms import derangements
-from trainer.evaluate.likelihood import Scorer
+from trainer.evaluate.likelihood import ReplyBatch, Scorer
 from trainer.evaluate.statistics.paired import Units
 
 CONTEXT_EXCEEDED: Final = "context_length_exceeded"
@@ -44,7 +44,13 @@ async def nats_elsewhere(
     """
     (sources,) = derangements(len(held_out), 1, seed, units)
     reassigned = [
-        Question(id=f"{question.id}/elsewhere", turns=held_out[source].turns, reference=question.reference)
+        Question(
+            id=f"{question.id}/elsewhere",
+            turns=held_out[source].turns,
+            reference=question.reference,
+            tools=held_out[source].tools,
+            reference_calls=question.reference_calls,
+        )
         for source, question in zip(sources, held_out, strict=True)
     ]
     try:
@@ -63,3 +69,21 @@ async def nats_elsewhere(
         if on_progress is not None:
             on_progress(len(nats), len(reassigned))
     return tuple(nats)
+
+
+async def prefers(
+    scorer: Scorer, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
+) -> tuple[float, ...]:
+    """For each question 1 if the arm finds the reference more likely than the rejected answer, 0 if less, ½ if equally.
+
+    Log-probabilities of whole answers, as in DPO's objective: a longer one is less likely under every arm alike.
+    """
+    batches = [
+        ReplyBatch(f"pair/{question.id}", question, (question.reference.strip(), (question.rejected or "").strip()))
+        for question in held_out
+    ]
+    scores = []
+    for preferred, rejected in await scorer.replies(arm, batches, on_progress):
+        gain = sum(preferred.logprobs) - sum(rejected.logprobs)
+        scores.append(0.5 if gain == 0 else float(gain > 0))
+    return tuple(scores)

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import psutil
 
@@ -140,6 +140,7 @@ def minimal_recipe(
     file_bytes: int,
     on_gpu: bool,
     parent: ParentShape | None = None,
+    objective: Literal["supervised", "dpo"] = "supervised",
 ) -> Recipe:
     """The recipe of lowest memory use that a request allows: `auto` for a tiny file, gradient checkpointing, and one
     example at a time.
@@ -150,6 +151,7 @@ def minimal_recipe(
     recipe, _ = auto.choose(
         wish,
         stats,
+        objective=objective,
         hidden_size=base.shape.hidden,
         max_rank=max_rank,
         length=length,

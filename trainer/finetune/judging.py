@@ -205,9 +205,7 @@ class Judging:
                 live=LIVE if arms[-1].label == LIVE else None,
                 metric=self._metric(),
                 suites=options.suites,
-                taught=most_frequent_answers(
-                    [example.messages[-1].content for example in self._prepared.training.examples]
-                ),
+                taught=most_frequent_answers([example.judged.answer for example in self._prepared.training.examples]),
                 rules=rules_of(options),
                 repeats=options.repeats,
                 max_tokens=primary.max_tokens,

@@ -268,6 +268,8 @@ def summary(report: Report) -> dict[str, Any]:
         "examples": report.examples,
         "trained_on": report.trained_on,
         "dropped": report.dropped,
+        "shortened": report.shortened,
+        "validation": 0 if report.validation is None else report.validation.examples,
         "held_out": {"examples": report.held_out.examples, "source": report.held_out.source},
         "findings": [
             {"code": finding.code, "severity": finding.severity, "count": finding.count} for finding in report.findings

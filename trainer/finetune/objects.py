@@ -18,6 +18,7 @@ def job_object(run: Run) -> dict[str, Any]:
     """OpenAI's `fine_tuning.job`. `hyperparameters` are the requested ones until there is a plan, then the plan's."""
     requested = _requested_hyperparameters(run)
     details = JobDetails.model_validate(run.details)
+    method = _method(run)
     result = None if run.result is None else JobResult.model_validate(run.result)
     hyperparameters = (
         requested
@@ -41,7 +42,7 @@ def job_object(run: Run) -> dict[str, Any]:
         "trained_tokens": result.trained_tokens if result is not None else None,
         "seed": details.seed,
         "hyperparameters": hyperparameters,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
         "integrations": [],
         "metadata": _metadata(run, result),
         "hatrack": _hatrack_fields(run, details, result),
@@ -73,10 +74,16 @@ def _hatrack_fields(run: Run, details: JobDetails, result: JobResult | None) -> 
     }
 
 
+def _method(run: Run) -> str:
+    return str((run.body.get("method") or {}).get("type") or "supervised")
+
+
 def _requested_hyperparameters(run: Run) -> dict[str, Any]:
-    """The body's hyperparameters, with OpenAI's three as `auto` if unset."""
-    inner = ((run.body.get("method") or {}).get("supervised") or {}).get("hyperparameters") or {}
-    defaults = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
+    """The body's hyperparameters, with OpenAI's own as `auto` if unset."""
+    method = _method(run)
+    inner = ((run.body.get("method") or {}).get(method) or {}).get("hyperparameters") or {}
+    names = ("n_epochs", "batch_size", "learning_rate_multiplier", *(("beta",) if method == "dpo" else ()))
+    defaults = dict.fromkeys(names, "auto")
     return defaults | (run.body.get("hyperparameters") or {}) | inner
 
 
@@ -101,6 +108,8 @@ def recipe_hyperparameters(plan: TrainingPlan, multiplier: Any) -> dict[str, Any
         "max_length": recipe.max_length,
         "packing": recipe.packing,
         "warmup_ratio": recipe.warmup_ratio,
+        "early_stopping_patience": recipe.patience,
+        **({"beta": recipe.beta} if recipe.objective == "dpo" else {}),
     }
 
 

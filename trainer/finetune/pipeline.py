@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from trainer.data.prepare import DataRules, Prepared, Source, prepare
 from trainer.data.report import Report
 from trainer.errors import DataRefused, ParentUnsupported
 from trainer.finetune import spec
-from trainer.finetune.plan_events import emit_plan_events
+from trainer.finetune.plan_events import emit_plan_events, metrics
 from trainer.finetune.spec import JobResult, JobSpec, PrimaryMetric, TrainingPlan
 from trainer.finetune.system_prompt import resolve_system_prompt
 from trainer.finetune.traffic import TrafficMonitor
@@ -65,7 +66,6 @@ class TrainingPipeline(Pipeline[JobResult]):
         self._directory = directory
         self._gateway = gateway
         self._check = check
-        self._epochs = 1
         self._last_metrics_at = 0.0
         self._last_pause_report_at = 0.0
         self._reported_pause_s = 0.0
@@ -179,13 +179,7 @@ class TrainingPipeline(Pipeline[JobResult]):
                 self._source(spec.TRAINING, job.training_file.filename),
                 self._source(spec.HELD_OUT, job.validation_file.filename) if job.validation_file else None,
                 renderer,
-                DataRules(
-                    drop_long=job.drop_long,
-                    strict=job.strict,
-                    held_out_share=job.held_out_share,
-                    held_out_lines=self._previous_split(),
-                    min_held_out=job.judging.min_examples,
-                ),
+                self._data_rules(),
                 check=self._check,
             )
         except DataRefused as refused:
@@ -200,11 +194,26 @@ class TrainingPipeline(Pipeline[JobResult]):
         emit_plan_events(directory.emit_event, job, prepared, plan)
         return plan, prepared
 
-    def _previous_split(self) -> tuple[int, ...] | None:
-        """The lines held out when the plan was made: they stay held out, whichever release resumes the job."""
+    def _data_rules(self) -> DataRules:
+        """How the data are checked. What was held out and set aside when the plan was made stays so, whichever release
+        resumes the job."""
+        job = self._job
+        rules = DataRules(
+            overflow=job.overflow_policy,
+            strict=job.strict,
+            held_out_share=job.held_out_share,
+            min_held_out=job.judging.min_examples,
+            validation_share=None if job.wish.validation_share == "auto" else job.wish.validation_share,
+            pairs=job.method == "dpo",
+        )
         report = self._directory.read(spec.REPORT, Report)
-        has_plan = self._directory.path(spec.PLAN).exists() and report is not None
-        return report.held_out.lines if has_plan and report is not None and report.held_out.source == "split" else None
+        if report is None or not self._directory.path(spec.PLAN).exists():
+            return rules
+        return replace(
+            rules,
+            held_out_lines=report.held_out.lines if report.held_out.source == "split" else None,
+            validation_lines=() if report.validation is None else report.validation.lines,
+        )
 
     def _renderer(self, length: int) -> Renderer:
         from trainer.data.render import Renderer, stop_tokens
@@ -241,10 +250,16 @@ class TrainingPipeline(Pipeline[JobResult]):
         )
 
     def _plan(self, prepared: Prepared, length: int, hidden_size: int, parent: ParentShape | None) -> TrainingPlan:
-        lengths = [len(sequence.tokens) for sequence in prepared.sequences]
+        stats = auto.DatasetStats(
+            examples=len(prepared.sequences),
+            tokens=sum(sequence.size for sequence in prepared.sequences),
+            longest=max(sequence.longest for sequence in prepared.sequences),
+            validation=len(prepared.validation_sequences),
+        )
         recipe, chosen = auto.choose(
             self._job.wish,
-            auto.DatasetStats(examples=len(lengths), tokens=sum(lengths), longest=max(lengths)),
+            stats,
+            objective=self._job.method,
             hidden_size=hidden_size,
             max_rank=self._job.max_rank,
             length=length,
@@ -257,7 +272,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             chosen=chosen,
             system_prompt=resolve_system_prompt(self._job.system_prompt, prepared),
             grounding=None if self._job.parent is None else self._gateway.settings(self._job.parent).get("grounding"),
-            tokens_an_epoch=sum(lengths),
+            tokens_an_epoch=stats.tokens,
             primary=self._primary(prepared),
         )
 
@@ -289,7 +304,6 @@ class TrainingPipeline(Pipeline[JobResult]):
         from trainer.tune.checkpoint import Checkpoints
 
         job, directory = self._job, self._directory
-        self._epochs = plan.recipe.epochs
         description = describe(
             job.base_dir,
             served_name=job.base_name,
@@ -307,6 +321,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             recipe=plan.recipe,
             lineage=lineage,
             held_out=prepared.held_out_sequences,
+            validation=prepared.validation_sequences,
             parent=directory.path(spec.PARENT) if job.parent else None,
             device=job.device,
             price_per_hour=job.price_per_hour,
@@ -352,7 +367,9 @@ class TrainingPipeline(Pipeline[JobResult]):
             recipe=plan.recipe,
             system_prompt=plan.system_prompt,
             held_out=held_out,
-            drop_long=job.drop_long,
+            drop_long=job.overflow_policy == "drop",
+            overflow=job.overflow,
+            validation=() if prepared.report.validation is None else prepared.report.validation.lines,
             base_name=job.base_name,
             base=description.fingerprint,
             parent=job.parent,
@@ -364,24 +381,10 @@ class TrainingPipeline(Pipeline[JobResult]):
 
     def _report(self, now: TrainingProgress) -> None:
         evaluation = now.evaluation
-        ends = evaluation is not None or now.step % (now.steps // self._epochs) == 0
-        if not ends and time.monotonic() - self._last_metrics_at < METRICS_INTERVAL_S:
+        if evaluation is None and not now.ends_epoch and time.monotonic() - self._last_metrics_at < METRICS_INTERVAL_S:
             return
         self._last_metrics_at = time.monotonic()
-        data: dict[str, Any] = {
-            "step": now.step,
-            "total_steps": now.steps,
-            "epoch": round(now.epoch, 4),
-            "train_loss": now.loss,
-            "train_mean_token_accuracy": now.accuracy,
-            "learning_rate": now.learning_rate,
-            "tokens_per_s": round(now.tokens_per_s, 1),
-            "seconds_left": round(now.seconds_left, 1),
-            "memory_bytes": now.memory_bytes,
-            "ends_epoch": ends,
-        }
-        if evaluation is not None:
-            data |= {"full_valid_loss": evaluation.loss, "full_valid_mean_token_accuracy": evaluation.accuracy}
+        data = metrics(now, self._job.method)
         self._directory.emit_event(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
 
     def _report_pauses(self, traffic: TrafficMonitor) -> None:

@@ -1,13 +1,15 @@
-"""The events of a job whose data have been checked: the findings, and the choices of the plan."""
+"""A job's events: the findings and the choices of its plan, and the metrics of its training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from trainer.data.prepare import Prepared
 from trainer.data.report import SHOWN_LINES, TOO_FEW_HELD_OUT
 from trainer.finetune.spec import JobSpec, TrainingPlan
 from trainer.finetune.system_prompt import lines_with_other_prompt
+from trainer.tune.progress import TrainingProgress
 
 
 def emit_plan_events(emit_event: Callable[..., None], job: JobSpec, prepared: Prepared, plan: TrainingPlan) -> None:
@@ -20,6 +22,12 @@ def emit_plan_events(emit_event: Callable[..., None], job: JobSpec, prepared: Pr
     emit_event(f"{report.file}: format {report.format}. {report.size}")
     if report.held_out.source == "split":
         emit_event(f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and not trained on")
+    if report.validation is not None:
+        emit_event(
+            f"{report.validation.examples} more are not trained on: their loss chooses the best epoch, and no verdict"
+        )
+    if plan.recipe.patience and report.validation is None:
+        emit_event("early_stopping_patience has no effect: too few examples for a validation part", level="warn")
     lines = lines_with_other_prompt(job.system_prompt, prepared)
     if lines:
         message = f"{len(lines)} examples have a system message other than `system_prompt`; they keep their own"
@@ -28,3 +36,24 @@ def emit_plan_events(emit_event: Callable[..., None], job: JobSpec, prepared: Pr
         emit_event(f"{name} auto: {why}", hyperparameter=name)
     if plan.primary is not None:
         emit_event(f"the adapter will be judged by {plan.primary.name}: {plan.primary.why}", metric=plan.primary.name)
+
+
+def metrics(now: TrainingProgress, method: str) -> dict[str, Any]:
+    """The data of a `metrics` event (`trainer.runs.protocol.WorkerEvent`)."""
+    accuracy = "reward_accuracy" if method == "dpo" else "mean_token_accuracy"
+    data = {
+        "step": now.step,
+        "total_steps": now.steps,
+        "epoch": round(now.epoch, 4),
+        "train_loss": now.loss,
+        f"train_{accuracy}": now.accuracy,
+        "learning_rate": now.learning_rate,
+        "tokens_per_s": round(now.tokens_per_s, 1),
+        "seconds_left": round(now.seconds_left, 1),
+        "memory_bytes": now.memory_bytes,
+        "ends_epoch": now.ends_epoch,
+    }
+    if now.evaluation is not None:
+        for name in ("valid", "full_valid"):  # OpenAI's names for a part of the examples, and for all of them
+            data |= {f"{name}_loss": now.evaluation.loss, f"{name}_{accuracy}": now.evaluation.accuracy}
+    return data

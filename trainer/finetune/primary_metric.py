@@ -44,7 +44,9 @@ def choose(
         requested = MetricOptions(name=options.metric, pattern=options.pattern, schema_=options.json_schema)
         name, why = requested.primary().name, "the request names it"
     max_tokens = max_answer_tokens(max(sum(sequence.trained) for sequence in sequences), context, thinking=thinking)
-    closed = tuple(sorted(closed_answers(examples) or ()))
+    # tool calls are no answers that a prompt could list: the request's tools say what may be called
+    calls_tools = any(example.judged.tool_calls for example in examples)
+    closed = () if calls_tools else tuple(sorted(closed_answers(examples) or ()))
     if closed:
         beside = max(len(sequence.tokens) for sequence in (*sequences, *held_out)) + max_tokens
         if not answer_list_fits(closed, beside, count=count, context=context):

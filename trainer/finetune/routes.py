@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from adapters.protocol.requests import Overflow
 from adapters.protocol.runs import CreateJob
 from trainer.data.checking import CheckOptions, DataChecks
 from trainer.errors import InvalidField
@@ -142,10 +143,13 @@ async def check_data(
     max_length: Annotated[int | None, Query(ge=8)] = None,
     strict: bool = False,
     drop_long: bool = False,
+    overflow: Overflow | None = None,
     filename: Annotated[str, Query(max_length=256)] = "training.jsonl",
 ) -> dict[str, Any]:
     """The quality report of the file in the body: multipart (`file`), or its bytes alone. Nothing is kept."""
-    wish = CheckOptions(max_length, strict, drop_long)
+    if drop_long and overflow not in (None, "drop"):
+        raise InvalidField(f"`overflow={overflow}` and `drop_long` conflict; send one", param="overflow")
+    wish = CheckOptions(max_length, strict, overflow or ("drop" if drop_long else "refuse"))
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await data.check(filename, request.stream(), wish)
     try:

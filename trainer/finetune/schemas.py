@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,13 @@ OPENAIS: Final = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"
 UNSERVABLE: Final = frozenset({*FEATURES, "bias", "init_lora_weights", "peft_type", "task_type"})
 """PEFT's options that an engine may not support; refused even in metadata, where unknown keys are otherwise ignored."""
 
+METHODS: Final = ("supervised", "dpo")
+NUMBERS: Final = frozenset(
+    {
+        *("learning_rate", "learning_rate_multiplier", "lora_alpha", "lora_dropout", "warmup_ratio"),
+        *("validation_share", "beta"),
+    }
+)
 LISTS: Final = frozenset({"target_modules", "suites"})
 TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
 """Options whose metadata value is never parsed as JSON."""
@@ -38,8 +45,8 @@ class Options(JobOptionFields):
     """Name of a judge in the operator's settings."""
 
 
-class SupervisedMethod(RequestBody):
-    """OpenAI's `method.supervised`."""
+class MethodOptions(RequestBody):
+    """OpenAI's `method.supervised` and `method.dpo`."""
 
     hyperparameters: dict[str, Any] | None = None
 
@@ -48,8 +55,8 @@ class Method(RequestBody):
     """OpenAI's `method`."""
 
     type: str
-    supervised: SupervisedMethod | None = None
-    dpo: dict[str, Any] | None = None
+    supervised: MethodOptions | None = None
+    dpo: MethodOptions | None = None
     reinforcement: dict[str, Any] | None = None
 
 
@@ -69,6 +76,11 @@ class JobRequest:
     options: Options
     where: Mapping[str, str]
 
+    @property
+    def method(self) -> Literal["supervised", "dpo"]:
+        """The value of `method.type`."""
+        return "dpo" if self.body.method is not None and self.body.method.type == "dpo" else "supervised"
+
     def place(self, name: str) -> str:
         """The dotted path of a hyperparameter in the body; the default path if it was not given."""
         return self.where.get(name, f"hyperparameters.{name}")
@@ -84,16 +96,7 @@ def read_body(content: object) -> JobRequest:
     if deep_path is not None:
         raise InvalidField(f"`{deep_path}` is nested more than {MAX_LEVELS} levels deep", param=deep_path)
     body = validated(CreateBody, content)
-    if body.method is not None and body.method.type != "supervised":
-        raise UnsupportedValue(
-            f"`method.type` must be `supervised`; got {body.method.type[:40]!r}",
-            param="method.type",
-        )
-    for name in ("dpo", "reinforcement"):
-        if body.method is not None and getattr(body.method, name) is not None:
-            raise UnsupportedValue(
-                f"`method.{name}` is not allowed with `method.type: supervised`", param=f"method.{name}"
-            )
+    _check_method(body.method)
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     for name, value, place in _named(body):
@@ -107,16 +110,37 @@ def read_body(content: object) -> JobRequest:
         where,
     )
     options = validated(Options, {k: v for k, v in values.items() if k in Options.model_fields}, where)
+    if options.drop_long and options.overflow not in (None, "drop"):
+        place = where["overflow"]
+        raise InvalidField(f"`{place}: {options.overflow}` and `{where['drop_long']}` conflict; send one", param=place)
+    if hyperparameters.beta != "auto" and not (body.method is not None and body.method.type == "dpo"):
+        raise InvalidField(f"`{where['beta']}` needs `method.type: dpo`", param=where["beta"])
     if "held_out_share" in where and body.validation_file is not None:
         place = where["held_out_share"]
         raise InvalidField(f"`{place}` and `validation_file` conflict; send one", param=place)
     return JobRequest(body, hyperparameters, options, where)
 
 
+def _check_method(method: Method | None) -> None:
+    """Raise UnsupportedValue for an unknown method, or the options of another one."""
+    if method is None:
+        return
+    if method.type not in METHODS:
+        allowed = " or ".join(f"`{name}`" for name in METHODS)
+        raise UnsupportedValue(f"`method.type` must be {allowed}; got {method.type[:40]!r}", param="method.type")
+    for name in (*METHODS, "reinforcement"):
+        if name != method.type and getattr(method, name) is not None:
+            raise UnsupportedValue(
+                f"`method.{name}` is not allowed with `method.type: {method.type}`", param=f"method.{name}"
+            )
+
+
 def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
     """Yield each option with its value and its dotted path. Raises InvalidField, UnknownParameter, UnsupportedValue."""
-    inner = body.method.supervised.hyperparameters if body.method and body.method.supervised else None
-    for place, given in (("method.supervised.hyperparameters", inner), ("hyperparameters", body.hyperparameters)):
+    kind = body.method.type if body.method is not None else METHODS[0]
+    chosen: MethodOptions | None = getattr(body.method, kind) if body.method is not None else None
+    inner = chosen.hyperparameters if chosen is not None else None
+    for place, given in ((f"method.{kind}.hyperparameters", inner), ("hyperparameters", body.hyperparameters)):
         for name, value in (given or {}).items():
             where = f"{place}.{name[:64]}"
             _servable(name, value, where)
@@ -137,9 +161,9 @@ def _named(body: CreateBody) -> Iterator[tuple[str, Any, str]]:
 
 def _allowed(name: str) -> str:
     """The types that an option accepts, for the message that refuses a boolean."""
-    if name in ("n_epochs", "batch_size", "lora_rank", "max_length"):
+    if name in ("n_epochs", "batch_size", "lora_rank", "max_length", "early_stopping_patience"):
         return 'an integer or "auto"'
-    if name in ("learning_rate", "learning_rate_multiplier", "lora_alpha", "lora_dropout", "warmup_ratio"):
+    if name in NUMBERS:
         return 'a number or "auto"'
     if name == "held_out_share":
         return "a number"

@@ -136,6 +136,7 @@ class Jobs(RunService):
                 file_bytes=context.training_file.bytes,
                 on_gpu=on_gpu,
                 parent=context.parent_shape,
+                objective=request.method,
             )
         except InvalidHyperparameter as refused:
             place = request.place(refused.param)
@@ -192,7 +193,8 @@ class Jobs(RunService):
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,
             strict=request.options.strict,
-            drop_long=request.options.drop_long,
+            overflow=request.options.overflow or ("drop" if request.options.drop_long else None),
+            method=request.method,
             held_out_share=request.options.held_out_share,
             metadata=body.metadata or {},
             device=settings.device,

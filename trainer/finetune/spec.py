@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from adapters.dataset.held_out import SHARE
+from adapters.protocol.requests import Overflow
 from adapters.protocol.runs import FileRef
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
@@ -89,6 +90,10 @@ class JobSpec(Frozen):
     system_prompt: str | None = None
     strict: bool = False
     drop_long: bool = False
+    """Of jobs of earlier releases."""
+    overflow: Overflow | None = None
+    """What becomes of examples longer than `max_length`; None if the request does not say."""
+    method: Literal["supervised", "dpo"] = "supervised"
     held_out_share: float = SHARE
     """The share of the training file that is held out if there is no validation file."""
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -101,6 +106,11 @@ class JobSpec(Frozen):
     yield_most_s: float = 30.0
     """… for at most this long at a time."""
     judging: EvaluationOptions = EvaluationOptions()
+
+    @property
+    def overflow_policy(self) -> Overflow:
+        """`overflow`, or what its absence means."""
+        return self.overflow or ("drop" if self.drop_long else "refuse")
 
 
 class PrimaryMetric(Frozen):

@@ -104,7 +104,7 @@ def add(
                 "id": f"rev-{secrets.token_hex(12)}",
                 "queue": number,
                 "example": pair.example,
-                "turns": [turn.model_dump() for turn in pair.turns],
+                "turns": [{"role": turn.role, "content": turn.text} for turn in pair.turns],
                 "reference": pair.reference,
                 "first": pair.first,
                 "second": pair.second,

@@ -19,6 +19,8 @@ CHECKPOINT_METRICS: Final = (
     "train_mean_token_accuracy",
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
+    "train_reward_accuracy",
+    "full_valid_reward_accuracy",
 )
 """Fields of a `metrics` event that a checkpoint keeps beside `step`; `valid_loss` is the same as `full_valid_loss`."""
 MAX_POINTS: Final = 400
@@ -71,7 +73,7 @@ def _add_checkpoint(db: sa.Connection, run_id: str, event: WorkerEvent) -> None:
     metrics = {"step": event.data["step"]} | {
         name: event.data[name] for name in CHECKPOINT_METRICS if event.data.get(name) is not None
     }
-    for name in ("loss", "mean_token_accuracy"):
+    for name in ("loss", "mean_token_accuracy", "reward_accuracy"):
         if f"full_valid_{name}" in metrics:
             metrics[f"valid_{name}"] = metrics[f"full_valid_{name}"]
     values = {"at": event.at, "metrics": metrics}
@@ -111,7 +113,7 @@ def newest_checkpoints(db: sa.Connection, run_id: str, *, before: int | None, li
 
 
 def downsample(db: sa.Connection, run_id: str) -> int:
-    """Delete a run's `metrics` events except those that end an epoch and at most MAX_POINTS others.
+    """Delete a run's `metrics` events except those that end an epoch or have a validation loss, and MAX_POINTS others.
 
     That is as many points as a plot of the curve shows; the run's result file has the whole curve. All other events
     stay, and the remaining events keep their ids.
@@ -120,8 +122,10 @@ def downsample(db: sa.Connection, run_id: str) -> int:
         The number of deleted events.
     """
     ends = sa.func.json_extract(events.c.data, "$.ends_epoch")
-    metrics_events = sa.select(events.c.number, ends).where(events.c.run == run_id, events.c.type == "metrics")
-    between = [number for number, ends_epoch in db.execute(metrics_events.order_by(events.c.number)) if not ends_epoch]
+    valid = sa.func.json_extract(events.c.data, "$.full_valid_loss")
+    metrics_events = sa.select(events.c.number, ends, valid).where(events.c.run == run_id, events.c.type == "metrics")
+    rows = db.execute(metrics_events.order_by(events.c.number))
+    between = [number for number, ends_epoch, valid_loss in rows if not ends_epoch and valid_loss is None]
     deleted = sorted(set(between) - set(spread(between, MAX_POINTS)))
     for start in range(0, len(deleted), DELETE_BATCH):
         chunk = deleted[start : start + DELETE_BATCH]

@@ -62,8 +62,10 @@ class WorkerEvent(Frozen):
     """One event of a run.
 
     ``data`` of a `metrics` event: step, total_steps, epoch, train_loss, train_mean_token_accuracy, learning_rate,
-    tokens_per_s, seconds_left, memory_bytes, ends_epoch (true if a checkpoint was written), and at the end of an epoch,
-    if there are held-out examples, full_valid_loss and full_valid_mean_token_accuracy. ``data`` during the judging:
+    tokens_per_s, seconds_left, memory_bytes, ends_epoch (true if a checkpoint was written), and where the validation
+    part is measured (without one: at the end of an epoch, on the held-out examples) valid_loss, full_valid_loss,
+    valid_mean_token_accuracy and full_valid_mean_token_accuracy; of DPO, `reward_accuracy` stands for
+    `mean_token_accuracy` in all of these names. ``data`` during the judging:
     stage, done, total. ``data`` of the verdict's event: verdict, metric, examples.
     """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -23,6 +23,13 @@ RATE_EXPONENT: Final = 0.954
 """A LoRA's learning rate falls with the model's width: 2e-4 · (4096 / hidden size)^0.954. 2e-4 is the rate of QLoRA
 (Dettmers et al. 2023; its `finetune_guanaco` scripts) for LLaMA 7B, and Unsloth's and TRL's for a LoRA; the exponent
 gives the 1.3e-3 with which our figures for a base of width 576 were measured. TRAINING.md compares it with others."""
+DPO_RATE: Final = 5e-6
+"""The rate of DPO at width 4096: that of Zephyr's QLoRA recipe for Mistral 7B (alignment-handbook,
+`recipes/zephyr-7b-beta/dpo/config_qlora.yaml`). Its fall with the width is assumed to be a LoRA's."""
+BETA: Final = 0.1
+"""Rafailov et al. 2023, section 6 and appendix B."""
+PATIENCE: Final = 2
+"""Of `auto`: one worse measurement may be noise. A choice."""
 DEFAULT_RANK: Final = 16
 MAX_AUTO_LENGTH: Final = 4096
 API_NAMES: Final = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout", "epochs": "n_epochs"}
@@ -36,6 +43,8 @@ class DatasetStats:
     examples: int
     tokens: int
     longest: int
+    validation: int = 0
+    """Examples of the validation part, which the others do not count."""
 
 
 def max_length(wish: HyperparameterRequest, *, context: int | None, positions: int) -> int:
@@ -58,6 +67,7 @@ def choose(
     wish: HyperparameterRequest,
     stats: DatasetStats,
     *,
+    objective: Literal["supervised", "dpo"] = "supervised",
     hidden_size: int,
     max_rank: int,
     length: int,
@@ -68,6 +78,7 @@ def choose(
     """The complete recipe, and for each automatic value the reason for its choice.
 
     Args:
+        objective: What the training minimises.
         hidden_size: The base's hidden size.
         max_rank: The engine's `--max-lora-rank`.
         length: From `max_length`.
@@ -79,7 +90,7 @@ def choose(
     shape = _lora_shape(wish, chosen, max_rank, parent)
     batch = _batch(wish, chosen, stats)
     epochs = _epochs(wish, chosen, stats)
-    rate = _rate(wish, chosen, hidden_size)
+    rate = _rate(wish, chosen, hidden_size, objective)
     quantization = wish.quantization
     if quantization == "auto":
         quantization = "nf4" if on_gpu else "none"
@@ -101,7 +112,11 @@ def choose(
         "micro_batch_tokens": _micro_batch(chosen, on_gpu),
         "max_length": length,
         "seed": seed,
+        "objective": objective,
+        "patience": _patience(wish, chosen, stats),
     }
+    if objective == "dpo":
+        values["beta"] = _beta(wish, chosen)
     return _recipe(shape | values), chosen
 
 
@@ -182,8 +197,28 @@ def _epochs(wish: HyperparameterRequest, chosen: dict[str, str], stats: DatasetS
     return epochs
 
 
-def _rate(wish: HyperparameterRequest, chosen: dict[str, str], hidden_size: int) -> float:
-    rate = LORA_RATE * (RATE_WIDTH / hidden_size) ** RATE_EXPONENT
+def _patience(wish: HyperparameterRequest, chosen: dict[str, str], stats: DatasetStats) -> int:
+    if wish.early_stopping_patience != "auto":
+        return wish.early_stopping_patience
+    if stats.validation == 0:
+        chosen["early_stopping_patience"] = f"0: {stats.examples} examples have no validation part to stop by"
+        return 0
+    chosen["early_stopping_patience"] = (
+        f"{PATIENCE}: the training stops after as many measurements of the {stats.validation} validation examples "
+        "without a better loss"
+    )
+    return PATIENCE
+
+
+def _beta(wish: HyperparameterRequest, chosen: dict[str, str]) -> float:
+    if wish.beta != "auto":
+        return wish.beta
+    chosen["beta"] = f"{BETA:g}: the DPO paper's"
+    return BETA
+
+
+def _rate(wish: HyperparameterRequest, chosen: dict[str, str], hidden_size: int, objective: str) -> float:
+    rate = (DPO_RATE if objective == "dpo" else LORA_RATE) * (RATE_WIDTH / hidden_size) ** RATE_EXPONENT
     times = 1.0 if wish.learning_rate_multiplier == "auto" else wish.learning_rate_multiplier
     rate = min(1.0, float(f"{rate * times:.2g}"))
     if wish.learning_rate != "auto":
@@ -196,5 +231,6 @@ def _rate(wish: HyperparameterRequest, chosen: dict[str, str], hidden_size: int)
         return wish.learning_rate
     if rate <= 0:
         raise InvalidHyperparameter("learning_rate_multiplier", f"{times:g} is too small: the learning rate would be 0")
-    chosen["learning_rate"] = f"{rate:g}: for a LoRA on a model with hidden size {hidden_size}"
+    what = "DPO of a LoRA" if objective == "dpo" else "a LoRA"
+    chosen["learning_rate"] = f"{rate:g}: for {what} on a model with hidden size {hidden_size}"
     return rate

@@ -1,7 +1,9 @@
 """Checkpoints from which a training resumes bit for bit: written atomically, the newest two are kept.
 
-    DIRECTORY/step-00000120/state.pt     float32 master weights, AdamW's moments, the states of the random generators
+    DIRECTORY/step-00000120/state.pt     float32 master weights, AdamW's moments, the states of the random generators,
+                                         the parameters at the best measured point
     DIRECTORY/step-00000120/state.json   TrainingState
+    DIRECTORY/reference.json             of DPO: the pairs' log-probabilities before the first step
 
 The order of the batches depends on data, recipe and seed alone (``batches.plan_batches``), so the sampler's only state
 is the step.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -18,13 +21,14 @@ from typing import Any, ClassVar, Final
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainer.durable import replaced_directory
+from trainer.durable import replaced_directory, replaced_file
 from trainer.errors import CheckpointUnusable
 from trainer.tune.os_errors import reraise_as_oserror
 from trainer.tune.progress import Evaluation
 
 STATE_TENSORS: Final = "state.pt"
 STATE_JSON: Final = "state.json"
+REFERENCE_JSON: Final = "reference.json"
 MAX_CHECKPOINTS: Final = 2
 """Two, so that one is left if the newest turns out to be corrupt."""
 
@@ -40,7 +44,7 @@ class TrainingState(BaseModel):
     tokens: int
     seconds: float
     evaluations: tuple[Evaluation, ...] = ()
-    """One per finished epoch; one fewer if the last evaluation was interrupted."""
+    """One per measured point; one fewer if the last evaluation was interrupted."""
     learning_rate: float = 0.0
     """Of the last step, like `accuracy`."""
     accuracy: float = 0.0
@@ -48,10 +52,17 @@ class TrainingState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A training state and the optimizer's state that belongs to it."""
+    """A training state, the optimizer's state that belongs to it, and the adapter's parameters at the best of the
+    measured points, by name; None before the first."""
 
     state: TrainingState
     optimizer: dict[str, Any]
+    best: dict[str, torch.Tensor] | None = None
+
+
+class _Reference(BaseModel):
+    key: str
+    values: tuple[tuple[float, float], ...]
 
 
 class Checkpoints:
@@ -79,7 +90,8 @@ class Checkpoints:
         with replaced_directory(path) as partial:
             # a Python file: if torch opens the file itself, a full disk goes unnoticed
             with reraise_as_oserror(), (partial / STATE_TENSORS).open("wb") as file:
-                torch.save({"optimizer": checkpoint.optimizer, "random": random_states(device)}, file)
+                tensors = {"optimizer": checkpoint.optimizer, "random": random_states(device), "best": checkpoint.best}
+                torch.save(tensors, file)
             (partial / STATE_JSON).write_text(checkpoint.state.model_dump_json() + "\n")
         for old in self._paths()[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
@@ -102,8 +114,23 @@ class Checkpoints:
             if state.key != self.key:
                 raise CheckpointUnusable(f"{path} belongs to another training: the data, recipe or base have changed")
             set_random_states(tensors["random"], device)
-            return Checkpoint(state, tensors["optimizer"])
+            return Checkpoint(state, tensors["optimizer"], tensors.get("best"))
         return None
+
+    def save_reference(self, values: Sequence[tuple[float, float]]) -> None:
+        """Write the pairs' log-probabilities before the training, which no resumed training can measure any more."""
+        content = _Reference(key=self.key, values=tuple(values)).model_dump_json()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with replaced_file(self.directory / REFERENCE_JSON) as file:
+            file.write(content.encode())
+
+    def load_reference(self) -> list[tuple[float, float]] | None:
+        """A result of `save_reference` of the same training; None if there is none."""
+        try:
+            reference = _Reference.model_validate_json((self.directory / REFERENCE_JSON).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return list(reference.values) if reference.key == self.key else None
 
     def _paths(self) -> list[Path]:
         return sorted(self.directory.glob("step-*")) if self.directory.is_dir() else []

@@ -27,6 +27,8 @@ from trainer.tune.progress import Training
 def training_record(training: Training, model: Any, *, price_per_hour: float = 0.0) -> TrainingRecord:
     """The record of a finished training of `model`. `price_per_hour` is the device's."""
     parameter = next(model.parameters())
+    last = training.evaluations[-1] if training.evaluations and training.best is None else None
+    held_out = training.held_out or last
     return TrainingRecord(
         finished_at=datetime.now(UTC),
         seconds=round(training.seconds, 3),
@@ -37,7 +39,10 @@ def training_record(training: Training, model: Any, *, price_per_hour: float = 0
         final_loss=training.final_loss,
         device=parameter.device.type,
         dtype=str(parameter.dtype).removeprefix("torch."),
-        held_out_loss=training.evaluations[-1].loss if training.evaluations else None,
+        held_out_loss=None if held_out is None else held_out.loss,
+        validation_loss=None if training.best is None else training.best.loss,
+        best_step=None if training.best is None else training.best.step,
+        stopped_early=training.stopped_early,
         cost=round(training.seconds * price_per_hour / 3600, 6) if price_per_hour else None,
     )
 

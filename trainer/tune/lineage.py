@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.base import Fingerprint
 from adapters.proof import Proof
-from trainer.tune.recipe import RecordedRecipe
+from adapters.protocol.requests import Overflow
+from trainer.tune.recipe import Recipe, RecordedRecipe
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -27,8 +28,11 @@ PACKAGES: Final = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 """Packages whose versions may change the result of a training."""
 
 
-NOT_COMPARED: Final = {"python", "packages", "job", "files", "datasets", "held_out", "drop_long"}
+NOT_COMPARED: Final = {"python", "packages", "job", "files", "datasets", "held_out", "drop_long", "overflow"}
 """Fields of a lineage that do not decide the weights, or that follow from others."""
+
+
+LATER_FIELDS: Final = ("objective", "beta", "patience")
 
 
 class _Frozen(BaseModel):
@@ -53,6 +57,10 @@ class Lineage(_Frozen):
     """The held-out file; None if the held-out examples were split off the training file."""
     drop_long: bool = False
     """Whether examples above `max_length` were dropped; ``data`` counts the examples trained on."""
+    overflow: Overflow | None = None
+    """What became of them, in lineages of releases that have a choice."""
+    validation: tuple[int, ...] = ()
+    """Lines of the training file that chose the best epoch and were not trained on."""
     base_name: str
     base: Fingerprint
     parent: str | None = None
@@ -76,7 +84,10 @@ class Lineage(_Frozen):
 
     def _decisive(self) -> str:
         recipe = {"micro_batch_tokens"} | (set() if not self.recipe.group_by_length else {"group_by_length"})
-        return self.model_dump_json(exclude={**dict.fromkeys(NOT_COMPARED, True), "recipe": recipe})
+        # fields of later releases, where they say what earlier ones did
+        recipe |= {name for name in LATER_FIELDS if getattr(self.recipe, name) == Recipe.model_fields[name].default}
+        skipped = NOT_COMPARED if self.validation else {*NOT_COMPARED, "validation"}
+        return self.model_dump_json(exclude={**dict.fromkeys(skipped, True), "recipe": recipe})
 
 
 class TrainingRecord(_Frozen):
@@ -92,7 +103,12 @@ class TrainingRecord(_Frozen):
     device: str
     dtype: str
     held_out_loss: float | None = None
-    """After the last epoch; None without held-out examples."""
+    """Of the exported weights; None without held-out examples."""
+    validation_loss: float | None = None
+    """Of the exported weights, on the validation part; None without one."""
+    best_step: int | None = None
+    """The step whose weights were exported, if a validation part chose it."""
+    stopped_early: bool = False
     cost: float | None = None
     """In the operator's currency: the training's seconds multiplied by the device's price."""
 

@@ -26,7 +26,8 @@ from trainer.tune.batches import (
 from trainer.tune.recipe import Recipe
 
 PACKED_MULTIPLE: Final = 32
-"""A packed row's length is a multiple of this, for the same reason as WIDTH_MULTIPLE: rows have more lengths."""
+"""A packed row's length is a multiple of this, for the same reason as WIDTH_MULTIPLE; larger, because packed rows have
+more different lengths. A choice: not measured."""
 
 CHUNK_ROWS: Final = 32
 """Rows of logits in float32 at a time: 6 MB for a vocabulary of 50,000."""
@@ -140,6 +141,16 @@ class Collator:
             parts = padded_micro_batches(lengths, max_tokens=max_tokens)
         return [[rows[index] for index in part] for part in parts]
 
+    def pair_micro_batches(self, pairs: Sequence[TokenSequence], *, max_tokens: int) -> list[list[TokenSequence]]:
+        """Divide pairs; a micro-batch has at most `max_tokens` tokens of both answers, or one pair."""
+        if self._packs:
+            parts = packed_micro_batches([pair.size for pair in pairs], max_tokens=max_tokens)
+        else:
+            # two rows a pair, as long as the longer one
+            widths = [pair.longest for pair in pairs]
+            parts = padded_micro_batches(widths, max_tokens=max(1, max_tokens // 2), max_padding=None)
+        return [[pairs[index] for index in part] for part in parts]
+
     def collate(self, rows: Sequence[TokenSequence]) -> Batch:
         """The tensors of one micro-batch."""
         if self._packs:
@@ -162,6 +173,25 @@ def batch_loss(model: Any, batch: Batch, *, step_tokens: int | None = None) -> t
 
     It is the sum of the cross-entropies in nats over the batch's trained tokens, divided by `step_tokens`, the trained
     tokens of the whole step; by default the batch is the whole step, and the result its mean.
+    """
+    logits = _answer_logits(model, batch)
+    loss: Tensor
+    right: Tensor
+    count = len(batch.targets) if step_tokens is None else step_tokens
+    loss, right = _CrossEntropy.apply(logits, batch.targets, count)  # type: ignore[no-untyped-call]
+    return loss, int(right)
+
+
+def answer_logprobs(model: Any, rows: Sequence[TokenSequence], batch: Batch) -> Tensor:
+    """The log-probability of each row's trained tokens together: [R] in nats, float32. `batch` is collated `rows`."""
+    counts = torch.tensor([sum(row.trained) for row in rows], device=batch.targets.device)
+    owners = torch.repeat_interleave(torch.arange(len(rows), device=counts.device), counts)
+    sums: Tensor = _RowLogprobs.apply(_answer_logits(model, batch), batch.targets, owners, len(rows))  # type: ignore[no-untyped-call]
+    return sums
+
+
+def _answer_logits(model: Any, batch: Batch) -> Tensor:
+    """The logits that predict the batch's trained tokens: [N, V].
 
     With a shared prefix the model runs twice: over one copy of the prefix, then over the rest of every row with the
     prefix's keys and values. Under causal attention this is the same function, so the gradients are the same, too.
@@ -179,12 +209,8 @@ def batch_loss(model: Any, batch: Batch, *, step_tokens: int | None = None) -> t
     elif batch.positions is None:
         options["attention_mask"] = batch.attention
     with _logits_at(model, batch.predicting[:, batch.prefix :]):
-        output = model(input_ids=batch.tokens[:, batch.prefix :], **options)
-    loss: Tensor
-    right: Tensor
-    count = len(batch.targets) if step_tokens is None else step_tokens
-    loss, right = _CrossEntropy.apply(output.logits[0], batch.targets, count)  # type: ignore[no-untyped-call]
-    return loss, int(right)
+        logits: Tensor = model(input_ids=batch.tokens[:, batch.prefix :], **options).logits[0]
+    return logits
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -245,3 +271,35 @@ class _CrossEntropy(torch.autograd.Function):
         """The gradient for the logits; none for the targets and the count."""
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(outputs[0]), None, None
+
+
+class _RowLogprobs(torch.autograd.Function):
+    """Sums of log-probabilities by row, which overwrites the logits with their gradient as _CrossEntropy does.
+
+    The gradient of log softmax(z)[target] is onehot - softmax(z).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, owners: Tensor, rows: int) -> Tensor:
+        """logits: [N, V] in any float type; targets: [N]; owners: [N], the row of each. Returns [rows], float32."""
+        sums = torch.zeros(rows, dtype=torch.float32, device=logits.device)
+        normalizers = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
+        for start in range(0, len(targets), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            scores = logits[part].float()
+            normalizers[part] = scores.logsumexp(dim=1)
+            sums.index_add_(0, owners[part], scores.gather(1, targets[part].unsqueeze(1))[:, 0] - normalizers[part])
+        ctx.save_for_backward(logits.detach(), targets, owners, normalizers)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient for the logits; none for the others."""
+        gradient, targets, owners, normalizers = ctx.saved_tensors
+        weights = outputs[0][owners].unsqueeze(1)
+        for start in range(0, len(targets), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            probabilities = (gradient[part].float() - normalizers[part].unsqueeze(1)).exp_()
+            probabilities.scatter_add_(1, targets[part].unsqueeze(1), torch.full_like(weights[part], -1.0))
+            gradient[part] = probabilities.mul_(-weights[part])
+        return gradient, None, None, None

@@ -24,7 +24,8 @@ EAGER_MAX_TOKENS: Final = 512
 """Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s
 against 2.1 s. Its memory grows with the square of the length."""
 OPTIMIZER_BYTES: Final = 4 + 4 + 8
-"""Per trained number, in addition to it and its gradient: float32 master weight and gradient, AdamW's two moments."""
+"""Per trained number, in addition to it, its gradient and its copy at the best measurement: float32 master weight and
+gradient, AdamW's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     linear = shape.weights - shape.embeddings
     bytes_per_weight = NF4_BYTES_PER_WEIGHT if recipe.quantization == "nf4" else float(number_bytes)
     lora_per_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
-    tokens = min(recipe.batch_size * longest, max(longest, recipe.micro_batch_tokens))
+    example = 2 * longest if recipe.objective == "dpo" else longest  # a pair is two sequences of one pass
+    tokens = min(recipe.batch_size * example, max(example, recipe.micro_batch_tokens))
     scores = 0 if fused else 5 * shape.heads * tokens * tokens
     per_layer = 34 * tokens * shape.hidden + scores
     hidden_activations = (
@@ -115,7 +117,7 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     logits = 2 * tokens * shape.vocabulary  # as if every token were trained: an upper bound
     return MemoryEstimate(
         base=int(linear * bytes_per_weight + number_bytes * shape.embeddings),
-        adapter=(2 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
+        adapter=(3 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
         activations=(hidden_activations + logits) * number_bytes // 2,
         proof=number_bytes * (shape.largest_block if shape.streams else shape.weights),
     )

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Loss (nats per trained token) and token accuracy over ``tokens`` tokens of held-out examples."""
+    """Loss and accuracy over ``tokens`` tokens of examples that are not trained on, after ``step`` steps.
+
+    The loss is in nats per trained token, and the accuracy the share of these that the model predicts. Of DPO: the mean
+    loss of ``tokens`` pairs, and the share of them whose preferred answer gained more.
+    """
 
     loss: float
     accuracy: float
     tokens: int
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,8 @@ class TrainingProgress:
     accuracy: float
     """Share of the batch's trained tokens to which the model gave the highest probability."""
     evaluation: Evaluation | None = None
-    """On the held-out examples, after the last step of an epoch."""
+    """On the validation part at its measured points; without one, on the held-out examples after each epoch."""
+    ends_epoch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,12 @@ class Training:
     final_loss: float
     losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...] = ()
-    """One per epoch, if there are held-out examples."""
+    """See TrainingProgress."""
+    held_out: Evaluation | None = None
+    """Of the held-out examples, after the last step of a training with a validation part."""
+    best: Evaluation | None = None
+    """The evaluation of the weights that the model has now, if a validation part chose them."""
+    stopped_early: bool = False
 
 
 def no_op() -> None:

@@ -49,6 +49,13 @@ class Recipe(BaseModel):
     gradient_checkpointing: bool = False
     """Recomputes activations in the backward pass: about a third slower, much less memory."""
 
+    objective: Literal["supervised", "dpo"] = "supervised"
+    """dpo: direct preference optimisation (Rafailov et al. 2023) of pairs of answers."""
+    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    """Of DPO alone: how strongly the model is held to what it was before the training."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Measured points without a better validation loss after which the training stops; 0: it never does."""
+
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
     micro_batch_tokens: PositiveInt = CPU_MICRO_BATCH_TOKENS

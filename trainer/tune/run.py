@@ -73,6 +73,7 @@ class TrainingInputs:
     recipe: Recipe
     lineage: Lineage
     held_out: Sequence[TokenSequence] = ()
+    validation: Sequence[TokenSequence] = ()
     parent: Path | None = None
     device: str = "auto"
     price_per_hour: float = 0.0
@@ -145,6 +146,7 @@ def train_adapter(
             on_progress=on_progress,
             before_batch=before_batch,
             held_out=inputs.held_out,
+            validation=inputs.validation,
             checkpoints=checkpoints,
             on_event=on_stage,
         )
@@ -174,7 +176,7 @@ def _load(inputs: TrainingInputs, device: Any, quantization: str, dtype: Any = N
 
 def _longest(inputs: TrainingInputs) -> int:
     """The tokens of the longest example."""
-    return max(len(sequence.tokens) for sequence in (*inputs.sequences, *inputs.held_out))
+    return max(sequence.longest for sequence in (*inputs.sequences, *inputs.held_out, *inputs.validation))
 
 
 def _is_coarser(trained: Any, serving: Any) -> bool:

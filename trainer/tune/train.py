@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import psutil
@@ -14,14 +15,15 @@ try:
     from trainer.errors import DataTooSmall, OutOfMemory
     from trainer.tune.batches import plan_batches
     from trainer.tune.checkpoint import Checkpoint, Checkpoints, TrainingState, random_states, set_random_states
-    from trainer.tune.loss import Collator, batch_loss
     from trainer.tune.memory_release import release_memory
-    from trainer.tune.model import evaluating
+    from trainer.tune.model import adapter_weights, evaluating
+    from trainer.tune.objectives import make_objective, reference_logprobs
     from trainer.tune.optimizer import Optimizer, finite
     from trainer.tune.progress import Evaluation, Training, TrainingProgress, no_op
     from trainer.tune.recipe import Recipe
+    from trainer.tune.validation import best_of, measured_steps, stops
 
-    if "group_by_length" not in Recipe.model_fields:
+    if "objective" not in Recipe.model_fields:
         raise ImportError("the recipe in memory is an earlier release's")
 except ImportError:
     # a worker of an earlier release comes here late, with that release's modules in memory
@@ -41,15 +43,20 @@ def train(
     on_progress: Callable[[TrainingProgress], None],
     before_batch: Callable[[], None] = no_op,
     held_out: Sequence[TokenSequence] = (),
+    validation: Sequence[TokenSequence] = (),
     checkpoints: Checkpoints | None = None,
     on_event: Callable[[str], None] = lambda _: None,
 ) -> Training:
     """Train the LoRA on `model` (from attach_lora) in place.
 
     The same model, sequences, recipe and number of threads give the same losses and weights on a CPU, whether the
-    training was interrupted or not. `held_out` is evaluated after each epoch, and `before_batch` is called before each
-    batch of it. An exception from `before_batch` or `on_progress` propagates after a checkpoint. If the device runs out
-    of memory, the step is done again with micro-batches of half as many tokens, of which `on_event` is told.
+    training was interrupted or not. `validation` is measured at some steps (`validation.measured_steps`): the weights
+    of the best one are the result, and the training stops once `recipe.patience` measurements were no better. Without
+    it the last weights are the result, and `held_out` is measured after each epoch, for the reader alone.
+
+    `before_batch` is called before each batch of a measurement. An exception from it or from `on_progress` propagates
+    after a checkpoint. If the device runs out of memory, the step is done again with micro-batches of half as many
+    tokens, of which `on_event` is told.
 
     Raises:
         DataTooSmall: `sequences` is empty.
@@ -59,7 +66,12 @@ def train(
     """
     if not sequences:
         raise DataTooSmall("There is nothing to train on.")
-    loop = _Loop(model, sequences, recipe, on_progress, before_batch, held_out, checkpoints, on_event)
+    if recipe.objective == "dpo":
+        parts = _with_reference(
+            model, (sequences, validation, held_out[:MAX_EVALUATED]), recipe, checkpoints, before_batch
+        )
+        sequences, validation, held_out = parts
+    loop = _Loop(model, sequences, recipe, on_progress, before_batch, held_out, validation, checkpoints, on_event)
     try:
         return loop.run()
     except torch.OutOfMemoryError as error:
@@ -67,6 +79,24 @@ def train(
             f"The device ran out of memory at step {loop.step + 1} with one example at a time. "
             "Use a smaller max_length or lora_rank, or quantization nf4."
         ) from error
+
+
+def _with_reference(
+    model: Any,
+    parts: Sequence[Sequence[TokenSequence]],
+    recipe: Recipe,
+    checkpoints: Checkpoints | None,
+    before_batch: Callable[[], None],
+) -> list[list[TokenSequence]]:
+    """The pairs of each part with their log-probabilities before the training."""
+    pairs = [pair for part in parts for pair in part]
+    values = None if checkpoints is None else checkpoints.load_reference()
+    if values is None or len(values) != len(pairs):
+        values = reference_logprobs(model, pairs, recipe, before_batch=before_batch)
+        if checkpoints is not None:
+            checkpoints.save_reference(values)
+    known = iter(values)
+    return [[replace(pair, reference=next(known)) for pair in part] for part in parts]
 
 
 class _Loop:
@@ -80,10 +110,11 @@ class _Loop:
         on_progress: Callable[[TrainingProgress], None],
         before_batch: Callable[[], None],
         held_out: Sequence[TokenSequence],
+        validation: Sequence[TokenSequence],
         checkpoints: Checkpoints | None,
         on_event: Callable[[str], None],
     ) -> None:
-        lengths = [len(row.tokens) for row in sequences]
+        lengths = [row.size for row in sequences]
         self._plan = plan_batches(
             lengths,
             batch_size=recipe.batch_size,
@@ -99,9 +130,12 @@ class _Loop:
         self._on_progress = on_progress
         self._before_batch = before_batch
         self._held_out = held_out[:MAX_EVALUATED]
+        self._validation = validation[:MAX_EVALUATED]
+        self._measured_at = self._points(sum(lengths))
+        self._best: dict[str, torch.Tensor] | None = None
         self._checkpoints = checkpoints
         self._device = next(model.parameters()).device
-        self._collator = Collator(model, recipe, training=True)
+        self._objective = make_objective(model, recipe, training=True)
         self._on_event = on_event
         self._optimizer = Optimizer(model, recipe, steps=len(self._plan))
         self._losses: list[float] = []
@@ -117,37 +151,69 @@ class _Loop:
         self._resumed_at = self._tokens_seen
         if self._is_evaluation_due():
             self._after_step()  # the evaluation was interrupted
-        while self.step < len(self._plan):
+        while self.step < len(self._plan) and not self._stopped():
             self._train_step()
             self._after_step()
         last = self._losses[-self._epoch_steps :]
+        best, held_out = self._choose_best(), None
+        if best is not None and self._held_out:
+            held_out = self._evaluate(self._held_out)
         return Training(
-            steps=len(self._plan),
+            steps=self.step,
             tokens=self._tokens_seen,
-            trained_tokens=sum(sum(row.trained) for row in self._sequences) * self._recipe.epochs,
+            trained_tokens=sum(
+                self._sequences[index].size_trained for step in self._plan[: self.step] for index in step
+            ),
             seconds=self._seconds(),
             final_loss=sum(last) / len(last),
             losses=tuple(self._losses),
             evaluations=tuple(self._evaluations),
+            held_out=held_out,
+            best=best,
+            stopped_early=self.step < len(self._plan),
         )
+
+    def _points(self, tokens: int) -> tuple[int, ...]:
+        """The steps after which examples that are not trained on are measured."""
+        steps = len(self._plan)
+        if self._validation:
+            measured = sum(row.size for row in self._validation)
+            return measured_steps(steps, self._recipe.epochs, tokens=tokens, validation_tokens=measured)
+        return tuple(range(self._epoch_steps, steps + 1, self._epoch_steps)) if self._held_out else ()
+
+    def _stopped(self) -> bool:
+        return bool(self._validation) and stops(self._evaluations, self._recipe.patience)
+
+    def _choose_best(self) -> Evaluation | None:
+        """Give the model the weights of the best measurement, and tell which; None without a validation part."""
+        best = best_of(self._evaluations) if self._validation else None
+        if best is None:
+            return None
+        if self._best is not None and best.step < self.step:
+            with torch.no_grad():
+                for name, parameter in self._model.named_parameters():
+                    if name in self._best:
+                        parameter.copy_(self._best[name])
+        self._on_event(_describe_best(best, self.step, len(self._plan), self._stopped()))
+        return best
 
     def _train_step(self) -> None:
         rows = [self._sequences[index] for index in self._plan[self.step]]
-        step_tokens = sum(sum(row.trained) for row in rows)
-        loss, right = self._accumulate_in_memory(rows, step_tokens)
+        count = self._objective.count(rows)
+        loss, right = self._accumulate_in_memory(rows, count)
         self._rate = self._optimizer.step()
         self.step += 1
         self._losses.append(finite(loss, self.step, "loss"))
-        self._accuracy = right / step_tokens
-        self._tokens_seen += sum(len(row.tokens) for row in rows)
+        self._accuracy = right / count
+        self._tokens_seen += sum(row.size for row in rows)
 
-    def _accumulate_in_memory(self, rows: Sequence[TokenSequence], step_tokens: int) -> tuple[float, int]:
+    def _accumulate_in_memory(self, rows: Sequence[TokenSequence], count: int) -> tuple[float, int]:
         """`_accumulate` with micro-batches that fit: halved whenever they do not."""
         random_at_start = random_states(self._device)
         while True:
-            parts = self._collator.micro_batches(rows, max_tokens=self._recipe.micro_batch_tokens)
+            parts = self._objective.micro_batches(rows, max_tokens=self._recipe.micro_batch_tokens)
             try:
-                return self._accumulate(parts, step_tokens)
+                return self._accumulate(parts, count)
             except torch.OutOfMemoryError:
                 if len(parts) == len(rows):
                     raise
@@ -157,18 +223,18 @@ class _Loop:
             set_random_states(random_at_start, self._device)
             self._halve(parts)
 
-    def _accumulate(self, parts: Sequence[Sequence[TokenSequence]], step_tokens: int) -> tuple[float, int]:
-        """Add up the gradients of a step's micro-batches; its loss, and the number of tokens predicted correctly."""
+    def _accumulate(self, parts: Sequence[Sequence[TokenSequence]], count: int) -> tuple[float, int]:
+        """Add up the gradients of a step's micro-batches; its loss, and how much of it is right (`objectives`)."""
         loss_sum, right_sum = 0.0, 0
         for part in parts:
-            loss, right = batch_loss(self._model, self._collator.collate(part), step_tokens=step_tokens)
+            loss, right = self._objective.loss(part, count=count)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.accumulate()
             loss_sum, right_sum = loss_sum + loss.item(), right_sum + right
         return loss_sum, right_sum
 
     def _halve(self, parts: Sequence[Sequence[TokenSequence]]) -> None:
-        most = max(sum(len(row.tokens) for row in part) for part in parts if len(part) > 1)
+        most = max(sum(row.size for row in part) for part in parts if len(part) > 1)
         tokens = max(1, min(most, self._recipe.micro_batch_tokens) // 2)
         self._recipe = self._recipe.model_copy(update={"micro_batch_tokens": tokens})
         self._on_event(
@@ -177,26 +243,31 @@ class _Loop:
         )
 
     def _after_step(self) -> None:
-        """Report progress, evaluate at the end of an epoch, and save a checkpoint if one is due."""
+        """Report progress, measure where it is due, and save a checkpoint if one is due."""
         evaluation = None
         try:
             if self._is_evaluation_due():
-                evaluation = evaluate(self._model, self._held_out, self._recipe, before_batch=self._before_batch)
+                evaluation = self._evaluate(self._validation or self._held_out)
                 self._evaluations.append(evaluation)
+                if self._validation and best_of(self._evaluations) is evaluation:
+                    self._best = adapter_weights(self._model)
             self._on_progress(self._progress(evaluation))
         except BaseException:
             self._save_checkpoint()
             raise
-        if self._checkpoints is not None and (self._ends_epoch() or self._checkpoints.due()):
+        if self._checkpoints is not None and (self._ends_epoch() or self._stopped() or self._checkpoints.due()):
             self._save_checkpoint()
+
+    def _evaluate(self, rows: Sequence[TokenSequence]) -> Evaluation:
+        evaluation = evaluate(self._model, rows, self._recipe, before_batch=self._before_batch)
+        return replace(evaluation, step=self.step)
 
     def _ends_epoch(self) -> bool:
         return self.step > 0 and self.step % self._epoch_steps == 0
 
     def _is_evaluation_due(self) -> bool:
-        """Whether an epoch has ended whose evaluation is missing."""
-        behind = len(self._evaluations) < self.step // self._epoch_steps
-        return bool(self._held_out) and self._ends_epoch() and behind
+        """Whether this is a measured point whose evaluation is missing."""
+        return self.step in self._measured_at and len(self._evaluations) <= self._measured_at.index(self.step)
 
     def _progress(self, evaluation: Evaluation | None) -> TrainingProgress:
         elapsed_s, tokens = time.perf_counter() - self._began, self._tokens_seen - self._resumed_at
@@ -212,6 +283,7 @@ class _Loop:
             memory_bytes=_memory(self._device),
             accuracy=self._accuracy,
             evaluation=evaluation,
+            ends_epoch=self._ends_epoch() or self._stopped(),
         )
 
     def _seconds(self) -> float:
@@ -226,6 +298,7 @@ class _Loop:
         self._losses, self._evaluations = list(checkpoint.state.losses), list(checkpoint.state.evaluations)
         self._tokens_seen, self._earlier_s = checkpoint.state.tokens, checkpoint.state.seconds
         self._rate, self._accuracy = checkpoint.state.learning_rate, checkpoint.state.accuracy
+        self._best = checkpoint.best
 
     def _save_checkpoint(self) -> None:
         if self._checkpoints is None or self.step == 0:
@@ -240,31 +313,35 @@ class _Loop:
             learning_rate=self._rate,
             accuracy=self._accuracy,
         )
-        self._checkpoints.save(Checkpoint(state, self._optimizer.state()), self._device)
+        self._checkpoints.save(Checkpoint(state, self._optimizer.state(), self._best), self._device)
 
 
 @torch.no_grad()
 def evaluate(
     model: Any, sequences: Sequence[TokenSequence], recipe: Recipe, *, before_batch: Callable[[], None] = no_op
 ) -> Evaluation:
-    """Loss and token accuracy of the model over `sequences` (at least one), without dropout.
+    """Loss and accuracy of the model over `sequences` (at least one), without dropout; its `step` is 0.
 
     `before_batch` is called before each batch; an exception from it propagates.
     """
-    collator = Collator(model, recipe, training=False)
-    ordered = sorted(sequences, key=lambda row: len(row.tokens))
-    loss_sum, right_sum, tokens = 0.0, 0, 0
+    objective = make_objective(model, recipe, training=False)
+    ordered = sorted(sequences, key=lambda row: row.size)
+    total = objective.count(ordered)
+    loss_sum, right_sum = 0.0, 0
     with evaluating(model):
         for start in range(0, len(ordered), recipe.batch_size):
             before_batch()
             rows = ordered[start : start + recipe.batch_size]
-            for part in collator.micro_batches(rows, max_tokens=recipe.micro_batch_tokens):
-                batch = collator.collate(part)
-                loss, right = batch_loss(model, batch)
-                loss_sum += loss.item() * len(batch.targets)
+            for part in objective.micro_batches(rows, max_tokens=recipe.micro_batch_tokens):
+                loss, right = objective.loss(part, count=1)
+                loss_sum += loss.item()
                 right_sum += right
-                tokens += len(batch.targets)
-    return Evaluation(loss=loss_sum / tokens, accuracy=right_sum / tokens, tokens=tokens)
+    return Evaluation(loss=loss_sum / total, accuracy=right_sum / total, tokens=total)
+
+
+def _describe_best(best: Evaluation, step: int, steps: int, stopped: bool) -> str:
+    at = f"the adapter of step {best.step} is exported, whose validation loss is the lowest ({best.loss:.4f})"
+    return f"the training stopped early, at step {step} of {steps}; {at}" if stopped and step < steps else at
 
 
 def _memory(device: torch.device) -> int:

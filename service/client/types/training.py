@@ -34,6 +34,11 @@ class Hyperparameters(TypedDict):
     system_prompt: NotRequired[str | None]
     strict: NotRequired[bool | str | int | None]
     drop_long: NotRequired[bool | str | int | None]
+    overflow: NotRequired[str | None]
+    validation_share: NotRequired[float | str | None]
+    early_stopping_patience: NotRequired[int | str | None]
+    beta: NotRequired[float | str | None]
+    """Of DPO."""
     held_out_share: NotRequired[float | str | None]
     promote: NotRequired[str | None]
     metric: NotRequired[str | dict[str, Any] | None]
@@ -41,8 +46,8 @@ class Hyperparameters(TypedDict):
     judge: NotRequired[str | None]
 
 
-class SupervisedMethod(TypedDict):
-    """OpenAI's `method.supervised`."""
+class MethodOptions(TypedDict):
+    """OpenAI's `method.supervised` and `method.dpo`."""
 
     hyperparameters: Hyperparameters
 
@@ -50,8 +55,9 @@ class SupervisedMethod(TypedDict):
 class JobMethod(TypedDict):
     """OpenAI's `method`."""
 
-    type: Literal["supervised"]
-    supervised: SupervisedMethod
+    type: Literal["supervised", "dpo"]
+    supervised: NotRequired[MethodOptions | None]
+    dpo: NotRequired[MethodOptions | None]
 
 
 class Recipe(TypedDict):
@@ -82,6 +88,11 @@ class Recipe(TypedDict):
     max_length: int
     """In tokens."""
     seed: int
+    objective: Literal["supervised", "dpo"]
+    beta: float
+    """Of DPO: how strongly the model is held to what it was before the training."""
+    patience: int
+    """Measurements without a better validation loss after which the training stops; 0: never."""
 
 
 class PrimaryMetric(TypedDict):
@@ -145,6 +156,10 @@ class JobReport(TypedDict):
     examples: int
     trained_on: int
     dropped: int
+    shortened: NotRequired[int | None]
+    """Examples that were truncated."""
+    validation: NotRequired[int | None]
+    """Examples whose loss chooses the best epoch."""
     held_out: HeldOutSummary
     findings: list[ReportedFinding]
     size: str
@@ -218,8 +233,9 @@ class FineTuningJobEvent(TypedDict):
     message: str
     data: dict[str, Any]
     """Of `metrics`: `step`, `total_steps`, `epoch`, `train_loss`, `train_mean_token_accuracy`, `learning_rate`,
-    `tokens_per_s`, `seconds_left`, `memory_bytes`, `ends_epoch`, and at an epoch's end `full_valid_loss` and
-    `full_valid_mean_token_accuracy`; while the version is judged: `stage`, `done`, `total`."""
+    `tokens_per_s`, `seconds_left`, `memory_bytes`, `ends_epoch`, and at measured steps `valid_loss`, `full_valid_loss`
+    and their `_mean_token_accuracy`; with DPO, `reward_accuracy` stands for `mean_token_accuracy`. While the version is
+    judged: `stage`, `done`, `total`."""
 
 
 class CheckpointMetrics(TypedDict):
@@ -232,6 +248,10 @@ class CheckpointMetrics(TypedDict):
     valid_mean_token_accuracy: NotRequired[float | None]
     full_valid_loss: NotRequired[float | None]
     full_valid_mean_token_accuracy: NotRequired[float | None]
+    train_reward_accuracy: NotRequired[float | None]
+    """Of DPO."""
+    valid_reward_accuracy: NotRequired[float | None]
+    full_valid_reward_accuracy: NotRequired[float | None]
 
 
 class FineTuningJobCheckpoint(TypedDict):
@@ -302,6 +322,13 @@ class ShownExample(TypedDict):
     pieces: list[ExamplePiece]
 
 
+class ValidationExamples(TypedDict):
+    """Examples of the training file that choose the best epoch; no verdict is based on them."""
+
+    examples: int
+    lines: list[int]
+
+
 class QualityReport(TypedDict):
     """Quality report on a data file. Lengths are in tokens."""
 
@@ -313,6 +340,10 @@ class QualityReport(TypedDict):
     dropped: int
     """Examples left out as too long."""
     held_out: HeldOutExamples
+    validation: NotRequired[ValidationExamples | None]
+    """Set aside from the training examples to find the best epoch."""
+    shortened: NotRequired[int]
+    """Examples that were truncated because they are too long."""
     lengths: ExampleLengths | None
     max_length: int
     findings: list[DataFinding]

@@ -14,6 +14,11 @@ ROWS = {
     Format.PROMPT_COMPLETION: {"prompt": "q", "completion": "a"},
     Format.ALPACA: {"instruction": "q", "input": "", "output": "a"},
     Format.SHAREGPT: {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    Format.PREFERENCE: {
+        "input": {"messages": [{"role": "user", "content": "q"}]},
+        "preferred_output": [{"role": "assistant", "content": "a"}],
+        "non_preferred_output": [{"role": "assistant", "content": "b"}],
+    },
 }
 
 
@@ -119,13 +124,13 @@ def test_the_lines_after_one_without_a_format_are_checked_as_well() -> None:
 
 def test_other_keys_are_ignored_and_counted() -> None:
     rows = [{**CHAT, "id": n} for n in range(25)]
-    rows[3]["messages"] = [{"role": "user", "content": "q", "name": "Bo"}, {**CHAT["messages"][1], "tool_calls": None}]
+    rows[3]["messages"] = [{"role": "user", "content": "q", "name": "Bo"}, {**CHAT["messages"][1], "refusal": None}]
     kind, data = read_dataset("f", lines(*rows))
     assert (kind, len(data.examples)) == (Format.CHAT, 25)
     assert data.ignored_keys == (
         IgnoredKey("id", 25, list(range(1, 21))),
         IgnoredKey("messages[].name", 1, [4]),
-        IgnoredKey("messages[].tool_calls", 1, [4]),
+        IgnoredKey("messages[].refusal", 1, [4]),
     )
     for row, name in (
         ({"prompt": "q", "completion": "a", "created_at": 1, "tools": []}, "created_at"),

@@ -99,7 +99,7 @@ def test_what_max_length_would_cut_is_refused_or_dropped_when_told() -> None:
         prepare(source(rows), None, renderer(), DataRules(held_out_share=0))
     assert caught.value.report.refused
     assert "too_long" in caught.value.message
-    dropped = look(rows, held=questions(40)[30:], drop_long=True, strict=True)
+    dropped = look(rows, held=questions(40)[30:], overflow="drop", strict=True)
     assert codes(dropped) == {"dropped_too_long": "warning"}
     assert (dropped.report.dropped, dropped.report.trained_on) == (1, 30)
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.data.render import TokenSequence
 from trainer.errors import DataTooSmall, LossNotFinite, NothingTrainable, OutOfMemory
-from trainer.tune import train as training_module
+from trainer.tune import objectives
 from trainer.tune.loss import Batch, batch_loss
 from trainer.tune.model import attach_lora, compute_dtype
 from trainer.tune.optimizer import Optimizer, schedule
@@ -142,7 +142,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return result
 
-    monkeypatch.setattr(training_module, "batch_loss", loss)
+    monkeypatch.setattr(objectives, "batch_loss", loss)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(

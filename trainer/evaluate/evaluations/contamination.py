@@ -132,7 +132,7 @@ class TrainingHistory:
 
 def normalized_question(question: Question) -> NormalizedExample:
     """The question and its reference, normalised for comparison with training examples."""
-    return NormalizedExample.of([(turn.role, turn.content) for turn in question.turns], question.reference)
+    return NormalizedExample.of([(turn.role, turn.text) for turn in question.turns], question.reference)
 
 
 def questions_of_job_file(content: bytes) -> list[NormalizedExample]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from adapters.dataset.lines import LineRefused
+from adapters.dataset.tools import read_tool_calls
 from adapters.protocol.runs import EvaluationContext
 from adapters.validation import faults, message
 from trainer.data.format import Example, Message, split_lines
@@ -36,8 +38,12 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
     for number, line in enumerate(split_lines(content), start=1):
         try:
             question = Question.model_validate_json(line)
+            read_tool_calls([*question.reference_calls], "reference_calls")
         except ValidationError as error:
             problems.append(Problem(number, f"not a valid question: {message(faults(error)[0])}"))
+            continue
+        except LineRefused as refusal:
+            problems.append(Problem(number, f"not a valid question: {refusal.reason}"))
             continue
         if question.id in questions_by_id:
             problems.append(Problem(number, f"the id {question.id[:40]!r} is used twice"))
@@ -93,10 +99,12 @@ def is_job_held_out(context: EvaluationContext) -> bool:
 
 def as_examples(held_out: Sequence[Question]) -> tuple[Example, ...]:
     """Questions as examples with only the reference answer, for functions that look at answers alone."""
-    return tuple(
-        Example(number, (Message("assistant", question.reference, trained=True),))
-        for number, question in enumerate(held_out, start=1)
-    )
+    return tuple(Example(number, (_answer(question),)) for number, question in enumerate(held_out, start=1))
+
+
+def _answer(question: Question) -> Message:
+    calls = read_tool_calls([*question.reference_calls], "reference_calls")
+    return Message("assistant", "" if calls else question.reference, trained=True, tool_calls=calls)
 
 
 def _holds_questions(content: bytes) -> bool:

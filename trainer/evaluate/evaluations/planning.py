@@ -178,7 +178,8 @@ def _closed_answers(
     closed_set = (
         tuple(sorted(closed_answers(as_examples(all_questions)) or ())) if adds_bases(job.body, job.context) else ()
     )
-    if not closed_set:
+    # tool calls are no answers that a prompt could list: the request's tools say what may be called
+    if not closed_set or any(question.reference_calls for question in all_questions):
         return (), False
     fits = answer_list_fits(closed_set, other_tokens, count=count, context=job.context_tokens)
     return (closed_set, False) if fits else ((), True)
@@ -288,7 +289,7 @@ def compares_with_live(job: EvaluationJob, live: str) -> bool:
 
 def _longest_prompt(job: EvaluationJob, questions: Sequence[Question], count: Callable[[str], int]) -> int:
     """An upper estimate of the longest prompt in tokens: question, system prompt and template."""
-    tokens = longest(("\n".join(turn.content for turn in question.turns) for question in questions), count)
+    tokens = longest(("\n".join(turn.text for turn in question.turns) for question in questions), count)
     turns = max(len(question.turns) for question in questions)
     system = job.context.system_prompt
     return tokens + turns * TEMPLATE_TOKENS + (count(system) if system else 0)

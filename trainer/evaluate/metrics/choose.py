@@ -15,14 +15,17 @@ from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
 from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
 from trainer.evaluate.metrics.similarity import Similarity
-from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, is_json
+from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid, ToolCalls, is_json
 from trainer.evaluate.metrics.style import JudgePreference, Length, Refusal
 
 NAMES: Final = (
     *("exact_match", "contains", "regex", "json_valid", "json_schema", "json_exact", "json_fields"),
+    "tool_calls",
     *("similarity", "token_f1", "rouge_l", "edit_similarity", "judge", "length_words", "refusal"),
 )
 JUDGE: Final = JudgePreference.name
+CALLING_SHARE: Final = 0.5
+"""Share of answers that call tools from which the calls decide. With fewer, calls are compared as texts are."""
 OVERLAP: Final = (RougeL.name, TokenF1.name, EditSimilarity.name)
 """Metrics that count words or letters in common. Stuffing an answer with frequent words raises them."""
 FREE_TEXT: Final = (Similarity.name, *OVERLAP)
@@ -52,6 +55,10 @@ def choose_primary(examples: Sequence[Example], schema: Mapping[str, Any] | None
     if not examples:
         raise EvaluationInvalid("cannot choose a metric: there are no examples")
     style: tuple[Metric, ...] = (Length(), Refusal())
+    calling = sum(bool(example.judged.tool_calls) for example in examples)
+    if calling >= CALLING_SHARE * len(examples) and schema is None:
+        why = f"{calling} of {len(examples)} answers call tools: the same calls must be made, with the same arguments"
+        return MetricChoice(ToolCalls(), (JsonFields(), *style), why)
     if schema is not None or all(is_json(answer(example)) for example in examples):
         fits: tuple[Metric, ...] = (JsonSchema(schema),) if schema is not None else ()
         why = (
@@ -91,7 +98,7 @@ def metric_by_name(name: str, *, pattern: str | None = None, schema: Mapping[str
     if name == "json_exact":
         return JsonExact(schema)
     plain: tuple[Metric, ...] = (
-        *(ExactMatch(), Contains(), JsonValid(), JsonFields(), TokenF1(), RougeL(), EditSimilarity()),
+        *(ExactMatch(), Contains(), JsonValid(), JsonFields(), ToolCalls(), TokenF1(), RougeL(), EditSimilarity()),
         *(Similarity(), JudgePreference(), Length(), Refusal()),
     )
     for metric in plain:
@@ -104,6 +111,8 @@ def secondary_metrics(name: str, *, schema: bool = False) -> tuple[str, ...]:
     """Names of the secondary metrics to report with a primary metric."""
     if name.startswith("json_"):
         family: tuple[str, ...] = ("json_valid", *(("json_schema",) if schema else ()), "json_exact", "json_fields")
+    elif name == ToolCalls.name:
+        family = ("json_fields",)
     elif name in (*FREE_TEXT, JUDGE):
         family = ("rouge_l", "token_f1", "edit_similarity")
     else:

@@ -15,6 +15,7 @@ from referencing.exceptions import Unresolvable
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.metrics.match import REGEX_TIMEOUT_S
 
+_CALL_KEYS: Final = {"name", "arguments"}
 NOT_JSON: Final = object()
 """What `parsed` returns for a text that is not JSON."""
 
@@ -108,6 +109,32 @@ class JsonExact:
         if value is NOT_JSON or expected is NOT_JSON:
             return 0.0
         return float(_tagged(value) == _tagged(expected))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalls:
+    """1 if the answer calls the same functions with the same arguments as the reference; where the reference is a text,
+    1 if the answer calls none.
+
+    Both are what `arms.calls_json` makes of a message. The order of several calls does not count, nor does the text
+    beside them.
+    """
+
+    name: ClassVar[str] = "tool_calls"
+    binary: ClassVar[bool] = True
+    decides: ClassVar[bool] = True
+
+    def score(self, answer: str, reference: str) -> float:
+        """1.0 if they are, else 0.0."""
+        return float(_calls(answer) == _calls(reference))
+
+
+def _calls(text: str) -> list[object]:
+    """The calls in the text, in one order; empty if it is no list of calls."""
+    value = parsed(text)
+    if not isinstance(value, list) or not all(isinstance(call, dict) and set(call) == _CALL_KEYS for call in value):
+        return []
+    return sorted(map(_tagged, value), key=lambda call: json.dumps(call, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)

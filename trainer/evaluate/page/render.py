@@ -229,7 +229,7 @@ def _curve(report: EvaluationReport) -> Markup | None:
     held_out = [(float(point.step), point.held_out) for point in report.loss_curve if point.held_out is not None]
     if len(training) + len(held_out) < 2:
         return None
-    return charts.curve(training, held_out, title="Loss over the training's steps, nats per token")
+    return charts.curve(training, held_out, title="Loss over the training's steps")
 
 
 def _measures(report: EvaluationReport) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ PROBLEMS = (
     "line 4: messages[1].content is empty; "
     "line 5: completion must be a string; "
     "line 6: the key `prompt` is missing, but the lines before have it; "
-    "line 7: tools is not supported: only text is trained on; "
+    "line 7: tools is not supported here: only the format with `messages` has tools; "
     "line 8: not JSON: Expecting property name enclosed in double quotes at character 2; "
     "line 9: the line is empty; "
     "line 10: not a JSON object; "
