@@ -10,12 +10,12 @@ GROUP_BATCHES: Final = 16
 """With `group_by_length`, batches that are sorted by length together."""
 
 WIDTH_MULTIPLE: Final = 8
-"""Widths and prefixes are multiples of this, so that there are fewer shapes: CPU kernels are rebuilt for each new one. That
-8 is the best multiple has not been measured."""
+"""Widths and prefixes are multiples of this, so that there are fewer shapes: CPU kernels are rebuilt for each new one.
+That 8 is the best multiple has not been measured."""
 
 MAX_PADDING: Final = 64
-"""Tokens of padding in a micro-batch above which another one is begun. A choice: at what padding another pass costs less
-depends on model and device, and has not been measured."""
+"""Tokens of padding in a micro-batch above which another one is begun. A choice: at what padding another pass costs
+less depends on model and device, and has not been measured."""
 
 
 def plan_batches(
