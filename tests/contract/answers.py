@@ -303,7 +303,7 @@ async def _jobs(ask: Recorder) -> None:
     await ask.send("job's report", "GET", f"{job}/report")
     await ask.send("job that is over paused", "POST", f"{job}/pause")
     await ask.send("no such job", "GET", f"{jobs}/ftjob-nothing")
-    await ask.send("job of DPO", "POST", jobs, json=wanted | {"method": {"type": "dpo"}})
+    await ask.send("job of reinforcement", "POST", jobs, json=wanted | {"method": {"type": "reinforcement"}})
     await ask.send("job without its file", "POST", jobs, json=wanted | {"training_file": "file-nothing"})
     bad = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 0}}}
     await ask.send("job with a wrong value", "POST", jobs, json=wanted | {"method": bad})

@@ -172,10 +172,10 @@ def test_hyperparameters_that_could_not_be_served_are_refused_at_creation(
     assert field in str(caught.value.param)
 
 
-def test_dpo_is_refused_with_the_name_of_the_field(client: openai.OpenAI, base: str) -> None:
+def test_reinforcement_is_refused_with_the_name_of_the_field(client: openai.OpenAI, base: str) -> None:
     file = client.files.create(file=data_file("tidewater"), purpose="fine-tune")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.fine_tuning.jobs.create(model=base, training_file=file.id, method={"type": "dpo"})
+        client.fine_tuning.jobs.create(model=base, training_file=file.id, method={"type": "reinforcement"})
     assert "method" in str(caught.value.param)
 
 

@@ -92,13 +92,14 @@ def run(
 
 @pytest.fixture
 def worsening(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Validation losses in the order in which they are measured, instead of the real ones."""
+    """Validation losses in the order in which they are measured, one after each epoch, instead of the real ones."""
     losses = [3.0, 2.0, 2.5, 2.4, 1.0]
 
     def evaluate(*_arguments: Any, **_options: Any) -> Evaluation:
         return Evaluation(losses.pop(0), 0.5, 10)
 
     monkeypatch.setattr(training_module, "evaluate", evaluate)
+    monkeypatch.setattr(training_module, "measured_steps", lambda steps, epochs, **_: tuple(range(2, steps + 1, 2)))
     return losses
 
 

@@ -85,8 +85,8 @@ def test_nothing_that_is_described_is_run() -> None:
     ("described", "trainers", "apart"),
     [
         (request_schemas.JobBody, jobs.CreateBody, set()),
-        (request_schemas.MethodBody, jobs.Method, {"dpo", "reinforcement"}),
-        (request_schemas.SupervisedBody, jobs.SupervisedMethod, set()),
+        (request_schemas.MethodBody, jobs.Method, {"reinforcement"}),
+        (request_schemas.MethodOptionsBody, jobs.MethodOptions, set()),
         (request_schemas.JobBody, JobRequest, set()),
         (request_schemas.EvaluationBody, evaluations.EvaluationBody, {"kind"}),
         (request_schemas.EvaluationBody, EvaluationRequest, set()),
