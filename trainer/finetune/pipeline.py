@@ -27,7 +27,7 @@ from trainer.runs.control import Interrupted
 from trainer.runs.directory import RunDirectory
 from trainer.runs.failures import explain
 from trainer.runs.gateway import Gateway
-from trainer.runs.protocol import Failure
+from trainer.runs.protocol import WAITS_FOR, Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune import auto
 from trainer.tune.lineage import (
@@ -69,6 +69,7 @@ class TrainingPipeline(Pipeline[JobResult]):
         self._last_metrics_at = 0.0
         self._last_pause_report_at = 0.0
         self._reported_pause_s = 0.0
+        self._pause_told = False
 
     def run(self, stage: str) -> JobResult | None:
         """See Pipeline."""
@@ -312,13 +313,17 @@ class TrainingPipeline(Pipeline[JobResult]):
             price_per_hour=job.price_per_hour,
         )
         with TrafficMonitor(
-            self._gateway.load, above=job.yield_above, max_s=job.yield_most_s, check=self._check
+            self._gateway.load,
+            above=job.yield_above,
+            max_s=job.yield_most_s,
+            check=self._check,
+            on_pause=self._tell_of_pause,
         ) as traffic:
 
             def before_batch() -> None:
                 self._check()
                 traffic.yield_to_traffic()
-                if time.monotonic() - self._last_pause_report_at > PAUSE_REPORT_INTERVAL_S:
+                if self._pause_told or time.monotonic() - self._last_pause_report_at > PAUSE_REPORT_INTERVAL_S:
                     self._report_pauses(traffic)
 
             def on_progress(now: TrainingProgress) -> None:
@@ -368,25 +373,18 @@ class TrainingPipeline(Pipeline[JobResult]):
         if not ends and time.monotonic() - self._last_metrics_at < METRICS_INTERVAL_S:
             return
         self._last_metrics_at = time.monotonic()
-        data: dict[str, Any] = {
-            "step": now.step,
-            "total_steps": now.steps,
-            "epoch": round(now.epoch, 4),
-            "train_loss": now.loss,
-            "train_mean_token_accuracy": now.accuracy,
-            "learning_rate": now.learning_rate,
-            "tokens_per_s": round(now.tokens_per_s, 1),
-            "seconds_left": round(now.seconds_left, 1),
-            "memory_bytes": now.memory_bytes,
-            "ends_epoch": ends,
-        }
-        if evaluation is not None:
-            data |= {"full_valid_loss": evaluation.loss, "full_valid_mean_token_accuracy": evaluation.accuracy}
+        data = now.metrics() | {"ends_epoch": ends}
         self._directory.emit_event(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
+
+    def _tell_of_pause(self) -> None:
+        """Emit an event while training stands still; the one on its end follows."""
+        self._pause_told = True
+        self._directory.emit_event("paused for live traffic", **{WAITS_FOR: "live_traffic"})
 
     def _report_pauses(self, traffic: TrafficMonitor) -> None:
         """Emit an event on the pauses since the last such event."""
         unreported_s = traffic.paused_s - self._reported_pause_s
+        self._pause_told = False
         if unreported_s:
             self._directory.emit_event(f"paused {unreported_s:.1f} s for live traffic", paused_s=round(unreported_s, 2))
             self._last_pause_report_at, self._reported_pause_s = time.monotonic(), traffic.paused_s

@@ -30,6 +30,9 @@ OLD_LOG: Final = "worker.log.1"
 EVENTS: Final = "events.jsonl"
 RESULT: Final = "result.json"
 
+WAITS_FOR: Final = "waits_for"
+"""The field of an event's data that says that the worker stands still."""
+
 # A worker's exit codes
 DONE: Final = 0
 """The result is in result.json; after a stage other than the last, the output is in that stage's files."""
@@ -64,7 +67,8 @@ class WorkerEvent(Frozen):
     ``data`` of a `metrics` event: step, total_steps, epoch, train_loss, train_mean_token_accuracy, learning_rate,
     tokens_per_s, seconds_left, memory_bytes, ends_epoch (true if a checkpoint was written), and at the end of an epoch,
     if there are held-out examples, full_valid_loss and full_valid_mean_token_accuracy. ``data`` during the judging:
-    stage, done, total. ``data`` of the verdict's event: verdict, metric, examples.
+    stage, done, total. ``data`` of the verdict's event: verdict, metric, examples. ``data`` of the event of a worker
+    that stands still: waits_for (`live_traffic` or `gateway`); it goes on when another event follows.
     """
 
     at: float
