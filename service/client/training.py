@@ -268,8 +268,9 @@ def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str) -
     Args:
         datasets: The datasets that its files were versions of, by the request's field.
     """
-    details, resolved = job["hatrack"], dict(job["hyperparameters"])
-    options = {**details["requested"]}
+    details = job["hatrack"]
+    resolved: dict[str, Any] = {**job["hyperparameters"]}
+    options: dict[str, Any] = {**(details.get("requested") or {})}
     if details.get("plan") is not None:
         resolved.pop("learning_rate_multiplier", None)  # the rate that it led to is there
         options = {

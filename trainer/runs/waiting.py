@@ -10,6 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
@@ -93,10 +94,9 @@ class WaitingLines:
                 present.add(run.id)
                 if position >= NEXT and (run.id not in self._announced or position == NEXT != self._announced[run.id]):
                     self._announced[run.id] = position
-                    message = f"{ordinal(position)} in line for its turn" + (
-                        ": it starts next" if position == NEXT else ""
-                    )
-                    await self._database.run(lambda db, run=run, text=message, at=position: _tell(db, run, text, at))
+                    message = f"{ordinal(position)} in line for its turn"
+                    message += ": it starts next" if position == NEXT else ""
+                    await self._database.run(partial(_tell, run=run, message=message, position=position))
         for run_id in [run_id for run_id in self._announced if run_id.startswith(kind.id_prefix)]:
             if run_id not in present:
                 del self._announced[run_id]

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ async def test_the_outbox_is_bounded_and_counts_what_it_gives_up(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "MAX_WAITING", 2)
-    made = [await database.run(lambda db, n=n: outbox.add(db, "t", {"id": n})) for n in range(4)]
+    made = [await database.run(partial(outbox.add, event_type="t", data={"id": number})) for number in range(4)]
     left = await database.run(lambda db: outbox.due(db, now=time.time(), limit=9))
     assert [event.id for event in left] == made[2:]
     assert await database.run(outbox.counts) == {"delivered": 0, "failed": 2, "waiting": 2}
