@@ -122,7 +122,7 @@ class Waiting(ProtocolModel):
         "cannot answer now."
     )
     position: int | None = Field(
-        description="Of `turn`: its place in the line, counting the run that is under way; 1 starts next."
+        description="Of `turn`: its place in the line, counting the run that is under way: 2 starts next."
     )
     behind: RunAhead | None = Field(description="Of `turn`: the run that goes first.")
     message: str = Field(description="The same as a sentence.")

@@ -156,10 +156,8 @@ def in_turn(waiting: Collection[Run], last_turns: Mapping[str, float]) -> list[R
 
 def _turn(line: Line, run: Run, caller: CurrentCaller) -> Waiting | None:
     position = line.position(run.id)
-    if position is None:
-        return None
-    if position == 1:
-        return Waiting(reason="turn", position=1, behind=None, message="next to start")
+    if position is None or position < NEXT:
+        return None  # it is about to start
     first, doing = line.ahead if line.ahead is not None else (line.waiting[0], None)
     known = first.project == caller.project and caller.may_see(first.adapters)
     behind = RunAhead(

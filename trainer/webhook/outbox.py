@@ -120,10 +120,10 @@ def waiting(db: sa.Connection) -> int:
 
 def counts(db: sa.Connection) -> dict[str, int]:
     """How many events were delivered and given up, ever, and how many wait: `delivered`, `failed`, `waiting`."""
-    ever = {row.outcome: row.count for row in db.execute(sa.select(totals.c.outcome, totals.c.count.label("count")))}
-    return {outcome.value: int(ever.get(outcome.value, 0)) for outcome in Outcome} | {"waiting": waiting(db)}
+    ever = {str(row[0]): int(row[1]) for row in db.execute(sa.select(totals.c.outcome, totals.c["count"]))}
+    return {outcome.value: ever.get(outcome.value, 0) for outcome in Outcome} | {"waiting": waiting(db)}
 
 
 def _count(db: sa.Connection, outcome: Outcome, number: int) -> None:
     statement = insert(totals).values(outcome=outcome.value, count=number)
-    db.execute(statement.on_conflict_do_update(index_elements=["outcome"], set_={"count": totals.c.count + number}))
+    db.execute(statement.on_conflict_do_update(index_elements=["outcome"], set_={"count": totals.c["count"] + number}))

@@ -177,7 +177,7 @@ class Waiting(TypedDict):
 
     reason: Literal["turn", "restart", "live_traffic", "gateway"]
     position: int | None
-    """Of `turn`: the place in the line, counting the run that is under way; 1 starts next."""
+    """Of `turn`: the place in the line, counting the run that is under way: 2 starts next."""
     behind: RunAhead | None
     """Of `turn`: the run that goes first."""
     message: str

@@ -44,7 +44,8 @@ def real_base(directory: Path, *, dtype: torch.dtype, tied: bool, shards: bool =
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(TOKENS).logits.float()
+        found: torch.Tensor = model.eval()(TOKENS).logits.float()
+    return found
 
 
 def pefts(base_dir: Path, adapter_dir: Path, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,9 +117,9 @@ def test_a_merged_value_is_rounded_once_to_the_nearest(tmp_path: Path, dtype: st
             lora[f"{module}.lora_B.weight"].astype(np.float64) @ lora[f"{module}.lora_A.weight"].astype(np.float64)
         )
         unit = np.finfo(np.float16).eps if dtype == "float16" else float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
-        assert np.all(
-            np.abs(after[name].astype(np.float64) - exact) <= 0.502 * unit * 2.0 ** np.floor(np.log2(np.abs(exact)))
-        )
+        half_a_step = 0.5 * unit * 2.0 ** np.floor(np.log2(np.abs(exact)))
+        float32s = 1e-7  # where the sum cancels, its own rounding in float32 counts
+        assert np.all(np.abs(after[name].astype(np.float64) - exact) <= half_a_step + float32s)
 
 
 def test_memory_is_bounded_by_blocks_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

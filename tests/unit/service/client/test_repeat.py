@@ -146,7 +146,7 @@ def test_the_command_repeats_and_takes_nothing_that_would_change_the_job(
     assert "ftjob-2 repeats the training of voice@3" in done.output
     for wrong in (
         ["--again", "voice@3", "--set", "n_epochs=9"],
-        ["--again", "voice@3", "x.jsonl"],
+        ["--again", "voice@3", "--name", "other"],
         ["--again", "voice"],
     ):
         refused = CliRunner().invoke(app, ["train", *wrong], env={"COLUMNS": "200"})

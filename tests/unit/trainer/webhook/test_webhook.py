@@ -123,7 +123,7 @@ async def test_a_jobs_end_is_told_signed_and_with_names_and_outcomes_alone(
         health = (await client.http.get("/health")).json()
     headers, body = operator.got[0]
     standardwebhooks.Webhook(SECRET).verify(body, headers)
-    event = OpenAI(api_key="unused").webhooks.unwrap(body, headers, secret=SECRET)
+    event: Any = OpenAI(api_key="unused").webhooks.unwrap(body, headers, secret=SECRET)
     assert (event.type, event.id, event.data.id) == ("fine_tuning.job.succeeded", headers["webhook-id"], made.id)
     succeeded, cancelled = operator.payloads()
     assert succeeded["version"] == 1
