@@ -196,10 +196,11 @@ def _merged(source: Path, tensor: Tensor, update: _Update) -> Iterator[bytes]:
     compute = np.dtype(np.float64) if tensor.dtype == "F64" else np.dtype(np.float32)
     w, b = open_matrix(source, tensor), open_matrix(update.path, update.b)
     a: NDArray[Any] = np.asarray(open_matrix(update.path, update.a)).astype(compute)
+    scaling: Any = compute.type(update.scaling)  # of this dtype: a Python float must not widen the product
     step = max(1, CHUNK_ELEMENTS // max(1, w.shape[1]))
     for row in range(0, w.shape[0], step):
         with np.errstate(all="ignore"):  # checked below
-            delta = (b[row : row + step].astype(compute) * compute.type(update.scaling)) @ a
+            delta = (b[row : row + step].astype(compute) * scaling) @ a
             merged = (w[row : row + step].astype(compute) + delta).astype(dtype)
         if not np.isfinite(merged.astype(np.float32) if dtype.itemsize < 4 else merged).all():
             raise NotFinite(f"{tensor.name} has merged values that {tensor.dtype} cannot hold.", param=tensor.name)

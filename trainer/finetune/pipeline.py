@@ -27,7 +27,7 @@ from trainer.runs.control import Interrupted
 from trainer.runs.directory import RunDirectory
 from trainer.runs.failures import explain
 from trainer.runs.gateway import Gateway
-from trainer.runs.protocol import WAITS_FOR, Failure
+from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune import auto
 from trainer.tune.lineage import (
@@ -379,7 +379,7 @@ class TrainingPipeline(Pipeline[JobResult]):
     def _tell_of_pause(self) -> None:
         """Emit an event while training stands still; the one on its end follows."""
         self._pause_told = True
-        self._directory.emit_event("paused for live traffic", **{WAITS_FOR: "live_traffic"})
+        self._directory.emit_event("paused for live traffic", waits_for="live_traffic")
 
     def _report_pauses(self, traffic: TrafficMonitor) -> None:
         """Emit an event on the pauses since the last such event."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from trainer.runs.protocol import WAITS_FOR
 from trainer.runs.state import Event
 
 LAST_EVENTS: Final = 50
@@ -43,7 +42,7 @@ def activity(events: Sequence[Event], *, now: float | None = None) -> Activity:
     now = time.time() if now is None else now
     doing = next((found for event in events if (found := _step(event, events)) is not None), Activity())
     newest = events[0] if events else None
-    reason = None if newest is None else newest.data.get(WAITS_FOR)
+    reason = None if newest is None else newest.data.get("waits_for")
     if newest is not None and reason is not None:
         return replace(doing, pause=(reason, newest.message), seconds_left=None)
     told_at = next((event.at for event in events if _step(event, events) is not None), now)

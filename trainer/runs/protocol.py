@@ -30,9 +30,6 @@ OLD_LOG: Final = "worker.log.1"
 EVENTS: Final = "events.jsonl"
 RESULT: Final = "result.json"
 
-WAITS_FOR: Final = "waits_for"
-"""The field of an event's data that says that the worker stands still."""
-
 # A worker's exit codes
 DONE: Final = 0
 """The result is in result.json; after a stage other than the last, the output is in that stage's files."""

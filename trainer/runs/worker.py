@@ -148,4 +148,4 @@ def _tell_of_outage(directory: RunDirectory, reason: str | None) -> None:
         if reason is None:
             directory.emit_event("the gateway answers again")
         else:
-            directory.emit_event(f"waiting for the gateway: {reason}", **{protocol.WAITS_FOR: "gateway"})
+            directory.emit_event(f"waiting for the gateway: {reason}", waits_for="gateway")
